@@ -1,0 +1,50 @@
+"""Every error that edge raises for bad input.
+
+EdgeError
+├── CheckpointError   a Hugging Face checkpoint cannot be read
+├── ConversionError   a checkpoint cannot be turned into a GGUF
+├── ModelFileError    a GGUF is missing, damaged or of no known kind
+├── ReplayError       replay rows or predictions cannot be read
+├── PromptError       messages or a chat template cannot be rendered
+├── GrammarError      a text or token that the action's grammar refuses
+├── ContextError      a prompt does not fit into the context
+└── ResultError       a result file cannot be read or compared
+
+Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
+"""
+
+
+class EdgeError(Exception):
+    """Base of all errors below; catch this to catch them all."""
+
+
+class CheckpointError(EdgeError):
+    """A Hugging Face checkpoint cannot be read."""
+
+
+class ConversionError(EdgeError):
+    """A checkpoint cannot be turned into a GGUF."""
+
+
+class ModelFileError(EdgeError):
+    """A GGUF is missing, damaged or of no known kind."""
+
+
+class ReplayError(EdgeError):
+    """Replay rows or predictions cannot be read."""
+
+
+class PromptError(EdgeError):
+    """Messages or a chat template cannot be rendered."""
+
+
+class GrammarError(EdgeError):
+    """A text or token that the action's grammar refuses."""
+
+
+class ContextError(EdgeError):
+    """A prompt does not fit into the context."""
+
+
+class ResultError(EdgeError):
+    """A result file cannot be read or compared."""
