@@ -1,0 +1,320 @@
+"""The action in the model's answer: read it, and end it validly wherever the budget cuts it.
+
+Pure text and bytes; nothing of models or tokens. The format is that of Terminus-2, the agent of
+Terminal-Bench/Harbor, as edge/grammar.gbnf describes it; `ActionScanner` takes exactly the beginnings of that
+grammar's texts.
+"""
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NoReturn, TypedDict
+
+from edge.errors import GrammarError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Keystrokes, sent verbatim (a newline at the end runs them), and seconds to wait after them, 0 to 60."""
+
+    keystrokes: str
+    duration: float
+
+
+class Fields(TypedDict):
+    """What the JSON itself says; the first four fields of an Action."""
+
+    analysis: str
+    plan: str
+    commands: tuple[Command, ...]
+    task_complete: bool
+
+
+@dataclass(frozen=True)
+class Action:
+    """One answer: what to do next, and how it came about.
+
+    `text` is the JSON exactly as produced, `thought` what stood in `<think>…</think>` before it.
+    `completion_tokens` counts every token decoded or forced; `forced_tokens` and `thought_tokens` are parts
+    of it.
+    """
+
+    analysis: str
+    plan: str
+    commands: tuple[Command, ...]
+    task_complete: bool
+    text: str
+    thought: str | None
+    finish_reason: Literal["stop", "length"]
+    closed_at_budget: bool
+    prompt_tokens: int
+    completion_tokens: int
+    forced_tokens: int
+    thought_tokens: int
+
+    def to_json(self) -> str:
+        """All fields as one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+def parse_action(text: str) -> Fields:
+    """Read an action strictly: exactly the four keys in order, the right types, durations from 0 to 60.
+
+    Raises GrammarError, which says what is wrong. Use: `Action(**parse_action(text), text=text, …)`.
+    """
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise GrammarError("the action has a key twice")
+        return dict(pairs)
+
+    def no_constant(name: str) -> NoReturn:
+        raise GrammarError(f"the action holds {name}, which is not JSON")
+
+    try:
+        data = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a JSONDecodeError is a ValueError, so is a number of 5,000 digits
+        raise GrammarError(f"the action is not JSON: {error}") from error
+    if not isinstance(data, dict) or list(data) != ["analysis", "plan", "commands", "task_complete"]:
+        raise GrammarError(
+            "the action must be an object with the keys analysis, plan, commands, task_complete in this order"
+        )
+    if not isinstance(data["commands"], list):
+        raise GrammarError("the action's commands must be a list")
+    if not isinstance(data["task_complete"], bool):
+        raise GrammarError("the action's task_complete must be true or false")
+    return Fields(
+        analysis=_string(data["analysis"], "analysis"),
+        plan=_string(data["plan"], "plan"),
+        commands=tuple(_command(item, i) for i, item in enumerate(data["commands"], start=1)),
+        task_complete=data["task_complete"],
+    )
+
+
+def _command(item: Any, number: int) -> Command:
+    if not isinstance(item, dict) or list(item) != ["keystrokes", "duration"]:
+        raise GrammarError(
+            f"command {number} must be an object with the keys keystrokes, duration in this order"
+        )
+    duration = item["duration"]
+    if isinstance(duration, bool) or not isinstance(duration, int | float):
+        raise GrammarError(f"the duration of command {number} must be a number")
+    if not (0 <= duration <= 60) or math.copysign(1, duration) < 0:  # NaN and infinity fail here too
+        raise GrammarError(f"the duration of command {number} must be from 0 to 60 seconds")
+    return Command(_string(item["keystrokes"], f"keystrokes of command {number}"), float(duration))
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise GrammarError(f"the action's {name} must be a string")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise GrammarError(f"the action's {name} holds half of a surrogate pair")
+    return value
+
+
+_STRING, _NUMBER = b'""', b"0"  # stand for any string and any duration, and are the shortest of them
+
+# The action's JSON tokens: before each, the field and what may come (a token and the state after it). An
+# ending takes the first choice. Between "[" and "]" it goes back to _LIST or _MORE, where no command is open.
+_STATES: list[tuple[str, list[tuple[bytes, int]]]] = [
+    ("start", [(b"{", 1)]),
+    ("start", [(b'"analysis"', 2)]),
+    ("start", [(b":", 3)]),
+    ("analysis", [(_STRING, 4)]),
+    ("analysis", [(b",", 5)]),
+    ("analysis", [(b'"plan"', 6)]),
+    ("analysis", [(b":", 7)]),
+    ("plan", [(_STRING, 8)]),
+    ("plan", [(b",", 9)]),
+    ("plan", [(b'"commands"', 10)]),
+    ("plan", [(b":", 11)]),
+    ("plan", [(b"[", 12)]),
+    ("commands", [(b"]", 23), (b"{", 13)]),
+    ("commands", [(b'"keystrokes"', 14)]),
+    ("commands", [(b":", 15)]),
+    ("commands", [(_STRING, 16)]),
+    ("commands", [(b",", 17)]),
+    ("commands", [(b'"duration"', 18)]),
+    ("commands", [(b":", 19)]),
+    ("commands", [(_NUMBER, 20)]),
+    ("commands", [(b"}", 21)]),
+    ("commands", [(b"]", 23), (b",", 22)]),
+    ("commands", [(b"{", 13)]),
+    ("after", [(b",", 24)]),
+    ("after", [(b'"task_complete"', 25)]),
+    ("after", [(b":", 26)]),
+    ("after", [(b"false", 27), (b"true", 27)]),
+    ("after", [(b"}", 28)]),
+    ("end", []),
+]
+_LIST, _MORE, _END = 12, 21, 28
+
+_ENDINGS = [b""] * len(_STATES)  # the shortest valid text from each state on
+for _state, (_, _choices) in reversed(list(enumerate(_STATES))):
+    if _choices:
+        _ENDINGS[_state] = _choices[0][0] + _ENDINGS[_choices[0][1]]
+
+_MAX_GAP = 20  # as in grammar.gbnf
+_PLAIN = frozenset(range(0x20, 0x80)) - set(b'"\\')
+_CHARACTER = (
+    re.compile(  # one character inside a string: raw UTF-8, or an escape; surrogates only as an escaped pair
+        rb"""[\x20!#-\[\]-\x7f]|[\xc2-\xdf][\x80-\xbf]
+    |(?:\xe0[\xa0-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]|\xed[\x80-\x9f])[\x80-\xbf]
+    |(?:\xf0[\x90-\xbf]|[\xf1-\xf3][\x80-\xbf]|\xf4[\x80-\x8f])[\x80-\xbf]{2}
+    |\\(?:["\\/bfnrt]|u(?:
+        [0-9A-CEFa-cef][0-9A-Fa-f]{3}|[Dd][0-7][0-9A-Fa-f]{2}
+        |[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}))""",
+        re.VERBOSE,
+    )
+)
+# An unfinished character can still become one if one of these, from its own length on, makes it whole.
+_RESTS = (b"\\n", b"\\u0000", b"\\ud800\\udc00", *(c * n for c in (b"\x80", b"\xbf") for n in (2, 3, 4)))
+_DURATION = re.compile(rb"[1-5]?[0-9](?:\.[0-9]{1,6})?|60(?:\.0{1,6})?")
+_DURATION_BEGUN = re.compile(rb"[1-5]?[0-9](?:\.[0-9]{0,6})?|60(?:\.0{0,6})?")
+
+
+class ActionScanner:
+    """Where an answer stands in the action's grammar, fed with its bytes as they come."""
+
+    def __init__(self) -> None:
+        self._state = 0
+        self._length = 0  # bytes fed
+        self._token: bytes | None = None  # the token we are in; None between two
+        self._seen = b""  # of a literal or number: its bytes so far; of a string: the unfinished character's
+        self._gap = b""  # white space since the last token
+        self._gaps: dict[int, bytes] = {}  # by state: the white space before its token
+        self._mark = 0  # after "[" or after the last whole command
+
+    def feed(self, data: bytes) -> None:
+        """Take in the next bytes. Raises GrammarError at the first byte that no action can have there."""
+        for byte in data:
+            if not (self._token == _STRING and not self._seen and byte in _PLAIN):
+                self._step(bytes((byte,)))
+            self._length += 1
+
+    def _step(self, byte: bytes) -> None:
+        if self._token == _NUMBER:
+            if _DURATION_BEGUN.fullmatch(self._seen + byte):
+                self._seen += byte
+                return
+            if not _DURATION.fullmatch(self._seen):
+                raise self._refusal(byte)
+            self._leave()  # only the byte after a number tells that it is over
+        if self._token is None:
+            self._enter(byte)
+        elif self._token == _STRING:
+            if byte == b'"' and not self._seen:
+                self._leave()
+                return
+            self._seen += byte
+            if _CHARACTER.fullmatch(self._seen):
+                self._seen = b""
+            elif not any(_CHARACTER.fullmatch(self._seen + rest[len(self._seen) :]) for rest in _RESTS):
+                raise self._refusal(byte)
+        else:
+            self._seen += byte
+            if not self._token.startswith(self._seen):
+                raise self._refusal(byte)
+            if self._seen == self._token:
+                self._leave()
+
+    def _enter(self, byte: bytes) -> None:
+        """Begin the token whose first byte this is, or lengthen the gap before it."""
+        choices = _STATES[self._state][1]
+        if byte in b" \n\t" and len(self._gap) < _MAX_GAP and choices:
+            self._gap += byte
+            return
+        for token, _ in choices:
+            if token[:1] == byte or (token == _NUMBER and byte.isdigit()):
+                self._gaps[self._state], self._gap = self._gap, b""
+                self._token = token
+                self._seen = b"" if token == _STRING else byte
+                if token == byte and token != _NUMBER:
+                    self._leave()
+                return
+        raise self._refusal(byte)
+
+    def _leave(self) -> None:
+        self._state = next(after for token, after in _STATES[self._state][1] if token == self._token)
+        self._token, self._seen = None, b""
+        if self._state in (_LIST, _MORE):
+            self._mark = self._length + 1
+
+    def _refusal(self, byte: bytes) -> GrammarError:
+        return GrammarError(
+            f"byte {self._length} of the answer, {byte!r}, does not fit the action's grammar ({self.field})"
+        )
+
+    @property
+    def field(self) -> str:
+        """The last top-level part begun: start, analysis, plan, commands (from "[" to "]"), after, or end."""
+        return _STATES[self._state][0]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text so far is a whole action."""
+        return self._state == _END
+
+    @property
+    def in_text(self) -> bool:
+        """Whether the next byte may lie inside the analysis or plan string."""
+        return self._token == _STRING and self.field != "commands"
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether a string is open, and not within an escape, a surrogate pair or a UTF-8 character."""
+        return self._token == _STRING and not self._seen
+
+    def closing(self) -> tuple[int, str]:
+        """The shortest valid ending: how many bytes of the text so far to keep, and what to write then.
+
+        An open command and the comma before it are cut away, as are an unfinished escape or UTF-8 character
+        and an unfinished `true`; missing keys get empty values, task_complete false. All else is kept.
+        """
+        if self.field == "commands":
+            return self._mark, _ENDINGS[_LIST].decode()
+        if self._token is None:
+            return self._length, _ENDINGS[self._state].decode()
+        token, after = _STATES[self._state][1][0]
+        if self._token == _STRING:
+            return self._length - len(self._seen), '"' + _ENDINGS[after].decode()
+        if self._token != token:
+            return self._length - len(self._seen), _ENDINGS[self._state].decode()
+        return self._length, (token[len(self._seen) :] + _ENDINGS[after]).decode()
+
+    def close_text(self) -> bytes | None:
+        """What ends the analysis and plan now and opens the commands list, in the white space seen so far.
+
+        None unless inside one of the two strings and at a boundary.
+        """
+        if not (self.in_text and self.at_boundary):
+            return None
+        gaps = self._gaps
+        in_plan = self.field == "plan"
+        colon = gaps[6 if in_plan else 2] + b":" + gaps[7 if in_plan else 3]
+        # On one line nothing stands after "{", but a blank may after a comma; then one does after a colon.
+        comma = gaps[4] + b"," + gaps[5] if in_plan else b"," + (gaps[1] or gaps[3])
+        plan = b"" if in_plan else comma + b'"plan"' + colon + b'""'
+        return b'"' + plan + comma + b'"commands"' + colon + b"["
+
+    def releasable(self) -> int:
+        """How many bytes may be shown to a streaming reader: those that no later `closing` takes back.
+
+        So an open command is held back until its closing brace.
+        """
+        return self.closing()[0]
+
+
+def close(text: bytes) -> str:
+    """Complete any beginning of an action, b"" included, to a whole one: see ActionScanner.closing.
+
+    Raises GrammarError if no action begins with `text`.
+    """
+    scanner = ActionScanner()
+    scanner.feed(text)
+    keep, ending = scanner.closing()
+    return text[:keep].decode("utf-8") + ending
