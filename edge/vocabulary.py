@@ -1,0 +1,364 @@
+"""tokenizer.json turned into llama.cpp's tokenizer metadata, and the proof that both tokenize alike.
+
+llama.cpp knows pre-tokenizers by name only. Its own converter finds the name by hashing the tokens of a test
+text, which fails for each new revision of a tokenizer; here the structure and the regex in tokenizer.json
+decide. The names' regexes are in llama.cpp's src/llama-vocab.cpp, the keys in gguf's constants
+(tokenizer.ggml.*).
+"""
+
+import ctypes
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from gguf import TokenType
+from tokenizers import Tokenizer
+
+from edge import llama
+from edge.checkpoint import Checkpoint
+from edge.errors import ConversionError
+
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_ENGLISH_SHORT = r"'(?i:[sdmt]|ll|ve|re)"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + "+"
+_CASED_2 = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + "*"
+_SIGNS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_LFM2 = rf"{_ENGLISH_SHORT}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|\s*[\r\n]|\s+(?!\S)|\s"
+_LLAMA3 = rf"{_ENGLISH}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|{_BLANKS}"
+_QWEN2 = rf"{_ENGLISH}|{_WORD}|\p{{N}}|{_SIGNS}|{_BLANKS}"
+_GPT4O = rf"{_CASED}{_ENGLISH}?|{_CASED_2}{_ENGLISH}?|\p{{N}}{{1,3}}|{_SIGNS_SLASH}|{_BLANKS}"
+_TEKKEN = rf"{_CASED}|{_CASED_2}|\p{{N}}|{_SIGNS_SLASH}|{_BLANKS}"
+_QWEN35 = (
+    rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_BLANKS}"
+)
+
+# Structure of the pre-tokenizer (see _structure) -> llama.cpp's name without and with ignore_merges. Where
+# llama.cpp has one of the two only, the other is None.
+_PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
+    ("gpt2",): ("gpt-2", None),
+    ("digits", "gpt2"): ("smollm", None),
+    (_LFM2, "bytes"): ("dbrx", "lfm2"),
+    (_LLAMA3, "bytes"): ("dbrx", "llama-bpe"),
+    (_QWEN2, "bytes"): ("qwen2", None),
+    (_QWEN35, "bytes"): ("qwen35", None),
+    (_GPT4O, "bytes"): ("gpt-4o", None),
+    (_TEKKEN, "bytes"): (None, "tekken"),
+}
+
+# Terminal output, code, Korean and other scripts, emoji, long runs of blanks and newlines.
+PROBE = (
+    "root@box:~/src# ls -la --color=never | head -n 3\ntotal 48\n"
+    "drwxr-xr-x  7 root root   4096 Nov 23 01:05 .\n-rw-r--r--  1 me  wheel  13185 2026-11-23 a_b-c.tar.gz\n"
+    "Traceback (most recent call last):\n  File \"<stdin>\", line 10, in <module>\nKeyError: 'x'\n"
+    "\x1b[31merror\x1b[0m: 100% (3/17) 0x7fffDEAD 1,234.5678e-9 12345678901234567890\r\n\r\n"
+    "def f(x):\n    if x:\n        return {'a': [1, 2.5], \"b\": None}\n\n\n"
+    "\tfor i in range(10):\n\t\tprint(i)  # tab\n"
+    '{"analysis": "it\'s done, I\'LL go; we\'ve", "commands": [{"keystrokes": "grep -rn \'foo\' .\\n"}]}\n'
+    "터미널에서 현재 디렉터리를 확인하고 파이썬 파일을 찾으세요. 한글 ㅋㅋㅋ 123개\n"
+    "日本語のテキスト、中文字符，Ελληνικά Кириллица عربي עברית हिन्दी ไทย naïve café ÅNGSTRÖM\n"
+    "😀👩‍👩‍👧‍👦🇰🇷 ✅ → ≤ ½ ² № … “quoted” — dash\u00a0nbsp\u3000wide\n"
+    f"a{' ' * 40}b{chr(10) * 20}c \n \n \n \n{chr(9) * 9}d   \n  \n e{' ' * 300}\n"
+    "sed -i 's/\\(foo\\)/\\1bar/g' ./*.py && git commit -m \"fix: #42\" || exit $?; VAR=${HOME:-/tmp}  \n"
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer in llama.cpp's terms; the fields are those of tokenizer.ggml.* metadata."""
+
+    model: str  # gpt2 (byte-level BPE) or llama (SentencePiece-like)
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None
+    merges: list[str]
+    special_ids: dict[str, int]  # bos, eos, unk, sep, pad, mask, eot, eom
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool | None
+
+
+def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
+    """The vocabulary of a checkpoint, padded with unused tokens to `n_vocab`.
+
+    Raises ConversionError: a tokenizer of no known kind (its regex is shown), ids beyond n_vocab, doubled
+    tokens.
+    """
+    where = str(checkpoint.folder / "tokenizer.json")
+    stored = checkpoint.tokenizer
+    model = stored.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        raise ConversionError(f"{where}: holds no BPE model; edge converts BPE tokenizers only")
+    if model.get("type", "BPE") != "BPE":
+        raise ConversionError(f"{where}: is of type {model['type']}; edge converts BPE tokenizers only")
+    sentencepiece = bool(model.get("byte_fallback"))
+    pre = _sentencepiece_pre(where, stored) if sentencepiece else _byte_level_pre(where, stored)
+    merges = _merges(where, model)
+    added = _added_tokens(where, stored)
+    tokens, types = _tokens(where, model["vocab"], added, n_vocab, sentencepiece)
+    special_ids = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
+    add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
+    return Vocabulary(
+        model="llama" if sentencepiece else "gpt2",
+        pre=pre,
+        tokens=tokens,
+        types=types,
+        scores=_scores(tokens, merges) if sentencepiece else None,
+        merges=[] if sentencepiece else [" ".join(pair) for pair in merges],
+        special_ids=special_ids,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        add_space_prefix=bool(_prefixes(stored)) if sentencepiece else None,
+    )
+
+
+# --- the pre-tokenizer ---
+
+
+def _structure(pre_tokenizer: Any) -> tuple[str, ...]:
+    """A pre-tokenizer as a tuple of steps: a regex that isolates its matches, or one of digits, gpt2, bytes.
+
+    A step that is none of these comes back as its JSON.
+    """
+    if not isinstance(pre_tokenizer, dict):
+        return (json.dumps(pre_tokenizer),)
+    kind = pre_tokenizer.get("type")
+    if kind == "Sequence":
+        return tuple(step for part in pre_tokenizer.get("pretokenizers", []) for step in _structure(part))
+    if kind == "Digits" and pre_tokenizer.get("individual_digits"):
+        return ("digits",)
+    if kind == "ByteLevel" and not pre_tokenizer.get("add_prefix_space"):
+        return ("gpt2",) if pre_tokenizer.get("use_regex", True) else ("bytes",)
+    if kind == "Split" and pre_tokenizer.get("behavior") == "Isolated" and not pre_tokenizer.get("invert"):
+        pattern = pre_tokenizer.get("pattern")
+        if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
+            return (pattern["Regex"],)
+    return (json.dumps(pre_tokenizer, ensure_ascii=False),)
+
+
+def _byte_level_pre(where: str, stored: dict[str, Any]) -> str:
+    """llama.cpp's name for the pre-tokenizer. Raises ConversionError that shows what it does not know."""
+    normalizer = stored.get("normalizer")
+    # Text is in NFC already but for rare input, and llama.cpp normalizes no byte-level BPE, so NFC may stand.
+    if normalizer is not None and normalizer.get("type") != "NFC":
+        raise ConversionError(
+            f"{where}: llama.cpp has no normalizer {json.dumps(normalizer)[:200]} for this BPE"
+        )
+    steps = _structure(stored.get("pre_tokenizer"))
+    without, with_ignore = _PRE_TOKENIZERS.get(steps, (None, None))
+    first, second = (with_ignore, without) if stored["model"].get("ignore_merges") else (without, with_ignore)
+    name = first or second  # with the wrong one, the check after writing decides whether it matters
+    if name is None:
+        raise ConversionError(f"{where}: llama.cpp has no pre-tokenizer for {' then '.join(steps)}")
+    return name
+
+
+def _prefixes(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps that put a space before a SentencePiece-like text."""
+    steps = [stored.get("normalizer"), stored.get("pre_tokenizer")]
+    for step in list(steps):
+        if isinstance(step, dict) and step.get("type") == "Sequence":
+            steps += step.get("normalizers", []) + step.get("pretokenizers", [])
+    found = [step for step in steps if isinstance(step, dict)]
+    return [
+        step
+        for step in found
+        if step.get("type") == "Prepend"
+        or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+    ]
+
+
+def _sentencepiece_pre(where: str, stored: dict[str, Any]) -> str:
+    """Llama 2's shape: blanks become ▁, bytes are the fallback. Raises ConversionError for any other step."""
+    steps = [stored.get("normalizer"), stored.get("pre_tokenizer")]
+    for step in steps:
+        kinds = {
+            part.get("type") for part in (step or {}).get("normalizers", [step]) if isinstance(part, dict)
+        }
+        if not kinds <= {"Prepend", "Replace", "Metaspace"}:
+            raise ConversionError(f"{where}: llama.cpp's SentencePiece model has no {json.dumps(step)[:200]}")
+    return "default"
+
+
+# --- tokens, merges, special tokens ---
+
+
+def _added_tokens(where: str, stored: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    added = stored.get("added_tokens") or []
+    try:
+        return {int(token["id"]): token for token in added if isinstance(token["content"], str)}
+    except (KeyError, TypeError, ValueError):
+        raise ConversionError(f"{where}: added_tokens is malformed") from None
+
+
+def _tokens(
+    where: str, vocab: dict[str, Any], added: dict[int, dict[str, Any]], n_vocab: int, sentencepiece: bool
+) -> tuple[list[str], list[int]]:
+    """Text and type of each id from 0 to n_vocab."""
+    texts: list[str | None] = [None] * n_vocab
+    types = [int(TokenType.UNUSED)] * n_vocab
+    entries = [(text, i, int(TokenType.NORMAL)) for text, i in vocab.items()]
+    entries += [(token["content"], i, _added_type(token)) for i, token in added.items()]
+    for text, i, kind in entries:
+        if type(i) is not int or not 0 <= i < n_vocab:
+            raise ConversionError(
+                f"{where}: token {text!r} has id {i}, beyond config.json's vocab_size {n_vocab}"
+            )
+        if sentencepiece and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            kind = int(TokenType.BYTE)
+        texts[i], types[i] = text, kind
+    tokens = [f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)]
+    # llama.cpp reads C strings, calls an empty token [EMPTY_n], and asserts that no token occurs twice.
+    seen: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if not text or "\0" in text:
+            raise ConversionError(f"{where}: token {i} is {text!r}, which llama.cpp cannot hold")
+        if seen.setdefault(text, i) != i:
+            raise ConversionError(f"{where}: tokens {seen[text]} and {i} are both {text!r}")
+    return tokens, types
+
+
+def _added_type(token: dict[str, Any]) -> int:
+    """Control tokens are not shown; some checkpoints forget to mark theirs as special, as llama.cpp knows
+    too.
+    """
+    text = token["content"]
+    special = (
+        token.get("special") or (text.startswith("<|") and text.endswith("|>")) or text in ("<pad>", "<mask>")
+    )
+    return int(TokenType.CONTROL if special else TokenType.USER_DEFINED)
+
+
+def _merges(where: str, model: dict[str, Any]) -> list[tuple[str, str]]:
+    """The merges in order: pairs, or in older files strings with a blank between."""
+    pairs = []
+    for merge in model.get("merges") or []:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise ConversionError(f"{where}: merge {merge!r} is no pair")
+        if any(" " in part for part in pair):
+            raise ConversionError(
+                f"{where}: merge {merge!r} holds a blank, which llama.cpp's list cannot say"
+            )
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> list[float]:
+    """SentencePiece's scores from the order of the merges: the earlier a token is merged, the higher it
+    scores.
+    """
+    first: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        first.setdefault(left + right, rank)
+    return [-float(first.get(text, -1) + 1) for text in tokens]
+
+
+def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> dict[str, int]:
+    """Ids of the special tokens: tokenizer_config.json names them by text, else config.json by number.
+
+    Further EOS ids of generation_config.json become eot and eom, so that llama.cpp stops at them too.
+    """
+    found: dict[str, int] = {}
+    for kind in ("bos", "eos", "unk", "sep", "pad", "mask"):
+        entry = checkpoint.tokenizer_config.get(f"{kind}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        number = checkpoint.config.get(f"{kind}_token_id")
+        if isinstance(text, str) and text in ids:
+            found[kind] = ids[text]
+        elif type(number) is int and 0 <= number < len(ids):
+            found[kind] = number
+    stops: list[Any] = []
+    for source in (checkpoint.generation_config, checkpoint.config):
+        value = source.get("eos_token_id")
+        stops += value if isinstance(value, list) else [value]
+    further = [
+        i for i in dict.fromkeys(stops) if type(i) is int and 0 <= i < len(ids) and i != found.get("eos")
+    ]
+    if "eos" not in found and further:
+        found["eos"] = further.pop(0)
+    return found | dict(zip(("eot", "eom"), further, strict=False))
+
+
+def _adds(checkpoint: Checkpoint, tokens: list[str], special_ids: dict[str, int]) -> tuple[bool, bool]:
+    """Whether BOS and EOS are put around a text: as the post-processor says, else tokenizer_config.json,
+    else not.
+    """
+    config = checkpoint.tokenizer_config
+    adds = [bool(config.get("add_bos_token")), bool(config.get("add_eos_token"))]
+    processor = checkpoint.tokenizer.get("post_processor") or {}
+    for part in processor.get("processors", [processor]):
+        single = part.get("single") if part.get("type") == "TemplateProcessing" else None
+        if isinstance(single, list) and single:
+            for at, (index, kind) in enumerate(((0, "bos"), (-1, "eos"))):
+                text = (single[index].get("SpecialToken") or {}).get("id")
+                adds[at] = text is not None and kind in special_ids and tokens[special_ids[kind]] == text
+    return adds[0], adds[1]
+
+
+# --- the proof ---
+
+
+def check_tokenization(gguf: Path, tokenizer_json: Path, add_special: bool) -> None:
+    """Compare llama.cpp's tokenization with the tokenizers package on PROBE, control tokens among it.
+
+    Raises ConversionError with the first place where they differ.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    except Exception as error:  # the tokenizers package raises bare Exception
+        raise ConversionError(f"{tokenizer_json}: the tokenizers package cannot read it: {error}") from None
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()][:200]
+    probe = PROBE + "".join(f"{text}word {text}\n" for text in special)
+    tokenize, close = _llama_tokenizer(gguf)
+    try:
+        for text in (*probe.splitlines(keepends=True), probe):
+            wanted = tokenizer.encode(text, add_special_tokens=False).ids
+            _compare(gguf, tokenizer, wanted, tokenize(text, False))
+        if add_special:
+            _compare(gguf, tokenizer, tokenizer.encode("a b").ids, tokenize("a b", True))
+    finally:
+        close()
+
+
+def _llama_tokenizer(gguf: Path) -> tuple[Callable[[str, bool], list[int]], Callable[[], None]]:
+    """llama.cpp's own tokenizer of a file (vocabulary only), and what frees it."""
+    llama.start()
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), params)
+    if not model:
+        raise ConversionError(f"{gguf}: llama.cpp cannot load the vocabulary: {llama.last_error()}")
+    vocab = llama_cpp.llama_model_get_vocab(model)
+
+    def tokenize(text: str, add_special: bool) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = llama_cpp.llama_tokenize(vocab, data, len(data), ids, room, add_special, True)
+        return list(ids[: max(count, 0)])
+
+    return tokenize, lambda: llama_cpp.llama_model_free(model)
+
+
+def _compare(gguf: Path, tokenizer: Tokenizer, wanted: list[int], got: list[int]) -> None:
+    if wanted == got:
+        return
+    at = next(
+        (i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got))
+    )
+    before = tokenizer.decode(wanted[max(0, at - 8) : at], skip_special_tokens=False)
+    texts = [[tokenizer.id_to_token(i) for i in ids[at : at + 4]] for ids in (wanted, got)]
+    raise ConversionError(
+        f"{gguf}: llama.cpp tokenizes differently after {before!r}: tokenizers gives {texts[0]}, "
+        f"llama.cpp {texts[1]}; --no-check skips this check"
+    )
