@@ -24,7 +24,8 @@ SYSTEM = "You are a terminal automation assistant. Return JSON only."
 SYSTEM_THINK = "You are a terminal automation assistant. Think first, then return JSON."
 HELD_OUT_SHARE = 5  # one value in five is kept for the held-out rows
 
-SYLLABLES = "ba be bo da do du fa fi ga go ka ki ko la le lo lu ma mi mo na ne no pa pi ra re ri ro sa se si so ta te ti to va ve vi za zo".split()
+SYLLABLES = """ba be bo da do du fa fi ga go ka ki ko la le lo lu ma mi mo na ne no pa pi ra re ri ro sa se si so ta te
+ti to va ve vi za zo""".split()
 EXTENSIONS = {
     "py": "py",
     "txt": "txt",

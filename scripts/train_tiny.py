@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Train models/tiny-terminal from nothing: a small LFM2-MoE that answers terminal tasks with JSON actions.
 
-    python scripts/train_tiny.py --steps 3000 --work build/tiny --out models/tiny-terminal
+    python scripts/train_tiny.py --steps 2400 --work build/tiny --out models/tiny-terminal
 
-Needs torch and transformers (the `test` extra). Everything it learns from comes from scripts/episodes.py. It saves its state
-every few minutes and goes on from there when started again; batch N depends on nothing but N, so that an interrupted
-run gives the same model as an undisturbed one.
+Needs torch and transformers (the `test` extra). All that it learns from comes from scripts/episodes.py. It saves its
+state every few minutes and goes on from there when started again; batch N depends on nothing but N.
 """
 
 import argparse
@@ -19,13 +18,15 @@ import time
 from pathlib import Path
 
 import torch
+from episodes import Episode, held_out_episodes, make_episode
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, Lfm2MoeConfig, Lfm2MoeForCausalLM, PreTrainedTokenizerFast
 
-from episodes import Episode, held_out_episodes, make_episode
-
-LFM2_REGEX = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s"""
+LFM2_REGEX = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s"
+)
 VOCAB_SIZE = 4096
 SPECIAL = [
     "<|pad|>",
@@ -163,14 +164,12 @@ def encode(
 
 @functools.lru_cache(maxsize=1)
 def pool_of(
-    tokenizer: PreTrainedTokenizerFast, pool: int, steps: int, tokens: int
+    tokenizer: PreTrainedTokenizerFast, pool: int, tokens: int
 ) -> list[list[tuple[list[int], list[int]]]]:
     """The rows of POOL batches on end, sorted by length so that little is padding. Early pools have easier names."""
     rng = random.Random(1_000_003 * (pool + 1))
-    progress = pool * POOL / steps
-    copying = max(
-        0.0, 0.25 * (1 - progress / 0.2)
-    )  # early batches also repeat random tokens: it teaches copying
+    step = pool * POOL
+    copying = max(0.0, 0.25 * (1 - step / 600))  # early batches also repeat random tokens: it teaches copying
     rows: list[tuple[list[int], list[int]]] = []
     size = 0
     while size < tokens * POOL:
@@ -178,7 +177,7 @@ def pool_of(
             half = rng.choices(range(len(SPECIAL), len(tokenizer)), k=rng.randint(8, 60))
             ids, mask = [1, *half, *half], [0] * (len(half) + 2) + [1] * (len(half) - 1)
         else:
-            ids, mask = encode(tokenizer, make_episode(rng, held=False, hard=min(1.0, progress / 0.3)), rng)
+            ids, mask = encode(tokenizer, make_episode(rng, held=False, hard=min(1.0, step / 900)), rng)
         rows.append((ids, mask))
         size += len(ids)
     rows.sort(key=lambda row: len(row[0]))
@@ -194,9 +193,9 @@ def pool_of(
     return batches
 
 
-def batch_of(tokenizer: PreTrainedTokenizerFast, step: int, steps: int, tokens: int) -> tuple[Tensor, Tensor]:
+def batch_of(tokenizer: PreTrainedTokenizerFast, step: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Batch `step`: ids and labels (rows, length); -100 where nothing is learnt."""
-    batches = pool_of(tokenizer, step // POOL, steps, tokens)
+    batches = pool_of(tokenizer, step // POOL, tokens)
     rows = batches[step % POOL % len(batches)]
     width = max(len(ids) for ids, _ in rows)
     ids_t, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
@@ -243,7 +242,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def balance_experts(model: Lfm2MoeForCausalLM, loads: dict[int, Tensor], rate: float = 1e-3) -> None:
-    """Move each expert's routing bias against its load, the loss-free balancing that this architecture is trained with."""
+    """Move each expert's routing bias against its load, as this architecture balances without a loss term."""
     for index, load in loads.items():
         bias = model.model.layers[index].feed_forward.expert_bias
         bias += rate * torch.sign(load.mean() - load)
@@ -280,8 +279,10 @@ def held_out_figures(model: Lfm2MoeForCausalLM, tokenizer: PreTrainedTokenizerFa
         inside = [any("commands" in t for t in text[:i]) for i in range(len(text))]
         commands.append(float(hits[torch.tensor(inside)].all()))
     model.train()
-    n = len(losses)
-    return f"held-out loss {sum(losses) / n:.4f} tokens {sum(right) / n:.4f} answers {sum(exact) / n:.3f} commands {sum(commands) / n:.3f}"
+    figures = {"loss": losses, "tokens": right, "answers": exact, "commands": commands}
+    return "held-out " + " ".join(
+        f"{name} {sum(values) / len(values):.4f}" for name, values in figures.items()
+    )
 
 
 def save_checkpoint(model: Lfm2MoeForCausalLM, tokenizer_folder: Path, out: Path) -> None:
@@ -300,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--tokens", type=int, default=3072, help="tokens in a batch")
     parser.add_argument("--lr", type=float, default=0.02, help="of the matrices; the rest takes a tenth")
     parser.add_argument("--threads", type=int, default=2)
@@ -354,7 +355,7 @@ def main() -> None:
         for optimizer, base in zip(optimizers, (args.lr, args.lr / 10), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * scale
-        ids, labels = batch_of(tokenizer, step, args.steps, args.tokens)
+        ids, labels = batch_of(tokenizer, step, args.tokens)
         logits, targets = answer_logits(model, ids, labels)
         loss = torch.nn.functional.cross_entropy(logits, targets)
         loss.backward()
@@ -366,8 +367,10 @@ def main() -> None:
         seen += ids.numel()
         recent.append(loss.item())
         if (step + 1) % 50 == 0:
+            seconds = time.time() - began
+            loss_now = sum(recent) / len(recent)
             print(
-                f"step {step + 1} loss {sum(recent) / len(recent):.4f} {seen / (time.time() - began):.0f} tokens/s {time.time() - began:.0f} s",
+                f"step {step + 1} loss {loss_now:.4f} {seen / seconds:.0f} tokens/s {seconds:.0f} s",
                 flush=True,
             )
             recent = []

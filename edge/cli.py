@@ -1,0 +1,347 @@
+"""The command line: parse options, call one function, print. Heavy modules are imported where used."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from edge import __version__
+from edge.errors import EdgeError
+
+app = typer.Typer(
+    name="edge",
+    help="Quantize a terminal agent's checkpoint, run it offline with guaranteed JSON, measure what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="A GGUF. Default: the newest in models/, else the embedded model."),
+]
+GpuLayers = Annotated[
+    int,
+    typer.Option("--gpu-layers", min=-1, help="Layers to offload; -1 is all, where there is a GPU backend."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads. Default: the physical cores.")]
+MaxTokens = Annotated[
+    int, typer.Option("--max-tokens", min=1, help="Budget of an answer, its thought included.")
+]
+TextShare = Annotated[
+    float,
+    typer.Option("--text-share", min=0, max=1, help="Share of the budget for analysis and plan together."),
+]
+Think = Annotated[
+    str | None,
+    typer.Option(
+        "--think", metavar="off|N", help="Most tokens for a thought. Default: a quarter of the budget."
+    ),
+]
+Temperature = Annotated[float, typer.Option(min=0, help="0 takes the best token.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Sample from this share of the probability.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from this many tokens; 0 is off.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Leave out tokens below this share of the best one's.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 makes repeats rarer.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")]
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A Hugging Face checkpoint: a folder or a hub id (owner/name).")
+    ],
+    quant: Annotated[str, typer.Option("--quant", "-q", help="f32, f16, bf16, Q8_0, Q4_K_M, ….")] = "Q4_K_M",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: models/<name>-<quant>.gguf.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Compare llama.cpp's tokenization with the checkpoint's."),
+    ] = True,
+    threads: Threads = None,
+) -> None:
+    """Turn a Hugging Face checkpoint into a quantized GGUF."""
+    from edge.convert import convert as run_convert
+
+    done = run_convert(
+        source,
+        quant=quant,
+        out=out,
+        revision=revision,
+        offline=offline,
+        check=check,
+        threads=threads,
+        progress=True,
+    )
+    typer.echo(done.summary())
+
+
+@app.command()
+def run(
+    task: Annotated[str | None, typer.Argument(help="What to do. Default: standard input.")] = None,
+    model: ModelOption = None,
+    screen: Annotated[Path | None, typer.Option(help="A file with what the terminal shows now.")] = None,
+    messages: Annotated[
+        Path | None, typer.Option(help="A JSON file with the whole conversation, instead of a task.")
+    ] = None,
+    max_tokens: MaxTokens = 1024,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    think: Think = None,
+    text_share: TextShare = 0.6,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The action with its metadata, as one JSON object.")
+    ] = False,
+    gpu_layers: GpuLayers = -1,
+    threads: Threads = None,
+) -> None:
+    """Ask for the next action. It is only printed: review it before you run any of it."""
+    think_tokens = _think(think)
+    if messages is not None and (task is not None or screen is not None):
+        raise typer.BadParameter("--messages takes the place of TASK and --screen", param_hint="--messages")
+    if messages is None and task is None:
+        if sys.stdin.isatty():
+            raise typer.BadParameter(
+                "give a task, --messages FILE, or a task on standard input", param_hint="TASK"
+            )
+        task = sys.stdin.read().strip()
+        if not task:
+            raise typer.BadParameter("standard input is empty", param_hint="TASK")
+    elif task is not None and not task.strip():
+        raise typer.BadParameter("the task is empty", param_hint="TASK")
+
+    from edge.defaults import default_model
+    from edge.prompt import read_messages, task_messages
+    from edge.replay import read_text
+    from edge.runner import Runner
+    from edge.sampling import Sampling
+
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    if messages is not None:
+        chat = read_messages(messages)
+    else:
+        chat = task_messages(task or "", None if screen is None else read_text(screen))
+    path = model or default_model(_note)
+    with Runner.load(path, gpu_layers=gpu_layers, threads=threads) as runner:
+        stream = sys.stdout.isatty() and not as_json
+        emit: Callable[[str], None] | None = (lambda text: typer.echo(text, nl=False)) if stream else None
+        action = runner.act(
+            chat, max_tokens, sampling=sampling, think=think_tokens, text_share=text_share, emit=emit
+        )
+    typer.echo("" if stream else action.to_json() if as_json else action.text)
+    if action.closed_at_budget and not as_json:
+        _note(f"the budget of {max_tokens} tokens ended before the answer did; it was closed validly")
+
+
+@app.command(name="eval")
+def evaluate(
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", "-r", help="Replay rows (JSON Lines). Default: the embedded set."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
+    model: ModelOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    rows_of: Annotated[
+        Path | None, typer.Option("--rows-of", help="Only the steps that this result JSON holds.")
+    ] = None,
+    max_tokens: MaxTokens = 1024,
+    unconstrained: Annotated[
+        bool, typer.Option("--unconstrained", help="Without the grammar, as vLLM runs.")
+    ] = False,
+    skip_too_long: Annotated[
+        bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
+    ] = False,
+    ctx: Annotated[
+        int | None, typer.Option(min=1, help="Context in tokens. Default: what the model has.")
+    ] = None,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    think: Think = None,
+    text_share: TextShare = 0.6,
+    gpu_layers: GpuLayers = -1,
+    threads: Threads = None,
+) -> None:
+    """Replay recorded steps with a model and score its answers."""
+    think_tokens = _think(think)
+    from edge.defaults import default_model
+    from edge.evaluate import evaluate as run_evaluate
+    from edge.paths import embedded_rows
+    from edge.sampling import Sampling
+
+    result = run_evaluate(
+        model or default_model(_note),
+        replay or embedded_rows(),
+        out,
+        limit=limit,
+        rows_of=rows_of,
+        max_tokens=max_tokens,
+        constrained=not unconstrained,
+        skip_too_long=skip_too_long,
+        n_ctx=ctx,
+        sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
+        think=think_tokens,
+        text_share=text_share,
+        gpu_layers=gpu_layers,
+        threads=threads,
+        progress=True,
+    )
+    _print_scores(result, out)
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="JSON Lines with task_id, step_idx and pred_text.")],
+    replay: Annotated[Path, typer.Option("--replay", "-r", help="The replay rows that were answered.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
+) -> None:
+    """Score answers that another engine has written."""
+    from edge.score import score as run_score
+
+    _print_scores(run_score(predictions, replay, out), out)
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="Result JSONs.")],
+    reference: Annotated[
+        str,
+        typer.Option("--reference", help="A result JSON, or a known model's name for its published figures."),
+    ],
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the comparison as JSON too.")] = None,
+) -> None:
+    """Compare results with a reference, metric by metric and step by step."""
+    from edge.compare import compare as run_compare
+
+    comparison = run_compare(results, reference)
+    if json_out is not None:
+        comparison.write_json(json_out)
+    typer.echo(comparison.to_markdown())
+
+
+@app.command()
+def prompt(
+    messages: Annotated[Path, typer.Option(help="A JSON file with the messages.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="A GGUF or a Hugging Face folder.")],
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Print the token ids instead of the text.")
+    ] = False,
+) -> None:
+    """Print the prompt that a model gets for some messages."""
+    from edge.prompt import prompt_source, read_messages, render_prompt
+
+    chat = read_messages(messages)
+    rendered = render_prompt(chat, prompt_source(model))
+    if rendered.status != "chat_template":
+        _note(f"{model} has no usable chat template; this is the {rendered.status}")
+    if tokens:
+        from edge.tokens import encode_with
+
+        typer.echo(json.dumps(encode_with(model, rendered.text)))
+    else:
+        typer.echo(rendered.text, nl=sys.stdout.isatty())
+
+
+@app.command()
+def models() -> None:
+    """List the known models and the GGUFs at hand."""
+    from edge.known import converted_rows, known_rows
+
+    _table(["known model", "hub id", "quant", "context", "memory", "published F1"], known_rows())
+    files = converted_rows()
+    typer.echo()
+    if files:
+        _table(["GGUF", "type", "size", "architecture"], files)
+    else:
+        typer.echo("No GGUF in models/ yet; `edge convert SOURCE` makes one.")
+
+
+@app.command()
+def doctor(
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Would this GGUF fit?")] = None,
+    ctx: Annotated[int | None, typer.Option(min=1, help="Context in tokens to reckon with.")] = None,
+) -> None:
+    """Show versions, backends, devices and memory, and whether a model would fit."""
+    from edge.doctor import doctor as run_doctor
+
+    typer.echo(str(run_doctor(model, ctx)))
+
+
+def _think(value: str | None) -> int | None:
+    if value is None:
+        return None
+    if value == "off":
+        return 0
+    if value.isdigit():
+        return int(value)
+    raise typer.BadParameter("must be off or a number of tokens", param_hint="--think")
+
+
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
+
+
+def _table(header: list[str], rows: list[tuple[str, ...]]) -> None:
+    lines = [tuple(header), *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_scores(result: dict[str, Any], out: Path) -> None:
+    figures = result["aggregate"]
+    typer.echo(
+        f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
+        f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
+    )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _edge(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """The `edge` command: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except EdgeError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,173 @@
+"""Write one answer, token by token: a thought, the action under its grammar, a valid end at any budget."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edge.action import ActionScanner
+from edge.constraint import Constraint
+from edge.engine import Engine, Logits
+from edge.sampling import Sampler, Sampling
+from edge.tokens import Vocabulary
+
+_BLANKS_AFTER_THOUGHT = 4  # tokens of white space that a model may put between its thought and its action
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was written. `text` is the action's JSON, or the raw text of an unconstrained answer."""
+
+    text: str
+    thought: str | None
+    finish_reason: Literal["stop", "length"]
+    closed_at_budget: bool
+    prompt_tokens: int
+    completion_tokens: int
+    forced_tokens: int
+    thought_tokens: int
+
+
+class _Writer:
+    """The answer's tokens so far; what is written is decoded only when the next logits are asked for."""
+
+    def __init__(self, engine: Engine, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
+        self._engine = engine
+        self._logits = engine.start(prompt)
+        self._pending: list[int] = []
+        self.sampler = Sampler(sampling, prompt)
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self.left = max_tokens
+        self.forced = 0
+
+    def logits(self) -> Logits:
+        if self._pending:
+            self._logits = self._engine.extend(self._pending)
+            self._pending = []
+        return self._logits
+
+    def write(self, token: int) -> None:
+        self.tokens.append(token)
+        self._pending.append(token)
+        self.sampler.saw(token)
+        self.left -= 1
+
+    def force(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self.write(token)
+        self.forced += len(tokens)
+
+
+def free_answer(
+    engine: Engine, vocabulary: Vocabulary, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling
+) -> Answer:
+    """An answer without the grammar, until the checkpoint's own EOS: what vLLM would return."""
+    writer = _Writer(engine, prompt, sampling, max_tokens)
+    ended = False
+    while writer.left and not ended:
+        token = writer.sampler.pick(writer.logits())
+        writer.write(token)
+        ended = token in vocabulary.end_ids
+    text = vocabulary.text(writer.tokens)
+    return Answer(text, None, "stop" if ended else "length", False, len(prompt), len(writer.tokens), 0, 0)
+
+
+def action_answer(
+    engine: Engine,
+    vocabulary: Vocabulary,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    think: int,
+    text_share: float,
+    emit: Callable[[str], None] | None = None,
+) -> Answer:
+    """An answer whose text is a whole action, whatever the model, the budget or the temperature.
+
+    `think` is the most tokens a thought may take, its tags included; below 3 there is none. `text_share` is the
+    part of the budget that analysis and plan may fill together before they are closed. `emit` gets the action's
+    text as it becomes certain. Raises GrammarError if the vocabulary cannot write JSON.
+    """
+    writer = _Writer(engine, prompt, sampling, max_tokens)
+    thought, thought_tokens = _think(writer, vocabulary, think)
+    constraint = Constraint(vocabulary.matcher_tokens())
+    scanner = ActionScanner()
+    data = bytearray()
+    shown = 0
+    text_limit = int(text_share * writer.left)
+    text_tokens = 0
+
+    def add(token: int) -> None:
+        constraint.consume(token)
+        piece = constraint.bytes_of(token)
+        scanner.feed(piece)
+        data.extend(piece)
+
+    while writer.left and not constraint.complete:
+        ending = scanner.close_text() if text_tokens >= text_limit else None
+        if ending is not None:
+            forced = vocabulary.encode(ending.decode(), special=False)
+            if len(forced) > writer.left:
+                break  # the ending below is shorter, and no command would fit behind this one
+            writer.force(forced)
+            for token in forced:
+                add(token)
+        else:
+            text_tokens += scanner.in_text
+            logits = writer.logits()
+            token = writer.sampler.pick(logits) if sampling.temperature == 0 else -1
+            if not constraint.accepts(token):  # the mask costs ten times as much as the check
+                token = writer.sampler.pick(logits, constraint.mask())
+            writer.write(token)
+            add(token)
+        if emit is not None and (certain := scanner.releasable()) > shown:
+            emit(data[shown:certain].decode())
+            shown = certain
+
+    keep, ending_text = scanner.closing()
+    text = data[:keep].decode() + ending_text
+    if emit is not None:
+        emit(data[shown:keep].decode() + ending_text)
+    closed = not constraint.complete
+    return Answer(
+        text,
+        thought,
+        "length" if closed else "stop",
+        closed,
+        len(prompt),
+        len(writer.tokens),
+        writer.forced,
+        thought_tokens,
+    )
+
+
+def _think(writer: _Writer, vocabulary: Vocabulary, think: int) -> tuple[str | None, int]:
+    """Write the thought, if the template has opened one or the model wants to; (its text, its tokens)."""
+    opening, closing = vocabulary.think_open, vocabulary.think_close
+    if opening is None or closing is None or not writer.left:
+        return None, 0
+    think = min(think, writer.left)
+    # Some templates open the thought themselves, as the last thing in the prompt or before a line break.
+    opened = opening in writer.prompt[-3:] and closing not in writer.prompt[-3:]
+    if not opened:
+        if think < 3 or writer.sampler.pick(writer.logits()) != opening:
+            return None, 0
+        writer.write(opening)
+    begin = len(writer.tokens)
+    token = opening
+    while len(writer.tokens) < think - 1:
+        token = writer.sampler.pick(writer.logits())
+        if token == closing or token in vocabulary.end_ids:
+            break
+        writer.write(token)
+    thought = vocabulary.text(writer.tokens[begin:]).strip()
+    writer.forced += token != closing
+    writer.write(closing)
+    for _ in range(min(_BLANKS_AFTER_THOUGHT, think - len(writer.tokens))):
+        token = writer.sampler.pick(writer.logits())
+        piece = vocabulary.piece(token)
+        if not piece or piece.strip():
+            break
+        writer.write(token)
+    return thought, len(writer.tokens)

@@ -1,0 +1,345 @@
+"""The prompt for a list of messages: by the model's own chat template, else by a fallback, counted as such.
+
+A chat template is rendered just as transformers' `apply_chat_template(messages, tokenize=False,
+add_generation_prompt=True)` renders it. It writes the BOS token itself where it wants one: tokenize the
+text with no further BOS. Formats of the fallbacks: the published evaluation of LLM-OS-Models' terminal
+models.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edge.errors import PromptError
+from edge.template import render
+
+Message = dict[str, Any]
+"""`role` (system, user, assistant, tool) and `content`; a template may read more, such as `tool_calls`."""
+
+# The template statuses.
+CHAT_TEMPLATE, CHATML, GEMMA = "chat_template", "chatml_fallback", "gemma_fallback"
+
+_OTHER_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# The names under which messages carry a thought; templates read the first, those of gpt-oss the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """What a model brings to its prompts. A special token is its text, or None where the model has none."""
+
+    template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    architecture: str
+    """As the GGUF or config.json names it: `lfm2moe`, `gemma4`, `gemma4_text`, …"""
+    size_label: str = ""
+    """As GGUF writes it: `135M`, `26B-A4B`, `32x0.2B`; empty where unknown."""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Further special tokens that a template may name: `pad_token`, `unk_token`, …"""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt's text and how it came about: `chat_template`, `chatml_fallback` or `gemma_fallback`."""
+
+    text: str
+    status: str
+
+
+def check_messages(value: object) -> list[Message]:
+    """`value` as messages, if it is a non-empty list of them. Raises PromptError that names the wrong one."""
+    if not isinstance(value, list | tuple) or not value:
+        raise PromptError("the messages are not a list of at least one {role, content} object")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise PromptError(f"message {index} is not a {{role, content}} object")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role:
+            raise PromptError(f"message {index} has no role (system, user, assistant or tool)")
+        if content is None and message.get("tool_calls") is None:
+            raise PromptError(f"message {index} ({role}) has no content")
+        if not isinstance(content, str | list | None):
+            raise PromptError(
+                f"message {index} ({role}) has a content that is neither text nor a list of parts"
+            )
+    return list(value)
+
+
+def read_messages(path: Path | str) -> list[Message]:
+    """Messages from a JSON file: a list of them, or an object with a `messages` list. Raises PromptError."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{path}: is not JSON in UTF-8: {error}") from None
+    try:
+        return check_messages(value.get("messages") if isinstance(value, dict) else value)
+    except PromptError as error:
+        raise PromptError(f"{path}: {error}") from None
+
+
+def render_chat_template(
+    messages: Sequence[Message],
+    *,
+    template: str,
+    bos_token: str | None,
+    eos_token: str | None,
+    add_generation_prompt: bool = True,
+    **variables: Any,
+) -> str:
+    """The text that transformers' `apply_chat_template` makes of these messages, byte for byte.
+
+    A token that is None stays undefined in the template. `variables` are passed on to it: further special
+    tokens, `tools`, `enable_thinking` and the like. Raises PromptError with the template's own complaint,
+    also where it does not end or writes without end.
+    """
+    chat = check_messages(messages)
+    chat = [{key: value for key, value in message.items() if value is not None} for message in chat]
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    names = {
+        "tools": None,
+        "documents": None,
+        **{name: token for name, token in tokens.items() if token is not None},
+        **_plain(variables),
+        "messages": [_with_reasoning(_plain(message)) for message in chat],
+        "add_generation_prompt": add_generation_prompt,
+    }
+    try:
+        text = render(template, names)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PromptError("the prompt holds half of a surrogate pair, which no tokenizer can read") from None
+    except Exception as error:  # a template may fail in any way that Python code can
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PromptError(f"the chat template cannot be rendered: {reason}") from None
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """`value` rebuilt of plain JSON types, since other objects' methods would be open to the template."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return f"<{type(value).__name__}>"
+
+
+def _with_reasoning(message: Message) -> Message:
+    thought = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    if thought is None:
+        return message
+    return {"thinking": thought, **message, "reasoning_content": thought}
+
+
+def prompt_source(path: Path | str) -> PromptSource:
+    """What a GGUF or a Hugging Face folder brings to its prompts.
+
+    A folder's template is `chat_template.jinja`, else `chat_template` in tokenizer_config.json; of several
+    named ones `default`. Raises PromptError for a damaged file of the folder, ModelFileError for a damaged
+    GGUF.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder_source(path)
+    from edge.modelfile import read_model_file
+
+    model = read_model_file(path)
+    return PromptSource(
+        template=model.chat_template,
+        bos_token=model.bos_token,
+        eos_token=model.eos_token,
+        architecture=model.architecture,
+        size_label=model.size_label or _billions(model.n_params),
+    )
+
+
+def _folder_source(folder: Path) -> PromptSource:
+    config = _read_object(folder / "config.json")
+    tokenizer = _read_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in tokenizer and (folder / "special_tokens_map.json").exists():
+        tokenizer |= _read_object(folder / "special_tokens_map.json")  # where older checkpoints keep them
+    texts = {name: _token_text(tokenizer.get(name)) for name in ("bos_token", "eos_token", *_OTHER_TOKENS)}
+    tokens = {name: text for name, text in texts.items() if text is not None}
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else ""
+    source = PromptSource(
+        template=_folder_template(folder, tokenizer.get("chat_template")),
+        bos_token=tokens.pop("bos_token", None),
+        eos_token=tokens.pop("eos_token", None),
+        architecture=str(config.get("model_type") or named),
+        special_tokens=tokens,
+    )
+    if is_gemma4(source):  # only its fallback depends on the size
+        return replace(source, size_label=_billions(_count_parameters(folder)))
+    return source
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{path}: is not JSON in UTF-8: {error}") from None
+    if not isinstance(value, dict):
+        raise PromptError(f"{path}: is not a JSON object")
+    return value
+
+
+def _token_text(value: object) -> str | None:
+    if isinstance(value, dict):  # an AddedToken
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _folder_template(folder: Path, configured: object) -> str | None:
+    # transformers' order: files win over the configuration, and "default" is the one that is used.
+    files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    if (folder / "chat_template.jinja").exists():
+        files.setdefault("default", folder / "chat_template.jinja")
+    if files:
+        if "default" not in files:
+            return None
+        try:
+            return files["default"].read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{files['default']}: cannot be read: {error}") from None
+    if isinstance(configured, list):
+        configured = {
+            item["name"]: item.get("template")
+            for item in configured
+            if isinstance(item, dict) and "name" in item
+        }
+    if isinstance(configured, dict):
+        configured = configured.get("default")
+    return configured if isinstance(configured, str) else None
+
+
+def _count_parameters(folder: Path) -> int:
+    """How many parameters the safetensors files hold, by their headers (8 bytes of length, then JSON)."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(size, 1 << 28)))
+            total += sum(math.prod(item["shape"]) for name, item in header.items() if name != "__metadata__")
+        except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+            raise PromptError(f"{path}: is not a safetensors file") from None
+    return total
+
+
+def _billions(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f}B" if parameters else ""
+
+
+def is_gemma4(source: PromptSource) -> bool:
+    """Whether the model is a Gemma 4, by its architecture."""
+    return source.architecture.lower().replace("_", "").replace("-", "").startswith("gemma4")
+
+
+def _opens_empty_thought(size_label: str) -> bool:
+    # The 26B and 31B models are the only ones of their family above 20 billion ("E4B" is the next smaller).
+    found = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)B", size_label, re.IGNORECASE)
+    return found is not None and int(found[1] or 1) * float(found[2]) > 20
+
+
+def render_prompt(messages: Sequence[Message], source: PromptSource) -> Rendered:
+    """The prompt for these messages: by the model's template if that works, else by its family's fallback.
+
+    Gemma 4 is asked not to think. Raises PromptError where no fallback could write the messages either.
+    """
+    chat = check_messages(messages)
+    gemma = is_gemma4(source)
+    if source.template and source.template.strip():
+        variables: dict[str, Any] = dict(source.special_tokens)
+        if gemma:
+            variables["enable_thinking"] = False
+        try:
+            text = render_chat_template(
+                chat,
+                template=source.template,
+                bos_token=source.bos_token,
+                eos_token=source.eos_token,
+                **variables,
+            )
+            return Rendered(text, CHAT_TEMPLATE)
+        except PromptError:
+            pass  # the fallback's status tells of it
+    if gemma:
+        return Rendered(_gemma(chat, _opens_empty_thought(source.size_label)), GEMMA)
+    return Rendered(_chatml(chat), CHATML)
+
+
+def _content(message: Message) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            role = message["role"]
+            raise PromptError(f"a {role} message has a part that is no text: no fallback can write it")
+        return "".join(map(str, texts))
+    return content or ""
+
+
+def _chatml(messages: Sequence[Message]) -> str:
+    turns = []
+    for message in messages:
+        role = "user" if message["role"] == "tool" else message["role"]
+        turns.append(f"<|im_start|>{role}\n{_content(message)}<|im_end|>\n")
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+def _gemma(messages: Sequence[Message], empty_thought: bool) -> str:
+    roles = {"assistant": "model", "tool": "user"}
+    turns = []
+    for message in messages:
+        role = roles.get(message["role"], message["role"])
+        turns.append(f"<|turn>{role}\n{_content(message).strip()}<turn|>\n")
+    end = "<|channel>thought\n<channel|>" if empty_thought else ""
+    return "<bos>" + "".join(turns) + "<|turn>model\n" + end
+
+
+def template_summary(statuses: Sequence[str], prompt_tokens: Sequence[int]) -> dict[str, Any]:
+    """A result's `prompt_template`, from each row's template status and its prompt's length in tokens.
+
+    `template_status` is the status of all rows, or `mixed`. Only a run by the chat template alone is
+    rank-eligible. Percentiles are lengths that occur (nearest rank).
+    """
+    counts = dict(sorted(Counter(statuses).items()))
+    lengths = sorted(prompt_tokens)
+    summary: dict[str, Any] = {
+        "template_status": next(iter(counts)) if len(counts) == 1 else "mixed" if counts else "none",
+        "template_status_counts": counts,
+        "rank_eligible": set(counts) == {CHAT_TEMPLATE},
+        "row_count": len(statuses),
+    }
+    for name, share in (("min", 0.0), ("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0)):
+        rank = max(math.ceil(share * len(lengths)), 1)
+        summary[f"prompt_tokens_{name}"] = lengths[rank - 1] if lengths else 0
+    return summary
+
+
+SYSTEM_PROMPT = "You are a terminal automation assistant. Return JSON only."
+
+
+def task_messages(task: str, screen: str | None = None) -> list[Message]:
+    """The messages that `edge run` makes of a task and, where given, of what the terminal shows."""
+    user = task if screen is None else f"{task}\n\nCurrent terminal state:\n{screen}"
+    return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}]

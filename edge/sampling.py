@@ -1,0 +1,82 @@
+"""Choose the next token from the logits: greedy, or sampled with vLLM's meaning of each parameter."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import EdgeError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing.
+
+    Raises EdgeError for a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, fits, range_ in (
+            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                0 < self.repetition_penalty < float("inf"),
+                "above 0",
+            ),
+            ("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more"),
+        ):
+            if not fits:
+                raise EdgeError(f"{name} is {value}; it must be {range_}")
+
+
+class Sampler:
+    """The choices of one answer. `prompt` counts for the repetition penalty, as in vLLM."""
+
+    def __init__(self, sampling: Sampling, prompt: Iterable[int]) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self._seen = set(prompt) if sampling.repetition_penalty != 1 else None
+
+    def saw(self, token: int) -> None:
+        """A token was written; the repetition penalty counts it from now on."""
+        if self._seen is not None:
+            self._seen.add(token)
+
+    def pick(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None) -> int:
+        """The next token, among the `allowed` ones if given. Both arrays have the shape (n_vocab,)."""
+        s = self._sampling
+        if self._seen is not None:
+            logits = logits.copy()
+            ids = np.fromiter(self._seen, np.int64, len(self._seen))
+            chosen = logits[ids]
+            logits[ids] = np.where(chosen > 0, chosen / s.repetition_penalty, chosen * s.repetition_penalty)
+        if allowed is not None:
+            logits = np.where(allowed, logits, np.float32(-np.inf))
+        if s.temperature == 0:
+            return int(logits.argmax())
+        # In vLLM's order: temperature, min_p, top_k, top_p.
+        scaled = (logits - logits.max()).astype(np.float64) / s.temperature
+        if s.min_p:
+            scaled[scaled < np.log(s.min_p)] = -np.inf  # the best one stands at 0
+        if s.top_k and s.top_k < scaled.size:
+            scaled[scaled < np.partition(scaled, -s.top_k)[-s.top_k]] = -np.inf
+        weights = np.exp(scaled)
+        weights /= weights.sum()
+        if s.top_p < 1:
+            order = np.argsort(-weights, kind="stable")
+            before = np.cumsum(weights[order]) - weights[order]
+            weights[order[before >= s.top_p]] = 0.0
+            weights /= weights.sum()
+        return int(self._random.choice(weights.size, p=weights))

@@ -1,0 +1,66 @@
+"""A model's vocabulary as llama.cpp has it: text to token ids and back."""
+
+import ctypes
+from collections.abc import Iterable, Sequence
+
+import llama_cpp
+from llguidance import LLTokenizer
+from llguidance.llamacpp import lltokenizer_from_vocab
+
+from edge.errors import PromptError
+
+
+class Vocabulary:
+    """The tokens of one loaded model. `vocab` is llama.cpp's pointer, valid while the model lives."""
+
+    def __init__(self, vocab: llama_cpp.llama_vocab_p, end_ids: Iterable[int]) -> None:
+        self._vocab = vocab
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(vocab)
+        self.end_ids = frozenset(end_ids)  # the checkpoint's own EOS ids
+        self._pieces: dict[int, bytes] = {}
+        self._matcher_tokens: LLTokenizer | None = None
+        self.think_open = self._single("<think>")
+        self.think_close = self._single("</think>")
+        if self.think_open is None or self.think_close is None:
+            self.think_open = self.think_close = None
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of `text`, no BOS added; `special` reads names such as `<|im_end|>` as their single token."""
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the prompt holds half of a surrogate pair at character {error.start}"
+            ) from error
+        size = len(data) + 8
+        ids = (llama_cpp.llama_token * size)()
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, size, False, special)
+        if n < 0:
+            raise PromptError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+        return list(ids[:n])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for a special token, as in vLLM's text."""
+        known = self._pieces.get(token)
+        if known is None:
+            buffer = ctypes.create_string_buffer(1024)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, 1024, 0, False)
+            if n < 0:
+                buffer = ctypes.create_string_buffer(-n)
+                n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, -n, 0, False)
+            known = self._pieces[token] = buffer.raw[: max(0, n)]
+        return known
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
+
+    def matcher_tokens(self) -> LLTokenizer:
+        """The vocabulary in llguidance's form; made on first use, since it takes up to a second."""
+        if self._matcher_tokens is None:
+            self._matcher_tokens = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.end_ids))
+        return self._matcher_tokens
+
+    def _single(self, text: str) -> int | None:
+        ids = self.encode(text)
+        return ids[0] if len(ids) == 1 else None
