@@ -1,10 +1,12 @@
 """The replay scorer: pure functions on text that give one step's row and the aggregate of many rows.
 
-The rules are those of the published TB2-lite evaluation, so that a quantized model's figures stand beside a vLLM run's
-to the last digit. Nothing here raises on any text: a model's output is scored, however broken it is.
+The rules are those of the published TB2-lite evaluation, so that a quantized model's figures stand beside a
+vLLM run's to the last digit. Nothing here raises on any text: a model's output is scored, however broken it
+is.
 
-Text that looks wrong is sometimes right by those rules: braces inside a thought before the JSON make the JSON invalid,
-and a command read from broken JSON has its non-ASCII characters garbled. Both are part of the published numbers.
+Text that looks wrong is sometimes right by those rules: braces inside a thought before the JSON make the
+JSON invalid, and a command read from broken JSON has its non-ASCII characters garbled. Both are part of the
+published numbers.
 """
 
 import json
@@ -40,7 +42,10 @@ _KEYSTROKES = re.compile(r'"keystrokes"\s*:\s*"((?:\\.|[^"\\])*)"', re.DOTALL)
 
 
 def json_text(text: str) -> str:
-    """The part of an answer that is read as JSON: inside a fence, else from the first `{` to the last `}`, else all of it."""
+    """The part of an answer that is read as JSON.
+
+    What a fence wraps, else from the first `{` to the last `}`, else all of it.
+    """
     text = text.strip()
     opened = _FENCE_OPENS.search(text)
     if opened:
@@ -130,7 +135,10 @@ def token_f1(a: str, b: str) -> float:
 
 
 def compare_units(predicted: Sequence[str], reference: Sequence[str]) -> tuple[float, float, float, float]:
-    """(first_exact, precision, recall, f1) of predicted commands against reference ones, each 0 to 1 and not rounded."""
+    """How well predicted units match reference units.
+
+    Returns (first_exact, precision, recall, f1), each 0 to 1 and not rounded.
+    """
     if not predicted or not reference:
         return 0.0, 0.0, 0.0, 0.0
     ours, theirs = [_normalize(unit) for unit in predicted], [_normalize(unit) for unit in reference]
@@ -160,7 +168,8 @@ def bucket(step_idx: int) -> str:
 def score_step(pred_text: str, ref_raw: str, step_idx: int) -> dict[str, Any]:
     """Score one answer against the reference answer: the metric fields of a result's `per_step` row.
 
-    Both texts are raw (a thought or a fence may stand around the JSON). Precision, recall and F1 have 4 places.
+    Both texts are raw (a thought or a fence may stand around the JSON). Precision, recall and F1 have 4
+    places.
     """
     predicted, reference = payload(pred_text), payload(ref_raw)
     pred_units, ref_units = command_units(pred_text, predicted), command_units(ref_raw, reference)
@@ -227,10 +236,11 @@ def _groups(rows: Sequence[dict[str, Any]], field: str) -> dict[str, list[dict[s
 
 
 def aggregate(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The figures over many rows, rounded as published: percentages to 1 place, F1 and its parts to 4, counts to 2.
+    """The figures over many rows: percentages to 1 place, F1 and its parts to 4, counts to 2.
 
     A row is what `score_step` returns plus `task_id` and `source_group`. Without rows every figure is 0.
-    `empty_commands_pct` (no command, and the task not called complete) is ours; the rest is the published aggregate.
+    `empty_commands_pct` (no command, and the task not called complete) is ours; the rest is the published
+    aggregate.
     """
     rows = list(rows)
     figures = {name: _mean(rows, name) for name in TERMS}
