@@ -7,7 +7,6 @@ model: an unknown one works just as well.
 """
 
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,32 +99,36 @@ def read_known(path: Path) -> KnownModel:
 
 
 def known_rows() -> list[tuple[str, ...]]:
-    """The table of `edge models`: a header row, then each known model with its published score."""
-    rows: list[tuple[str, ...]] = [("name", "source", "quant", "context", "memory", "published score")]
+    """Each known model for `edge models`: name, hub id, quantization, context, memory, published F1."""
+    rows: list[tuple[str, ...]] = []
     for model in known_models():
         f1 = model.reference.get("avg_command_f1")
-        score = "-" if f1 is None else f"{100 * f1:.2f}"
-        source = model.hub_id or "ships with edge"
-        memory = f"{model.memory_gb:g} GB"
-        rows.append((model.path.stem, source, model.default_quant, f"{model.context:,}", memory, score))
+        rows.append(
+            (
+                model.path.stem,
+                model.hub_id or "(ships with edge)",
+                model.default_quant,
+                f"{model.context:,}",
+                f"{model.memory_gb:g} GB",
+                "-" if f1 is None else f"{f1:.4f}",
+            )
+        )
     return rows
 
 
-def converted_rows(files: Sequence[Path] | None = None) -> list[tuple[str, ...]]:
-    """The second table of `edge models`: a header row, then each converted GGUF, the newest first.
+def converted_rows() -> list[tuple[str, ...]]:
+    """Each GGUF in ./models and the cache folder, newest first: path, type, size, architecture.
 
-    `files`: the GGUF files to list; without them, those in ./models and in the cache folder. A damaged file
-    is listed with what is wrong in place of its type.
+    A damaged file is listed with what is wrong in place of its type.
     """
-    from edge.modelfile import read_model_file
+    from edge.modelfile import read_model_file  # numpy and gguf: not needed to read TOML
 
-    rows: list[tuple[str, ...]] = [("file", "type", "bits/weight", "size")]
-    for path in converted_models() if files is None else files:
+    rows: list[tuple[str, ...]] = []
+    for path in converted_models():
         try:
             model = read_model_file(path)
         except EdgeError as error:
-            rows.append((str(path), f"unreadable: {str(error).removeprefix(f'{path}: ')}", "-", "-"))
-            continue
-        size = f"{model.n_bytes / 1e6:,.1f} MB"
-        rows.append((str(path), model.file_type, f"{model.bits_per_weight:.2f}", size))
+            rows.append((str(path), f"unusable: {str(error).removeprefix(f'{path}: ')}", "-", "-"))
+        else:
+            rows.append((str(path), model.file_type, f"{model.n_bytes / 1e6:,.1f} MB", model.architecture))
     return rows

@@ -1,0 +1,135 @@
+"""The project itself: what importing costs, that its pages list what is there, that the wheel carries the
+models.
+
+.venv/bin/pytest tests/test_project.py
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edge import paths
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "llama_cpp",
+    "gguf",
+    "llguidance",
+    "tokenizers",
+    "huggingface_hub",
+    "jinja2",
+)
+
+
+def python(code: str, cwd: Path = ROOT, **environment: str) -> str:
+    """What `code` prints in a fresh interpreter."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=True
+    )
+    return run.stdout.strip()
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    found = python(f"import edge.cli, sys; print(*[name for name in {HEAVY!r} if name in sys.modules])")
+    assert found == ""
+
+
+def test_no_module_brings_torch_or_transformers_into_the_runtime() -> None:
+    names = [path.stem for path in (ROOT / "edge").glob("*.py") if path.stem != "__main__"]
+    code = "import importlib, sys\n" + "\n".join(
+        f"importlib.import_module('edge.{name}')" for name in sorted(names)
+    )
+    assert (
+        python(code + "\nprint(*[name for name in ('torch', 'transformers') if name in sys.modules])") == ""
+    )
+
+
+def test_contributing_lists_every_module() -> None:
+    listed = re.findall(r"^  (\w+\.(?:py|gbnf)) ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    there = {path.name for path in (ROOT / "edge").iterdir() if path.suffix in (".py", ".gbnf")} - {
+        "__init__.py"
+    }
+    assert sorted(listed) == sorted(there)
+
+
+def usage(*arguments: str) -> str:
+    code = f"import sys; sys.argv = ['edge', *{arguments!r}, '--help']; from edge.cli import main; main()"
+    return python(code, COLUMNS="200", TERM="dumb")
+
+
+def test_readme_lists_every_command_and_only_options_that_exist() -> None:
+    commands = re.findall(r"^  ([a-z]+)  ", usage().partition("Commands:")[2], re.MULTILINE)
+    assert set(commands) >= {"convert", "run", "eval", "score", "compare", "prompt", "models", "doctor"}
+    listed: dict[str, set[str]] = {}
+    command = ""
+    for line in (ROOT / "README.md").read_text().splitlines():
+        row = re.match(r"\| (?:`edge (\w+)[^|]*)?\|[^|]*\| ([^|]*)\|$", line)
+        if row:
+            command = row[1] or command
+            listed.setdefault(command, set()).update(re.findall(r"--[a-z-]+", row[2]))
+    assert listed.keys() == set(commands)
+    for command, options in listed.items():
+        assert options <= set(re.findall(r"--[a-z-]+", usage(command))), command
+
+
+def test_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dynamic"] == ["version"]
+    assert not any(name.startswith(("torch", "llm-")) for name in project["dependencies"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_converted_models_go_where_one_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert paths.model_folder() == Path("models")
+    (tmp_path / "models").write_text("a file is in the way")
+    assert paths.model_folder() == tmp_path / "cache" / "models"
+    (tmp_path / "models").unlink()
+    for number, folder in enumerate((tmp_path / "models", tmp_path / "cache" / "models")):
+        folder.mkdir(parents=True)
+        (folder / "m.gguf").touch()
+        os.utime(folder / "m.gguf", (number, number))
+    assert paths.converted_models() == [tmp_path / "cache" / "models" / "m.gguf", Path("models/m.gguf")]
+
+
+def test_the_wheel_carries_the_models_and_finds_them(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="hatchling is not installed (make test installs it)")
+    build = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    with zipfile.ZipFile(tmp_path / run.stdout.split()[-1]) as wheel:
+        names = set(wheel.namelist())
+        wheel.extractall(tmp_path / "site")
+    shipped = {
+        f"edge/_models/{path.relative_to(ROOT / 'models').as_posix()}"
+        for path in (ROOT / "models").glob("*.toml")
+    }
+    assert len(shipped) >= 4
+    assert shipped | {"edge/grammar.gbnf", "edge/py.typed"} <= names
+    embedded = ROOT / "models" / "tiny-terminal"
+    if not embedded.is_dir():
+        pytest.skip("models/tiny-terminal is not there yet")
+    for path in embedded.iterdir():
+        assert f"edge/_models/tiny-terminal/{path.name}" in names
+    assert not [
+        name for name in names if name.endswith(".gguf") or name.startswith(("models/", "tests/", "scripts/"))
+    ]
+    # From the wheel alone, in another folder: the known models are found inside the package.
+    found = python(
+        "from edge.known import known_models; from edge.paths import embedded_checkpoint;"
+        "print(len(known_models()), embedded_checkpoint())",
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path / "site"),
+    )
+    assert found == f"{len(shipped)} {tmp_path / 'site' / 'edge' / '_models' / 'tiny-terminal'}"
