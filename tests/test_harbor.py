@@ -1,0 +1,99 @@
+"""What edge closes is read by Terminus-2's own parser, taken from the harbor wheel (one standard-library file).
+
+Run: python -m pytest tests/test_harbor.py
+The wheel is downloaded once, into build/harbor/; without a network and without it there, these tests are skipped.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from actions import random_runs, references, sample_texts
+
+from edge.action import ActionScanner, parse_action
+
+WHEELS = Path(__file__).parents[1] / "build" / "harbor"
+VERSION = "0.25.0"
+MODULE = "harbor/agents/terminus_2/terminus_json_plain_parser.py"
+
+
+@pytest.fixture(scope="session")
+def terminus() -> Any:
+    """An instance of Terminus-2's parser. Its module needs no other part of harbor, which wants Python 3.12."""
+    wheels = sorted(WHEELS.glob(f"harbor-{VERSION}-*.whl"))
+    if not wheels:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        command += ["--python-version", "3.12", "--retries", "1", "--dest", str(WHEELS), f"harbor=={VERSION}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = sorted(WHEELS.glob(f"harbor-{VERSION}-*.whl"))
+        if not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            pytest.skip(f"cannot download the harbor wheel for Terminus-2's parser: {reason}")
+    with zipfile.ZipFile(wheels[-1]) as wheel:
+        file = Path(wheel.extract(MODULE, WHEELS))
+    spec = importlib.util.spec_from_file_location("terminus_json_plain_parser", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module.TerminusJSONPlainParser()
+
+
+def check(terminus: Any, text: str) -> None:
+    """Read without an error, and without a warning but the one about a command that its author did not end."""
+    result = terminus.parse_response(text)
+    fields = parse_action(text)
+    assert result.error == "", text
+    assert [w for w in result.warning.splitlines() if "should end with newline" not in w] == [], text
+    assert [(c.keystrokes, c.duration) for c in result.commands] == [
+        (c.keystrokes, c.duration) for c in fields["commands"]
+    ]
+    assert result.is_task_complete == fields["task_complete"]
+    assert (result.analysis, result.plan) == (fields["analysis"], fields["plan"])
+
+
+def test_the_parser_does_find_faults(terminus: Any) -> None:
+    assert terminus.parse_response('{"analysis": "", "plan": ""}').error
+    assert terminus.parse_response('x {"plan": "", "analysis": "", "commands": [], "a": 1}').warning
+    assert "AUTO-CORRECTED" in terminus.parse_response('{"analysis": "", "plan": "", "commands": []').warning
+
+
+def closed_beginnings(data: bytes, every: int = 1) -> list[str]:
+    """The text as it would come out if the budget ended after each `every` bytes."""
+    scanner, texts = ActionScanner(), []
+    for at in range(0, len(data) + every, every):
+        keep, ending = scanner.closing()
+        texts.append(data[:keep].decode("utf-8") + ending)
+        scanner.feed(data[at : at + every])
+    return [*dict.fromkeys(texts), data.decode("utf-8")]
+
+
+def test_every_beginning_of_every_sample(terminus: Any) -> None:
+    for data in sample_texts():
+        for text in closed_beginnings(data, every=3):
+            check(terminus, text)
+
+
+def test_every_beginning_of_real_answers(terminus: Any) -> None:
+    for i, reference in enumerate(references()):
+        for text in closed_beginnings(reference.encode(), every=1 if i % 12 == 0 else 37):
+            check(terminus, text)
+
+
+def test_random_runs_closed_at_random_budgets(terminus: Any) -> None:
+    for data, keep, ending in random_runs():
+        check(terminus, data[:keep].decode("utf-8") + ending)
+
+
+def test_a_cut_command_is_not_sent(terminus: Any) -> None:
+    command = json.dumps({"keystrokes": "rm -rf /tmp/x\n", "duration": 0.5})
+    data = f'{{"analysis": "clean up", "plan": "", "commands": [{command}'.encode()
+    for text in closed_beginnings(data)[:-2]:
+        assert terminus.parse_response(text).commands == []
+    *_, last, _ = closed_beginnings(data)
+    assert terminus.parse_response(last).commands[0].keystrokes == "rm -rf /tmp/x\n"
