@@ -1,3 +1,36 @@
-"""edge: quantize a terminal agent's checkpoint, run it offline with guaranteed JSON, measure what it cost."""
+"""edge: quantize a terminal agent's checkpoint, run it offline with guaranteed JSON, measure what it cost.
+
+from edge import Runner, task_messages
+
+with Runner.load("models/tiny-terminal-Q4_K_M.gguf") as runner:
+    action = runner.act(task_messages("List the Python files here."))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edge.action import Action, Command
+    from edge.prompt import task_messages
+    from edge.runner import Runner
+    from edge.sampling import Sampling
 
 __version__ = "0.1.0"
+__all__ = ["Action", "Command", "EdgeError", "Runner", "Sampling", "__version__", "task_messages"]
+
+_HOMES = {
+    "Action": "action",
+    "Command": "action",
+    "Runner": "runner",
+    "Sampling": "sampling",
+    "task_messages": "prompt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first asked for, so that `edge --help` does not load llama.cpp."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edge' has no attribute {name!r}")
+    return getattr(import_module(f"edge.{_HOMES[name]}"), name)

@@ -81,7 +81,12 @@ def convert(
         threads=threads,
         progress=True,
     )
-    typer.echo(done.summary())
+    for warning in done.warnings:
+        _note(warning)
+    typer.echo(
+        f"{done.path}: {done.quant}, {done.n_bytes / 1e6:,.1f} MB, {done.bits_per_weight:.2f} bits per weight, "
+        f"{done.seconds:.1f} s\nSHA-256 {done.sha256}"
+    )
 
 
 @app.command()
@@ -210,11 +215,13 @@ def score(
     predictions: Annotated[Path, typer.Argument(help="JSON Lines with task_id, step_idx and pred_text.")],
     replay: Annotated[Path, typer.Option("--replay", "-r", help="The replay rows that were answered.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
+    model: Annotated[str | None, typer.Option(help="The model's name, for the result.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out rows without a prediction.")] = False,
 ) -> None:
     """Score answers that another engine has written."""
     from edge.score import score as run_score
 
-    _print_scores(run_score(predictions, replay, out), out)
+    _print_scores(run_score(predictions, replay, out, model=model, partial=partial), out)
 
 
 @app.command()
@@ -330,15 +337,9 @@ def _edge(
 def main() -> NoReturn:
     """The `edge` command: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     try:
-        app()
+        app(prog_name="edge")
     except EdgeError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

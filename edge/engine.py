@@ -6,6 +6,7 @@ cannot be rewound, but it can be copied; where the next prompt leaves the trunk,
 transformer rewinds.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Engine:
         llama.start()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise ModelFileError(f"{path}: llama.cpp cannot load it: {llama.last_error()}")
         self.path = path

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edge.errors import ContextError, ReplayError
-from edge.metrics import score_step
 from edge.modelfile import sha256
 from edge.prompt import template_summary
-from edge.replay import Row, read_rows
-from edge.result import read_result, write_result
+from edge.replay import Row, describe, read_rows
+from edge.result import read_result, step_key, step_result, write_result
 from edge.runner import DEFAULT_MAX_TOKENS, DEFAULT_TEXT_SHARE, GREEDY, Runner
 from edge.sampling import Sampling
 
@@ -57,13 +55,15 @@ def evaluate(
             lengths = zip(rows, map(len, prompts), strict=True)
             row, length = next((row, n) for row, n in lengths if n + max_tokens > context)
             raise ContextError(
-                f"{replay}: {row.task_id} step {row.step_idx} has {length} prompt tokens; with {max_tokens} for the "
+                f"{replay}: {describe(row.key)} has {length} prompt tokens; with {max_tokens} for the "
                 f"answer it does not fit into {context} (--skip-too-long leaves such rows out)"
             )
         if not fitting:
             raise ContextError(f"{replay}: no row fits into a context of {context} tokens")
         skipped = len(rows) - len(fitting)
-        rows, rendered, prompts = ([each[i] for i in fitting] for each in (rows, rendered, prompts))
+        rows = [rows[i] for i in fitting]
+        rendered = [rendered[i] for i in fitting]
+        prompts = [prompts[i] for i in fitting]
         runner.engine.reserve(max(map(len, prompts)) + max_tokens)
         load_seconds = time.perf_counter() - began
 
@@ -79,10 +79,19 @@ def evaluate(
                     )
                 else:
                     answer = runner.write_on(prompt, max_tokens, sampling=sampling)
-                scored = score_step(answer.text, row.ref_raw, row.step_idx)
                 for name in counters:
                     counters[name] += getattr(answer, name)
-                steps.append(_step(row, scored, answer, len(prompt)))
+                steps.append(
+                    step_result(
+                        row,
+                        answer.text,
+                        thought=answer.thought,
+                        finish_reason=answer.finish_reason,
+                        prompt_tokens=len(prompt),
+                        completion_tokens=answer.completion_tokens,
+                        closed_at_budget=answer.closed_at_budget,
+                    )
+                )
                 bar.update(line, advance=1, valid=sum(step["valid_json"] for step in steps))
         seconds = time.perf_counter() - began
         file = runner.model_file
@@ -94,7 +103,6 @@ def evaluate(
             "model_short": file.path.stem,
             "gpu": "llama.cpp offload" if runner.engine.offloads else "cpu",
             "eval_path": str(replay),
-            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
             "load_time_sec": round(load_seconds, 1),
             "gen_time_sec": round(seconds, 1),
             "avg_sec_per_step": round(seconds / len(rows), 3),
@@ -142,29 +150,11 @@ def distinct_tokens(prompts: Sequence[Sequence[int]]) -> int:
 
 def _chosen(rows: list[Row], limit: int | None, rows_of: Path | str | None, replay: Path | str) -> list[Row]:
     if rows_of is not None:
-        wanted = {
-            (s["task_id"], s.get("sample_idx", 0), s["step_idx"]) for s in read_result(rows_of)["per_step"]
-        }
-        rows = [row for row in rows if (row.task_id, row.sample_idx, row.step_idx) in wanted]
+        wanted = set(map(step_key, read_result(rows_of)["per_step"]))
+        rows = [row for row in rows if row.key in wanted]
         if len(rows) < len(wanted):
             raise ReplayError(f"{replay}: holds {len(rows)} of the {len(wanted)} steps of {rows_of}")
     return rows[:limit]
-
-
-def _step(row: Row, scored: dict[str, Any], answer: Any, prompt_tokens: int) -> dict[str, Any]:
-    return {
-        "task_id": row.task_id,
-        "sample_idx": row.sample_idx,
-        "step_idx": row.step_idx,
-        "source_group": row.source_group,
-        **scored,
-        "pred_text": answer.text,
-        "thought": answer.thought,
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "closed_at_budget": answer.closed_at_budget,
-    }
 
 
 def _bar(shown: bool) -> Progress:

@@ -1,13 +1,18 @@
 """A model's vocabulary as llama.cpp has it: text to token ids and back."""
 
 import ctypes
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import llama_cpp
 from llguidance import LLTokenizer
 from llguidance.llamacpp import lltokenizer_from_vocab
+from tokenizers import Tokenizer
 
-from edge.errors import PromptError
+from edge import llama
+from edge.errors import ModelFileError, PromptError
+from edge.modelfile import read_model_file
 
 
 class Vocabulary:
@@ -64,3 +69,27 @@ class Vocabulary:
     def _single(self, text: str) -> int | None:
         ids = self.encode(text)
         return ids[0] if len(ids) == 1 else None
+
+
+def encode_with(model: Path, text: str) -> list[int]:
+    """Token ids of `text`, no BOS added: llama.cpp's for a GGUF, the `tokenizers` package's for a checkpoint folder.
+
+    Raises ModelFileError or PromptError.
+    """
+    if model.is_dir():
+        file = model / "tokenizer.json"
+        try:
+            return list(Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the package raises bare Exceptions
+            raise PromptError(f"{file}: cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
+    read_model_file(model)  # llama.cpp must not be the first to see a damaged file
+    llama.start()
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    loaded = llama_cpp.llama_model_load_from_file(os.fsencode(model), params)
+    if not loaded:
+        raise ModelFileError(f"{model}: llama.cpp cannot read its vocabulary: {llama.last_error()}")
+    try:
+        return Vocabulary(llama_cpp.llama_model_get_vocab(loaded), ()).encode(text)
+    finally:
+        llama_cpp.llama_model_free(loaded)
