@@ -282,7 +282,7 @@ _LFM2_ROWS = (
 _MOE_ROWS = (
     Row("blk.{i}.ffn_gate_inp.weight", "layers.{i}.feed_forward.gate.weight", "X E", "moe", f32=True),
     Row("blk.{i}.exp_probs_b.bias", "layers.{i}.feed_forward.expert_bias", "X", "biased"),
-    Row("blk.{i}.exp_probs_b.bias", "", "X", "unbiased"),
+    Row("blk.{i}.exp_probs_b.bias", "layers.{i}.feed_forward.expert_bias", "X", "unbiased", "zeros"),
     Row("blk.{i}.ffn_gate_exps.weight", "layers.{i}.feed_forward.experts.{x}.w1.weight", "X M E", "moe"),
     Row("blk.{i}.ffn_up_exps.weight", "layers.{i}.feed_forward.experts.{x}.w3.weight", "X M E", "moe"),
     Row("blk.{i}.ffn_down_exps.weight", "layers.{i}.feed_forward.experts.{x}.w2.weight", "X E M", "moe"),

