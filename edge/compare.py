@@ -197,7 +197,11 @@ def _part(path: Path | str, result: dict[str, Any], base: _Reference) -> Part:
             f"Only {tasks} task{'s' * (tasks > 1)}: intervals over so few are rough, and too narrow."
         )
     changes = [a["command_f1"] - b["command_f1"] for a, b in zip(our_steps, base_steps, strict=True)]
-    worse = [_worse(a, b) for a, b, change in zip(our_steps, base_steps, changes, strict=True) if change < 0]
+    worse = [
+        _worse(key, ours[key], base_by_key[key])
+        for key, change in zip(joined, changes, strict=True)
+        if change < 0
+    ]
     worse.sort(
         key=lambda step: (step.our_f1 - step.reference_f1, step.task_id, step.sample_idx, step.step_idx)
     )
@@ -249,12 +253,12 @@ def _unpaired_note(steps: int, figures: Mapping[str, Any]) -> str:
     )
 
 
-def _worse(ours: Mapping[str, Any], base: Mapping[str, Any]) -> Worse:
+def _worse(key: Key, ours: Mapping[str, Any], base: Mapping[str, Any]) -> Worse:
     def first(units: list[str]) -> str:
         return units[0] if units else ""
 
     return Worse(
-        *step_key(ours),
+        *key,
         reference_f1=base["command_f1"],
         our_f1=ours["command_f1"],
         wanted=first(ours["ref_command_units"]),

@@ -153,7 +153,8 @@ def _state(fields: dict[str, Any], name: str) -> str:
 def _optional(fields: dict[str, Any], name: str, kind: type, where: str) -> Any:
     value = fields.get(name)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise ReplayError(f"{where}: {_state(fields, name)}: it must be a {kind.__name__} or left out")
+        what = "text" if kind is str else "whole number"
+        raise ReplayError(f"{where}: {_state(fields, name)}: it must be a {what} or left out")
     return value
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import tokenizers
 import transformers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.errors import PromptError
-from edge.prompt import render_chat_template
+from edge.prompt import Rendered, prompt_source, render_chat_template, render_prompt
 
 THOUGHT = "<think>\nI should list the files first.\n</think>\n"
 ACTION = '{"analysis": "새 폴더 <b>&</b>", "plan": "ls", "commands": [], "task_complete": false}'
@@ -166,6 +166,47 @@ def test_smollm2_template(name: str) -> None:
     )
     assert ours == (expected or "")
     assert (expected is None) == (name == "parts")
+
+
+@pytest.mark.parametrize("name", ["smollm2_folder", "tiny_folder"])
+def test_checkpoints(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    source = prompt_source(folder)
+    assert (source.bos_token, source.eos_token) == (reference.bos_token, reference.eos_token)
+    rendered = 0
+    for messages in CONVERSATIONS.values():
+        try:
+            expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TypeError:  # neither takes a list of parts
+            assert render_prompt(messages, source).status == "chatml_fallback"
+        else:
+            assert render_prompt(messages, source) == Rendered(expected, "chat_template")
+            rendered += 1
+    assert rendered >= 6
+
+
+def test_smollm2_template_is_the_real_one(smollm2_folder: Path) -> None:
+    assert prompt_source(smollm2_folder).template == SMOLLM2
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "file_name"), [("smollm2_folder", "smollm2_bf16"), ("tiny_folder", "tiny_bf16")]
+)
+def test_a_gguf_makes_its_checkpoints_prompts(
+    folder_name: str, file_name: str, request: pytest.FixtureRequest
+) -> None:
+    folder, file = (
+        prompt_source(request.getfixturevalue(folder_name)),
+        prompt_source(request.getfixturevalue(file_name)),
+    )
+    assert (file.template, file.bos_token, file.eos_token) == (
+        folder.template,
+        folder.bos_token,
+        folder.eos_token,
+    )
+    for messages in CONVERSATIONS.values():
+        assert render_prompt(messages, file) == render_prompt(messages, folder)
 
 
 # What templates use of the settings, each on its own: (template, what it must write).
@@ -321,6 +362,16 @@ random_messages = st.lists(
 @given(random_messages)
 def test_random_messages_smollm2(messages: list[dict[str, Any]]) -> None:
     expected, ours = both(SMOLLM2, messages, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    assert ours == (expected or "")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=random_messages)
+def test_random_messages_embedded_model(tiny_folder: Path, messages: list[dict[str, Any]]) -> None:
+    source = prompt_source(tiny_folder)
+    expected, ours = both(
+        source.template or "", messages, {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>"}
+    )
     assert ours == (expected or "")
 
 
