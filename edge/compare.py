@@ -6,7 +6,6 @@ tasks are drawn, both sides by the same draw. Published figures alone cannot be 
 """
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from edge.errors import EdgeError, ResultError
 from edge.known import find_known
+from edge.markdown import clean, code, table
 from edge.metrics import FIGURES, TERMS, aggregate, headline
 from edge.replay import Key, by_step, describe, without_sample
 from edge.result import read_result, step_key, whole_text, write_json
@@ -114,7 +114,7 @@ class Comparison:
 
     def to_markdown(self, worse: int = 10) -> str:
         """Tables that read well in a terminal too, with up to `worse` steps that got worse for each result."""
-        lines = [f"# Compared with {_clean(self.model)}", "", f"Reference: {_clean(self.reference)}", ""]
+        lines = [f"# Compared with {clean(self.model)}", "", f"Reference: {clean(self.reference)}", ""]
         if len(self.parts) > 1:
             lines += [*_overview(self.parts), ""]
         for part in self.parts:
@@ -376,7 +376,7 @@ def _overview(parts: Sequence[Part]) -> list[str]:
         same = part.agreement.get("same_commands_pct")
         rows.append(
             (
-                _clean(part.result),
+                clean(part.result),
                 str(part.joined or part.only_ours),
                 _number("score", score.ours),
                 _number("score", score.difference, sign=True),
@@ -385,11 +385,11 @@ def _overview(parts: Sequence[Part]) -> list[str]:
                 _number("valid_json_pct", same),
             )
         )
-    return _table(header, rows)
+    return table(header, rows, right=range(1, len(header)))
 
 
 def _section(part: Part, paired: bool, shown: int) -> list[str]:
-    lines = [f"## {_clean(part.result)}", "", f"Model: {_clean(part.model)}", ""]
+    lines = [f"## {clean(part.result)}", "", f"Model: {clean(part.model)}", ""]
     if paired:
         left_out = [
             f"{count} {what}"
@@ -405,7 +405,7 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
             "",
         ]
     for note in part.notes:
-        lines += [_clean(note), ""]
+        lines += [clean(note), ""]
     header = ["metric", "reference", "ours", "difference", *(["95 % interval"] if paired else []), "verdict"]
     rows = [
         (
@@ -418,7 +418,7 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
         )
         for figure in part.figures
     ]
-    lines += _table(header, rows)
+    lines += table(header, rows, right=range(1, len(header) - 1))
     if not paired:
         return lines
     same = ", ".join(
@@ -442,15 +442,15 @@ def _worse_table(steps: Sequence[Worse]) -> list[str]:
     header = ("got worse", "F1 reference", "F1 ours", "first command of the reference", "our first command")
     rows = [
         (
-            _clean(describe((step.task_id, step.sample_idx, step.step_idx))),
+            clean(describe((step.task_id, step.sample_idx, step.step_idx))),
             _number("avg_command_f1", step.reference_f1),
             _number("avg_command_f1", step.our_f1),
-            _command(step.reference_first),
-            _command(step.our_first),
+            code(step.reference_first),
+            code(step.our_first),
         )
         for step in steps
     ]
-    return _table(header, rows, right=(1, 2))
+    return table(header, rows, right=(1, 2))
 
 
 def _number(name: str, value: float | None, sign: bool = False) -> str:
@@ -461,47 +461,3 @@ def _interval(figure: Figure) -> str:
     if figure.low is None or figure.high is None:
         return "–"
     return f"{_number(figure.name, figure.low, sign=True)} … {_number(figure.name, figure.high, sign=True)}"
-
-
-def _clean(text: str) -> str:
-    # Texts come from files and models: nothing of theirs may steer a terminal or break a table.
-    return "".join(char if char.isprintable() else "·" for char in text).replace("|", "\\|")
-
-
-def _command(text: str, width: int = 36) -> str:
-    if not text:
-        return "(none)"
-    shown = "".join(char if char.isprintable() else "·" for char in text[: width + 1])
-    while _width(shown) > width:
-        shown = shown[:-2] + "…"
-    fence = "``" if "`" in shown else "`"
-    gap = " " if "`" in shown else ""
-    return f"{fence}{gap}{shown}{gap}{fence}".replace("|", "\\|")
-
-
-def _width(text: str) -> int:
-    """Columns in a terminal: two for wide characters, none for combining ones."""
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        for char in text
-    )
-
-
-def _table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] | None = None
-) -> list[str]:
-    """A Markdown table with its columns aligned; all but the first and last to the right, or those in `right`."""
-    right = range(1, len(header) - (header[-1] == "verdict")) if right is None else right
-    widths = [max(3, *(_width(row[column]) for row in [header, *rows])) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = []
-        for column, cell in enumerate(cells):
-            space = " " * (widths[column] - _width(cell))
-            padded.append(space + cell if column in right else cell + space)
-        return "| " + " | ".join(padded) + " |"
-
-    rule = [
-        "-" * (width - 1) + ":" if column in right else "-" * width for column, width in enumerate(widths)
-    ]
-    return [line(header), line(rule), *map(line, rows)]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edge.compare import Comparison, Figure, compare
 from edge.errors import ResultError
 from edge.known import find_known
+from edge.markdown import code, display_width, table
 from edge.metrics import FIGURES, aggregate
 from edge.replay import Row
 from edge.result import step_result, write_result
@@ -253,6 +254,14 @@ def test_markdown(tmp_path: Path) -> None:
     assert "(none)" in comparison.to_markdown() and "1 more got worse; the JSON form lists all." in text
     assert "Ours is not rank-eligible: its prompts are by chatml_fallback." in text
     assert "The same on both sides: first command 100.0 %, commands 100.0 %, text 100.0 %." in text
+
+
+def test_commands_in_tables() -> None:
+    assert code("") == "(none)"
+    assert code("a ``b`` `c`") == "``` a ``b`` `c` ```"
+    assert code("x" * 36) == "`" + "x" * 36 + "`" and code("x" * 37) == "`" + "x" * 35 + "…`"
+    assert display_width(code("한" * 30)) == 2 + 35  # 17 wide characters and the ellipsis
+    assert table(("a", "b"), [("한", "1")], right=[1]) == ["| a   |   b |", "| --- | --: |", "| 한  |   1 |"]
 
 
 def test_json(tmp_path: Path) -> None:

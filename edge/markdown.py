@@ -1,0 +1,49 @@
+"""Markdown tables that also read well in a terminal, made of texts that nobody has checked."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+
+def clean(text: str) -> str:
+    """One line of text for a table cell: nothing in it can steer a terminal or break the table."""
+    return "".join(char if char.isprintable() else "·" for char in text).replace("|", "\\|")
+
+
+def code(text: str, width: int = 36) -> str:
+    """A command as inline code, cut to `width` columns; "(none)" for an empty one."""
+    if not text:
+        return "(none)"
+    shown = "".join(char if char.isprintable() else "·" for char in text[: width + 1])
+    while display_width(shown) > width:
+        shown = shown[:-2] + "…"
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    gap = " " if len(fence) > 1 else ""
+    return f"{fence}{gap}{shown}{gap}{fence}".replace("|", "\\|")
+
+
+def display_width(text: str) -> int:
+    """Columns in a terminal: two for wide characters, none for combining ones."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """The lines of a Markdown table with its columns aligned, those in `right` to the right."""
+    widths = [
+        max(3, *(display_width(row[column]) for row in [header, *rows])) for column in range(len(header))
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = []
+        for column, cell in enumerate(cells):
+            space = " " * (widths[column] - display_width(cell))
+            padded.append(space + cell if column in right else cell + space)
+        return "| " + " | ".join(padded) + " |"
+
+    rule = [
+        "-" * (width - 1) + ":" if column in right else "-" * width for column, width in enumerate(widths)
+    ]
+    return [line(header), line(rule), *map(line, rows)]
