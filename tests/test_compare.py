@@ -245,10 +245,10 @@ def test_markdown(tmp_path: Path) -> None:
     assert all(char.isprintable() or char == "\n" for char in text)
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
     assert len(tables) == 4  # overview, two of figures, one of steps
-    for table in tables:
-        columns = [line.replace("\\|", "").count("|") for line in table]
+    for rows in tables:
+        columns = [line.replace("\\|", "").count("|") for line in rows]
         assert len(set(columns)) == 1
-        ascii_lines = [line for line in table if line.isascii()]
+        ascii_lines = [line for line in rows if line.isascii()]
         assert len({len(line) for line in ascii_lines}) == 1
     assert "a\\|b step 0" in text and "`` echo `x` \\| tee·[31m ``" in text
     assert "(none)" in comparison.to_markdown() and "1 more got worse; the JSON form lists all." in text
