@@ -31,30 +31,28 @@ def quantize(source: Path, out: Path, ftype: int, threads: int, begun: Callable[
     command = [sys.executable, "-P", "-m", "edge.quantize", str(source), str(out), str(ftype), str(threads)]
     fallbacks = 0
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
+        with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        try:
-            assert child.stdout is not None
-            for line in child.stdout:
-                kind, _, value = line.strip().partition(" ")
-                if kind == "tensor":
-                    begun(value)
-                elif kind == "fallback":
-                    fallbacks = int(value)
-            status = child.wait()
-        finally:
-            child.kill()
-            child.wait()
-        if status:
+        ) as child:
+            try:
+                for line in child.stdout or ():
+                    kind, _, value = line.strip().partition(" ")
+                    if kind == "tensor":
+                        begun(value)
+                    elif kind == "fallback":
+                        fallbacks = int(value)
+                child.wait()
+            finally:
+                child.kill()
+        if child.returncode:
             errors.seek(0)
             text = errors.read().decode("utf-8", "replace")
-            raise ConversionError(f"llama.cpp cannot quantize {source}: {_reason(text, status)}")
+            raise ConversionError(f"llama.cpp cannot quantize {source}: {_reason(text, child.returncode)}")
     return fallbacks
 
 

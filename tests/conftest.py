@@ -7,6 +7,7 @@ rm -r build/test-models makes them anew
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def keyed(name: str, sources: list[Path], make: Callable[[Path], object]) -> Pat
                 raise
         finally:
             shutil.rmtree(temporary.parent)
+        for old in CACHE.glob(f"*/{name}"):
+            if time.time() - old.parent.stat().st_mtime > 3600:
+                shutil.rmtree(old.parent, ignore_errors=True)
     return path
 
 
