@@ -57,7 +57,7 @@ _DISK_MARGIN = 64 << 20  # bytes left free for the file system's own needs and t
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: sizes in bytes, `fallbacks` is how many tensors' widths did not fit the type."""
+    """A finished conversion. `n_bytes` is the whole file's size, `bits_per_weight` that of its tensors."""
 
     path: Path
     quant: str

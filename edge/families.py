@@ -224,6 +224,11 @@ def _lfm2_layers(config: Config) -> list[set[str]]:
         raise ConversionError(
             f"{config.where}: layer_types does not name full_attention or conv for {count} layers"
         )
+    if len(set(types)) < 2:
+        # Its memory for hybrids asserts that both kinds have tensors.
+        raise ConversionError(
+            f"{config.where}: all {count} layers are {types[0]}; llama.cpp needs both kinds"
+        )
     moe = config.values["architectures"][0] == "Lfm2MoeForCausalLM"
     n_dense = config.integer("num_dense_layers", default=2, least=0) if moe else count
     biased = "biased" if config.flag("use_expert_bias", default=True) else "unbiased"

@@ -6,6 +6,7 @@ of tensors and metadata entries, the metadata, one line for each tensor, then th
 No llama.cpp call is made here.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -227,26 +228,20 @@ def sha256(path: str | Path) -> str:
     return digest
 
 
-class _opened:
-    """A context manager: the file mapped and its reader, or one clear error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> _Reader:
-        try:
-            with self.path.open("rb") as stream:
-                self.data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            raise ModelFileError(f"{self.path}: no such file") from None
-        except ValueError:
-            raise ModelFileError(f"{self.path}: is empty; convert or fetch it again") from None
-        except OSError as error:
-            raise ModelFileError(f"{self.path}: cannot be read: {error.strerror or error}") from None
-        return _Reader(self.path, self.data)
-
-    def __exit__(self, *_: object) -> None:
-        self.data.close()
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Reader]:
+    """The file mapped and its reader, or one clear error."""
+    try:
+        with path.open("rb") as stream:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except ValueError:
+        raise ModelFileError(f"{path}: is empty; convert or fetch it again") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with data:
+        yield _Reader(path, data)
 
 
 def _read_header(reader: _Reader) -> _Header:

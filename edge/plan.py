@@ -80,6 +80,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Family:
+    """An architecture: its table, and what is read from config.json for it."""
+
     architecture: str
     rows: tuple[Row, ...]
     dims: Callable[["Config"], Dims]
@@ -109,6 +111,7 @@ class Config:
         return default
 
     def number(self, *keys: str, default: float) -> float:
+        """The first of the keys that is there. Raises ConversionError: not a positive finite number."""
         for key in keys:
             value = self.values.get(key)
             if value is not None:
@@ -118,6 +121,7 @@ class Config:
         return default
 
     def flag(self, *keys: str, default: bool) -> bool:
+        """The first of the keys that is there. Raises ConversionError: not a boolean."""
         found = [self.values[key] for key in keys if self.values.get(key) is not None]
         if found and type(found[0]) is not bool:
             raise ConversionError(f"{self.where}: {keys[0]} is {found[0]!r}, not true or false")

@@ -147,18 +147,19 @@ def _structure(pre_tokenizer: Any) -> tuple[str, ...]:
 
 def _byte_level_pre(where: str, stored: dict[str, Any]) -> str:
     """llama.cpp's name for the pre-tokenizer. Raises ConversionError that shows what it does not know."""
-    normalizer = stored.get("normalizer")
+    normalizer = stored.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
     # Text is in NFC already but for rare input, and llama.cpp normalizes no byte-level BPE, so NFC may stand.
-    if normalizer is not None and normalizer.get("type") != "NFC":
+    if any(step.get("type", "NFC") != "NFC" for step in steps):
         raise ConversionError(
             f"{where}: llama.cpp has no normalizer {json.dumps(normalizer)[:200]} for this BPE"
         )
-    steps = _structure(stored.get("pre_tokenizer"))
-    without, with_ignore = _PRE_TOKENIZERS.get(steps, (None, None))
+    structure = _structure(stored.get("pre_tokenizer"))
+    without, with_ignore = _PRE_TOKENIZERS.get(structure, (None, None))
     first, second = (with_ignore, without) if stored["model"].get("ignore_merges") else (without, with_ignore)
     name = first or second  # with the wrong one, the check after writing decides whether it matters
     if name is None:
-        raise ConversionError(f"{where}: llama.cpp has no pre-tokenizer for {' then '.join(steps)}")
+        raise ConversionError(f"{where}: llama.cpp has no pre-tokenizer for {' then '.join(structure)}")
     return name
 
 

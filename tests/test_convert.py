@@ -304,7 +304,15 @@ def test_config_that_does_not_fit(changes: dict[str, Any], problem: str, folder:
     [
         ({"layer_types": ["conv"] * 5}, "layer_types does not name full_attention or conv for 6 layers"),
         ({"layer_types": ["mamba"] * 6}, "layer_types does not name full_attention or conv for 6 layers"),
-        ({"layer_types": ["conv"] * 6}, "the checkpoint lacks layers.2.conv.conv.weight"),
+        ({"layer_types": ["conv"] * 6}, "all 6 layers are conv; llama.cpp needs both kinds"),
+        (
+            {"layer_types": ["full_attention"] * 6},
+            "all 6 layers are full_attention; llama.cpp needs both kinds",
+        ),
+        (
+            {"layer_types": [*["conv"] * 5, "full_attention"]},
+            "the checkpoint lacks layers.2.conv.conv.weight",
+        ),
         ({"conv_bias": True}, "conv_bias True is not supported"),
         ({"norm_topk_prob": False}, "norm_topk_prob False is not supported"),
         ({"routed_scaling_factor": 2.5}, "routed_scaling_factor 2.5 is not supported"),
