@@ -1,6 +1,7 @@
 """The command line: parse options, call one function, print. Heavy modules are imported where used."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,9 @@ def run(
     path = model or default_model(_note)
     with Runner.load(path, gpu_layers=gpu_layers, threads=threads) as runner:
         stream = sys.stdout.isatty() and not as_json
-        emit: Callable[[str], None] | None = (lambda text: typer.echo(text, nl=False)) if stream else None
+        emit: Callable[[str], None] | None = (
+            (lambda text: typer.echo(_shown(text), nl=False)) if stream else None
+        )
         action = runner.act(
             chat, max_tokens, sampling=sampling, think=think_tokens, text_share=text_share, emit=emit
         )
@@ -298,6 +301,11 @@ def _think(value: str | None) -> int | None:
     if value.isdigit():
         return int(value)
     raise typer.BadParameter("must be off or a number of tokens", param_hint="--think")
+
+
+def _shown(text: str) -> str:
+    """The action's JSON with the control characters that it may hold raw, and a terminal may obey, as escapes."""
+    return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _note(text: str) -> None:

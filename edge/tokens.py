@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -63,7 +64,9 @@ class Vocabulary:
     def matcher_tokens(self) -> LLTokenizer:
         """The vocabulary in llguidance's form; made on first use, since it takes up to a second."""
         if self._matcher_tokens is None:
-            self._matcher_tokens = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.end_ids))
+            with warnings.catch_warnings():  # llguidance still calls a name that llama.cpp has renamed
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._matcher_tokens = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.end_ids))
         return self._matcher_tokens
 
     def _single(self, text: str) -> int | None:
@@ -81,7 +84,9 @@ def encode_with(model: Path, text: str) -> list[int]:
         try:
             return list(Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids)
         except Exception as error:  # the package raises bare Exceptions
-            raise PromptError(f"{file}: cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
+            raise PromptError(
+                f"{file}: cannot be read as a tokenizer: {' '.join(str(error).split())}"
+            ) from None
     read_model_file(model)  # llama.cpp must not be the first to see a damaged file
     llama.start()
     params = llama_cpp.llama_model_default_params()
