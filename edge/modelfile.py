@@ -57,7 +57,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a GGUF says about itself. `bits_per_weight` is that of the tensors' data, the header left out."""
+    """What a GGUF says about itself. `bits_per_weight` is that of the tensors' data, the header left out.
+
+    `end_ids` are the tokens that end an answer: of the sequence, the turn and the message, where there are such.
+    """
 
     path: Path
     architecture: str
@@ -73,6 +76,7 @@ class ModelFile:
     eos_token: str | None
     bos_id: int | None
     eos_id: int | None
+    end_ids: tuple[int, ...]
     add_bos: bool
     n_vocab: int
 
@@ -161,7 +165,9 @@ def read_model_file(path: str | Path) -> ModelFile:
         if not n_params:
             raise reader.fail("holds no tensors")
         bos_id = _token_id(metadata, "tokenizer.ggml.bos_token_id", n_vocab)
-        eos_id = _token_id(metadata, "tokenizer.ggml.eos_token_id", n_vocab)
+        eos_id, *further = (
+            _token_id(metadata, f"tokenizer.ggml.{kind}_token_id", n_vocab) for kind in ("eos", "eot", "eom")
+        )
         return ModelFile(
             path=path,
             architecture=architecture,
@@ -177,6 +183,7 @@ def read_model_file(path: str | Path) -> ModelFile:
             eos_token=_token(reader, header, eos_id),
             bos_id=bos_id,
             eos_id=eos_id,
+            end_ids=tuple(dict.fromkeys(i for i in (eos_id, *further) if i is not None)),
             add_bos=metadata.get("tokenizer.ggml.add_bos_token") is True,
             n_vocab=n_vocab,
         )

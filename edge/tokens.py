@@ -62,11 +62,24 @@ class Vocabulary:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     def matcher_tokens(self) -> LLTokenizer:
-        """The vocabulary in llguidance's form; made on first use, since it takes up to a second."""
+        """The vocabulary in llguidance's form; made on first use, since it takes up to a second.
+
+        Raises ModelFileError: no token ends an answer, or llguidance cannot hold the vocabulary.
+        """
         if self._matcher_tokens is None:
+            if not self.end_ids:
+                raise ModelFileError(
+                    "the model's file names no EOS token, so that no answer could end; convert it again"
+                )
             with warnings.catch_warnings():  # llguidance still calls a name that llama.cpp has renamed
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self._matcher_tokens = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.end_ids))
+                try:
+                    self._matcher_tokens = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.end_ids))
+                except ValueError as error:
+                    reason = " ".join(str(error).split())
+                    raise ModelFileError(
+                        f"the model's vocabulary is damaged: llguidance cannot hold it: {reason}; convert it again"
+                    ) from None
         return self._matcher_tokens
 
     def _single(self, text: str) -> int | None:

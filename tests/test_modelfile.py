@@ -72,6 +72,7 @@ def test_says_what_the_file_says(whole: Path) -> None:
         eos_token="</s>",
         bos_id=0,
         eos_id=1,
+        end_ids=(1,),
         add_bos=True,
         n_vocab=4,
     )
