@@ -147,3 +147,16 @@ def random_llama_folder(one_thread: None) -> Path:
     import make_random
 
     return _random("llama", lambda path: make_random.llama(path, head_dim=32, attention_bias=True))
+
+
+@pytest.fixture(scope="session")
+def random_small_moe_folder(one_thread: None) -> Path:
+    """The smallest mixture that has every kind of layer: conv and attention, dense and experts."""
+    import make_random
+
+    layers = {
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_dense_layers": 1,
+    }
+    return _random("lfm2moe-small", lambda path: make_random.lfm2moe(path, **layers))

@@ -7,40 +7,20 @@ That the converted weights compute what transformers computes is test_logits.py'
 
 import json
 import os
-import pty
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-from conftest import keyed
 
 from edge.convert import NEEDS_IMATRIX, QUANT_TYPES, Converted, convert
 from edge.errors import CheckpointError, ConversionError, EdgeError
 from edge.modelfile import read_metadata, read_model_file, sha256
 
 FLOATS = ["F32", "F16", "BF16"]
-
-
-@pytest.fixture(scope="session")
-def moe(one_thread: None) -> Path:
-    """The smallest mixture that has every kind of layer."""
-    import make_random
-
-    layers = {
-        "num_hidden_layers": 3,
-        "layer_types": ["conv", "full_attention", "conv"],
-        "num_dense_layers": 1,
-    }
-    sources = [Path(__file__), Path(make_random.__file__)]
-    return keyed("moe", sources, lambda path: make_random.lfm2moe(path, **layers))
 
 
 @pytest.fixture
@@ -85,12 +65,12 @@ def change_weights(folder: Path, change: Callable[[dict[str, Any]], object], out
 
 
 @pytest.mark.parametrize("quant", QUANT_TYPES)
-def test_every_type(quant: str, moe: Path, out: Path) -> None:
+def test_every_type(quant: str, random_small_moe_folder: Path, out: Path) -> None:
     """It is written, named, measured, and llama.cpp computes with it."""
     import llama_cpp
 
-    done = convert(moe, quant=quant.lower(), out=out, threads=1)
-    assert done.path == out / f"moe-{quant}.gguf"
+    done = convert(random_small_moe_folder, quant=quant.lower(), out=out, threads=1)
+    assert done.path == out / f"lfm2moe-small-{quant}.gguf"
     assert list(out.iterdir()) == [done.path]
     model = read_model_file(done.path)
     assert (model.file_type, done.quant, model.architecture) == (quant, quant, "lfm2moe")
@@ -121,15 +101,17 @@ def test_types_are_those_of_the_installed_library() -> None:
 
 
 @pytest.mark.parametrize("quant", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"])
-def test_types_that_need_an_importance_matrix_are_refused(quant: str, moe: Path, out: Path) -> None:
+def test_types_that_need_an_importance_matrix_are_refused(
+    quant: str, random_small_moe_folder: Path, out: Path
+) -> None:
     with pytest.raises(ConversionError, match=f"^{quant} needs an importance matrix"):
-        convert(moe, quant=quant, out=out)
+        convert(random_small_moe_folder, quant=quant, out=out)
     assert not list(out.iterdir())
 
 
-def test_unknown_type_names_the_known(moe: Path, out: Path) -> None:
+def test_unknown_type_names_the_known(random_small_moe_folder: Path, out: Path) -> None:
     with pytest.raises(ConversionError, match=r"Q5_K_X is no type of llama\.cpp; one of F32, F16, Q4_0"):
-        convert(moe, quant="Q5_K_X", out=out)
+        convert(random_small_moe_folder, quant="Q5_K_X", out=out)
 
 
 def test_smollm2_falls_back_where_its_width_does_not_fit(smollm2_folder: Path, out: Path) -> None:
@@ -246,9 +228,9 @@ def test_shards_prefixes_mixed_dtypes_and_other_towers(
     assert sorted(path.name for path in out.iterdir()) == ["1.gguf", "2.gguf"]
 
 
-def test_same_input_same_bytes(moe: Path, out: Path) -> None:
-    first = convert(moe, quant="Q4_K_M", out=out / "a.gguf", threads=1)
-    second = convert(moe, quant="Q4_K_M", out=out / "b.gguf", threads=2)
+def test_same_input_same_bytes(random_small_moe_folder: Path, out: Path) -> None:
+    first = convert(random_small_moe_folder, quant="Q4_K_M", out=out / "a.gguf", threads=1)
+    second = convert(random_small_moe_folder, quant="Q4_K_M", out=out / "b.gguf", threads=2)
     assert first.sha256 == second.sha256
 
 
@@ -400,12 +382,12 @@ def test_too_little_disk(folder: Path, out: Path) -> None:
         assert "GB needed; choose another place with --out" in refused(folder, out, quant=quant)
 
 
-def test_output_that_cannot_be_written(moe: Path, out: Path) -> None:
+def test_output_that_cannot_be_written(random_small_moe_folder: Path, out: Path) -> None:
     (out / "file").write_text("")
-    assert "cannot be made" in refused(moe, out, file="file/x.gguf")
+    assert "cannot be made" in refused(random_small_moe_folder, out, file="file/x.gguf")
     (out / "folder.gguf").mkdir()
-    convert(moe, quant="F16", out=out / "folder.gguf")
-    assert (out / "folder.gguf" / "moe-F16.gguf").is_file()
+    convert(random_small_moe_folder, quant="F16", out=out / "folder.gguf")
+    assert (out / "folder.gguf" / "lfm2moe-small-F16.gguf").is_file()
 
 
 def test_failure_keeps_the_older_file(folder: Path, out: Path) -> None:
@@ -416,10 +398,12 @@ def test_failure_keeps_the_older_file(folder: Path, out: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_default_output(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_output(
+    random_small_moe_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert convert(moe, quant="F16").path == Path("models/moe-F16.gguf")
-    assert (tmp_path / "models" / "moe-F16.gguf").is_file()
+    assert convert(random_small_moe_folder, quant="F16").path == Path("models/lfm2moe-small-F16.gguf")
+    assert (tmp_path / "models" / "lfm2moe-small-F16.gguf").is_file()
 
 
 def test_tokenization_is_checked_unless_told_not_to(folder: Path, out: Path) -> None:
@@ -444,82 +428,9 @@ def test_tokenization_is_checked_unless_told_not_to(folder: Path, out: Path) -> 
     assert convert(folder, quant="BF16", out=out, check=False).path.is_file()
 
 
-# --- the terminal ---
-
-RUN = "import sys; from pathlib import Path; from edge.convert import convert; "
-RUN += (
-    "print(convert(sys.argv[1], quant=sys.argv[2], out=Path(sys.argv[3]), progress=True, threads=1).sha256)"
-)
-
-
-@pytest.fixture
-def start(out: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    running: list[subprocess.Popen[bytes]] = []
-
-    def run(folder: Path, quant: str, **options: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", RUN, str(folder), quant, str(out / "x.gguf")]
-        running.append(subprocess.Popen(command, **options))
-        return running[-1]
-
-    yield run
-    for process in running:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.parametrize("phase", ["writing", "quantizing"])
-def test_ctrl_c_leaves_nothing(
-    phase: str, smollm2_folder: Path, out: Path, start: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    process = start(smollm2_folder, "Q4_K_M", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    pattern = ".*.BF16.tmp" if phase == "writing" else f".x.gguf.{process.pid}.tmp"
-    deadline = time.monotonic() + 300
-    while not list(out.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) != 0
-    assert not list(out.iterdir())
-
-
-def test_progress_bar_on_a_terminal_only(
-    moe: Path, out: Path, start: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    main, other = pty.openpty()
-    process = start(moe, "Q8_0", stderr=other, stdout=subprocess.DEVNULL)
-    os.close(other)
-    shown = b""
-    while True:
-        try:
-            data = os.read(main, 4096)
-        except OSError:  # Linux: the other side is closed
-            break
-        if not data:
-            break
-        shown += data
-    os.close(main)
-    assert process.wait(timeout=60) == 0
-    assert b"writing BF16" in shown
-    assert b"quantizing to Q8_0" in shown
-    assert b"MB" in shown or b"kB" in shown
-
-    process = start(moe, "Q8_0", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    printed, errors = process.communicate(timeout=300)
-    assert errors == b""
-    assert printed.decode().strip() == sha256(out / "x.gguf")
-
-
-def test_runs_no_code_and_loads_no_torch(moe: Path, tmp_path: Path, out: Path) -> None:
-    folder = Path(shutil.copytree(moe, tmp_path / "model"))
-    (folder / "modeling.py").write_text("raise SystemExit('checkpoint code was run')")
-    change_config(folder, auto_map={"AutoModelForCausalLM": "modeling.Model"})
-    check = "; assert not {'torch', 'transformers'} & set(sys.modules)"
-    command = [sys.executable, "-c", RUN + check, str(folder), "Q4_K_M", str(out / "x.gguf")]
-    subprocess.run(command, check=True, timeout=300)
-
-
-def test_result_says_what_was_made(moe: Path, out: Path) -> None:
+def test_result_says_what_was_made(random_small_moe_folder: Path, out: Path) -> None:
     (out / "no-template").mkdir()
-    folder = Path(shutil.copytree(moe, out / "no-template" / "m"))
+    folder = Path(shutil.copytree(random_small_moe_folder, out / "no-template" / "m"))
     (folder / "chat_template.jinja").unlink()
     done = convert(folder, quant="F16", out=out / "x.gguf")
     assert isinstance(done, Converted)

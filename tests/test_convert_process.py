@@ -1,0 +1,99 @@
+"""edge convert as a process: Ctrl-C, the progress bar, what it loads and what it never runs.
+
+pytest tests/test_convert_process.py
+"""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.modelfile import sha256
+
+RUN = "import sys; from pathlib import Path; from edge.convert import convert; "
+RUN += (
+    "print(convert(sys.argv[1], quant=sys.argv[2], out=Path(sys.argv[3]), progress=True, threads=1).sha256)"
+)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start(out: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    running: list[subprocess.Popen[bytes]] = []
+
+    def run(folder: Path, quant: str, **options: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", RUN, str(folder), quant, str(out / "x.gguf")]
+        running.append(subprocess.Popen(command, **options))
+        return running[-1]
+
+    yield run
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("phase", ["writing", "quantizing"])
+def test_ctrl_c_leaves_nothing(
+    phase: str, smollm2_folder: Path, out: Path, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    process = start(smollm2_folder, "Q4_K_M", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    pattern = ".*.BF16.tmp" if phase == "writing" else f".x.gguf.{process.pid}.tmp"
+    deadline = time.monotonic() + 300
+    while not list(out.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert not list(out.iterdir())
+
+
+def test_progress_bar_on_a_terminal_only(
+    random_small_moe_folder: Path, out: Path, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    main, other = pty.openpty()
+    process = start(random_small_moe_folder, "Q8_0", stderr=other, stdout=subprocess.DEVNULL)
+    os.close(other)
+    shown = b""
+    while True:
+        try:
+            data = os.read(main, 4096)
+        except OSError:  # Linux: the other side is closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(main)
+    assert process.wait(timeout=60) == 0
+    assert b"writing BF16" in shown
+    assert b"quantizing to Q8_0" in shown
+    assert b"MB" in shown or b"kB" in shown
+
+    process = start(random_small_moe_folder, "Q8_0", stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    printed, errors = process.communicate(timeout=300)
+    assert errors == b""
+    assert printed.decode().strip() == sha256(out / "x.gguf")
+
+
+def test_runs_no_code_and_loads_no_torch(random_small_moe_folder: Path, tmp_path: Path, out: Path) -> None:
+    folder = Path(shutil.copytree(random_small_moe_folder, tmp_path / "model"))
+    (folder / "modeling.py").write_text("raise SystemExit('checkpoint code was run')")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Model"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    check = "; assert not {'torch', 'transformers'} & set(sys.modules)"
+    command = [sys.executable, "-c", RUN + check, str(folder), "Q4_K_M", str(out / "x.gguf")]
+    subprocess.run(command, check=True, timeout=300)
