@@ -5,7 +5,7 @@ from typing import Any
 
 from edge.errors import ReplayError
 from edge.replay import Key, by_step, describe, read_key, read_lines, read_rows, text_field, without_sample
-from edge.result import step_result, write_result
+from edge.result import check_place, step_result, write_result
 
 _KEPT = ("finish_reason", "prompt_tokens", "completion_tokens", "closed_at_budget")
 
@@ -25,8 +25,9 @@ def score(
     one, or a missing answer would flatter the score: with `partial` the rows without one are left out, and
     `engine.rows_missing` says how many. A prediction for no row, or a second one, is an error too.
 
-    Raises ReplayError that names file, line and step.
+    Raises ReplayError that names file, line and step, and ResultError where `out` cannot be written.
     """
+    check_place(out)
     rows = {row.key: row for row in read_rows(replay)}
     steps_of = by_step(rows)
     found: dict[Key, dict[str, Any]] = {}

@@ -4,6 +4,9 @@ Run: .venv/bin/python -m pytest tests/test_score.py
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ import pytest
 
 from edge.errors import EdgeError, ReplayError, ResultError
 from edge.replay import read_rows
-from edge.result import read_result, step_key, step_result, whole_text, write_result
+from edge.result import check_place, read_result, step_key, step_result, whole_text, write_json, write_result
 from edge.score import score
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
 REF = (
     '{"analysis": "a", "plan": "p", "commands": [{"keystrokes": "ls -la\\n", "duration": 1.0}],'
     ' "task_complete": false}'
@@ -134,7 +138,7 @@ def test_write_result_leaves_the_old_file_when_it_fails(tmp_path: Path, replay: 
     assert read_result(out)["model"] == "old"
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(ResultError, match="cannot be written: Is a directory"):
+    with pytest.raises(ResultError, match="is a folder: give the name of a file in it"):
         write_result(folder, {"model": "new"}, [step])
     with pytest.raises(ResultError, match="cannot be written"):
         write_result(out / "inside", {"model": "new"}, [step])
@@ -212,6 +216,70 @@ def test_other_places(tmp_path: Path, replay: Path) -> None:
     [read] = read_result(path)["per_step"]
     assert (read["bucket"], read["source_group"], step_key(read)) == ("early", "unknown", ("t", 0, 0))
     assert issubclass(ResultError, EdgeError)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("", "the name of the file to write is empty"),
+        (".", "is a folder"),
+        ("/", "is a folder"),
+        ("{tmp}", "is a folder"),
+        ("{tmp}/file/r.json", "file is a file, not a folder"),
+        ("{tmp}/file/deep/r.json", "file is a file, not a folder"),
+        ("{tmp}/loop", "cannot be written: Too many levels"),
+        ("{tmp}/" + "x" * 300, "cannot be written: File name too long"),
+        ("/proc/edge/r.json", "cannot be written: "),
+    ],
+)
+def test_places_that_cannot_be_written(tmp_path: Path, replay: Path, place: str, reason: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    path = place.format(tmp=tmp_path)
+    predictions = write(tmp_path / "p.jsonl", [prediction("t", 0)])
+    before = sorted(tmp_path.iterdir())
+    # The place is refused before the predictions, which lack two rows.
+    for work in (
+        check_place,
+        lambda path: write_json(path, {}),
+        lambda path: score(predictions, replay, path),
+    ):
+        with pytest.raises(ResultError, match=reason) as caught:
+            work(path)
+        assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(ResultError, match=r"closed.r\.json: cannot be written: Permission denied"):
+        check_place(tmp_path / "closed" / "r.json")
+
+
+def test_links_stay_and_devices_are_written_through(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "old.json").write_text("old")
+    for name, target in (("link", "kept/old.json"), ("dangling", "kept/new.json")):
+        (tmp_path / name).symlink_to(target)
+        check_place(tmp_path / name)
+        write_json(tmp_path / name, {"a": 1})
+        assert (tmp_path / name).is_symlink() and json.loads((tmp_path / target).read_text()) == {"a": 1}
+    check_place("/dev/null")
+    write_json("/dev/null", {})
+    assert Path("/dev/null").is_char_device()
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    check_place(tmp_path / "fifo")
+    write_json(tmp_path / "fifo", [1])
+    assert json.loads(os.read(reader, 100)) == [1] and (tmp_path / "fifo").is_fifo()
+    os.close(reader)
+    code = "from edge.result import write_json; print('first', flush=True); write_json('/dev/stdout', [1])"
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, cwd=ROOT, check=True)
+    piped = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, check=True)
+    assert piped.stdout == (tmp_path / "out").read_bytes() == b"first\n[\n 1\n]\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "link", "dangling", "fifo", "out"}
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="../shared is not beside this checkout")
