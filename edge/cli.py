@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ GpuLayers = Annotated[
     int,
     typer.Option("--gpu-layers", min=-1, help="Layers to offload; -1 is all, where there is a GPU backend."),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads. Default: the physical cores.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=512, help="Default: the physical cores.")]
 MaxTokens = Annotated[
     int, typer.Option("--max-tokens", min=1, help="Budget of an answer, its thought included.")
 ]
@@ -344,11 +345,16 @@ def _edge(
 
 def main() -> NoReturn:
     """The `edge` command: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     try:
         app(prog_name="edge")
     except EdgeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == 130:
+            typer.echo("interrupted; nothing was written", err=True)
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"error: {where}{error.strerror or error}", err=True)

@@ -22,6 +22,7 @@ Logits = NDArray[np.float32]
 
 _TRUNK, _ANSWER = 0, 1
 _BATCH = 512  # tokens decoded at once; larger ones read no faster on the CPUs measured
+_MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
 _FLASH_ATTN_AUTO, _FLASH_ATTN_OFF = -1, 0  # enum llama_flash_attn_type
 
 
@@ -29,6 +30,10 @@ class Engine:
     """A loaded model. `gpu_layers` of -1 offloads all, where llama.cpp was built with a GPU backend."""
 
     def __init__(self, path: Path, *, gpu_layers: int = -1, threads: int | None = None) -> None:
+        self._model = self._context = None  # for __del__, where the next lines raise
+        threads = threads or physical_cores()
+        if not 1 <= threads <= _MAX_THREADS:
+            raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {_MAX_THREADS}")
         llama.start()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
@@ -36,7 +41,7 @@ class Engine:
         if not self._model:
             raise ModelFileError(f"{path}: llama.cpp cannot load it: {llama.last_error()}")
         self.path = path
-        self.threads = threads or physical_cores()
+        self.threads = threads
         self.vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.context_length: int = llama_cpp.llama_model_n_ctx_train(self._model)
@@ -44,7 +49,6 @@ class Engine:
             llama_cpp.llama_model_is_hybrid(self._model) or llama_cpp.llama_model_is_recurrent(self._model)
         )
         self.offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
-        self._context: llama_cpp.llama_context_p | None = None
         self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
         self.n_ctx = 0
         self._trunk: list[int] = []
@@ -60,11 +64,20 @@ class Engine:
             llama_cpp.llama_model_free(self._model)
             self._model = None
 
+    def __del__(self) -> None:
+        self.close()
+
+    def check_open(self) -> None:
+        """Raises EdgeError after `close`: llama.cpp would end the process."""
+        if not self._model:
+            raise EdgeError(f"{self.path}: this model was closed; load it again")
+
     def reserve(self, tokens: int) -> None:
         """Have a cache for at least `tokens` tokens, prompt and answer together.
 
         Raises ContextError if the model's context is shorter or memory does not suffice.
         """
+        self.check_open()
         if tokens > self.context_length:
             raise ContextError(
                 f"{self.path}: {tokens} tokens do not fit into this model's context of {self.context_length}"
@@ -93,6 +106,7 @@ class Engine:
         Returns the logits after its last token: float32, shape (n_vocab,); read them before `extend`.
         Raises ContextError if `reserve` has not made room for it.
         """
+        self.check_open()
         if not prompt:
             raise ContextError("the prompt has no tokens")
         if len(prompt) > self.n_ctx:
@@ -105,12 +119,13 @@ class Engine:
             common = _common_length(self._trunk, prompt)
             # The last token is read again where the trunk goes on behind it: its logits are gone.
             common = min(common, len(prompt) - 1)
-            if common < len(self._trunk) and not (
-                self._rewindable and llama_cpp.llama_memory_seq_rm(memory, _TRUNK, common, -1)
-            ):
+            rewound = (
+                self._rewindable and common and llama_cpp.llama_memory_seq_rm(memory, _TRUNK, common, -1)
+            )
+            if not rewound and not 0 < common == len(self._trunk):
                 llama_cpp.llama_memory_seq_rm(memory, _TRUNK, -1, -1)
                 common = 0
-            self._trunk = []  # not whole until every chunk is read
+            self._trunk = []  # until every chunk is read; an interrupted prompt leaves none
             for begin in range(common, len(prompt), _BATCH):
                 self._decode(prompt[begin : begin + _BATCH], begin, _TRUNK)
             self.prompt_tokens_decoded += len(prompt) - common

@@ -7,6 +7,7 @@ from typing import Literal
 from edge.action import ActionScanner
 from edge.constraint import Constraint
 from edge.engine import Engine, Logits
+from edge.errors import GrammarError
 from edge.sampling import Sampler, Sampling
 from edge.tokens import Vocabulary
 
@@ -87,7 +88,7 @@ def action_answer(
 
     `think` is the most tokens a thought may take, its tags included; below 3 there is none. `text_share` is the
     part of the budget that analysis and plan may fill together before they are closed. `emit` gets the action's
-    text as it becomes certain. Raises GrammarError if the vocabulary cannot write JSON.
+    text as it becomes certain.
     """
     writer = _Writer(engine, prompt, sampling, max_tokens)
     thought, thought_tokens = _think(writer, vocabulary, think)
@@ -116,9 +117,13 @@ def action_answer(
         else:
             text_tokens += scanner.in_text
             logits = writer.logits()
-            token = writer.sampler.pick(logits) if sampling.temperature == 0 else -1
+            token = writer.sampler.pick(logits) if sampling.greedy else -1
             if not constraint.accepts(token):  # the mask costs ten times as much as the check
-                token = writer.sampler.pick(logits, constraint.mask())
+                try:
+                    allowed = constraint.mask()
+                except GrammarError:
+                    break  # this vocabulary cannot go on from here; the ending below still can
+                token = writer.sampler.pick(logits, allowed)
             writer.write(token)
             add(token)
         if emit is not None and (certain := scanner.releasable()) > shown:

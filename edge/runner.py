@@ -50,6 +50,7 @@ class Runner:
 
     def encode(self, prompt: str) -> list[int]:
         """A rendered prompt's token ids; the template has written the BOS itself, none is added."""
+        self.engine.check_open()
         return self.vocabulary.encode(prompt)
 
     def act(

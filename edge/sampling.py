@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from edge.errors import EdgeError
 
+_GREEDY = 1e-5  # vLLM's threshold: a lower temperature is greedy
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -22,6 +24,11 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is always taken."""
+        return self.temperature < _GREEDY
 
     def __post_init__(self) -> None:
         for name, value, fits, range_ in (
@@ -62,9 +69,11 @@ class Sampler:
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             chosen = logits[ids]
             logits[ids] = np.where(chosen > 0, chosen / s.repetition_penalty, chosen * s.repetition_penalty)
+        if not np.isfinite(logits).all():  # a model whose arithmetic overflowed still has to answer something
+            logits = np.nan_to_num(logits, nan=-1e30, posinf=1e30, neginf=-1e30)
         if allowed is not None:
             logits = np.where(allowed, logits, np.float32(-np.inf))
-        if s.temperature == 0:
+        if s.greedy:
             return int(logits.argmax())
         # In vLLM's order: temperature, min_p, top_k, top_p.
         scaled = (logits - logits.max()).astype(np.float64) / s.temperature
