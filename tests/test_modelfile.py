@@ -8,6 +8,7 @@ import os
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -18,8 +19,12 @@ from hypothesis import strategies as st
 from edge.errors import ModelFileError
 from edge.modelfile import ModelFile, read_metadata, read_model_file, read_tensors, sha256
 
+TOKENS = ["<s>", "</s>", "a", "é"]
 
-def write_gguf(path: Path) -> None:
+
+def write_gguf(
+    path: Path, *, model: str | None = "gpt2", tokens: list[str] | None = TOKENS, **numbers: int | str
+) -> None:
     """A small but whole GGUF: every kind of metadata, tensors of three types."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("small")
@@ -27,11 +32,15 @@ def write_gguf(path: Path) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_array("llama.attention.head_count_kv", [2, 0])
     writer.add_float64("llama.some.number", 0.5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<s>", "</s>", "a", "é"])
-    writer.add_token_types([3, 3, 1, 1])
+    if model is not None:
+        writer.add_tokenizer_model(model)
+    if tokens is not None:
+        writer.add_token_list(tokens)
+        writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])
     writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
+    for key, value in ({"eos_token_id": 1} | numbers).items():
+        full = f"tokenizer.ggml.{key}" if key.endswith("_id") else f"llama.{key}"
+        writer.add_string(full, value) if isinstance(value, str) else writer.add_uint32(full, value)
     writer.add_add_bos_token(True)
     writer.add_chat_template("{{ messages }}")
     writer.add_tensor("a.weight", np.ones((2, 32), np.float32))
@@ -119,7 +128,7 @@ def test_sha256_is_remembered_until_the_file_changes(
     assert sha256(file) == hashlib.sha256(b"one").hexdigest()
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert sha256(file) == hashlib.sha256(b"two").hexdigest()
-    with pytest.raises(ModelFileError, match="cannot be read"):
+    with pytest.raises(ModelFileError, match="no such file"):
         sha256(tmp_path / "nothing")
 
 
@@ -161,7 +170,62 @@ def test_damaged_headers(data: bytes, problem: str, tmp_path: Path) -> None:
 
 def test_missing_and_no_file(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "nothing.gguf")
-    assert "cannot be read" in refused(tmp_path)
+    assert f"is a folder, not a GGUF; `edge convert {tmp_path}`" in refused(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    assert "is not a regular file" in refused(tmp_path / "fifo")
+    assert "is not a regular file" in refused(Path("/dev/zero"))
+    with pytest.raises(ModelFileError, match="is not a regular file"):
+        sha256(tmp_path / "fifo")
+    with pytest.raises(ModelFileError, match="cannot be read: embedded null byte"):
+        read_model_file("a\0b")
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"tokens": ["<s>", "</s>", "a", "a"]}, "the token 'a' occurs twice"),
+        ({"tokens": ["<s>", "</s>", "a\0b", "a\0c"]}, "the token 'a' occurs twice"),
+        ({"tokens": ["<s>", "</s>", "", "[EMPTY_2]"]}, "the token '[EMPTY_2]' occurs twice"),
+        ({"model": "no_vocab"}, "holds no vocabulary"),
+        ({"model": "none"}, "holds no vocabulary"),
+        ({"model": None}, "holds no vocabulary"),
+        ({"tokens": None}, "holds no vocabulary"),
+        ({"model": "llama"}, "no token for the byte 0x00"),
+        ({"model": "llama", "tokens": ["<s>", "</s>", *BYTES[:-1]]}, "no token for the byte 0xFF"),
+        ({"expert_count": 4, "expert_used_count": 9}, "9 of 4 experts a token"),
+        ({"expert_used_count": 1}, "1 of 0 experts a token"),
+        ({"expert_count": 4}, "0 of 4 experts a token"),
+        ({"expert_count": 2000, "expert_used_count": 1}, "1 of 2,000 experts a token"),
+        ({"expert_count": 4, "expert_used_count": 1, "expert_group_count": 4}, "groups of 4 experts"),
+        ({"block_count": 0}, "0 layers"),
+        ({"block_count": 513}, "513 layers"),
+        ({"block_count": 2, "nextn_predict_layers": 3}, "3 of 2 layers look ahead"),
+        ({"rope.scaling.type": "spiral"}, "a rope scaling of type 'spiral'"),
+    ],
+)
+def test_what_ends_llama_cpp_is_refused(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_gguf(path, **changes)
+    assert problem in refused(path)
+
+
+def test_end_ids(tmp_path: Path) -> None:
+    """EOS, end of turn, end of message, each once and only if there is such a token."""
+    path = tmp_path / "x.gguf"
+    for ids, wanted in (
+        ({"eot_token_id": 2, "eom_token_id": 1}, (1, 2)),
+        ({"eos_token_id": 4, "eot_token_id": 3}, (3,)),
+        ({"eos_token_id": 99}, ()),
+    ):
+        write_gguf(path, **ids)
+        model = read_model_file(path)
+        assert model.end_ids == wanted
+        assert model.eos_token == ("</s>" if 1 in wanted else None)
+    write_gguf(path, model="llama", tokens=["<s>", "</s>", *BYTES], expert_count=4, expert_used_count=4)
+    assert read_model_file(path).n_vocab == 258
 
 
 def test_cut_anywhere(whole: Path, tmp_path: Path) -> None:
