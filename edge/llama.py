@@ -1,19 +1,18 @@
-"""llama.cpp's library, started once and kept quiet: its log goes to a short memory instead of the terminal."""
+"""llama.cpp's library, started once and kept quiet: of its log one error is remembered, nothing is printed."""
 
 import ctypes
-from collections import deque
 from functools import cache
 
 import llama_cpp
 
 _GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level
-_errors: deque[str] = deque(maxlen=20)
+_first_error: list[str] = []
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
-    if level == _GGML_LOG_LEVEL_ERROR:
-        _errors.append(text.decode("utf-8", "replace").strip())
+    if level == _GGML_LOG_LEVEL_ERROR and not _first_error:
+        _first_error.append(" ".join(text.decode("utf-8", "replace").split()))
 
 
 @cache
@@ -23,8 +22,16 @@ def start() -> None:
     llama_cpp.llama_backend_init()
 
 
+def forget_errors() -> None:
+    """Call it before a call whose failure `last_error` is to explain."""
+    _first_error.clear()
+
+
 def last_error(otherwise: str = "llama.cpp gives no reason") -> str:
-    """What llama.cpp logged as its newest error, as one line, and forget it."""
-    text = " ".join(_errors[-1].split()) if _errors else otherwise
-    _errors.clear()
+    """The first error that llama.cpp logged since it was last asked or told to forget, as one line.
+
+    The first is the cause; those after it only say what failed in turn.
+    """
+    text = _first_error[0] if _first_error else otherwise
+    forget_errors()
     return text

@@ -1,9 +1,10 @@
 """A model's vocabulary as llama.cpp has it: text to token ids and back."""
 
+import contextlib
 import ctypes
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import llama_cpp
@@ -30,8 +31,11 @@ class Vocabulary:
         if self.think_open is None or self.think_close is None:
             self.think_open = self.think_close = None
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of `text`, no BOS added; `special` reads names such as `<|im_end|>` as their single token."""
+    def encode(self, text: str, *, special: bool = True, ends: bool = False) -> list[int]:
+        """Token ids of `text`; `special` reads names such as `<|im_end|>` as their single token.
+
+        `ends` adds the BOS and EOS that the file asks for; a prompt's template has written its own.
+        """
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -40,7 +44,7 @@ class Vocabulary:
             ) from error
         size = len(data) + 8
         ids = (llama_cpp.llama_token * size)()
-        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, size, False, special)
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, size, ends, special)
         if n < 0:
             raise PromptError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
         return list(ids[:n])
@@ -100,14 +104,22 @@ def encode_with(model: Path, text: str) -> list[int]:
             raise PromptError(
                 f"{file}: cannot be read as a tokenizer: {' '.join(str(error).split())}"
             ) from None
-    read_model_file(model)  # llama.cpp must not be the first to see a damaged file
+    with file_vocabulary(model) as vocabulary:
+        return vocabulary.encode(text)
+
+
+@contextlib.contextmanager
+def file_vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """A GGUF's vocabulary without its weights, for encoding and decoding. Raises ModelFileError."""
+    end_ids = read_model_file(path).end_ids  # llama.cpp must not be the first to see a damaged file
     llama.start()
+    llama.forget_errors()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    loaded = llama_cpp.llama_model_load_from_file(os.fsencode(model), params)
-    if not loaded:
-        raise ModelFileError(f"{model}: llama.cpp cannot read its vocabulary: {llama.last_error()}")
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise ModelFileError(f"{path}: llama.cpp cannot read its vocabulary: {llama.last_error()}")
     try:
-        return Vocabulary(llama_cpp.llama_model_get_vocab(loaded), ()).encode(text)
+        yield Vocabulary(llama_cpp.llama_model_get_vocab(model), end_ids)
     finally:
-        llama_cpp.llama_model_free(loaded)
+        llama_cpp.llama_model_free(model)
