@@ -11,6 +11,7 @@ its numpy mode knows no bfloat16 and its errors do not name the tensor.
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,13 @@ _SMALL_FILES = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
     "model.safetensors.index.json",
 ]
+_SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -102,6 +106,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
         raise CheckpointError(f"{folder}: no config.json; this is not a Hugging Face checkpoint")
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(_no_tokenizer(folder))
+    tokenizer_config = read_tokenizer_config(folder)
     return Checkpoint(
         folder=folder,
         source=str(source),
@@ -110,8 +115,8 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
         config=read_json(folder / "config.json"),
         generation_config=read_json(folder / "generation_config.json", missing_ok=True),
         tokenizer=read_json(folder / "tokenizer.json"),
-        tokenizer_config=read_json(folder / "tokenizer_config.json", missing_ok=True),
-        chat_template=read_chat_template(folder),
+        tokenizer_config=tokenizer_config,
+        chat_template=read_chat_template(folder, tokenizer_config),
         tensors=_read_tensors(folder),
     )
 
@@ -133,23 +138,41 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     return value
 
 
-def read_chat_template(folder: Path) -> str | None:
-    """The chat template of a checkpoint folder, None if it has none.
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with the special tokens of special_tokens_map.json, where older checkpoints keep them.
 
-    chat_template.jinja goes before chat_template.json and before tokenizer_config.json, as in transformers;
-    of a list of named templates it is the one named `default`.
+    {} if there is neither. Raises CheckpointError.
     """
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
+    config = read_json(folder / "tokenizer_config.json", missing_ok=True)
+    if "added_tokens_decoder" not in config:
+        config |= read_json(folder / "special_tokens_map.json", missing_ok=True)
+    return config
+
+
+def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """The chat template of a checkpoint folder, None if it has none; "" if its file is empty.
+
+    As in transformers' tokenizers the .jinja files go before tokenizer_config.json, and of several named
+    templates it is `default` that counts. chat_template.json, which only processors read, comes last.
+    Raises CheckpointError.
+    """
+    files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    if (folder / "chat_template.jinja").exists():
+        files.setdefault("default", folder / "chat_template.jinja")
+    if files:
+        if "default" not in files:
+            return None
         try:
-            return jinja.read_text(encoding="utf-8")
+            return files["default"].read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{jinja}: cannot be read: {error}") from None
-    for file in ("chat_template.json", "tokenizer_config.json"):
-        template = read_json(folder / file, missing_ok=True).get("chat_template")
+            raise CheckpointError(f"{files['default']}: cannot be read: {error}") from None
+    processor = read_json(folder / "chat_template.json", missing_ok=True)
+    for template in (tokenizer_config.get("chat_template"), processor.get("chat_template")):
         if isinstance(template, list):
-            named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-            template = named.get("default")
+            named = (item for item in template if isinstance(item, dict) and item.get("name") == "default")
+            template = next(named, {}).get("template")
+        if isinstance(template, dict):
+            template = template.get("default")
         if isinstance(template, str):
             return template
     return None
@@ -162,7 +185,9 @@ def locate(
 
     Raises CheckpointError with what to do about it.
     """
-    path = Path(source).expanduser()
+    if not str(source):
+        raise CheckpointError("the source is empty; give a checkpoint folder or a hub id (owner/name)")
+    path = Path(os.path.expanduser(source))  # Path's own fails where there is no such user
     if path.is_dir():
         return path, None
     if path.is_file():
@@ -233,9 +258,11 @@ def _shards(index: Path) -> dict[str, list[str]]:
         raise CheckpointError(f"{index}: has no weight_map")
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
-        # A file name with a folder in it could point anywhere on the disk.
-        if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(f"{index}: {name} lies in {file!r}, which is no plain file name")
+        # A name with a folder in it could point anywhere on the disk; one with a * would fetch anything.
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise CheckpointError(
+                f"{index}: {name} lies in {file!r}, which is no plain file name of safetensors"
+            )
         shards.setdefault(file, []).append(name)
     return shards
 

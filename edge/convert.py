@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ import llama_cpp
 import numpy as np
 
 from edge.checkpoint import Checkpoint, StoredTensor, open_checkpoint
-from edge.errors import CheckpointError, ConversionError
+from edge.errors import CheckpointError, ConversionError, PromptError
 from edge.families import make_plan
 from edge.machine import physical_cores
 from edge.modelfile import read_model_file, sha256
 from edge.paths import model_folder
 from edge.plan import Array, Plan, TensorPlan
+from edge.prompt import render_chat_template
 from edge.quantize import quantize
 from edge.vocabulary import Vocabulary, check_tokenization, make_vocabulary
 
@@ -48,16 +50,21 @@ _FTYPES = {
 NEEDS_IMATRIX = [
     name for name in _FTYPES if name.startswith(("IQ1_", "IQ2_")) or name in ("IQ3_XXS", "IQ3_XS", "Q2_K_S")
 ]
+_ALIASES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
 QUANT_TYPES = [name for name in sorted(_FTYPES, key=lambda name: _FTYPES[name]) if name not in NEEDS_IMATRIX]
 
 _EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}  # all ones there: NaN or Inf
 _CHUNK = 1 << 22  # values checked and cast at a time, so that temporary copies stay small
+_MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _DISK_MARGIN = 64 << 20  # bytes left free for the file system's own needs and the header
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion. `n_bytes` is the whole file's size, `bits_per_weight` that of its tensors."""
+    """A finished conversion. `quant` is the type's name: f32, f16, bf16, else llama.cpp's in upper case.
+
+    `n_bytes` is the whole file's size, `bits_per_weight` that of its tensors.
+    """
 
     path: Path
     quant: str
@@ -72,7 +79,7 @@ def convert(
     source: str | Path,
     *,
     quant: str = "Q4_K_M",
-    out: Path | None = None,
+    out: str | Path | None = None,
     revision: str | None = None,
     offline: bool = False,
     check: bool = True,
@@ -81,27 +88,30 @@ def convert(
 ) -> Converted:
     """Convert a checkpoint folder or hub id to a GGUF of type `quant`, one of QUANT_TYPES in any case.
 
-    `out` is a file or a folder, by default models/<name>-<quant>.gguf. `check` compares llama.cpp's
-    tokenization with the tokenizers package before the file gets its name. `progress` draws a bar on a
-    terminal's stderr.
+    `out` is a file or a folder, by default models/<name>-<quant>.gguf; a link is followed and stays. `check`
+    compares llama.cpp's tokenization with the tokenizers package before the file gets its name. `progress`
+    draws a bar on a terminal's stderr.
 
     Raises CheckpointError, ConversionError, each before or instead of any output.
     """
     begin = time.monotonic()
     quant = _quant(quant)
+    shown = quant.lower() if quant in _FLOATS else quant
+    if threads is not None and not 1 <= threads <= _MAX_THREADS:
+        raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {_MAX_THREADS}")
+    _place(out, f"model-{shown}.gguf")  # before anything is fetched
     checkpoint = open_checkpoint(source, revision=revision, offline=offline)
     plan = make_plan(checkpoint)
     vocabulary = make_vocabulary(checkpoint, plan.n_vocab)
-    out = _out(out, checkpoint.name, quant)
+    out, place = _place(out, f"{checkpoint.name}-{shown}.gguf")
     direct = quant if quant in _FLOATS else checkpoint.dtype
-    _check_disk(out.parent, plan, direct, quant)
-    warnings = []
-    if checkpoint.chat_template is None:
-        warnings.append("the checkpoint has no chat template; prompts will use a fallback")
+    _check_disk(_folder_above(place), plan, direct, quant)
+    warnings = [*_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    floats = temporary if direct == quant else out.with_name(f".{out.name}.{os.getpid()}.{direct}.tmp")
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    floats = temporary if direct == quant else place.with_name(f".{place.name}.{os.getpid()}.{direct}.tmp")
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         with _bar(progress, f"writing {direct}", _n_bytes(plan, direct)) as advance:
             _write(floats, checkpoint, plan, vocabulary, direct, advance)
         if check:
@@ -116,7 +126,7 @@ def convert(
                     f"into {quant}'s blocks"
                 )
         bits_per_weight = read_model_file(temporary).bits_per_weight
-        os.replace(temporary, out)
+        os.replace(temporary, place)
     except OSError as error:
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -124,7 +134,7 @@ def convert(
             path.unlink(missing_ok=True)
     return Converted(
         path=out,
-        quant=quant,
+        quant=shown,
         n_bytes=out.stat().st_size,
         bits_per_weight=bits_per_weight,
         sha256=sha256(out),
@@ -135,7 +145,7 @@ def convert(
 
 def _quant(name: str) -> str:
     """The type's canonical name. Raises ConversionError: unknown, or in need of an importance matrix."""
-    upper = name.upper()
+    upper = _ALIASES.get(name.upper(), name.upper())
     if upper in NEEDS_IMATRIX:
         raise ConversionError(
             f"{upper} needs an importance matrix, which edge does not make yet; take Q2_K or larger"
@@ -145,17 +155,58 @@ def _quant(name: str) -> str:
     return upper
 
 
-def _out(out: Path | None, name: str, quant: str) -> Path:
-    """The output's path, its folder made."""
-    file = f"{name}-{quant}.gguf"
-    path = model_folder() / file if out is None else Path(out) / file if Path(out).is_dir() else Path(out)
+def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
+    """The output's path, of the name `file` if `out` is a folder, and where links lead from there.
+
+    Nothing is made. Raises ConversionError where no file can be written.
+    """
+    if out is not None and not str(out):
+        raise ConversionError("the output's name is empty; give a file or a folder")
+    path = model_folder() / file if out is None else Path(out)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConversionError(f"{path.parent}: cannot be made: {error.strerror or error}") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConversionError(f"{path}: cannot be written; choose another place with --out")
-    return path
+        if path.is_dir():
+            path = path / file
+        place = Path(os.path.realpath(path))
+        if place.is_dir():
+            raise ConversionError(f"{path}: is a folder; choose another name with --out")
+        if place.exists() and not place.is_file():
+            raise ConversionError(f"{path}: is not a regular file; choose another place with --out")
+        folder = _folder_above(place)
+        if not folder.is_dir():
+            raise ConversionError(f"{path}: {folder} is not a folder; choose another place with --out")
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell: /proc, a read-only mount
+            pass
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConversionError(
+            f"{path}: cannot be written: {reason}; choose another place with --out"
+        ) from None
+    return path, place
+
+
+def _folder_above(place: Path) -> Path:
+    """The nearest of the folders above that exists already."""
+    return next(parent for parent in place.parents if parent.exists())
+
+
+def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
+    """What is wrong with the chat template, found by rendering one message with it."""
+    template = checkpoint.chat_template
+    if template is None:
+        return ["the checkpoint has no chat template; prompts will use a fallback"]
+    if not template.strip():
+        return ["the checkpoint's chat template is empty; prompts will use a fallback"]
+    bos, eos = (vocabulary.special_ids.get(kind) for kind in ("bos", "eos"))
+    try:
+        render_chat_template(
+            [{"role": "user", "content": "ls"}],
+            template=template,
+            bos_token=None if bos is None else vocabulary.tokens[bos],
+            eos_token=None if eos is None else vocabulary.tokens[eos],
+        )
+    except PromptError as error:
+        return [f"{error}; prompts will use a fallback"]
+    return []
 
 
 def _kind(tensor: TensorPlan, kind: str) -> str:
@@ -319,7 +370,7 @@ def _quantize(
         advance(previous[0])
         previous[0] = sizes.get(name, 0)
 
-    fallbacks = quantize(source, out, _FTYPES[quant], threads or physical_cores(), begun)
+    fallbacks = quantize(source, out, _FTYPES[quant], threads or min(physical_cores(), _MAX_THREADS), begun)
     advance(previous[0])
     return fallbacks
 

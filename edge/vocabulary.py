@@ -6,20 +6,17 @@ decide. The names' regexes are in llama.cpp's src/llama-vocab.cpp, the keys in g
 (tokenizer.ggml.*).
 """
 
-import ctypes
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 from gguf import TokenType
 from tokenizers import Tokenizer
 
-from edge import llama
 from edge.checkpoint import Checkpoint
-from edge.errors import ConversionError
+from edge.errors import ConversionError, ModelFileError
+from edge.tokens import file_vocabulary
 
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -73,7 +70,7 @@ PROBE = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer in llama.cpp's terms; the fields are those of tokenizer.ggml.* metadata."""
+    """A tokenizer in llama.cpp's terms; the fields are those of tokenizer.ggml.* metadata, and what was lost."""
 
     model: str  # gpt2 (byte-level BPE) or llama (SentencePiece-like)
     pre: str
@@ -85,15 +82,17 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool | None
+    warnings: tuple[str, ...]
 
 
 def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     """The vocabulary of a checkpoint, padded with unused tokens to `n_vocab`.
 
     Raises ConversionError: a tokenizer of no known kind (its regex is shown), ids beyond n_vocab, doubled
-    tokens.
+    tokens or ids, a file that the tokenizers package cannot read.
     """
-    where = str(checkpoint.folder / "tokenizer.json")
+    file = checkpoint.folder / "tokenizer.json"
+    where = str(file)
     stored = checkpoint.tokenizer
     model = stored.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
@@ -101,11 +100,12 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     if model.get("type", "BPE") != "BPE":
         raise ConversionError(f"{where}: is of type {model['type']}; edge converts BPE tokenizers only")
     sentencepiece = bool(model.get("byte_fallback"))
-    pre = _sentencepiece_pre(where, stored) if sentencepiece else _byte_level_pre(where, stored)
     merges = _merges(where, model)
     added = _added_tokens(where, stored)
+    _tokenizer(file)  # what it accepts has the structure that is taken for granted below
+    pre = _sentencepiece_pre(where, stored) if sentencepiece else _byte_level_pre(where, stored)
     tokens, types = _tokens(where, model["vocab"], added, n_vocab, sentencepiece)
-    special_ids = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
+    special_ids, unused = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
     add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
     return Vocabulary(
         model="llama" if sentencepiece else "gpt2",
@@ -118,7 +118,18 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=bool(_prefixes(stored)) if sentencepiece else None,
+        warnings=tuple(
+            f"a GGUF holds three EOS tokens; {tokens[i]!r} will not end an answer" for i in unused
+        ),
     )
+
+
+def _tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers package raises bare Exception
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"{file}: the tokenizers package cannot read it: {reason}") from None
 
 
 # --- the pre-tokenizer ---
@@ -193,29 +204,31 @@ def _sentencepiece_pre(where: str, stored: dict[str, Any]) -> str:
 # --- tokens, merges, special tokens ---
 
 
-def _added_tokens(where: str, stored: dict[str, Any]) -> dict[int, dict[str, Any]]:
+def _added_tokens(where: str, stored: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Text, id and type of each added token."""
     added = stored.get("added_tokens") or []
     try:
-        return {int(token["id"]): token for token in added if isinstance(token["content"], str)}
-    except (KeyError, TypeError, ValueError):
+        return [(token["content"], int(token["id"]), _added_type(token)) for token in added]
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise ConversionError(f"{where}: added_tokens is malformed") from None
 
 
 def _tokens(
-    where: str, vocab: dict[str, Any], added: dict[int, dict[str, Any]], n_vocab: int, sentencepiece: bool
+    where: str, vocab: dict[str, Any], added: list[tuple[str, int, int]], n_vocab: int, sentencepiece: bool
 ) -> tuple[list[str], list[int]]:
     """Text and type of each id from 0 to n_vocab."""
     texts: list[str | None] = [None] * n_vocab
     types = [int(TokenType.UNUSED)] * n_vocab
     entries = [(text, i, int(TokenType.NORMAL)) for text, i in vocab.items()]
-    entries += [(token["content"], i, _added_type(token)) for i, token in added.items()]
-    for text, i, kind in entries:
+    for text, i, kind in entries + added:
         if type(i) is not int or not 0 <= i < n_vocab:
             raise ConversionError(
                 f"{where}: token {text!r} has id {i}, beyond config.json's vocab_size {n_vocab}"
             )
         if sentencepiece and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             kind = int(TokenType.BYTE)
+        if texts[i] not in (None, text):
+            raise ConversionError(f"{where}: id {i} is both {texts[i]!r} and {text!r}")
         texts[i], types[i] = text, kind
     tokens = [f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)]
     # llama.cpp reads C strings, calls an empty token [EMPTY_n], and asserts that no token occurs twice.
@@ -225,6 +238,9 @@ def _tokens(
             raise ConversionError(f"{where}: token {i} is {text!r}, which llama.cpp cannot hold")
         if seen.setdefault(text, i) != i:
             raise ConversionError(f"{where}: tokens {seen[text]} and {i} are both {text!r}")
+    missing = [name for name in (f"<0x{byte:02X}>" for byte in range(256)) if name not in seen]
+    if sentencepiece and missing:  # llama.cpp would end the process on a text with that byte
+        raise ConversionError(f"{where}: has no token {missing[0]} for its byte fallback")
     return tokens, types
 
 
@@ -264,18 +280,22 @@ def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> list[float]:
     return [-float(first.get(text, -1) + 1) for text in tokens]
 
 
-def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> dict[str, int]:
+def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str, int], list[int]]:
     """Ids of the special tokens: tokenizer_config.json names them by text, else config.json by number.
 
-    Further EOS ids of generation_config.json become eot and eom, so that llama.cpp stops at them too.
+    Further EOS ids of generation_config.json become eot and eom, so that llama.cpp stops at them too; those
+    for which no place is left come second.
     """
+    config = checkpoint.tokenizer_config
     found: dict[str, int] = {}
     for kind in ("bos", "eos", "unk", "sep", "pad", "mask"):
-        entry = checkpoint.tokenizer_config.get(f"{kind}_token")
+        entry = config.get(f"{kind}_token")
         text = entry.get("content") if isinstance(entry, dict) else entry
         number = checkpoint.config.get(f"{kind}_token_id")
         if isinstance(text, str) and text in ids:
             found[kind] = ids[text]
+        elif kind == "bos" and text is None and config:
+            pass  # a template then finds it undefined in transformers, whatever config.json's number
         elif type(number) is int and 0 <= number < len(ids):
             found[kind] = number
     stops: list[Any] = []
@@ -283,19 +303,21 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> dict[str, int]:
         value = source.get("eos_token_id")
         stops += value if isinstance(value, list) else [value]
     further = [
-        i for i in dict.fromkeys(stops) if type(i) is int and 0 <= i < len(ids) and i != found.get("eos")
+        i
+        for i in dict.fromkeys(i for i in stops if type(i) is int and 0 <= i < len(ids))
+        if i != found.get("eos")
     ]
     if "eos" not in found and further:
         found["eos"] = further.pop(0)
-    return found | dict(zip(("eot", "eom"), further, strict=False))
+    return found | dict(zip(("eot", "eom"), further, strict=False)), further[2:]
 
 
 def _adds(checkpoint: Checkpoint, tokens: list[str], special_ids: dict[str, int]) -> tuple[bool, bool]:
     """Whether BOS and EOS are put around a text: as the post-processor says, else tokenizer_config.json,
-    else not.
+    else not. One that is not defined is not added.
     """
     config = checkpoint.tokenizer_config
-    adds = [bool(config.get("add_bos_token")), bool(config.get("add_eos_token"))]
+    adds = [bool(config.get(f"add_{kind}_token")) and kind in special_ids for kind in ("bos", "eos")]
     processor = checkpoint.tokenizer.get("post_processor") or {}
     for part in processor.get("processors", [processor]):
         single = part.get("single") if part.get("type") == "TemplateProcessing" else None
@@ -314,41 +336,18 @@ def check_tokenization(gguf: Path, tokenizer_json: Path, add_special: bool) -> N
 
     Raises ConversionError with the first place where they differ.
     """
-    try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    except Exception as error:  # the tokenizers package raises bare Exception
-        raise ConversionError(f"{tokenizer_json}: the tokenizers package cannot read it: {error}") from None
+    tokenizer = _tokenizer(tokenizer_json)
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()][:200]
     probe = PROBE + "".join(f"{text}word {text}\n" for text in special)
-    tokenize, close = _llama_tokenizer(gguf)
     try:
-        for text in (*probe.splitlines(keepends=True), probe):
-            wanted = tokenizer.encode(text, add_special_tokens=False).ids
-            _compare(gguf, tokenizer, wanted, tokenize(text, False))
-        if add_special:
-            _compare(gguf, tokenizer, tokenizer.encode("a b").ids, tokenize("a b", True))
-    finally:
-        close()
-
-
-def _llama_tokenizer(gguf: Path) -> tuple[Callable[[str, bool], list[int]], Callable[[], None]]:
-    """llama.cpp's own tokenizer of a file (vocabulary only), and what frees it."""
-    llama.start()
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), params)
-    if not model:
-        raise ConversionError(f"{gguf}: llama.cpp cannot load the vocabulary: {llama.last_error()}")
-    vocab = llama_cpp.llama_model_get_vocab(model)
-
-    def tokenize(text: str, add_special: bool) -> list[int]:
-        data = text.encode()
-        room = len(data) + 8
-        ids = (ctypes.c_int32 * room)()
-        count = llama_cpp.llama_tokenize(vocab, data, len(data), ids, room, add_special, True)
-        return list(ids[: max(count, 0)])
-
-    return tokenize, lambda: llama_cpp.llama_model_free(model)
+        with file_vocabulary(gguf) as vocabulary:
+            for text in (*probe.splitlines(keepends=True), probe):
+                wanted = tokenizer.encode(text, add_special_tokens=False).ids
+                _compare(gguf, tokenizer, wanted, vocabulary.encode(text))
+            if add_special:
+                _compare(gguf, tokenizer, tokenizer.encode("a b").ids, vocabulary.encode("a b", ends=True))
+    except ModelFileError as error:
+        raise ConversionError(str(error)) from None
 
 
 def _compare(gguf: Path, tokenizer: Tokenizer, wanted: list[int], got: list[int]) -> None:

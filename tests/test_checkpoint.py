@@ -89,8 +89,9 @@ def test_reads_shards(folder: Path) -> None:
 
     index.write_text(json.dumps({"weight_map": {**weight_map, "e": "model-00002-of-00002.safetensors"}}))
     assert "lacks e" in refused(folder)
-    index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
-    assert "no plain file name" in refused(folder)
+    for name in ("../../etc/passwd", "../a.safetensors", "*", "*.safetensors", "..", "", ".safetensors\n", 3):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        assert "no plain file name" in refused(folder)
     index.write_text(json.dumps({"weight_map": weight_map}))
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors: no such file" in refused(folder)
@@ -165,6 +166,8 @@ def test_sources_that_are_no_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
     assert "is a file" in refused(file)
+    assert "the source is empty" in refused("")
+    assert "no such folder" in refused("~nobody-of-that-name/x")
 
 
 def test_chat_template_in_each_place(folder: Path) -> None:
@@ -179,6 +182,30 @@ def test_chat_template_in_each_place(folder: Path) -> None:
     assert template(chat_template=named[:1]) is None
     (folder / "chat_template.jinja").write_text("four\n")
     assert template(chat_template="one") == "four\n"
+    (folder / "chat_template.jinja").write_text("")
+    assert template(chat_template="one") == ""
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("five")
+    assert template(chat_template="one") == ""
+    (folder / "chat_template.jinja").unlink()
+    assert template(chat_template="one") is None
+    (folder / "additional_chat_templates" / "rag.jinja").unlink()
+    (folder / "chat_template.json").write_text('{"chat_template": {"default": "six"}}')
+    assert template(chat_template="one") == "one"
+    assert template() == "six"
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    assert "chat_template.jinja: cannot be read" in refused(folder)
+
+
+def test_special_tokens_where_older_checkpoints_keep_them(folder: Path) -> None:
+    config, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    older.write_text('{"eos_token": {"content": "</s>"}}')
+    assert open_checkpoint(folder).tokenizer_config == {"eos_token": {"content": "</s>"}}
+    config.write_text('{"eos_token": "<end>", "added_tokens_decoder": {}}')
+    assert open_checkpoint(folder).tokenizer_config["eos_token"] == "<end>"
+    config.write_text("{}")
+    older.write_text("[]")
+    assert "special_tokens_map.json: holds a list" in refused(folder)
 
 
 # --- the hub ---

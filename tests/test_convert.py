@@ -64,16 +64,21 @@ def change_weights(folder: Path, change: Callable[[dict[str, Any]], object], out
 # --- types ---
 
 
+def shown(quant: str) -> str:
+    """A type as it is named in results and file names."""
+    return quant.lower() if quant in FLOATS else quant
+
+
 @pytest.mark.parametrize("quant", QUANT_TYPES)
 def test_every_type(quant: str, random_small_moe_folder: Path, out: Path) -> None:
     """It is written, named, measured, and llama.cpp computes with it."""
     import llama_cpp
 
     done = convert(random_small_moe_folder, quant=quant.lower(), out=out, threads=1)
-    assert done.path == out / f"lfm2moe-small-{quant}.gguf"
+    assert done.path == out / f"lfm2moe-small-{shown(quant)}.gguf"
     assert list(out.iterdir()) == [done.path]
     model = read_model_file(done.path)
-    assert (model.file_type, done.quant, model.architecture) == (quant, quant, "lfm2moe")
+    assert (model.file_type, done.quant, model.architecture) == (quant, shown(quant), "lfm2moe")
     assert done.n_bytes == done.path.stat().st_size
     assert done.sha256 == sha256(done.path)
     assert done.bits_per_weight == model.bits_per_weight
@@ -384,10 +389,52 @@ def test_too_little_disk(folder: Path, out: Path) -> None:
 
 def test_output_that_cannot_be_written(random_small_moe_folder: Path, out: Path) -> None:
     (out / "file").write_text("")
-    assert "cannot be made" in refused(random_small_moe_folder, out, file="file/x.gguf")
+    assert "file is not a folder" in refused(random_small_moe_folder, out, file="file/x.gguf")
+    assert "file is not a folder" in refused(random_small_moe_folder, out, file="file/a/b/x.gguf")
+    os.mkfifo(out / "fifo")
+    assert "is not a regular file" in refused(random_small_moe_folder, out, file="fifo")
+    assert "cannot be written: File name too long" in refused(random_small_moe_folder, out, file="x" * 300)
+    assert "cannot be written: embedded null byte" in refused(random_small_moe_folder, out, file="a\0b")
+    for place, problem in (
+        ("", "name is empty"),
+        ("/dev/null", "not a regular file"),
+        ("/proc/x.gguf", "cannot be"),
+    ):
+        with pytest.raises(ConversionError, match=problem):  # before the source is looked at
+            convert("no such source", quant="F16", out=place)
     (out / "folder.gguf").mkdir()
     convert(random_small_moe_folder, quant="F16", out=out / "folder.gguf")
-    assert (out / "folder.gguf" / "lfm2moe-small-F16.gguf").is_file()
+    assert (out / "folder.gguf" / "lfm2moe-small-f16.gguf").is_file()
+
+
+def test_a_link_stays_and_what_it_points_to_is_written(random_small_moe_folder: Path, out: Path) -> None:
+    (out / "disk").mkdir()
+    (out / "link.gguf").symlink_to(out / "disk" / "x.gguf")
+    done = convert(random_small_moe_folder, quant="F16", out=out / "link.gguf")
+    assert done.path == out / "link.gguf"
+    assert done.path.is_symlink()
+    assert (out / "disk" / "x.gguf").stat().st_size == done.n_bytes
+    assert len(list(out.rglob("*"))) == 3
+    (out / "disk" / "folder").mkdir()
+    (out / "folder").symlink_to(out / "disk" / "folder")
+    assert convert(random_small_moe_folder, quant="F16", out=out / "folder").n_bytes == done.n_bytes
+    assert (out / "disk" / "folder" / "lfm2moe-small-f16.gguf").is_file()
+
+
+def test_empty_source_and_too_many_threads(random_small_moe_folder: Path, out: Path) -> None:
+    with pytest.raises(CheckpointError, match="the source is empty"):
+        convert("", out=out)
+    for threads in (0, 513):
+        with pytest.raises(ConversionError, match=f"^{threads} threads: llama.cpp takes 1 to 512"):
+            convert(random_small_moe_folder, out=out, threads=threads)
+    assert not list(out.iterdir())
+
+
+def test_aliases_of_types(random_small_moe_folder: Path, out: Path) -> None:
+    for alias, quant in (("q3_k", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M"), ("mxfp4", "MXFP4_MOE")):
+        done = convert(random_small_moe_folder, quant=alias, out=out, threads=1)
+        assert (done.quant, done.path.name) == (quant, f"lfm2moe-small-{quant}.gguf")
+        assert read_model_file(done.path).file_type == quant
 
 
 def test_failure_keeps_the_older_file(folder: Path, out: Path) -> None:
@@ -402,8 +449,8 @@ def test_default_output(
     random_small_moe_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert convert(random_small_moe_folder, quant="F16").path == Path("models/lfm2moe-small-F16.gguf")
-    assert (tmp_path / "models" / "lfm2moe-small-F16.gguf").is_file()
+    assert convert(random_small_moe_folder, quant="F16").path == Path("models/lfm2moe-small-f16.gguf")
+    assert (tmp_path / "models" / "lfm2moe-small-f16.gguf").is_file()
 
 
 def test_tokenization_is_checked_unless_told_not_to(folder: Path, out: Path) -> None:
@@ -435,5 +482,19 @@ def test_result_says_what_was_made(random_small_moe_folder: Path, out: Path) -> 
     done = convert(folder, quant="F16", out=out / "x.gguf")
     assert isinstance(done, Converted)
     assert done.warnings == ("the checkpoint has no chat template; prompts will use a fallback",)
+    for template, warning in (
+        (" \n", "the checkpoint's chat template is empty; prompts will use a fallback"),
+        (
+            "{{ raise_exception('no\\nuser') }}",
+            "the chat template cannot be rendered: no user; prompts will use a fallback",
+        ),
+        ("{% if %}", None),
+        ("{{ bos_token }}{{ messages[0].content }}", ""),
+    ):
+        (folder / "chat_template.jinja").write_text(template)
+        warnings = convert(folder, quant="F16", out=out / "x.gguf").warnings
+        assert warnings == ((warning,) if warning else ()) or (
+            warning is None and "cannot be rendered: " in warnings[0]
+        )
     assert 0 < done.seconds < 300
     assert len(done.sha256) == 64

@@ -31,6 +31,15 @@ def folder(random_llama_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
 
 
+def rename(tokenizer: dict[str, Any], old: str, new: str) -> None:
+    """Give a token another text."""
+    vocab = tokenizer["model"]["vocab"]
+    vocab[new] = vocab.pop(old)
+    for token in tokenizer["added_tokens"]:
+        if token["content"] == old:
+            token["content"] = new
+
+
 def save(folder: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
@@ -180,6 +189,9 @@ def test_sentencepiece_like(folder: Path) -> None:
     assert (vocabulary.model, vocabulary.add_bos, vocabulary.add_space_prefix) == ("llama", True, True)
     assert vocabulary.types[3 : 3 + 256] == [int(gguf.TokenType.BYTE)] * 256
     convert(folder, quant="BF16", out=folder / "x.gguf")
+    change_json(folder / "tokenizer.json", lambda t: rename(t, "<0x7F>", "<0x7f>"))
+    with pytest.raises(ConversionError, match="has no token <0x7F> for its byte fallback"):
+        convert(folder, quant="BF16", out=folder / "x.gguf", check=False)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +213,29 @@ def test_sentencepiece_like(folder: Path) -> None:
         (lambda t: t["model"]["merges"].append(["a"]), "is no pair"),
         (lambda t: t["model"]["merges"].append(["a b", "c"]), "holds a blank"),
         (lambda t: t["added_tokens"].append({"id": "x", "content": "y"}), "added_tokens is malformed"),
-        (lambda t: t["added_tokens"][0].update(content="a\0b"), "which llama.cpp cannot hold"),
-        (lambda t: t["added_tokens"][0].update(content="e"), "are both 'e'"),
+        (lambda t: rename(t, "<|pad|>", "a\0b"), "which llama.cpp cannot hold"),
+        (
+            lambda t: (t["model"]["vocab"].pop("<|pad|>"), t["added_tokens"][0].update(content="e")),
+            "are both 'e'",
+        ),
+        (lambda t: t["added_tokens"][0].update(content="new"), "id 0 is both '<|pad|>' and 'new'"),
+        (lambda t: t["model"]["vocab"].update(new=9), "id 9 is both"),
+        (lambda t: t["added_tokens"].append("x"), "added_tokens is malformed"),
+        (lambda t: t["added_tokens"].append({"id": 5, "content": None}), "added_tokens is malformed"),
+        (lambda t: t.update(post_processor=[1]), "the tokenizers package cannot read it"),
+        (lambda t: t.update(post_processor={"processors": 3}), "the tokenizers package cannot read it"),
+        (lambda t: t.update(normalizer="x"), "the tokenizers package cannot read it"),
+        (lambda t: t.update(normalizer={"normalizers": [1]}), "the tokenizers package cannot read it"),
+        (lambda t: t.update(pre_tokenizer=3), "the tokenizers package cannot read it"),
     ],
 )
-def test_what_llama_cpp_cannot_have_is_one_clear_line(change: Change, problem: str, folder: Path) -> None:
+@pytest.mark.parametrize("check", [True, False])
+def test_what_llama_cpp_cannot_have_is_one_clear_line(
+    change: Change, problem: str, check: bool, folder: Path
+) -> None:
     change_json(folder / "tokenizer.json", change)
     with pytest.raises(ConversionError) as caught:
-        convert(folder, quant="BF16", out=folder / "x.gguf")
+        convert(folder, quant="BF16", out=folder / "x.gguf", check=check)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(folder.glob("*.gguf"))
@@ -244,6 +271,31 @@ def test_bos_eos_and_special_ids(folder: Path) -> None:
     assert vocabulary().special_ids["eos"] == 2
     model = read_model_file(convert(folder, quant="BF16", out=folder / "x.gguf").path)
     assert (model.bos_token, model.eos_token, model.add_bos) == ("<|startoftext|>", "<|endoftext|>", False)
+
+
+def test_bos_is_not_invented(folder: Path) -> None:
+    """As in transformers: config.json's number counts only where there is no tokenizer_config.json."""
+
+    def bos() -> tuple[int | None, bool]:
+        vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
+        return vocabulary.special_ids.get("bos"), vocabulary.add_bos
+
+    change_json(folder / "tokenizer.json", lambda t: t.update(post_processor=None))
+    change_json(folder / "tokenizer_config.json", lambda c: c.update(bos_token=None, add_bos_token=True))
+    assert bos() == (None, False)
+    change_json(folder / "tokenizer_config.json", lambda c: c.pop("bos_token"))
+    assert bos() == (None, False)
+    model = read_model_file(convert(folder, quant="BF16", out=folder / "x.gguf").path)
+    assert (model.bos_token, model.eos_token) == (None, "<|im_end|>")
+    (folder / "tokenizer_config.json").unlink()
+    assert bos() == (1, False)
+
+
+def test_more_eos_ids_than_a_gguf_holds(folder: Path) -> None:
+    change_json(folder / "generation_config.json", lambda c: c.update(eos_token_id=[4, 2, 3, 0, 2]))
+    done = convert(folder, quant="BF16", out=folder / "x.gguf")
+    assert "a GGUF holds three EOS tokens; '<|pad|>' will not end an answer" in done.warnings
+    assert read_model_file(done.path).end_ids == (4, 2, 3)
 
 
 def test_older_merges_as_strings(folder: Path) -> None:
