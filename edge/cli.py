@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from edge import __version__
-from edge.errors import EdgeError
+from edge.errors import EdgeError, PromptError
 
 app = typer.Typer(
     name="edge",
@@ -56,9 +56,19 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A Hugging Face checkpoint: a folder or a hub id (owner/name).")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A Hugging Face checkpoint: a folder or a hub id (owner/name)."
+        ),
     ],
-    quant: Annotated[str, typer.Option("--quant", "-q", help="f32, f16, bf16, Q8_0, Q4_K_M, ….")] = "Q4_K_M",
+    quant: Annotated[
+        str,
+        typer.Option(
+            "--quant",
+            "-q",
+            help="f32, f16, bf16 or a type of llama.cpp: Q8_0, Q4_K_M, …; an unknown one lists all.",
+        ),
+    ] = "Q4_K_M",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: models/<name>-<quant>.gguf.")
     ] = None,
@@ -93,7 +103,9 @@ def convert(
 
 @app.command()
 def run(
-    task: Annotated[str | None, typer.Argument(help="What to do. Default: standard input.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="What to do. Default: standard input.")
+    ] = None,
     model: ModelOption = None,
     screen: Annotated[Path | None, typer.Option(help="A file with what the terminal shows now.")] = None,
     messages: Annotated[
@@ -123,11 +135,13 @@ def run(
             raise typer.BadParameter(
                 "give a task, --messages FILE, or a task on standard input", param_hint="TASK"
             )
-        task = sys.stdin.read().strip()
+        task = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").strip()
         if not task:
             raise typer.BadParameter("standard input is empty", param_hint="TASK")
     elif task is not None and not task.strip():
         raise typer.BadParameter("the task is empty", param_hint="TASK")
+    if task is not None and any("\ud800" <= c <= "\udfff" for c in task):
+        raise PromptError("the task is not UTF-8 text")
 
     from edge.defaults import default_model
     from edge.prompt import read_messages, task_messages
@@ -216,7 +230,9 @@ def evaluate(
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(help="JSON Lines with task_id, step_idx and pred_text.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines with task_id, step_idx and pred_text.")
+    ],
     replay: Annotated[Path, typer.Option("--replay", "-r", help="The replay rows that were answered.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
     model: Annotated[str | None, typer.Option(help="The model's name, for the result.")] = None,
@@ -230,14 +246,14 @@ def score(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(help="Result JSONs.")],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Result JSONs.")],
     reference: Annotated[
         str,
         typer.Option("--reference", help="A result JSON, or a known model's name for its published figures."),
     ],
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the comparison as JSON too.")] = None,
 ) -> None:
-    """Compare results with a reference, metric by metric and step by step."""
+    """Compare results with a reference, step by step."""
     from edge.compare import compare as run_compare
 
     comparison = run_compare(results, reference)
@@ -288,7 +304,7 @@ def doctor(
     model: Annotated[Path | None, typer.Option("--model", "-m", help="Would this GGUF fit?")] = None,
     ctx: Annotated[int | None, typer.Option(min=1, help="Context in tokens to reckon with.")] = None,
 ) -> None:
-    """Show versions, backends, devices and memory, and whether a model would fit."""
+    """Show versions, devices, memory; would a model fit?"""
     from edge.doctor import doctor as run_doctor
 
     typer.echo(str(run_doctor(model, ctx)))

@@ -13,7 +13,7 @@ from edge.errors import ContextError, ReplayError
 from edge.modelfile import sha256
 from edge.prompt import template_summary
 from edge.replay import Row, describe, read_rows
-from edge.result import read_result, step_key, step_result, write_result
+from edge.result import check_place, read_result, step_key, step_result, write_result
 from edge.runner import DEFAULT_MAX_TOKENS, DEFAULT_TEXT_SHARE, GREEDY, Runner
 from edge.sampling import Sampling
 
@@ -44,12 +44,17 @@ def evaluate(
     unconstrained ones by the raw text, as vLLM's are. Raises ModelFileError, ReplayError, ResultError,
     PromptError.
     """
-    rows = _chosen(read_rows(replay), limit, rows_of, replay)
+    check_place(out)
+    rows = _chosen(replay, limit, rows_of)
     began = time.perf_counter()
     with Runner.load(model, gpu_layers=gpu_layers, threads=threads) as runner:
         rendered = [runner.render(row.messages) for row in rows]
         prompts = [runner.encode(text.text) for text in rendered]
-        context = min(n_ctx or runner.engine.context_length, runner.engine.context_length)
+        context = n_ctx or runner.engine.context_length
+        if context > runner.engine.context_length:
+            raise ContextError(
+                f"{model}: has a context of {runner.engine.context_length} tokens, not {context}"
+            )
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) + max_tokens <= context]
         if len(fitting) < len(rows) and not skip_too_long:
             lengths = zip(rows, map(len, prompts), strict=True)
@@ -148,12 +153,13 @@ def distinct_tokens(prompts: Sequence[Sequence[int]]) -> int:
     return count
 
 
-def _chosen(rows: list[Row], limit: int | None, rows_of: Path | str | None, replay: Path | str) -> list[Row]:
-    if rows_of is not None:
-        wanted = set(map(step_key, read_result(rows_of)["per_step"]))
-        rows = [row for row in rows if row.key in wanted]
-        if len(rows) < len(wanted):
-            raise ReplayError(f"{replay}: holds {len(rows)} of the {len(wanted)} steps of {rows_of}")
+def _chosen(replay: Path | str, limit: int | None, rows_of: Path | str | None) -> list[Row]:
+    if rows_of is None:
+        return read_rows(replay, limit)
+    wanted = set(map(step_key, read_result(rows_of)["per_step"]))
+    rows = [row for row in read_rows(replay) if row.key in wanted]
+    if len(rows) < len(wanted):
+        raise ReplayError(f"{replay}: holds {len(rows)} of the {len(wanted)} steps of {rows_of}")
     return rows[:limit]
 
 

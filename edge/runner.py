@@ -12,7 +12,7 @@ from edge.action import Action, parse_action
 from edge.engine import Engine
 from edge.errors import EdgeError
 from edge.generate import Answer, action_answer, free_answer
-from edge.modelfile import ModelFile, read_metadata, read_model_file
+from edge.modelfile import ModelFile, read_model_file
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.sampling import Sampling
 from edge.tokens import Vocabulary
@@ -28,10 +28,7 @@ class Runner:
     def __init__(self, engine: Engine, model_file: ModelFile) -> None:
         self.engine = engine
         self.model_file = model_file
-        # A checkpoint may have several EOS ids; the GGUF keeps the further ones as end of turn and of message.
-        metadata = read_metadata(model_file.path)
-        ids = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
-        self.vocabulary = Vocabulary(engine.vocab, {i for i in ids if i is not None})
+        self.vocabulary = Vocabulary(engine.vocab, model_file.end_ids)
         self._source = prompt_source(model_file.path)
 
     @classmethod

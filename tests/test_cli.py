@@ -5,6 +5,8 @@ pytest tests/test_cli.py
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,12 @@ COMMANDS = ["convert", "run", "eval", "score", "compare", "prompt", "models", "d
 
 def edge(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from edge.cli import main; main()", *map(str, arguments)],
+        [
+            sys.executable,
+            "-c",
+            "from edge.cli import main; main()",
+            *(a if isinstance(a, bytes) else str(a) for a in arguments),
+        ],
         input=stdin,
         capture_output=True,
         text=True,
@@ -45,10 +52,10 @@ def test_help_of_every_command() -> None:
     for command in COMMANDS:
         done = edge(command, "--help")
         assert done.returncode == 0 and "Usage: " in done.stdout
-        options = done.stdout.split("Options:")[1]
-        for line in options.splitlines():  # every option says what it is for
-            if line.strip().startswith("--"):
-                assert len(line.split("  ")) >= 2 or line.startswith("  --"), line
+        options = re.split(r"\n  (?=-)", done.stdout.split("Options:")[1])[1:]
+        assert options
+        for option in options:  # each says what it is for, after its name and value
+            assert re.search(r"(  |\n {4,})[A-Z0-9][^\n]{8,}", option), option
 
 
 def test_no_torch_and_nothing_heavy_before_it_is_needed() -> None:
@@ -97,9 +104,13 @@ def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -
         (["eval", "--model", tiny_q4, "--replay", binary, "--out", tmp_path / "o.json"], "binary"),
         (["score", binary, "--replay", rows, "--out", tmp_path / "o.json"], "line 1"),
         (["compare", rows, "--reference", rows], "rows.jsonl"),
-        (["compare", tmp_path / "none.json", "--reference", "no-such-model"], "no"),
+        (["compare", tmp_path / "none.json", "--reference", "no-such-model"], "none.json"),
         (["prompt", "--model", broken, "--messages", rows], "rows.jsonl"),
         (["doctor", "--model", broken], "broken.gguf"),
+        (["eval", "--model", tiny_q4, "--out", tmp_path], str(tmp_path)),
+        (["eval", "--model", tiny_q4, "--ctx", 10**9, "--out", tmp_path / "o.json"], "context"),
+        (["run", b"\xff bad", "--model", tiny_q4], "UTF-8"),
+        (["run", "x", "--model", tiny_q4, "--top-p", 2], "top_p"),
         (["convert", tmp_path / "nowhere"], "nowhere"),
         (["convert", tmp_path], "config.json"),
     ):
@@ -123,6 +134,41 @@ def test_run_prints_the_action_alone_to_a_pipe(tiny_q4: Path, tmp_path: Path) ->
     done = edge("run", "List the files in notes.", "-m", tiny_q4, "--screen", screen, "--max-tokens", 5)
     assert done.returncode == 0 and "budget" in done.stderr
     json.loads(done.stdout)
+
+
+def test_a_terminal_sees_the_answer_as_it_is_written(tiny_q4: Path) -> None:
+    """Through a real pseudo-terminal: the text comes in several pieces and never with an open command."""
+    parent, child = pty.openpty()
+    code = "from edge.cli import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "run",
+        "List the files in notes.",
+        "-m",
+        str(tiny_q4),
+        "--max-tokens",
+        "200",
+    ]
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=subprocess.DEVNULL) as process:
+        os.close(child)
+        pieces = []
+        while True:
+            try:
+                piece = os.read(parent, 4096)
+            except OSError:  # Linux ends a pseudo-terminal like this
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+        os.close(parent)
+    assert process.returncode == 0 and len(pieces) > 5
+    so_far = ""
+    for piece in pieces:
+        so_far += piece.decode()
+        assert so_far.count("{") - so_far.count("}") <= 1  # the action itself
+    assert list(json.loads(so_far)) == ["analysis", "plan", "commands", "task_complete"]
 
 
 def test_without_a_model_the_embedded_one_is_converted_once(tiny_folder: Path, tmp_path: Path) -> None:
