@@ -25,6 +25,7 @@ Message = dict[str, Any]
 CHAT_TEMPLATE, CHATML, GEMMA = "chat_template", "chatml_fallback", "gemma_fallback"
 
 _OTHER_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
 # The names under which messages carry a thought; templates read the first, those of gpt-oss the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -50,6 +51,8 @@ class Rendered:
 
     text: str
     status: str
+    reason: str = ""
+    """Why a template that is there was not used, in one line."""
 
 
 def check_messages(value: object) -> list[Message]:
@@ -67,6 +70,10 @@ def check_messages(value: object) -> list[Message]:
         if not isinstance(content, str | list | None):
             raise PromptError(
                 f"message {index} ({role}) has a content that is neither text nor a list of parts"
+            )
+        if not _is_utf8(message):
+            raise PromptError(
+                f"message {index} ({role}) is not UTF-8 text: it holds half of a surrogate pair"
             )
     return list(value)
 
@@ -113,13 +120,27 @@ def render_chat_template(
     }
     try:
         text = render(template, names)
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise PromptError("the prompt holds half of a surrogate pair, which no tokenizer can read") from None
     except Exception as error:  # a template may fail in any way that Python code can
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise PromptError(f"the chat template cannot be rendered: {reason}") from None
+    if not _is_utf8(text):
+        raise PromptError("the chat template cannot be rendered: it writes half of a surrogate pair")
     return text
+
+
+def _is_utf8(value: Any) -> bool:
+    """Whether no text in the value holds half of a surrogate pair."""
+    if isinstance(value, Mapping):
+        return all(_is_utf8(key) and _is_utf8(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_utf8, value))
+    if not isinstance(value, str):
+        return True
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:
@@ -148,9 +169,8 @@ def _with_reasoning(message: Message) -> Message:
 def prompt_source(path: Path | str) -> PromptSource:
     """What a GGUF or a Hugging Face folder brings to its prompts.
 
-    A folder's template is `chat_template.jinja`, else `chat_template` in tokenizer_config.json; of several
-    named ones `default`. Raises PromptError for a damaged file of the folder, ModelFileError for a damaged
-    GGUF.
+    A folder's template is read as `edge.checkpoint.read_chat_template` does. Raises PromptError for a folder that
+    is no checkpoint, CheckpointError for a damaged file of it, ModelFileError for a damaged GGUF.
     """
     path = Path(path)
     if path.is_dir():
@@ -168,81 +188,34 @@ def prompt_source(path: Path | str) -> PromptSource:
 
 
 def _folder_source(folder: Path) -> PromptSource:
-    config = _read_object(folder / "config.json")
-    tokenizer = _read_object(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in tokenizer and (folder / "special_tokens_map.json").exists():
-        tokenizer |= _read_object(folder / "special_tokens_map.json")  # where older checkpoints keep them
+    from edge.checkpoint import read_chat_template, read_header, read_json, read_tokenizer_config
+
+    if not any((folder / name).is_file() for name in _CHECKPOINT_FILES):
+        raise PromptError(f"{folder}: is no checkpoint: it has none of {', '.join(_CHECKPOINT_FILES)}")
+    config = read_json(folder / "config.json", missing_ok=True)
+    tokenizer = read_tokenizer_config(folder)
     texts = {name: _token_text(tokenizer.get(name)) for name in ("bos_token", "eos_token", *_OTHER_TOKENS)}
     tokens = {name: text for name, text in texts.items() if text is not None}
     architectures = config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else ""
     source = PromptSource(
-        template=_folder_template(folder, tokenizer.get("chat_template")),
+        template=read_chat_template(folder, tokenizer),
         bos_token=tokens.pop("bos_token", None),
         eos_token=tokens.pop("eos_token", None),
         architecture=str(config.get("model_type") or named),
         special_tokens=tokens,
     )
     if is_gemma4(source):  # only its fallback depends on the size
-        return replace(source, size_label=_billions(_count_parameters(folder)))
+        headers = [read_header(file) for file in folder.glob("*.safetensors")]
+        count = sum(math.prod(tensor.shape) for header in headers for tensor in header.values())
+        return replace(source, size_label=_billions(count))
     return source
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{path}: is not JSON in UTF-8: {error}") from None
-    if not isinstance(value, dict):
-        raise PromptError(f"{path}: is not a JSON object")
-    return value
 
 
 def _token_text(value: object) -> str | None:
     if isinstance(value, dict):  # an AddedToken
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _folder_template(folder: Path, configured: object) -> str | None:
-    # transformers' order: files win over the configuration, and "default" is the one that is used.
-    files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
-    if (folder / "chat_template.jinja").exists():
-        files.setdefault("default", folder / "chat_template.jinja")
-    if files:
-        if "default" not in files:
-            return None
-        try:
-            return files["default"].read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{files['default']}: cannot be read: {error}") from None
-    if isinstance(configured, list):
-        configured = {
-            item["name"]: item.get("template")
-            for item in configured
-            if isinstance(item, dict) and "name" in item
-        }
-    if isinstance(configured, dict):
-        configured = configured.get("default")
-    return configured if isinstance(configured, str) else None
-
-
-def _count_parameters(folder: Path) -> int:
-    """How many parameters the safetensors files hold, by their headers (8 bytes of length, then JSON)."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(size, 1 << 28)))
-            total += sum(math.prod(item["shape"]) for name, item in header.items() if name != "__metadata__")
-        except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
-            raise PromptError(f"{path}: is not a safetensors file") from None
-    return total
 
 
 def _billions(parameters: int) -> str:
@@ -267,6 +240,7 @@ def render_prompt(messages: Sequence[Message], source: PromptSource) -> Rendered
     """
     chat = check_messages(messages)
     gemma = is_gemma4(source)
+    reason = ""
     if source.template and source.template.strip():
         variables: dict[str, Any] = dict(source.special_tokens)
         if gemma:
@@ -280,11 +254,11 @@ def render_prompt(messages: Sequence[Message], source: PromptSource) -> Rendered
                 **variables,
             )
             return Rendered(text, CHAT_TEMPLATE)
-        except PromptError:
-            pass  # the fallback's status tells of it
+        except PromptError as error:
+            reason = str(error).removeprefix("the chat template cannot be rendered: ")
     if gemma:
-        return Rendered(_gemma(chat, _opens_empty_thought(source.size_label)), GEMMA)
-    return Rendered(_chatml(chat), CHATML)
+        return Rendered(_gemma(chat, _opens_empty_thought(source.size_label)), GEMMA, reason)
+    return Rendered(_chatml(chat), CHATML, reason)
 
 
 def _content(message: Message) -> str:

@@ -4,6 +4,7 @@ JSON Lines in UTF-8, one row a step, in the published format. Read strictly: a r
 evaluation before it begins, in one line that names the file and the line.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,11 @@ def read_rows(path: Path | str, limit: int | None = None) -> list[Row]:
     return rows
 
 
-def read_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number (from 1) and JSON object; blank lines are left out. Raises ReplayError."""
+def read_lines(path: Path | str, *, strict: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line's number (from 1) and JSON object; blank lines are left out. Raises ReplayError.
+
+    Not `strict`: NaN and half surrogate pairs are let through, as Python's own json module writes them.
+    """
     try:
         with Path(path).open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -86,10 +90,11 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 try:
-                    fields = orjson.loads(
-                        line
-                    )  # refuses NaN, half surrogate pairs and bytes that are not UTF-8
-                except orjson.JSONDecodeError as error:
+                    text = line.decode("utf-8")
+                    fields = orjson.loads(text) if strict else json.loads(text)
+                except UnicodeDecodeError:
+                    raise ReplayError(f"{path}:{number}: is not UTF-8 text") from None
+                except (ValueError, RecursionError) as error:
                     raise ReplayError(f"{path}:{number}: not JSON: {error}") from None
                 if not isinstance(fields, dict):
                     raise ReplayError(f"{path}:{number}: not a JSON object")
@@ -147,7 +152,9 @@ def text_field(fields: dict[str, Any], name: str, where: str) -> str:
 
 
 def _state(fields: dict[str, Any], name: str) -> str:
-    return f"{name} is {str(fields[name])[:40]!r}" if name in fields else f"{name} is missing"
+    if name not in fields:
+        return f"{name} is missing"
+    return f"{name} is null" if fields[name] is None else f"{name} is {str(fields[name])[:40]!r}"
 
 
 def _optional(fields: dict[str, Any], name: str, kind: type, where: str) -> Any:

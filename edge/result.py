@@ -210,4 +210,5 @@ def _check_step(step: dict[str, Any], where: str) -> None:
             if name not in step and name != "sample_idx":
                 raise ResultError(f"{where}: {name} is missing")
             if not fits(step.get(name)):
-                raise ResultError(f"{where}: {name} is {str(step[name])[:40]!r}: it must be {what}")
+                value = "null" if step[name] is None else repr(str(step[name])[:40])
+                raise ResultError(f"{where}: {name} is {value}: it must be {what}")

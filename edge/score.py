@@ -21,9 +21,10 @@ def score(
     """Score predictions against replay rows, write the result JSON to `out` and return it.
 
     Predictions are JSON Lines: task_id, step_idx, pred_text, and sample_idx where a step has several samples;
-    finish_reason and the like are kept. `model` names who wrote them, by default the file's stem. Every row needs
-    one, or a missing answer would flatter the score: with `partial` the rows without one are left out, and
-    `engine.rows_missing` says how many. A prediction for no row, or a second one, is an error too.
+    finish_reason and the like are kept. NaN and half surrogate pairs are let through, as other engines write them.
+    `model` names who wrote them, by default the file's stem. Every row needs a prediction, or a missing answer
+    would flatter the score: with `partial` the rows without one are left out, and `engine.rows_missing` says how
+    many. A prediction for no row, or a second one, is an error too.
 
     Raises ReplayError that names file, line and step, and ResultError where `out` cannot be written.
     """
@@ -31,7 +32,7 @@ def score(
     rows = {row.key: row for row in read_rows(replay)}
     steps_of = by_step(rows)
     found: dict[Key, dict[str, Any]] = {}
-    for line, fields in read_lines(predictions):
+    for line, fields in read_lines(predictions, strict=False):
         where = f"{predictions}:{line}"
         key = read_key(fields, where)
         if fields.get("sample_idx") is None:
@@ -42,10 +43,15 @@ def score(
             raise ReplayError(f"{where}: {describe(key)} is there twice, first in line {found[key]['line']}")
         found[key] = {"line": line, "pred_text": text_field(fields, "pred_text", where)}
         found[key] |= {name: fields[name] for name in _KEPT if name in fields}
+    if not found:
+        raise ReplayError(f"{predictions}: holds no predictions")
     missing = [key for key in rows if key not in found]
-    if missing and not (partial and found):
-        more = f" and {len(missing) - 1} other rows" if len(missing) > 1 else ""
-        raise ReplayError(f"{predictions}: {describe(missing[0])}{more} of {replay} have no prediction")
+    if missing and not partial:
+        others = len(missing) - 1
+        more = (
+            f" and {others} other row{'s' * (others > 1)} of {replay} have" if others else f" of {replay} has"
+        )
+        raise ReplayError(f"{predictions}: {describe(missing[0])}{more} no prediction")
     steps = [
         step_result(rows[key], **{name: value for name, value in found[key].items() if name != "line"})
         for key in rows

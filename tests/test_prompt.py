@@ -4,6 +4,7 @@ Run: .venv/bin/python -m pytest tests/test_prompt.py
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import tokenizers
 import transformers
 from safetensors.numpy import save_file
 
-from edge.errors import EdgeError, PromptError
+from edge.errors import CheckpointError, EdgeError, PromptError
 from edge.prompt import (
     PromptSource,
     Rendered,
@@ -66,16 +67,21 @@ def test_template_first() -> None:
     "template", [None, "", " \n", "{% for %}", "{{ raise_exception('no system role') }}"]
 )
 def test_chatml_fallback(template: str | None) -> None:
-    assert render_prompt(ROWS, source(template)) == Rendered(CHATML, "chatml_fallback")
+    rendered = render_prompt(ROWS, source(template))
+    assert (rendered.text, rendered.status) == (CHATML, "chatml_fallback")
+    # Why a template that is there was not used
+    reasons = {"{% for %}": "Expected an expression, got 'end of statement block'"}
+    reasons["{{ raise_exception('no system role') }}"] = "no system role"
+    assert rendered.reason == reasons.get(template or "", "")
 
 
 @pytest.mark.parametrize("template", [None, "{{ raise_exception('no tool role') }}"])
 @pytest.mark.parametrize("size_label", ["E4B", "E2B", "", "12B", "4.5B"])
 @pytest.mark.parametrize("architecture", ["gemma4", "gemma4_text", "Gemma4ForConditionalGeneration"])
 def test_gemma_fallback(template: str | None, size_label: str, architecture: str) -> None:
-    assert render_prompt(ROWS, source(template, architecture, size_label)) == Rendered(
-        GEMMA, "gemma_fallback"
-    )
+    reason = "no tool role" if template else ""
+    rendered = render_prompt(ROWS, source(template, architecture, size_label))
+    assert rendered == Rendered(GEMMA, "gemma_fallback", reason)
 
 
 @pytest.mark.parametrize("size_label", ["31B", "26B-A4B", "26b", "30.7B", "128x0.2B"])
@@ -158,6 +164,7 @@ PLACES: dict[str, tuple[dict[str, str], Any]] = {
         {"chat_template.jinja": TEMPLATE, "additional_chat_templates/tool_use.jinja": "other"},
         None,
     ),
+    "processor file": ({"chat_template.json": json.dumps({"chat_template": "other"})}, TEMPLATE),
     "additional files only": ({"additional_chat_templates/tool_use.jinja": "other"}, TEMPLATE),
     "none": ({}, None),
     "line ends": ({"chat_template.jinja": TEMPLATE + "{% if true %}\n  x\n{% endif %}\n"}, None),
@@ -218,7 +225,7 @@ def test_folder_with_tokens_as_objects_and_in_the_old_map(tmp_path: Path) -> Non
 def test_damaged_folder(tmp_path: Path, name: str, data: bytes) -> None:
     folder = checkpoint_folder(tmp_path, "in the config")
     (folder / name).write_bytes(data)
-    with pytest.raises(PromptError, match=name) as caught:
+    with pytest.raises(CheckpointError, match=name) as caught:
         prompt_source(folder)
     assert "\n" not in str(caught.value)
 
@@ -228,15 +235,32 @@ def test_gemma_folder_takes_its_size_from_its_tensors(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "gemma4"}', encoding="utf-8")
     save_file({"a": numpy.zeros((2, 3), numpy.float32)}, folder / "model-1.safetensors")
     assert render_prompt(ROWS, prompt_source(folder)).text == GEMMA
-    # A header that claims 31 billion parameters; only headers are read.
+    # A header that claims 31 billion parameters, and a file as long with nothing in it; only headers are read.
     header = json.dumps(
-        {"w": {"dtype": "BF16", "shape": [31_000, 1_000_000], "data_offsets": [0, 0]}}
+        {"w": {"dtype": "BF16", "shape": [31_000, 1_000_000], "data_offsets": [0, 62 * 10**9]}}
     ).encode()
     (folder / "model-2.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(folder / "model-2.safetensors", 8 + len(header) + 62 * 10**9)
     assert render_prompt(ROWS, prompt_source(folder)).text == GEMMA + "<|channel>thought\n<channel|>"
     (folder / "model-2.safetensors").write_bytes(b"no")
-    with pytest.raises(PromptError, match=r"model-2\.safetensors: is not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors: truncated or no safetensors file"):
         prompt_source(folder)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(PromptError, match=r"is no checkpoint: it has none of config\.json") as caught:
+        prompt_source(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE, "{{ '\ud800' }}"])
+def test_text_that_is_not_utf8(template: str | None) -> None:
+    """As bytes that are not UTF-8 arrive from a command line: halves of surrogate pairs."""
+    with pytest.raises(PromptError, match=r"message 1 \(user\) is not UTF-8 text"):
+        render_prompt([ROWS[0], {"role": "user", "content": "List \udcff"}], source(template))
+    with pytest.raises(PromptError, match=r"message 0 \(user\) is not UTF-8 text"):
+        check_messages([{"role": "user", "content": [{"type": "text", "text": "\udcff"}]}])
 
 
 def gguf_file(path: Path, architecture: str, template: str | None, size_label: str) -> Path:

@@ -73,9 +73,9 @@ def test_score(tmp_path: Path, replay: Path) -> None:
 PROBLEMS: dict[str, tuple[list[Any], str]] = {
     "missing": (
         [prediction("t", 0), prediction("u", 0)],
-        r"mine.jsonl: t step 1 of .*rows.jsonl have no prediction",
+        r"mine.jsonl: t step 1 of .*rows.jsonl has no prediction",
     ),
-    "two missing": ([prediction("u", 0)], r"t step 0 and 1 other rows of"),
+    "two missing": ([prediction("u", 0)], r"t step 0 and 1 other row of .* have no prediction"),
     "unknown": ([prediction("t", 0), prediction("v", 0)], r"mine.jsonl:2: v step 0 is not among the rows of"),
     "unknown sample": ([prediction("t", 0, sample_idx=1)], r"mine.jsonl:1: t step 0 sample 1 is not among"),
     "twice": (
@@ -83,10 +83,10 @@ PROBLEMS: dict[str, tuple[list[Any], str]] = {
         r"mine.jsonl:2: t step 0 is there twice, first in line 1",
     ),
     "no text": ([{"task_id": "t", "step_idx": 0}], r"mine.jsonl:1: pred_text is missing"),
-    "text null": ([prediction("t", 0) | {"pred_text": None}], r"mine.jsonl:1: pred_text is 'None'"),
+    "text null": ([prediction("t", 0) | {"pred_text": None}], "mine.jsonl:1: pred_text is null"),
     "no step": ([{"task_id": "t", "pred_text": ""}], r"mine.jsonl:1: step_idx is missing"),
     "list": ([[]], r"mine.jsonl:1: not a JSON object"),
-    "empty": ([], r"mine.jsonl: t step 0 and 2 other rows"),
+    "empty": ([], r"mine.jsonl: holds no predictions"),
 }
 
 
@@ -99,11 +99,20 @@ def test_problems_are_named(tmp_path: Path, replay: Path, name: str) -> None:
     assert not (tmp_path / "result.json").exists()
 
 
+def test_other_engines_json_is_read(tmp_path: Path, replay: Path) -> None:
+    lines = [prediction("t", 0, "\ud800", logprob=float("nan")), prediction("t", 1), prediction("u", 0)]
+    result = score(write(tmp_path / "p.jsonl", lines), replay, tmp_path / "r.json")
+    assert [step["pred_text"] for step in result["per_step"]] == ["\ud800", REF, REF]
+    (tmp_path / "p.jsonl").write_bytes(b'{"task_id": "\xff"}\n')
+    with pytest.raises(ReplayError, match=r"p\.jsonl:1: is not UTF-8 text$"):
+        score(tmp_path / "p.jsonl", replay, tmp_path / "r.json")
+
+
 def test_partial(tmp_path: Path, replay: Path) -> None:
     answers = write(tmp_path / "mine.jsonl", [prediction("t", 1)])
     result = score(answers, replay, tmp_path / "result.json", partial=True)
     assert result["aggregate"]["steps"] == 1 and result["engine"] == {"rows_missing": 2}
-    with pytest.raises(ReplayError):
+    with pytest.raises(ReplayError, match=r"none\.jsonl: holds no predictions"):
         score(write(tmp_path / "none.jsonl", []), replay, tmp_path / "result.json", partial=True)
 
 
