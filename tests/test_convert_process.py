@@ -19,6 +19,7 @@ import pytest
 
 from edge.modelfile import sha256
 
+COMMAND = "from edge.cli import main; main()"
 RUN = "import sys; from pathlib import Path; from edge.convert import convert; "
 RUN += (
     "print(convert(sys.argv[1], quant=sys.argv[2], out=Path(sys.argv[3]), progress=True, threads=1).sha256)"
@@ -47,18 +48,34 @@ def start(out: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.wait()
 
 
+def running(text: str) -> list[str]:
+    """The command lines of this machine's processes that hold `text`."""
+    done = subprocess.run(["ps", "-e", "-ww", "-o", "args"], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if text in line]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("phase", ["writing", "quantizing"])
-def test_ctrl_c_leaves_nothing(
-    phase: str, smollm2_folder: Path, out: Path, start: Callable[..., subprocess.Popen[bytes]]
+def test_ctrl_c_and_kill_leave_nothing(
+    phase: str, number: signal.Signals, status: int, smollm2_folder: Path, out: Path
 ) -> None:
-    process = start(smollm2_folder, "Q4_K_M", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    """Neither a file nor, while it quantizes, the process that does it."""
+    command = [sys.executable, "-c", COMMAND, "convert", str(smollm2_folder), "--out", str(out / "x.gguf")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     pattern = ".*.BF16.tmp" if phase == "writing" else f".x.gguf.{process.pid}.tmp"
-    deadline = time.monotonic() + 300
-    while not list(out.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    try:
+        deadline = time.monotonic() + 300
+        while not list(out.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if phase == "quantizing":
+            assert any("edge.quantize" in line for line in running(str(out)))
+        process.send_signal(number)
+        assert process.wait(timeout=60) == status
+    finally:
+        process.kill()
+        process.wait()
     assert not list(out.iterdir())
+    assert not running(str(out))
 
 
 def test_progress_bar_on_a_terminal_only(
