@@ -70,7 +70,7 @@ def convert(
         ),
     ] = "Q4_K_M",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Default: models/<name>-<quant>.gguf.")
+        str | None, typer.Option("--out", "-o", metavar="<path>", help="Default: models/<name>-<quant>.gguf.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache.")] = False,

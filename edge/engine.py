@@ -37,6 +37,7 @@ class Engine:
         llama.start()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        llama.forget_errors()
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise ModelFileError(f"{path}: llama.cpp cannot load it: {llama.last_error()}")
@@ -93,6 +94,7 @@ class Engine:
         params.n_threads = params.n_threads_batch = self.threads
         # On a CPU attention writes faster without it.
         params.flash_attn_type = _FLASH_ATTN_AUTO if self.offloads else _FLASH_ATTN_OFF
+        llama.forget_errors()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             raise ContextError(
@@ -152,6 +154,7 @@ class Engine:
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
             batch.logits[i] = i == len(tokens) - 1
+        llama.forget_errors()
         status = llama_cpp.llama_decode(self._context, batch)
         if status == 1:
             raise ContextError(f"{position + len(tokens)} tokens do not fit into a context of {self.n_ctx}")

@@ -56,3 +56,11 @@ def test_the_repetition_penalty_counts_the_prompt_and_what_was_written() -> None
     negative = np.array([-1.0, -1.1, -9.0], np.float32)
     assert Sampler(Sampling(repetition_penalty=1.2), prompt=[0]).pick(negative) == 1
     assert positive.tolist() == pytest.approx([2.0, 1.9, -1.0])  # the logits themselves are left alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_overflows_still_answers(temperature: float) -> None:
+    broken = np.array([np.nan, np.inf, -np.inf, 1.0], np.float32)
+    assert Sampler(Sampling(temperature, seed=1), ()).pick(broken) == 1
+    allowed = np.array([True, False, True, False])
+    assert Sampler(Sampling(temperature, seed=1), ()).pick(np.full(4, np.nan, np.float32), allowed) in (0, 2)
