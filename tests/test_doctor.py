@@ -17,7 +17,7 @@ import pytest
 
 from edge import machine
 from edge.doctor import doctor, fit
-from edge.errors import ModelFileError
+from edge.errors import ContextError, ModelFileError
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,13 @@ def allocated(path: Path, context: int, flash_attention: bool) -> tuple[float, f
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     kv_cache, compute = (float(size) * 2**20 for size in run.stdout.split())
     return kv_cache, compute
+
+
+def test_a_context_that_the_model_does_not_have(smol: Path) -> None:
+    most = fit(smol).context_max
+    with pytest.raises(
+        ContextError, match=f"has a context of at most {most} tokens, not {most + 1}$"
+    ) as caught:
+        doctor(smol, context=most + 1)
+    assert str(caught.value).startswith(f"{smol}: ")
+    assert fit(smol, context=most).context == most

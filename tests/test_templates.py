@@ -1,14 +1,16 @@
 """Chat templates render as transformers renders them, byte for byte, and a hostile one is stopped.
 
 Run: .venv/bin/python -m pytest tests/test_templates.py
-llama.cpp's templates are found in a llama-cpp-python source tree: EDGE_LLAMA_CPP_SOURCE, or a pip download of
-the sdist under the temporary folder; their tests are skipped where there is none.
+llama.cpp's templates are read from the llama-cpp-python sdist in build/sdist, where `make test` puts it; their tests
+are skipped where there is none.
 """
 # ruff: noqa: E501  one template a line reads best
 
 import functools
-import os
-import tempfile
+import json
+import subprocess
+import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from edge.errors import PromptError
 from edge.prompt import Rendered, prompt_source, render_chat_template, render_prompt
 
+ROOT = Path(__file__).resolve().parents[1]
 THOUGHT = "<think>\nI should list the files first.\n</think>\n"
 ACTION = '{"analysis": "새 폴더 <b>&</b>", "plan": "ls", "commands": [], "task_complete": false}'
 CALL = {
@@ -85,20 +88,22 @@ SMOLLM2 = (
 )
 
 
-def find_templates() -> list[Path]:
-    """The chat templates of a llama-cpp-python source tree, or none."""
-    named = os.environ.get("EDGE_LLAMA_CPP_SOURCE")
-    places = [Path(named)] if named else sorted(Path(tempfile.gettempdir()).glob("sdist/llama_cpp_python-*"))
-    for place in places:
-        for inside in ("vendor/llama.cpp/models/templates", "models/templates"):
-            if found := sorted((place / inside).glob("*.jinja")):
-                return found
-    return []
+def find_templates() -> dict[str, str]:
+    """llama.cpp's chat templates by name, from the sdist of llama-cpp-python; none if it is not there."""
+    templates = {}
+    for sdist in sorted((ROOT / "build" / "sdist").glob("llama_cpp_python-*.tar.gz"))[-1:]:
+        with tarfile.open(sdist) as archive:
+            for member in archive:
+                if "/vendor/llama.cpp/models/templates/" in member.name and member.name.endswith(".jinja"):
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    templates[Path(member.name).stem] = file.read().decode("utf-8")
+    return templates
 
 
 TEMPLATES = find_templates()
 needs_templates = pytest.mark.skipif(
-    not TEMPLATES, reason="no llama-cpp-python source: set EDGE_LLAMA_CPP_SOURCE to an unpacked sdist"
+    not TEMPLATES, reason="build/sdist holds no llama-cpp-python sdist (make test fetches it)"
 )
 
 
@@ -135,28 +140,35 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_t
 
 
 @needs_templates
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_real_templates(path: Path) -> None:
-    template = path.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_real_templates(name: str) -> None:
+    template = TEMPLATES[name]
     renderable = 0
-    for name, messages in CONVERSATIONS.items():
+    for kind, messages in CONVERSATIONS.items():
         for variables in ({}, {"tools": [TOOL]}, {"enable_thinking": False}):
             expected, ours = both(template, messages, SPECIAL, **variables)
-            assert ours == (expected or ""), (name, variables)
+            assert ours == (expected or ""), (kind, variables)
             renderable += expected is not None
         expected, ours = both(template, messages, {"eos_token": "</s>"})
-        assert ours == (expected or ""), (name, "without BOS")
+        assert ours == (expected or ""), (kind, "without BOS")
     if not renderable:
         pytest.skip("transformers itself cannot render it")
 
 
 @needs_templates
-def test_most_real_templates_take_a_plain_message() -> None:
-    rendered = [
-        both(path.read_text(encoding="utf-8"), CONVERSATIONS["plain"], SPECIAL)[0] is not None
-        for path in TEMPLATES
-    ]
-    assert sum(rendered) >= 60
+def test_which_real_templates_take_a_plain_message() -> None:
+    refused = {
+        name
+        for name, template in TEMPLATES.items()
+        if both(template, CONVERSATIONS["plain"], SPECIAL)[0] is None
+    }
+    assert len(TEMPLATES) >= 70
+    assert refused == {  # they want tools, or a function that transformers does not have
+        "CohereForAI-c4ai-command-r-plus-tool_use",
+        "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+        "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+        "fireworks-ai-llama-3-firefunction-v2",
+    }
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -245,6 +257,7 @@ FEATURES = {
     "mutation of dict": "{{ messages[0].update({'role': 'x'}) }}",
     "lone surrogate": "{{ '\ud800' }}",
     "include": "{% include 'x' %}",
+    "methods in a loop": "{% for m in messages %}{{ m.role.replace('s', '/') }}{{ ', '.join([m.role, 'x']) }}{{ '{}'.format(m.role) }}{% endfor %}",
     "wide range": "{% for i in range(1000000) %}{% endfor %}",
 }
 
@@ -312,6 +325,39 @@ HOSTILE = {
     "format filter": "{{ '%99999999999d' | format(1) }}",
     "lipsum": "{{ lipsum(100000000) }}",
     "block of output": "{% set x %}{% for i in range(99999) %}{{ 'a' * 1000000 }}{% endfor %}{% endset %}",
+    "replace": "{{ ('a'*30000).replace('a','b'*30000) }}",
+    "replace filter": "{{ ('a'*30000) | replace('a','b'*30000) }}",
+    "replace nothing": "{{ ('a'*30000).replace('','b'*30000) }}",
+    "replace bytes": "{{ ('a'*30000).encode().replace('a'.encode(),('b'*30000).encode()) | length }}",
+    "join": "{{ ('a'*30000).join('b'*30000) }}",
+    "join filter": "{{ ('b'*30000) | list | join('a'*30000) }}",
+    "join of mapped": "{{ range(30000) | map('string') | join('a'*30000) }}",
+    "join of itself": "{{ [('a'*30000)] * 30000 | join }}{{ ([('a'*30000)] * 30000) | join }}",
+    "list as text": "{{ ([('a'*30000)] * 30000) }}",
+    "list joined": "{{ ([('a'*30000)] * 30000) ~ 'x' }}",
+    "nested lists": "{% set a = ['x'*99] * 999 %}{% set b = [a] * 999 %}{% set c = [b] * 999 %}{{ c | string | length }}",
+    "list as JSON": "{{ ([('a'*30000)] * 30000) | tojson }}",
+    "JSON indented": "{{ ([1] * 300000) | tojson(indent=100000) }}",
+    "JSON separated": "{{ ([1] * 30000) | tojson(separators=('a' * 30000, ':')) }}",
+    "namespace as text": "{% set n = namespace(x=['a'*30000] * 30000) %}{{ n }}",
+    "values as text": "{{ {'x': ['a'*30000] * 30000}.values() }}",
+    "many indented": "{{ ('a\n' * 30000) | indent(30000) }}",
+    "tabs": "{{ ('\t' * 30000).expandtabs(30000) }}",
+    "translate": "{{ ('a' * 30000).translate({97: 'b' * 30000}) }}",
+    "percents": "{{ ('%(a)s' * 30000) % {'a': 'a' * 30000} }}",
+    "percents of a tuple": "{{ ('%s' * 30000) % (('a' * 30000,) * 30000) }}",
+    "wide percents": "{{ ('%30000d' * 30000) % ((1,) * 30000) }}",
+    "wide bytes": "{{ '%99999999999d'.encode() % 1 }}",
+    "formats": "{{ ('{0}' * 30000).format('a' * 30000) }}",
+    "wide formats": "{{ ('{0:30000}' * 30000).format(1) }}",
+    "formats of a map": "{{ ('{a}' * 30000).format_map({'a': 'a' * 30000}) }}",
+    "formats by filter": "{{ ('%(a)s' * 30000) | format(a='a' * 30000) }}",
+    "sum": "{{ ([[1] * 4000] * 4000) | sum(start=[]) | length }}",
+    "wrapped": "{{ ('a' * 30000) | wordwrap(1, wrapstring='b' * 30000) }}",
+    "bytes of a number": "{{ (1).to_bytes(9999999999, 'big') | length }}",
+    "many lists": "{% set n = namespace(x=[]) %}{% for i in range(999) %}{% set n.x = n.x + [[1] * 4000000] %}{% endfor %}",
+    "the same text often": "{% set a = 'a' * 1000000 %}{% set x %}{% for i in range(99999) %}{{ a }}{% endfor %}{% endset %}",
+    "time": "{{ strftime_now('%c' * 9999999) }}",
     "output": "{% for i in range(99999) %}{{ 'a' * 1000000 }}{% endfor %}",
 }
 
@@ -323,6 +369,33 @@ def test_hostile_templates_are_stopped(name: str) -> None:
         render_chat_template(CONVERSATIONS["plain"], template=HOSTILE[name], bos_token=None, eos_token=None)
     assert "\n" not in str(caught.value)
     assert time.process_time() - start < 30
+
+
+def test_hostile_templates_take_little_memory() -> None:
+    """What would fill the memory is refused before it is made, not after. Those that only loop are left out."""
+    templates = {
+        name: text
+        for name, text in HOSTILE.items()
+        if name not in ("nested loops", "filtered loop", "macros")
+    }
+    code = """if True:
+        import json, resource, sys
+        from edge.errors import PromptError
+        from edge.prompt import render_chat_template
+        resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))
+        for name, template in json.load(sys.stdin).items():
+            chat = [{'role': 'user', 'content': 'x'}]
+            try:
+                render_chat_template(chat, template=template, bos_token=None, eos_token=None)
+            except PromptError as error:
+                print(name + ':', error)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(templates), capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    assert [line.partition(":")[0] for line in run.stdout.splitlines()] == [*templates]
+    assert "MemoryError" not in run.stdout
 
 
 def test_a_stopped_template_leaves_the_next_one_alone() -> None:
@@ -359,13 +432,14 @@ random_messages = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(random_messages)
 def test_random_messages_smollm2(messages: list[dict[str, Any]]) -> None:
     expected, ours = both(SMOLLM2, messages, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
     assert ours == (expected or "")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=random_messages)
 def test_random_messages_embedded_model(tiny_folder: Path, messages: list[dict[str, Any]]) -> None:
     source = prompt_source(tiny_folder)
@@ -376,10 +450,9 @@ def test_random_messages_embedded_model(tiny_folder: Path, messages: list[dict[s
 
 
 @needs_templates
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(random_messages, st.booleans())
 def test_random_messages_lfm2(messages: list[dict[str, Any]], think: bool) -> None:
     for name in ("LFM2.5-8B-A1B", "Qwen-Qwen3-0.6B"):
-        template = next(path for path in TEMPLATES if path.stem == name).read_text(encoding="utf-8")
-        expected, ours = both(template, messages, SPECIAL, enable_thinking=think)
+        expected, ours = both(TEMPLATES[name], messages, SPECIAL, enable_thinking=think)
         assert ours == (expected or "")
