@@ -1,8 +1,8 @@
 """A Hugging Face checkpoint on disk: a local folder, or a hub id that is fetched first.
 
 Reads config.json, safetensors (one file or shards), tokenizer.json, tokenizer_config.json and the chat
-template. Weights stay on disk; one tensor at a time is mapped into memory. Nothing of the checkpoint is ever
-executed.
+template. Weights stay on disk; one tensor at a time is mapped into memory.
+No Python code of a checkpoint is ever run; its chat template runs in a sandbox (edge/template.py).
 
 The safetensors format: 8 bytes little-endian header length, a JSON header that gives each tensor's dtype,
 shape and byte range, then the data (https://huggingface.co/docs/safetensors). We parse it ourselves, since

@@ -255,7 +255,10 @@ def compare(
 ) -> None:
     """Compare results with a reference, step by step."""
     from edge.compare import compare as run_compare
+    from edge.result import check_place
 
+    if json_out is not None:
+        check_place(json_out)
     comparison = run_compare(results, reference)
     if json_out is not None:
         comparison.write_json(json_out)
@@ -290,7 +293,7 @@ def models() -> None:
     """List the known models and the GGUFs at hand."""
     from edge.known import converted_rows, known_rows
 
-    _table(["known model", "hub id", "quant", "context", "memory", "published F1"], known_rows())
+    _table(["known model", "hub id", "quant", "default context", "memory", "published F1"], known_rows())
     files = converted_rows()
     typer.echo()
     if files:
