@@ -6,12 +6,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from edge import __version__
 from edge.errors import EdgeError, PromptError
+
+if TYPE_CHECKING:
+    from edge.prompt import Rendered
 
 app = typer.Typer(
     name="edge",
@@ -160,6 +163,7 @@ def run(
         emit: Callable[[str], None] | None = (
             (lambda text: typer.echo(_shown(text), nl=False)) if stream else None
         )
+        _note_fallback(path, runner.render(chat))
         action = runner.act(
             chat, max_tokens, sampling=sampling, think=think_tokens, text_share=text_share, emit=emit
         )
@@ -278,8 +282,7 @@ def prompt(
 
     chat = read_messages(messages)
     rendered = render_prompt(chat, prompt_source(model))
-    if rendered.status != "chat_template":
-        _note(f"{model} has no usable chat template; this is the {rendered.status}")
+    _note_fallback(model, rendered)
     if tokens:
         from edge.tokens import encode_with
 
@@ -321,6 +324,11 @@ def _think(value: str | None) -> int | None:
     if value.isdigit():
         return int(value)
     raise typer.BadParameter("must be off or a number of tokens", param_hint="--think")
+
+
+def _note_fallback(model: Path, rendered: "Rendered") -> None:
+    if rendered.status != "chat_template":
+        _note(f"{model}: {rendered.reason or 'has no chat template'}; the prompt is the {rendered.status}")
 
 
 def _shown(text: str) -> str:
