@@ -328,7 +328,12 @@ def _think(value: str | None) -> int | None:
 
 def _note_fallback(model: Path, rendered: "Rendered") -> None:
     if rendered.status != "chat_template":
-        _note(f"{model}: {rendered.reason or 'has no chat template'}; the prompt is the {rendered.status}")
+        why = (
+            f"its chat template cannot be rendered ({rendered.reason})"
+            if rendered.reason
+            else "no chat template"
+        )
+        _note(f"{model}: {why}; the prompt is the {rendered.status}")
 
 
 def _shown(text: str) -> str:
