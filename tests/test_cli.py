@@ -31,7 +31,6 @@ def edge(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subpro
         timeout=300,
         env={
             **os.environ,
-            
             "EDGE_CACHE": str(cwd or Path("build/test-cache").absolute()),
         },
     )

@@ -8,13 +8,13 @@ import random
 from pathlib import Path
 
 import pytest
-from edge.replay import read_rows
-from edge.score import score
 
 from edge.errors import ContextError, ReplayError
 from edge.evaluate import distinct_tokens, evaluate
 from edge.metrics import aggregate, score_step
 from edge.paths import embedded_rows
+from edge.replay import read_rows
+from edge.score import score
 
 
 @pytest.fixture(scope="module")
