@@ -103,7 +103,7 @@ def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -
         (["eval", "--model", tiny_q4, "--replay", binary, "--out", tmp_path / "o.json"], "binary"),
         (["score", binary, "--replay", rows, "--out", tmp_path / "o.json"], "rows.jsonl:1"),
         (["compare", rows, "--reference", rows], "rows.jsonl"),
-        (["compare", tmp_path / "none.json", "--reference", "no-such-model"], "none.json"),
+        (["compare", tmp_path / "none.json", "--reference", "no-such-model"], "no-such-model"),
         (["prompt", "--model", broken, "--messages", rows], "rows.jsonl"),
         (["doctor", "--model", broken], "broken.gguf"),
         (["eval", "--model", tiny_q4, "--out", tmp_path], str(tmp_path)),
