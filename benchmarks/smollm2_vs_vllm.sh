@@ -19,3 +19,4 @@ for quant in bf16 Q8_0 Q4_K_M; do
 done
 edge compare "$out"/smollm2-{bf16,Q8_0,Q4_K_M}{-free,}.json --reference "$reference" --json "$out/comparison.json" |
   tee "$out/comparison.md"
+python3 "$(dirname "$0")/table.py" "$out"/smollm2-{bf16,Q8_0,Q4_K_M}{-free,}.json --reference "$reference"
