@@ -163,9 +163,11 @@ def run(
         emit: Callable[[str], None] | None = (
             (lambda text: typer.echo(_shown(text), nl=False)) if stream else None
         )
-        _note_fallback(path, runner.render(chat))
-        action = runner.act(
-            chat, max_tokens, sampling=sampling, think=think_tokens, text_share=text_share, emit=emit
+        rendered = runner.render(chat)
+        _note_fallback(path, rendered)
+        prompt_ids = runner.encode(rendered.text)
+        action = runner.act_on(
+            prompt_ids, max_tokens, sampling=sampling, think=think_tokens, text_share=text_share, emit=emit
         )
     typer.echo("" if stream else action.to_json() if as_json else action.text)
     if action.closed_at_budget and not as_json:

@@ -118,7 +118,7 @@ class Engine:
         memory = llama_cpp.llama_get_memory(self._context)
         llama_cpp.llama_memory_seq_rm(memory, _ANSWER, -1, -1)
         if self._trunk != list(prompt):
-            common = _common_length(self._trunk, prompt)
+            common = common_length(self._trunk, prompt)
             # The last token is read again where the trunk goes on behind it: its logits are gone.
             common = min(common, len(prompt) - 1)
             rewound = (
@@ -172,7 +172,8 @@ class Engine:
         self.n_ctx, self._trunk = 0, []
 
 
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

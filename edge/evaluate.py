@@ -3,12 +3,14 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from edge.engine import common_length
 from edge.errors import ContextError, ReplayError
 from edge.modelfile import sha256
 from edge.prompt import template_summary
@@ -73,6 +75,7 @@ def evaluate(
         load_seconds = time.perf_counter() - began
 
         steps: list[dict[str, Any]] = []
+        valid = 0
         counters = dict.fromkeys(("completion_tokens", "forced_tokens", "thought_tokens"), 0)
         began = time.perf_counter()
         with _bar(progress) as bar:
@@ -97,7 +100,8 @@ def evaluate(
                         closed_at_budget=answer.closed_at_budget,
                     )
                 )
-                bar.update(line, advance=1, valid=sum(step["valid_json"] for step in steps))
+                valid += steps[-1]["valid_json"]
+                bar.update(line, advance=1, valid=valid)
         seconds = time.perf_counter() - began
         file = runner.model_file
         head = {
@@ -112,12 +116,7 @@ def evaluate(
             "gen_time_sec": round(seconds, 1),
             "avg_sec_per_step": round(seconds / len(rows), 3),
             "sampling": {
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "min_p": sampling.min_p,
-                "repetition_penalty": sampling.repetition_penalty,
-                "seed": sampling.seed,
+                **asdict(sampling),
                 "max_tokens": max_tokens,
                 "dtype": file.file_type,
                 "backend": "edge",
@@ -145,10 +144,7 @@ def distinct_tokens(prompts: Sequence[Sequence[int]]) -> int:
     ordered = sorted(map(list, prompts))
     count, before = 0, list[int]()
     for prompt in ordered:  # neighbours in order share the most
-        common = 0
-        while common < min(len(before), len(prompt)) and before[common] == prompt[common]:
-            common += 1
-        count += len(prompt) - common
+        count += len(prompt) - common_length(before, prompt)
         before = prompt
     return count
 
