@@ -65,7 +65,7 @@ def check_place(path: Path | str) -> None:
     if not str(path):
         raise ResultError("the name of the file to write is empty")
     try:
-        place, through = _place(path)
+        place, through = place_of(path)
         if place.is_dir():
             raise ResultError(f"{path}: is a folder: give the name of a file in it")
         if through:
@@ -90,7 +90,7 @@ def write_json(path: Path | str, value: object) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=1)
     # A model's JSON may hold half of a surrogate pair. UTF-8 cannot; the escape that replaces it is valid JSON.
     data = text.encode("utf-8", "backslashreplace") + b"\n"
-    place, through = _place(path)
+    place, through = place_of(path)
     temporary = place.with_name(f".edge-{os.getpid()}.tmp")
     try:
         if through:
@@ -108,7 +108,7 @@ def write_json(path: Path | str, value: object) -> None:
                 temporary.unlink(missing_ok=True)
 
 
-def _place(path: Path | str) -> tuple[Path, bool]:
+def place_of(path: Path | str) -> tuple[Path, bool]:
     """Where to write, links followed, and whether it is to be written through: a device, a FIFO, /dev/stdout."""
     given = Path(path)
     if given.parent in _STREAMS:
