@@ -7,17 +7,18 @@ cannot be imported, which is when it is needed most.
 import ctypes
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from edge import __version__
-from edge.errors import ContextError, ModelFileError
-from edge.machine import cpu_name, free_disk, memory, physical_cores
-from edge.modelfile import read_metadata, read_model_file
+from edge.errors import ContextError
+from edge.footprint import CELLS_STEP, buffers, read_shape, size
+from edge.machine import Device, Memory, cpu_name, devices, free_disk, memory, physical_cores
+from edge.modelfile import read_model_file
 from edge.paths import model_folder
+from edge.placement import DEFAULT_CONTEXT, Placement, place
 
 PACKAGES = (
     "llama-cpp-python",
@@ -28,24 +29,6 @@ PACKAGES = (
     "huggingface_hub",
     "numpy",
 )
-DEFAULT_CONTEXT = 8192
-BATCH = 512
-"""Prompt tokens that llama.cpp computes at once (n_ubatch): its buffers grow with it."""
-SEQUENCES = 2
-
-# enum ggml_backend_dev_type in ggml-backend.h
-DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "meta")
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device that llama.cpp can compute on; memory in bytes, 0 where the driver does not tell."""
-
-    name: str
-    description: str
-    kind: str
-    memory_free: int
-    memory_total: int
 
 
 @dataclass(frozen=True)
@@ -62,19 +45,11 @@ class Llama:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a model needs at a context, in bytes, and whether this machine has it (None: it does not tell).
+    """What a model needs at a context, in bytes, and how `edge` would run it here; see footprint.Buffers.
 
-    - weights: the file's size; it is memory-mapped, but slow unless all of it stays in memory
-    - kv_cache: context × attention layers' key and value heads × head widths × 2 bytes (f16). Layers without
-      attention (a hybrid's convolutions) have no keys and values
-    - state: what a hybrid's convolutions remember instead: sequences × layers × width × (kernel - 1) × 4
-      bytes
-    - compute: 512 tokens at once × 4 bytes × (the widest of the vocabulary, the experts' activations and,
-      without flash attention, (heads + 1) × context; plus 6 × width for the hidden states). llama.cpp reuses
-      one buffer for all layers; against what it allocated for SmolLM2-135M this came out 0 to 5 % too high.
-
-    Like the runner, it counts two sequences (the prompt and the answer, which share one KV cache), and flash
-    attention only where a GPU computes.
+    `weights` is the file's size: it is memory-mapped, but slow unless all of it stays in memory. `placement` is
+    None where it does not fit; `advice` then says what would, and the other figures are those of one answer
+    at a time with flash attention. `fits` is None where the system does not tell its free memory.
     """
 
     model: str
@@ -87,15 +62,18 @@ class Fit:
     kv_cache: int
     state: int
     compute: int
+    output: int
     flash_attention: bool
     available: int | None
     fits: bool | None
     largest_context: int | None
     """The longest context that fits into the available memory, in steps of 256 tokens; 0: none does."""
+    placement: Placement | None
+    advice: str | None
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.state + self.compute
+        return self.weights + self.kv_cache + self.state + self.compute + self.output
 
 
 @dataclass(frozen=True)
@@ -145,7 +123,7 @@ class Report:
         lines.append(f"memory      {_gb(self.memory_available)} available of {_gb(self.memory_total)}")
         lines.append(f"disk        {_gb(self.disk_free)} free in {self.model_folder}")
         if self.fit is not None:
-            lines += ["", *_fit_lines(self.fit, self.llama.devices)]
+            lines += ["", *_fit_lines(self.fit)]
         return "\n".join(lines)
 
 
@@ -156,8 +134,9 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
     smaller. Raises ModelFileError if `model` is missing or damaged, ContextError for a context beyond its maximum.
     """
     main = memory()
+    found = devices()
     folder = model_folder().absolute()
-    llama = inspect_llama()
+    llama = inspect_llama(found)
     return Report(
         edge=__version__,
         python=platform.python_version(),
@@ -170,13 +149,11 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
         memory_available=main.available,
         model_folder=str(folder),
         disk_free=free_disk(folder),
-        fit=None
-        if model is None
-        else fit(model, context=context, available=main.available, flash_attention=llama.gpu_offload),
+        fit=None if model is None else fit(model, main, found, context=context),
     )
 
 
-def inspect_llama() -> Llama:
+def inspect_llama(found: Sequence[Device]) -> Llama:
     """What the installed llama.cpp is and can do, or why it cannot be loaded."""
     try:
         from llama_cpp import llama_cpp as lib
@@ -192,116 +169,67 @@ def inspect_llama() -> Llama:
         system_info=info,
         cpu_features=[name.strip() for name, _, value in features if value.strip() == "1"],
         gpu_offload=bool(lib.llama_supports_gpu_offload()),
-        devices=_devices(libggml),
+        devices=list(found),
     )
 
 
-def fit(
-    model: Path, *, context: int | None = None, available: int | None = None, flash_attention: bool = False
-) -> Fit:
-    """Whether the GGUF `model` fits into `available` bytes.
+def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: int | None = None) -> Fit:
+    """Whether and how the GGUF `model` fits into this memory and these devices.
 
     Raises ModelFileError if it cannot be read, ContextError for a context that it does not have.
     """
     file = read_model_file(model)
     if context is not None and context > file.context_length > 0:
         raise ContextError(f"{model}: has a context of at most {file.context_length} tokens, not {context}")
-    metadata = read_metadata(model)
-    chosen = context or min(DEFAULT_CONTEXT, file.context_length)
+    shape = read_shape(file)
+    chosen = context or min(DEFAULT_CONTEXT, file.context_length or DEFAULT_CONTEXT)
 
-    def needed(tokens: int) -> int:
-        return int(file.n_bytes + sum(buffers(metadata, tokens, file.n_vocab, flash_attention)))
+    def plan(tokens: int) -> Placement:
+        return place(shape, None, 0, memory=memory, devices=found, context=tokens)
 
-    kv_cache, state, compute = buffers(metadata, chosen, file.n_vocab, flash_attention)
-    heads_kv = _per_layer(metadata, "attention.head_count_kv")
+    placement, advice = None, None
+    try:
+        placement = plan(chosen)
+    except ContextError as error:
+        advice = str(error).removeprefix(f"{model}: ")
+    need = buffers(
+        shape,
+        chosen,
+        sequences=placement.sequences if placement else 2,
+        flash_attention=placement is None or placement.flash_attention,
+    )
+    known = memory.available is not None
     largest = None
-    if available is not None:
+    if known:
         # Memory grows with the context, so halve the range between what fits (low) and what does not (high).
-        low, high = 0, file.context_length // 256 + 1
+        low, high = 0, max(file.context_length, chosen) // CELLS_STEP + 1
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if needed(middle * 256) <= available else (low, middle)
-        largest = low * 256
+            try:
+                plan(min(middle * CELLS_STEP, file.context_length or middle * CELLS_STEP))
+                low = middle
+            except ContextError:
+                high = middle
+        largest = low * CELLS_STEP
     return Fit(
         model=str(model),
         file_type=file.file_type,
         context=chosen,
         context_max=file.context_length,
-        attention_layers=sum(count > 0 for count in heads_kv),
-        layers=len(heads_kv),
+        attention_layers=sum(values > 0 for values in shape.kv_values),
+        layers=len(shape.kv_values),
         weights=file.n_bytes,
-        kv_cache=kv_cache,
-        state=state,
-        compute=compute,
-        flash_attention=flash_attention,
-        available=available,
-        fits=None if available is None else needed(chosen) <= available,
+        kv_cache=need.kv_cache,
+        state=need.state,
+        compute=need.compute,
+        output=need.output,
+        flash_attention=placement is None or placement.flash_attention,
+        available=memory.available,
+        fits=placement is not None if known else None,
         largest_context=largest,
+        placement=placement,
+        advice=advice,
     )
-
-
-def buffers(
-    metadata: Mapping[str, Any], context: int, n_vocab: int, flash_attention: bool
-) -> tuple[int, int, int]:
-    """Bytes of KV cache, state and compute buffers; the formulas are in Fit.
-
-    `metadata` holds a GGUF's keys, e.g. `llama.block_count`; `attention.head_count_kv` is one number or one a
-    layer.
-    """
-    width = int(_get(metadata, "embedding_length"))
-    heads = max(_per_layer(metadata, "attention.head_count"))
-    heads_kv = _per_layer(metadata, "attention.head_count_kv")
-    head_width = width // max(heads, 1)
-    key, value = (int(_get(metadata, f"attention.{name}_length", head_width)) for name in ("key", "value"))
-    kv_cache = context * sum(heads_kv) * (key + value) * 2
-    kernel = int(_get(metadata, "shortconv.l_cache", 0))
-    state = sum(count == 0 for count in heads_kv) * width * max(kernel - 1, 0) * 4 * SEQUENCES
-    experts_width = (
-        int(_get(metadata, "expert_used_count", 0)) * 3 * int(_get(metadata, "expert_feed_forward_length", 0))
-    )
-    batch = min(BATCH, context)
-    scores = 0 if flash_attention else (heads + 1) * context
-    compute = batch * 4 * (max(n_vocab, experts_width, scores) + 6 * width)
-    return kv_cache, state, compute
-
-
-def _get(metadata: Mapping[str, Any], name: str, default: int | None = None) -> Any:
-    value = metadata.get(f"{metadata['general.architecture']}.{name}", default)
-    if value is None:
-        raise ModelFileError(f"the GGUF's metadata lack {name}, without which its memory cannot be estimated")
-    return value
-
-
-def _per_layer(metadata: Mapping[str, Any], name: str) -> list[int]:
-    layers = int(_get(metadata, "block_count"))
-    value = _get(
-        metadata, name, int(_get(metadata, "attention.head_count", 0)) if name.endswith("_kv") else None
-    )
-    return [int(value)] * layers if isinstance(value, int) else [int(count) for count in value]
-
-
-def _devices(libggml: ctypes.CDLL) -> list[Device]:
-    try:
-        count, get = libggml.ggml_backend_dev_count, libggml.ggml_backend_dev_get
-        name, description = libggml.ggml_backend_dev_name, libggml.ggml_backend_dev_description
-        kind, space = libggml.ggml_backend_dev_type, libggml.ggml_backend_dev_memory
-    except AttributeError:  # Windows finds only what this one library exports itself
-        return []
-    count.restype, get.argtypes, get.restype = ctypes.c_size_t, [ctypes.c_size_t], ctypes.c_void_p
-    for function in (name, description):
-        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
-    kind.argtypes, kind.restype = [ctypes.c_void_p], ctypes.c_int
-    size_pointer = ctypes.POINTER(ctypes.c_size_t)
-    space.argtypes, space.restype = [ctypes.c_void_p, size_pointer, size_pointer], None
-    devices = []
-    for index in range(count()):
-        device = get(index)
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        space(device, ctypes.byref(free), ctypes.byref(total))
-        kind_name = DEVICE_KINDS[kind(device)] if 0 <= kind(device) < len(DEVICE_KINDS) else "other"
-        texts = [(text(device) or b"").decode(errors="replace") for text in (name, description)]
-        devices.append(Device(texts[0], texts[1], kind_name, free.value, total.value))
-    return devices
 
 
 def _text(libggml: ctypes.CDLL, name: str) -> str:
@@ -325,7 +253,7 @@ def _device_line(device: Device) -> str:
     return f"{device.name}: {device.description} ({device.kind}){space}"
 
 
-def _fit_lines(fit: Fit, devices: list[Device]) -> list[str]:
+def _fit_lines(fit: Fit) -> list[str]:
     layers = _count(fit.layers, "layer")
     with_attention = (
         layers if fit.attention_layers == fit.layers else f"{fit.attention_layers} of {layers} with attention"
@@ -336,31 +264,24 @@ def _fit_lines(fit: Fit, devices: list[Device]) -> list[str]:
         f"  KV cache  {_gb(fit.kv_cache)} ({with_attention})",
         *([f"  state     {_gb(fit.state)}"] if fit.state else []),
         f"  compute   {_gb(fit.compute)} ({'with' if fit.flash_attention else 'without'} flash attention)",
+        f"  output    {_gb(fit.output)}",
         f"  total     {_gb(fit.total)}",
     ]
-    if fit.fits is None:
+    if fit.advice is not None:
+        lines.append(f"  fits?     NO: {fit.advice}")
+    elif fit.fits is None:
         lines.append("  fits?     unknown: this system does not tell its free memory")
-    elif not fit.fits:
-        lines.append(f"  fits?     NO: {_gb(fit.available)} available. Take a smaller --quant or --ctx")
     else:
         lines.append(f"  fits?     yes: {_gb(fit.available)} available")
     if fit.largest_context is not None:
         lines.append(f"  largest context that fits: {fit.largest_context:,}")
-    for device in devices:
-        if device.kind == "GPU" and device.memory_total:
-            verdict = (
-                "yes"
-                if fit.total <= device.memory_free
-                else "not all of it: offload fewer layers with --gpu-layers"
-            )
-            lines.append(f"  on {device.name}: {verdict}; {_gb(device.memory_free)} free")
+    if fit.placement is not None:
+        lines.append(f"  {fit.placement}")
     return lines
 
 
-def _gb(size: int | None) -> str:
-    if size is None:
-        return "unknown"
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+def _gb(n_bytes: int | None) -> str:
+    return "unknown" if n_bytes is None else size(n_bytes)
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,9 +1,10 @@
-"""What this machine has: cores, memory, disk. Standard library only, so that it answers even where nothing
-else installs.
+"""What this machine has: cores, memory, disk, the devices that llama.cpp finds. Standard library only, so that it
+answers even where nothing else installs.
 
 A number that the system does not tell is None, never a guess, except `physical_cores`, which always answers.
 """
 
+import ctypes
 import os
 import platform
 import shutil
@@ -12,6 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+# enum ggml_backend_dev_type in ggml-backend.h
+DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "meta")
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -19,6 +23,17 @@ class Memory:
 
     total: int | None
     available: int | None
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that llama.cpp can compute on; memory in bytes, 0 where the driver does not tell."""
+
+    name: str
+    description: str
+    kind: str
+    memory_free: int
+    memory_total: int
 
 
 def physical_cores() -> int:
@@ -59,6 +74,34 @@ def memory() -> Memory:
             total = int(limit)
             available = min(available or total, max(0, total - int(used)))
     return Memory(total, available)
+
+
+def devices() -> list[Device]:
+    """The devices of the installed llama.cpp; none where it cannot be loaded."""
+    try:
+        from llama_cpp._ggml import libggml
+
+        count, get = libggml.ggml_backend_dev_count, libggml.ggml_backend_dev_get
+        name, description = libggml.ggml_backend_dev_name, libggml.ggml_backend_dev_description
+        kind, space = libggml.ggml_backend_dev_type, libggml.ggml_backend_dev_memory
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        # AttributeError: Windows finds only what this one library exports itself
+        return []
+    count.restype, get.argtypes, get.restype = ctypes.c_size_t, [ctypes.c_size_t], ctypes.c_void_p
+    for function in (name, description):
+        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
+    kind.argtypes, kind.restype = [ctypes.c_void_p], ctypes.c_int
+    size_pointer = ctypes.POINTER(ctypes.c_size_t)
+    space.argtypes, space.restype = [ctypes.c_void_p, size_pointer, size_pointer], None
+    found = []
+    for index in range(count()):
+        device = get(index)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        space(device, ctypes.byref(free), ctypes.byref(total))
+        kind_name = DEVICE_KINDS[kind(device)] if 0 <= kind(device) < len(DEVICE_KINDS) else "other"
+        texts = [(text(device) or b"").decode(errors="replace") for text in (name, description)]
+        found.append(Device(texts[0], texts[1], kind_name, free.value, total.value))
+    return found
 
 
 def free_disk(path: Path) -> int:

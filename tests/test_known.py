@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.doctor import buffers
 from edge.errors import EdgeError
+from edge.footprint import buffers, shape_of
 from edge.known import converted_rows, find_known, known_models, known_rows, read_known
 from edge.paths import shipped_models
 
@@ -76,11 +76,11 @@ def test_memory_of_the_target_is_what_its_shape_needs() -> None:
         "lfm2moe.expert_feed_forward_length": 1792,
     }
     model = find_known(TARGET)
-    kv_cache, state, compute = buffers(shape, model.context, 128_000, flash_attention=False)
-    assert kv_cache == model.context * 6 * 8 * (64 + 64) * 2
-    assert state == 2 * 18 * 2048 * 2 * 4  # two sequences
+    need = buffers(shape_of(shape, 128_000), model.context)
+    assert need.kv_cache == model.context * 6 * 8 * (64 + 64) * 2
+    assert need.state == 2 * 18 * 2048 * 2 * 4  # two sequences
     weights = 8.3e9 * 4.85 / 8  # llama.cpp's usual bits per weight for Q4_K_M
-    needed = (weights + kv_cache + state + compute) / 1e9
+    needed = (weights + need.total) / 1e9
     assert needed <= model.memory_gb < needed + 0.5
 
 
