@@ -19,7 +19,8 @@ KV_BLOCKS = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 class Shape:
     """What of a model its memory depends on.
 
-    - weights: the file's bytes; `layer_weights` those of each layer, `output_weights` those of the output head
+    - weights: the file's bytes; `layer_weights` those of each layer, `output_weights` those of the output head.
+      Where llama.cpp keeps a copy arranged for the CPU, the mapped original may leave memory: it counts once
     - kv_values: for each layer, how many numbers the keys and values of one token are; 0 without attention
     - state_values: for each layer, what a hybrid's convolution remembers of a sequence, in float32 numbers
     - experts_width: the activations of all experts that work on one token
@@ -51,7 +52,7 @@ class Buffers:
       the wider of the vocabulary and a layer, and 6 × width for the hidden states. A layer is as wide as its
       experts' activations or its attention scores with their mask, (heads + 1) × cells; with flash attention
       there are no scores, only a mask of 2 bytes a cell beside the rest. Against what llama.cpp allocated for
-      SmolLM2-135M and the embedded model this came out 0 to 5 %, or 2 MB, too high.
+      SmolLM2-135M, the embedded model and the 8 B LFM2-MoE's shape this came out 0 to 7 %, or 2 MB, too high.
     - output: sequences × vocabulary × 4, the logits
     """
 
