@@ -118,37 +118,38 @@ def _string(value: Any, name: str) -> str:
 
 _STRING, _NUMBER = b'""', b"0"  # stand for any string and any duration, and are the shortest of them
 
-# The action's JSON tokens: before each, the field and what may come (a token and the state after it). An
-# ending takes the first choice. Between "[" and "]" it goes back to _LIST or _MORE, where no command is open.
-_STATES: list[tuple[str, list[tuple[bytes, int]]]] = [
-    ("start", [(b"{", 1)]),
-    ("start", [(b'"analysis"', 2)]),
-    ("start", [(b":", 3)]),
-    ("analysis", [(_STRING, 4)]),
-    ("analysis", [(b",", 5)]),
-    ("analysis", [(b'"plan"', 6)]),
-    ("analysis", [(b":", 7)]),
-    ("plan", [(_STRING, 8)]),
-    ("plan", [(b",", 9)]),
-    ("plan", [(b'"commands"', 10)]),
-    ("plan", [(b":", 11)]),
-    ("plan", [(b"[", 12)]),
-    ("commands", [(b"]", 23), (b"{", 13)]),
-    ("commands", [(b'"keystrokes"', 14)]),
-    ("commands", [(b":", 15)]),
-    ("commands", [(_STRING, 16)]),
-    ("commands", [(b",", 17)]),
-    ("commands", [(b'"duration"', 18)]),
-    ("commands", [(b":", 19)]),
-    ("commands", [(_NUMBER, 20)]),
-    ("commands", [(b"}", 21)]),
-    ("commands", [(b"]", 23), (b",", 22)]),
-    ("commands", [(b"{", 13)]),
-    ("after", [(b",", 24)]),
-    ("after", [(b'"task_complete"', 25)]),
-    ("after", [(b":", 26)]),
-    ("after", [(b"false", 27), (b"true", 27)]),
-    ("after", [(b"}", 28)]),
+# The action's JSON tokens: before each, the field and what may come (a token, the state after it, and the place of
+# the white space before it, named as grammar.gbnf names it without "ws-"). An ending takes the first choice. Between
+# "[" and "]" it goes back to _LIST or _MORE, where no command is open.
+_STATES: list[tuple[str, list[tuple[bytes, int, str]]]] = [
+    ("start", [(b"{", 1, "lead")]),
+    ("start", [(b'"analysis"', 2, "open")]),
+    ("start", [(b":", 3, "colon")]),
+    ("analysis", [(_STRING, 4, "value")]),
+    ("analysis", [(b",", 5, "comma")]),
+    ("analysis", [(b'"plan"', 6, "key")]),
+    ("analysis", [(b":", 7, "colon")]),
+    ("plan", [(_STRING, 8, "value")]),
+    ("plan", [(b",", 9, "comma")]),
+    ("plan", [(b'"commands"', 10, "key")]),
+    ("plan", [(b":", 11, "colon")]),
+    ("plan", [(b"[", 12, "value")]),
+    ("commands", [(b"]", 23, "empty"), (b"{", 13, "list")]),
+    ("commands", [(b'"keystrokes"', 14, "in")]),
+    ("commands", [(b":", 15, "colon")]),
+    ("commands", [(_STRING, 16, "value")]),
+    ("commands", [(b",", 17, "comma")]),
+    ("commands", [(b'"duration"', 18, "pair")]),
+    ("commands", [(b":", 19, "colon")]),
+    ("commands", [(_NUMBER, 20, "value")]),
+    ("commands", [(b"}", 21, "out")]),
+    ("commands", [(b"]", 23, "end"), (b",", 22, "comma")]),
+    ("commands", [(b"{", 13, "next")]),
+    ("after", [(b",", 24, "comma")]),
+    ("after", [(b'"task_complete"', 25, "key")]),
+    ("after", [(b":", 26, "colon")]),
+    ("after", [(b"false", 27, "value"), (b"true", 27, "value")]),
+    ("after", [(b"}", 28, "close")]),
     ("end", []),
 ]
 _LIST, _MORE, _END = 12, 21, 28
@@ -187,6 +188,8 @@ class ActionScanner:
         self._seen = b""  # of a literal or number: its bytes so far; of a string: the unfinished character's
         self._gap = b""  # white space since the last token
         self._gaps: dict[int, bytes] = {}  # by state: the white space before its token
+        # By place: the white space there, None if it was not always the same.
+        self.gaps: dict[str, str | None] = {}
         self._mark = 0  # after "[" or after the last whole command
 
     def feed(self, data: bytes) -> None:
@@ -228,8 +231,10 @@ class ActionScanner:
         if byte in b" \n\t" and len(self._gap) < _MAX_GAP and choices:
             self._gap += byte
             return
-        for token, _ in choices:
+        for token, _, place in choices:
             if token[:1] == byte or (token == _NUMBER and byte.isdigit()):
+                gap = self._gap.decode()
+                self.gaps[place] = gap if self.gaps.get(place, gap) == gap else None
                 self._gaps[self._state], self._gap = self._gap, b""
                 self._token = token
                 self._seen = b"" if token == _STRING else byte
@@ -239,7 +244,7 @@ class ActionScanner:
         raise self._refusal(byte)
 
     def _leave(self) -> None:
-        self._state = next(after for token, after in _STATES[self._state][1] if token == self._token)
+        self._state = next(after for token, after, _ in _STATES[self._state][1] if token == self._token)
         self._token, self._seen = None, b""
         if self._state in (_LIST, _MORE):
             self._mark = self._length + 1
@@ -253,6 +258,12 @@ class ActionScanner:
     def field(self) -> str:
         """The last top-level part begun: start, analysis, plan, commands (from "[" to "]"), after, or end."""
         return _STATES[self._state][0]
+
+    @property
+    def gap(self) -> tuple[str, tuple[str, ...]]:
+        """The white space written since the last JSON token, and the places that it may belong to."""
+        choices = _STATES[self._state][1] if self._token is None else []
+        return self._gap.decode(), tuple(place for _, _, place in choices)
 
     @property
     def complete(self) -> bool:
@@ -279,7 +290,7 @@ class ActionScanner:
             return self._mark, _ENDINGS[_LIST].decode()
         if self._token is None:
             return self._length, _ENDINGS[self._state].decode()
-        token, after = _STATES[self._state][1][0]
+        token, after, _ = _STATES[self._state][1][0]
         if self._token == _STRING:
             return self._length - len(self._seen), '"' + _ENDINGS[after].decode()
         if self._token != token:

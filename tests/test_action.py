@@ -252,6 +252,22 @@ def test_in_text_and_at_boundary() -> None:
     assert not scanner.in_text and scanner.at_boundary
 
 
+def test_gaps_are_the_white_space_at_each_place() -> None:
+    text = b'\n{ "analysis":\t"a" ,\n"plan":\t"" ,\n"commands":\t[\n\n'
+    scanner = scan(text)
+    wanted = {"lead": "\n", "open": " ", "colon": "", "value": "\t", "comma": " ", "key": "\n"}
+    assert scanner.gaps == wanted and scanner.gap == ("\n\n", ("empty", "list"))
+    scanner.feed(b'{"keystrokes":"')
+    assert scanner.gaps == wanted | {"value": None, "list": "\n\n", "in": ""}  # no tab before this string
+    assert scanner.gap == ("", ())
+    scanner.feed(b'", "duration":1  }\t')
+    assert scanner.gaps["pair"] == " " and scanner.gaps["comma"] is None and scanner.gaps["out"] == "  "
+    assert scanner.gap == ("\t", ("end", "comma"))
+    scanner.feed(b',{"keystrokes" ')
+    assert scanner.gaps["next"] == "" and scanner.gap == (" ", ("colon",))
+    assert scan(text + b"]").gaps["empty"] == "\n\n"
+
+
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("where", [b"two ", b"1. "])
 def test_close_text_goes_on_in_the_same_style(style, where: bytes) -> None:

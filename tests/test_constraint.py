@@ -91,6 +91,21 @@ def test_forced_tokens_may_be_consumed_and_write_the_skeleton() -> None:
         constraint.consume(token)
 
 
+def test_forced_bytes_are_the_skeleton_and_what_a_given_text_forces() -> None:
+    constraint = after(b'{"analysis": "a", "plan": "b", "comm')
+    assert constraint.forced_bytes() == b'ands"'
+    assert constraint.forced_bytes(b'ands": [{') == b'ands": [{'
+    assert constraint.forced_bytes(b'ands": [{"') == b'ands": [{"keystrokes"'
+    with pytest.raises(GrammarError, match="refuses b'ands, ' here"):
+        constraint.forced_bytes(b"ands, ")
+    assert constraint.forced_bytes() == b'ands"'  # asking changes nothing
+    constraint = after(TEXT)
+    constraint.consume(EOS[0])
+    assert constraint.forced_bytes() == b""
+    with pytest.raises(GrammarError, match="refuses"):
+        constraint.forced_bytes(b" ")
+
+
 def test_tokens_write_the_text_and_special_ones_nothing() -> None:
     constraint = Constraint(smol_tokenizer())
     assert b"".join(map(constraint.bytes_of, smol_tokenizer().tokenize_bytes(TEXT))) == TEXT

@@ -13,8 +13,8 @@ import pytest
 from actions import EOS, compact, matches, references, sample_texts, smol_tokenizer, smol_vocab, write
 
 from edge.action import ActionScanner
-from edge.constraint import load_grammar
 from edge.errors import GrammarError
+from edge.style import load_grammar
 
 
 def scanner_matches(text: bytes) -> bool:
@@ -29,9 +29,10 @@ def scanner_matches(text: bytes) -> bool:
 class LlamaGrammar:
     """llama.cpp's own grammar sampler. To accept a token that it refuses aborts the process: so ask first."""
 
-    def __init__(self) -> None:
-        self.start = llama_cpp.llama_sampler_init_grammar(smol_vocab(), load_grammar().encode(), b"root")
-        assert self.start, "llama.cpp cannot parse edge/grammar.gbnf"
+    def __init__(self, grammar: str | None = None) -> None:
+        text = load_grammar() if grammar is None else grammar
+        self.start = llama_cpp.llama_sampler_init_grammar(smol_vocab(), text.encode(), b"root")
+        assert self.start, "llama.cpp cannot parse the grammar"
 
     def matches(self, text: bytes) -> bool:
         sampler = llama_cpp.llama_sampler_clone(self.start)
