@@ -34,6 +34,30 @@ GpuLayers = Annotated[
     int,
     typer.Option("--gpu-layers", min=-1, help="Layers to offload; -1 is all, where there is a GPU backend."),
 ]
+EvalGpuLayers = Annotated[
+    int | None,
+    typer.Option("--gpu-layers", min=-1, help="Layers to offload. Default: all that fit; -1 is all, 0 none."),
+]
+KvType = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-type", metavar="f16|q8_0|q4_0", help="Numbers of the cache; smaller ones lose a little. [f16]"
+    ),
+]
+FlashAttention = Annotated[
+    bool | None,
+    typer.Option("--flash-attention/--no-flash-attention", help="Default: on with a GPU or a long context."),
+]
+Mmap = Annotated[
+    bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read it in whole.")
+]
+Style = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|compact|indented|free",
+        help="White space of the JSON; auto: the model's own, then forced.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, max=512, help="Default: the physical cores.")]
 MaxTokens = Annotated[
     int, typer.Option("--max-tokens", min=1, help="Budget of an answer, its thought included.")
@@ -193,9 +217,6 @@ def evaluate(
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
-    ctx: Annotated[
-        int | None, typer.Option(min=1, help="Context in tokens. Default: what the model has.")
-    ] = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
@@ -204,33 +225,58 @@ def evaluate(
     seed: Seed = None,
     think: Think = None,
     text_share: TextShare = 0.6,
-    gpu_layers: GpuLayers = -1,
+    style: Style = "auto",
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Answers written at once. 1 is exact: byte for byte those of an empty cache."
+        ),
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of a row, and of the cache. Default: what the model has."),
+    ] = None,
+    gpu_layers: EvalGpuLayers = None,
     threads: Threads = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Tokens decoded at once. Default: 512.")] = None,
+    kv_type: KvType = None,
+    flash_attention: FlashAttention = None,
+    mmap: Mmap = True,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no placement and no progress.")] = False,
 ) -> None:
-    """Replay recorded steps with a model and score its answers."""
+    """Replay recorded steps with a model and score its answers. Interrupted, it goes on when started again."""
     think_tokens = _think(think)
     from edge.defaults import default_model
     from edge.evaluate import evaluate as run_evaluate
     from edge.paths import embedded_rows
     from edge.sampling import Sampling
 
-    result = run_evaluate(
-        model or default_model(_note),
-        replay or embedded_rows(),
-        out,
-        limit=limit,
-        rows_of=rows_of,
-        max_tokens=max_tokens,
-        constrained=not unconstrained,
-        skip_too_long=skip_too_long,
-        n_ctx=ctx,
-        sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
-        think=think_tokens,
-        text_share=text_share,
-        gpu_layers=gpu_layers,
-        threads=threads,
-        progress=True,
-    )
+    try:
+        result = run_evaluate(
+            model or default_model(_note),
+            replay or embedded_rows(),
+            out,
+            limit=limit,
+            rows_of=rows_of,
+            max_tokens=max_tokens,
+            constrained=not unconstrained,
+            skip_too_long=skip_too_long,
+            sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
+            think=think_tokens,
+            text_share=text_share,
+            style=style,
+            n_ctx=ctx,
+            parallel=parallel,
+            gpu_layers=gpu_layers,
+            threads=threads,
+            batch=batch,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+            mmap=mmap,
+            quiet=quiet,
+        )
+    except KeyboardInterrupt as stop:
+        raise _Interrupted(str(stop)) from None
     _print_scores(result, out)
 
 
@@ -362,6 +408,10 @@ def _print_scores(result: dict[str, Any], out: Path) -> None:
     )
 
 
+class _Interrupted(Exception):
+    """Ctrl-C, with a line on what is kept."""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"edge {__version__}")
@@ -385,6 +435,9 @@ def main() -> NoReturn:
     except EdgeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except _Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        sys.exit(130)
     except SystemExit as stop:
         if stop.code == 130:
             typer.echo("interrupted; nothing was written", err=True)

@@ -1,14 +1,22 @@
 """One llama.cpp model and its cache: token ids in, logits out. Knows nothing of text, prompts or JSON.
 
-Two sequences live in one cache. The trunk holds the prompt read last; an answer is written into a copy of
-it, so that the next prompt starts from the trunk again and only its new tokens are read. A hybrid (LFM2)
-cannot be rewound, but it can be copied; where the next prompt leaves the trunk, a hybrid reads it anew and a
-transformer rewinds.
+All sequences share one unified cache, so that a copy of a sequence costs no memory and no time. A prompt is
+read once; its answer is written into a copy of it. What other prompts go on from is held as a state: a
+sequence and the tokens in it. A hybrid (LFM2) cannot be rewound, but it can be copied, so a state is held
+wherever prompts part; a transformer would need only some of them and shares their cells anyway.
+
+Answers that are written at the same time share each batch with each other and with the prompt being read. That
+is twice as fast as one after the other where they branch from the same prompt, since the model's weights and the
+prompt's keys and values are then fetched from memory once for all of them.
 """
 
+import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import llama_cpp
 import numpy as np
@@ -16,46 +24,117 @@ from numpy.typing import NDArray
 
 from edge import llama
 from edge.errors import ContextError, EdgeError, ModelFileError
+from edge.footprint import BATCH, MAX_SEQUENCES
 from edge.machine import physical_cores
+from edge.tree import common_length, distinct_tokens
 
 Logits = NDArray[np.float32]
+T = TypeVar("T")
+Writer = Generator[Sequence[int], Logits, T]
 
-_TRUNK, _ANSWER = 0, 1
-_BATCH = 512  # tokens decoded at once; larger ones read no faster on the CPUs measured
+KV_TYPES = {
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
-_FLASH_ATTN_AUTO, _FLASH_ATTN_OFF = -1, 0  # enum llama_flash_attn_type
+
+
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """A prompt and who writes the answer to it.
+
+    `writer` is a generator: it yields the tokens that follow and is sent the logits after the last of them,
+    float32 of shape (n_vocab,), valid until it yields again. An empty first yield asks for the logits after
+    the prompt. What it returns is the answer. `room`: the most tokens it will yield. `cuts`: lengths of the
+    prompt at which reading stops, because other prompts part there.
+    """
+
+    prompt: Sequence[int]
+    writer: Writer[T]
+    room: int
+    cuts: Sequence[int] = ()
+
+
+@dataclass(eq=False)
+class _State:
+    """A sequence in the cache and the tokens in it."""
+
+    sequence: int
+    tokens: list[int]
+    owner: object
+    logits: Logits | None = None  # after the last token, where a prompt ends here
+
+
+@dataclass(eq=False)
+class _Answer(Generic[T]):
+    """An answer being written."""
+
+    index: int
+    job: Job[T]
+    state: _State
+    begun: bool = False
+    pending: list[int] = field(default_factory=list)  # tokens yielded and not decoded yet
 
 
 class Engine:
-    """A loaded model. `gpu_layers` of -1 offloads all, where llama.cpp was built with a GPU backend."""
+    """A loaded model. Use it in one thread.
 
-    def __init__(self, path: Path, *, gpu_layers: int = -1, threads: int | None = None) -> None:
-        self._model = self._context = None  # for __del__, where the next lines raise
+    `gpu_layers` of -1 offloads all layers, where llama.cpp was built with a GPU backend. `kv_type`: the cache's
+    number type, a name in KV_TYPES. `flash_attention`: by default where layers are offloaded or the cache is
+    quantized; without it CPUs write faster. `batch`: the most tokens decoded at once.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        gpu_layers: int = -1,
+        threads: int | None = None,
+        kv_type: str = "f16",
+        flash_attention: bool | None = None,
+        batch: int = BATCH,
+        mmap: bool = True,
+    ) -> None:
+        self._model = self._context = self._memory = None  # for __del__, where the next lines raise
         threads = threads or physical_cores()
         if not 1 <= threads <= _MAX_THREADS:
             raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {_MAX_THREADS}")
+        if batch < 1:
+            raise EdgeError(f"a batch of {batch} tokens: it must be at least 1")
+        if kv_type not in KV_TYPES:
+            raise EdgeError(f"{kv_type} is no type of the cache: choose one of {', '.join(KV_TYPES)}")
         llama.start()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        if not mmap:
+            params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         llama.forget_errors()
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise ModelFileError(f"{path}: llama.cpp cannot load it: {llama.last_error()}")
         self.path = path
         self.threads = threads
+        self.kv_type = kv_type
+        self.batch = batch
+        self.offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
+        if flash_attention is None:
+            flash_attention = self.offloads or kv_type != "f16"
+        self.flash_attention = flash_attention
         self.vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.context_length: int = llama_cpp.llama_model_n_ctx_train(self._model)
+        # What is recurrent has its state only after its last token, so that only a whole copy is of use.
         self._rewindable = not (
             llama_cpp.llama_model_is_hybrid(self._model) or llama_cpp.llama_model_is_recurrent(self._model)
         )
-        self.offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
-        self._batch = llama_cpp.llama_batch_init(_BATCH, 0, 1)
-        self.n_ctx = 0
-        self._trunk: list[int] = []
-        self._trunk_logits: Logits = np.zeros(0, np.float32)
-        self._written = 0
+        self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
+        self.cells = 0
+        self.sequences = 0
+        self._free: list[int] = []  # sequences not in use
+        self._states: list[_State] = []  # the latest used stands last
         self.prompt_tokens_decoded = 0
+        self.answer_tokens_decoded = 0
 
     def close(self) -> None:
         """Free the model and its cache. The engine cannot be used any more."""
@@ -73,108 +152,270 @@ class Engine:
         if not self._model:
             raise EdgeError(f"{self.path}: this model was closed; load it again")
 
-    def reserve(self, tokens: int) -> None:
-        """Have a cache for at least `tokens` tokens, prompt and answer together.
+    def reserve(self, cells: int, sequences: int) -> None:
+        """Have a cache for at least `cells` tokens of all sequences together, and that many sequences.
 
-        Raises ContextError if the model's context is shorter or memory does not suffice.
+        What is held moves to a larger cache with it. Raises ContextError if memory does not suffice.
         """
         self.check_open()
-        if tokens > self.context_length:
-            raise ContextError(
-                f"{self.path}: {tokens} tokens do not fit into this model's context of {self.context_length}"
-            )
-        if tokens <= self.n_ctx:
+        sequences = max(2, min(sequences, MAX_SEQUENCES))  # one reads while the other is written
+        if cells <= self.cells and sequences <= self.sequences:
             return
+        moved = [self._save(state) for state in self._states]
+        cells = -(-max(cells, self.cells) // 256) * 256  # llama.cpp pads to 256 itself
+        sequences = max(sequences, self.sequences)
         self._free_context()
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = -(-tokens // 256) * 256  # llama.cpp pads to 256 itself
-        params.n_batch = params.n_ubatch = _BATCH
-        params.n_seq_max = 2
-        params.kv_unified = True  # both sequences share one cache, so that a copy costs nothing
+        params.n_ctx = cells
+        params.n_batch = params.n_ubatch = self.batch
+        params.n_seq_max = sequences
+        params.kv_unified = True
         params.n_threads = params.n_threads_batch = self.threads
-        # On a CPU attention writes faster without it.
-        params.flash_attn_type = _FLASH_ATTN_AUTO if self.offloads else _FLASH_ATTN_OFF
+        params.type_k = params.type_v = KV_TYPES[self.kv_type]
+        # enum llama_flash_attn_type: off, on, or -1, on where the device can
+        params.flash_attn_type = -1 if self.flash_attention and self.offloads else int(self.flash_attention)
         llama.forget_errors()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
-            raise ContextError(
-                f"{self.path}: no memory for a context of {tokens} tokens: {llama.last_error()}"
-            )
-        self.n_ctx = params.n_ctx
+            raise ContextError(f"{self.path}: no memory for a cache of {cells} tokens: {llama.last_error()}")
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self.cells = cells
+        self.sequences = sequences
+        self._free = list(reversed(range(sequences)))
+        for state, data in reversed(moved):  # those used last first
+            self._restore(state, data)
+        self._states.reverse()
 
-    def start(self, prompt: Sequence[int]) -> Logits:
-        """Read a prompt, as far as the trunk does not hold it yet, and begin an answer to it.
+    def run(self, jobs: Sequence[Job[T]], parallel: int = 1, owner: object = None) -> Iterator[tuple[int, T]]:
+        """Read the prompts, write the answers; (a job's index, its answer), each as soon as it is there.
 
-        Returns the logits after its last token: float32, shape (n_vocab,); read them before `extend`.
-        Raises ContextError if `reserve` has not made room for it.
+        `jobs` should be in an order that finishes a branch of their prefix tree before the next
+        (`tree.reading_order`); every token is then read once if the cache has room. At most `parallel` answers
+        are written at once. With 1, no batch holds two of them, and batches and the cache's layout depend on a
+        prompt, its `cuts` and its answer alone: the logits are those of an empty cache, to the last bit, if
+        the engine was new (no flash attention, no other owner's states).
+
+        What was read last stays for the next run of the same `owner`, and so does the only job's answer.
+        Raises ContextError if a job does not fit into the cache that `reserve` has made.
         """
         self.check_open()
-        if not prompt:
-            raise ContextError("the prompt has no tokens")
-        if len(prompt) > self.n_ctx:
-            raise ContextError(
-                f"a prompt of {len(prompt)} tokens does not fit into a context of {self.n_ctx}"
-            )
-        memory = llama_cpp.llama_get_memory(self._context)
-        llama_cpp.llama_memory_seq_rm(memory, _ANSWER, -1, -1)
-        if self._trunk != list(prompt):
-            common = common_length(self._trunk, prompt)
-            # The last token is read again where the trunk goes on behind it: its logits are gone.
-            common = min(common, len(prompt) - 1)
-            rewound = (
-                self._rewindable and common and llama_cpp.llama_memory_seq_rm(memory, _TRUNK, common, -1)
-            )
-            if not rewound and not 0 < common == len(self._trunk):
-                llama_cpp.llama_memory_seq_rm(memory, _TRUNK, -1, -1)
-                common = 0
-            self._trunk = []  # until every chunk is read; an interrupted prompt leaves none
-            for begin in range(common, len(prompt), _BATCH):
-                self._decode(prompt[begin : begin + _BATCH], begin, _TRUNK)
-            self.prompt_tokens_decoded += len(prompt) - common
-            self._trunk = list(prompt)
-            self._trunk_logits = self._logits().copy()
-        llama_cpp.llama_memory_seq_cp(memory, _TRUNK, _ANSWER, -1, -1)
-        self._written = 0
-        return self._trunk_logits
+        for job in jobs:
+            if not job.prompt:
+                raise ContextError("the prompt has no tokens")
+            most = min(self.cells, self.context_length)
+            if len(job.prompt) + job.room > most:
+                raise ContextError(
+                    f"a prompt of {len(job.prompt)} tokens and an answer of up to {job.room} do not fit into "
+                    f"{most} tokens"
+                )
+        shared = [common_length(a.prompt, b.prompt) for a, b in pairwise(jobs)]
+        active: list[_Answer[T]] = []
+        reading: _State | None = None
+        following = 0  # the job whose prompt is read next
+        needed: set[int] = set()  # lengths of that prompt from which later ones go on
+        try:
+            while following < len(jobs) or active:
+                if (
+                    reading is None
+                    and following < len(jobs)
+                    and len(active) < min(parallel, self.sequences - 1)
+                ):
+                    needed = _running_minima(shared[following:])
+                    reading = self._begin(jobs[following], active, needed, owner)
+                if reading is not None and reading.logits is not None:
+                    answer = _Answer(following, jobs[following], self._copy(reading))
+                    active.append(answer)
+                    following += 1
+                    self._hold(reading)
+                    logits, reading = reading.logits, None
+                    yield from self._write(answer, logits, active, len(jobs) == 1)
+                    continue
+                prompt = None if reading is None else jobs[following]
+                done = self._decode(active, reading, prompt, needed)
+                if reading is not None and reading.logits is None and len(reading.tokens) in needed:
+                    self._hold(self._copy(reading))
+                for answer, logits in done:
+                    yield from self._write(answer, logits, active, len(jobs) == 1)
+        finally:
+            for state in [answer.state for answer in active] + ([reading] if reading else []):
+                self._drop(state)
 
-    def extend(self, tokens: Sequence[int]) -> Logits:
-        """Go on with the answer by these tokens, decoded together; logits as in `start`."""
-        for begin in range(0, len(tokens), _BATCH):
-            part = tokens[begin : begin + _BATCH]
-            self._decode(part, len(self._trunk) + self._written, _ANSWER)
-            self._written += len(part)
-        return self._logits()
+    def forget(self, owner: object) -> None:
+        """Let go of the states of `owner`."""
+        for state in [state for state in self._states if state.owner is owner]:
+            self._drop(state)
 
-    def _decode(self, tokens: Sequence[int], position: int, sequence: int) -> None:
+    def _begin(
+        self, job: Job[T], active: Sequence[_Answer[T]], needed: set[int], owner: object
+    ) -> _State | None:
+        """A sequence with as much of the prompt as is held; None if answers must end first to make room."""
+        prompt = job.prompt
+        writing = [answer.job.prompt for answer in active]
+        budget = job.room + sum(answer.job.room for answer in active)
+        if active and distinct_tokens([*writing, prompt]) + budget > self.cells:
+            return None
+        start = max(self._states, key=lambda state: self._usable(state, prompt), default=None)
+        length = 0 if start is None else self._usable(start, prompt)
+        reading = _State(self._take(start), list(prompt[:length]), owner)
+        if start is not None and length:
+            end = -1 if length == len(start.tokens) else length
+            llama_cpp.llama_memory_seq_cp(self._memory, start.sequence, reading.sequence, -1, end)
+            reading.logits = start.logits if length == len(prompt) else None
+        others = []
+        for state in list(self._states):
+            on_path = common_length(state.tokens, prompt) == len(state.tokens)
+            if state.owner is owner and not (on_path and (owner is not None or len(state.tokens) in needed)):
+                self._drop(state)  # now, so that what comes next takes its cells
+            elif not on_path:
+                others.append(state)
+        while distinct_tokens([*(state.tokens for state in others), *writing, prompt]) + budget > self.cells:
+            victim = min(others, key=self._loss)
+            others.remove(victim)
+            self._drop(victim)
+        return reading
+
+    def _usable(self, state: _State, prompt: Sequence[int]) -> int:
+        """How many tokens of a prompt need not be read again, since the state has them."""
+        common = common_length(state.tokens, prompt)
+        if common < len(state.tokens) and not self._rewindable:
+            return 0
+        if common == len(prompt) and (common < len(state.tokens) or state.logits is None):
+            return common - 1 if self._rewindable else 0  # the last token is read again for its logits
+        return common
+
+    def _decode(
+        self, active: Sequence[_Answer[T]], reading: _State | None, job: Job[T] | None, needed: set[int]
+    ) -> list[tuple[_Answer[T], Logits]]:
+        """Decode one batch; the answers that are to go on, each with its logits.
+
+        First what the answers have yielded, then as much of the prompt that is read as there is room for.
+        """
+        entries: list[tuple[int, int, int, bool]] = []  # token, position, sequence, whether logits are wanted
+        awaited: list[tuple[_Answer[T], int]] = []
+        grown: list[tuple[_State, Sequence[int]]] = []
+        for answer in active:
+            part: Sequence[int] = answer.pending[: self.batch - len(entries)]
+            del answer.pending[: len(part)]
+            _append(entries, answer.state, part, last=not answer.pending)
+            grown.append((answer.state, part))
+            if part and not answer.pending:
+                awaited.append((answer, len(entries) - 1))
+        self.answer_tokens_decoded += len(entries)
+        if reading is not None and job is not None and len(entries) < self.batch:
+            begin = len(reading.tokens)
+            stop = min(p for p in (*job.cuts, *needed, len(job.prompt)) if p > begin)
+            end = min(stop, begin + self.batch - len(entries))
+            if stop - end == 1 and end - begin > 1:
+                end -= 1  # a chunk of one token runs through other kernels
+            _append(entries, reading, job.prompt[begin:end], last=end == len(job.prompt))
+            grown.append((reading, job.prompt[begin:end]))
+            self.prompt_tokens_decoded += end - begin
         batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
+        batch.n_tokens = len(entries)
+        for i, (token, position, sequence, wanted) in enumerate(entries):
             batch.token[i] = token
-            batch.pos[i] = position + i
+            batch.pos[i] = position
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
-            batch.logits[i] = i == len(tokens) - 1
+            batch.logits[i] = wanted
         llama.forget_errors()
         status = llama_cpp.llama_decode(self._context, batch)
         if status == 1:
-            raise ContextError(f"{position + len(tokens)} tokens do not fit into a context of {self.n_ctx}")
+            raise ContextError(f"{self.path}: an answer outgrew the cache of {self.cells} tokens")
         if status:
             raise EdgeError(f"{self.path}: llama.cpp failed with status {status}: {llama.last_error()}")
+        for state, part in grown:
+            state.tokens += part
+        if reading is not None and job is not None and len(reading.tokens) == len(job.prompt):
+            reading.logits = self._logits(len(entries) - 1).copy()
+        return [(answer, self._logits(i)) for answer, i in awaited]
 
-    def _logits(self) -> Logits:
-        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+    def _logits(self, index: int) -> Logits:
+        pointer = llama_cpp.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, (self.n_vocab,))
+
+    def _write(
+        self, answer: _Answer[T], logits: Logits, active: list[_Answer[T]], keep: bool
+    ) -> Iterator[tuple[int, T]]:
+        """Let the writer go on; its result if it is done."""
+        writer = answer.job.writer
+        try:
+            tokens = () if answer.begun else next(writer)
+            answer.begun = True
+            answer.pending = list(tokens or writer.send(logits))
+        except StopIteration as stop:
+            active.remove(answer)
+            if keep:
+                self._hold(answer.state)
+            else:
+                self._drop(answer.state)
+            yield answer.index, stop.value
+
+    def _hold(self, state: _State) -> None:
+        """Keep a state for later prompts, in place of one with the same tokens."""
+        for other in list(self._states):
+            if other.owner is state.owner and other.tokens == state.tokens:
+                self._drop(other)
+        self._states.append(state)
+
+    def _copy(self, state: _State) -> _State:
+        copy = _State(self._take(state), list(state.tokens), state.owner, state.logits)
+        llama_cpp.llama_memory_seq_cp(self._memory, state.sequence, copy.sequence, -1, -1)
+        return copy
+
+    def _take(self, keep: _State | None) -> int:
+        """A free sequence; if there is none, that of the state that is cheapest to read again, but not `keep`."""
+        if not self._free:
+            self._drop(min((state for state in self._states if state is not keep), key=self._loss))
+        return self._free.pop()
+
+    def _loss(self, state: _State) -> int:
+        """How many tokens would have to be read again without this state."""
+        others = (self._usable(other, state.tokens) for other in self._states if other is not state)
+        return len(state.tokens) - max(others, default=0)
+
+    def _drop(self, state: _State) -> None:
+        if state in self._states:
+            self._states.remove(state)
+        llama_cpp.llama_memory_seq_rm(self._memory, state.sequence, -1, -1)
+        self._free.append(state.sequence)
+
+    def _save(self, state: _State) -> tuple[_State, bytes]:
+        size = llama_cpp.llama_state_seq_get_size(self._context, state.sequence)
+        data = (ctypes.c_uint8 * size)()
+        llama_cpp.llama_state_seq_get_data(self._context, data, size, state.sequence)
+        return state, bytes(data)
+
+    def _restore(self, state: _State, data: bytes) -> None:
+        """Bring a state into a new cache, if it has room; copies no longer share their cells there."""
+        if (
+            sum(len(other.tokens) for other in self._states) + len(state.tokens) > self.cells
+            or not self._free
+        ):
+            return
+        sequence = self._free.pop()
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        if llama_cpp.llama_state_seq_set_data(self._context, buffer, len(data), sequence):
+            self._states.append(replace(state, sequence=sequence))
+        else:
+            self._free.append(sequence)
 
     def _free_context(self) -> None:
         if self._context:
             llama_cpp.llama_free(self._context)
             self._context = None
-        self.n_ctx, self._trunk = 0, []
+        self.cells = self.sequences = 0
+        self._states = []
 
 
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+def _append(
+    entries: list[tuple[int, int, int, bool]], state: _State, tokens: Sequence[int], *, last: bool
+) -> None:
+    """Put tokens that follow a state into a batch; of the last one the logits, if it is the `last` of all."""
+    begin, end = len(state.tokens), len(state.tokens) + len(tokens) - 1
+    entries += [(token, i, state.sequence, last and i == end) for i, token in enumerate(tokens, begin)]
+
+
+def _running_minima(lengths: Sequence[int]) -> set[int]:
+    """The least of the first, of the first two, of the first three, and so on; without 0."""
+    return set(accumulate(lengths, min)) - {0}

@@ -10,6 +10,8 @@ from edge.modelfile import ModelFile, TensorInfo, read_metadata, read_model_file
 
 BATCH = 512
 """Tokens decoded at once: llama.cpp's own size of a physical batch; larger ones read no faster on the CPUs measured."""
+MAX_SEQUENCES = 256
+"""LLAMA_MAX_SEQ."""
 CELLS_STEP = 256  # llama.cpp pads a cache to a multiple of it
 # Values in a block of each type of the cache, and its bytes (ggml-common.h).
 KV_BLOCKS = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}

@@ -1,24 +1,32 @@
-"""Write one answer, token by token: a thought, the action under its grammar, a valid end at any budget."""
+"""Write one answer, token by token: a thought, the action under its grammar, a valid end at any budget.
 
-from collections.abc import Callable, Sequence
+Answers are generators, as the engine takes them: they yield tokens and are sent the logits after them. So many
+can be written at once, and none knows of the others.
+"""
+
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edge.action import ActionScanner
 from edge.constraint import Constraint
-from edge.engine import Engine, Logits
+from edge.engine import Logits, Writer
 from edge.errors import GrammarError
 from edge.sampling import Sampler, Sampling
-from edge.tokens import Vocabulary
+from edge.tokens import THINK_CLOSE, THINK_OPEN, Vocabulary
 
 _BLANKS_AFTER_THOUGHT = 4  # tokens of white space that a model may put between its thought and its action
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was written. `text` is the action's JSON, or the raw text of an unconstrained answer."""
+    """What was written. `text` is the action's JSON, or the raw text of an unconstrained answer.
+
+    `raw` is all of it, the thought in its tags before the action, as a conversation goes on from it.
+    """
 
     text: str
+    raw: str
     thought: str | None
     finish_reason: Literal["stop", "length"]
     closed_at_budget: bool
@@ -31,9 +39,8 @@ class Answer:
 class _Writer:
     """The answer's tokens so far; what is written is decoded only when the next logits are asked for."""
 
-    def __init__(self, engine: Engine, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
-        self._engine = engine
-        self._logits = engine.start(prompt)
+    def __init__(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
+        self._logits: Logits | None = None
         self._pending: list[int] = []
         self.sampler = Sampler(sampling, prompt)
         self.prompt = prompt
@@ -41,10 +48,11 @@ class _Writer:
         self.left = max_tokens
         self.forced = 0
 
-    def logits(self) -> Logits:
-        if self._pending:
-            self._logits = self._engine.extend(self._pending)
-            self._pending = []
+    def logits(self) -> Generator[Sequence[int], Logits, Logits]:
+        """Those after the last token written. They are valid until the next are asked for."""
+        if self._logits is None or self._pending:
+            pending, self._pending = self._pending, []
+            self._logits = yield pending
         return self._logits
 
     def write(self, token: int) -> None:
@@ -60,21 +68,21 @@ class _Writer:
 
 
 def free_answer(
-    engine: Engine, vocabulary: Vocabulary, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling
-) -> Answer:
+    vocabulary: Vocabulary, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling
+) -> Writer[Answer]:
     """An answer without the grammar, until the checkpoint's own EOS: what vLLM would return."""
-    writer = _Writer(engine, prompt, sampling, max_tokens)
+    writer = _Writer(prompt, sampling, max_tokens)
     ended = False
     while writer.left and not ended:
-        token = writer.sampler.pick(writer.logits())
+        token = writer.sampler.pick((yield from writer.logits()))
         writer.write(token)
         ended = token in vocabulary.end_ids
     text = vocabulary.text(writer.tokens)
-    return Answer(text, None, "stop" if ended else "length", False, len(prompt), len(writer.tokens), 0, 0)
+    reason: Literal["stop", "length"] = "stop" if ended else "length"
+    return Answer(text, text, None, reason, False, len(prompt), len(writer.tokens), 0, 0)
 
 
 def action_answer(
-    engine: Engine,
     vocabulary: Vocabulary,
     prompt: Sequence[int],
     *,
@@ -83,15 +91,16 @@ def action_answer(
     think: int,
     text_share: float,
     emit: Callable[[str], None] | None = None,
-) -> Answer:
+) -> Writer[Answer]:
     """An answer whose text is a whole action, whatever the model, the budget or the temperature.
 
     `think` is the most tokens a thought may take, its tags included; below 3 there is none. `text_share` is the
     part of the budget that analysis and plan may fill together before they are closed. `emit` gets the action's
     text as it becomes certain.
     """
-    writer = _Writer(engine, prompt, sampling, max_tokens)
-    thought, thought_tokens = _think(writer, vocabulary, think)
+    writer = _Writer(prompt, sampling, max_tokens)
+    thought, before = yield from _think(writer, vocabulary, think)
+    thought_tokens = len(writer.tokens)
     constraint = Constraint(vocabulary.matcher_tokens())
     scanner = ActionScanner()
     data = bytearray()
@@ -116,7 +125,7 @@ def action_answer(
                 add(token)
         else:
             text_tokens += scanner.in_text
-            logits = writer.logits()
+            logits = yield from writer.logits()
             token = writer.sampler.pick(logits) if sampling.greedy else -1
             if not constraint.accepts(token):  # the mask costs ten times as much as the check
                 try:
@@ -137,6 +146,7 @@ def action_answer(
     closed = not constraint.complete
     return Answer(
         text,
+        before + text,
         thought,
         "length" if closed else "stop",
         closed,
@@ -147,32 +157,36 @@ def action_answer(
     )
 
 
-def _think(writer: _Writer, vocabulary: Vocabulary, think: int) -> tuple[str | None, int]:
-    """Write the thought, if the template has opened one or the model wants to; (its text, its tokens)."""
+def _think(
+    writer: _Writer, vocabulary: Vocabulary, think: int
+) -> Generator[Sequence[int], Logits, tuple[str | None, str]]:
+    """Write the thought, if the template has opened one or the model wants to; the thought, and all with tags."""
     opening, closing = vocabulary.think_open, vocabulary.think_close
     if opening is None or closing is None or not writer.left:
-        return None, 0
+        return None, ""
     think = min(think, writer.left)
     # Some templates open the thought themselves, as the last thing in the prompt or before a line break.
     opened = opening in writer.prompt[-3:] and closing not in writer.prompt[-3:]
     if not opened:
-        if think < 3 or writer.sampler.pick(writer.logits()) != opening:
-            return None, 0
+        if think < 3 or writer.sampler.pick((yield from writer.logits())) != opening:
+            return None, ""
         writer.write(opening)
     begin = len(writer.tokens)
     token = opening
     while len(writer.tokens) < think - 1:
-        token = writer.sampler.pick(writer.logits())
+        token = writer.sampler.pick((yield from writer.logits()))
         if token == closing or token in vocabulary.end_ids:
             break
         writer.write(token)
-    thought = vocabulary.text(writer.tokens[begin:]).strip()
+    thought = vocabulary.text(writer.tokens[begin:])
     writer.forced += token != closing
     writer.write(closing)
-    for _ in range(min(_BLANKS_AFTER_THOUGHT, think - len(writer.tokens))):
-        token = writer.sampler.pick(writer.logits())
+    end = len(writer.tokens)
+    for _ in range(min(_BLANKS_AFTER_THOUGHT, think - end)):
+        token = writer.sampler.pick((yield from writer.logits()))
         piece = vocabulary.piece(token)
         if not piece or piece.strip():
             break
         writer.write(token)
-    return thought, len(writer.tokens)
+    blanks = vocabulary.text(writer.tokens[end:])
+    return thought.strip(), f"{THINK_OPEN}{thought}{THINK_CLOSE}{blanks}"

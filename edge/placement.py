@@ -14,6 +14,7 @@ from edge.footprint import (
     BATCH,
     CELLS_STEP,
     KV_BLOCKS,
+    MAX_SEQUENCES,
     Buffers,
     Shape,
     buffers,
@@ -26,7 +27,6 @@ from edge.machine import Device, Memory, physical_cores
 from edge.modelfile import ModelFile
 
 DEFAULT_CONTEXT = 8192  # where no lengths are known
-MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _CPU_PARALLEL, _GPU_PARALLEL, _MAX_PARALLEL = 8, 16, 64
 _SMALL_BATCH = 64  # to offer where memory is short
 _USABLE = 0.9  # share of the free memory that is used; the rest is for the system and for edge itself

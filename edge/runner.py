@@ -4,22 +4,26 @@ runner = edge.Runner.load("models/tiny-terminal-Q4_K_M.gguf")
 action = runner.act(edge.task_messages("List the Python files here."))
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from edge.action import Action, parse_action
-from edge.engine import Engine
-from edge.errors import EdgeError
+from edge.engine import Engine, Job, Writer
+from edge.errors import ContextError, EdgeError
+from edge.footprint import BATCH
 from edge.generate import Answer, action_answer, free_answer
 from edge.modelfile import ModelFile, read_model_file
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.sampling import Sampling
 from edge.tokens import Vocabulary
+from edge.tree import branch_points, depth_held, reading_order
 
 GREEDY = Sampling()
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_TEXT_SHARE = 0.6
+SEQUENCES = 8  # of a single conversation: the prompt read, the answer, and what earlier turns have left
+MOST_HELD = 32  # states held for later prompts of a replay; a deeper tree is read in part again
 
 
 class Runner:
@@ -32,14 +36,32 @@ class Runner:
         self._source = prompt_source(model_file.path)
 
     @classmethod
-    def load(cls, path: Path | str, *, gpu_layers: int = -1, threads: int | None = None) -> "Runner":
-        """Load a GGUF. `gpu_layers` -1 offloads every layer where llama.cpp can.
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        gpu_layers: int = -1,
+        threads: int | None = None,
+        kv_type: str = "f16",
+        flash_attention: bool | None = None,
+        batch: int = BATCH,
+        mmap: bool = True,
+    ) -> "Runner":
+        """Load a GGUF; the options are those of `edge.engine.Engine`. `threads` defaults to the physical cores.
 
-        `threads` defaults to the physical cores.
         Raises ModelFileError for a file that is missing, damaged or of no known kind.
         """
         model_file = read_model_file(Path(path))
-        return cls(Engine(model_file.path, gpu_layers=gpu_layers, threads=threads), model_file)
+        engine = Engine(
+            model_file.path,
+            gpu_layers=gpu_layers,
+            threads=threads,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+            batch=batch,
+            mmap=mmap,
+        )
+        return cls(engine, model_file)
 
     def render(self, messages: Sequence[Message]) -> Rendered:
         """The prompt's text for these messages, and how it was made. Raises PromptError."""
@@ -58,13 +80,15 @@ class Runner:
         sampling: Sampling = GREEDY,
         think: int | None = None,
         text_share: float = DEFAULT_TEXT_SHARE,
+        style: str = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
         """The next action for these messages: always valid, at any budget and temperature.
 
         `max_tokens` counts every token decoded or forced, a thought included. `think` is the most tokens a
         thought may take (default: a quarter of max_tokens; 0: none). `text_share` is the part of the rest that
-        analysis and plan may fill together. `emit` is called with the action's text as it becomes certain; an
+        analysis and plan may fill together. `style` is the action's white space: auto (the model's own, once it
+        shows), compact, indented or free. `emit` is called with the action's text as it becomes certain; an
         open command never is.
         Raises PromptError, ContextError.
         """
@@ -74,6 +98,7 @@ class Runner:
             sampling=sampling,
             think=think,
             text_share=text_share,
+            style=style,
             emit=emit,
         )
 
@@ -85,17 +110,82 @@ class Runner:
         sampling: Sampling = GREEDY,
         think: int | None = None,
         text_share: float = DEFAULT_TEXT_SHARE,
+        style: str = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
         """As `act`, for a prompt in token ids."""
+        writer = self._action_writer(prompt, max_tokens, sampling, think, text_share, style, emit)
+        return _action(self._answer(prompt, writer, max_tokens))
+
+    def write_on(
+        self, prompt: Sequence[int], max_tokens: int = DEFAULT_MAX_TOKENS, *, sampling: Sampling = GREEDY
+    ) -> Answer:
+        """Free text for a prompt in token ids, no grammar: what the model says when nothing is guaranteed."""
+        return self._answer(prompt, self._free_writer(prompt, max_tokens, sampling), max_tokens)
+
+    def session(self, messages: Sequence[Message] = ()) -> "Session":
+        """A conversation that begins with these messages and is read only once, however long it grows."""
+        return Session(self, messages)
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        *,
+        wanted: Collection[int] | None = None,
+        parallel: int = 1,
+        cells: int | None = None,
+        constrained: bool = True,
+        sampling: Sampling = GREEDY,
+        think: int | None = None,
+        text_share: float = DEFAULT_TEXT_SHARE,
+        style: str = "auto",
+    ) -> Iterator[tuple[int, Answer]]:
+        """Answer many prompts in one pass over their prefix tree; (a prompt's index, its answer) as they end.
+
+        Only the `wanted` indices are answered (default: all), but the others count for where reading stops, so
+        that a run that goes on after an interruption reads in the same chunks. `parallel` answers are written
+        at once. `cells`: tokens that the cache can hold, by default enough for two of the longest prompts.
+        """
+        order = reading_order(prompts)
+        ordered = [prompts[i] for i in order]
+        points = dict(zip(order, branch_points(ordered), strict=True))
+        chosen = [i for i in order if wanted is None or i in wanted]
+        if not chosen:
+            return
+        longest = max(len(prompts[i]) for i in chosen)
+        self.engine.reserve(
+            cells or 2 * longest + parallel * max_tokens,
+            parallel + 1 + min(depth_held(ordered), MOST_HELD),
+        )
+        jobs = []
+        for i in chosen:
+            prompt = prompts[i]
+            writer = (
+                self._action_writer(prompt, max_tokens, sampling, think, text_share, style, None)
+                if constrained
+                else self._free_writer(prompt, max_tokens, sampling)
+            )
+            jobs.append(Job(prompt, writer, max_tokens, points[i]))
+        for index, answer in self.engine.run(jobs, parallel):
+            yield chosen[index], answer
+
+    def _action_writer(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling,
+        think: int | None,
+        text_share: float,
+        style: str,
+        emit: Callable[[str], None] | None,
+    ) -> Writer[Answer]:
         _check_budget(max_tokens)
         if not 0 <= text_share <= 1:
             raise EdgeError(f"text_share is {text_share}; it must be from 0 to 1")
         if think is not None and think < 0:
             raise EdgeError(f"think is {think}; it must be 0 (off) or more tokens")
-        self.engine.reserve(len(prompt) + max_tokens)
-        answer = action_answer(
-            self.engine,
+        return action_answer(
             self.vocabulary,
             prompt,
             max_tokens=max_tokens,
@@ -104,25 +194,24 @@ class Runner:
             text_share=text_share,
             emit=emit,
         )
-        return Action(
-            **parse_action(answer.text),
-            text=answer.text,
-            thought=answer.thought,
-            finish_reason=answer.finish_reason,
-            closed_at_budget=answer.closed_at_budget,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            forced_tokens=answer.forced_tokens,
-            thought_tokens=answer.thought_tokens,
-        )
 
-    def write_on(
-        self, prompt: Sequence[int], max_tokens: int = DEFAULT_MAX_TOKENS, *, sampling: Sampling = GREEDY
-    ) -> Answer:
-        """Free text for a prompt in token ids, no grammar: what the model says when nothing is guaranteed."""
+    def _free_writer(self, prompt: Sequence[int], max_tokens: int, sampling: Sampling) -> Writer[Answer]:
         _check_budget(max_tokens)
-        self.engine.reserve(len(prompt) + max_tokens)
-        return free_answer(self.engine, self.vocabulary, prompt, max_tokens=max_tokens, sampling=sampling)
+        return free_answer(self.vocabulary, prompt, max_tokens=max_tokens, sampling=sampling)
+
+    def _answer(
+        self, prompt: Sequence[int], writer: Writer[Answer], max_tokens: int, owner: object = None
+    ) -> Answer:
+        needed = len(prompt) + max_tokens
+        if needed > self.engine.context_length:
+            raise ContextError(
+                f"{self.engine.path}: {needed} tokens do not fit into this model's context of "
+                f"{self.engine.context_length}"
+            )
+        if needed > self.engine.cells:
+            # Twice what was there: a conversation that grows moves to a larger cache only a few times.
+            self.engine.reserve(max(needed, 2 * self.engine.cells), SEQUENCES)
+        return next(self.engine.run([Job(prompt, writer, max_tokens)], owner=owner))[1]
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -135,6 +224,58 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Session:
+    """A conversation with one model: `messages` is what was said so far, the answers among it.
+
+    Of each prompt only what is new is read: it goes on from the last answer, or, where the chat template has
+    dropped that answer's thought, from the end of the prompt before it. Sessions of one runner may take turns.
+    """
+
+    def __init__(self, runner: Runner, messages: Sequence[Message]) -> None:
+        self.runner = runner
+        self.messages = list(messages)
+
+    def act(
+        self,
+        messages: Sequence[Message] = (),
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        *,
+        sampling: Sampling = GREEDY,
+        think: int | None = None,
+        text_share: float = DEFAULT_TEXT_SHARE,
+        style: str = "auto",
+        emit: Callable[[str], None] | None = None,
+    ) -> Action:
+        """Add these messages, such as what the terminal shows now, and answer; see `Runner.act`.
+
+        On an error the conversation stays as it was.
+        """
+        asked = [*self.messages, *messages]
+        prompt = self.runner.encode(self.runner.render(asked).text)
+        writer = self.runner._action_writer(prompt, max_tokens, sampling, think, text_share, style, emit)
+        answer = self.runner._answer(prompt, writer, max_tokens, owner=self)
+        self.messages = [*asked, {"role": "assistant", "content": answer.raw}]
+        return _action(answer)
+
+    def close(self) -> None:
+        """Let go of what the engine holds of this conversation."""
+        self.runner.engine.forget(self)
+
+
+def _action(answer: Answer) -> Action:
+    return Action(
+        **parse_action(answer.text),
+        text=answer.text,
+        thought=answer.thought,
+        finish_reason=answer.finish_reason,
+        closed_at_budget=answer.closed_at_budget,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        forced_tokens=answer.forced_tokens,
+        thought_tokens=answer.thought_tokens,
+    )
 
 
 def _check_budget(max_tokens: int) -> None:

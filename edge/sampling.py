@@ -69,6 +69,8 @@ class Sampler:
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             chosen = logits[ids]
             logits[ids] = np.where(chosen > 0, chosen / s.repetition_penalty, chosen * s.repetition_penalty)
+        if s.greedy and allowed is None and np.isfinite(logits[best := int(logits.argmax())]):
+            return best  # the way of almost every token
         if not np.isfinite(logits).all():  # a model whose arithmetic overflowed still has to answer something
             logits = np.nan_to_num(logits, nan=-1e30, posinf=1e30, neginf=-1e30)
         if allowed is not None:

@@ -1,0 +1,85 @@
+"""What a person sees while a replay runs: a bar on a terminal, else a line now and then; nothing where quiet."""
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
+from rich.text import Text
+
+_LOG_EVERY = 10.0  # seconds between two lines
+
+
+class Watch:
+    """Counts finished steps and shows how fast it goes. Use it as a context manager.
+
+    `steps`: all of them, `done` those finished before. `counters` tells how many prompt tokens and answer
+    tokens were decoded so far; the display asks it several times a second, from a thread of its own.
+    """
+
+    def __init__(
+        self, steps: int, done: int, counters: Callable[[], tuple[int, int]], *, quiet: bool = False
+    ) -> None:
+        self._steps, self._before, self._done = steps, done, done
+        self._counters = counters
+        self._prompt_tokens = 0  # of the steps finished now
+        self._valid = 0
+        self._began = self._logged = time.monotonic()
+        self._terminal = sys.stderr.isatty() and not quiet
+        self._lines = not self._terminal and not quiet
+        self._bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Figures(self),
+            console=Console(stderr=True),
+            disable=not self._terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("steps", total=steps, completed=done)
+
+    def finished(self, prompt_tokens: int, valid: bool) -> None:
+        """One more step is done: its prompt's length, and whether its answer is valid JSON."""
+        self._done += 1
+        self._prompt_tokens += prompt_tokens
+        self._valid += valid
+        self._bar.update(self._task, completed=self._done)
+        if self._lines and time.monotonic() - self._logged >= _LOG_EVERY:
+            self._logged = time.monotonic()
+            print(f"{self._done}/{self._steps} steps, {self}", file=sys.stderr, flush=True)
+
+    def __str__(self) -> str:
+        read, written = self._counters()
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        now = self._done - self._before
+        text = (
+            f"{self._valid} of {now} valid, {read / seconds:,.0f} tokens/s in, {written / seconds:,.0f} out"
+        )
+        if self._prompt_tokens:
+            # Prompts read ahead of their answers count as read only.
+            text += f", {max(0.0, 1 - read / self._prompt_tokens):.0%} of the prompts reused"
+        if now:
+            left = timedelta(seconds=round(seconds / now * (self._steps - self._done)))
+            text += f", {left} left"
+        return text
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class _Figures(ProgressColumn):
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def render(self, task: Task) -> Text:
+        return Text(str(self._watch))
