@@ -187,7 +187,6 @@ class ActionScanner:
         self._token: bytes | None = None  # the token we are in; None between two
         self._seen = b""  # of a literal or number: its bytes so far; of a string: the unfinished character's
         self._gap = b""  # white space since the last token
-        self._gaps: dict[int, bytes] = {}  # by state: the white space before its token
         # By place: the white space there, None if it was not always the same.
         self.gaps: dict[str, str | None] = {}
         self._mark = 0  # after "[" or after the last whole command
@@ -235,7 +234,7 @@ class ActionScanner:
             if token[:1] == byte or (token == _NUMBER and byte.isdigit()):
                 gap = self._gap.decode()
                 self.gaps[place] = gap if self.gaps.get(place, gap) == gap else None
-                self._gaps[self._state], self._gap = self._gap, b""
+                self._gap = b""
                 self._token = token
                 self._seen = b"" if token == _STRING else byte
                 if token == byte and token != _NUMBER:
@@ -296,21 +295,6 @@ class ActionScanner:
         if self._token != token:
             return self._length - len(self._seen), _ENDINGS[self._state].decode()
         return self._length, (token[len(self._seen) :] + _ENDINGS[after]).decode()
-
-    def close_text(self) -> bytes | None:
-        """What ends the analysis and plan now and opens the commands list, in the white space seen so far.
-
-        None unless inside one of the two strings and at a boundary.
-        """
-        if not (self.in_text and self.at_boundary):
-            return None
-        gaps = self._gaps
-        in_plan = self.field == "plan"
-        colon = gaps[6 if in_plan else 2] + b":" + gaps[7 if in_plan else 3]
-        # On one line nothing stands after "{", but a blank may after a comma; then one does after a colon.
-        comma = gaps[4] + b"," + gaps[5] if in_plan else b"," + (gaps[1] or gaps[3])
-        plan = b"" if in_plan else comma + b'"plan"' + colon + b'""'
-        return b'"' + plan + comma + b'"commands"' + colon + b"["
 
     def releasable(self) -> int:
         """How many bytes may be shown to a streaming reader: those that no later `closing` takes back.

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -52,7 +52,7 @@ Mmap = Annotated[
     bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read it in whole.")
 ]
 Style = Annotated[
-    str,
+    Literal["auto", "compact", "indented", "free"],
     typer.Option(
         metavar="auto|compact|indented|free",
         help="White space of the JSON; auto: the model's own, then forced.",
@@ -147,6 +147,7 @@ def run(
     seed: Seed = None,
     think: Think = None,
     text_share: TextShare = 0.6,
+    style: Style = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="The action with its metadata, as one JSON object.")
     ] = False,
@@ -191,7 +192,13 @@ def run(
         _note_fallback(path, rendered)
         prompt_ids = runner.encode(rendered.text)
         action = runner.act_on(
-            prompt_ids, max_tokens, sampling=sampling, think=think_tokens, text_share=text_share, emit=emit
+            prompt_ids,
+            max_tokens,
+            sampling=sampling,
+            think=think_tokens,
+            text_share=text_share,
+            style=style,
+            emit=emit,
         )
     typer.echo("" if stream else action.to_json() if as_json else action.text)
     if action.closed_at_budget and not as_json:

@@ -23,6 +23,7 @@ from edge.replay import Row, describe, read_rows
 from edge.result import check_place, read_result, step_key, step_result, write_result
 from edge.runner import DEFAULT_MAX_TOKENS, DEFAULT_TEXT_SHARE, GREEDY, MOST_HELD, Runner
 from edge.sampling import Sampling
+from edge.style import StyleName
 from edge.tokens import file_vocabulary
 from edge.tree import depth_held, distinct_tokens, reading_order
 
@@ -40,7 +41,7 @@ def evaluate(
     sampling: Sampling = GREEDY,
     think: int | None = None,
     text_share: float = DEFAULT_TEXT_SHARE,
-    style: str = "auto",
+    style: StyleName = "auto",
     n_ctx: int | None = None,
     parallel: int | None = None,
     gpu_layers: int | None = None,

@@ -13,6 +13,7 @@ from edge.constraint import Constraint
 from edge.engine import Logits, Writer
 from edge.errors import GrammarError
 from edge.sampling import Sampler, Sampling
+from edge.style import StyleName, style_grammar, style_of
 from edge.tokens import THINK_CLOSE, THINK_OPEN, Vocabulary
 
 _BLANKS_AFTER_THOUGHT = 4  # tokens of white space that a model may put between its thought and its action
@@ -47,6 +48,11 @@ class _Writer:
         self.tokens: list[int] = []
         self.left = max_tokens
         self.forced = 0
+
+    @property
+    def last(self) -> int:
+        """The token written last, or the prompt's."""
+        return self.tokens[-1] if self.tokens else self.prompt[-1]
 
     def logits(self) -> Generator[Sequence[int], Logits, Logits]:
         """Those after the last token written. They are valid until the next are asked for."""
@@ -90,39 +96,34 @@ def action_answer(
     sampling: Sampling,
     think: int,
     text_share: float,
+    style: StyleName = "auto",
     emit: Callable[[str], None] | None = None,
 ) -> Writer[Answer]:
     """An answer whose text is a whole action, whatever the model, the budget or the temperature.
 
     `think` is the most tokens a thought may take, its tags included; below 3 there is none. `text_share` is the
-    part of the budget that analysis and plan may fill together before they are closed. `emit` gets the action's
-    text as it becomes certain.
+    part of the budget that analysis and plan may fill together before they are closed. `style`: see `edge.style`; what
+    it leaves no choice for is forced, and decoded together with what follows. `emit` gets the action's text as it
+    becomes certain.
     """
     writer = _Writer(prompt, sampling, max_tokens)
     thought, before = yield from _think(writer, vocabulary, think)
     thought_tokens = len(writer.tokens)
-    constraint = Constraint(vocabulary.matcher_tokens())
     scanner = ActionScanner()
+    known = style_of(style, scanner)
+    constraint = Constraint(vocabulary.matcher_tokens(), style_grammar(known))
+    begin = len(writer.tokens)
     data = bytearray()
     shown = 0
     text_limit = int(text_share * writer.left)
     text_tokens = 0
-
-    def add(token: int) -> None:
-        constraint.consume(token)
-        piece = constraint.bytes_of(token)
-        scanner.feed(piece)
-        data.extend(piece)
-
     while writer.left and not constraint.complete:
-        ending = scanner.close_text() if text_tokens >= text_limit else None
-        if ending is not None:
-            forced = vocabulary.encode(ending.decode(), special=False)
-            if len(forced) > writer.left:
-                break  # the ending below is shorter, and no command would fit behind this one
-            writer.force(forced)
-            for token in forced:
-                add(token)
+        tokens = _closing_text(constraint, scanner, vocabulary, writer) if text_tokens >= text_limit else []
+        if len(tokens) > writer.left:
+            break  # the ending below is shorter, and no command would fit behind this one
+        tokens = tokens or vocabulary.forced_tokens(writer.last, constraint.forced_bytes())[: writer.left]
+        if tokens:
+            writer.force(tokens)
         else:
             text_tokens += scanner.in_text
             logits = yield from writer.logits()
@@ -134,7 +135,16 @@ def action_answer(
                     break  # this vocabulary cannot go on from here; the ending below still can
                 token = writer.sampler.pick(logits, allowed)
             writer.write(token)
-            add(token)
+            tokens = [token]
+        piece = b"".join(map(constraint.bytes_of, tokens))
+        scanner.feed(piece)
+        data.extend(piece)
+        if b'"' in piece and (seen := style_of(style, scanner)) != known:  # a gap ends where a string begins
+            known = seen
+            constraint = Constraint(vocabulary.matcher_tokens(), style_grammar(known))
+            tokens = writer.tokens[begin:]
+        for token in tokens:
+            constraint.consume(token)
         if emit is not None and (certain := scanner.releasable()) > shown:
             emit(data[shown:certain].decode())
             shown = certain
@@ -154,6 +164,20 @@ def action_answer(
         len(writer.tokens),
         writer.forced,
         thought_tokens,
+    )
+
+
+def _closing_text(
+    constraint: Constraint, scanner: ActionScanner, vocabulary: Vocabulary, writer: _Writer
+) -> list[int]:
+    """Tokens that end the open analysis and plan, so that commands can follow; none within a character."""
+    if not (scanner.in_text and scanner.at_boundary):
+        return []
+    text = constraint.forced_bytes(b'"')
+    if scanner.field == "analysis" and len(text) > 1:
+        text = constraint.forced_bytes(text + b'"')  # an empty plan
+    return vocabulary.forced_tokens(writer.last, text) or vocabulary.forced_tokens(
+        writer.last, b'"', whole=True
     )
 
 

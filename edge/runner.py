@@ -16,6 +16,7 @@ from edge.generate import Answer, action_answer, free_answer
 from edge.modelfile import ModelFile, read_model_file
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.sampling import Sampling
+from edge.style import STYLE_NAMES, StyleName
 from edge.tokens import Vocabulary
 from edge.tree import branch_points, depth_held, reading_order
 
@@ -80,7 +81,7 @@ class Runner:
         sampling: Sampling = GREEDY,
         think: int | None = None,
         text_share: float = DEFAULT_TEXT_SHARE,
-        style: str = "auto",
+        style: StyleName = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
         """The next action for these messages: always valid, at any budget and temperature.
@@ -110,7 +111,7 @@ class Runner:
         sampling: Sampling = GREEDY,
         think: int | None = None,
         text_share: float = DEFAULT_TEXT_SHARE,
-        style: str = "auto",
+        style: StyleName = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
         """As `act`, for a prompt in token ids."""
@@ -139,7 +140,7 @@ class Runner:
         sampling: Sampling = GREEDY,
         think: int | None = None,
         text_share: float = DEFAULT_TEXT_SHARE,
-        style: str = "auto",
+        style: StyleName = "auto",
     ) -> Iterator[tuple[int, Answer]]:
         """Answer many prompts in one pass over their prefix tree; (a prompt's index, its answer) as they end.
 
@@ -177,7 +178,7 @@ class Runner:
         sampling: Sampling,
         think: int | None,
         text_share: float,
-        style: str,
+        style: StyleName,
         emit: Callable[[str], None] | None,
     ) -> Writer[Answer]:
         _check_budget(max_tokens)
@@ -185,6 +186,8 @@ class Runner:
             raise EdgeError(f"text_share is {text_share}; it must be from 0 to 1")
         if think is not None and think < 0:
             raise EdgeError(f"think is {think}; it must be 0 (off) or more tokens")
+        if style not in STYLE_NAMES:
+            raise EdgeError(f"style is {style}; it must be one of {', '.join(STYLE_NAMES)}")
         return action_answer(
             self.vocabulary,
             prompt,
@@ -192,6 +195,7 @@ class Runner:
             sampling=sampling,
             think=max_tokens // 4 if think is None else think,
             text_share=text_share,
+            style=style,
             emit=emit,
         )
 
@@ -245,7 +249,7 @@ class Session:
         sampling: Sampling = GREEDY,
         think: int | None = None,
         text_share: float = DEFAULT_TEXT_SHARE,
-        style: str = "auto",
+        style: StyleName = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
         """Add these messages, such as what the terminal shows now, and answer; see `Runner.act`.

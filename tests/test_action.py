@@ -268,31 +268,6 @@ def test_gaps_are_the_white_space_at_each_place() -> None:
     assert scan(text + b"]").gaps["empty"] == "\n\n"
 
 
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("where", [b"two ", b"1. "])
-def test_close_text_goes_on_in_the_same_style(style, where: bytes) -> None:
-    data, _ = write(SAMPLES[3], style)
-    scanner = scan(data[: data.index(where) + len(where)])
-    closing = scanner.close_text()
-    assert closing is not None
-    scanner.feed(closing)
-    assert scanner.field == "commands"
-    parse_action(close(data[: data.index(where) + len(where)] + closing))
-    if style in STYLES[:5]:  # the same white space as if the model had written it
-        empty = SAMPLES[3] | {
-            "analysis": "two " if where == b"two " else "two steps",
-            "plan": "" if where == b"two " else "1. ",
-        }
-        assert write(empty, style)[0].startswith(data[: data.index(where) + len(where)] + closing)
-
-
-def test_close_text_waits_for_a_boundary() -> None:
-    assert scan(b'{"analysis":"a\\').close_text() is None
-    assert scan(b'{"analysis":"a\xc3').close_text() is None
-    assert scan(b'{"analysis":').close_text() is None
-    assert scan(b'{"analysis":"","plan":"","commands":[{"keystrokes":"').close_text() is None
-
-
 @settings(max_examples=200, deadline=None)
 @given(action=actions, style=styles, quote=quotes)
 def test_what_was_shown_is_never_taken_back_and_never_an_open_command(action, style, quote) -> None:

@@ -96,7 +96,20 @@ def test_the_text_share_leaves_room_for_commands(tiny: Runner) -> None:
         text_tokens = len(tiny.encode(action.analysis)) + len(tiny.encode(action.plan))
         assert text_tokens <= 100 * share + 1  # a character may still have to end
         assert action.forced_tokens > 0 and action.commands
-    assert tiny.act(TASK, 100).forced_tokens == 0
+    assert tiny.act(TASK, 100).text == tiny.act(TASK, 100, text_share=1.0).text
+
+
+def test_a_style_is_kept_and_what_it_forces_is_as_the_tokenizer_writes(tiny: Runner) -> None:
+    free = tiny.act(TASK, 300, style="free")
+    for style, indent in (("auto", None), ("compact", None), ("indented", 2)):
+        action = tiny.act(TASK, 300, style=style)
+        assert action.finish_reason == "stop" and action.forced_tokens > free.forced_tokens
+        assert action.text == json.dumps(json.loads(action.text), ensure_ascii=False, indent=indent)
+        if indent is None:  # it was trained to write on one line
+            assert len(tiny.encode(action.text)) == action.completion_tokens
+    assert tiny.act(TASK, 300).text == free.text  # the model's own style
+    with pytest.raises(EdgeError, match="style"):
+        tiny.act(TASK, 10, style="pretty")  # type: ignore[arg-type]
 
 
 def test_streaming_gives_the_same_text_and_no_open_command(tiny: Runner) -> None:
