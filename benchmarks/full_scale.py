@@ -10,7 +10,7 @@ forced are among them: they are part of the text, and are decoded together with 
 
 llama-bench reads 512 tokens and writes 32, at depth 0 and behind as many tokens as the rows' median prompt has, with
 the same threads and, as edge on a CPU, without flash attention. Its "write" is one sequence alone; edge writes several
-answers of a task in one batch (`--edge-options "--parallel 1"`: one alone here too).
+answers of a task in one batch (with `--edge-options="--parallel 1"` one alone here too).
 
 Nothing here depends on what the model says: with random weights it writes garbage, in valid JSON.
 """

@@ -19,9 +19,8 @@ are tried one by one, and edge is compared with the best.
 
 The floor is what llama.cpp itself needs for what no engine can leave out when it writes one answer at a time: reading
 the rows' prefix tree, each distinct token once, in batches of 512, plus every free token of edge's answers (those that
-the grammar did not force; they are shared out among the rows by length) alone, at the speed measured at the depth of
-its row. Both are measured on the rows themselves, between the runs of the peers. An engine that writes several answers
-in one batch can fall below it.
+the grammar did not force) alone, at the speed measured at the depth of its row. Both are measured on the rows
+themselves, between the runs of the peers. An engine that writes several answers in one batch can fall below it.
 """
 
 import argparse
@@ -83,7 +82,6 @@ def edge(job: dict[str, Any], options: str, folder: Path) -> Run:
         process_sec, peak = child(command + shlex.split(options), folder / "printed")
         result = json.loads(out.read_text(encoding="utf-8"))
     steps, counters = result["per_step"], result["engine"]
-    free = 1 - counters["forced_tokens"] / counters["completion_tokens"]
     return {
         "load_sec": result["load_time_sec"],
         "wall_sec": result["avg_sec_per_step"] * len(steps),  # more digits than gen_time_sec
@@ -92,11 +90,11 @@ def edge(job: dict[str, Any], options: str, folder: Path) -> Run:
         "prompt_tokens_decoded": counters["prompt_tokens_decoded"],
         "tokens_out": counters["completion_tokens"],
         "texts": [step["pred_text"] for step in steps],
-        "free_tokens": [step["completion_tokens"] * free for step in steps],
+        "free_tokens": [step["completion_tokens"] - step["forced_tokens"] for step in steps],
     }
 
 
-def with_free_tokens(run: Run, free: list[float]) -> Run:
+def with_free_tokens(run: Run, free: list[int]) -> Run:
     """The floor's run, with the free tokens of edge's answers written at the depth of each row."""
     write_sec = sum(n * each for n, each in zip(free, run["write_sec_per_token"], strict=True))
     return run | {"wall_sec": run["read_sec"] + write_sec, "write_sec": write_sec, "tokens_out": sum(free)}
@@ -203,7 +201,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--edge-options",
         action="append",
-        help='more options for `edge eval`, such as "--parallel 1"; again: once more',
+        help='more options for `edge eval`: --edge-options="--parallel 1"; given twice, edge runs in both ways',
     )
     parser.add_argument(
         "--floor-flash-attention",
@@ -239,7 +237,7 @@ def main() -> None:
             return run
 
         for _ in range(args.runs):
-            free: list[float] = []
+            free: list[int] = []
             for options in (args.edge_options or [""]) if "edge" in args.only else []:
                 run = add(f"edge {options}".strip(), edge(job, options, folder))
                 free = free or run["free_tokens"]
