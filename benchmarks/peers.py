@@ -118,8 +118,8 @@ def python(job: Job) -> dict[str, Any]:
 def server(job: Job) -> dict[str, Any]:
     """llama-server (`binary`) with `slots` slots, each with room for the longest row, and its prompt cache on.
 
-    Each slot has its own cache: with distinct tasks in the slots that is faster than one for all, in which each
-    sequence's attention passes over the others' cells. `options` are added to the command line.
+    Each slot has its own cache, as is llama-server's default where the slot count is given. `options` are added to
+    the command line and can change that.
     """
     slots = job["slots"]
     with socket.socket() as free:

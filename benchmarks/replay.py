@@ -15,7 +15,7 @@ the process that holds the model.
 llama-cpp-python answers one prompt after the other with its defaults; it goes on from the prefix that a prompt shares
 with the one before where the model's cache can be cut; a hybrid's cannot, so there it goes on only from its very end.
 llama-server keeps its prompt cache on; the steps of a task go to one slot in their order, one client a slot; `--slots`
-are tried one by one, and edge is compared with the best.
+and `--server-options` are tried one by one, and edge is compared with the best.
 
 The floor is what llama.cpp itself needs for what no engine can leave out when it writes one answer at a time: reading
 the rows' prefix tree, each distinct token once, in batches of 512, plus every free token of edge's answers (those that
@@ -197,7 +197,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--llama-server", type=Path, help="its binary; without it that peer is left out")
     parser.add_argument("--slots", default="1,4", help="slot counts to try, by comma (default: 1,4)")
-    parser.add_argument("--server-options", default="", help="more options for llama-server, in one text")
+    parser.add_argument(
+        "--server-options",
+        action="append",
+        help='more options for llama-server: --server-options="-fa off"; given twice, both are tried',
+    )
     parser.add_argument(
         "--edge-options",
         action="append",
@@ -242,13 +246,14 @@ def main() -> None:
                 run = add(f"edge {options}".strip(), edge(job, options, folder))
                 free = free or run["free_tokens"]
             if "server" in args.only and args.llama_server:
-                binary = {
-                    "binary": os.fspath(args.llama_server.resolve()),
-                    "options": shlex.split(args.server_options),
-                }
-                for slots in map(int, args.slots.split(",")):
-                    name = f"llama-server, {slots} slot{'s' * (slots > 1)} {args.server_options}".strip()
-                    add(name, peer("server", job | binary | {"slots": slots}, folder))
+                for options in args.server_options or [""]:
+                    server = {
+                        "binary": os.fspath(args.llama_server.resolve()),
+                        "options": shlex.split(options),
+                    }
+                    for slots in map(int, args.slots.split(",")):
+                        name = f"llama-server, {slots} slot{'s' * (slots > 1)} {options}".strip()
+                        add(name, peer("server", job | server | {"slots": slots}, folder))
             if "python" in args.only:
                 add("llama-cpp-python", peer("python", job, folder))
             if "floor" in args.only:
