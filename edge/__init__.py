@@ -14,17 +14,18 @@ from edge.errors import EdgeError
 if TYPE_CHECKING:
     from edge.action import Action, Command
     from edge.prompt import task_messages
-    from edge.runner import Runner
+    from edge.runner import Runner, Session
     from edge.sampling import Sampling
 
 __version__ = "0.1.0"
-__all__ = ["Action", "Command", "EdgeError", "Runner", "Sampling", "__version__", "task_messages"]
+__all__ = ["Action", "Command", "EdgeError", "Runner", "Sampling", "Session", "__version__", "task_messages"]
 
 _HOMES = {
     "Action": "action",
     "Command": "action",
     "Runner": "runner",
     "Sampling": "sampling",
+    "Session": "runner",
     "task_messages": "prompt",
 }
 

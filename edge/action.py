@@ -160,7 +160,7 @@ for _state, (_, _choices) in reversed(list(enumerate(_STATES))):
         _ENDINGS[_state] = _choices[0][0] + _ENDINGS[_choices[0][1]]
 
 _MAX_GAP = 20  # as in grammar.gbnf
-_PLAIN = frozenset(range(0x20, 0x80)) - set(b'"\\')
+_PLAIN = re.compile(rb'[^\x00-\x1f"\\\x80-\xff]+')  # characters that a string holds as they are
 _CHARACTER = (
     re.compile(  # one character inside a string: raw UTF-8, or an escape; surrogates only as an escaped pair
         rb"""[\x20!#-\[\]-\x7f]|[\xc2-\xdf][\x80-\xbf]
@@ -193,10 +193,15 @@ class ActionScanner:
 
     def feed(self, data: bytes) -> None:
         """Take in the next bytes. Raises GrammarError at the first byte that no action can have there."""
-        for byte in data:
-            if not (self._token == _STRING and not self._seen and byte in _PLAIN):
-                self._step(bytes((byte,)))
+        position = 0
+        while position < len(data):
+            if self._token == _STRING and not self._seen and (run := _PLAIN.match(data, position)):
+                self._length += run.end() - position
+                position = run.end()
+                continue
+            self._step(data[position : position + 1])
             self._length += 1
+            position += 1
 
     def _step(self, byte: bytes) -> None:
         if self._token == _NUMBER:

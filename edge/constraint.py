@@ -73,13 +73,13 @@ class Constraint:
 
     def consume(self, token: int) -> None:
         """Move on by one token. Raises GrammarError, with the state unchanged, if it is not accepted."""
-        if not self.accepts(token):
-            raise GrammarError(f"the grammar refuses token {token} here")
-        if token in self._eos:
+        if token in self._eos and self.accepts(token):
             self._ended = True
             return
-        self._matcher.consume_token(token)
-        self._check()
+        known = not self._ended and token not in self._eos and 0 <= token < self.n_vocab
+        if not known or self._matcher.try_consume_tokens([token]) != 1:
+            self._check()
+            raise GrammarError(f"the grammar refuses token {token} here")
 
     def mask(self) -> NDArray[np.bool_]:
         """The tokens that may follow now: bool, shape (n_vocab,), each of them accepted.

@@ -6,14 +6,14 @@ sequence and the tokens in it. A hybrid (LFM2) cannot be rewound, but it can be 
 wherever prompts part; a transformer would need only some of them and shares their cells anyway.
 
 Answers that are written at the same time share each batch with each other and with the prompt being read. That
-is twice as fast as one after the other where they branch from the same prompt, since the model's weights and the
-prompt's keys and values are then fetched from memory once for all of them.
+pays where they branch from the same prompt, since the model's weights and the prompt's keys and values are then
+fetched from memory once for all of them.
 """
 
 import ctypes
 import os
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -37,6 +37,9 @@ KV_TYPES = {
     "q8_0": llama_cpp.GGML_TYPE_Q8_0,
     "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
+# Cells beyond a prompt's own that answers beside it may hold. Without a GPU attention runs over all cells in use, whoever's
+# they are: with two long prompts in the cache, every token of both pays for both.
+_FOREIGN = 512
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
 
 
@@ -54,6 +57,7 @@ class Job(Generic[T]):
     writer: Writer[T]
     room: int
     cuts: Sequence[int] = ()
+    held: Sequence[int] = ()  # lengths at which a state is held, since the owner's next prompt may part there
 
 
 @dataclass(eq=False)
@@ -64,6 +68,16 @@ class _State:
     tokens: list[int]
     owner: object
     logits: Logits | None = None  # after the last token, where a prompt ends here
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A state on its way to a larger cache. `trunk` has the same keys and values, and more."""
+
+    state: _State
+    trunk: _State | None
+    data: bytes
+    flags: int
 
 
 @dataclass(eq=False)
@@ -128,6 +142,9 @@ class Engine:
         self._rewindable = not (
             llama_cpp.llama_model_is_hybrid(self._model) or llama_cpp.llama_model_is_recurrent(self._model)
         )
+        # llama.cpp splits a hybrid's batch until each sequence has as many tokens as the others: a prompt and
+        # answers gain nothing from one another there, so that answers wait until more of them can go on together.
+        self._mixes = self._rewindable
         self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
         self.cells = 0
         self.sequences = 0
@@ -161,7 +178,10 @@ class Engine:
         sequences = max(2, min(sequences, MAX_SEQUENCES))  # one reads while the other is written
         if cells <= self.cells and sequences <= self.sequences:
             return
-        moved = [self._save(state) for state in self._states]
+        used = list(self._states)
+        moved: list[_Saved] = []
+        for state in sorted(used, key=lambda state: -len(state.tokens)):
+            moved.append(self._save(state, moved))
         cells = -(-max(cells, self.cells) // 256) * 256  # llama.cpp pads to 256 itself
         sequences = max(sequences, self.sequences)
         self._free_context()
@@ -182,9 +202,9 @@ class Engine:
         self.cells = cells
         self.sequences = sequences
         self._free = list(reversed(range(sequences)))
-        for state, data in reversed(moved):  # those used last first
-            self._restore(state, data)
-        self._states.reverse()
+        for saved in moved:
+            self._restore(saved)
+        self._states = [state for state in used if state.sequence >= 0]
 
     def run(self, jobs: Sequence[Job[T]], parallel: int = 1, owner: object = None) -> Iterator[tuple[int, T]]:
         """Read the prompts, write the answers; (a job's index, its answer), each as soon as it is there.
@@ -220,7 +240,7 @@ class Engine:
                     and following < len(jobs)
                     and len(active) < min(parallel, self.sequences - 1)
                 ):
-                    needed = _running_minima(shared[following:])
+                    needed = _running_minima(shared[following:]) | set(jobs[following].held)
                     reading = self._begin(jobs[following], active, needed, owner)
                 if reading is not None and reading.logits is not None:
                     answer = _Answer(following, jobs[following], self._copy(reading))
@@ -240,6 +260,12 @@ class Engine:
             for state in [answer.state for answer in active] + ([reading] if reading else []):
                 self._drop(state)
 
+    def held_by_others(self, owner: object) -> int:
+        """Tokens in the states of other owners than this."""
+        return distinct_tokens(
+            [s.tokens for s in self._states if s.owner is not owner and s.owner is not None]
+        )
+
     def forget(self, owner: object) -> None:
         """Let go of the states of `owner`."""
         for state in [state for state in self._states if state.owner is owner]:
@@ -252,8 +278,12 @@ class Engine:
         prompt = job.prompt
         writing = [answer.job.prompt for answer in active]
         budget = job.room + sum(answer.job.room for answer in active)
-        if active and distinct_tokens([*writing, prompt]) + budget > self.cells:
-            return None
+        if active:
+            together = distinct_tokens([*writing, prompt])
+            if together + budget > self.cells:
+                return None
+            if not self.offloads and together - len(prompt) > _FOREIGN:
+                return None
         start = max(self._states, key=lambda state: self._usable(state, prompt), default=None)
         length = 0 if start is None else self._usable(start, prompt)
         reading = _State(self._take(start), list(prompt[:length]), owner)
@@ -293,7 +323,7 @@ class Engine:
         entries: list[tuple[int, int, int, bool]] = []  # token, position, sequence, whether logits are wanted
         awaited: list[tuple[_Answer[T], int]] = []
         grown: list[tuple[_State, Sequence[int]]] = []
-        for answer in active:
+        for answer in active if reading is None or self._mixes else []:
             part: Sequence[int] = answer.pending[: self.batch - len(entries)]
             del answer.pending[: len(part)]
             _append(entries, answer.state, part, last=not answer.pending)
@@ -320,12 +350,16 @@ class Engine:
             batch.logits[i] = wanted
         llama.forget_errors()
         status = llama_cpp.llama_decode(self._context, batch)
+        while status == 1 and self._states:  # after a move to a larger cache, copies share no cells
+            self._drop(min(self._states, key=self._loss))
+            status = llama_cpp.llama_decode(self._context, batch)
         if status == 1:
             raise ContextError(f"{self.path}: an answer outgrew the cache of {self.cells} tokens")
         if status:
             raise EdgeError(f"{self.path}: llama.cpp failed with status {status}: {llama.last_error()}")
         for state, part in grown:
             state.tokens += part
+            state.logits = None
         if reading is not None and job is not None and len(reading.tokens) == len(job.prompt):
             reading.logits = self._logits(len(entries) - 1).copy()
         return [(answer, self._logits(i)) for answer, i in awaited]
@@ -380,24 +414,45 @@ class Engine:
         llama_cpp.llama_memory_seq_rm(self._memory, state.sequence, -1, -1)
         self._free.append(state.sequence)
 
-    def _save(self, state: _State) -> tuple[_State, bytes]:
-        size = llama_cpp.llama_state_seq_get_size(self._context, state.sequence)
+    def _save(self, state: _State, longer: Sequence[_Saved]) -> _Saved:
+        """What a new cache needs of a state: all of it, or only what a longer one that goes on from it lacks."""
+        trunk = next(
+            (
+                o.state
+                for o in longer
+                if o.trunk is None and o.state.tokens[: len(state.tokens)] == state.tokens
+            ),
+            None,
+        )
+        if trunk is not None and self._rewindable:
+            return _Saved(state, trunk, b"", 0)
+        flags = 0 if trunk is None else llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY  # the recurrent part
+        size = llama_cpp.llama_state_seq_get_size_ext(self._context, state.sequence, flags)
         data = (ctypes.c_uint8 * size)()
-        llama_cpp.llama_state_seq_get_data(self._context, data, size, state.sequence)
-        return state, bytes(data)
+        llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, state.sequence, flags)
+        return _Saved(state, trunk, bytes(data), flags)
 
-    def _restore(self, state: _State, data: bytes) -> None:
-        """Bring a state into a new cache, if it has room; copies no longer share their cells there."""
-        if (
-            sum(len(other.tokens) for other in self._states) + len(state.tokens) > self.cells
-            or not self._free
-        ):
+    def _restore(self, saved: _Saved) -> None:
+        """Bring a state into a new cache, if it has room; the state's sequence is -1 if not."""
+        state, trunk = saved.state, saved.trunk
+        state.sequence = -1
+        if not self._free or (trunk is not None and trunk.sequence < 0):
             return
         sequence = self._free.pop()
-        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-        if llama_cpp.llama_state_seq_set_data(self._context, buffer, len(data), sequence):
-            self._states.append(replace(state, sequence=sequence))
+        done = True
+        if trunk is not None:
+            llama_cpp.llama_memory_seq_cp(self._memory, trunk.sequence, sequence, -1, len(state.tokens))
+        if saved.data:
+            buffer = (ctypes.c_uint8 * len(saved.data)).from_buffer_copy(saved.data)
+            done = bool(
+                llama_cpp.llama_state_seq_set_data_ext(
+                    self._context, buffer, len(saved.data), sequence, saved.flags
+                )
+            )
+        if done:
+            state.sequence = sequence
         else:
+            llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
             self._free.append(sequence)
 
     def _free_context(self) -> None:

@@ -18,7 +18,7 @@ from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.sampling import Sampling
 from edge.style import STYLE_NAMES, StyleName
 from edge.tokens import Vocabulary
-from edge.tree import branch_points, depth_held, reading_order
+from edge.tree import branch_points, common_length, depth_held, reading_order
 
 GREEDY = Sampling()
 DEFAULT_MAX_TOKENS = 1024
@@ -204,7 +204,12 @@ class Runner:
         return free_answer(self.vocabulary, prompt, max_tokens=max_tokens, sampling=sampling)
 
     def _answer(
-        self, prompt: Sequence[int], writer: Writer[Answer], max_tokens: int, owner: object = None
+        self,
+        prompt: Sequence[int],
+        writer: Writer[Answer],
+        max_tokens: int,
+        owner: object = None,
+        held: Sequence[int] = (),
     ) -> Answer:
         needed = len(prompt) + max_tokens
         if needed > self.engine.context_length:
@@ -212,10 +217,11 @@ class Runner:
                 f"{self.engine.path}: {needed} tokens do not fit into this model's context of "
                 f"{self.engine.context_length}"
             )
+        needed += self.engine.held_by_others(owner)
         if needed > self.engine.cells:
             # Twice what was there: a conversation that grows moves to a larger cache only a few times.
             self.engine.reserve(max(needed, 2 * self.engine.cells), SEQUENCES)
-        return next(self.engine.run([Job(prompt, writer, max_tokens)], owner=owner))[1]
+        return next(self.engine.run([Job(prompt, writer, max_tokens, held=held)], owner=owner))[1]
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -259,13 +265,30 @@ class Session:
         asked = [*self.messages, *messages]
         prompt = self.runner.encode(self.runner.render(asked).text)
         writer = self.runner._action_writer(prompt, max_tokens, sampling, think, text_share, style, emit)
-        answer = self.runner._answer(prompt, writer, max_tokens, owner=self)
+        answer = self.runner._answer(
+            prompt, writer, max_tokens, owner=self, held=self._parting(asked, prompt)
+        )
         self.messages = [*asked, {"role": "assistant", "content": answer.raw}]
         return _action(answer)
+
+    def _parting(self, asked: Sequence[Message], prompt: Sequence[int]) -> list[int]:
+        """Where the next turn's prompt will part from this one, if that is before its end: a template may drop the
+        last thought but one, or open a turn in another way than it writes it down."""
+        later = [*asked, {"role": "assistant", "content": "{}"}, {"role": "user", "content": ""}]
+        length = common_length(prompt, self.runner.encode(self.runner.render(later).text))
+        return [length] if 0 < length < len(prompt) else []
 
     def close(self) -> None:
         """Let go of what the engine holds of this conversation."""
         self.runner.engine.forget(self)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _action(answer: Answer) -> Action:

@@ -53,7 +53,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, prompt: Iterable[int]) -> None:
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        self._random = None if sampling.greedy else np.random.default_rng(sampling.seed)
         self._seen = set(prompt) if sampling.repetition_penalty != 1 else None
 
     def saw(self, token: int) -> None:
@@ -69,13 +69,13 @@ class Sampler:
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             chosen = logits[ids]
             logits[ids] = np.where(chosen > 0, chosen / s.repetition_penalty, chosen * s.repetition_penalty)
-        if s.greedy and allowed is None and np.isfinite(logits[best := int(logits.argmax())]):
+        if self._random is None and allowed is None and np.isfinite(logits[best := int(logits.argmax())]):
             return best  # the way of almost every token
         if not np.isfinite(logits).all():  # a model whose arithmetic overflowed still has to answer something
             logits = np.nan_to_num(logits, nan=-1e30, posinf=1e30, neginf=-1e30)
         if allowed is not None:
             logits = np.where(allowed, logits, np.float32(-np.inf))
-        if s.greedy:
+        if self._random is None:
             return int(logits.argmax())
         # In vLLM's order: temperature, min_p, top_k, top_p.
         scaled = (logits - logits.max()).astype(np.float64) / s.temperature

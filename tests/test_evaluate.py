@@ -86,4 +86,3 @@ def test_rows_of_another_result(tiny_q4: Path, result: dict, tmp_path: Path) -> 
     other.write_text(json.dumps({**result, "per_step": [extra]}))
     with pytest.raises(ReplayError, match="0 of the 1"):
         evaluate(tiny_q4, embedded_rows(), tmp_path / "o.json", rows_of=other, max_tokens=8)
-
