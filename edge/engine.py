@@ -37,8 +37,8 @@ KV_TYPES = {
     "q8_0": llama_cpp.GGML_TYPE_Q8_0,
     "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
-# Cells beyond a prompt's own that answers beside it may hold. Without a GPU attention runs over all cells in use, whoever's
-# they are: with two long prompts in the cache, every token of both pays for both.
+# Cells beyond a prompt's own that answers beside it may hold. Without a GPU attention runs over all cells in use,
+# whoever's they are: with two long prompts in the cache, every token of both pays for both.
 _FOREIGN = 512
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
 
