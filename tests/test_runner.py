@@ -13,9 +13,12 @@ from test_harbor import terminus  # noqa: F401 (a fixture)
 
 from edge.action import Action, parse_action
 from edge.errors import ContextError, EdgeError, ModelFileError, PromptError
+from edge.paths import embedded_rows
 from edge.prompt import task_messages
+from edge.replay import read_rows
 from edge.runner import Runner
 from edge.sampling import Sampling
+from edge.tree import distinct_tokens
 
 BUDGETS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 TASK = task_messages("Inspect the current directory and list Python files.")
@@ -146,6 +149,40 @@ def test_sampling_is_repeatable_and_varies_with_the_seed(tiny: Runner) -> None:
 
     first, second = texts(1), texts(2)
     assert first[0] == first[1] != second[0] == second[1]
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_one_at_a_time_a_replay_answers_as_each_prompt_alone(tiny_q4: Path, constrained: bool) -> None:
+    """Exact mode on the hybrid: byte for byte, and each distinct token is read once."""
+    with Runner.load(tiny_q4) as runner:
+        prompts = [runner.encode(runner.render(row.messages).text) for row in read_rows(embedded_rows(), 24)]
+        whole = dict(runner.answers(prompts, 96, constrained=constrained))
+        assert runner.engine.prompt_tokens_decoded == distinct_tokens(prompts) < sum(map(len, prompts))
+    assert sorted(whole) == list(range(len(prompts)))
+    for i in range(0, len(prompts), 3):
+        with Runner.load(tiny_q4) as fresh:
+            assert list(fresh.answers(prompts, 96, wanted={i}, constrained=constrained)) == [(i, whole[i])]
+
+
+def test_recorded_steps_are_answered_as_each_alone(smollm2_q4: Path, shared: Path) -> None:
+    """Exact mode on a transformer with K-quants, whose kernels round by the size of a batch."""
+    messages = replay_messages(shared, 5)
+    with Runner.load(smollm2_q4) as runner:
+        prompts = [runner.encode(runner.render(conversation).text) for conversation in messages]
+        whole = dict(runner.answers(prompts, 24))
+        assert runner.engine.prompt_tokens_decoded == distinct_tokens(prompts)
+    for i in (1, 4):
+        with Runner.load(smollm2_q4) as fresh:
+            assert dict(fresh.answers(prompts, 24, wanted={i})) == {i: whole[i]}
+
+
+def test_together_the_answers_are_nearly_the_same(tiny: Runner) -> None:
+    prompts = [tiny.encode(tiny.render(row.messages).text) for row in read_rows(embedded_rows(), 40)]
+    exact = dict(tiny.answers(prompts, 96))
+    together = dict(tiny.answers(prompts, 96, parallel=6))
+    assert sum(exact[i].text == together[i].text for i in exact) >= 34
+    for answer in together.values():
+        parse_action(answer.text)
 
 
 def test_bad_values_are_one_line(tiny: Runner, tmp_path: Path) -> None:
