@@ -83,7 +83,7 @@ def main() -> None:
         f"{given.model.name}: {len(rows)} rows, {sum(map(len, prompts)):,} prompt tokens, "
         f"{distinct_tokens(prompts):,} distinct, {given.max_tokens} new tokens\n"
     )
-    print(table(["parallel", "same answers as exact mode", "score"], lines))
+    print(*table(["parallel", "same answers as exact mode", "score"], lines), sep="\n")
 
 
 if __name__ == "__main__":

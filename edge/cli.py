@@ -31,22 +31,19 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="A GGUF. Default: the newest in models/, else the embedded model."),
 ]
 GpuLayers = Annotated[
-    int,
-    typer.Option("--gpu-layers", min=-1, help="Layers to offload; -1 is all, where there is a GPU backend."),
-]
-EvalGpuLayers = Annotated[
     int | None,
     typer.Option("--gpu-layers", min=-1, help="Layers to offload. Default: all that fit; -1 is all, 0 none."),
 ]
 KvType = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-type", metavar="f16|q8_0|q4_0", help="Numbers of the cache; smaller ones lose a little. [f16]"
-    ),
+    Literal["f16", "q8_0", "q4_0"],
+    typer.Option("--kv-type", help="Numbers of the cache; the smaller ones need flash attention."),
 ]
 FlashAttention = Annotated[
     bool | None,
-    typer.Option("--flash-attention/--no-flash-attention", help="Default: on with a GPU or a long context."),
+    typer.Option(
+        "--flash-attention/--no-flash-attention",
+        help="Default: on with a GPU, a quantized cache, or where memory is short.",
+    ),
 ]
 Mmap = Annotated[
     bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read it in whole.")
@@ -151,8 +148,11 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="The action with its metadata, as one JSON object.")
     ] = False,
-    gpu_layers: GpuLayers = -1,
+    gpu_layers: GpuLayers = None,
     threads: Threads = None,
+    kv_type: KvType = "f16",
+    flash_attention: FlashAttention = None,
+    mmap: Mmap = True,
 ) -> None:
     """Ask for the next action. It is only printed: review it before you run any of it."""
     think_tokens = _think(think)
@@ -183,7 +183,14 @@ def run(
     else:
         chat = task_messages(task or "", None if screen is None else read_text(screen))
     path = model or default_model(_note)
-    with Runner.load(path, gpu_layers=gpu_layers, threads=threads) as runner:
+    with Runner.load(
+        path,
+        gpu_layers=gpu_layers,
+        threads=threads,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        mmap=mmap,
+    ) as runner:
         stream = sys.stdout.isatty() and not as_json
         emit: Callable[[str], None] | None = (
             (lambda text: typer.echo(_shown(text), nl=False)) if stream else None
@@ -236,17 +243,20 @@ def evaluate(
     parallel: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Answers written at once. 1 is exact: byte for byte those of an empty cache."
+            min=1,
+            max=64,
+            help="Answers written at once. Default: 8 on CPUs, 16 on a GPU, less where memory is short. 1 is exact: "
+            "byte for byte those of an empty cache.",
         ),
     ] = None,
     ctx: Annotated[
         int | None,
         typer.Option(min=1, help="Most tokens of a row, and of the cache. Default: what the model has."),
     ] = None,
-    gpu_layers: EvalGpuLayers = None,
+    gpu_layers: GpuLayers = None,
     threads: Threads = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Tokens decoded at once. Default: 512.")] = None,
-    kv_type: KvType = None,
+    kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no placement and no progress.")] = False,

@@ -117,7 +117,7 @@ class Report:
             lines.append(
                 "GPU         layers are offloaded"
                 if self.llama.gpu_offload
-                else "GPU         none: this llama.cpp was built without a GPU backend (see the README)"
+                else "GPU         none: llama.cpp was built without a GPU backend, or finds no device (docs/gpu.md)"
             )
         lines.append(f"CPU         {self.cpu}, {_count(self.physical_cores, 'physical core')}")
         lines.append(f"memory      {_gb(self.memory_available)} available of {_gb(self.memory_total)}")

@@ -118,6 +118,8 @@ class Engine:
             raise EdgeError(f"a batch of {batch} tokens: it must be at least 1")
         if kv_type not in KV_TYPES:
             raise EdgeError(f"{kv_type} is no type of the cache: choose one of {', '.join(KV_TYPES)}")
+        if kv_type != "f16" and flash_attention is False:
+            raise EdgeError(f"a cache of type {kv_type} needs flash attention, which was turned off")
         llama.start()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers

@@ -13,7 +13,9 @@ from edge.engine import Engine, Job, Writer
 from edge.errors import ContextError, EdgeError
 from edge.footprint import BATCH
 from edge.generate import Answer, action_answer, free_answer
+from edge.machine import devices, memory
 from edge.modelfile import ModelFile, read_model_file
+from edge.placement import place
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.sampling import Sampling
 from edge.style import STYLE_NAMES, StyleName
@@ -41,21 +43,36 @@ class Runner:
         cls,
         path: Path | str,
         *,
-        gpu_layers: int = -1,
+        gpu_layers: int | None = None,
         threads: int | None = None,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
         batch: int = BATCH,
         mmap: bool = True,
     ) -> "Runner":
-        """Load a GGUF; the options are those of `edge.engine.Engine`. `threads` defaults to the physical cores.
+        """Load a GGUF; the options are those of `edge.engine.Engine`.
+
+        `gpu_layers`: by default as many as fit into the free memory of a GPU with a context of 8,192 tokens (all
+        is -1). `threads` defaults to the physical cores.
 
         Raises ModelFileError for a file that is missing, damaged or of no known kind.
         """
         model_file = read_model_file(Path(path))
+        found = devices() if gpu_layers is None else []
+        if gpu_layers is None and any("GPU" in device.kind for device in found):
+            gpu_layers = place(
+                model_file,
+                None,
+                DEFAULT_MAX_TOKENS,
+                memory=memory(),
+                devices=found,
+                parallel=1,
+                kv_type=kv_type,
+                flash_attention=flash_attention,
+            ).gpu_layers
         engine = Engine(
             model_file.path,
-            gpu_layers=gpu_layers,
+            gpu_layers=gpu_layers or 0,
             threads=threads,
             kv_type=kv_type,
             flash_attention=flash_attention,

@@ -268,6 +268,8 @@ def test_bad_settings_and_a_closed_engine_are_refused(tiny_bf16: Path) -> None:
         Engine(tiny_bf16, threads=513)
     with pytest.raises(EdgeError, match="q5_0"):
         Engine(tiny_bf16, kv_type="q5_0")
+    with pytest.raises(EdgeError, match="flash attention"):
+        Engine(tiny_bf16, kv_type="q8_0", flash_attention=False)
     with pytest.raises(EdgeError, match="batch"):
         Engine(tiny_bf16, batch=0)
     engine = Engine(tiny_bf16, threads=1)
