@@ -13,7 +13,7 @@ and a ratio is the median of each run's own. Reading the prompt is not timed: ed
 llama-cpp-python's clock starts at its first token. Everything made only once is made before: compiled grammars, the
 tokens of forced texts; how long that took is printed below the table.
 
-edge, unconstrained   `edge.generate.free_answer`, what `Runner.write_on` runs, but past an EOS, so that it writes as
+edge, unconstrained   `edge.generate.free_answer`, as `edge eval --unconstrained`, but past an EOS, so that it writes as
                       many tokens, at the same depths, as the constrained answer to the same prompt
 edge, constrained     `edge.generate.action_answer`, what `Runner.act_on` runs, until the action or `--tokens` ends
 llama-cpp-python      `Llama.generate`, with edge/grammar.gbnf as LlamaGrammar or without, at most as many tokens;

@@ -42,7 +42,7 @@ FlashAttention = Annotated[
     bool | None,
     typer.Option(
         "--flash-attention/--no-flash-attention",
-        help="Default: on with a GPU, a quantized cache, or where memory is short.",
+        help="Default: on with a GPU or a quantized cache; in eval also where memory is short.",
     ),
 ]
 Mmap = Annotated[
@@ -293,7 +293,7 @@ def evaluate(
             quiet=quiet,
         )
     except KeyboardInterrupt as stop:
-        raise _Interrupted(str(stop)) from None
+        raise _Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
     _print_scores(result, out)
 
 
@@ -386,7 +386,7 @@ def _think(value: str | None) -> int | None:
         return None
     if value == "off":
         return 0
-    if value.isdigit():
+    if re.fullmatch("[0-9]{1,9}", value):
         return int(value)
     raise typer.BadParameter("must be off or a number of tokens", param_hint="--think")
 

@@ -126,7 +126,8 @@ class Engine:
         if not mmap:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         llama.forget_errors()
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        with llama.signals_later():
+            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise ModelFileError(f"{path}: llama.cpp cannot load it: {llama.last_error()}")
         self.path = path
@@ -197,9 +198,10 @@ class Engine:
         # enum llama_flash_attn_type: off, on, or -1, on where the device can
         params.flash_attn_type = -1 if self.flash_attention and self.offloads else int(self.flash_attention)
         llama.forget_errors()
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        with llama.signals_later():
+            self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
-            raise ContextError(f"{self.path}: no memory for a cache of {cells} tokens: {llama.last_error()}")
+            raise ContextError(f"{self.path}: cannot make a cache of {cells} tokens: {llama.last_error()}")
         self._memory = llama_cpp.llama_get_memory(self._context)
         self.cells = cells
         self.sequences = sequences
@@ -231,19 +233,27 @@ class Engine:
                     f"{most} tokens"
                 )
         shared = [common_length(a.prompt, b.prompt) for a, b in pairwise(jobs)]
+        context = self._context
         active: list[_Answer[T]] = []
         reading: _State | None = None
+        waiting = 0  # answers that the next prompt waits for: as long as none of them ends
         following = 0  # the job whose prompt is read next
         needed: set[int] = set()  # lengths of that prompt from which later ones go on
         try:
             while following < len(jobs) or active:
+                if self._context is not context:
+                    raise EdgeError(
+                        f"{self.path}: the model or its cache was let go of in the middle of a run"
+                    )
                 if (
                     reading is None
                     and following < len(jobs)
                     and len(active) < min(parallel, self.sequences - 1)
+                    and (not active or len(active) != waiting)
                 ):
                     needed = _running_minima(shared[following:]) | set(jobs[following].held)
                     reading = self._begin(jobs[following], active, needed, owner)
+                    waiting = len(active) if reading is None else 0
                 if reading is not None and reading.logits is not None:
                     answer = _Answer(following, jobs[following], self._copy(reading))
                     active.append(answer)
@@ -259,8 +269,9 @@ class Engine:
                 for answer, logits in done:
                     yield from self._write(answer, logits, active, len(jobs) == 1)
         finally:
-            for state in [answer.state for answer in active] + ([reading] if reading else []):
-                self._drop(state)
+            if self._context is context:  # closed in between, all went with it
+                for state in [answer.state for answer in active] + ([reading] if reading else []):
+                    self._drop(state)
 
     def held_by_others(self, owner: object) -> int:
         """Tokens in the states of other owners than this."""
@@ -269,7 +280,7 @@ class Engine:
         )
 
     def forget(self, owner: object) -> None:
-        """Let go of the states of `owner`."""
+        """Let go of the states of `owner`. Does nothing once the engine is closed."""
         for state in [state for state in self._states if state.owner is owner]:
             self._drop(state)
 
@@ -460,7 +471,7 @@ class Engine:
     def _free_context(self) -> None:
         if self._context:
             llama_cpp.llama_free(self._context)
-            self._context = None
+            self._context = self._memory = None
         self.cells = self.sequences = 0
         self._states = []
 

@@ -3,6 +3,7 @@
 Each finished step goes to a journal beside the output; what is there already is not done again.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -58,8 +59,8 @@ def evaluate(
     `max_tokens` do not fit into `n_ctx` tokens (default: the model's context) raises ContextError, before
     anything is answered, unless `skip_too_long`. Constrained answers are scored by the action alone,
     unconstrained ones by the raw text, as vLLM's are. From `n_ctx` on, the options say where the model goes and
-    what it may use; what is None is chosen (`edge.placement`). With `parallel` 1 and neither flash attention nor
-    a quantized cache, each answer is that of its prompt alone in an empty cache, byte for byte.
+    what it may use; what is None is chosen (`edge.placement`). With `parallel` 1, unless flash attention or a
+    quantized cache was asked for, each answer is that of its prompt alone in an empty cache, byte for byte.
 
     Started again with the same arguments after an interruption, it goes on from the journal beside `out`.
     Raises ModelFileError, ReplayError, ResultError, PromptError. A KeyboardInterrupt is raised again with a line
@@ -69,6 +70,8 @@ def evaluate(
     rows = _chosen(replay, limit, rows_of)
     file = read_model_file(Path(model))
     rows, rendered, prompts, skipped = _fitting(file, replay, rows, n_ctx, max_tokens, skip_too_long)
+    if parallel == 1 and flash_attention is None and kv_type in (None, "f16"):
+        flash_attention = False  # exact mode
     placement = place(
         file,
         list(map(len, prompts)),
@@ -106,7 +109,7 @@ def evaluate(
         "gpu_layers": gpu_layers,
         "batch": placement.batch,
         "kv_type": placement.kv_type,
-        "flash_attention": placement.flash_attention,
+        "flash_attention": flash_attention,  # as asked for: what is chosen may change with the free memory
     }
     with Journal.open(journal_path(out), identity) as journal:
         before = len(journal.done)
@@ -189,7 +192,8 @@ def _replay(
             text_share=how["text_share"] or 0.0,
             style=how["style"] or "free",
         )
-        with Watch(len(rows), len(rows) - len(wanted), counters, quiet=quiet) as watch:
+        finished = len(rows) - len(wanted)
+        with contextlib.closing(answers), Watch(len(rows), finished, counters, quiet=quiet) as watch:
             for i, answer in answers:
                 step = step_result(
                     rows[i],

@@ -128,12 +128,11 @@ def action_answer(
             text_tokens += scanner.in_text
             logits = yield from writer.logits()
             token = writer.sampler.pick(logits) if sampling.greedy else -1
-            if not constraint.accepts(token):  # the mask costs ten times as much as the check
-                try:
-                    allowed = constraint.mask()
-                except GrammarError:
-                    break  # this vocabulary cannot go on from here; the ending below still can
-                token = writer.sampler.pick(logits, allowed)
+            try:
+                if not constraint.accepts(token):  # the mask costs ten times as much as the check
+                    token = writer.sampler.pick(logits, constraint.mask())
+            except GrammarError:
+                break  # this vocabulary cannot go on from here; the ending below still can
             writer.write(token)
             tokens = [token]
         piece = b"".join(map(constraint.bytes_of, tokens))
@@ -143,8 +142,11 @@ def action_answer(
             known = seen
             constraint = Constraint(vocabulary.matcher_tokens(), style_grammar(known))
             tokens = writer.tokens[begin:]
-        for token in tokens:
-            constraint.consume(token)
+        try:
+            for token in tokens:
+                constraint.consume(token)
+        except GrammarError:
+            break  # llguidance has reached a limit of its own
         if emit is not None and (certain := scanner.releasable()) > shown:
             emit(data[shown:certain].decode())
             shown = certain

@@ -1,6 +1,9 @@
 """llama.cpp's library, started once and kept quiet: of its log one error is remembered, nothing is printed."""
 
+import contextlib
 import ctypes
+import signal
+from collections.abc import Iterator
 from functools import cache
 
 import llama_cpp
@@ -20,6 +23,22 @@ def start() -> None:
     """Start llama.cpp's backends, once; call it before anything else of the library."""
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+
+
+@contextlib.contextmanager
+def signals_later() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back during a call that logs.
+
+    Python would raise their exceptions inside the log callback, where they are lost.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def forget_errors() -> None:

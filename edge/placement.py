@@ -385,13 +385,14 @@ def _advice(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]
     gpus = [] if wish.gpu_layers == 0 else _gpus(devices)
     parallel, flash_attention = _candidates(wish, bool(gpus))[-1]
     cells = _cells(shape, wish, parallel)[0]
-    smallest = _laid(shape, wish, memory, gpus, wish.gpu_layers or 0, cells, parallel, flash_attention)
+    layers = (wish.gpu_layers or 0) if gpus else 0
+    smallest = _laid(shape, wish, memory, gpus, layers, cells, parallel, flash_attention)
     use = next(use for use in smallest.uses if not use.fits)
     problem = (
         f"needs {size(use.needed)} with a cache of {cells:,} tokens; {size(use.free or 0)} is free on {use.where}, "
         f"of which edge takes {_USABLE:.0%} at most"
     )
-    levers = _levers(shape, wish)
+    levers = _levers(shape, wish, bool(gpus))
     options = [text for text, changes in levers if fits(replace(wish, **changes))]
     options += _shorter(shape, wish, memory, devices)
     if options:
@@ -409,10 +410,10 @@ def _advice(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]
     return f"{problem}. Take a smaller quantization or model; the weights alone are {size(shape.weights)}"
 
 
-def _levers(shape: Shape, wish: _Wish) -> list[tuple[str, dict[str, Any]]]:
+def _levers(shape: Shape, wish: _Wish, gpu: bool) -> list[tuple[str, dict[str, Any]]]:
     """Options that need less memory, the mildest first, and what each changes in a wish."""
     levers: list[tuple[str, dict[str, Any]]] = []
-    if wish.gpu_layers not in (None, 0):
+    if gpu and wish.gpu_layers not in (None, 0):
         levers.append(("--gpu-layers 0", {"gpu_layers": 0}))
     if wish.flash_attention is False:
         levers.append(("--flash-attention", {"flash_attention": True}))

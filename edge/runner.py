@@ -4,7 +4,9 @@ runner = edge.Runner.load("models/tiny-terminal-Q4_K_M.gguf")
 action = runner.act(edge.task_messages("List the Python files here."))
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import contextlib
+import weakref
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -60,16 +62,17 @@ class Runner:
         model_file = read_model_file(Path(path))
         found = devices() if gpu_layers is None else []
         if gpu_layers is None and any("GPU" in device.kind for device in found):
-            gpu_layers = place(
-                model_file,
-                None,
-                DEFAULT_MAX_TOKENS,
-                memory=memory(),
-                devices=found,
-                parallel=1,
-                kv_type=kv_type,
-                flash_attention=flash_attention,
-            ).gpu_layers
+            with contextlib.suppress(ContextError):  # it may still run on the CPU, slowly
+                gpu_layers = place(
+                    model_file,
+                    None,
+                    DEFAULT_MAX_TOKENS,
+                    memory=memory(),
+                    devices=found,
+                    parallel=1,
+                    kv_type=kv_type,
+                    flash_attention=flash_attention,
+                ).gpu_layers
         engine = Engine(
             model_file.path,
             gpu_layers=gpu_layers or 0,
@@ -135,12 +138,6 @@ class Runner:
         writer = self._action_writer(prompt, max_tokens, sampling, think, text_share, style, emit)
         return _action(self._answer(prompt, writer, max_tokens))
 
-    def write_on(
-        self, prompt: Sequence[int], max_tokens: int = DEFAULT_MAX_TOKENS, *, sampling: Sampling = GREEDY
-    ) -> Answer:
-        """Free text for a prompt in token ids, no grammar: what the model says when nothing is guaranteed."""
-        return self._answer(prompt, self._free_writer(prompt, max_tokens, sampling), max_tokens)
-
     def session(self, messages: Sequence[Message] = ()) -> "Session":
         """A conversation that begins with these messages and is read only once, however long it grows."""
         return Session(self, messages)
@@ -158,7 +155,7 @@ class Runner:
         think: int | None = None,
         text_share: float = DEFAULT_TEXT_SHARE,
         style: StyleName = "auto",
-    ) -> Iterator[tuple[int, Answer]]:
+    ) -> Generator[tuple[int, Answer], None, None]:
         """Answer many prompts in one pass over their prefix tree; (a prompt's index, its answer) as they end.
 
         Only the `wanted` indices are answered (default: all), but the others count for where reading stops, so
@@ -235,9 +232,14 @@ class Runner:
                 f"{self.engine.context_length}"
             )
         needed += self.engine.held_by_others(owner)
-        if needed > self.engine.cells:
-            # Twice what was there: a conversation that grows moves to a larger cache only a few times.
-            self.engine.reserve(max(needed, 2 * self.engine.cells), SEQUENCES)
+        engine = self.engine
+        if needed > engine.cells or engine.sequences < SEQUENCES:
+            # Up to twice what was there: a conversation that grows moves to a larger cache only a few times.
+            most = engine.context_length + engine.held_by_others(owner)
+            try:
+                engine.reserve(max(needed, engine.cells, min(2 * engine.cells, most)), SEQUENCES)
+            except ContextError:
+                engine.reserve(needed, SEQUENCES)
         return next(self.engine.run([Job(prompt, writer, max_tokens, held=held)], owner=owner))[1]
 
     def close(self) -> None:
@@ -263,6 +265,8 @@ class Session:
     def __init__(self, runner: Runner, messages: Sequence[Message]) -> None:
         self.runner = runner
         self.messages = list(messages)
+        self._owner = object()  # of what the engine holds; not the session, so that one not closed can end
+        weakref.finalize(self, runner.engine.forget, self._owner).atexit = False
 
     def act(
         self,
@@ -283,7 +287,7 @@ class Session:
         prompt = self.runner.encode(self.runner.render(asked).text)
         writer = self.runner._action_writer(prompt, max_tokens, sampling, think, text_share, style, emit)
         answer = self.runner._answer(
-            prompt, writer, max_tokens, owner=self, held=self._parting(asked, prompt)
+            prompt, writer, max_tokens, owner=self._owner, held=self._parting(asked, prompt)
         )
         self.messages = [*asked, {"role": "assistant", "content": answer.raw}]
         return _action(answer)
@@ -297,7 +301,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of what the engine holds of this conversation."""
-        self.runner.engine.forget(self)
+        self.runner.engine.forget(self._owner)
 
     def __enter__(self) -> "Session":
         return self

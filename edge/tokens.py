@@ -204,7 +204,8 @@ def file_vocabulary(path: Path) -> Iterator[Vocabulary]:
     llama.forget_errors()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    with llama.signals_later():
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise ModelFileError(f"{path}: llama.cpp cannot read its vocabulary: {llama.last_error()}")
     try:

@@ -33,7 +33,7 @@ def test_mask_and_accepts_agree_on_every_token(cut: int) -> None:
     assert mask.dtype == np.bool_ and mask.shape == (smol_tokenizer().vocab_size,)
     accepted = np.array([constraint.accepts(token) for token in range(len(mask))])
     assert mask.any() and accepted[mask].all()
-    if not constraint.forced():  # where the text is forced, the mask holds its usual tokenization alone
+    if not constraint.forced_bytes():  # where the text is forced, the mask holds its usual tokenization alone
         assert (mask == accepted).all()
 
 
@@ -51,8 +51,8 @@ def test_special_tokens_are_never_accepted_within_the_action_and_eos_only_after_
     assert [s for s in special if constraint.accepts(s)] == sorted(EOS)
     assert np.flatnonzero(constraint.mask()).tolist() == sorted(EOS)
     constraint.consume(EOS[1])
-    assert constraint.ended and constraint.complete
-    assert not constraint.mask().any() and not constraint.accepts(EOS[0]) and constraint.forced() == []
+    assert constraint.complete
+    assert not constraint.mask().any() and not constraint.accepts(EOS[0]) and not constraint.forced_bytes()
 
 
 def test_a_refused_token_is_one_line_and_changes_nothing() -> None:
@@ -81,14 +81,6 @@ def test_answers_do_not_disturb_one_another() -> None:
     for token in smol_tokenizer().tokenize_bytes(TEXT[60:]):
         first.consume(token)
     assert first.complete and not second.complete
-
-
-def test_forced_tokens_may_be_consumed_and_write_the_skeleton() -> None:
-    constraint = after(b'{"analysis": "a", "plan": "b", "comm')
-    forced = constraint.forced()
-    assert forced and b'ands":'.startswith(b"".join(map(constraint.bytes_of, forced)))
-    for token in forced:
-        constraint.consume(token)
 
 
 def test_forced_bytes_are_the_skeleton_and_what_a_given_text_forces() -> None:

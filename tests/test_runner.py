@@ -176,6 +176,19 @@ def test_recorded_steps_are_answered_as_each_alone(smollm2_q4: Path, shared: Pat
             assert dict(fresh.answers(prompts, 24, wanted={i})) == {i: whole[i]}
 
 
+def test_a_runner_closed_in_the_middle_of_a_replay_ends_it_with_one_line(tiny_q4: Path) -> None:
+    with Runner.load(tiny_q4) as runner:
+        prompts = [runner.encode(runner.render(row.messages).text) for row in read_rows(embedded_rows(), 12)]
+        running = runner.answers(prompts, 32, parallel=4)
+        next(running)
+    with pytest.raises(EdgeError, match="in the middle"):
+        list(running)
+    with Runner.load(tiny_q4) as runner:
+        left = runner.answers(prompts, 32, parallel=4)
+        next(left)
+    left.close()  # llama.cpp would end the process if it were asked to free anything now
+
+
 def test_together_the_answers_are_nearly_the_same(tiny: Runner) -> None:
     prompts = [tiny.encode(tiny.render(row.messages).text) for row in read_rows(embedded_rows(), 40)]
     exact = dict(tiny.answers(prompts, 96))
