@@ -175,6 +175,8 @@ def _replay(
     ) as runner:
         engine = runner.engine
         engine.reserve(placement.cells, placement.sequences)
+        if how["constrained"]:
+            runner.vocabulary.prepare()
         loaded = time.perf_counter()
 
         def counters() -> tuple[int, int]:
