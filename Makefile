@@ -23,11 +23,11 @@ else
 LLAMA_PIP := $(PIP)
 endif
 
-.PHONY: help install demo test format clean
+.PHONY: help install demo test fuzz format clean
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 	@echo
-	@echo 'make install: the set-up alone. make format: fix the style. make clean: remove .venv and out.'
+	@echo 'make install: the set-up alone. make fuzz: the property tests on new examples. make format: fix the style. make clean: remove .venv and out.'
 
 install: $(VENV)/installed
 
@@ -83,6 +83,9 @@ test: $(VENV)/test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+fuzz: $(VENV)/test-installed
+	$(BIN)/pytest -m hypothesis --hypothesis-profile=default
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix .

@@ -32,12 +32,16 @@ ms/choice      what one more chosen token costs where nothing is forced: the med
 A small model answers in milliseconds, so that one interruption by the machine is much: give it more `--runs` and
 `--prompts`.
 
+llama.cpp keeps the graph of the last llama_decode if the next one has as many tokens, and builds it anew if not: forced
+text makes sizes differ. The last line of a model's notes tells the two apart.
+
 "Constraint alone" replays the tokens of edge's answers through `edge.constraint.Constraint`, with no model and with
 free white space, in CPU time: for each token the question for forced text, the check and the step; and a mask where the
 model's best token had been refused.
 """
 
 import argparse
+import math
 import multiprocessing
 import statistics
 import sys
@@ -45,6 +49,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +98,16 @@ class Written:
     @property
     def outside_per_call(self) -> float:
         return self.outside / len(self.calls)
+
+    def single(self, *, after_single: bool) -> float:
+        """Median seconds of a llama_decode of one token, by whether the one before it had one token too."""
+        pairs = [(before == 1, s) for (before, _), (size, s) in pairwise(self.calls) if size == 1]
+        return statistics.median([s for kept, s in pairs if kept == after_single] or [math.nan])
+
+    @property
+    def choice_kept(self) -> float:
+        """As `choice`, of those calls alone for which llama.cpp need not build its graph anew."""
+        return self.single(after_single=True) + self.outside_per_call
 
     @property
     def choice(self) -> float:
@@ -319,6 +334,10 @@ def choice_rate(run: Written) -> float:
     return 1 / run.choice
 
 
+def kept_rate(run: Written) -> float:
+    return 1 / run.choice_kept
+
+
 def rows(report: Report) -> list[list[str]]:
     """The model's lines of the table, one a way."""
     lines = []
@@ -344,6 +363,10 @@ def notes(report: Report) -> list[str]:
         values = ratios(report, way, other, rate)
         return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
+    def single(after_single: bool) -> str:
+        of_runs = [run.single(after_single=after_single) for run in report.runs[CONSTRAINED]]
+        return f"{1e3 * statistics.median(of_runs):.3f}"
+
     return [
         f"- {report.name}: {len(report.prompts)} prompts of {min(report.prompts)} to {max(report.prompts)} tokens, "
         f"{report.completed} of their actions ended by the model; {report.forced} tokens forced, {report.chosen} "
@@ -352,6 +375,9 @@ def notes(report: Report) -> list[str]:
         f"  Median (and range) over the runs: constrained {each(CONSTRAINED, FREE, choice_rate)} × unconstrained per "
         f"decoded token, {each(CONSTRAINED, FREE, text_rate)} × per token of text; "
         f"{each(CONSTRAINED, PEER_CONSTRAINED, text_rate)} × LlamaGrammar per token of text.",
+        f"  Constrained, llama_decode of one token: {single(True)} ms after another of one token, {single(False)} ms "
+        f"after a batch of forced tokens. Of the former alone: {each(CONSTRAINED, FREE, kept_rate)} × unconstrained per "
+        "decoded token.",
     ]
 
 

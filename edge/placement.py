@@ -392,15 +392,16 @@ def _advice(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]
         f"needs {size(use.needed)} with a cache of {cells:,} tokens; {size(use.free or 0)} is free on {use.where}, "
         f"of which edge takes {_USABLE:.0%} at most"
     )
-    levers = _levers(shape, wish, bool(gpus))
-    options = [text for text, changes in levers if fits(replace(wish, **changes))]
+    levers, smaller_numbers = _levers(wish, bool(gpus)), _kv_levers(shape, wish)
+    alone = (
+        levers if wish.flash_attention is False else levers + smaller_numbers
+    )  # these need flash attention
+    options = [text for text, changes in alone if fits(replace(wish, **changes))]
     options += _shorter(shape, wish, memory, devices)
     if options:
         return f"{problem}. What would fit: {' or '.join(options)}"
-    together: dict[
-        str, str
-    ] = {}  # an option's name and its text; the later --kv-type takes the place of the first
-    for text, changes in levers:
+    together: dict[str, str] = {}  # by the option's name: the later --kv-type takes the place of the first
+    for text, changes in levers + smaller_numbers:
         together[text.split()[0]] = text
         wish = replace(wish, **changes)
         if fits(wish):
@@ -410,7 +411,7 @@ def _advice(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]
     return f"{problem}. Take a smaller quantization or model; the weights alone are {size(shape.weights)}"
 
 
-def _levers(shape: Shape, wish: _Wish, gpu: bool) -> list[tuple[str, dict[str, Any]]]:
+def _levers(wish: _Wish, gpu: bool) -> list[tuple[str, dict[str, Any]]]:
     """Options that need less memory, the mildest first, and what each changes in a wish."""
     levers: list[tuple[str, dict[str, Any]]] = []
     if gpu and wish.gpu_layers not in (None, 0):
@@ -421,12 +422,14 @@ def _levers(shape: Shape, wish: _Wish, gpu: bool) -> list[tuple[str, dict[str, A
         levers.append((f"--batch {_SMALL_BATCH}", {"batch": _SMALL_BATCH}))
     if wish.parallel is not None and wish.parallel > 1:
         levers.append(("--parallel 1", {"parallel": 1}))
-    types = list(KV_BLOCKS)
-    if wish.flash_attention is not False:
-        for kv_type in types[types.index(wish.kv_type) + 1 :]:
-            if _divides(shape, kv_type):
-                levers.append((f"--kv-type {kv_type}", {"kv_type": kv_type}))
     return levers
+
+
+def _kv_levers(shape: Shape, wish: _Wish) -> list[tuple[str, dict[str, Any]]]:
+    """The types of the cache that are smaller than the one asked for; with flash attention only."""
+    types = list(KV_BLOCKS)
+    smaller = [name for name in types[types.index(wish.kv_type) + 1 :] if _divides(shape, name)]
+    return [(f"--kv-type {name}", {"kv_type": name}) for name in smaller]
 
 
 def _shorter(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> list[str]:
