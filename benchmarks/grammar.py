@@ -376,8 +376,8 @@ def notes(report: Report) -> list[str]:
         f"decoded token, {each(CONSTRAINED, FREE, text_rate)} × per token of text; "
         f"{each(CONSTRAINED, PEER_CONSTRAINED, text_rate)} × LlamaGrammar per token of text.",
         f"  Constrained, llama_decode of one token: {single(True)} ms after another of one token, {single(False)} ms "
-        f"after a batch of forced tokens. Of the former alone: {each(CONSTRAINED, FREE, kept_rate)} × unconstrained per "
-        "decoded token.",
+        f"after a batch of forced tokens. The former alone: {each(CONSTRAINED, FREE, kept_rate)} × unconstrained "
+        "per decoded token.",
     ]
 
 
