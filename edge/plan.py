@@ -40,6 +40,7 @@ class TensorPlan:
     f32: bool  # always float32, whatever the file's type
     parts: tuple[StoredTensor, ...]  # one, or one per expert, stacked; none: `change` makes it from nothing
     change: Callable[[Array], Array]
+    wide: bool = False  # widened to float32 before its change, which computes
 
     @property
     def n_values(self) -> int:

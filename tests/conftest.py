@@ -22,7 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-models"
 CONVERTER = [
     ROOT / "edge" / f"{name}.py"
-    for name in ("checkpoint", "plan", "families", "vocabulary", "convert", "quantize")
+    for name in (
+        "checkpoint",
+        "plan",
+        "families",
+        "vocabulary",
+        "convert",
+        "header",
+        "weights",
+        "quantize",
+        "ggml",
+    )
 ]
 
 
