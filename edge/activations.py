@@ -126,7 +126,8 @@ def layout() -> _Ggml:
             "no importance matrix can be computed with it; install version 0.3.36"
         )
     return _Ggml(
-        *ops,
+        mul_mat=ops[0],
+        mul_mat_id=ops[1],
         is_host=_function("ggml_backend_buffer_is_host", ctypes.c_bool, pointer),
         get=_function("ggml_backend_tensor_get", None, pointer, pointer, size, size),
         n_bytes=_function("ggml_nbytes", size, pointer),
@@ -247,7 +248,7 @@ class _Collector:
 
 def _weight_name(node: Tensor) -> str:
     """The weight's name without what the scheduler put around it: `CUDA0#blk.0.attn_k.weight#0`."""
-    name = Tensor.from_address(node.src[0]).name.decode("utf-8", "replace")
+    name = str(Tensor.from_address(node.src[0]).name, "utf-8", "replace")
     return name.split("#")[1] if "#" in name else name
 
 
