@@ -106,7 +106,7 @@ def convert(
     out, place = _place(out, f"{checkpoint.name}-{shown}.gguf")
     direct = quant if quant in _FLOATS else checkpoint.dtype
     _check_disk(_folder_above(place), plan, direct, quant)
-    warnings = [*_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
+    warnings = [*plan.notes, *_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
 
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     floats = temporary if direct == quant else place.with_name(f".{place.name}.{os.getpid()}.{direct}.tmp")
@@ -274,6 +274,8 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, plan: Plan, k
             writer.add_string(full, value)
         elif isinstance(value, list):
             writer.add_array(full, value)
+        elif isinstance(value, bool):
+            writer.add_bool(full, value)
         elif isinstance(value, float):
             writer.add_float32(full, value)
         else:
@@ -284,7 +286,8 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, plan: Plan, k
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, chat_template: str | None) -> None:
     writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre(vocabulary.pre)
+    if vocabulary.pre is not None:
+        writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     if vocabulary.scores is not None:
@@ -306,37 +309,47 @@ def _values(tensor: TensorPlan, kind: str) -> Array:
     if not tensor.parts:
         return tensor.change(np.empty(0, np.float32))
     if len(tensor.parts) == 1:
-        return _cast(tensor.change(tensor.parts[0].read()), tensor.parts[0], kind)
+        return _part(tensor, tensor.parts[0], kind)
     stacked = np.empty(tensor.shape, _FLOATS[kind][1])
     for i, part in enumerate(tensor.parts):
-        stacked[i] = _cast(tensor.change(part.read()), part, kind)
+        stacked[i] = _part(tensor, part, kind)
     return stacked
 
 
-def _cast(array: Array, part: StoredTensor, kind: str) -> Array:
-    """The array in the file's type. Raises CheckpointError for NaN or Inf, ConversionError if float16
+def _part(tensor: TensorPlan, part: StoredTensor, kind: str) -> Array:
+    """One part, changed and cast."""
+    if tensor.wide:
+        with np.errstate(over="ignore"):  # the cast finds what overflows
+            return _cast(tensor.change(_widen(part.read(), part.dtype)), part, "F32", kind)
+    return _cast(tensor.change(part.read()), part, part.dtype, kind)
+
+
+def _cast(array: Array, part: StoredTensor, dtype: str, kind: str) -> Array:
+    """The array, of `dtype`, in the file's type. Raises CheckpointError for NaN or Inf, ConversionError if float16
     cannot hold it.
     """
     array = np.ascontiguousarray(array)
     flat = array.reshape(-1)
-    same = part.dtype == kind
+    same = dtype == kind
     result = flat if same else np.empty(flat.shape, _FLOATS[kind][1])
-    mask = _EXPONENT[part.dtype]
+    mask = _EXPONENT[dtype]
     for at in range(0, flat.size, _CHUNK):
         chunk = flat[at : at + _CHUNK]
-        bits: Array = chunk.view(np.uint32 if part.dtype == "F32" else np.uint16)
+        bits: Array = chunk.view(np.uint32 if dtype == "F32" else np.uint16)
         if (np.bitwise_and(bits, mask) == mask).any():
             raise CheckpointError(f"{part.file}: {part.name} holds NaN or Inf; the checkpoint is broken")
         if not same:
-            result[at : at + _CHUNK] = _cast_chunk(chunk, part, kind)
+            result[at : at + _CHUNK] = _cast_chunk(chunk, part, dtype, kind)
     return result.reshape(array.shape)
 
 
-def _cast_chunk(chunk: Array, part: StoredTensor, kind: str) -> Array:
-    # A bfloat16 is the upper half of a float32.
-    wide = (
-        (chunk.astype(np.uint32) << 16).view(np.float32) if part.dtype == "BF16" else chunk.astype(np.float32)
-    )
+def _widen(array: Array, dtype: str) -> Array:
+    """As float32; a bfloat16 is the upper half of one."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array.astype(np.float32)
+
+
+def _cast_chunk(chunk: Array, part: StoredTensor, dtype: str, kind: str) -> Array:
+    wide = _widen(chunk, dtype)
     if kind == "F32":
         return wide
     if kind == "F16":
