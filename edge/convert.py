@@ -319,8 +319,7 @@ def _values(tensor: TensorPlan, kind: str) -> Array:
 def _part(tensor: TensorPlan, part: StoredTensor, kind: str) -> Array:
     """One part, changed and cast."""
     if tensor.wide:
-        with np.errstate(over="ignore"):  # the cast finds what overflows
-            return _cast(tensor.change(_widen(part.read(), part.dtype)), part, "F32", kind)
+        return _cast(tensor.change(_widen(part.read(), part.dtype)), part, "F32", kind)
     return _cast(tensor.change(part.read()), part, part.dtype, kind)
 
 

@@ -312,10 +312,10 @@ def _merges(where: str, model: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _gemma4_type(text: str, kind: int) -> int:
-    """Runs of blanks are made by merges there, from the ▁ that blanks have become."""
+    """Runs of blanks and newlines are made by merges there, after blanks have become ▁."""
     if text in _GEMMA4_SHOWN:
         return int(TokenType.USER_DEFINED)
-    return int(TokenType.NORMAL) if kind == TokenType.USER_DEFINED and "▁" in text else kind
+    return kind if text.strip("▁\n\t\r ") else int(TokenType.NORMAL)
 
 
 def _scores(

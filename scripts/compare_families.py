@@ -32,7 +32,7 @@ PRE = {
     "mistral-tekken": "tekken",
     "ministral3": "tekken",
 }
-SENTENCEPIECE = ("gemma3", "mistral")  # published with a tokenizer.model
+SENTENCEPIECE = ("gemma3", "gemma3-parent", "mistral")  # published with a tokenizer.model
 
 STAND_IN = """
 import json

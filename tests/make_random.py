@@ -6,6 +6,7 @@ Their tokenizers are real ones of each family's kind (tests/make_tokenizers.py).
 published models differ in: unequal numbers of heads, experts, kinds of layers.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -295,6 +296,44 @@ def ministral3(folder: Path, **changes: Any) -> None:
     _family(folder, "Ministral3", settings, changes, make_tokenizers.tekken)
 
 
+def as_parent(folder: Path, architecture: str, prefix: str, towers: list[str]) -> None:
+    """Make a text model's checkpoint that of a multimodal parent: text_config, a prefix, tensors of towers."""
+    path = folder / "config.json"
+    text = json.loads(path.read_text(encoding="utf-8"))
+    kind = text["model_type"].removesuffix("_text")
+    ids = {key: text[key] for key in ("tie_word_embeddings",) if key in text}
+    parent = {"architectures": [architecture], "model_type": kind, "text_config": text, **ids}
+    path.write_text(json.dumps(parent), encoding="utf-8")
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {name.replace("model.", prefix, 1): values for name, values in tensors.items()}
+    renamed |= {name: torch.ones(4, dtype=torch.bfloat16) for name in towers}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def qwen35_parent(folder: Path) -> None:
+    qwen35(folder)
+    towers = ["model.visual.blocks.0.norm1.weight", "model.visual.merger.norm.weight"]
+    as_parent(folder, "Qwen3_5ForConditionalGeneration", "model.language_model.", towers)
+
+
+def gemma3_parent(folder: Path) -> None:
+    """As published; transformers 5 puts `model.language_model.` before."""
+    gemma3(folder)
+    towers = [
+        "vision_tower.vision_model.post_layernorm.weight",
+        "multi_modal_projector.mm_soft_emb_norm.weight",
+    ]
+    as_parent(folder, "Gemma3ForConditionalGeneration", "language_model.model.", towers)
+
+
+def gemma4_parent(folder: Path) -> None:
+    gemma4(folder)
+    towers = [
+        f"model.{name}.x.weight" for name in ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
+    ]
+    as_parent(folder, "Gemma4ForConditionalGeneration", "model.language_model.", towers)
+
+
 FAMILIES: dict[str, Callable[[Path], object]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
@@ -305,8 +344,11 @@ FAMILIES: dict[str, Callable[[Path], object]] = {
     "qwen35moe": qwen35moe,
     "qwen35moe-mtp": lambda folder: qwen35moe(folder, mtp=True),
     "qwen35moe-unfused": lambda folder: qwen35moe(folder, fused=False),
+    "qwen35-parent": qwen35_parent,
     "gemma3": gemma3,
+    "gemma3-parent": gemma3_parent,
     "gemma4-e2b": gemma4,
+    "gemma4-parent": gemma4_parent,
     "gemma4-31b": gemma4_31b,
     "gemma4-26b-a4b": gemma4_26b,
     "mistral": mistral,

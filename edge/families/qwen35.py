@@ -45,6 +45,13 @@ def _tiled_values(array: Array, dims: Dims) -> Array:
     return np.concatenate([array[:keys], _tiled(array[keys:], dims, dims["head"])])
 
 
+def _decay(array: Array) -> Array:
+    """-exp(A_log), rounded once: the nearest float32, which numpy's own float32 exponential often misses."""
+    with np.errstate(over="ignore"):  # infinity is found by the converter
+        values: Array = (-np.exp(array.astype(np.float64))).astype(np.float32)
+    return values
+
+
 def _tiled_columns(array: Array, dims: Dims) -> Array:
     heads = array.reshape(len(array), dims["key_heads"], -1, dims["head"])
     return heads.swapaxes(1, 2).reshape(array.shape)
@@ -56,7 +63,7 @@ _CONV = Change(
 )
 _HEADS = Change(lambda array, dims: _tiled(array, dims, dims["head"]))
 _SCALARS = Change(lambda array, dims: _tiled(array, dims, 1))
-_DECAY = Change(lambda array, dims: _tiled(-np.exp(array), dims, 1), wide=True)
+_DECAY = Change(lambda array, dims: _tiled(_decay(array), dims, 1), wide=True)
 _COLUMNS = Change(_tiled_columns)
 
 _ROWS = (
