@@ -127,7 +127,7 @@ def convert(
     plan = make_plan(checkpoint)
     vocabulary = make_vocabulary(checkpoint, plan.n_vocab)
     out, place = _place(out, f"{checkpoint.name}-{wish.shown}.gguf")
-    warnings = [*_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
+    warnings = [*plan.notes, *_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
     try:
         with whole_file(place) as (temporary, descriptor):
             warnings += _write(

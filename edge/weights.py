@@ -95,7 +95,8 @@ def _changed(tensor: TensorPlan, part: StoredTensor | None) -> tuple[Array, str]
         return tensor.change(np.empty(0, np.float32)), "F32"
     if not tensor.wide or part.dtype == "F32":
         return tensor.change(part.read()), part.dtype
-    return tensor.change(widen(part.read(), part.dtype)), "F32"
+    with np.errstate(over="ignore"):  # the cast finds what overflows
+        return tensor.change(widen(part.read(), part.dtype)), "F32"
 
 
 def _write(descriptor: int, block: _Block) -> int:
