@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from edge import __version__
-from edge.cli_models import Threads, convert, doctor, models, note
+from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, models, note
 from edge.errors import ContextError, EdgeError, PromptError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable
 
 
 app.command()(convert)
+app.command()(imatrix)
 
 
 @app.command()
@@ -272,7 +273,7 @@ def evaluate(
             quiet=quiet,
         )
     except KeyboardInterrupt as stop:
-        raise _Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
+        raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
     _print_scores(result, out)
 
 
@@ -372,10 +373,6 @@ def _print_scores(result: dict[str, Any], out: Path) -> None:
     )
 
 
-class _Interrupted(Exception):
-    """Ctrl-C, with a line on what is kept."""
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"edge {__version__}")
@@ -399,7 +396,7 @@ def main() -> NoReturn:
     except EdgeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except _Interrupted as stop:
+    except Interrupted as stop:
         typer.echo(str(stop), err=True)
         sys.exit(130)
     except SystemExit as stop:

@@ -1,4 +1,4 @@
-"""The commands about model files: convert, models, doctor. Heavy modules are imported where used."""
+"""The commands about model files: convert, imatrix, models, doctor. Heavy modules are imported where used."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,12 @@ def convert(
     imatrix: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Importance matrix: a GGUF of edge imatrix or llama-imatrix."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ROWS", help="Replay rows (JSON Lines) to make an importance matrix from first."
+        ),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
@@ -65,6 +71,7 @@ def convert(
         quant=quant,
         out=out,
         imatrix=imatrix,
+        calibrate=calibrate,
         tensor_types=overrides,
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
@@ -80,6 +87,57 @@ def convert(
         f"{done.path}: {done.quant}, {done.n_bytes / 1e6:,.1f} MB, {done.bits_per_weight:.2f} bits per weight, "
         f"{done.seconds:.1f} s\nSHA-256 {done.sha256}"
     )
+
+
+def imatrix(
+    model: Annotated[Path, typer.Option("--model", "-m", help="A GGUF, best one that is not quantized.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF of the matrix to write.")],
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", "-r", help="Replay rows (JSON Lines) with references."),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-imatrix cuts it.")] = None,
+    chunk: Annotated[int, typer.Option(min=2, help="Tokens of a chunk of text.")] = 512,
+    ctx: Annotated[
+        int | None, typer.Option(min=2, help="Leave out rows of more tokens. Default: what the model has.")
+    ] = None,
+    process_output: Annotated[
+        bool,
+        typer.Option("--process-output", help="Take in the output matrix too."),
+    ] = False,
+    gpu_layers: Annotated[
+        int, typer.Option("--gpu-layers", min=-1, help="Layers to offload; -1 is all.")
+    ] = -1,
+    threads: Threads = None,
+) -> None:
+    """Compute an importance matrix from real sessions. Interrupted, it goes on when started again."""
+    if (replay is None) == (text is None):
+        raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
+
+    from edge.calibrate import calibrate
+    from edge.progress import bar
+
+    try:
+        with bar("reading", show=True, unit="tokens") as watch:
+            done = calibrate(
+                model,
+                out,
+                rows=replay,
+                text=text,
+                chunk=chunk,
+                context=ctx,
+                threads=threads,
+                gpu_layers=gpu_layers,
+                process_output=process_output,
+                progress=watch,
+            )
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
+    typer.echo(done)
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with a line on what is kept."""
 
 
 def models() -> None:

@@ -5,13 +5,12 @@ in between. The header is written first, with a hole in place of the data: llama
 tokenizes as the checkpoint does, and to choose each tensor's type.
 """
 
-import contextlib
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +28,11 @@ from edge.modelfile import read_model_file, sha256
 from edge.output import allocate, whole_file
 from edge.paths import model_folder
 from edge.plan import Plan, TensorPlan
+from edge.progress import bar
 from edge.prompt import render_chat_template
 from edge.quantize import choose_types
 from edge.vocabulary import Vocabulary, check_tokenization, make_vocabulary
 from edge.weights import FLOATS, Output, write_weights
-
-Advance = Callable[[int], None]
 
 # By llama.cpp's names; the number is what llama_model_quantize takes. It has no NVFP4 of its own yet.
 _FTYPES = {
@@ -95,6 +93,7 @@ def convert(
     quant: str = "Q4_K_M",
     out: str | Path | None = None,
     imatrix: str | Path | None = None,
+    calibrate: str | Path | None = None,
     tensor_types: Sequence[tuple[str, str]] = (),
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
@@ -107,18 +106,24 @@ def convert(
     """Convert a checkpoint folder or hub id to a GGUF of type `quant`, one of QUANT_TYPES in any case.
 
     `out` is a file or a folder, by default models/<name>-<quant>.gguf; a link is followed and stays. `imatrix`: a
-    GGUF from `edge imatrix` or llama-imatrix. `tensor_types`: (regular expression, type) pairs that go before the
-    mixture's choice, as do the two types for the output matrix and the token embeddings; types are ggml's, such as
-    q6_k. `check` compares llama.cpp's tokenization with the tokenizers package before anything is quantized.
-    `progress` draws a bar on a terminal's stderr.
+    GGUF from `edge imatrix` or llama-imatrix; `calibrate`: replay rows to make one from first, which stays beside the
+    output as <out>.imatrix. For that the checkpoint is written in its own dtype too, and removed. `tensor_types`:
+    (regular expression, type) pairs that go before the mixture's choice, as do the two types for the output matrix
+    and the token embeddings; types are ggml's, such as q6_k. `check` compares llama.cpp's tokenization with the
+    tokenizers package before anything is quantized. `progress` draws a bar on a terminal's stderr.
 
     Raises CheckpointError, ConversionError, each before or instead of any output.
     """
     begin = time.monotonic()
     wish = _wish(quant, tensor_types, output_tensor_type, token_embedding_type)
-    if wish.quant in NEEDS_IMATRIX and imatrix is None:
+    if imatrix is not None and calibrate is not None:
+        raise ConversionError("an importance matrix is either given or made from rows: name one of the two")
+    if wish.quant in FLOATS and (imatrix or calibrate):
+        raise ConversionError(f"{wish.shown} is not quantized: an importance matrix is of no use to it")
+    if wish.quant in NEEDS_IMATRIX and imatrix is None and calibrate is None:
         raise ConversionError(
-            f"{wish.quant} needs an importance matrix: make one with edge imatrix, or take Q2_K or larger"
+            f"{wish.quant} needs an importance matrix: give one with --imatrix, or rows to make it from with "
+            "--calibrate, or take Q2_K or larger"
         )
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
         raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {_MAX_THREADS}")
@@ -127,6 +132,8 @@ def convert(
     plan = make_plan(checkpoint)
     vocabulary = make_vocabulary(checkpoint, plan.n_vocab)
     out, place = _place(out, f"{checkpoint.name}-{wish.shown}.gguf")
+    if calibrate is not None:
+        imatrix = _calibrated(checkpoint, place, Path(calibrate), threads, progress)
     warnings = [*plan.notes, *_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
     try:
         with whole_file(place) as (temporary, descriptor):
@@ -145,6 +152,22 @@ def convert(
         seconds=time.monotonic() - begin,
         warnings=tuple(warnings),
     )
+
+
+def _calibrated(checkpoint: Checkpoint, place: Path, rows: Path, threads: int | None, progress: bool) -> Path:
+    """The importance matrix of a checkpoint from replay rows. An interrupted one goes on where it was."""
+    from edge.calibrate import calibrate
+
+    matrix, floats = place.with_name(place.name + ".imatrix"), place.with_name(place.name + ".floats")
+    try:
+        convert(checkpoint.folder, quant=checkpoint.dtype, out=floats, threads=threads, progress=progress)
+        with bar("calibrating", show=progress, unit="tokens") as watch:
+            done = calibrate(floats, matrix, rows=rows, threads=threads, progress=watch)
+    finally:
+        floats.unlink(missing_ok=True)
+    if progress:
+        print(done, file=sys.stderr)
+    return matrix
 
 
 def _wish(
@@ -231,8 +254,8 @@ def _write(
     _check_disk(path.parent, size)
     allocate(descriptor, size)
     text = f"writing {kind}" if wish.quant in FLOATS else f"quantizing to {wish.quant}"
-    with _bar(progress, text, sum(output.n_bytes for output in outputs)) as advance:
-        write_weights(descriptor, outputs, threads or min(physical_cores(), _MAX_THREADS), advance)
+    with bar(text, show=progress, unit="bytes") as watch:
+        write_weights(descriptor, outputs, threads or min(physical_cores(), _MAX_THREADS), watch)
     return warnings
 
 
@@ -362,18 +385,3 @@ def _check(path: Path, checkpoint: Checkpoint) -> None:
     template = checkpoint.tokenizer.get("post_processor") or {}
     kinds = [part.get("type") for part in template.get("processors", [template])]
     check_tokenization(path, checkpoint.folder / "tokenizer.json", add_special="TemplateProcessing" in kinds)
-
-
-@contextlib.contextmanager
-def _bar(show: bool, text: str, total: int) -> Iterator[Advance]:
-    """A progress bar on stderr with bytes and time left, if that is a terminal."""
-    if not (show and sys.stderr.isatty()):
-        yield lambda n_bytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda n_bytes: bar.advance(task, n_bytes)

@@ -4,7 +4,7 @@ While one core quantizes, others read and write; no more than a few blocks are i
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,8 +16,7 @@ from edge.checkpoint import StoredTensor
 from edge.errors import CheckpointError, ConversionError
 from edge.output import write_at
 from edge.plan import Array, TensorPlan
-
-Advance = Callable[[int], None]
+from edge.progress import Progress
 
 FLOATS = {name: ggml.types()[name.lower()] for name in ("F32", "F16", "BF16")}
 _EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # all ones there: NaN or Inf
@@ -52,21 +51,24 @@ class _Block:
     importance: npt.NDArray[np.float32] | None
 
 
-def write_weights(descriptor: int, outputs: Sequence[Output], threads: int, advance: Advance) -> None:
-    """Write the data of all tensors; `advance` is told of the bytes that each block has become.
+def write_weights(descriptor: int, outputs: Sequence[Output], threads: int, progress: Progress) -> None:
+    """Write the data of all tensors; `progress` is told how many bytes of how many are written.
 
     Raises CheckpointError: NaN or Inf. Raises ConversionError: values beyond a type's range. Raises OSError.
     """
     running: deque[Future[int]] = deque()
+    done, total = 0, sum(output.n_bytes for output in outputs)
     pool = ThreadPoolExecutor(threads)
     try:
         for output in outputs:
             for block in _blocks(output):
                 while len(running) > 2 * threads:
-                    advance(running.popleft().result())
+                    done += running.popleft().result()
+                    progress(done, total)
                 running.append(pool.submit(_write, descriptor, block))
         while running:
-            advance(running.popleft().result())
+            done += running.popleft().result()
+            progress(done, total)
     finally:
         pool.shutdown(cancel_futures=True)
 
