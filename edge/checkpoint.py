@@ -3,29 +3,31 @@
 Reads config.json, safetensors (one file or shards), tokenizer.json, tokenizer_config.json and the chat
 template. Weights stay on disk; one tensor at a time is mapped into memory.
 No Python code of a checkpoint is ever run; its chat template runs in a sandbox (edge/template.py).
-
-The safetensors format: 8 bytes little-endian header length, a JSON header that gives each tensor's dtype,
-shape and byte range, then the data (https://huggingface.co/docs/safetensors). We parse it ourselves, since
-its numpy mode knows no bfloat16 and its errors do not name the tensor.
 """
 
-import json
-import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from edge.errors import CheckpointError
+from edge.stored import StoredTensor, read_header, read_json, read_small
 
-_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2}
-_ITEM_BYTES |= {"U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
-_READABLE: dict[str, npt.DTypeLike] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
-_MAX_HEADER = 100_000_000  # the safetensors package's own limit, bytes
+__all__ = [
+    "Checkpoint",
+    "StoredTensor",
+    "checkpoint_name",
+    "locate",
+    "open_checkpoint",
+    "read_chat_template",
+    "read_header",
+    "read_json",
+    "read_tokenizer_config",
+]
+
+_MAX_TEMPLATE = 1 << 18  # bytes; the longest known has 30,000
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _SMALL_FILES = [
     "config.json",
@@ -40,36 +42,16 @@ _SMALL_FILES = [
 ]
 _SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a checkpoint, still on disk: `dtype` is safetensors' name, `offset` is in bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    n_bytes: int
-
-    def read(self) -> npt.NDArray[Any]:
-        """Its values, mapped from the file, in its shape: float16, float32, or uint16 with a bfloat16's bits.
-
-        Raises CheckpointError if it is of another dtype.
-        """
-        if self.dtype not in _READABLE:
-            raise CheckpointError(
-                f"{self.file}: {self.name} is stored as {self.dtype}; edge reads BF16, F16 and F32"
-            )
-        if self.n_bytes == 0:
-            return np.empty(self.shape, _READABLE[self.dtype])
-        return np.memmap(self.file, _READABLE[self.dtype], "r", self.offset, self.shape)
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, read and checked: `source` is what the user gave, `name` fits a file name."""
+    """A checkpoint folder, read and checked: `source` is what the user gave, `name` fits a file name.
+
+    `revision`: the hub's commit, where the folder tells it. `adapter`: the LoRA adapter merged into its tensors,
+    `notes`: what its user should know about that; see edge/lora.py.
+    """
 
     folder: Path
     source: str
@@ -81,13 +63,16 @@ class Checkpoint:
     tokenizer_config: dict[str, Any]
     chat_template: str | None
     tensors: dict[str, StoredTensor]
+    revision: str | None = None
+    adapter: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
         """The dtype of most of its bytes: BF16, F16 or F32. Fine-tunes mix a few F32 tensors into a BF16
         one.
         """
-        n_bytes = dict.fromkeys(_READABLE, 0)
+        n_bytes = {"BF16": 0, "F16": 0, "F32": 0}
         for tensor in self.tensors.values():
             if tensor.dtype in n_bytes:
                 n_bytes[tensor.dtype] += tensor.n_bytes
@@ -102,15 +87,17 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
     missing or truncated file, bad JSON.
     """
     folder, hub_id = locate(source, revision=revision, offline=offline)
-    if not (folder / "config.json").is_file():
+    if not os.path.lexists(folder / "config.json"):
+        if os.path.lexists(folder / "adapter_config.json"):
+            raise CheckpointError(f"{folder}: is a LoRA adapter; convert its base model with --lora {folder}")
         raise CheckpointError(f"{folder}: no config.json; this is not a Hugging Face checkpoint")
-    if not (folder / "tokenizer.json").is_file():
+    if not os.path.lexists(folder / "tokenizer.json"):
         raise CheckpointError(_no_tokenizer(folder))
     tokenizer_config = read_tokenizer_config(folder)
     return Checkpoint(
         folder=folder,
         source=str(source),
-        name=_name(folder, hub_id),
+        name=checkpoint_name(folder, hub_id),
         hub_id=hub_id,
         config=read_json(folder / "config.json"),
         generation_config=read_json(folder / "generation_config.json", missing_ok=True),
@@ -118,24 +105,8 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
         tokenizer_config=tokenizer_config,
         chat_template=read_chat_template(folder, tokenizer_config),
         tensors=_read_tensors(folder),
+        revision=_revision(folder),
     )
-
-
-def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    """The JSON object in a file, {} if it is missing and may be. Raises CheckpointError: not a JSON
-    object.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        if missing_ok:
-            return {}
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object")
-    return value
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -157,25 +128,40 @@ def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | 
     Raises CheckpointError.
     """
     files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
-    if (folder / "chat_template.jinja").exists():
+    if os.path.lexists(folder / "chat_template.jinja"):
         files.setdefault("default", folder / "chat_template.jinja")
     if files:
         if "default" not in files:
             return None
+        file = files["default"]
         try:
-            return files["default"].read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{files['default']}: cannot be read: {error}") from None
+            return _checked_template(file, read_small(file, _MAX_TEMPLATE).decode("utf-8"))
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file}: cannot be read: {error}") from None
     processor = read_json(folder / "chat_template.json", missing_ok=True)
-    for template in (tokenizer_config.get("chat_template"), processor.get("chat_template")):
+    for name, template in (
+        ("tokenizer_config.json", tokenizer_config.get("chat_template")),
+        ("chat_template.json", processor.get("chat_template")),
+    ):
         if isinstance(template, list):
             named = (item for item in template if isinstance(item, dict) and item.get("name") == "default")
             template = next(named, {}).get("template")
         if isinstance(template, dict):
             template = template.get("default")
         if isinstance(template, str):
-            return template
+            return _checked_template(folder / name, template)
     return None
+
+
+def _checked_template(file: Path, template: str) -> str:
+    """The template, if a GGUF can hold it and llama.cpp, which reads a C string, sees all of it."""
+    if len(template) > _MAX_TEMPLATE:
+        raise CheckpointError(
+            f"{file}: a chat template of {len(template):,} characters; edge takes {_MAX_TEMPLATE:,}"
+        )
+    if "\0" in template or re.search("[\ud800-\udfff]", template):
+        raise CheckpointError(f"{file}: its chat template holds a NUL or half of a surrogate pair")
+    return template
 
 
 def locate(
@@ -231,7 +217,22 @@ def _download(hub_id: str, files: list[str], revision: str | None, offline: bool
     raise CheckpointError(f"{where} {problem}")
 
 
-def _name(folder: Path, hub_id: str | None) -> str:
+def _revision(folder: Path) -> str | None:
+    """The hub's commit of a folder in its cache, or of one that `hf download --local-dir` has written."""
+    full = folder.resolve()
+    if full.parent.name == "snapshots" and _COMMIT.fullmatch(full.name):
+        return full.name
+    try:
+        data = read_small(
+            folder / ".cache" / "huggingface" / "download" / "config.json.metadata", _MAX_TEMPLATE
+        )
+    except (OSError, CheckpointError):
+        return None
+    first = data.split(b"\n", 1)[0].decode("ascii", "replace").strip()
+    return first if _COMMIT.fullmatch(first) else None
+
+
+def checkpoint_name(folder: Path, hub_id: str | None = None) -> str:
     """A short name for file names: the repository's, else the folder's (not a hub cache's bare hash)."""
     full = folder.resolve()
     name = full.name
@@ -269,84 +270,35 @@ def _shards(index: Path) -> dict[str, list[str]]:
 
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if os.path.lexists(index):
+        shards = _shards(index)
+        place = {name: file for file, names in shards.items() for name in names}
         tensors: dict[str, StoredTensor] = {}
-        for file, names in sorted(_shards(index).items()):
+        for file in sorted(shards):
             stored = read_header(folder / file)
-            missing = [name for name in names if name not in stored]
+            missing = [name for name in shards[file] if name not in stored]
             if missing:
                 raise CheckpointError(
                     f"{folder / file}: lacks {missing[0]}, which {index.name} says is there"
                 )
-            tensors |= {name: stored[name] for name in names}
+            for name in stored:
+                if place.get(name) != file:
+                    other = f"says lies in {place[name]}" if name in place else "does not list"
+                    raise CheckpointError(f"{folder / file}: holds {name}, which {index.name} {other}")
+            tensors |= stored
         return tensors
     single = folder / "model.safetensors"
-    if single.is_file():
+    if os.path.lexists(single):
         return read_header(single)
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         raise CheckpointError(
             f"{folder}: has {others[0]} but neither model.safetensors nor model.safetensors.index.json"
         )
-    if any(folder.glob("*.bin")):
+    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickled:
         raise CheckpointError(
-            f"{folder}: has only .bin weights; save them as safetensors (save_pretrained does)"
+            f"{folder}: its weights are pickled ({pickled[0]}), which can run code; save them as safetensors "
+            "(save_pretrained does)"
         )
     raise CheckpointError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
-
-
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, each checked to lie wholly inside it.
-
-    Raises CheckpointError: missing, truncated, a damaged header, a range that does not fit.
-    """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError(
-                    f"{file}: truncated or no safetensors file ({size:,} bytes); fetch it again"
-                )
-            header = json.loads(stream.read(length))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file; a shard is missing, fetch it again") from None
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{file}: its header is no JSON; the file is damaged, fetch it again") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{file}: its header is no JSON object; the file is damaged, fetch it again")
-    header.pop("__metadata__", None)
-    return {name: _stored_tensor(file, size, 8 + length, name, entry) for name, entry in header.items()}
-
-
-def _stored_tensor(file: Path, size: int, start: int, name: str, entry: object) -> StoredTensor:
-    """One entry of a safetensors header; `start` is where the data begins, in bytes."""
-    fields = entry if isinstance(entry, dict) else {}
-    dtype, shape, span = (
-        fields.get("dtype"),
-        _counts(fields.get("shape")),
-        _counts(fields.get("data_offsets")),
-    )
-    if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
-        raise CheckpointError(f"{file}: the header's entry for {name} is malformed; fetch the file again")
-    if dtype not in _ITEM_BYTES:
-        raise CheckpointError(f"{file}: {name} is stored as {dtype}; edge reads BF16, F16 and F32")
-    begin, end = span
-    if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
-        raise CheckpointError(
-            f"{file}: {name} holds {end - begin:,} bytes, which does not fit {dtype} {shape}"
-        )
-    if start + end > size:
-        raise CheckpointError(
-            f"{file}: truncated: {name} ends at byte {start + end:,} of {size:,}; fetch the file again"
-        )
-    return StoredTensor(name, dtype, tuple(shape), file, start + begin, end - begin)
-
-
-def _counts(value: object) -> list[int] | None:
-    """The value if it is a list of sane counts, else None."""
-    if isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in value):
-        return value
-    return None

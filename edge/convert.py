@@ -31,6 +31,7 @@ from edge.plan import Plan, TensorPlan
 from edge.progress import bar
 from edge.prompt import render_chat_template
 from edge.quantize import choose_types
+from edge.template import find_hostile
 from edge.vocabulary import Vocabulary, check_tokenization, make_vocabulary
 from edge.weights import FLOATS, Output, write_weights
 
@@ -369,6 +370,13 @@ def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[s
     if not template.strip():
         return ["the checkpoint's chat template is empty; prompts will use a fallback"]
     bos, eos = (vocabulary.special_ids.get(kind) for kind in ("bos", "eos"))
+    tokens = {f"{kind}_token": vocabulary.tokens[i] for kind, i in vocabulary.special_ids.items()}
+    hostile = find_hostile(template, tokens)
+    if hostile is not None:
+        raise ConversionError(
+            f"{checkpoint.folder}: its chat template is hostile: {hostile}; do not use the checkpoint, "
+            "or remove the template"
+        )
     try:
         render_chat_template(
             [{"role": "user", "content": "ls"}],

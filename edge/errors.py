@@ -13,9 +13,22 @@ EdgeError
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
 """
 
+_LONGEST = 2000  # characters of a message
+
 
 class EdgeError(Exception):
-    """Base of all errors below; catch this to catch them all."""
+    """Base of all errors below; catch this to catch them all.
+
+    Whatever a file's names and values hold, the message is one line that cannot steer a terminal.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class CheckpointError(EdgeError):

@@ -23,6 +23,7 @@ Dims = dict[str, int]
 Stored = dict[str, StoredTensor]  # by names without wrappers
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS: beyond it llama.cpp would end the process
+_MAX_FLOAT = 3e38  # metadata is float32
 
 # Wrappers that training frameworks and multimodal parents put before the names, sometimes twice.
 _WRAPPERS = re.compile(r"^(?:(?:model|language_model|_orig_mod|module|base_model)\.)+")
@@ -169,7 +170,7 @@ class Config:
         for key in keys:
             value = self.values.get(key)
             if value is not None:
-                if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+                if type(value) not in (int, float) or not 0 < value < _MAX_FLOAT:
                     raise ConversionError(f"{self.where}: {key} is {value!r}, not a positive number")
                 return float(value)
         if default is None:
@@ -212,12 +213,13 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     Raises ConversionError: a hyper-parameter that is missing or that llama.cpp cannot run, a tensor that is
     missing, of another shape than config.json says, or that has no place in the table.
     """
+    n_layers = config.integer("num_hidden_layers")
+    if n_layers > _MAX_LAYERS:  # before anything is made for each of them
+        raise ConversionError(f"{config.where}: {n_layers} layers; llama.cpp takes at most {_MAX_LAYERS}")
     stored, notes = _bare_names(checkpoint)
     config, stored, further = family.adapt(config, stored)
     dims = family.dims(config)
     layers = family.layers(config)
-    if len(layers) > _MAX_LAYERS:
-        raise ConversionError(f"{config.where}: {len(layers)} layers; llama.cpp takes at most {_MAX_LAYERS}")
     default = "lm_head.weight" not in stored if family.tied is None else family.tied
     tied = config.flag("tie_embedding", "tie_word_embeddings", default=default)
     if tied:

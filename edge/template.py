@@ -385,6 +385,50 @@ def _compiled(template: str) -> jinja2.Template:
     return jinja2.Template.from_code(sandbox, sandbox.compile(tree), sandbox.make_globals(None))
 
 
+# Attributes through which Python code gets out of a template, also as an argument of `attr` and `map`.
+_INSIDES = re.compile(
+    r"(?:\w+\.)*__(?:class|bases?|mro|subclasses|globals|builtins|import|init|new|dict|code|func|self|module|"
+    r"getattribute|getattr|reduce|reduce_ex|call|closure|loader)__(?:\.\w+)*"
+)
+_SAMPLES: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "ls"}],
+    [
+        {"role": "system", "content": "Return JSON only."},
+        {"role": "user", "content": "ls"},
+        {"role": "assistant", "content": "<think>\nx\n</think>\n{}"},
+        {"role": "user", "content": "a.py"},
+    ],
+)
+
+
+def find_hostile(template: str, tokens: Mapping[str, str]) -> str | None:
+    """What a template does that no honest one does, as a clause; None where nothing is found.
+
+    Reaching for Python's insides is found wherever it stands, looping and growing where a short conversation shows
+    them. `tokens` are the special tokens by name, such as `bos_token`.
+    """
+    try:
+        for node in _Sandbox().parse(template).find_all((nodes.Getattr, nodes.Const)):
+            name = node.attr if isinstance(node, nodes.Getattr) else getattr(node, "value", None)
+            if isinstance(name, str) and _INSIDES.fullmatch(name):
+                return f"it reaches for {name}"
+    except Exception:  # it cannot be used at all; whoever renders it says why
+        return None
+    for messages in _SAMPLES:
+        variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        try:
+            render(template, {**variables, **tokens})
+        except TooMuchWork as error:
+            return str(error)
+        except RecursionError:
+            return "it calls itself without end"
+        except jinja2.exceptions.SecurityError as error:
+            return " ".join(str(error).split())
+        except Exception:  # many want another conversation
+            continue
+    return None
+
+
 def render(template: str, variables: Mapping[str, Any]) -> str:
     """The text of a template for these variables, which must be plain JSON-like values.
 

@@ -153,7 +153,10 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
 
 def _tokenizer(file: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_padding()  # neither is the model's, and both may be of any size
+        tokenizer.no_truncation()
+        return tokenizer
     except Exception as error:  # the tokenizers package raises bare Exception
         reason = " ".join(str(error).split())
         raise ConversionError(f"{file}: the tokenizers package cannot read it: {reason}") from None

@@ -23,7 +23,17 @@ CACHE = ROOT / "build" / "test-models"
 CONVERTER = [
     *(
         ROOT / "edge" / f"{name}.py"
-        for name in ("checkpoint", "plan", "vocabulary", "header", "weights", "ggml", "quantize", "convert")
+        for name in (
+            "stored",
+            "checkpoint",
+            "plan",
+            "vocabulary",
+            "header",
+            "weights",
+            "ggml",
+            "quantize",
+            "convert",
+        )
     ),
     *sorted((ROOT / "edge" / "families").glob("*.py")),
 ]

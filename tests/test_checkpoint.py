@@ -80,11 +80,12 @@ def test_reads_shards(folder: Path) -> None:
     write_safetensors(
         folder / "model-00002-of-00002.safetensors", {"d": entry("F16", [2], 0, 4)}, b"\0\x3c\0\x40"
     )
-    weight_map = {"a": "model-00001-of-00002.safetensors", "d": "model-00002-of-00002.safetensors"}
+    weight_map = dict.fromkeys(("a", "b", "c", "none"), "model-00001-of-00002.safetensors")
+    weight_map["d"] = "model-00002-of-00002.safetensors"
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     tensors = open_checkpoint(folder).tensors
-    assert set(tensors) == {"a", "d"}
+    assert set(tensors) == {"a", "b", "c", "d", "none"}
     assert tensors["d"].read().tolist() == [1.0, 2.0]
 
     index.write_text(json.dumps({"weight_map": {**weight_map, "e": "model-00002-of-00002.safetensors"}}))
@@ -112,7 +113,10 @@ Damage = Callable[[Path], object]
         (lambda f: (f / "tokenizer.json").rename(f / "tokenizer.model"), "save_pretrained"),
         (lambda f: (f / "tokenizer.json").write_text(""), "cannot be read as JSON"),
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "only .bin weights"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            "its weights are pickled (pytorch_model.bin)",
+        ),
         (
             lambda f: (f / "model.safetensors").rename(f / "adapter_model.safetensors"),
             "adapter_model.safetensors",
@@ -350,8 +354,8 @@ def test_sharded_repository_fetches_the_shards_of_its_index(
     folder: Path, tmp_path: Path, start_hub: Callable[..., Hub]
 ) -> None:
     shutil.move(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    index = {"weight_map": dict.fromkeys(("a", "b", "c", "none"), "model-00001-of-00001.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     hub = start_hub(folder)
-    assert ask(hub, tmp_path / "home", {"source": "org/name"}) == ["opened name 1"]
+    assert ask(hub, tmp_path / "home", {"source": "org/name"}) == ["opened name 4"]
     assert "model-00001-of-00001.safetensors" in hub.asked
