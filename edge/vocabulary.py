@@ -61,8 +61,10 @@ _SPLIT_BLANKS = {
 }
 _SPECIAL_LOOKS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 # llama.cpp's converter has them shown, so that a chat parser can read them.
-_GEMMA4_SHOWN = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>")
-_GEMMA4_SHOWN += ("<|tool_response>", "<tool_response|>", '<|"|>')
+_GEMMA4_SHOWN = [
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"),
+    *("<|tool_response>", "<tool_response|>", '<|"|>'),
+]
 
 # Terminal output, code, Korean and other scripts, emoji, long runs of blanks and newlines.
 PROBE = (
