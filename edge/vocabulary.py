@@ -61,10 +61,10 @@ _SPLIT_BLANKS = {
 }
 _SPECIAL_LOOKS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 # llama.cpp's converter has them shown, so that a chat parser can read them.
-_GEMMA4_SHOWN = (
+_GEMMA4_SHOWN = [
     *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"),
     *("<|tool_response>", "<tool_response|>", '<|"|>'),
-)
+]
 
 # Terminal output, code, Korean and other scripts, emoji, long runs of blanks and newlines.
 PROBE = (
@@ -153,10 +153,7 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
 
 def _tokenizer(file: Path) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.no_padding()  # neither is the model's, and both may be of any size
-        tokenizer.no_truncation()
-        return tokenizer
+        return Tokenizer.from_file(str(file))
     except Exception as error:  # the tokenizers package raises bare Exception
         reason = " ".join(str(error).split())
         raise ConversionError(f"{file}: the tokenizers package cannot read it: {reason}") from None

@@ -238,7 +238,7 @@ def test_norms_are_offset_in_float32(tmp_path: Path, one_thread: None) -> None:
 
 # --- what llama.cpp would run wrongly, or end the process over ---
 
-WINDOW = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+WINDOW = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "layer_types": None}
 PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
 
