@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from edge import __version__
-from edge.errors import EdgeError, PromptError
+from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, models, note
+from edge.errors import ContextError, EdgeError, PromptError
 
 if TYPE_CHECKING:
     from edge.prompt import Rendered
@@ -45,6 +46,7 @@ FlashAttention = Annotated[
         help="Default: on with a GPU or a quantized cache; in eval also where memory is short.",
     ),
 ]
+Batch = Annotated[int | None, typer.Option(min=1, help="Tokens decoded at once. Default: 512.")]
 Mmap = Annotated[
     bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read it in whole.")
 ]
@@ -55,7 +57,6 @@ Style = Annotated[
         help="White space of the JSON; auto: the model's own, then forced.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, max=512, help="Default: the physical cores.")]
 MaxTokens = Annotated[
     int, typer.Option("--max-tokens", min=1, help="Budget of an answer, its thought included.")
 ]
@@ -77,52 +78,8 @@ Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 ma
 Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")]
 
 
-@app.command()
-def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE", help="A Hugging Face checkpoint: a folder or a hub id (owner/name)."
-        ),
-    ],
-    quant: Annotated[
-        str,
-        typer.Option(
-            "--quant",
-            "-q",
-            help="f32, f16, bf16 or a type of llama.cpp: Q8_0, Q4_K_M, …; an unknown one lists all.",
-        ),
-    ] = "Q4_K_M",
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="<path>", help="Default: models/<name>-<quant>.gguf.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache.")] = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check/--no-check", help="Compare llama.cpp's tokenization with the checkpoint's."),
-    ] = True,
-    threads: Threads = None,
-) -> None:
-    """Turn a Hugging Face checkpoint into a quantized GGUF."""
-    from edge.convert import convert as run_convert
-
-    done = run_convert(
-        source,
-        quant=quant,
-        out=out,
-        revision=revision,
-        offline=offline,
-        check=check,
-        threads=threads,
-        progress=True,
-    )
-    for warning in done.warnings:
-        _note(warning)
-    typer.echo(
-        f"{done.path}: {done.quant}, {done.n_bytes / 1e6:,.1f} MB, {done.bits_per_weight:.2f} bits per weight, "
-        f"{done.seconds:.1f} s\nSHA-256 {done.sha256}"
-    )
+app.command()(convert)
+app.command()(imatrix)
 
 
 @app.command()
@@ -150,6 +107,7 @@ def run(
     ] = False,
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
+    batch: Batch = None,
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
@@ -172,6 +130,9 @@ def run(
         raise PromptError("the task is not UTF-8 text")
 
     from edge.defaults import default_model
+    from edge.footprint import BATCH
+    from edge.machine import devices, memory
+    from edge.placement import place
     from edge.prompt import read_messages, task_messages
     from edge.replay import read_text
     from edge.runner import Runner
@@ -182,11 +143,15 @@ def run(
         chat = read_messages(messages)
     else:
         chat = task_messages(task or "", None if screen is None else read_text(screen))
-    path = model or default_model(_note)
+    path = model or default_model(note)
+    free, found = memory(), devices()
+    if gpu_layers and not any("GPU" in device.kind for device in found):
+        note("llama.cpp sees no GPU here; --gpu-layers has no effect")
     with Runner.load(
         path,
         gpu_layers=gpu_layers,
         threads=threads,
+        batch=batch or BATCH,
         kv_type=kv_type,
         flash_attention=flash_attention,
         mmap=mmap,
@@ -198,6 +163,21 @@ def run(
         rendered = runner.render(chat)
         _note_fallback(path, rendered)
         prompt_ids = runner.encode(rendered.text)
+        if len(prompt_ids) + max_tokens <= runner.engine.context_length:
+            try:
+                place(
+                    runner.model_file,
+                    [len(prompt_ids)],
+                    max_tokens,
+                    memory=free,
+                    devices=found,
+                    gpu_layers=gpu_layers,
+                    batch=batch,
+                    kv_type=kv_type,
+                    flash_attention=flash_attention,
+                )
+            except ContextError as error:
+                note(f"{error}; it may be slow, or end for want of memory")
         action = runner.act_on(
             prompt_ids,
             max_tokens,
@@ -209,7 +189,7 @@ def run(
         )
     typer.echo("" if stream else action.to_json() if as_json else action.text)
     if action.closed_at_budget and not as_json:
-        _note(f"the budget of {max_tokens} tokens ended before the answer did; it was closed validly")
+        note(f"the budget of {max_tokens} tokens ended before the answer did; it was closed validly")
 
 
 @app.command(name="eval")
@@ -255,7 +235,7 @@ def evaluate(
     ] = None,
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Tokens decoded at once. Default: 512.")] = None,
+    batch: Batch = None,
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
@@ -270,7 +250,7 @@ def evaluate(
 
     try:
         result = run_evaluate(
-            model or default_model(_note),
+            model or default_model(note),
             replay or embedded_rows(),
             out,
             limit=limit,
@@ -293,7 +273,7 @@ def evaluate(
             quiet=quiet,
         )
     except KeyboardInterrupt as stop:
-        raise _Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
+        raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
     _print_scores(result, out)
 
 
@@ -356,29 +336,8 @@ def prompt(
         typer.echo(rendered.text, nl=sys.stdout.isatty())
 
 
-@app.command()
-def models() -> None:
-    """List the known models and the GGUFs at hand."""
-    from edge.known import converted_rows, known_rows
-
-    _table(["known model", "hub id", "quant", "default context", "memory", "published F1"], known_rows())
-    files = converted_rows()
-    typer.echo()
-    if files:
-        _table(["GGUF", "type", "size", "architecture"], files)
-    else:
-        typer.echo("No GGUF in models/ yet; `edge convert SOURCE` makes one.")
-
-
-@app.command()
-def doctor(
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="Would this GGUF fit?")] = None,
-    ctx: Annotated[int | None, typer.Option(min=1, help="Context in tokens to reckon with.")] = None,
-) -> None:
-    """Show versions, devices, memory; would a model fit?"""
-    from edge.doctor import doctor as run_doctor
-
-    typer.echo(str(run_doctor(model, ctx)))
+app.command()(models)
+app.command()(doctor)
 
 
 def _think(value: str | None) -> int | None:
@@ -398,23 +357,12 @@ def _note_fallback(model: Path, rendered: "Rendered") -> None:
             if rendered.reason
             else "no chat template"
         )
-        _note(f"{model}: {why}; the prompt is the {rendered.status}")
+        note(f"{model}: {why}; the prompt is the {rendered.status}")
 
 
 def _shown(text: str) -> str:
     """The action's JSON with the control characters that it may hold raw, and a terminal may obey, as escapes."""
     return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def _note(text: str) -> None:
-    typer.echo(f"note: {text}", err=True)
-
-
-def _table(header: list[str], rows: list[tuple[str, ...]]) -> None:
-    lines = [tuple(header), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _print_scores(result: dict[str, Any], out: Path) -> None:
@@ -423,10 +371,6 @@ def _print_scores(result: dict[str, Any], out: Path) -> None:
         f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
         f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
     )
-
-
-class _Interrupted(Exception):
-    """Ctrl-C, with a line on what is kept."""
 
 
 def _version(wanted: bool) -> None:
@@ -452,7 +396,7 @@ def main() -> NoReturn:
     except EdgeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except _Interrupted as stop:
+    except Interrupted as stop:
         typer.echo(str(stop), err=True)
         sys.exit(130)
     except SystemExit as stop:

@@ -1,45 +1,40 @@
 """A Hugging Face checkpoint turned into a GGUF, quantized or not: `edge convert`.
 
-The weights are read, checked and written one tensor at a time. F32, F16 and BF16 are written directly; for
-every other type a file in the checkpoint's own dtype is written first, beside the output, and llama.cpp
-quantizes it.
+One pass: every tensor is read from the checkpoint, quantized and written to its place in the output, with no file
+in between. The header is written first, with a hole in place of the data: llama.cpp reads it to prove that it
+tokenizes as the checkpoint does, and to choose each tensor's type.
 """
 
-import contextlib
 import os
-import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import gguf
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
-from edge.checkpoint import Checkpoint, StoredTensor, open_checkpoint
-from edge.errors import CheckpointError, ConversionError, PromptError
+from edge import ggml
+from edge.checkpoint import Checkpoint, open_checkpoint
+from edge.errors import ConversionError, PromptError
 from edge.families import make_plan
+from edge.header import Placed, write_header
 from edge.machine import physical_cores
 from edge.modelfile import read_model_file, sha256
+from edge.output import allocate, whole_file
 from edge.paths import model_folder
-from edge.plan import Array, Plan, TensorPlan
+from edge.plan import Plan, TensorPlan
+from edge.progress import bar
 from edge.prompt import render_chat_template
-from edge.quantize import quantize
+from edge.quantize import choose_types
 from edge.template import find_hostile
 from edge.vocabulary import Vocabulary, check_tokenization, make_vocabulary
+from edge.weights import FLOATS, Output, write_weights
 
-Advance = Callable[[int], None]
-
-_FLOATS: dict[str, tuple[gguf.GGMLQuantizationType, np.dtype[Any]]] = {
-    "F32": (gguf.GGMLQuantizationType.F32, np.dtype(np.float32)),
-    "F16": (gguf.GGMLQuantizationType.F16, np.dtype(np.float16)),
-    "BF16": (gguf.GGMLQuantizationType.BF16, np.dtype(np.uint16)),
-}
 # By llama.cpp's names; the number is what llama_model_quantize takes. It has no NVFP4 of its own yet.
 _FTYPES = {
     name.removeprefix("LLAMA_FTYPE_").removeprefix("ALL_").removeprefix("MOSTLY_"): int(
@@ -48,16 +43,19 @@ _FTYPES = {
     for name in dir(llama_cpp)
     if name.startswith("LLAMA_FTYPE_") and not name.endswith(("GUESSED", "NVFP4"))
 }
+QUANT_TYPES = sorted(_FTYPES, key=lambda name: _FTYPES[name])
 NEEDS_IMATRIX = [
-    name for name in _FTYPES if name.startswith(("IQ1_", "IQ2_")) or name in ("IQ3_XXS", "IQ3_XS", "Q2_K_S")
+    name
+    for name in QUANT_TYPES
+    if name.startswith(("IQ1_", "IQ2_")) or name in ("IQ3_XXS", "IQ3_XS", "Q2_K_S")
 ]
 _ALIASES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
-QUANT_TYPES = [name for name in sorted(_FTYPES, key=lambda name: _FTYPES[name]) if name not in NEEDS_IMATRIX]
+# As llama.cpp's quantizer has it: below these types a tensor is garbage without an importance matrix. ggml itself
+# asks for one for fewer types.
+_LOW_BIT = ("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s")
+_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
-_EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}  # all ones there: NaN or Inf
-_CHUNK = 1 << 22  # values checked and cast at a time, so that temporary copies stay small
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
-_DISK_MARGIN = 64 << 20  # bytes left free for the file system's own needs and the header
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,30 @@ class Converted:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """What the types are chosen by: `quant`, one of QUANT_TYPES, and what was named for single tensors."""
+
+    quant: str
+    overrides: tuple[tuple[str, int], ...]
+    output_type: int | None
+    embedding_type: int | None
+
+    @property
+    def shown(self) -> str:
+        return self.quant.lower() if self.quant in FLOATS else self.quant
+
+
 def convert(
     source: str | Path,
     *,
     quant: str = "Q4_K_M",
     out: str | Path | None = None,
+    imatrix: str | Path | None = None,
+    calibrate: str | Path | None = None,
+    tensor_types: Sequence[tuple[str, str]] = (),
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     check: bool = True,
@@ -89,53 +106,47 @@ def convert(
 ) -> Converted:
     """Convert a checkpoint folder or hub id to a GGUF of type `quant`, one of QUANT_TYPES in any case.
 
-    `out` is a file or a folder, by default models/<name>-<quant>.gguf; a link is followed and stays. `check`
-    compares llama.cpp's tokenization with the tokenizers package before the file gets its name. `progress`
-    draws a bar on a terminal's stderr.
+    `out` is a file or a folder, by default models/<name>-<quant>.gguf; a link is followed and stays. `imatrix`: a
+    GGUF from `edge imatrix` or llama-imatrix; `calibrate`: replay rows to make one from first, which stays beside the
+    output as <out>.imatrix. For that the checkpoint is written in its own dtype too, and removed. `tensor_types`:
+    (regular expression, type) pairs that go before the mixture's choice, as do the two types for the output matrix
+    and the token embeddings; types are ggml's, such as q6_k. `check` compares llama.cpp's tokenization with the
+    tokenizers package before anything is quantized. `progress` draws a bar on a terminal's stderr.
 
     Raises CheckpointError, ConversionError, each before or instead of any output.
     """
     begin = time.monotonic()
-    quant = _quant(quant)
-    shown = quant.lower() if quant in _FLOATS else quant
+    wish = _wish(quant, tensor_types, output_tensor_type, token_embedding_type)
+    if imatrix is not None and calibrate is not None:
+        raise ConversionError("an importance matrix is either given or made from rows: name one of the two")
+    if wish.quant in FLOATS and (imatrix or calibrate):
+        raise ConversionError(f"{wish.shown} is not quantized: an importance matrix is of no use to it")
+    if wish.quant in NEEDS_IMATRIX and imatrix is None and calibrate is None:
+        raise ConversionError(
+            f"{wish.quant} needs an importance matrix: give one with --imatrix, or rows to make it from with "
+            "--calibrate, or take Q2_K or larger"
+        )
     if threads is not None and not 1 <= threads <= _MAX_THREADS:
         raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {_MAX_THREADS}")
-    _place(out, f"model-{shown}.gguf")  # before anything is fetched
+    _place(out, f"model-{wish.shown}.gguf")  # before anything is fetched
     checkpoint = open_checkpoint(source, revision=revision, offline=offline)
     plan = make_plan(checkpoint)
     vocabulary = make_vocabulary(checkpoint, plan.n_vocab)
-    out, place = _place(out, f"{checkpoint.name}-{shown}.gguf")
-    direct = quant if quant in _FLOATS else checkpoint.dtype
-    _check_disk(_folder_above(place), plan, direct, quant)
-    warnings = [*_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
-
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    floats = temporary if direct == quant else place.with_name(f".{place.name}.{os.getpid()}.{direct}.tmp")
+    out, place = _place(out, f"{checkpoint.name}-{wish.shown}.gguf")
+    if calibrate is not None:
+        imatrix = _calibrated(checkpoint, place, Path(calibrate), threads, progress)
+    warnings = [*plan.notes, *_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with _bar(progress, f"writing {direct}", _n_bytes(plan, direct)) as advance:
-            _write(floats, checkpoint, plan, vocabulary, direct, advance)
-        if check:
-            _check(floats, checkpoint)
-        if floats is not temporary:
-            with _bar(progress, f"quantizing to {quant}", _n_bytes(plan, direct)) as advance:
-                fallbacks = _quantize(floats, temporary, plan, direct, quant, threads, advance)
-            floats.unlink()
-            if fallbacks:
-                warnings.append(
-                    f"{fallbacks} of {len(plan.tensors)} tensors took another type, since their rows do not divide "
-                    f"into {quant}'s blocks"
-                )
-        bits_per_weight = read_model_file(temporary).bits_per_weight
-        os.replace(temporary, place)
+        with whole_file(place) as (temporary, descriptor):
+            warnings += _write(
+                temporary, descriptor, checkpoint, plan, vocabulary, wish, imatrix, check, threads, progress
+            )
+            bits_per_weight = read_model_file(temporary).bits_per_weight
     except OSError as error:
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        for path in (floats, temporary):
-            path.unlink(missing_ok=True)
     return Converted(
         path=out,
-        quant=shown,
+        quant=wish.shown,
         n_bytes=out.stat().st_size,
         bits_per_weight=bits_per_weight,
         sha256=sha256(out),
@@ -144,16 +155,177 @@ def convert(
     )
 
 
-def _quant(name: str) -> str:
-    """The type's canonical name. Raises ConversionError: unknown, or in need of an importance matrix."""
-    upper = _ALIASES.get(name.upper(), name.upper())
-    if upper in NEEDS_IMATRIX:
+def _calibrated(checkpoint: Checkpoint, place: Path, rows: Path, threads: int | None, progress: bool) -> Path:
+    """The importance matrix of a checkpoint from replay rows. An interrupted one goes on where it was."""
+    from edge.calibrate import calibrate
+
+    matrix, floats = place.with_name(place.name + ".imatrix"), place.with_name(place.name + ".floats")
+    try:
+        convert(checkpoint.folder, quant=checkpoint.dtype, out=floats, threads=threads, progress=progress)
+        with bar("calibrating", show=progress, unit="tokens") as watch:
+            done = calibrate(floats, matrix, rows=rows, threads=threads, progress=watch)
+    finally:
+        floats.unlink(missing_ok=True)
+    if progress:
+        print(done, file=sys.stderr)
+    return matrix
+
+
+def _wish(
+    quant: str, tensor_types: Sequence[tuple[str, str]], output_type: str | None, embedding_type: str | None
+) -> _Wish:
+    """The types by their canonical names and numbers. Raises ConversionError: an unknown one."""
+    name = _ALIASES.get(quant.upper(), quant.upper())
+    if name not in QUANT_TYPES:
+        raise ConversionError(f"{quant} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
+    if name in FLOATS and (tensor_types or output_type or embedding_type):
         raise ConversionError(
-            f"{upper} needs an importance matrix, which edge does not make yet; take Q2_K or larger"
+            f"types of single tensors can be named where the file is quantized, not for {name}"
         )
-    if upper not in QUANT_TYPES:
-        raise ConversionError(f"{name} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
-    return upper
+
+    def number(kind: str) -> int:
+        if kind.lower() not in ggml.types():
+            raise ConversionError(f"{kind} is no type of ggml; one of {', '.join(sorted(ggml.types()))}")
+        return ggml.types()[kind.lower()]
+
+    return _Wish(
+        name,
+        tuple(
+            (pattern.lower(), number(kind)) for pattern, kind in tensor_types
+        ),  # llama-quantize lowers it too
+        None if output_type is None else number(output_type),
+        None if embedding_type is None else number(embedding_type),
+    )
+
+
+def _write(
+    path: Path,
+    descriptor: int,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    vocabulary: Vocabulary,
+    wish: _Wish,
+    imatrix: str | Path | None,
+    check: bool,
+    threads: int | None,
+    progress: bool,
+) -> list[str]:
+    """Write the whole file; warnings about its types."""
+    kind = wish.quant if wish.quant in FLOATS else checkpoint.dtype
+    sized = [(tensor, FLOATS[_kind(tensor, kind)]) for tensor in plan.tensors]
+    placed, size = _header(path, checkpoint, plan, vocabulary, sized, kind)
+    # No type has less than a bit for a weight.
+    _check_disk(path.parent, size if wish.quant in FLOATS else sum(t.n_values for t in plan.tensors) // 8)
+    os.truncate(path, size)  # a hole, where the file system has them: llama.cpp looks that the data is there
+    if check:
+        _check(path, checkpoint)
+    importance, described, warnings = _importance(imatrix)
+    if wish.quant not in FLOATS:
+        types = choose_types(
+            path,
+            _FTYPES[wish.quant],
+            has_imatrix=imatrix is not None,
+            output_type=wish.output_type,
+            embedding_type=wish.embedding_type,
+            overrides=wish.overrides,
+        )
+        by_name = {tensor.name: tensor for tensor in plan.tensors}
+        if types.types.keys() != by_name.keys():
+            raise ConversionError(
+                f"llama-cpp-python {llama_cpp.__version__} does not tell which types it chooses; install 0.3.36"
+            )
+        sized = [(by_name[name], ggml.types()[chosen]) for name, chosen in types.types.items()]
+        if types.fallbacks:
+            warnings.append(
+                f"{types.fallbacks} of {len(plan.tensors)} tensors took another type, since their rows do not divide "
+                f"into {wish.quant}'s blocks"
+            )
+        placed, size = _header(path, checkpoint, plan, vocabulary, sized, wish.quant, described)
+    outputs = [
+        Output(
+            tensor=each.tensor,
+            kind=_kind(each.tensor, kind),
+            type=each.type,
+            offset=each.offset,
+            n_bytes=each.n_bytes,
+            importance=_tensor_importance(each, _kind(each.tensor, kind), wish.quant, importance),
+        )
+        for each in placed
+    ]
+    _check_disk(path.parent, size)
+    allocate(descriptor, size)
+    text = f"writing {kind}" if wish.quant in FLOATS else f"quantizing to {wish.quant}"
+    with bar(text, show=progress, unit="bytes") as watch:
+        write_weights(descriptor, outputs, threads or min(physical_cores(), _MAX_THREADS), watch)
+    return warnings
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    """Raises ConversionError if a disk cannot hold so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConversionError(
+            f"{folder}: {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB needed; choose another place with --out"
+        )
+
+
+def _kind(tensor: TensorPlan, kind: str) -> str:
+    return "F32" if tensor.f32 else kind
+
+
+def _header(
+    path: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    vocabulary: Vocabulary,
+    types: Sequence[tuple[TensorPlan, int]],
+    quant: str,
+    further: Sequence[tuple[str, int | str]] = (),
+) -> tuple[list[Placed], int]:
+    sized = []
+    for tensor, number in types:
+        columns = tensor.shape[-1]
+        sized.append((tensor, number, tensor.n_values // columns * ggml.row_bytes(number, columns)))
+    return write_header(path, checkpoint, plan, vocabulary, sized, _FTYPES[quant], further)
+
+
+def _importance(
+    imatrix: str | Path | None,
+) -> tuple[Mapping[str, npt.NDArray[np.float32]], list[tuple[str, int | str]], list[str]]:
+    """The weights of each tensor's columns by its name, what the file's metadata says of them, warnings."""
+    if imatrix is None:
+        return {}, [], []
+    from edge.imatrix import read_imatrix
+
+    matrix = read_imatrix(imatrix)
+    return matrix.weights(), matrix.metadata(str(imatrix)), []
+
+
+def _tensor_importance(
+    placed: Placed, kind: str, quant: str, importance: Mapping[str, npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32] | None:
+    """One tensor's weights of shape (matrices, columns), as llama.cpp's quantizer looks them up."""
+    name, shape = placed.tensor.name, placed.tensor.shape
+    if placed.type == FLOATS[kind]:
+        return None
+    weights = importance.get(name)
+    if weights is not None and weights.size != placed.tensor.n_values // shape[-2]:
+        if name not in _EMBEDDINGS:
+            raise ConversionError(
+                f"the importance matrix has {weights.size:,} weights for {name}, not "
+                f"{placed.tensor.n_values // shape[-2]:,}: it was made for another model"
+            )
+        weights = None
+    if weights is None:
+        kind_name = ggml.type_name(placed.type).lower()
+        low = kind_name in _LOW_BIT or (kind_name == "q2_k" and quant == "Q2_K_S")
+        if (low and name not in (*_EMBEDDINGS, "output.weight")) or ggml.requires_imatrix(placed.type):
+            why = "the importance matrix has none" if importance else "give one with --imatrix"
+            raise ConversionError(
+                f"{name} in {kind_name} needs an importance matrix: {why}; or take a larger type"
+            )
+        return None
+    return weights.reshape(-1, shape[-1])
 
 
 def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
@@ -217,182 +389,7 @@ def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[s
     return []
 
 
-def _kind(tensor: TensorPlan, kind: str) -> str:
-    return "F32" if tensor.f32 else kind
-
-
-def _n_bytes(plan: Plan, kind: str) -> int:
-    return sum(tensor.n_values * _FLOATS[_kind(tensor, kind)][1].itemsize for tensor in plan.tensors)
-
-
-def _check_disk(folder: Path, plan: Plan, direct: str, quant: str) -> None:
-    """Raise ConversionError if the disk cannot hold what will be written, the intermediate file among it."""
-    needed = _n_bytes(plan, direct)
-    if direct != quant:
-        digit = re.search(r"\d", quant)
-        bits = (
-            int(digit[0]) + 2 if digit else 16
-        )  # two bits of head room for scales and larger types among them
-        needed += min(needed, sum(tensor.n_values for tensor in plan.tensors) * bits // 8)
-    free = shutil.disk_usage(folder).free
-    if needed + _DISK_MARGIN > free:
-        raise ConversionError(
-            f"{folder}: {free / 1e9:,.1f} GB free, about {(needed + _DISK_MARGIN) / 1e9:,.1f} GB needed; "
-            "choose another place with --out"
-        )
-
-
-# --- writing ---
-
-
-def _write(
-    path: Path, checkpoint: Checkpoint, plan: Plan, vocabulary: Vocabulary, kind: str, advance: Advance
-) -> None:
-    """Write a GGUF of floats, one tensor at a time."""
-    writer = gguf.GGUFWriter(path, plan.architecture)
-    try:
-        _add_metadata(writer, checkpoint, plan, kind)
-        _add_vocabulary(writer, vocabulary, checkpoint.chat_template)
-        for tensor in plan.tensors:
-            raw, dtype = _FLOATS[_kind(tensor, kind)]
-            writer.add_tensor_info(tensor.name, tensor.shape, dtype, tensor.n_values * dtype.itemsize, raw)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in plan.tensors:
-            values = _values(tensor, _kind(tensor, kind))
-            writer.write_tensor_data(values)
-            advance(values.nbytes)
-    finally:
-        writer.close()
-
-
-def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, plan: Plan, kind: str) -> None:
-    n_params = sum(tensor.n_values for tensor in plan.tensors)
-    n_expert_params = sum(tensor.n_values for tensor in plan.tensors if "_exps." in tensor.name)
-    one_expert = n_expert_params // max(plan.n_experts, 1)
-    writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(checkpoint.name)
-    writer.add_size_label(gguf.size_label(n_params, n_params - n_expert_params, one_expert, plan.n_experts))
-    if checkpoint.hub_id is not None:
-        writer.add_source_repo_url(f"https://huggingface.co/{checkpoint.hub_id}")
-    for key, value in plan.metadata:
-        full = f"{plan.architecture}.{key}"
-        if isinstance(value, str):
-            writer.add_string(full, value)
-        elif isinstance(value, list):
-            writer.add_array(full, value)
-        elif isinstance(value, float):
-            writer.add_float32(full, value)
-        else:
-            writer.add_uint32(full, value)
-    writer.add_file_type(_FTYPES[kind])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, chat_template: str | None) -> None:
-    writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    if vocabulary.scores is not None:
-        writer.add_token_scores(vocabulary.scores)
-    if vocabulary.merges:
-        writer.add_token_merges(vocabulary.merges)
-    if vocabulary.add_space_prefix is not None:
-        writer.add_add_space_prefix(vocabulary.add_space_prefix)
-    for name, token_id in vocabulary.special_ids.items():
-        writer.add_uint32(gguf.Keys.Tokenizer.__dict__[f"{name.upper()}_ID"], token_id)
-    writer.add_add_bos_token(vocabulary.add_bos)
-    writer.add_add_eos_token(vocabulary.add_eos)
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
-
-
-def _values(tensor: TensorPlan, kind: str) -> Array:
-    """A tensor's values as they go into the file: cast, transformed, experts stacked."""
-    if not tensor.parts:
-        return tensor.change(np.empty(0, np.float32))
-    if len(tensor.parts) == 1:
-        return _cast(tensor.change(tensor.parts[0].read()), tensor.parts[0], kind)
-    stacked = np.empty(tensor.shape, _FLOATS[kind][1])
-    for i, part in enumerate(tensor.parts):
-        stacked[i] = _cast(tensor.change(part.read()), part, kind)
-    return stacked
-
-
-def _cast(array: Array, part: StoredTensor, kind: str) -> Array:
-    """The array in the file's type. Raises CheckpointError for NaN or Inf, ConversionError if float16
-    cannot hold it.
-    """
-    array = np.ascontiguousarray(array)
-    flat = array.reshape(-1)
-    same = part.dtype == kind
-    result = flat if same else np.empty(flat.shape, _FLOATS[kind][1])
-    mask = _EXPONENT[part.dtype]
-    for at in range(0, flat.size, _CHUNK):
-        chunk = flat[at : at + _CHUNK]
-        bits: Array = chunk.view(np.uint32 if part.dtype == "F32" else np.uint16)
-        if (np.bitwise_and(bits, mask) == mask).any():
-            raise CheckpointError(f"{part.file}: {part.name} holds NaN or Inf; the checkpoint is broken")
-        if not same:
-            result[at : at + _CHUNK] = _cast_chunk(chunk, part, kind)
-    return result.reshape(array.shape)
-
-
-def _cast_chunk(chunk: Array, part: StoredTensor, kind: str) -> Array:
-    # A bfloat16 is the upper half of a float32.
-    wide = (
-        (chunk.astype(np.uint32) << 16).view(np.float32) if part.dtype == "BF16" else chunk.astype(np.float32)
-    )
-    if kind == "F32":
-        return wide
-    if kind == "F16":
-        with np.errstate(over="ignore"):
-            narrow = wide.astype(np.float16)
-        if np.isinf(narrow).any():
-            raise ConversionError(
-                f"{part.file}: {part.name} exceeds float16's range; convert to BF16 or F32 instead"
-            )
-        return narrow
-    bits = wide.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # round to nearest, ties to even
-
-
-# --- the steps around it ---
-
-
 def _check(path: Path, checkpoint: Checkpoint) -> None:
     template = checkpoint.tokenizer.get("post_processor") or {}
     kinds = [part.get("type") for part in template.get("processors", [template])]
     check_tokenization(path, checkpoint.folder / "tokenizer.json", add_special="TemplateProcessing" in kinds)
-
-
-def _quantize(
-    source: Path, out: Path, plan: Plan, direct: str, quant: str, threads: int | None, advance: Advance
-) -> int:
-    sizes = {t.name: t.n_values * _FLOATS[_kind(t, direct)][1].itemsize for t in plan.tensors}
-    previous = [0]
-
-    def begun(name: str) -> None:
-        advance(previous[0])
-        previous[0] = sizes.get(name, 0)
-
-    fallbacks = quantize(source, out, _FTYPES[quant], threads or min(physical_cores(), _MAX_THREADS), begun)
-    advance(previous[0])
-    return fallbacks
-
-
-@contextlib.contextmanager
-def _bar(show: bool, text: str, total: int) -> Iterator[Advance]:
-    """A progress bar on stderr with bytes and time left, if that is a terminal."""
-    if not (show and sys.stderr.isatty()):
-        yield lambda n_bytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda n_bytes: bar.advance(task, n_bytes)

@@ -1,10 +1,12 @@
 """Matching a checkpoint against its family's table: which stored tensor becomes which GGUF tensor, and how.
 
-The tables themselves are in families.py; this module knows no architecture.
+The tables themselves are in families/; this module knows no architecture.
 """
 
 import math
 import re
+import string
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +18,20 @@ from edge.checkpoint import Checkpoint, StoredTensor
 from edge.errors import ConversionError
 
 Array = npt.NDArray[Any]
-Value = int | float | list[int] | str
+Value = bool | int | float | str | list[int] | list[bool]
 Dims = dict[str, int]
+Stored = dict[str, StoredTensor]  # by names without wrappers
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS: beyond it llama.cpp would end the process
 _MAX_FLOAT = 3e38  # metadata is float32
 
 # Wrappers that training frameworks and multimodal parents put before the names, sometimes twice.
 _WRAPPERS = re.compile(r"^(?:(?:model|language_model|_orig_mod|module|base_model)\.)+")
-_SKIPPED = re.compile(
-    r"^(?:vision_tower|vision_model|visual|audio_tower|audio_encoder|multi_modal_projector|mm_projector)\."
-    r"|\.rotary_emb\.inv_freq$|^rotary_emb\.inv_freq$|^pos_emb\.inv_freq$"
+_TOWERS = re.compile(
+    r"^(?:vision_tower|vision_model|visual|audio_tower|audio_encoder|multi_modal_projector|mm_projector"
+    r"|embed_vision|embed_audio)\."
 )
+_SKIPPED = re.compile(r"(?:^|\.)rotary_emb\.inv_freq$|^pos_emb\.inv_freq$")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class TensorPlan:
     f32: bool  # always float32, whatever the file's type
     parts: tuple[StoredTensor, ...]  # one, or one per expert, stacked; none: `change` makes it from nothing
     change: Callable[[Array], Array]
+    wide: bool = False  # `change` computes: it takes a part as float32 and gives float32
 
     @property
     def n_values(self) -> int:
@@ -64,19 +69,66 @@ class Plan:
     tensors: list[TensorPlan]
     n_vocab: int
     n_experts: int
+    notes: tuple[str, ...] = ()  # what was left out or repaired, each in one line
+
+
+@dataclass(frozen=True)
+class Change:
+    """A transform of a stored tensor, and the stored shape that it starts from.
+
+    One that only moves values works on any dtype; one that computes is `wide`: float32 in, float32 out.
+    """
+
+    apply: Callable[[Array, Dims], Array]
+    stored_shape: Callable[[tuple[int, ...], Dims], tuple[int, ...]] = lambda shape, dims: shape
+    shared: bool = False  # another row takes the rest of the same stored tensor
+    wide: bool = False
+
+    def take(self, stored: Stored, name: str) -> None:
+        if not self.shared:
+            del stored[name]
+
+
+KEEP = Change(lambda array, dims: array)
+PLUS_ONE = Change(lambda array, dims: array + np.float32(1), wide=True)
+# A convolution's kernel, stored as [channels, 1, length].
+SQUEEZE = Change(lambda array, dims: array[:, 0], lambda shape, dims: (shape[0], 1, *shape[1:]))
+# Fused experts, as transformers 5 keeps them: [X, 2M, E], gate rows first.
+GATE_HALF = Change(
+    lambda array, dims: array[:, : dims["M"]],
+    lambda shape, dims: (shape[0], 2 * shape[1], shape[2]),
+    shared=True,
+)
+UP_HALF = Change(
+    lambda array, dims: array[:, dims["M"] :], lambda shape, dims: (shape[0], 2 * shape[1], shape[2])
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a family's table. `{i}` stands for the layer, `{x}` for the expert."""
+    """One line of a family's table. `{i}` stands for the layer, `{x}` for the expert.
+
+    A row of experts names its stored tensor one by one, and with `fused` how it is called and changed where
+    the checkpoint holds a layer's experts as one tensor.
+    """
 
     gguf: str
     stored: str
     shape: str
     layers: str = "all"  # the kind of layer that has it
-    change: str = ""  # a key of _CHANGES, or zeros: whatever is stored, the GGUF gets zeros
+    change: Change = KEEP
     f32: bool = False
     optional: bool = False
+    zeros: bool = False  # whatever is stored, the GGUF gets zeros
+    fused: tuple[str, Change] | None = None
+
+
+def no_extra(config: "Config", dims: Dims) -> list[TensorPlan]:
+    return []
+
+
+def as_it_is(config: "Config", stored: Stored) -> tuple["Config", Stored, list[str]]:
+    return config, stored, []
 
 
 @dataclass(frozen=True)
@@ -88,8 +140,10 @@ class Family:
     dims: Callable[["Config"], Dims]
     layers: Callable[["Config"], list[set[str]]]  # the kinds of each layer
     metadata: Callable[["Config", Dims], list[tuple[str, Value]]]
-    extra: Callable[["Config", Dims], list[TensorPlan]]  # tensors that are computed from the config
-    tied: bool  # transformers' default for tie_word_embeddings
+    tied: bool | None  # transformers' default for tie_word_embeddings; None: as the stored tensors are
+    extra: Callable[["Config", Dims], list[TensorPlan]] = no_extra  # tensors computed from the config
+    # Before the table is looked at: stored names and config.json brought into its form, with notes.
+    adapt: Callable[["Config", Stored], tuple["Config", Stored, list[str]]] = as_it_is
 
 
 @dataclass(frozen=True)
@@ -111,14 +165,16 @@ class Config:
             raise ConversionError(f"{self.where}: has no {keys[0]}")
         return default
 
-    def number(self, *keys: str, default: float) -> float:
-        """The first of the keys that is there. Raises ConversionError: not a positive finite number."""
+    def number(self, *keys: str, default: float | None = None) -> float:
+        """The first of the keys that is there. Raises ConversionError: none, or not a positive finite number."""
         for key in keys:
             value = self.values.get(key)
             if value is not None:
                 if type(value) not in (int, float) or not 0 < value < _MAX_FLOAT:
                     raise ConversionError(f"{self.where}: {key} is {value!r}, not a positive number")
                 return float(value)
+        if default is None:
+            raise ConversionError(f"{self.where}: has no {keys[0]}")
         return default
 
     def flag(self, *keys: str, default: bool) -> bool:
@@ -139,6 +195,18 @@ class Config:
             )
 
 
+def text_values(values: dict[str, Any]) -> dict[str, Any]:
+    """A config.json's values as they are for the text model: a multimodal parent keeps them in text_config.
+
+    Whether the output matrix is the embedding is the parent's to say, as in transformers.
+    """
+    text = values.get("text_config")
+    if not isinstance(text, dict):
+        return values
+    tied = values.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    return values | text | {"tie_word_embeddings": tied}
+
+
 def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     """Match a checkpoint against its family's table.
 
@@ -148,10 +216,12 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     n_layers = config.integer("num_hidden_layers")
     if n_layers > _MAX_LAYERS:  # before anything is made for each of them
         raise ConversionError(f"{config.where}: {n_layers} layers; llama.cpp takes at most {_MAX_LAYERS}")
+    stored, notes = _bare_names(checkpoint)
+    config, stored, further = family.adapt(config, stored)
     dims = family.dims(config)
     layers = family.layers(config)
-    stored = _bare_names(checkpoint)
-    tied = config.flag("tie_embedding", "tie_word_embeddings", default=family.tied)
+    default = "lm_head.weight" not in stored if family.tied is None else family.tied
+    tied = config.flag("tie_embedding", "tie_word_embeddings", default=default)
     if tied:
         stored.pop("lm_head.weight", None)
     tensors = list(_match(family, dims, layers, stored, tied, str(checkpoint.folder)))
@@ -166,35 +236,50 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
         tensors=tensors + family.extra(config, dims),
         n_vocab=dims["V"],
         n_experts=dims.get("X", 0),
+        notes=(*notes, *further),
     )
 
 
-def _bare_names(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """The tensors by their names without wrappers; those that a text model does not need are left out."""
-    stored: dict[str, StoredTensor] = {}
+def _bare_names(checkpoint: Checkpoint) -> tuple[Stored, list[str]]:
+    """The tensors by their names without wrappers, without those that a text model does not need; and what
+    was left out or repaired.
+    """
+    stored: Stored = {}
+    towers: Counter[str] = Counter()
+    doubled: Counter[str] = Counter()
     for name, tensor in checkpoint.tensors.items():
         bare = _WRAPPERS.sub("", name)
         if _SKIPPED.search(bare):
+            continue
+        if _TOWERS.search(bare):
+            towers[bare.partition(".")[0]] += 1
             continue
         if bare in stored:
             raise ConversionError(
                 f"{checkpoint.folder}: {name} and {stored[bare].name} are the same tensor twice"
             )
+        prefix = name.removesuffix(bare)
+        if max(prefix.split(".").count(part) for part in ("model", "language_model")) > 1:
+            doubled[prefix] += 1
         stored[bare] = tensor
-    return stored
+    notes = [
+        f"the doubled prefix {prefix} of {count} tensors was repaired" for prefix, count in doubled.items()
+    ]
+    if towers:
+        notes.append(
+            f"{', '.join(sorted(towers))} ({sum(towers.values())} tensors) left out: "
+            "the GGUF holds the text model alone"
+        )
+    return stored, notes
 
 
 def _match(
-    family: Family,
-    dims: Dims,
-    layers: list[set[str]],
-    stored: dict[str, StoredTensor],
-    tied: bool,
-    where: str,
+    family: Family, dims: Dims, layers: list[set[str]], stored: Stored, tied: bool, where: str
 ) -> Iterator[TensorPlan]:
     """The plan of each tensor that the table asks for; what it uses is taken out of `stored`."""
+    all_kinds = {"all"}.union(*layers)
     for row in family.rows:
-        if "{i}" not in row.gguf and not (tied and row.gguf == "output.weight"):
+        if "{i}" not in row.gguf and row.layers in all_kinds and not (tied and row.gguf == "output.weight"):
             yield from _match_row(row, row.gguf, row.stored, dims, stored, where)
     for i, kinds in enumerate(layers):
         for row in family.rows:
@@ -204,27 +289,24 @@ def _match(
 
 
 def _match_row(
-    row: Row, gguf_name: str, stored_name: str, dims: Dims, stored: dict[str, StoredTensor], where: str
+    row: Row, gguf_name: str, stored_name: str, dims: Dims, stored: Stored, where: str
 ) -> Iterator[TensorPlan]:
-    shape = tuple(
-        dims[axis] if axis.isalpha() else int(axis[:-1]) * dims[axis[-1]] for axis in row.shape.split()
-    )
-    if row.change == "zeros":
+    shape = tuple(_size(axis, dims) for axis in row.shape.split())
+    if row.zeros:
         stored.pop(stored_name, None)
         yield made(gguf_name, np.zeros(shape, np.float32))
         return
-    change = _CHANGES[row.change]
-    names = [stored_name]
+    change = row.change
+    names = [_stored_as(stored_name, stored)]
     part_shape = change.stored_shape(shape, dims)
     if "{x}" in stored_name:
-        fused, fused_change = _FUSED[row.stored.rsplit(".", 2)[1]]
-        fused_name = stored_name.split("{x}")[0] + fused
-        if fused_name in stored:
-            names, change = [fused_name], _CHANGES[fused_change]
-            part_shape = change.stored_shape(shape, dims)
-        else:
-            names = [stored_name.replace("{x}", str(x)) for x in range(dims["X"])]
-            part_shape = shape[1:]
+        names = [stored_name.replace("{x}", str(x)) for x in range(dims["X"])]
+        part_shape = shape[1:]
+        if row.fused is not None:
+            whole = _stored_as(stored_name.partition("{x}")[0] + row.fused[0], stored)
+            if whole in stored:
+                names, change = [whole], row.fused[1]
+                part_shape = change.stored_shape(shape, dims)
     parts = []
     for name in names:
         part = stored.get(name)
@@ -240,49 +322,22 @@ def _match_row(
         change.take(stored, name)
     apply = change.apply
     f32 = row.f32 or len(shape) == 1
-    yield TensorPlan(gguf_name, shape, f32, tuple(parts), lambda array: apply(array, dims))
+    yield TensorPlan(gguf_name, shape, f32, tuple(parts), lambda array: apply(array, dims), change.wide)
+
+
+def _stored_as(name: str, stored: Stored) -> str:
+    """The name, with the `.weight` that some exports give to parameters without one."""
+    return name if name in stored or f"{name}.weight" not in stored else f"{name}.weight"
+
+
+def _size(axis: str, dims: Dims) -> int:
+    """An axis of a row: a key of `dims`, a number, or a number times a key (`2M`)."""
+    if axis.isdigit():
+        return int(axis)
+    factor = axis.rstrip(string.ascii_letters)
+    return int(factor or 1) * dims[axis.removeprefix(factor)]
 
 
 def made(name: str, values: Array) -> TensorPlan:
     """A float32 tensor that no checkpoint holds."""
     return TensorPlan(name, values.shape, True, (), lambda _: values)
-
-
-# --- transforms ---
-
-
-@dataclass(frozen=True)
-class Change:
-    """A transform of a stored tensor, on any dtype, and the stored shape that it starts from."""
-
-    apply: Callable[[Array, Dims], Array]
-    stored_shape: Callable[[tuple[int, ...], Dims], tuple[int, ...]] = lambda shape, dims: shape
-    shared: bool = False  # another row takes the rest of the same stored tensor
-
-    def take(self, stored: dict[str, StoredTensor], name: str) -> None:
-        if not self.shared:
-            del stored[name]
-
-
-def _interleave(array: Array, dims: Dims) -> Array:
-    """Rows of each head from transformers' order (first half, second half) to llama.cpp's rotated pairs."""
-    head = dims["D"]
-    pairs = array.reshape(-1, 2, head // 2, *array.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(array.shape)
-
-
-_CHANGES = {
-    "": Change(lambda array, dims: array),
-    "interleave": Change(_interleave),
-    "squeeze": Change(lambda array, dims: array[:, 0], lambda shape, dims: (shape[0], 1, shape[1])),
-    # Fused experts, as transformers 5 keeps them: [X, 2M, E], gate rows first; [X, E, M].
-    "gate half": Change(
-        lambda array, dims: array[:, : dims["M"]],
-        lambda shape, dims: (shape[0], 2 * shape[1], shape[2]),
-        shared=True,
-    ),
-    "up half": Change(
-        lambda array, dims: array[:, dims["M"] :], lambda shape, dims: (shape[0], 2 * shape[1], shape[2])
-    ),
-}
-_FUSED = {"w1": ("gate_up_proj", "gate half"), "w3": ("gate_up_proj", "up half"), "w2": ("down_proj", "")}

@@ -1,17 +1,36 @@
-"""What a person sees while a replay runs: a bar on a terminal, else a line now and then; nothing where quiet."""
+"""What a person sees of long work: a bar on a terminal, of a replay elsewhere a line now and then."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task
 from rich.text import Text
 
 _LOG_EVERY = 10.0  # seconds between two lines
+
+Progress = Callable[[int, int], None]  # is told how much is done, of how much
+
+
+@contextlib.contextmanager
+def bar(text: str, *, show: bool, unit: Literal["bytes", "tokens"]) -> Iterator[Progress]:
+    """A bar with the time left on stderr, if `show` and that is a terminal."""
+    if not (show and sys.stderr.isatty()):
+        yield lambda done, total: None
+        return
+    amount = rich_progress.DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (rich_progress.TextColumn("{task.description}"), BarColumn(), amount)
+    with rich_progress.Progress(
+        *columns, rich_progress.TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as shown:
+        task = shown.add_task(text, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 class Watch:
@@ -31,7 +50,7 @@ class Watch:
         self._began = self._logged = time.monotonic()
         self._terminal = sys.stderr.isatty() and not quiet
         self._lines = not self._terminal and not quiet
-        self._bar = Progress(
+        self._bar = rich_progress.Progress(
             BarColumn(),
             MofNCompleteColumn(),
             _Figures(self),

@@ -1,59 +1,78 @@
-"""llama_model_quantize in a process of its own: `python -m edge.quantize IN OUT FTYPE THREADS`.
+"""Which type each tensor of a quantized file gets: asked of llama.cpp itself, which chooses but does not quantize.
 
-llama.cpp ends the whole process where one of its assertions fails, and Ctrl-C cannot stop it from within. As
-a child it can be killed, and its end is an error message instead of ours.
+`python -m edge.quantize` reads a JSON request on standard input and prints llama.cpp's choices. It is a process of
+its own, since llama.cpp ends the whole process where one of its assertions fails.
 """
 
 import ctypes
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edge.errors import ConversionError
 
-_TENSOR = re.compile(r"\[ *\d+/ *\d+\] +(\S+)")
-_FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
+# The lines that llama_model_quantize logs of a dry run: a tensor's name, and its new type unless it stays.
+_TENSOR = re.compile(
+    r"^\[ *\d+/ *\d+\] +(\S+) +- \[.*\], type = +(\S+), +size = .*?MiB(?: -> .*MiB \((\S+)\))?$", re.MULTILINE
+)
+_FALLBACK = re.compile(r"(\d+) of \d+ tensor\(s\) required fallback quantization")
 
 
-def quantize(source: Path, out: Path, ftype: int, threads: int, begun: Callable[[str], None]) -> int:
-    """Quantize a GGUF of floats; `begun` is called with each tensor's name. Returns how many took a fallback
-    type.
-
-    Raises ConversionError with llama.cpp's own reason.
+@dataclass(frozen=True)
+class Types:
+    """llama.cpp's choice. `types`: each tensor's, by ggml's names in lower case, in the order in which llama.cpp
+    writes them; `fallbacks`: how many took another type than their mixture has, since their rows do not divide.
     """
+
+    types: dict[str, str]
+    fallbacks: int
+
+
+def choose_types(
+    header: Path,
+    ftype: int,
+    *,
+    has_imatrix: bool = False,
+    output_type: int | None = None,
+    embedding_type: int | None = None,
+    overrides: Sequence[tuple[str, int]] = (),
+) -> Types:
+    """The type of each tensor of a GGUF, whose data may still be missing, if it were quantized to `ftype`.
+
+    `overrides`: regular expressions searched in tensors' names, and types' numbers in ggml; the first that is
+    found counts. As in llama-quantize they and the two types named for output and embedding go before the
+    mixture's own choice. Raises ConversionError with llama.cpp's reason.
+    """
+    request = {
+        "path": str(header),
+        "ftype": ftype,
+        "has_imatrix": has_imatrix,
+        "output_type": output_type,
+        "embedding_type": embedding_type,
+        "overrides": list(overrides),
+    }
     package = Path(__file__).resolve().parent.parent
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-P", "-m", "edge.quantize", str(source), str(out), str(ftype), str(threads)]
-    fallbacks = 0
-    with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        ) as child:
-            try:
-                for line in child.stdout or ():
-                    kind, _, value = line.strip().partition(" ")
-                    if kind == "tensor":
-                        begun(value)
-                    elif kind == "fallback":
-                        fallbacks = int(value)
-                child.wait()
-            finally:
-                child.kill()
-        if child.returncode:
-            errors.seek(0)
-            text = errors.read().decode("utf-8", "replace")
-            raise ConversionError(f"llama.cpp cannot quantize {source}: {_reason(text, child.returncode)}")
-    return fallbacks
+    child = subprocess.run(
+        [sys.executable, "-P", "-m", "edge.quantize"],
+        input=json.dumps(request),
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8:surrogateescape"},
+    )
+    if child.returncode:
+        raise ConversionError(f"llama.cpp cannot quantize it: {_reason(child.stderr, child.returncode)}")
+    found = {name: (new or old).lower() for name, old, new in _TENSOR.findall(child.stdout)}
+    fallback = _FALLBACK.search(child.stdout)
+    return Types(found, int(fallback[1]) if fallback else 0)
 
 
 def _reason(log: str, status: int) -> str:
@@ -63,27 +82,35 @@ def _reason(log: str, status: int) -> str:
     return reason if status > 0 else f"{reason} ({signal.Signals(-status).name})"
 
 
-def _main(source: str, out: str, ftype: str, threads: str) -> int:
+def _main() -> int:
     import llama_cpp
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    request: dict[str, Any] = json.load(sys.stdin)
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def report(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
-        line = text.decode("utf-8", "replace")
-        if tensor := _TENSOR.match(line):
-            print("tensor", tensor[1], flush=True)
-        elif fallback := _FALLBACK.search(line):
-            print("fallback", fallback[1], flush=True)
-        elif level == 4:  # GGML_LOG_LEVEL_ERROR
-            print(line, end="", file=sys.stderr, flush=True)
+        line = text.decode("utf-8", "surrogateescape")
+        print(line, end="", file=sys.stderr if level == 4 else sys.stdout)  # GGML_LOG_LEVEL_ERROR
 
     llama_cpp.llama_log_set(report, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = int(ftype)
-    params.nthread = int(threads)
-    return int(llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)))
+    params.ftype, params.dry_run, params.nthread = request["ftype"], True, 1
+    if request["output_type"] is not None:
+        params.output_tensor_type = request["output_type"]
+    if request["embedding_type"] is not None:
+        params.token_embedding_type = request["embedding_type"]
+    # Both lists end with an entry without a name; that there is a matrix, however empty, moves some choices.
+    overrides = (llama_cpp.llama_model_tensor_override * (len(request["overrides"]) + 1))()
+    for entry, (pattern, number) in zip(overrides, request["overrides"], strict=False):
+        entry.pattern, entry.type = pattern.encode(), number
+    imatrix = (llama_cpp.llama_model_imatrix_data * 1)()
+    if request["overrides"]:
+        params.tt_overrides = overrides
+    if request["has_imatrix"]:
+        params.imatrix = imatrix
+    path = os.fsencode(request["path"])
+    return int(llama_cpp.llama_model_quantize(path, b"", ctypes.byref(params)))
 
 
 if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))
+    sys.exit(_main())

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from edge.checkpoint import Checkpoint
 from edge.errors import ConversionError, ModelFileError
+from edge.plan import text_values
 from edge.tokens import file_vocabulary
 
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -51,6 +52,20 @@ _PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     (_TEKKEN, "bytes"): (None, "tekken"),
 }
 
+_NO_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_SPLIT_BLANKS = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+_SPECIAL_LOOKS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+# llama.cpp's converter has them shown, so that a chat parser can read them.
+_GEMMA4_SHOWN = (
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"),
+    *("<|tool_response>", "<tool_response|>", '<|"|>'),
+)
+
 # Terminal output, code, Korean and other scripts, emoji, long runs of blanks and newlines.
 PROBE = (
     "root@box:~/src# ls -la --color=never | head -n 3\ntotal 48\n"
@@ -72,8 +87,8 @@ PROBE = (
 class Vocabulary:
     """A tokenizer in llama.cpp's terms; the fields are those of tokenizer.ggml.* metadata, and what was lost."""
 
-    model: str  # gpt2 (byte-level BPE) or llama (SentencePiece-like)
-    pre: str
+    model: str  # gpt2 (byte-level BPE), llama (SentencePiece-like) or gemma4 (BPE on raw UTF-8)
+    pre: str | None  # the pre-tokenizer, if the model leaves a choice
     tokens: list[str]
     types: list[int]
     scores: list[float] | None
@@ -100,22 +115,34 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     if model.get("type", "BPE") != "BPE":
         raise ConversionError(f"{where}: is of type {model['type']}; edge converts BPE tokenizers only")
     sentencepiece = bool(model.get("byte_fallback"))
+    gemma4 = sentencepiece and _is_gemma4(checkpoint)
     merges = _merges(where, model)
     added = _added_tokens(where, stored)
     _tokenizer(file)  # what it accepts has the structure that is taken for granted below
     pre = _sentencepiece_pre(where, stored) if sentencepiece else _byte_level_pre(where, stored)
+    if gemma4:
+        added = [(text, i, _gemma4_type(text, kind)) for text, i, kind in added]
     tokens, types = _tokens(where, model["vocab"], added, n_vocab, sentencepiece)
     special_ids, unused = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
     add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
+    if (
+        gemma4 and "bos" not in special_ids
+    ):  # llama.cpp adds it whatever the file says, and asserts that it is there
+        raise ConversionError(
+            f"{where}: tokenizer_config.json names no bos_token, which llama.cpp's Gemma 4 needs"
+        )
+    scores = None
+    if sentencepiece:  # llama.cpp's Gemma 4 goes by the merges, and its converter writes this score
+        scores = [-1000.0] * len(tokens) if gemma4 else _scores(tokens, types, merges, added)
     return Vocabulary(
-        model="llama" if sentencepiece else "gpt2",
-        pre=pre,
+        model="gemma4" if gemma4 else "llama" if sentencepiece else "gpt2",
+        pre=None if gemma4 else pre,
         tokens=tokens,
         types=types,
-        scores=_scores(tokens, merges) if sentencepiece else None,
-        merges=[] if sentencepiece else [" ".join(pair) for pair in merges],
+        scores=scores,
+        merges=[] if sentencepiece and not gemma4 else [" ".join(pair) for pair in merges],
         special_ids=special_ids,
-        add_bos=add_bos,
+        add_bos=add_bos or gemma4,
         add_eos=add_eos,
         add_space_prefix=bool(_prefixes(stored)) if sentencepiece else None,
         warnings=tuple(
@@ -192,8 +219,19 @@ def _prefixes(stored: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _is_gemma4(checkpoint: Checkpoint) -> bool:
+    """Gemma 4's tokenizer has the shape of Gemma 3's; llama.cpp runs the one by its merges, the other by scores."""
+    names = checkpoint.config.get("architectures")
+    return isinstance(names, list) and bool(names) and str(names[0]).startswith("Gemma4")
+
+
 def _sentencepiece_pre(where: str, stored: dict[str, Any]) -> str:
-    """Llama 2's shape: blanks become ▁, bytes are the fallback. Raises ConversionError for any other step."""
+    """Llama 2's shape: blanks become ▁, bytes are the fallback. Raises ConversionError for any other step.
+
+    Gemma splits at blanks besides, of which its normalizer has left none.
+    """
+    if stored.get("normalizer") == _NO_BLANKS and stored.get("pre_tokenizer") == _SPLIT_BLANKS:
+        return "default"
     steps = [stored.get("normalizer"), stored.get("pre_tokenizer")]
     for step in steps:
         kinds = {
@@ -234,6 +272,9 @@ def _tokens(
             raise ConversionError(f"{where}: id {i} is both {texts[i]!r} and {text!r}")
         texts[i], types[i] = text, kind
     tokens = [f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)]
+    for i, kind in enumerate(types):
+        if kind == TokenType.USER_DEFINED:  # llama.cpp looks for these in a text before its blanks become ▁
+            tokens[i] = tokens[i].replace("▁", " ")
     # llama.cpp reads C strings, calls an empty token [EMPTY_n], and asserts that no token occurs twice.
     seen: dict[str, int] = {}
     for i, text in enumerate(tokens):
@@ -253,7 +294,9 @@ def _added_type(token: dict[str, Any]) -> int:
     """
     text = token["content"]
     special = (
-        token.get("special") or (text.startswith("<|") and text.endswith("|>")) or text in ("<pad>", "<mask>")
+        token.get("special")
+        or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or any(text.startswith(begin) and text.endswith(end) for begin, end in _SPECIAL_LOOKS)
     )
     return int(TokenType.CONTROL if special else TokenType.USER_DEFINED)
 
@@ -273,14 +316,35 @@ def _merges(where: str, model: dict[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> list[float]:
-    """SentencePiece's scores from the order of the merges: the earlier a token is merged, the higher it
-    scores.
+def _gemma4_type(text: str, kind: int) -> int:
+    """Runs of blanks and newlines are made by merges there, after blanks have become ▁."""
+    if text in _GEMMA4_SHOWN:
+        return int(TokenType.USER_DEFINED)
+    return kind if text.strip("▁\n\t\r ") else int(TokenType.NORMAL)
+
+
+def _scores(
+    tokens: list[str], types: list[int], merges: list[tuple[str, str]], added: list[tuple[str, int, int]]
+) -> list[float]:
+    """SentencePiece's scores from the order of the merges: the earlier a token is merged, the higher it scores.
+
+    A model trained by SentencePiece counts down from 0 in that order, then on through the single characters; its
+    bytes and control tokens have 0. -1000 for added tokens and -10000 for unused ones are llama.cpp's converter's.
     """
-    first: dict[str, int] = {}
-    for rank, (left, right) in enumerate(merges):
-        first.setdefault(left + right, rank)
-    return [-float(first.get(text, -1) + 1) for text in tokens]
+    rank: dict[str, int] = {}
+    apart = {text for text, _, _ in added}
+    for left, right in merges:
+        if left + right not in apart:
+            rank.setdefault(left + right, len(rank))
+    scores = []
+    for text, kind in zip(tokens, types, strict=True):
+        if kind == TokenType.NORMAL and text not in rank:
+            rank[text] = len(rank)
+        normal = -float(rank[text]) if kind == TokenType.NORMAL else 0.0
+        scores.append(-10_000.0 if kind == TokenType.UNUSED else normal)
+    for _, i, _ in added:
+        scores[i] = -1000.0
+    return scores
 
 
 def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str, int], list[int]]:
@@ -290,11 +354,14 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
     for which no place is left come second.
     """
     config = checkpoint.tokenizer_config
+    numbers = text_values(checkpoint.config) | {
+        key: value for key, value in checkpoint.config.items() if value is not None
+    }
     found: dict[str, int] = {}
     for kind in ("bos", "eos", "unk", "sep", "pad", "mask"):
         entry = config.get(f"{kind}_token")
         text = entry.get("content") if isinstance(entry, dict) else entry
-        number = checkpoint.config.get(f"{kind}_token_id")
+        number = numbers.get(f"{kind}_token_id")
         if isinstance(text, str) and text in ids:
             found[kind] = ids[text]
         elif kind == "bos" and text is None and config:
@@ -302,7 +369,7 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
         elif type(number) is int and 0 <= number < len(ids):
             found[kind] = number
     stops: list[Any] = []
-    for source in (checkpoint.generation_config, checkpoint.config):
+    for source in (checkpoint.generation_config, numbers):
         value = source.get("eos_token_id")
         stops += value if isinstance(value, list) else [value]
     further = [
@@ -341,6 +408,9 @@ def check_tokenization(gguf: Path, tokenizer_json: Path, add_special: bool) -> N
     """
     tokenizer = _tokenizer(tokenizer_json)
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()][:200]
+    if tokenizer.normalizer is not None and '"▁"' in str(tokenizer.normalizer):
+        # Gemma's runs of blanks: real text has blanks there, and llama.cpp would not see a ▁ as one
+        special = [text.replace("▁", " ") for text in special]
     probe = PROBE + "".join(f"{text}word {text}\n" for text in special)
     try:
         with file_vocabulary(gguf) as vocabulary:

@@ -21,8 +21,21 @@ settings.load_profile("fixed")
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-models"
 CONVERTER = [
-    ROOT / "edge" / f"{name}.py"
-    for name in ("checkpoint", "plan", "families", "vocabulary", "convert", "quantize")
+    *(
+        ROOT / "edge" / f"{name}.py"
+        for name in (
+            "stored",
+            "checkpoint",
+            "plan",
+            "vocabulary",
+            "header",
+            "weights",
+            "ggml",
+            "quantize",
+            "convert",
+        )
+    ),
+    *sorted((ROOT / "edge" / "families").glob("*.py")),
 ]
 
 
@@ -117,9 +130,12 @@ def tiny_q4(tiny_folder: Path) -> Path:
     return converted(tiny_folder, "tiny-terminal-Q4_K_M.gguf", "Q4_K_M")
 
 
-def _random(name: str, make: Callable[[Path], object]) -> Path:
+def random_folder(name: str, make: Callable[[Path], object]) -> Path:
+    """A checkpoint that a function of make_random.py makes."""
     # conftest.py is part of the tokenizer's training text
-    return keyed(name, [Path(__file__), Path(__file__).with_name("make_random.py")], make)
+    here = Path(__file__)
+    sources = [here, here.with_name("make_random.py"), here.with_name("make_tokenizers.py")]
+    return keyed(name, sources, make)
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +143,7 @@ def random_lfm2moe_folder(one_thread: None) -> Path:
     """A random checkpoint of the target's architecture, experts stored one by one."""
     import make_random
 
-    return _random("lfm2moe", make_random.lfm2moe)
+    return random_folder("lfm2moe", make_random.lfm2moe)
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +151,7 @@ def random_lfm2moe_fused_folder(one_thread: None) -> Path:
     """The same weights with the experts fused."""
     import make_random
 
-    return _random("lfm2moe-fused", lambda path: make_random.lfm2moe(path, fused=True))
+    return random_folder("lfm2moe-fused", lambda path: make_random.lfm2moe(path, fused=True))
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +159,7 @@ def random_lfm2_folder(one_thread: None) -> Path:
     """A random dense Lfm2."""
     import make_random
 
-    return _random("lfm2", make_random.lfm2)
+    return random_folder("lfm2", make_random.lfm2)
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +167,7 @@ def random_llama_folder(one_thread: None) -> Path:
     """A random Llama whose head width is not its width through its heads, with its own output matrix."""
     import make_random
 
-    return _random("llama", lambda path: make_random.llama(path, head_dim=32, attention_bias=True))
+    return random_folder("llama", lambda path: make_random.llama(path, head_dim=32, attention_bias=True))
 
 
 @pytest.fixture(scope="session")
@@ -164,4 +180,4 @@ def random_small_moe_folder(one_thread: None) -> Path:
         "layer_types": ["conv", "full_attention", "conv"],
         "num_dense_layers": 1,
     }
-    return _random("lfm2moe-small", lambda path: make_random.lfm2moe(path, **layers))
+    return random_folder("lfm2moe-small", lambda path: make_random.lfm2moe(path, **layers))

@@ -12,7 +12,7 @@ from typing import Any
 
 import gguf
 import pytest
-from make_random import LFM2_REGEX, N_VOCAB, SPECIAL, split
+from make_tokenizers import LFM2_REGEX, N_VOCAB, SPECIAL, split
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 

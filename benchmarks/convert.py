@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""A checkpoint to a quantized GGUF: edge in one pass, and llama.cpp's converter followed by its quantizer.
+
+python benchmarks/convert.py CHECKPOINT --llama-cpp SOURCES --llama-quantize BINARY [--quant Q4_K_M] [--runs 1]
+
+SOURCES: llama.cpp's, of the installed version, as scripts/compare_with_llama_cpp.py takes them; the converter wants
+torch.
+The peers take turns in one call. Each command is a process of its own (and its children), measured from outside:
+
+wall      seconds from start to end. Both sides end with their file whole; edge's includes its SHA-256, the proof that
+          llama.cpp tokenizes as the checkpoint does, and an fsync.
+CPU       user and system seconds
+memory    ru_maxrss of the largest process: pages of mapped files that are resident count, those of the checkpoint too
+read      bytes asked for by read and pread, and of mapped files those that came from the disk: both are in /proc/PID/io
+written   bytes handed to write and pwrite
+
+Before each command the checkpoint is read once if it fits into half of the memory, so that all find it in the page
+cache; a larger one finds there what the command before has left.
+
+The tensors of the two files are compared at the end; a difference ends the benchmark with 1.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge.checkpoint import open_checkpoint
+from edge.families import make_plan
+from edge.machine import memory, physical_cores
+from edge.markdown import table
+from edge.modelfile import read_tensors
+from edge.vocabulary import make_vocabulary
+
+COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare_with_llama_cpp.py"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one or several commands took; seconds and bytes."""
+
+    wall: float
+    cpu: float
+    memory: int
+    read: int
+    written: int
+
+    def then(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.wall + other.wall,
+            self.cpu + other.cpu,
+            max(self.memory, other.memory),
+            self.read + other.read,
+            self.written + other.written,
+        )
+
+
+def children(pid: int) -> list[int]:
+    """A process and those below it."""
+    found = [pid]
+    try:
+        for line in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += children(int(line))
+    except OSError:
+        pass
+    return found
+
+
+def watch(pid: int, seen: dict[int, tuple[int, int]], ended: threading.Event) -> None:
+    """Keep each process's bytes read and written, until it ends."""
+    while not ended.wait(0.05):
+        for each in children(pid):
+            try:
+                fields = dict(line.split(": ") for line in Path(f"/proc/{each}/io").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            seen[each] = (max(int(fields["rchar"]), int(fields["read_bytes"])), int(fields["wchar"]))
+
+
+def run(command: list[str]) -> Cost:
+    """Run a command to its end; what it took. Ends this program if it fails."""
+    with tempfile.TemporaryFile("w+") as log:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        seen: dict[int, tuple[int, int]] = {}
+        ended = threading.Event()
+        watcher = threading.Thread(target=watch, args=(process.pid, seen, ended))
+        watcher.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        ended.set()
+        watcher.join()
+        if process.returncode:
+            log.seek(0)
+            sys.exit(f"{' '.join(command)}\nended with status {process.returncode}:\n{log.read()[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    read, written = (sum(pair[i] for pair in seen.values()) for i in (0, 1))
+    return Cost(wall, cpu, 1024 * usage.ru_maxrss, read, written)
+
+
+def warm(files: list[Path]) -> None:
+    """Have the checkpoint in the page cache, if it fits."""
+    free = memory().available
+    if free is not None and sum(file.stat().st_size for file in files) < free // 2:
+        for file in files:
+            with file.open("rb") as stream:
+                while stream.read(1 << 24):
+                    pass
+
+
+def equal(ours: Path, theirs: Path) -> bool:
+    """Whether two GGUFs have the same tensors, in types, shapes and bits."""
+    left = {tensor.name: tensor for tensor in read_tensors(ours)}
+    right = {tensor.name: tensor for tensor in read_tensors(theirs)}
+    maps = np.memmap(ours, np.uint8, "r"), np.memmap(theirs, np.uint8, "r")
+    return left.keys() == right.keys() and all(
+        (a.type, a.shape) == (b.type, b.shape)
+        and np.array_equal(maps[0][a.offset : a.offset + a.n_bytes], maps[1][b.offset : b.offset + b.n_bytes])
+        for a, b in ((left[name], right[name]) for name in left)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--llama-cpp", type=Path, required=True, metavar="SOURCES")
+    parser.add_argument("--llama-quantize", type=Path, required=True, metavar="BINARY")
+    parser.add_argument("--quant", default="Q4_K_M")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: the physical cores")
+    parser.add_argument(
+        "--work", type=Path, help="a folder with room for three files (default: a temporary one)"
+    )
+    args = parser.parse_args()
+    checkpoint = open_checkpoint(args.checkpoint)
+    pre = make_vocabulary(checkpoint, make_plan(checkpoint).n_vocab).pre
+    files = sorted({tensor.file for tensor in checkpoint.tensors.values()})
+    dtype = checkpoint.dtype.lower()
+    with tempfile.TemporaryDirectory(prefix="convert-", dir=args.work) as folder:
+        ours, floats, theirs = (Path(folder) / f"{name}.gguf" for name in ("edge", dtype, "llama.cpp"))
+        edge = [
+            str(Path(sys.executable).with_name("edge")),
+            "convert",
+            str(args.checkpoint),
+            "--quant",
+            args.quant,
+        ]
+        edge += ["--out", str(ours), "--threads", str(args.threads)]
+        converter = [
+            sys.executable,
+            str(COMPARE),
+            "--converter",
+            str(args.llama_cpp),
+            pre,
+            str(args.checkpoint),
+        ]
+        converter += ["--outtype", dtype, "--outfile", str(floats)]
+        quantizer = [str(args.llama_quantize), str(floats), str(theirs), args.quant, str(args.threads)]
+        steps: dict[str, list[Cost]] = {"edge convert": [], "convert_hf_to_gguf.py": [], "llama-quantize": []}
+        for number in range(args.runs):
+            order = [
+                ("edge convert", edge),
+                ("convert_hf_to_gguf.py", converter),
+                ("llama-quantize", quantizer),
+            ]
+            for name, command in order if number % 2 == 0 else [*order[1:], order[0]]:
+                warm(files if name != "llama-quantize" else [floats])
+                steps[name].append(run(command))
+                print(f"{name}: {steps[name][-1].wall:.1f} s", file=sys.stderr)
+        sizes = {
+            name: path.stat().st_size for name, path in (("edge", ours), ("peer", theirs), ("floats", floats))
+        }
+        same = equal(ours, theirs)
+    both = [a.then(b) for a, b in zip(steps["convert_hf_to_gguf.py"], steps["llama-quantize"], strict=True)]
+    steps["llama.cpp, both steps"] = both
+    lines = []
+    for name, costs in steps.items():
+
+        def median(field: str, costs: list[Cost] = costs) -> float:
+            return statistics.median(getattr(cost, field) for cost in costs)
+
+        line = [name, f"{median('wall'):.1f}", f"{median('cpu'):.1f}", f"{median('memory') / 2**20:,.0f}"]
+        lines.append([*line, f"{median('read') / 1e9:.2f}", f"{median('written') / 1e9:.2f}"])
+    header = ["command", "wall s", "CPU s", "peak MiB", "GB read", "GB written"]
+    print("\n".join(table(header, lines, right=[1, 2, 3, 4, 5])))
+    pairs = list(zip(steps["edge convert"], both, steps["llama-quantize"], strict=True))
+    size = sum(file.stat().st_size for file in files)
+    print(
+        f"\n{args.quant}, {args.threads} threads, {args.runs} run(s); checkpoint {size / 1e9:.2f} GB, edge's file "
+        f"{sizes['edge'] / 1e9:.3f} GB, llama.cpp's {sizes['peer'] / 1e9:.3f} GB, the {dtype} one between "
+        f"{sizes['floats'] / 1e9:.2f} GB. Tensors {'equal' if same else 'DIFFERENT'}.\n"
+        f"edge / both steps: {statistics.median(a.wall / b.wall for a, b, _ in pairs):.2f} × wall, "
+        f"{statistics.median(a.cpu / b.cpu for a, b, _ in pairs):.2f} × CPU; edge / llama-quantize alone: "
+        f"{statistics.median(a.wall / c.wall for a, _, c in pairs):.2f} × wall."
+    )
+    sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()

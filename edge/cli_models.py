@@ -1,0 +1,176 @@
+"""The commands about model files: convert, imatrix, models, doctor. Heavy modules are imported where used."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Threads = Annotated[int | None, typer.Option(min=1, max=512, help="Default: the physical cores.")]
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A Hugging Face checkpoint: a folder or a hub id (owner/name)."
+        ),
+    ],
+    quant: Annotated[
+        str,
+        typer.Option(
+            "--quant",
+            "-q",
+            help="f32, f16, bf16 or a type of llama.cpp: Q8_0, Q4_K_M, …; an unknown one lists all.",
+        ),
+    ] = "Q4_K_M",
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="<path>", help="Default: models/<name>-<quant>.gguf.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix: a GGUF of edge imatrix or llama-imatrix."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ROWS", help="Replay rows (JSON Lines) to make an importance matrix from first."
+        ),
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE", help="Another type for tensors whose name has PATTERN; repeatable."
+        ),
+    ] = None,
+    output_tensor_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Another type for the output matrix.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Another type for the token embeddings.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Compare llama.cpp's tokenization with the checkpoint's."),
+    ] = True,
+    threads: Threads = None,
+) -> None:
+    """Turn a Hugging Face checkpoint into a quantized GGUF."""
+    overrides = []
+    for pair in tensor_type or []:
+        pattern, _, kind = pair.partition("=")
+        overrides.append((pattern, kind))
+    if not all(pattern and kind for pattern, kind in overrides):
+        raise typer.BadParameter("must be PATTERN=TYPE, such as ffn_down=q6_k", param_hint="--tensor-type")
+
+    from edge.convert import convert as run_convert
+
+    done = run_convert(
+        source,
+        quant=quant,
+        out=out,
+        imatrix=imatrix,
+        calibrate=calibrate,
+        tensor_types=overrides,
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        revision=revision,
+        offline=offline,
+        check=check,
+        threads=threads,
+        progress=True,
+    )
+    for warning in done.warnings:
+        note(warning)
+    typer.echo(
+        f"{done.path}: {done.quant}, {done.n_bytes / 1e6:,.1f} MB, {done.bits_per_weight:.2f} bits per weight, "
+        f"{done.seconds:.1f} s\nSHA-256 {done.sha256}"
+    )
+
+
+def imatrix(
+    model: Annotated[Path, typer.Option("--model", "-m", help="A GGUF, best one that is not quantized.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The GGUF of the matrix to write.")],
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", "-r", help="Replay rows (JSON Lines) with references."),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-imatrix cuts it.")] = None,
+    chunk: Annotated[int, typer.Option(min=2, help="Tokens of a chunk of text.")] = 512,
+    ctx: Annotated[
+        int | None, typer.Option(min=2, help="Leave out rows of more tokens. Default: what the model has.")
+    ] = None,
+    process_output: Annotated[
+        bool,
+        typer.Option("--process-output", help="Take in the output matrix too."),
+    ] = False,
+    gpu_layers: Annotated[
+        int, typer.Option("--gpu-layers", min=-1, help="Layers to offload; -1 is all.")
+    ] = -1,
+    threads: Threads = None,
+) -> None:
+    """Compute an importance matrix from real sessions. Interrupted, it goes on when started again."""
+    if (replay is None) == (text is None):
+        raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
+
+    from edge.calibrate import calibrate
+    from edge.progress import bar
+
+    try:
+        with bar("reading", show=True, unit="tokens") as watch:
+            done = calibrate(
+                model,
+                out,
+                rows=replay,
+                text=text,
+                chunk=chunk,
+                context=ctx,
+                threads=threads,
+                gpu_layers=gpu_layers,
+                process_output=process_output,
+                progress=watch,
+            )
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
+    typer.echo(done)
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with a line on what is kept."""
+
+
+def models() -> None:
+    """List the known models and the GGUFs at hand."""
+    from edge.known import converted_rows, known_rows
+
+    table(["known model", "hub id", "quant", "default context", "memory", "published F1"], known_rows())
+    files = converted_rows()
+    typer.echo()
+    if files:
+        table(["GGUF", "type", "size", "architecture"], files)
+    else:
+        typer.echo("No GGUF in models/ yet; `edge convert SOURCE` makes one.")
+
+
+def doctor(
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Would this GGUF fit?")] = None,
+    ctx: Annotated[int | None, typer.Option(min=1, help="Context in tokens to reckon with.")] = None,
+) -> None:
+    """Show versions, devices, memory; would a model fit?"""
+    from edge.doctor import doctor as run_doctor
+
+    typer.echo(str(run_doctor(model, ctx)))
+
+
+def note(text: str) -> None:
+    """A line on stderr that is no error."""
+    typer.echo(f"note: {text}", err=True)
+
+
+def table(header: list[str], rows: list[tuple[str, ...]]) -> None:
+    """Columns on stdout."""
+    lines = [tuple(header), *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,99 @@
+"""ggml's number types and its quantization of rows, called on the library that llama-cpp-python ships.
+
+The functions are those of ggml.h (ggml_quantize_chunk, ggml_validate_row_data, …), so that types and bits are
+those of the installed llama.cpp. ctypes lets go of the GIL while they run.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp._ctypes_extensions import load_shared_library
+
+Floats = npt.NDArray[np.float32]
+
+# Integers, and what products are computed in: ggml_quantize_chunk has nothing for them.
+_INTERNAL = ("q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64")
+_LARGEST_SQUARE = 1e30
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    lib: ctypes.CDLL = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+    lib.ggml_type_name.restype = ctypes.c_char_p
+    lib.ggml_blck_size.restype = ctypes.c_int64
+    lib.ggml_type_size.restype = ctypes.c_size_t
+    lib.ggml_is_quantized.restype = ctypes.c_bool
+    lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    for name in ("type_name", "blck_size", "type_size", "is_quantized", "quantize_requires_imatrix"):
+        getattr(lib, f"ggml_{name}").argtypes = [ctypes.c_int]
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    lib.ggml_validate_row_data.restype = ctypes.c_bool
+    lib.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
+    return lib
+
+
+@cache
+def types() -> dict[str, int]:
+    """The types that a GGUF's weights may have: names in lower case, such as q4_k, and numbers in ggml."""
+    found: dict[str, int] = {}
+    for number in range(llama_cpp.GGML_TYPE_COUNT):
+        name = (_library().ggml_type_name(number) or b" ").decode()
+        if (
+            " " not in name and name not in _INTERNAL and _library().ggml_blck_size(number)
+        ):  # no name of a type that was removed
+            found[name.lower()] = number
+    return found
+
+
+@cache
+def type_name(number: int) -> str:
+    """ggml's name of a type, such as q4_K."""
+    return str(_library().ggml_type_name(number).decode())
+
+
+def is_quantized(number: int) -> bool:
+    """Whether a type has blocks with scales."""
+    return bool(_library().ggml_is_quantized(number))
+
+
+def requires_imatrix(number: int) -> bool:
+    """Whether ggml quantizes to this type only with an importance matrix; without one it ends the process."""
+    return bool(_library().ggml_quantize_requires_imatrix(number))
+
+
+def row_bytes(number: int, columns: int) -> int:
+    """Bytes of a row, whose values must be a multiple of the type's block."""
+    size, block = _library().ggml_type_size(number), _library().ggml_blck_size(number)
+    return int(size * columns // block)
+
+
+def quantize(number: int, rows: Floats, importance: Floats | None = None) -> npt.NDArray[np.uint8]:
+    """Rows of shape (n, columns), C-contiguous, in a type: bytes of shape (n, row_bytes).
+
+    `importance`: a weight for each column, of shape (columns,). Raises ValueError where the result holds what is
+    no number, because the values are too large for the type.
+    """
+    n, columns = rows.shape
+    # Beyond float32 in its sums of weighted squares, an IQ type's search ends the process.
+    if type_name(number).startswith("iq"):
+        largest = max(float(rows.max(initial=0)), -float(rows.min(initial=0)))
+        if largest**2 * max(1.0, 1.0 if importance is None else float(importance.max())) > _LARGEST_SQUARE:
+            raise ValueError(f"values too large for {type_name(number)}")
+    data = np.empty((n, row_bytes(number, columns)), np.uint8)
+    weights: Any = None if importance is None else importance.ctypes.data
+    _library().ggml_quantize_chunk(number, rows.ctypes.data, data.ctypes.data, 0, n, columns, weights)
+    if not is_valid(number, data):
+        raise ValueError(f"values too large for {type_name(number)}")
+    return data
+
+
+def is_valid(number: int, data: npt.NDArray[np.uint8]) -> bool:
+    """Whether rows in a type hold finite numbers only, as far as ggml checks the type."""
+    return bool(_library().ggml_validate_row_data(number, data.ctypes.data, data.nbytes))

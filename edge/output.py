@@ -1,0 +1,95 @@
+"""A file that gets its name only when it is whole: written under a temporary name, locked, then renamed."""
+
+import contextlib
+import glob
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+
+@contextlib.contextmanager
+def whole_file(place: Path) -> Iterator[tuple[Path, int]]:
+    """A temporary file beside `place`, its path and an open descriptor; renamed to `place` if nothing is raised.
+
+    What was at `place` stays until then. A process that was killed leaves its temporary file; the next call for
+    the same place removes it: a lock, which the system takes from a dead process, tells whether it is in use.
+    Raises OSError.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(place)
+    temporary, descriptor = _open_locked(place)
+    try:
+        yield temporary, descriptor
+        os.fsync(descriptor)  # a crash of the machine must not leave an empty file under the name
+        if sys.platform == "win32":
+            os.close(descriptor)
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+        if sys.platform != "win32":
+            os.close(descriptor)
+
+
+def allocate(descriptor: int, n_bytes: int) -> None:
+    """Reserve the disk space of a file, so that a full disk shows before the work. Raises OSError."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    else:
+        os.ftruncate(descriptor, n_bytes)
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at a place of a file; any thread may, at any time. Raises OSError."""
+    while data:
+        done = os.pwrite(descriptor, data, offset)
+        data, offset = data[done:], offset + done
+
+
+def _open_locked(place: Path) -> tuple[Path, int]:
+    while True:
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            descriptor = os.open(
+                temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
+            )
+        except FileExistsError:
+            continue
+        # Between these two lines another process may have taken it for a leftover.
+        if _lock(descriptor) is not False and temporary.exists():
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove_leftovers(place: Path) -> None:
+    name = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}\.tmp")
+    for path in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
+        if name.fullmatch(path.name) is None:
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(
+                path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            )
+            try:
+                if _lock(descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock is ours now; None: this system has none."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True

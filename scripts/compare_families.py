@@ -1,0 +1,175 @@
+"""Each family's conversion held against llama.cpp's own converter, on small random checkpoints.
+
+    python scripts/compare_families.py LLAMA_CPP [FAMILY ...]
+
+LLAMA_CPP is a source tree of llama.cpp of the version that llama-cpp-python holds: its sdist has one in
+vendor/llama.cpp. The families are those of tests/make_random.py. Both converters write bfloat16; every tensor's
+name, type, shape and bits are compared, and all metadata.
+
+What is done for the peer's sake: its table of tokenizer hashes cannot know a tokenizer made here, so that it is told
+the pre-tokenizer's name; and where the published model has a tokenizer.model it is given one, with the pieces of
+tokenizer.json, through a stand-in for the sentencepiece package.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+PRE = {
+    "qwen2": "qwen2",
+    "qwen3": "qwen2",
+    "qwen35": "qwen35",
+    "mistral-tekken": "tekken",
+    "ministral3": "tekken",
+}
+SENTENCEPIECE = ("gemma3", "gemma3-parent", "mistral")  # published with a tokenizer.model
+
+STAND_IN = """
+import json
+
+class SentencePieceProcessor:
+    def LoadFromFile(self, path):
+        self.pieces = json.load(open(path, encoding="utf-8"))
+    def vocab_size(self):
+        return len(self.pieces)
+    def IdToPiece(self, i):
+        return self.pieces[i][0]
+    def GetScore(self, i):
+        return self.pieces[i][1]
+    def IsUnknown(self, i):
+        return self.pieces[i][2] == 2
+    def IsControl(self, i):
+        return self.pieces[i][2] == 3
+    def IsUnused(self, i):
+        return self.pieces[i][2] == 5
+    def IsByte(self, i):
+        return self.pieces[i][2] == 6
+"""
+PEER = """
+import runpy, sys
+import conversion.base
+conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: PRE
+runpy.run_path(SCRIPT, run_name="__main__")
+"""
+
+
+def peer(llama_cpp: Path, family: str, folder: Path, out: Path) -> None:
+    """llama.cpp's converter, in a process of its own with its own gguf package."""
+    stand_in = out.parent / "stand-in"
+    stand_in.mkdir()
+    (stand_in / "sentencepiece.py").write_text(STAND_IN, encoding="utf-8")
+    if family in SENTENCEPIECE:
+        write_pieces(folder)
+    script = llama_cpp / "convert_hf_to_gguf.py"
+    name = next((name for start, name in reversed(PRE.items()) if family.startswith(start)), "")
+    code = PEER.replace("PRE", repr(name)).replace("SCRIPT", repr(str(script)))
+    command = [sys.executable, "-c", code, str(folder), "--outfile", str(out), "--outtype", "bf16"]
+    if family.startswith("qwen35") and not family.endswith("-mtp"):
+        command.append("--no-mtp")  # without MTP tensors its default fails
+    path = os.pathsep.join(map(str, (llama_cpp / "gguf-py", llama_cpp, stand_in)))
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(f"{family}: llama.cpp's converter failed:\n{run.stderr[-3000:]}")
+
+
+def write_pieces(folder: Path) -> None:
+    """tokenizer.model's content from tokenizer.json, as SentencePiece would have trained it."""
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = stored["model"]["vocab"]
+    special = {token["content"]: token["special"] for token in stored["added_tokens"]}
+    pieces: list[tuple[str, float, int]] = []
+    count = 0
+    for text in sorted(vocab, key=vocab.__getitem__):
+        if text in special:
+            pieces.append((text, 0.0, 2 if text == "<unk>" else 3 if special[text] else 4))
+        elif len(text) == 6 and text.startswith("<0x"):
+            pieces.append((text, 0.0, 6))
+        else:
+            pieces.append((text, -float(count), 1))
+            count += 1
+    (folder / "tokenizer.model").write_text(json.dumps(pieces), encoding="utf-8")
+
+
+def tensors(path: Path) -> dict[str, tuple[Any, ...]]:
+    return {
+        tensor.name: (tensor.tensor_type.name, tuple(map(int, tensor.shape)), tensor.data.tobytes())
+        for tensor in GGUFReader(path).tensors
+    }
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    fields = GGUFReader(path).fields
+    return {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.")}
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return bool(np.float32(one) == np.float32(other))
+    return bool(one == other)
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:40]}... ({len(value)})"
+
+
+def first_difference(one: Any, other: Any) -> str:
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        places = [i for i, pair in enumerate(zip(one, other, strict=True)) if not same(*pair)]
+        return f"{len(places)} of {len(one)}, first at {places[0]}: {one[places[0]]!r}, {other[places[0]]!r}"
+    return f"{shown(one)}, {shown(other)}"
+
+
+def compare(family: str, llama_cpp: Path) -> bool:
+    """Convert both ways and print what differs. True if all tensors are equal."""
+    from make_random import FAMILIES
+
+    from edge.convert import convert
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / family
+        FAMILIES[family](folder)
+        ours, theirs = Path(name) / "edge.gguf", Path(name) / "llama.cpp.gguf"
+        done = convert(folder, quant="BF16", out=ours, threads=1)
+        peer(llama_cpp, family, folder, theirs)
+        a, b = tensors(ours), tensors(theirs)
+        equal = sum(a.get(key) == b.get(key) for key in a.keys() | b.keys())
+        print(f"\n{family}: {equal} of {len(a.keys() | b.keys())} tensors equal")
+        for key in sorted(a.keys() | b.keys()):
+            if key not in a or key not in b:
+                print(f"    {key}: only in {'llama.cpp' if key in b else 'edge'}'s")
+            elif a[key] != b[key]:
+                print(
+                    f"    {key}: {a[key][:2]}, {b[key][:2]}{'' if a[key][:2] != b[key][:2] else ' other bits'}"
+                )
+        for note in done.warnings:
+            print(f"    note: {note}")
+        c, d = metadata(ours), metadata(theirs)
+        for key in sorted(c.keys() | d.keys()):
+            if key not in c or key not in d:
+                print(
+                    f"    {key}: only {'llama.cpp' if key in d else 'edge'}: {shown(c.get(key, d.get(key)))}"
+                )
+            elif not same(c[key], d[key]):
+                print(f"    {key}: {first_difference(c[key], d[key])}")
+        return equal == len(a.keys() | b.keys())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or not (Path(sys.argv[1]) / "convert_hf_to_gguf.py").is_file():
+        sys.exit(__doc__)
+    from make_random import FAMILIES
+
+    chosen = sys.argv[2:] or list(FAMILIES)
+    unequal = [family for family in chosen if not compare(family, Path(sys.argv[1]))]
+    sys.exit(f"not equal: {', '.join(unequal)}" if unequal else 0)
