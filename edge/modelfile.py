@@ -90,6 +90,8 @@ class _Header:
     metadata: dict[str, Any]  # scalars, strings, short lists of numbers
     arrays: dict[str, tuple[int, int, int]]  # every array: item type, count, where its items begin
     tensors: list[TensorInfo]
+    end: int  # where the header ends, in bytes
+    alignment: int
 
 
 class _Reader:
@@ -214,6 +216,33 @@ def read_tensors(path: str | Path) -> list[TensorInfo]:
         return _read_header(reader).tensors
 
 
+def read_array(path: str | Path, key: str) -> list[Any]:
+    """The items of one of a GGUF's arrays, however long: numbers, or texts as bytes; [] if it has no such array.
+
+    Raises ModelFileError as read_model_file does.
+    """
+    with _opened(Path(path)) as reader:
+        kind, count, begin = _read_header(reader).arrays.get(key, (0, 0, 0))
+        if kind == _STRING:
+            return reader.strings(count, begin)
+        return list(struct.unpack_from(f"<{count}{_SCALARS[kind]}", reader.data, begin))
+
+
+def read_padding(path: str | Path) -> list[tuple[int, int]]:
+    """Where a GGUF's bytes belong to nothing, each place as its begin and end: the alignment's, and those at its end.
+
+    Raises ModelFileError as read_model_file does.
+    """
+    with _opened(Path(path)) as reader:
+        header = _read_header(reader)
+        places, at = [], header.end
+        for tensor in header.tensors:
+            places.append((at, tensor.offset))
+            at = tensor.offset + tensor.n_bytes
+        last = min(-(-at // header.alignment) * header.alignment, len(reader.data))
+        return [(begin, end) for begin, end in (*places, (at, last), (last, len(reader.data))) if begin < end]
+
+
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file in hexadecimal: a model's identity.
 
@@ -305,7 +334,8 @@ def _read_header(reader: _Reader) -> _Header:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
         raise reader.fail(f"damaged: an alignment of {alignment!r}")
-    return _Header(metadata, arrays, list(_read_tensors(reader, n_tensors, alignment)))
+    tensors = list(_read_tensors(reader, n_tensors, alignment))
+    return _Header(metadata, arrays, tensors, reader.at, alignment)
 
 
 def _read_tensors(reader: _Reader, count: int, alignment: int) -> Iterator[TensorInfo]:
