@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from edge import __version__
-from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, models, note
+from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
 from edge.errors import ContextError, EdgeError, PromptError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable
 
 app.command()(convert)
 app.command()(imatrix)
+app.command()(inspect)
 
 
 @app.command()

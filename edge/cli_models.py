@@ -1,4 +1,4 @@
-"""The commands about model files: convert, imatrix, models, doctor. Heavy modules are imported where used."""
+"""The commands about model files: convert, imatrix, inspect, models, doctor. Heavy modules are imported where used."""
 
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +36,9 @@ def convert(
             metavar="ROWS", help="Replay rows (JSON Lines) to make an importance matrix from first."
         ),
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A LoRA adapter of the checkpoint to merge.")
+    ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,6 +75,7 @@ def convert(
         out=out,
         imatrix=imatrix,
         calibrate=calibrate,
+        lora=lora,
         tensor_types=overrides,
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
@@ -134,6 +138,44 @@ def imatrix(
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
     typer.echo(done)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of its data and check it.")] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Its checkpoint, a folder or hub id: make every tensor anew and compare."
+        ),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache.")] = False,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The importance matrix that it was made with.")
+    ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The LoRA adapter that it was made with.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the text.")] = False,
+) -> None:
+    """Show what a GGUF is, where it comes from, and what is wrong with it, if anything is."""
+    from edge.inspect_model import inspect as run_inspect
+
+    found = run_inspect(
+        file,
+        verify=verify,
+        source=source,
+        revision=revision,
+        offline=offline,
+        imatrix=imatrix,
+        lora=lora,
+        threads=threads,
+    )
+    typer.echo(found.to_json() if as_json else found.to_text())
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 class Interrupted(Exception):

@@ -23,6 +23,7 @@ from edge.checkpoint import Checkpoint, open_checkpoint
 from edge.errors import ConversionError, PromptError
 from edge.families import make_plan
 from edge.header import Placed, write_header
+from edge.lora import merge_lora
 from edge.machine import physical_cores
 from edge.modelfile import read_model_file, sha256
 from edge.output import allocate, whole_file
@@ -95,6 +96,7 @@ def convert(
     out: str | Path | None = None,
     imatrix: str | Path | None = None,
     calibrate: str | Path | None = None,
+    lora: str | Path | None = None,
     tensor_types: Sequence[tuple[str, str]] = (),
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
@@ -108,7 +110,8 @@ def convert(
 
     `out` is a file or a folder, by default models/<name>-<quant>.gguf; a link is followed and stays. `imatrix`: a
     GGUF from `edge imatrix` or llama-imatrix; `calibrate`: replay rows to make one from first, which stays beside the
-    output as <out>.imatrix. For that the checkpoint is written in its own dtype too, and removed. `tensor_types`:
+    output as <out>.imatrix. For that the checkpoint is written in its own dtype too, and removed. `lora`: the folder
+    of an adapter to merge. `tensor_types`:
     (regular expression, type) pairs that go before the mixture's choice, as do the two types for the output matrix
     and the token embeddings; types are ggml's, such as q6_k. `check` compares llama.cpp's tokenization with the
     tokenizers package before anything is quantized. `progress` draws a bar on a terminal's stderr.
@@ -130,12 +133,19 @@ def convert(
         raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {_MAX_THREADS}")
     _place(out, f"model-{wish.shown}.gguf")  # before anything is fetched
     checkpoint = open_checkpoint(source, revision=revision, offline=offline)
+    if lora is not None:
+        checkpoint = merge_lora(checkpoint, Path(lora))
     plan = make_plan(checkpoint)
     vocabulary = make_vocabulary(checkpoint, plan.n_vocab)
     out, place = _place(out, f"{checkpoint.name}-{wish.shown}.gguf")
     if calibrate is not None:
-        imatrix = _calibrated(checkpoint, place, Path(calibrate), threads, progress)
-    warnings = [*plan.notes, *_template_warnings(checkpoint, vocabulary), *vocabulary.warnings]
+        imatrix = _calibrated(checkpoint, lora, place, Path(calibrate), threads, progress)
+    warnings = [
+        *checkpoint.notes,
+        *plan.notes,
+        *_template_warnings(checkpoint, vocabulary),
+        *vocabulary.warnings,
+    ]
     try:
         with whole_file(place) as (temporary, descriptor):
             warnings += _write(
@@ -155,13 +165,27 @@ def convert(
     )
 
 
-def _calibrated(checkpoint: Checkpoint, place: Path, rows: Path, threads: int | None, progress: bool) -> Path:
+def _calibrated(
+    checkpoint: Checkpoint,
+    lora: str | Path | None,
+    place: Path,
+    rows: Path,
+    threads: int | None,
+    progress: bool,
+) -> Path:
     """The importance matrix of a checkpoint from replay rows. An interrupted one goes on where it was."""
     from edge.calibrate import calibrate
 
     matrix, floats = place.with_name(place.name + ".imatrix"), place.with_name(place.name + ".floats")
     try:
-        convert(checkpoint.folder, quant=checkpoint.dtype, out=floats, threads=threads, progress=progress)
+        convert(
+            checkpoint.folder,
+            quant=checkpoint.dtype,
+            lora=lora,
+            out=floats,
+            threads=threads,
+            progress=progress,
+        )
         with bar("calibrating", show=progress, unit="tokens") as watch:
             done = calibrate(floats, matrix, rows=rows, threads=threads, progress=watch)
     finally:

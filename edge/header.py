@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from edge import __version__
 from edge.checkpoint import Checkpoint
 from edge.plan import Plan, TensorPlan, Value
 from edge.vocabulary import Vocabulary
@@ -72,6 +73,11 @@ def _add_metadata(
     writer.add_size_label(gguf.size_label(n_params, n_params - n_expert_params, one_expert, plan.n_experts))
     if checkpoint.hub_id is not None:
         writer.add_source_repo_url(f"https://huggingface.co/{checkpoint.hub_id}")
+    writer.add_string("edge.version", __version__)
+    if checkpoint.revision is not None:
+        writer.add_string("edge.source.revision", checkpoint.revision)
+    if checkpoint.adapter is not None:
+        writer.add_string("edge.lora", checkpoint.adapter)
     for key, value in [*((f"{plan.architecture}.{key}", value) for key, value in plan.metadata), *further]:
         if isinstance(value, str):
             writer.add_string(key, value)

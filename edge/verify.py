@@ -222,7 +222,7 @@ def _remade(output: Output, info: TensorInfo, mapped: mmap.mmap, threads: int | 
     with tempfile.TemporaryFile() as file:
         file.truncate(info.n_bytes)
         try:
-            write_weights(file.fileno(), [output], threads or physical_cores(), lambda _: None)
+            write_weights(file.fileno(), [output], threads or physical_cores(), lambda done, total: None)
         except ConversionError as error:
             return f"cannot be made anew: {error}"
         n_rows = _n_rows(info)
