@@ -41,7 +41,7 @@ from edge.markdown import table
 from edge.modelfile import read_tensors
 from edge.vocabulary import make_vocabulary
 
-COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare_with_llama_cpp.py"
+CONVERTER = Path(__file__).resolve().parent.parent / "scripts" / "llama_cpp_converter.py"
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,7 @@ def main() -> None:
         edge += ["--out", str(ours), "--threads", str(args.threads)]
         converter = [
             sys.executable,
-            str(COMPARE),
-            "--converter",
+            str(CONVERTER),
             str(args.llama_cpp),
             pre,
             str(args.checkpoint),

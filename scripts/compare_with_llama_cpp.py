@@ -39,26 +39,7 @@ from edge.modelfile import read_metadata, read_tensors
 from edge.vocabulary import make_vocabulary
 
 FLOATS = ("F32", "F16", "BF16")
-
-
-def run_converter(sources: Path, pre: str, arguments: list[str]) -> None:
-    """convert_hf_to_gguf.py in this process, with a name for the pre-tokenizer where it has none."""
-    sys.path[:0] = [str(sources), str(sources / "gguf-py")]
-    from conversion.base import TextModel  # type: ignore[import-not-found]
-
-    known = TextModel.get_vocab_base_pre
-
-    def named(model: Any, tokenizer: Any) -> str:
-        try:
-            return str(known(model, tokenizer))
-        except NotImplementedError:
-            return pre
-
-    TextModel.get_vocab_base_pre = named
-    import convert_hf_to_gguf  # type: ignore[import-not-found]
-
-    sys.argv = ["convert_hf_to_gguf.py", *arguments]
-    convert_hf_to_gguf.main()
+CONVERTER = Path(__file__).with_name("llama_cpp_converter.py")
 
 
 def run_quantizer(source: Path, out: Path, quant: str, imatrix: Path | None) -> None:
@@ -134,8 +115,6 @@ def tensor_differences(ours: Path, theirs: Path) -> list[str]:
         bits = [each[t.offset : t.offset + t.n_bytes] for each, t in zip(maps, (a, b), strict=True)]
         if (a.type, a.shape) != (b.type, b.shape) or not np.array_equal(*bits):
             different.append(f"{name} ({a.type} {list(a.shape)}, {b.type} {list(b.shape)})")
-    if list(left) != list(right) and not different:
-        different.append("the order of the tensors")
     return different
 
 
@@ -169,8 +148,9 @@ def compare(folder: Path, options: argparse.Namespace, work: Path) -> tuple[list
     log, floats = work / "log", work / f"peer-{dtype}.gguf"
     source = unfused(folder, work / "unfused")
     me = [sys.executable, __file__]
+    converter = [sys.executable, str(CONVERTER), str(options.sources), pre]
     arguments = [str(source), "--outtype", dtype, "--outfile", str(floats)]
-    if not child([*me, "--converter", str(options.sources), pre, *arguments], log):
+    if not child([*converter, *arguments], log):
         sys.exit(f"{folder}: llama.cpp's converter failed: {last_line(log)}")
     lines, notes, equal = [], [], True
     known: dict[str, set[str]] = {}
@@ -184,7 +164,7 @@ def compare(folder: Path, options: argparse.Namespace, work: Path) -> tuple[list
                 made = True
             elif quant in FLOATS:  # what the converter itself writes, not the quantizer
                 arguments = [str(source), "--outtype", quant.lower(), "--outfile", str(theirs)]
-                made = child([*me, "--converter", str(options.sources), pre, *arguments], log)
+                made = child([*converter, *arguments], log)
             elif options.llama_quantize:
                 matrix = ["--imatrix", str(imatrix)] if imatrix else []
                 made = child([str(options.llama_quantize), *matrix, str(floats), str(theirs), quant], log)
@@ -212,8 +192,10 @@ def compare(folder: Path, options: argparse.Namespace, work: Path) -> tuple[list
             different = tensor_differences(ours, theirs)
             equal &= not different
             count = len(read_tensors(ours))
+            order = [[tensor.name for tensor in read_tensors(path)] for path in (ours, theirs)]
+            same = "all equal" if order[0] == order[1] else "all equal, in another order"
             sizes = f"{ours.stat().st_size / 1e6:.1f}"
-            lines.append([*name, str(count), sizes, ", ".join(different[:3]) or "all equal"])
+            lines.append([*name, str(count), sizes, ", ".join(different[:3]) or same])
             for key, values in metadata_differences(ours, theirs).items():
                 shown = f"`{key}`: edge {_short(values[0])}, llama.cpp {_short(values[1])}"
                 known.setdefault(shown, set()).add(quant)
@@ -234,8 +216,6 @@ def _short(value: Any) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--converter"]:
-        return run_converter(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
     if sys.argv[1:2] == ["--quantizer"]:
         source, out, quant, imatrix = sys.argv[2:]
         return run_quantizer(Path(source), Path(out), quant, Path(imatrix) if imatrix else None)
