@@ -275,7 +275,10 @@ def refused(folder: Path, out: Path, *, file: str = "", quant: str = "BF16") -> 
         ({"tie_word_embeddings": "yes"}, "not true or false"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported by llama.cpp, only 'silu'"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, not a positive number"),
-        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope type 'longrope' is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
+            "rope type 'longrope' is not supported",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
     ],
 )
