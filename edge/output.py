@@ -23,17 +23,25 @@ def whole_file(place: Path) -> Iterator[tuple[Path, int]]:
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(place)
-    temporary, descriptor = _open_locked(place)
-    try:
-        yield temporary, descriptor
-        os.fsync(descriptor)  # a crash of the machine must not leave an empty file under the name
-        if sys.platform == "win32":
-            os.close(descriptor)
-        os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
-        if sys.platform != "win32":
-            os.close(descriptor)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+        descriptor = None
+        try:  # from here on, whenever it is interrupted, the file is removed
+            descriptor = os.open(temporary, flags, 0o666)
+            if _lock(descriptor) is False or not temporary.exists():
+                continue  # between these lines another process took it for a leftover
+            yield temporary, descriptor
+            os.fsync(descriptor)  # a crash of the machine must not leave an empty file under the name
+            if sys.platform == "win32":  # nothing that is open can be renamed there
+                os.close(descriptor)
+                descriptor = None
+            os.replace(temporary, place)
+            return
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+            temporary.unlink(missing_ok=True)
 
 
 def allocate(descriptor: int, n_bytes: int) -> None:
@@ -49,21 +57,6 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         done = os.pwrite(descriptor, data, offset)
         data, offset = data[done:], offset + done
-
-
-def _open_locked(place: Path) -> tuple[Path, int]:
-    while True:
-        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            descriptor = os.open(
-                temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-            )
-        except FileExistsError:
-            continue
-        # Between these two lines another process may have taken it for a leftover.
-        if _lock(descriptor) is not False and temporary.exists():
-            return temporary, descriptor
-        os.close(descriptor)
 
 
 def _remove_leftovers(place: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,8 @@ class Family:
     metadata: Callable[["Config", Dims], list[tuple[str, Value]]]
     tied: bool | None  # transformers' default for tie_word_embeddings; None: as the stored tensors are
     extra: Callable[["Config", Dims], list[TensorPlan]] = no_extra  # tensors computed from the config
+    # transformers' defaults of keys that published config.json files leave out
+    defaults: dict[str, Any] = field(default_factory=dict)
     # Before the table is looked at: stored names and config.json brought into its form, with notes.
     adapt: Callable[["Config", Stored], tuple["Config", Stored, list[str]]] = as_it_is
 
@@ -217,6 +219,7 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     if n_layers > _MAX_LAYERS:  # before anything is made for each of them
         raise ConversionError(f"{config.where}: {n_layers} layers; llama.cpp takes at most {_MAX_LAYERS}")
     stored, notes = _bare_names(checkpoint)
+    config = Config(config.where, family.defaults | config.values)
     config, stored, further = family.adapt(config, stored)
     dims = family.dims(config)
     layers = family.layers(config)

@@ -184,6 +184,17 @@ def test_a_multimodal_parent_gives_its_text_model(
     assert whole.warnings == (note, *alone.warnings)
 
 
+@pytest.mark.parametrize("name", ["gemma3-parent", "gemma4-parent", "qwen35-parent"])
+def test_defaults_are_transformers_own(name: str, copy: Callable[..., Path], one_thread: None) -> None:
+    """Published parents name only what differs: without a key, the plan asks for what transformers would build."""
+    from transformers import AutoConfig
+
+    folder = copy(family(name))
+    defaults = FAMILIES[json.loads((folder / "config.json").read_text())["architectures"][0]].defaults
+    theirs = type(AutoConfig.from_pretrained(folder).text_config)().to_dict()
+    assert defaults == {key: theirs[key] for key in defaults}
+
+
 def test_doubled_prefixes_are_repaired(copy: Callable[..., Path], tmp_path: Path, one_thread: None) -> None:
     folder = copy(
         family("qwen35"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import make_tokenizers
 import pytest
 from make_tokenizers import LFM2_REGEX, N_VOCAB, SPECIAL, split
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
@@ -192,6 +193,88 @@ def test_sentencepiece_like(folder: Path) -> None:
     change_json(folder / "tokenizer.json", lambda t: rename(t, "<0x7F>", "<0x7f>"))
     with pytest.raises(ConversionError, match="has no token <0x7F> for its byte fallback"):
         convert(folder, quant="BF16", out=folder / "x.gguf", check=False)
+
+
+def kinds(vocabulary: Any, *texts: str) -> list[tuple[int, float | None]]:
+    """Type and score of each of the tokens."""
+    ids = [vocabulary.tokens.index(text) for text in texts]
+    return [(vocabulary.types[i], vocabulary.scores and vocabulary.scores[i]) for i in ids]
+
+
+CONTROL, USER, NORMAL, BYTE = (
+    int(kind)
+    for kind in (
+        gguf.TokenType.CONTROL,
+        gguf.TokenType.USER_DEFINED,
+        gguf.TokenType.NORMAL,
+        gguf.TokenType.BYTE,
+    )
+)
+
+
+def test_gemma3(folder: Path) -> None:
+    """Runs of blanks are looked for as blanks, in the text; pieces score by the order of their merges."""
+    make_tokenizers.gemma3(folder)
+    change_json(folder / "config.json", lambda c: c.update(eos_token_id=1))
+    vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
+    assert (vocabulary.model, vocabulary.pre) == ("llama", "default")
+    assert (vocabulary.add_bos, vocabulary.add_space_prefix, vocabulary.merges) == (True, False, [])
+    assert vocabulary.special_ids == {"bos": 2, "eos": 1, "unk": 3, "pad": 0, "eot": 6}
+    assert "▁▁" not in vocabulary.tokens
+    assert kinds(vocabulary, "   ", "\n\n", "<unused0>", "<end_of_turn>", "<0x0A>") == [
+        (USER, -1000.0),
+        (USER, -1000.0),
+        (CONTROL, -1000.0),
+        (CONTROL, -1000.0),
+        (BYTE, 0.0),
+    ]
+    at = vocabulary.tokens.index("\n" * 5) + 1
+    assert vocabulary.scores is not None
+    assert vocabulary.scores[at:] == [-float(i) for i in range(N_VOCAB - at)]
+    assert vocabulary.types[at:] == [NORMAL] * (N_VOCAB - at)
+    convert(folder, quant="BF16", out=folder / "x.gguf")
+
+
+def test_gemma4(folder: Path) -> None:
+    """The same shape, but llama.cpp goes by the merges; what a chat parser reads stays visible."""
+    make_tokenizers.gemma4(folder)
+    change_json(folder / "config.json", lambda c: c.update(architectures=["Gemma4ForCausalLM"]))
+    vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
+    assert (vocabulary.model, vocabulary.pre, vocabulary.add_bos) == ("gemma4", None, True)
+    assert vocabulary.merges[0] == f"{'▁' * 8} ▁"
+    assert kinds(vocabulary, "▁▁▁", "\n\n", "<|tool_call>", "<turn|>", "<0x0A>") == [
+        (NORMAL, -1000.0),
+        (NORMAL, -1000.0),
+        (USER, -1000.0),
+        (CONTROL, -1000.0),
+        (BYTE, -1000.0),
+    ]
+    change_json(folder / "tokenizer_config.json", lambda c: c.pop("bos_token"))
+    change_json(folder / "config.json", lambda c: c.pop("bos_token_id"))
+    with pytest.raises(ConversionError, match="names no bos_token, which"):
+        make_vocabulary(open_checkpoint(folder), N_VOCAB)
+
+
+def test_mistral(folder: Path) -> None:
+    """Both kinds: with a blank before each text and bytes as the fallback, or on bytes with Tekken's regex."""
+    make_tokenizers.mistral(folder)
+    vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
+    assert (vocabulary.model, vocabulary.add_space_prefix, vocabulary.add_bos) == ("llama", True, True)
+    convert(folder, quant="BF16", out=folder / "x.gguf")
+    make_tokenizers.tekken(folder)
+    vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
+    assert (vocabulary.model, vocabulary.pre, vocabulary.add_bos) == ("gpt2", "tekken", True)
+    convert(folder, quant="BF16", out=folder / "x.gguf")
+
+
+def test_a_parents_special_ids(folder: Path) -> None:
+    """A multimodal parent keeps them in text_config; its own go first."""
+    (folder / "tokenizer_config.json").unlink()
+    change_json(
+        folder / "config.json",
+        lambda c: c.update(text_config=dict(c), eos_token_id=None, bos_token_id=3),
+    )
+    assert make_vocabulary(open_checkpoint(folder), N_VOCAB).special_ids == {"bos": 3, "eos": 4, "pad": 0}
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,11 @@ def _dims(config: Config) -> Dims:
     config.must_be("attn_logit_softcapping", None, None)
     if config.values.get("use_bidirectional_attention"):
         raise ConversionError(f"{config.where}: use_bidirectional_attention is not supported by llama.cpp")
-    dims = attention_dims(config, kv_heads=4, head=256)
+    dims = attention_dims(config)
     # llama.cpp tells the 27B by its layers; only there the scale comes from the embedding.
     large = config.integer("num_hidden_layers") == 62
     scale = dims["E"] // (dims["H"] // dims["D"]) if large else dims["D"]
-    config.must_be("query_pre_attn_scalar", scale, 256)
+    config.must_be("query_pre_attn_scalar", scale, None)
     return dims | {"F": config.integer("intermediate_size")}
 
 
@@ -89,7 +89,7 @@ def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
         metadata.append(("final_logit_softcapping", config.number("final_logit_softcapping")))
     types = _types(config)
     if "sliding_attention" in types:
-        metadata.append(("attention.sliding_window", config.integer("sliding_window", default=4096)))
+        metadata.append(("attention.sliding_window", config.integer("sliding_window")))
         if types != sliding_pattern(len(types), _PATTERN):
             metadata.append(
                 ("attention.sliding_window_pattern", [kind == "sliding_attention" for kind in types])
@@ -97,4 +97,17 @@ def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
     return metadata
 
 
-GEMMA3 = Family("gemma3", _ROWS, _dims, _layers, _metadata, tied=True)
+# The parents' text_config names little more than the sizes that differ from these.
+_DEFAULTS = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+GEMMA3 = Family("gemma3", _ROWS, _dims, _layers, _metadata, tied=True, defaults=_DEFAULTS)

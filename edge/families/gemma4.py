@@ -94,7 +94,7 @@ def _dims(config: Config) -> Dims:
             f"{config.where}: use_bidirectional_attention "
             f"{config.values['use_bidirectional_attention']!r} is not supported by llama.cpp"
         )
-    dims = attention_dims(config, kv_heads=4, head=256)
+    dims = attention_dims(config)
     heads = dims["H"] // dims["D"]
     width, full_kv_heads = _full_heads(config)
     kv_heads = full_kv_heads or dims["K"] // dims["D"]
@@ -102,11 +102,9 @@ def _dims(config: Config) -> Dims:
         raise ConversionError(
             f"{config.where}: {heads} heads of {width} cannot share {kv_heads} key/value heads in full layers"
         )
-    layer = config.integer("hidden_size_per_layer_input", default=256, least=0)
-    if config.values.get("hidden_size_per_layer_input", 256) is None:
-        layer = 0
+    layer = config.integer("hidden_size_per_layer_input", default=0, least=0)
     if layer:
-        config.must_be("vocab_size_per_layer_input", dims["V"], 262_144)
+        config.must_be("vocab_size_per_layer_input", dims["V"], None)
     experts = expert_dims(config, "top_k_experts") if _moe(config) else {}
     return (
         dims
@@ -174,7 +172,7 @@ def _layers(config: Config) -> list[set[str]]:
     own = _own(config)
     wide = config.flag("use_double_wide_mlp", default=False)
     same = config.flag("attention_k_eq_v", default=False)
-    embedded = {"embedded"} if config.values.get("hidden_size_per_layer_input", 256) else set()
+    embedded = {"embedded"} if config.values["hidden_size_per_layer_input"] else set()
     moe = {"moe"} if _moe(config) else set()
     layers = []
     for i, name in enumerate(_types(config)):
@@ -231,7 +229,7 @@ def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
         ("attention.value_length", dims["W"]),
         ("attention.key_length_swa", dims["D"]),
         ("attention.value_length_swa", dims["D"]),
-        ("attention.sliding_window", config.integer("sliding_window", default=512)),
+        ("attention.sliding_window", config.integer("sliding_window")),
         ("attention.sliding_window_pattern", slides),
         ("attention.shared_kv_layers", len(types) - own),
         ("embedding_length_per_layer_input", dims["P"]),
@@ -247,4 +245,17 @@ def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
     return metadata
 
 
-GEMMA4 = Family("gemma4", _ROWS, _dims, _layers, _metadata, tied=True, extra=_extra)
+_DEFAULTS = {
+    "vocab_size": 262_144,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "sliding_window": 512,
+    "vocab_size_per_layer_input": 262_144,
+    "hidden_size_per_layer_input": 256,
+}
+GEMMA4 = Family("gemma4", _ROWS, _dims, _layers, _metadata, tied=True, extra=_extra, defaults=_DEFAULTS)

@@ -128,7 +128,7 @@ def _qwen3moe_dims(config: Config) -> Dims:
 
 
 def _qwen3moe_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
-    return [
+    metadata: list[tuple[str, Value]] = [
         *size_metadata(config, dims),
         *head_metadata(dims),
         ("feed_forward_length", config.integer("intermediate_size", default=6144)),
@@ -138,6 +138,11 @@ def _qwen3moe_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
         ("expert_used_count", config.integer("num_experts_per_tok")),
         ("expert_feed_forward_length", dims["M"]),
     ]
+    shared = "shared_expert_intermediate_size"  # 0 in some: there is none
+    if config.values.get(shared) is not None:
+        config.must_be(shared, 0, 0)
+        metadata.append(("expert_shared_feed_forward_length", 0))
+    return metadata
 
 
 QWEN2 = Family(

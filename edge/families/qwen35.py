@@ -184,15 +184,15 @@ def _adapt(config: Config, stored: Stored) -> tuple[Config, Stored, list[str]]:
     return replace(config, values=config.values | {"mtp_num_hidden_layers": n_mtp}), renamed, notes
 
 
-def _dims(config: Config, kv_heads: int) -> Dims:
+def _dims(config: Config) -> Dims:
     config.must_be("hidden_act", "silu", "silu")
     config.must_be("attention_bias", False, False)
     config.must_be("attn_output_gate", True, True)
-    dims = attention_dims(config, kv_heads=kv_heads, head=256)
-    key_heads = config.integer("linear_num_key_heads", default=16)
-    value_heads = config.integer("linear_num_value_heads", default=32)
-    head = config.integer("linear_key_head_dim", default=128)
-    config.must_be("linear_value_head_dim", head, 128)
+    dims = attention_dims(config)
+    key_heads = config.integer("linear_num_key_heads")
+    value_heads = config.integer("linear_num_value_heads")
+    head = config.integer("linear_key_head_dim")
+    config.must_be("linear_value_head_dim", head, None)
     if value_heads % key_heads:
         raise ConversionError(
             f"{config.where}: {value_heads} value heads cannot share {key_heads} key heads evenly"
@@ -205,18 +205,18 @@ def _dims(config: Config, kv_heads: int) -> Dims:
         "U": values,
         "QKV": 2 * keys + values,
         "T": value_heads,
-        "L": config.integer("linear_conv_kernel_dim", default=4, least=2),
+        "L": config.integer("linear_conv_kernel_dim", least=2),
     }
 
 
 def _dense_dims(config: Config) -> Dims:
-    return _dims(config, 4) | {"F": config.integer("intermediate_size")}
+    return _dims(config) | {"F": config.integer("intermediate_size")}
 
 
 def _moe_dims(config: Config) -> Dims:
     config.must_be("norm_topk_prob", True, True)
-    shared = config.integer("shared_expert_intermediate_size", default=512)
-    return _dims(config, 2) | expert_dims(config, "num_experts_per_tok") | {"S": shared}
+    shared = config.integer("shared_expert_intermediate_size")
+    return _dims(config) | expert_dims(config, "num_experts_per_tok") | {"S": shared}
 
 
 def _interval(config: Config) -> int:
@@ -300,9 +300,34 @@ def _moe_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
     ]
 
 
+_DEFAULTS = {
+    "vocab_size": 248_320,
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 32_768,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
 QWEN35 = Family(
-    "qwen35", _ROWS + _DENSE_ROWS, _dense_dims, _layers, _dense_metadata, tied=False, adapt=_adapt
+    "qwen35",
+    _ROWS + _DENSE_ROWS,
+    _dense_dims,
+    _layers,
+    _dense_metadata,
+    tied=False,
+    defaults=_DEFAULTS | {"num_key_value_heads": 4},
+    adapt=_adapt,
 )
 QWEN35MOE = Family(
-    "qwen35moe", _ROWS + MOE_ROWS + _SHARED_ROWS, _moe_dims, _layers, _moe_metadata, tied=False, adapt=_adapt
+    "qwen35moe",
+    _ROWS + MOE_ROWS + _SHARED_ROWS,
+    _moe_dims,
+    _layers,
+    _moe_metadata,
+    tied=False,
+    defaults=_DEFAULTS | {"num_key_value_heads": 2, "shared_expert_intermediate_size": 512},
+    adapt=_adapt,
 )
