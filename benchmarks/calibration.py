@@ -6,15 +6,14 @@ text, with one from terminal sessions, each held against the bf16 file on the he
 
 The sessions are training-side episodes of scripts/episodes.py with another seed (their values and wordings never stand
 in the held-out rows), the general text is Python's own reference manual, as pydoc carries it (PSF licence), as many
-tokens of it as of the sessions. Teacher forcing: at each token of a reference answer, and at its end, the two models'
-distributions over the vocabulary are compared: Kullback-Leibler divergence from bf16 in nats, and whether both prefer
-the same token. Intervals are 95 %, from 2,000 bootstrap draws of whole tasks.
+tokens of it as of the sessions. The held-out rows are those of models/tiny-terminal/eval.jsonl and, since 143 rows
+leave wide intervals, those of `--more` further held-out episodes. Teacher forcing: at each token of a reference answer,
+and at its end, the two models' distributions over the vocabulary are compared: Kullback-Leibler divergence from bf16
+in nats, and whether both prefer the same token. Intervals are 95 %, from 2,000 bootstrap draws of whole tasks.
 """
 
 import argparse
-import ctypes
 import json
-import os
 import random
 import sys
 from collections.abc import Sequence
@@ -55,38 +54,25 @@ def make_text(path: Path, model: Path, tokens: int) -> None:
     path.write_text(text[:high], encoding="utf-8")
 
 
-def quantize(source: Path, out: Path, quant: str, matrix: Path | None) -> None:
-    """llama.cpp's own quantizer, with the matrix' values as llama-quantize passes them on."""
-    import llama_cpp
+def make_held_out(path: Path, episodes: int, seed: int) -> None:
+    """Rows like those of eval.jsonl, of other episodes."""
+    from episodes import held_out_episodes, replay_rows
 
-    from edge import llama
-    from edge.imatrix import read_imatrix
-
-    llama.start()
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant}")
-    params.nthread = 1
-    if matrix is not None:
-        weights = read_imatrix(matrix).weights()
-        data = (llama_cpp.llama_model_imatrix_data * (len(weights) + 1))()
-        for item, (name, values) in zip(data, weights.items(), strict=False):
-            item.name, item.size = name.encode(), values.size
-            item.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = data
-    if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)):
-        raise SystemExit(f"{out}: {llama.last_error()}")
+    rows = [
+        {**row, "task_id": f"more-{row['task_id']}"} for row in replay_rows(held_out_episodes(episodes, seed))
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def held_out(model: Path) -> list[tuple[str, list[int], int]]:
+def held_out(model: Path, *files: Path) -> list[tuple[str, list[int], int]]:
     """Of each held-out row: its task, prompt and answer in tokens, and where the answer begins."""
-    from edge.paths import embedded_rows
     from edge.prompt import prompt_source, render_prompt
     from edge.replay import read_rows
     from edge.tokens import encode_with
 
     source = prompt_source(model)
     found = []
-    for row in read_rows(embedded_rows()):
+    for row in [row for file in files for row in read_rows(file)]:
         prompt = render_prompt(row.messages, source).text
         tokens, begin = encode_with(model, prompt + row.ref_raw), len(encode_with(model, prompt))
         assert tokens[:begin] == encode_with(model, prompt)
@@ -144,6 +130,7 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--episodes", type=int, default=600)
+    parser.add_argument("--more", type=int, default=300)
     parser.add_argument("--seed", type=int, default=20261123)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -152,10 +139,10 @@ def main() -> None:
     from edge.calibrate import calibrate
     from edge.convert import convert
     from edge.markdown import table
-    from edge.paths import embedded_checkpoint
+    from edge.paths import embedded_checkpoint, embedded_rows
 
     bf16 = args.out / "tiny-bf16.gguf"
-    convert(embedded_checkpoint(), quant="BF16", out=bf16)
+    convert(embedded_checkpoint(), quant="BF16", out=bf16, threads=args.threads)
     sessions, general = args.out / "sessions.jsonl", args.out / "general.txt"
     make_rows(sessions, args.episodes, args.seed)
     matrices: dict[str, Path | None] = {"none": None}
@@ -168,7 +155,9 @@ def main() -> None:
         calibrate(bf16, matrices["general text"], text=general, chunk=CHUNK, threads=args.threads), end="\n\n"
     )
 
-    rows = held_out(bf16)
+    more = args.out / "more.jsonl"
+    make_held_out(more, args.more, args.seed)
+    rows = held_out(bf16, embedded_rows(), more)
     tasks = [task for task, _, _ in rows]
     reference = log_probabilities(bf16, rows)
     positions = sum(map(len, reference))
@@ -181,7 +170,14 @@ def main() -> None:
             if matrix is None and quant in NEEDS_MATRIX:
                 continue
             path = args.out / f"tiny-{quant}-{name.replace(' ', '-')}.gguf"
-            quantize(bf16, path, quant, matrix)
+            convert(
+                embedded_checkpoint(),
+                quant=quant,
+                out=path,
+                imatrix=matrix,
+                threads=args.threads,
+                check=False,
+            )
             found = compare(reference, log_probabilities(path, rows))
             divergence, same = np.concatenate([d for d, _ in found]), np.concatenate([s for _, s in found])
             means[name] = [d for d, _ in found]

@@ -261,9 +261,11 @@ def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 class Reader:
     """A model with a cache of `cells` tokens that reads tokens and adds up what goes into its weights.
 
-    `stopped` is asked during the work; once it says yes, `read` raises Stopped. Use it in one thread, as a context
-    manager. Flash attention is off on a CPU and a batch is read as it is given, so that the same calls give the
-    same sums, to the last bit. Raises ModelFileError, ContextError, EdgeError.
+    `stopped` is asked during the work; once it says yes, `read` raises Stopped. `flash_attention` lets llama.cpp
+    choose it, as it does by itself; without, a CPU has none. A batch is read as it is given, so that the same calls
+    give the same sums, to the last bit. Use it in one thread, as a context manager.
+
+    Raises ModelFileError, ContextError, EdgeError.
     """
 
     def __init__(
@@ -275,6 +277,7 @@ class Reader:
         batch: int,
         threads: int,
         gpu_layers: int,
+        flash_attention: bool,
         process_output: bool,
         stopped: Callable[[], bool],
     ) -> None:
@@ -298,7 +301,7 @@ class Reader:
         params.n_outputs_max_per_seq = 0  # as many as there are tokens
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = -1 if offloads else 0
+        params.flash_attn_type = -1 if offloads or flash_attention else 0
         params.cb_eval = self._callback
         llama.forget_errors()
         with llama.signals_later():

@@ -143,14 +143,19 @@ class Expected:
 
         return hook
 
-    def check(self, found: Imatrix) -> None:
+    def check(self, found: Imatrix, *, column: float, rerouted: int) -> None:
+        """Each column's sum within a share of it (or of a tenth of the mean), the whole within a thousandth.
+
+        `rerouted`: tokens of a layer that may go to another expert than here, which is decided by a hair at times.
+        """
         assert found.entries.keys() == self.sums.keys()
         for name, entry in found.entries.items():
-            np.testing.assert_array_equal(entry.counts, self.counts[name], err_msg=name)
+            assert np.abs(entry.counts - self.counts[name]).sum() <= 2 * rerouted * (len(entry.counts) > 1), (
+                name
+            )
             wanted = self.sums[name].numpy()
-            # Keys and values are kept in float16, which moves single columns by some tenths of a percent.
             scale = np.maximum(wanted, wanted.mean(1, keepdims=True) / 10)
-            assert (np.abs(entry.in_sum2 - wanted) <= 0.01 * scale).all(), name
+            assert (np.abs(entry.in_sum2 - wanted) <= column * scale).all(), name
             assert abs(entry.in_sum2.sum() / wanted.sum() - 1) < 1e-3, name
 
 
@@ -163,7 +168,7 @@ def test_rows_against_transformers(
     done = calibrate(
         tiny_f32, tmp_path / "m.gguf", rows=rows, threads=1, progress=lambda *now: told.append(now)
     )
-    expected.check(read_imatrix(done.path))
+    expected.check(read_imatrix(done.path), column=0.01, rerouted=0)  # the cache holds float16
     assert done.tokens == expected.tokens < done.tokens_given == sum(map(len, sequences))
     assert (done.kind, done.sequences, done.skipped, done.tokens_before) == ("rows", ROWS, 0, 0)
     assert told[-1] == (done.tokens, done.tokens) and told == sorted(told)
@@ -182,7 +187,9 @@ def test_text_against_transformers(
     expected = Expected(tiny_folder, chunks, once=False)
     done = calibrate(tiny_f32, tmp_path / "m.gguf", text=TEXT, chunk=CHUNK, threads=1)
     found = read_imatrix(done.path)
-    expected.check(found)
+    expected.check(
+        found, column=0.1, rerouted=3
+    )  # flash attention, as llama-imatrix has it, moves single columns
     assert (found.chunk_count, found.chunk_size) == (len(chunks), CHUNK)
     assert done.tokens == done.tokens_given == len(chunks) * CHUNK == expected.tokens
     assert f"{len(chunks)} chunks of {CHUNK}" in str(done)
@@ -276,6 +283,21 @@ def test_interrupted_again_and_again(tiny_q4: Path, rows: Path, whole: bytes, tm
     assert begun > 3 and done.tokens_before > 0
     assert out.read_bytes() == whole
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_text_goes_on_too(tiny_q4: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"text": TEXT, "chunk": CHUNK, "threads": 1}
+    whole = calibrate(tiny_q4, tmp_path / "whole.gguf", **arguments).path.read_bytes()
+
+    def told(counted: int, total: int) -> None:
+        if counted > total / 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="run the same command again"):
+        calibrate(tiny_q4, tmp_path / "m.gguf", progress=told, **arguments)
+    done = calibrate(tiny_q4, tmp_path / "m.gguf", **arguments)
+    assert 0 < done.tokens_before < done.tokens
+    assert done.path.read_bytes() == whole
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 pytest tests/test_imatrix.py
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_the_gguf_package_reads_it(tmp_path: Path) -> None:
     assert experts.shape.tolist() == [2, 3]
     assert experts.data.tolist() == [[3.0, 6.0], [0.0, 0.0], [1.0, 0.5]]
     assert tensors["blk.1.ffn_down_exps.weight.counts"].data.reshape(-1).tolist() == [3.0, 0.0, 7.0]
+
+
+def test_llama_imatrix_writes_the_same_bytes(tmp_path: Path) -> None:
+    """The checksum is that of what llama-imatrix (llama-cpp-python 0.3.36) wrote: `--in-file SMALL.gguf -c 5 -b 5`."""
+    write_imatrix(tmp_path / "m.gguf", SMALL)
+    wanted = "268a5cae89f735c341c1acf1ffee93da04e186c931c35a35a23148ecfda3ac94"
+    assert hashlib.sha256((tmp_path / "m.gguf").read_bytes()).hexdigest() == wanted
 
 
 def test_weights_are_means_and_one_where_nothing_was_counted() -> None:
