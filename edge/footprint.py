@@ -55,9 +55,9 @@ class Buffers:
     - compute: one buffer for all layers. Tokens at once (rounded up to a multiple of the sequences) × 4 bytes ×
       the wider of the vocabulary and a layer, and 6 × width for the hidden states. A layer is as wide as its
       experts' activations or its attention scores with their mask, (heads + 1) × cells; with flash attention
-      there are no scores, only a mask of 2 bytes a cell beside the rest. Sliding layers need a second mask. Against what
-      llama.cpp allocated for
-      SmolLM2-135M, the embedded model and the 8 B LFM2-MoE's shape this came out 0 to 7 %, or 2 MB, too high.
+      there are no scores, only a mask of 2 bytes a cell beside the rest. Sliding layers need a second mask.
+      Against what llama.cpp allocated for SmolLM2-135M, the embedded model and the 8 B LFM2-MoE's shape this came
+      out 0 to 7 %, or 2 MB, too high.
     - output: sequences × vocabulary × 4, the logits
     """
 
