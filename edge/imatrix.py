@@ -10,7 +10,6 @@ of the values is in tools/quantize/quantize.cpp.
 import contextlib
 import os
 import struct
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from edge.errors import ModelFileError
 from edge.modelfile import TensorInfo, read_metadata, read_tensors
+from edge.output import whole_file
 
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -156,41 +156,16 @@ def write_imatrix(path: str | Path, imatrix: Imatrix) -> None:
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` at the end of the `with`, and never does where that fails.
 
-    A link is followed and stays. What a process that was killed has left is removed. Raises ModelFileError.
+    A link is followed and stays. Raises ModelFileError where it cannot be written.
     """
-    place = Path(os.path.realpath(path))
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        for left in place.parent.glob(f".{_literal(place.name)}.*.tmp"):
-            if _has_ended(left.name.split(".")[-2]):
-                left.unlink(missing_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                yield file
-            os.replace(temporary, place)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            whole_file(Path(os.path.realpath(path))) as (_, descriptor),
+            open(descriptor, "wb", closefd=False) as file,
+        ):
+            yield file
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _literal(name: str) -> str:
-    """A file's name as a pattern that matches it alone."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
-
-
-def _has_ended(pid: str) -> bool:
-    """Whether that process is known to be gone."""
-    if not pid.isdigit() or sys.platform == "win32":  # there, asking would end it
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        pass  # it belongs to another user
-    return False
 
 
 def _refuse_dat(path: Path) -> None:
