@@ -112,8 +112,19 @@ class Calibration:
 
 def _cells(layer: LayerExperts) -> list[str]:
     numbers = (str(layer.layer), str(len(layer.counts)))
-    lists = (", ".join(map(str, which)) or "–" for which in (layer.never, layer.rare))
+    lists = (_ranges(layer.never), _ranges(layer.rare))
     return [*numbers, *lists, f"{min(layer.counts):,}", f"{int(np.median(layer.counts)):,}"]
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Ascending numbers for people: `0–3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
 
 
 def calibrate(

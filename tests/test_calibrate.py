@@ -386,6 +386,7 @@ def test_experts_seldom_at_work(tiny_q4: Path, tmp_path: Path) -> None:
     assert sum(layer[1] for layer in layers) > 0
     assert [(len(layer.never), len(layer.rare)) for layer in done.experts] == [(n[0], n[1]) for n in layers]
     assert f"fewer than {RARE} tokens" in str(done)
+    assert "| none  | 0–3 " in str(done)  # there are only 64 tokens
 
 
 # --- bad input ---
