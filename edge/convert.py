@@ -22,6 +22,7 @@ from edge import ggml
 from edge.checkpoint import Checkpoint, open_checkpoint
 from edge.errors import ConversionError, PromptError
 from edge.families import make_plan
+from edge.footprint import size
 from edge.header import Placed, write_header
 from edge.lora import merge_lora
 from edge.machine import physical_cores
@@ -237,10 +238,12 @@ def _write(
     """Write the whole file; warnings about its types."""
     kind = wish.quant if wish.quant in FLOATS else checkpoint.dtype
     sized = [(tensor, FLOATS[_kind(tensor, kind)]) for tensor in plan.tensors]
-    placed, size = _header(path, checkpoint, plan, vocabulary, sized, kind)
+    placed, n_bytes = _header(path, checkpoint, plan, vocabulary, sized, kind)
     # No type has less than a bit for a weight.
-    _check_disk(path.parent, size if wish.quant in FLOATS else sum(t.n_values for t in plan.tensors) // 8)
-    os.truncate(path, size)  # a hole, where the file system has them: llama.cpp looks that the data is there
+    _check_disk(path.parent, n_bytes if wish.quant in FLOATS else sum(t.n_values for t in plan.tensors) // 8)
+    os.truncate(
+        path, n_bytes
+    )  # a hole, where the file system has them: llama.cpp looks that the data is there
     if check:
         _check(path, checkpoint)
     importance, described, warnings = _importance(imatrix)
@@ -264,7 +267,7 @@ def _write(
                 f"{types.fallbacks} of {len(plan.tensors)} tensors took another type, since their rows do not divide "
                 f"into {wish.quant}'s blocks"
             )
-        placed, size = _header(path, checkpoint, plan, vocabulary, sized, wish.quant, described)
+        placed, n_bytes = _header(path, checkpoint, plan, vocabulary, sized, wish.quant, described)
     outputs = [
         Output(
             tensor=each.tensor,
@@ -276,8 +279,8 @@ def _write(
         )
         for each in placed
     ]
-    _check_disk(path.parent, size)
-    allocate(descriptor, size)
+    _check_disk(path.parent, n_bytes)
+    allocate(descriptor, n_bytes)
     text = f"writing {kind}" if wish.quant in FLOATS else f"quantizing to {wish.quant}"
     with bar(text, show=progress, unit="bytes") as watch:
         write_weights(descriptor, outputs, threads or min(physical_cores(), _MAX_THREADS), watch)
@@ -289,7 +292,7 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConversionError(
-            f"{folder}: {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB needed; choose another place with --out"
+            f"{folder}: {size(free)} free, {size(needed)} needed; choose another place with --out"
         )
 
 

@@ -671,7 +671,7 @@ def test_a_disk_that_is_full(
             edge,
             page,
             "a disk that is full",
-            "GB needed; choose another place with --out",
+            "needed; choose another place with --out",
             random_small_moe_folder,
             out,
         )
