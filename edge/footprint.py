@@ -23,8 +23,9 @@ class Shape:
 
     - weights: the file's bytes; `layer_weights` those of each layer, `output_weights` those of the output head.
       Where llama.cpp keeps a copy arranged for the CPU, the mapped original may leave memory: it counts once
-    - kv_values: for each layer, how many numbers the keys and values of one token are; 0 without attention
-    - state_values: for each layer, what a hybrid's convolution remembers of a sequence, in float32 numbers
+    - kv_values: for each layer, how many numbers the keys and values of one token are; 0 without any of its own.
+      A sliding layer is counted as a full one, which for long contexts is more than it takes
+    - state_values: for each layer, what a hybrid's convolution or delta net remembers of a sequence, in float32 numbers
     - experts_width: the activations of all experts that work on one token
     """
 
@@ -40,6 +41,7 @@ class Shape:
     weights: int = 0
     layer_weights: tuple[int, ...] = ()
     output_weights: int = 0
+    sliding: bool = False  # some layers have a window, and with it a mask of their own
     tied: bool = False
     """Whether the output head is the embedding too: a GPU then gets a copy of it."""
 
@@ -53,8 +55,9 @@ class Buffers:
     - compute: one buffer for all layers. Tokens at once (rounded up to a multiple of the sequences) × 4 bytes ×
       the wider of the vocabulary and a layer, and 6 × width for the hidden states. A layer is as wide as its
       experts' activations or its attention scores with their mask, (heads + 1) × cells; with flash attention
-      there are no scores, only a mask of 2 bytes a cell beside the rest. Against what llama.cpp allocated for
-      SmolLM2-135M, the embedded model and the 8 B LFM2-MoE's shape this came out 0 to 7 %, or 2 MB, too high.
+      there are no scores, only a mask of 2 bytes a cell beside the rest. Sliding layers need a second mask.
+      Against what llama.cpp allocated for SmolLM2-135M, the embedded model and the 8 B LFM2-MoE's shape this came
+      out 0 to 7 %, or 2 MB, too high.
     - output: sequences × vocabulary × 4, the logits
     """
 
@@ -114,7 +117,22 @@ def shape_of(
     heads = max(per_layer("attention.head_count"))
     heads_kv = per_layer("attention.head_count_kv", heads)
     key, value = (int(get(f"attention.{name}_length", width // max(heads, 1))) for name in ("key", "value"))
+    sliding = per_layer("attention.sliding_window_pattern", 0)
+    key_swa, value_swa = (
+        int(get(f"attention.{name}_length_swa", full)) for name, full in (("key", key), ("value", value))
+    )
+    # Layers that predict further tokens are not loaded; the last ones may take an earlier one's keys and values.
+    own = layers - int(get("nextn_predict_layers", 0)) - int(get("attention.shared_kv_layers", 0))
+    recurrent = per_layer("attention.recurrent_layers", 0)
+    kept = [count if i < own and not recurrent[i] else 0 for i, count in enumerate(heads_kv)]
     kernel = int(get("shortconv.l_cache", 0))
+    delta, inner = int(get("ssm.state_size", 0)), int(get("ssm.inner_size", 0))
+    channels = inner + 2 * int(get("ssm.group_count", 0)) * delta
+    net = max(int(get("ssm.conv_kernel", 0)) - 1, 0) * channels + delta * inner
+    states = [
+        net if recurrent[i] else 0 if count else width * max(kernel - 1, 0)
+        for i, count in enumerate(heads_kv)
+    ]
     by_layer = [0] * layers
     embedding = output = 0
     for tensor in tensors:
@@ -134,8 +152,12 @@ def shape_of(
         heads=heads,
         head_widths=(key, value),
         experts_width=int(get("expert_used_count", 0)) * 3 * int(get("expert_feed_forward_length", 0)),
-        kv_values=tuple(count * (key + value) for count in heads_kv),
-        state_values=tuple(0 if count else width * max(kernel - 1, 0) for count in heads_kv),
+        kv_values=tuple(
+            count * (key_swa + value_swa if slides else key + value)
+            for count, slides in zip(kept, sliding, strict=True)
+        ),
+        state_values=tuple(states),
+        sliding=int(get("attention.sliding_window", 0)) > 0,
         weights=weights,
         layer_weights=tuple(by_layer),
         output_weights=output or embedding,
@@ -156,10 +178,11 @@ def buffers(
     cells = padded(cells)
     batch = min(batch, cells)
     tokens = -(-batch // sequences) * sequences
-    scores = 0 if flash_attention else (shape.heads + 1) * cells
+    masks = 2 if shape.sliding else 1
+    scores = 0 if flash_attention else (shape.heads + masks) * cells
     layer = tokens * 4 * (max(shape.experts_width, scores) + 6 * shape.width)
     if flash_attention:
-        layer += tokens * 2 * cells
+        layer += tokens * 2 * cells * masks
     return Buffers(
         kv_cache=kv_bytes(sum(shape.kv_values), cells, kv_type),
         state=sum(shape.state_values) * sequences * 4,

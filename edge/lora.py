@@ -30,8 +30,7 @@ from edge.checkpoint import (
     read_tokenizer_config,
 )
 from edge.errors import CheckpointError
-
-Floats = npt.NDArray[np.float32]
+from edge.floats import Floats, narrow, widen
 
 _MAX_RANK = 4096
 _BLOCK = 1 << 22  # values computed at a time, so that what is in float32 stays small
@@ -113,8 +112,7 @@ class ReplacedTensor(StoredTensor):
     def read(self) -> npt.NDArray[Any]:
         """As StoredTensor.read. Raises CheckpointError for values that are not finite."""
         values = widen(self.other.read(), self.other.dtype)
-        with np.errstate(over="ignore"):
-            result = narrow(values, self.dtype)
+        result = narrow(values, self.dtype)
         if not (np.isfinite(values).all() and np.isfinite(widen(result, self.dtype)).all()):
             raise CheckpointError(
                 f"{self.other.file}: {self.other.name} holds NaN or Inf; the adapter is broken"
@@ -430,20 +428,3 @@ def _template(checkpoint: Checkpoint, folder: Path) -> tuple[str | None, list[st
 
 
 # --- numbers ---
-
-
-def widen(values: npt.NDArray[Any], dtype: str) -> Floats:
-    """Floats of a checkpoint's dtype as float32, without loss."""
-    if dtype == "BF16":  # the upper half of a float32
-        bits: npt.NDArray[np.uint32] = np.left_shift(values, 16, dtype=np.uint32)
-        return bits.view(np.float32)
-    return values.astype(np.float32)
-
-
-def narrow(values: Floats, dtype: str) -> npt.NDArray[Any]:
-    """float32 in another dtype, rounded to nearest, ties to even; NaN may become anything."""
-    if dtype == "BF16":
-        bits = np.ascontiguousarray(values).view(np.uint32)
-        rounded: npt.NDArray[Any] = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        return rounded
-    return values.astype(np.float16 if dtype == "F16" else np.float32)

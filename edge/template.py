@@ -423,7 +423,8 @@ def find_hostile(template: str, tokens: Mapping[str, str]) -> str | None:
         except RecursionError:
             return "it calls itself without end"
         except jinja2.exceptions.SecurityError as error:
-            return " ".join(str(error).split())
+            if "'_" in str(error):  # not one that tries to change a message, which transformers refuses too
+                return " ".join(str(error).split())
         except Exception:  # many want another conversation
             continue
     return None

@@ -195,7 +195,10 @@ def encode_with(model: Path, text: str) -> list[int]:
     if model.is_dir():
         file = model / "tokenizer.json"
         try:
-            return list(Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids)
+            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.no_padding()  # neither is the prompt's, and both may be of any size
+            tokenizer.no_truncation()
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # the package raises bare Exceptions
             raise PromptError(
                 f"{file}: cannot be read as a tokenizer: {' '.join(str(error).split())}"

@@ -176,6 +176,9 @@ def compare_with_source(
     planned = {tensor.name: tensor for tensor in plan.tensors}
     metadata = read_metadata(path)
     different = [*_other_metadata(path, model, metadata, checkpoint, plan)]
+    adapter = metadata.get("edge.lora")
+    if adapter is not None and lora is None:
+        different.append(Difference("edge.lora", f"made with the adapter {adapter}, which --lora gives"))
     different += [Difference(name, "the file lacks it") for name in planned if name not in stored]
     different += [Difference(name, "the source has no such tensor") for name in stored if name not in planned]
     weights: dict[str, npt.NDArray[np.float32]] = {}

@@ -59,6 +59,7 @@ _SPLIT_BLANKS = {
     "behavior": "MergedWithPrevious",
     "invert": False,
 }
+_MAX_VOCABULARY = 1 << 22  # tokens; the largest known has 262,144
 _SPECIAL_LOOKS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 # llama.cpp's converter has them shown, so that a chat parser can read them.
 _GEMMA4_SHOWN = [
@@ -114,9 +115,17 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         raise ConversionError(f"{where}: holds no BPE model; edge converts BPE tokenizers only")
     if model.get("type", "BPE") != "BPE":
         raise ConversionError(f"{where}: is of type {model['type']}; edge converts BPE tokenizers only")
+    if n_vocab > _MAX_VOCABULARY:
+        raise ConversionError(
+            f"{where}: config.json's vocab_size is {n_vocab:,}; edge takes at most {_MAX_VOCABULARY:,}"
+        )
     sentencepiece = bool(model.get("byte_fallback"))
     gemma4 = sentencepiece and _is_gemma4(checkpoint)
     merges = _merges(where, model)
+    if not merges:  # without them llama.cpp reads no BPE, and a SentencePiece model has no order
+        raise ConversionError(
+            f"{where}: has no merges; fetch it again, or save it anew with a fast tokenizer"
+        )
     added = _added_tokens(where, stored)
     _tokenizer(file)  # what it accepts has the structure that is taken for granted below
     pre = _sentencepiece_pre(where, stored) if sentencepiece else _byte_level_pre(where, stored)
@@ -153,7 +162,10 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
 
 def _tokenizer(file: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_padding()  # neither is the model's, and both may be of any size
+        tokenizer.no_truncation()
+        return tokenizer
     except Exception as error:  # the tokenizers package raises bare Exception
         reason = " ".join(str(error).split())
         raise ConversionError(f"{file}: the tokenizers package cannot read it: {reason}") from None
@@ -234,7 +246,8 @@ def _sentencepiece_pre(where: str, stored: dict[str, Any]) -> str:
         kinds = {
             part.get("type") for part in (step or {}).get("normalizers", [step]) if isinstance(part, dict)
         }
-        if not kinds <= {"Prepend", "Replace", "Metaspace"}:
+        regex = '"Regex"' in json.dumps(step)  # it could match for ever
+        if regex or not kinds <= {"Prepend", "Replace", "Metaspace"}:
             raise ConversionError(f"{where}: llama.cpp's SentencePiece model has no {json.dumps(step)[:200]}")
     return "default"
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from edge import ggml
 from edge.checkpoint import StoredTensor
 from edge.errors import CheckpointError, ConversionError
+from edge.floats import narrow, widen
 from edge.output import write_at
 from edge.plan import Array, TensorPlan
 from edge.progress import Progress
@@ -113,34 +114,22 @@ def _write(descriptor: int, block: _Block) -> int:
     return values.nbytes
 
 
-def widen(values: Array, dtype: str) -> npt.NDArray[np.float32]:
-    """Floats as float32, without loss. A bfloat16 is the upper half of one."""
-    if dtype == "BF16":
-        bits: npt.NDArray[np.uint32] = np.left_shift(values, 16, dtype=np.uint32)
-        return bits.view(np.float32)
-    return values.astype(np.float32, copy=False)
-
-
 def _cast(values: Array, dtype: str, kind: str, part: StoredTensor | None) -> Array:
-    """Values in another float type. Raises CheckpointError for NaN or Inf, ConversionError beyond float16's range."""
+    """Values in another float type. Raises CheckpointError for NaN or Inf, ConversionError beyond its range."""
     bits: Array = values.view(np.uint32 if dtype == "F32" else np.uint16)
     if (np.bitwise_and(bits, _EXPONENT[dtype]) == _EXPONENT[dtype]).any():
         where = "the computed values" if part is None else f"{part.file}: {part.name}"
         raise CheckpointError(f"{where} holds NaN or Inf; the checkpoint is broken")
     if dtype == kind:
         return values
-    wide = widen(values, dtype)
-    if kind == "F32":
-        return wide
-    if kind == "F16":
-        with np.errstate(over="ignore"):
-            narrow = wide.astype(np.float16)
-        if np.isinf(narrow).any():
-            where = "" if part is None else f"{part.file}: {part.name} "
-            raise ConversionError(f"{where}exceeds float16's range; convert to BF16 or F32 instead")
-        return narrow
-    full = wide.view(np.uint32)
-    return ((full + 0x7FFF + ((full >> 16) & 1)) >> 16).astype(np.uint16)  # round to nearest, ties to even
+    result = narrow(widen(values, dtype), kind)
+    if not np.isfinite(widen(result, kind)).all():
+        where = "" if part is None else f"{part.file}: {part.name} "
+        others = (
+            "float16's range; convert to BF16 or F32" if kind == "F16" else "bfloat16's range; convert to F32"
+        )
+        raise ConversionError(f"{where}exceeds {others} instead")
+    return result
 
 
 def _where(block: _Block) -> str:

@@ -4,7 +4,7 @@
 pip download --no-binary :all: --no-deps llama-cpp-python==0.3.36 && tar xf llama_cpp_python-0.3.36.tar.gz
 python scripts/compare_with_llama_cpp.py llama_cpp_python-0.3.36/vendor/llama.cpp CHECKPOINT [CHECKPOINT ...]
 
-The peer: convert_hf_to_gguf.py of these sources (it wants torch and transformers), to the checkpoint's own dtype, then
+The peer: convert_hf_to_gguf.py of these sources (it wants torch, transformers and sentencepiece), to the checkpoint's own dtype, then
 llama_model_quantize of the installed library, or the binary named by `--llama-quantize`. With `--imatrix FILE` every
 type is compared with that importance matrix too; a matrix belongs to one model, so give one checkpoint then. Without
 the binary the matrix' values are prepared by edge for both sides.

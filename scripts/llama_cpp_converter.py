@@ -3,8 +3,8 @@
 
 python scripts/llama_cpp_converter.py LLAMA_CPP PRE ARGUMENT ...
 
-LLAMA_CPP: its sources; PRE: the name, such as lfm2; the arguments are the converter's own. It wants torch and
-transformers. A process of its own, since its gguf package is newer than the one that edge uses.
+LLAMA_CPP: its sources; PRE: the name, such as lfm2; the arguments are the converter's own. It wants torch,
+transformers and sentencepiece. A process of its own, since its gguf package is newer than the one that edge uses.
 """
 
 import sys

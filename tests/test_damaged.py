@@ -247,6 +247,24 @@ def gap(folder: Path) -> None:
     write_weights(folder / "model.safetensors", entries, bytes(64) + data)
 
 
+def sparse_embeddings(folder: Path) -> None:
+    """5,000,000 tokens of zeros, which take no disk, in the config and in the weights."""
+    config(vocab_size=5_000_000)(folder)
+    entries, data = read_weights(folder)
+    size = 5_000_000 * 256 * 2
+    at = len(data)
+    name = "model.embed_tokens.weight"
+    begin, end = entries[name]["data_offsets"]
+    entries["unused.rotary_emb.inv_freq"] = {
+        "dtype": "U8",
+        "shape": [end - begin],
+        "data_offsets": [begin, end],
+    }
+    entries[name].update(shape=[5_000_000, 256], data_offsets=[at, at + size])
+    write_weights(folder / "model.safetensors", entries, data)
+    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size + size)
+
+
 def longer(folder: Path) -> None:
     with (folder / "model.safetensors").open("ab") as file:
         file.write(bytes(100))
@@ -424,6 +442,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     ),
     "a vocabulary of 2**31": (config(vocab_size=1 << 31), "vocab_size is 2147483648, not an integer"),
     "a vocabulary of 2**31 - 1": (config(vocab_size=(1 << 31) - 1), "config.json asks for [2147483647, 256]"),
+    "a vocabulary of 5,000,000": (sparse_embeddings, "vocab_size is 5,000,000; edge takes at most 4,194,304"),
     "a million layers": (config(num_hidden_layers=1_000_000), "llama.cpp takes at most 512"),
     "2**31 - 1 layers": (config(num_hidden_layers=(1 << 31) - 1), "llama.cpp takes at most 512"),
     "a million experts": (config(num_experts=1_000_000), "llama.cpp takes at most 1024"),
@@ -447,7 +466,7 @@ CASES: dict[str, tuple[Damage, str]] = {
         "generation_config.json: is not a regular file",
     ),
     # --- the tokenizer ---
-    "a tokenizer without merges": (model(lambda m: m.update(merges=[])), "merges"),
+    "a tokenizer without merges": (model(lambda m: m.update(merges=[])), "tokenizer.json: has no merges"),
     "merges of tokens that are not there": (
         model(lambda m: m["merges"].append(["not", "there"])),
         "the tokenizers package cannot read it",

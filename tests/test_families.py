@@ -7,6 +7,8 @@ The bits against llama.cpp's own converter: scripts/compare_families.py, with do
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ import pytest
 from conftest import random_folder
 from gguf import GGUFReader
 from test_logits import assert_same_logits, same_logits
+from test_placement import ALLOCATE
 
 from edge.checkpoint import open_checkpoint
 from edge.convert import convert
 from edge.errors import ConversionError
 from edge.families import FAMILIES, make_plan
+from edge.footprint import buffers, read_shape
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -245,6 +249,23 @@ def test_norms_are_offset_in_float32(tmp_path: Path, one_thread: None) -> None:
     exact = stored.to(torch.float64).numpy() + 1
     assert np.array_equal(written, exact.astype(np.float32))
     assert not np.array_equal(written, (stored + 1).to(torch.float32).numpy())
+
+
+@pytest.mark.parametrize("name", ["qwen35-mtp", "gemma3", "gemma4-31b"])
+def test_estimates_agree_with_what_llama_cpp_allocates(name: str, tmp_path: Path, one_thread: None) -> None:
+    """Cache and state to the log's two digits: delta nets have no keys, an MTP layer is not loaded."""
+    path = convert(family(name), quant="BF16", out=tmp_path / "x.gguf").path
+    run = subprocess.run(
+        [sys.executable, "-c", ALLOCATE, str(path), "1024,2,512,1,0"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kv_cache, state, compute, output = (float(number) * 2**20 for number in run.stdout.split())
+    need = buffers(read_shape(path), 1024)
+    for estimate, allocated in ((need.kv_cache, kv_cache), (need.state, state), (need.output, output)):
+        assert estimate == pytest.approx(allocated, abs=2**20 / 100)
+    assert need.compute == pytest.approx(compute, abs=1e6)
 
 
 # --- what llama.cpp would run wrongly, or end the process over ---

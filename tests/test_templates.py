@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from edge.errors import PromptError
 from edge.prompt import Rendered, prompt_source, render_chat_template, render_prompt
+from edge.template import find_hostile
 
 ROOT = Path(__file__).resolve().parents[1]
 THOUGHT = "<think>\nI should list the files first.\n</think>\n"
@@ -396,6 +397,35 @@ def test_hostile_templates_take_little_memory() -> None:
     assert run.returncode == 0, run.stderr
     assert [line.partition(":")[0] for line in run.stdout.splitlines()] == [*templates]
     assert "MemoryError" not in run.stdout
+
+
+def test_no_honest_template_is_taken_for_hostile() -> None:
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    for template in (SMOLLM2, *TEMPLATES.values()):
+        assert find_hostile(template, tokens) is None
+    for name, template in FEATURES.items():
+        reason = find_hostile(template, tokens)
+        assert (reason is not None) == name.startswith("private"), (name, reason)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        # The other two are no templates that could be used: the one names what is not there, the other a type's error.
+        *(text for name, text in HOSTILE.items() if name not in ("lipsum", "join of itself")),
+        "{{ ''.__class__ }}",
+        "{{ ''['__cla' ~ 'ss__'].mro() }}",
+        "{% if messages | length > 99 %}{{ x['__globals__'] }}{% endif %}",
+        "{% if false %}{{ x | attr('__init__') }}{{ [x] | map(attribute='y.__class__') | list }}{% endif %}",
+        "{% if messages[-1].role == 'user' and messages | length > 2 %}{{ 'a' * 9999999999 }}{% endif %}",
+    ],
+)
+def test_hostile_templates_are_found(template: str) -> None:
+    start = time.process_time()
+    reason = find_hostile(template, {})
+    assert reason
+    assert "\n" not in reason
+    assert time.process_time() - start < 30
 
 
 def test_a_stopped_template_leaves_the_next_one_alone() -> None:
