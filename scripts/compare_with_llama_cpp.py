@@ -6,8 +6,8 @@ python scripts/compare_with_llama_cpp.py llama_cpp_python-0.3.36/vendor/llama.cp
 
 The peer: convert_hf_to_gguf.py of these sources (it wants torch, transformers and sentencepiece), to the checkpoint's
 own dtype, then llama_model_quantize of the installed library, or the binary named by `--llama-quantize`. With
-`--imatrix FILE` every type is compared with that importance matrix too; a matrix belongs to one model, so give one checkpoint then. Without
-the binary the matrix' values are prepared by edge for both sides.
+`--imatrix FILE` every type is compared with that importance matrix too; a matrix belongs to one model, so give one
+checkpoint then. Without the binary the matrix' values are prepared by edge for both sides.
 
 What is done for the peer's sake: where it does not know a tokenizer's hash, it gets the pre-tokenizer that edge found
 from the structure of tokenizer.json; experts that a checkpoint keeps in one tensor are taken apart for it where it asks
