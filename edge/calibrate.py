@@ -10,6 +10,7 @@ Text: cut into chunks as llama-imatrix cuts it, each read in an empty cache and 
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -167,6 +168,8 @@ def calibrate(
     place, through = place_of(out)
     if through:
         raise ModelFileError(f"{out}: is not a regular file; choose another name with --out")
+    if any(os.path.realpath(path) == str(place) for path in (model, rows, text) if path is not None):
+        raise ModelFileError(f"{out}: is what it would be made from; choose another name with --out")
     begin = time.monotonic()
     file = read_model_file(model)
     work = from_text(file, Path(text), chunk) if text else from_rows(file, Path(rows or ""), context)

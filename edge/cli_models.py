@@ -69,22 +69,25 @@ def convert(
 
     from edge.convert import convert as run_convert
 
-    done = run_convert(
-        source,
-        quant=quant,
-        out=out,
-        imatrix=imatrix,
-        calibrate=calibrate,
-        lora=lora,
-        tensor_types=overrides,
-        output_tensor_type=output_tensor_type,
-        token_embedding_type=token_embedding_type,
-        revision=revision,
-        offline=offline,
-        check=check,
-        threads=threads,
-        progress=True,
-    )
+    try:
+        done = run_convert(
+            source,
+            quant=quant,
+            out=out,
+            imatrix=imatrix,
+            calibrate=calibrate,
+            lora=lora,
+            tensor_types=overrides,
+            output_tensor_type=output_tensor_type,
+            token_embedding_type=token_embedding_type,
+            revision=revision,
+            offline=offline,
+            check=check,
+            threads=threads,
+            progress=True,
+        )
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or "interrupted; nothing was written") from None
     for warning in done.warnings:
         note(warning)
     typer.echo(

@@ -6,6 +6,7 @@ tokenizes as the checkpoint does, and to choose each tensor's type.
 """
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -27,12 +28,13 @@ from edge.header import Placed, write_header
 from edge.lora import merge_lora
 from edge.machine import physical_cores
 from edge.modelfile import read_model_file, sha256
-from edge.output import allocate, whole_file
+from edge.output import allocate, temporary_file, whole_file
 from edge.paths import model_folder
 from edge.plan import Plan, TensorPlan
 from edge.progress import bar
 from edge.prompt import render_chat_template
 from edge.quantize import choose_types
+from edge.replay import read_rows
 from edge.template import find_hostile
 from edge.vocabulary import Vocabulary, check_tokenization, make_vocabulary
 from edge.weights import FLOATS, Output, write_weights
@@ -112,10 +114,10 @@ def convert(
     `out` is a file or a folder, by default models/<name>-<quant>.gguf; a link is followed and stays. `imatrix`: a
     GGUF from `edge imatrix` or llama-imatrix; `calibrate`: replay rows to make one from first, which stays beside the
     output as <out>.imatrix. For that the checkpoint is written in its own dtype too, and removed. `lora`: the folder
-    of an adapter to merge. `tensor_types`:
-    (regular expression, type) pairs that go before the mixture's choice, as do the two types for the output matrix
-    and the token embeddings; types are ggml's, such as q6_k. `check` compares llama.cpp's tokenization with the
-    tokenizers package before anything is quantized. `progress` draws a bar on a terminal's stderr.
+    of an adapter to merge. `tensor_types`: (regular expression, type) pairs that go before the mixture's choice, as
+    do the two types for the output matrix and the token embeddings; types are ggml's, such as q6_k. `check` compares
+    llama.cpp's tokenization with the tokenizers package before anything is quantized. `progress` draws a bar on a
+    terminal's stderr.
 
     Raises CheckpointError, ConversionError, each before or instead of any output.
     """
@@ -139,8 +141,9 @@ def convert(
     plan = make_plan(checkpoint)
     vocabulary = make_vocabulary(checkpoint, plan.n_vocab)
     out, place = _place(out, f"{checkpoint.name}-{wish.shown}.gguf")
-    if calibrate is not None:
-        imatrix = _calibrated(checkpoint, lora, place, Path(calibrate), threads, progress)
+    inputs = [*(tensor.file for tensor in checkpoint.tensors.values()), checkpoint.folder / "tokenizer.json"]
+    inputs += [Path(path) for path in (imatrix, calibrate) if path is not None]
+    _check_distinct(out, place, inputs)
     warnings = [
         *checkpoint.notes,
         *plan.notes,
@@ -148,49 +151,55 @@ def convert(
         *vocabulary.warnings,
     ]
     try:
+        if calibrate is not None:
+            imatrix = _calibrated(
+                checkpoint, plan, vocabulary, place, Path(calibrate), check, threads, progress
+            )
         with whole_file(place) as (temporary, descriptor):
             warnings += _write(
                 temporary, descriptor, checkpoint, plan, vocabulary, wish, imatrix, check, threads, progress
             )
-            bits_per_weight = read_model_file(temporary).bits_per_weight
+            model, digest = read_model_file(temporary), sha256(temporary)
     except OSError as error:
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
     return Converted(
         path=out,
         quant=wish.shown,
-        n_bytes=out.stat().st_size,
-        bits_per_weight=bits_per_weight,
-        sha256=sha256(out),
+        n_bytes=model.n_bytes,
+        bits_per_weight=model.bits_per_weight,
+        sha256=digest,
         seconds=time.monotonic() - begin,
         warnings=tuple(warnings),
     )
 
 
+def _check_distinct(out: Path, place: Path, inputs: Sequence[Path]) -> None:
+    """Raises ConversionError where the output is a file that it would be made from."""
+    if any(os.path.realpath(path) == str(place) for path in inputs):
+        raise ConversionError(f"{out}: is what it would be made from; choose another name with --out")
+
+
 def _calibrated(
     checkpoint: Checkpoint,
-    lora: str | Path | None,
+    plan: Plan,
+    vocabulary: Vocabulary,
     place: Path,
     rows: Path,
+    check: bool,
     threads: int | None,
     progress: bool,
 ) -> Path:
     """The importance matrix of a checkpoint from replay rows. An interrupted one goes on where it was."""
     from edge.calibrate import calibrate
 
-    matrix, floats = place.with_name(place.name + ".imatrix"), place.with_name(place.name + ".floats")
-    try:
-        convert(
-            checkpoint.folder,
-            quant=checkpoint.dtype,
-            lora=lora,
-            out=floats,
-            threads=threads,
-            progress=progress,
-        )
+    read_rows(rows)  # what is wrong with them shows before the work
+    matrix = place.with_name(place.name + ".imatrix")
+    _check_distinct(matrix, Path(os.path.realpath(matrix)), [rows])
+    wish = _Wish(checkpoint.dtype, (), None, None)
+    with temporary_file(place) as (floats, descriptor):
+        _write(floats, descriptor, checkpoint, plan, vocabulary, wish, None, check, threads, progress)
         with bar("calibrating", show=progress, unit="tokens") as watch:
             done = calibrate(floats, matrix, rows=rows, threads=threads, progress=watch)
-    finally:
-        floats.unlink(missing_ok=True)
     if progress:
         print(done, file=sys.stderr)
     return matrix
@@ -246,7 +255,7 @@ def _write(
     )  # a hole, where the file system has them: llama.cpp looks that the data is there
     if check:
         _check(path, checkpoint)
-    importance, described, warnings = _importance(imatrix)
+    importance, described, warnings = _importance(imatrix, plan)
     if wish.quant not in FLOATS:
         types = choose_types(
             path,
@@ -261,6 +270,11 @@ def _write(
             raise ConversionError(
                 f"llama-cpp-python {llama_cpp.__version__} does not tell which types it chooses; install 0.3.36"
             )
+        warnings += [
+            f"--tensor-type {pattern}: no tensor has it in its name"
+            for pattern, _ in wish.overrides
+            if not any(re.search(pattern, name) for name in by_name)
+        ]
         sized = [(by_name[name], ggml.types()[chosen]) for name, chosen in types.types.items()]
         if types.fallbacks:
             warnings.append(
@@ -318,6 +332,7 @@ def _header(
 
 def _importance(
     imatrix: str | Path | None,
+    plan: Plan,
 ) -> tuple[Mapping[str, npt.NDArray[np.float32]], list[tuple[str, int | str]], list[str]]:
     """The weights of each tensor's columns by its name, what the file's metadata says of them, warnings."""
     if imatrix is None:
@@ -325,7 +340,20 @@ def _importance(
     from edge.imatrix import read_imatrix
 
     matrix = read_imatrix(imatrix)
-    return matrix.weights(), matrix.metadata(str(imatrix)), []
+    weights = matrix.weights()
+    wanted = {t.name for t in plan.tensors if len(t.shape) > 1 and not t.f32 and t.name.startswith("blk.")}
+    missing = wanted - weights.keys()
+    if missing == wanted:
+        raise ConversionError(
+            f"{imatrix}: has no entry for any tensor of this model: it was made for another model"
+        )
+    warnings = []
+    if missing:
+        warnings.append(
+            f"{imatrix} has no entry for {len(missing)} of {len(wanted)} tensors, such as {min(missing)}; they are "
+            "quantized without"
+        )
+    return weights, matrix.metadata(str(imatrix)), warnings
 
 
 def _tensor_importance(

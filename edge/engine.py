@@ -190,7 +190,7 @@ class Engine:
         self._free_context()
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = cells
-        params.n_batch = params.n_ubatch = self.batch
+        params.n_batch = params.n_ubatch = max(self.batch, sequences)  # llama.cpp asserts it
         params.n_seq_max = sequences
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = self.threads

@@ -106,8 +106,9 @@ class Inspection:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing wrong was found."""
-        return not self.problems and not (self.comparison and self.comparison.different)
+        """Whether nothing wrong was found, and all was compared that was to be."""
+        compared = self.comparison
+        return not self.problems and not (compared and (compared.different or compared.skipped))
 
     def to_json(self) -> str:
         data = asdict(self)

@@ -17,9 +17,22 @@ if sys.platform != "win32":
 def whole_file(place: Path) -> Iterator[tuple[Path, int]]:
     """A temporary file beside `place`, its path and an open descriptor; renamed to `place` if nothing is raised.
 
-    What was at `place` stays until then. A process that was killed leaves its temporary file; the next call for
-    the same place removes it: a lock, which the system takes from a dead process, tells whether it is in use.
-    Raises OSError.
+    What was at `place` stays until then. Raises OSError.
+    """
+    with temporary_file(place) as (temporary, descriptor):
+        yield temporary, descriptor
+        os.fsync(descriptor)  # a crash of the machine must not leave an empty file under the name
+        if sys.platform == "win32":  # nothing that is open can be renamed there
+            os.close(descriptor)
+        os.replace(temporary, place)
+
+
+@contextlib.contextmanager
+def temporary_file(place: Path) -> Iterator[tuple[Path, int]]:
+    """A temporary file beside `place`, its path and an open descriptor; removed at the end, unless it was renamed.
+
+    A process that was killed leaves its temporary file; the next call for the same place removes it: a lock, which
+    the system takes from a dead process, tells whether it is in use. Raises OSError.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(place)
@@ -32,15 +45,11 @@ def whole_file(place: Path) -> Iterator[tuple[Path, int]]:
             if _lock(descriptor) is False or not temporary.exists():
                 continue  # between these lines another process took it for a leftover
             yield temporary, descriptor
-            os.fsync(descriptor)  # a crash of the machine must not leave an empty file under the name
-            if sys.platform == "win32":  # nothing that is open can be renamed there
-                os.close(descriptor)
-                descriptor = None
-            os.replace(temporary, place)
             return
         finally:
             if descriptor is not None:
-                os.close(descriptor)
+                with contextlib.suppress(OSError):  # closed already, where nothing open can be renamed
+                    os.close(descriptor)
             temporary.unlink(missing_ok=True)
 
 

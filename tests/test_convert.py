@@ -453,6 +453,14 @@ def test_aliases_of_types(random_small_moe_folder: Path, out: Path) -> None:
         assert read_model_file(done.path).file_type == quant
 
 
+def test_output_that_is_an_input_is_refused(folder: Path) -> None:
+    for name in ("model.safetensors", "tokenizer.json"):
+        before = (folder / name).read_bytes()
+        with pytest.raises(ConversionError, match="is what it would be made from"):
+            convert(folder, quant="BF16", out=folder / name)
+        assert (folder / name).read_bytes() == before
+
+
 def test_failure_keeps_the_older_file(folder: Path, out: Path) -> None:
     path = convert(folder, quant="BF16", out=out / "x.gguf").path
     before = path.read_bytes()

@@ -326,7 +326,7 @@ def test_importance_matrix_from_convert_to_inspect(
     assert found.calibration["text"] == "rows.jsonl"
     assert found.calibration["chunks"] == "40"
     without = inspect(path, source=random_small_moe_folder, threads=1)
-    assert without.ok
+    assert not without.ok  # most was not compared
     assert without.comparison is not None
     floats = sum(tensor.type == "F32" for tensor in found.tensors)
     assert (without.comparison.equal, len(without.comparison.skipped)) == (

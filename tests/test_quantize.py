@@ -189,3 +189,41 @@ def test_a_matrix_of_another_model_is_refused(
     ):
         convert(random_small_moe_folder, quant="IQ2_XS", out=tmp_path / "x.gguf", imatrix=matrix)
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_matrix_without_an_entry_for_the_model_is_refused(
+    random_small_moe_folder: Path, tmp_path: Path
+) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "imatrix.gguf", "")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["random"])
+    writer.add_uint32("imatrix.chunk_count", 3)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    writer.add_tensor("zz.0.ffn_up.weight.in_sum2", np.ones((1, 256), np.float32))
+    writer.add_tensor("zz.0.ffn_up.weight.counts", np.ones((1, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ConversionError, match="has no entry for any tensor of this model"):
+        convert(
+            random_small_moe_folder, out=tmp_path / "x.gguf", imatrix=tmp_path / "imatrix.gguf", check=False
+        )
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_calibrated_in_one_go(tiny_folder: Path, tmp_path: Path) -> None:
+    """As with the matrix made first; nothing but the output and the matrix stays; no input is ever overwritten."""
+    lines = (tiny_folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(lines[:4]) + "\n", encoding="utf-8")
+    one = convert(tiny_folder, quant="Q2_K_S", out=tmp_path / "a.gguf", calibrate=rows, threads=1)
+    matrix = tmp_path / "a.gguf.imatrix"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "a.gguf.imatrix", "rows.jsonl"]
+    two = convert(tiny_folder, quant="Q2_K_S", out=tmp_path / "b.gguf", imatrix=matrix, threads=1)
+    assert contents(one.path) == contents(two.path)
+    for options in ({"calibrate": rows, "out": rows}, {"imatrix": matrix, "out": matrix}):
+        before = options["out"].read_bytes()
+        with pytest.raises(ConversionError, match="is what it would be made from"):
+            convert(tiny_folder, quant="Q4_0", **options)
+        assert options["out"].read_bytes() == before
