@@ -32,16 +32,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from edge.checkpoint import open_checkpoint
 from edge.families import make_plan
 from edge.machine import memory, physical_cores
 from edge.markdown import table
-from edge.modelfile import read_tensors
 from edge.vocabulary import make_vocabulary
 
-CONVERTER = Path(__file__).resolve().parent.parent / "scripts" / "llama_cpp_converter.py"
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+CONVERTER = SCRIPTS / "llama_cpp_converter.py"
+sys.path.insert(0, str(SCRIPTS))
 
 
 @dataclass(frozen=True)
@@ -120,19 +119,9 @@ def warm(files: list[Path]) -> None:
                     pass
 
 
-def equal(ours: Path, theirs: Path) -> bool:
-    """Whether two GGUFs have the same tensors, in types, shapes and bits."""
-    left = {tensor.name: tensor for tensor in read_tensors(ours)}
-    right = {tensor.name: tensor for tensor in read_tensors(theirs)}
-    maps = np.memmap(ours, np.uint8, "r"), np.memmap(theirs, np.uint8, "r")
-    return left.keys() == right.keys() and all(
-        (a.type, a.shape) == (b.type, b.shape)
-        and np.array_equal(maps[0][a.offset : a.offset + a.n_bytes], maps[1][b.offset : b.offset + b.n_bytes])
-        for a, b in ((left[name], right[name]) for name in left)
-    )
-
-
 def main() -> None:
+    from compare_with_llama_cpp import tensor_differences
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -183,7 +172,7 @@ def main() -> None:
         sizes = {
             name: path.stat().st_size for name, path in (("edge", ours), ("peer", theirs), ("floats", floats))
         }
-        same = equal(ours, theirs)
+        same = not tensor_differences(ours, theirs)
     both = [a.then(b) for a, b in zip(steps["convert_hf_to_gguf.py"], steps["llama-quantize"], strict=True)]
     steps["llama.cpp, both steps"] = both
     lines = []

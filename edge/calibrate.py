@@ -26,7 +26,7 @@ from edge.corpus import Corpus, from_rows, from_text
 from edge.errors import EdgeError, ModelFileError
 from edge.footprint import BATCH
 from edge.imatrix import Imatrix, Sums, replacing, write_imatrix
-from edge.machine import physical_cores
+from edge.machine import MAX_THREADS, physical_cores
 from edge.markdown import table
 from edge.modelfile import ModelFile, read_model_file, sha256
 from edge.result import check_place, place_of
@@ -37,7 +37,6 @@ RARE = 64
 values is off by sqrt(2 / 64) = 18 % (one standard deviation), of activations, whose tails are heavier, by more."""
 
 MOST_HELD = 32  # states held for later rows; in a deeper tree the shallowest is read again, not counted again
-_MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _MAGIC = b"edge calibration 1 "
 
 Progress = Callable[[int, int], None]
@@ -159,7 +158,7 @@ def calibrate(
     threads = threads or physical_cores()
     for name, value, least, most in (
         ("chunk", chunk, 2, 1 << 30),
-        ("threads", threads, 1, _MAX_THREADS),
+        ("threads", threads, 1, MAX_THREADS),
         ("context", context or 2, 2, 1 << 30),
     ):
         if not least <= value <= most:

@@ -26,7 +26,7 @@ from edge.families import make_plan
 from edge.footprint import size
 from edge.header import Placed, write_header
 from edge.lora import merge_lora
-from edge.machine import physical_cores
+from edge.machine import MAX_THREADS, physical_cores
 from edge.modelfile import read_model_file, sha256
 from edge.output import allocate, temporary_file, whole_file
 from edge.paths import model_folder
@@ -58,8 +58,6 @@ _ALIASES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q
 # asks for one for fewer types.
 _LOW_BIT = ("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s")
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
-
-_MAX_THREADS = 512  # GGML_MAX_N_THREADS
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,8 @@ def convert(
             f"{wish.quant} needs an importance matrix: give one with --imatrix, or rows to make it from with "
             "--calibrate, or take Q2_K or larger"
         )
-    if threads is not None and not 1 <= threads <= _MAX_THREADS:
-        raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {_MAX_THREADS}")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
     _place(out, f"model-{wish.shown}.gguf")  # before anything is fetched
     checkpoint = open_checkpoint(source, revision=revision, offline=offline)
     if lora is not None:
@@ -224,9 +222,8 @@ def _wish(
 
     return _Wish(
         name,
-        tuple(
-            (pattern.lower(), number(kind)) for pattern, kind in tensor_types
-        ),  # llama-quantize lowers it too
+        # llama-quantize lowers the pattern too
+        tuple((pattern.lower(), number(kind)) for pattern, kind in tensor_types),
         None if output_type is None else number(output_type),
         None if embedding_type is None else number(embedding_type),
     )
@@ -250,9 +247,8 @@ def _write(
     placed, n_bytes = _header(path, checkpoint, plan, vocabulary, sized, kind)
     # No type has less than a bit for a weight.
     _check_disk(path.parent, n_bytes if wish.quant in FLOATS else sum(t.n_values for t in plan.tensors) // 8)
-    os.truncate(
-        path, n_bytes
-    )  # a hole, where the file system has them: llama.cpp looks that the data is there
+    # A hole, where the file system has them: llama.cpp looks that the data is there.
+    os.truncate(path, n_bytes)
     if check:
         _check(path, checkpoint)
     importance, described, warnings = _importance(imatrix, plan)
@@ -297,7 +293,7 @@ def _write(
     allocate(descriptor, n_bytes)
     text = f"writing {kind}" if wish.quant in FLOATS else f"quantizing to {wish.quant}"
     with bar(text, show=progress, unit="bytes") as watch:
-        write_weights(descriptor, outputs, threads or min(physical_cores(), _MAX_THREADS), watch)
+        write_weights(descriptor, outputs, threads or min(physical_cores(), MAX_THREADS), watch)
     return warnings
 
 

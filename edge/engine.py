@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edge import llama
 from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.footprint import BATCH, MAX_SEQUENCES
-from edge.machine import physical_cores
+from edge.machine import MAX_THREADS, physical_cores
 from edge.tree import common_length, distinct_tokens
 
 Logits = NDArray[np.float32]
@@ -40,7 +40,6 @@ KV_TYPES = {
 # Cells beyond a prompt's own that answers beside it may hold. Without a GPU attention runs over all cells in use,
 # whoever's they are: with two long prompts in the cache, every token of both pays for both.
 _FOREIGN = 512
-_MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ class Engine:
     ) -> None:
         self._model = self._context = self._memory = None  # for __del__, where the next lines raise
         threads = threads or physical_cores()
-        if not 1 <= threads <= _MAX_THREADS:
-            raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {_MAX_THREADS}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
         if batch < 1:
             raise EdgeError(f"a batch of {batch} tokens: it must be at least 1")
         if kv_type not in KV_TYPES:

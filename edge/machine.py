@@ -17,6 +17,9 @@ from pathlib import Path
 DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "meta")
 
 
+MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
+
+
 @dataclass(frozen=True)
 class Memory:
     """Main memory in bytes, already lowered to the limit of the container that we run in."""
