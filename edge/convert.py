@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,7 +269,7 @@ def _write(
         warnings += [
             f"--tensor-type {pattern}: no tensor has it in its name"
             for pattern, _ in wish.overrides
-            if not any(re.search(pattern, name) for name in by_name)
+            if not _matches(pattern, by_name)
         ]
         sized = [(by_name[name], ggml.types()[chosen]) for name, chosen in types.types.items()]
         if types.fallbacks:
@@ -295,6 +295,14 @@ def _write(
     with bar(text, show=progress, unit="bytes") as watch:
         write_weights(descriptor, outputs, threads or min(physical_cores(), MAX_THREADS), watch)
     return warnings
+
+
+def _matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a regular expression is found in a name; so be it for one that llama.cpp takes and Python does not."""
+    try:
+        return any(re.search(pattern, name) for name in names)
+    except re.error:
+        return True
 
 
 def _check_disk(folder: Path, needed: int) -> None:
