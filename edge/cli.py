@@ -6,12 +6,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from edge import __version__
 from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
+from edge.cli_results import compare, print_scores, score
 from edge.errors import ContextError, EdgeError, PromptError
 
 if TYPE_CHECKING:
@@ -275,44 +276,11 @@ def evaluate(
         )
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
-    _print_scores(result, out)
+    print_scores(result, out)
 
 
-@app.command()
-def score(
-    predictions: Annotated[
-        Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines with task_id, step_idx and pred_text.")
-    ],
-    replay: Annotated[Path, typer.Option("--replay", "-r", help="The replay rows that were answered.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
-    model: Annotated[str | None, typer.Option(help="The model's name, for the result.")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Leave out rows without a prediction.")] = False,
-) -> None:
-    """Score answers that another engine has written."""
-    from edge.score import score as run_score
-
-    _print_scores(run_score(predictions, replay, out, model=model, partial=partial), out)
-
-
-@app.command()
-def compare(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Result JSONs.")],
-    reference: Annotated[
-        str,
-        typer.Option("--reference", help="A result JSON, or a known model's name for its published figures."),
-    ],
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the comparison as JSON too.")] = None,
-) -> None:
-    """Compare results with a reference, step by step."""
-    from edge.compare import compare as run_compare
-    from edge.result import check_place
-
-    if json_out is not None:
-        check_place(json_out)
-    comparison = run_compare(results, reference)
-    if json_out is not None:
-        comparison.write_json(json_out)
-    typer.echo(comparison.to_markdown())
+app.command()(score)
+app.command()(compare)
 
 
 @app.command()
@@ -364,14 +332,6 @@ def _note_fallback(model: Path, rendered: "Rendered") -> None:
 def _shown(text: str) -> str:
     """The action's JSON with the control characters that it may hold raw, and a terminal may obey, as escapes."""
     return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def _print_scores(result: dict[str, Any], out: Path) -> None:
-    figures = result["aggregate"]
-    typer.echo(
-        f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
-        f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
-    )
 
 
 def _version(wanted: bool) -> None:

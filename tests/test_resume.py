@@ -20,7 +20,7 @@ from edge.journal import Journal
 from edge.paths import embedded_rows
 from edge.result import step_key
 
-ROWS = 40
+ROWS = 80
 ARGUMENTS = {"--limit": ROWS, "--max-tokens": 48, "--parallel": 1, "--threads": 1}
 OF_ONE_RUN = {"timestamp", "load_time_sec", "gen_time_sec", "avg_sec_per_step", "engine"}
 
@@ -115,35 +115,34 @@ def interrupted(tiny_q4: Path, tmp_path_factory: pytest.TempPathFactory) -> Inte
 
 
 def test_kill_9_at_twenty_moments(tiny_q4: Path, whole: Whole, tmp_path: Path) -> None:
-    """Moments from all over a run's length, each in a run that goes on with what the one before has left.
+    """Random moments all over a run's length, each in a run that goes on with what the one before has left.
 
-    A moment after the first step is a number of finished steps and a part of the next one, since a run that goes on
-    is sooner there.
+    A moment is a part of the time before a run's first step, or some more steps than there were and a part of the
+    next one: never a time since the start, which a machine that changes its pace would turn into another moment.
     """
     out = tmp_path / "result.json"
     rng = random.Random(20)
     lines = b""
     grew = 0
-    for moment in sorted(rng.uniform(0, whole.began + 0.7 * ROWS * whole.each) for _ in range(20)):
-        part, wanted = rng.random(), int((moment - whole.began) / whole.each)
-        done = steps_in(lines)
+    more_steps = [0] * 8 + [rng.randint(1, 3) for _ in range(12)]
+    rng.shuffle(more_steps)
+    for more in more_steps:
+        part, done = rng.random(), steps_in(lines)
         with start(tiny_q4, out) as process:
-            if wanted > done:
-                wait_for(process, out, wanted)
-                wait_for(process, out, wanted + 1, part * whole.each)
-            else:
-                wait_for(process, out, done + 1, part * whole.began)
+            wait_for(process, out, done + more)
+            wait_for(process, out, done + more + 1, part * (whole.each if more else whole.began))
             process.kill()
             assert process.wait() == -signal.SIGKILL, process.communicate()
         now = whole_lines(out)
         assert now.startswith(lines)
+        assert steps_in(now) >= done + more
         grew += len(now) > len(lines) > 0
         lines = now
         assert not out.exists()
-    assert grew >= 5
+    assert grew >= 11
     steps = [json.loads(line)["step"] for line in lines.splitlines()[1:]]
     done_keys = set(map(step_key, steps))
-    assert 0.5 * ROWS < len(steps) == len(done_keys) < ROWS
+    assert sum(more_steps) <= len(steps) == len(done_keys) < ROWS
 
     assert finish(tiny_q4, out)[0] == 0
     result = read(out)

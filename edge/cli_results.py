@@ -1,0 +1,50 @@
+"""The commands about results: score, compare. Heavy modules are imported where used."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def score(
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines with task_id, step_idx and pred_text.")
+    ],
+    replay: Annotated[Path, typer.Option("--replay", "-r", help="The replay rows that were answered.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
+    model: Annotated[str | None, typer.Option(help="The model's name, for the result.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out rows without a prediction.")] = False,
+) -> None:
+    """Score answers that another engine has written."""
+    from edge.score import score as run_score
+
+    print_scores(run_score(predictions, replay, out, model=model, partial=partial), out)
+
+
+def compare(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Result JSONs.")],
+    reference: Annotated[
+        str,
+        typer.Option("--reference", help="A result JSON, or a known model's name for its published figures."),
+    ],
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the comparison as JSON too.")] = None,
+) -> None:
+    """Compare results with a reference, step by step."""
+    from edge.compare import compare as run_compare
+    from edge.result import check_place
+
+    if json_out is not None:
+        check_place(json_out)
+    comparison = run_compare(results, reference)
+    if json_out is not None:
+        comparison.write_json(json_out)
+    typer.echo(comparison.to_markdown())
+
+
+def print_scores(result: dict[str, Any], out: Path) -> None:
+    """The headline figures of a result, in one line."""
+    figures = result["aggregate"]
+    typer.echo(
+        f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
+        f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
+    )
