@@ -45,12 +45,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="only the first N of those that fit")
     parser.add_argument("--under", type=int, help="only rows whose prompt has fewer tokens")
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--parallel", default="2,4,8", help="answers at once to try, by comma")
+    parser.add_argument("--threads", type=int, help="default: the physical cores")
+    parser.add_argument(
+        "--parallel", default="2,4,8", help="answers at once to try, by comma; 1: none but exact mode"
+    )
     parser.add_argument("--alone", type=int, help="answer only so many rows alone, drawn at random")
     given = parser.parse_args()
 
     def load() -> Runner:
-        return Runner.load(given.model)
+        return Runner.load(given.model, threads=given.threads)
 
     with load() as runner:
         most = min(given.under or sys.maxsize, runner.engine.context_length - given.max_tokens + 1)
@@ -70,12 +73,16 @@ def main() -> None:
 
     exact = together(1)
     drawn = sorted(random.Random(0).sample(range(len(rows)), min(given.alone or len(rows), len(rows))))
-    same = sum(alone(i) == exact[i] for i in drawn)
+    same = 0
+    for done, i in enumerate(drawn, 1):
+        same += alone(i) == exact[i]
+        print(f"\ralone: {done} of {len(drawn)} rows, {same} the same", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     lines = [
         ["alone", f"{same} of {len(drawn)}", ""],
         ["1", f"{len(rows)} of {len(rows)}", f"{score(rows, exact):.2f}"],
     ]
-    for parallel in map(int, given.parallel.split(",")):
+    for parallel in sorted({int(number) for number in given.parallel.split(",")} - {1}):
         answers = together(parallel)
         same = sum(a.text == b.text for a, b in zip(answers, exact, strict=True))
         lines.append([str(parallel), f"{same} of {len(rows)}", f"{score(rows, answers):.2f}"])
