@@ -286,7 +286,7 @@ class Reader:
         llama.start()
         self._collector = _Collector(process_output, stopped)
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._collector)  # kept: ctypes does not
-        model_params = llama_cpp.llama_model_default_params()
+        model_params = llama.model_params()
         model_params.n_gpu_layers = gpu_layers
         offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
         llama.forget_errors()

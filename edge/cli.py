@@ -113,6 +113,7 @@ def run(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell where the model is placed.")] = False,
 ) -> None:
     """Ask for the next action. It is only printed: review it before you run any of it."""
     think_tokens = _think(think)
@@ -167,17 +168,22 @@ def run(
         prompt_ids = runner.encode(rendered.text)
         if len(prompt_ids) + max_tokens <= runner.engine.context_length:
             try:
-                place(
+                placement = place(
                     runner.model_file,
                     [len(prompt_ids)],
                     max_tokens,
                     memory=free,
                     devices=found,
+                    parallel=1,
                     gpu_layers=gpu_layers,
+                    threads=threads,
                     batch=batch,
                     kv_type=kv_type,
-                    flash_attention=flash_attention,
+                    flash_attention=runner.engine.flash_attention,
+                    mmap=mmap,
                 )
+                if not quiet:
+                    typer.echo(placement, err=True)
             except ContextError as error:
                 note(f"{error}; it may be slow, or end for want of memory")
         action = runner.act_on(

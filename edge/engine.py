@@ -120,7 +120,7 @@ class Engine:
         if kv_type != "f16" and flash_attention is False:
             raise EdgeError(f"a cache of type {kv_type} needs flash attention, which was turned off")
         llama.start()
-        params = llama_cpp.llama_model_default_params()
+        params = llama.model_params()
         params.n_gpu_layers = gpu_layers
         if not mmap:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE

@@ -5,6 +5,7 @@ import ctypes
 import signal
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import llama_cpp
 
@@ -23,6 +24,18 @@ def start() -> None:
     """Start llama.cpp's backends, once; call it before anything else of the library."""
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+
+
+def model_params() -> Any:
+    """llama.cpp's defaults for loading a model, but for AMX: with that no weights are laid out anew.
+
+    GCC leaves llama.cpp's tile configuration unfilled, and the first product with weights laid out for AMX ends the
+    process (llama.cpp's pull request 26954). Other layouts for the processor go with it: slower, but it runs.
+    """
+    params = llama_cpp.llama_model_default_params()
+    if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+        params.use_extra_bufts = False
+    return params
 
 
 @contextlib.contextmanager

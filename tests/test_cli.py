@@ -120,13 +120,17 @@ def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -
 
 def test_run_prints_the_action_alone_to_a_pipe(tiny_q4: Path, tmp_path: Path) -> None:
     done = edge("run", "List the files in notes.", "--model", tiny_q4, "--max-tokens", 200)
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("placement: CPU, ")
+    assert "1 answer at once" in done.stderr
     assert list(json.loads(done.stdout)) == ["analysis", "plan", "commands", "task_complete"]
     from_stdin = edge("run", "--model", tiny_q4, "--max-tokens", 200, stdin="List the files in notes.\n")
     assert from_stdin.stdout == done.stdout
     whole = json.loads(
         edge("run", "List the files in notes.", "-m", tiny_q4, "--max-tokens", 200, "--json").stdout
     )
+    quiet = edge("run", "List the files in notes.", "-m", tiny_q4, "--max-tokens", 9, "--json", "--quiet")
+    assert quiet.returncode == 0 and quiet.stderr == ""
     assert whole["text"] == done.stdout.strip() and whole["prompt_tokens"] > 10
     screen = tmp_path / "screen"
     screen.write_text("user@box:~$ ")
