@@ -15,16 +15,23 @@ from typing import Any
 from edge import __version__
 from edge.errors import ContextError, ReplayError
 from edge.journal import Journal, journal_path, rows_sha256
-from edge.machine import devices, memory
+from edge.machine import devices, memory, peak_memory
 from edge.modelfile import ModelFile, read_model_file, sha256
 from edge.placement import Placement, place
 from edge.progress import Watch
 from edge.prompt import Rendered, prompt_source, render_prompt, template_summary
+from edge.provenance import (
+    file_sha256,
+    gguf_provenance,
+    llama_cpp_provenance,
+    provenance,
+    text_sha256,
+)
 from edge.replay import Row, describe, read_rows
 from edge.result import check_place, read_result, step_key, step_result, write_result
 from edge.runner import DEFAULT_MAX_TOKENS, DEFAULT_TEXT_SHARE, GREEDY, MOST_HELD, Runner
 from edge.sampling import Sampling
-from edge.style import StyleName
+from edge.style import StyleName, load_grammar
 from edge.tokens import file_vocabulary
 from edge.tree import depth_held, distinct_tokens, reading_order
 
@@ -99,11 +106,14 @@ def evaluate(
         "text_share": text_share if constrained else None,
         "style": style if constrained else None,
     }
+    hashes = [str(text_sha256(prompt.text)) for prompt in rendered]
     identity = {
         "edge": __version__,
         "llama-cpp-python": version("llama-cpp-python"),
         "model_sha256": sha256(file.path),
         "rows_sha256": rows_sha256(rows),
+        "prompts_sha256": text_sha256("\n".join(hashes)),
+        "grammar_sha256": text_sha256(load_grammar()) if constrained else None,
         **how,
         "parallel": parallel,
         "gpu_layers": gpu_layers,
@@ -114,7 +124,7 @@ def evaluate(
     with Journal.open(journal_path(out), identity) as journal:
         before = len(journal.done)
         try:
-            seconds, work = _replay(file, rows, prompts, placement, journal, how, sampling, quiet)
+            seconds, work = _replay(file, rows, prompts, hashes, placement, journal, how, sampling, quiet)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_far(len(journal.done), len(rows), journal.path)) from None
         head = {
@@ -135,7 +145,17 @@ def evaluate(
                 "skipped_too_long": skipped,
             },
             "prompt_template": template_summary([r.status for r in rendered], [len(p) for p in prompts]),
-            "engine": {**work, **_placement_fields(placement)},
+            "engine": {**work, **_placement_fields(placement), "peak_memory_bytes": peak_memory()},
+            "provenance": provenance(
+                backend="edge",
+                backend_version=__version__,
+                **llama_cpp_provenance(),
+                **gguf_provenance(file.path),
+                grammar_sha256=identity["grammar_sha256"],
+                rows_sha256=identity["rows_sha256"],
+                rows_file_sha256=file_sha256(replay),
+                threads=placement.threads,
+            ),
         }
         result = write_result(out, head, [journal.done[row.key] for row in rows])
         journal.remove()
@@ -146,6 +166,7 @@ def _replay(
     file: ModelFile,
     rows: Sequence[Row],
     prompts: Sequence[Sequence[int]],
+    hashes: Sequence[str],
     placement: Placement,
     journal: Journal,
     how: dict[str, Any],
@@ -200,6 +221,7 @@ def _replay(
                 step = step_result(
                     rows[i],
                     answer.text,
+                    prompt_sha256=hashes[i],
                     thought=answer.thought,
                     finish_reason=answer.finish_reason,
                     prompt_tokens=answer.prompt_tokens,

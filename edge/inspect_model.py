@@ -182,14 +182,14 @@ def inspect(
         )
     return Inspection(
         model=model,
-        types=_types(tensors),
+        types=type_shares(tensors),
         tensors=tuple(tensors),
         header_bytes=min((tensor.offset for tensor in tensors), default=model.n_bytes),
         padding_bytes=sum(end - begin for begin, end in read_padding(path)),
         tokens=_tokens(path, metadata),
         template=_template(prompt_source(path)),
-        origin=_found(metadata, _ORIGIN),
-        calibration=_found(metadata, _CALIBRATION),
+        origin=origin(metadata),
+        calibration=calibration(metadata),
         sha256=sha256(path),
         verified=verify,
         problems=tuple(problems),
@@ -197,8 +197,18 @@ def inspect(
     )
 
 
-def _types(tensors: list[TensorInfo]) -> tuple[TypeShare, ...]:
-    """The types, the largest first."""
+def origin(metadata: dict[str, Any]) -> dict[str, str]:
+    """Where a GGUF comes from, by its metadata: "hub id", "repository", "revision" and the like, as far as told."""
+    return _found(metadata, _ORIGIN)
+
+
+def calibration(metadata: dict[str, Any]) -> dict[str, str]:
+    """What a GGUF's metadata tell of its importance matrix: "matrix", "text", "tensors", "chunks"; {} without one."""
+    return _found(metadata, _CALIBRATION)
+
+
+def type_shares(tensors: list[TensorInfo]) -> tuple[TypeShare, ...]:
+    """The tensors by type, the largest type first."""
     found: dict[str, tuple[int, int, int]] = {}
     for tensor in tensors:
         count, parameters, n_bytes = found.get(tensor.type, (0, 0, 0))

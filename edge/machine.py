@@ -79,6 +79,16 @@ def memory() -> Memory:
     return Memory(total, available)
 
 
+def peak_memory() -> int | None:
+    """The most main memory that this process has had at a time, in bytes, mapped pages included (ru_maxrss)."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes elsewhere
+
+
 def devices() -> list[Device]:
     """The devices of the installed llama.cpp; none where it cannot be loaded."""
     try:

@@ -4,6 +4,7 @@ JSON Lines in UTF-8, one row a step, in the published format. Read strictly: a r
 evaluation before it begins, in one line that names the file and the line.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,16 @@ class Row:
     @property
     def key(self) -> Key:
         return (self.task_id, self.sample_idx, self.step_idx)
+
+
+def row_sha256(row: Row) -> str:
+    """SHA-256 in hexadecimal of what a row asks and what it expects: its messages and `ref_raw`.
+
+    Of JSON text in UTF-8 with sorted keys and without white space, so that a file's own spelling is not in it.
+    """
+    value = {"messages": row.messages, "ref_raw": row.ref_raw}
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def describe(key: Key) -> str:

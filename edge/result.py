@@ -1,7 +1,8 @@
 """The result JSON of an evaluation: built, written whole or not at all, and read with its figures checked.
 
 The names are those of the published vLLM results, so that either side's tools read both. Ours adds the whole
-answer and its counters to each step, and the top-level `engine` with the counters of the run.
+answer, its counters and the SHA-256 of its row and prompt to each step, the top-level `engine` with the counters of
+the run, and `provenance` (edge/provenance.py).
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 
 from edge.errors import ResultError
 from edge.metrics import aggregate, bucket, score_step
-from edge.replay import Key, Row, describe
+from edge.replay import Key, Row, describe, row_sha256
 
 PREVIEW = 1200  # characters of an answer in `pred_preview`, as published
 # What is opened here is where a stream of this process goes, even a file: it is never to be replaced.
@@ -28,7 +29,8 @@ _STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 def step_result(row: Row, pred_text: str, **counters: Any) -> dict[str, Any]:
     """One row of `per_step`: the answer to a row, its score, and what is known of its making.
 
-    `counters`: finish_reason ("stop" or "length"), prompt_tokens, completion_tokens, closed_at_budget and more.
+    `counters`: prompt_sha256 (None where unknown), finish_reason ("stop" or "length"), prompt_tokens,
+    completion_tokens, closed_at_budget and more.
     """
     task_id, sample_idx, step_idx = row.key
     return {
@@ -38,6 +40,8 @@ def step_result(row: Row, pred_text: str, **counters: Any) -> dict[str, Any]:
         "source_group": row.source_group,
         **score_step(pred_text, row.ref_raw, row.step_idx),
         "pred_text": pred_text,
+        "row_sha256": row_sha256(row),
+        "prompt_sha256": None,
         **counters,
     }
 

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ReplayError
+from edge.journal import rows_sha256
+from edge.provenance import file_sha256, provenance
 from edge.replay import Key, by_step, describe, read_key, read_lines, read_rows, text_field, without_sample
 from edge.result import check_place, step_result, write_result
 
-_KEPT = ("finish_reason", "prompt_tokens", "completion_tokens", "closed_at_budget")
+_KEPT = ("finish_reason", "prompt_tokens", "completion_tokens", "closed_at_budget", "prompt_sha256")
 
 
 def score(
@@ -24,7 +26,8 @@ def score(
     finish_reason and the like are kept. NaN and half surrogate pairs are let through, as other engines write them.
     `model` names who wrote them, by default the file's stem. Every row needs a prediction, or a missing answer
     would flatter the score: with `partial` the rows without one are left out, and `engine.rows_missing` says how
-    many. A prediction for no row, or a second one, is an error too.
+    many. `provenance` holds what is known of the rows; a prediction's `prompt_sha256` is kept. A prediction for no
+    row, or a second one, is an error too.
 
     Raises ReplayError that names file, line and step, and ResultError where `out` cannot be written.
     """
@@ -64,5 +67,11 @@ def score(
         "sampling": {"backend": "predictions"},
         "prompt_template": {"template_status": "unknown", "rank_eligible": False, "row_count": len(steps)},
         "engine": {"rows_missing": len(missing)},
+        "provenance": provenance(
+            rows_sha256=rows_sha256(row for row in rows.values() if row.key in found),
+            rows_file_sha256=file_sha256(replay),
+            platform=None,  # where the answers were made is not known
+            cpu=None,
+        ),
     }
     return write_result(out, head, steps)
