@@ -125,11 +125,7 @@ def convert(
         raise ConversionError("an importance matrix is either given or made from rows: name one of the two")
     if wish.quant in FLOATS and (imatrix or calibrate):
         raise ConversionError(f"{wish.shown} is not quantized: an importance matrix is of no use to it")
-    if wish.quant in NEEDS_IMATRIX and imatrix is None and calibrate is None:
-        raise ConversionError(
-            f"{wish.quant} needs an importance matrix: give one with --imatrix, or rows to make it from with "
-            "--calibrate, or take Q2_K or larger"
-        )
+    check_quant(quant, has_imatrix=imatrix is not None or calibrate is not None)
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
     _place(out, f"model-{wish.shown}.gguf")  # before anything is fetched
@@ -203,13 +199,32 @@ def _calibrated(
     return matrix
 
 
+def _type_name(quant: str) -> str:
+    name = _ALIASES.get(quant.upper(), quant.upper())
+    if name not in QUANT_TYPES:
+        raise ConversionError(f"{quant} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
+    return name
+
+
+def check_quant(quant: str, *, has_imatrix: bool) -> str:
+    """A type's name as files carry it: f32, f16, bf16, else llama.cpp's in upper case.
+
+    Raises ConversionError for an unknown one, and for one that needs an importance matrix where there is none.
+    """
+    name = _type_name(quant)
+    if name in NEEDS_IMATRIX and not has_imatrix:
+        raise ConversionError(
+            f"{name} needs an importance matrix: give one with --imatrix, or rows to make it from with "
+            "--calibrate, or take Q2_K or larger"
+        )
+    return name.lower() if name in FLOATS else name
+
+
 def _wish(
     quant: str, tensor_types: Sequence[tuple[str, str]], output_type: str | None, embedding_type: str | None
 ) -> _Wish:
     """The types by their canonical names and numbers. Raises ConversionError: an unknown one."""
-    name = _ALIASES.get(quant.upper(), quant.upper())
-    if name not in QUANT_TYPES:
-        raise ConversionError(f"{quant} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
+    name = _type_name(quant)
     if name in FLOATS and (tensor_types or output_type or embedding_type):
         raise ConversionError(
             f"types of single tensors can be named where the file is quantized, not for {name}"

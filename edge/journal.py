@@ -235,17 +235,21 @@ def _encode(value: object) -> bytes:
 
 
 def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], steps: int) -> None:
+    if changes := differences(before, now):
+        raise ResultError(
+            f"{path}: holds {steps} step{'s' * (steps > 1)} of another evaluation ({changes}): "
+            "run it as before to go on, choose another --out, or delete the journal"
+        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two identities, for people; empty where nothing does."""
     old, new = dict(_flat(before)), dict(_flat(json.loads(_encode(now).decode("utf-8", "surrogatepass"))))
     different = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    if not different:
-        return
     changes = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in different[:4]]
     if len(different) > 4:
         changes.append(f"{len(different) - 4} more differ")
-    raise ResultError(
-        f"{path}: holds {steps} step{'s' * (steps > 1)} of another evaluation ({'; '.join(changes)}): "
-        "run it as before to go on, choose another --out, or delete the journal"
-    )
+    return "; ".join(changes)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
