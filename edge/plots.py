@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 FLOOR = 1e-6  # nats: what is nearer to the base than this is drawn here, on a logarithmic scale
@@ -133,22 +133,21 @@ def tradeoff(
             face = _PAPER if point.hollow else colour
             axes.plot([x], [point.value], "o", color=colour, markerfacecolor=face, markersize=6.5, zorder=4)
         axes.margins(x=0.16, y=0.1)
-        line_name = None
         if reference is not None:
             axes.axhline(reference[1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-            axis = axes.get_yaxis_transform()
-            name_at = {"transform": axis, "ha": "right", "va": "bottom", "fontsize": 10, "color": _MUTED}
-            line_name = axes.text(0.995, reference[1], _short(reference[0], 32), name_at)
+            at = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 10}
+            paper = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1.5}
+            axes.text(0.995, reference[1], _short(reference[0], 32), at, color=_MUTED, bbox=paper, zorder=5)
         axes.set_xlabel(f"size of the file, {size_unit}")
         axes.set_title(unit, loc="left", fontsize=11, color=_MUTED, pad=10)
         axes.grid(True, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         if log:
             _log_ticks(axes, [v for p in shown for v in (p.value, p.low, p.high) if v])
-        bars = [
-            (p.megabytes / scale, p.low, p.high) for p in shown if p.low is not None and p.high is not None
-        ]
-        _name_points(axes, [(p.megabytes / scale, p.value, p.label) for p in shown], bars, line_name)
+            _name_points(axes, [(p.megabytes / scale, p.value, p.label) for p in shown])
+        else:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y <= 100 else ""))
+            _name_bars(axes, [(p.megabytes / scale, p.high or p.value, p.label) for p in shown])
         return _drawing(figure, name, title, alt, png)
 
 
@@ -327,21 +326,38 @@ def _power(value: float) -> str:
     return f"10{raised}" if mantissa == "1" else f"{mantissa}·10{raised}"
 
 
-def _name_points(
-    axes: Axes,
-    points: Sequence[tuple[float, float, str]],
-    bars: Sequence[tuple[float, float, float]],
-    also: Text | None,
-) -> None:
-    """A label beside each point: where it covers no point, bar (x, low, high) or label, nor `also`, if it can."""
+def _name_bars(axes: Axes, tops: Sequence[tuple[float, float, str]]) -> None:
+    """A slanted label on top of each bar; of bars at one place the first one's, and how many more there are."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.34 * (high - low))
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
-    place = axes.transData.transform
-    taken: list[tuple[float, ...]] = [] if also is None else [also.get_window_extent().extents]
-    for x, y in (place((x, y)) for x, y, _ in points):
+    columns: list[tuple[float, list[tuple[float, float, str]]]] = []
+    for top in sorted(tops, key=lambda top: top[0]):
+        place = float(axes.transData.transform((top[0], 0))[0])
+        if columns and place - columns[-1][0] < 9:
+            columns[-1][1].append(top)
+        else:
+            columns.append((place, [top]))
+    for _, column in columns:
+        first = next(label for _, _, label in tops if label in {label for _, _, label in column})
+        more = f" +{len(column) - 1}" if len(column) > 1 else ""
+        axes.annotate(
+            _short(first, 16) + more,
+            (column[0][0], max(top for _, top, _ in column)),
+            (3, 5),
+            textcoords="offset points",
+            rotation=45,
+            rotation_mode="anchor",
+            fontsize=10.5,
+        )
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """A label beside each point: where it covers no point and no other label, if there is such a place."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    taken: list[tuple[float, ...]] = []
+    for x, y in (axes.transData.transform((x, y)) for x, y, _ in points):
         taken.append((x - 4, y - 4, x + 4, y + 4))
-    for x, low, high in bars:
-        (left, bottom), (_, top) = place((x, low)), place((x, high))
-        taken.append((left - 1, bottom, left + 1, top))
     frame = axes.get_window_extent()
     heights = (5, -11, 17, -23, 29, -35)
     spots = [(dx, dy, align) for dy in heights for dx, align in ((8, "left"), (-8, "right"))]

@@ -164,7 +164,9 @@ def verdict(report: Report) -> list[str]:
                         f"{entry.label}, score against {reference.label}: {_lower(score.sentence)}"
                     )
         else:
-            sentences += _paired_verdict(report.compared, reference.label)
+            # Where there are quantized models, the verdict is about them; other runs tell causes apart.
+            quantized = [entry for entry in report.compared if entry.run and not entry.run.unquantized]
+            sentences += _paired_verdict(quantized or report.compared, reference.label)
     if told := _distance(report.entries):
         sentences.append(told)
     return sentences or [

@@ -521,6 +521,22 @@ def test_the_front_is_what_no_point_beats(pairs: list[tuple[int, int]], less_is_
     assert [p.megabytes for p in found] == sorted(p.megabytes for p in found)
 
 
+def test_the_verdict_is_about_the_quantized_ones(files: dict[str, Path], tmp_path: Path) -> None:
+    twin = tmp_path / "twin.json"
+    twin.write_bytes(files["bf16"].read_bytes())
+    report([files["Q2_K"], twin, files["measured"]], tmp_path / "r.html", files["bf16"])
+    html = (tmp_path / "r.html").read_text()
+    leads = re.findall(r'<p class="lead">(.*)</p>', html)
+    assert len(leads) == 2 and not any("twin" in lead for lead in leads)
+    part = compare([files["Q2_K"]], files["bf16"]).parts[0]
+    score = next(figure for figure in part.figures if figure.name == "score")
+    assert ("No loss" in leads[0]) == (score.low <= 0 <= score.high)
+    assert leads[1] == (
+        "Mean KL divergence from the base model tiny-bf16.gguf, in nats a token: 0.123 for tiny-Q2_K; "
+        "both find the same token likeliest for 93.3 % of tokens."
+    )
+
+
 def test_words_and_labels() -> None:
     assert [kl(value) for value in (None, 0, 0.12345, 1.0, 12.345, 0.00012, 0.00001234, 2345.6)] == (
         ["–", "0", "0.123", "1.00", "12.3", "0.000120", "1.2·10⁻⁵", "2,346"]
