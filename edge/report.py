@@ -19,7 +19,7 @@ from edge.errors import EdgeError, ResultError
 from edge.evidence import Measurement, Run, number, read_runs, short_labels
 from edge.intervals import interval, resampled_means
 from edge.known import find_known
-from edge.metrics import headline
+from edge.metrics import aggregate, headline
 from edge.output import whole_file, write_at
 from edge.pairing import mapping
 from edge.result import check_place, place_of
@@ -210,7 +210,7 @@ def _entry(run: Run, part: Part | None, is_reference: bool, worse: tuple[WorseSt
     engine = mapping(result.get("engine"))
     figures = {
         name: value
-        for name, told in mapping(result.get("aggregate")).items()
+        for name, told in (mapping(result.get("aggregate")) or aggregate(run.steps)).items()
         if (value := number(told)) is not None
     }
     seconds, written = number(result.get("gen_time_sec")), number(engine.get("completion_tokens"))

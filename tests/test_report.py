@@ -347,6 +347,23 @@ def test_published_figures_are_marked_wherever_they_stand(
     assert first[0].startswith("13.29†") and "†" not in second[0]
 
 
+def test_one_task_gives_no_interval(tmp_path: Path) -> None:
+    paths = []
+    for name, answers in (("base", ("ls", "pwd")), ("ours", ("ls", "no"))):
+        texts = [json.dumps({"commands": [{"keystrokes": f"{text}\n"}]}) for text in answers]
+        wanted = json.dumps({"commands": [{"keystrokes": "ls\n"}]})
+        steps = [
+            step_result(Row("t", 0, i, None, "s", "g", [], wanted), text) for i, text in enumerate(texts)
+        ]
+        paths.append(tmp_path / f"{name}.json")
+        result = write_result(paths[-1], {"model": name}, steps)
+        del result["aggregate"]  # then the figures are made from the steps
+        paths[-1].write_text(json.dumps(result))
+    report(paths[1:], tmp_path / "r.html", paths[0])
+    base, ours = check_page(tmp_path / "r.html").cells("quantizations").values()
+    assert (base[0], ours[0], ours[1]) == ("50.00†", "50.00†", "0.00no interval")
+
+
 def test_an_aggregate_alone_is_a_row(files: dict[str, Path], tmp_path: Path) -> None:
     figures = {"steps": 303, "avg_command_f1": 0.523, "first_cmd_exact_pct": 49.5, "valid_json_pct": 76.9}
     (tmp_path / "theirs.json").write_text(json.dumps({"model": "theirs", "aggregate": figures}))
@@ -370,6 +387,7 @@ def hostile(path: Path, right: bool) -> Path:
     ]
     engine = {HOSTILE: HOSTILE, "completion_tokens": HOSTILE}
     provenance = {
+        "model_sha256": "ab" * 32,
         "source": HOSTILE,
         "tensor_types": {HOSTILE: 3},
         "model_bytes": 10**6,
@@ -385,7 +403,9 @@ def test_nothing_in_a_file_gets_out_of_its_place(tmp_path: Path) -> None:
     ours = hostile(tmp_path / "<i>$x^2$|`ours`_*.json", False)
     folder = tmp_path / "a (folder) [x]"
     paths = {"markdown": folder / "r.md", "plots": folder / "p"}
-    found = report([ours], folder / "r.html", base, **paths, title=HOSTILE)
+    bands = {"by_field": [band({"field": HOSTILE}, 0.1)], "by_position": [band({"from": 0}, 0.1)] * 2}
+    measured = measurement(tmp_path / "m.json", ours, 0.1, base=HOSTILE, **bands)
+    found = report([ours, measured], folder / "r.html", base, **paths, title=HOSTILE)
     assert found.compared[0].worse
     page = check_page(folder / "r.html")
     assert "<script>alert(1)</script>␛[31m⟨U+202E⟩evil␀⟨U+D800⟩ {{7*7}}" in page.text
