@@ -12,6 +12,7 @@ import typer
 
 from edge import __version__
 from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
+from edge.cli_report import report
 from edge.cli_results import compare, print_scores, score
 from edge.errors import ContextError, EdgeError, PromptError
 
@@ -287,6 +288,7 @@ def evaluate(
 
 app.command()(score)
 app.command()(compare)
+app.command()(report)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["convert", "run", "eval", "score", "compare", "prompt", "models", "doctor"]
+COMMANDS = ["convert", "run", "eval", "score", "compare", "report", "prompt", "models", "doctor"]
 
 
 def edge(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

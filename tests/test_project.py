@@ -27,6 +27,7 @@ HEAVY = (
     "tokenizers",
     "huggingface_hub",
     "jinja2",
+    "matplotlib",
 )
 
 
@@ -116,7 +117,7 @@ def test_the_wheel_carries_the_models_and_finds_them(tmp_path: Path) -> None:
         for path in (ROOT / "models").glob("*.toml")
     }
     assert len(shipped) >= 4
-    assert shipped | {"edge/grammar.gbnf", "edge/py.typed"} <= names
+    assert shipped | {"edge/grammar.gbnf", "edge/report.html", "edge/py.typed"} <= names
     embedded = ROOT / "models" / "tiny-terminal"
     if not embedded.is_dir():
         pytest.skip("models/tiny-terminal is not there yet")
