@@ -36,16 +36,17 @@ def choose(
 ) -> Choice:
     """Choose by size and loss.
 
-    With a `budget` (bytes) alone: of the files that fit the one with the least mean KL divergence from the base, since
-    scores of files that lose little differ by chance; by their score where KL was not measured. With a `max_loss` (points
-    of score): the smallest file (that fits) whose loss is surely smaller, which is to say that the whole 95 % interval
-    of its loss is; where that can be said of none, the smallest whose measured loss is.
+    With a `budget` (bytes) alone: of the files that fit the one with the least mean KL divergence from the base,
+    since scores of files that lose little differ by chance; by their score where KL was not measured. With a
+    `max_loss` (points of score): the smallest file (that fits) whose loss is surely smaller, which is to say that
+    the whole 95 % interval of its loss is; where that can be said of none, the smallest whose measured loss is.
     """
     fitting = [each for each in candidates if budget is None or each.n_bytes <= budget]
     if not fitting:
         smallest = min(candidates, key=lambda each: each.n_bytes)
         return Choice(
-            None, f"None fits into {size(budget or 0)}: the smallest, {smallest.quant}, has {size(smallest.n_bytes)}."
+            None,
+            f"None fits into {size(budget or 0)}: the smallest, {smallest.quant}, has {size(smallest.n_bytes)}.",
         )
     if max_loss is None:
         return _best(fitting, budget)
@@ -55,8 +56,8 @@ def choose(
         chosen = min(sure, key=lambda each: each.n_bytes)
         return Choice(
             chosen.quant,
-            f"{chosen.quant} ({size(chosen.n_bytes)}) is the smallest{within} whose loss is surely at most {max_loss:g} "
-            f"points: {_loss(chosen)}.",
+            f"{chosen.quant} ({size(chosen.n_bytes)}) is the smallest{within} whose loss is surely at most "
+            f"{max_loss:g} points: {_loss(chosen)}.",
         )
     perhaps = [each for each in fitting if each.loss <= max_loss]
     if perhaps:
@@ -79,8 +80,8 @@ def _best(fitting: Sequence[Candidate], budget: int | None) -> Choice:
         kl, _, chosen = min(measured, key=lambda item: item[:2])
         return Choice(
             chosen.quant,
-            f"{chosen.quant} ({size(chosen.n_bytes)}) is nearest to the unquantized model{under}: its mean KL divergence "
-            f"is {kl:.2g} nats a token; {_loss(chosen)}.",
+            f"{chosen.quant} ({size(chosen.n_bytes)}) is nearest to the unquantized model{under}: its mean KL "
+            f"divergence is {kl:.2g} nats a token; {_loss(chosen)}.",
         )
     chosen = min(fitting, key=lambda each: (-each.score, each.n_bytes))
     return Choice(

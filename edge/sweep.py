@@ -41,7 +41,7 @@ from edge.report import find_reference, report
 from edge.result import check_place, write_json
 
 _FLOATS = ("f32", "f16", "bf16")
-# No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more only where rows do not divide.
+# No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more where rows do not divide.
 _MORE_BITS = 1.5
 
 
@@ -78,7 +78,7 @@ def sweep(
     threads: int | None = None,
     quiet: bool = True,
 ) -> Swept:
-    """Convert a checkpoint to each of `quants`, answer and measure `replay`'s rows with each, write a report into `out`.
+    """Convert a checkpoint to each of `quants`, answer and measure `replay`'s rows with each, and report into `out`.
 
     Losses and KL divergences are against the base, the checkpoint in its own dtype. `reference`: what the report
     compares with instead, a result JSON or a known model's name. `calibrate_on`: replay rows to make an importance
@@ -269,7 +269,9 @@ class _Sweep:
     def candidates(self, names: Sequence[str]) -> list[Candidate]:
         """What a file is chosen by."""
         found = []
-        for name, part in zip(names, compare(list(map(self.result, names)), self.result(self.base)).parts, strict=True):
+        for name, part in zip(
+            names, compare(list(map(self.result, names)), self.result(self.base)).parts, strict=True
+        ):
             score = next(figure for figure in part.figures if figure.name == "score")
             kl = json.loads(self.measurement(name).read_text(encoding="utf-8"))["aggregate"]["kl_mean"]
             found.append(
