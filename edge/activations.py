@@ -8,7 +8,6 @@ products of fewer than 16 tokens are left out: here every token counts once, in 
 
 import contextlib
 import ctypes
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import llama
-from edge.errors import ContextError, EdgeError, ModelFileError
+from edge.errors import EdgeError, ModelFileError
+from edge.reader import Reader
 
 _F32, _I32 = 0, 26  # enum ggml_type
 _LAST_NODE = b"result_norm"  # every model's graph names the input of its output matrix so
@@ -258,81 +258,35 @@ def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-class Reader:
-    """A model with a cache of `cells` tokens that reads tokens and adds up what goes into its weights.
+class CountingReader(Reader):
+    """A reader that adds up what goes into its model's weights.
 
-    `stopped` is asked during the work; once it says yes, `read` raises Stopped. `flash_attention` lets llama.cpp
-    choose it, as it does by itself; without, a CPU has none. A batch is read as it is given, so that the same calls
-    give the same sums, to the last bit. Use it in one thread, as a context manager.
-
+    `stopped` is asked during the work; once it says yes, `read` raises Stopped. The other arguments are Reader's.
     Raises ModelFileError, ContextError, EdgeError.
     """
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        cells: int,
-        sequences: int,
-        batch: int,
-        threads: int,
-        gpu_layers: int,
-        flash_attention: bool,
-        process_output: bool,
-        stopped: Callable[[], bool],
+        self, path: Path, *, process_output: bool, stopped: Callable[[], bool], **reading: Any
     ) -> None:
-        self._model = self._context = None
-        self.path = path
         llama.start()
         self._collector = _Collector(process_output, stopped)
-        self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._collector)  # kept: ctypes does not
-        model_params = llama.model_params()
-        model_params.n_gpu_layers = gpu_layers
-        offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
-        llama.forget_errors()
-        with llama.signals_later():
-            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
-        if not self._model:
-            raise ModelFileError(f"{path}: llama.cpp cannot load it: {llama.last_error()}")
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = -(-cells // 256) * 256  # llama.cpp pads to 256 itself
-        params.n_batch = params.n_ubatch = batch
-        params.n_seq_max = sequences
-        params.n_outputs_max_per_seq = 0  # as many as there are tokens
-        params.kv_unified = True
-        params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = -1 if offloads or flash_attention else 0
-        params.cb_eval = self._callback
-        llama.forget_errors()
-        with llama.signals_later():
-            self._context = llama_cpp.llama_init_from_model(self._model, params)
-        if not self._context:
-            reason = llama.last_error()
-            self.close()
-            raise ContextError(f"{path}: cannot make a cache of {cells} tokens: {reason}")
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
+        callback = llama_cpp.ggml_backend_sched_eval_callback(self._collector)
+        super().__init__(path, callback=callback, **reading)
 
     def read(self, tokens: Sequence[int], position: int, sequence: int, *, counts: bool = True) -> None:
         """Read tokens, at most a batch, that follow `position` others in `sequence`; they count unless told.
 
         Raises Stopped, and EdgeError where llama.cpp fails or the model gives values that are not finite.
         """
-        batch, collector = self._batch, self._collector
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i] = token
-            batch.pos[i] = position + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = sequence
-            batch.logits[i] = True  # or the last layer would drop the token
+        collector = self._collector
         collector.begin(counts)
-        llama.forget_errors()
-        status = llama_cpp.llama_decode(self._context, batch)
+        try:  # logits of all tokens, or the last layer would drop the others
+            self.decode(tokens, position, sequence, [True] * len(tokens))
+        except EdgeError:
+            if collector.failed is None:
+                raise
         if collector.failed is not None:
             raise collector.failed
-        if status:
-            raise EdgeError(f"{self.path}: llama.cpp failed with status {status}: {llama.last_error()}")
 
     def take(self) -> dict[str, Activation]:
         """What was added up since it was last taken. Raises ModelFileError for values that are not finite."""
@@ -343,29 +297,6 @@ class Reader:
                     f"{self.path}: the input of {name} is not finite: the model is damaged; convert it again"
                 )
         return taken
-
-    def copy(self, source: int, target: int) -> None:
-        """Let another sequence, an empty one, have the same tokens."""
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-
-    def drop(self, sequence: int) -> None:
-        """Empty a sequence."""
-        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-
-    def close(self) -> None:
-        """Free the model and its cache."""
-        if self._context:
-            llama_cpp.llama_free(self._context)
-            llama_cpp.llama_batch_free(self._batch)
-        if self._model:
-            llama_cpp.llama_model_free(self._model)
-        self._context = self._model = None
-
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

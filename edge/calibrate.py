@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from edge import __version__
-from edge.activations import Activation, Reader, Stopped, interrupts_noted
+from edge.activations import Activation, CountingReader, Stopped, interrupts_noted
 from edge.corpus import Corpus, from_rows, from_text
 from edge.errors import EdgeError, ModelFileError
 from edge.footprint import BATCH
@@ -29,14 +29,13 @@ from edge.imatrix import Imatrix, Sums, replacing, write_imatrix
 from edge.machine import MAX_THREADS, physical_cores
 from edge.markdown import table
 from edge.modelfile import ModelFile, read_model_file, sha256
+from edge.reader import Walk, places
 from edge.result import check_place, place_of
-from edge.tree import depth_held
 
 RARE = 64
 """An expert that fewer tokens were routed to is reported: the mean of the squares of so many normally distributed
 values is off by sqrt(2 / 64) = 18 % (one standard deviation), of activations, whose tails are heavier, by more."""
 
-MOST_HELD = 32  # states held for later rows; in a deeper tree the shallowest is read again, not counted again
 _MAGIC = b"edge calibration 1 "
 
 Progress = Callable[[int, int], None]
@@ -257,11 +256,10 @@ def _run(
     total, counted = work.tokens, work.tokens_until(saved.done)
     if saved.done == len(work.sequences):  # it ended between the last save and the file
         return
-    held_at_once = min(depth_held(work.sequences), MOST_HELD) if any(work.shared) else 0
-    with Reader(
+    with CountingReader(
         file.path,
         cells=max(map(len, work.sequences)),
-        sequences=1 + held_at_once,
+        sequences=1 + places(work),
         batch=BATCH,
         threads=threads,
         gpu_layers=gpu_layers,
@@ -270,80 +268,17 @@ def _run(
         process_output=process_output,
         stopped=stopped,
     ) as reader:
-        walk = _Walk(reader, work, held_at_once)
+        walk = Walk(reader, work)
         written = time.monotonic()
         for index in range(saved.done, len(work.sequences)):
-            for tokens in walk.read(index):
-                counted += tokens
+            for first, end in walk.read(index):
+                counted += end - first
                 if progress is not None:
                     progress(counted, total)
             saved.add(reader.take())
             if time.monotonic() - written >= save_every:
                 saved.write()
                 written = time.monotonic()
-
-
-class _Walk:
-    """Goes through the prefix tree. Sequence 0 reads; the others hold what later sequences of tokens go on from.
-
-    All that is held is a beginning of what was read last, so that a token's cell in the cache is its position:
-    going on after an interruption finds everything as it was.
-    """
-
-    def __init__(self, reader: Reader, work: Corpus, places: int) -> None:
-        self._reader = reader
-        self._work = work
-        self._free = list(range(places, 0, -1))
-        self._held: list[tuple[int, int]] = []  # (length, sequence), ascending
-
-    def read(self, index: int) -> Iterator[int]:
-        """Read what is new in a sequence of tokens; yields how many, batch by batch."""
-        reader, work = self._reader, self._work
-        tokens, seen = work.sequences[index], work.seen(index)
-        if seen == len(tokens):
-            return  # there twice, or the beginning of another; its end is held where that is needed
-        while self._held and self._held[-1][0] > seen:
-            self._let_go(-1)
-        reader.drop(0)
-        start = 0
-        if self._held:
-            start, sequence = self._held[-1]
-            reader.copy(sequence, 0)
-        if start < seen:
-            needed = set(self._needed(index))
-            for begin, end in work.way(index):
-                if begin >= start:
-                    reader.read(tokens[begin:end], begin, 0, counts=False)
-                    self._hold(end, needed)
-        stops = set(work.stops(index))
-        for begin, end in work.batches(index):
-            reader.read(tokens[begin:end], begin, 0)
-            self._hold(end, stops)
-            yield end - begin
-
-    def _needed(self, index: int) -> Iterator[int]:
-        """The lengths, up to where a sequence parts from the one before, that later ones go on from."""
-        least = self._work.seen(index) + 1
-        for length in self._work.shared[index - 1 :]:
-            if length < least:
-                least = length
-                yield length
-
-    def _hold(self, length: int, wanted: set[int]) -> None:
-        if length not in wanted:
-            return
-        if not self._free:
-            if not self._held:
-                return
-            self._let_go(0)
-        sequence = self._free.pop()
-        self._reader.copy(0, sequence)
-        self._held.append((length, sequence))
-
-    def _let_go(self, which: int) -> None:
-        sequence = self._held.pop(which)[1]
-        self._reader.drop(sequence)
-        self._free.append(sequence)
 
 
 # --- kept for the next start ---

@@ -1,4 +1,4 @@
-"""What a calibration reads: replay rows or a text as token sequences, and in which batches.
+"""What a calibration or a measurement reads: replay rows or a text as token sequences, and in which batches.
 
 The sequences of rows make up a prefix tree. They are read in an order that finishes a branch before the next, each
 from where it parts from the one before it, so that every node of the tree is read once. The batches end wherever
@@ -25,7 +25,8 @@ from edge.tree import common_length, reading_order
 class Corpus:
     """Token sequences in the order in which they are read. `shared[i]`: tokens that i + 1 begins with as i does.
 
-    `kind`: "rows" or "text". `sha256` is that of the data, `skipped` counts rows that were left out.
+    `kind`: "rows" or "text". `sha256` is that of the data, `skipped` counts rows that were left out, `batch` is the
+    most tokens that are read at once.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Corpus:
     shared: list[int]
     skipped: int = 0
     notes: tuple[str, ...] = ()
+    batch: int = BATCH
 
     def seen(self, index: int) -> int:
         """How many tokens of a sequence were read with the ones before it."""
@@ -62,9 +64,9 @@ class Corpus:
         """The (begin, end) of each batch of what is new in a sequence. They depend on nothing but the sequences."""
         edges = [self.seen(index), *self.stops(index), len(self.sequences[index])]
         return [
-            (begin, min(begin + BATCH, end))
+            (begin, min(begin + self.batch, end))
             for start, end in pairwise(edges)
-            for begin in range(start, end, BATCH)
+            for begin in range(start, end, self.batch)
         ]
 
     def way(self, index: int) -> list[tuple[int, int]]:
