@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from edge import __version__
+from edge.cli_measure import measure
 from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
 from edge.cli_report import report
 from edge.cli_results import compare, print_scores, score
+from edge.cli_sweep import sweep
 from edge.errors import ContextError, EdgeError, PromptError
 
 if TYPE_CHECKING:
@@ -288,6 +290,8 @@ def evaluate(
 
 app.command()(score)
 app.command()(compare)
+app.command()(measure)
+app.command()(sweep)
 app.command()(report)
 
 

@@ -234,7 +234,11 @@ def test_bad_references_and_results(tmp_path: Path) -> None:
         ([ours], tmp_path / "none.json", "none.json: cannot be read: No such file"),
         ([tmp_path / "none.json"], str(ours), "none.json: cannot be read: No such file"),
         ([other], ours, "other.json: no step can be joined with .*ours.json: they hold different steps"),
-        ([another], ours, "another.json: no step can be joined with .*: their reference answers differ"),
+        (
+            [another],
+            ours,
+            r"another.json and .*: 1 step has other rows \(a step 0\): the results cannot be paired",
+        ),
         ([empty], ours, "empty.json: holds no steps"),
         ([], ours, "no result to compare"),
         ([ours, tmp_path / "x" / ".." / "ours.json"], ours, r"x/\.\./ours.json: is given twice"),
