@@ -24,21 +24,40 @@ def score(
 def compare(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Result JSONs.")],
     reference: Annotated[
-        str,
+        str | None,
         typer.Option("--reference", help="A result JSON, or a known model's name for its published figures."),
-    ],
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the comparison as JSON too.")] = None,
+    ] = None,
+    causes: Annotated[
+        bool, typer.Option("--causes", help="Tell apart what differs between the results, pair by pair.")
+    ] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write what was found as JSON too.")] = None,
 ) -> None:
-    """Compare results with a reference, step by step."""
+    """Compare results with a reference, step by step, or with each other, cause by cause."""
+    from edge.causes import causes as find_causes
+    from edge.causes import causes_json, causes_markdown
     from edge.compare import compare as run_compare
-    from edge.result import check_place
+    from edge.result import check_place, write_json
 
+    if reference is None and not causes:
+        raise typer.BadParameter("give --reference, --causes, or both")
     if json_out is not None:
         check_place(json_out)
-    comparison = run_compare(results, reference)
+    comparison = None if reference is None else run_compare(results, reference)
+    # A reference that is a result is one of the runs.
+    others = [Path(reference)] if reference is not None and comparison and comparison.paired else []
+    found = find_causes(distinct([*others, *results])) if causes else None
     if json_out is not None:
-        comparison.write_json(json_out)
-    typer.echo(comparison.to_markdown())
+        told = {} if comparison is None else comparison.to_dict()
+        write_json(json_out, told if found is None else {**told, "causes": causes_json(found)})
+    if comparison is not None:
+        typer.echo(comparison.to_markdown())
+    if found is not None:
+        typer.echo(causes_markdown(found))
+
+
+def distinct(paths: list[Path]) -> list[Path]:
+    """Paths, each file once."""
+    return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
 
 
 def print_scores(result: dict[str, Any], out: Path) -> None:

@@ -4,13 +4,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from edge.markdown import clean, code, table
-from edge.metrics import TERMS
 from edge.replay import describe
 from edge.result import write_json
+from edge.verdict import places
 
-_LABELS = {
+LABELS = {
     "score": "score (100 × F1)",
     "next_action_score": "next-action score",
     "avg_command_f1": "command F1",
@@ -28,6 +29,9 @@ _LABELS = {
 }
 
 
+PUBLISHED = "†"  # marks each published figure in a table
+
+
 @dataclass(frozen=True)
 class Figure:
     """One metric: percent for `*_pct` and the scores, shares of 1 for F1 and its parts, else a count a step.
@@ -42,6 +46,19 @@ class Figure:
     low: float | None
     high: float | None
     verdict: str
+    sentence: str
+    """The verdict for people."""
+    detectable: float | None = None
+    """The smallest loss that would have been detected with 80 % probability at the 5 % level; None where not paired,
+    where there is one task, and where nothing varies."""
+    p: float | None = None
+    """Of McNemar's exact test, for `valid_json_pct` and `first_cmd_exact_pct` of paired steps."""
+    counts: tuple[int, int] | None = None
+    """For the same: steps that only the reference has right, and that only ours has."""
+    reference_interval: tuple[float, float] | None = None
+    """95 % interval of that side alone: Wilson's for a published percentage, else the bootstrap over its tasks."""
+    our_interval: tuple[float, float] | None = None
+    """Likewise; beside published figures our percentages have Wilson's too."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +80,16 @@ class Group:
     """The command F1 of one group of steps; the reference's is None where it was not published."""
 
     kind: str
-    """What the steps share: `source_group` or `bucket`."""
+    """What the steps share: `source_group`, `bucket`, or `prompt_length` in tokens (k: 1,000)."""
     name: str
     steps: int
+    tasks: int
     reference: float | None
     ours: float
     difference: float | None
+    low: float | None
+    """Of the difference, as in `Figure`; None also for a group of one task."""
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -80,8 +101,6 @@ class Part:
     joined: int
     only_ours: int
     only_reference: int
-    other_rows: int
-    """Steps of the same name whose reference answers differ: they are left out."""
     tasks: int
     figures: tuple[Figure, ...]
     groups: tuple[Group, ...]
@@ -102,13 +121,17 @@ class Comparison:
     paired: bool
     parts: tuple[Part, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was found as JSON values, every step that got worse included."""
+        return asdict(self)
+
     def to_json(self) -> str:
-        """Everything that was found, every step that got worse included."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        """The same as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
 
     def write_json(self, path: Path | str) -> None:
         """Write it to a file, whole or not at all. Raises ResultError."""
-        write_json(path, asdict(self))
+        write_json(path, self.to_dict())
 
     def to_markdown(self, worse: int = 10) -> str:
         """Tables that read well in a terminal too, with up to `worse` steps that got worse for each result."""
@@ -122,11 +145,6 @@ class Comparison:
         return "\n".join(lines).rstrip() + "\n"
 
 
-def places(name: str) -> int:
-    """Decimal places that a figure is told with."""
-    return 2 if name in ("score", "next_action_score") else TERMS[name][1]
-
-
 def _overview(parts: Sequence[Part]) -> list[str]:
     header = ("result", "steps", "score", "difference", "95 % interval", "valid JSON %", "same commands %")
     rows = []
@@ -138,11 +156,11 @@ def _overview(parts: Sequence[Part]) -> list[str]:
             (
                 clean(part.result),
                 str(part.joined or part.only_ours),
-                _number("score", score.ours),
-                _number("score", score.difference, sign=True),
-                _interval(score),
-                _number("valid_json_pct", figures["valid_json_pct"].ours),
-                _number("valid_json_pct", same),
+                number("score", score.ours),
+                number("score", score.difference, sign=True),
+                interval_text(score.name, score.low, score.high),
+                number("valid_json_pct", figures["valid_json_pct"].ours),
+                number("valid_json_pct", same),
             )
         )
     return table(header, rows, right=range(1, len(header)))
@@ -156,7 +174,6 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
             for count, what in (
                 (part.only_ours, "only in ours"),
                 (part.only_reference, "only in the reference"),
-                (part.other_rows, "with another reference answer"),
             )
             if count
         ]
@@ -166,20 +183,10 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
         ]
     for note in part.notes:
         lines += [clean(note), ""]
-    header = ["metric", "reference", "ours", "difference", *(["95 % interval"] if paired else []), "verdict"]
-    rows = [
-        (
-            _LABELS[figure.name],
-            _number(figure.name, figure.reference),
-            _number(figure.name, figure.ours),
-            _number(figure.name, figure.difference, sign=True),
-            *([_interval(figure)] if paired else []),
-            figure.verdict,
-        )
-        for figure in part.figures
-    ]
-    lines += table(header, rows, right=range(1, len(header) - 1))
-    lines += _groups_table(part.groups)
+    lines += [*_sentences(part, paired), ""]
+    lines += _paired_table(part.figures) if paired else _published_table(part.figures)
+    for kind, what in _KINDS.items():
+        lines += _groups_table([group for group in part.groups if group.kind == kind], what, paired)
     if not paired:
         return lines
     same = ", ".join(
@@ -199,21 +206,121 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
     return lines
 
 
-def _groups_table(groups: Sequence[Group]) -> list[str]:
-    """F1 by group, of each kind that has several; none where the reference tells of none."""
-    kinds = [group.kind for group in groups if group.reference is not None]
+def _sentences(part: Part, paired: bool) -> list[str]:
+    """A line a metric, those that no step differs in together, and how to read them."""
+    alike = [figure for figure in part.figures if figure.verdict == "no difference"]
+    told = [
+        figure
+        for figure in part.figures
+        if figure.verdict not in ("no difference", "no such steps", "not published")
+    ]
+    lines = [f"- {LABELS[figure.name]}: {figure.sentence}{test_text(figure)}" for figure in told]
+    # Figures of which fewer tasks have steps could differ more often, and say so in a line of their own.
+    for text in dict.fromkeys(figure.sentence for figure in alike):
+        names = ", ".join(LABELS[figure.name] for figure in alike if figure.sentence == text)
+        lines.append(f"- {names}: {text}")
+    if any(figure.detectable is not None for figure in part.figures):
+        lines += [
+            "",
+            "“Would have been”: with 80 % probability, at the 5 % level, by as many tasks of this spread.",
+        ]
+    if any(figure.counts and any(figure.counts) for figure in part.figures):
+        lines += [
+            "",
+            "McNemar's test takes all steps as independent, which those of one task are not: the verdict rests on the "
+            "interval, which is over tasks.",
+        ]
+    if not paired:
+        lines += [
+            "",
+            "Intervals of percentages are Wilson's for independent steps, too narrow where those of a task are alike; "
+            "our others are a bootstrap over tasks. Where a published figure lies is no test.",
+        ]
+    return lines
+
+
+def test_text(figure: Figure) -> str:
+    """McNemar's test of a figure in parentheses, where there was anything to test."""
+    if figure.counts is None or figure.p is None or not any(figure.counts):
+        return ""
+    theirs, ours = figure.counts
+    p = "p < 0.001" if figure.p < 0.001 else f"p = {figure.p:.3f}"
+    return f" (McNemar: right in the reference alone {theirs}, in ours alone {ours}, {p}.)"
+
+
+def _paired_table(figures: Sequence[Figure]) -> list[str]:
+    header = ("metric", "reference", "ours", "difference", "95 % interval", "detectable", "verdict")
     rows = [
         (
-            clean(group.name),
-            str(group.steps),
-            *(_number("avg_command_f1", value) for value in (group.reference, group.ours)),
-            _number("avg_command_f1", group.difference, sign=True),
+            LABELS[figure.name],
+            number(figure.name, figure.reference),
+            number(figure.name, figure.ours),
+            number(figure.name, figure.difference, sign=True),
+            interval_text(figure.name, figure.low, figure.high),
+            number(figure.name, figure.detectable),
+            figure.verdict,
         )
-        for group in groups
-        if kinds.count(group.kind) > 1
+        for figure in figures
     ]
-    header = ("command F1 of", "steps", "reference", "ours", "difference")
-    return ["", *table(header, rows, right=(1, 2, 3, 4))] if rows else []
+    return table(header, rows, right=range(1, len(header) - 1))
+
+
+def _published_table(figures: Sequence[Figure]) -> list[str]:
+    """Published figures marked in each cell, so that no row can be taken for ours."""
+    header = ("metric", f"reference {PUBLISHED}", "95 %", "ours", "95 %", "difference", "verdict")
+    rows = []
+    for figure in figures:
+        spans = [
+            "–" if span is None else f"{number(figure.name, span[0])} … {number(figure.name, span[1])}"
+            for span in (figure.reference_interval, figure.our_interval)
+        ]
+        rows.append(
+            (
+                LABELS[figure.name],
+                _published(figure.name, figure.reference),
+                spans[0] + f" {PUBLISHED}" * (figure.reference_interval is not None),
+                number(figure.name, figure.ours),
+                spans[1],
+                number(figure.name, figure.difference, sign=True),
+                figure.verdict,
+            )
+        )
+    return [
+        *table(header, rows, right=range(1, len(header) - 1)),
+        "",
+        f"{PUBLISHED} published elsewhere or worked out from that; all else is measured here, or compares the two.",
+    ]
+
+
+def _published(name: str, value: float | None) -> str:
+    return number(name, value) + f" {PUBLISHED}" * (value is not None)
+
+
+_KINDS = {"source_group": "source group", "bucket": "steps of a task", "prompt_length": "prompt tokens"}
+
+
+def _groups_table(groups: Sequence[Group], what: str, paired: bool) -> list[str]:
+    """F1 by group of one kind, where there are several; none where the reference tells of none."""
+    if sum(group.reference is not None for group in groups) < 2:
+        return []
+    rows = []
+    for group in groups:
+        reference = number("avg_command_f1", group.reference)
+        rows.append(
+            [
+                clean(group.name),
+                str(group.steps),
+                str(group.tasks),
+                reference if paired else _published("avg_command_f1", group.reference),
+                number("avg_command_f1", group.ours),
+                number("avg_command_f1", group.difference, sign=True),
+                *([interval_text("avg_command_f1", group.low, group.high)] if paired else []),
+            ]
+        )
+    mark = "" if paired else f" {PUBLISHED}"
+    header = [f"command F1 by {what}", "steps", "tasks", f"reference{mark}", "ours", "difference"]
+    header += ["95 % interval"] if paired else []
+    return ["", *table(header, rows, right=range(1, len(header)))]
 
 
 def _worse_table(steps: Sequence[Worse]) -> list[str]:
@@ -221,8 +328,8 @@ def _worse_table(steps: Sequence[Worse]) -> list[str]:
     rows = [
         (
             clean(describe((step.task_id, step.sample_idx, step.step_idx))),
-            _number("avg_command_f1", step.reference_f1),
-            _number("avg_command_f1", step.our_f1),
+            number("avg_command_f1", step.reference_f1),
+            number("avg_command_f1", step.our_f1),
             code(step.reference_first),
             code(step.our_first),
         )
@@ -231,11 +338,13 @@ def _worse_table(steps: Sequence[Worse]) -> list[str]:
     return table(header, rows, right=(1, 2))
 
 
-def _number(name: str, value: float | None, sign: bool = False) -> str:
+def number(name: str, value: float | None, sign: bool = False) -> str:
+    """A figure in a table, with its places; a dash for none."""
     return "–" if value is None else f"{value:{'+' if sign and value else ''}.{places(name)}f}"
 
 
-def _interval(figure: Figure) -> str:
-    if figure.low is None or figure.high is None:
+def interval_text(name: str, low: float | None, high: float | None) -> str:
+    """The interval of a difference in a table; a dash for none."""
+    if low is None or high is None:
         return "–"
-    return f"{_number(figure.name, figure.low, sign=True)} … {_number(figure.name, figure.high, sign=True)}"
+    return f"{number(name, low, sign=True)} … {number(name, high, sign=True)}"

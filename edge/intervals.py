@@ -1,0 +1,120 @@
+"""Intervals and tests: a bootstrap over tasks, the smallest loss it would find, Wilson's interval, McNemar's test.
+
+Numbers in, numbers out; `docs/compare.md` says what they are used for. Everything is at 95 %, the 5 % level.
+"""
+
+import functools
+import math
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+SEED = 20260604  # fixed, so that the same files give the same intervals
+FEW_TASKS = 10  # below this many, intervals and powers hold only roughly, however they are widened
+POWER = 0.8
+_NORMAL = NormalDist()
+
+Samples = NDArray[np.float64]
+"""A figure, or a difference of two, in each resample: shape (RESAMPLES,)."""
+
+
+@functools.lru_cache(maxsize=4)
+def draws(tasks: int) -> NDArray[np.float64]:
+    """How often each task is drawn in each resample: shape (RESAMPLES, tasks), not to be written to."""
+    shares = np.full(tasks, 1 / tasks)
+    counts = np.random.default_rng(SEED).multinomial(tasks, shares, RESAMPLES).astype(float)
+    counts.flags.writeable = False
+    return counts
+
+
+def resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Samples:
+    """The mean over steps in each resample of whole tasks, from each task's sum and number of steps (at least 1)."""
+    drawn = draws(len(sums))
+    means: Samples = (drawn @ sums) / (drawn @ counts)
+    return means
+
+
+def interval(samples: Samples, tasks: int) -> tuple[float, float]:
+    """The expanded percentile interval of a bootstrap over `tasks` tasks, at least 2.
+
+    A bootstrap of n independent values is too narrow twice: its spread is sqrt((n - 1) / n) of what it should be,
+    and its tails are a normal's where Student's t with n - 1 degrees of freedom is called for. Both are mended by
+    taking percentiles further out (Hesterberg, "What Teachers Should Know About the Bootstrap", The American
+    Statistician 69 (2015), section 5.3): 2.5 % becomes 1.6 % at 20 tasks. It stays asymmetric where the data are.
+    """
+    tail = _NORMAL.cdf(-t_quantile(0.975, tasks - 1) * math.sqrt(tasks / (tasks - 1)))
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    # Sums in another order differ in their last bits: that must not turn "no difference" into one.
+    return round(float(low), 9) + 0.0, round(float(high), 9) + 0.0
+
+
+def standard_error(samples: Samples, tasks: int) -> float:
+    """The standard error that the bootstrap shows, with its sqrt((n - 1) / n) undone; 0 where nothing varies."""
+    error = float(np.std(samples)) * math.sqrt(tasks / (tasks - 1))
+    return round(error, 9)
+
+
+def detectable(error: float, tasks: int) -> float:
+    """The true difference that is detected with a probability of 80 % at the 5 % level, two-sided.
+
+    (t(0.975) + t(0.8)) standard errors, with Student's t for tasks - 1 degrees of freedom: 2.80 for very many
+    tasks, 2.95 for 20, 3.49 for 6. The sum of the two quantiles is the usual approximation (Bloom, "Minimum
+    Detectable Effects", Evaluation Review 19 (1995)).
+    """
+    return (t_quantile(0.975, tasks - 1) + t_quantile(POWER, tasks - 1)) * error
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """Student's t below which `probability` (0.5 to 1) lies, for `freedom` degrees of freedom, at least 1."""
+    if freedom > 1000:  # Cornish-Fisher's first term, then right to 1e-6
+        z = _NORMAL.inv_cdf(probability)
+        return z + (z**3 + z) / (4 * freedom)
+    inside = 2 * probability - 1
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(freedom)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < inside else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(|T| < sqrt(freedom) tan(angle)): Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and .4."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    total, term = 0.0, cosine if odd else 1.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value of McNemar's test, from how many pairs only one side has right.
+
+    Twice the smaller tail of a binomial with probability 1/2, at most 1 (McNemar, Psychometrika 12 (1947); exact as
+    in Agresti, Categorical Data Analysis, section 11.1). It takes all pairs as independent.
+    """
+    pairs, fewer = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / (1 << pairs))
+
+
+def wilson(share: float, trials: int) -> tuple[float, float]:
+    """Wilson's binomial interval of a share (0 to 1) seen in `trials` independent trials.
+
+    Not Clopper and Pearson's: that never covers less than 95 % and therefore mostly far more, so two sides would
+    seem more alike than they are; Wilson's covers 95 % on average, at few trials and near 0 and 1 too (Brown, Cai,
+    DasGupta, "Interval Estimation for a Binomial Proportion", Statistical Science 16 (2001)). It also needs no whole
+    number of successes, which a percentage published to one place does not give.
+    """
+    z = _NORMAL.inv_cdf(0.975)
+    middle = share + z * z / (2 * trials)
+    reach = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    scale = 1 + z * z / trials
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def none_of(tasks: int) -> float:
+    """The largest share of such tasks that may differ though none of `tasks` did, at 95 %: 3 / tasks, nearly."""
+    return 1 - math.pow(0.05, 1 / tasks)
