@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from edge import __version__
+from edge.cli_measure import measure
 from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
 from edge.cli_results import compare, print_scores, score
 from edge.errors import ContextError, EdgeError, PromptError
@@ -281,6 +282,7 @@ def evaluate(
 
 app.command()(score)
 app.command()(compare)
+app.command()(measure)
 
 
 @app.command()

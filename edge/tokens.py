@@ -75,6 +75,16 @@ class Vocabulary:
             known = self._pieces[token] = ctypes.string_at(buffer, max(0, n))
         return known
 
+    def spelling(self, token: int) -> bytes:
+        """The bytes that a token stands for; of a special token its name, such as `<think>`."""
+        known = self.piece(token)
+        if known:
+            return known
+        size = llama_cpp.llama_token_to_piece(self._vocab, token, None, 0, 0, True)
+        buffer = ctypes.create_string_buffer(max(1, -size))
+        n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+        return ctypes.string_at(buffer, max(0, n))
+
     def text(self, tokens: Sequence[int]) -> str:
         """The text of these tokens; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
