@@ -1,102 +1,119 @@
-"""The command that measures a model on given text. Heavy modules are imported where used."""
+"""The command `edge measure`. Heavy modules are imported where used."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from edge.cli_models import Interrupted, Threads
+from edge.cli_models import Interrupted, Threads, note
 
 
 def measure(
     model: Annotated[Path, typer.Option("--model", "-m", help="The GGUF to measure.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The measurement JSON to write.")],
     base: Annotated[
         Path | None,
-        typer.Option(help="The GGUF to compare it with, or scores kept of one. Default: likelihoods alone."),
+        typer.Option(
+            metavar="FILE",
+            help="What it came from: a GGUF of the same model, best in bf16, or scores kept by --keep-base. "
+            "Without it: likelihoods only.",
+        ),
     ] = None,
     replay: Annotated[
         Path | None, typer.Option("--replay", "-r", help="Replay rows (JSON Lines) with references.")
     ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Plain text instead, cut as llama-perplexity does.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The measurement JSON to write.")] = Path(
-        "measurement.json"
-    ),
-    keep_base: Annotated[
-        Path | None,
-        typer.Option(
-            "--keep-base", metavar="FILE", help="Keep the base's scores, as --base of other models."
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-perplexity cuts it.")] = None,
     chunk: Annotated[int, typer.Option(min=4, help="Tokens of a chunk of text.")] = 512,
-    ctx: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of a row. Default: what the model has.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows or chunks.")] = None,
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="Probabilities of the base kept one by one.")] = 256,
+    ctx: Annotated[
+        int | None,
+        typer.Option(min=2, help="Most tokens of a row with its answer. Default: what the model has."),
+    ] = None,
+    keep_base: Annotated[
+        bool,
+        typer.Option(
+            "--keep-base", help="Keep the base's scores as OUT.base-scores, for other models' --base."
+        ),
+    ] = False,
     gpu_layers: Annotated[
         int, typer.Option("--gpu-layers", min=-1, help="Layers to offload; -1 is all.")
-    ] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Tokens read at once.")] = 512,
+    ] = -1,
     threads: Threads = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    batch: Annotated[int | None, typer.Option(min=1, help="Tokens decoded at once. Default: 512.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no notes and no progress.")] = False,
 ) -> None:
-    """Measure what a model loses on the reference answers: likelihood, and divergence from its base."""
-    if (replay is None) == (text is None):
-        raise typer.BadParameter("give either --replay or --text", param_hint="--replay")
-    if keep_base is not None and base is None:
-        raise typer.BadParameter("goes with --base", param_hint="--keep-base")
+    """Measure what quantization cost on given texts: likelihood, KL divergence from the base, top-1 agreement.
 
-    from edge.markdown import table
+    The reference answers of replay rows, or a plain text, are read by the base and then by the model, never both in
+    memory. Far less noisy than answers that the models write themselves.
+    """
+    if (replay is None) == (text is None):
+        raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
+    if text is not None and (ctx is not None or skip_too_long):
+        raise typer.BadParameter("is for --replay; a text has --chunk", param_hint="--ctx, --skip-too-long")
+
     from edge.measure import measure as run_measure
 
     try:
-        result = run_measure(
+        done = run_measure(
             model,
             out,
+            base=base,
             replay=replay,
             text=text,
-            base=base,
-            keep_base=keep_base,
-            limit=limit,
             chunk=chunk,
-            context=ctx,
+            limit=limit,
             skip_too_long=skip_too_long,
-            top=top,
+            context=ctx,
             threads=threads,
             gpu_layers=gpu_layers,
             batch=batch,
+            keep_base=keep_base,
             quiet=quiet,
         )
     except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop)) from None
-    figures = result["aggregate"]
-    rows = []
-    for name, label, places in (
-        ("nll", "negative log-likelihood, nats a token", 4),
-        ("base_nll", "… of the base", 4),
-        ("perplexity", "perplexity", 3),
-        ("base_perplexity", "… of the base", 3),
-        ("kl_mean", "KL divergence from the base, mean", 5),
-        ("kl_median", "… median", 5),
-        ("kl_p99", "… 99th percentile", 4),
-        ("kl_max", "… largest", 3),
-        ("top1_agreement_pct", "same best token %", 2),
-        ("first_command_prob", "probability of the first command", 4),
-        ("base_first_command_prob", "… of the base", 4),
-    ):
-        if name in figures:
-            low_high = figures["intervals"].get(name)
-            between = " … ".join(f"{bound:.{places}f}" for bound in low_high) if low_high else "–"
-            rows.append([label, f"{figures[name]:.{places}f}", between])
-    what = (
-        f"{figures['rows']} {'rows' if result['kind'] == 'rows' else 'chunks'}, {figures['tokens']:,} tokens"
+        raise Interrupted(str(stop) or "interrupted; nothing was written") from None
+    if not quiet:
+        for line in done["method"]["notes"]:
+            note(line)
+    _print(done, out)
+
+
+def _print(done: dict[str, Any], out: Path) -> None:
+    from edge.markdown import table
+
+    figures, intervals = done["aggregate"], done["intervals"]
+    names = (
+        ("nll", "NLL, nats a token", ".4f"),
+        ("base_nll", "NLL of the base", ".4f"),
+        ("perplexity", "perplexity", ".4f"),
+        ("base_perplexity", "perplexity of the base", ".4f"),
+        ("kl_mean", "KL divergence, mean", ".6f"),
+        ("kl_median", "median", ".6f"),
+        ("kl_p90", "90 %", ".6f"),
+        ("kl_p99", "99 %", ".6f"),
+        ("kl_max", "largest", ".6f"),
+        ("kl_error_bound", "the mean is off by at most", ".1e"),
+        ("top1_agreement_pct", "same top token, %", ".2f"),
+        ("first_command_prob", "probability of the first command", ".4f"),
+        ("base_first_command_prob", "that of the base", ".4f"),
     )
-    typer.echo("\n".join(table((what, "value", "95 % interval"), rows, right=(1, 2))))
-    for line in result["method"]["notes"]:
-        typer.echo(f"note: {line}", err=True)
-    typer.echo(f"\n{out}")
+    lines = []
+    for name, label, form in names:
+        if figures.get(name) is not None:
+            bounds = intervals.get(name)
+            known = bounds is not None and None not in bounds
+            lines.append(
+                [
+                    label,
+                    format(figures[name], form),
+                    " to ".join(format(b, form) for b in bounds) if known else "",
+                ]
+            )
+    typer.echo("\n".join(table(("figure", "value", "95 % interval"), lines, right=(1,))))
+    rows = done["kind"] == "rows"
+    what = f"{figures['rows']} rows of {figures['tasks']} tasks" if rows else f"{figures['rows']} chunks"
+    typer.echo(f"\n{out}: {figures['tokens']:,} tokens of {what}")

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOP = 256
-LUMPED = 1e-7
+LUMPED = 1e-6
 CLASS_WIDTH = 1 / 16  # nats
 CLASSES = 255
 

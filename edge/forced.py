@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.corpus import Corpus, from_text
-from edge.errors import ContextError
+from edge.errors import ContextError, PromptError
 from edge.footprint import BATCH
 from edge.journal import rows_sha256
 from edge.metrics import bucket
@@ -106,6 +106,10 @@ def rows_plan(
     with file_vocabulary(file.path) as vocabulary:
         for row, prompt in zip(rows, rendered, strict=True):
             before, answer = _forced(vocabulary, prompt.text, row.ref_raw)
+            if not before:
+                raise PromptError(
+                    f"{path}: {describe(row.key)} has an empty prompt: nothing predicts its answer"
+                )
             if len(before) + len(answer) > most:
                 if skip_too_long:
                     continue
@@ -159,11 +163,15 @@ def rows_plan(
     return _planned("rows", path, sha256, sequences, targets, scored, len(rows) - len(scored), notes, batch)
 
 
-def text_plan(file: ModelFile, path: Path, chunk: int, *, batch: int = BATCH) -> Plan:
-    """Plan a text. Raises ReplayError, ContextError, ModelFileError."""
+def text_plan(
+    file: ModelFile, path: Path, chunk: int, *, limit: int | None = None, batch: int = BATCH
+) -> Plan:
+    """Plan a text, the first `limit` chunks of it. Raises ReplayError, ContextError, ModelFileError."""
     if chunk < 4:
         raise ContextError(f"a chunk of {chunk} tokens: it must have at least 4")
-    corpus = replace(from_text(file, path, chunk), batch=batch)
+    corpus = from_text(file, path, chunk)
+    sequences = corpus.sequences[:limit]
+    corpus = replace(corpus, sequences=sequences, shared=corpus.shared[: len(sequences) - 1], batch=batch)
     first, rows, targets = chunk // 2, list[Scored](), list[tuple[int, ...]]()
     for i, tokens in enumerate(corpus.sequences):
         nodes = np.arange(len(targets), len(targets) + chunk - 1 - first)

@@ -1,16 +1,17 @@
-"""`edge measure`: what a model loses on given text, teacher-forced: likelihoods, and divergence from its base.
+"""`edge measure`: how far a model's distributions are from its base's, on reference answers or on a text.
 
-Both models read the same tokens, one after the other, so that they are never in memory together; of the first, the
-base, only what `edge.divergence.keep` keeps is stored (docs/measure.md).
+Two passes, one model in memory at a time: the base's distributions go to a file (edge/scores.py), then the model reads
+the same and is held against them, position by position. docs/measure.md says what the figures mean.
 """
 
-import contextlib
+import hashlib
 import os
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,359 +19,427 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import __version__
-from edge.base_scores import begin_scores, is_base_scores, read_identity, read_records, write_record
-from edge.divergence import TOP, divergence, keep, log_normalizer, log_probability
+from edge.divergence import CLASS_WIDTH, LUMPED, TOP, divergence, keep, log_normalizer, log_probability
 from edge.errors import EdgeError, ModelFileError, ResultError
 from edge.footprint import BATCH
 from edge.forced import END, Plan, rows_plan, text_plan
-from edge.machine import MAX_THREADS, peak_memory, physical_cores
-from edge.measurement import Figures, aggregate, bands_by_field, bands_by_position, per_step
+from edge.machine import MAX_THREADS, physical_cores
+from edge.measurement import Found, figures
 from edge.modelfile import ModelFile, read_array, read_model_file, sha256
 from edge.output import temporary_file, whole_file
 from edge.progress import bar
-from edge.provenance import file_sha256, gguf_provenance, llama_cpp_provenance, provenance, text_sha256
+from edge.provenance import file_sha256, gguf_provenance, llama_cpp_provenance, provenance
 from edge.reader import Reader, Walk, places
 from edge.result import check_place, place_of, write_json
+from edge.scores import Scores, ScoresWriter, is_scores
 
-Look = Callable[[int, NDArray[np.float32]], None]
-"""Called with a node's number and the logits after it, float32 of shape (n_vocab,), valid during the call."""
+VERSION = 1
+"""Of the measurement's format; that it is there tells a measurement from a result."""
 
 
 def measure(
     model: Path | str,
     out: Path | str,
     *,
+    base: Path | str | None = None,
     replay: Path | str | None = None,
     text: Path | str | None = None,
-    base: Path | str | None = None,
-    keep_base: Path | str | None = None,
-    limit: int | None = None,
     chunk: int = 512,
-    context: int | None = None,
+    limit: int | None = None,
     skip_too_long: bool = False,
-    top: int = TOP,
+    context: int | None = None,
     threads: int | None = None,
-    gpu_layers: int = 0,
-    batch: int = BATCH,
+    gpu_layers: int | None = None,
+    batch: int | None = None,
+    keep_base: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Measure a GGUF on the reference answers of `replay` rows or on a `text`, and write a measurement JSON.
+    """Measure a GGUF on the reference answers of `replay` or on a plain `text`, write a measurement JSON, return it.
 
-    `base`: a GGUF to compare with, or the scores that `base_scores` has made of one; without it there is no divergence.
-    `keep_base`: where to keep the scores of a base GGUF, for further models. `limit`: the first rows only. `chunk`:
-    tokens of a chunk of text. `context`: the most tokens of a row with its answer, by default the model's context; a
-    longer row is refused, or left out with `skip_too_long`. `top`: log-probabilities kept of each distribution of the
-    base. `gpu_layers` of -1 is all.
+    `base`: the GGUF to hold it against, or the file that `base_scores` made of one with the same rows or text and the
+    same arguments; without it there are only likelihoods. `limit`: the first so many rows or chunks. `context`: the
+    most tokens of a row with its answer, by default what the model has; a longer row raises ContextError unless
+    `skip_too_long`. `batch`: tokens decoded at once, 512. `gpu_layers` None or -1 is all, where there is a GPU.
 
-    Raises ModelFileError, ReplayError, PromptError, ContextError, ResultError: scores of another base, other rows or
-    another vocabulary; KeyboardInterrupt with a line that says what is kept.
+    A base's scores lie beside `out` meanwhile, and go at the end. With `keep_base` they stay as OUT.base-scores, and
+    what stands there already of the same base and data is used. Raises ModelFileError, ReplayError, PromptError,
+    ContextError, ResultError; KeyboardInterrupt with a line that tells how far it came.
     """
-    check_place(out)
+    _check_places(out, model, base, replay, text)
+    settings = _Settings.checked(threads, gpu_layers, batch)
     file = read_model_file(model)
-    plan = _plan(file, replay, text, limit, chunk, context, skip_too_long, batch)
-    how = _How(threads, gpu_layers, batch, quiet)
-    _check_outputs([path for path in (model, replay, text, base) if path is not None], [out, keep_base])
-    try:
-        with contextlib.ExitStack() as stack:
-            scores = None
-            if base is not None:
-                scores = Path(base)
-                if not is_base_scores(scores):
-                    base_file = read_model_file(base)
-                    _check_vocabularies(file, base_file)
-                    if keep_base is not None:
-                        scores = Path(keep_base)
-                        _write_scores(base_file, plan, scores, top, how)
-                    else:
-                        place, through = place_of(out)
-                        beside = Path.cwd() / "measure" if through else place
-                        hidden = beside.with_name(f"{beside.name}.base")
-                        scores = stack.enter_context(temporary_file(hidden))[0]
-                        with scores.open("wb") as stream:
-                            _read_base(base_file, plan, stream, top, how)
-                identity = read_identity(scores)
-                _check_identity(scores, identity, file, plan)
+    given = None if base is None else Path(base)
+    base_file = read_model_file(given) if given is not None and not is_scores(given) else None
+    vocabulary = vocabulary_sha256(file)
+    if base_file is not None and vocabulary_sha256(base_file) != vocabulary:
+        raise _other_vocabulary(file.path, base_file.path)
+    plan = _plan(file, replay, text, chunk, limit, skip_too_long, context, settings.batch)
+    place, through = place_of(out)
+    if through:  # nothing can lie beside it
+        place = Path(tempfile.gettempdir()) / "edge-measure"
+    kept = place.with_name(f"{place.name}.base-scores")
+    # Entered even if it stays empty: what a killed run has left under such a name goes.
+    with temporary_file(kept) as (temporary, descriptor):
+        scores = None
+        if base_file is not None:
+            if keep_base and not through:
+                if not _is_of(kept, base_file, plan, vocabulary):
+                    _base_pass(base_file, kept, None, plan, vocabulary, settings, quiet)
+                scores = Scores.read(kept)
             else:
-                identity = {}
-            figures, load, seconds, decoded = _compare(file, plan, scores, how)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or "interrupted; nothing was written") from None
-    result = {
-        "measurement": 1,
-        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": f"{file.name or file.path.stem} ({file.file_type})",
-        "model_path": str(model),
-        "model_sha256": sha256(file.path),
-        **({"base": identity["base"], "base_path": identity["base_path"]} if identity else {}),
-        **({"base_sha256": identity["base_sha256"]} if identity else {}),
-        "eval_path": str(replay or text),
-        "kind": plan.corpus.kind,
-        "method": {
-            "top": identity.get("top"),
-            "chunk": plan.chunk,
-            "context": context,
-            "limit": limit,
-            "skipped_too_long": plan.corpus.skipped,
-            "batch": batch,
-            "notes": list(plan.corpus.notes),
-            "first_command_prob": "mean over rows of the product of its tokens' probabilities",
-        },
-        "load_time_sec": round(load, 3),
-        "measure_time_sec": round(seconds, 3),
-        "engine": {
-            "tokens_given": sum(map(len, plan.corpus.sequences)),
-            "tokens_distinct": plan.corpus.tokens,
-            "tokens_decoded": decoded,
-            "base_tokens_decoded": identity.get("tokens_decoded"),
-            "threads": how.threads or physical_cores(),
-            "gpu_layers": gpu_layers,
-            "peak_memory_bytes": peak_memory(),
-        },
-        "provenance": provenance(
-            backend="edge",
-            backend_version=__version__,
-            **llama_cpp_provenance(),
-            **gguf_provenance(file.path),
-            rows_sha256=plan.corpus.sha256,
-            rows_file_sha256=file_sha256(Path(replay or text or "")),
-            threads=how.threads or physical_cores(),
-        ),
-        "aggregate": aggregate(plan, figures),
-        "by_position": bands_by_position(plan, figures),
-        "by_field": bands_by_field(plan, figures),
-        "per_step": per_step(plan, figures),
-    }
-    write_json(out, result)
+                _base_pass(base_file, temporary, descriptor, plan, vocabulary, settings, quiet)
+                scores = Scores.read(temporary)
+        elif given is not None:
+            scores = Scores.read(given)
+            _check_identity(scores, file.path, _identity(plan, vocabulary))
+        stays = scores is not None and scores.path != temporary
+        after = f"the base's scores are kept in {scores.path}; run the same again" if scores and stays else ""
+        found, load_time, read_time = _model_pass(file, plan, scores, settings, quiet, after)
+        head: dict[str, Any] = {
+            "measurement": VERSION,
+            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": f"{file.name or file.path.stem} ({file.file_type}, edge)",
+            "model_path": str(model),
+            "model_sha256": sha256(file.path),
+        }
+        if scores is not None:
+            told = scores.head["base"]
+            head |= {"base": told["name"], "base_path": told["path"], "base_sha256": told["sha256"]}
+        # Of a pipe there is no second reading.
+        data = plan.corpus.path
+        head |= {
+            "eval_path": str(data),
+            "provenance": provenance(
+                backend="edge",
+                backend_version=__version__,
+                **llama_cpp_provenance(),
+                **gguf_provenance(file.path),
+                rows_sha256=plan.corpus.sha256,
+                rows_file_sha256=file_sha256(data),
+                threads=settings.threads,
+            ),
+            "kind": plan.corpus.kind,
+            "method": {
+                "top": TOP,
+                "lumped_below": LUMPED,
+                "class_width": CLASS_WIDTH,
+                "chunk": plan.chunk,
+                "context": context,
+                "limit": limit,
+                "batch": settings.batch,
+                "gpu_layers": settings.gpu_layers,
+                "flash_attention": False,
+                "kv_type": "f16",
+                "skipped_too_long": plan.corpus.skipped,
+                "tokens_decoded": plan.corpus.tokens,
+                "first_command": "mean over rows of the probability of the first command's tokens",
+                "intervals": "95 %, bootstrap over tasks"
+                if plan.chunk is None
+                else "95 %, bootstrap over chunks",
+                "notes": list(plan.corpus.notes),
+            },
+            "load_time_sec": round(load_time, 3),
+            "measure_time_sec": round(read_time, 3),
+        }
+        result = head | figures(plan, found)
+        write_json(out, result)
     return result
 
 
 def base_scores(
-    base: Path | str,
+    model: Path | str,
     out: Path | str,
     *,
     replay: Path | str | None = None,
     text: Path | str | None = None,
-    limit: int | None = None,
     chunk: int = 512,
-    context: int | None = None,
+    limit: int | None = None,
     skip_too_long: bool = False,
-    top: int = TOP,
+    context: int | None = None,
     threads: int | None = None,
-    gpu_layers: int = 0,
-    batch: int = BATCH,
+    gpu_layers: int | None = None,
+    batch: int | None = None,
     quiet: bool = True,
 ) -> Path:
-    """Read a base once and keep what measuring others against it needs, in a file for `measure(base=…)`.
+    """Read a base once for many measurements: write to `out` what `measure` takes as its `base`, and return its path.
 
-    The arguments are those of `measure`, and must be the same there. Raises as `measure` does.
+    The arguments are measure's. In the file stand the SHA-256 of the base, of its vocabulary and of all that was read;
+    measure refuses it with another vocabulary, other rows, texts or settings. Raises what measure raises.
     """
-    check_place(out)
-    file = read_model_file(base)
-    plan = _plan(file, replay, text, limit, chunk, context, skip_too_long, batch)
-    _check_outputs([path for path in (base, replay, text) if path is not None], [out])
-    try:
-        _write_scores(file, plan, Path(out), top, _How(threads, gpu_layers, batch, quiet))
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or "interrupted; nothing was written") from None
+    _check_places(out, model, replay, text)
+    place, through = place_of(out)
+    if through:
+        raise ResultError(f"{out}: is not a regular file; choose another name")
+    settings = _Settings.checked(threads, gpu_layers, batch)
+    file = read_model_file(model)
+    plan = _plan(file, replay, text, chunk, limit, skip_too_long, context, settings.batch)
+    _base_pass(file, place, None, plan, vocabulary_sha256(file), settings, quiet)
     return Path(out)
 
 
-@dataclass(frozen=True)
-class _How:
-    """Where and how a model reads."""
+def vocabulary_sha256(file: ModelFile) -> str:
+    """Of a GGUF's tokens, in their order, their types and merges, and of what ends an answer."""
+    digest = hashlib.sha256()
+    for key in ("tokens", "token_type", "merges"):
+        for item in read_array(file.path, f"tokenizer.ggml.{key}"):
+            digest.update(item if isinstance(item, bytes) else str(item).encode())
+            digest.update(b"\0")
+        digest.update(b"\0\0")
+    digest.update(repr(sorted(file.end_ids)).encode())
+    return digest.hexdigest()
 
-    threads: int | None
+
+# --- what is given ---
+
+
+@dataclass(frozen=True)
+class _Settings:
+    threads: int
     gpu_layers: int
     batch: int
-    quiet: bool
+
+    @classmethod
+    def checked(cls, threads: int | None, gpu_layers: int | None, batch: int | None) -> "_Settings":
+        settings = cls(threads or physical_cores(), -1 if gpu_layers is None else gpu_layers, batch or BATCH)
+        for name, value, least, most in (
+            ("threads", settings.threads, 1, MAX_THREADS),
+            ("gpu_layers", settings.gpu_layers, -1, 1 << 16),
+            ("batch", settings.batch, 1, 1 << 16),
+        ):
+            if not least <= value <= most:
+                raise EdgeError(f"{name} is {value}; it must be from {least} to {most:,}")
+        return settings
+
+
+def _check_places(out: Path | str, *sources: Path | str | None) -> None:
+    check_place(out)
+    place, through = place_of(out)
+    if not through and any(os.path.realpath(path) == str(place) for path in sources if path is not None):
+        raise ResultError(f"{out}: is what it would be made from; choose another name with --out")
 
 
 def _plan(
     file: ModelFile,
     replay: Path | str | None,
     text: Path | str | None,
-    limit: int | None,
     chunk: int,
-    context: int | None,
+    limit: int | None,
     skip_too_long: bool,
+    context: int | None,
     batch: int,
 ) -> Plan:
     if (replay is None) == (text is None):
         raise EdgeError("a model is measured on replay rows or on a text: give one of them")
-    if not 1 <= batch <= 1 << 20:
-        raise EdgeError(f"batch is {batch}; it must be from 1 to {1 << 20:,}")
     if text is not None:
-        return text_plan(file, Path(text), chunk, batch=batch)
+        return text_plan(file, Path(text), chunk, limit=limit, batch=batch)
     return rows_plan(
         file, Path(replay or ""), context=context, limit=limit, skip_too_long=skip_too_long, batch=batch
     )
 
 
-def _check_outputs(inputs: Sequence[Path | str], outputs: Sequence[Path | str | None]) -> None:
-    """Raises ResultError where an output is an input, or both are one."""
-    taken = [os.path.realpath(path) for path in inputs]
-    for path in outputs:
-        if path is None:
-            continue
-        if os.path.realpath(path) in taken:
-            raise ResultError(f"{path}: is already used for something else here: give another name")
-        taken.append(os.path.realpath(path))
+# --- which scores are of what ---
 
 
-def _vocabulary_sha256(file: ModelFile) -> str:
-    tokens = read_array(file.path, "tokenizer.ggml.tokens")
-    return text_sha256(repr([tokens, sorted(file.end_ids)])) or ""
+def _identity(plan: Plan, vocabulary: str) -> dict[str, Any]:
+    """All that a base's scores must share with a measurement; the names are what errors call them by."""
+    return {
+        "edge": __version__,
+        "llama-cpp-python": version("llama-cpp-python"),
+        "vocabulary": vocabulary,
+        plan.corpus.kind: plan.corpus.sha256,
+        "chunk": plan.chunk,
+        "batch": plan.corpus.batch,
+        "tokens": plan.sha256,
+    }
 
 
-def _check_vocabularies(file: ModelFile, base: ModelFile) -> None:
-    if _vocabulary_sha256(file) != _vocabulary_sha256(base):
-        raise ModelFileError(
-            f"{file.path}: has another vocabulary than {base.path}: only models with the same tokens can be compared"
-        )
-
-
-def _check_identity(scores: Path, identity: dict[str, Any], file: ModelFile, plan: Plan) -> None:
-    """Raises ResultError for scores that are not of these tokens."""
-    if identity.get("vocabulary_sha256") != _vocabulary_sha256(file):
-        raise ResultError(f"{scores}: is of a base with another vocabulary than {file.path}")
-    if identity.get("plan_sha256") != plan.sha256:
+def _check_identity(scores: Scores, model: Path, wanted: dict[str, Any]) -> None:
+    held = scores.head["identity"]
+    if held.get("vocabulary") != wanted["vocabulary"]:
+        raise _other_vocabulary(model, scores.path)
+    changed = [name for name in {**held, **wanted} if held.get(name) != wanted.get(name)]
+    if changed:
         raise ResultError(
-            f"{scores}: is of other rows, prompts or settings than {file.path} would be measured with now: make the "
-            "base scores with the same arguments"
+            f"{scores.path}: these scores are not of what is measured here; they differ in {', '.join(changed)}: "
+            "measure with the same rows and options, or read the base again"
         )
 
 
-def _write_scores(base: ModelFile, plan: Plan, out: Path, top: int, how: _How) -> None:
-    place, _ = place_of(out)
-    try:
-        with whole_file(place) as (temporary, _), temporary.open("wb") as stream:
-            _read_base(base, plan, stream, top, how)
-    except OSError as error:
-        raise ResultError(f"{out}: cannot be written: {error.strerror or error}") from None
+def _is_of(path: Path, base: ModelFile, plan: Plan, vocabulary: str) -> bool:
+    """Whether there are scores already. Raises ResultError where there is something else."""
+    if not path.exists():
+        return False
+    scores = Scores.read(path)
+    _check_identity(scores, base.path, _identity(plan, vocabulary))
+    if scores.head["base"]["sha256"] != sha256(base.path):
+        raise ResultError(
+            f"{path}: these scores are of another base: move the file away, or choose another --out"
+        )
+    return True
 
 
-def _read_base(base: ModelFile, plan: Plan, stream: Any, top: int, how: _How) -> None:
-    """The first pass: a record for each node."""
-    if not 1 <= top <= 1 << 20:
-        raise EdgeError(f"top is {top}; it must be from 1 to {1 << 20:,}")
-    begin_scores(
-        stream,
-        {
-            "base": f"{base.name or base.path.stem} ({base.file_type})",
-            "base_path": str(base.path),
-            "base_sha256": sha256(base.path),
-            "vocabulary_sha256": _vocabulary_sha256(base),
-            "plan_sha256": plan.sha256,
-            "top": top,
-            "tokens_decoded": plan.corpus.tokens,
-        },
+def _other_vocabulary(model: Path, base: Path) -> ModelFileError:
+    return ModelFileError(
+        f"{model}: its vocabulary is another than that of {base}: give two files of one model"
     )
 
-    def look(node: int, logits: NDArray[np.float32]) -> None:
-        _check_numbers(base, logits)
-        kept = keep(logits, top)
-        tokens = (_tokens(target, base) for target in plan.targets[node])
-        write_record(stream, kept, [log_probability(logits, kept.log_norm, some) for some in tokens])
 
-    _pass(base, plan, how, "reading the base", look)
+# --- the passes ---
 
 
-def _compare(
-    file: ModelFile, plan: Plan, scores: Path | None, how: _How
-) -> tuple[Figures, float, float, int]:
-    """The second pass: what the model says at each node, held against the base; seconds to load and to read; tokens."""
-    nodes, slots = len(plan.targets), sum(map(len, plan.targets))
-    figures = Figures.empty(nodes, slots, with_base=scores is not None)
-    records = None if scores is None else read_records(scores)
-    slot = 0
+class _LogitsReader(Reader):
+    """A reader that computes logits where they are wanted: after the places in `wanted`, of what counts."""
 
-    def look(node: int, logits: NDArray[np.float32]) -> None:
-        nonlocal slot
-        _check_numbers(file, logits)
-        log_norm = log_normalizer(logits)
-        end = slot + len(plan.targets[node])
-        for i, target in enumerate(plan.targets[node], slot):
-            figures.log_probs[i] = log_probability(logits, log_norm, _tokens(target, file))
-        if records is not None and figures.base is not None:
-            found = next(records, None)
-            if found is None or len(found[1]) != end - slot:
-                raise ResultError(f"{scores}: is cut or damaged: make the base scores anew")
-            kept, base_log_probs = found
-            figures.base.log_probs[slot:end] = base_log_probs
-            figures.base.kl[node], figures.base.error[node] = divergence(kept, logits, log_norm)
-            figures.base.same[node] = kept.best == int(logits.argmax())
-        slot = end
-
-    load, seconds, decoded = _pass(file, plan, how, "measuring", look)
-    return figures, load, seconds, decoded
-
-
-def _tokens(target: int, file: ModelFile) -> tuple[int, ...]:
-    return file.end_ids if target == END else (target,)
-
-
-def _check_numbers(file: ModelFile, logits: NDArray[np.float32]) -> None:
-    if not np.isfinite(logits).all():
-        raise ModelFileError(f"{file.path}: computes logits that are no numbers: its weights are damaged")
-
-
-def _pass(file: ModelFile, plan: Plan, how: _How, what: str, look: Look) -> tuple[float, float, int]:
-    """Read the plan's tree once and look at its nodes, in their order."""
-    work, threads = plan.corpus, how.threads or physical_cores()
-    if not 1 <= threads <= MAX_THREADS:
-        raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
-    began = time.perf_counter()
-    with (
-        Reader(
-            file.path,
-            cells=max(map(len, work.sequences)),
-            sequences=1 + places(work),
-            batch=how.batch,
-            threads=threads,
-            gpu_layers=how.gpu_layers,
-        ) as reader,
-        bar(what, show=not how.quiet, unit="tokens") as watch,
-    ):
-        loaded = time.perf_counter()
-        walked = _Looking(reader, look)
-        walk = Walk(walked, work)
-        done = 0
-        try:
-            for index, wanted in enumerate(plan.wanted):
-                walked.wanted = set(wanted)
-                for begin, end in walk.read(index):
-                    done += end - begin
-                    watch(done, work.tokens)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted after {done:,} of {work.tokens:,} tokens ({what}); run the same command again"
-            ) from None
-        if not how.quiet and not sys.stderr.isatty():
-            print(f"{what}: {work.tokens:,} tokens of {file.path}", file=sys.stderr)
-        return loaded - began, time.perf_counter() - loaded, reader.tokens_decoded
-
-
-class _Looking:
-    """Between `Walk` and a `Reader`: asks for logits where they are wanted, and shows them."""
-
-    def __init__(self, reader: Reader, look: Look) -> None:
-        self.wanted: set[int] = set()
-        self._reader, self._look = reader, look
-        self._node = 0
+    wanted: frozenset[int] = frozenset()
 
     def read(self, tokens: Sequence[int], position: int, sequence: int, *, counts: bool = True) -> None:
-        wanted = [counts and place in self.wanted for place in range(position, position + len(tokens))]
-        self._reader.decode(tokens, position, sequence, wanted)
-        for i in self._places(wanted):
-            self._look(self._node, self._reader.logits(i))
-            self._node += 1
+        """Read tokens, at most a batch, that follow `position` others in `sequence`."""
+        flags = [counts and position + i in self.wanted for i in range(len(tokens))]
+        self.decode(tokens, position, sequence, flags)
 
-    @staticmethod
-    def _places(wanted: Sequence[bool]) -> Iterator[int]:
-        return (i for i, one in enumerate(wanted) if one)
 
-    def copy(self, source: int, target: int) -> None:
-        self._reader.copy(source, target)
+def _nodes(
+    reader: _LogitsReader, plan: Plan, progress: Callable[[int, int], None]
+) -> Iterator[tuple[NDArray[np.float32], float]]:
+    """Each node's logits, valid until the next, and the log of their sum. Raises ModelFileError: not finite."""
+    walk, done, total = Walk(reader, plan.corpus), 0, plan.corpus.tokens
+    for index, wanted in enumerate(plan.wanted):
+        reader.wanted = frozenset(wanted)
+        at = 0
+        for begin, end in walk.read(index):
+            while at < len(wanted) and wanted[at] < end:
+                logits = reader.logits(wanted[at] - begin)
+                log_norm = log_normalizer(logits)
+                if not (np.isfinite(log_norm) and np.isfinite(logits.min())):
+                    raise ModelFileError(
+                        f"{reader.path}: gives logits that are not finite: the model is damaged; convert it again"
+                    )
+                yield logits, log_norm
+                at += 1
+            done += end - begin
+            progress(done, total)
 
-    def drop(self, sequence: int) -> None:
-        self._reader.drop(sequence)
+
+def _opened(file: ModelFile, plan: Plan, settings: _Settings) -> _LogitsReader:
+    return _LogitsReader(
+        file.path,
+        cells=max(map(len, plan.corpus.sequences)),
+        sequences=1 + places(plan.corpus),
+        batch=settings.batch,
+        threads=settings.threads,
+        gpu_layers=settings.gpu_layers,
+    )
+
+
+def _log_probabilities(
+    logits: NDArray[np.float32], log_norm: float, targets: Sequence[int], ends: tuple[int, ...]
+) -> list[float]:
+    return [log_probability(logits, log_norm, ends if target == END else (target,)) for target in targets]
+
+
+def _base_pass(
+    file: ModelFile,
+    place: Path,
+    descriptor: int | None,
+    plan: Plan,
+    vocabulary: str,
+    settings: _Settings,
+    quiet: bool,
+) -> None:
+    """Write the base's scores: to an open file, or whole to `place`."""
+    if descriptor is None:
+        with _told(place), whole_file(place) as (_, opened):
+            _base_pass(file, place, opened, plan, vocabulary, settings, quiet)
+        return
+    head = {
+        "identity": _identity(plan, vocabulary),
+        "base": {
+            "name": f"{file.name or file.path.stem} ({file.file_type}, edge)",
+            "path": str(file.path),
+            "sha256": sha256(file.path),
+        },
+        "n_vocab": file.n_vocab,
+        "nodes": len(plan.targets),
+    }
+    ends, count = tuple(sorted(file.end_ids)), 0
+    try:
+        with (
+            _told(place),
+            _opened(file, plan, settings) as reader,
+            bar("reading the base", show=not quiet, unit="tokens") as progress,
+        ):
+            writer = ScoresWriter(descriptor, {**head, "n_vocab": reader.n_vocab})
+            for logits, log_norm in _nodes(reader, plan, progress):
+                targets = _log_probabilities(logits, log_norm, plan.targets[count], ends)
+                writer.add(keep(logits), targets)
+                count += 1
+            writer.finish()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted in the base, after {count:,} of {len(plan.targets):,} positions; nothing was written"
+        ) from None
+
+
+def _model_pass(
+    file: ModelFile, plan: Plan, scores: Scores | None, settings: _Settings, quiet: bool, after: str
+) -> tuple[Found, float, float]:
+    """What was found, and the seconds of loading and of reading."""
+    nodes, slots = len(plan.targets), sum(map(len, plan.targets))
+    found = Found(np.zeros(slots))
+    if scores is not None:
+        found = replace(
+            found,
+            base_log_probs=np.zeros(slots),
+            kl=np.zeros(nodes),
+            errors=np.zeros(nodes),
+            same_top=np.zeros(nodes, bool),
+        )
+    ends, count, slot = tuple(sorted(file.end_ids)), 0, 0
+    began = loaded = time.perf_counter()
+    try:
+        with (
+            _opened(file, plan, settings) as reader,
+            bar("reading the model", show=not quiet, unit="tokens") as progress,
+        ):
+            loaded = time.perf_counter()
+            records = None if scores is None else scores.records()
+            if scores is not None and reader.n_vocab != scores.head["n_vocab"]:
+                raise _other_vocabulary(file.path, scores.path)
+            for logits, log_norm in _nodes(reader, plan, progress):
+                targets = plan.targets[count]
+                here = slice(slot, slot + len(targets))
+                found.log_probs[here] = _log_probabilities(logits, log_norm, targets, ends)
+                if records is not None and scores is not None:
+                    kept, base_log_probs = next(records, (None, None))
+                    if kept is None or base_log_probs is None or len(base_log_probs) != len(targets):
+                        raise ResultError(f"{scores.path}: is damaged: delete it and read the base again")
+                    assert found.base_log_probs is not None and found.kl is not None
+                    assert found.errors is not None and found.same_top is not None
+                    found.base_log_probs[here] = base_log_probs
+                    found.kl[count], found.errors[count] = divergence(kept, logits, log_norm)
+                    found.same_top[count] = kept.best == int(logits.argmax())
+                count, slot = count + 1, here.stop
+            # The trailer behind the last record is checked where a further one is asked for.
+            if records is not None and scores is not None and next(records, None) is not None:
+                raise ResultError(f"{scores.path}: holds more positions than there are: read the base again")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted in the model, after {count:,} of {nodes:,} positions; {after or 'nothing was written'}"
+        ) from None
+    return found, loaded - began, time.perf_counter() - loaded
+
+
+class _told:
+    """Turns an OSError of writing into a ResultError that names the place."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise ResultError(
+                f"{self._place}: the base's scores cannot be written: {error.strerror or error}"
+            ) from None

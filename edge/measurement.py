@@ -1,5 +1,10 @@
-"""The figures of a measurement, from what both models said at each position: means, percentiles, intervals, bands."""
+"""The figures of a measurement, from what was found at each position (docs/measure.md says what each one means).
 
+All are means over positions, so that a long answer weighs more than a short one; a node that several rows share counts
+for each of them. Intervals come from the same bootstrap over whole tasks as a comparison's (edge/intervals.py).
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,174 +16,211 @@ from edge.forced import Plan, Scored
 from edge.intervals import interval, resampled_means
 from edge.spans import FIELDS
 
-_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # where the bands by position begin
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Against:
-    """The base's side: of each slot its log-probability; of each node the divergence, how far it may be off, and
-    whether both models prefer the same token.
+class Found:
+    """What a pass has found: `log_probs` of each slot of the plan, in nats; with a base also the base's, and of each
+    node the divergence from it, the most that is wrong with that, and whether both have the same token on top.
     """
 
     log_probs: Floats
-    kl: Floats
-    error: Floats
-    same: NDArray[np.bool_]
+    base_log_probs: Floats | None = None
+    kl: Floats | None = None
+    errors: Floats | None = None
+    same_top: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What a model says: of each slot, a node and what comes next, its log-probability in nats."""
+class _Positions:
+    """Some positions. Without a base, all but `nll` are None."""
 
-    log_probs: Floats
-    base: Against | None
+    nll: Floats
+    base_nll: Floats | None
+    kl: Floats | None
+    errors: Floats | None
+    same: Floats | None
 
-    @classmethod
-    def empty(cls, nodes: int, slots: int, *, with_base: bool) -> "Figures":
-        """To be filled in."""
-        base = Against(np.zeros(slots), np.zeros(nodes), np.zeros(nodes), np.zeros(nodes, bool))
-        return cls(np.zeros(slots), base if with_base else None)
+    def where(self, chosen: NDArray[np.bool_]) -> "_Positions":
+        parts = (self.nll, self.base_nll, self.kl, self.errors, self.same)
+        nll, *others = (None if part is None else part[chosen] for part in parts)
+        assert nll is not None
+        return _Positions(nll, *others)
 
 
-def aggregate(plan: Plan, figures: Figures) -> dict[str, Any]:
-    """The figures over all positions: log-likelihoods and divergences in nats a token.
-
-    `intervals` are at 95 %, by drawing whole tasks (of a text: chunks); none for a single one.
-    """
+def figures(plan: Plan, found: Found) -> dict[str, Any]:
+    """`aggregate`, `intervals`, `by_position`, `by_field` and `per_step` of a measurement JSON."""
     rows = plan.rows
-    log_probs = [figures.log_probs[row.slots] for row in rows]
-    found: dict[str, Any] = {
-        "rows": len(rows),
-        "tasks": len({row.key[0] for row in rows}),
-        "tokens": sum(map(len, log_probs)),
+    parts = [_of_row(row, found) for row in rows]
+    everything = _joined(parts)
+    steps = [_step(row, part, found) for row, part in zip(rows, parts, strict=True)]
+    commands = [step["first_command_logprob"] for step in steps if "first_command_logprob" in step]
+    tasks = sorted({row.key[0] for row in rows})
+    aggregate: dict[str, Any] = {"rows": len(rows), "tasks": len(tasks), **_means(everything)}
+    aggregate["perplexity"] = _exp(aggregate["nll"])
+    if everything.base_nll is not None and everything.errors is not None:
+        aggregate["base_perplexity"] = _exp(aggregate["base_nll"])
+        aggregate["nll_difference"] = float((everything.nll - everything.base_nll).mean())
+        aggregate["kl_max"] = float(_some(everything.kl).max())
+        aggregate["kl_error_bound"] = float(everything.errors.mean())
+    if commands:
+        aggregate["first_commands"] = len(commands)
+        for name in ("", "base_"):
+            logs = [
+                step[f"{name}first_command_logprob"]
+                for step in steps
+                if f"{name}first_command_logprob" in step
+            ]
+            if logs:
+                aggregate[f"{name}first_command_prob"] = float(np.exp(logs).mean())
+    told: dict[str, Any] = {"aggregate": aggregate, "intervals": _intervals(tasks, rows, parts, steps)}
+    if plan.chunk is None:
+        told["by_position"] = _by_position(rows, everything)
+        told["by_field"] = _by_field(rows, everything)
+    return told | {"per_step": steps}
+
+
+def _some(values: Floats | None) -> Floats:
+    assert values is not None
+    return values
+
+
+def _exp(value: float) -> float | None:
+    """e to the power of it; None where no float is as large."""
+    return math.exp(value) if value < 700 else None
+
+
+def _of_row(row: Scored, found: Found) -> _Positions:
+    base, same = found.base_log_probs, found.same_top
+    return _Positions(
+        -found.log_probs[row.slots] + 0.0,
+        None if base is None else -base[row.slots] + 0.0,
+        None if found.kl is None else found.kl[row.nodes],
+        None if found.errors is None else found.errors[row.nodes],
+        None if same is None else same[row.nodes].astype(np.float64),
+    )
+
+
+def _joined(parts: Sequence[_Positions]) -> _Positions:
+    def joined(name: str) -> Floats | None:
+        arrays = [getattr(part, name) for part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    nll = joined("nll")
+    assert nll is not None
+    return _Positions(nll, joined("base_nll"), joined("kl"), joined("errors"), joined("same"))
+
+
+def _means(some: _Positions) -> dict[str, Any]:
+    """The figures that there are of any positions, at least one."""
+    told: dict[str, Any] = {"tokens": len(some.nll), "nll": float(some.nll.mean())}
+    if some.base_nll is not None and some.kl is not None and some.same is not None:
+        median, p90, p99 = np.quantile(some.kl, [0.5, 0.9, 0.99])
+        told |= {
+            "base_nll": float(some.base_nll.mean()),
+            "kl_mean": float(some.kl.mean()),
+            "kl_median": float(median),
+            "kl_p90": float(p90),
+            "kl_p99": float(p99),
+            "top1_agreement_pct": 100 * float(some.same.mean()),
+        }
+    return told
+
+
+def _step(row: Scored, part: _Positions, found: Found) -> dict[str, Any]:
+    task_id, sample_idx, step_idx = row.key
+    step: dict[str, Any] = {
+        "task_id": task_id,
+        "sample_idx": sample_idx,
+        "step_idx": step_idx,
+        "source_group": row.source_group,
+        "bucket": row.bucket,
+        "prompt_tokens": row.prompt_tokens,
+        "tokens": len(part.nll),
+        "nll": float(part.nll.mean()),
     }
-    told: dict[str, list[NDArray[Any]]] = {"nll": [-some for some in log_probs]}
-    if figures.base is not None:
-        told["base_nll"] = [-figures.base.log_probs[row.slots] for row in rows]
-    commands = {"first_command_prob": _commands(rows, figures.log_probs)}
-    if figures.base is not None:
-        commands["base_first_command_prob"] = _commands(rows, figures.base.log_probs)
-    for name, values in told.items():
-        found[name] = float(np.concatenate(values).mean())
-        found[name.replace("nll", "perplexity")] = float(np.exp(found[name]))
-    if figures.base is not None:
-        kl = np.concatenate([figures.base.kl[row.nodes] for row in rows])
-        found |= _percentiles(kl)
-        found["kl_max"] = float(kl.max())
-        found["kl_error_bound"] = float(
-            np.concatenate([figures.base.error[row.nodes] for row in rows]).mean()
-        )
-        told["kl_mean"] = [figures.base.kl[row.nodes] for row in rows]
-        told["top1_agreement_pct"] = [100.0 * figures.base.same[row.nodes] for row in rows]
-        found["top1_agreement_pct"] = float(np.concatenate(told["top1_agreement_pct"]).mean())
-    for name, probs in commands.items():
-        known = [prob for prob in probs if prob is not None]
-        if known:
-            found[name] = float(np.mean(known))
-            told[name] = [np.array([] if prob is None else [prob]) for prob in probs]
-    intervals = {}
-    for name, values in told.items():
-        if (bounds := _interval(rows, values)) is not None:
-            intervals[name] = list(bounds)
-            if name in ("nll", "base_nll"):
-                intervals[name.replace("nll", "perplexity")] = [float(np.exp(bound)) for bound in bounds]
-    return {**found, "intervals": intervals}
+    if part.base_nll is not None and part.kl is not None and part.same is not None:
+        step |= {
+            "base_nll": float(part.base_nll.mean()),
+            "kl_mean": float(part.kl.mean()),
+            "kl_max": float(part.kl.max()),
+            "top1_agreement_pct": 100 * float(part.same.mean()),
+        }
+    if row.command:
+        inside = slice(row.command.start, row.command.stop)
+        step["first_command_logprob"] = -float(part.nll[inside].sum()) + 0.0
+        if part.base_nll is not None:
+            step["base_first_command_logprob"] = -float(part.base_nll[inside].sum()) + 0.0
+    return step | {"row_sha256": row.row_sha256, "prompt_sha256": row.prompt_sha256}
 
 
-def bands_by_position(plan: Plan, figures: Figures) -> list[dict[str, Any]]:
-    """The divergence by a token's place in its answer (of a text: behind the first half of its chunk)."""
-    if figures.base is None:
-        return []
-    places = np.concatenate([np.arange(len(row.nodes)) for row in plan.rows])
-    nodes = np.concatenate([row.nodes for row in plan.rows])
-    bands = []
-    for i, begin in enumerate(_EDGES):
-        end = _EDGES[i + 1] if i + 1 < len(_EDGES) else None
-        inside = nodes[(places >= begin) & (places < (places.max() + 1 if end is None else end))]
-        if len(inside):
-            bands.append(
-                {"from": begin, "to": None if end is None else end - 1, **_band(figures.base, inside)}
-            )
+def _intervals(
+    tasks: Sequence[str], rows: Sequence[Scored], parts: Sequence[_Positions], steps: Sequence[dict[str, Any]]
+) -> dict[str, list[float | None]]:
+    """Of each mean its 95 % interval; none with fewer than two tasks."""
+    values: dict[str, tuple[list[float], list[int], list[str]]] = {}
+    for row, part, step in zip(rows, parts, steps, strict=True):
+        sums = {
+            "nll": part.nll,
+            "base_nll": part.base_nll,
+            "kl_mean": part.kl,
+            "top1_agreement_pct": part.same,
+        }
+        if part.base_nll is not None:
+            sums["nll_difference"] = part.nll - part.base_nll
+        for name, array in sums.items():
+            if array is not None:
+                _append(values, name, float(array.sum()), len(array), row.key[0])
+        for name in ("first_command", "base_first_command"):
+            if f"{name}_logprob" in step:
+                _append(values, f"{name}_prob", math.exp(step[f"{name}_logprob"]), 1, row.key[0])
+    told: dict[str, list[float | None]] = {}
+    for name, (sums_of, counts_of, tasks_of) in values.items():
+        known = [task for task in tasks if task in set(tasks_of)]
+        if len(known) < 2:
+            continue
+        place = {task: i for i, task in enumerate(known)}
+        at = np.array([place[task] for task in tasks_of])
+        by_task = [np.bincount(at, np.array(some)).astype(np.float64) for some in (sums_of, counts_of)]
+        low, high = interval(resampled_means(by_task[0], by_task[1]), len(known))
+        scale = 100 if name == "top1_agreement_pct" else 1
+        told[name] = [scale * low, scale * high]
+        if name in ("nll", "base_nll"):
+            told[name.replace("nll", "perplexity")] = [_exp(low), _exp(high)]
+    return told
+
+
+def _append(
+    values: dict[str, tuple[list[float], list[int], list[str]]],
+    name: str,
+    total: float,
+    count: int,
+    task: str,
+) -> None:
+    sums, counts, tasks = values.setdefault(name, ([], [], []))
+    sums.append(total)
+    counts.append(count)
+    tasks.append(task)
+
+
+def _by_position(rows: Sequence[Scored], everything: _Positions) -> list[dict[str, Any]]:
+    """Bands of the token's index in its answer, each twice as wide as the one before: 0, 1, 2–3, 4–7, …"""
+    index = np.concatenate([np.arange(len(row.nodes)) for row in rows])
+    last, bands, begin = int(index.max()), list[dict[str, Any]](), 0
+    while begin <= last:
+        end = max(2 * begin, 1)
+        band = everything.where((index >= begin) & (index < end))
+        bands.append({"from": begin, "to": min(end - 1, last), **_means(band)})
+        begin = end
     return bands
 
 
-def bands_by_field(plan: Plan, figures: Figures) -> list[dict[str, Any]]:
-    """The divergence by what a token belongs to, as of edge.spans."""
-    if figures.base is None:
-        return []
-    bands = []
-    for name in FIELDS:
-        nodes = [
-            row.nodes[np.array([field == name for field in row.fields])]
-            for row in plan.rows
-            if row.fields is not None
-        ]
-        inside = np.concatenate(nodes) if nodes else np.empty(0, np.int64)
-        if len(inside):
-            bands.append({"field": name, **_band(figures.base, inside)})
-    return bands
-
-
-def per_step(plan: Plan, figures: Figures) -> list[dict[str, Any]]:
-    """The figures of each row or chunk."""
-    steps = []
-    commands = _commands(plan.rows, figures.log_probs, log=True)
-    base_commands = None if figures.base is None else _commands(plan.rows, figures.base.log_probs, log=True)
-    for i, row in enumerate(plan.rows):
-        step: dict[str, Any] = dict(zip(("task_id", "sample_idx", "step_idx"), row.key, strict=True))
-        step |= {"source_group": row.source_group, "bucket": row.bucket, "prompt_tokens": row.prompt_tokens}
-        step |= {"tokens": len(row.slots), "nll": _mean(-figures.log_probs[row.slots])}
-        if figures.base is not None:
-            kl = figures.base.kl[row.nodes]
-            step |= {
-                "base_nll": _mean(-figures.base.log_probs[row.slots]),
-                "kl_mean": _mean(kl),
-                "kl_max": float(kl.max()),
-                "top1_agreement_pct": _mean(100.0 * figures.base.same[row.nodes]),
-            }
-        step["first_command_logprob"] = commands[i]
-        if base_commands is not None:
-            step["base_first_command_logprob"] = base_commands[i]
-        steps.append({**step, "row_sha256": row.row_sha256, "prompt_sha256": row.prompt_sha256})
-    return steps
-
-
-def _commands(rows: Sequence[Scored], log_probs: Floats, *, log: bool = False) -> list[float | None]:
-    """Of each row the (log-)probability of the first command's tokens; None where it has none."""
-    sums = [
-        None if not row.command else float(log_probs[row.slots[row.command.start : row.command.stop]].sum())
-        for row in rows
+def _by_field(rows: Sequence[Scored], everything: _Positions) -> list[dict[str, Any]]:
+    """The fields that there are, in the order of an answer; without the answers whose text is not known by token."""
+    names = np.concatenate([row.fields if row.fields is not None else [""] * len(row.nodes) for row in rows])
+    return [
+        {"field": field, **_means(everything.where(names == field))}
+        for field in FIELDS
+        if (names == field).any()
     ]
-    return [value if value is None or log else float(np.exp(value)) for value in sums]
-
-
-def _mean(values: NDArray[Any]) -> float:
-    return float(values.mean())
-
-
-def _percentiles(kl: Floats) -> dict[str, float]:
-    median, p90, p99 = np.quantile(kl, [0.5, 0.9, 0.99])
-    return {
-        "kl_mean": float(kl.mean()),
-        "kl_median": float(median),
-        "kl_p90": float(p90),
-        "kl_p99": float(p99),
-    }
-
-
-def _band(base: Against, nodes: NDArray[np.int64]) -> dict[str, Any]:
-    same = 100.0 * float(base.same[nodes].mean())
-    return {"tokens": len(nodes), **_percentiles(base.kl[nodes]), "top1_agreement_pct": same}
-
-
-def _interval(rows: Sequence[Scored], values: Sequence[NDArray[Any]]) -> tuple[float, float] | None:
-    tasks: dict[str, tuple[float, int]] = {}
-    for row, some in zip(rows, values, strict=True):
-        if len(some):
-            total, count = tasks.get(row.key[0], (0.0, 0))
-            tasks[row.key[0]] = total + float(some.sum()), count + len(some)
-    if len(tasks) < 2:
-        return None
-    sums, counts = (np.array(column, float) for column in zip(*tasks.values(), strict=True))
-    return interval(resampled_means(sums, counts), len(tasks))

@@ -234,7 +234,7 @@ class _Sweep:
         if not self._scores.is_file():
             model = self.converted(self.base)
             self._say(f"{self._scores}: reading the base's distributions")
-            base_scores(model, self._scores, replay=self.replay, **self._reading)
+            base_scores(model, self._scores, replay=self.replay, **self.everywhere)
         return self._scores
 
     def matrix(self) -> Path | None:
@@ -262,7 +262,7 @@ class _Sweep:
         if not self.measured(name):
             scores, model = self.scores(), self.converted(name)
             self._say(f"{found}: measuring")
-            measure(model, found, base=scores, replay=self.replay, **self._reading)
+            measure(model, found, base=scores, replay=self.replay, **self.everywhere)
             self.state.note(name, measured=True)
         return found
 
@@ -286,11 +286,6 @@ class _Sweep:
                 )
             )
         return found
-
-    @property
-    def _reading(self) -> dict[str, Any]:
-        # Where layers go is chosen by edge eval alone; all that fit cannot be told here.
-        return {**self.everywhere, "gpu_layers": self.everywhere["gpu_layers"] or 0}
 
     @property
     def _scores(self) -> Path:
