@@ -94,7 +94,7 @@ def measure(
             _check_identity(scores, file.path, _identity(plan, vocabulary))
         stays = scores is not None and scores.path != temporary
         after = f"the base's scores are kept in {scores.path}; run the same again" if scores and stays else ""
-        found, load_time, read_time = _model_pass(file, plan, scores, settings, quiet, after)
+        found, decoded, load_time, read_time = _model_pass(file, plan, scores, settings, quiet, after)
         head: dict[str, Any] = {
             "measurement": VERSION,
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,7 +131,7 @@ def measure(
                 "flash_attention": False,
                 "kv_type": "f16",
                 "skipped_too_long": plan.corpus.skipped,
-                "tokens_decoded": plan.corpus.tokens,
+                "tokens_decoded": decoded,
                 "first_command": "mean over rows of the probability of the first command's tokens",
                 "intervals": "95 %, bootstrap over tasks"
                 if plan.chunk is None
@@ -382,8 +382,8 @@ def _base_pass(
 
 def _model_pass(
     file: ModelFile, plan: Plan, scores: Scores | None, settings: _Settings, quiet: bool, after: str
-) -> tuple[Found, float, float]:
-    """What was found, and the seconds of loading and of reading."""
+) -> tuple[Found, int, float, float]:
+    """What was found, the tokens decoded, and the seconds of loading and of reading."""
     nodes, slots = len(plan.targets), sum(map(len, plan.targets))
     found = Found(np.zeros(slots))
     if scores is not None:
@@ -395,6 +395,7 @@ def _model_pass(
             same_top=np.zeros(nodes, bool),
         )
     ends, count, slot = tuple(sorted(file.end_ids)), 0, 0
+    decoded = 0
     began = loaded = time.perf_counter()
     try:
         with (
@@ -419,6 +420,7 @@ def _model_pass(
                     found.kl[count], found.errors[count] = divergence(kept, logits, log_norm)
                     found.same_top[count] = kept.best == int(logits.argmax())
                 count, slot = count + 1, here.stop
+            decoded = reader.tokens_decoded
             # The trailer behind the last record is checked where a further one is asked for.
             if records is not None and scores is not None and next(records, None) is not None:
                 raise ResultError(f"{scores.path}: holds more positions than there are: read the base again")
@@ -426,7 +428,7 @@ def _model_pass(
         raise KeyboardInterrupt(
             f"interrupted in the model, after {count:,} of {nodes:,} positions; {after or 'nothing was written'}"
         ) from None
-    return found, loaded - began, time.perf_counter() - loaded
+    return found, decoded, loaded - began, time.perf_counter() - loaded
 
 
 class _told:
