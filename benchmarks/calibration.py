@@ -43,7 +43,7 @@ def make_text(path: Path, model: Path, tokens: int) -> None:
     """The beginning of Python's reference manual, so many tokens long, and a little for the last chunk."""
     from pydoc_data.topics import topics
 
-    from edge.tokens import encode_with
+    from edge.encode import encode_with
 
     text = "\n\n".join(topics.values())
     low, high = 0, len(text)
@@ -66,9 +66,9 @@ def make_held_out(path: Path, episodes: int, seed: int) -> None:
 
 def held_out(model: Path, *files: Path) -> list[tuple[str, list[int], int]]:
     """Of each held-out row: its task, prompt and answer in tokens, and where the answer begins."""
+    from edge.encode import encode_with
     from edge.prompt import prompt_source, render_prompt
     from edge.replay import read_rows
-    from edge.tokens import encode_with
 
     source = prompt_source(model)
     found = []

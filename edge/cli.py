@@ -6,15 +6,35 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from edge import __version__
+from edge.cli_eval import evaluate
 from edge.cli_measure import measure
 from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
+from edge.cli_options import (
+    Batch,
+    FlashAttention,
+    GpuLayers,
+    KvType,
+    MaxTokens,
+    MinP,
+    Mmap,
+    ModelOption,
+    Penalty,
+    Seed,
+    Style,
+    Temperature,
+    TextShare,
+    Think,
+    TopK,
+    TopP,
+    think_tokens,
+)
 from edge.cli_report import report
-from edge.cli_results import compare, print_scores, score
+from edge.cli_results import compare, score
 from edge.cli_sweep import sweep
 from edge.errors import ContextError, EdgeError, PromptError
 
@@ -30,57 +50,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ModelOption = Annotated[
-    Path | None,
-    typer.Option("--model", "-m", help="A GGUF. Default: the newest in models/, else the embedded model."),
-]
-GpuLayers = Annotated[
-    int | None,
-    typer.Option("--gpu-layers", min=-1, help="Layers to offload. Default: all that fit; -1 is all, 0 none."),
-]
-KvType = Annotated[
-    Literal["f16", "q8_0", "q4_0"],
-    typer.Option("--kv-type", help="Numbers of the cache; the smaller ones need flash attention."),
-]
-FlashAttention = Annotated[
-    bool | None,
-    typer.Option(
-        "--flash-attention/--no-flash-attention",
-        help="Default: on with a GPU or a quantized cache; in eval also where memory is short.",
-    ),
-]
-Batch = Annotated[int | None, typer.Option(min=1, help="Tokens decoded at once. Default: 512.")]
-Mmap = Annotated[
-    bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read it in whole.")
-]
-Style = Annotated[
-    Literal["auto", "compact", "indented", "free"],
-    typer.Option(
-        metavar="auto|compact|indented|free",
-        help="White space of the JSON; auto: the model's own, then forced.",
-    ),
-]
-MaxTokens = Annotated[
-    int, typer.Option("--max-tokens", min=1, help="Budget of an answer, its thought included.")
-]
-TextShare = Annotated[
-    float,
-    typer.Option("--text-share", min=0, max=1, help="Share of the budget for analysis and plan together."),
-]
-Think = Annotated[
-    str | None,
-    typer.Option(
-        "--think", metavar="off|N", help="Most tokens for a thought. Default: a quarter of the budget."
-    ),
-]
-Temperature = Annotated[float, typer.Option(min=0, help="0 takes the best token.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Sample from this share of the probability.")]
-TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from this many tokens; 0 is off.")]
-MinP = Annotated[float, typer.Option("--min-p", help="Leave out tokens below this share of the best one's.")]
-Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 makes repeats rarer.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")]
-
 
 app.command()(convert)
 app.command()(imatrix)
@@ -119,7 +88,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell where the model is placed.")] = False,
 ) -> None:
     """Ask for the next action. It is only printed: review it before you run any of it."""
-    think_tokens = _think(think)
+    thought = think_tokens(think)
     if messages is not None and (task is not None or screen is not None):
         raise typer.BadParameter("--messages takes the place of TASK and --screen", param_hint="--messages")
     if messages is None and task is None:
@@ -193,7 +162,7 @@ def run(
             prompt_ids,
             max_tokens,
             sampling=sampling,
-            think=think_tokens,
+            think=thought,
             text_share=text_share,
             style=style,
             emit=emit,
@@ -203,91 +172,7 @@ def run(
         note(f"the budget of {max_tokens} tokens ended before the answer did; it was closed validly")
 
 
-@app.command(name="eval")
-def evaluate(
-    replay: Annotated[
-        Path | None,
-        typer.Option("--replay", "-r", help="Replay rows (JSON Lines). Default: the embedded set."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
-    model: ModelOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
-    rows_of: Annotated[
-        Path | None, typer.Option("--rows-of", help="Only the steps that this result JSON holds.")
-    ] = None,
-    max_tokens: MaxTokens = 1024,
-    unconstrained: Annotated[
-        bool, typer.Option("--unconstrained", help="Without the grammar, as vLLM runs.")
-    ] = False,
-    skip_too_long: Annotated[
-        bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
-    ] = False,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    think: Think = None,
-    text_share: TextShare = 0.6,
-    style: Style = "auto",
-    parallel: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=64,
-            help="Answers written at once. Default: 8 on CPUs, 16 on a GPU, less where memory is short. 1 is exact: "
-            "byte for byte those of an empty cache.",
-        ),
-    ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tokens of a row, and of the cache. Default: what the model has."),
-    ] = None,
-    gpu_layers: GpuLayers = None,
-    threads: Threads = None,
-    batch: Batch = None,
-    kv_type: KvType = "f16",
-    flash_attention: FlashAttention = None,
-    mmap: Mmap = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no placement and no progress.")] = False,
-) -> None:
-    """Replay recorded steps with a model and score its answers. Interrupted, it goes on when started again."""
-    think_tokens = _think(think)
-    from edge.defaults import default_model
-    from edge.evaluate import evaluate as run_evaluate
-    from edge.paths import embedded_rows
-    from edge.sampling import Sampling
-
-    try:
-        result = run_evaluate(
-            model or default_model(note),
-            replay or embedded_rows(),
-            out,
-            limit=limit,
-            rows_of=rows_of,
-            max_tokens=max_tokens,
-            constrained=not unconstrained,
-            skip_too_long=skip_too_long,
-            sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
-            think=think_tokens,
-            text_share=text_share,
-            style=style,
-            n_ctx=ctx,
-            parallel=parallel,
-            gpu_layers=gpu_layers,
-            threads=threads,
-            batch=batch,
-            kv_type=kv_type,
-            flash_attention=flash_attention,
-            mmap=mmap,
-            quiet=quiet,
-        )
-    except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
-    print_scores(result, out)
-
-
+app.command(name="eval")(evaluate)
 app.command()(score)
 app.command()(compare)
 app.command()(measure)
@@ -310,7 +195,7 @@ def prompt(
     rendered = render_prompt(chat, prompt_source(model))
     _note_fallback(model, rendered)
     if tokens:
-        from edge.tokens import encode_with
+        from edge.encode import encode_with
 
         typer.echo(json.dumps(encode_with(model, rendered.text)))
     else:
@@ -319,16 +204,6 @@ def prompt(
 
 app.command()(models)
 app.command()(doctor)
-
-
-def _think(value: str | None) -> int | None:
-    if value is None:
-        return None
-    if value == "off":
-        return 0
-    if re.fullmatch("[0-9]{1,9}", value):
-        return int(value)
-    raise typer.BadParameter("must be off or a number of tokens", param_hint="--think")
 
 
 def _note_fallback(model: Path, rendered: "Rendered") -> None:

@@ -7,6 +7,7 @@ EdgeError
 ├── ReplayError       replay rows or predictions cannot be read
 ├── PromptError       messages or a chat template cannot be rendered
 ├── GrammarError      a text or token that the action's grammar refuses
+├── BackendError      a server or engine that answers rows cannot, or not any more
 ├── ContextError      a prompt does not fit into the context
 └── ResultError       a result file cannot be read or compared
 
@@ -53,6 +54,10 @@ class PromptError(EdgeError):
 
 class GrammarError(EdgeError):
     """A text or token that the action's grammar refuses."""
+
+
+class BackendError(EdgeError):
+    """A server or engine that answers rows cannot, or not any more."""
 
 
 class ContextError(EdgeError):

@@ -12,7 +12,6 @@ from pathlib import Path
 import llama_cpp
 from llguidance import LLTokenizer
 from llguidance.llamacpp import lltokenizer_from_vocab
-from tokenizers import Tokenizer
 
 from edge import llama
 from edge.errors import ModelFileError, PromptError
@@ -195,26 +194,6 @@ class Vocabulary:
     def _single(self, text: str) -> int | None:
         ids = self.encode(text)
         return ids[0] if len(ids) == 1 else None
-
-
-def encode_with(model: Path, text: str) -> list[int]:
-    """Token ids of `text`, no BOS added: llama.cpp's for a GGUF, the `tokenizers` package's for a checkpoint folder.
-
-    Raises ModelFileError or PromptError.
-    """
-    if model.is_dir():
-        file = model / "tokenizer.json"
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-            tokenizer.no_padding()  # neither is the prompt's, and both may be of any size
-            tokenizer.no_truncation()
-            return list(tokenizer.encode(text, add_special_tokens=False).ids)
-        except Exception as error:  # the package raises bare Exceptions
-            raise PromptError(
-                f"{file}: cannot be read as a tokenizer: {' '.join(str(error).split())}"
-            ) from None
-    with file_vocabulary(model) as vocabulary:
-        return vocabulary.encode(text)
 
 
 @contextlib.contextmanager

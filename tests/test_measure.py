@@ -15,13 +15,13 @@ from conftest import ROOT, converted
 from typer.testing import CliRunner
 
 from edge.cli import app
+from edge.encode import encode_with
 from edge.errors import ContextError, EdgeError, ModelFileError, ResultError
 from edge.measure import base_scores, measure
 from edge.modelfile import read_model_file
 from edge.prompt import prompt_source, render_prompt
 from edge.replay import read_rows
 from edge.spans import token_fields
-from edge.tokens import encode_with
 from edge.tree import distinct_tokens
 
 ROWS = ROOT / "models" / "tiny-terminal" / "eval.jsonl"

@@ -9,9 +9,10 @@ import pytest
 from conftest import converted
 from tokenizers import Tokenizer
 
+from edge.encode import encode_with
 from edge.engine import Engine
 from edge.errors import ModelFileError, PromptError
-from edge.tokens import encode_with, file_vocabulary
+from edge.tokens import file_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,213 @@
+"""An OpenAI-compatible server over HTTP: what it serves, and one answer at a time, asked again where that may help."""
+
+import os
+import random
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Self
+
+import httpx
+
+from edge.errors import BackendError
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+TRIES = 6
+_LONGEST_WAIT = 60.0  # seconds between two tries; a server that wants more has failed
+_AGAIN = {408, 409, 425, 429}  # and all from 500
+_ABSENT = {404, 405, 501}
+_MOST = 64 << 20  # bytes of a response
+
+
+class Refused(BackendError):
+    """The server will not take a request, which another try would not change. `status` is HTTP's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def absent(self) -> bool:
+        """Whether the server has nothing at that address."""
+        return self.status in _ABSENT
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer: its text, "stop" or "length" (None where it is not told), its tokens where they are counted."""
+
+    text: str
+    thought: str
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Server:
+    """A server at `base_url`, for use in several threads. Its key is read from OPENAI_API_KEY and goes nowhere else.
+
+    `timeout`: seconds for a whole answer. `pause`: seconds before the second try, twice as many before each later one.
+    """
+
+    def __init__(
+        self, base_url: str, *, timeout: float = 600.0, concurrency: int = 1, pause: float = 0.5
+    ) -> None:
+        try:
+            url = httpx.URL(base_url)
+        except (httpx.InvalidURL, TypeError, ValueError):
+            raise BackendError(f"{base_url}: is no URL: give one such as http://localhost:8000/v1") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise BackendError(
+                f"{base_url}: is no http or https URL: give one such as http://localhost:8000/v1"
+            )
+        if url.userinfo or url.query or url.fragment:
+            raise BackendError(
+                f"the URL of {url.host} may hold no user name, query or fragment: give a key in {KEY_VARIABLE}"
+            )
+        path = url.path.rstrip("/")
+        self.url = str(url.copy_with(path=path or "/v1"))
+        self.pause = pause
+        self._stopped = threading.Event()
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+            limits=httpx.Limits(max_connections=concurrency + 1),
+            follow_redirects=False,  # a key is for this server alone
+        )
+
+    def models(self) -> dict[str, str]:
+        """The names that the server answers to, and who owns each (which tells vLLM and llama-server apart)."""
+        data = self.ask("GET", "models").get("data")
+        names = [item for item in data if isinstance(item, dict)] if isinstance(data, list) else []
+        return {str(item["id"]): str(item.get("owned_by") or "") for item in names if item.get("id")}
+
+    def version(self) -> str | None:
+        """What the server says of its version, where vLLM and llama-server say it; None where it says nothing."""
+        root = self.url.removesuffix("/v1")
+        for path, name in (("version", "version"), ("props", "build_info")):
+            with suppress(httpx.HTTPError, ValueError):
+                value = self._client.get(f"{root}/{path}", timeout=10.0).json()
+                if isinstance(value, dict) and isinstance(value.get(name), str):
+                    return str(value[name])
+        return None
+
+    def complete(self, request: Mapping[str, Any]) -> Written:
+        """The answer to a request to `completions`."""
+        return _written(self.ask("POST", "completions", request), self.url)
+
+    def chat(self, request: Mapping[str, Any]) -> Written:
+        """The answer to a request to `chat/completions`."""
+        return _written(self.ask("POST", "chat/completions", request), self.url)
+
+    def ask(self, method: str, path: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON object that the server gives for a request, tried up to TRIES times.
+
+        Raises Refused for what another try would not change, BackendError where all tries fail.
+        """
+        failed = ""
+        for number in range(TRIES):
+            if self._stopped.is_set():
+                raise BackendError(f"{self.url}: stopped")
+            wait = min(_LONGEST_WAIT, self.pause * 2**number) * random.uniform(0.75, 1.25)
+            try:
+                response = self._client.request(method, f"{self.url}/{path}", json=request)
+            except httpx.HTTPError as error:
+                failed = " ".join(str(error).split()) or type(error).__name__
+            except RuntimeError:  # closed meanwhile
+                raise BackendError(f"{self.url}: stopped") from None
+            else:
+                if response.is_success:
+                    with suppress(ValueError):
+                        value = response.json() if len(response.content) <= _MOST else None
+                        if isinstance(value, dict):
+                            return value
+                    failed = f"its answer to {path} is no JSON object"
+                else:
+                    failed = f"{response.status_code} {_message(response)}"
+                    if response.status_code not in _AGAIN and response.status_code < 500:
+                        raise Refused(
+                            f"{self.url}: {path} was refused: {failed}{_advice(response)}",
+                            response.status_code,
+                        )
+                    if response.status_code == 501:
+                        raise Refused(f"{self.url}: {path} was refused: {failed}", 501)
+                    asked = _retry_after(response)
+                    if asked is not None and asked > _LONGEST_WAIT:
+                        raise BackendError(
+                            f"{self.url}: {failed}; it wants to be asked again in {asked:.0f} s"
+                        )
+                    wait = max(wait, asked or 0.0)
+            if number + 1 < TRIES:
+                self._stopped.wait(wait)
+        raise BackendError(f"{self.url}: no answer in {TRIES} tries: {failed}")
+
+    def close(self) -> None:
+        """Ask nothing any more; what is waiting for an answer is given up."""
+        self._stopped.set()
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _written(value: Mapping[str, Any], url: str) -> Written:
+    """The text of a completion or a chat. Raises BackendError where there is none."""
+    choices = value.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+    if choice is None:
+        raise BackendError(f"{url}: an answer has no choices")
+    message = choice.get("message")
+    source = message if isinstance(message, dict) else choice
+    text = source.get("content" if source is message else "text")
+    thought = source.get("reasoning_content") or source.get("reasoning")
+    if not isinstance(text, str | None):
+        raise BackendError(f"{url}: an answer's text is no text")
+    reason = choice.get("finish_reason")
+    usage = value.get("usage")
+    counts = [
+        usage.get(name) if isinstance(usage, dict) else None
+        for name in ("prompt_tokens", "completion_tokens")
+    ]
+    prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
+    return Written(
+        text or "",
+        thought if isinstance(thought, str) else "",
+        reason if isinstance(reason, str) else None,
+        prompt,
+        completion,
+    )
+
+
+def _message(response: httpx.Response) -> str:
+    """What the server says went wrong, in one line."""
+    text = response.text[:2000]
+    with suppress(ValueError):
+        value = response.json()
+        error = value.get("error", value) if isinstance(value, dict) else value
+        found = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
+        text = str(found or text)
+    text = re.sub(r"<[^>]*>", " ", text)  # an HTML page
+    return " ".join(text.split())[:300] or response.reason_phrase
+
+
+def _advice(response: httpx.Response) -> str:
+    return f" (is the key in {KEY_VARIABLE} right?)" if response.status_code in (401, 403) else ""
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds to wait that the server names, as a number or a date (RFC 9110, section 10.2.3)."""
+    value = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    with suppress(ValueError, TypeError):
+        date = parsedate_to_datetime(value)
+        return max(0.0, (date - datetime.now(date.tzinfo or UTC)).total_seconds())
+    return None
