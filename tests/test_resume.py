@@ -134,7 +134,8 @@ def test_kill_9_at_twenty_moments(tiny_q4: Path, whole: Whole, tmp_path: Path) -
             process.kill()
             assert process.wait() == -signal.SIGKILL, process.communicate()
         now = whole_lines(out)
-        assert now.startswith(lines)
+        if steps_in(lines):  # without a step the journal is begun anew
+            assert now.startswith(lines)
         assert steps_in(now) >= done + more
         grew += len(now) > len(lines) > 0
         lines = now
