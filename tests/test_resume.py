@@ -5,7 +5,6 @@ pytest tests/test_resume.py
 
 import json
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -64,9 +63,10 @@ def journal_of(out: Path) -> Path:
 
 def whole_lines(out: Path) -> bytes:
     try:
-        return re.sub(rb"[^\n]*\Z", b"", journal_of(out).read_bytes())
+        data = journal_of(out).read_bytes()
     except FileNotFoundError:
         return b""
+    return data[: data.rfind(b"\n") + 1]
 
 
 def steps_in(lines: bytes) -> int:
