@@ -301,7 +301,7 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
         low=bounds[0] if bounds else None,
         high=bounds[1] if bounds else None,
         verdict=word,
-        sentence=sentence(name, word, difference, low, high, size, p, len(set(tasks))),
+        sentence=sentence(name, word, reference, difference, low, high, size, p, len(set(tasks))),
         detectable=None if size is None else round(size, digits),
         p=p,
         counts=counts,

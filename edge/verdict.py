@@ -34,9 +34,23 @@ def verdict(name: str, low: float | None, high: float | None, differing: int, co
     return "better" if (low > 0) != (name in _LESS_IS_BETTER) else "worse"
 
 
+def p_text(p: float) -> str:
+    """A p-value for people: `p = 0.031`, `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _possible(name: str, reference: float) -> float:
+    """The largest change for the worse that there could be, from the reference's value."""
+    if name in _NEITHER_IS_BETTER:
+        return float("inf")
+    whole = 1.0 if name.startswith("avg_") else 100.0
+    return whole - reference if name in _LESS_IS_BETTER else reference
+
+
 def sentence(
     name: str,
     word: str,
+    reference: float,
     difference: float,
     low: float | None,
     high: float | None,
@@ -55,10 +69,10 @@ def sentence(
     if low is None or high is None:
         return "One task alone gives no interval, and so no verdict."
     found = not low <= 0 <= high
-    said = _found(name, difference, low, high) if found else _not_found(name, detectable)
+    said = _found(name, difference, low, high) if found else _not_found(name, reference, detectable)
     if p is not None and (p < _LEVEL) != found:
         says = "would find a difference" if p < _LEVEL else "finds no difference"
-        said += f", yet McNemar's test, which takes steps as independent, {says} (p = {p:.3f})"
+        said += f", yet McNemar's test, which takes steps as independent, {says} ({p_text(p)})"
     return said + "."
 
 
@@ -76,7 +90,7 @@ def _found(name: str, difference: float, low: float, high: float) -> str:
     return f"A {'gain' if low > 0 else 'loss'} of {size}"
 
 
-def _not_found(name: str, detectable: float | None) -> str:
+def _not_found(name: str, reference: float, detectable: float | None) -> str:
     what = (
         "change"
         if name in _NEITHER_IS_BETTER
@@ -86,6 +100,8 @@ def _not_found(name: str, detectable: float | None) -> str:
     )
     if detectable is None:
         return f"No {what} detected; the differences cancel in every task"
+    if detectable > _possible(name, reference):
+        return f"No {what} detected; with so few tasks of this spread even the largest possible one might not have been"
     one = "a loss" if what == "loss" else "one"
     return f"No {what} detected; {one} of more than {amount(name, detectable)} would have been"
 
