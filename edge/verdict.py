@@ -1,6 +1,6 @@
 """What a figure's difference means, in a word and in one sentence for people. `docs/compare.md` explains each."""
 
-from edge.intervals import none_of
+from edge.intervals import LEAST_TASKS, none_of
 from edge.metrics import TERMS
 
 _LESS_IS_BETTER = ("empty_commands_pct", "premature_complete_rate_pct")
@@ -19,8 +19,10 @@ def amount(name: str, value: float) -> str:
     return f"{abs(value):.{places(name)}f}{unit}"
 
 
-def verdict(name: str, low: float | None, high: float | None, differing: int, counted: int) -> str:
-    """The word: of how many steps the figure is made (`counted`), and in how many of them the sides differ."""
+def verdict(
+    name: str, low: float | None, high: float | None, differing: int, counted: int, tasks: int
+) -> str:
+    """The word: of how many steps of how many tasks the figure is made, and in how many steps the sides differ."""
     if not counted:
         return "no such steps"
     if not differing:
@@ -29,6 +31,8 @@ def verdict(name: str, low: float | None, high: float | None, differing: int, co
         return "one task: no interval"
     if low <= 0 <= high:
         return "no difference detected (interval includes 0)"
+    if tasks < LEAST_TASKS:
+        return "too few tasks for a verdict"
     if name in _NEITHER_IS_BETTER:
         return "higher" if low > 0 else "lower"
     return "better" if (low > 0) != (name in _LESS_IS_BETTER) else "worse"
@@ -69,6 +73,8 @@ def sentence(
     if low is None or high is None:
         return "One task alone gives no interval, and so no verdict."
     found = not low <= 0 <= high
+    if found and tasks < LEAST_TASKS:
+        return f"{_found(name, difference, low, high)}, but {tasks} tasks are too few for a verdict."
     said = _found(name, difference, low, high) if found else _not_found(name, reference, detectable)
     if p is not None and (p < _LEVEL) != found:
         says = "would find a difference" if p < _LEVEL else "finds no difference"
