@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from edge.compare import check_once, compare_pair, model_label
 from edge.comparison import LABELS, Figure, Part, interval_text, number, test_text
 from edge.errors import ResultError
 from edge.markdown import clean, table
-from edge.pairing import mapping
-from edge.result import read_result
+from edge.pairing import mapping, thought_budget
+from edge.result import read_result, whole_text
 
 KINDS = ("quantization", "engine", "grammar", "thought", "noise floor")
 
@@ -31,8 +31,20 @@ _SETTINGS: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "max_tokens": None,
 }
-# Settings of a run that should change nothing but do, a little: where answers are computed and how many at once.
-_BATCHING = ("parallel", "batch", "cells", "threads", "gpu_layers", "flash_attention", "concurrency", "tp")
+# What should change nothing but does, a little: where answers are computed, how many at once, and by chance if sampled.
+_BATCHING = (
+    "parallel",
+    "concurrency",
+    "batch",
+    "threads",
+    "gpu_layers",
+    "flash_attention",
+    "tp",
+    "seed",
+    "edge",
+    "cpu",
+    "gpu",
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Cause:
     first_model: str
     second_model: str
     what: str
-    """What differs, in words: `BF16 against Q4_K_M`."""
+    """What differs, in words, from the first to the second: `BF16 → Q4_K_M, constrained`."""
     part: Part
 
 
@@ -68,7 +80,10 @@ class _Run:
     bits: float
     constrained: bool | None
     grammar: tuple[Any, ...]
-    think: int
+    think: int | None
+    """The most tokens of a thought, 0 for none; None where nothing holds it."""
+    thought: bool | None
+    """Whether any answer holds one."""
     settings: tuple[Any, ...]
     batching: dict[str, Any]
 
@@ -98,6 +113,8 @@ def causes(results: Sequence[Path | str]) -> tuple[Cause, ...]:
             part = compare_pair(second.path, second.result, first.path, first.result)
         except ResultError:  # other steps, rows or prompts: one more difference
             continue
+        if (note := _by_name(first, second)) is not None:
+            part = replace(part, notes=(note, *part.notes))
         told.append(
             Cause(
                 kind,
@@ -121,7 +138,7 @@ def causes_markdown(found: Sequence[Cause]) -> str:
     """A table of the causes, and each one's sentences; reads well in a terminal too."""
     if not found:
         return "# Causes\n\nNo two of these results differ in one thing alone: no cause can be told from another.\n"
-    header = ("cause", "from … to", "steps", "tasks", "score", "95 % interval", "same commands %")
+    header = ("cause", "from → to", "steps", "tasks", "score", "95 % interval", "same commands %")
     rows = []
     for cause in found:
         score = _figures(cause.part)["score"]
@@ -177,7 +194,9 @@ def _pairs(runs: Sequence[_Run]) -> Iterator[tuple[str, _Run, _Run, str]]:
 
 
 def _same_but_batching(run: _Run) -> tuple[Any, ...]:
-    return run.backend, run.version, run.file, run.type, run.constrained, run.think, run.settings
+    # A budget of which no answer made use is none.
+    think = run.think if run.thought is not False else 0
+    return run.backend, run.version, run.file, run.type, run.constrained, think, run.settings
 
 
 def _kind(a: _Run, b: _Run) -> str | None:
@@ -203,13 +222,29 @@ def _kind(a: _Run, b: _Run) -> str | None:
         different.append("grammar")
     elif a.constrained and (a.backend != b.backend or a.grammar != b.grammar):
         return None  # two grammars; on two engines never quite the same one
-    if bool(a.think) != bool(b.think):
-        different.append("thought")
-    elif a.think != b.think:
+    thinks = _thinks(a, b)
+    if thinks is None:
         return None
+    if thinks:
+        different.append("thought")
     if len(different) > 1:
         return None
     return different[0] if different else "noise floor"
+
+
+def _thinks(a: _Run, b: _Run) -> bool | None:
+    """Whether one may think and the other may not; None for two budgets, and where one may by too little told.
+
+    A model without thoughts, or one that was asked for none, answers alike whatever it is allowed.
+    """
+    if a.thought is False and b.thought is False:
+        return False
+    if a.think is None or b.think is None:  # an unconstrained answer thinks as it likes
+        held, free = (a, b) if b.think is None else (b, a)
+        if held.think is None or held.think or free.thought is False:
+            return False
+        return True if free.thought else None
+    return None if a.think and b.think and a.think != b.think else bool(a.think) != bool(b.think)
 
 
 def _same_model(a: _Run, b: _Run) -> bool:
@@ -221,8 +256,16 @@ def _same_model(a: _Run, b: _Run) -> bool:
         return _plain(a.source) == _plain(b.source) and len(revisions) < 2
     if a.file and a.file == b.file:
         return True
+    # A folder has any name: `smollm2` for SmolLM2-135M-Instruct. The pair gets a note (_by_name).
     one, other = sorted((_plain(a.name), _plain(b.name)), key=len)
     return bool(one) and other.startswith(one)
+
+
+def _by_name(a: _Run, b: _Run) -> str | None:
+    """What a reader should check of a pair that unequal names alone make one model; None for others."""
+    if (a.source and b.source) or (a.file and a.file == b.file) or _plain(a.name) == _plain(b.name):
+        return None
+    return f"That {a.name} and {b.name} are of one checkpoint is taken from their names alone."
 
 
 def _plain(name: str) -> str:
@@ -241,7 +284,7 @@ def _rank(kind: str, run: _Run) -> tuple[float, ...]:
         return (bool(run.constrained),)
     if kind == "thought":
         return (bool(run.think),)
-    sizes = (run.batching.get(name) for name in ("parallel", "concurrency", "batch", "threads"))
+    sizes = (run.batching.get(name) for name in _BATCHING[:4])
     return tuple(size if isinstance(size, int) else 0 for size in sizes)
 
 
@@ -252,9 +295,9 @@ def _what(kind: str, first: _Run, second: _Run, batching: str) -> str:
         "quantization": (_type(first), _type(second)),
         "engine": (_engine(first, second), _engine(second, first)),
         "grammar": ("unconstrained", "constrained"),
-        "thought": ("no thought", f"thought of up to {second.think} tokens"),
+        "thought": ("no thought", f"thought of up to {second.think} tokens" if second.think else "thought"),
     }[kind]
-    told = f"{words[0]} against {words[1]}"
+    told = f"{words[0]} → {words[1]}"
     if kind == "quantization":
         told += ", constrained" if first.constrained else ", unconstrained"
     elif kind == "grammar":
@@ -281,7 +324,15 @@ def _batching(a: _Run, b: _Run) -> str:
     """What differs in the batching, in words; empty where nothing is known to."""
     names = [name for name in _BATCHING if a.batching.get(name) != b.batching.get(name)]
     shown = [name for name in names if None not in (a.batching.get(name), b.batching.get(name))]
-    return ", ".join(f"{name.replace('_', ' ')} {a.batching[name]} and {b.batching[name]}" for name in shown)
+    told = [f"{name.replace('_', ' ')} {_value(a, name)} and {_value(b, name)}" for name in shown]
+    if None not in (a.think, b.think) and a.think != b.think and a.thought is False and b.thought is False:
+        told.append(f"thought of up to {a.think} and {b.think} tokens, though none was written")
+    return ", ".join(told)
+
+
+def _value(run: _Run, name: str) -> str:
+    value = run.batching[name]
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def _run(path: Path | str, result: dict[str, Any]) -> _Run:
@@ -311,10 +362,27 @@ def _run(path: Path | str, result: dict[str, Any]) -> _Run:
             if constrained
             else []
         ),
-        think=_count(sampling.get("think")),
+        think=thought_budget(sampling),
+        thought=_thought(result["per_step"]),
         settings=_settings(sampling, engine),
-        batching={name: sampling.get(name, engine.get(name)) for name in _BATCHING},
+        batching={
+            **{name: sampling.get(name, engine.get(name)) for name in _BATCHING},
+            "seed": sampling.get("seed") if sampling.get("temperature") else None,
+            **{name: told.get(name) for name in ("edge", "cpu")},
+            "gpu": result.get("gpu"),
+        },
     )
+
+
+def _thought(steps: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether any answer holds a thought: cut from it by edge, or within it; None where beginnings do not tell."""
+    if any(step.get("thought") is not None or "</think>" in _beginning(step) for step in steps):
+        return True
+    return False if all(whole_text(step) is not None for step in steps) else None
+
+
+def _beginning(step: Mapping[str, Any]) -> str:
+    return str(step.get("pred_text") or step.get("pred_preview") or "")
 
 
 def _settings(sampling: Mapping[str, Any], engine: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from edge.comparison import Comparison, Figure, Group, Part, Worse
 from edge.errors import EdgeError, ResultError
 from edge.intervals import (
     FEW_TASKS,
+    LEAST_TASKS,
     detectable,
     interval,
     mcnemar,
@@ -187,6 +188,10 @@ def _unpaired(path: Path | str, result: dict[str, Any], base: _Reference) -> Par
 def _few(tasks: int) -> str:
     if tasks == 1:
         return "Only 1 task: its steps are not independent, so there are no intervals."
+    if tasks < LEAST_TASKS:
+        return (
+            f"Only {tasks} tasks: intervals are too narrow, and a difference outside of them is no finding."
+        )
     return f"Only {tasks} tasks: intervals are widened for so few, and still are rough."
 
 
@@ -291,7 +296,7 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
     counts = (sum(c < 0 for c in changes), sum(c > 0 for c in changes)) if name in _TESTED else None
     p = mcnemar(*counts) if counts else None
     difference = round(value - reference, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
-    word = verdict(name, low, high, sum(map(bool, changes)), len(changes))
+    word = verdict(name, low, high, sum(map(bool, changes)), len(changes), len(set(tasks)))
     bounds = _rounded(name, spread)
     return Figure(
         name=name,
@@ -301,7 +306,7 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
         low=bounds[0] if bounds else None,
         high=bounds[1] if bounds else None,
         verdict=word,
-        sentence=sentence(name, word, difference, low, high, size, p, len(set(tasks))),
+        sentence=sentence(name, word, reference, difference, low, high, size, p, len(set(tasks))),
         detectable=None if size is None else round(size, digits),
         p=p,
         counts=counts,

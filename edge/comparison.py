@@ -9,7 +9,7 @@ from typing import Any
 from edge.markdown import clean, code, table
 from edge.replay import describe
 from edge.result import write_json
-from edge.verdict import places
+from edge.verdict import p_text, places
 
 LABELS = {
     "score": "score (100 × F1)",
@@ -244,8 +244,7 @@ def test_text(figure: Figure) -> str:
     if figure.counts is None or figure.p is None or not any(figure.counts):
         return ""
     theirs, ours = figure.counts
-    p = "p < 0.001" if figure.p < 0.001 else f"p = {figure.p:.3f}"
-    return f" (McNemar: right in the reference alone {theirs}, in ours alone {ours}, {p}.)"
+    return f" (McNemar: right in the reference alone {theirs}, in ours alone {ours}, {p_text(figure.p)}.)"
 
 
 def _paired_table(figures: Sequence[Figure]) -> list[str]:

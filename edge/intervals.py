@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 RESAMPLES = 10_000
 SEED = 20260604  # fixed, so that the same files give the same intervals
 FEW_TASKS = 10  # below this many, intervals and powers hold only roughly, however they are widened
+# Below this many, no verdict: a bootstrap cannot go beyond its extreme tasks, and the intervals of 4, 3 and 2 tasks
+# cover 87, 75 and 50 % (benchmarks/coverage.py).
+LEAST_TASKS = 5
 POWER = 0.8
 _NORMAL = NormalDist()
 
@@ -43,6 +46,7 @@ def interval(samples: Samples, tasks: int) -> tuple[float, float]:
     and its tails are a normal's where Student's t with n - 1 degrees of freedom is called for. Both are mended by
     taking percentiles further out (Hesterberg, "What Teachers Should Know About the Bootstrap", The American
     Statistician 69 (2015), section 5.3): 2.5 % becomes 1.6 % at 20 tasks. It stays asymmetric where the data are.
+    What it then covers: docs/compare.md.
     """
     tail = _NORMAL.cdf(-t_quantile(0.975, tasks - 1) * math.sqrt(tasks / (tasks - 1)))
     low, high = np.quantile(samples, [tail, 1 - tail])

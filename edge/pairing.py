@@ -30,7 +30,6 @@ _SETTINGS = (
     "max_model_len",
     "constrained",
     "structured",
-    "think",
     "text_share",
     "style",
 )
@@ -172,6 +171,18 @@ def mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def thought_budget(sampling: Mapping[str, Any]) -> int | None:
+    """The most tokens of a thought by a result's `sampling`, 0 for none; None where no grammar holds it to any.
+
+    By default it is a quarter of `max_tokens`; below 3, both tags and one token, there is none (`edge/generate.py`).
+    """
+    if sampling.get("constrained") is not True or "think" not in sampling:
+        return None
+    think, whole = sampling["think"], sampling.get("max_tokens")
+    budget = (whole // 4 if isinstance(whole, int) else None) if think is None else think
+    return None if not isinstance(budget, int) else budget if budget >= 3 else 0
+
+
 def run_notes(ours: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
     """How two runs differ otherwise: limits and settings, the model they are of, rows that were left out.
 
@@ -183,10 +194,14 @@ def run_notes(ours: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str
         if name not in a or name not in b or a[name] == b[name]:
             continue
         # Where a setting does not apply it is null, and what makes it so has a line of its own.
-        if name == "think" or (a[name] is not None and b[name] is not None):
+        if a[name] is not None and b[name] is not None:
             notes.append(
                 f"The runs differ: {name} is {_told(a[name])} in the reference, {_told(b[name])} in ours."
             )
+    budgets = thought_budget(a), thought_budget(b)
+    if None not in budgets and budgets[0] != budgets[1]:
+        told = [f"up to {budget} tokens" if budget else "off" for budget in budgets]
+        notes.append(f"The runs differ: think is {told[0]} in the reference, {told[1]} in ours.")
     theirs, mine = mapping(reference.get("provenance")), mapping(ours.get("provenance"))
     for name, what in (("source", "models"), ("source_revision", "revisions of the model")):
         if theirs.get(name) and mine.get(name) and theirs[name] != mine[name]:
@@ -208,6 +223,4 @@ def run_notes(ours: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str
 
 
 def _told(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return "on" if value else "off"
-    return str(value)
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)

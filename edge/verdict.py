@@ -1,6 +1,6 @@
 """What a figure's difference means, in a word and in one sentence for people. `docs/compare.md` explains each."""
 
-from edge.intervals import none_of
+from edge.intervals import LEAST_TASKS, none_of
 from edge.metrics import TERMS
 
 _LESS_IS_BETTER = ("empty_commands_pct", "premature_complete_rate_pct")
@@ -19,8 +19,10 @@ def amount(name: str, value: float) -> str:
     return f"{abs(value):.{places(name)}f}{unit}"
 
 
-def verdict(name: str, low: float | None, high: float | None, differing: int, counted: int) -> str:
-    """The word: of how many steps the figure is made (`counted`), and in how many of them the sides differ."""
+def verdict(
+    name: str, low: float | None, high: float | None, differing: int, counted: int, tasks: int
+) -> str:
+    """The word: of how many steps of how many tasks the figure is made, and in how many steps the sides differ."""
     if not counted:
         return "no such steps"
     if not differing:
@@ -29,14 +31,30 @@ def verdict(name: str, low: float | None, high: float | None, differing: int, co
         return "one task: no interval"
     if low <= 0 <= high:
         return "no difference detected (interval includes 0)"
+    if tasks < LEAST_TASKS:
+        return "too few tasks for a verdict"
     if name in _NEITHER_IS_BETTER:
         return "higher" if low > 0 else "lower"
     return "better" if (low > 0) != (name in _LESS_IS_BETTER) else "worse"
 
 
+def p_text(p: float) -> str:
+    """A p-value for people: `p = 0.031`, `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _possible(name: str, reference: float) -> float:
+    """The largest change for the worse that there could be, from the reference's value."""
+    if name in _NEITHER_IS_BETTER:
+        return float("inf")
+    whole = 1.0 if name.startswith("avg_") else 100.0
+    return whole - reference if name in _LESS_IS_BETTER else reference
+
+
 def sentence(
     name: str,
     word: str,
+    reference: float,
     difference: float,
     low: float | None,
     high: float | None,
@@ -55,10 +73,12 @@ def sentence(
     if low is None or high is None:
         return "One task alone gives no interval, and so no verdict."
     found = not low <= 0 <= high
-    said = _found(name, difference, low, high) if found else _not_found(name, detectable)
+    if found and tasks < LEAST_TASKS:
+        return f"{_found(name, difference, low, high)}, but {tasks} tasks are too few for a verdict."
+    said = _found(name, difference, low, high) if found else _not_found(name, reference, detectable)
     if p is not None and (p < _LEVEL) != found:
         says = "would find a difference" if p < _LEVEL else "finds no difference"
-        said += f", yet McNemar's test, which takes steps as independent, {says} (p = {p:.3f})"
+        said += f", yet McNemar's test, which takes steps as independent, {says} ({p_text(p)})"
     return said + "."
 
 
@@ -76,7 +96,7 @@ def _found(name: str, difference: float, low: float, high: float) -> str:
     return f"A {'gain' if low > 0 else 'loss'} of {size}"
 
 
-def _not_found(name: str, detectable: float | None) -> str:
+def _not_found(name: str, reference: float, detectable: float | None) -> str:
     what = (
         "change"
         if name in _NEITHER_IS_BETTER
@@ -86,6 +106,8 @@ def _not_found(name: str, detectable: float | None) -> str:
     )
     if detectable is None:
         return f"No {what} detected; the differences cancel in every task"
+    if detectable > _possible(name, reference):
+        return f"No {what} detected; with so few tasks of this spread even the largest possible one might not have been"
     one = "a loss" if what == "loss" else "one"
     return f"No {what} detected; {one} of more than {amount(name, detectable)} would have been"
 

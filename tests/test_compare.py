@@ -106,7 +106,9 @@ def test_figures_and_intervals_by_hand(tmp_path: Path) -> None:
         "same_commands_pct": 25.0,
         "same_text_pct": 25.0,
     }
-    assert part.notes[-1] == "Only 2 tasks: intervals are widened for so few, and still are rough."
+    assert part.notes[-1] == (
+        "Only 2 tasks: intervals are too narrow, and a difference outside of them is no finding."
+    )
 
 
 def test_clear_differences_have_a_direction(tmp_path: Path) -> None:
@@ -344,7 +346,15 @@ def test_swapping_the_sides_turns_every_sign(
     a, b = result(tmp_path / "a.json", ours), result(tmp_path / "b.json", base)
     forth, back = compare([a], b), compare([b], a)
     made = aggregate(ours)
+    turned = {"better": "worse", "worse": "better", "higher": "lower", "lower": "higher"}
     for there, here in zip(forth.parts[0].figures, back.parts[0].figures, strict=True):
+        assert here.verdict == turned.get(there.verdict, there.verdict)
+        assert (here.p, here.counts) == (there.p, there.counts and there.counts[::-1])
+        assert here.detectable == there.detectable
+        assert (here.our_interval, here.reference_interval) == (
+            there.reference_interval,
+            there.our_interval,
+        )
         assert there.name == "score" or there.ours == made[there.name]
         assert (there.ours, there.reference, there.difference) == (
             here.reference,
@@ -357,7 +367,34 @@ def test_swapping_the_sides_turns_every_sign(
                 -(here.low or 0.0)
             )
     assert len(forth.parts[0].worse) == back.parts[0].better
-    assert all(figure.difference == 0 for figure in compare([a], a).parts[0].figures)
+    groups = {(group.kind, group.name): group for group in back.parts[0].groups}
+    for group in forth.parts[0].groups:
+        other = groups[group.kind, group.name]
+        assert (group.difference, group.ours) == (-other.difference, other.reference)
+        if group.low is not None:
+            assert (group.low, group.high) == (pytest.approx(-other.high), pytest.approx(-other.low))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from("abcd"), st.integers(0, 3)),
+        st.sampled_from([GOOD, HALF, BAD, "", answer(), answer("ls\n", complete=True)]),
+        min_size=1,
+    )
+)
+def test_a_result_does_not_differ_from_itself(tmp_path: Path, texts: dict[tuple[str, int], str]) -> None:
+    a = result(tmp_path / "a.json", steps(texts))
+    part = compare([a], a).parts[0]
+    for figure in part.figures:
+        assert (figure.difference, figure.detectable) == (0, None)
+        assert figure.verdict in ("no difference", "no such steps")
+        assert figure.sentence.startswith(("No step differs; up to ", "There are no such steps."))
+        assert (figure.low, figure.high) in ((0, 0), (None, None))
+        assert (figure.p, figure.counts) in ((1, (0, 0)), (None, None))
+    assert (part.better, part.same, part.worse) == (0, len(texts), ())
+    assert set(part.agreement.values()) == {100}
+    assert all(group.difference == 0 for group in part.groups)
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="../shared is not beside this checkout")
@@ -368,3 +405,296 @@ def test_a_real_vllm_run_with_itself() -> None:
     assert found["score"].reference == found["score"].ours == 13.29
     assert {figure.verdict for figure in found.values()} == {"no difference", "no such steps"}
     assert comparison.parts[0].joined == 36 and not comparison.parts[0].worse
+
+
+def told(ours: list[dict[str, Any]], base: list[dict[str, Any]], tmp_path: Path) -> dict[str, Figure]:
+    return figures(compare([result(tmp_path / "o.json", ours)], result(tmp_path / "b.json", base)))
+
+
+def tasks(*texts: str, steps_each: int = 1) -> list[dict[str, Any]]:
+    """A task for each text, which answers all of its steps."""
+    return steps({(f"t{i:02}", step): text for i, text in enumerate(texts) for step in range(steps_each)})
+
+
+def test_sentences_where_less_is_better(tmp_path: Path) -> None:
+    """The rise of a figure that should be low is a loss, its fall a gain."""
+    found = told(tasks(*[GOOD] * 8, *[answer()] * 2), tasks(*[answer()] * 10), tmp_path)["empty_commands_pct"]
+    assert (found.difference, found.verdict) == (-80.0, "better")
+    assert found.sentence.startswith("Better: a fall of 80.0 points (") and found.low < found.high < 0
+    found = told(tasks(*[answer()] * 2, *[GOOD] * 18), tasks(*[GOOD] * 20), tmp_path)["empty_commands_pct"]
+    assert found.verdict.startswith("no difference detected") and found.difference == 10
+    assert found.sentence == (
+        f"No rise for the worse detected; one of more than {found.detectable} points would have been."
+    )
+    # with every command empty in the reference there is nothing left to get worse
+    found = told(tasks(*[answer()] * 19, GOOD), tasks(*[answer()] * 20), tmp_path)["empty_commands_pct"]
+    assert "even the largest possible one might not have been" in found.sentence
+
+
+def test_sentences_without_a_direction(tmp_path: Path) -> None:
+    rise = told(tasks(*[GOOD] * 9, HALF), tasks(*[HALF] * 10), tmp_path)["avg_pred_cmds"]
+    assert rise.verdict == "higher" and rise.sentence.startswith("A rise of 0.90 commands a step (")
+    fall = told(tasks(*[HALF] * 9, GOOD), tasks(*[GOOD] * 10), tmp_path)["avg_pred_cmds"]
+    assert fall.verdict == "lower" and fall.sentence.startswith("A fall of 0.90 commands a step (")
+    none = told(tasks(GOOD, *[HALF] * 19), tasks(*[HALF] * 20), tmp_path)["avg_pred_cmds"]
+    assert none.sentence == (
+        f"No change detected; one of more than {none.detectable:.2f} commands a step would have been."
+    )
+
+
+def test_sentences_where_more_is_better(tmp_path: Path) -> None:
+    loss = told(tasks(*[BAD] * 10, GOOD, GOOD), tasks(*[GOOD] * 12), tmp_path)
+    score = loss["score"]
+    assert score.verdict == "worse" and score.sentence == (
+        f"A loss of 83.33 points ({-score.high:.2f} to {-score.low:.2f})."
+    )
+    assert loss["avg_command_f1"].sentence.startswith("A loss of 0.8333 (0.")
+    none = told(tasks(BAD, *[GOOD] * 19), tasks(*[GOOD] * 20), tmp_path)["score"]
+    # one task of 20 differs by all: its standard error is 5 points, times t(0.975) + t(0.8) at 19
+    assert none.detectable == pytest.approx(2.954 * 5, rel=0.02)
+    assert (
+        none.sentence
+        == f"No loss detected; a loss of more than {none.detectable:.2f} points would have been."
+    )
+    nothing = told(tasks(*[GOOD] * 20), tasks(*[GOOD] * 20), tmp_path)["score"]
+    assert nothing.sentence == "No step differs; up to 14 % of such tasks still could."  # 1 - 0.05^(1 / 20)
+    assert nothing.detectable is None
+
+
+def test_a_loss_that_cannot_be_is_not_said_to_have_been_found(tmp_path: Path) -> None:
+    """The reference has a score of 5: it cannot lose the 15 points that these tasks would show."""
+    score = told(tasks(BAD, GOOD, *[BAD] * 18), tasks(GOOD, *[BAD] * 19), tmp_path)["score"]
+    assert score.reference == 5 and score.detectable > 5
+    assert score.sentence == (
+        "No loss detected; with so few tasks of this spread even the largest possible one might not have been."
+    )
+
+
+def test_differences_that_cancel_within_each_task(tmp_path: Path) -> None:
+    ours = steps({(task, step): (GOOD, BAD)[step] for task in "abcdef" for step in (0, 1)})
+    base = steps({(task, step): (BAD, GOOD)[step] for task in "abcdef" for step in (0, 1)})
+    found = told(ours, base, tmp_path)
+    score = found["score"]
+    assert (score.difference, score.low, score.high, score.detectable) == (0, 0, 0, None)
+    assert score.sentence == "No loss detected; the differences cancel in every task."
+    assert found["first_cmd_exact_pct"].counts == (6, 6) and found["first_cmd_exact_pct"].p == 1
+
+
+def test_few_tasks_give_no_verdict(tmp_path: Path) -> None:
+    """Four tasks that all lose: the interval is too narrow to go by. Five are enough, and say that they are few."""
+    four = told(tasks(*[BAD] * 4), tasks(*[GOOD] * 4), tmp_path)["score"]
+    assert (four.low, four.high, four.verdict) == (-100, -100, "too few tasks for a verdict")
+    assert four.sentence == (
+        "A loss of 100.00 points (the same in every task), but 4 tasks are too few for a verdict."
+    )
+    five = told(tasks(*[BAD] * 5), tasks(*[GOOD] * 5), tmp_path)["score"]
+    assert five.verdict == "worse" and five.sentence.endswith("(the same in every task).")
+    one = told(tasks(BAD, steps_each=9), tasks(GOOD, steps_each=9), tmp_path)["score"]
+    assert one.sentence == "One task alone gives no interval, and so no verdict."
+    for count, note in [
+        (1, "Only 1 task: its steps are not independent, so there are no intervals."),
+        (4, "Only 4 tasks: intervals are too narrow"),
+        (9, "Only 9 tasks: intervals are widened for so few, and still are rough."),
+        (10, None),
+    ]:
+        path = result(tmp_path / f"{count}.json", tasks(*[GOOD] * count))
+        few = [text for text in compare([path], path).parts[0].notes if text.startswith("Only ")]
+        assert [text.startswith(note or "Only") for text in few] == [True] * (note is not None)
+
+
+def test_mcnemar_may_disagree(tmp_path: Path) -> None:
+    """It takes steps as independent: it finds a loss in one long task, and none in five tasks of one step."""
+    base = steps({(f"t{i}", step): GOOD for i in range(6) for step in range(8)})
+    ours = steps({(f"t{i}", step): BAD if i == 0 else GOOD for i in range(6) for step in range(8)})
+    first = told(ours, base, tmp_path)["first_cmd_exact_pct"]
+    assert first.counts == (8, 0) and first.p == 2 / 2**8 and first.low < first.high == 0
+    assert first.sentence.endswith(
+        ", yet McNemar's test, which takes steps as independent, would find a difference (p = 0.008)."
+    )
+    text = compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
+    assert "(McNemar: right in the reference alone 8, in ours alone 0, p = 0.008.)" in text
+    first = told(tasks(*[BAD] * 5), tasks(*[GOOD] * 5), tmp_path)["first_cmd_exact_pct"]
+    assert first.counts == (5, 0) and first.p == 0.0625
+    assert first.sentence == (
+        "A loss of 100.0 points (the same in every task), yet McNemar's test, which takes steps as independent, "
+        "finds no difference (p = 0.062)."
+    )
+    agreed = told(tasks(*[BAD] * 12), tasks(*[GOOD] * 12), tmp_path)["first_cmd_exact_pct"]
+    assert "McNemar" not in agreed.sentence
+    assert "in ours alone 0, p < 0.001.)" in compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
+
+
+def changed(
+    rows: list[dict[str, Any]], fields: dict[int, dict[str, Any]], **all_of: Any
+) -> list[dict[str, Any]]:
+    """Steps with some fields set in all, then in those of an index."""
+    return [{**row, **all_of, **fields.get(i, {})} for i, row in enumerate(rows)]
+
+
+SAME, OTHER = "1" * 64, "2" * 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"row_sha256": OTHER}, "other rows"),
+        ({"row_sha256": None, "ref_command_units": ["pwd"]}, "other reference answers"),
+        ({"row_sha256": None, "ref_task_complete": True}, "other reference answers"),
+        ({"prompt_sha256": OTHER}, "other prompts"),
+        ({"prompt_sha256": None, "prompt_tokens": 8}, "prompts of another length"),
+    ],
+)
+def test_what_is_not_the_same_is_not_paired(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
+    """In one step of six, or in five: the refusal names them, up to three, and what to do."""
+    rows = changed(tasks(*[GOOD] * 6), {}, row_sha256=SAME, prompt_sha256=SAME, prompt_tokens=7)
+    base = result(tmp_path / "base.json", rows)
+    compare([result(tmp_path / "ours.json", rows)], base)
+    one = result(tmp_path / "one.json", changed(rows, {4: fields}))
+    with pytest.raises(ResultError) as caught:
+        compare([one], base)
+    said = str(caught.value)
+    assert said.startswith(
+        f"{one} and {base}: 1 step has {reason} (t04 step 0): the results cannot be paired; "
+    )
+    assert "on both sides" in said and "\n" not in said
+    many = result(tmp_path / "many.json", changed(rows, dict.fromkeys(range(5), fields)))
+    with pytest.raises(ResultError) as caught:
+        compare([many], base)
+    assert f"5 steps have {reason} (t00 step 0, t01 step 0, t02 step 0, …): " in str(caught.value)
+
+
+def test_a_refusal_names_all_that_differs(tmp_path: Path) -> None:
+    rows = changed(tasks(*[GOOD] * 4), {}, row_sha256=SAME, prompt_sha256=SAME)
+    other = changed(rows, {0: {"prompt_sha256": OTHER}, 2: {"row_sha256": OTHER, "prompt_sha256": OTHER}})
+    with pytest.raises(
+        ResultError, match=r"1 step has other rows \(t02 step 0\), 1 step has other prompts \(t00"
+    ):
+        compare([result(tmp_path / "ours.json", other)], result(tmp_path / "base.json", rows))
+
+
+def test_steps_of_one_side_alone_may_be_anything(tmp_path: Path) -> None:
+    rows = changed(tasks(*[GOOD] * 4), {}, prompt_sha256=SAME)
+    ours = [*rows[:3], {**rows[3], "task_id": "elsewhere", "prompt_sha256": OTHER, "row_sha256": OTHER}]
+    part = compare([result(tmp_path / "ours.json", ours)], result(tmp_path / "base.json", rows)).parts[0]
+    assert (part.joined, part.only_ours, part.only_reference) == (3, 1, 1)
+
+
+def test_what_could_not_be_checked_is_said(tmp_path: Path) -> None:
+    """A server that renders the chat itself tells no prompt; a published result tells neither row nor prompt."""
+    rows = changed(tasks(*[GOOD] * 10), {}, row_sha256=SAME, prompt_sha256=SAME, prompt_tokens=7)
+    base = result(tmp_path / "base.json", rows)
+
+    def notes(name: str, steps: list[dict[str, Any]]) -> tuple[str, ...]:
+        return compare([result(tmp_path / f"{name}.json", steps)], base).parts[0].notes
+
+    assert notes("same", rows) == ()
+    server = tmp_path / "server.json"
+    end = f"{server} holds no hashes of them (a server that renders the chat itself gives none)."
+    assert notes("server", changed(rows, {}, prompt_sha256=None)) == (
+        f"Whether the prompts are the same was checked by their lengths alone: {end}",
+    )
+    assert notes("server", changed(rows, {}, prompt_sha256=None, prompt_tokens=None)) == (
+        f"Whether the prompts are the same could not be checked: {end}",
+    )
+    assert notes("server", changed(rows, {3: {"prompt_sha256": None, "prompt_tokens": None}})) == (
+        f"Whether the prompts of 1 step are the same could not be checked: {end}",
+    )
+    published = notes("published", changed(rows, {}, row_sha256=None, prompt_sha256=None))
+    assert len(published) == 2 and "checked by their reference answers alone" in published[0]
+    assert notes("tokens", changed(rows, {2: {"prompt_tokens": 8}})) == (
+        "1 step of the same prompt text came to another number of tokens: the tokenizers differ, or one side added a "
+        "token of its own.",
+    )
+    bare = result(tmp_path / "bare.json", changed(rows, {}, row_sha256=None, prompt_sha256=None))
+    both = compare(
+        [bare], result(tmp_path / "bare2.json", changed(rows, {}, row_sha256=None, prompt_sha256=None))
+    )
+    assert all("neither side holds hashes of them" in note for note in both.parts[0].notes)
+
+
+def test_settings_that_differ_are_said(tmp_path: Path) -> None:
+    """A budget for thoughts that was not named is a quarter of the answer's, not none."""
+    rows = tasks(*[GOOD] * 10)
+
+    def notes(ours: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+        base = result(tmp_path / "base.json", rows, sampling=reference)
+        found = compare([result(tmp_path / "ours.json", rows, sampling=ours)], base).parts[0].notes
+        return [note for note in found if note.startswith("The runs differ: ")]
+
+    held = {"constrained": True, "max_tokens": 1024, "think": None, "style": "auto", "min_p": 0.0}
+    assert notes(held, held) == notes({**held, "think": 256}, held) == []
+    assert notes(held, {**held, "think": 0}) == [
+        "The runs differ: think is off in the reference, up to 256 tokens in ours."
+    ]
+    assert notes({**held, "max_tokens": 512, "think": 2}, held) == [
+        "The runs differ: max_tokens is 1024 in the reference, 512 in ours.",
+        "The runs differ: think is up to 256 tokens in the reference, off in ours.",
+    ]
+    free = {"constrained": False, "max_tokens": 1024, "think": None, "style": None}
+    assert notes(held, free) == ["The runs differ: constrained is off in the reference, on in ours."]
+    assert notes({"temperature": 0.7, "dtype": "x"}, {"temperature": 0.0}) == [
+        "The runs differ: temperature is 0.0 in the reference, 0.7 in ours."
+    ]
+
+
+def test_groups_by_prompt_length(tmp_path: Path) -> None:
+    """By the prompt's tokens, from either side, shortest first; steps without are in no such group."""
+    lengths = [999, 1000, 1999, 2000, 4000, 8000, 16000, 70000, None]
+    rows = tasks(*[GOOD] * len(lengths))
+    told_here = changed(rows, {i: {"prompt_tokens": length} for i, length in enumerate(lengths)})
+    for ours, base in ((told_here, rows), (rows, told_here)):
+        part = compare([result(tmp_path / "o.json", ours)], result(tmp_path / "b.json", base)).parts[0]
+        groups = [(g.name, g.steps) for g in part.groups if g.kind == "prompt_length"]
+        assert groups == [("< 1k", 1), ("1–2k", 2), ("2–4k", 1), ("4–8k", 1), ("8–16k", 1), ("≥ 16k", 2)]
+    assert (
+        "| command F1 by prompt tokens |" in compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
+    )
+
+
+def test_groups_have_intervals_of_their_own(tmp_path: Path) -> None:
+    """Short prompts lose, long ones do not: the interval of each is that of its own tasks."""
+    lengths = {i: {"prompt_tokens": 500 if i < 10 else 5000} for i in range(20)}
+    base = changed(tasks(*[GOOD] * 20), lengths)
+    ours = changed(tasks(*[BAD] * 10, *[GOOD] * 10), lengths)
+    part = compare([result(tmp_path / "o.json", ours)], result(tmp_path / "b.json", base)).parts[0]
+    short, long = [group for group in part.groups if group.kind == "prompt_length"]
+    assert (short.name, short.difference, short.low, short.high) == ("< 1k", -1, -1, -1)
+    assert (long.name, long.difference, long.low, long.high) == ("4–8k", 0, 0, 0)
+
+
+def test_published_figures_are_marked(tmp_path: Path) -> None:
+    """Each published cell has its dagger and none of ours has; nothing of them is called paired."""
+    name = "lfm2.5-8b-a1b-terminal"
+    known = find_known(name).reference
+    ours = result(tmp_path / "ours.json", tasks(*[GOOD] * 12, *[BAD] * 8))
+    comparison = compare([ours], name)
+    text = comparison.to_markdown()
+    table_ = next(block for block in text.split("\n\n") if block.startswith("| metric"))
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table_.splitlines()]
+    assert header == ["metric", "reference †", "95 %", "ours", "95 %", "difference", "verdict"]
+    for cells in rows:
+        assert all(cell == "–" or cell.endswith("†") for cell in cells[1:3]), cells
+        assert not any("†" in cell for cell in cells[3:]), cells
+    assert "† published elsewhere or worked out from that; all else is measured here" in text
+    found = figures(comparison)
+    valid = found["valid_json_pct"]
+    # 76.9 % of 303 steps, and 20 of 20: Wilson's intervals, by the closed form
+    z, n, p = 1.959964, known["steps"], known["valid_json_pct"] / 100
+    middle, reach = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n)
+    reach *= (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert valid.reference_interval == (
+        pytest.approx(100 * (middle - reach), abs=0.051),
+        pytest.approx(100 * (middle + reach), abs=0.051),
+    )
+    assert valid.our_interval == (pytest.approx(100 * 20 / (20 + z * z), abs=0.051), 100.0)
+    assert (valid.p, valid.counts, valid.detectable, valid.low, valid.high) == (None,) * 5
+    assert valid.sentence == (
+        f"Cannot be paired; the published {valid.reference} lies outside our interval "
+        f"({valid.our_interval[0]} to 100.0); its own is {valid.reference_interval[0]} to "
+        f"{valid.reference_interval[1]}."
+    )
+    assert found["avg_command_f1"].sentence.endswith("; its own interval cannot be known.")
+    assert found["has_plan_pct"].sentence == "Not published."
+    assert found["first_cmd_exact_pct"].our_interval[0] < 60 < found["first_cmd_exact_pct"].our_interval[1]
+    one = figures(compare([result(tmp_path / "one.json", tasks(GOOD))], name))["score"]
+    assert one.sentence == "Cannot be paired, and our steps give no interval."
