@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The evidence in benchmarks/evidence/: what quantizing cost the embedded model, and what engine, grammar and quantization did to
+# SmolLM2 beside a real vLLM bf16 run.
+#
+#   benchmarks/evidence.sh tiny OUT
+#   benchmarks/evidence.sh smollm2 OUT CHECKPOINT REPLAY.jsonl VLLM.json
+set -euo pipefail
+what=$1 out=$2
+mkdir -p "$out"
+case $what in
+tiny)
+  name=tiny-terminal rows=models/tiny-terminal/eval.jsonl
+  edge sweep models/$name --quants Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,IQ3_S,Q2_K --replay $rows --out "$out" --max-tokens 256 --keep
+  for quant in bf16 Q4_K_M; do
+    edge eval --model "$out/$name-$quant.gguf" --replay $rows --max-tokens 256 --unconstrained --out "$out/$name-$quant-free.json"
+    edge eval --model "$out/$name-$quant.gguf" --replay $rows --max-tokens 256 --parallel 1 --out "$out/$name-$quant-exact.json"
+  done
+  edge report "$out"/$name-*.json --reference "$out/$name-bf16.json" --replay $rows --plots "$out/plots" \
+    --out "$out/report.html" --markdown "$out/report.md"
+  ;;
+smollm2)
+  checkpoint=$3 replay=$4 vllm=$5 name=$(basename "$3")
+  python - "$replay" "$vllm" "$out/rows.jsonl" <<'END'
+import json, sys
+wanted = {(step["task_id"], step["step_idx"]) for step in json.load(open(sys.argv[2]))["per_step"]}
+with open(sys.argv[3], "w") as out:
+    for line in open(sys.argv[1]):
+        row = json.loads(line)
+        if (row["task_id"], row["step_idx"]) in wanted:
+            out.write(line)
+END
+  for quant in bf16 Q8_0; do
+    edge convert "$checkpoint" --quant $quant --out "$out/$name-$quant.gguf"
+    for how in free grammar; do
+      edge eval --model "$out/$name-$quant.gguf" --replay "$out/rows.jsonl" --max-tokens 256 --out "$out/$name-$quant-$how.json" \
+        $([ $how = free ] && echo --unconstrained || true)
+    done
+  done
+  edge eval --model "$out/$name-bf16.gguf" --replay "$out/rows.jsonl" --max-tokens 256 --unconstrained --parallel 1 \
+    --out "$out/$name-bf16-free-exact.json"
+  edge measure --model "$out/$name-Q8_0.gguf" --base "$out/$name-bf16.gguf" --replay "$out/rows.jsonl" --out "$out/$name-Q8_0.measure.json"
+  edge report "$out"/$name-*.json --reference "$vllm" --replay "$out/rows.jsonl" --plots "$out/plots" \
+    --out "$out/report.html" --markdown "$out/report.md"
+  ;;
+*)
+  echo "usage: $0 tiny OUT | smollm2 OUT CHECKPOINT REPLAY.jsonl VLLM.json" >&2
+  exit 2
+  ;;
+esac
