@@ -1,0 +1,186 @@
+"""`edge sweep`: several types of the embedded model, resumable, with a report and a choice.
+
+pytest tests/test_sweep.py
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edge.sweep
+from edge.errors import ConversionError, EdgeError, ResultError
+from edge.measure import measure
+from edge.paths import embedded_rows
+from edge.sweep import Swept, sweep
+
+ROWS = 8
+QUANTS = ["q8_0", "Q2_K"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(embedded_rows().read_text().splitlines(keepends=True)[:ROWS]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_folder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    return run(tiny_folder, rows, tmp_path_factory.mktemp("swept") / "out", max_loss=50.0)
+
+
+def run(folder: Path, rows: Path, out: Path, quants: list[str] = QUANTS, **options: Any) -> Swept:
+    return sweep(folder, quants, rows, out, **{"max_tokens": 128, "parallel": 1, "threads": 1, **options})
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def steady(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in ("aggregate", "per_step", "model_sha256")}
+
+
+def test_everything_is_there_and_nothing_else(swept: Swept) -> None:
+    folder = swept.page.parent
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "plots",
+        "report.html",
+        "report.md",
+        "sweep.json",
+        *([swept.chosen.name] if swept.chosen else []),
+        "tiny-terminal-Q2_K.json",
+        "tiny-terminal-Q2_K.measure.json",
+        "tiny-terminal-Q8_0.json",
+        "tiny-terminal-Q8_0.measure.json",
+        "tiny-terminal-bf16.json",
+    ]
+    assert [path.name for path in swept.results] == [
+        f"tiny-terminal-{q}.json" for q in ("bf16", "Q8_0", "Q2_K")
+    ]
+    for path in swept.results:
+        assert read(path)["aggregate"]["steps"] == ROWS
+    page = swept.page.read_text(encoding="utf-8")
+    for quant in ("Q8_0", "Q2_K"):
+        kl = read(folder / f"tiny-terminal-{quant}.measure.json")["aggregate"]["kl_mean"]
+        assert quant in page and kl > 0
+    assert swept.choice is not None
+
+
+def test_a_measurement_is_that_of_edge_measure(
+    swept: Swept, tiny_bf16: Path, tiny_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The base is read once for all types; the figures are those of both models read for this one."""
+    from edge.convert import convert
+
+    convert(tiny_folder, quant="Q2_K", out=tmp_path / "q2.gguf", threads=1)
+    alone = measure(tmp_path / "q2.gguf", tmp_path / "m.json", base=tiny_bf16, replay=rows, threads=1)
+    found = read(swept.page.parent / "tiny-terminal-Q2_K.measure.json")
+    assert found["aggregate"] == alone["aggregate"]
+
+
+def test_the_chosen_file_is_the_one_that_was_measured(swept: Swept) -> None:
+    assert swept.choice is not None and swept.chosen is not None and swept.choice.quant is not None
+    from edge.modelfile import sha256
+
+    result = swept.page.with_name(f"tiny-terminal-{swept.choice.quant}.json")
+    assert sha256(swept.chosen) == read(result)["model_sha256"]
+
+
+def test_started_again_nothing_is_done_twice_and_more_types_are(
+    swept: Swept, tiny_folder: Path, rows: Path
+) -> None:
+    folder = swept.page.parent
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.json") if path.name != "sweep.json"}
+    again = run(tiny_folder, rows, folder, [*QUANTS, "Q4_K_M"])
+    assert len(again.results) == 4 and again.choice is None
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "Q4_K_M" in again.page.read_text(encoding="utf-8")
+    assert (
+        read(folder / "tiny-terminal-Q4_K_M.measure.json")["base_sha256"]
+        == read(swept.results[0])["model_sha256"]
+    )
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": 64}, {"constrained": False}, {"parallel": 2}])
+def test_another_sweep_in_the_same_folder_is_refused(
+    swept: Swept, tiny_folder: Path, rows: Path, change: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        ResultError, match=rf"sweep.json: holds another sweep \({next(iter(change))} was"
+    ) as caught:
+        run(tiny_folder, rows, swept.page.parent, **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_killed_in_the_middle_it_goes_on(swept: Swept, tiny_folder: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-c",
+        "from edge.cli import main; main()",
+        "sweep",
+        str(tiny_folder),
+        "--quiet",
+    ]
+    command += ["--quants", "Q8_0,Q2_K", "--replay", str(rows), "--out", str(out), "--max-tokens", "128"]
+    command += ["--parallel", "1", "--threads", "1"]
+    for waited in ("tiny-terminal-bf16.json.journal", "tiny-terminal-bf16.json", "tiny-terminal-Q8_0.json"):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            deadline = time.monotonic() + 120
+            while not (out / waited).exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, process.communicate()
+        assert not (out / "report.html").exists()
+    done = run(tiny_folder, rows, out)
+    for mine, theirs in zip(done.results, swept.results, strict=True):
+        assert steady(read(mine)) == steady(read(theirs))
+    for quant in ("Q8_0", "Q2_K"):
+        name = f"tiny-terminal-{quant}.measure.json"
+        assert read(out / name)["aggregate"] == read(swept.page.parent / name)["aggregate"]
+    left = {path.name for path in out.iterdir()} - {path.name for path in swept.page.parent.iterdir()}
+    assert left == set()
+
+
+def test_bad_input_is_one_line_before_any_work(
+    swept: Swept, tiny_folder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for quants, options, wanted in (
+        (["Q9"], {}, "Q9 is no type of llama.cpp"),
+        (["IQ2_XS"], {}, "IQ2_XS needs an importance matrix"),
+        ([], {}, "name at least one"),
+        (QUANTS, {"reference": "no-such-model"}, "no-such-model: no such file"),
+        (QUANTS, {"calibrate_on": tmp_path / "none.jsonl"}, "none.jsonl: cannot be read"),
+    ):
+        with pytest.raises(EdgeError, match=wanted) as caught:
+            run(tiny_folder, rows, out, quants, **options)
+        assert "\n" not in str(caught.value)
+        assert not out.exists()
+    with pytest.raises(EdgeError, match="nowhere"):
+        run(tmp_path / "nowhere", rows, out)
+    with monkeypatch.context() as small:
+        small.setattr(edge.sweep, "free_disk", lambda path: 1000)
+        with pytest.raises(ConversionError, match="choose another --out"):
+            run(tiny_folder, rows, out)
+    assert not out.exists()
+    out.mkdir()
+    (out / "sweep.json").write_text('{"sweep": 3}')
+    with pytest.raises(ResultError, match="is not the state of a sweep"):
+        run(tiny_folder, rows, out)
+    assert (out / "sweep.json").read_text() == '{"sweep": 3}'
+
+
+def test_calibrated_types_share_one_matrix(tiny_folder: Path, rows: Path, tmp_path: Path) -> None:
+    done = run(tiny_folder, rows, tmp_path / "out", ["IQ2_XS"], calibrate_on=rows, keep=True, budget=10**9)
+    assert done.choice is not None and done.choice.quant == "IQ2_XS" and "IQ2_XS" in done.choice.why
+    assert read(done.results[1])["provenance"]["imatrix"]
+    assert (tmp_path / "out" / "tiny-terminal.imatrix").is_file()
+    assert (tmp_path / "out" / "tiny-terminal-bf16.gguf").is_file()
