@@ -207,18 +207,17 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
 
 
 def _sentences(part: Part, paired: bool) -> list[str]:
-    """A line a metric, those that no step differs in together, and how to read them."""
+    """A line a metric, those with the same sentence together, and how to read them."""
     alike = [figure for figure in part.figures if figure.verdict == "no difference"]
     told = [
         figure
         for figure in part.figures
         if figure.verdict not in ("no difference", "no such steps", "not published")
     ]
-    lines = [f"- {LABELS[figure.name]}: {figure.sentence}{test_text(figure)}" for figure in told]
-    # Figures of which fewer tasks have steps could differ more often, and say so in a line of their own.
-    for text in dict.fromkeys(figure.sentence for figure in alike):
-        names = ", ".join(LABELS[figure.name] for figure in alike if figure.sentence == text)
-        lines.append(f"- {names}: {text}")
+    names: dict[str, list[str]] = {}
+    for figure in [*told, *alike]:
+        names.setdefault(figure.sentence + test_text(figure), []).append(LABELS[figure.name])
+    lines = [f"- {', '.join(labels)}: {text}" for text, labels in names.items()]
     if any(figure.detectable is not None for figure in part.figures):
         lines += [
             "",

@@ -106,7 +106,10 @@ def _not_found(name: str, reference: float, detectable: float | None) -> str:
     )
     if detectable is None:
         return f"No {what} detected; the differences cancel in every task"
-    if detectable > _possible(name, reference):
+    possible = _possible(name, reference)
+    if possible <= 0:
+        return f"No {what} is possible from the reference's {reference:.{places(name)}f}"
+    if detectable > possible:
         return f"No {what} detected; with so few tasks of this spread even the largest possible one might not have been"
     one = "a loss" if what == "loss" else "one"
     return f"No {what} detected; {one} of more than {amount(name, detectable)} would have been"

@@ -134,6 +134,10 @@ def test_two_differences_are_no_cause(runs: dict[str, Path], changed: Callable[.
         "adapter": {"lora_path": "adapter"},
         "unknown-backend": {"sampling": {"backend": None}, "provenance": {"backend": None}},
         "unknown-grammar": {"sampling": {"constrained": None}},
+        "unknown-type": {
+            "sampling": {"dtype": None},
+            "provenance": {"quantization": None, "model_sha256": "0" * 64},
+        },
         "other-model": {"provenance": {"model_sha256": "0" * 64}, "model": "another (BF16, edge)"},
         "other-weights": {"provenance": {"model_sha256": "0" * 64}},
     }.items():
@@ -291,8 +295,9 @@ def test_what_is_no_result_is_refused(runs: dict[str, Path], tmp_path: Path) -> 
             causes(results)
 
 
-def test_markdown(runs: dict[str, Path]) -> None:
-    found = causes([runs["bf16"], runs["q4"], runs["bf16-parallel"]])
+def test_markdown(runs: dict[str, Path], changed: Callable[..., Path]) -> None:
+    paths = [runs["bf16"], runs["q4"], runs["bf16-parallel"]]
+    found = causes(paths)
     text = causes_markdown(found)
     assert "| cause        | from → to " in text and "| quantization | BF16 → Q4_K_M, constrained" in text
     assert "## noise floor: BF16 twice: parallel 1 and 8\n" in text
@@ -301,6 +306,10 @@ def test_markdown(runs: dict[str, Path]) -> None:
         for figure in cause.part.figures:
             if figure.name in ("score", "first_cmd_exact_pct", "valid_json_pct"):
                 assert figure.sentence in text
+    skipped = causes_markdown(causes([changed("bf16", "a", sampling={"skipped_too_long": 1}), *paths[1:]]))
+    assert (
+        skipped.count("The reference left out 1 row that did not fit into its context.") == 1
+    )  # of two pairs
     assert "No two of these results differ in one thing alone" in causes_markdown(())
 
 

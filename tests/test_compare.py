@@ -242,6 +242,7 @@ def test_bad_references_and_results(tmp_path: Path) -> None:
             r"another.json and .*: 1 step has other rows \(a step 0\): the results cannot be paired",
         ),
         ([empty], ours, "empty.json: holds no steps"),
+        ([empty], "lfm2.5-8b-a1b-terminal", "empty.json: holds no steps"),
         ([], ours, "no result to compare"),
         ([ours, tmp_path / "x" / ".." / "ours.json"], ours, r"x/\.\./ours.json: is given twice"),
     ]:
@@ -426,9 +427,14 @@ def test_sentences_where_less_is_better(tmp_path: Path) -> None:
     assert found.sentence == (
         f"No rise for the worse detected; one of more than {found.detectable} points would have been."
     )
-    # with every command empty in the reference there is nothing left to get worse
+    # with every command empty in the reference there is nothing left to get worse, with one of 20 not there is little
     found = told(tasks(*[answer()] * 19, GOOD), tasks(*[answer()] * 20), tmp_path)["empty_commands_pct"]
-    assert "even the largest possible one might not have been" in found.sentence
+    assert found.sentence == "No rise for the worse is possible from the reference's 100.0."
+    found = told(tasks(*[answer()] * 20), tasks(*[answer()] * 19, GOOD), tmp_path)["empty_commands_pct"]
+    assert found.difference == 5 and found.sentence == (
+        "No rise for the worse detected; with so few tasks of this spread even the largest possible one might not "
+        "have been."
+    )
 
 
 def test_sentences_without_a_direction(tmp_path: Path) -> None:
@@ -468,6 +474,10 @@ def test_a_loss_that_cannot_be_is_not_said_to_have_been_found(tmp_path: Path) ->
     assert score.sentence == (
         "No loss detected; with so few tasks of this spread even the largest possible one might not have been."
     )
+    zero = told(tasks(GOOD, *[BAD] * 19), tasks(*[BAD] * 20), tmp_path)["score"]
+    assert zero.sentence == "No loss is possible from the reference's 0.00."
+    text = compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
+    assert "- score (100 × F1), next-action score: No loss is possible" in text  # told once
 
 
 def test_differences_that_cancel_within_each_task(tmp_path: Path) -> None:
@@ -630,6 +640,10 @@ def test_settings_that_differ_are_said(tmp_path: Path) -> None:
         "The runs differ: max_tokens is 1024 in the reference, 512 in ours.",
         "The runs differ: think is up to 256 tokens in the reference, off in ours.",
     ]
+    skipped = {**held, "skipped_too_long": 2}
+    path = result(tmp_path / "skipped.json", rows, sampling=skipped)
+    notes_of = compare([path], result(tmp_path / "base.json", rows, sampling=held)).parts[0].notes
+    assert notes_of[0] == "Ours left out 2 rows that did not fit into its context."
     free = {"constrained": False, "max_tokens": 1024, "think": None, "style": None}
     assert notes(held, free) == ["The runs differ: constrained is off in the reference, on in ours."]
     assert notes({"temperature": 0.7, "dtype": "x"}, {"temperature": 0.0}) == [
