@@ -4,6 +4,7 @@ answers even where nothing else installs.
 A number that the system does not tell is None, never a guess, except `physical_cores`, which always answers.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -87,6 +88,12 @@ def peak_memory() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes elsewhere
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` count from now on, where the system can: on Linux. Elsewhere it goes on as it was."""
+    with contextlib.suppress(OSError):  # "5" in proc(5)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def devices() -> list[Device]:

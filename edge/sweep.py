@@ -31,7 +31,7 @@ from edge.errors import ConversionError, ResultError
 from edge.evaluate import evaluate
 from edge.footprint import size
 from edge.journal import differences, rows_sha256
-from edge.machine import free_disk
+from edge.machine import forget_peak_memory, free_disk
 from edge.measure import base_scores, measure
 from edge.modelfile import sha256
 from edge.progress import bar
@@ -225,6 +225,7 @@ class _Sweep:
         if not self.answered(name):
             model = self.converted(name)
             self._say(f"{result}: answering")
+            forget_peak_memory()  # of what this process did before
             evaluate(model, self.replay, result, **self.answering, **self.everywhere)
             self.state.note(name, answered=True)
         return result
