@@ -712,3 +712,21 @@ def test_published_figures_are_marked(tmp_path: Path) -> None:
     assert found["first_cmd_exact_pct"].our_interval[0] < 60 < found["first_cmd_exact_pct"].our_interval[1]
     one = figures(compare([result(tmp_path / "one.json", tasks(GOOD))], name))["score"]
     assert one.sentence == "Cannot be paired, and our steps give no interval."
+
+
+def test_published_groups_are_marked_too(tmp_path: Path) -> None:
+    by_group = {"seen": {"avg_command_f1": 0.9}, "unseen": {"avg_command_f1": 0.5}}
+    published = tmp_path / "published.json"
+    aggregate_ = {"avg_command_f1": 0.7, "by_source_group": by_group}
+    published.write_text(json.dumps({"model": "M", "aggregate": aggregate_}), encoding="utf-8")
+    rows = [
+        {**step, "source_group": group, "task_id": group}
+        for group in ("seen", "unseen")
+        for step in tasks(GOOD)
+    ]
+    text = compare([result(tmp_path / "ours.json", rows)], published).to_markdown()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "seen" in line]
+    assert lines == [
+        ["seen", "1", "1", "0.9000 †", "1.0000", "+0.1000"],
+        ["unseen", "1", "1", "0.5000 †", "1.0000", "+0.5000"],
+    ]
