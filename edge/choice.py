@@ -11,7 +11,7 @@ class Candidate:
     """A quantized file and what it lost against the unquantized one, on the same steps.
 
     `score` in points (0 to 100); `loss` is the base's score less this one's, `loss_low` and `loss_high` its 95 %
-    interval, None where there is none (a single task). `kl_mean` in nats a token; None where it was not measured.
+    interval, None where there are too few tasks for one. `kl_mean` in nats a token; None where it was not measured.
     """
 
     quant: str
@@ -93,5 +93,5 @@ def _best(fitting: Sequence[Candidate], budget: int | None) -> Choice:
 def _loss(each: Candidate) -> str:
     words = f"it lost {each.loss:.2f} points" if each.loss > 0 else f"it gained {-each.loss + 0.0:.2f} points"
     if each.loss_low is None or each.loss_high is None:
-        return f"{words} (one task: no interval)"
+        return f"{words} (too few tasks for an interval)"
     return f"{words} (95 %: {-each.loss_high + 0.0:+.2f} to {-each.loss_low + 0.0:+.2f})"

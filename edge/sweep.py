@@ -30,6 +30,7 @@ from edge.convert import check_quant, convert
 from edge.errors import ConversionError, ResultError
 from edge.evaluate import evaluate
 from edge.footprint import size
+from edge.intervals import LEAST_TASKS
 from edge.journal import differences, rows_sha256
 from edge.machine import forget_peak_memory, free_disk
 from edge.measure import base_scores, measure
@@ -274,6 +275,7 @@ class _Sweep:
             names, compare(list(map(self.result, names)), self.result(self.base)).parts, strict=True
         ):
             score = next(figure for figure in part.figures if figure.name == "score")
+            enough = part.tasks >= LEAST_TASKS
             kl = json.loads(self.measurement(name).read_text(encoding="utf-8"))["aggregate"]["kl_mean"]
             found.append(
                 Candidate(
@@ -281,8 +283,8 @@ class _Sweep:
                     self.state.has(name, "n_bytes"),
                     score.ours,
                     -(score.difference or 0.0),
-                    None if score.high is None else -score.high,
-                    None if score.low is None else -score.low,
+                    -score.high if enough and score.high is not None else None,
+                    -score.low if enough and score.low is not None else None,
                     kl,
                 )
             )
