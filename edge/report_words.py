@@ -56,7 +56,11 @@ DEFINITIONS = (
         "Answer tokens by the seconds of the whole evaluation, the reading of prompts included, on the machine named "
         "below. It compares files on that machine alone.",
     ),
-    ("Peak memory", "The process' largest resident size, mapped pages of the model file included."),
+    (
+        "Peak memory",
+        "The process' largest resident size, mapped pages of the model file included. Of a sweep's results it "
+        "also holds what the process kept from before, some tens of megabytes.",
+    ),
     (
         "Bits per weight",
         "8 × the bytes of all tensors by the number of their weights: embeddings and norms included.",

@@ -462,6 +462,8 @@ def compare_with_peft(base: Path, adapter: Path, model: Any) -> int:
     return changed
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, for what peft and transformers call
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")  # peft says what it does
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peft_on_llama(dtype: str, tmp_path: Path, one_thread: None) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
@@ -485,6 +487,7 @@ def test_peft_on_llama(dtype: str, tmp_path: Path, one_thread: None) -> None:
     assert compare_with_peft(base, tmp_path / "tuned", model) == 2 * (4 + 2) + 3
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, for what peft and transformers call
 def test_peft_on_fused_experts(
     tmp_path: Path, random_lfm2moe_fused_folder: Path, random_lfm2moe_folder: Path
 ) -> None:
