@@ -77,7 +77,8 @@ demo: $(VENV)/installed
 	$(BIN)/edge eval --model models/$(NAME)-bf16.gguf --replay $(ROWS) --out out/$(NAME)-bf16.json
 	$(BIN)/edge eval --model models/$(NAME)-Q4_K_M.gguf --replay $(ROWS) --out out/$(NAME)-Q4_K_M.json
 	$(BIN)/edge compare out/$(NAME)-Q4_K_M.json --reference out/$(NAME)-bf16.json
-	$(BIN)/edge report out/$(NAME)-Q4_K_M.json --reference out/$(NAME)-bf16.json --replay $(ROWS) --out out/report.html
+	$(BIN)/edge measure --model models/$(NAME)-Q4_K_M.gguf --base models/$(NAME)-bf16.gguf --replay $(ROWS) --out out/$(NAME)-Q4_K_M.measure.json
+	$(BIN)/edge report out/$(NAME)-bf16.json out/$(NAME)-Q4_K_M.json out/$(NAME)-Q4_K_M.measure.json --reference out/$(NAME)-bf16.json --replay $(ROWS) --out out/report.html
 
 test: $(VENV)/test-installed
 	$(BIN)/ruff check .

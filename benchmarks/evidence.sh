@@ -14,10 +14,11 @@ tiny)
   for quant in bf16 Q4_K_M; do
     edge eval --model "$out/$name-$quant.gguf" --replay $rows --max-tokens 256 --unconstrained --out "$out/$name-$quant-free.json"
     edge eval --model "$out/$name-$quant.gguf" --replay $rows --max-tokens 256 --parallel 1 --out "$out/$name-$quant-exact.json"
+    edge eval --model "$out/$name-$quant.gguf" --replay $rows --max-tokens 256 --think off --out "$out/$name-$quant-unthinking.json"
   done
   order=(bf16 Q8_0 Q6_K Q5_K_M Q4_K_M Q3_K_M IQ3_S Q2_K)
   results=("${order[@]/#/$out/$name-}")
-  edge report "${results[@]/%/.json}" "$out"/$name-*.measure.json "$out"/$name-*-{free,exact}.json \
+  edge report "${results[@]/%/.json}" "$out"/$name-*.measure.json "$out"/$name-*-{free,exact,unthinking}.json \
     --reference "$out/$name-bf16.json" --replay $rows --plots "$out/plots" --out "$out/report.html" --markdown "$out/report.md"
   ;;
 smollm2)
@@ -34,14 +35,17 @@ END
   for quant in bf16 Q8_0; do
     edge convert "$checkpoint" --quant $quant --out "$out/$name-$quant.gguf"
     for how in free grammar; do
-      edge eval --model "$out/$name-$quant.gguf" --replay "$out/rows.jsonl" --max-tokens 256 --out "$out/$name-$quant-$how.json" \
+      edge eval --model "$out/$name-$quant.gguf" --replay "$out/rows.jsonl" --max-tokens 256 --out "$out/$quant-$how.json" \
         $([ $how = free ] && echo --unconstrained || true)
     done
   done
   edge eval --model "$out/$name-bf16.gguf" --replay "$out/rows.jsonl" --max-tokens 256 --unconstrained --parallel 1 \
-    --out "$out/$name-bf16-free-exact.json"
-  edge measure --model "$out/$name-Q8_0.gguf" --base "$out/$name-bf16.gguf" --replay "$out/rows.jsonl" --out "$out/$name-Q8_0.measure.json"
-  edge report "$out"/$name-*.json --reference "$vllm" --replay "$out/rows.jsonl" --plots "$out/plots" \
+    --out "$out/bf16-free-exact.json"
+  edge measure --model "$out/$name-Q8_0.gguf" --base "$out/$name-bf16.gguf" --replay "$out/rows.jsonl" --out "$out/Q8_0.measure.json"
+  edge report "$out"/{bf16-free,bf16-grammar,bf16-free-exact,Q8_0-free,Q8_0-grammar}.json "$out/Q8_0.measure.json" --reference "$vllm" \
+    --note "The weights of this checkpoint come from a Q4_1 file, and its width of 576 is no multiple of 256: it shows what engine and \
+grammar do, and nothing about quantization. The types that its tensors really got stand under How it was made." \
+    --replay "$out/rows.jsonl" --plots "$out/plots" \
     --out "$out/report.html" --markdown "$out/report.md"
   ;;
 *)

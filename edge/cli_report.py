@@ -31,6 +31,10 @@ def report(
         Path | None,
         typer.Option("--replay", "-r", help="The replay rows: shows what the task said at those steps."),
     ] = None,
+    notes: Annotated[
+        list[str] | None,
+        typer.Option("--note", help="What the reader should know beforehand; repeatable."),
+    ] = None,
     title: Annotated[
         str, typer.Option(help="The page's heading. Default: made from the models' names.")
     ] = "",
@@ -39,7 +43,15 @@ def report(
     from edge.report import report as write_report
 
     write_report(
-        results, out, reference, markdown=markdown, plots=plots, worse=worse, replay=replay, title=title
+        results,
+        out,
+        reference,
+        markdown=markdown,
+        plots=plots,
+        worse=worse,
+        replay=replay,
+        title=title,
+        notes=notes or (),
     )
     for path in (out, markdown, plots):
         if path is not None:

@@ -103,12 +103,14 @@ def report(
     worse: int = WORSE,
     replay: Path | str | None = None,
     title: str = "",
+    notes: Sequence[str] = (),
 ) -> Report:
     """Write a report as one HTML file, and with `markdown` in short for a model card, with `plots` its plots as PNG.
 
     `results`: result and measurement JSONs. `reference`: a result JSON or a known model's name; without one, the
     only unquantized result among several is it. `worse`: the most steps that got worse to show for each result.
-    `replay`: rows, for what the task said at those steps. The same files give the same bytes. Nothing is written
+    `replay`: rows, for what the task said at those steps. `notes`: what
+    the reader should know beforehand. The same files give the same bytes. Nothing is written
     if anything is wrong. Raises ResultError, ReplayError.
     """
     from edge.report_markdown import to_markdown
@@ -116,7 +118,7 @@ def report(
 
     inputs = [*results, *([replay] if replay else []), *([reference] if reference else [])]
     _check_outputs(inputs, out, markdown, plots)
-    found = collect(results, reference, worse=worse, replay=replay, title=title)
+    found = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
     drawings = draw(found, png=plots is not None)
     files: list[tuple[Path, bytes]] = []
     links: dict[str, str] = {}
@@ -141,6 +143,7 @@ def collect(
     worse: int = WORSE,
     replay: Path | str | None = None,
     title: str = "",
+    notes: Sequence[str] = (),
 ) -> Report:
     """Read and compare what a report tells. Raises ResultError, ReplayError."""
     is_file = reference is not None and (isinstance(reference, Path) or Path(reference).exists())
@@ -148,14 +151,14 @@ def collect(
     if is_file and Path(str(reference)).resolve() not in {Path(path).resolve() for path in paths}:
         paths.append(str(reference))
     runs = read_runs(paths)
-    notes: list[str] = []
+    told_notes = list(notes)
     base: Run | None = None
     if is_file:
         base = next((run for run in runs if Path(run.path).resolve() == Path(str(reference)).resolve()), None)
         if base is None:
             raise ResultError(f"{reference}: is a measurement: the reference must be a result")
     elif reference is None:
-        base = _default_reference(runs, notes)
+        base = _default_reference(runs, told_notes)
     others = [run for run in runs if run is not base]
     if base is not None and not others:
         raise ResultError(f"{base.path}: is the reference, and there is no other result to report")
@@ -180,7 +183,7 @@ def collect(
     told: tuple[Cause, ...] = ()
     if len(with_steps := [run.path for run in runs if run.steps]) > 1:
         told = causes(with_steps)
-    return Report(title, _subject(entries), tuple(entries), comparison, told, tuple(notes))
+    return Report(title, _subject(entries), tuple(entries), comparison, told, tuple(told_notes))
 
 
 def find_reference(name: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import converted
+from conftest import ROOT, converted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -572,3 +572,19 @@ def test_words_and_labels() -> None:
     assert short_labels(["a/x.json", "b/x.json"]) == ["a/x.json", "b/x.json"]
     assert short_labels(["q4.json", "q4-free.json"]) == ["q4", "q4-free"]
     assert short_labels(["only-one.json"]) == ["only-one"]
+
+
+def test_the_shipped_pages_are_of_the_shipped_results(tmp_path: Path) -> None:
+    """Their figures, and the author's note, escaped."""
+    folder = ROOT / "benchmarks" / "evidence" / "tiny"
+    names = ["bf16", "Q4_K_M", "Q2_K"]
+    given = [folder / f"tiny-terminal-{name}.json" for name in names]
+    given += [folder / f"tiny-terminal-{name}.measure.json" for name in names[1:]]
+    out, short = tmp_path / "report.html", tmp_path / "report.md"
+    report(given, out, given[0], markdown=short, notes=["Widths are <multiples> of 256."])
+    assert "<p" in out.read_text() and "Widths are &lt;multiples&gt; of 256." in out.read_text()
+    assert "Widths are" in short.read_text()
+    shipped = (folder / "report.md").read_text(encoding="utf-8")
+    for path in given[:3]:
+        score = 100 * json.loads(path.read_text(encoding="utf-8"))["aggregate"]["avg_command_f1"]
+        assert f"{score:.2f}" in shipped and f"{score:.2f}" in short.read_text()
