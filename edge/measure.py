@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -128,7 +129,7 @@ def measure(
                 "limit": limit,
                 "batch": settings.batch,
                 "gpu_layers": settings.gpu_layers,
-                "flash_attention": False,
+                "flash_attention": "auto" if settings.offloads else False,
                 "kv_type": "f16",
                 "skipped_too_long": plan.corpus.skipped,
                 "tokens_decoded": decoded,
@@ -197,6 +198,11 @@ class _Settings:
     threads: int
     gpu_layers: int
     batch: int
+
+    @property
+    def offloads(self) -> bool:
+        """Whether a GPU may compute: flash attention is then llama.cpp's choice."""
+        return bool(llama_cpp.llama_supports_gpu_offload()) and self.gpu_layers != 0
 
     @classmethod
     def checked(cls, threads: int | None, gpu_layers: int | None, batch: int | None) -> "_Settings":
