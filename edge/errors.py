@@ -9,7 +9,8 @@ EdgeError
 ├── GrammarError      a text or token that the action's grammar refuses
 ├── BackendError      a server or engine that answers rows cannot, or not any more
 ├── ContextError      a prompt does not fit into the context
-└── ResultError       a result file cannot be read or compared
+├── ResultError       a result file cannot be read or compared
+└── AgentError        a session's terminal, gate or record cannot be had
 
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
 """
@@ -66,3 +67,7 @@ class ContextError(EdgeError):
 
 class ResultError(EdgeError):
     """A result file cannot be read or compared."""
+
+
+class AgentError(EdgeError):
+    """A session's terminal, gate or record cannot be had."""
