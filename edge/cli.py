@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from edge import __version__
+from edge.cli_agent import agent, replay
 from edge.cli_eval import evaluate
 from edge.cli_measure import measure
 from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
@@ -172,6 +173,8 @@ def run(
         note(f"the budget of {max_tokens} tokens ended before the answer did; it was closed validly")
 
 
+app.command()(agent)
+app.command()(replay)
 app.command(name="eval")(evaluate)
 app.command()(score)
 app.command()(compare)

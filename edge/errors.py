@@ -10,7 +10,9 @@ EdgeError
 ├── BackendError      a server or engine that answers rows cannot, or not any more
 ├── ContextError      a prompt does not fit into the context
 ├── ResultError       a result file cannot be read or compared
-└── AgentError        a session's terminal, gate or record cannot be had
+├── AgentError        a session's terminal, gate or record cannot be had
+├── AllowError        a list of allowed commands cannot be read
+└── SandboxError      the sandbox does not start, or has ended
 
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
 """
@@ -71,3 +73,11 @@ class ResultError(EdgeError):
 
 class AgentError(EdgeError):
     """A session's terminal, gate or record cannot be had."""
+
+
+class AllowError(EdgeError):
+    """A list of allowed commands cannot be read."""
+
+
+class SandboxError(EdgeError):
+    """The sandbox does not start, or has ended; nothing runs outside of it instead."""

@@ -55,3 +55,15 @@ def converted_models() -> list[Path]:
     folders = (Path("models"), cache_folder() / "models")
     files = [path for folder in folders for path in folder.glob("*.gguf") if path.is_file()]
     return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def state_folder() -> Path:
+    """The user's folder for recorded sessions: $EDGE_STATE, else the system's usual place. Not created here."""
+    own = os.environ.get("EDGE_STATE")
+    if own:
+        return Path(own).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "edge"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "edge" / "state"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "edge"

@@ -124,13 +124,14 @@ class Terminal:
         *,
         cwd: Path | str,
         env: Mapping[str, str] | None = None,
+        ready: Callable[[], object] | None = None,
         columns: int = COLUMNS,
         lines: int = LINES,
     ) -> "Terminal":
         """Begin a terminal in which `argv` (at least two words, or else a shell reads it) runs, in the folder `cwd`.
 
-        `env`: its environment, by default `shell_environment()`. Raises AgentError where tmux is missing or too old,
-        or the program does not start.
+        `env`: its environment, by default `shell_environment()`. `ready` is called once it has begun, and may raise;
+        then it shows something on the screen. Raises AgentError where tmux is missing or the program does not start.
         """
         tmux = shutil.which("tmux")
         if tmux is None:
@@ -163,6 +164,8 @@ class Terminal:
             terminal._until(lambda: (folder / "tmux").exists(), "tmux does not start")
             size = ("-x", str(columns), "-y", str(lines))
             terminal._tmux("new-session", "-d", "-s", "edge", *size, "-c", str(cwd), "--", *argv)
+            if ready is not None:
+                ready()
             terminal._until(
                 lambda: terminal.screen().strip() or terminal.ended,
                 f"{argv[0]} does not start in the terminal",

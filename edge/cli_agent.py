@@ -1,0 +1,329 @@
+"""The command line's part about agents: `edge agent` and `edge replay`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge.cli_models import Interrupted, Threads, note
+from edge.cli_options import (
+    Batch,
+    FlashAttention,
+    GpuLayers,
+    KvType,
+    MaxTokens,
+    MinP,
+    Mmap,
+    ModelOption,
+    Penalty,
+    Seed,
+    Style,
+    Temperature,
+    TextShare,
+    Think,
+    TopK,
+    TopP,
+    think_tokens,
+)
+from edge.errors import AgentError
+
+if TYPE_CHECKING:
+    from edge.agent import Outcome
+    from edge.gate import Gate
+    from edge.sandbox import Sandbox
+
+_SAYS = {
+    "complete": "the model says that the task is complete",
+    "stopped": "stopped",
+    "steps": "the limit of steps was reached",
+    "time": "the time limit was reached",
+    "refusals": "the model's actions were refused too often in a row",
+    "ended": "the terminal has ended",
+    "interrupted": "interrupted",
+}
+
+
+def agent(
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="What to do.")] = None,
+    workdir: Annotated[Path, typer.Option(help="The folder to work in.")] = Path(),
+    model: ModelOption = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Ask before each action. The default on a terminal.")
+    ] = False,
+    allow: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Type only what this TOML list of commands allows.")
+    ] = None,
+    sandboxed: Annotated[
+        bool,
+        typer.Option(
+            "--sandbox", help="Work in a sandbox (bubblewrap): no network, a copy of the folder, limits."
+        ),
+    ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", help="Ask nothing, and bring the changes back at the end. Only with --sandbox."
+        ),
+    ] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the session is kept. Default: in the user's state folder."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on with this session, in a new terminal.")
+    ] = None,
+    prompt_template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Another first prompt, with {instruction} and {terminal_state}, such as Harbor's.",
+        ),
+    ] = None,
+    max_steps: Annotated[int, typer.Option(min=1, help="Answers of the model at most.")] = 50,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds at most.")] = 1800.0,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=256, help="Tokens of a prompt and its answer. Default: the model's, at most 32,768."
+        ),
+    ] = None,
+    memory: Annotated[
+        int, typer.Option(min=16, help="sandbox: MiB of memory for all that runs in it.")
+    ] = 2048,
+    disk: Annotated[int, typer.Option(min=1, help="sandbox: MiB that the work folder may take.")] = 1024,
+    processes: Annotated[int, typer.Option(min=4, help="sandbox: processes at once.")] = 128,
+    dot_files: Annotated[
+        bool,
+        typer.Option(
+            "--dot-files", help="sandbox: bring back names that begin with a dot, such as .git, too."
+        ),
+    ] = False,
+    max_tokens: MaxTokens = 1024,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    think: Think = None,
+    text_share: TextShare = 0.6,
+    style: Style = "auto",
+    gpu_layers: GpuLayers = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    kv_type: KvType = "f16",
+    flash_attention: FlashAttention = None,
+    mmap: Mmap = True,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show no actions and no screens, only how it ended.")
+    ] = False,
+) -> None:
+    """Let the model work on a task in a terminal. Nothing is typed unasked: without a gate it is only shown."""
+    thought = think_tokens(think)
+    person = sys.stdin.isatty() and sys.stdout.isatty()
+    _check_gates(review, allow, sandboxed, yes, person)
+    if (task is None) == (resume is None):
+        raise typer.BadParameter("give a TASK, or a session to go on with by --resume", param_hint="TASK")
+    if resume is not None and record is not None:
+        raise typer.BadParameter("--resume goes on in its own file", param_hint="--record")
+    if task is not None and (not task.strip() or any("\ud800" <= c <= "\udfff" for c in task)):
+        raise typer.BadParameter("the task is empty, or no UTF-8 text", param_hint="TASK")
+
+    from contextlib import ExitStack
+
+    from rich.console import Console
+
+    from edge.agent import Agent, packed_path
+    from edge.defaults import default_model
+    from edge.footprint import BATCH
+    from edge.gate import Proposal
+    from edge.record import Record, new_record_path
+    from edge.runner import Runner
+    from edge.sampling import Sampling
+    from edge.show import shown_proposal, visible
+    from edge.terminal import SHELL, Terminal
+    from edge.wording import read_template
+
+    console = Console(highlight=False, soft_wrap=True)
+
+    def show(what: Proposal | str) -> None:
+        if quiet and not ask:
+            return
+        console.print(shown_proposal(what) if isinstance(what, Proposal) else visible(what), end="\n")
+
+    template = None if prompt_template is None else read_template(prompt_template)
+    ask = review or (person and not yes and allow is None)
+    gate = _gate(console, ask, allow, yes)
+    with ExitStack() as stack:
+        if resume is not None:
+            kept = stack.enter_context(Record.resume(resume))
+            facts = kept.facts
+            if bool(facts.get("sandbox")) != sandboxed:
+                how = "in" if facts.get("sandbox") else "without"
+                raise AgentError(f"{resume}: was begun {how} a sandbox: go on with it the same way")
+            workdir = Path(str(facts.get("workdir") or workdir))
+            model = model or Path(str(facts["model"]))
+        if not workdir.is_dir():
+            raise AgentError(f"{workdir}: is no folder to work in")
+        workdir = workdir.resolve()
+        path = model or default_model(note)
+        runner = stack.enter_context(
+            Runner.load(
+                path,
+                gpu_layers=gpu_layers,
+                threads=threads,
+                batch=batch or BATCH,
+                kv_type=kv_type,
+                flash_attention=flash_attention,
+                mmap=mmap,
+            )
+        )
+        if resume is None:
+            facts = {
+                "task": task,
+                "model": str(path.absolute()),
+                "workdir": str(workdir),
+                "sandbox": sandboxed,
+            }
+            kept = stack.enter_context(Record.create(record or new_record_path(task or ""), facts))
+        packed = packed_path(kept.path)
+        sandbox: Sandbox | None = None
+        try:
+            if sandboxed:
+                sandbox = stack.enter_context(_sandbox(workdir, packed, memory, disk, processes))
+            start = Terminal.start(
+                sandbox.argv if sandbox else SHELL, cwd=workdir, ready=sandbox.wait_ready if sandbox else None
+            )
+            terminal = stack.enter_context(start)
+        except BaseException:
+            if not kept.rows:
+                kept.finish("ended", "")
+            raise
+        session = Agent(
+            runner=runner,
+            terminal=terminal,
+            gate=gate,
+            record=kept,
+            show=show,
+            workdir=workdir,
+            sandbox=sandbox,
+            template=template,
+            context=min(context or 32_768, runner.engine.context_length),
+            max_tokens=max_tokens,
+            max_steps=max_steps,
+            time_limit=time_limit,
+            answer_options={
+                "sampling": Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
+                "think": thought,
+                "text_share": text_share,
+                "style": style,
+            },
+        )
+        outcome = session.run()
+        typed = bool(kept.rows)
+        if gate is _shown_only:
+            note("dry run: nothing was typed. Choose a gate: --review, --allow FILE, or --sandbox --yes")
+            return
+        if sandbox is not None and typed:
+            _bring_back(console, sandbox, packed, outcome, ask=ask, dot_files=dot_files)
+        left = terminal.close()
+    for process in left:
+        note(f"still running: {process}")
+    _end(outcome, kept.path if typed else None)
+
+
+def _check_gates(review: bool, allow: Path | None, sandboxed: bool, yes: bool, person: bool) -> None:
+    """Raises typer.BadParameter for gates that do not go together, or that nobody is there to watch."""
+    if yes and not sandboxed:
+        raise typer.BadParameter("unattended runs need the sandbox: add --sandbox", param_hint="--yes")
+    if yes and review:
+        raise typer.BadParameter("--review asks and --yes does not", param_hint="--yes")
+    if review and not person:
+        raise typer.BadParameter("nobody can be asked: this is no terminal", param_hint="--review")
+    if sandboxed and not (yes or person):
+        raise typer.BadParameter("nobody can be asked here: add --yes", param_hint="--sandbox")
+    if allow is not None and not (sandboxed or person):
+        raise typer.BadParameter(
+            "a list is no gate for an unattended run: add --sandbox --yes", param_hint="--allow"
+        )
+
+
+def _shown_only(proposal: Any) -> Any:
+    from edge.gate import Decision
+
+    return Decision("stop", proposal)
+
+
+def _gate(console: Any, ask: bool, allow: Path | None, yes: bool) -> "Gate":
+    from edge.allow import read_allowlist
+    from edge.gate import all_of, allow_gate, open_gate
+    from edge.review import review_gate
+
+    gates: list[Gate] = []
+    if allow is not None:
+        allowlist = read_allowlist(allow)
+        for warning in allowlist.warnings:
+            note(warning)
+        gates.append(allow_gate(allowlist))
+    if ask:
+        gates.append(review_gate(console))
+    if yes and not gates:
+        gates.append(open_gate)
+    return all_of(gates) if gates else _shown_only
+
+
+def _sandbox(workdir: Path, packed: Path, memory: int, disk: int, processes: int) -> "Sandbox":
+    from edge.sandbox import Limits, Sandbox
+
+    limits = Limits(memory=memory << 20, disk=disk << 20, processes=processes)
+    return Sandbox.prepare(workdir, limits, packed if packed.exists() else None)
+
+
+def _bring_back(
+    console: Any, sandbox: "Sandbox", packed: Path, outcome: "Outcome", *, ask: bool, dot_files: bool
+) -> None:
+    """Show what changed in the sandbox, and bring it back if the person, or --yes, says so."""
+    if outcome in ("interrupted", "ended"):
+        note(f"nothing was brought back; the work folder as it was after the last whole step: {packed}")
+        return
+    changes = sandbox.changes(packed, dot_files=dot_files)
+    console.print(str(changes), markup=False)
+    if changes and ask:
+        try:
+            answer = console.input("Bring these changes back into the folder? [y/N] ", markup=False)
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            note(f"nothing was brought back; the work folder as the agent left it: {packed}")
+            return
+    if changes:
+        sandbox.bring_back(packed, dot_files=dot_files)
+    packed.unlink(missing_ok=True)
+
+
+def _end(outcome: "Outcome", path: Path | None) -> None:
+    note(f"{_SAYS[outcome]}" + (f"; the session: {path}" if path else ""))
+    if outcome == "interrupted":
+        raise Interrupted("interrupted; go on with --resume" if path else "interrupted")
+    if outcome not in ("complete", "stopped"):
+        raise typer.Exit(1)
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="A session, or any replay rows.")],
+    task_id: Annotated[str | None, typer.Option("--task", help="Only this task_id.")] = None,
+    delay: Annotated[
+        float | None, typer.Option(min=0, help="Seconds between steps. Default: 1 on a terminal.")
+    ] = None,
+) -> None:
+    """Show a recorded session again: what the terminal showed, and what was typed."""
+    from rich.console import Console
+
+    from edge.playback import play
+
+    seconds = (1.0 if sys.stdout.isatty() else 0.0) if delay is None else delay
+    try:
+        play(file, Console(highlight=False, soft_wrap=True), task_id=task_id, delay=seconds)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted") from None

@@ -1,0 +1,161 @@
+"""Keystrokes read as bash: the simple commands in them, or why they cannot be read for sure.
+
+A real parser (tree-sitter's grammar of bash) reads the text, and only what it gives as plain commands joined by `&&`,
+`||`, `|`, `;` and line breaks is taken. Since two parsers can read one text differently, and bash is a third one,
+everything that bash would expand, redirect or group is refused, and a second reading (shlex) must find the same words.
+"""
+
+import shlex
+from dataclasses import dataclass
+from functools import cache
+
+import tree_sitter
+import tree_sitter_bash
+
+MAX_COMMANDS = 50
+MAX_BYTES = 10_000
+
+_JOINED = {"program", "list", "pipeline"}
+_BETWEEN = {"&&", "||", "|", ";", "\n"}
+_WORDS = {"word", "number", "raw_string", "string", "concatenation"}
+# What an unquoted word may hold. Not: $ ` (substitution), \\ (escapes), * ? [ ] (globs), { } (braces), ~ (a folder),
+# ! ^ (history), # (a comment), < > & ( ) ; | (operators), quotes and blanks.
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:+=@%")
+_RESERVED = frozenset(
+    "if then else elif fi case esac for select while until do done in function time coproc { } ! [[ ]]".split()
+)
+
+
+class UnreadableError(ValueError):
+    """The keystrokes hold more than plain commands; the message says what, in one line."""
+
+
+@dataclass(frozen=True)
+class SimpleCommand:
+    """A program and its arguments, as bash hands them over: quotes removed."""
+
+    program: str
+    arguments: tuple[str, ...]
+
+
+def read_commands(text: str) -> list[SimpleCommand]:
+    """The simple commands of whole lines of shell, in their order. Raises UnreadableError."""
+    _check_characters(text)
+    data = text.encode()
+    tree = parse(data)
+    if tree.root_node.has_error:
+        raise UnreadableError("it cannot be read as shell")
+    commands: list[SimpleCommand] = []
+    covered = 0
+    waiting = [tree.root_node]  # not recursive: a text can nest deeper than Python may
+    while waiting:
+        node = waiting.pop()
+        if data[covered : node.start_byte].strip(b" \n"):
+            raise UnreadableError("it cannot be read as shell in full")
+        if node.type in _JOINED:
+            waiting += reversed(node.children)
+            continue
+        covered = node.end_byte
+        if node.type == "command":
+            commands.append(_command(node, data))
+        elif node.type not in _BETWEEN:
+            raise UnreadableError(f"it holds a {node.type.replace('_', ' ')}, not plain commands alone")
+    if data[covered:].strip(b" \n"):
+        raise UnreadableError("it cannot be read as shell in full")
+    if len(commands) > MAX_COMMANDS:
+        raise UnreadableError(f"it holds {len(commands)} commands; at most {MAX_COMMANDS} are read")
+    _check_again(text, commands)
+    return commands
+
+
+def _check_characters(text: str) -> None:
+    if len(text.encode(errors="replace")) > MAX_BYTES:
+        raise UnreadableError(f"it is longer than {MAX_BYTES:,} bytes")
+    for character in text:
+        if character != "\n" and (not character.isprintable() or (character.isspace() and character != " ")):
+            raise UnreadableError(
+                f"it holds the character U+{ord(character):04X}, which a terminal may act on"
+            )
+        if "\ud800" <= character <= "\udfff":
+            raise UnreadableError("it is no UTF-8 text")
+
+
+def _command(node: tree_sitter.Node, data: bytes) -> SimpleCommand:
+    words: list[str] = []
+    end = node.start_byte
+    for child in node.children:
+        if child.type == "command_name" and child.child_count == 1:
+            child = child.children[0]
+        if child.type not in _WORDS:
+            raise UnreadableError(f"it holds a {child.type.replace('_', ' ')}, not plain words alone")
+        gap = data[end : child.start_byte]
+        if (words and not gap) or gap.strip(b" "):
+            raise UnreadableError("it cannot be read as shell in full")
+        words.append(_word(child, data))
+        end = child.end_byte
+    first = data[node.start_byte : node.end_byte].split(b" ")[0].decode()
+    if not words or first != words[0]:
+        raise UnreadableError("a program's name is quoted")
+    if "=" in first or first in _RESERVED:
+        raise UnreadableError(f"{first} stands where a program must")
+    return SimpleCommand(words[0], tuple(words[1:]))
+
+
+def _word(node: tree_sitter.Node, data: bytes) -> str:
+    text = data[node.start_byte : node.end_byte].decode()
+    if "\n" in text:
+        raise UnreadableError("a word goes on over a line break")
+    parts = node.children if node.type == "concatenation" else [node]
+    if b"".join(data[part.start_byte : part.end_byte] for part in parts).decode() != text:
+        raise UnreadableError("it cannot be read as shell in full")
+    word = "".join(_unquoted(part, data) for part in parts)
+    if len(word) > 1000:
+        raise UnreadableError("a word is longer than 1,000 characters")
+    return word
+
+
+def _unquoted(node: tree_sitter.Node, data: bytes) -> str:
+    text = data[node.start_byte : node.end_byte].decode()
+    if node.type == "raw_string":
+        inner = text[1:-1]
+        if len(text) < 2 or text[0] != "'" or text[-1] != "'" or "'" in inner:
+            raise UnreadableError("a quotation cannot be read")
+        return inner
+    if node.type == "string":
+        inner = text[1:-1]
+        if len(text) < 2 or text[0] != '"' or text[-1] != '"' or any(c in inner for c in '"$`\\!'):
+            raise UnreadableError('between double quotes stands one of " $ ` \\ !')
+        return inner
+    if node.type not in ("word", "number"):
+        raise UnreadableError(f"it holds a {node.type.replace('_', ' ')}, not plain words alone")
+    for character in text:
+        if character not in _PLAIN and not character.isalnum():
+            raise UnreadableError(f"{character} stands outside quotes")
+    return text
+
+
+def _check_again(text: str, commands: list[SimpleCommand]) -> None:
+    """A second parser, of other make, must find the same words in the same order."""
+    reader = shlex.shlex(text.replace("\n", " ; "), posix=True, punctuation_chars=True)
+    reader.whitespace_split = True
+    reader.commenters = ""
+    try:
+        found = [word for word in reader if word.strip("&|;")]
+    except ValueError:
+        raise UnreadableError("its quotes do not close") from None
+    # An argument of ; | & alone is left out on both sides: shlex does not tell it from an operator once unquoted.
+    words = [
+        word for command in commands for word in (command.program, *command.arguments) if word.strip("&|;")
+    ]
+    if found != words:
+        raise UnreadableError("two parsers read it differently")
+
+
+def parse(data: bytes) -> tree_sitter.Tree:
+    """The syntax tree of shell in UTF-8, errors and all."""
+    return _parser().parse(data)
+
+
+@cache
+def _parser() -> tree_sitter.Parser:
+    return tree_sitter.Parser(tree_sitter.Language(tree_sitter_bash.language()))
