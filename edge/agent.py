@@ -19,7 +19,7 @@ from edge.review import proposal_json
 from edge.runner import Runner, Session
 from edge.sampling import Sampling
 from edge.terminal import MAX_DURATION, SCREEN_BYTES, SHELL, Terminal, limit_output
-from edge.wording import first_messages, observation, refused, typing_notes
+from edge.wording import confirmation, first_messages, observation, refused, typing_notes
 
 if TYPE_CHECKING:
     from edge.sandbox import Sandbox
@@ -102,7 +102,8 @@ class Agent:
             output = self._output()
             self.show(output)
             notes = typing_notes(decision.proposal.commands, action.closed_at_budget)
-            pending = [observation(output, notes, confirm=completions == 1)]
+            question = confirmation(self.runner.model_file.name) if completions == 1 else ""
+            pending = [observation(output, notes, question)]
         return "steps"
 
     def _first(self, session: Session) -> list[Message]:

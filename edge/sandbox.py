@@ -26,7 +26,7 @@ from edge.errors import SandboxError
 from edge.output import whole_file
 from edge.workfolder import Changes, Entry, Manifest, bring_back, changes, pack
 
-WORK = "/work"
+WORK = "/app"  # where Terminal-Bench has it, too
 _USER = 1000  # within the sandbox
 _ROOT_BECOMES = 64_999  # the real user where edge runs as root: one that owns nothing
 _PATIENCE = 60.0  # seconds for the sandbox to start or to hand over the work folder
@@ -55,7 +55,7 @@ _SUPERVISOR = r"""
 exec 2>&1  # bubblewrap's own complaints went to a file
 trap ':' INT QUIT HUP TSTP
 no() { printf 'no %s\n' "$1" > /run/edge/answer; sleep 2; exit 1; }
-cd /work || no 'there is no work folder'
+cd /app || no 'there is no work folder'
 tar -x --no-same-owner -f /run/edge/in.tar || no 'the work folder cannot be unpacked: is --disk large enough?'
 ulimit -HSu "$1" && ulimit -HSd "$2" && ulimit -HSf "$3" || no 'the limits cannot be set'
 ulimit -HSn 1024 && ulimit -HSc 0 || no 'the limits cannot be set'
@@ -81,7 +81,7 @@ if command -v unshare > /dev/null && unshare -U true 2> /dev/null; then no 'it c
 (
   exec < /dev/null > /dev/null 2>&1
   while read -r word < /run/edge/ask; do
-    tar -c --format=pax --hard-dereference -C /work . > /run/edge/answer
+    tar -c --format=pax --hard-dereference -C /app . > /run/edge/answer
   done
 ) &
 printf 'ready\n' > /run/edge/answer
@@ -89,7 +89,7 @@ while :; do
   PS1='\u@\h:\w\$ ' bash --noprofile --norc +o histexpand -i
   printf '[the shell has ended; this is a new one]\n'
   sleep 0.2
-  cd /work || exit 1
+  cd /app || exit 1
 done
 """
 

@@ -28,6 +28,7 @@ Task:
 Current terminal state:
 {terminal_state}"""
 
+_CONFIRM_SHORT = "Is the task complete?"
 _CONFIRM = (
     "You set task_complete to true. If all that the task asks for is done, answer with task_complete true once more, "
     "which ends the session. Otherwise go on."
@@ -60,9 +61,14 @@ def first_messages(task: str, screen: str, model_name: str, template: str | None
     return [{"role": "user", "content": text}]
 
 
-def observation(output: str, notes: Sequence[str] = (), *, confirm: bool = False) -> Message:
-    """What the terminal printed, as the next message; notes before it, the question whether all is done after it."""
-    parts = [*notes, output, *([_CONFIRM] if confirm else [])]
+def confirmation(model_name: str) -> str:
+    """The question that follows the first task_complete."""
+    return _CONFIRM_SHORT if model_name == EMBEDDED_NAME else _CONFIRM
+
+
+def observation(output: str, notes: Sequence[str] = (), question: str = "") -> Message:
+    """What the terminal printed, as the next message; notes and a question before it."""
+    parts = [*notes, *([question] if question else []), output]
     return {"role": "user", "content": "\n\n".join(parts)}
 
 
