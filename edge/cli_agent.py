@@ -299,7 +299,8 @@ def _bring_back(
             return
     if changes:
         sandbox.bring_back(packed, dot_files=dot_files)
-    packed.unlink(missing_ok=True)
+    for leftover in (packed, packed.with_suffix(".json")):
+        leftover.unlink(missing_ok=True)
 
 
 def _end(outcome: "Outcome", path: Path | None) -> None:
