@@ -31,7 +31,7 @@ from edge.errors import AgentError
 if TYPE_CHECKING:
     from edge.agent import Outcome
     from edge.gate import Gate
-    from edge.sandbox import Sandbox
+    from edge.sandbox import Limits, Sandbox
 
 _SAYS = {
     "complete": "the model says that the task is complete",
@@ -191,7 +191,14 @@ def agent(
         sandbox: Sandbox | None = None
         try:
             if sandboxed:
-                sandbox = stack.enter_context(_sandbox(workdir, packed, memory, disk, processes))
+                from edge.sandbox import Limits
+
+                own = [
+                    place for place in (kept.path, packed, allow, prompt_template, path) if place is not None
+                ]
+                sandbox = stack.enter_context(
+                    _sandbox(workdir, packed, Limits(memory << 20, disk << 20, processes=processes), own)
+                )
             start = Terminal.start(
                 sandbox.argv if sandbox else SHELL, cwd=workdir, ready=sandbox.wait_ready if sandbox else None
             )
@@ -273,11 +280,17 @@ def _gate(console: Any, ask: bool, allow: Path | None, yes: bool) -> "Gate":
     return all_of(gates) if gates else _shown_only
 
 
-def _sandbox(workdir: Path, packed: Path, memory: int, disk: int, processes: int) -> "Sandbox":
-    from edge.sandbox import Limits, Sandbox
+def _sandbox(workdir: Path, packed: Path, limits: "Limits", own: list[Path]) -> "Sandbox":
+    """`own`: the session's own files, which the sandbox never changes, should they lie in the work folder."""
+    from edge.sandbox import Sandbox
 
-    limits = Limits(memory=memory << 20, disk=disk << 20, processes=processes)
-    return Sandbox.prepare(workdir, limits, packed if packed.exists() else None)
+    sandbox = Sandbox.prepare(workdir, limits, packed if packed.exists() else None, own)
+    if sandbox.left_out:
+        note(
+            f"not in the sandbox, since unreadable or no files: {', '.join(sandbox.left_out[:5])}"
+            f"{' …' * (len(sandbox.left_out) > 5)}"
+        )
+    return sandbox
 
 
 def _bring_back(
@@ -298,9 +311,10 @@ def _bring_back(
             note(f"nothing was brought back; the work folder as the agent left it: {packed}")
             return
     if changes:
-        sandbox.bring_back(packed, dot_files=dot_files)
-    for leftover in (packed, packed.with_suffix(".json")):
-        leftover.unlink(missing_ok=True)
+        done = sandbox.bring_back(packed, dot_files=dot_files)
+        for place, why in done.withheld[len(changes.withheld) :]:
+            note(f"{place}: not brought back: {why}")
+    packed.unlink(missing_ok=True)
 
 
 def _end(outcome: "Outcome", path: Path | None) -> None:

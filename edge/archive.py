@@ -1,0 +1,214 @@
+"""Tar archives of a work folder, read as strictly as what comes out of a sandbox wants to be.
+
+The format is GNU tar's (POSIX ustar headers, `L` and `K` entries before long names). Every path begins with "./" and
+has no "..", each folder comes before what lies in it, no path comes twice. One file of edge's own may come first.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edge.errors import SandboxError
+
+Kind = Literal["file", "folder", "link", "hard link", "special"]
+Read = Callable[[int], bytes]
+"""So many bytes, fewer only at the end."""
+
+MOST_ENTRIES = 200_000
+HEAD = "edge-base.json"
+_BLOCK = 512
+_LONGEST = 4096  # bytes of a path
+_HEAD_BYTES = 64 << 20
+_PIECE = 1 << 20
+_KINDS: dict[bytes, Kind] = {
+    b"\0": "file",
+    b"0": "file",
+    b"7": "file",
+    b"1": "hard link",
+    b"2": "link",
+    b"3": "special",
+    b"4": "special",
+    b"5": "folder",
+    b"6": "special",
+}
+_TYPES: dict[Kind, bytes] = {"file": tarfile.REGTYPE, "folder": tarfile.DIRTYPE, "link": tarfile.SYMTYPE}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What an archive says of one path."""
+
+    path: str
+    """Without "./", as `os.fsdecode` gives it; empty for the folder itself."""
+    kind: Kind
+    executable: bool = False
+    size: int = 0
+    mtime: int = 0
+    target: str = ""
+    """Of a link."""
+
+
+def read_entries(
+    read: Read, most: int, head: Callable[[Any], None] | None = None
+) -> Iterator[tuple[Entry, Iterator[bytes]]]:
+    """Each entry with its content, which is to be taken before the next entry.
+
+    `most`: bytes in all. `head` gets the value of edge's own file, where the archive has one; without `head` none may
+    be there. Raises SandboxError: cut short, too long, or not as the module says.
+    """
+    archive = _Archive(read, most)
+    seen: dict[str, bool] = {}  # whether it is a folder
+    while (found := archive.next(allow_head=head is not None and not seen)) is not None:
+        entry, content = found
+        if entry is None:
+            assert head is not None
+            try:
+                head(json.loads(b"".join(content)))
+            except (ValueError, RecursionError):
+                raise _damaged("its first file is no JSON") from None
+            continue
+        parent = entry.path.rpartition("/")[0]
+        if entry.path in seen or len(seen) >= MOST_ENTRIES:
+            raise _damaged(
+                "a path comes twice" if entry.path in seen else f"more than {MOST_ENTRIES:,} files"
+            )
+        if entry.path and not seen.get(parent, False):
+            raise _damaged("a file comes before its folder")
+        seen[entry.path] = entry.kind == "folder"
+        yield entry, content
+        for _ in content:
+            pass
+    if not seen:
+        raise _damaged("it is empty")
+
+
+class _Archive:
+    def __init__(self, read: Read, most: int) -> None:
+        self._read, self._left = read, most
+
+    def next(self, allow_head: bool) -> tuple[Entry | None, Iterator[bytes]] | None:
+        """The next entry and its content; without an entry, edge's own file; None at the end."""
+        long: dict[bytes, bytes] = {}
+        while True:
+            block = self._exactly(_BLOCK)
+            if block == bytes(_BLOCK):
+                if self._exactly(_BLOCK) != bytes(_BLOCK) or long:
+                    raise _damaged("its end")
+                return None
+            kind, size = block[156:157], _number(block[124:136])
+            if sum(block) - sum(block[148:156]) + 8 * 32 != _number(block[148:156]):
+                raise _damaged("a checksum")
+            if kind in (b"L", b"K"):
+                if not 0 < size <= _LONGEST + 1 or kind in long:
+                    raise _damaged("a long name")
+                long[kind] = b"".join(self._content(size)).partition(b"\0")[0]
+                continue
+            name, target = (
+                long.get(k, block[a:b].partition(b"\0")[0]) for k, a, b in ((b"L", 0, 100), (b"K", 157, 257))
+            )
+            if b"L" not in long and block[257:263] == b"ustar\0" and block[345]:
+                name = block[345:500].partition(b"\0")[0] + b"/" + name
+            if kind not in _KINDS:
+                raise _damaged(f"an entry of the unknown type {kind!r}")
+            if _KINDS[kind] != "file" and size:
+                raise _damaged("a link or folder with content")
+            if name == HEAD.encode() and allow_head and _KINDS[kind] == "file" and size <= _HEAD_BYTES:
+                return None, self._content(size)
+            entry = Entry(
+                _path(name),
+                _KINDS[kind],
+                bool(_number(block[100:108]) & 0o100),
+                size,
+                _number(block[136:148]),
+                os.fsdecode(target),
+            )
+            if not entry.path and entry.kind != "folder":
+                raise _damaged("the work folder is no folder")
+            return entry, self._content(size)
+
+    def _content(self, size: int) -> Iterator[bytes]:
+        if size > self._left:  # before anything is taken of it
+            raise _too_long()
+        left = size
+        while left:
+            piece = self._exactly(min(left, _PIECE))
+            left -= len(piece)
+            yield piece
+        self._exactly(-size % _BLOCK)
+
+    def _exactly(self, count: int) -> bytes:
+        self._left -= count
+        if self._left < 0:
+            raise _too_long()
+        data = self._read(count) if count else b""
+        while len(data) < count:
+            more = self._read(count - len(data))
+            if not more:
+                raise _damaged("it is cut short")
+            data += more
+        return data
+
+
+def _number(field: bytes) -> int:
+    """A number of a header: octal, or of base 256 where the first bit is set."""
+    if field[0] == 0x80:
+        number = int.from_bytes(field[1:], "big")
+        if number >> 62:
+            raise _damaged("a number")
+        return number
+    text = field.strip(b" \0")
+    if not all(c in b"01234567" for c in text):  # int() takes signs and underscores too
+        raise _damaged("a number")
+    return int(text or b"0", 8)
+
+
+def _path(name: bytes) -> str:
+    if name in (b".", b"./"):
+        return ""
+    name = name.removesuffix(b"/")
+    parts = name.split(b"/")
+    if len(name) > _LONGEST or parts[0] != b"." or any(part in (b"", b".", b"..") for part in parts[1:]):
+        raise _damaged("a path that is not below the work folder")
+    return os.fsdecode(b"/".join(parts[1:]))
+
+
+def _damaged(what: str) -> SandboxError:
+    return SandboxError(f"the archive of the work folder is not as edge makes them ({what})")
+
+
+def _too_long() -> SandboxError:
+    return SandboxError("the work folder holds more than the limit on its size")
+
+
+def header(entry: Entry) -> bytes:
+    """The blocks that begin a file, folder or link in an archive."""
+    info = tarfile.TarInfo(f"./{entry.path}" if entry.path else ".")
+    info.type, info.size, info.mtime, info.linkname = (
+        _TYPES[entry.kind],
+        entry.size,
+        entry.mtime,
+        entry.target,
+    )
+    info.mode = 0o755 if entry.kind == "folder" or entry.executable else 0o644
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def head_blocks(value: Any) -> bytes:
+    """edge's own file, which comes first."""
+    data = json.dumps(value, separators=(",", ":")).encode()
+    if len(data) > _HEAD_BYTES:
+        raise SandboxError("the work folder holds too many files: choose a smaller one")
+    info = tarfile.TarInfo(HEAD)
+    info.size = len(data)
+    return info.tobuf(tarfile.GNU_FORMAT) + data + padding(len(data))
+
+
+def padding(size: int) -> bytes:
+    """What fills a content's last block."""
+    return bytes(-size % _BLOCK)
+
+
+END = bytes(2 * _BLOCK)
