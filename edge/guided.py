@@ -8,11 +8,12 @@ is ever taken back, and all of it may be streamed.
 import codecs
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from numpy.typing import NDArray
 
 from edge.engine import Writer
 from edge.errors import GrammarError
@@ -20,9 +21,11 @@ from edge.generate import Answer, TokenWriter
 from edge.sampling import Sampling
 from edge.tokens import Vocabulary
 
-_MOST_TRIED = 3000  # states looked at for an ending
-# What leads to an end soonest comes first: closing brackets, then what a value can be short with.
-_FIRST = b'"}],:0' + b"123456789[{tfn" + b"aeiou" + bytes(range(0x20, 0x7F)) + b"\n\t"
+_MOST_TRIED = 400  # states looked at for an ending, in each attempt
+# What leads to an end soonest comes first; of letters, digits and bytes beyond ASCII the first and last are tried.
+_MARKS = b'"}]:)>.;!?,' + bytes(byte for byte in range(0x21, 0x7F) if not chr(byte).isalnum()) + b"\n "
+_KINDS = (b"0123456789", b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", bytes(range(0x80, 0x100)))
+_MOST_MARKS = 5
 
 
 def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text: str) -> LLMatcher:
@@ -59,13 +62,26 @@ class Endings:
             data = tokenizer.decode_bytes([token])
             if len(data) == 1:
                 single.setdefault(data[0], token)
-        self._order = [single[byte] for byte in dict.fromkeys(_FIRST) if byte in single]
+        self._marks = [single[byte] for byte in dict.fromkeys(_MARKS) if byte in single]
+        self._kinds = [[single[byte] for byte in kind if byte in single] for kind in _KINDS]
 
     def find(self, matcher: LLMatcher, most: int) -> list[int] | None:
         """At most `most` tokens that complete the text; None if none were found. The matcher stays as it is.
 
         The way is looked for byte by byte, and then written in the tokenizer's own, longer tokens.
         """
+        longest = 8 * most + 16
+        found = self._search(
+            matcher, most, longest
+        )  # for JSON the marks that close things lead straight to the end
+        depth = 4
+        while found is None and depth < longest:
+            found = self._search(matcher, most, depth)
+            depth *= 2
+        return found
+
+    def _search(self, matcher: LLMatcher, most: int, longest: int) -> list[int] | None:
+        """Depth first, at most `longest` single bytes deep."""
         stack: list[tuple[LLMatcher, list[int]]] = [(matcher.deep_copy(), [])]
         for _ in range(_MOST_TRIED):
             if not stack:
@@ -76,7 +92,7 @@ class Endings:
                 if len(whole) <= most:
                     return whole
                 continue
-            if len(way) > 8 * most + 16:
+            if len(way) >= longest:
                 continue
             if forced := state.compute_ff_tokens():
                 if state.try_consume_tokens(forced) == len(forced):
@@ -98,20 +114,32 @@ class Endings:
         state = matcher.deep_copy()
         return state.try_consume_tokens(list(ending)) == len(ending) and bool(state.is_accepting())
 
-    def allowed(self, matcher: LLMatcher) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
         """The tokens that may follow, those that end the answer among them: bool, of shape (n_vocab,)."""
-        count = self._tokenizer.vocab_size
-        bits = allocate_token_bitmask(1, count)
-        fill_next_token_bitmask(matcher, bits)
-        mask = np.unpackbits(bits[0].view(np.uint8), bitorder="little")[:count].view(np.bool_)
+        bits = self._bits(matcher).view(np.uint8)
+        mask = np.unpackbits(bits, bitorder="little")[: self._tokenizer.vocab_size].view(np.bool_)
         mask[self._end_ids] = matcher.is_accepting()
         return mask
 
+    def _bits(self, matcher: LLMatcher) -> NDArray[np.int32]:
+        bits = allocate_token_bitmask(1, self._tokenizer.vocab_size)
+        fill_next_token_bitmask(matcher, bits)
+        row: NDArray[np.int32] = bits[0]
+        return row
+
     def _choices(self, matcher: LLMatcher) -> list[int]:
-        mask = self.allowed(matcher)
-        found = [token for token in self._order if mask[token]][:4]
-        if not found:  # characters beyond ASCII alone, say
-            found = [int(token) for token in np.flatnonzero(mask)[:4]]
+        bits = self._bits(matcher)
+
+        def fits(token: int) -> bool:
+            return bool(bits[token >> 5] >> (token & 31) & 1)
+
+        marks = [token for token in self._marks if fits(token)]
+        found = [*marks[:_MOST_MARKS], *(token for token in marks[-2:] if token not in marks[:_MOST_MARKS])]
+        for kind in self._kinds:
+            fitting = [token for token in kind if fits(token)]
+            found += dict.fromkeys([*fitting[:1], *fitting[-1:]])
+        if not found:  # a vocabulary without single bytes
+            found = [int(token) for token in np.flatnonzero(self.allowed(matcher))[:_MOST_MARKS]]
         return found
 
 
@@ -235,6 +263,7 @@ def text_answer(
     max_tokens: int,
     sampling: Sampling,
     stop: Sequence[str] = (),
+    ignore_eos: bool = False,
     emit: Callable[[str], None] | None = None,
 ) -> Writer[Answer]:
     """Text without a grammar, until the model's own EOS or one of the `stop` texts, which is left out."""
@@ -247,7 +276,7 @@ def text_answer(
     while writer.left:
         token = writer.sampler.pick((yield from writer.logits()))
         writer.write(token)
-        if token in vocabulary.end_ids:
+        if token in vocabulary.end_ids and not ignore_eos:
             reason = "stop"
             break
         begin = max(0, len(text) - held)

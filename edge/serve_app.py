@@ -247,7 +247,9 @@ def _writer_maker(server: Server, asked: Asked, prompt: list[int], most: int) ->
             vocabulary, prompt, **common, think=most // 4, text_share=DEFAULT_TEXT_SHARE, emit=emit
         )
     if guide.kind == "text":
-        return lambda emit: text_answer(vocabulary, prompt, **common, stop=asked.stop, emit=emit)
+        return lambda emit: text_answer(
+            vocabulary, prompt, **common, stop=asked.stop, ignore_eos=asked.ignore_eos, emit=emit
+        )
     try:
         matcher = server.compiled(guide.kind, guide.text)
         endings = server.model.endings

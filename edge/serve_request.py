@@ -51,6 +51,8 @@ class Asked:
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
+    ignore_eos: bool
+    """Go on to max_tokens, as vLLM and llama-server have it: for text alone."""
 
 
 def read_body(data: bytes) -> dict[str, Any]:
@@ -146,6 +148,7 @@ def _read(body: Mapping[str, Any], messages: list[Message], prompt: str | list[i
         tuple(stops),
         _flag(body, "stream"),
         _flag(options, "include_usage"),
+        _flag(body, "ignore_eos"),
     )
 
 
