@@ -5,7 +5,7 @@ python benchmarks/serve.py --model SmolLM2-135M-Instruct.Q4_1.gguf --replay repl
 
 Each client plays recorded tasks step by step, as an agent would: it sends a step's messages, waits for the whole
 streamed answer, and goes on with the task's next step. Which tasks, and in which order, is drawn by a seed, the same
-for both servers. Both are asked for the action's grammar: edge keeps to it by itself, llama-server is given grammar.gbnf.
+for both servers. Both keep to the action: edge by itself, llama-server is given grammar.gbnf.
 A request is lost where no answer comes to its end; valid where the text is an action.
 """
 
