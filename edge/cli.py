@@ -36,6 +36,7 @@ from edge.cli_options import (
 )
 from edge.cli_report import report
 from edge.cli_results import compare, score
+from edge.cli_serve import serve
 from edge.cli_sweep import sweep
 from edge.errors import ContextError, EdgeError, PromptError
 
@@ -175,6 +176,7 @@ def run(
 
 app.command()(agent)
 app.command()(replay)
+app.command()(serve)
 app.command(name="eval")(evaluate)
 app.command()(score)
 app.command()(compare)

@@ -37,7 +37,7 @@ class Answer:
     thought_tokens: int
 
 
-class _Writer:
+class TokenWriter:
     """The answer's tokens so far; what is written is decoded only when the next logits are asked for."""
 
     def __init__(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
@@ -77,7 +77,7 @@ def free_answer(
     vocabulary: Vocabulary, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling
 ) -> Writer[Answer]:
     """An answer without the grammar, until the checkpoint's own EOS: what vLLM would return."""
-    writer = _Writer(prompt, sampling, max_tokens)
+    writer = TokenWriter(prompt, sampling, max_tokens)
     ended = False
     while writer.left and not ended:
         token = writer.sampler.pick((yield from writer.logits()))
@@ -106,7 +106,7 @@ def action_answer(
     it leaves no choice for is forced, and decoded together with what follows. `emit` gets the action's text as it
     becomes certain.
     """
-    writer = _Writer(prompt, sampling, max_tokens)
+    writer = TokenWriter(prompt, sampling, max_tokens)
     thought, before = yield from _think(writer, vocabulary, think)
     thought_tokens = len(writer.tokens)
     scanner = ActionScanner()
@@ -170,7 +170,7 @@ def action_answer(
 
 
 def _closing_text(
-    constraint: Constraint, scanner: ActionScanner, vocabulary: Vocabulary, writer: _Writer
+    constraint: Constraint, scanner: ActionScanner, vocabulary: Vocabulary, writer: TokenWriter
 ) -> list[int]:
     """Tokens that end the open analysis and plan, so that commands can follow; none within a character."""
     if not (scanner.in_text and scanner.at_boundary):
@@ -184,7 +184,7 @@ def _closing_text(
 
 
 def _think(
-    writer: _Writer, vocabulary: Vocabulary, think: int
+    writer: TokenWriter, vocabulary: Vocabulary, think: int
 ) -> Generator[Sequence[int], Logits, tuple[str | None, str]]:
     """Write the thought, if the template has opened one or the model wants to; the thought, and all with tags."""
     opening, closing = vocabulary.think_open, vocabulary.think_close

@@ -51,8 +51,9 @@ class Runner:
         flash_attention: bool | None = None,
         batch: int = BATCH,
         mmap: bool = True,
+        engine_class: type[Engine] = Engine,
     ) -> "Runner":
-        """Load a GGUF; the options are those of `edge.engine.Engine`.
+        """Load a GGUF; the options are those of `edge.engine.Engine`, or of the `engine_class` derived from it.
 
         `gpu_layers`: by default as many as fit into the free memory of a GPU with a context of 8,192 tokens (all
         is -1). `threads` defaults to the physical cores.
@@ -73,7 +74,7 @@ class Runner:
                     kv_type=kv_type,
                     flash_attention=flash_attention,
                 ).gpu_layers
-        engine = Engine(
+        engine = engine_class(
             model_file.path,
             gpu_layers=gpu_layers or 0,
             threads=threads,

@@ -91,7 +91,7 @@ def pack(folder: Path, to: Path, most: int) -> tuple[str, ...]:
                 if total > most or len(base) >= MOST_ENTRIES:
                     raise SandboxError(
                         f"{folder}: holds more than the sandbox takes ({most:,} bytes, {MOST_ENTRIES:,} files): "
-                        "choose a smaller --workdir"
+                        "choose a smaller --workdir or a larger --disk"
                     )
                 try:
                     if stat.S_ISDIR(state.st_mode):

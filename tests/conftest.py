@@ -5,11 +5,15 @@ rm -r build/test-models makes them anew
 """
 
 import hashlib
+import importlib.util
 import os
 import shutil
+import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -20,6 +24,9 @@ settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-models"
+WHEELS = ROOT / "build" / "harbor"
+VERSION = "0.25.0"
+MODULE = "harbor/agents/terminus_2/terminus_json_plain_parser.py"
 CONVERTER = [
     *(
         ROOT / "edge" / f"{name}.py"
@@ -181,3 +188,19 @@ def random_small_moe_folder(one_thread: None) -> Path:
         "num_dense_layers": 1,
     }
     return random_folder("lfm2moe-small", lambda path: make_random.lfm2moe(path, **layers))
+
+
+@pytest.fixture(scope="session")
+def terminus() -> Any:
+    """An instance of Terminus-2's parser. Its module needs no other part of harbor, which wants Python 3.12."""
+    wheels = sorted(WHEELS.glob(f"harbor-{VERSION}-*.whl"))
+    if not wheels:
+        pytest.skip(f"build/harbor holds no wheel of harbor {VERSION} (make test fetches it)")
+    with zipfile.ZipFile(wheels[-1]) as wheel:
+        file = Path(wheel.extract(MODULE, WHEELS))
+    spec = importlib.util.spec_from_file_location("terminus_json_plain_parser", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module.TerminusJSONPlainParser()

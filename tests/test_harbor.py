@@ -4,37 +4,12 @@ Run: python -m pytest tests/test_harbor.py
 `make test` puts the wheel into build/harbor; without it these tests are skipped.
 """
 
-import importlib.util
 import json
-import sys
-import zipfile
-from pathlib import Path
 from typing import Any
 
-import pytest
 from actions import random_runs, references, sample_texts
 
 from edge.action import ActionScanner, parse_action
-
-WHEELS = Path(__file__).parents[1] / "build" / "harbor"
-VERSION = "0.25.0"
-MODULE = "harbor/agents/terminus_2/terminus_json_plain_parser.py"
-
-
-@pytest.fixture(scope="session")
-def terminus() -> Any:
-    """An instance of Terminus-2's parser. Its module needs no other part of harbor, which wants Python 3.12."""
-    wheels = sorted(WHEELS.glob(f"harbor-{VERSION}-*.whl"))
-    if not wheels:
-        pytest.skip(f"build/harbor holds no wheel of harbor {VERSION} (make test fetches it)")
-    with zipfile.ZipFile(wheels[-1]) as wheel:
-        file = Path(wheel.extract(MODULE, WHEELS))
-    spec = importlib.util.spec_from_file_location("terminus_json_plain_parser", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module.TerminusJSONPlainParser()
 
 
 def check(terminus: Any, text: str) -> None:

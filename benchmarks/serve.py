@@ -1,0 +1,252 @@
+r"""`edge serve` and llama-server under load: the same GGUF, the same clients, one after the other in one run.
+
+python benchmarks/serve.py --model SmolLM2-135M-Instruct.Q4_1.gguf --replay replay_terminal_dev.jsonl \
+    --llama-server llama-server
+
+Each client plays recorded tasks step by step, as an agent would: it sends a step's messages, waits for the whole
+streamed answer, and goes on with the task's next step. Which tasks, and in which order, is drawn by a seed, the same
+for both servers. Both keep to the action: edge by itself, llama-server is given grammar.gbnf.
+A request is lost where no answer comes to its end; valid where the text is an action.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import random
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edge.action import parse_action
+from edge.encode import encode_with
+from edge.errors import GrammarError
+from edge.prompt import prompt_source, render_prompt
+from edge.replay import Row, read_rows
+
+Task = list[Row]
+
+
+@dataclass
+class Load:
+    """What the clients of one server have seen."""
+
+    seconds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    valid: int = 0
+    tokens: int = 0
+    lost: list[str] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)  # KiB, once a second
+    wall: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def tasks_of(model: Path, replay: Path, under: int) -> list[Task]:
+    """The tasks' steps whose prompts have fewer than `under` tokens."""
+    source = prompt_source(model)
+    tasks: dict[str, Task] = {}
+    for row in read_rows(replay):
+        if len(encode_with(model, render_prompt(row.messages, source).text)) < under:
+            tasks.setdefault(f"{row.task_id} {row.sample_idx}", []).append(row)
+    return list(tasks.values())
+
+
+def ask(port: int, body: dict[str, Any], load: Load) -> None:
+    """One request, streamed; what came of it is added to `load`."""
+    began = time.perf_counter()
+    first = None
+    text = ""
+    tokens = 0
+    ended = False
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        if response.status != 200:
+            raise OSError(f"status {response.status}: {response.read()[:200]!r}")
+        for line in response:
+            if not line.startswith(b"data: "):
+                continue
+            if line.strip() == b"data: [DONE]":
+                ended = True
+                break
+            chunk = json.loads(line[6:])
+            if "error" in chunk:
+                raise OSError(str(chunk["error"]))
+            if chunk.get("usage"):
+                tokens = chunk["usage"]["completion_tokens"]
+            for choice in chunk["choices"]:
+                part = choice["delta"].get("content") or ""
+                if part and first is None:
+                    first = time.perf_counter() - began
+                text += part
+        connection.close()
+        if not ended:
+            raise OSError("the stream ended early")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        with load.lock:
+            load.lost.append(f"{type(error).__name__}: {error}")
+        return
+    try:
+        parse_action(text)
+        valid = True
+    except GrammarError:
+        valid = False
+    with load.lock:
+        load.seconds.append(time.perf_counter() - began)
+        load.first.append(first if first is not None else load.seconds[-1])
+        load.valid += valid
+        load.tokens += tokens
+
+
+def client(
+    port: int, tasks: Sequence[Task], seed: int, extra: dict[str, Any], end: float, load: Load
+) -> None:
+    """Plays tasks until the time is over; a request under way then is still waited for."""
+    draw = random.Random(seed)
+    while time.monotonic() < end:
+        for row in draw.choice(tasks):
+            if time.monotonic() >= end:
+                return
+            ask(port, {"model": "any", "messages": row.messages, "stream": True, **extra}, load)
+
+
+def resident(pid: int) -> int:
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) if found else 0
+
+
+def run(
+    name: str, command: list[str], port: int, tasks: Sequence[Task], extra: dict[str, Any], options: Any
+) -> Load:
+    """Start a server, put it under load, end it."""
+    load = Load()
+    with (
+        open(os.devnull, "w") as nowhere,
+        subprocess.Popen(command, stdout=nowhere, stderr=nowhere) as process,
+    ):
+        try:
+            until = time.monotonic() + 120
+            while not healthy(port):
+                if process.poll() is not None or time.monotonic() > until:
+                    sys.exit(f"{name} does not start: {' '.join(command)}")
+                time.sleep(0.1)
+            began = time.monotonic()
+            end = began + 60 * options.minutes
+            clients = [
+                threading.Thread(target=client, args=(port, tasks, number, extra, end, load))
+                for number in range(options.clients)
+            ]
+            for one in clients:
+                one.start()
+            while any(one.is_alive() for one in clients):
+                time.sleep(1)
+                load.resident.append(resident(process.pid))
+            load.wall = time.monotonic() - began
+            if process.poll() is not None:
+                load.lost.append("the server ended by itself")
+        finally:
+            process.terminate()
+            process.wait()
+    return load
+
+
+def healthy(port: int) -> bool:
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))] if ordered else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--replay", type=Path, required=True)
+    parser.add_argument("--llama-server", help="the program; without it edge alone is run")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--under", type=int, default=2000, help="tokens of a prompt")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+
+    tasks = tasks_of(options.model, options.replay, options.under)
+    context = -(-(options.under + options.max_tokens) // 256) * 256
+    extra = {"max_tokens": options.max_tokens, "temperature": 0, "stream_options": {"include_usage": True}}
+    print(
+        f"{len(tasks)} tasks, {sum(map(len, tasks))} steps; {options.clients} clients, {options.slots} slots"
+    )
+    loads: dict[str, Load] = {}
+    port = free_port()
+    edge = [sys.executable, "-c", "from edge.cli import main; main()", "serve", "--model", str(options.model)]
+    edge += ["--port", str(port), "--parallel", str(options.slots), "--context", str(context)]
+    edge += ["--threads", str(options.threads), "--queue", str(options.clients)]
+    loads["edge serve"] = run("edge serve", edge, port, tasks, extra, options)
+    if options.llama_server:
+        port = free_port()
+        peer = [
+            options.llama_server,
+            "--model",
+            str(options.model),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
+        peer += [
+            "--ctx-size",
+            str(context * options.slots),
+            "--parallel",
+            str(options.slots),
+            "--offline",
+            "--jinja",
+        ]
+        peer += ["--threads", str(options.threads), "--threads-batch", str(options.threads)]
+        grammar = resources.files("edge").joinpath("grammar.gbnf").read_text(encoding="utf-8")
+        loads["llama-server"] = run("llama-server", peer, port, tasks, extra | {"grammar": grammar}, options)
+
+    print(
+        "| server | answers | lost | valid actions | p50 s | p95 s | first text p50 s | p95 s | tokens/s "
+        "| MiB after a fifth | at the end |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for name, load in loads.items():
+        fifth = load.resident[len(load.resident) // 5 : len(load.resident) // 5 + 10] or [0]
+        print(
+            f"| {name} | {len(load.seconds)} | {len(load.lost)} | {load.valid} "
+            f"| {quantile(load.seconds, 0.5):.2f} | {quantile(load.seconds, 0.95):.2f} "
+            f"| {quantile(load.first, 0.5):.2f} | {quantile(load.first, 0.95):.2f} | {load.tokens / load.wall:.1f} "
+            f"| {statistics.median(fifth) / 1024:.0f} | {statistics.median(load.resident[-10:] or [0]) / 1024:.0f} |"
+        )
+    for name, load in loads.items():
+        for what in sorted(set(load.lost)):
+            print(f"lost by {name}: {what}")
+
+
+if __name__ == "__main__":
+    main()

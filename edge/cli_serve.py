@@ -1,0 +1,72 @@
+"""The command line's part about serving."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge.cli_models import Threads, note
+from edge.cli_options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption
+from edge.errors import ServeError
+
+_KEY = "EDGE_API_KEY"
+
+
+def serve(
+    model: ModelOption = None,
+    host: Annotated[
+        str, typer.Option(help=f"Address to serve on. Another than this machine's own needs a key in {_KEY}.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=f"A file with the key that clients must give. Default: {_KEY}."),
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Answers written at once.")] = 4,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get status 429.")] = 64,
+    context: Annotated[
+        int | None,
+        typer.Option(min=64, help="Tokens of a prompt and its answer. Default: the model's, at most 8,192."),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Budget of a chat answer that asks for none.")
+    ] = 1024,
+    body_limit: Annotated[int, typer.Option(min=1, help="MiB that a request may have.")] = 16,
+    gpu_layers: GpuLayers = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    kv_type: KvType = "f16",
+    flash_attention: FlashAttention = None,
+    mmap: Mmap = True,
+) -> None:
+    """Serve a model to agents over an OpenAI-compatible API. Each chat answer is a valid action by default."""
+    try:
+        from edge import serve as server
+    except ImportError as error:
+        raise ServeError(f"{error.name} is missing: pip install 'terminal-edge[serve]'") from None
+    from edge.defaults import default_model
+
+    key = os.environ.get(_KEY) or None
+    if api_key_file is not None:
+        key = api_key_file.read_text(encoding="utf-8").strip()
+        if not key:
+            raise ServeError(f"{api_key_file}: holds no key")
+    server.serve(
+        model or default_model(note),
+        host=host,
+        port=port,
+        api_key=key,
+        parallel=parallel,
+        most_waiting=queue,
+        context=context,
+        max_tokens=max_tokens,
+        body_limit=body_limit << 20,
+        gpu_layers=gpu_layers,
+        threads=threads,
+        batch=batch,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        mmap=mmap,
+        say=lambda text: typer.echo(text, err=True),
+    )
