@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -201,13 +200,9 @@ def file_vocabulary(path: Path) -> Iterator[Vocabulary]:
     """A GGUF's vocabulary without its weights, for encoding and decoding. Raises ModelFileError."""
     end_ids = read_model_file(path).end_ids  # llama.cpp must not be the first to see a damaged file
     llama.start()
-    llama.forget_errors()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    with llama.signals_later():
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if not model:
-        raise ModelFileError(f"{path}: llama.cpp cannot read its vocabulary: {llama.last_error()}")
+    model = llama.load_model(path, params)
     try:
         yield Vocabulary(llama_cpp.llama_model_get_vocab(model), end_ids)
     finally:
