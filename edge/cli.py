@@ -95,7 +95,7 @@ def run(
     if messages is not None and (task is not None or screen is not None):
         raise typer.BadParameter("--messages takes the place of TASK and --screen", param_hint="--messages")
     if messages is None and task is None:
-        if sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty():
             raise typer.BadParameter(
                 "give a task, --messages FILE, or a task on standard input", param_hint="TASK"
             )
@@ -134,7 +134,7 @@ def run(
         flash_attention=flash_attention,
         mmap=mmap,
     ) as runner:
-        stream = sys.stdout.isatty() and not as_json
+        stream = sys.stdout is not None and sys.stdout.isatty() and not as_json
         emit: Callable[[str], None] | None = (
             (lambda text: typer.echo(_shown(text), nl=False)) if stream else None
         )
@@ -205,7 +205,7 @@ def prompt(
 
         typer.echo(json.dumps(encode_with(model, rendered.text)))
     else:
-        typer.echo(rendered.text, nl=sys.stdout.isatty())
+        typer.echo(rendered.text, nl=sys.stdout is not None and sys.stdout.isatty())
 
 
 app.command()(models)
