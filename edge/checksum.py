@@ -59,6 +59,8 @@ def damage(path: Path, *, data: bool = True) -> list[str] | None:
             text = os.pread(descriptor, end - begin, begin).decode("ascii", "replace")
             if end - begin != len(blank(len(tensors))) or not re.fullmatch("[0-9a-f]+", text):
                 return ["its checksums are no checksums"]
+            if text == blank(len(tensors)):  # a conversion looks at its own file before the data is there
+                return []
             if int(text[:_SIZE_DIGITS], 16) != size:
                 return None
             found = [text[i : i + _DIGITS] for i in range(_SIZE_DIGITS, len(text), _DIGITS)]
@@ -75,8 +77,8 @@ def damage(path: Path, *, data: bool = True) -> list[str] | None:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def check(path: Path, *, data: bool = True) -> None:
-    """Raises ModelFileError where a file is not as `edge convert` wrote it; does nothing for one without checksums.
+def check(path: Path, *, data: bool = True) -> bool:
+    """Whether a file has checksums. Raises ModelFileError where it is not as `edge convert` wrote it.
 
     That the data were right is remembered as SHA-256 sums are, by path, size and modification time, so that a file is
     read in full once. Without `data` the header alone is checked.
@@ -88,6 +90,7 @@ def check(path: Path, *, data: bool = True) -> None:
         raise ModelFileError(f"{path}: damaged: {found[0]} (CRC-32){more}; convert or fetch it again")
     if data and found is not None:
         remember(path, "crc32", "right")
+    return found is not None
 
 
 def _header_crc(descriptor: int, length: int, begin: int, end: int) -> int:

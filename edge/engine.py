@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import llama
-from edge.errors import ContextError, EdgeError
+from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.footprint import BATCH, MAX_SEQUENCES, buffers, read_shape
 from edge.machine import MAX_THREADS, physical_cores
 from edge.tree import common_length, distinct_tokens
@@ -182,7 +182,9 @@ class Engine:
         cells = -(-max(cells, self.cells) // 256) * 256  # llama.cpp pads to 256 itself
         sequences = max(sequences, self.sequences)
         self._free_context()
-        llama.check_room(self.path, f"a cache of {cells} tokens", self._buffers(cells, sequences))
+        llama.check_room(
+            f"{self.path}: cannot make a cache of {cells} tokens", self._buffers(cells, sequences)
+        )
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = max(self.batch, sequences)  # llama.cpp asserts it
@@ -385,7 +387,12 @@ class Engine:
 
     def _logits(self, index: int) -> Logits:
         pointer = llama_cpp.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(pointer, (self.n_vocab,))
+        logits = np.ctypeslib.as_array(pointer, (self.n_vocab,))
+        if np.isnan(logits.max()):  # NaN if any of them is
+            raise ModelFileError(
+                f"{self.path}: gives logits that are not finite: the model is damaged; convert it again"
+            )
+        return logits
 
     def _write(
         self, answer: _Answer[T], logits: Logits, active: list[_Answer[T]], keep: bool

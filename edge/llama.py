@@ -14,6 +14,7 @@ import llama_cpp
 from edge.checksum import check
 from edge.errors import ContextError, ModelFileError
 from edge.machine import address_space_left
+from edge.trial import try_out
 
 # Beside the buffers: stacks and heaps of threads, the grammar's masks, graphs.
 _BESIDE = 160_000_000
@@ -47,11 +48,12 @@ def model_params() -> Any:
 
 
 def load_model(path: Path, params: Any) -> Any:
-    """llama.cpp's model of a GGUF that `read_model_file` has seen; its checksums are checked first.
+    """llama.cpp's model of a GGUF that `read_model_file` has seen; checked by its checksums, else by a trial.
 
     Raises ModelFileError.
     """
-    check(path, data=not params.vocab_only)
+    if not check(path, data=not params.vocab_only):
+        try_out(path)
     forget_errors()
     with signals_later():
         model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
@@ -60,7 +62,7 @@ def load_model(path: Path, params: Any) -> Any:
     return model
 
 
-def check_room(path: Path, what: str, needed: int) -> None:
+def check_room(problem: str, needed: int) -> None:
     """Raises ContextError where `ulimit -v` leaves less than `needed` bytes and what a run takes beside its buffers.
 
     llama.cpp tells of some allocations that fail and ends the process over others.
@@ -68,8 +70,8 @@ def check_room(path: Path, what: str, needed: int) -> None:
     left = address_space_left()
     if left is not None and needed + _BESIDE > left:
         raise ContextError(
-            f"{path}: cannot make {what}: {(needed + _BESIDE) / 1e6:,.0f} MB are needed and this process may take "
-            f"{left / 1e6:,.0f} MB more (ulimit -v); raise that limit, or take a shorter prompt or --max-tokens"
+            f"{problem}: {(needed + _BESIDE) / 1e6:,.0f} MB are needed and this process may take {left / 1e6:,.0f} MB "
+            "more (ulimit -v); raise that limit, or take a shorter prompt"
         )
 
 

@@ -61,7 +61,9 @@ class Reader:
             shape, cells, sequences=sequences, batch=batch, flash_attention=flash_attention
         ).total
         try:  # the logits of a whole batch are wanted
-            llama.check_room(path, f"a cache of {cells} tokens", needed + batch * shape.n_vocab * 4)
+            llama.check_room(
+                f"{path}: cannot make a cache of {cells} tokens", needed + batch * shape.n_vocab * 4
+            )
         except ContextError:
             self.close()
             raise
