@@ -141,7 +141,8 @@ SHELL_ATTEMPTS = (
     Attempt(
         "the podman socket by XDG_RUNTIME_DIR",
         MOUNTS,
-        "ls /run/user/*/podman/podman.sock /run/podman /var/run/docker.sock; python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('{sock}')\"\n",
+        "ls /run/user/*/podman/podman.sock /run/podman /var/run/docker.sock;"
+        " python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('{sock}')\"\n",
         ("python3",),
     ),
     Attempt("the ssh agent", MOUNTS, "ssh-add -l; SSH_AUTH_SOCK={sock} ssh-add -l\n", ("ssh-add",)),
@@ -154,7 +155,8 @@ SHELL_ATTEMPTS = (
     Attempt(
         "systemd-run, at and cron",
         MOUNTS,
-        "systemd-run --user touch {world}/s; echo touch {world}/at | at now; echo '* * * * * touch {world}/cron' | crontab -\n",
+        "systemd-run --user touch {world}/s; echo touch {world}/at | at now;"
+        " echo '* * * * * touch {world}/cron' | crontab -\n",
         control="would leave a job behind",
     ),
     Attempt(

@@ -180,7 +180,10 @@ class Shell:
 
     def inside(self) -> list[int]:
         """All processes of the sandbox, by their numbers outside."""
-        here = os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+        try:
+            here = os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+        except OSError:  # it has ended
+            return []
         found = []
         for place in os.listdir("/proc"):
             with contextlib.suppress(OSError):

@@ -13,6 +13,8 @@ import pytest
 from escape_attempts import BREAK, SHELL_ATTEMPTS, Attempt
 from escapes import POSSIBLE, Shell, World, free, has, sandboxed
 
+from edge.sandbox_check import WORK
+
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed")
 
 ids = [attempt.name for attempt in SHELL_ATTEMPTS]
@@ -62,10 +64,10 @@ def test_it_fails_in_the_sandbox(attempt: Attempt, world: World, box: Shell, tmp
     assert world.secret not in shown
     assert not [place for place in Path("/tmp").glob("edge-test-*") if not place.is_dir()]
     assert box.sandbox.trouble() is None
-    box.run("cp -r ~/t /work; rm -rf ~/t\n")
+    box.run(f"cp -r ~/t {WORK}; ls {WORK}/t; rm -rf ~/t\n")
     box.sandbox.save(tmp_path / "saved.tar")
     assert world.secret.encode() not in (tmp_path / "saved.tar").read_bytes()
-    box.run("rm -rf /work/t\n")
+    box.run(f"rm -rf {WORK}/t\n")
 
 
 @pytest.mark.parametrize("attempt", SHELL_ATTEMPTS, ids=ids)
