@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from test_harbor import check as check_with_terminus
-from test_harbor import terminus  # noqa: F401 (a fixture)
 
 from edge.action import Action, parse_action
 from edge.errors import ContextError, EdgeError, ModelFileError, PromptError
