@@ -63,7 +63,7 @@ app.command()(inspect)
 @app.command()
 def run(
     task: Annotated[
-        str | None, typer.Argument(metavar="[TASK]", help="What to do. Default: standard input.")
+        str | None, typer.Argument(metavar="TASK", help="What to do. Default: standard input.")
     ] = None,
     model: ModelOption = None,
     screen: Annotated[Path | None, typer.Option(help="A file with what the terminal shows now.")] = None,
