@@ -329,7 +329,7 @@ OTHER_ATTEMPTS = (
         "test_a_hook_in_the_persons_environment_does_not_run",
     ),
     (
-        "dot-files, .git, hooks, the session's own files, agents' instructions, links, setuid files, FIFOs brought back",
+        "dot-files, .git, hooks, the session's own files, agents' instructions, links, setuid and FIFOs brought back",
         "they are withheld, and told",
         KERNEL,
         "test_dot_files_links_and_the_sessions_own_files",
