@@ -56,8 +56,8 @@ def read_entries(
 ) -> Iterator[tuple[Entry, Iterator[bytes]]]:
     """Each entry with its content, which is to be taken before the next entry.
 
-    `most`: bytes in all. `head` gets the value of edge's own file, where the archive has one; without `head` none may
-    be there. Raises SandboxError: cut short, too long, or not as the module says.
+    `most`: bytes of content in all. `head` gets the value of edge's own file, where the archive has one; without `head`
+    none may be there. Raises SandboxError: cut short, too long, or not as the module says.
     """
     archive = _Archive(read, most)
     seen: dict[str, bool] = {}  # whether it is a folder
@@ -132,6 +132,7 @@ class _Archive:
     def _content(self, size: int) -> Iterator[bytes]:
         if size > self._left:  # before anything is taken of it
             raise _too_long()
+        self._left -= size
         left = size
         while left:
             piece = self._exactly(min(left, _PIECE))
@@ -140,9 +141,6 @@ class _Archive:
         self._exactly(-size % _BLOCK)
 
     def _exactly(self, count: int) -> bytes:
-        self._left -= count
-        if self._left < 0:
-            raise _too_long()
         data = self._read(count) if count else b""
         while len(data) < count:
             more = self._read(count - len(data))

@@ -1,6 +1,7 @@
 """The command line: parse options, call one function, print. Heavy modules are imported where used."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -39,6 +40,7 @@ from edge.cli_results import compare, score
 from edge.cli_serve import serve
 from edge.cli_sweep import sweep
 from edge.errors import ContextError, EdgeError, PromptError
+from edge.machine import address_space_left
 
 if TYPE_CHECKING:
     from edge.prompt import Rendered
@@ -61,7 +63,7 @@ app.command()(inspect)
 @app.command()
 def run(
     task: Annotated[
-        str | None, typer.Argument(metavar="[TASK]", help="What to do. Default: standard input.")
+        str | None, typer.Argument(metavar="TASK", help="What to do. Default: standard input.")
     ] = None,
     model: ModelOption = None,
     screen: Annotated[Path | None, typer.Option(help="A file with what the terminal shows now.")] = None,
@@ -94,7 +96,7 @@ def run(
     if messages is not None and (task is not None or screen is not None):
         raise typer.BadParameter("--messages takes the place of TASK and --screen", param_hint="--messages")
     if messages is None and task is None:
-        if sys.stdin.isatty():
+        if sys.stdin is None or sys.stdin.isatty():
             raise typer.BadParameter(
                 "give a task, --messages FILE, or a task on standard input", param_hint="TASK"
             )
@@ -133,7 +135,7 @@ def run(
         flash_attention=flash_attention,
         mmap=mmap,
     ) as runner:
-        stream = sys.stdout.isatty() and not as_json
+        stream = sys.stdout is not None and sys.stdout.isatty() and not as_json
         emit: Callable[[str], None] | None = (
             (lambda text: typer.echo(_shown(text), nl=False)) if stream else None
         )
@@ -159,7 +161,8 @@ def run(
                 if not quiet:
                     typer.echo(placement, err=True)
             except ContextError as error:
-                note(f"{error}; it may be slow, or end for want of memory")
+                if address_space_left() is None:  # else the cache is refused where it does not fit
+                    note(f"{error}; it may be slow, or end for want of memory")
         action = runner.act_on(
             prompt_ids,
             max_tokens,
@@ -204,7 +207,7 @@ def prompt(
 
         typer.echo(json.dumps(encode_with(model, rendered.text)))
     else:
-        typer.echo(rendered.text, nl=sys.stdout.isatty())
+        typer.echo(rendered.text, nl=sys.stdout is not None and sys.stdout.isatty())
 
 
 app.command()(models)
@@ -244,6 +247,10 @@ def _edge(
 def main() -> NoReturn:
     """The `edge` command: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    limited = address_space_left() is not None
+    if limited:
+        # Each of OpenBLAS's threads takes 32 MB at its start, and it raises SIGINT where it gets none.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(prog_name="edge")
     except EdgeError as error:
@@ -256,6 +263,12 @@ def main() -> NoReturn:
         if stop.code == 130:
             typer.echo("interrupted; nothing was written", err=True)
         raise
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and not limited:
+            raise
+        why = " ".join(str(error).split())[-200:] or "an allocation failed"
+        typer.echo(f"error: not enough memory ({why}): raise the limit, or close other programs", err=True)
+        sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"error: {where}{error.strerror or error}", err=True)

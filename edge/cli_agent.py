@@ -45,7 +45,7 @@ _SAYS = {
 
 
 def agent(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="What to do.")] = None,
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="What to do.")] = None,
     workdir: Annotated[Path, typer.Option(help="The folder to work in.")] = Path(),
     model: ModelOption = None,
     review: Annotated[

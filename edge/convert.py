@@ -21,13 +21,14 @@ import numpy.typing as npt
 
 from edge import ggml
 from edge.checkpoint import Checkpoint, open_checkpoint
+from edge.checksum import seal
 from edge.errors import ConversionError, PromptError
 from edge.families import make_plan
 from edge.footprint import size
 from edge.header import Placed, write_header
 from edge.lora import merge_lora
 from edge.machine import MAX_THREADS, physical_cores
-from edge.modelfile import read_model_file, sha256
+from edge.modelfile import read_model_file, remember, sha256
 from edge.output import allocate, temporary_file, whole_file
 from edge.paths import model_folder
 from edge.plan import Plan, TensorPlan
@@ -154,6 +155,8 @@ def convert(
                 temporary, descriptor, checkpoint, plan, vocabulary, wish, imatrix, check, threads, progress
             )
             model, digest = read_model_file(temporary), sha256(temporary)
+        remember(place, "sha256", digest)  # nobody needs to read it in full again
+        remember(place, "crc32", "right")
     except OSError as error:
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
     return Converted(
@@ -309,6 +312,7 @@ def _write(
     text = f"writing {kind}" if wish.quant in FLOATS else f"quantizing to {wish.quant}"
     with bar(text, show=progress, unit="bytes") as watch:
         write_weights(descriptor, outputs, threads or min(physical_cores(), MAX_THREADS), watch)
+    seal(path, descriptor)
     return warnings
 
 

@@ -11,7 +11,6 @@ fetched from memory once for all of them.
 """
 
 import ctypes
-import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from edge import llama
 from edge.errors import ContextError, EdgeError, ModelFileError
-from edge.footprint import BATCH, MAX_SEQUENCES
+from edge.footprint import BATCH, MAX_SEQUENCES, buffers, read_shape
 from edge.machine import MAX_THREADS, physical_cores
 from edge.tree import common_length, distinct_tokens
 
@@ -124,11 +123,7 @@ class Engine:
         params.n_gpu_layers = gpu_layers
         if not mmap:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        llama.forget_errors()
-        with llama.signals_later():
-            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
-            raise ModelFileError(f"{path}: llama.cpp cannot load it: {llama.last_error()}")
+        self._model = llama.load_model(path, params)
         self.path = path
         self.threads = threads
         self.kv_type = kv_type
@@ -187,6 +182,9 @@ class Engine:
         cells = -(-max(cells, self.cells) // 256) * 256  # llama.cpp pads to 256 itself
         sequences = max(sequences, self.sequences)
         self._free_context()
+        llama.check_room(
+            f"{self.path}: cannot make a cache of {cells} tokens", self._buffers(cells, sequences)
+        )
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = max(self.batch, sequences)  # llama.cpp asserts it
@@ -208,6 +206,17 @@ class Engine:
         for saved in moved:
             self._restore(saved)
         self._states = [state for state in used if state.sequence >= 0]
+
+    def _buffers(self, cells: int, sequences: int) -> int:
+        """The bytes that a cache takes, with what llama.cpp computes in."""
+        return buffers(
+            read_shape(self.path),
+            cells,
+            sequences=sequences,
+            batch=max(self.batch, sequences),
+            kv_type=self.kv_type,
+            flash_attention=self.flash_attention,
+        ).total
 
     def run(self, jobs: Sequence[Job[T]], parallel: int = 1, owner: object = None) -> Iterator[tuple[int, T]]:
         """Read the prompts, write the answers; (a job's index, its answer), each as soon as it is there.
@@ -378,7 +387,12 @@ class Engine:
 
     def _logits(self, index: int) -> Logits:
         pointer = llama_cpp.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(pointer, (self.n_vocab,))
+        logits = np.ctypeslib.as_array(pointer, (self.n_vocab,))
+        if np.isnan(logits.max()):  # NaN if any of them is
+            raise ModelFileError(
+                f"{self.path}: gives logits that are not finite: the model is damaged; convert it again"
+            )
+        return logits
 
     def _write(
         self, answer: _Answer[T], logits: Logits, active: list[_Answer[T]], keep: bool

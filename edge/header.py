@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from edge import __version__
+from edge import __version__, checksum
 from edge.checkpoint import Checkpoint
 from edge.plan import Plan, TensorPlan, Value
 from edge.vocabulary import Vocabulary
@@ -41,6 +41,7 @@ def write_header(
     writer = gguf.GGUFWriter(path, plan.architecture)
     try:
         _add_metadata(writer, checkpoint, plan, file_type, further)
+        writer.add_string(checksum.KEY, checksum.blank(len(tensors)))
         _add_vocabulary(writer, vocabulary, checkpoint.chat_template)
         for tensor, number, n_bytes in tensors:
             kind: Any = number  # the gguf package lacks the newest types' names

@@ -2,13 +2,22 @@
 
 import contextlib
 import ctypes
+import os
 import signal
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
+from edge.checksum import check
+from edge.errors import ContextError, ModelFileError
+from edge.machine import address_space_left
+from edge.trial import try_out
+
+# Beside the buffers: stacks and heaps of threads, the grammar's masks, graphs.
+_BESIDE = 160_000_000
 _GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level
 _first_error: list[str] = []
 
@@ -36,6 +45,34 @@ def model_params() -> Any:
     if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
         params.use_extra_bufts = False
     return params
+
+
+def load_model(path: Path, params: Any) -> Any:
+    """llama.cpp's model of a GGUF that `read_model_file` has seen; checked by its checksums, else by a trial.
+
+    Raises ModelFileError.
+    """
+    if not check(path, data=not params.vocab_only):
+        try_out(path)
+    forget_errors()
+    with signals_later():
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise ModelFileError(f"{path}: llama.cpp cannot load it: {last_error()}")
+    return model
+
+
+def check_room(problem: str, needed: int) -> None:
+    """Raises ContextError where `ulimit -v` leaves less than `needed` bytes and what a run takes beside its buffers.
+
+    llama.cpp tells of some allocations that fail and ends the process over others.
+    """
+    left = address_space_left()
+    if left is not None and needed + _BESIDE > left:
+        raise ContextError(
+            f"{problem}: {(needed + _BESIDE) / 1e6:,.0f} MB are needed and this process may take {left / 1e6:,.0f} MB "
+            "more (ulimit -v); raise that limit, or take a shorter prompt"
+        )
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory in bytes, already lowered to the limit of the container that we run in."""
+    """Main memory in bytes, already lowered to the limits of the container and of the process that we are."""
 
     total: int | None
     available: int | None
@@ -78,7 +78,26 @@ def memory() -> Memory:
         if limit.isdigit() and used.isdigit() and total is not None and int(limit) < total:
             total = int(limit)
             available = min(available or total, max(0, total - int(used)))
+    left = address_space_left()
+    if left is not None:
+        available = left if available is None else min(available, left)
     return Memory(total, available)
+
+
+def address_space_left() -> int | None:
+    """How much this process may still allocate where `ulimit -v` limits it, in bytes; None where nothing does.
+
+    llama.cpp ends the process where it is refused memory in some places: this tells before.
+    """
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _read("/proc/self/statm").split()
+    if most == resource.RLIM_INFINITY or not pages:
+        return None
+    return max(0, most - int(pages[0]) * resource.getpagesize())
 
 
 def peak_memory() -> int | None:

@@ -89,6 +89,7 @@ class ModelFile:
 class _Header:
     metadata: dict[str, Any]  # scalars, strings, short lists of numbers
     arrays: dict[str, tuple[int, int, int]]  # every array: item type, count, where its items begin
+    texts: dict[str, tuple[int, int]]  # every text: where it begins and ends
     tensors: list[TensorInfo]
     end: int  # where the header ends, in bytes
     alignment: int
@@ -228,6 +229,16 @@ def read_array(path: str | Path, key: str) -> list[Any]:
         return list(struct.unpack_from(f"<{count}{_SCALARS[kind]}", reader.data, begin))
 
 
+def read_layout(path: str | Path, key: str) -> tuple[list[TensorInfo], int, tuple[int, int]]:
+    """A GGUF's tensors, where its header ends, and where the text `key` of its metadata lies; (0, 0) for none.
+
+    Raises ModelFileError as read_model_file does.
+    """
+    with _opened(Path(path)) as reader:
+        header = _read_header(reader)
+        return header.tensors, header.end, header.texts.get(key, (0, 0))
+
+
 def read_padding(path: str | Path) -> list[tuple[int, int]]:
     """Where a GGUF's bytes belong to nothing, each place as its begin and end: the alignment's, and those at its end.
 
@@ -250,28 +261,53 @@ def sha256(path: str | Path) -> str:
     computed each time. Raises ModelFileError: missing or unreadable.
     """
     path = Path(path)
-    status = _status(path)
+    known = recall(path, "sha256")
+    if known is not None:
+        return known
     try:
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-        memory = cache_folder() / "sha256" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        try:
-            known = json.loads(memory.read_text(encoding="utf-8"))
-            if known["file"] == key:
-                return str(known["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # not remembered, or damaged: computed anew
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    remember(path, "sha256", digest)
+    return digest
+
+
+def recall(path: Path, what: str) -> str | None:
+    """What was remembered of a file, unless its size or modification time has changed since.
+
+    Raises ModelFileError: missing or unreadable.
+    """
+    memory, key = _memory(path, what)
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        return str(known[what]) if known["file"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not remembered, or damaged: found anew
+
+
+def remember(path: Path, what: str, value: str) -> None:
+    """Keep something about a file, as it is now, in the user's cache folder."""
+    memory, key = _memory(path, what)
+    temporary = memory.with_suffix(f".{os.getpid()}.tmp")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"file": key, "sha256": digest}), encoding="utf-8")
+        temporary.write_text(json.dumps({"file": key, what: value}), encoding="utf-8")
         temporary.replace(memory)
-    except OSError:
-        pass  # a cache that cannot be written only costs time
-    return digest
+    except OSError:  # a cache that cannot be written only costs time
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _memory(path: Path, what: str) -> tuple[Path, str]:
+    """Where something about a file is remembered, and by what."""
+    status = _status(path)
+    try:
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()
+    return cache_folder() / what / f"{name}.json", key
 
 
 def _status(path: Path) -> os.stat_result:
@@ -317,6 +353,7 @@ def _read_header(reader: _Reader) -> _Header:
     n_tensors, n_entries = reader.scalar("Q"), reader.scalar("Q")
     metadata: dict[str, Any] = {}
     arrays: dict[str, tuple[int, int, int]] = {}
+    texts: dict[str, tuple[int, int]] = {}
     for _ in range(n_entries):  # an absurd count runs into the end of the file at once
         key, kind = reader.string(), reader.scalar("I")
         if key in metadata or key in arrays:
@@ -326,7 +363,9 @@ def _read_header(reader: _Reader) -> _Header:
             if items is not None:
                 metadata[key] = items
         elif kind == _STRING:
+            begin = reader.at + 8
             metadata[key] = reader.string()
+            texts[key] = begin, reader.at
         elif kind in _SCALARS:
             metadata[key] = reader.scalar(_SCALARS[kind])
         else:
@@ -335,7 +374,7 @@ def _read_header(reader: _Reader) -> _Header:
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
         raise reader.fail(f"damaged: an alignment of {alignment!r}")
     tensors = list(_read_tensors(reader, n_tensors, alignment))
-    return _Header(metadata, arrays, tensors, reader.at, alignment)
+    return _Header(metadata, arrays, texts, tensors, reader.at, alignment)
 
 
 def _read_tensors(reader: _Reader, count: int, alignment: int) -> Iterator[TensorInfo]:

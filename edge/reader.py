@@ -4,7 +4,6 @@
 the prefix tree of many sequences of tokens so that every node of it is read once.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 from edge import llama
 from edge.corpus import Corpus
-from edge.errors import ContextError, EdgeError, ModelFileError
+from edge.errors import ContextError, EdgeError
+from edge.footprint import buffers, read_shape
 from edge.tree import depth_held
 
 MOST_HELD = (
@@ -55,11 +55,18 @@ class Reader:
         if not mmap:
             model_params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
-        llama.forget_errors()
-        with llama.signals_later():
-            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
-        if not self._model:
-            raise ModelFileError(f"{path}: llama.cpp cannot load it: {llama.last_error()}")
+        self._model = llama.load_model(path, model_params)
+        shape = read_shape(path)
+        needed = buffers(
+            shape, cells, sequences=sequences, batch=batch, flash_attention=flash_attention
+        ).total
+        try:  # the logits of a whole batch are wanted
+            llama.check_room(
+                f"{path}: cannot make a cache of {cells} tokens", needed + batch * shape.n_vocab * 4
+            )
+        except ContextError:
+            self.close()
+            raise
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = -(-cells // 256) * 256  # llama.cpp pads to 256 itself
         params.n_batch = params.n_ubatch = batch

@@ -3,6 +3,7 @@
 The figures come from the files and from `compare`; here they only find their places.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,8 +132,7 @@ def report(
     if markdown is not None:
         files.append((Path(markdown), _utf8(to_markdown(found, drawings, links))))
     files.append((Path(out), _utf8(to_html(found, drawings))))
-    for place, data in files:
-        _write(place, data)
+    _write(files)
     return found
 
 
@@ -312,14 +312,20 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _write(path: Path, data: bytes) -> None:
-    place, through = place_of(path)
+def _write(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Write files, none of which gets its name before all of them are on the disk. Raises ResultError."""
+    path, streams = Path(), []
     try:
-        if through:
-            with place.open("ab") as file:
+        with contextlib.ExitStack() as names:
+            for path, data in files:
+                place, through = place_of(path)
+                if through:
+                    streams.append((path, data))
+                    continue
+                _, descriptor = names.enter_context(whole_file(place))
+                write_at(descriptor, memoryview(data), 0)
+        for path, data in streams:
+            with path.open("ab") as file:
                 file.write(data)
-            return
-        with whole_file(place) as (_, descriptor):
-            write_at(descriptor, memoryview(data), 0)
     except OSError as error:
         raise ResultError(f"{path}: cannot be written: {error.strerror or error}") from None

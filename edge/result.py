@@ -5,7 +5,6 @@ answer, its counters and the SHA-256 of its row and prompt to each step, the top
 the run, and `provenance` (edge/provenance.py).
 """
 
-import contextlib
 import errno
 import json
 import math
@@ -19,6 +18,7 @@ from typing import Any
 
 from edge.errors import ResultError
 from edge.metrics import aggregate, bucket, score_step
+from edge.output import whole_file, write_at
 from edge.replay import Key, Row, describe, row_sha256
 
 PREVIEW = 1200  # characters of an answer in `pred_preview`, as published
@@ -95,21 +95,15 @@ def write_json(path: Path | str, value: object) -> None:
     # A model's JSON may hold half of a surrogate pair. UTF-8 cannot; the escape that replaces it is valid JSON.
     data = text.encode("utf-8", "backslashreplace") + b"\n"
     place, through = place_of(path)
-    temporary = place.with_name(f".edge-{os.getpid()}.tmp")
     try:
         if through:
             with place.open("ab") as file:  # what stdout is redirected to may hold something already
                 file.write(data)
             return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, place)
+        with whole_file(place) as (_, descriptor):
+            write_at(descriptor, memoryview(data), 0)
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: cannot be written: {_why(error)}") from None
-    finally:
-        if not through:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def place_of(path: Path | str) -> tuple[Path, bool]:

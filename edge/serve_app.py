@@ -327,7 +327,7 @@ class _Answering:
             elif isinstance(event, Answer):
                 self.counted(event)
                 ended = True
-                await tell(self._chunk({} if self.chat else "", event.finish_reason))
+                await tell(self._chunk({} if self.chat else "", event))
                 if self.asked.include_usage:
                     last = self._chunk({}, None) | {"choices": [], "usage": _usage(event)}
                     await tell(last)
@@ -342,7 +342,7 @@ class _Answering:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.server.name}
 
     def _body(self, answer: Answer) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": answer.finish_reason, "logprobs": None}
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, **_finish(answer)}
         if self.chat:
             message: dict[str, Any] = {"role": "assistant", "content": answer.text}
             if answer.thought is not None:
@@ -353,13 +353,8 @@ class _Answering:
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self._head(kind), "choices": [choice], "usage": _usage(answer)}
 
-    def _chunk(self, delta: object, reason: str | None) -> dict[str, Any]:
-        choice = {
-            "index": 0,
-            "delta" if self.chat else "text": delta,
-            "finish_reason": reason,
-            "logprobs": None,
-        }
+    def _chunk(self, delta: object, answer: Answer | None) -> dict[str, Any]:
+        choice = {"index": 0, "delta" if self.chat else "text": delta, "logprobs": None, **_finish(answer)}
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         return {**self._head(kind), "choices": [choice]}
 
@@ -367,6 +362,16 @@ class _Answering:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _finish(answer: Answer | None) -> dict[str, Any]:
+    """How an answer ended; None: it has not. What was closed at the budget is whole, which clients take "stop" for:
+    "length" says that a text was cut, and Harbor's LiteLLM throws it away then."""
+    if answer is None:
+        return {"finish_reason": None}
+    if answer.closed_at_budget:
+        return {"finish_reason": "stop", "closed_at_budget": True}
+    return {"finish_reason": answer.finish_reason}
 
 
 def _usage(answer: Answer) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,10 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 # What may follow a forced text: a tokenizer that merges across its end shows so with one of these.
 _PROBES = [chr(i).encode() for i in (0x09, 0x0A, *range(0x20, 0x7F))] + ["é".encode(), "한".encode()]
+# Of a longer text it is checked whether memory is left for llama.cpp's tokenizer: at most 140 bytes for each byte of a
+# text were measured, with one letter 10 million times.
+_LONG = 1 << 20
+_BYTES_FOR_BYTE = 150
 
 
 class Vocabulary:
@@ -55,6 +58,10 @@ class Vocabulary:
         return self._encode(data, special, ends)
 
     def _encode(self, data: bytes, special: bool, ends: bool) -> list[int]:
+        if len(data) > _LONG:
+            llama.check_room(
+                f"a text of {len(data):,} bytes: cannot be tokenized", len(data) * _BYTES_FOR_BYTE
+            )
         size = len(data) + 8
         ids = (llama_cpp.llama_token * size)()
         n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, size, ends, special)
@@ -201,13 +208,9 @@ def file_vocabulary(path: Path) -> Iterator[Vocabulary]:
     """A GGUF's vocabulary without its weights, for encoding and decoding. Raises ModelFileError."""
     end_ids = read_model_file(path).end_ids  # llama.cpp must not be the first to see a damaged file
     llama.start()
-    llama.forget_errors()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    with llama.signals_later():
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if not model:
-        raise ModelFileError(f"{path}: llama.cpp cannot read its vocabulary: {llama.last_error()}")
+    model = llama.load_model(path, params)
     try:
         yield Vocabulary(llama_cpp.llama_model_get_vocab(model), end_ids)
     finally:

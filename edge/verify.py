@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from edge import ggml
 from edge.checkpoint import Checkpoint, open_checkpoint
+from edge.checksum import damage
 from edge.errors import ConversionError
 from edge.families import make_plan
 from edge.lora import merge_lora
@@ -65,8 +66,8 @@ class Comparison:
 
 
 def check_data(path: Path) -> list[str]:
-    """What is wrong with a GGUF's data, one line each: values that are no numbers, bytes that belong to nothing,
-    tensors that do not fit the metadata. Reads the whole file.
+    """What is wrong with a GGUF's data, one line each: what is not as `edge convert` wrote it, by its checksums, values
+    that are no numbers, bytes that belong to nothing, tensors that do not fit the metadata. Reads the whole file.
 
     Raises ModelFileError for a file whose header is damaged.
     """
@@ -77,6 +78,7 @@ def check_data(path: Path) -> list[str]:
         data = np.frombuffer(mapped, np.uint8)
         try:
             problems += _stray_bytes(data, read_padding(path))
+            problems += [f"{problem} (CRC-32)" for problem in damage(path) or ()]
             with _silenced():
                 for tensor in tensors:
                     row = _first_bad_row(data, tensor)

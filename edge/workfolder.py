@@ -157,7 +157,7 @@ def read_base(packed: Path) -> Base:
 def copy_archive(read: Callable[[int], bytes], base: Base, file: BinaryIO, most: int) -> None:
     """Write what a sandbox sends as an archive to `file`, each header anew. Raises SandboxError."""
     file.write(head_blocks({path: [i.kind, i.executable, i.content] for path, i in base.items()}))
-    for entry, content in read_entries(read, most + MOST_ENTRIES * _OVERHEAD):
+    for entry, content in read_entries(read, most):
         if entry.kind in ("file", "folder", "link"):
             file.write(header(entry))
             for piece in content:

@@ -362,3 +362,29 @@ def test_a_risk_is_marked_where_it_stands() -> None:
     keystrokes = "cd é && rm x; ls\n"
     (risk,) = risks(keystrokes)
     assert keystrokes[risk.start : risk.end] == "rm x"
+
+
+def test_the_list_in_the_docs_does_what_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "allowlist.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    path = tmp_path / "allow.toml"
+    path.write_text(text)
+    allowlist = read_allowlist(path)
+    assert not allowlist.warnings
+    for allowed in (
+        "ls -la\n",
+        "cat src/a.py\n",
+        "head -n 20 a.txt | grep -n x\n",
+        "grep -rn 'def x' src\n",
+        "pwd\n",
+    ):
+        assert refusal(allowlist, allowed) is None
+    for wrong in (
+        "rm a\n",
+        "cat /etc/passwd\n",
+        "ls > a\n",
+        "find . -delete\n",
+        "grep -f a b\n",
+        "head --x\n",
+        "C-d",
+    ):
+        assert refusal(allowlist, wrong)

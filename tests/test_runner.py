@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from test_harbor import check as check_with_terminus
-from test_harbor import terminus  # noqa: F401 (a fixture)
 
 from edge.action import Action, parse_action
 from edge.errors import ContextError, EdgeError, ModelFileError, PromptError
@@ -67,7 +66,7 @@ def test_every_budget_and_temperature_gives_a_valid_action(hard_answers: list[tu
     assert sum(len(action.commands) > 0 for _, action in hard_answers) > 12
 
 
-def test_terminus_reads_every_answer(hard_answers: list[tuple[int, Action]], terminus: Any) -> None:  # noqa: F811
+def test_terminus_reads_every_answer(hard_answers: list[tuple[int, Action]], terminus: Any) -> None:
     for _, action in hard_answers:
         check_with_terminus(terminus, action.text)
 

@@ -92,7 +92,9 @@ def test_answers_are_those_of_the_runner(client: openai.OpenAI, tiny_q4: Path) -
                 model="any", messages=row.messages, max_tokens=128, temperature=0
             )  # type: ignore[call-overload]
             assert got.choices[0].message.content == own.text
-            assert got.choices[0].finish_reason == own.finish_reason
+            assert got.choices[0].finish_reason == "stop"
+            closed = (got.choices[0].model_extra or {}).get("closed_at_budget", False)
+            assert closed == own.closed_at_budget
             assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (
                 own.prompt_tokens,
                 own.completion_tokens,
