@@ -20,27 +20,29 @@ from edge.terminal import is_key_name
 # Programs that run others: named in their arguments, in files that they read, or by keys typed into them.
 RUN_OTHERS = frozenset(
     (
-        "7z apt apt-get aptitude ar ash at awk bash batch bundle bun busybox byobu c++ cargo cc chroot chrt clang clang++ "
-        "cmake command cpan cpio cpulimit crontab csh ctags curl dash dc dd deno docker dpkg dvtm easy_install ed elixir "
-        "elvish emacs env erl eval ex exec expect fakeroot fd fdfind ffmpeg find fish flock ftp g++ gawk gcc gdb gem ghci git "
-        "gnuplot go gradle groff hg iex ionice ip irb java jjs joe journalctl jrunscript jshell julia kak ksh latex ld ld.so less "
-        "linux32 linux64 lldb logrotate lp ltrace lua luajit m4 mail make man mawk mc mksh more mosh most mutt mvn mysql "
-        "nano nawk nc ncat neofetch newgrp nice ninja nmap node nodejs nohup npm npx nroff nsenter numactl nvim octave openssl "
-        "pandoc parallel pdb pdflatex perf perl pg php pico pip pipx pkexec pnpm podman proot psql puppet pwsh pytest "
-        "python R rake rbash rc redis-cli rg rlwrap rpm rsync Rscript ruby run-parts runuser rustc rview rvim scp screen "
-        "script scriptreplay sed service setarch setpriv setsid sftp sg sh slsh snap socat sort source split sqlite "
-        "ssh ssh-agent ssh-keygen ssh-keyscan start-stop-daemon stdbuf strace su sudo svn swipl systemctl systemd-run tar "
-        "taskset tclsh tcpdump tcsh tee telnet tex time timeout tmux top tox troff tsx unshare unzip uv uvx valgrind vi view vim "
-        "vimdiff visudo watch wget wish xargs xdotool xelatex yarn yash zip zsh"
+        "7z apt apt-get aptitude ar ash at awk bash batch bun bundle busybox byobu c++ cargo cc chroot chrt "
+        "clang clang++ cmake cpan cpio cpulimit crontab csh ctags curl dash dc dd deno docker dpkg dvtm "
+        "easy_install ed elixir elvish emacs env erl ex expect fakeroot fd fdfind ffmpeg find fish flock ftp "
+        "g++ gawk gcc gdb gem ghci git gnuplot go gradle groff hg iex ionice ip irb java jjs joe journalctl "
+        "jrunscript jshell julia kak ksh latex ld ld.so less linux32 linux64 lldb logrotate lp ltrace lua "
+        "luajit m4 mail make man mawk mc mksh more mosh most mutt mvn mysql nano nawk nc ncat neofetch newgrp "
+        "nice ninja nmap node nodejs nohup npm npx nroff nsenter numactl nvim octave openssl pandoc parallel "
+        "pdb pdflatex perf perl pg php pico pip pipx pkexec pnpm podman proot psql puppet pwsh pytest python "
+        "R rake rbash rc redis-cli rg rlwrap rpm Rscript rsync ruby run-parts runuser rustc rview rvim scp "
+        "screen script scriptreplay sed service setarch setpriv setsid sftp sg sh slsh snap socat sort split "
+        "sqlite ssh ssh-agent ssh-keygen ssh-keyscan start-stop-daemon stdbuf strace su sudo svn swipl "
+        "systemctl systemd-run tar taskset tclsh tcpdump tcsh tee telnet tex timeout tmux top tox troff tsx "
+        "unshare unzip uv uvx valgrind vi view vim vimdiff visudo watch wget wish xargs xdotool xelatex yarn "
+        "yash zip zsh"
     ).split()
 )
 # bash's own commands that change what later commands mean, or evaluate a text: `read`, `printf -v` and `%n`, `test -v`
 # and `wait -p` set variables such as PATH, or run the substitution in a[$(…)]; `compgen -W` and `jobs -x` run commands.
 _SHELL_OWN = frozenset(
     (
-        ". [ alias bg bind builtin command compgen complete compopt coproc declare disown enable eval exec export fc fg "
-        "function getopts hash history jobs let local mapfile printf read readarray readonly set shopt source suspend test "
-        "time trap typeset unalias unset wait"
+        ". [ alias bg bind builtin command compgen complete compopt coproc declare disown enable eval exec "
+        "export fc fg function getopts hash history jobs let local mapfile printf read readarray readonly set "
+        "shopt source suspend test time trap typeset unalias unset wait"
     ).split()
 )
 # Keys that neither recall nor edit a line. Others (Up, Escape, Tab, C-r) would change the line that is typed next.
@@ -82,8 +84,8 @@ def read_allowlist(path: Path | str) -> Allowlist:
         raise AllowError(f"{path}: write each command as a table [[command]]")
     commands = tuple(_command(entry, f"{path}: command {number}") for number, entry in enumerate(entries, 1))
     warnings = tuple(
-        f"{path}: {name} can run other programs, through its arguments, its files or keys typed into it: allow only what "
-        "names none, and use --sandbox"
+        f"{path}: {name} can run other programs, through its arguments, its files or keys typed into it: allow "
+        "only what names none, and use --sandbox"
         for name in dict.fromkeys(command.program for command in commands if _runs_others(command.program))
     )
     return Allowlist(commands, frozenset(keys), warnings)
