@@ -19,7 +19,7 @@ from edge.review import proposal_json
 from edge.runner import Runner, Session
 from edge.sampling import Sampling
 from edge.terminal import MAX_DURATION, SCREEN_BYTES, SHELL, Terminal, limit_output
-from edge.wording import confirmation, first_messages, observation, refused, typing_notes
+from edge.wording import confirmation, first_messages, not_typed, observation, refused, typing_notes
 
 if TYPE_CHECKING:
     from edge.sandbox import Sandbox
@@ -43,6 +43,8 @@ class Agent:
     show: Callable[[Proposal | str], None]
     workdir: Path
     sandbox: "Sandbox | None" = None
+    line_by_line: bool = False
+    """Whether a line is typed only once the shell waits for it, since a list allowed it as the shell's."""
     template: str | None = None
     context: int = 32_768
     """Tokens that a prompt and its answer may take together; older steps are left out above it."""
@@ -91,7 +93,8 @@ class Agent:
                 continue
             refusals = 0
             self._keep(session, action, decision)
-            if not self._type(decision.proposal, lambda: time.monotonic() > end):
+            untyped: list[str] = []
+            if not self._type(decision.proposal, untyped, lambda: time.monotonic() > end):
                 return "ended"
             self._checkpoint()
             completions = completions + 1 if decision.proposal.task_complete else 0
@@ -101,7 +104,7 @@ class Agent:
                 return "time"
             output = self._output()
             self.show(output)
-            notes = typing_notes(decision.proposal.commands, action.closed_at_budget)
+            notes = untyped + typing_notes(decision.proposal.commands, action.closed_at_budget)
             question = confirmation(self.runner.model_file.name) if completions == 1 else ""
             pending = [observation(output, notes, question)]
         return "steps"
@@ -160,18 +163,22 @@ class Agent:
         }
         self.record.append(seen, answer, fields, step)
 
-    def _type(self, proposal: Proposal, late: Callable[[], bool]) -> bool:
-        """Type the commands in turn; False where the terminal cannot go on."""
+    def _type(self, proposal: Proposal, untyped: list[str], late: Callable[[], bool]) -> bool:
+        """Type the commands in turn; False where the terminal cannot go on. `untyped` gets a note on what was not."""
 
         def stop() -> bool:
             return late() or (self.sandbox is not None and self.sandbox.trouble() is not None)
 
-        for command in proposal.commands:
+        for number, command in enumerate(proposal.commands, 1):
             if stop():
                 break
             if self.terminal.ended and not self._new_shell():
                 return False
-            self.terminal.send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop)
+            send = self.terminal.send_lines if self.line_by_line else self.terminal.send
+            if send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop) is False:
+                untyped.append(not_typed(number))
+                self.show(untyped[-1])
+                break
         if self.sandbox is not None and (trouble := self.sandbox.trouble()):
             self.show(f"The sandbox has ended: {trouble}")
             return False

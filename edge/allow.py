@@ -4,6 +4,7 @@ The keystrokes must be whole lines of plain commands (see edge/shell.py), each o
 wall: what an allowed program does with its arguments is its own affair. The sandbox is the wall.
 """
 
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,23 +17,37 @@ from edge.errors import AllowError
 from edge.shell import UnreadableError, read_commands
 from edge.terminal import is_key_name
 
-# Programs whose arguments name another program, or are one.
+# Programs that run others: named in their arguments, in files that they read, or by keys typed into them.
 RUN_OTHERS = frozenset(
     (
-        "ash awk bash busybox chroot command csh dash dd doas docker emacs env eval exec expect find fish "
-        "flock gawk gdb git ionice java ksh ld.so less lua make man mawk more nice node nohup npm npx nsenter "
-        "parallel perl php pip podman printf pytest python python3 rlwrap rsync ruby run-parts sed setpriv "
-        "setsid sh socat sort source ssh stdbuf strace sudo su systemd-run tar taskset tcsh tee time timeout "
-        "tmux uv vi vim watch xargs zip zsh"
+        "7z apt apt-get aptitude ar ash at awk bash batch bun bundle busybox byobu c++ cargo cc chroot chrt "
+        "clang clang++ cmake cpan cpio cpulimit crontab csh ctags curl dash dc dd deno docker dpkg dvtm "
+        "easy_install ed elixir elvish emacs env erl ex expect fakeroot fd fdfind ffmpeg find fish flock ftp "
+        "g++ gawk gcc gdb gem ghci git gnuplot go gradle groff hg iex ionice ip irb java jjs joe journalctl "
+        "jrunscript jshell julia kak ksh latex ld ld.so less linux32 linux64 lldb logrotate lp ltrace lua "
+        "luajit m4 mail make man mawk mc mksh more mosh most mutt mvn mysql nano nawk nc ncat neofetch newgrp "
+        "nice ninja nmap node nodejs nohup npm npx nroff nsenter numactl nvim octave openssl pandoc parallel "
+        "pdb pdflatex perf perl pg php pico pip pipx pkexec pnpm podman proot psql puppet pwsh pytest python "
+        "R rake rbash rc redis-cli rg rlwrap rpm Rscript rsync ruby run-parts runuser rustc rview rvim scp "
+        "screen script scriptreplay sed service setarch setpriv setsid sftp sg sh slsh snap socat sort split "
+        "sqlite ssh ssh-agent ssh-keygen ssh-keyscan start-stop-daemon stdbuf strace su sudo svn swipl "
+        "systemctl systemd-run tar taskset tclsh tcpdump tcsh tee telnet tex timeout tmux top tox troff tsx "
+        "unshare unzip uv uvx valgrind vi view vim vimdiff visudo watch wget wish xargs xdotool xelatex yarn "
+        "yash zip zsh"
     ).split()
 )
+# bash's own commands that change what later commands mean, or evaluate a text: `read`, `printf -v` and `%n`, `test -v`
+# and `wait -p` set variables such as PATH, or run the substitution in a[$(…)]; `compgen -W` and `jobs -x` run commands.
 _SHELL_OWN = frozenset(
     (
-        ". alias bg bind builtin command coproc declare disown enable eval exec export fc fg function hash "
-        "history jobs let local mapfile readarray readonly set shopt source suspend time trap typeset unalias "
-        "unset"
+        ". [ alias bg bind builtin command compgen complete compopt coproc declare disown enable eval exec "
+        "export fc fg function getopts hash history jobs let local mapfile printf read readarray readonly set "
+        "shopt source suspend test time trap typeset unalias unset wait"
     ).split()
 )
+# Keys that neither recall nor edit a line. Others (Up, Escape, Tab, C-r) would change the line that is typed next.
+_KEYS = ("C-c", "C-d", "C-z", "C-\\")
+_MOST_BYTES = 1_000_000  # of a list
 
 
 @dataclass(frozen=True)
@@ -58,30 +73,45 @@ def read_allowlist(path: Path | str) -> Allowlist:
 
     Patterns are regular expressions of RE2, so that none can take long. Raises AllowError.
     """
-    try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AllowError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise AllowError(f"{path}: is not TOML: {error}") from None
+    data = _toml(Path(path))
     _known_keys(data, {"keys", "command"}, str(path))
     keys = _texts(data.get("keys", []), f"{path}: keys")
     for key in keys:
-        if not is_key_name(key):
-            raise AllowError(f"{path}: keys: {key!r} is no key's name, such as C-c")
+        if key not in _KEYS:
+            raise AllowError(f"{path}: keys: {key!r} cannot be allowed; these can: {', '.join(_KEYS)}")
     entries = data.get("command", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AllowError(f"{path}: write each command as a table [[command]]")
     commands = tuple(_command(entry, f"{path}: command {number}") for number, entry in enumerate(entries, 1))
-    names = dict.fromkeys(
-        command.program for command in commands if command.program in RUN_OTHERS and command.arguments
-    )
     warnings = tuple(
-        f"{path}: {name} can run other programs through its arguments: allow only arguments that name none, and use "
-        "--sandbox"
-        for name in names
+        f"{path}: {name} can run other programs, through its arguments, its files or keys typed into it: allow "
+        "only what names none, and use --sandbox"
+        for name in dict.fromkeys(command.program for command in commands if _runs_others(command.program))
     )
     return Allowlist(commands, frozenset(keys), warnings)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():  # also: a device or pipe could be read for ever
+            raise AllowError(f"{path}: is no file; give a list in TOML (docs/allowlist.md has one)")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise AllowError(f"{path}: is larger than {_MOST_BYTES:,} bytes; a list is a short file")
+        return tomllib.loads(data.decode())
+    except OSError as error:
+        raise AllowError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of the first kind: no UTF-8, no TOML, a number too long
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise AllowError(f"{path}: is not TOML: {why}; docs/allowlist.md has an example") from None
+
+
+def _runs_others(program: str) -> bool:
+    """By its name without a folder, and without a version at its end (python3.11, gcc-12)."""
+    name = program.rpartition("/")[2]
+    bare = re.sub(r"[-.0-9]+$", "", name)
+    return not RUN_OTHERS.isdisjoint((name, bare)) or name.startswith(("ld-linux", "ld.so", "ld-musl"))
 
 
 def _command(entry: dict[str, Any], where: str) -> AllowedCommand:
@@ -92,7 +122,8 @@ def _command(entry: dict[str, Any], where: str) -> AllowedCommand:
     where = f"{where} ({program})"
     if program in _SHELL_OWN:
         raise AllowError(
-            f"{where}: is a command of the shell that changes what other commands mean; it cannot be allowed"
+            f"{where}: is a command of the shell that can change what other commands mean, or run them; it cannot be "
+            "allowed: remove it, or name a program by its path, such as /usr/bin/test"
         )
     try:
         plain = [(c.program, c.arguments) for c in read_commands(program + "\n")] == [(program, ())]

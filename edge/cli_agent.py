@@ -215,6 +215,7 @@ def agent(
             show=show,
             workdir=workdir,
             sandbox=sandbox,
+            line_by_line=allow is not None,
             template=template,
             context=min(context or 32_768, runner.engine.context_length),
             max_tokens=max_tokens,

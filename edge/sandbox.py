@@ -29,6 +29,7 @@ from edge.output import whole_file
 from edge.sandbox_check import HOME, WORK, fault, memory_in_use, memory_of_machine
 from edge.sandbox_check import Limits as Limits  # `from edge.sandbox import Limits` is how it is meant
 from edge.seccomp import seccomp_filter
+from edge.terminal import PROMPT
 from edge.workfolder import Base, Changes, compare, copy_archive, pack, read_base
 
 _USER = 1000  # within the sandbox
@@ -82,13 +83,13 @@ serve() {
 set -m
 serve &
 while cd "$WORK"; do
-  PS1='\u@\h:\w\$ ' bash --noprofile --norc +o histexpand -i 3<&- 4>&-
+  INPUTRC=/dev/null PS1='@PROMPT@' bash --noprofile --norc +o histexpand -i 3<&- 4>&-
   [ -t 1 ] || exit
   stty sane
   printf '[the shell has ended; this is a new one]\n'
   sleep 0.2
 done
-"""
+""".replace("@PROMPT@", PROMPT)
 
 DEFAULT = Limits()
 

@@ -14,12 +14,16 @@ import tree_sitter_bash
 
 MAX_COMMANDS = 50
 MAX_BYTES = 10_000
+# A line that is typed while a program runs waits in the kernel, which cuts it at 4,095 bytes (Linux) or 1,024 (macOS):
+# the rest of a quotation would then be commands.
+MAX_LINE = 1000
 
 _JOINED = {"program", "list", "pipeline"}
 _BETWEEN = {"&&", "||", "|", ";", "\n"}
 _WORDS = {"word", "number", "raw_string", "string", "concatenation"}
 # What an unquoted word may hold. Not: $ ` (substitution), \\ (escapes), * ? [ ] (globs), { } (braces), ~ (a folder),
-# ! ^ (history), # (a comment), < > & ( ) ; | (operators), quotes and blanks.
+# ! ^ (history), # (a comment), < > & ( ) ; | (operators), quotes and blanks; nor other letters than ASCII's, since a
+# byte of theirs can be a blank to a shell in another locale.
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:+=@%")
 _RESERVED = frozenset(
     "if then else elif fi case esac for select while until do done in function time coproc { } ! [[ ]]".split()
@@ -71,6 +75,8 @@ def read_commands(text: str) -> list[SimpleCommand]:
 def _check_characters(text: str) -> None:
     if len(text.encode(errors="replace")) > MAX_BYTES:
         raise UnreadableError(f"it is longer than {MAX_BYTES:,} bytes")
+    if any(len(line.encode(errors="replace")) > MAX_LINE for line in text.split("\n")):
+        raise UnreadableError(f"a line is longer than {MAX_LINE:,} bytes")
     for character in text:
         if character != "\n" and (not character.isprintable() or (character.isspace() and character != " ")):
             raise UnreadableError(
@@ -108,10 +114,7 @@ def _word(node: tree_sitter.Node, data: bytes) -> str:
     parts = node.children if node.type == "concatenation" else [node]
     if b"".join(data[part.start_byte : part.end_byte] for part in parts).decode() != text:
         raise UnreadableError("it cannot be read as shell in full")
-    word = "".join(_unquoted(part, data) for part in parts)
-    if len(word) > 1000:
-        raise UnreadableError("a word is longer than 1,000 characters")
-    return word
+    return "".join(_unquoted(part, data) for part in parts)
 
 
 def _unquoted(node: tree_sitter.Node, data: bytes) -> str:
@@ -129,7 +132,7 @@ def _unquoted(node: tree_sitter.Node, data: bytes) -> str:
     if node.type not in ("word", "number"):
         raise UnreadableError(f"it holds a {node.type.replace('_', ' ')}, not plain words alone")
     for character in text:
-        if character not in _PLAIN and not character.isalnum():
+        if character not in _PLAIN:
             raise UnreadableError(f"{character} stands outside quotes")
     return text
 

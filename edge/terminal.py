@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+if sys.platform != "win32":
+    import termios
+
 from edge.errors import AgentError
 
 MAX_DURATION = 60.0  # seconds
@@ -29,6 +32,8 @@ SCREEN_BYTES = 10_000
 
 # bash as its parser reads it: no start-up files, no history expansion, no key bindings or hooks of the person's own.
 SHELL = ("bash", "--noprofile", "--norc", "+o", "histexpand", "-i")
+# The shell's process and the number of its prompt go into the pane's title, which only `Terminal.prompt` reads.
+PROMPT = r"\[\e]2;$$.\#\a\]\u@\h:\w\$ "
 
 _CONFIGURATION = f"""
 set -g prefix None
@@ -55,6 +60,7 @@ _KEY_NAME = re.compile(
 _CHUNK = 1000  # bytes a call: tmux takes about 16 KiB of arguments
 _PATIENCE = 20.0  # seconds for an answer of tmux's
 _POLL = 0.05  # seconds
+_PROMPT_PATIENCE = 5.0  # seconds at least that the shell's prompt is waited for
 # Variables that run something in every shell, or that belong to the terminal around this one.
 _DROPPED = {
     "TMUX",
@@ -95,7 +101,7 @@ def shell_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         if name not in _DROPPED and not name.startswith("BASH_FUNC_")
     }
     environment |= {
-        "PS1": r"\u@\h:\w\$ ",
+        "PS1": PROMPT,
         "HISTFILE": "/dev/null",
         "INPUTRC": "/dev/null",
         "LESSHISTFILE": "-",
@@ -116,6 +122,7 @@ class Terminal:
     _mark: str
     _row: int = 0  # of the cursor when the output was last read, and the text there
     _row_text: str = ""
+    _typed_at: str | None = None  # the prompt at which `send_lines` typed last
 
     @classmethod
     def start(
@@ -190,6 +197,47 @@ class Terminal:
                 chunk = data[begin : begin + _CHUNK]
                 self._tmux("send-keys", "-t", "edge", "-H", *(f"{byte:02x}" for byte in chunk))
         self.wait(duration, stop=stop)
+
+    def send_lines(
+        self, keystrokes: str, duration: float = 0.0, *, stop: Callable[[], bool] | None = None
+    ) -> bool:
+        """As `send`, but line by line, each once the shell waits for it at its prompt; whether all was typed.
+
+        A program that runs would read the keystrokes in the shell's place, maybe a part of a line: what is left of it
+        is then another command than the one that somebody allowed. Prompts are waited for `duration`, at least 5
+        seconds. Keys are sent at any time. Raises AgentError where the terminal has ended.
+        """
+        begin = time.monotonic()
+        end = begin + max(min(duration, MAX_DURATION), _PROMPT_PATIENCE)
+        if is_key_name(keystrokes):
+            # A key such as C-c drops what was typed and not yet read; that line must be with the shell by then.
+            while self._typed_at is not None and self.prompt() == self._typed_at:
+                if time.monotonic() > end:
+                    self._typed_at = None  # it never came there
+                self.wait(_POLL, stop=stop)
+            self.send(keystrokes)
+        for line in [] if is_key_name(keystrokes) else re.findall(r"[^\n]*\n|[^\n]+", keystrokes):
+            while (prompt := self.prompt()) is None or prompt == self._typed_at:
+                if time.monotonic() > end or self.ended or (stop is not None and stop()):
+                    return False
+                self.wait(_POLL, stop=stop)
+            if line.strip():  # after an empty line the same prompt comes again
+                self._typed_at = prompt
+            self.send(line)
+        self.wait(duration - (time.monotonic() - begin), stop=stop)
+        return True
+
+    def prompt(self) -> str | None:
+        """A name for the prompt at which the shell waits; None while something else has the keyboard."""
+        state = self._tmux(
+            "display-message",
+            "-p",
+            "-t",
+            "edge",
+            "#{pane_pid} #{pane_tty} #{pane_current_command} #{pane_title}",
+        )
+        pid, tty, program, title = state.rstrip("\n").split(" ", 3)
+        return title if _line_editor_is_on(tty) and _is_shell(pid, program) else None
 
     def wait(self, duration: float, *, stop: Callable[[], bool] | None = None) -> None:
         """Wait so many seconds, at most 60; less where the program ends or `stop` says so."""
@@ -289,6 +337,32 @@ class Terminal:
                 log = (self.folder / "log").read_text(errors="replace").strip()
                 raise AgentError(f"{complaint}: {log}" if log else complaint)
             time.sleep(_POLL)
+
+
+def _line_editor_is_on(tty: str) -> bool:
+    """Whether keys reach the reading program one by one, as readline has it at a prompt and bash nowhere else."""
+    try:
+        descriptor = os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return not termios.tcgetattr(descriptor)[3] & termios.ICANON
+    except termios.error:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_shell(pid: str, program: str) -> bool:
+    """Whether the program in the foreground of process `pid`'s terminal is SHELL, called `program` by tmux."""
+    if sys.platform != "linux":
+        return program == SHELL[0]
+    try:
+        group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[5]
+        words = Path(f"/proc/{group}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return (words[0].rpartition("/")[2], *words[1:-1]) == SHELL
 
 
 def _die_with_parent() -> None:

@@ -77,6 +77,14 @@ def refused(reason: str, output: str) -> Message:
     return observation(output, [f"Nothing was typed: {reason}"])
 
 
+def not_typed(number: int) -> str:
+    """That the shell was not at its prompt for a command of the action."""
+    return (
+        f"Note: command {number} was not typed, or not all of it, nor what follows it: another program is running. "
+        "Wait with empty keystrokes, or end it with C-c, before the next command."
+    )
+
+
 def typing_notes(commands: Sequence[Command], closed_at_budget: bool) -> list[str]:
     """What the model should know of its answer, as Terminus-2 would warn of it."""
     notes = [
