@@ -9,6 +9,8 @@ from typing import Any
 
 import llama_cpp
 
+from edge.machine import load_backends
+
 _GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level
 _first_error: list[str] = []
 
@@ -23,6 +25,7 @@ def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
 def start() -> None:
     """Start llama.cpp's backends, once; call it before anything else of the library."""
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+    load_backends()
     llama_cpp.llama_backend_init()
 
 
