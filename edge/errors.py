@@ -12,7 +12,8 @@ EdgeError
 ├── ResultError       a result file cannot be read or compared
 ├── AgentError        a session's terminal, gate or record cannot be had
 ├── AllowError        a list of allowed commands cannot be read
-└── SandboxError      the sandbox does not start, or has ended
+├── SandboxError      the sandbox does not start, or has ended
+└── BundleError       a bundle cannot be made, read or installed
 
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
 """
@@ -81,3 +82,7 @@ class AllowError(EdgeError):
 
 class SandboxError(EdgeError):
     """The sandbox does not start, or has ended; nothing runs outside of it instead."""
+
+
+class BundleError(EdgeError):
+    """A bundle cannot be made, read or installed."""
