@@ -33,7 +33,7 @@ from edge.paths import cache_folder
 from edge.progress import Progress
 from edge.replay import read_rows
 from edge.result import check_place, place_of, read_result
-from edge.wheels import Needed, make_wheels, needed, target
+from edge.wheels import Needed, make_wheels, target
 
 _PIECE = 1 << 20
 
@@ -102,10 +102,8 @@ def bundle(
         read_rows(path)
     for path in references:
         read_result(path)
-    wanted = needed()
-    return pack(
-        out, sources, wanted, make_wheels(wanted, wheels or cache_folder() / "wheels", tell), progress
-    )
+    wanted, made = make_wheels(wheels or cache_folder() / "wheels", tell)
+    return pack(out, sources, wanted, made, progress)
 
 
 def pack(

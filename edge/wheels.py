@@ -24,8 +24,9 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution, distribution
 from pathlib import Path
+from typing import Any, cast
 
 from packaging.requirements import Requirement
 from packaging.tags import sys_tags
@@ -53,40 +54,35 @@ class Needed:
     extras: tuple[str, ...]
 
 
-def needed() -> Needed:
-    """edge and everything that it needs, in the versions installed here; extras where all of theirs is installed.
+def needed(own_wheel: Path) -> Needed:
+    """edge, whose wheel this is, and everything that it needs, in the versions installed here.
 
-    Raises BundleError where something is not installed.
+    An extra comes along where all of its packages are installed. Raises BundleError where something else is not.
     """
-    try:
-        own = distribution(EDGE)
-    except PackageNotFoundError:
-        raise BundleError(f"{EDGE} is not installed in {sys.prefix}: pip install it there first") from None
+    (info,) = (path for path in zipfile.Path(own_wheel).iterdir() if path.name.endswith(".dist-info"))
+    own = PathDistribution(cast(Any, info))
     found: dict[str, str] = {}
     extras = []
     try:
-        _follow(own, (), found)
+        _follow(own, (), found, set())
     except PackageNotFoundError as error:
-        raise BundleError(f"{error.name} is not installed, which edge needs: pip install {EDGE}") from None
+        raise BundleError(
+            f"{error.name} is not installed in {sys.prefix}, which edge needs: pip install it"
+        ) from None
     for extra in _EXTRAS:
         more = dict(found)
         try:
-            _follow(own, (extra,), more, seen=set())
+            _follow(own, (extra,), more, set())
         except PackageNotFoundError:
             continue
         found = more
         extras.append(extra)
-    found[EDGE] = __version__
     return Needed(dict(sorted(found.items())), tuple(extras))
 
 
 def _follow(
-    package: Distribution,
-    extras: Sequence[str],
-    found: dict[str, str],
-    seen: set[tuple[str, str]] | None = None,
+    package: Distribution, extras: Sequence[str], found: dict[str, str], seen: set[tuple[str, str]]
 ) -> None:
-    seen = set() if seen is None else seen
     found[canonicalize_name(package.name)] = package.version
     for text in package.requires or ():
         wanted = Requirement(text)
@@ -97,16 +93,27 @@ def _follow(
         key = (canonicalize_name(wanted.name), ",".join(sorted(wanted.extras)))
         if key not in seen:
             seen.add(key)
-            _follow(distribution(wanted.name), tuple(wanted.extras), found, seen)
+            installed = distribution(wanted.name)
+            if not wanted.specifier.contains(installed.version, prereleases=True):
+                raise BundleError(
+                    f"{wanted.name} {installed.version} is installed, {package.name} needs {wanted.specifier}: pip install it"
+                )
+            _follow(installed, tuple(wanted.extras), found, seen)
 
 
-def make_wheels(wanted: Needed, folder: Path, tell: Callable[[str], None]) -> dict[str, Path]:
-    """A wheel of each package, by canonical name. Those in `folder` are taken, the others made and put there.
-
-    edge's own is always made anew. `tell` gets lines on what is done. Raises BundleError.
+def make_wheels(folder: Path, tell: Callable[[str], None]) -> tuple[Needed, dict[str, Path]]:
+    """What is needed, and a wheel of each, by canonical name. Those in `folder` are taken, the others made and put
+    there; edge's own is always made anew. `tell` gets lines on what is done. Raises BundleError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _make_edge(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = needed(_make_edge(folder))
+        return wanted, _make_others(wanted, folder, tell)
+    except OSError as error:
+        raise BundleError(f"{error.filename or folder}: {error.strerror or error}") from None
+
+
+def _make_others(wanted: Needed, folder: Path, tell: Callable[[str], None]) -> dict[str, Path]:
     have = _at_hand(wanted, folder)
     if LLAMA in have:
         _check_portable(have[LLAMA])
@@ -114,7 +121,7 @@ def make_wheels(wanted: Needed, folder: Path, tell: Callable[[str], None]) -> di
     if others := [name for name in missing if name != LLAMA]:
         tell(f"fetching {len(others)} of {len(wanted.packages)} wheels into {folder}")
         pins = [f"{name}=={wanted.packages[name]}" for name in others]
-        _pip_wheel(pins, folder, folder, ", ".join(pins[:3]) + (" …" if len(pins) > 3 else ""))
+        _pip_wheel(pins, folder, ", ".join(pins[:3]) + (" …" if len(pins) > 3 else ""))
     if LLAMA in missing:
         _build_llama(wanted.packages[LLAMA], folder, tell)
     have = _at_hand(wanted, folder)
@@ -135,8 +142,9 @@ def target(wheels: Sequence[Path]) -> Machine:
     oldest = {"glibc": (0, 0), "glibcxx": (0, 0)}
     processors: list[str] = []
     for wheel in wheels:
-        for major, minor in re.findall(r"manylinux_(\d+)_(\d+)_", wheel.name)[:1]:
-            oldest["glibc"] = max(oldest["glibc"], (int(major), int(minor)))
+        many = [(int(a), int(b)) for a, b in re.findall(r"manylinux_(\d+)_(\d+)_", wheel.name)]
+        if many:
+            oldest["glibc"] = max(oldest["glibc"], min(many))
         if "-linux_" not in wheel.name:
             continue  # made for many Linux systems, its name says for which
         for name, data in _libraries(wheel):
@@ -227,7 +235,6 @@ def _build_llama(version: str, folder: Path, tell: Callable[[str], None]) -> Non
     _pip_wheel(
         [f"{LLAMA}=={version}", "--no-binary", LLAMA, "--no-cache-dir", "--verbose"],
         folder,
-        folder,
         f"llama-cpp-python {version}",
         watch=watch,
         # What the person sets comes last and wins.
@@ -239,7 +246,6 @@ def _build_llama(version: str, folder: Path, tell: Callable[[str], None]) -> Non
 def _pip_wheel(
     arguments: Sequence[str],
     folder: Path,
-    store: Path,
     what: str,
     *,
     watch: Callable[[str], None] = lambda line: None,
@@ -279,7 +285,7 @@ def _pip_wheel(
                 child.kill()
                 child.wait()
         if status:
-            raise BundleError(_why(lines, what, store))
+            raise BundleError(_why(lines, what, folder))
         for wheel in Path(temporary).glob("*.whl"):
             os.replace(wheel, folder / wheel.name)
 
@@ -295,28 +301,27 @@ def _why(lines: Sequence[str], what: str, store: Path) -> str:
     return f"{what}: pip cannot make its wheel: {reason.removeprefix('ERROR: ')}"
 
 
-def _make_edge(folder: Path) -> None:
+def _make_edge(folder: Path) -> Path:
     package = Path(__file__).resolve().parent
-    for old in folder.glob("terminal_edge-*.whl"):
-        old.unlink()
-    if (package / "_models").is_dir():
-        _repack(folder)
-        return
     checkout = package.parent
-    if not (checkout / "pyproject.toml").is_file():
+    place = folder / f"terminal_edge-{__version__}-py3-none-any.whl"
+    if (package / "_models").is_dir():
+        _repack(place)
+    elif (checkout / "pyproject.toml").is_file():
+        ready = importlib.util.find_spec("hatchling") is not None
+        _pip_wheel(
+            [*(["--no-build-isolation"] if ready else []), str(checkout)], folder, f"edge {__version__}"
+        )
+    else:
         raise BundleError(f"{package}: neither a checkout nor installed from a wheel: install edge with pip")
-    ready = importlib.util.find_spec("hatchling") is not None
-    _pip_wheel(
-        [*(["--no-build-isolation"] if ready else []), str(checkout)], folder, folder, f"edge {__version__}"
-    )
+    return place
 
 
-def _repack(folder: Path) -> None:
+def _repack(place: Path) -> None:
     """edge's wheel from its installed files, as RECORD lists them (PEP 376, PEP 427)."""
     own = distribution(EDGE)
     info = f"{EDGE.replace('-', '_')}-{own.version}.dist-info"
     rows: list[tuple[str, str, int | str]] = []
-    place = folder / f"{EDGE.replace('-', '_')}-{own.version}-py3-none-any.whl"
     temporary = place.with_suffix(f".{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
