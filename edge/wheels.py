@@ -96,7 +96,8 @@ def _follow(
             installed = distribution(wanted.name)
             if not wanted.specifier.contains(installed.version, prereleases=True):
                 raise BundleError(
-                    f"{wanted.name} {installed.version} is installed, {package.name} needs {wanted.specifier}: pip install it"
+                    f"{wanted.name} {installed.version} is installed, {package.name} needs {wanted.specifier}: "
+                    f"pip install '{wanted.name}{wanted.specifier}'"
                 )
             _follow(installed, tuple(wanted.extras), found, seen)
 
@@ -118,6 +119,8 @@ def _make_others(wanted: Needed, folder: Path, tell: Callable[[str], None]) -> d
     if LLAMA in have:
         _check_portable(have[LLAMA])
     missing = [name for name in wanted.packages if name not in have]
+    if LLAMA in missing:
+        check_compiler()
     if others := [name for name in missing if name != LLAMA]:
         tell(f"fetching {len(others)} of {len(wanted.packages)} wheels into {folder}")
         pins = [f"{name}=={wanted.packages[name]}" for name in others]
@@ -204,15 +207,21 @@ def _check_portable(wheel: Path) -> None:
         )
 
 
+def check_compiler() -> None:
+    """Raise BundleError where there is no C or C++ compiler. Windows' is not found by name, and not looked for."""
+    if sys.platform == "win32":
+        return
+    for variable, names in (("CC", ("cc", "gcc", "clang")), ("CXX", ("c++", "g++", "clang++"))):
+        own = shlex.split(os.environ.get(variable, ""))[:1]
+        if not any(shutil.which(name) for name in own or names):
+            raise BundleError(
+                f"{own[0] if own else names[0]}: no such compiler, and llama.cpp must be built for the bundle: "
+                "install one (Debian: build-essential), or give --wheels a folder with a wheel built elsewhere"
+            )
+
+
 def _build_llama(version: str, folder: Path, tell: Callable[[str], None]) -> None:
-    if sys.platform != "win32":
-        for variable, names in (("CC", ("cc", "gcc", "clang")), ("CXX", ("c++", "g++", "clang++"))):
-            own = shlex.split(os.environ.get(variable, ""))[:1]
-            if not any(shutil.which(name) for name in own or names):
-                raise BundleError(
-                    f"{own[0] if own else names[0]}: no such compiler, and llama.cpp must be built for the bundle: "
-                    "install one (Debian: build-essential), or give --wheels a folder with a wheel built elsewhere"
-                )
+    check_compiler()
     flags = [
         "-DLLAVA_BUILD=OFF",
         f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={Path(__file__).resolve().with_name('llama_build.cmake')}",
@@ -262,7 +271,7 @@ def _pip_wheel(
             *("--disable-pip-version-check", "--no-input", "--progress-bar", "off", *arguments),
         ]
         lines: deque[str] = deque(maxlen=500)
-        child = subprocess.Popen(
+        with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -271,19 +280,18 @@ def _pip_wheel(
             errors="replace",
             env={**os.environ, **environment},
             start_new_session=True,
-        )
-        try:
-            assert child.stdout is not None
-            for line in child.stdout:
-                lines.append(" ".join(line.split()))
-                watch(line)
-            status = child.wait()
-        finally:
-            if child.poll() is None:  # interrupted: the compilers end with it
-                if sys.platform != "win32":
-                    os.killpg(child.pid, signal.SIGTERM)
-                child.kill()
-                child.wait()
+        ) as child:
+            try:
+                assert child.stdout is not None
+                for line in child.stdout:
+                    lines.append(" ".join(line.split()))
+                    watch(line)
+                status = child.wait()
+            finally:
+                if child.poll() is None:  # interrupted: the compilers end with it
+                    if sys.platform != "win32":
+                        os.killpg(child.pid, signal.SIGTERM)
+                    child.kill()
         if status:
             raise BundleError(_why(lines, what, folder))
         for wheel in Path(temporary).glob("*.whl"):
