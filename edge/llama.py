@@ -24,8 +24,8 @@ def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
 @cache
 def start() -> None:
     """Start llama.cpp's backends, once; call it before anything else of the library."""
-    llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     load_backends()
+    llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
 

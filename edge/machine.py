@@ -106,17 +106,23 @@ def forget_peak_memory() -> None:
 def load_backends() -> None:
     """Have llama.cpp load what it computes with, where that lies in libraries of its own (GGML_BACKEND_DL).
 
-    Only from its own folder: by itself it would look into the current one too. Elsewhere this does nothing.
+    Only from its own folder: by itself it would look into the current one too. Elsewhere this does nothing. Call it
+    before llama.cpp's log is set, which is back at its default then.
     """
     try:
         import llama_cpp
 
-        count, load = _ggml().ggml_backend_dev_count, _ggml().ggml_backend_load_all_from_path
+        lib = _ggml()
+        count, load, log = lib.ggml_backend_dev_count, lib.ggml_backend_load_all_from_path, lib.ggml_log_set
     except (ImportError, OSError, RuntimeError, AttributeError):
         return
     count.restype, load.argtypes, load.restype = ctypes.c_size_t, [ctypes.c_char_p], None
+    log.argtypes, log.restype = [ctypes.c_void_p, ctypes.c_void_p], None
     if count() == 0:
+        quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+        log(ctypes.cast(quiet, ctypes.c_void_p), None)
         load(os.fsencode(Path(llama_cpp.__file__).parent / "lib"))
+        log(None, None)
 
 
 def devices() -> list[Device]:

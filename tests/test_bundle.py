@@ -245,8 +245,8 @@ def with_manifest(true: bytes, manifest: Manifest, change: Callable[[dict[str, o
     [
         "../evil", "/tmp/evil", "rows/../../evil", "rows/../evil", "rows//x", "rows/", "", ".", "..", "wheels",
         "evil", "venv/bin/python", "rows/a/b", "rows/.hidden", "rows/-x", "rows/a\nb", "rows/a\x00b", "rows/\u202eb",
-        "rows/\\b", "rows/x:y", "rows/x.", "rows/" + "x" * 250, "rows/\ud800", "MANIFEST.JSON", "manifest.json", "Rows/x", None, 7,
-        ["rows/x"], {"a": 1},
+        "rows/\\b", "rows/x:y", "rows/x.", "rows/" + "x" * 250, "rows/\ud800", "MANIFEST.JSON", "manifest.json",
+        "Rows/x", None, 7, ["rows/x"], {"a": 1},
     ],
 )  # fmt: skip
 def test_places_that_a_manifest_cannot_name(place: object, sources: dict[str, Path], tmp_path: Path) -> None:
