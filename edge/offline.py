@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from edge import __version__
-from edge.doctor import fit
 from edge.errors import EdgeError
-from edge.footprint import size
 from edge.known import known_models
 from edge.machine import cpu_name, devices, free_disk, memory
-from edge.modelfile import read_metadata, read_model_file
 from edge.paths import converted_models, embedded_checkpoint, embedded_rows, model_folder
 
 _PATIENCE = 600.0  # seconds for a large model's first answer
-_BUDGET = 48  # tokens of the answer that is tried
-_LEAST_DISK = 1 << 30  # journals, results, a small model
+_BUDGET = 24  # tokens of the answer that is tried
+_LEAST_DISK = 10**9  # journals, results, a small model
 # The names of llama.cpp's features in /proc/cpuinfo; those without one here are told, not checked.
 _CPU_FLAGS = {
     "SSE3": "pni",
@@ -90,9 +87,10 @@ def offline(model: Path | None = None, context: int | None = None) -> Readiness:
         Check("edge", True, True, f"{__version__}, Python {platform.python_version()} ({sys.executable})")
     )
     found += _imports()
-    llama = next(check for check in found if check.name == "llama.cpp")
-    found += _model(model, context, llama.ok)
-    found += _files()
+    # A model and rows are read in this process, with packages that by now are known to load.
+    if all(check.ok for check in found):
+        found += _model(model, context)
+        found += _files()
     found += [_disk(), *_agent()]
     found.append(
         Check(
@@ -174,7 +172,11 @@ def _lacking(features: list[str]) -> list[str]:
     return [name for name in features if name in _CPU_FLAGS and _CPU_FLAGS[name] not in flags]
 
 
-def _model(model: Path | None, context: int | None, llama: bool) -> Iterator[Check]:
+def _model(model: Path | None, context: int | None) -> Iterator[Check]:
+    from edge.doctor import fit
+    from edge.footprint import size
+    from edge.modelfile import read_metadata, read_model_file
+
     path = model or next(iter(converted_models()), None)
     if path is None:
         there = (embedded_checkpoint() / "model.safetensors").is_file()
@@ -224,8 +226,6 @@ def _model(model: Path | None, context: int | None, llama: bool) -> Iterator[Che
     yield Check(
         "memory", True, True, f"{size(need.total)} at a context of {need.context:,}, of {available} available"
     )
-    if not llama:
-        return
     status, told, last = _child("answer", str(path))
     if status or not told:
         yield Check("answer", False, True, f"{path}: {last or 'no answer'}")
@@ -267,8 +267,8 @@ def _readable(name: str, paths: list[Path], read: Callable[[Path], str]) -> Chec
 def _disk() -> Check:
     folder = model_folder().absolute()
     free = free_disk(folder)
-    advice = "" if free >= _LEAST_DISK else f": fewer than {size(_LEAST_DISK)}, results may not fit"
-    return Check("disk", free >= _LEAST_DISK, True, f"{size(free)} free in {folder}{advice}")
+    advice = "" if free >= _LEAST_DISK else f": less than {_LEAST_DISK / 1e9:.0f} GB, results may not fit"
+    return Check("disk", free >= _LEAST_DISK, True, f"{free / 1e9:,.1f} GB free in {folder}{advice}")
 
 
 def _agent() -> Iterator[Check]:

@@ -102,7 +102,7 @@ def run_all(commands: Sequence[Sequence[object]], folder: Path) -> list[str]:
 
 def test_no_command_tries_to_reach_a_network(tmp_path: Path, tiny_folder: Path, tiny_bf16: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    lines = (tiny_folder / "eval.jsonl").read_bytes().splitlines(keepends=True)[:3]
+    lines = (tiny_folder / "eval.jsonl").read_bytes().splitlines(keepends=True)[:2]
     rows.write_bytes(b"".join(lines))
     predictions = tmp_path / "predictions.jsonl"
     with predictions.open("w") as file:
@@ -113,17 +113,17 @@ def test_no_command_tries_to_reach_a_network(tmp_path: Path, tiny_folder: Path, 
     messages = tmp_path / "messages.json"
     messages.write_text(json.dumps([{"role": "user", "content": "List the files."}]))
     model = ["--model", "models/q4.gguf"]
-    few = ["--replay", rows, "--max-tokens", 48, "--quiet"]
+    few = ["--replay", rows, "--max-tokens", 32, "--threads", 1, "--quiet"]
     commands: list[Sequence[object]] = [
         ["convert", tiny_folder, "--quant", "Q4_K_M", "--out", "models/q4.gguf"],
         ["inspect", "models/q4.gguf", "--verify"],
         ["models"],
-        ["run", "List the files.", "--max-tokens", 48],
+        ["run", "List the files.", "--max-tokens", 32, "--threads", 1],
         ["eval", *model, *few, "--out", "q4.json"],
         ["eval", "--model", tiny_bf16, *few, "--out", "bf16.json"],
         ["score", predictions, "--replay", rows, "--out", "scored.json"],
         ["compare", "q4.json", "--reference", "bf16.json"],
-        ["imatrix", *model, "--replay", rows, "--out", "matrix.gguf"],
+        ["imatrix", *model, "--replay", rows, "--out", "matrix.gguf", "--threads", 1],
         ["measure", *model, "--base", tiny_bf16, "--replay", rows, "--out", "measure.json", "--quiet"],
         ["report", "q4.json", "measure.json", "--reference", "bf16.json", "--out", "report.html"],
         ["prompt", *model, "--messages", messages, "--tokens"],
