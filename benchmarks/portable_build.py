@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("portable")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
-        "--each", action="store_true", help="each library of the second one, as far as this runs it"
+        "--each", default="", help="libraries of the second installation, by comma, each alone"
     )
     given = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {}

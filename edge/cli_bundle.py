@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli_models import note
+from edge.cli_models import Interrupted, note
 
 
 def bundle(
@@ -28,16 +28,19 @@ def bundle(
     from edge.bundle import bundle as run_bundle
     from edge.progress import bar
 
-    with bar("bundling", show=True, unit="bytes") as watch:
-        done = run_bundle(
-            model,
-            out,
-            rows=replay or (),
-            references=reference or (),
-            wheels=wheels,
-            tell=note,
-            progress=watch,
-        )
+    try:
+        with bar("bundling", show=True, unit="bytes") as watch:
+            done = run_bundle(
+                model,
+                out,
+                rows=replay or (),
+                references=reference or (),
+                wheels=wheels,
+                tell=note,
+                progress=watch,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; no bundle was written, wheels that were finished are kept") from None
     typer.echo(done)
 
 
@@ -52,9 +55,10 @@ def unbundle(
     ] = None,
 ) -> None:
     """Check a bundle to its last byte, unpack it and install it, without a network."""
-    from edge.progress import bar
     from edge.unbundle import unbundle as run_unbundle
 
-    with bar("checking", show=True, unit="bytes") as watch:
-        done = run_unbundle(file, to, install=install, python=python, progress=watch)
+    try:
+        done = run_unbundle(file, to, install=install, python=python, progress=True)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or "interrupted; nothing was written") from None
     typer.echo(done)

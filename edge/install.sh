@@ -43,7 +43,11 @@ try:
         if machine[name] != value:
             fail(f"this bundle is for {name} {machine[name]}, not {value} ({sys.executable}); name another with --python, "
                  "or make a bundle on a machine of this kind")
-    glibc = os.confstr("CS_GNU_LIBC_VERSION") if hasattr(os, "confstr") and machine["glibc"] else None
+    known = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ())
+    try:
+        glibc = os.confstr("CS_GNU_LIBC_VERSION") if known else None
+    except (OSError, ValueError):  # another C library
+        glibc = None
     number = lambda text: [int(part) for part in text.split(".")]
     if machine["glibc"] and (glibc is None or number(glibc.split()[-1]) < number(machine["glibc"])):
         fail(f"this bundle needs glibc {machine['glibc']}, here is {glibc or 'none'}: make it on an older system")

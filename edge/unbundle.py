@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -35,7 +36,7 @@ from edge.manifest import (
     tar_end,
     tar_size,
 )
-from edge.progress import Progress
+from edge.progress import bar
 
 if sys.platform != "win32":
     import fcntl
@@ -65,12 +66,13 @@ def unbundle(
     *,
     install: bool = True,
     python: str | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: bool = False,
 ) -> Unbundled:
     """Check the bundle at `path`, unpack it to the folder `to`, which must be new or empty, and install it there.
 
     `python`: the interpreter to install with; default: the one that runs this. What installing prints goes to
-    standard output. Raises BundleError; nothing is at `to` then, unless it was installing that failed.
+    standard output; `progress` shows a bar while the bundle is read. Raises BundleError; nothing is at `to` then,
+    unless it was installing that failed.
     """
     if not str(path) or not str(to):
         raise BundleError("the name of a bundle or of a folder is empty")
@@ -85,19 +87,20 @@ def unbundle(
             room = manifest.size + (_INSTALLED * wheels if install else 0)
             if (free := free_disk(to.absolute().parent)) < room:
                 raise BundleError(f"{to}: takes {in_words(room)}, of which {in_words(free)} are free there")
-            done = 0
+            with bar("checking", show=progress, unit="bytes") as watch:
+                done = 0
 
-            def count(n_bytes: int) -> None:
-                nonlocal done
-                done += n_bytes
-                progress(done, 2 * manifest.size)
+                def count(n_bytes: int) -> None:
+                    nonlocal done
+                    done += n_bytes
+                    watch(done, 2 * manifest.size)
 
-            _check(stream, str(path), None, count)
-            with _folder_beside(to) as temporary:
-                again = _check(stream, str(path), temporary, count)
-                if again != manifest:
-                    raise BundleError(f"{path}: was changed while it was read; try again")
-                os.rename(temporary, to)
+                _check(stream, str(path), None, count)
+                with _folder_beside(to) as temporary:
+                    again = _check(stream, str(path), temporary, count)
+                    if again != manifest:
+                        raise BundleError(f"{path}: was changed while it was read; try again")
+                    os.rename(temporary, to)
     except OSError as error:
         where = error.filename if isinstance(error.filename, (str, bytes)) else to
         raise BundleError(f"{os.fsdecode(where)}: {error.strerror or error}") from None
@@ -257,13 +260,29 @@ def _install(folder: Path, python: str) -> None:
     command = ["sh", str(folder / INSTALL), "--python", python]
     sys.stdout.flush()
     try:
-        run = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise BundleError(f"{folder}: unpacked, but there is no sh to run {INSTALL}") from None
-    if run.returncode:
-        lines = [line.removeprefix("error: ") for line in run.stderr.splitlines() if line.strip()]
+    with child:
+        try:
+            _, errors = child.communicate()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; {folder} is unpacked and checked, sh {folder / INSTALL} installs it"
+            ) from None
+        finally:
+            if child.poll() is None:  # the script removes what it has made
+                os.killpg(child.pid, signal.SIGTERM)
+                child.communicate()
+    if child.returncode:
+        lines = [line.removeprefix("error: ") for line in errors.splitlines() if line.strip()]
         reason = lines[-1] if lines else "edge doctor --offline tells what is missing"
         raise BundleError(
             f"{folder}: unpacked and checked, but not ready: {reason}; sh {folder / INSTALL} tries again"
