@@ -9,15 +9,13 @@ from pathlib import Path
 import uvicorn
 
 from edge.errors import EdgeError, ServeError
-from edge.footprint import BATCH, MAX_SEQUENCES
+from edge.footprint import BATCH
 from edge.machine import devices, memory
 from edge.placement import place
 from edge.runner import Runner
 from edge.serve_app import Server, make_app
 from edge.serve_engine import ServingEngine
 from edge.serve_model import ServedModel
-
-_HELD = 16  # conversations, beyond those being answered, whose prompts are kept while there is room
 
 
 def serve(
@@ -82,7 +80,7 @@ def serve(
                         )
                     )
                 )
-            runner.engine.reserve(parallel * context, min(2 * parallel + _HELD, MAX_SEQUENCES))
+            runner.engine.reserve(parallel * context, parallel + 1)
             model = ServedModel(runner, parallel, most_waiting)
             server = Server(model, path.stem, context, max_tokens, body_limit, body_seconds, api_key)
             config = uvicorn.Config(

@@ -1,13 +1,16 @@
 """The engine for jobs that arrive while others are written: they share batches, and prefixes with those before.
 
-What prompts and answers leave in the cache is held as long as there is room, the latest used longest. A hybrid can go
-on only from where a state was held, so one is held wherever a new prompt parts from what has been read.
+Only what is being read or written lies in the cache, since without a GPU each token is held against all cells in use.
+What prompts and answers leave is kept in memory beside it, the latest used longest, and brought back for a prompt that
+begins the same. A hybrid can go on only from where a state was kept, so one is kept wherever a new prompt parts from
+what was read before.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import llama_cpp
 
@@ -15,7 +18,8 @@ from edge.engine import Engine, Job, _Answer, _State
 from edge.tree import common_length, distinct_tokens
 
 T = TypeVar("T")
-_LEAST_SHARED = 16  # tokens: a shorter common beginning is not worth a state
+_LEAST = 16  # tokens: a shorter common beginning is not worth a state
+_MOST_KEPT = 2 << 30  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +29,20 @@ class Request(Job[T], Generic[T]):
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
+@dataclass(eq=False)
+class _Kept(_State):
+    """A state outside of the cache; `data` is llama.cpp's own form of it."""
+
+    data: Any = None
+
+
 class ServingEngine(Engine):
     """An engine whose `serve` never ends by itself. Its cache is made once, by `reserve`."""
+
+    def __init__(self, *args: Any, most_kept: int = _MOST_KEPT, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kept: list[_Kept] = []  # the latest used stands last
+        self._most_kept = most_kept
 
     def serve(
         self, arrivals: Callable[[bool], Request[T] | None], parallel: int
@@ -59,12 +75,13 @@ class ServingEngine(Engine):
                 if job is None and not active:
                     return
             if job is not None and reading is None and (not active or self._has_room(job, active)):
-                reading, stops = self._start(job, active)
+                reading, stops = self._start(job)
             if reading is not None and job is not None and reading.logits is not None:
-                answer = _Answer(count, job, self._copy(reading))
+                if not self._rewindable:
+                    self._keep(reading)
+                answer = _Answer(count, job, reading)
                 requests[count] = job
                 active.append(answer)
-                self._hold(reading)
                 logits, reading, job = reading.logits, None, None
                 count += 1
                 for index, value in self._write(answer, logits, active, True):
@@ -78,38 +95,64 @@ class ServingEngine(Engine):
             else:
                 done = self._decode(active, reading, job if reading is not None else None, stops)
             if reading is not None and reading.logits is None and len(reading.tokens) in stops:
-                self._hold(self._copy(reading))
+                self._keep(reading)
                 stops.discard(len(reading.tokens))
             for answer, logits in done:
                 for index, value in self._write(answer, logits, active, True):
                     yield requests.pop(index), value
 
     def _has_room(self, job: Job[T], active: list[_Answer[T]]) -> bool:
-        """Whether a prompt and its answer fit beside the answers under way, with all else let go of."""
+        """Whether a prompt and its answer fit beside the answers under way."""
         written = [answer.state.tokens for answer in active]
         left = sum(answer.job.room - len(answer.state.tokens) + len(answer.job.prompt) for answer in active)
         return distinct_tokens([*written, job.prompt]) + left + job.room <= self.cells
 
-    def _start(self, job: Job[T], active: list[_Answer[T]]) -> tuple[_State, set[int]]:
-        """A sequence with as much of the prompt as is held, and where its reading stops to hold a state."""
+    def _start(self, job: Job[T]) -> tuple[_State, set[int]]:
+        """A sequence with as much of the prompt as is kept, and where its reading stops to keep a state."""
         prompt = list(job.prompt)
-        shared = {common_length(state.tokens, prompt) for state in self._states}
-        start = max(self._states, key=lambda state: self._usable(state, prompt), default=None)
-        length = 0 if start is None else self._usable(start, prompt)
-        if start is not None and length:
-            self._states.remove(start)  # the latest used stands last
-            self._states.append(start)
-        reading = _State(self._take(start), prompt[:length], None)
-        if start is not None and length:
-            end = -1 if length == len(start.tokens) else length
-            llama_cpp.llama_memory_seq_cp(self._memory, start.sequence, reading.sequence, -1, end)
-            reading.logits = start.logits if length == len(prompt) else None
-        written = [answer.state.tokens for answer in active]
-        left = sum(answer.job.room - len(answer.state.tokens) + len(answer.job.prompt) for answer in active)
-        room = self.cells - left - job.room
-        while self._states and distinct_tokens([*(s.tokens for s in self._states), *written, prompt]) > room:
-            self._drop(self._states[0])
+        shared = {common_length(kept.tokens, prompt) for kept in self._kept}
+        best = max(self._kept, key=lambda kept: self._usable(kept, prompt), default=None)
+        length = 0 if best is None else self._usable(best, prompt)
+        sequence = self._free.pop()
+        if best is not None and length:
+            self._kept.remove(best)
+            self._kept.append(best)
+            if llama_cpp.llama_state_seq_set_data_ext(self._context, best.data, len(best.data), sequence, 0):
+                if length < len(best.tokens):
+                    llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
+            else:
+                llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+                length = 0
+        reading = _State(sequence, prompt[:length], None)
+        if length == len(prompt) and best is not None:
+            reading.logits = best.logits
         stops = {at for at in job.held if length < at < len(prompt)}
         if not self._rewindable:
-            stops |= {at for at in shared if max(length, _LEAST_SHARED) < at < len(prompt)}
+            stops |= {at for at in shared if max(length, _LEAST) < at < len(prompt)}
         return reading, stops
+
+    def _hold(self, state: _State) -> None:
+        """Keep a state outside of the cache, and free its cells."""
+        self._keep(state)
+        self._drop(state)
+
+    def _keep(self, state: _State) -> None:
+        """Keep a copy of a state; of several with the same beginning a transformer needs the longest alone."""
+        if len(state.tokens) < _LEAST:
+            return
+        for kept in list(self._kept):
+            common = common_length(kept.tokens, state.tokens)
+            if common == len(state.tokens) and (self._rewindable or common == len(kept.tokens)):
+                self._kept.remove(kept)
+                self._kept.append(kept)
+                if state.logits is not None and common == len(kept.tokens):
+                    kept.logits = state.logits
+                return
+            if common == len(kept.tokens) and self._rewindable:
+                self._kept.remove(kept)
+        size = llama_cpp.llama_state_seq_get_size_ext(self._context, state.sequence, 0)
+        data = (ctypes.c_uint8 * size)()
+        llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, state.sequence, 0)
+        self._kept.append(_Kept(-1, list(state.tokens), None, state.logits, data))
+        while sum(len(kept.data) for kept in self._kept) > self._most_kept:
+            self._kept.pop(0)
