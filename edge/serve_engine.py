@@ -14,12 +14,13 @@ from typing import Any, Generic, TypeVar
 
 import llama_cpp
 
-from edge.engine import Engine, Job, _Answer, _State
+from edge.engine import _FOREIGN, Engine, Job, _Answer, _State
 from edge.tree import common_length, distinct_tokens
 
 T = TypeVar("T")
 _LEAST = 16  # tokens: a shorter common beginning is not worth a state
 _MOST_KEPT = 2 << 30  # bytes
+_SOON = 1024  # tokens: an answer that may take more is not waited for
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +103,16 @@ class ServingEngine(Engine):
                     yield requests.pop(index), value
 
     def _has_room(self, job: Job[T], active: list[_Answer[T]]) -> bool:
-        """Whether a prompt and its answer fit beside the answers under way."""
+        """Whether a prompt and its answer fit beside the answers under way, and gain by it.
+
+        Without a GPU they do not if those are long: every token would be held against the cells of all.
+        """
         written = [answer.state.tokens for answer in active]
-        left = sum(answer.job.room - len(answer.state.tokens) + len(answer.job.prompt) for answer in active)
-        return distinct_tokens([*written, job.prompt]) + left + job.room <= self.cells
+        left = [answer.job.room - len(answer.state.tokens) + len(answer.job.prompt) for answer in active]
+        together = distinct_tokens([*written, job.prompt])
+        if not self.offloads and together - len(job.prompt) > _FOREIGN and max(left) <= _SOON:
+            return False
+        return together + sum(left) + job.room <= self.cells
 
     def _start(self, job: Job[T]) -> tuple[_State, set[int]]:
         """A sequence with as much of the prompt as is kept, and where its reading stops to keep a state."""
