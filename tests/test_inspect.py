@@ -179,6 +179,7 @@ def test_data_of_each_type(
     overwrite(path, at + offset, nan)
     found = inspect(path, verify=True)
     assert found.problems == (
+        "blk.0.ffn_up.weight is not as edge convert wrote it (CRC-32)",
         f"blk.0.ffn_up.weight: row 37 of {tensor.shape[1]} holds NaN or Inf ({kind})",
     ), size
     assert not found.ok
