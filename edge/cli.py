@@ -13,6 +13,7 @@ import typer
 
 from edge import __version__
 from edge.cli_agent import agent, replay
+from edge.cli_bundle import bundle, unbundle
 from edge.cli_eval import evaluate
 from edge.cli_measure import measure
 from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
@@ -212,6 +213,8 @@ def prompt(
 
 app.command()(models)
 app.command()(doctor)
+app.command()(bundle)
+app.command()(unbundle)
 
 
 def _note_fallback(model: Path, rendered: "Rendered") -> None:

@@ -201,11 +201,24 @@ def models() -> None:
 def doctor(
     model: Annotated[Path | None, typer.Option("--model", "-m", help="Would this GGUF fit?")] = None,
     ctx: Annotated[int | None, typer.Option(min=1, help="Context in tokens to reckon with.")] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Try all that edge needs without a network; 1 if not ready.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the text.")] = False,
 ) -> None:
-    """Show versions, devices, memory; would a model fit?"""
+    """Show versions, devices, memory; would a model fit, is all there to work without a network?"""
+    if offline:
+        from edge.offline import offline as run_offline
+
+        ready = run_offline(model, ctx)
+        typer.echo(ready.to_json() if as_json else ready.to_text())
+        if not ready.ready:
+            raise typer.Exit(1)
+        return
     from edge.doctor import doctor as run_doctor
 
-    typer.echo(str(run_doctor(model, ctx)))
+    report = run_doctor(model, ctx)
+    typer.echo(report.to_json() if as_json else report.to_text())
 
 
 def note(text: str) -> None:

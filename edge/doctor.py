@@ -15,7 +15,7 @@ from pathlib import Path
 from edge import __version__
 from edge.errors import ContextError
 from edge.footprint import CELLS_STEP, buffers, read_shape, size
-from edge.machine import Device, Memory, cpu_name, devices, free_disk, memory, physical_cores
+from edge.machine import Device, Memory, cpu_name, devices, free_disk, load_backends, memory, physical_cores
 from edge.modelfile import read_model_file
 from edge.paths import model_folder
 from edge.placement import DEFAULT_CONTEXT, Placement, place
@@ -160,6 +160,7 @@ def inspect_llama(found: Sequence[Device]) -> Llama:
         from llama_cpp._ggml import libggml
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return Llama(" ".join(str(error).split()) or type(error).__name__, "", "", [], False, [])
+    load_backends()
     info = lib.llama_print_system_info().decode(errors="replace").strip(" |")
     # "CPU : SSE3 = 1 | AVX2 = 1 | … | CUDA : ARCHS = 890 | …"
     features = [part.split(":")[-1].partition("=") for part in info.split("|")]

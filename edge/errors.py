@@ -13,7 +13,8 @@ EdgeError
 ├── AgentError        a session's terminal, gate or record cannot be had
 ├── AllowError        a list of allowed commands cannot be read
 ├── ServeError        a model cannot be served as asked
-└── SandboxError      the sandbox does not start, or has ended
+├── SandboxError      the sandbox does not start, or has ended
+└── BundleError       a bundle cannot be made, read or installed
 
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
 """
@@ -86,3 +87,7 @@ class SandboxError(EdgeError):
 
 class ServeError(EdgeError):
     """A model cannot be served as asked."""
+
+
+class BundleError(EdgeError):
+    """A bundle cannot be made, read or installed."""

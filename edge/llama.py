@@ -13,7 +13,7 @@ import llama_cpp
 
 from edge.checksum import check
 from edge.errors import ContextError, ModelFileError
-from edge.machine import address_space_left
+from edge.machine import address_space_left, load_backends
 from edge.trial import try_out
 
 # Beside the buffers: stacks and heaps of threads, the grammar's masks, graphs.
@@ -31,6 +31,7 @@ def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
 @cache
 def start() -> None:
     """Start llama.cpp's backends, once; call it before anything else of the library."""
+    load_backends()
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 

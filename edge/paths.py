@@ -51,10 +51,10 @@ def model_folder() -> Path:
 
 
 def converted_models() -> list[Path]:
-    """Every GGUF in ./models and in the cache folder's models, the newest first."""
+    """Every GGUF in ./models and in the cache folder's models, the newest first, by name where they are as old."""
     folders = (Path("models"), cache_folder() / "models")
     files = [path for folder in folders for path in folder.glob("*.gguf") if path.is_file()]
-    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return sorted(files, key=lambda path: (-path.stat().st_mtime_ns, path))
 
 
 def state_folder() -> Path:

@@ -85,6 +85,9 @@ def _reason(log: str, status: int) -> str:
 def _main() -> int:
     import llama_cpp
 
+    from edge.machine import load_backends
+
+    load_backends()
     request: dict[str, Any] = json.load(sys.stdin)
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]

@@ -289,7 +289,8 @@ def compare(
         (path, reason if count == 1 else f"{reason} ({count:,} changes)")
         for (path, reason), count in withheld.items()
     ]
-    changes = Changes(new, changed, [path for path in deleted if path not in kept], told)
+    deleted = sorted(path for path in deleted if path not in kept)
+    changes = Changes(sorted(new), sorted(changed), deleted, sorted(told))
     return Comparison(changes, folder, packed, base, write)
 
 

@@ -214,3 +214,167 @@ SHELL_ATTEMPTS = (
         "for f in /proc/[12]/fd/*; do echo broken > $f & done; wait; " + BREAK + "\n",
     ),
 )
+
+# The others, each with a test of its own: attempt, what stops it, file and test.
+KERNEL = "test_escapes_kernel.py"
+OTHER_ATTEMPTS = (
+    (
+        "background processes that outlive the session",
+        "process 1 of their namespace is killed, and so are they",
+        KERNEL,
+        "test_background_processes_end_with_the_session",
+    ),
+    (
+        "ending processes outside; ending process 1 and what answers edge",
+        "own process numbers; the sandbox ends, nothing is brought back",
+        KERNEL,
+        "test_processes_outside_cannot_be_ended",
+    ),
+    (
+        "ptrace of process 1, of its neighbours, of processes outside",
+        "filter of system calls; own process numbers",
+        KERNEL,
+        "test_ptrace_of_process_1_and_of_others",
+    ),
+    (
+        "su, mount and other setuid programs",
+        "no new privileges, no capabilities, mounts without setuid",
+        KERNEL,
+        "test_setuid_programs_do_not_become_root",
+    ),
+    (
+        "unshare, nsenter, bubblewrap within",
+        "filter of system calls; user namespaces disabled",
+        KERNEL,
+        "test_no_namespaces_of_its_own",
+    ),
+    (
+        "remount, bind, umount, chroot, pivot_root; rm -rf /usr",
+        "no capabilities; filter of system calls; read-only mounts",
+        KERNEL,
+        "test_mounts_stay_as_they_are",
+    ),
+    (
+        "core_pattern, /proc/sys, sysrq",
+        "an unprivileged user; /proc/sys is the system's root's",
+        KERNEL,
+        "test_proc_sys_and_core_pattern",
+    ),
+    (
+        "device files, mknod, /sys",
+        "a /dev of harmless devices; no /sys; no capabilities",
+        KERNEL,
+        "test_devices_and_sys",
+    ),
+    (
+        "keys of the person's session (keyctl)",
+        "filter of system calls",
+        KERNEL,
+        "test_keys_of_the_session_ring",
+    ),
+    (
+        "vsock, packet, crypto and audit sockets, which a network namespace does not keep",
+        "filter of system calls",
+        KERNEL,
+        "test_sockets_that_no_network_namespace_keeps",
+    ),
+    ("a fork bomb", "the limit on processes", KERNEL, "test_a_fork_bomb"),
+    (
+        "full disks, files with holes",
+        "file systems of bounded size; what is sent back is counted",
+        KERNEL,
+        "test_full_disks",
+    ),
+    ("huge output", "bounded scrollback, bounded screen", KERNEL, "test_huge_output"),
+    (
+        "too much memory, by one process or by many",
+        "the limit on data; memory watched from outside",
+        KERNEL,
+        "test_memory",
+    ),
+    (
+        "the machine's last memory",
+        "what the machine has left is watched",
+        KERNEL,
+        "test_the_machine_keeps_some_memory",
+    ),
+    (
+        "memory that belongs to no process (memfd, System V)",
+        "filter of system calls",
+        KERNEL,
+        "test_memory_that_belongs_to_no_process",
+    ),
+    (
+        "terminal escape sequences: clipboard, pass-through, names",
+        "tmux obeys none of them",
+        KERNEL,
+        "test_escape_sequences_reach_nothing_around_the_pane",
+    ),
+    (
+        "tmux's prefix, commands and socket",
+        "no prefix, no bindings; the socket is not there",
+        KERNEL,
+        "test_tmux_itself",
+    ),
+    (
+        "stopping or flooding what answers edge",
+        "answers are marked, bounded in time and size",
+        KERNEL,
+        "test_what_edge_is_told_by_the_sandbox",
+    ),
+    (
+        "BASH_ENV, PROMPT_COMMAND, functions of the environment",
+        "an empty environment",
+        KERNEL,
+        "test_a_hook_in_the_persons_environment_does_not_run",
+    ),
+    (
+        "dot-files, .git, hooks, the session's own files, agents' instructions, links, setuid and FIFOs brought back",
+        "they are withheld, and told",
+        KERNEL,
+        "test_dot_files_links_and_the_sessions_own_files",
+    ),
+    (
+        "names that begin with a dash or hold control characters",
+        "they are withheld, and told escaped",
+        "test_workfolder.py",
+        "test_names_that_others_obey_are_withheld",
+    ),
+    (
+        "links out of the work folder, direct and through others",
+        "links are judged by their target",
+        "test_workfolder.py",
+        "test_links_that_leave",
+    ),
+    (
+        "a link in the person's folder, before and while it is written",
+        "each folder is opened without following links",
+        "test_workfolder.py",
+        "test_a_link_that_appears_while_it_is_brought_back",
+    ),
+    (
+        "overwriting what the person changed meanwhile",
+        "contents are compared before each write",
+        "test_workfolder.py",
+        "test_what_the_person_changed_meanwhile_stays",
+    ),
+    (
+        'archives with "..", absolute names, files below links, names twice',
+        "a strict reader",
+        "test_workfolder.py",
+        "test_hostile_archives",
+    ),
+    (
+        "hard links and devices in an archive",
+        "they are withheld",
+        "test_workfolder.py",
+        "test_hard_links_and_devices_are_withheld",
+    ),
+    (
+        "deletions by an archive that is cut short",
+        "an archive without its end is none",
+        "test_workfolder.py",
+        "test_a_part_of_an_archive_deletes_nothing",
+    ),
+    ("archives with random damage", "a strict reader", "test_workfolder.py", "test_random_damage"),
+)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,7 +194,11 @@ class Shell:
 
 @contextlib.contextmanager
 def sandboxed(
-    world: World, limits: Limits = SMALL, workdir: Path | None = None, protected: tuple[Path, ...] = ()
+    world: World,
+    limits: Limits = SMALL,
+    workdir: Path | None = None,
+    protected: tuple[Path, ...] = (),
+    extra: Mapping[str, str] | None = None,
 ) -> Iterator[Shell]:
     """A shell in the real sandbox, begun from an environment with secrets."""
     with contextlib.ExitStack() as stack:
@@ -202,7 +206,9 @@ def sandboxed(
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-test-work-")))
             (workdir / "file").write_text("of the work folder\n")
         sandbox = stack.enter_context(Sandbox.prepare(workdir, limits, protected=protected))
-        start = Terminal.start(sandbox.argv, cwd="/", env=world.environment(), ready=sandbox.wait_ready)
+        start = Terminal.start(
+            sandbox.argv, cwd="/", env=world.environment() | dict(extra or {}), ready=sandbox.wait_ready
+        )
         yield Shell(stack.enter_context(start), sandbox)
 
 

@@ -1,22 +1,25 @@
 """Attempts to get out of the sandbox, typed into its real shell; what happened is looked at from outside.
 
 .venv/bin/pytest tests/test_escapes.py
+    EDGE_WRITE_DOCS=1 .venv/bin/pytest tests/test_escapes.py -k table    writes the table in docs/safety.md anew
 
 Each attempt stands twice: in the sandbox, where it must touch nothing, and without one, where it must succeed.
 """
 
 import base64
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from escape_attempts import BREAK, SHELL_ATTEMPTS, Attempt
+from escape_attempts import BREAK, OTHER_ATTEMPTS, SHELL_ATTEMPTS, Attempt
 from escapes import POSSIBLE, Shell, World, free, has, sandboxed
 
 from edge.sandbox_check import WORK
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed")
 
+HERE = Path(__file__).parent
 ids = [attempt.name for attempt in SHELL_ATTEMPTS]
 
 
@@ -52,7 +55,7 @@ def try_it(attempt: Attempt, world: World, shell: Shell) -> tuple[list[str], str
         pytest.skip(f"needs {', '.join(attempt.needs)}")
     world.restore()
     assert world.touched() == []
-    shown = shell.run("cd; mkdir -p t; cd t; rm -rf ./* .[!.]*; clear\n", *keystrokes(attempt, world))
+    shown = shell.run(f"cd; rm -rf t {WORK}/t; mkdir t; cd t; clear\n", *keystrokes(attempt, world))
     return world.touched(), shown
 
 
@@ -64,10 +67,9 @@ def test_it_fails_in_the_sandbox(attempt: Attempt, world: World, box: Shell, tmp
     assert world.secret not in shown
     assert not [place for place in Path("/tmp").glob("edge-test-*") if not place.is_dir()]
     assert box.sandbox.trouble() is None
-    box.run(f"cp -r ~/t {WORK}; ls {WORK}/t; rm -rf ~/t\n")
+    box.run(f"cd; mv t {WORK}/\n")
     box.sandbox.save(tmp_path / "saved.tar")
     assert world.secret.encode() not in (tmp_path / "saved.tar").read_bytes()
-    box.run(f"rm -rf {WORK}/t\n")
 
 
 @pytest.mark.parametrize("attempt", SHELL_ATTEMPTS, ids=ids)
@@ -82,3 +84,24 @@ def test_it_succeeds_without_a_sandbox(attempt: Attempt, world: World, outside: 
             touched.append(place.name)
             place.unlink()
     assert touched or world.secret in shown
+
+
+def test_the_table_in_the_docs() -> None:
+    """docs/safety.md lists every attempt, and each test that it names is there."""
+    rows = [
+        (one.name, one.stops, "test_escapes.py", "test_it_fails_in_the_sandbox") for one in SHELL_ATTEMPTS
+    ]
+    rows += OTHER_ATTEMPTS
+    table = "| | attempt | result | what stops it | test |\n|---|---|---|---|---|\n"
+    for number, (name, stops, file, test) in enumerate(rows, 1):
+        assert f"def {test}(" in (HERE / file).read_text(encoding="utf-8")
+        where = f"`{file}`" if file == "test_escapes.py" else f"`{file}::{test}`"
+        cell = name.replace("|", "\\|")
+        table += f"| {number} | {cell} | fails | {stops} | {where} |\n"
+    page = HERE.parent / "docs" / "safety.md"
+    text = page.read_text(encoding="utf-8")
+    begin, end = text.index("| | attempt |"), text.index("\n\n", text.index("| | attempt |")) + 1
+    if "EDGE_WRITE_DOCS" in os.environ:
+        page.write_text(text[:begin] + table + text[end:], encoding="utf-8")
+    else:
+        assert text[begin:end] == table

@@ -313,17 +313,19 @@ def test_sockets_that_no_network_namespace_keeps(family: str, world: World, box:
 
 def test_a_fork_bomb(world: World) -> None:
     """Of 300 forks at most: the limit is 40."""
+    seconds = f"60.{os.getpid()}"  # no other process sleeps so long
     with sandboxed(world) as shell:
-        shell.terminal.send("bash -c 'for i in $(seq 300); do sleep 60 & done' 2> /dev/null\n")
+        shell.terminal.send(f"bash -c 'for i in $(seq 300); do sleep {seconds} & done' 2> /dev/null\n")
         most = 0
         end = time.monotonic() + 6
         while time.monotonic() < end and most < SMALL.processes - 3:
             most = max(most, len(shell.inside()))
         assert SMALL.processes // 2 < most  # there was a bomb
+        assert named(shell.inside(), f"sleep\0{seconds}\0")
         time.sleep(0.5)
         assert len(shell.inside()) <= SMALL.processes + 1  # and process 1, which is bubblewrap
         subprocess.run(["true"], check=True)
-    assert named(everything(), "sleep\x0060\x00") == []
+    assert named(everything(), f"sleep\0{seconds}\0") == []
 
 
 def test_full_disks(world: World, tmp_path: Path) -> None:
@@ -464,3 +466,49 @@ def test_what_edge_is_told_by_the_sandbox(
         with pytest.raises(SandboxError, match="cannot be had"):
             shell.sandbox.save(tmp_path / "never.tar")
         assert [path.name for path in tmp_path.iterdir()] == ["kept.tar"]
+
+
+# --- what comes back into the work folder ---
+
+
+def test_dot_files_links_and_the_sessions_own_files(world: World, tmp_path: Path) -> None:
+    workdir = tmp_path / "work"
+    (workdir / ".git" / "hooks").mkdir(parents=True)
+    (workdir / "sub").mkdir()
+    (workdir / "allow.toml").write_text("# nothing is allowed\n")
+    (tmp_path / "canary").write_text("whole\n")
+    with sandboxed(world, workdir=workdir, protected=(workdir / "allow.toml",)) as shell:
+        assert shell.sandbox is not None
+        shell.run(
+            "echo evil | tee .envrc .bashrc .git/config .git/hooks/pre-commit allow.toml CLAUDE.md sub/.npmrc\n",
+            "chmod +x .git/hooks/*; ln -s ../canary out; ln -s / root; ln -s sub/../.. up; ln /etc/passwd hard\n",
+            "rm -rf sub; ln -s .. sub; echo broken > sub/canary; mkfifo fifo; cp /bin/true suid; chmod u+s suid\n",
+            "echo fine > fine; ln -s fine soft\n",
+        )
+        shell.sandbox.save(tmp_path / "kept.tar")
+        changes = shell.sandbox.bring_back(tmp_path / "kept.tar")
+    assert changes.new == ["fine", "soft", "suid"]  # the control: something is brought back
+    assert {path for path, _ in changes.withheld} >= {
+        *(".envrc", ".bashrc", ".git", "allow.toml", "CLAUDE.md", "out", "root", "up", "fifo", "sub")
+    }
+    assert {path.name for path in workdir.iterdir()} == {".git", "sub", "allow.toml", "fine", "soft", "suid"}
+    assert not (workdir / "suid").stat().st_mode & 0o7000
+    assert list((workdir / ".git").rglob("*")) == [workdir / ".git" / "hooks"]
+    assert (workdir / "sub").is_dir() and not (workdir / "sub").is_symlink()
+    assert (workdir / "allow.toml").read_text() == "# nothing is allowed\n"
+    assert (tmp_path / "canary").read_text() == "whole\n"
+
+
+def test_a_hook_in_the_persons_environment_does_not_run(world: World, tmp_path: Path) -> None:
+    """BASH_ENV, ENV, PROMPT_COMMAND, an exported function: of the terminal's own environment."""
+    (tmp_path / "hook").write_text("echo hooked-$((1+1))\n")
+    poison = {name: f"echo hooked-$((1+1)); . {tmp_path}/hook" for name in ("PROMPT_COMMAND", "PS1")}
+    poison |= {
+        "BASH_ENV": f"{tmp_path}/hook",
+        "ENV": f"{tmp_path}/hook",
+        "BASH_FUNC_ls%%": "() { echo hooked-$((1+1)); }",
+    }
+    with Terminal.start(cwd=tmp_path, env=world.environment() | poison) as terminal:
+        until(lambda: "hooked-2" in terminal.screen())
+    with sandboxed(world, extra=poison) as shell:
+        assert "hooked-2" not in shell.run("ls; bash -c true; sh -c true\n")

@@ -153,11 +153,11 @@ def test_a_flipped_bit_in_a_file_without_checksums(copy: Any, tiny_bf16: Path) -
     fatal = [
         (values["expert_gating_func"], 3),
         (values["attention.layer_norm_rms_epsilon"] + 3, 7),
-        (values["head_count_kv"] + 8, 5),
+        (values["head_count_kv"] + 8 + 3, 5),  # the high byte of layer 2
     ]
     told = ask(path, fatal)
     assert all(
-        "damaged, or of a kind that llama.cpp cannot run: it ends the process (SIGABRT" in t for t in told
+        "damaged, or of a kind that llama.cpp cannot run: it ends the process (SIG" in t for t in told
     ), told
     places = [*places_of(path, 72, 0, header_end)[:6], *places_of(path, 75, header_end)[:6]]
     assert len(ask(path, places)) == len(places)
@@ -314,15 +314,22 @@ def test_absurd_rows(name: str, edge: Edge, tiny_q4: Path, tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir() if p.suffix not in (".out", ".jsonl")] == []
 
 
-@pytest.mark.parametrize("model", ["tiny_q4", "smollm2_q4"])
-@pytest.mark.parametrize("name", ["words", "one letter", "turns", "unknown role", "empty", "broken UTF-8"])
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        *(
+            (name, "tiny_q4")
+            for name in ("words", "one letter", "turns", "unknown role", "empty", "broken UTF-8")
+        ),
+        ("unknown role", "smollm2_q4"),  # their templates differ
+        ("empty", "smollm2_q4"),
+    ],
+)
 def test_absurd_messages(
     name: str, model: str, edge: Edge, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """`edge prompt` shows what it is given, `edge run` refuses what does not fit."""
     path, messages = request.getfixturevalue(model), tmp_path / "messages.json"
-    if name in ("words", "one letter") and model == "smollm2_q4":
-        pytest.skip("10 MB by one of the models is enough")
     chat = {
         "words": said(("user", MEGABYTES)),
         "one letter": said(("user", "a" * 3_000_000)),
