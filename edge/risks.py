@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import tree_sitter
 
-from edge.shell import parse
+from edge.shell import MAX_BYTES, parse
 
 _NAMES = {
     "delete": "rm rmdir unlink shred truncate mkfs wipefs userdel groupdel dropdb",
@@ -15,6 +15,7 @@ _NAMES = {
     "runs a text as a program": "eval source . exec xargs parallel",
     "stops things": "kill pkill killall shutdown reboot halt poweroff systemctl service",
     "schedules": "crontab at batch",
+    "changes what commands mean": "alias enable hash trap",
 }
 _KINDS: dict[str, list[str]] = {}
 for _kind, _words in _NAMES.items():
@@ -36,6 +37,8 @@ _PHRASES = [
             "network",
         ),
         (r"(?:docker|podman)\b", "privilege"),
+        (r"git\s+(?:-\S+\s+)*(?:restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
+        (r"python[0-9.]*\s+-m\s+pip\b", "network"),
         (r"sed\b.*\s(?:-[a-zA-Z]*i|--in-place)", "overwrite"),
         (
             r"(?:sh|bash|dash|zsh|ksh|python[0-9.]*|perl|ruby|node|php)\s+(?:-\S+\s+)*-[a-zA-Z]*[ce]\b",
@@ -52,6 +55,9 @@ _NODES = {
     "process_substitution": "substitution",
     "function_definition": "defines a function",
 }
+_OBEYED = re.compile(
+    r"(?:PATH|IFS|ENV|BASH_ENV|PROMPT_COMMAND|PS[0-4]|CDPATH|SHELLOPTS|LD_\w+|DYLD_\w+|PYTHON\w+|GIT_\w+)\b"
+)
 _WRAPPERS = frozenset(
     "sudo doas env nohup nice time timeout xargs command builtin exec setsid ionice".split()
 )
@@ -69,8 +75,12 @@ class Risk:
 def risks(keystrokes: str) -> list[Risk]:
     """What is risky in these keystrokes, in their order; each kind once a place."""
     found: dict[Risk, None] = {}
-    for match in re.finditer(r"[^\n\x20-\x7e\xa1-\U0010ffff]+", keystrokes):
-        found[Risk("control characters", match.start(), match.end())] = None
+    for match in re.finditer(r"[^\n\x20-\x7e]+", keystrokes):
+        for start, end in _unseen(match.group()):
+            found[Risk("control characters", match.start() + start, match.start() + end)] = None
+    if len(keystrokes) > MAX_BYTES:  # the parser's time grows with the square of the length
+        found[Risk("too long to be read", MAX_BYTES, len(keystrokes))] = None
+        keystrokes = keystrokes[:MAX_BYTES]
     text = keystrokes.encode(errors="replace")
     places = _character_places(keystrokes)
     tree = parse(text)
@@ -84,6 +94,12 @@ def risks(keystrokes: str) -> list[Risk]:
         for kind in _kinds(node, text):
             found[Risk(kind, start, end)] = None
     return sorted(found, key=lambda risk: (risk.start, risk.end))
+
+
+def _unseen(text: str) -> list[tuple[int, int]]:
+    """Where characters stand that a person does not see, or that turn what is seen around."""
+    seen = "".join("x" if c.isprintable() and not c.isspace() else " " for c in text)
+    return [match.span() for match in re.finditer(" +", seen)]
 
 
 def _character_places(text: str) -> list[int]:
@@ -110,6 +126,8 @@ def _kinds(node: tree_sitter.Node, data: bytes) -> list[str]:
         return ["pipe into an interpreter"] if any(_INTERPRETER.match(part) for part in later) else []
     if node.type == "&":
         return ["goes on in the background"]
+    if node.type == "variable_assignment" and _OBEYED.match(text):
+        return ["changes what commands mean"]
     return [_NODES[node.type]] if node.type in _NODES else []
 
 

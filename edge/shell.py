@@ -102,7 +102,7 @@ def _command(node: tree_sitter.Node, data: bytes) -> SimpleCommand:
     first = data[node.start_byte : node.end_byte].split(b" ")[0].decode()
     if not words or first != words[0]:
         raise UnreadableError("a program's name is quoted")
-    if "=" in first or first in _RESERVED:
+    if "=" in first or first in _RESERVED or first.startswith("%"):  # %1 is a job
         raise UnreadableError(f"{first} stands where a program must")
     return SimpleCommand(words[0], tuple(words[1:]))
 
