@@ -9,6 +9,7 @@ import pytest
 from conftest import converted
 from tokenizers import Tokenizer
 
+from edge.checksum import KEY
 from edge.encode import encode_with
 from edge.engine import Engine
 from edge.errors import ModelFileError, PromptError
@@ -38,7 +39,9 @@ def test_without_an_eos_no_answer_could_end(model: Path, tmp_path: Path) -> None
     """Its prompts can still be looked at."""
     path = tmp_path / "x.gguf"
     path.write_bytes(
-        model.read_bytes().replace(b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.not_token_id")
+        model.read_bytes()
+        .replace(b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.not_token_id")
+        .replace(KEY.encode(), b"other.sums")
     )
     with file_vocabulary(path) as vocabulary:
         assert vocabulary.encode("ls") == encode_with(model, "ls")
@@ -51,7 +54,7 @@ def test_without_an_eos_no_answer_could_end(model: Path, tmp_path: Path) -> None
 
 def test_the_first_error_is_named(model: Path, tmp_path: Path) -> None:
     """llama.cpp logs the cause, then that it failed to load the model."""
-    data = bytearray(model.read_bytes())
+    data = bytearray(model.read_bytes().replace(KEY.encode(), b"other.sums"))
     at = data.index(b"llama.attention.head_count_kv") + len(b"llama.attention.head_count_kv") + 4
     assert int.from_bytes(data[at : at + 4], "little") == 2
     data[at] = 1
