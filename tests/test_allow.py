@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.allow import Allowlist, read_allowlist, refusal
@@ -21,6 +23,7 @@ from edge.risks import risks
 from edge.shell import MAX_COMMANDS, UnreadableError, read_commands
 
 BASH = shutil.which("bash") or "/bin/bash"
+BUILTINS = set(subprocess.run([BASH, "-c", "compgen -b"], capture_output=True, text=True).stdout.split())
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data" / "replay_terminal_dev.jsonl"
 LIST = r"""
@@ -161,7 +164,15 @@ ATTACKS = {
     "an empty command": "ls; ; rm x\n",
     "extglob": "ls +(x)\n",
     "an array": "a=(rm x)\n",
-    "a long word": "cat " + "a" * 5000 + "\n",
+    "a line that the kernel cuts": "cat " + "a " * 500 + "\n",
+    "letters that a locale may take for blanks": "cat \u00e0\n",
+    "an open pipe": "ls |\n",
+    "an open list": "ls &&\n",
+    "printf sets PATH": "printf -v PATH x\n",
+    "printf runs a text": "printf -v 'a[$(rm x)]' x\n",
+    "test runs a text": "test -v 'a[$(rm x)]'\n",
+    "compgen runs a text": "compgen -W '$(rm x)'\n",
+    "read takes the next line": "read -n 3\n",
     "much text": "ls;pwd\n" * 5000,
 }
 
@@ -172,7 +183,9 @@ def test_what_is_not_on_the_list_is_refused_in_one_line(allowlist: Allowlist, na
     assert why and "\n" not in why and len(why) < 300
 
 
-_WORDS = r"""p1 p2 p3 -x a.b a=b 'a_b' 'a;b' "c|d" "e'f" 'g"h' '' "" ; && || | & ( ) { } < > >> << $ $x ${x} ` \ # !"""
+_WORDS = r"""p1 p2 p3 -x a.b a=b 'a_b' 'a;b' "c|d" "e'f" 'g"h' '' "" ; && || | & ( ) { } < > >> << $ $x ${x} ` \ # !
+%1 %a @a +x x+=1 a[1]=2 2 10 08 1> 2 then do esac if for time coproc [[ ]] ! !! ^a^b ~ a~b =~ a#b '#' "#" '\' "~" '!x'
+'$x' '`x`' "é" 'é' a'b'c ''a a'' '&&' ';' "||" '>' '{a,b}' "*" |& ;; <<< $'x' {a,b} p1= p1() ()"""
 _pieces = st.sampled_from([*_WORDS.split(), "*", "?", "[", "]", "~", "'", '"', "="]) | st.sampled_from(
     [" ", " ", " ", "\n", "é", "\t", "\r", "p1", "p2 'x y' z", '"', " && p3 ", " | p2 ", " ; p1 -l "]
 )
@@ -198,42 +211,98 @@ _shell = _nearly_plain() | st.lists(_pieces, min_size=1, max_size=12).map(lambda
 
 @pytest.fixture(scope="module")
 def recorders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three programs that write down how they were called, and nothing else."""
+    """A folder with programs that write down how they were called, and nothing else."""
     folder = tmp_path_factory.mktemp("bin")
-    for name in ("p1", "p2", "p3"):
+    for name in ("p1", "p2", "p3", "mark"):
         (folder / name).write_text("#!/bin/sh\nprintf '%s\\0' '" + name + '\' "$@" END >> "$LOG"\n')
         (folder / name).chmod(0o755)
     return folder
 
 
-@settings(max_examples=300, deadline=None)
-@given(text=_shell)
-def test_bash_runs_exactly_what_was_read(recorders: Path, text: str) -> None:
-    try:
-        commands = read_commands(text)
-    except UnreadableError:
-        return
-    if any(command.program not in ("p1", "p2", "p3") for command in commands):
-        return
+def _ran(recorders: Path, texts: Sequence[str], history: str) -> list[list[tuple[str, ...]]]:
+    """What real bash runs for each of these texts, typed one after the other into one shell."""
     log = recorders / f"log-{os.getpid()}"
-    log.unlink(missing_ok=True)
+    log.write_text("")
+    (recorders / "history").write_text("p1 from-history\np2\n")
     subprocess.run(
-        [BASH, "--noprofile", "--norc", "+o", "histexpand", "-i"],
-        input=text.encode(),
-        env={"PATH": str(recorders), "LOG": str(log), "PS1": "", "HISTFILE": "/dev/null"},
+        [BASH, "--noprofile", "--norc", history, "histexpand", "-i"],
+        input="".join(f"{text}mark {number}\n" for number, text in enumerate(texts)).encode(),
+        env={
+            "PATH": str(recorders),
+            "LOG": str(log),
+            "PS1": "",
+            "HISTFILE": str(recorders / "history"),
+            "LC_ALL": "C.UTF-8",
+            # the programs that there are not
+            "BASH_FUNC_command_not_found_handle%%": "() { printf '%s\\0' \"$@\" END >> $LOG; }",
+        },
         cwd=recorders,
         capture_output=True,
-        timeout=60,
+        timeout=120,
         start_new_session=True,
     )
-    ran = [
-        tuple(call.split("\0")[:-1]) for call in (log.read_text() if log.exists() else "").split("END\0")[:-1]
+    ran: list[list[tuple[str, ...]]] = [[]]
+    for call in log.read_text().split("END\0")[:-1]:
+        words = tuple(call.split("\0")[:-1])
+        if words == ("mark", str(len(ran) - 1)):
+            ran.append([])
+        else:
+            ran[-1].append(words)
+    return ran
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(_shell, min_size=10, max_size=30), history=st.sampled_from(["+o", "-o"]))
+def test_bash_runs_exactly_what_was_read(recorders: Path, texts: list[str], history: str) -> None:
+    passed = []
+    for text in texts:
+        try:
+            commands = read_commands(text)
+        except UnreadableError:
+            continue
+        # The shell's own commands run without a record, and names with a folder are not looked for.
+        if not any(command.program in BUILTINS or "/" in command.program for command in commands):
+            passed.append((text, [(command.program, *command.arguments) for command in commands]))
+    ran = _ran(recorders, [text for text, _ in passed], history)
+    assert len(ran) == len(passed) + 1  # each text left the shell at a fresh prompt
+    for (text, read), calls in zip(passed, ran, strict=False):
+        if "||" in text:  # what stands after it does not run
+            assert not Counter(calls) - Counter(read) and bool(calls) == bool(read), text
+        else:
+            assert sorted(calls) == sorted(read), text  # the commands of a pipe run at once
+
+
+def test_bash_is_seen_where_it_differs(recorders: Path) -> None:
+    assert _ran(recorders, ["p1 a\n", "p2 $((1+1)) {x,y} #z\n", "p3 'a\n", "b'\n"], "+o")[:2] == [
+        [("p1", "a")],
+        [("p2", "2", "x", "y")],
     ]
-    read = [(command.program, *command.arguments) for command in commands]
-    if "||" in text:  # what stands after it does not run
-        assert all(call in read for call in ran)
-    else:
-        assert sorted(ran) == sorted(read)  # the commands of a pipe run at once
+    assert _ran(recorders, ["!p1\n"], "-o")[0] == [("p1", "from-history")]
+    assert len(_ran(recorders, ["p3 'a\n"], "+o")) == 1  # the mark became part of the quotation
+
+
+def test_each_command_of_the_shell_was_thought_of(tmp_path: Path) -> None:
+    harmless = set(
+        ": break caller cd continue dirs echo exit false help kill logout popd pushd pwd return shift times "
+        "true type ulimit umask".split()
+    )
+    assert len(BUILTINS) > 50
+    allowed = set()
+    for name in BUILTINS:
+        (tmp_path / "allow.toml").write_text(f"[[command]]\nprogram = '{name}'\n")
+        try:
+            read_allowlist(tmp_path / "allow.toml")
+            allowed.add(name)
+        except AllowError as error:
+            assert "cannot be allowed" in str(error)
+    assert allowed <= harmless
+
+
+@pytest.mark.parametrize("key", ["Up", "Escape", "Tab", "C-r", "C-v", "M-.", "C-y", "Enter", "Left"])
+def test_keys_that_change_the_next_line_cannot_be_allowed(tmp_path: Path, key: str) -> None:
+    (tmp_path / "allow.toml").write_text(f"keys = ['{key}']\n")
+    with pytest.raises(AllowError, match="cannot be allowed"):
+        read_allowlist(tmp_path / "allow.toml")
 
 
 @settings(max_examples=400, deadline=None)
@@ -289,6 +358,13 @@ def test_real_keystrokes_are_read(allowlist: Allowlist, path: Path) -> None:
         ("command = ['ls']\n", "[[command]]"),
         ("[[command\n", "is not TOML"),
         ("keys = 1\n", "must be a list"),
+        ("[[command]]\nprogram = '%1'\n", "a program's plain name"),
+        ("[[command]]\nprogram = 'l s'\n", "a program's plain name"),
+        ("[[command]]\nprogram = '../x\\n'\n", "a program's plain name"),
+        ("[[command]]\nprogram = 'ls'\narguments = ['(a{1000}){1000}']\n", "no regular expression of RE2"),
+        ("x = " + "[" * 20_000, "nested too deeply"),
+        ("x = " + "9" * 5_000, "is not TOML"),
+        ("#" * 1_100_000, "larger than"),
     ],
 )
 def test_a_wrong_list_is_told_in_one_line(tmp_path: Path, text: str, what: str) -> None:
@@ -302,6 +378,32 @@ def test_a_wrong_list_is_told_in_one_line(tmp_path: Path, text: str, what: str) 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(AllowError, match="is no file"):
         read_allowlist(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/", "pipe"])
+def test_a_list_that_is_no_file_is_not_waited_for(tmp_path: Path, place: str) -> None:
+    if place == "pipe":
+        os.mkfifo(tmp_path / place)
+    with pytest.raises(AllowError, match="is no file"):
+        read_allowlist(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    "name", ["/usr/bin/find", "python3.11", "gcc-12", "ld-linux-x86-64.so.2", "less", "vi", "rg"]
+)
+def test_programs_that_run_others_are_known_by_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "allow.toml").write_text(f"[[command]]\nprogram = '{name}'\n")
+    (warning,) = read_allowlist(tmp_path / "allow.toml").warnings
+    assert name in warning and "--sandbox" in warning
+
+
+@pytest.mark.parametrize("pattern", ["a|ab", "^a$", "(?i)A", "a", "."])
+def test_a_pattern_must_match_an_argument_as_a_whole(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "allow.toml").write_text(f"[[command]]\nprogram = 'ls'\narguments = ['{pattern}']\n")
+    allowlist = read_allowlist(tmp_path / "allow.toml")
+    assert refusal(allowlist, "ls a\n") is None
+    assert refusal(allowlist, "ls ab\n") is None or pattern != "a|ab"
+    assert all(refusal(allowlist, f"ls {word}\n") for word in ("abc", "xa", "ax", "'a b'", "-a", "''"))
 
 
 def test_a_list_with_programs_that_run_others_is_warned_of(tmp_path: Path) -> None:
@@ -352,6 +454,14 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("echo 'a\n", ["cannot be read as shell"]),
         ("kill 1\n", ["stops things"]),
         ("f() { ls; }\n", ["defines a function"]),
+        ("ls \u202ex\n", ["control characters"]),
+        ("ls\u00a0é\n", ["control characters"]),
+        ("PATH=/tmp ls\n", ["changes what commands mean"]),
+        ("export LD_PRELOAD=./x.so\n", ["changes what commands mean"]),
+        ("alias ls=pwd\n", ["changes what commands mean"]),
+        ("git restore .\n", ["overwrite"]),
+        ("python3 -m pip install x\n", ["network"]),
+        ("echo " + "x" * 20_000 + "\n", ["too long to be read"]),
     ],
 )
 def test_risks_are_marked(keystrokes: str, kinds: list[str]) -> None:
