@@ -33,6 +33,12 @@ def serve(
         int, typer.Option("--max-tokens", min=1, help="Budget of a chat answer that asks for none.")
     ] = 1024,
     body_limit: Annotated[int, typer.Option(min=1, help="MiB that a request may have.")] = 16,
+    receive_timeout: Annotated[
+        int, typer.Option(min=1, help="Seconds in which a request's head must arrive, and its body.")
+    ] = 30,
+    cache_ram: Annotated[
+        int, typer.Option(min=0, help="MiB of prompts and answers kept for those that begin the same.")
+    ] = 1024,
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
     batch: Batch = None,
@@ -62,6 +68,8 @@ def serve(
         context=context,
         max_tokens=max_tokens,
         body_limit=body_limit << 20,
+        receive_seconds=receive_timeout,
+        cache_ram=cache_ram << 20,
         gpu_layers=gpu_layers,
         threads=threads,
         batch=batch,

@@ -51,9 +51,9 @@ class Runner:
         flash_attention: bool | None = None,
         batch: int = BATCH,
         mmap: bool = True,
-        engine_class: type[Engine] = Engine,
+        engine_class: Callable[..., Engine] = Engine,
     ) -> "Runner":
-        """Load a GGUF; the options are those of `edge.engine.Engine`, or of the `engine_class` derived from it.
+        """Load a GGUF; the options are those of `edge.engine.Engine`, or of what `engine_class` makes.
 
         `gpu_layers`: by default as many as fit into the free memory of a GPU with a context of 8,192 tokens (all
         is -1). `threads` defaults to the physical cores.

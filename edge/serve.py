@@ -1,12 +1,16 @@
 """`edge serve`: a model behind an OpenAI-compatible server."""
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge.errors import EdgeError, ServeError
 from edge.footprint import BATCH
@@ -29,7 +33,8 @@ def serve(
     context: int | None = None,
     max_tokens: int = 1024,
     body_limit: int = 16 << 20,
-    body_seconds: float = 30.0,
+    receive_seconds: float = 30.0,
+    cache_ram: int = 1 << 30,
     gpu_layers: int | None = None,
     threads: int | None = None,
     batch: int | None = None,
@@ -39,7 +44,8 @@ def serve(
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve a GGUF until interrupted. `context`: tokens of a prompt and its answer; by default the model's, at most
-    8,192. `port` 0 takes a free one. `say` is told the address once it answers.
+    8,192. `receive_seconds`: in which a request's head must arrive, and its body. `cache_ram`: bytes of prompts and
+    answers kept for those that begin the same. `port` 0 takes a free one. `say` is told the address once it answers.
 
     Raises ServeError for an address that cannot be had, and what loading a model raises.
     """
@@ -58,7 +64,7 @@ def serve(
             kv_type=kv_type,
             flash_attention=flash_attention,
             mmap=mmap,
-            engine_class=ServingEngine,
+            engine_class=partial(ServingEngine, most_kept=cache_ram),
         ) as runner:
             context = min(context or 8192, runner.engine.context_length)
             with contextlib.suppress(EdgeError):  # reserve says it where it cannot be
@@ -82,7 +88,11 @@ def serve(
                 )
             runner.engine.reserve(parallel * context, parallel + 1)
             model = ServedModel(runner, parallel, most_waiting)
-            server = Server(model, path.stem, context, max_tokens, body_limit, body_seconds, api_key)
+            server = Server(model, path.stem, context, max_tokens, body_limit, receive_seconds, api_key)
+
+            class Protocol(_TimedProtocol):
+                head_seconds = receive_seconds
+
             config = uvicorn.Config(
                 make_app(server),
                 log_level="warning",
@@ -92,7 +102,7 @@ def serve(
                 server_header=False,
                 h11_max_incomplete_event_size=64 << 10,
                 limit_concurrency=None,
-                http="h11",
+                http=Protocol,
                 ws="none",
             )
             model.start()
@@ -107,6 +117,38 @@ def serve(
                 pass
             finally:
                 model.stop()
+
+
+class _TimedProtocol(H11Protocol):
+    """Closes a connection over which a request's head does not arrive in time; uvicorn waits for ever."""
+
+    head_seconds: float
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(self.head_seconds, self._close_if_idle)
+
+    def data_received(self, data: bytes) -> None:
+        if self._late is None and self.conn.their_state is h11.IDLE:
+            self._late = self.loop.call_later(self.head_seconds, self._close_if_idle)
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._end_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_timer()
+        super().connection_lost(exc)
+
+    def _close_if_idle(self) -> None:
+        self._late = None
+        if self.conn.their_state is h11.IDLE:
+            self.transport.close()
+
+    def _end_timer(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 def is_local(host: str) -> bool:

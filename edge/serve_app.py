@@ -48,6 +48,7 @@ class Metrics:
         self.gone = Counter("edge_clients_gone", "Clients that went away before their answer ended.", **own)
         self.running = Gauge("edge_requests_running", "Requests being answered.", **own)
         self.waiting = Gauge("edge_requests_waiting", "Requests that wait for a place.", **own)
+        self.kept = Gauge("edge_cache_ram_bytes", "Prompts and answers kept in memory.", **own)
         self.seconds = Histogram("edge_request_seconds", "Seconds of an answer.", buckets=_SECONDS, **own)
         self.first = Histogram(
             "edge_first_text_seconds", "Seconds to its first text.", buckets=_SECONDS, **own
@@ -435,6 +436,7 @@ async def _metrics(server: Server, request: Request) -> Response:
     metrics = server.metrics
     metrics.running.set(server.model.running)
     metrics.waiting.set(server.model.waiting)
+    metrics.kept.set(server.model.kept_bytes)
     metrics.decoded.set(server.model.runner.engine.prompt_tokens_decoded)
     data = generate_latest(metrics.registry)
     return Response(data, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -19,7 +19,6 @@ from edge.tree import common_length, distinct_tokens
 
 T = TypeVar("T")
 _LEAST = 16  # tokens: a shorter common beginning is not worth a state
-_MOST_KEPT = 2 << 30  # bytes
 _SOON = 1024  # tokens: an answer that may take more is not waited for
 
 
@@ -38,12 +37,20 @@ class _Kept(_State):
 
 
 class ServingEngine(Engine):
-    """An engine whose `serve` never ends by itself. Its cache is made once, by `reserve`."""
+    """An engine whose `serve` never ends by itself. Its cache is made once, by `reserve`.
 
-    def __init__(self, *args: Any, most_kept: int = _MOST_KEPT, **options: Any) -> None:
+    `most_kept`: bytes of prompts and answers that are kept beside the cache.
+    """
+
+    def __init__(self, *args: Any, most_kept: int = 1 << 30, **options: Any) -> None:
         super().__init__(*args, **options)
         self._kept: list[_Kept] = []  # the latest used stands last
         self._most_kept = most_kept
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept of prompts and answers beside the cache."""
+        return sum(len(kept.data) for kept in list(self._kept))
 
     def serve(
         self, arrivals: Callable[[bool], Request[T] | None], parallel: int
@@ -158,8 +165,10 @@ class ServingEngine(Engine):
             if common == len(kept.tokens) and self._rewindable:
                 self._kept.remove(kept)
         size = llama_cpp.llama_state_seq_get_size_ext(self._context, state.sequence, 0)
+        if size > self._most_kept:
+            return
+        while self.kept_bytes > self._most_kept - size:
+            self._kept.pop(0)
         data = (ctypes.c_uint8 * size)()
         llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, state.sequence, 0)
         self._kept.append(_Kept(-1, list(state.tokens), None, state.logits, data))
-        while sum(len(kept.data) for kept in self._kept) > self._most_kept:
-            self._kept.pop(0)

@@ -90,6 +90,10 @@ class ServedModel:
         return max(0, self._in_line - self.parallel)
 
     @property
+    def kept_bytes(self) -> int:
+        return self._engine.kept_bytes
+
+    @property
     def running(self) -> int:
         return min(self._in_line, self.parallel)
 

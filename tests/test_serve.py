@@ -293,6 +293,50 @@ def test_a_conversation_is_read_once(server: str, client: openai.OpenAI) -> None
         assert decoded < prompt / 4
 
 
+def test_what_is_kept_has_a_bound(tiny_q4: Path) -> None:
+    long = ", ".join(f"file{i}.txt" for i in range(100))
+    kept = []
+    for mebibytes in (0, 2, 64):
+        with serving(tiny_q4, "--cache-ram", mebibytes, "--parallel", "2") as server:
+            with ThreadPoolExecutor(4) as pool:
+                bodies = [{"prompt": f"{i}: {long}", "max_tokens": 4} for i in range(12)]
+                for got in pool.map(
+                    lambda body: httpx.post(f"{server}/v1/completions", json=body, timeout=60), bodies
+                ):
+                    assert got.status_code == 200
+            kept.append(metric(server, "edge_cache_ram_bytes"))
+    assert kept[0] == 0 < kept[1] <= 2 << 20 < kept[2] <= 64 << 20
+
+
+def test_requests_that_do_not_arrive_are_ended(tiny_q4: Path) -> None:
+    with serving(tiny_q4, "--receive-timeout", "1") as server:
+        port = int(server.rpartition(":")[2])
+
+        def send(*parts: bytes) -> bytes:
+            """What the server says to a request that comes in parts, half a second apart, until it hangs up."""
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                with contextlib.suppress(ConnectionError):
+                    for part in parts:
+                        connection.sendall(part)
+                        time.sleep(0.5)
+                said = b""
+                with contextlib.suppress(ConnectionError):
+                    while chunk := connection.recv(4096):
+                        said += chunk
+                return said
+
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 29\r\n"
+        assert send() == b""
+        assert send(head) == b""
+        assert send(head, *[b"X-A: b\r\n"] * 8) == b""  # a header now and then does not prolong it
+        assert b" 408 " in send(head + b"\r\n", b"{")
+        assert b" 200 " in send(
+            head[:20], head[20:] + b"Connection: close\r\n\r\n" + b'{"prompt":"x","max_tokens":1}'
+        )
+        again = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert send(again, again[:9]).count(b"200 OK") == 1  # nor does an answered request before it
+
+
 def test_a_client_that_goes_away_frees_its_place(tiny_q4: Path) -> None:
     with serving(tiny_q4, "--parallel", "1", "--queue", "1") as server:
         endless = {"prompt": "lo", "max_tokens": 8000, "stream": True, "ignore_eos": True}
