@@ -29,6 +29,10 @@ _MOST_REFUSALS = 5  # in a row
 _LEAST_OUTPUT = 500  # bytes of the screen that a prompt must have room for
 
 
+class _TimeUpError(Exception):
+    """The time limit was reached within an answer."""
+
+
 @dataclass
 class Agent:
     """A session's parts: model, terminal, gate and record. `run` works on the task until it ends.
@@ -51,7 +55,8 @@ class Agent:
     max_tokens: int = 1024
     max_steps: int = 50
     time_limit: float = 1800.0
-    """Seconds from the start of `run`; looked at between steps and while the terminal is waited for."""
+    """Seconds from the start of `run`; looked at before each batch of the model's and while the terminal is waited
+    for."""
     answer_options: dict[str, Any] = field(default_factory=lambda: {"sampling": Sampling()})
     """What `Runner.act` takes besides."""
 
@@ -62,16 +67,25 @@ class Agent:
         Raises AgentError, ContextError; the record is finished as "ended" then.
         """
         outcome: Outcome = "ended"
+        end = time.monotonic() + self.time_limit
+
+        def check_time() -> None:
+            if time.monotonic() > end:
+                raise _TimeUpError
+
+        self.runner.engine.before_batch = check_time
         try:
-            outcome = self._steps()
+            outcome = self._steps(end)
+        except _TimeUpError:
+            outcome = "time"
         except KeyboardInterrupt:
             outcome = "interrupted"
         finally:
+            self.runner.engine.before_batch = None
             self.record.finish(outcome, self._last_output())
         return outcome
 
-    def _steps(self) -> Outcome:
-        end = time.monotonic() + self.time_limit
+    def _steps(self, end: float) -> Outcome:
         session = self.runner.session()
         pending = self._first(session)
         refusals = completions = 0

@@ -230,7 +230,7 @@ def agent(
         )
         outcome = session.run()
         typed = bool(kept.rows)
-        if gate is _shown_only:
+        if gate is _shown_only and outcome == "stopped":
             note("dry run: nothing was typed. Choose a gate: --review, --allow FILE, or --sandbox --yes")
             return
         if sandbox is not None and typed:

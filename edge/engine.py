@@ -11,7 +11,7 @@ fetched from memory once for all of them.
 """
 
 import ctypes
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -94,7 +94,8 @@ class Engine:
 
     `gpu_layers` of -1 offloads all layers, where llama.cpp was built with a GPU backend. `kv_type`: the cache's
     number type, a name in KV_TYPES. `flash_attention`: by default where layers are offloaded or the cache is
-    quantized; without it CPUs write faster. `batch`: the most tokens decoded at once.
+    quantized; without it CPUs write faster. `batch`: the most tokens decoded at once. `before_batch`, once set, is
+    called before each; what it raises ends the run, and the engine can go on with another.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Engine:
         mmap: bool = True,
     ) -> None:
         self._model = self._context = self._memory = None  # for __del__, where the next lines raise
+        self.before_batch: Callable[[], None] | None = None
         threads = threads or physical_cores()
         if not 1 <= threads <= MAX_THREADS:
             raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
@@ -341,6 +343,8 @@ class Engine:
 
         First what the answers have yielded, then as much of the prompt that is read as there is room for.
         """
+        if self.before_batch is not None:
+            self.before_batch()
         entries: list[tuple[int, int, int, bool]] = []  # token, position, sequence, whether logits are wanted
         awaited: list[tuple[_Answer[T], int]] = []
         grown: list[tuple[_State, Sequence[int]]] = []

@@ -205,6 +205,13 @@ def test_limits_end_a_session(folder: Path, tiny_q4: Path) -> None:
     assert len(full.stderr.strip().splitlines()) == 1
 
 
+def test_time_is_up_in_the_middle_of_an_answer(folder: Path, tiny_q4: Path) -> None:
+    task = "Look at these: " + ", ".join(f"file{i}.txt" for i in range(4500))
+    shown = run(folder, "agent", task, "--model", tiny_q4, *SMALL, "--time-limit", "1")
+    assert "time limit was reached" in shown.stderr and shown.returncode == 1
+    assert "analysis" not in shown.stdout
+
+
 def test_if_the_sandbox_cannot_be_had_nothing_runs(folder: Path, tiny_q4: Path) -> None:
     tools = Path(tempfile.mkdtemp(prefix="edge-tools-"))  # pytest's folders are closed to other users
     tools.chmod(0o755)

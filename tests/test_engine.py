@@ -240,6 +240,28 @@ def test_an_interrupted_run_leaves_nothing_behind(engine: Engine) -> None:
     assert alike(ask(engine, prompts[0], [30])[1], fresh[1])
 
 
+def test_a_run_can_be_ended_before_each_batch(engine: Engine) -> None:
+    prompt = list(range(20, 200))
+    fresh = ask(engine, prompt, [30], [31], [32])
+    batches = 0
+
+    def end() -> None:
+        nonlocal batches
+        batches += 1
+        if batches == most:
+            raise TimeoutError
+
+    for most in range(1, 5):  # in the middle of the prompt, and of the answer
+        engine.before_batch, batches = end, 0
+        try:
+            with pytest.raises(TimeoutError):
+                ask(engine, [most, *prompt], [30], [31], [32])
+        finally:
+            engine.before_batch = None
+        assert batches == most
+        assert alike(ask(engine, prompt, [30], [31], [32])[-1], fresh[-1])
+
+
 def test_what_does_not_fit_is_refused_and_the_engine_goes_on(engine: Engine) -> None:
     for prompt, room in ((list(range(20, 20 + engine.cells + 1)), 0), ([20], engine.cells), ([], 3)):
         with pytest.raises(ContextError):
