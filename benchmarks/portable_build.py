@@ -34,7 +34,7 @@ print(json.dumps([int(sys.argv[2]) / read, (written - 1) / (both - read), librar
 
 def speeds(python: str, model: str) -> tuple[float, float, str]:
     """Tokens a second read and written, and the library that computed them."""
-    command = [python, "-c", CHILD, model, str(READ), str(WRITE)]
+    command = [str(Path(python).absolute()), "-c", CHILD, str(Path(model).absolute()), str(READ), str(WRITE)]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tempfile.gettempdir())
     read, written, library = json.loads(run.stdout.splitlines()[-1])
     return read, written, library

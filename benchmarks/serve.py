@@ -46,6 +46,7 @@ class Load:
     lost: list[str] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)  # KiB, once a second
     wall: float = 0.0
+    read: float = 0.0  # prompt tokens, as the server counts them
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -153,6 +154,7 @@ def run(
                 time.sleep(1)
                 load.resident.append(resident(process.pid))
             load.wall = time.monotonic() - began
+            load.read = counted(port)
             if process.poll() is not None:
                 load.lost.append("the server ended by itself")
         finally:
@@ -168,6 +170,17 @@ def healthy(port: int) -> bool:
         return connection.getresponse().status == 200
     except OSError:
         return False
+
+
+def counted(port: int) -> float:
+    """The server's own count of prompt tokens that it has read, and not taken from what it kept."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    found = re.search(
+        r"^(?:edge_prompt_tokens_decoded|llamacpp:prompt_tokens_total) (\S+)$", text, re.MULTILINE
+    )
+    return float(found[1]) if found else float("nan")
 
 
 def free_port() -> int:
@@ -228,6 +241,7 @@ def main() -> None:
             str(options.slots),
             "--cache-ram",
             str(options.cache_ram),
+            "--metrics",
             "--offline",
             "--jinja",
         ]
@@ -237,9 +251,10 @@ def main() -> None:
 
     print(
         "| server | answers | lost | valid actions | p50 s | p95 s | first text p50 s | p95 s | tokens/s "
+        "| prompt tokens read an answer "
         "| MiB by fifths of the time |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, load in loads.items():
         size = max(1, len(load.resident) // 5)
         fifths = [max(load.resident[size * i : size * (i + 1)] or [0]) >> 10 for i in range(5)]
@@ -247,7 +262,7 @@ def main() -> None:
             f"| {name} | {len(load.seconds)} | {len(load.lost)} | {load.valid} "
             f"| {quantile(load.seconds, 0.5):.2f} | {quantile(load.seconds, 0.95):.2f} "
             f"| {quantile(load.first, 0.5):.2f} | {quantile(load.first, 0.95):.2f} | {load.tokens / load.wall:.1f} "
-            f"| {' '.join(map(str, fifths))} |"
+            f"| {load.read / max(1, len(load.seconds)):.0f} | {' '.join(map(str, fifths))} |"
         )
     for name, load in loads.items():
         for what in sorted(set(load.lost)):

@@ -98,6 +98,8 @@ class Engine:
     called before each; what it raises ends the run, and the engine can go on with another.
     """
 
+    _unified = True  # one cache for all sequences, else each has an equal part of it
+
     def __init__(
         self,
         path: Path,
@@ -191,7 +193,7 @@ class Engine:
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = max(self.batch, sequences)  # llama.cpp asserts it
         params.n_seq_max = sequences
-        params.kv_unified = True
+        params.kv_unified = self._unified
         params.n_threads = params.n_threads_batch = self.threads
         params.type_k = params.type_v = KV_TYPES[self.kv_type]
         # enum llama_flash_attn_type: off, on, or -1, on where the device can

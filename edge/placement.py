@@ -50,7 +50,7 @@ class Placement:
     """How a model is loaded and run.
 
     - gpu_layers: layers on the GPUs, the output head counted as the last one; -1: all, 0: none
-    - cells: tokens that all sequences together can hold (llama.cpp's n_ctx of a unified cache)
+    - cells: tokens that all sequences together can hold (llama.cpp's n_ctx)
     - parallel: answers written at once
     - sequences: those of the answers, of the prompt being read and of the states held beside them
     - batch: tokens decoded at once (n_batch and n_ubatch)
@@ -100,6 +100,7 @@ class _Wish:
     flash_attention: bool | None
     mmap: bool
     branches: int
+    apart: bool
 
 
 def place(
@@ -118,12 +119,14 @@ def place(
     flash_attention: bool | None = None,
     mmap: bool | None = None,
     branches: int = 0,
+    apart: bool = False,
 ) -> Placement:
     """Choose what is None; what is given stays as given.
 
     `prompts`: their lengths in tokens; None where they are not known, the cache then holds `context` tokens
     (default 8,192, or what the model has). `max_tokens`: of an answer. `context`: no row may be longer, nor the
-    cache larger. `branches`: states held beside the answers, at most, so that no token is read twice.
+    cache larger. `branches`: states held beside the answers, at most, so that no token is read twice. `apart`: each
+    answer has `context` tokens of the cache to itself, and is read where it is written.
     `memory` and `devices` as they were before the model was loaded.
 
     The cache holds the longest prompt and the answers at once, and the second longest prompt too, for two tasks
@@ -147,6 +150,7 @@ def place(
         flash_attention=flash_attention,
         mmap=mmap is not False,
         branches=branches,
+        apart=apart,
     )
     _check(shape, wish)
     found = _choose(shape, wish, memory, devices)
@@ -248,7 +252,7 @@ def _cells(shape: Shape, wish: _Wish, parallel: int) -> tuple[int, int, int]:
     """The least cells that do, those wanted, and the most that are of use."""
     if wish.prompts is None:
         context = wish.context or min(DEFAULT_CONTEXT, shape.context_length or DEFAULT_CONTEXT)
-        return (padded(context),) * 3
+        return (padded(context) * (max(2, parallel) if wish.apart else 1),) * 3
     longest = wish.prompts[-1] if wish.prompts else 0
     second = wish.prompts[-2] if len(wish.prompts) > 1 else 0
     least = longest + wish.max_tokens
@@ -317,7 +321,7 @@ def _laid(
 ) -> Placement:
     """The placement with these choices, whether it fits or not."""
     batch = max(wish.batch or BATCH, parallel)
-    sequences = min(MAX_SEQUENCES, parallel + 1 + wish.branches)
+    sequences = max(2, parallel) if wish.apart else min(MAX_SEQUENCES, parallel + 1 + wish.branches)
     need = buffers(
         shape,
         cells,

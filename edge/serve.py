@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge.errors import EdgeError, ServeError
-from edge.footprint import BATCH
+from edge.footprint import BATCH, padded
 from edge.machine import devices, memory
 from edge.placement import place
 from edge.runner import Runner
@@ -72,10 +72,11 @@ def serve(
                     str(
                         place(
                             runner.model_file,
-                            [context - max_tokens] if context > max_tokens else [context // 2],
+                            None,
                             min(max_tokens, context // 2),
                             memory=free,
                             devices=found,
+                            context=context,
                             parallel=parallel,
                             gpu_layers=gpu_layers,
                             threads=threads,
@@ -83,10 +84,12 @@ def serve(
                             kv_type=kv_type,
                             flash_attention=runner.engine.flash_attention,
                             mmap=mmap,
+                            apart=True,
                         )
                     )
                 )
-            runner.engine.reserve(parallel * context, parallel + 1)
+            places = max(2, parallel)  # one is read while another is written
+            runner.engine.reserve(places * padded(context), places)
             model = ServedModel(runner, parallel, most_waiting)
             server = Server(model, path.stem, context, max_tokens, body_limit, receive_seconds, api_key)
 

@@ -1,9 +1,9 @@
 """The engine for jobs that arrive while others are written: they share batches, and prefixes with those before.
 
-Only what is being read or written lies in the cache, since without a GPU each token is held against all cells in use.
-What prompts and answers leave is kept in memory beside it, the latest used longest, and brought back for a prompt that
-begins the same. A hybrid can go on only from where a state was kept, so one is kept wherever a new prompt parts from
-what was read before.
+Each answer has a part of the cache to itself, so that its tokens are not held against the others'. What prompts and
+answers leave is kept in memory beside it, the latest used longest, and brought back for a prompt that begins the same.
+A hybrid can go on only from where a state was kept, so one is kept wherever a new prompt parts from what was read
+before.
 """
 
 import ctypes
@@ -14,12 +14,11 @@ from typing import Any, Generic, TypeVar
 
 import llama_cpp
 
-from edge.engine import _FOREIGN, Engine, Job, _Answer, _State
-from edge.tree import common_length, distinct_tokens
+from edge.engine import Engine, Job, _Answer, _State
+from edge.tree import common_length
 
 T = TypeVar("T")
 _LEAST = 16  # tokens: a shorter common beginning is not worth a state
-_SOON = 1024  # tokens: an answer that may take more is not waited for
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +36,12 @@ class _Kept(_State):
 
 
 class ServingEngine(Engine):
-    """An engine whose `serve` never ends by itself. Its cache is made once, by `reserve`.
+    """An engine whose `serve` never ends by itself. Its cache is made once, by `reserve`, in equal parts.
 
     `most_kept`: bytes of prompts and answers that are kept beside the cache.
     """
+
+    _unified = False
 
     def __init__(self, *args: Any, most_kept: int = 1 << 30, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -58,14 +59,14 @@ class ServingEngine(Engine):
         """Answer what arrives, at most `parallel` at once; (a request, its answer), each as soon as it is there.
 
         `arrivals(wait)` gives the next request or None; with `wait` nothing is under way and it may wait for one, and
-        its None ends the loop. Each request must fit into the cache alone. A cancelled one is let go of after the
+        its None ends the loop. Each request must fit into one part of the cache. A cancelled one is let go of after the
         next batch, and yields nothing.
         """
         self.check_open()
         requests: dict[int, Request[T]] = {}
         active: list[_Answer[T]] = []
         reading: _State | None = None
-        job: Request[T] | None = None  # the one that is read, or waits for room
+        job: Request[T] | None = None  # the one that is read
         stops: set[int] = set()
         count = 0
         turn = False
@@ -82,7 +83,7 @@ class ServingEngine(Engine):
                 job = arrivals(not active)
                 if job is None and not active:
                     return
-            if job is not None and reading is None and (not active or self._has_room(job, active)):
+            if job is not None and reading is None:
                 reading, stops = self._start(job)
             if reading is not None and job is not None and reading.logits is not None:
                 if not self._rewindable:
@@ -108,18 +109,6 @@ class ServingEngine(Engine):
             for answer, logits in done:
                 for index, value in self._write(answer, logits, active, True):
                     yield requests.pop(index), value
-
-    def _has_room(self, job: Job[T], active: list[_Answer[T]]) -> bool:
-        """Whether a prompt and its answer fit beside the answers under way, and gain by it.
-
-        Without a GPU they do not if those are long: every token would be held against the cells of all.
-        """
-        written = [answer.state.tokens for answer in active]
-        left = [answer.job.room - len(answer.state.tokens) + len(answer.job.prompt) for answer in active]
-        together = distinct_tokens([*written, job.prompt])
-        if not self.offloads and together - len(job.prompt) > _FOREIGN and max(left) <= _SOON:
-            return False
-        return together + sum(left) + job.room <= self.cells
 
     def _start(self, job: Job[T]) -> tuple[_State, set[int]]:
         """A sequence with as much of the prompt as is kept, and where its reading stops to keep a state."""
