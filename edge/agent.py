@@ -6,6 +6,7 @@ model says (60 s at most), the session over when task_complete was given twice i
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,6 +60,8 @@ class Agent:
     for."""
     answer_options: dict[str, Any] = field(default_factory=lambda: {"sampling": Sampling()})
     """What `Runner.act` takes besides."""
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Is entered while the model reads and writes."""
 
     def run(self) -> Outcome:
         """Work on the record's task, from its beginning or from where the record ends; how it ended.
@@ -92,7 +95,8 @@ class Agent:
         for _ in range(self.max_steps):
             if time.monotonic() > end:
                 return "time"
-            action = self._answer(session, pending)
+            with self.waiting():
+                action = self._answer(session, pending)
             proposal = Proposal(action.analysis, action.plan, action.commands, action.task_complete)
             self.show(proposal)
             decision = self.gate(proposal)

@@ -131,6 +131,7 @@ def agent(
         raise typer.BadParameter("the task is empty, or no UTF-8 text", param_hint="TASK")
 
     from contextlib import ExitStack
+    from functools import partial
 
     from rich.console import Console
 
@@ -138,6 +139,7 @@ def agent(
     from edge.defaults import default_model
     from edge.footprint import BATCH
     from edge.gate import Proposal
+    from edge.progress import waiting
     from edge.record import Record, new_record_path
     from edge.runner import Runner
     from edge.sampling import Sampling
@@ -227,6 +229,7 @@ def agent(
                 "text_share": text_share,
                 "style": style,
             },
+            waiting=partial(waiting, "The model reads and writes", show=not quiet),
         )
         outcome = session.run()
         typed = bool(kept.rows)

@@ -220,6 +220,7 @@ class Engine:
             batch=max(self.batch, sequences),
             kv_type=self.kv_type,
             flash_attention=self.flash_attention,
+            apart=not self._unified,
         ).total
 
     def run(self, jobs: Sequence[Job[T]], parallel: int = 1, owner: object = None) -> Iterator[tuple[int, T]]:

@@ -54,8 +54,8 @@ class Buffers:
     - state: sequences × what the convolutions remember × 4
     - compute: one buffer for all layers. Tokens at once (rounded up to a multiple of the sequences) × 4 bytes ×
       the wider of the vocabulary and a layer, and 6 × width for the hidden states. A layer is as wide as its
-      experts' activations or its attention scores with their mask, (heads + 1) × cells; with flash attention
-      there are no scores, only a mask of 2 bytes a cell beside the rest. Sliding layers need a second mask.
+      experts' activations or its attention scores with their mask, (heads + 1) × the cells it may see; with flash
+      attention there are no scores, only a mask of 2 bytes a cell beside the rest. Sliding layers need a second mask.
       Against what llama.cpp allocated for SmolLM2-135M, the embedded model and the 8 B LFM2-MoE's shape this came
       out 0 to 7 %, or 2 MB, too high.
     - output: sequences × vocabulary × 4, the logits
@@ -173,16 +173,18 @@ def buffers(
     batch: int = BATCH,
     kv_type: str = "f16",
     flash_attention: bool = False,
+    apart: bool = False,
 ) -> Buffers:
-    """Bytes of the cache and the buffers; the formulas are in Buffers."""
+    """Bytes of the cache and the buffers; the formulas are in Buffers. `apart`: each sequence has an equal part."""
     cells = padded(cells)
+    seen = cells // sequences if apart else cells  # by a token
     batch = min(batch, cells)
     tokens = -(-batch // sequences) * sequences
     masks = 2 if shape.sliding else 1
-    scores = 0 if flash_attention else (shape.heads + masks) * cells
+    scores = 0 if flash_attention else (shape.heads + masks) * seen
     layer = tokens * 4 * (max(shape.experts_width, scores) + 6 * shape.width)
     if flash_attention:
-        layer += tokens * 2 * cells * masks
+        layer += tokens * 2 * seen * masks
     return Buffers(
         kv_cache=kv_bytes(sum(shape.kv_values), cells, kv_type),
         state=sum(shape.state_values) * sequences * 4,

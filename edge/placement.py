@@ -329,6 +329,7 @@ def _laid(
         batch=batch,
         kv_type=wish.kv_type,
         flash_attention=flash_attention,
+        apart=wish.apart,
     )
     total = len(shape.kv_values) + 1  # the output head is the last one
     layers = total if gpu_layers == -1 else min(gpu_layers, total)

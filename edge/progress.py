@@ -33,6 +33,18 @@ def bar(text: str, *, show: bool, unit: Literal["bytes", "tokens"]) -> Iterator[
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
+@contextlib.contextmanager
+def waiting(text: str, *, show: bool) -> Iterator[None]:
+    """A line with the seconds that have passed, on stderr, if `show` and that is a terminal; gone at the end."""
+    if not (show and sys.stderr.isatty()):
+        yield
+        return
+    columns = (rich_progress.TextColumn("{task.description}"), rich_progress.TimeElapsedColumn())
+    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        shown.add_task(text, total=None)
+        yield
+
+
 class Watch:
     """Counts finished steps and shows how fast it goes. Use it as a context manager.
 

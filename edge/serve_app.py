@@ -28,6 +28,7 @@ from edge.serve_request import Asked, BadRequestError, Guide, read_body, read_ch
 from edge.tree import common_length
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
 
@@ -102,8 +103,8 @@ class _Guarded:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        known = path if path.startswith(("/v1/", "/health", "/metrics")) and len(path) < 40 else "other"
-        known = "/v1/models" if known.startswith("/v1/models/") else known
+        path = "/v1/models" if path.startswith("/v1/models/") else path
+        known = path if path in _PATHS else "other"  # a label for each path asked for would have no bound
         status = 500
 
         async def counted(message: Any) -> None:
@@ -118,7 +119,6 @@ class _Guarded:
             else:
                 await self.app(scope, receive, counted)
         finally:
-            known = known if status != 404 else "other"
             self.server.metrics.requests.labels(known, str(status)).inc()
 
     def _refusal(self, scope: Scope) -> Response | None:

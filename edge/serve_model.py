@@ -118,16 +118,19 @@ class ServedModel:
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """Once for each ticket, when its client has all or has gone."""
-        if not ticket.ended:
-            ticket.ended = True
-            with self._lock:
+        """Its place in line is free: it is answered, or its client has gone. Later calls do nothing."""
+        with self._lock:
+            if not ticket.ended:
+                ticket.ended = True
                 self._in_line -= 1
 
     def _run(self) -> None:
         try:
             for request, answer in self._engine.serve(self._next, self.parallel):
-                ticket = self._tickets.pop(id(request))
+                ticket = self._tickets.pop(id(request), None)
+                if ticket is None:  # its client went away while its last token was computed
+                    continue
+                self.leave(ticket)  # now, since its client may be slow to read the answer
                 self._seconds.append(time.monotonic() - ticket.handed_in)
                 ticket.put(answer)
         except Exception as error:  # the thread's end must be known to those who wait
@@ -137,10 +140,9 @@ class ServedModel:
 
     def _next(self, wait: bool) -> Request[Answer | Exception] | None:
         while not self._stopping:
-            for key in [
-                key for key, ticket in self._tickets.items() if ticket.cancelled.is_set() and ticket.ended
-            ]:
-                del self._tickets[key]
+            for key, ticket in list(self._tickets.items()):  # a copy: others are handed in meanwhile
+                if ticket.cancelled.is_set() and ticket.ended:
+                    del self._tickets[key]
             try:
                 found = self._waiting.get(block=wait)
             except queue.Empty:

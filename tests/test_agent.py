@@ -3,9 +3,11 @@
 .venv/bin/pytest tests/test_agent.py
 """
 
+import contextlib
 import itertools
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -300,6 +302,25 @@ def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -
     assert "the person at the terminal refused it: rather rename it" in row["messages"][-1]["content"]
     assert row["session"]["outcome"] == "stopped"
     assert read_rows(record)[0].ref_raw == row["ref_raw"]
+
+
+def test_a_person_sees_that_the_model_is_at_work(folder: Path, tiny_q4: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), *map(str, SMALL)]
+    with subprocess.Popen(
+        words, cwd=folder, env=environment(folder), stdin=theirs, stdout=theirs, stderr=theirs
+    ) as agent:
+        os.close(theirs)
+        seen = b""
+        while b"[s]top?" not in seen:
+            seen += os.read(ours, 4096)
+        assert b"The model reads and writes" in seen
+        os.write(ours, b"s\n")
+        with contextlib.suppress(OSError):  # Linux ends a pseudo-terminal like this
+            while os.read(ours, 4096):
+                pass
+        assert agent.wait(60) == 0
+    os.close(ours)
 
 
 def test_an_allowlist_lets_pass_and_refuses(folder: Path, tiny_q4: Path) -> None:

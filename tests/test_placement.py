@@ -39,17 +39,21 @@ def gpu(free: float, name: str = "CUDA0", kind: str = "GPU") -> Device:
     return Device(name, "a GPU", kind, int(free), 12 * 10**9)
 
 
-# Cells, sequences, tokens at once, type of the cache, flash attention.
+# Cells, sequences, tokens at once, type of the cache, flash attention, whether each sequence has its own part.
 CASES = [
-    (1024, 2, 512, "f16", 0),
-    (4096, 9, 512, "f16", 0),
-    (8192, 17, 512, "f16", 0),
-    (8192, 9, 128, "f16", 0),
-    (8192, 17, 512, "f16", 1),
-    (24576, 9, 512, "f16", 1),
-    (1024, 2, 512, "q8_0", 1),
-    (8192, 40, 512, "q8_0", 1),
-    (8192, 9, 512, "q4_0", 1),
+    (1024, 2, 512, "f16", 0, 0),
+    (4096, 9, 512, "f16", 0, 0),
+    (8192, 17, 512, "f16", 0, 0),
+    (8192, 9, 128, "f16", 0, 0),
+    (8192, 17, 512, "f16", 1, 0),
+    (24576, 9, 512, "f16", 1, 0),
+    (1024, 2, 512, "q8_0", 1, 0),
+    (8192, 40, 512, "q8_0", 1, 0),
+    (8192, 9, 512, "q4_0", 1, 0),
+    (32768, 4, 512, "f16", 0, 1),
+    (4096, 2, 512, "f16", 0, 1),
+    (24576, 3, 128, "f16", 0, 1),
+    (32768, 8, 512, "q8_0", 1, 1),
 ]
 
 ALLOCATE = """
@@ -61,9 +65,9 @@ listen = lib.llama_log_callback(lambda level, text, data: log.append(text.decode
 lib.llama_log_set(listen, None)
 model = lib.llama_model_load_from_file(sys.argv[1].encode(), lib.llama_model_default_params())
 for case in sys.argv[2:]:
-    cells, sequences, batch, kind, flash = map(int, case.split(","))
+    cells, sequences, batch, kind, flash, unified = map(int, case.split(","))
     params = lib.llama_context_default_params()
-    params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
+    params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, bool(unified)
     params.n_batch = params.n_ubatch = batch
     params.type_k = params.type_v = kind
     params.flash_attn_type = flash
@@ -81,16 +85,25 @@ def test_estimates_agree_with_what_llama_cpp_allocates(model: str, request: pyte
 
     kinds = {name: getattr(llama_cpp, f"GGML_TYPE_{name.upper()}") for name in ("f16", "q8_0", "q4_0")}
     path = request.getfixturevalue(model)
-    cases = [f"{cells},{n},{batch},{kinds[kind]},{flash}" for cells, n, batch, kind, flash in CASES]
+    cases = [
+        f"{cells},{n},{batch},{kinds[kind]},{flash},{int(not apart)}"
+        for cells, n, batch, kind, flash, apart in CASES
+    ]
     # In a process of its own: the log callback is one for the whole library.
     command = [sys.executable, "-c", ALLOCATE, str(path), *cases]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     shape = read_shape(path)
     assert len(lines) == len(CASES)
-    for (cells, sequences, batch, kind, flash), line in zip(CASES, lines, strict=True):
+    for (cells, sequences, batch, kind, flash, apart), line in zip(CASES, lines, strict=True):
         kv_cache, state, compute, output = (float(number) * 2**20 for number in line.split())
         need = buffers(
-            shape, cells, sequences=sequences, batch=batch, kv_type=kind, flash_attention=bool(flash)
+            shape,
+            cells,
+            sequences=sequences,
+            batch=batch,
+            kv_type=kind,
+            flash_attention=bool(flash),
+            apart=bool(apart),
         )
         rounding = 2**20 / 100  # the log has two digits
         assert need.kv_cache == pytest.approx(kv_cache, abs=rounding)
@@ -112,6 +125,12 @@ def test_a_machine_with_plenty(smol: Shape) -> None:
     )
     assert str(plan).endswith(" of 1,000.0 GB free")
     assert place(smol, [500] * 3, 128, memory=PLENTY).parallel == 3  # no more answers than rows
+
+
+def test_answers_that_have_their_part_of_the_cache_to_themselves(smol: Shape) -> None:
+    plan = place(smol, None, 128, memory=PLENTY, context=1000, parallel=4, apart=True)
+    assert (plan.parallel, plan.sequences, plan.cells) == (4, 4, 4 * 1024)
+    assert place(smol, None, 128, memory=PLENTY, context=1000, parallel=1, apart=True).cells == 2 * 1024
 
 
 def test_what_is_named_stays(tiny: Shape) -> None:

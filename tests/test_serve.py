@@ -3,6 +3,7 @@
 .venv/bin/pytest tests/test_serve.py
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -23,9 +24,14 @@ import pytest
 from test_harbor import check
 
 from edge.action import parse_action
+from edge.generate import Answer
+from edge.guided import text_answer
 from edge.paths import embedded_rows
 from edge.replay import read_rows
 from edge.runner import Runner
+from edge.sampling import Sampling
+from edge.serve_engine import ServingEngine
+from edge.serve_model import ServedModel, Ticket
 
 ROOT = Path(__file__).resolve().parent.parent
 WRONG = {"type": "strange"}
@@ -258,6 +264,17 @@ def test_web_pages_are_not_let_in(server: str) -> None:
         assert got.status_code == 200
 
 
+def test_odd_paths_do_not_add_to_the_metrics(server: str) -> None:
+    for number in range(20):
+        httpx.get(f"{server}/v1/{number}")
+        httpx.get(f"{server}/health{number}", headers={"Host": "evil.example"})
+    paths = set(
+        re.findall(r'^edge_requests_total{path="([^"]*)"', httpx.get(f"{server}/metrics").text, re.MULTILINE)
+    )
+    assert "other" in paths
+    assert paths <= {"other", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"}
+
+
 def test_many_at_once_lose_nothing_and_do_not_mix(client: openai.OpenAI) -> None:
     def ask(number: int) -> tuple[int, str]:
         messages: Any = [{"role": "user", "content": f"Remove the file old{number}.log."}]
@@ -364,6 +381,41 @@ def test_a_client_that_goes_away_frees_its_place(tiny_q4: Path) -> None:
         got = httpx.post(f"{server}/v1/completions", json={"prompt": "x", "max_tokens": 4}, timeout=60)
         assert got.status_code == 200
         assert metric(server, "edge_clients_gone_total") == 2
+
+
+def test_a_client_that_goes_away_while_its_last_token_is_computed(tiny_q4: Path) -> None:
+    async def run(runner: Runner) -> Answer | Exception | str:
+        served = ServedModel(runner, 2, 8)
+        after, prompt = served._next, runner.encode("lo")
+
+        def hand_in() -> Ticket:
+            options: Any = {"max_tokens": 2, "sampling": Sampling(), "stop": [], "ignore_eos": True}
+            return served.hand_in(
+                prompt, 2, [], lambda emit: text_answer(runner.vocabulary, prompt, **options, emit=emit)
+            )
+
+        def goes_away(wait: bool) -> Any:  # after the engine has looked whether it has
+            if not wait and not ticket.ended:
+                ticket.cancel()
+                served.leave(ticket)
+            return after(wait)
+
+        served._next = goes_away  # type: ignore[method-assign]
+        ticket = hand_in()
+        served.start()
+        try:
+            await asyncio.to_thread(until, lambda: ticket.ended)
+            second = hand_in()
+            while isinstance(event := await asyncio.wait_for(second.events.get(), 60), str):
+                pass
+            assert served.running == served.waiting == 0
+            return event
+        finally:
+            served.stop()
+
+    with Runner.load(tiny_q4, threads=1, engine_class=ServingEngine) as runner:
+        runner.engine.reserve(2048, 2)
+        assert isinstance(asyncio.run(run(runner)), Answer)
 
 
 def test_a_key_is_asked_for_where_there_is_one(tiny_q4: Path) -> None:
