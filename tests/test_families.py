@@ -258,7 +258,7 @@ def test_estimates_agree_with_what_llama_cpp_allocates(name: str, tmp_path: Path
     """Cache and state to the log's two digits: delta nets have no keys, an MTP layer is not loaded."""
     path = convert(family(name), quant="BF16", out=tmp_path / "x.gguf").path
     run = subprocess.run(
-        [sys.executable, "-c", ALLOCATE, str(path), "1024,2,512,1,0"],
+        [sys.executable, "-c", ALLOCATE, str(path), "1024,2,512,1,0,1"],
         capture_output=True,
         text=True,
         check=True,
