@@ -314,7 +314,7 @@ def _make_edge(folder: Path) -> Path:
     checkout = package.parent
     place = folder / f"terminal_edge-{__version__}-py3-none-any.whl"
     if (package / "_models").is_dir():
-        _repack(place)
+        repack(distribution(EDGE), place)
     elif (checkout / "pyproject.toml").is_file():
         ready = importlib.util.find_spec("hatchling") is not None
         _pip_wheel(
@@ -325,31 +325,34 @@ def _make_edge(folder: Path) -> Path:
     return place
 
 
-def _repack(place: Path) -> None:
-    """edge's wheel from its installed files, as RECORD lists them (PEP 376, PEP 427)."""
-    own = distribution(EDGE)
-    info = f"{EDGE.replace('-', '_')}-{own.version}.dist-info"
+def repack(package: Distribution, place: Path) -> None:
+    """Write an installed package's wheel to `place`, from the files that its RECORD lists (PEP 376, PEP 427).
+
+    Raises BundleError where a file was changed since, or none is listed.
+    """
+    files = sorted(package.files or (), key=str)
+    info = next((file.parts[0] for file in files if file.parts[0].endswith(".dist-info")), "")
     rows: list[tuple[str, str, int | str]] = []
     temporary = place.with_suffix(f".{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(own.files or (), key=str):
+            for file in files:
                 name = file.as_posix()
                 if ".." in file.parts or "__pycache__" in file.parts:
                     continue  # the program in bin and compiled modules, which each installation makes
                 if file.parts[0] == info and file.name in _ADDED_BY_PIP:
                     continue
-                data = Path(str(own.locate_file(file))).read_bytes()
+                data = Path(str(package.locate_file(file))).read_bytes()
                 digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
                 if file.hash is None or file.hash.value != digest:
                     raise BundleError(
-                        f"{own.locate_file(file)}: was changed since it was installed; install edge anew"
+                        f"{package.locate_file(file)}: was changed since it was installed; install {package.name} anew"
                     )
                 rows.append((name, f"sha256={digest}", len(data)))
                 _add(archive, name, data)
-            if not any(name.startswith("edge/") for name, _, _ in rows):
+            if all(name.startswith(f"{info}/") for name, _, _ in rows):
                 raise BundleError(
-                    f"{EDGE} {own.version}: its installed files are not listed; install it with pip"
+                    f"{package.name} {package.version}: its installed files are not listed; install it with pip"
                 )
             rows.append((f"{info}/RECORD", "", ""))
             text = io.StringIO()

@@ -2,8 +2,10 @@
 shows; a bundle is installed there, and two folders made from it give the same answers.
 
 .venv/bin/pytest tests/test_air_gap.py
-EDGE_TEST_WHEELS=DIR .venv/bin/pytest tests/test_air_gap.py     with the wheels of `edge bundle --wheels DIR` too, for
-                                                                minutes; build/wheels is taken where it is there
+EDGE_TEST_WHEELS=DIR .venv/bin/pytest tests/test_air_gap.py     with the wheels that `edge bundle --wheels DIR` made;
+                                                                build/wheels is taken where it is there
+
+Without such wheels the bundles here are of what is installed, with this processor's llama.cpp.
 """
 
 import json
@@ -13,10 +15,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.tags import parse_tag
+
+from edge.action import parse_action
+from edge.bundle import pack
+from edge.wheels import EDGE, Needed, make_wheels, needed, repack
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every call that could reach another machine, also one that asks for a name: a lookup sends to a server's address.
@@ -35,35 +43,80 @@ def no_network() -> list[str]:
     return command
 
 
+PORTABLE = Path(os.environ.get("EDGE_TEST_WHEELS", ROOT / "build" / "wheels"))
+
+
 @pytest.fixture(scope="module")
-def wheels() -> Path:
-    folder = Path(os.environ.get("EDGE_TEST_WHEELS", ROOT / "build" / "wheels"))
-    if not any(folder.glob("llama_cpp_python-*.whl")):
-        pytest.skip(f"no wheels in {folder} (edge bundle --wheels makes them, which takes minutes)")
-    return folder
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Needed, dict[str, Path]]:
+    """What a bundle needs and the wheels: those of `edge bundle` where they are, else of what is installed here."""
+    if any(PORTABLE.glob("llama_cpp_python-*.whl")):
+        return make_wheels(PORTABLE, print)
+    pytest.importorskip("hatchling", reason="hatchling is not installed (make test installs it)")
+    folder = tmp_path_factory.mktemp("wheels")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        ROOT,
+    ]
+    subprocess.run(pip, check=True)
+    (own,) = folder.iterdir()
+    wanted = needed(own)
+    made = {name: wheel_of(distribution(name), folder) for name in wanted.packages if name != EDGE}
+    return wanted, {**made, EDGE: own}
 
 
-def traced(command: Sequence[object], log: Path, home: Path, cwd: Path) -> tuple[str, list[str]]:
-    """What a command prints without a network, and the calls by which it, or a child, tried to reach one."""
+def wheel_of(package: Distribution, folder: Path) -> Path:
+    tags = {
+        part
+        for line in (package.read_text("WHEEL") or "").splitlines()
+        if line.startswith("Tag: ")
+        for part in parse_tag(line.removeprefix("Tag: "))
+    }
+    parts = ({tag.interpreter for tag in tags}, {tag.abi for tag in tags}, {tag.platform for tag in tags})
+    name = re.sub(r"[-_.]+", "_", package.name).lower()
+    place = folder / "-".join([name, package.version, *(".".join(sorted(part)) for part in parts)])
+    place = place.with_name(place.name + ".whl")
+    repack(package, place)
+    return place
+
+
+def strace(log: Path) -> list[str]:
+    """What begins a command whose calls, and those of all that it starts, get into `log`."""
     if sys.platform != "linux" or shutil.which("strace") is None:
         pytest.skip("strace is not installed")
+    command = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", CALLS, "-e", "signal=none", "-o", str(log)]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("strace cannot trace here")
+    return command
+
+
+def in_namespace(command: Sequence[object], home: Path, cwd: Path) -> str:
+    """What a command prints without a network."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "EDGE_"))}
     environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home / "cache")}
-    strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", CALLS, "-e", "signal=none", "-o", str(log)]
-    if subprocess.run([*strace, "true"], capture_output=True).returncode:
-        pytest.skip("strace cannot trace here")
     run = subprocess.run(
-        [*no_network(), *strace, *map(str, command)],
+        [*no_network(), *map(str, command)],
         env=environment,
         cwd=cwd,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout, [
-        line for line in log.read_text(errors="replace").splitlines() if REACHES_OUT.search(line)
-    ]
+    return run.stdout
+
+
+def tried(log: Path) -> list[str]:
+    """The calls by which a traced command tried to reach a network."""
+    return [line for line in log.read_text(errors="replace").splitlines() if REACHES_OUT.search(line)]
 
 
 @pytest.mark.parametrize(
@@ -80,11 +133,11 @@ def traced(command: Sequence[object], log: Path, home: Path, cwd: Path) -> tuple
 def test_an_attempt_to_reach_out_is_seen(attempt: str, tmp_path: Path) -> None:
     """So that the tests below can fail. None of these leaves the namespace."""
     code = f"import socket, sys\ntry: {attempt}\nexcept OSError: pass"
-    _, calls = traced([sys.executable, "-c", code], tmp_path / "log", tmp_path, tmp_path)
-    assert calls
+    in_namespace([*strace(tmp_path / "log"), sys.executable, "-c", code], tmp_path, tmp_path)
+    assert tried(tmp_path / "log")
 
 
-def run_all(commands: Sequence[Sequence[object]], folder: Path) -> list[str]:
+def run_all(commands: Sequence[Sequence[object]], folder: Path, statuses: Sequence[int] = (0,)) -> list[str]:
     """Run edge's commands one after the other, in one process and without a network; what tried to reach one."""
     script = folder / "commands.json"
     script.write_text(json.dumps([[str(word) for word in command] for command in commands]))
@@ -92,12 +145,12 @@ def run_all(commands: Sequence[Sequence[object]], folder: Path) -> list[str]:
         "import json, sys; from edge.cli import app\n"
         "for command in json.load(open(sys.argv[1])):\n"
         "    try: app(command, prog_name='edge')\n"
-        "    except SystemExit as end: assert not end.code, (command, end.code)\n"
+        f"    except SystemExit as end: assert (end.code or 0) in {statuses!r}, (command, end.code)\n"
         "    print('done:', command[0], flush=True)\n"
     )
-    out, calls = traced([sys.executable, "-c", code, script], folder / "log", folder, folder)
+    out = in_namespace([*strace(folder / "log"), sys.executable, "-c", code, script], folder, folder)
     assert re.findall("^done: (.*)$", out, re.MULTILINE) == [command[0] for command in commands]
-    return calls
+    return tried(folder / "log")
 
 
 def test_no_command_tries_to_reach_a_network(tmp_path: Path, tiny_folder: Path, tiny_bf16: Path) -> None:
@@ -136,15 +189,64 @@ def test_no_command_tries_to_reach_a_network(tmp_path: Path, tiny_folder: Path, 
     assert (tmp_path / "sweep" / "report.html").is_file()
 
 
-def test_bundling_at_hand_wheels_and_unbundling_try_no_network(
-    tmp_path: Path, tiny_q4: Path, tiny_folder: Path, wheels: Path
-) -> None:
-    rows = tiny_folder / "eval.jsonl"
+def test_the_agent_tries_no_network(tmp_path: Path, tiny_q4: Path) -> None:
+    """Also in its sandbox, whose own processes strace follows too."""
+    if shutil.which("tmux") is None or shutil.which("bwrap") is None:
+        pytest.skip("tmux or bubblewrap is not installed")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old.log").write_text("old\n")
+    little = ["--model", tiny_q4, "--threads", 1, "--max-tokens", 96, "--workdir", folder, "--max-steps", 2]
     commands: list[Sequence[object]] = [
-        ["bundle", "--model", tiny_q4, "--replay", rows, "--wheels", wheels, "--out", "bundle.tar"],
-        ["unbundle", "bundle.tar", "--to", "folder", "--no-install"],
+        ["agent", "Remove the file old.log.", *little],
+        ["agent", "Remove the file old.log.", *little, "--sandbox", "--yes", "--record", "session.jsonl"],
+        ["replay", "session.jsonl"],
     ]
-    assert run_all(commands, tmp_path) == []
+    assert run_all(commands, tmp_path, statuses=(0, 1)) == []  # 1: two steps were not enough
+    assert not (folder / "old.log").exists()
+
+
+# Run in a namespace: the loopback, and no other interface, is brought up (SIOCSIFFLAGS, IFF_UP); the server that the
+# arguments start is asked once and stopped.
+ASK = """
+import fcntl, json, os, re, signal, socket, struct, subprocess, sys, urllib.request
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))
+server = subprocess.Popen(sys.argv[1:], stderr=subprocess.PIPE, text=True, start_new_session=True)
+found = next(filter(None, (re.search("http://127[.]0[.]0[.]1:[0-9]+", line) for line in server.stderr)))
+body = {"model": "edge", "messages": [{"role": "user", "content": "List the files."}], "max_tokens": 48}
+head = {"Content-Type": "application/json"}
+request = urllib.request.Request(found[0] + "/v1/chat/completions", json.dumps(body).encode(), head)
+with urllib.request.urlopen(request, timeout=120) as answer:
+    print(json.load(answer)["choices"][0]["message"]["content"])
+os.killpg(server.pid, signal.SIGINT)  # strace itself blocks it
+server.communicate(timeout=60)
+"""
+
+
+def test_the_server_answers_and_reaches_out_to_nobody(tmp_path: Path, tiny_q4: Path) -> None:
+    """The server is traced, its client is not."""
+    edge = [sys.executable, "-c", "from edge.cli import main; main()"]
+    served = [*strace(tmp_path / "log"), *edge, "serve", "--model", tiny_q4, "--port", 0, "--threads", 1]
+    out = in_namespace([sys.executable, "-c", ASK, *served], tmp_path, tmp_path)
+    assert parse_action(out)
+    assert tried(tmp_path / "log") == []
+
+
+def test_bundling_at_hand_wheels_tries_no_network(tmp_path: Path, tiny_q4: Path, tiny_folder: Path) -> None:
+    if not any(PORTABLE.glob("llama_cpp_python-*.whl")):
+        pytest.skip(f"no wheels in {PORTABLE} (edge bundle --wheels makes them, which takes minutes)")
+    rows = tiny_folder / "eval.jsonl"
+    command = ["bundle", "--model", tiny_q4, "--replay", rows, "--wheels", PORTABLE, "--out", "bundle.tar"]
+    assert run_all([command], tmp_path) == []
+
+
+def test_unbundling_tries_no_network(
+    tmp_path: Path, tiny_q4: Path, wheels: tuple[Needed, dict[str, Path]]
+) -> None:
+    pack(tmp_path / "bundle.tar", {"models/q4.gguf": tiny_q4}, *wheels)
+    assert run_all([["unbundle", "bundle.tar", "--to", "folder"]], tmp_path) == []
+    assert (tmp_path / "folder" / "venv" / "bin" / "edge").is_file()
 
 
 def edge(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -180,16 +282,15 @@ def same(result: Any) -> Any:
 
 
 def test_a_bundle_installed_twice_answers_the_same(
-    tmp_path: Path, tiny_q4: Path, tiny_folder: Path, wheels: Path
+    tmp_path: Path, tiny_q4: Path, tiny_folder: Path, wheels: tuple[Needed, dict[str, Path]]
 ) -> None:
     """Bundled here, then without a network unpacked and installed once by tar and install.sh, once by unbundle."""
-    from edge.bundle import bundle
-
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(b"".join((tiny_folder / "eval.jsonl").read_bytes().splitlines(keepends=True)[:12]))
-    done = bundle([tiny_q4], tmp_path / "bundle.tar", rows=[rows], wheels=wheels)
+    sources = {"models/tiny.gguf": tiny_q4, "rows/rows.jsonl": rows}
+    done = pack(tmp_path / "bundle.tar", sources, *wheels)
     assert "torch" not in done.manifest.packages and "transformers" in done.manifest.packages
-    again = bundle([tiny_q4], tmp_path / "again.tar", rows=[rows], wheels=wheels)
+    again = pack(tmp_path / "again.tar", sources, *wheels)
     assert again.sha256 == done.sha256
     assert (tmp_path / "again.tar").read_bytes() == done.path.read_bytes()
 
