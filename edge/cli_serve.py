@@ -1,6 +1,7 @@
 """The command line's part about serving."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from edge.cli_models import Threads, note
 from edge.cli_options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption
 from edge.errors import ServeError
+from edge.replay import read_text
 
 _KEY = "EDGE_API_KEY"
 
@@ -55,9 +57,9 @@ def serve(
 
     key = os.environ.get(_KEY) or None
     if api_key_file is not None:
-        key = api_key_file.read_text(encoding="utf-8").strip()
-        if not key:
-            raise ServeError(f"{api_key_file}: holds no key")
+        key = read_text(api_key_file).strip()
+    if key is not None and not re.fullmatch("[!-~]+", key):  # what a header can carry
+        raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
     server.serve(
         model or default_model(note),
         host=host,

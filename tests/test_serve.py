@@ -431,14 +431,21 @@ def test_a_key_is_asked_for_where_there_is_one(tiny_q4: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "key", "what"),
     [
-        (["--host", "0.0.0.0"], "set an API key in EDGE_API_KEY"),
-        (["--host", "192.0.2.1", "--api-key-file", __file__], "choose another --port"),
-        (["--api-key-file", "nowhere"], "nowhere"),
+        (["--host", "0.0.0.0"], b"", "set an API key in EDGE_API_KEY"),
+        (["--host", "192.0.2.1", "--api-key-file", "key"], b"sesame\n", "choose another --port"),
+        (["--api-key-file", "nowhere"], b"", "nowhere: cannot be read"),
+        (["--api-key-file", "key"], b" \n", "key: a key is one line"),
+        (["--api-key-file", "key"], b"open sesame", "key: a key is one line"),
+        (["--api-key-file", "key"], b"\xff\xfe", "key: is not UTF-8 text"),
+        (["--api-key-file", "."], b"", ".: cannot be read"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_line(tiny_q4: Path, options: list[str], what: str) -> None:
+def test_what_cannot_be_served_is_told_in_one_line(
+    tmp_path: Path, tiny_q4: Path, options: list[str], key: bytes, what: str
+) -> None:
+    (tmp_path / "key").write_bytes(key)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [
         sys.executable,
@@ -449,7 +456,7 @@ def test_what_cannot_be_served_is_told_in_one_line(tiny_q4: Path, options: list[
         str(tiny_q4),
         *options,
     ]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and what in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
