@@ -225,7 +225,7 @@ class Agent:
 
 def packed_path(record: Path) -> Path:
     """Where a sandboxed session keeps its work folder, as a tar, until it is brought back."""
-    return record.with_name(record.stem + ".work.tar")
+    return record.with_name(record.name + ".work.tar")
 
 
 def without_older_steps(messages: Sequence[Message]) -> list[Message]:

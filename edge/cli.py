@@ -42,6 +42,7 @@ from edge.cli_serve import serve
 from edge.cli_sweep import sweep
 from edge.errors import ContextError, EdgeError, PromptError
 from edge.machine import address_space_left
+from edge.printable import printable
 
 if TYPE_CHECKING:
     from edge.prompt import Rendered
@@ -274,6 +275,6 @@ def main() -> NoReturn:
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {where}{error.strerror or error}", err=True)
+        typer.echo(f"error: {printable(where)}{error.strerror or error}", err=True)
         sys.exit(1)
     sys.exit(0)

@@ -1,5 +1,6 @@
 """The command line's part about agents: `edge agent` and `edge replay`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +47,9 @@ _SAYS = {
 
 def agent(
     task: Annotated[str | None, typer.Argument(metavar="TASK", help="What to do.")] = None,
-    workdir: Annotated[Path, typer.Option(help="The folder to work in.")] = Path(),
+    workdir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to work in. Default: the current one.")
+    ] = None,
     model: ModelOption = None,
     review: Annotated[
         bool, typer.Option("--review", help="Ask before each action. The default on a terminal.")
@@ -125,8 +128,13 @@ def agent(
     _check_gates(review, allow, sandboxed, yes, person)
     if (task is None) == (resume is None):
         raise typer.BadParameter("give a TASK, or a session to go on with by --resume", param_hint="TASK")
-    if resume is not None and record is not None:
-        raise typer.BadParameter("--resume goes on in its own file", param_hint="--record")
+    for option, value, what in (
+        ("--record", record, "file"),
+        ("--workdir", workdir, "folder"),
+        ("--prompt-template", prompt_template, "prompt"),
+    ):
+        if resume is not None and value is not None:
+            raise typer.BadParameter(f"--resume goes on with the session's own {what}", param_hint=option)
     if task is not None and (not task.strip() or any("\ud800" <= c <= "\udfff" for c in task)):
         raise typer.BadParameter("the task is empty, or no UTF-8 text", param_hint="TASK")
 
@@ -164,11 +172,12 @@ def agent(
             if bool(facts.get("sandbox")) != sandboxed:
                 how = "in" if facts.get("sandbox") else "without"
                 raise AgentError(f"{resume}: was begun {how} a sandbox: go on with it the same way")
-            workdir = Path(str(facts.get("workdir") or workdir))
+            workdir = Path(str(facts.get("workdir") or ""))
             model = model or Path(str(facts["model"]))
-        if not workdir.is_dir():
-            raise AgentError(f"{workdir}: is no folder to work in")
-        workdir = workdir.resolve()
+        folder = workdir or Path()
+        if not folder.is_dir():
+            raise AgentError(f"{folder}: is no folder to work in")
+        folder = folder.resolve()
         path = model or default_model(note)
         runner = stack.enter_context(
             Runner.load(
@@ -185,10 +194,16 @@ def agent(
             facts = {
                 "task": task,
                 "model": str(path.absolute()),
-                "workdir": str(workdir),
+                "workdir": str(folder),
                 "sandbox": sandboxed,
             }
-            kept = stack.enter_context(Record.create(record or new_record_path(task or ""), facts))
+            place = record or new_record_path(task or "")
+            if sandboxed and os.path.lexists(packed_path(place)):
+                raise AgentError(
+                    f"{packed_path(place)}: is there already, the work folder of another session: "
+                    "choose another --record, or remove it"
+                )
+            kept = stack.enter_context(Record.create(place, facts))
         packed = packed_path(kept.path)
         sandbox: Sandbox | None = None
         try:
@@ -199,10 +214,10 @@ def agent(
                     place for place in (kept.path, packed, allow, prompt_template, path) if place is not None
                 ]
                 sandbox = stack.enter_context(
-                    _sandbox(workdir, packed, Limits(memory << 20, disk << 20, processes=processes), own)
+                    _sandbox(folder, packed, Limits(memory << 20, disk << 20, processes=processes), own)
                 )
             start = Terminal.start(
-                sandbox.argv if sandbox else SHELL, cwd=workdir, ready=sandbox.wait_ready if sandbox else None
+                sandbox.argv if sandbox else SHELL, cwd=folder, ready=sandbox.wait_ready if sandbox else None
             )
             terminal = stack.enter_context(start)
         except BaseException:
@@ -215,7 +230,7 @@ def agent(
             gate=gate,
             record=kept,
             show=show,
-            workdir=workdir,
+            workdir=folder,
             sandbox=sandbox,
             line_by_line=allow is not None,
             template=template,
@@ -304,27 +319,36 @@ def _bring_back(
     if outcome in ("interrupted", "ended"):
         note(f"nothing was brought back; the work folder as it was after the last whole step: {packed}")
         return
+    from edge.review import forget_typed_ahead
+
     changes = sandbox.changes(packed, dot_files=dot_files)
     console.print(str(changes), markup=False)
     if changes and ask:
+        forget_typed_ahead()
         try:
             answer = console.input("Bring these changes back into the folder? [y/N] ", markup=False)
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
+            console.print()
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             note(f"nothing was brought back; the work folder as the agent left it: {packed}")
             return
+    withheld = changes.withheld
     if changes:
-        done = sandbox.bring_back(packed, dot_files=dot_files)
-        for place, why in done.withheld[len(changes.withheld) :]:
+        withheld = sandbox.bring_back(packed, dot_files=dot_files).withheld
+        for place, why in withheld[len(changes.withheld) :]:
             note(f"{place}: not brought back: {why}")
-    packed.unlink(missing_ok=True)
+    if withheld:
+        note(f"what was not brought back is kept in {packed}, the work folder as the agent left it")
+    else:
+        packed.unlink(missing_ok=True)
 
 
 def _end(outcome: "Outcome", path: Path | None) -> None:
-    note(f"{_SAYS[outcome]}" + (f"; the session: {path}" if path else ""))
+    said = f"{_SAYS[outcome]}" + (f"; the session: {path}" if path else "")
     if outcome == "interrupted":
-        raise Interrupted("interrupted; go on with --resume" if path else "interrupted")
+        raise Interrupted(f"{said}; go on with it by --resume" if path else said)
+    note(said)
     if outcome not in ("complete", "stopped"):
         raise typer.Exit(1)
 

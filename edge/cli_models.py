@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from edge.printable import printable
+
 Threads = Annotated[int | None, typer.Option(min=1, max=512, help="Default: the physical cores.")]
 
 
@@ -223,7 +225,7 @@ def doctor(
 
 def note(text: str) -> None:
     """A line on stderr that is no error."""
-    typer.echo(f"note: {text}", err=True)
+    typer.echo(f"note: {printable(text, lines=True)}", err=True)
 
 
 def table(header: list[str], rows: list[tuple[str, ...]]) -> None:

@@ -19,6 +19,8 @@ EdgeError
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
 """
 
+from edge.printable import printable
+
 _LONGEST = 2000  # characters of a message
 
 
@@ -32,9 +34,7 @@ class EdgeError(Exception):
         text = super().__str__()
         if len(text) > _LONGEST:
             text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
-        if text.isprintable():
-            return text
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(text)
 
 
 class CheckpointError(EdgeError):

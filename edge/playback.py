@@ -10,6 +10,7 @@ from rich.text import Text
 from edge.action import parse_action
 from edge.errors import GrammarError, ReplayError
 from edge.gate import Proposal
+from edge.printable import printable
 from edge.prompt import Message
 from edge.replay import read_lines, read_rows
 from edge.show import shown_proposal, visible
@@ -32,7 +33,7 @@ def play(path: Path, console: Console, *, task_id: str | None = None, delay: flo
         elif number:
             time.sleep(delay)
         of = f" of {row.total_steps}" if row.total_steps else ""
-        console.print(Rule(Text(f"{row.task_id}  step {row.step_idx + 1}{of}")))
+        console.print(Rule(Text(f"{printable(row.task_id)}  step {row.step_idx + 1}{of}")))
         for message in row.messages[seen:] if len(row.messages) > seen else row.messages[-1:]:
             console.print(_shown_message(message), end="\n\n")
         seen = len(row.messages) + 1  # the answer is shown now
@@ -46,13 +47,13 @@ def _end(path: Path, console: Console, task_id: str | None) -> None:
         session = fields.get("session")
         if task_id in (None, fields["task_id"]) and isinstance(session, dict) and "outcome" in session:
             console.print(visible(str(session.get("output", ""))), end="\n\n")
-            console.print(Rule(Text(f"ended: {session['outcome']}")))
+            console.print(Rule(Text(f"ended: {printable(str(session['outcome']))}")))
 
 
 def _shown_message(message: Message) -> Text:
     content = message.get("content")
     text = content if isinstance(content, str) else str(content)
-    return Text(f"[{message['role']}]\n", "dim").append_text(visible(text))
+    return Text(f"[{printable(message['role'])}]\n", "dim").append_text(visible(text))
 
 
 def _shown_answer(raw: str) -> Text:

@@ -69,14 +69,12 @@ class Record:
             record._lock()
             with _told(path, "cannot be read"):
                 data = Path(path).read_bytes()
-                os.truncate(descriptor, data.rfind(b"\n") + 1)
-            if b"\n" in data:
-                read_rows(path)  # each row is one
-                record.rows = [fields for _, fields in read_lines(path)]
-            facts = record.rows[0].get("session") if record.rows else None
-            if not isinstance(facts, dict) or not isinstance(facts.get("task"), str):
-                raise AgentError(f"{path}: holds no session to go on with: begin a new one")
-            record.facts = facts
+                record.facts = _facts(path, data)  # before anything is cut: it may be any file
+                whole = data.rfind(b"\n") + 1
+                if whole < len(data):
+                    os.truncate(descriptor, whole)
+            read_rows(path)  # each row is one
+            record.rows = [fields for _, fields in read_lines(path)]
             if record.outcome == "complete":
                 raise AgentError(f"{path}: its task was completed; begin a new session")
         except BaseException:
@@ -171,6 +169,19 @@ class Record:
             raise AgentError(f"{self.path}: another edge agent is at this session") from None
         except OSError:  # a file system without locks
             pass
+
+
+def _facts(path: Path, data: bytes) -> dict[str, Any]:
+    """What the first row of a session's file tells of the whole session. Raises AgentError where it is none."""
+    line, end, _ = data.partition(b"\n")
+    try:
+        row = json.loads(line) if end else None
+    except (ValueError, RecursionError):
+        row = None
+    facts = row.get("session") if isinstance(row, dict) and row.get("source") == SOURCE else None
+    if not isinstance(facts, dict) or not isinstance(facts.get("task"), str):
+        raise AgentError(f"{path}: holds no session to go on with: begin a new one")
+    return facts
 
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)

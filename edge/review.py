@@ -1,6 +1,7 @@
 """`--review`: a person sees each action before it is typed, and accepts, edits or refuses it, or ends the session."""
 
 import json
+import sys
 
 import click
 from rich.console import Console
@@ -8,6 +9,9 @@ from rich.console import Console
 from edge.action import parse_action
 from edge.errors import GrammarError
 from edge.gate import Decision, Gate, Proposal
+
+if sys.platform != "win32":
+    import termios
 
 _QUESTION = "[a]ccept, [e]dit, [r]efuse, [s]top? "
 
@@ -17,6 +21,7 @@ def review_gate(console: Console) -> Gate:
 
     def decide(proposal: Proposal) -> Decision:
         current = proposal
+        forget_typed_ahead()
         while True:
             answer = _ask(console, _QUESTION)
             if answer is None or answer in ("s", "stop"):
@@ -32,6 +37,7 @@ def review_gate(console: Console) -> Gate:
                 )
             if answer in ("e", "edit"):
                 current = _edited(console, current)
+                forget_typed_ahead()
 
     return decide
 
@@ -41,6 +47,20 @@ def _ask(console: Console, question: str) -> str | None:
         return console.input(question, markup=False).strip()
     except EOFError:
         return None
+    except KeyboardInterrupt:
+        console.print()
+        raise
+
+
+def forget_typed_ahead() -> None:
+    """Throw away what was typed before a question was shown: nobody can have meant it as the answer."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        while msvcrt.kbhit():
+            msvcrt.getwch()
+    elif sys.stdin.isatty():
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def _edited(console: Console, proposal: Proposal) -> Proposal:

@@ -149,9 +149,9 @@ class Sandbox:
             left_out: tuple[str, ...] = ()
             if packed is None:
                 left_out = pack(workdir, folder / "in.tar", limits.disk)
-            else:
+            before = read_base(packed or folder / "in.tar")
+            if packed is not None:
                 shutil.copyfile(packed, folder / "in.tar")
-            before = read_base(folder / "in.tar")
             (folder / "passwd").write_text(f"agent:x:{_USER}:{_USER}::{HOME}:/bin/bash\n")
             (folder / "group").write_text(f"agent:x:{_USER}:\n")
             (folder / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
@@ -237,8 +237,12 @@ class Sandbox:
         return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected).changes
 
     def bring_back(self, packed: Path, *, dot_files: bool = False) -> Changes:
-        """Make these changes there; what could be made. Raises SandboxError, OSError."""
-        return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected).apply()
+        """Make these changes there; what could be made. The archive keeps the rest. Raises SandboxError, OSError."""
+        comparison = compare(self.workdir, packed, dot_files=dot_files, protected=self._protected)
+        done = comparison.apply()
+        if done.withheld:
+            comparison.keep_rest(done)
+        return done
 
     def close(self) -> None:
         """End all that runs in it; when this returns, nothing does."""

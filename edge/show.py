@@ -3,6 +3,7 @@
 from rich.text import Text
 
 from edge.gate import Proposal
+from edge.printable import escape
 from edge.risks import risks
 
 _RISK = "bold red"
@@ -23,14 +24,8 @@ def _visible(text: str, keys: bool) -> tuple[Text, list[int]]:
         places.append(len(shown))
         if character == "\n":
             shown.append("⏎\n" if keys else "\n", _HIDDEN if keys else None)
-        elif character.isprintable():
-            shown.append(character)
         else:
-            code = ord(character)
-            shown.append(
-                f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}",
-                _HIDDEN,
-            )
+            shown.append(escape(character), None if character.isprintable() else _HIDDEN)
     places.append(len(shown))
     return shown, places
 

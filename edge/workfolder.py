@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 from edge.archive import END, MOST_ENTRIES, Entry, Kind, head_blocks, header, padding, read_entries
 from edge.errors import SandboxError
+from edge.output import whole_file
+from edge.printable import printable
 
 _PIECE = 1 << 20
 _OVERHEAD = 4096  # bytes of an archive for each file, at most: names, headers, padding
@@ -55,17 +57,13 @@ class Changes:
 
     def __str__(self) -> str:
         marks = (("+", self.new), ("~", self.changed), ("-", self.deleted))
-        lines = [f"  {mark} {_printable(path)}" for mark, paths in marks for path in paths]
-        lines += [f"  ! {_printable(path)}: not brought back: {why}" for path, why in self.withheld]
+        lines = [f"  {mark} {printable(path)}" for mark, paths in marks for path in paths]
+        lines += [f"  ! {printable(path)}: not brought back: {why}" for path, why in self.withheld]
         if len(lines) > 200:
             lines = [*lines[:200], f"  … {len(lines) - 200:,} more"]
         return "\n".join(
             ["Changes in the work folder:" if lines else "The work folder is as it was.", *lines]
         )
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 def pack(folder: Path, to: Path, most: int) -> tuple[str, ...]:
@@ -156,8 +154,12 @@ def read_base(packed: Path) -> Base:
 
 def copy_archive(read: Callable[[int], bytes], base: Base, file: BinaryIO, most: int) -> None:
     """Write what a sandbox sends as an archive to `file`, each header anew. Raises SandboxError."""
+    _write_archive(read_entries(read, most), base, file)
+
+
+def _write_archive(entries: Iterator[tuple[Entry, Iterator[bytes]]], base: Base, file: BinaryIO) -> None:
     file.write(head_blocks({path: [i.kind, i.executable, i.content] for path, i in base.items()}))
-    for entry, content in read_entries(read, most):
+    for entry, content in entries:
         if entry.kind in ("file", "folder", "link"):
             file.write(header(entry))
             for piece in content:
@@ -176,6 +178,7 @@ class Comparison:
     _folder: Path
     _packed: Path
     _base: Base
+    _after: Base  # what the archive holds
     _write: dict[str, Item | None]  # the paths to be written, with what lies there now
 
     def apply(self) -> Changes:
@@ -206,6 +209,15 @@ class Comparison:
             done(self.changes.deleted),
             self.changes.withheld + list(failed.items()),
         )
+
+    def keep_rest(self, done: Changes) -> None:
+        """What `apply` brought back is no change of the archive any more; the rest of it still is."""
+        base = {path: item for path, item in self._base.items() if path not in done.deleted}
+        base |= {path: self._after[path] for path in (*done.new, *done.changed)}
+        with _archive(self._packed) as (entries, _), whole_file(self._packed) as (_, descriptor):
+            os.fchmod(descriptor, 0o600)
+            with open(descriptor, "wb", closefd=False) as file:
+                _write_archive(entries, base, file)
 
 
 def compare(
@@ -291,7 +303,7 @@ def compare(
     ]
     deleted = sorted(path for path in deleted if path not in kept)
     changes = Changes(sorted(new), sorted(changed), deleted, sorted(told))
-    return Comparison(changes, folder, packed, base, write)
+    return Comparison(changes, folder, packed, base, after, write)
 
 
 def _leads_out(path: str, target: str, dot_files: bool) -> str | None:

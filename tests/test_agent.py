@@ -162,7 +162,7 @@ def test_a_killed_session_is_gone_on_with(folder: Path, tiny_q4: Path) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    packed = record.with_name("session.work.tar")
+    packed = record.with_name("session.jsonl.work.tar")
     until(lambda: packed.exists() or first.poll() is not None)
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -304,6 +304,20 @@ def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -
     assert read_rows(record)[0].ref_raw == row["ref_raw"]
 
 
+def test_what_was_typed_ahead_accepts_nothing(folder: Path, tiny_q4: Path) -> None:
+    """An answer is to an action that was shown; the rest of what was typed before it is thrown away."""
+    record = folder.parent / "session.jsonl"
+    arguments = ("agent", "Remove the file old.log.", "--model", tiny_q4, *SMALL, "--record", record)
+    with in_terminal(folder, *arguments) as terminal:
+        until(lambda: terminal.screen().endswith("[s]top?"))
+        terminal.send("a\na\na\na\n")
+        until(lambda: terminal.screen().count("[s]top?") == 2)
+        time.sleep(2)
+        assert terminal.screen().endswith("[s]top?") and len(rows_of(record)) == 1
+        terminal.send("s\n")
+        until(lambda: terminal.ended)
+
+
 def test_a_person_sees_that_the_model_is_at_work(folder: Path, tiny_q4: Path) -> None:
     ours, theirs = pty.openpty()
     words = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), *map(str, SMALL)]
@@ -367,11 +381,54 @@ def test_wrong_files_are_told_in_one_line(folder: Path, tiny_q4: Path) -> None:
     assert shown.returncode == 1 and "cannot be read" in shown.stderr
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no line", b"a line\nand a half", b'{"session": {"task": "x"}}\n{"half', b"\xff\n\x00", b"[1]\n["],
+)
+def test_a_file_that_is_no_session_stays_as_it_is(folder: Path, tiny_q4: Path, content: bytes) -> None:
+    place = folder / "any"
+    place.write_bytes(content)
+    os.utime(place, (1, 1))
+    with pytest.raises(AgentError, match="any: holds no session to go on with"):
+        Record.resume(place)
+    assert place.read_bytes() == content and place.stat().st_mtime == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "what"), [("--record", "file"), ("--workdir", "folder"), ("--prompt-template", "prompt")]
+)
+def test_a_resumed_session_has_its_own(folder: Path, tiny_q4: Path, option: str, what: str) -> None:
+    done = run(folder, "agent", "--resume", "x.jsonl", "--model", tiny_q4, option, folder)
+    assert done.returncode == 2
+    assert f"goes on with the session's own {what}" in " ".join(done.stderr.replace("│", " ").split())
+
+
+@needs_sandbox
+def test_another_sessions_work_folder_is_not_taken(folder: Path, tiny_q4: Path) -> None:
+    record = folder.parent / "session.jsonl"
+    kept = folder.parent / "session.jsonl.work.tar"
+    kept.write_bytes(b"precious")
+    arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes", "--record", record)
+    done = run(folder, "agent", "Remove the file old.log.", *arguments)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {kept}: is there already")
+    assert kept.read_bytes() == b"precious" and not record.exists() and (folder / "old.log").exists()
+
+
+@needs_sandbox
+def test_names_of_files_steer_no_terminal(folder: Path, tiny_q4: Path) -> None:
+    os.mkfifo(folder / "pipe\x1b]0;x\x07")
+    arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes", "--max-steps", 1)
+    done = run(folder, "agent", "Remove the file old.log.", *arguments)
+    assert "no files: pipe\\x1b]0;x\\x07" in done.stderr and "\x1b]" not in done.stderr
+
+
 def test_replay_shows_any_rows_and_no_control_characters(folder: Path) -> None:
     answer = {"analysis": "\x1b[2J\u202e", "plan": "", "commands": [], "task_complete": False}
-    row = {"task_id": "t", "step_idx": 0, "messages": [{"role": "user", "content": "a\x1b]0;x\x07"}]}
+    messages = [{"role": "us\x1b[31mer", "content": "a\x1b]0;x\x07"}]
+    row = {"task_id": "t", "step_idx": 0, "messages": messages}
     rows = [
         row | {"ref_raw": json.dumps(answer)},
+        row | {"task_id": "\x1b]0;v\x07", "ref_raw": "", "session": {"outcome": "\x1b[2J", "output": "\x9b"}},
         row | {"task_id": "u", "ref_raw": "<think>\nhm\x9b\n</think>\nno"},
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

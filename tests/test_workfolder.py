@@ -114,6 +114,28 @@ def test_new_changed_and_deleted(inside: Inside, folder: Path) -> None:
     assert compare(folder, inside.packed).changes == Changes([], [], [], [])  # once more: nothing to do
 
 
+def test_what_was_withheld_is_kept_and_may_come_later(inside: Inside, folder: Path) -> None:
+    """Also when the sandbox went on meanwhile with what was brought back."""
+    (inside.place / "a").write_text("other\n")
+    (inside.place / "new").write_text("1\n")
+    (inside.place / "run").unlink()
+    (inside.place / ".env").write_text("KEY=2\n")
+    inside.save()
+    comparison = compare(folder, inside.packed)
+    done = comparison.apply()
+    assert [path for path, _ in done.withheld] == [".env"]
+    comparison.keep_rest(done)
+    assert inside.packed.stat().st_mode & 0o777 == 0o600
+    again = compare(folder, inside.packed, dot_files=True).changes
+    assert again == Changes([], [".env"], [], [])
+    inside.base = read_base(inside.packed)
+    (inside.place / "new").write_text("2\n")
+    inside.save()
+    assert inside.bring_back(dot_files=True) == Changes([], [".env", "new"], [], [])
+    assert (folder / "new").read_text() == "2\n" and (folder / ".env").read_text() == "KEY=2\n"
+    assert (folder / "a").read_text() == "other\n" and not (folder / "run").exists()
+
+
 def test_names_that_others_obey_are_withheld(inside: Inside, folder: Path, tmp_path: Path) -> None:
     before = contents(folder)
     (folder / "allow.toml").write_text("[[allow]]\n")
