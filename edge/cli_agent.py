@@ -95,7 +95,7 @@ def agent(
         int, typer.Option(min=16, help="sandbox: MiB of memory for all that runs in it.")
     ] = 2048,
     disk: Annotated[int, typer.Option(min=1, help="sandbox: MiB that the work folder may take.")] = 1024,
-    processes: Annotated[int, typer.Option(min=4, help="sandbox: processes at once.")] = 128,
+    processes: Annotated[int, typer.Option(min=8, help="sandbox: processes at once.")] = 128,
     dot_files: Annotated[
         bool,
         typer.Option(

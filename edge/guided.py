@@ -21,11 +21,19 @@ from edge.generate import Answer, TokenWriter
 from edge.sampling import Sampling
 from edge.tokens import Vocabulary
 
-_MOST_TRIED = 400  # states looked at for an ending, in each attempt
-# What leads to an end soonest comes first; of letters, digits and bytes beyond ASCII the first and last are tried.
-_MARKS = b'"}]:)>.;!?,' + bytes(byte for byte in range(0x21, 0x7F) if not chr(byte).isalnum()) + b"\n "
-_KINDS = (b"0123456789", b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", bytes(range(0x80, 0x100)))
-_MOST_MARKS = 5
+_MOST_TRIED = (
+    400  # states looked at for an ending, in each attempt; in the first, two more for each token of room
+)
+# What leads to an end soonest comes first, white space last. Of each kind some are tried: its first, and its last.
+_KINDS = (
+    (b'"}]:)>.;!?,', 5, 0),
+    (b"0123456789", 1, 1),
+    (bytes(byte for byte in range(0x21, 0x7F) if not chr(byte).isalnum()), 5, 0),
+    (b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", 1, 1),
+    (bytes(range(0x80, 0x100)), 1, 1),
+    (b"\n ", 1, 1),
+)
+_MOST_WITHOUT_BYTES = 5
 
 
 def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text: str) -> LLMatcher:
@@ -62,8 +70,9 @@ class Endings:
             data = tokenizer.decode_bytes([token])
             if len(data) == 1:
                 single.setdefault(data[0], token)
-        self._marks = [single[byte] for byte in dict.fromkeys(_MARKS) if byte in single]
-        self._kinds = [[single[byte] for byte in kind if byte in single] for kind in _KINDS]
+        self._kinds = [
+            ([single[byte] for byte in kind if byte in single], first, last) for kind, first, last in _KINDS
+        ]
 
     def find(self, matcher: LLMatcher, most: int) -> list[int] | None:
         """At most `most` tokens that complete the text; None if none were found. The matcher stays as it is.
@@ -71,22 +80,35 @@ class Endings:
         The way is looked for byte by byte, and then written in the tokenizer's own, longer tokens.
         """
         longest = 8 * most + 16
-        found = self._search(
-            matcher, most, longest
-        )  # for JSON the marks that close things lead straight to the end
+        # For JSON the marks that close things lead straight to the end.
+        found = self._search(matcher, most, longest, _MOST_TRIED + 2 * most)
         depth = 4
         while found is None and depth < longest:
-            found = self._search(matcher, most, depth)
+            found = self._search(matcher, most, depth, _MOST_TRIED)
             depth *= 2
         return found
 
-    def _search(self, matcher: LLMatcher, most: int, longest: int) -> list[int] | None:
+    def first(self, matcher: LLMatcher, most: int) -> list[int]:
+        """The same at the start of an answer. Raises GrammarError where none was found."""
+        found = self.find(matcher, most)
+        if found is None:
+            raise GrammarError(
+                f"no valid text was found that fits into {most} tokens: raise max_tokens, or ask for a shorter one"
+            )
+        return found
+
+    def _search(self, matcher: LLMatcher, most: int, longest: int, tries: int) -> list[int] | None:
         """Depth first, at most `longest` single bytes deep."""
-        stack: list[tuple[LLMatcher, list[int]]] = [(matcher.deep_copy(), [])]
-        for _ in range(_MOST_TRIED):
+        stack: list[tuple[LLMatcher, list[int], int | None]] = [(matcher, [], None)]
+        for _ in range(tries):
             if not stack:
                 return None
-            state, way = stack.pop()
+            before, way, token = stack.pop()
+            state = before.deep_copy()
+            if token is not None:
+                if state.try_consume_tokens([token]) != 1:
+                    continue
+                way = [*way, token]
             if state.is_accepting():
                 whole = self._in_few(matcher, way)
                 if len(whole) <= most:
@@ -96,12 +118,9 @@ class Endings:
                 continue
             if forced := state.compute_ff_tokens():
                 if state.try_consume_tokens(forced) == len(forced):
-                    stack.append((state, way + forced))
+                    stack.append((state, way + forced, None))
                 continue
-            for token in reversed(self._choices(state)):
-                following = state.deep_copy()
-                if following.try_consume_tokens([token]) == 1:
-                    stack.append((following, [*way, token]))
+            stack += ((state, way, choice) for choice in reversed(self._choices(state)))
         return None
 
     def _in_few(self, matcher: LLMatcher, way: list[int]) -> list[int]:
@@ -133,14 +152,13 @@ class Endings:
         def fits(token: int) -> bool:
             return bool(bits[token >> 5] >> (token & 31) & 1)
 
-        marks = [token for token in self._marks if fits(token)]
-        found = [*marks[:_MOST_MARKS], *(token for token in marks[-2:] if token not in marks[:_MOST_MARKS])]
-        for kind in self._kinds:
+        found: dict[int, None] = {}
+        for kind, first, last in self._kinds:
             fitting = [token for token in kind if fits(token)]
-            found += dict.fromkeys([*fitting[:1], *fitting[-1:]])
+            found |= dict.fromkeys([*fitting[:first], *fitting[len(fitting) - last :]])
         if not found:  # a vocabulary without single bytes
-            found = [int(token) for token in np.flatnonzero(self.allowed(matcher))[:_MOST_MARKS]]
-        return found
+            found = dict.fromkeys(np.flatnonzero(self.allowed(matcher))[:_MOST_WITHOUT_BYTES].tolist())
+        return list(found)
 
 
 def guided_answer(
@@ -155,9 +173,7 @@ def guided_answer(
 ) -> Writer[Answer]:
     """An answer that the guide accepts as a whole. Raises GrammarError at once where no such text fits the budget."""
     matcher = guide.deep_copy()
-    ending = endings.find(matcher, max_tokens)
-    if ending is None:
-        raise GrammarError(f"no valid text was found that fits into {max_tokens} tokens; raise max_tokens")
+    ending = endings.first(matcher, max_tokens)
     return _guided(vocabulary, endings, matcher, ending, prompt, max_tokens, sampling, emit)
 
 
@@ -199,13 +215,11 @@ def _guided(
         if following.try_consume_tokens([token]) != 1:
             closed = True
             break
-        left = writer.left - 1
-        if len(ending) > left or not endings.holds(following, ending):
-            found = [] if following.is_accepting() else endings.find(following, left)
-            if found is None or len(found) > left:
-                closed = True
-                break
-            ending = found
+        found = _after(endings, following, ending, len(vocabulary.piece(token)), writer.left - 1)
+        if found is None:
+            closed = True
+            break
+        ending = found
         matcher = following
         writer.write(token)
         shown.add(vocabulary.piece(token))
@@ -225,6 +239,17 @@ def _guided(
         writer.forced,
         0,
     )
+
+
+def _after(
+    endings: Endings, matcher: LLMatcher, ending: list[int], n_bytes: int, left: int
+) -> list[int] | None:
+    """An ending in `left` tokens, after a token of that many bytes: the one before, or its rest, or another."""
+    for known in (ending, ending[n_bytes:]):  # the rest: where the text has a length that it must have
+        if len(known) <= left and endings.holds(matcher, known):
+            return known
+    found = [] if matcher.is_accepting() else endings.find(matcher, left)
+    return None if found is None or len(found) > left else found
 
 
 def _fits(endings: Endings, matcher: LLMatcher, tokens: Sequence[int], left: int) -> list[int] | None:

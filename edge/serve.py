@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,7 @@ from edge.footprint import BATCH, padded
 from edge.machine import devices, memory
 from edge.placement import place
 from edge.runner import Runner
-from edge.serve_app import Server, make_app
+from edge.serve_app import Server, is_local, make_app
 from edge.serve_engine import ServingEngine
 from edge.serve_model import ServedModel
 
@@ -66,7 +65,10 @@ def serve(
             mmap=mmap,
             engine_class=partial(ServingEngine, most_kept=cache_ram),
         ) as runner:
-            context = min(context or 8192, runner.engine.context_length)
+            most = runner.engine.context_length
+            if context is not None and context > most:
+                say(f"note: the model's context is {most:,}; --context {context:,} is cut to it")
+            context = min(context or 8192, most)
             with contextlib.suppress(EdgeError):  # reserve says it where it cannot be
                 say(
                     str(
@@ -152,16 +154,6 @@ class _TimedProtocol(H11Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import secrets
 import time
@@ -28,6 +29,7 @@ from edge.serve_request import Asked, BadRequestError, Guide, read_body, read_ch
 from edge.tree import common_length
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
+_ENCODED_AT_ONCE = 2  # prompts; llama.cpp's tokenizer takes up to 140 bytes for each of theirs
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
@@ -71,6 +73,7 @@ class Server:
     began: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
+        self.encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
         # Compiling takes milliseconds; agents ask with the same schema again and again.
         self.compiled = lru_cache(maxsize=64)(
             lambda kind, text: compile_guide(self.model.runner.vocabulary, kind, text)
@@ -133,7 +136,7 @@ class _Guarded:
         # Without a key only programs on this machine may ask: no web page, by whatever name it calls this server.
         host = headers.get("host", "localhost").rpartition(":")
         name = host[0] if host[1] and not host[2].endswith("]") else "".join(host)
-        if "origin" in headers or name not in ("localhost", "127.0.0.1", "[::1]"):
+        if "origin" in headers or not is_local(name.removeprefix("[").removesuffix("]")):
             return error_response(
                 "requests from web pages, or under another name than localhost, need an API key",
                 status=403,
@@ -150,10 +153,24 @@ class _Endpoint:
     chat: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
+        model = self.server.model
         try:
-            asked = await self._read(request)
-            ticket, prompt_tokens = await self._hand_in(asked)
+            ticket = model.enter()
+        except QueueFullError as error:
+            response = error_response(str(error), status=429, kind="rate_limit_error", code="queue_full")
+            response.headers["Retry-After"] = str(error.retry_after)
+            await response(scope, receive, send)
+            return
+        try:
+            await self._answer(ticket, scope, receive, send)
+        finally:
+            ticket.cancel()
+            model.leave(ticket)
+
+    async def _answer(self, ticket: Ticket, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            asked = await self._read(Request(scope, receive, send))
+            prompt_tokens = await self._hand_in(ticket, asked)
         except ClientDisconnect:
             return
         except BadRequestError as error:
@@ -162,23 +179,14 @@ class _Endpoint:
             )
             await response(scope, receive, send)
             return
-        except QueueFullError as error:
-            response = error_response(str(error), status=429, kind="rate_limit_error", code="queue_full")
-            response.headers["Retry-After"] = str(error.retry_after)
-            await response(scope, receive, send)
-            return
         except EdgeError as error:
             await error_response(str(error), status=500, kind="server_error")(scope, receive, send)
             return
         answer = _Answering(self.server, self.chat, asked, ticket, prompt_tokens)
-        try:
-            if asked.stream:
-                await answer.stream(receive, send)
-            else:
-                await answer.whole(scope, receive, send)
-        finally:
-            ticket.cancel()
-            self.server.model.leave(ticket)
+        if asked.stream:
+            await answer.stream(receive, send)
+        else:
+            await answer.whole(scope, receive, send)
 
     async def _read(self, request: Request) -> Asked:
         most = self.server.body_limit
@@ -200,9 +208,11 @@ class _Endpoint:
         body = read_body(bytes(data))
         return read_chat(body) if self.chat else read_completion(body)
 
-    async def _hand_in(self, asked: Asked) -> tuple[Ticket, int]:
+    async def _hand_in(self, ticket: Ticket, asked: Asked) -> int:
+        """Tokens of the prompt."""
         server = self.server
-        prompt, held = await run_in_threadpool(_encoded, server, asked)
+        async with server.encoding:
+            prompt, held = await run_in_threadpool(_encoded, server, asked)
         default = server.max_tokens if self.chat else _COMPLETION_TOKENS
         left = server.context - len(prompt)
         most = min(default, left) if asked.max_tokens is None else asked.max_tokens
@@ -214,7 +224,18 @@ class _Endpoint:
                 code="context_length_exceeded",
             )
         make_writer = await run_in_threadpool(_writer_maker, server, asked, prompt, most)
-        return server.model.hand_in(prompt, most, held, make_writer), len(prompt)
+        server.model.hand_in(ticket, prompt, most, held, make_writer)
+        return len(prompt)
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches the name or address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _encoded(server: Server, asked: Asked) -> tuple[list[int], list[int]]:
@@ -225,18 +246,31 @@ def _encoded(server: Server, asked: Asked) -> tuple[list[int], list[int]]:
             if not all(0 <= token < runner.engine.n_vocab for token in asked.prompt):
                 raise BadRequestError(f"token ids go from 0 to {runner.engine.n_vocab - 1}", "prompt")
             return asked.prompt, []
+        _check_size(server, asked.prompt, "prompt")
         try:
             return runner.encode(asked.prompt), []
         except PromptError as error:
             raise BadRequestError(str(error), "prompt") from None
     try:
-        prompt = runner.encode(runner.render(asked.messages).text)
+        text = runner.render(asked.messages).text
+        _check_size(server, text, "messages")
+        prompt = runner.encode(text)
         later = [*asked.messages, {"role": "assistant", "content": "{}"}, {"role": "user", "content": ""}]
         following = runner.encode(runner.render(later).text)
     except PromptError as error:
         raise BadRequestError(str(error), "messages") from None
     at = common_length(prompt, following)
     return prompt, [at] if 0 < at < len(prompt) else []
+
+
+def _check_size(server: Server, text: str, field: str) -> None:
+    """Refuse what has more tokens than the context, however long they are, before memory is spent on them."""
+    if len(text) > server.context * server.model.longest_token:
+        raise BadRequestError(
+            f"a prompt of {len(text):,} characters has more tokens than the context of {server.context}",
+            field,
+            code="context_length_exceeded",
+        )
 
 
 def _writer_maker(server: Server, asked: Asked, prompt: list[int], most: int) -> MakeWriter:
@@ -254,8 +288,7 @@ def _writer_maker(server: Server, asked: Asked, prompt: list[int], most: int) ->
     try:
         matcher = server.compiled(guide.kind, guide.text)
         endings = server.model.endings
-        if endings.find(matcher, most) is None:
-            raise GrammarError(f"no valid text was found that fits into {most} tokens; raise max_tokens")
+        endings.first(matcher, most)
     except GrammarError as error:
         raise BadRequestError(f"{guide.param}: {error}", guide.param) from None
     return lambda emit: guided_answer(vocabulary, endings, matcher, prompt, **common, emit=emit)

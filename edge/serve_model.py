@@ -70,6 +70,10 @@ class ServedModel:
         self._thread = threading.Thread(target=self._run, name="edge-model", daemon=True)
         self._stopping = False
         runner.vocabulary.prepare()
+        self.longest_token = max(
+            len(runner.vocabulary.spelling(token)) for token in range(runner.engine.n_vocab)
+        )
+        """Bytes."""
         self.endings = Endings(runner.vocabulary.matcher_tokens(), sorted(runner.vocabulary.end_ids))
 
     def start(self) -> None:
@@ -97,25 +101,30 @@ class ServedModel:
     def running(self) -> int:
         return min(self._in_line, self.parallel)
 
-    def hand_in(
-        self, prompt: Sequence[int], room: int, held: Sequence[int], make_writer: MakeWriter
-    ) -> Ticket:
-        """Queue a request whose answer takes at most `room` tokens. Raises QueueFullError, EdgeError."""
-        if self.failure:
-            raise EdgeError(f"the model has failed: {self.failure}; start the server again")
+    def enter(self) -> Ticket:
+        """A place in line, from before the request is read, so that not more than have one are held in memory.
+
+        `leave` frees it. Raises QueueFullError.
+        """
         with self._lock:
             if self._in_line >= self.parallel + self.most_waiting:
                 seconds = sum(self._seconds) / len(self._seconds)
                 raise QueueFullError(max(1, round(seconds * (1 + self.waiting / self.parallel))))
             self._in_line += 1
-        ticket = Ticket(asyncio.get_running_loop())
+        return Ticket(asyncio.get_running_loop())
+
+    def hand_in(
+        self, ticket: Ticket, prompt: Sequence[int], room: int, held: Sequence[int], make_writer: MakeWriter
+    ) -> None:
+        """Queue a request whose answer takes at most `room` tokens. Raises EdgeError."""
+        if self.failure:
+            raise EdgeError(f"the model has failed: {self.failure}; start the server again")
         writer = _guarded(make_writer, ticket.put)
         request: Request[Answer | Exception] = Request(
             list(prompt), writer, room, held=list(held), cancelled=ticket.cancelled
         )
         self._tickets[id(request)] = ticket
         self._waiting.put((ticket, request))
-        return ticket
 
     def leave(self, ticket: Ticket) -> None:
         """Its place in line is free: it is answered, or its client has gone. Later calls do nothing."""

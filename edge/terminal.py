@@ -58,6 +58,7 @@ _KEY_NAME = re.compile(
     r"|PageDown|NPage|PgDn|Up|Down|Left|Right|F[1-9]|F1[0-2])|\^[@-_a-z]"
 )
 _CHUNK = 1000  # bytes a call: tmux takes about 16 KiB of arguments
+_LONGEST_SOCKET = 103  # bytes of a socket's path; Linux takes 107, macOS 103
 _PATIENCE = 20.0  # seconds for an answer of tmux's
 _POLL = 0.05  # seconds
 _PROMPT_PATIENCE = 5.0  # seconds at least that the shell's prompt is waited for
@@ -150,6 +151,10 @@ class Terminal:
         folder = Path(tempfile.mkdtemp(prefix="edge-"))  # of mode 0700
         mark = folder.name
         try:
+            if len(os.fsencode(folder / "tmux")) > _LONGEST_SOCKET:
+                raise AgentError(
+                    f"{folder}: too long a path for tmux's socket: set TMPDIR to a shorter folder"
+                )
             (folder / "tmux.conf").write_text(_CONFIGURATION)
             environment = dict(shell_environment() if env is None else env)
             with (folder / "log").open("wb") as log:

@@ -119,6 +119,31 @@ def test_a_schema_holds_at_every_budget(
     assert answer.finish_reason == ("length" if answer.closed_at_budget else "stop")
 
 
+_whole: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "room"),
+    [
+        ({"type": "string", "minLength": 500}, 502),
+        ({"type": "string", "minLength": 500, "maxLength": 500}, 502),
+        ({"type": "string", "minLength": 3000}, 3100),
+        (_whole | {"minItems": 4}, 9),
+        (_whole | {"minItems": 10, "maxItems": 10}, 21),
+        (_whole | {"minItems": 400}, 801),
+        ({"const": {"a": [1, 2, 3]}}, 13),
+        ({"type": "object", "properties": {"a": {"const": 1.5}}, "required": ["a"]}, 9),
+    ],
+)
+def test_what_fits_is_found(tiny: Runner, endings: Endings, schema: dict[str, Any], room: int) -> None:
+    """`room` is the number of bytes of a short valid text, so that it fits, whatever the tokens."""
+    guide = compile_guide(tiny.vocabulary, "schema", json.dumps(schema))
+    assert len(endings.first(guide, room)) <= room
+    answer = guided(tiny, endings, guide, room, [])
+    jsonschema.validate(json.loads(answer.text), schema)
+    assert answer.completion_tokens <= room
+
+
 GRAMMARS = {
     "a choice": 'root ::= "yes" | "no" | "perhaps"',
     "a list": 'root ::= item (", " item)* "."\nitem ::= [a-z]{3,9}',

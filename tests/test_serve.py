@@ -259,7 +259,8 @@ def test_web_pages_are_not_let_in(server: str) -> None:
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Host": "evil.example:80"}):
         assert httpx.post(f"{server}/v1/chat/completions", json=ask, headers=headers).status_code == 403
     port = server.rpartition(":")[2]
-    for host in (f"localhost:{port}", "127.0.0.1", f"[::1]:{port}"):
+    own = ("localhost", "LOCALHOST", "127.0.0.1", "127.0.0.2", "[::1]", "[0:0:0:0:0:0:0:1]")
+    for host in (*(f"{name}:{port}" for name in own), "127.0.0.1"):
         got = httpx.post(f"{server}/v1/chat/completions", json=ask, headers={"Host": host}, timeout=60)
         assert got.status_code == 200
 
@@ -383,16 +384,47 @@ def test_a_client_that_goes_away_frees_its_place(tiny_q4: Path) -> None:
         assert metric(server, "edge_clients_gone_total") == 2
 
 
+def test_a_body_on_its_way_has_its_place_and_long_ones_are_not_read_twice(tiny_q4: Path) -> None:
+    """So that what a server holds of requests is bounded by the places there are."""
+    with serving(tiny_q4, "--parallel", "1", "--queue", "1") as server:
+        port = int(server.rpartition(":")[2])
+        ask: Any = {"messages": [{"role": "user", "content": "x " * (6 << 20)}], "max_tokens": 4}
+        got = httpx.post(f"{server}/v1/chat/completions", json=ask, timeout=60)
+        assert got.status_code == 400 and got.json()["error"]["code"] == "context_length_exceeded"
+        assert (
+            "characters has more tokens than" in got.json()["error"]["message"]
+        )  # told without tokenizing it
+        got = httpx.post(f"{server}/v1/completions", json={"prompt": "x " * (6 << 20)}, timeout=60)
+        assert got.status_code == 400 and got.json()["error"]["param"] == "prompt"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):
+                connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                connection.sendall(head + b"{")
+            until(lambda: metric(server, "edge_requests_waiting") == 1)
+            got = httpx.post(f"{server}/v1/completions", json={"prompt": "x", "max_tokens": 4})
+            assert got.status_code == 429 and int(got.headers["Retry-After"]) > 0
+        until(lambda: metric(server, "edge_requests_running") == 0)
+        got = httpx.post(f"{server}/v1/completions", json={"prompt": "x", "max_tokens": 4}, timeout=60)
+        assert got.status_code == 200
+
+
 def test_a_client_that_goes_away_while_its_last_token_is_computed(tiny_q4: Path) -> None:
     async def run(runner: Runner) -> Answer | Exception | str:
         served = ServedModel(runner, 2, 8)
         after, prompt = served._next, runner.encode("lo")
 
         def hand_in() -> Ticket:
+            ticket = served.enter()
             options: Any = {"max_tokens": 2, "sampling": Sampling(), "stop": [], "ignore_eos": True}
-            return served.hand_in(
-                prompt, 2, [], lambda emit: text_answer(runner.vocabulary, prompt, **options, emit=emit)
+            served.hand_in(
+                ticket,
+                prompt,
+                2,
+                [],
+                lambda emit: text_answer(runner.vocabulary, prompt, **options, emit=emit),
             )
+            return ticket
 
         def goes_away(wait: bool) -> Any:  # after the engine has looked whether it has
             if not wait and not ticket.ended:
