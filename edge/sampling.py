@@ -68,7 +68,12 @@ class Sampler:
             logits = logits.copy()
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             chosen = logits[ids]
-            logits[ids] = np.where(chosen > 0, chosen / s.repetition_penalty, chosen * s.repetition_penalty)
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # an absurd penalty makes infinities, met below
+                logits[ids] = np.where(
+                    chosen > 0, chosen / s.repetition_penalty, chosen * s.repetition_penalty
+                )
         if self._random is None and allowed is None and np.isfinite(logits[best := int(logits.argmax())]):
             return best  # the way of almost every token
         if not np.isfinite(logits).all():  # a model whose arithmetic overflowed still has to answer something

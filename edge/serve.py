@@ -16,7 +16,7 @@ from edge.footprint import BATCH, padded
 from edge.machine import devices, memory
 from edge.placement import place
 from edge.runner import Runner
-from edge.serve_app import Server, is_local, make_app
+from edge.serve_app import Server, error_response, is_local, make_app
 from edge.serve_engine import ServingEngine
 from edge.serve_model import ServedModel
 
@@ -95,7 +95,7 @@ def serve(
             model = ServedModel(runner, parallel, most_waiting)
             server = Server(model, path.stem, context, max_tokens, body_limit, receive_seconds, api_key)
 
-            class Protocol(_TimedProtocol):
+            class Protocol(_Protocol):
                 head_seconds = receive_seconds
 
             config = uvicorn.Config(
@@ -124,8 +124,9 @@ def serve(
                 model.stop()
 
 
-class _TimedProtocol(H11Protocol):
-    """Closes a connection over which a request's head does not arrive in time; uvicorn waits for ever."""
+class _Protocol(H11Protocol):
+    """Closes a connection over which a request's head does not arrive in time, where uvicorn waits for ever; what is
+    no HTTP gets an error of OpenAI's form."""
 
     head_seconds: float
     _late: asyncio.TimerHandle | None = None
@@ -144,6 +145,20 @@ class _TimedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_timer()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        response = error_response("the request is no valid HTTP, or its head is too large")
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(response.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        pass  # it advises to install a library for websockets, which edge does not speak
 
     def _close_if_idle(self) -> None:
         self._late = None

@@ -55,6 +55,8 @@ def test_the_repetition_penalty_counts_the_prompt_and_what_was_written() -> None
     assert sampler.pick(positive) == 0
     negative = np.array([-1.0, -1.1, -9.0], np.float32)
     assert Sampler(Sampling(repetition_penalty=1.2), prompt=[0]).pick(negative) == 1
+    for absurd in (1e300, 1e-300):  # a number all the same, and no warning
+        assert Sampler(Sampling(repetition_penalty=absurd), prompt=[0]).pick(negative) in range(len(negative))
     assert positive.tolist() == pytest.approx([2.0, 1.9, -1.0])  # the logits themselves are left alone
 
 

@@ -265,6 +265,22 @@ def test_web_pages_are_not_let_in(server: str) -> None:
         assert got.status_code == 200
 
 
+def test_what_is_no_http_is_told_as_openai_does(server: str) -> None:
+    port = int(server.rpartition(":")[2])
+    for request in (b"nonsense\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(request)
+            said = b""
+            with contextlib.suppress(ConnectionError):
+                while chunk := connection.recv(4096):
+                    said += chunk
+        head, _, body = said.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    assert httpx.get(f"{server}/health", headers=upgrade).json() == {"status": "ok"}
+
+
 def test_odd_paths_do_not_add_to_the_metrics(server: str) -> None:
     for number in range(20):
         httpx.get(f"{server}/v1/{number}")
