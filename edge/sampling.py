@@ -68,9 +68,7 @@ class Sampler:
             logits = logits.copy()
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             chosen = logits[ids]
-            with np.errstate(
-                over="ignore", invalid="ignore"
-            ):  # an absurd penalty makes infinities, met below
+            with np.errstate(all="ignore"):  # an absurd penalty makes infinities, met below
                 logits[ids] = np.where(
                     chosen > 0, chosen / s.repetition_penalty, chosen * s.repetition_penalty
                 )
