@@ -250,7 +250,12 @@ def _edge(
 
 def main() -> NoReturn:
     """The `edge` command: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    for number in (
+        signal.SIGTERM,
+        getattr(signal, "SIGHUP", signal.SIGTERM),
+    ):  # so that temporary files are removed
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the one of a terminal that is closed
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     limited = address_space_left() is not None
     if limited:
         # Each of OpenBLAS's threads takes 32 MB at its start, and it raises SIGINT where it gets none.

@@ -317,7 +317,8 @@ def _bring_back(
 ) -> None:
     """Show what changed in the sandbox, and bring it back if the person, or --yes, says so."""
     if outcome in ("interrupted", "ended"):
-        note(f"nothing was brought back; the work folder as it was after the last whole step: {packed}")
+        kept = f"; the work folder as it was after the last whole step: {packed}" if packed.exists() else ""
+        note(f"nothing was brought back{kept}")
         return
     from edge.review import forget_typed_ahead
 

@@ -11,9 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,7 @@ def offline(model: Path | None = None, context: int | None = None) -> Readiness:
     if all(check.ok for check in found):
         found += _model(model, context)
         found += _files()
-    found += [_disk(), *_agent()]
+    found += [_disk(), *_agent(), _serve()]
     found.append(
         Check(
             "network", True, True, "not asked for: local files need no HF_HUB_OFFLINE and no cache of the hub"
@@ -272,13 +274,35 @@ def _disk() -> Check:
 
 
 def _agent() -> Iterator[Check]:
-    for program, package, use in (
-        ("tmux", "tmux", "edge agent"),
-        ("bwrap", "bubblewrap", "edge agent --sandbox"),
-    ):
-        place = shutil.which(program)
-        text = place or f"{use} needs it (Debian: {package}); all else works"
-        yield Check(program, place is not None, False, text)
+    """A shell in a terminal, and one in the sandbox, begun and ended again."""
+    from edge.sandbox import Sandbox
+    from edge.terminal import SHELL, Terminal
+
+    needs = "edge agent needs it, all else works"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with Terminal.start(SHELL, cwd=folder):
+                yield Check("tmux", True, False, f"{shutil.which('tmux')}: a shell begins in it")
+        except EdgeError as error:
+            yield Check("tmux", False, False, f"{error} ({needs})")
+            yield Check("sandbox", False, False, "cannot be tried without tmux")
+            return
+        try:
+            with (
+                Sandbox.prepare(Path(folder)) as sandbox,
+                Terminal.start(sandbox.argv, cwd=folder, ready=sandbox.wait_ready),
+            ):
+                yield Check("sandbox", True, False, "begins, and holds what it should")
+        except EdgeError as error:
+            yield Check("sandbox", False, False, f"{error} (edge agent --sandbox needs it, all else works)")
+
+
+def _serve() -> Check:
+    lacking = [name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    if lacking:
+        text = f"{lacking[0]} is missing: edge serve needs the extra serve, all else works"
+        return Check("serve", False, False, text)
+    return Check("serve", True, False, "its packages are here")
 
 
 def _print(**fields: Any) -> None:

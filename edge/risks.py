@@ -18,26 +18,25 @@ _NAMES = {
     "changes what commands mean": "alias enable hash trap",
 }
 _KINDS: dict[str, list[str]] = {}
-for _kind, _words in _NAMES.items():
-    for _word in _words.split():
+for _kind, _listed in _NAMES.items():
+    for _word in _listed.split():
         _KINDS.setdefault(_word, []).append(_kind)
+_GIT = r"git\s+(?:-[Cc]\s+\S+\s+|-\S+\s+)*"
+_PACKAGES = (
+    r"(?:pip3?|npm|pnpm|yarn|cargo|gem|go|uv|apt|apt-get|dnf|yum|brew|conda)\s+(?:\S+\s+)*"  # and their verbs
+)
 # A command's words that make it risky, where its name alone does not.
 _PHRASES = [
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
         (r"find\b.*\s-delete\b", "delete"),
         (r"find\b.*\s-(?:exec|execdir|ok|okdir)\b", "runs a text as a program"),
-        (
-            r"git\s+(?:-\S+\s+)*(?:clean|reset\s+--hard|checkout\s+--|branch\s+-D|stash\s+(?:drop|clear))",
-            "delete",
-        ),
-        (r"git\s+(?:-\S+\s+)*(?:push|pull|fetch|clone|submodule)\b", "network"),
-        (
-            r"(?:pip3?|npm|pnpm|yarn|cargo|gem|go|uv|apt|apt-get|dnf|yum|brew|conda)\s+(?:\S+\s+)*(?:install|add|get|update|upgrade|i)\b",
-            "network",
-        ),
+        (rf"{_GIT}(?:clean|reset\s+--hard|checkout\s+--|branch\s+-D|stash\s+(?:drop|clear))", "delete"),
+        (rf"{_GIT}(?:push|pull|fetch|clone|submodule)\b", "network"),
+        (rf"{_PACKAGES}(?:install|add|get|update|upgrade|i)\b", "network"),
+        (rf"{_PACKAGES}(?:remove|purge|uninstall|autoremove|rm)\b", "delete"),
         (r"(?:docker|podman)\b", "privilege"),
-        (r"git\s+(?:-\S+\s+)*(?:restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
+        (rf"{_GIT}(?:restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
         (r"python[0-9.]*\s+-m\s+pip\b", "network"),
         (r"sed\b.*\s(?:-[a-zA-Z]*i|--in-place)", "overwrite"),
         (
@@ -47,9 +46,8 @@ _PHRASES = [
         (r"(?:env|nohup|setsid|nice|timeout)\s", "runs another program"),
     )
 ]
-_INTERPRETER = re.compile(
-    r"(?:\S*/)?(?:ba|da|z|k|c|tc|a|fi)?sh\b|(?:\S*/)?(?:python[0-9.]*|perl|ruby|node|php)\b"
-)
+_INTERPRETER = re.compile(r"(?:ba|da|z|k|c|tc|a|fi)?sh|python[0-9.]*|perl|ruby|node|php")
+_DOT_FILE = re.compile(r"(?:^|/)\.[^./]")
 _NODES = {
     "command_substitution": "substitution",
     "process_substitution": "substitution",
@@ -59,7 +57,7 @@ _OBEYED = re.compile(
     r"(?:PATH|IFS|ENV|BASH_ENV|PROMPT_COMMAND|PS[0-4]|CDPATH|SHELLOPTS|LD_\w+|DYLD_\w+|PYTHON\w+|GIT_\w+)\b"
 )
 _WRAPPERS = frozenset(
-    "sudo doas env nohup nice time timeout xargs command builtin exec setsid ionice".split()
+    "sudo doas env nohup nice time timeout xargs command builtin exec setsid ionice busybox".split()
 )
 
 
@@ -111,19 +109,22 @@ def _character_places(text: str) -> list[int]:
 
 
 def _kinds(node: tree_sitter.Node, data: bytes) -> list[str]:
-    text = data[node.start_byte : node.end_byte].decode(errors="replace")
+    text = _text(node, data)
     if node.type == "command":
-        return _command_kinds(text)
-    if node.type in ("file_redirect", "herestring_redirect"):
-        return (
-            ["overwrite"]
-            if re.match(r"\d*(?:>\||&?>(?!>|&))", text) and not text.endswith("/dev/null")
-            else []
-        )
+        return _command_kinds(_words(node, data)) + _fed(node, node.children, data)
+    if node.type == "redirected_statement":
+        body = node.child_by_field_name("body")
+        return [] if body is None else _fed(body, node.children, data)
+    if node.type == "file_redirect":
+        return _redirect_kinds(text)
     if node.type == "pipeline":
-        commands = [child for child in node.children if child.is_named]
-        later = [data[child.start_byte : child.end_byte].decode(errors="replace") for child in commands[1:]]
-        return ["pipe into an interpreter"] if any(_INTERPRETER.match(part) for part in later) else []
+        parts = [child for child in node.children if child.is_named]
+        if (
+            node.parent is None or node.parent.type != "heredoc_redirect"
+        ):  # there its first part reads a text, too
+            parts = parts[1:]
+        commands = [part.child_by_field_name("body") or part for part in parts]
+        return ["pipe into an interpreter"] if any(_interprets(_words(one, data)) for one in commands) else []
     if node.type == "&":
         return ["goes on in the background"]
     if node.type == "variable_assignment" and _OBEYED.match(text):
@@ -131,15 +132,78 @@ def _kinds(node: tree_sitter.Node, data: bytes) -> list[str]:
     return [_NODES[node.type]] if node.type in _NODES else []
 
 
-def _command_kinds(text: str) -> list[str]:
-    kinds = []
-    words = text.split()
-    while words:
-        name = words.pop(0).strip("\"'\\").rpartition("/")[2] or "."
-        kinds += _KINDS.get(name, [])
+def _text(node: tree_sitter.Node, data: bytes) -> str:
+    return data[node.start_byte : node.end_byte].decode(errors="replace")
+
+
+def _words(node: tree_sitter.Node, data: bytes) -> list[str]:
+    """A command's words without quotes and escapes, and without the assignments before it."""
+    if node.type != "command":
+        return []
+    kept = [
+        child
+        for child in node.children
+        if child.type != "variable_assignment" and not child.type.endswith("redirect")
+    ]
+    return [re.sub(r"[\"'\\]", "", _text(child, data)) for child in kept]
+
+
+def _programs(words: list[str]) -> list[tuple[str, list[str]]]:
+    """The program and its words; behind one that runs another (sudo, env, …) that one, too."""
+    found = []
+    rest = list(words)
+    while rest:
+        name = rest[0].rpartition("/")[2] or "."
+        found.append((name, rest[1:]))
         if name not in _WRAPPERS:
             break
-        while words and (words[0].startswith("-") or "=" in words[0]):
-            words.pop(0)
-    kinds += [kind for pattern, kind in _PHRASES if pattern.match(text)]
+        rest = rest[1:]
+        option = False
+        while rest and (rest[0].startswith("-") or "=" in rest[0] or rest[0][:1].isdigit()):
+            option = rest.pop(0).startswith("-")
+        if option and len(rest) > 1 and not _known(rest[0].rpartition("/")[2]):
+            rest.pop(0)  # the option's value
+    return found
+
+
+def _known(name: str) -> bool:
+    return name in _KINDS or name in _WRAPPERS or _INTERPRETER.fullmatch(name) is not None
+
+
+def _interprets(words: list[str]) -> bool:
+    return any(_INTERPRETER.fullmatch(name) for name, _ in _programs(words))
+
+
+def _fed(command: tree_sitter.Node, redirects: list[tree_sitter.Node], data: bytes) -> list[str]:
+    """An interpreter without a file of its own that reads its program from a redirection."""
+    fed = any(
+        one.type in ("heredoc_redirect", "herestring_redirect")
+        or (one.type == "file_redirect" and re.match(r"\d*<", _text(one, data)))
+        for one in redirects
+    )
+    if not fed:
+        return []
+    name, arguments = (_programs(_words(command, data)) or [("", [])])[-1]
+    alone = all(argument.startswith("-") for argument in arguments)
+    return ["runs a text as a program"] if alone and _INTERPRETER.fullmatch(name) else []
+
+
+def _redirect_kinds(text: str) -> list[str]:
+    kinds = []
+    target = text.lstrip("0123456789<>&|").strip().strip("\"'")
+    if re.match(r"\d*(?:>\||&?>(?!>|&))", text) and target != "/dev/null":
+        kinds.append("overwrite")
+    if ">" in text and (target.startswith("~") or _DOT_FILE.search(target)):
+        kinds.append("writes a file that others may obey")
+    if target.startswith(("/dev/tcp/", "/dev/udp/")):
+        kinds.append("network")
+    return kinds
+
+
+def _command_kinds(words: list[str]) -> list[str]:
+    kinds = []
+    for name, rest in _programs(words):
+        kinds += _KINDS.get(name, [])
+        text = " ".join([name, *rest])
+        kinds += [kind for pattern, kind in _PHRASES if pattern.match(text)]
     return list(dict.fromkeys(kinds))

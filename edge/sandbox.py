@@ -16,7 +16,6 @@ import select
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -28,6 +27,7 @@ from edge.errors import SandboxError
 from edge.output import whole_file
 from edge.sandbox_check import HOME, WORK, fault, memory_in_use, memory_of_machine
 from edge.sandbox_check import Limits as Limits  # `from edge.sandbox import Limits` is how it is meant
+from edge.scratch import make_folder, remove_folder
 from edge.seccomp import seccomp_filter
 from edge.terminal import PROMPT
 from edge.workfolder import Base, Changes, compare, copy_archive, pack, read_base
@@ -50,7 +50,7 @@ _ETC = (
 # Outside: opens what edge and the sandbox say to each other by, before root's rights are given up. bubblewrap's own
 # complaints go to edge. The environment is empty: what bubblewrap began with can be read in /proc/1/environ.
 _OPEN = """
-cd / && exec 3< "$1/ask" 4> "$1/answer" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
+cd / && unset OLDPWD && exec 3< "$1/ask" 4> "$1/answer" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
   9< "$1/seccomp" 10> "$1/info" 11< "$1/arguments" 12< "$1/begin" 2>&4 && shift && exec "$@"
 """
 
@@ -143,7 +143,7 @@ class Sandbox:
             raise SandboxError(
                 f"{tools['bwrap']} is setuid, which has no --disable-userns: see docs/safety.md, or use --review"
             )
-        folder = Path(tempfile.mkdtemp(prefix="edge-sandbox-"))  # of mode 0700
+        folder = make_folder("edge-sandbox-")
         opened: list[int] = []
         try:
             left_out: tuple[str, ...] = ()
@@ -166,7 +166,7 @@ class Sandbox:
         except BaseException as error:
             for descriptor in opened:
                 os.close(descriptor)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             if isinstance(error, OSError):
                 raise SandboxError(
                     f"the sandbox cannot be prepared: {error.filename or folder}: {error.strerror}"
@@ -261,7 +261,7 @@ class Sandbox:
             if descriptor is not None:
                 os.close(descriptor)
         self._pidfd = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
 
     def __enter__(self) -> "Sandbox":
         return self

@@ -20,6 +20,7 @@ MAX_LINE = 1000
 
 _JOINED = {"program", "list", "pipeline"}
 _BETWEEN = {"&&", "||", "|", ";", "\n"}
+_GOES_ON = {"&&", "||", "|"}
 _WORDS = {"word", "number", "raw_string", "string", "concatenation"}
 # What an unquoted word may hold. Not: $ ` (substitution), \\ (escapes), * ? [ ] (globs), { } (braces), ~ (a folder),
 # ! ^ (history), # (a comment), < > & ( ) ; | (operators), quotes and blanks; nor other letters than ASCII's, since a
@@ -62,6 +63,10 @@ def read_commands(text: str) -> list[SimpleCommand]:
         covered = node.end_byte
         if node.type == "command":
             commands.append(_command(node, data))
+        elif node.type in _GOES_ON and data[covered:].lstrip(b" ").startswith(b"\n"):
+            raise UnreadableError(
+                "a command goes on over a line break"
+            )  # the shell would ask for it, at no prompt
         elif node.type not in _BETWEEN:
             raise UnreadableError(f"it holds a {node.type.replace('_', ' ')}, not plain commands alone")
     if data[covered:].strip(b" \n"):

@@ -5,6 +5,7 @@ from rich.text import Text
 from edge.gate import Proposal
 from edge.printable import escape
 from edge.risks import risks
+from edge.terminal import is_key_name
 
 _RISK = "bold red"
 _HIDDEN = "reverse"
@@ -42,6 +43,8 @@ def shown_proposal(proposal: Proposal) -> Text:
             keys.stylize(_RISK, places[risk.start], places[risk.end])
         keys.rstrip()
         text.append(f"{number:3}  ", "bold")
+        if is_key_name(command.keystrokes):
+            keys.append(" (this key)", "dim")
         lines = keys.split("\n") if command.keystrokes else [Text("(wait)", "dim")]
         for line in lines[:-1]:
             text.append_text(line).append("\n     ")

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ if sys.platform != "win32":
     import termios
 
 from edge.errors import AgentError
+from edge.scratch import make_folder, remove_folder
 
 MAX_DURATION = 60.0  # seconds
 COLUMNS, LINES = 160, 40
@@ -148,7 +148,7 @@ class Terminal:
             raise ValueError("tmux would give a single word to a shell")
         if not Path(cwd).is_dir():
             raise AgentError(f"{cwd}: is no folder to work in")
-        folder = Path(tempfile.mkdtemp(prefix="edge-"))  # of mode 0700
+        folder = make_folder("edge-terminal-")
         mark = folder.name
         try:
             if len(os.fsencode(folder / "tmux")) > _LONGEST_SOCKET:
@@ -169,7 +169,7 @@ class Terminal:
                     preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 )
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             raise
         terminal = cls(folder, server, mark)
         try:
@@ -310,7 +310,7 @@ class Terminal:
             except subprocess.TimeoutExpired:
                 self._server.kill()
                 self._server.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
         return _marked(self._mark)
 
     def __enter__(self) -> "Terminal":

@@ -83,7 +83,7 @@ def test_what_is_missing_is_named(tmp_path: Path, tiny_q4: Path) -> None:
     assert lines["model"].startswith("MISSING") and "broken.gguf" in lines["model"]
     assert lines["rows"].startswith("without") and "rows.jsonl:1" in lines["rows"]
     assert lines["references"].startswith("without") and "result.json" in lines["references"]
-    assert lines["tmux"].startswith("without") and lines["bwrap"].startswith("without")
+    assert lines["tmux"].startswith("without") and lines["sandbox"].startswith("without")
     assert lines["llama.cpp"].startswith("ok")
     assert text.splitlines()[-1] == "not ready: model"
 
