@@ -56,12 +56,13 @@ class Agent:
     max_tokens: int = 1024
     max_steps: int = 50
     time_limit: float = 1800.0
-    """Seconds from the start of `run`; looked at before each batch of the model's and while the terminal is waited
-    for."""
+    """Seconds from the start of `run`, without those in which the gate decides; looked at before each batch of the
+    model's and while the terminal is waited for."""
     answer_options: dict[str, Any] = field(default_factory=lambda: {"sampling": Sampling()})
     """What `Runner.act` takes besides."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Is entered while the model reads and writes."""
+    _end: float = field(default=0.0, init=False)
 
     def run(self) -> Outcome:
         """Work on the record's task, from its beginning or from where the record ends; how it ended.
@@ -70,15 +71,15 @@ class Agent:
         Raises AgentError, ContextError; the record is finished as "ended" then.
         """
         outcome: Outcome = "ended"
-        end = time.monotonic() + self.time_limit
+        self._end = time.monotonic() + self.time_limit
 
         def check_time() -> None:
-            if time.monotonic() > end:
+            if self._late():
                 raise _TimeUpError
 
         self.runner.engine.before_batch = check_time
         try:
-            outcome = self._steps(end)
+            outcome = self._steps()
         except _TimeUpError:
             outcome = "time"
         except KeyboardInterrupt:
@@ -88,18 +89,23 @@ class Agent:
             self.record.finish(outcome, self._last_output())
         return outcome
 
-    def _steps(self, end: float) -> Outcome:
+    def _late(self) -> bool:
+        return time.monotonic() > self._end
+
+    def _steps(self) -> Outcome:
         session = self.runner.session()
         pending = self._first(session)
         refusals = completions = 0
         for _ in range(self.max_steps):
-            if time.monotonic() > end:
+            if self._late():
                 return "time"
             with self.waiting():
                 action = self._answer(session, pending)
             proposal = Proposal(action.analysis, action.plan, action.commands, action.task_complete)
             self.show(proposal)
+            began = time.monotonic()
             decision = self.gate(proposal)
+            self._end += time.monotonic() - began
             if decision.verdict == "stop":
                 return "stopped"
             if decision.verdict == "refuse":
@@ -112,13 +118,13 @@ class Agent:
             refusals = 0
             self._keep(session, action, decision)
             untyped: list[str] = []
-            if not self._type(decision.proposal, untyped, lambda: time.monotonic() > end):
+            if not self._type(decision.proposal, untyped):
                 return "ended"
             self._checkpoint()
             completions = completions + 1 if decision.proposal.task_complete else 0
             if completions == 2:
                 return "complete"
-            if time.monotonic() > end:
+            if self._late():
                 return "time"
             output = self._output()
             self.show(output)
@@ -181,14 +187,18 @@ class Agent:
         }
         self.record.append(seen, answer, fields, step)
 
-    def _type(self, proposal: Proposal, untyped: list[str], late: Callable[[], bool]) -> bool:
+    def _type(self, proposal: Proposal, untyped: list[str]) -> bool:
         """Type the commands in turn; False where the terminal cannot go on. `untyped` gets a note on what was not."""
 
         def stop() -> bool:
-            return late() or (self.sandbox is not None and self.sandbox.trouble() is not None)
+            return self._late() or (self.sandbox is not None and self.sandbox.trouble() is not None)
 
         for number, command in enumerate(proposal.commands, 1):
             if stop():
+                if self._late():
+                    self.show(
+                        f"The time limit was reached: command {number} was not typed, nor what follows it."
+                    )
                 break
             if self.terminal.ended and not self._new_shell():
                 return False

@@ -84,7 +84,9 @@ def agent(
         ),
     ] = None,
     max_steps: Annotated[int, typer.Option(min=1, help="Answers of the model at most.")] = 50,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds at most.")] = 1800.0,
+    time_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds at most; while you decide, they stand still.")
+    ] = 1800.0,
     context: Annotated[
         int | None,
         typer.Option(
@@ -252,7 +254,7 @@ def agent(
             note("dry run: nothing was typed. Choose a gate: --review, --allow FILE, or --sandbox --yes")
             return
         if sandbox is not None and typed:
-            _bring_back(console, sandbox, packed, outcome, ask=ask, dot_files=dot_files)
+            _bring_back(console, sandbox, packed, outcome, ask=not yes, dot_files=dot_files)
         left = terminal.close()
     for process in left:
         note(f"still running: {process}")

@@ -18,11 +18,12 @@ from edge.tokens import THINK_CLOSE
 
 
 def play(path: Path, console: Console, *, task_id: str | None = None, delay: float = 0.0) -> None:
-    """Print each step's new messages and its action, `delay` seconds apart; `task_id`: only that task's.
+    """Print each step's new messages and its action, `delay` seconds apart; `task_id`: only that task's. A last step
+    that a killed process did not write whole is left out.
 
     Raises ReplayError for a file of other content, or without that task.
     """
-    rows = [row for row in read_rows(path) if task_id in (None, row.task_id)]
+    rows = [row for row in read_rows(path, torn=True) if task_id in (None, row.task_id)]
     if not rows:
         raise ReplayError(f"{path}: has no task {task_id}")
     before: tuple[str, int] | None = None
@@ -43,7 +44,7 @@ def play(path: Path, console: Console, *, task_id: str | None = None, delay: flo
 
 def _end(path: Path, console: Console, task_id: str | None) -> None:
     """What only a session's last row knows: what the terminal showed at the end, and how it ended."""
-    for _, fields in read_lines(path):
+    for _, fields in read_lines(path, torn=True):
         session = fields.get("session")
         if task_id in (None, fields["task_id"]) and isinstance(session, dict) and "outcome" in session:
             console.print(visible(str(session.get("output", ""))), end="\n\n")

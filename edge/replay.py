@@ -54,8 +54,9 @@ def describe(key: Key) -> str:
     return f"{task_id} step {step_idx}" + (f" sample {sample_idx}" if sample_idx else "")
 
 
-def read_rows(path: Path | str, limit: int | None = None) -> list[Row]:
-    """The rows of a file, in its order; with `limit` the first so many (the rest is not looked at).
+def read_rows(path: Path | str, limit: int | None = None, *, torn: bool = False) -> list[Row]:
+    """The rows of a file, in its order; with `limit` the first so many (the rest is not looked at). `torn`: as in
+    `read_lines`.
 
     A row without `messages` has its `prompt` as a single user message; with them its `prompt` is never used.
     `sample_idx` is 0 and `source_group` the `source` where missing. Raises ReplayError.
@@ -64,7 +65,7 @@ def read_rows(path: Path | str, limit: int | None = None) -> list[Row]:
         raise ReplayError(f"{path}: a limit of {limit} leaves no rows: give at least 1")
     rows: list[Row] = []
     seen: dict[Key, int] = {}
-    for line, fields in read_lines(path):
+    for line, fields in read_lines(path, torn=torn):
         where = f"{path}:{line}"
         key = read_key(fields, where)
         if key in seen:
@@ -88,10 +89,13 @@ def read_rows(path: Path | str, limit: int | None = None) -> list[Row]:
     return rows
 
 
-def read_lines(path: Path | str, *, strict: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(
+    path: Path | str, *, strict: bool = True, torn: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each line's number (from 1) and JSON object; blank lines are left out. Raises ReplayError.
 
-    Not `strict`: NaN and half surrogate pairs are let through, as Python's own json module writes them.
+    Not `strict`: NaN and half surrogate pairs are let through, as Python's own json module writes them. `torn`: a last
+    line that was not written whole, and so has no line break, is left out.
     """
     try:
         with Path(path).open("rb") as file:
@@ -103,9 +107,11 @@ def read_lines(path: Path | str, *, strict: bool = True) -> Iterator[tuple[int, 
                 try:
                     text = line.decode("utf-8")
                     fields = orjson.loads(text) if strict else json.loads(text)
-                except UnicodeDecodeError:
-                    raise ReplayError(f"{path}:{number}: is not UTF-8 text") from None
                 except (ValueError, RecursionError) as error:
+                    if torn and not line.endswith(b"\n"):
+                        return
+                    if isinstance(error, UnicodeDecodeError):
+                        raise ReplayError(f"{path}:{number}: is not UTF-8 text") from None
                     raise ReplayError(f"{path}:{number}: not JSON: {error}") from None
                 if not isinstance(fields, dict):
                     raise ReplayError(f"{path}:{number}: not a JSON object")

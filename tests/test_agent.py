@@ -22,11 +22,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.action import Command
 from edge.agent import without_older_steps
 from edge.errors import AgentError, PromptError
+from edge.gate import Proposal
 from edge.record import Record
 from edge.replay import read_rows
 from edge.sandbox import Sandbox
+from edge.scratch import make_folder, remove_folder
+from edge.show import shown_proposal
 from edge.terminal import Terminal
 from edge.wording import first_messages, read_template
 
@@ -318,6 +322,75 @@ def test_what_was_typed_ahead_accepts_nothing(folder: Path, tiny_q4: Path) -> No
         until(lambda: terminal.ended)
 
 
+def test_a_person_who_thinks_takes_none_of_the_time(folder: Path, tiny_q4: Path) -> None:
+    record = folder.parent / "session.jsonl"
+    arguments = ("--model", tiny_q4, *SMALL, "--record", record, "--time-limit", 10)
+    with in_terminal(folder, "agent", "Remove the file old.log.", *arguments) as terminal:
+        until(lambda: terminal.screen().endswith("[s]top?"))
+        time.sleep(11)
+        terminal.send("a\n")
+        until(lambda: terminal.screen().count("[s]top?") == 2)
+        assert not (folder / "old.log").exists()
+        terminal.send("s\n")
+        until(lambda: terminal.ended)
+
+
+@needs_sandbox
+def test_a_list_does_not_bring_changes_back_unasked(folder: Path, tiny_q4: Path) -> None:
+    (folder.parent / "allow.toml").write_text("[[command]]\nprogram = 'rm'\narguments = ['old.log']\n")
+    record = folder.parent / "session.jsonl"
+    options = ("--model", tiny_q4, *SMALL, "--sandbox", "--allow", folder.parent / "allow.toml")
+    words = ("agent", "Remove the file old.log.", *options, "--record", record, "--max-steps", 1)
+    with in_terminal(folder, *words) as terminal:
+        until(lambda: terminal.screen().endswith("Bring these changes back into the folder? [y/N]"))
+        assert "- old.log" in terminal.screen() and (folder / "old.log").exists()
+        terminal.send("n\n")
+        until(lambda: terminal.ended)
+    assert (folder / "old.log").exists() and record.with_name("session.jsonl.work.tar").exists()
+
+
+@needs_sandbox
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_closed_window_leaves_nothing(folder: Path, tiny_q4: Path, number: signal.Signals) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix="edge-test-"))  # short enough for a socket's path
+    arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes", "--max-steps", "100"]
+    with subprocess.Popen(
+        [*EDGE, "agent", "Make a folder named reports.", *arguments],
+        cwd=folder,
+        env={**environment(folder), "TMPDIR": str(temporary)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as agent:
+        until(lambda: len(list(temporary.glob("edge-*/*"))) > 5)
+        agent.send_signal(number)
+        assert agent.wait(60) == 128 + number
+    assert list(temporary.iterdir()) == []
+    temporary.rmdir()
+
+
+def test_what_a_killed_process_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import time; from edge.scratch import *; print(make_folder('edge-x-'), flush=True); time.sleep(99)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        left = Path(other.stdout.readline().strip())
+        (left / "file").touch()
+        os.utime(left, (1, 1))
+        remove_folder(make_folder("edge-x-"))
+        assert left.exists()  # it is in use
+        other.kill()
+    remove_folder(make_folder("edge-y-"))
+    assert left.exists()
+    remove_folder(make_folder("edge-x-"))
+    assert not left.exists()
+
+
 def test_a_person_sees_that_the_model_is_at_work(folder: Path, tiny_q4: Path) -> None:
     ours, theirs = pty.openpty()
     words = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), *map(str, SMALL)]
@@ -439,6 +512,26 @@ def test_replay_shows_any_rows_and_no_control_characters(folder: Path) -> None:
     one = run(folder, "replay", folder / "rows.jsonl", "--task", "u")
     assert "hm" in one.stdout and "2J" not in one.stdout
     assert run(folder, "replay", folder / "rows.jsonl", "--task", "v").returncode == 1
+
+
+def test_replay_shows_what_was_written_whole(folder: Path) -> None:
+    row = {"task_id": "t", "step_idx": 0, "messages": [{"role": "user", "content": "x"}], "ref_raw": "first"}
+    text = json.dumps(row) + "\n" + json.dumps(row | {"step_idx": 1, "ref_raw": "sécond"}, ensure_ascii=False)
+    data = text.encode()
+    for end in (len(data) - 1, data.rindex("é".encode()) + 1, data.index(b"\n") + 2):
+        (folder / "rows.jsonl").write_bytes(data[:end])
+        done = run(folder, "replay", folder / "rows.jsonl")
+        assert done.returncode == 0 and "first" in done.stdout and "cond" not in done.stdout
+    (folder / "rows.jsonl").write_bytes(data[: len(data) - 1] + b"\n")
+    assert (
+        "not JSON" in run(folder, "replay", folder / "rows.jsonl").stderr
+    )  # not the last line of a killed process
+
+
+def test_keys_are_told_from_text() -> None:
+    commands = (Command("Enter", 0.1), Command("Enter\n", 0.1))
+    shown = shown_proposal(Proposal("", "", commands, False)).plain.splitlines()
+    assert "Enter (this key)" in shown[2] and "(this key)" not in shown[3]
 
 
 def test_two_processes_do_not_write_one_record(tmp_path: Path) -> None:

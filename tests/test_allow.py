@@ -529,3 +529,12 @@ def test_the_list_in_the_docs_does_what_it_says(tmp_path: Path) -> None:
         "C-d",
     ):
         assert refusal(allowlist, wrong)
+
+
+@pytest.mark.parametrize("between", ["&&", "||", "|", "&&  ", "|\n"])
+def test_a_command_that_goes_on_over_a_line_break_is_refused(tmp_path: Path, between: str) -> None:
+    """The shell would ask for the rest, without the prompt at which lines are typed."""
+    (tmp_path / "allow.toml").write_text("[[command]]\nprogram = 'ls'\n")
+    allowlist = read_allowlist(tmp_path / "allow.toml")
+    assert "over a line break" in str(refusal(allowlist, f"ls {between}\nls\n"))
+    assert refusal(allowlist, f"ls {between.strip()} ls\nls\n") is None

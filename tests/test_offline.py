@@ -88,6 +88,15 @@ def test_what_is_missing_is_named(tmp_path: Path, tiny_q4: Path) -> None:
     assert text.splitlines()[-1] == "not ready: model"
 
 
+def test_programs_that_do_not_work_are_not_ok(tmp_path: Path, tiny_q4: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tmux").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "tmux").chmod(0o755)
+    code, text = doctor(tmp_path, "--model", tiny_q4, path=str(tmp_path / "bin"))
+    assert code == 0
+    assert "without  tmux         tmux does not start" in text and "without  sandbox" in text
+
+
 def test_a_library_that_ends_the_process(tmp_path: Path, tiny_q4: Path) -> None:
     """Built for another processor, a library ends the process that loads it: that is told, not shared."""
     site = tmp_path / "site"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from escapes import POSSIBLE, SMALL, UNPRIVILEGED, World, has, sandboxed, until
+from escapes import POSSIBLE, SMALL, UNPRIVILEGED, Shell, World, has, sandboxed, until
 
 from edge.errors import SandboxError
 from edge.sandbox import Sandbox
@@ -60,6 +60,18 @@ def test_a_session_goes_on_from_what_was_saved(world: World, workdir: Path, tmp_
             again.bring_back(kept)
     assert (workdir / "new").read_text() == "new\nmore\n"
     assert not (workdir / "a").exists() and (workdir / "sub" / "b").read_text() == "b\n"
+
+
+def test_nothing_of_the_persons_environment_is_left(world: World, workdir: Path) -> None:
+    with (
+        Sandbox.prepare(workdir) as sandbox,
+        Terminal.start(
+            sandbox.argv, cwd=workdir, env=world.environment(), ready=sandbox.wait_ready
+        ) as terminal,
+    ):
+        found = Shell(terminal, sandbox).run("cat /proc/*/environ | tr '\\0' '\\n'; env\n")
+    assert "PATH=/" in found
+    assert "work folder" not in found
 
 
 def test_a_shell_that_ends_is_followed_by_another(world: World, workdir: Path) -> None:
