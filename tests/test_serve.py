@@ -400,7 +400,7 @@ def test_a_client_that_goes_away_frees_its_place(tiny_q4: Path) -> None:
         assert metric(server, "edge_clients_gone_total") == 2
 
 
-def test_a_body_on_its_way_has_its_place_and_long_ones_are_not_read_twice(tiny_q4: Path) -> None:
+def test_a_body_on_its_way_has_its_place_and_long_prompts_are_refused_early(tiny_q4: Path) -> None:
     """So that what a server holds of requests is bounded by the places there are."""
     with serving(tiny_q4, "--parallel", "1", "--queue", "1") as server:
         port = int(server.rpartition(":")[2])
