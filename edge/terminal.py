@@ -57,7 +57,13 @@ _KEY_NAME = re.compile(
     r"(?:[CMS]-)*(?:[CM]-[!-~]|Enter|Escape|Space|Tab|BTab|BSpace|Delete|DC|Insert|IC|Home|End|PageUp|PPage|PgUp"
     r"|PageDown|NPage|PgDn|Up|Down|Left|Right|F[1-9]|F1[0-2])|\^[@-_a-z]"
 )
-_CHUNK = 1000  # bytes a call: tmux takes about 16 KiB of arguments
+_CHUNK = (
+    4000  # bytes a call, which stand together in what the shell reads: tmux takes about 16 KiB of arguments
+)
+# C-g, C-e, C-u: drops what stands in the shell's line. Nobody has typed that: tmux answers what programs, or files that
+# are shown, ask a terminal (its colour, where its cursor is), and the answer would be the beginning of a command.
+_ANEW = b"\x07\x05\x15"
+_END_A_LINE = {"Enter", "C-m", "C-j", "C-c", "C-d"}
 _LONGEST_SOCKET = 103  # bytes of a socket's path; Linux takes 107, macOS 103
 _PATIENCE = 20.0  # seconds for an answer of tmux's
 _POLL = 0.05  # seconds
@@ -124,6 +130,7 @@ class Terminal:
     _row: int = 0  # of the cursor when the output was last read, and the text there
     _row_text: str = ""
     _typed_at: str | None = None  # the prompt at which `send_lines` typed last
+    _in_line: bool = False  # whether what was typed last is a part of a line
 
     @classmethod
     def start(
@@ -192,16 +199,22 @@ class Terminal:
         """Send keystrokes as they are, then wait `duration` seconds (at most 60); see `wait`.
 
         Text goes as its bytes in UTF-8, nothing added: a command runs if it ends with a line break. Empty
-        keystrokes only wait. Raises AgentError where the terminal has ended.
+        keystrokes only wait. A line that begins at the shell's prompt begins it anew, see `_ANEW`. Raises AgentError
+        where the terminal has ended.
         """
         if is_key_name(keystrokes):
             self._tmux("send-keys", "-t", "edge", keystrokes)
-        else:
-            data = keystrokes.encode(errors="replace")
-            for begin in range(0, len(data), _CHUNK):
-                chunk = data[begin : begin + _CHUNK]
-                self._tmux("send-keys", "-t", "edge", "-H", *(f"{byte:02x}" for byte in chunk))
+            self._in_line = keystrokes not in _END_A_LINE
+        elif keystrokes:
+            self._type(keystrokes, at_prompt=self.prompt() is not None)
         self.wait(duration, stop=stop)
+
+    def _type(self, text: str, *, at_prompt: bool) -> None:
+        data = (_ANEW if at_prompt and not self._in_line else b"") + text.encode(errors="replace")
+        for begin in range(0, len(data), _CHUNK):
+            chunk = data[begin : begin + _CHUNK]
+            self._tmux("send-keys", "-t", "edge", "-H", *(f"{byte:02x}" for byte in chunk))
+        self._in_line = not text.endswith(("\n", "\r"))
 
     def send_lines(
         self, keystrokes: str, duration: float = 0.0, *, stop: Callable[[], bool] | None = None
@@ -228,7 +241,7 @@ class Terminal:
                 self.wait(_POLL, stop=stop)
             if line.strip():  # after an empty line the same prompt comes again
                 self._typed_at = prompt
-            self.send(line)
+            self._type(line, at_prompt=True)
         self.wait(duration - (time.monotonic() - begin), stop=stop)
         return True
 

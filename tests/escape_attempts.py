@@ -377,4 +377,10 @@ OTHER_ATTEMPTS = (
         "test_a_part_of_an_archive_deletes_nothing",
     ),
     ("archives with random damage", "a strict reader", "test_workfolder.py", "test_random_damage"),
+    (
+        "the terminal's answers to what a shown file asks it, as the beginning of the next command",
+        "at its prompt the shell's line is begun anew",
+        "test_allow_terminal.py",
+        "test_what_a_file_asks_the_terminal_is_no_part_of_a_command",
+    ),
 )

@@ -111,3 +111,54 @@ def test_the_shell_in_the_sandbox_is_known_too(tmp_path: Path) -> None:
         assert terminal.send_lines("ls; echo at the end\n")
         until(lambda: terminal.screen().count("at the end") == 2)
         assert "pwned\nat" not in terminal.screen()
+
+
+# What a file that is shown may ask of a terminal; tmux answers in the shell's input, before the next line.
+ASKS = {
+    "its colour, set before to a path's digits": b"\x1b]10;rgb:de/ad/be\x07\x1b]10;?\x07",
+    "where the cursor is": b"\x1b[6n",
+    "whether it is well": b"\x1b[5n",
+    "what it is": b"\x1b[c",
+    "its version": b"\x1b[>q",
+    "its size": b"\x1b[18t",
+    "its version, many times": b"\x1b[>q" * 50,
+    "a setting": b"\x1bP$qm\x1b\\",
+}
+FIRST = next(iter(ASKS))
+
+
+def asking(folder: Path, name: str) -> None:
+    (folder / "README").write_bytes(b"hello\n" + ASKS[name])
+    program = folder / "rgb:dede" / "adad" / "bebels"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\ntouch pwned\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize("by_line", [True, False])
+@pytest.mark.parametrize("name", ASKS)
+def test_what_a_file_asks_the_terminal_is_no_part_of_a_command(
+    tmp_path: Path, name: str, by_line: bool
+) -> None:
+    asking(tmp_path, name)
+    with Terminal.start(cwd=tmp_path) as terminal:
+        for line in ("cat README\n", "ls\n", "pwd\n"):
+            if by_line:
+                assert terminal.send_lines(line)
+            else:
+                until(terminal.prompt)
+                terminal.send(line, 0.3)
+        until(lambda: f"\n{tmp_path}" in terminal.screen())
+        shown = terminal.screen()
+    assert "README" in shown.partition("hello")[2] and "not found" not in shown and "error" not in shown
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_without_a_new_line_the_answer_is_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test above would see."""
+    monkeypatch.setattr("edge.terminal._ANEW", b"")
+    asking(tmp_path, FIRST)
+    with Terminal.start(cwd=tmp_path) as terminal:
+        for line in ("cat README\n", "ls\n"):
+            assert terminal.send_lines(line, 0.3)
+        until((tmp_path / "pwned").exists)
