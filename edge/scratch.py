@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -12,6 +14,7 @@ if sys.platform != "win32":
     import fcntl
 
 _YOUNG = 60.0  # seconds in which another process may not have locked its new folder yet
+_MARK = ".edge-scratch"
 _locks: dict[Path, int] = {}
 
 
@@ -19,6 +22,7 @@ def make_folder(prefix: str) -> Path:
     """A new folder of mode 0700 whose name begins so, locked by this process; `remove_folder` ends both."""
     _sweep(prefix)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
+    (folder / _MARK).write_text("edge made this folder, and removes it\n")
     descriptor = _lock(folder)
     if descriptor is not None:
         _locks[folder] = descriptor
@@ -35,14 +39,26 @@ def _sweep(prefix: str) -> None:
     with contextlib.suppress(OSError):
         for place in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             with contextlib.suppress(OSError):
-                state = place.lstat()
-                if state.st_uid != os.geteuid() or time.time() - state.st_mtime < _YOUNG:
+                if not _made_by_edge(place, prefix):
                     continue
                 if (descriptor := _lock(place)) is not None:
                     try:
                         shutil.rmtree(place, ignore_errors=True)
                     finally:
                         os.close(descriptor)
+
+
+def _made_by_edge(place: Path, prefix: str) -> bool:
+    """Whether it is one of these folders and not somebody's own of a like name."""
+    state, mark = place.lstat(), (place / _MARK).lstat()
+    return (
+        re.fullmatch(r"[a-z0-9_]{8}", place.name.removeprefix(prefix)) is not None
+        and stat.S_ISDIR(state.st_mode)
+        and stat.S_IMODE(state.st_mode) == 0o700
+        and state.st_uid == mark.st_uid == os.geteuid()
+        and stat.S_ISREG(mark.st_mode)
+        and time.time() - state.st_mtime >= _YOUNG
+    )
 
 
 def _lock(folder: Path) -> int | None:

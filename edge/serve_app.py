@@ -286,12 +286,12 @@ def _writer_maker(server: Server, asked: Asked, prompt: list[int], most: int) ->
             vocabulary, prompt, **common, stop=asked.stop, ignore_eos=asked.ignore_eos, emit=emit
         )
     try:
-        matcher = server.compiled(guide.kind, guide.text)
+        compiled = server.compiled(guide.kind, guide.text)
         endings = server.model.endings
-        endings.first(matcher, most)
+        ending = endings.first(compiled, most)
     except GrammarError as error:
         raise BadRequestError(f"{guide.param}: {error}", guide.param) from None
-    return lambda emit: guided_answer(vocabulary, endings, matcher, prompt, **common, emit=emit)
+    return lambda emit: guided_answer(vocabulary, endings, compiled, ending, prompt, **common, emit=emit)
 
 
 @dataclass

@@ -382,6 +382,10 @@ def test_what_a_killed_process_left_goes_with_the_next(
         left = Path(other.stdout.readline().strip())
         (left / "file").touch()
         os.utime(left, (1, 1))
+        for name in ("edge-x-bench", "edge-x-abcdefgh", "edge-x-12345678"):  # a person's own
+            (tmp_path / name).mkdir(0o700 if name[-1] == "8" else 0o755)
+            (tmp_path / name / "file").touch()
+            os.utime(tmp_path / name, (1, 1))
         remove_folder(make_folder("edge-x-"))
         assert left.exists()  # it is in use
         other.kill()
@@ -389,6 +393,7 @@ def test_what_a_killed_process_left_goes_with_the_next(
     assert left.exists()
     remove_folder(make_folder("edge-x-"))
     assert not left.exists()
+    assert len(list(tmp_path.glob("edge-x-*/file"))) == 3
 
 
 def test_a_person_sees_that_the_model_is_at_work(folder: Path, tiny_q4: Path) -> None:

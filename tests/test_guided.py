@@ -12,12 +12,11 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher
 
 from edge.engine import Job, Writer
 from edge.errors import GrammarError
 from edge.generate import Answer
-from edge.guided import Endings, compile_guide, guided_answer, text_answer
+from edge.guided import Endings, Guide, compile_guide, guided_answer, text_answer
 from edge.runner import Runner
 from edge.sampling import Sampling
 
@@ -39,12 +38,20 @@ def answered(runner: Runner, writer: Writer[Answer], prompt: Sequence[int], room
 
 
 def guided(
-    runner: Runner, endings: Endings, guide: LLMatcher, room: int, shown: list[str], temperature: float = 0.0
+    runner: Runner, endings: Endings, guide: Guide, room: int, shown: list[str], temperature: float = 0.0
 ) -> Answer:
     prompt = runner.encode("<|startoftext|>Write it.")
     sampling = Sampling(temperature=temperature, seed=1)
+    ending = endings.first(guide, room)
     writer = guided_answer(
-        runner.vocabulary, endings, guide, prompt, max_tokens=room, sampling=sampling, emit=shown.append
+        runner.vocabulary,
+        endings,
+        guide,
+        ending,
+        prompt,
+        max_tokens=room,
+        sampling=sampling,
+        emit=shown.append,
     )
     return answered(runner, writer, prompt, room)
 
@@ -109,7 +116,7 @@ def test_a_schema_holds_at_every_budget(
         answer = guided(tiny, endings, guide, room, shown, temperature)
     except GrammarError as error:
         assert "raise max_tokens" in str(error)
-        shortest = endings.find(guide, 2000)
+        shortest = endings.find(guide.matcher, 2000)
         assert shortest is None or len(shortest) > room
         assert room < 90 or shortest is not None
         return
@@ -119,6 +126,31 @@ def test_a_schema_holds_at_every_budget(
     assert answer.finish_reason == ("length" if answer.closed_at_budget else "stop")
 
 
+_LIST = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "v": {"type": "integer"},
+                "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+            },
+            "required": ["v", "next"],
+            "additionalProperties": False,
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+# Patterns whose texts must hold something, with the bytes of a short one.
+_PATTERNS = {
+    "^[^x]*x$": 3,
+    "m$": 3,
+    "error": 7,
+    "^[^@]+@[^@]+$": 5,
+    "^.*[0-9].*[A-Z].*$": 4,
+    r"^[\s\S]*END$": 5,
+    "^[a-z]*: [a-z]*k$": 5,
+    "^(foo|barbaz)+x$": 6,
+}
 _whole: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
 
 
@@ -133,6 +165,10 @@ _whole: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
         (_whole | {"minItems": 400}, 801),
         ({"const": {"a": [1, 2, 3]}}, 13),
         ({"type": "object", "properties": {"a": {"const": 1.5}}, "required": ["a"]}, 9),
+        (_LIST, 19),
+        *(({"type": "string", "pattern": pattern}, room) for pattern, room in _PATTERNS.items()),
+        ({"type": "string", "format": "email"}, 12),
+        ({"type": "string", "format": "date-time"}, 40),
     ],
 )
 def test_what_fits_is_found(tiny: Runner, endings: Endings, schema: dict[str, Any], room: int) -> None:
@@ -150,6 +186,9 @@ GRAMMARS = {
     "nested": 'root ::= "(" root? ")" | "[" root "]" [0-9]+',
     "two words": 'root ::= [A-Z] [a-z]+ " " [A-Z] [a-z]+ "!"',
     "unicode": 'root ::= "Ä" [ä-ü]+ "€"',
+    "a last word": 'root ::= [a-z ]+ "done"',
+    "lines": 'root ::= line+ "END"\nline ::= [A-Z a-z]+ "\\n"',
+    "a fence": 'root ::= "```" [^`]* "```"',
     "numbers": 'root ::= ("-"? [1-9] [0-9]* "\\n"){2,5}',
 }
 
@@ -166,11 +205,43 @@ def test_a_grammar_holds_at_every_budget(tiny: Runner, endings: Endings, name: s
             assert not valid  # what fits into few tokens fits into more
             continue
         valid += 1
-        matcher = guide.deep_copy()
+        matcher = guide.matcher.deep_copy()
         tokens = tiny.vocabulary.matcher_tokens().tokenize_str(answer.text)
         assert matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
         assert "".join(shown) == answer.text
     assert valid >= 4
+
+
+def test_names_that_may_come_twice_are_refused(tiny: Runner) -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "minProperties": 2,
+        "additionalProperties": {"type": "integer"},
+    }
+    with pytest.raises(GrammarError, match="minProperties"):
+        compile_guide(tiny.vocabulary, "schema", json.dumps({"type": "array", "items": schema}))
+    compile_guide(tiny.vocabulary, "schema", json.dumps(schema | {"minProperties": 1}))
+
+
+def test_a_costly_answer_takes_little_memory_and_time(tiny: Runner, endings: Endings) -> None:
+    """Counted in looks for an ending, not in seconds: a known one, or its rest, is kept where it holds."""
+    for schema in (
+        {"type": "string", "minLength": 400, "maxLength": 400},
+        {"type": "string", "minLength": 300},
+    ):
+        guide = compile_guide(tiny.vocabulary, "schema", json.dumps(schema))
+        looked = 0
+
+        class Counting(Endings):
+            def find(self, *arguments: Any) -> list[int] | None:
+                nonlocal looked
+                looked += 1
+                return super().find(*arguments)
+
+        counting = Counting(tiny.vocabulary.matcher_tokens(), sorted(tiny.vocabulary.end_ids))
+        answer = guided(tiny, counting, guide, 450, [])
+        jsonschema.validate(json.loads(answer.text), schema)
+        assert looked < 40
 
 
 def test_what_is_no_schema_or_grammar_is_told(tiny: Runner) -> None:
