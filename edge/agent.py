@@ -48,6 +48,8 @@ class Agent:
     show: Callable[[Proposal | str], None]
     workdir: Path
     sandbox: "Sandbox | None" = None
+    lost: bool = False
+    """Whether the work folder is one from before the last action, since the session was killed while it ran."""
     line_by_line: bool = False
     """Whether a line is typed only once the shell waits for it, since a list allowed it as the shell's."""
     template: str | None = None
@@ -140,8 +142,15 @@ class Agent:
             return first_messages(self.record.facts["task"], screen, name, self.template)
         last = self.record.rows[-1]
         session.messages = [*last["messages"], {"role": "assistant", "content": last["ref_raw"]}]
-        note = "Note: the session was interrupted here. This is a new terminal; what ran in the old one has ended."
-        return [observation(f"Current Terminal Screen:\n{screen}", [note])]
+        notes = [
+            "Note: the session was interrupted here. This is a new terminal; what ran in the old one has ended."
+        ]
+        if self.lost:
+            notes.append(
+                "Note: what the last action did to the files is lost; they are as they were before it."
+            )
+            self.show(notes[-1])
+        return [observation(f"Current Terminal Screen:\n{screen}", notes)]
 
     def _answer(self, session: Session, pending: list[Message]) -> Action:
         """The model's answer; where the conversation is too long, without its older steps."""

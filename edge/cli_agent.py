@@ -32,6 +32,7 @@ from edge.errors import AgentError
 if TYPE_CHECKING:
     from edge.agent import Outcome
     from edge.gate import Gate
+    from edge.record import Record
     from edge.sandbox import Limits, Sandbox
 
 _SAYS = {
@@ -101,7 +102,8 @@ def agent(
     dot_files: Annotated[
         bool,
         typer.Option(
-            "--dot-files", help="sandbox: bring back names that begin with a dot, such as .git, too."
+            "--dot-files",
+            help="sandbox: bring back names that begin with a dot, such as .git, and agents' instructions, too.",
         ),
     ] = False,
     max_tokens: MaxTokens = 1024,
@@ -153,6 +155,7 @@ def agent(
     from edge.record import Record, new_record_path
     from edge.runner import Runner
     from edge.sampling import Sampling
+    from edge.sandbox import Limits
     from edge.show import shown_proposal, visible
     from edge.terminal import SHELL, Terminal
     from edge.wording import read_template
@@ -169,7 +172,8 @@ def agent(
     gate = _gate(console, ask, allow, yes)
     with ExitStack() as stack:
         if resume is not None:
-            kept = stack.enter_context(Record.resume(resume))
+            left = sandboxed and packed_path(resume).exists()
+            kept = stack.enter_context(Record.resume(resume, completed=left))
             facts = kept.facts
             if bool(facts.get("sandbox")) != sandboxed:
                 how = "in" if facts.get("sandbox") else "without"
@@ -180,6 +184,10 @@ def agent(
         if not folder.is_dir():
             raise AgentError(f"{folder}: is no folder to work in")
         folder = folder.resolve()
+        if resume is not None and kept.outcome == "complete":  # what was held back may come now
+            with _sandbox(folder, packed_path(resume), Limits(), [resume]) as box:
+                _bring_back(console, box, packed_path(resume), "complete", ask=not yes, dot_files=dot_files)
+            return
         path = model or default_model(note)
         runner = stack.enter_context(
             Runner.load(
@@ -207,11 +215,10 @@ def agent(
                 )
             kept = stack.enter_context(Record.create(place, facts))
         packed = packed_path(kept.path)
+        lost = sandboxed and resume is not None and kept.outcome is None and not _is_newer(packed, kept)
         sandbox: Sandbox | None = None
         try:
             if sandboxed:
-                from edge.sandbox import Limits
-
                 own = [
                     place for place in (kept.path, packed, allow, prompt_template, path) if place is not None
                 ]
@@ -234,6 +241,7 @@ def agent(
             show=show,
             workdir=folder,
             sandbox=sandbox,
+            lost=lost,
             line_by_line=allow is not None,
             template=template,
             context=min(context or 32_768, runner.engine.context_length),
@@ -255,8 +263,8 @@ def agent(
             return
         if sandbox is not None and typed:
             _bring_back(console, sandbox, packed, outcome, ask=not yes, dot_files=dot_files)
-        left = terminal.close()
-    for process in left:
+        going_on = terminal.close()
+    for process in going_on:
         note(f"still running: {process}")
     _end(outcome, kept.path if typed else None)
 
@@ -312,6 +320,11 @@ def _sandbox(workdir: Path, packed: Path, limits: "Limits", own: list[Path]) -> 
             f"{' …' * (len(sandbox.left_out) > 5)}"
         )
     return sandbox
+
+
+def _is_newer(packed: Path, kept: "Record") -> bool:
+    """Whether the archive holds what the last action did: it is written after its row."""
+    return packed.exists() and packed.stat().st_mtime_ns >= kept.last_written
 
 
 def _bring_back(

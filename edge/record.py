@@ -6,9 +6,11 @@ Actions that were refused are no rows; they stand in the next row's messages.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +47,8 @@ class Record:
     """Of the whole session: task, model, work folder, how it was begun."""
     rows: list[dict[str, Any]]
     _descriptor: int
+    last_written: int = 0
+    """When the last row of a resumed session was, in nanoseconds; 0 where the next one was begun, too."""
 
     @classmethod
     def create(cls, path: Path, facts: Mapping[str, Any]) -> Self:
@@ -57,10 +61,11 @@ class Record:
         return record
 
     @classmethod
-    def resume(cls, path: Path) -> Self:
+    def resume(cls, path: Path, *, completed: bool = False) -> Self:
         """Go on with a record. A row that was being written when the process ended is cut off.
 
-        Raises AgentError where it is no record of an agent, another process is writing it, or its task is done.
+        Raises AgentError where it is no record of an agent, another process is writing it, or its task is done: unless
+        that is `completed`.
         """
         with _told(path, "cannot be read"):
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _NOFOLLOW)
@@ -68,14 +73,20 @@ class Record:
         try:
             record._lock()
             with _told(path, "cannot be read"):
+                state = os.fstat(descriptor)
+                if not stat.S_ISREG(state.st_mode):
+                    raise AgentError(f"{path}: is no file")
                 data = Path(path).read_bytes()
-                record.facts = _facts(path, data)  # before anything is cut: it may be any file
-                whole = data.rfind(b"\n") + 1
-                if whole < len(data):
+            record.facts = _facts(path, data)  # before anything is cut: it may be any file
+            read_rows(path, torn=True)  # each row is one
+            record.rows = [fields for _, fields in read_lines(path, torn=True)]
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                with _told(path):
                     os.truncate(descriptor, whole)
-            read_rows(path)  # each row is one
-            record.rows = [fields for _, fields in read_lines(path)]
-            if record.outcome == "complete":
+            else:
+                record.last_written = state.st_mtime_ns
+            if record.outcome == "complete" and not completed:
                 raise AgentError(f"{path}: its task was completed; begin a new session")
         except BaseException:
             record.close()
@@ -173,6 +184,10 @@ class Record:
 
 def _facts(path: Path, data: bytes) -> dict[str, Any]:
     """What the first row of a session's file tells of the whole session. Raises AgentError where it is none."""
+    if not data:
+        raise AgentError(
+            f"{path}: is empty, its session ended before it typed anything: remove it, and begin anew"
+        )
     line, end, _ = data.partition(b"\n")
     try:
         row = json.loads(line) if end else None
@@ -196,6 +211,8 @@ def _told(path: Path, what: str = "cannot be written") -> Any:
             f"{path}: is there already: go on with it by --resume, or choose another --record"
         ) from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise AgentError(f"{path}: is a symbolic link: name the file itself") from None
         raise AgentError(f"{path}: {what}: {error.strerror or error}") from None
 
 

@@ -71,8 +71,9 @@ def _edited(console: Console, proposal: Proposal) -> Proposal:
     while True:
         try:
             changed = click.edit(text + "\n", extension=".json")
-        except click.ClickException as error:
-            console.print(f"The editor failed: {error.message}", markup=False)
+        except (click.ClickException, OSError, UnicodeDecodeError) as error:
+            why = error.message if isinstance(error, click.ClickException) else "it left no UTF-8 text"
+            console.print(f"The editor failed: {why}", markup=False)
             return proposal
         if changed is None:  # left without saving
             return proposal

@@ -108,7 +108,7 @@ class _Guarded:
         path = scope["path"]
         path = "/v1/models" if path.startswith("/v1/models/") else path
         known = path if path in _PATHS else "other"  # a label for each path asked for would have no bound
-        status = 500
+        status = 499  # the client went away before its answer began
 
         async def counted(message: Any) -> None:
             nonlocal status
@@ -121,6 +121,9 @@ class _Guarded:
                 await refusal(scope, receive, counted)
             else:
                 await self.app(scope, receive, counted)
+        except BaseException:
+            status = 500
+            raise
         finally:
             self.server.metrics.requests.labels(known, str(status)).inc()
 

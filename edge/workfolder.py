@@ -252,7 +252,7 @@ def compare(
             if _CONTROL.search(part):
                 return here, "its name holds control characters"
             if part.casefold() in _INSTRUCTIONS and not dot_files:
-                return here, "other agents read it as instructions"
+                return here, "other agents read it as instructions (--dot-files brings such files back)"
         if any((place / path).is_relative_to(one) or one.is_relative_to(place / path) for one in guarded):
             return path, "it belongs to this session: a record, a list of what is allowed"
         return None

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from edge.action import Command
 from edge.agent import without_older_steps
-from edge.errors import AgentError, PromptError
+from edge.errors import AgentError, EdgeError, PromptError
 from edge.gate import Proposal
 from edge.record import Record
 from edge.replay import read_rows
@@ -33,6 +34,7 @@ from edge.scratch import make_folder, remove_folder
 from edge.show import shown_proposal
 from edge.terminal import Terminal
 from edge.wording import first_messages, read_template
+from edge.workfolder import copy_archive
 
 ROOT = Path(__file__).resolve().parent.parent
 EDGE = [sys.executable, "-c", "from edge.cli import main; main()"]
@@ -322,6 +324,37 @@ def test_what_was_typed_ahead_accepts_nothing(folder: Path, tiny_q4: Path) -> No
         until(lambda: terminal.ended)
 
 
+@pytest.mark.parametrize("editor", ["printf '\\377\\376' >", "rm", "false"])
+def test_an_editor_that_fails_changes_nothing(folder: Path, tiny_q4: Path, editor: str) -> None:
+    script = folder.parent / "editor"
+    script.write_text(f'#!/bin/sh\n{editor} "$1"\n')
+    script.chmod(0o755)
+    words = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), *map(str, SMALL)]
+    env = {**environment(folder), "EDITOR": str(script), "VISUAL": str(script)}
+    with Terminal.start(words, cwd=folder, env=env) as terminal:
+        until(lambda: terminal.screen().endswith("[s]top?"))
+        terminal.send("e\n")
+        until(lambda: terminal.screen().count("[s]top?") == 2)
+        assert "The editor failed: " in terminal.screen()
+        terminal.send("s\n")
+        until(lambda: terminal.ended)
+    assert (folder / "old.log").exists()
+
+
+@needs_sandbox
+def test_a_lost_step_is_told(folder: Path, tiny_q4: Path) -> None:
+    """Killed after an action was written down and before its work folder was kept."""
+    record = folder.parent / "session.jsonl"
+    arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes", "--max-steps", 1)
+    run(folder, "agent", "Make a folder named reports.", "--record", record, *arguments)
+    (row,) = rows_of(record)
+    del row["session"]["outcome"], row["session"]["output"]
+    record.write_text(json.dumps(row) + "\n")
+    done = run(folder, "agent", "--resume", record, *arguments)
+    assert "what the last action did to the files is lost" in done.stdout
+    assert "what the last action did to the files is lost" in rows_of(record)[1]["messages"][-1]["content"]
+
+
 def test_a_person_who_thinks_takes_none_of_the_time(folder: Path, tiny_q4: Path) -> None:
     record = folder.parent / "session.jsonl"
     arguments = ("--model", tiny_q4, *SMALL, "--record", record, "--time-limit", 10)
@@ -461,13 +494,21 @@ def test_wrong_files_are_told_in_one_line(folder: Path, tiny_q4: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no line", b"a line\nand a half", b'{"session": {"task": "x"}}\n{"half', b"\xff\n\x00", b"[1]\n["],
+    [
+        b"no line",
+        b"a line\nand a half",
+        b'{"session": {"task": "x"}}\n{"half',
+        b'{"source": "edge agent", "session": {"task": "x"}}\n{"half',
+        b"\xff\n\x00",
+        b"[1]\n[",
+        b"",
+    ],
 )
 def test_a_file_that_is_no_session_stays_as_it_is(folder: Path, tiny_q4: Path, content: bytes) -> None:
     place = folder / "any"
     place.write_bytes(content)
     os.utime(place, (1, 1))
-    with pytest.raises(AgentError, match="any: holds no session to go on with"):
+    with pytest.raises(EdgeError, match=r"any: holds no session to go on with|any: is empty|any:1: "):
         Record.resume(place)
     assert place.read_bytes() == content and place.stat().st_mtime == 1
 
@@ -479,6 +520,32 @@ def test_a_resumed_session_has_its_own(folder: Path, tiny_q4: Path, option: str,
     done = run(folder, "agent", "--resume", "x.jsonl", "--model", tiny_q4, option, folder)
     assert done.returncode == 2
     assert f"goes on with the session's own {what}" in " ".join(done.stderr.replace("│", " ").split())
+
+
+@needs_sandbox
+def test_what_was_held_back_may_come_after_the_end(folder: Path, tiny_q4: Path) -> None:
+    """Of a session that is complete, too."""
+    record = folder.parent / "session.jsonl"
+    arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes")
+    run(folder, "agent", "Make a folder named reports.", "--record", record, "--max-steps", 1, *arguments)
+    (row,) = rows_of(record)
+    row["session"]["outcome"] = "complete"
+    record.write_text(json.dumps(row) + "\n")
+    assert "was completed" in run(folder, "agent", "--resume", record, *arguments).stderr
+    inside = folder.parent / "inside"
+    inside.mkdir()
+    (inside / ".env").write_text("KEY=1\n")
+    kept = folder.parent / "session.jsonl.work.tar"
+    tar = subprocess.run(
+        ["tar", "-c", "--format=gnu", "-b", "1", "-C", inside, "."], check=True, capture_output=True
+    )
+    with kept.open("wb") as file:
+        copy_archive(io.BytesIO(tar.stdout).read, {}, file, 1 << 20)
+    done = run(folder, "agent", "--resume", record, *arguments)
+    assert done.returncode == 0 and "! .env: not brought back" in done.stdout and kept.exists()
+    done = run(folder, "agent", "--resume", record, *arguments, "--dot-files")
+    assert done.returncode == 0 and "+ .env" in done.stdout and not kept.exists()
+    assert (folder / ".env").read_text() == "KEY=1\n" and len(rows_of(record)) == 1
 
 
 @needs_sandbox
