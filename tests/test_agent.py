@@ -386,9 +386,10 @@ def test_a_list_does_not_bring_changes_back_unasked(folder: Path, tiny_q4: Path)
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_closed_window_leaves_nothing(folder: Path, tiny_q4: Path, number: signal.Signals) -> None:
     temporary = Path(tempfile.mkdtemp(prefix="edge-test-"))  # short enough for a socket's path
-    arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes", "--max-steps", "100"]
+    arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes"]
+    task = "Look at these: " + ", ".join(f"file{i}.txt" for i in range(4000))  # which takes a while to read
     with subprocess.Popen(
-        [*EDGE, "agent", "Make a folder named reports.", *arguments],
+        [*EDGE, "agent", task, *arguments],
         cwd=folder,
         env={**environment(folder), "TMPDIR": str(temporary)},
         stdin=subprocess.DEVNULL,
