@@ -25,6 +25,7 @@ from edge import llama
 from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.footprint import BATCH, MAX_SEQUENCES, buffers, read_shape
 from edge.machine import MAX_THREADS, physical_cores
+from edge.signals import signals_later
 from edge.tree import common_length, distinct_tokens
 
 Logits = NDArray[np.float32]
@@ -199,7 +200,7 @@ class Engine:
         # enum llama_flash_attn_type: off, on, or -1, on where the device can
         params.flash_attn_type = -1 if self.flash_attention and self.offloads else int(self.flash_attention)
         llama.forget_errors()
-        with llama.signals_later():
+        with signals_later():
             self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             raise ContextError(f"{self.path}: cannot make a cache of {cells} tokens: {llama.last_error()}")

@@ -1,10 +1,7 @@
 """llama.cpp's library, started once and kept quiet: of its log one error is remembered, nothing is printed."""
 
-import contextlib
 import ctypes
 import os
-import signal
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import llama_cpp
 from edge.checksum import check
 from edge.errors import ContextError, ModelFileError
 from edge.machine import address_space_left, load_backends
+from edge.signals import signals_later
 from edge.trial import try_out
 
 # Beside the buffers: stacks and heaps of threads, the grammar's masks, graphs.
@@ -74,22 +72,6 @@ def check_room(problem: str, needed: int) -> None:
             f"{problem}: {(needed + _BESIDE) / 1e6:,.0f} MB are needed and this process may take {left / 1e6:,.0f} MB "
             "more (ulimit -v); raise that limit, or take a shorter prompt"
         )
-
-
-@contextlib.contextmanager
-def signals_later() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back during a call that logs.
-
-    Python would raise their exceptions inside the log callback, where they are lost.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def forget_errors() -> None:

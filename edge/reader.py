@@ -16,6 +16,7 @@ from edge import llama
 from edge.corpus import Corpus
 from edge.errors import ContextError, EdgeError
 from edge.footprint import buffers, read_shape
+from edge.signals import signals_later
 from edge.tree import depth_held
 
 MOST_HELD = (
@@ -78,7 +79,7 @@ class Reader:
         if callback is not None:
             params.cb_eval = callback
         llama.forget_errors()
-        with llama.signals_later():
+        with signals_later():
             self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             reason = llama.last_error()

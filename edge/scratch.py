@@ -1,5 +1,6 @@
 """Temporary folders for this user alone; those of processes that were killed go when the next one is made."""
 
+import atexit
 import contextlib
 import os
 import re
@@ -10,22 +11,24 @@ import tempfile
 import time
 from pathlib import Path
 
+from edge.signals import signals_later
+
 if sys.platform != "win32":
     import fcntl
 
 _YOUNG = 60.0  # seconds in which another process may not have locked its new folder yet
 _MARK = ".edge-scratch"
-_locks: dict[Path, int] = {}
+_locks: dict[Path, int | None] = {}  # of the folders that are there
 
 
 def make_folder(prefix: str) -> Path:
     """A new folder of mode 0700 whose name begins so, locked by this process; `remove_folder` ends both."""
     _sweep(prefix)
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    (folder / _MARK).write_text("edge made this folder, and removes it\n")
-    descriptor = _lock(folder)
-    if descriptor is not None:
-        _locks[folder] = descriptor
+    with signals_later():
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        _locks[folder] = None
+        (folder / _MARK).write_text("edge made this folder, and removes it\n")
+        _locks[folder] = _lock(folder)
     return folder
 
 
@@ -33,6 +36,13 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if (descriptor := _locks.pop(folder, None)) is not None:
         os.close(descriptor)
+
+
+@atexit.register
+def _remove_all() -> None:
+    """Those that a signal left between the making of a folder and what was to remove it."""
+    for folder in list(_locks):
+        remove_folder(folder)
 
 
 def _sweep(prefix: str) -> None:

@@ -24,6 +24,7 @@ if sys.platform != "win32":
 
 from edge.errors import AgentError
 from edge.scratch import make_folder, remove_folder
+from edge.signals import signals_later
 
 MAX_DURATION = 60.0  # seconds
 COLUMNS, LINES = 160, 40
@@ -164,7 +165,8 @@ class Terminal:
                 )
             (folder / "tmux.conf").write_text(_CONFIGURATION)
             environment = dict(shell_environment() if env is None else env)
-            with (folder / "log").open("wb") as log:
+            # With a function to run before exec, Python forks by callbacks in which a signal's exception would be lost.
+            with (folder / "log").open("wb") as log, signals_later():
                 server = subprocess.Popen(
                     [tmux, "-u", "-S", str(folder / "tmux"), "-f", str(folder / "tmux.conf"), "-D"],
                     stdin=subprocess.DEVNULL,
