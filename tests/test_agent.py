@@ -388,8 +388,9 @@ def test_a_closed_window_leaves_nothing(folder: Path, tiny_q4: Path, number: sig
     temporary = Path(tempfile.mkdtemp(prefix="edge-test-"))  # short enough for a socket's path
     arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes"]
     task = "Look at these: " + ", ".join(f"file{i}.txt" for i in range(4000))  # which takes a while to read
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from edge.cli import main; main()"
     with subprocess.Popen(
-        [*EDGE, "agent", task, *arguments],
+        [sys.executable, "-c", code, "agent", task, *arguments],  # under nohup it would be ignored
         cwd=folder,
         env={**environment(folder), "TMPDIR": str(temporary)},
         stdin=subprocess.DEVNULL,
