@@ -250,10 +250,8 @@ def _edge(
 
 def main() -> NoReturn:
     """The `edge` command: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
-    for number in (
-        signal.SIGTERM,
-        getattr(signal, "SIGHUP", signal.SIGTERM),
-    ):  # so that temporary files are removed
+    # So that temporary files are removed; Windows has no SIGHUP.
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the one of a terminal that is closed
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     limited = address_space_left() is not None

@@ -184,11 +184,19 @@ def agent(
         if not folder.is_dir():
             raise AgentError(f"{folder}: is no folder to work in")
         folder = folder.resolve()
+        place = resume or record or new_record_path(task or "")
+        packed = packed_path(place)
+
+        def make_sandbox() -> "Sandbox":
+            files = (place, packed, allow, prompt_template, model)
+            own = [file for file in files if file is not None]
+            return _sandbox(folder, packed, Limits(memory << 20, disk << 20, processes=processes), own)
+
         if resume is not None and kept.outcome == "complete":  # what was held back may come now
-            with _sandbox(folder, packed_path(resume), Limits(), [resume]) as box:
-                _bring_back(console, box, packed_path(resume), "complete", ask=not yes, dot_files=dot_files)
+            with make_sandbox() as box:
+                _bring_back(console, box, packed, "complete", ask=not yes, dot_files=dot_files)
             return
-        path = model or default_model(note)
+        model = path = model or default_model(note)
         runner = stack.enter_context(
             Runner.load(
                 path,
@@ -207,24 +215,17 @@ def agent(
                 "workdir": str(folder),
                 "sandbox": sandboxed,
             }
-            place = record or new_record_path(task or "")
-            if sandboxed and os.path.lexists(packed_path(place)):
+            if sandboxed and os.path.lexists(packed):
                 raise AgentError(
-                    f"{packed_path(place)}: is there already, the work folder of another session: "
+                    f"{packed}: is there already, the work folder of another session: "
                     "choose another --record, or remove it"
                 )
             kept = stack.enter_context(Record.create(place, facts))
-        packed = packed_path(kept.path)
         lost = sandboxed and resume is not None and kept.outcome is None and not _is_newer(packed, kept)
         sandbox: Sandbox | None = None
         try:
             if sandboxed:
-                own = [
-                    place for place in (kept.path, packed, allow, prompt_template, path) if place is not None
-                ]
-                sandbox = stack.enter_context(
-                    _sandbox(folder, packed, Limits(memory << 20, disk << 20, processes=processes), own)
-                )
+                sandbox = stack.enter_context(make_sandbox())
             start = Terminal.start(
                 sandbox.argv if sandbox else SHELL, cwd=folder, ready=sandbox.wait_ready if sandbox else None
             )

@@ -538,13 +538,23 @@ def test_what_was_held_back_may_come_after_the_end(folder: Path, tiny_q4: Path) 
     inside.mkdir()
     (inside / ".env").write_text("KEY=1\n")
     kept = folder.parent / "session.jsonl.work.tar"
-    tar = subprocess.run(
-        ["tar", "-c", "--format=gnu", "-b", "1", "-C", inside, "."], check=True, capture_output=True
-    )
-    with kept.open("wb") as file:
-        copy_archive(io.BytesIO(tar.stdout).read, {}, file, 1 << 20)
+
+    def save() -> None:
+        tar = ["tar", "-c", "--format=gnu", "-b", "1", "-C", str(inside), "."]
+        data = subprocess.run(tar, check=True, capture_output=True).stdout
+        with kept.open("wb") as file:
+            copy_archive(io.BytesIO(data).read, {}, file, 1 << 20)
+
+    save()
     done = run(folder, "agent", "--resume", record, *arguments)
     assert done.returncode == 0 and "! .env: not brought back" in done.stdout and kept.exists()
+    (folder / "allow.toml").write_text("[[command]]\nprogram = 'ls'\n")
+    (inside / "allow.toml").write_text("all\n")
+    save()
+    done = run(folder, "agent", "--resume", record, *arguments, "--allow", folder / "allow.toml")
+    assert "! allow.toml: not brought back: it belongs to this session" in done.stdout
+    (inside / "allow.toml").unlink()
+    save()
     done = run(folder, "agent", "--resume", record, *arguments, "--dot-files")
     assert done.returncode == 0 and "+ .env" in done.stdout and not kept.exists()
     assert (folder / ".env").read_text() == "KEY=1\n" and len(rows_of(record)) == 1
