@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
+from edge.version import __version__
 
 if TYPE_CHECKING:
     from edge.action import Action, Command
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from edge.runner import Runner, Session
     from edge.sampling import Sampling
 
-__version__ = "0.1.0"
 __all__ = ["Action", "Command", "EdgeError", "Runner", "Sampling", "Session", "__version__", "task_messages"]
 
 _HOMES = {

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge import __version__
 from edge.errors import BundleError
-from edge.footprint import size as in_words
 from edge.machine import free_disk
 from edge.manifest import (
     INSTALL,
@@ -30,9 +28,12 @@ from edge.manifest import (
 from edge.modelfile import read_model_file
 from edge.output import allocate, whole_file
 from edge.paths import cache_folder
+from edge.places import check_place, place_of
+from edge.printable import size as in_words
 from edge.progress import Progress
 from edge.replay import read_rows
-from edge.result import check_place, place_of, read_result
+from edge.result import read_result
+from edge.version import __version__
 from edge.wheels import Needed, make_wheels, target
 
 _PIECE = 1 << 20

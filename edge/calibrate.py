@@ -20,17 +20,18 @@ from typing import Any, Self
 
 import numpy as np
 
-from edge import __version__
 from edge.activations import Activation, CountingReader, Stopped, interrupts_noted
-from edge.corpus import Corpus, from_rows, from_text
+from edge.corpus import from_rows, from_text
 from edge.errors import EdgeError, ModelFileError
 from edge.footprint import BATCH
 from edge.imatrix import Imatrix, Sums, replacing, write_imatrix
 from edge.machine import MAX_THREADS, physical_cores
 from edge.markdown import table
 from edge.modelfile import ModelFile, read_model_file, sha256
+from edge.places import check_place, place_of
 from edge.reader import Walk, places
-from edge.result import check_place, place_of
+from edge.tree import Corpus
+from edge.version import __version__
 
 RARE = 64
 """An expert that fewer tokens were routed to is reported: the mean of the squares of so many normally distributed

@@ -11,8 +11,8 @@ from edge.compare import check_once, compare_pair, model_label
 from edge.comparison import LABELS, Figure, Part, interval_text, number, test_text
 from edge.errors import ResultError
 from edge.markdown import clean, table
-from edge.pairing import mapping, thought_budget
-from edge.result import read_result, whole_text
+from edge.pairing import thought_budget
+from edge.result import mapping, read_result, whole_text
 
 KINDS = ("quantization", "engine", "grammar", "thought", "noise floor")
 

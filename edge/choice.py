@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edge.footprint import size
+from edge.printable import size
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from edge import __version__
 from edge.cli_agent import agent, replay
 from edge.cli_bundle import bundle, unbundle
+from edge.cli_common import Interrupted, Threads, note
 from edge.cli_eval import evaluate
 from edge.cli_measure import measure
-from edge.cli_models import Interrupted, Threads, convert, doctor, imatrix, inspect, models, note
+from edge.cli_models import convert, doctor, imatrix, inspect, models
 from edge.cli_options import (
     Batch,
     FlashAttention,
@@ -43,6 +43,7 @@ from edge.cli_sweep import sweep
 from edge.errors import ContextError, EdgeError, PromptError
 from edge.machine import address_space_left
 from edge.printable import printable
+from edge.version import __version__
 
 if TYPE_CHECKING:
     from edge.prompt import Rendered
@@ -111,11 +112,12 @@ def run(
         raise PromptError("the task is not UTF-8 text")
 
     from edge.defaults import default_model
+    from edge.devices import devices
     from edge.footprint import BATCH
-    from edge.machine import devices, memory
+    from edge.machine import memory
     from edge.placement import place
+    from edge.places import read_text
     from edge.prompt import read_messages, task_messages
-    from edge.replay import read_text
     from edge.runner import Runner
     from edge.sampling import Sampling
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge.cli_models import Interrupted, Threads, note
+from edge.cli_common import Interrupted, Threads, note
 from edge.cli_options import (
     Batch,
     FlashAttention,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli_models import Interrupted, note
+from edge.cli_common import Interrupted, note
 
 
 def bundle(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edge.cli_models import Interrupted, Threads, note
+from edge.cli_common import Interrupted, Threads, note
 from edge.cli_options import (
     Batch,
     FlashAttention,

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from edge.printable import printable
-
-Threads = Annotated[int | None, typer.Option(min=1, max=512, help="Default: the physical cores.")]
+from edge.cli_common import Interrupted, Threads, note, table
+from edge.errors import EdgeError
+from edge.known import known_models
+from edge.paths import converted_models
 
 
 def convert(
@@ -183,13 +184,9 @@ def inspect(
         raise typer.Exit(1)
 
 
-class Interrupted(Exception):
-    """Ctrl-C, with a line on what is kept."""
-
-
 def models() -> None:
     """List the known models and the GGUFs at hand."""
-    from edge.known import converted_rows, known_rows
+    pass
 
     table(["known model", "hub id", "quant", "default context", "memory", "published F1"], known_rows())
     files = converted_rows()
@@ -223,14 +220,37 @@ def doctor(
     typer.echo(report.to_json() if as_json else report.to_text())
 
 
-def note(text: str) -> None:
-    """A line on stderr that is no error."""
-    typer.echo(f"note: {printable(text, lines=True)}", err=True)
+def known_rows() -> list[tuple[str, ...]]:
+    """Each known model for `edge models`: name, hub id, quantization, context, memory, published F1."""
+    rows: list[tuple[str, ...]] = []
+    for model in known_models():
+        f1 = model.reference.get("avg_command_f1")
+        rows.append(
+            (
+                model.path.stem,
+                model.hub_id or "(ships with edge)",
+                model.default_quant,
+                f"{model.context:,}",
+                f"{model.memory_gb:g} GB",
+                "-" if f1 is None else f"{f1:.4f}",
+            )
+        )
+    return rows
 
 
-def table(header: list[str], rows: list[tuple[str, ...]]) -> None:
-    """Columns on stdout."""
-    lines = [tuple(header), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def converted_rows() -> list[tuple[str, ...]]:
+    """Each GGUF in ./models and the cache folder, newest first: path, type, size, architecture.
+
+    A damaged file is listed with what is wrong in place of its type.
+    """
+    from edge.modelfile import read_model_file  # numpy and gguf: not needed to read TOML
+
+    rows: list[tuple[str, ...]] = []
+    for path in converted_models():
+        try:
+            model = read_model_file(path)
+        except EdgeError as error:
+            rows.append((str(path), f"unusable: {str(error).removeprefix(f'{path}: ')}", "-", "-"))
+        else:
+            rows.append((str(path), model.file_type, f"{model.n_bytes / 1e6:,.1f} MB", model.architecture))
+    return rows

@@ -36,7 +36,7 @@ def compare(
     from edge.causes import causes as find_causes
     from edge.causes import causes_json, causes_markdown
     from edge.compare import compare as run_compare
-    from edge.result import check_place, write_json
+    from edge.places import check_place, write_json
 
     if reference is None and not causes:
         raise typer.BadParameter("give --reference, --causes, or both")

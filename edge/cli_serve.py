@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli_models import Threads, note
+from edge.cli_common import Threads, note
 from edge.cli_options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption
 from edge.errors import ServeError
 
@@ -53,7 +53,7 @@ def serve(
     except ImportError as error:
         raise ServeError(f"{error.name} is missing: pip install 'terminal-edge[serve]'") from None
     from edge.defaults import default_model
-    from edge.replay import read_text
+    from edge.places import read_text
 
     key = os.environ.get(_KEY) or None
     if api_key_file is not None:

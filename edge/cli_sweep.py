@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli_models import Interrupted, Threads
+from edge.cli_common import Interrupted, Threads
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 

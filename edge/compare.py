@@ -27,9 +27,9 @@ from edge.intervals import (
 )
 from edge.known import find_known
 from edge.metrics import FIGURES, TERMS, aggregate, headline
-from edge.pairing import keyed, mapping, pair_steps, run_notes
+from edge.pairing import keyed, pair_steps, run_notes
 from edge.replay import Key
-from edge.result import read_result, whole_text
+from edge.result import mapping, read_result, whole_text
 from edge.verdict import places, sentence, unpaired_sentence, verdict
 
 _TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # right or wrong in each step: McNemar's test

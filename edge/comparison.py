@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.markdown import clean, code, table
+from edge.places import write_json
 from edge.replay import describe
-from edge.result import write_json
 from edge.verdict import p_text, places
 
 LABELS = {

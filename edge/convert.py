@@ -24,7 +24,6 @@ from edge.checkpoint import Checkpoint, open_checkpoint
 from edge.checksum import seal
 from edge.errors import ConversionError, PromptError
 from edge.families import make_plan
-from edge.footprint import size
 from edge.header import Placed, write_header
 from edge.lora import merge_lora
 from edge.machine import MAX_THREADS, physical_cores
@@ -32,29 +31,16 @@ from edge.modelfile import read_model_file, remember, sha256
 from edge.output import allocate, temporary_file, whole_file
 from edge.paths import model_folder
 from edge.plan import Plan, TensorPlan
+from edge.printable import size
 from edge.progress import bar
 from edge.prompt import render_chat_template
-from edge.quantize import choose_types
+from edge.quantize import FTYPES, NEEDS_IMATRIX, choose_types, type_name
 from edge.replay import read_rows
 from edge.template import find_hostile
-from edge.vocabulary import Vocabulary, check_tokenization, make_vocabulary
+from edge.tokenizer_check import check_tokenization
+from edge.vocabulary import Vocabulary, make_vocabulary
 from edge.weights import FLOATS, Output, write_weights
 
-# By llama.cpp's names; the number is what llama_model_quantize takes. It has no NVFP4 of its own yet.
-_FTYPES = {
-    name.removeprefix("LLAMA_FTYPE_").removeprefix("ALL_").removeprefix("MOSTLY_"): int(
-        getattr(llama_cpp, name)
-    )
-    for name in dir(llama_cpp)
-    if name.startswith("LLAMA_FTYPE_") and not name.endswith(("GUESSED", "NVFP4"))
-}
-QUANT_TYPES = sorted(_FTYPES, key=lambda name: _FTYPES[name])
-NEEDS_IMATRIX = [
-    name
-    for name in QUANT_TYPES
-    if name.startswith(("IQ1_", "IQ2_")) or name in ("IQ3_XXS", "IQ3_XS", "Q2_K_S")
-]
-_ALIASES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
 # As llama.cpp's quantizer has it: below these types a tensor is garbage without an importance matrix. ggml itself
 # asks for one for fewer types.
 _LOW_BIT = ("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s")
@@ -202,19 +188,12 @@ def _calibrated(
     return matrix
 
 
-def _type_name(quant: str) -> str:
-    name = _ALIASES.get(quant.upper(), quant.upper())
-    if name not in QUANT_TYPES:
-        raise ConversionError(f"{quant} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
-    return name
-
-
 def check_quant(quant: str, *, has_imatrix: bool) -> str:
     """A type's name as files carry it: f32, f16, bf16, else llama.cpp's in upper case.
 
     Raises ConversionError for an unknown one, and for one that needs an importance matrix where there is none.
     """
-    name = _type_name(quant)
+    name = type_name(quant)
     if name in NEEDS_IMATRIX and not has_imatrix:
         raise ConversionError(
             f"{name} needs an importance matrix: give one with --imatrix, or rows to make it from with "
@@ -227,7 +206,7 @@ def _wish(
     quant: str, tensor_types: Sequence[tuple[str, str]], output_type: str | None, embedding_type: str | None
 ) -> _Wish:
     """The types by their canonical names and numbers. Raises ConversionError: an unknown one."""
-    name = _type_name(quant)
+    name = type_name(quant)
     if name in FLOATS and (tensor_types or output_type or embedding_type):
         raise ConversionError(
             f"types of single tensors can be named where the file is quantized, not for {name}"
@@ -273,7 +252,7 @@ def _write(
     if wish.quant not in FLOATS:
         types = choose_types(
             path,
-            _FTYPES[wish.quant],
+            FTYPES[wish.quant],
             has_imatrix=imatrix is not None,
             output_type=wish.output_type,
             embedding_type=wish.embedding_type,
@@ -350,7 +329,7 @@ def _header(
     for tensor, number in types:
         columns = tensor.shape[-1]
         sized.append((tensor, number, tensor.n_values // columns * ggml.row_bytes(number, columns)))
-    return write_header(path, checkpoint, plan, vocabulary, sized, _FTYPES[quant], further)
+    return write_header(path, checkpoint, plan, vocabulary, sized, FTYPES[quant], further)
 
 
 def _importance(

@@ -4,7 +4,6 @@ Data first: `doctor` collects a Report, whose `to_text` and `to_json` show it. I
 cannot be imported, which is when it is needed most.
 """
 
-import ctypes
 import json
 import platform
 from collections.abc import Sequence
@@ -12,13 +11,15 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edge import __version__
+from edge.devices import Device, Llama, devices, inspect_llama
 from edge.errors import ContextError
-from edge.footprint import CELLS_STEP, buffers, read_shape, size
-from edge.machine import Device, Memory, cpu_name, devices, free_disk, load_backends, memory, physical_cores
+from edge.footprint import CELLS_STEP, buffers, read_shape
+from edge.machine import Memory, cpu_name, free_disk, memory, physical_cores
 from edge.modelfile import read_model_file
 from edge.paths import model_folder
 from edge.placement import DEFAULT_CONTEXT, Placement, place
+from edge.printable import size
+from edge.version import __version__
 
 PACKAGES = (
     "llama-cpp-python",
@@ -29,18 +30,6 @@ PACKAGES = (
     "huggingface_hub",
     "numpy",
 )
-
-
-@dataclass(frozen=True)
-class Llama:
-    """The installed llama.cpp. `error` says why it cannot be used; the rest is then empty."""
-
-    error: str | None
-    ggml: str
-    system_info: str
-    cpu_features: list[str]
-    gpu_offload: bool
-    devices: list[Device]
 
 
 @dataclass(frozen=True)
@@ -153,27 +142,6 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
     )
 
 
-def inspect_llama(found: Sequence[Device]) -> Llama:
-    """What the installed llama.cpp is and can do, or why it cannot be loaded."""
-    try:
-        from llama_cpp import llama_cpp as lib
-        from llama_cpp._ggml import libggml
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return Llama(" ".join(str(error).split()) or type(error).__name__, "", "", [], False, [])
-    load_backends()
-    info = lib.llama_print_system_info().decode(errors="replace").strip(" |")
-    # "CPU : SSE3 = 1 | AVX2 = 1 | … | CUDA : ARCHS = 890 | …"
-    features = [part.split(":")[-1].partition("=") for part in info.split("|")]
-    return Llama(
-        error=None,
-        ggml=" ".join(_text(libggml, name) for name in ("ggml_version", "ggml_commit")).strip() or "unknown",
-        system_info=info,
-        cpu_features=[name.strip() for name, _, value in features if value.strip() == "1"],
-        gpu_offload=bool(lib.llama_supports_gpu_offload()),
-        devices=list(found),
-    )
-
-
 def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: int | None = None) -> Fit:
     """Whether and how the GGUF `model` fits into this memory and these devices.
 
@@ -231,14 +199,6 @@ def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: i
         placement=placement,
         advice=advice,
     )
-
-
-def _text(libggml: ctypes.CDLL, name: str) -> str:
-    function = getattr(libggml, name, None)
-    if function is None:
-        return ""
-    function.restype = ctypes.c_char_p
-    return (function() or b"").decode(errors="replace")
 
 
 def _version(package: str) -> str | None:

@@ -10,19 +10,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edge import __version__
+from edge.devices import devices
 from edge.errors import ContextError
 from edge.evaluation import Recorder, carry_out
-from edge.machine import devices, memory, peak_memory
+from edge.hashes import text_sha256
+from edge.machine import memory, peak_memory
 from edge.modelfile import ModelFile, read_model_file, sha256
 from edge.placement import Placement, place
+from edge.places import check_place
 from edge.prepare import chosen_rows, prepare
-from edge.provenance import gguf_provenance, llama_cpp_provenance, text_sha256
-from edge.result import check_place
+from edge.provenance import gguf_provenance, llama_cpp_provenance
 from edge.runner import DEFAULT_MAX_TOKENS, DEFAULT_TEXT_SHARE, GREEDY, MOST_HELD, Runner
 from edge.sampling import Sampling
 from edge.style import StyleName, load_grammar
 from edge.tree import depth_held, distinct_tokens, reading_order
+from edge.version import __version__
 
 
 def evaluate(

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import BackendError
-from edge.journal import Journal, journal_path, rows_sha256
+from edge.hashes import file_sha256
+from edge.journal import Journal, journal_path
 from edge.prepare import Asked
 from edge.progress import Watch
 from edge.prompt import template_summary
-from edge.provenance import file_sha256, provenance
+from edge.provenance import provenance
+from edge.replay import rows_sha256
 from edge.result import step_result, write_result
 
 _COUNTED = ("completion_tokens", "forced_tokens", "thought_tokens")

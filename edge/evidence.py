@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ResultError
-from edge.pairing import mapping
-from edge.result import read_result
+from edge.result import mapping, read_result
 
 MEASUREMENT = 1  # the format version that is read here
 

@@ -193,11 +193,6 @@ def buffers(
     )
 
 
-def size(n_bytes: int) -> str:
-    """Bytes for people: 1.2 GB, 141.0 MB."""
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
-
-
 def padded(tokens: int) -> int:
     return -(-tokens // CELLS_STEP) * CELLS_STEP
 

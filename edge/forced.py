@@ -22,18 +22,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.corpus import Corpus, from_text
+from edge.corpus import from_text
 from edge.errors import ContextError, PromptError
 from edge.footprint import BATCH
-from edge.journal import rows_sha256
+from edge.hashes import text_sha256
 from edge.metrics import bucket
 from edge.modelfile import ModelFile
 from edge.prompt import CHAT_TEMPLATE, prompt_source, render_prompt
-from edge.provenance import text_sha256
-from edge.replay import Key, describe, read_rows, row_sha256
+from edge.replay import Key, describe, read_rows, row_sha256, rows_sha256
 from edge.spans import token_fields
 from edge.tokens import Vocabulary, file_vocabulary
-from edge.tree import common_length, reading_order
+from edge.tree import Corpus, common_length, reading_order
 
 END = -1
 """The target of a position where the answer ends: any of the tokens that end one."""

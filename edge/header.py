@@ -8,9 +8,10 @@ from typing import Any
 import gguf
 import numpy as np
 
-from edge import __version__, checksum
+from edge import checksum
 from edge.checkpoint import Checkpoint
 from edge.plan import Plan, TensorPlan, Value
+from edge.version import __version__
 from edge.vocabulary import Vocabulary
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf import TokenType
 
+from edge.facts import TypeShare, calibration, origin, type_shares
 from edge.markdown import display_width
 from edge.modelfile import (
     ModelFile,
@@ -28,34 +29,7 @@ from edge.prompt import PromptSource, prompt_source, render_prompt, task_message
 if TYPE_CHECKING:
     from edge.verify import Comparison
 
-# Where a file comes from and what was done to it, in the order of its showing: key, what it is called.
-_ORIGIN = (
-    ("general.source.huggingface.repository", "hub id"),
-    ("general.source.repo_url", "repository"),
-    ("general.source.url", "source"),
-    ("edge.source.revision", "revision"),
-    ("general.base_model.0.repo_url", "base model"),
-    ("edge.lora", "adapter"),
-    ("general.license", "licence"),
-    ("edge.version", "edge"),
-)
-_CALIBRATION = (
-    ("quantize.imatrix.file", "matrix"),
-    ("quantize.imatrix.dataset", "text"),
-    ("quantize.imatrix.entries_count", "tensors"),
-    ("quantize.imatrix.chunks_count", "chunks"),
-)
 _SHOWN = 100  # columns of a text from the file
-
-
-@dataclass(frozen=True)
-class TypeShare:
-    """The tensors of one type: how many, their parameters, their bytes."""
-
-    type: str
-    tensors: int
-    parameters: int
-    n_bytes: int
 
 
 @dataclass(frozen=True)
@@ -197,29 +171,6 @@ def inspect(
     )
 
 
-def origin(metadata: dict[str, Any]) -> dict[str, str]:
-    """Where a GGUF comes from, by its metadata: "hub id", "repository", "revision" and the like, as far as told."""
-    return _found(metadata, _ORIGIN)
-
-
-def calibration(metadata: dict[str, Any]) -> dict[str, str]:
-    """What a GGUF's metadata tell of its importance matrix: "matrix", "text", "tensors", "chunks"; {} without one."""
-    return _found(metadata, _CALIBRATION)
-
-
-def type_shares(tensors: list[TensorInfo]) -> tuple[TypeShare, ...]:
-    """The tensors by type, the largest type first."""
-    found: dict[str, tuple[int, int, int]] = {}
-    for tensor in tensors:
-        count, parameters, n_bytes = found.get(tensor.type, (0, 0, 0))
-        values = 1
-        for length in tensor.shape:
-            values *= length
-        found[tensor.type] = (count + 1, parameters + values, n_bytes + tensor.n_bytes)
-    shares = [TypeShare(name, *numbers) for name, numbers in found.items()]
-    return tuple(sorted(shares, key=lambda share: -share.n_bytes))
-
-
 def _tokens(path: Path, metadata: dict[str, Any]) -> Tokens:
     texts = read_array(path, "tokenizer.ggml.tokens")
     kinds = Counter(read_array(path, "tokenizer.ggml.token_type"))
@@ -248,10 +199,6 @@ def _template(source: PromptSource) -> Template | None:
     rendered = render_prompt(task_messages("ls", "$"), source)
     first = next((line for line in source.template.splitlines() if line.strip()), "")
     return Template(len(source.template), first, rendered.status, rendered.reason)
-
-
-def _found(metadata: dict[str, Any], keys: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    return {name: str(metadata[key]) for key, name in keys if metadata.get(key) not in (None, "")}
 
 
 # --- as text ---

@@ -11,7 +11,6 @@ CRC-32 finds each one that lies within 32 bits. UTF-8, with half surrogate pairs
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -21,14 +20,15 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from edge.errors import ReplayError, ResultError
-from edge.replay import Key, Row, read_key
-from edge.result import place_of, step_key
+from edge.places import place_of
+from edge.replay import Key, json_bytes, read_key
+from edge.result import step_key
 
 if sys.platform != "win32":
     import fcntl
@@ -45,14 +45,6 @@ def journal_path(out: Path | str) -> Path | None:
     """
     place, through = place_of(out)
     return None if through else place.with_name(place.name + ".journal")
-
-
-def rows_sha256(rows: Iterable[Row]) -> str:
-    """SHA-256 in hexadecimal of rows as they were read, in their order: file names and white space are not in it."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(_encode(asdict(row)) + b"\n")
-    return digest.hexdigest()
 
 
 @dataclass
@@ -226,12 +218,8 @@ def _value(line: bytes, kind: bytes) -> dict[str, Any] | None:
 
 
 def _line(kind: str, value: dict[str, Any]) -> bytes:
-    data = _encode(value)
+    data = json_bytes(value)
     return b'{"crc32":"%08x","%b":%b}\n' % (zlib.crc32(data), kind.encode(), data)
-
-
-def _encode(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
 def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], steps: int) -> None:
@@ -244,7 +232,7 @@ def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], step
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two identities, for people; empty where nothing does."""
-    old, new = dict(_flat(before)), dict(_flat(json.loads(_encode(now).decode("utf-8", "surrogatepass"))))
+    old, new = dict(_flat(before)), dict(_flat(json.loads(json_bytes(now).decode("utf-8", "surrogatepass"))))
     different = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     changes = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in different[:4]]
     if len(different) > 4:

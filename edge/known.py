@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
-from edge.paths import converted_models, shipped_models
+from edge.paths import shipped_models
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "name": str,
@@ -96,39 +96,3 @@ def read_known(path: Path) -> KnownModel:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise EdgeError(f"{path}: the reference figure {key!r} is no number")
     return KnownModel(**{**values, "memory_gb": float(values["memory_gb"]), "path": path})
-
-
-def known_rows() -> list[tuple[str, ...]]:
-    """Each known model for `edge models`: name, hub id, quantization, context, memory, published F1."""
-    rows: list[tuple[str, ...]] = []
-    for model in known_models():
-        f1 = model.reference.get("avg_command_f1")
-        rows.append(
-            (
-                model.path.stem,
-                model.hub_id or "(ships with edge)",
-                model.default_quant,
-                f"{model.context:,}",
-                f"{model.memory_gb:g} GB",
-                "-" if f1 is None else f"{f1:.4f}",
-            )
-        )
-    return rows
-
-
-def converted_rows() -> list[tuple[str, ...]]:
-    """Each GGUF in ./models and the cache folder, newest first: path, type, size, architecture.
-
-    A damaged file is listed with what is wrong in place of its type.
-    """
-    from edge.modelfile import read_model_file  # numpy and gguf: not needed to read TOML
-
-    rows: list[tuple[str, ...]] = []
-    for path in converted_models():
-        try:
-            model = read_model_file(path)
-        except EdgeError as error:
-            rows.append((str(path), f"unusable: {str(error).removeprefix(f'{path}: ')}", "-", "-"))
-        else:
-            rows.append((str(path), model.file_type, f"{model.n_bytes / 1e6:,.1f} MB", model.architecture))
-    return rows

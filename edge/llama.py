@@ -9,8 +9,9 @@ from typing import Any
 import llama_cpp
 
 from edge.checksum import check
+from edge.devices import load_backends
 from edge.errors import ContextError, ModelFileError
-from edge.machine import address_space_left, load_backends
+from edge.machine import address_space_left
 from edge.signals import signals_later
 from edge.trial import try_out
 

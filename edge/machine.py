@@ -15,10 +15,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# enum ggml_backend_dev_type in ggml-backend.h
-DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "meta")
-
-
 MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
 
 
@@ -28,17 +24,6 @@ class Memory:
 
     total: int | None
     available: int | None
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device that llama.cpp can compute on; memory in bytes, 0 where the driver does not tell."""
-
-    name: str
-    description: str
-    kind: str
-    memory_free: int
-    memory_total: int
 
 
 def physical_cores() -> int:
@@ -122,56 +107,6 @@ def forget_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def load_backends() -> None:
-    """Have llama.cpp load what it computes with, where that lies in libraries of its own (GGML_BACKEND_DL).
-
-    Only from its own folder: by itself it would look into the current one too. Elsewhere this does nothing. Call it
-    before llama.cpp's log is set, which is back at its default then.
-    """
-    try:
-        import llama_cpp
-
-        lib = _ggml()
-        count, load, log = lib.ggml_backend_dev_count, lib.ggml_backend_load_all_from_path, lib.ggml_log_set
-    except (ImportError, OSError, RuntimeError, AttributeError):
-        return
-    count.restype, load.argtypes, load.restype = ctypes.c_size_t, [ctypes.c_char_p], None
-    log.argtypes, log.restype = [ctypes.c_void_p, ctypes.c_void_p], None
-    if count() == 0:
-        quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-        log(ctypes.cast(quiet, ctypes.c_void_p), None)
-        load(os.fsencode(Path(llama_cpp.__file__).parent / "lib"))
-        log(None, None)
-
-
-def devices() -> list[Device]:
-    """The devices of the installed llama.cpp; none where it cannot be loaded."""
-    load_backends()
-    try:
-        libggml = _ggml()
-        count, get = libggml.ggml_backend_dev_count, libggml.ggml_backend_dev_get
-        name, description = libggml.ggml_backend_dev_name, libggml.ggml_backend_dev_description
-        kind, space = libggml.ggml_backend_dev_type, libggml.ggml_backend_dev_memory
-    except (ImportError, OSError, RuntimeError, AttributeError):
-        # AttributeError: Windows finds only what this one library exports itself
-        return []
-    count.restype, get.argtypes, get.restype = ctypes.c_size_t, [ctypes.c_size_t], ctypes.c_void_p
-    for function in (name, description):
-        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
-    kind.argtypes, kind.restype = [ctypes.c_void_p], ctypes.c_int
-    size_pointer = ctypes.POINTER(ctypes.c_size_t)
-    space.argtypes, space.restype = [ctypes.c_void_p, size_pointer, size_pointer], None
-    found = []
-    for index in range(count()):
-        device = get(index)
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        space(device, ctypes.byref(free), ctypes.byref(total))
-        kind_name = DEVICE_KINDS[kind(device)] if 0 <= kind(device) < len(DEVICE_KINDS) else "other"
-        texts = [(text(device) or b"").decode(errors="replace") for text in (name, description)]
-        found.append(Device(texts[0], texts[1], kind_name, free.value, total.value))
-    return found
-
-
 def free_disk(path: Path) -> int:
     """Free bytes on the disk that holds `path`, or would hold it once it exists."""
     path = path.absolute()
@@ -188,19 +123,6 @@ def cpu_name() -> str:
         lines = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
         name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
     return name or platform.processor() or platform.machine()
-
-
-def _ggml() -> ctypes.CDLL:
-    """The ggml that libllama uses. A wheel has libggml.so and libggml.so.0 as two files: loaded by the first name there
-    would be a second ggml, which knows nothing of what the other one loaded.
-    """
-    if sys.platform == "win32":  # finds only what a library exports itself
-        from llama_cpp._ggml import libggml
-
-        return libggml  # type: ignore[no-any-return]
-    from llama_cpp import llama_cpp as lib
-
-    return lib._lib  # type: ignore[no-any-return]
 
 
 def _linux_cores() -> int:

@@ -19,20 +19,21 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__
 from edge.divergence import CLASS_WIDTH, LUMPED, TOP, divergence, keep, log_normalizer, log_probability
 from edge.errors import EdgeError, ModelFileError, ResultError
 from edge.footprint import BATCH
 from edge.forced import END, Plan, rows_plan, text_plan
+from edge.hashes import file_sha256
 from edge.machine import MAX_THREADS, physical_cores
 from edge.measurement import Found, figures
 from edge.modelfile import ModelFile, read_array, read_model_file, sha256
 from edge.output import temporary_file, whole_file
+from edge.places import check_place, place_of, write_json
 from edge.progress import bar
-from edge.provenance import file_sha256, gguf_provenance, llama_cpp_provenance, provenance
+from edge.provenance import gguf_provenance, llama_cpp_provenance, provenance
 from edge.reader import Reader, Walk, places
-from edge.result import check_place, place_of, write_json
 from edge.scores import Scores, ScoresWriter, is_scores
+from edge.version import __version__
 
 VERSION = 1
 """Of the measurement's format; that it is there tells a measurement from a result."""

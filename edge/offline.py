@@ -19,11 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edge import __version__
+from edge.devices import devices
 from edge.errors import EdgeError
 from edge.known import known_models
-from edge.machine import cpu_name, devices, free_disk, memory
+from edge.machine import cpu_name, free_disk, memory
 from edge.paths import converted_models, embedded_checkpoint, embedded_rows, model_folder
+from edge.version import __version__
 
 _PATIENCE = 600.0  # seconds for a large model's first answer
 _BUDGET = 24  # tokens of the answer that is tried
@@ -176,8 +177,8 @@ def _lacking(features: list[str]) -> list[str]:
 
 def _model(model: Path | None, context: int | None) -> Iterator[Check]:
     from edge.doctor import fit
-    from edge.footprint import size
     from edge.modelfile import read_metadata, read_model_file
+    from edge.printable import size
 
     path = model or next(iter(converted_models()), None)
     if path is None:
@@ -349,7 +350,7 @@ def _import_all() -> None:
         else:
             _print(name=name, version=installed)
     _print(begins="llama.cpp")
-    from edge.doctor import inspect_llama
+    from edge.devices import inspect_llama
 
     found = inspect_llama(devices())
     loaded = ""

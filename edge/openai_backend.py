@@ -10,16 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge import __version__
 from edge.errors import BackendError, ContextError
 from edge.evaluation import Recorder, carry_out
+from edge.hashes import text_sha256
+from edge.places import check_place
 from edge.prepare import Asked, chosen_rows, model_context, prepare
 from edge.prompt import prompt_source
-from edge.provenance import text_sha256
-from edge.result import check_place
 from edge.sampling import Sampling
 from edge.server_client import Refused, Server, Written
 from edge.structured import Api, schema_request, schema_sha256
+from edge.version import __version__
 
 _KINDS = {"llamacpp": "llama-server", "vllm": "vLLM", "sglang": "SGLang"}  # by the models' `owned_by`
 

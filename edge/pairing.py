@@ -6,7 +6,7 @@ from typing import Any
 
 from edge.errors import ResultError
 from edge.replay import Key, by_step, describe, without_sample
-from edge.result import step_key
+from edge.result import mapping, step_key
 
 _SHOWN = 3  # steps that a refusal names
 
@@ -164,11 +164,6 @@ def _lacking(
 
 def _steps(count: int) -> str:
     return f"{count} step{'s' * (count != 1)}"
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """The object that a result's field should be; an empty one where it is anything else."""
-    return value if isinstance(value, dict) else {}
 
 
 def thought_budget(sampling: Mapping[str, Any]) -> int | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edge.devices import Device
 from edge.errors import ContextError, EdgeError
 from edge.footprint import (
     BATCH,
@@ -21,10 +22,10 @@ from edge.footprint import (
     kv_bytes,
     padded,
     read_shape,
-    size,
 )
-from edge.machine import Device, Memory, physical_cores
+from edge.machine import Memory, physical_cores
 from edge.modelfile import ModelFile
+from edge.printable import size
 
 DEFAULT_CONTEXT = 8192  # where no lengths are known
 _CPU_PARALLEL, _GPU_PARALLEL, _MAX_PARALLEL = 8, 16, 64

@@ -7,9 +7,9 @@ from pathlib import Path
 from edge.checkpoint import read_json
 from edge.encode import encoder
 from edge.errors import ContextError, ReplayError
+from edge.hashes import text_sha256
 from edge.modelfile import read_model_file
 from edge.prompt import Rendered, prompt_source, render_prompt
-from edge.provenance import text_sha256
 from edge.replay import Row, describe, read_rows
 from edge.result import read_result, step_key
 

@@ -4,20 +4,19 @@ Data about the model are read from its file or folder, not asked of the engine. 
 None where it is unknown.
 """
 
-import hashlib
 import math
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edge import __version__
 from edge.checkpoint import open_checkpoint
-from edge.doctor import inspect_llama
-from edge.inspect_model import calibration, origin, type_shares
+from edge.devices import inspect_llama
+from edge.facts import calibration, origin, type_shares
+from edge.hashes import package_version, text_sha256
 from edge.machine import cpu_name
 from edge.modelfile import read_metadata, read_model_file, read_tensors, sha256
+from edge.version import __version__
 
 _FIELDS = (
     "edge",
@@ -114,31 +113,6 @@ def folder_provenance(folder: Path) -> dict[str, Any]:
         "source_revision": checkpoint.revision,
         "prompt_template_sha256": text_sha256(checkpoint.chat_template),
     }
-
-
-def file_sha256(path: Path | str) -> str | None:
-    """The SHA-256 of a file of rows in hexadecimal; None for what cannot be read twice, such as a pipe."""
-    path = Path(path)
-    try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
-def text_sha256(text: str | None) -> str | None:
-    """The SHA-256 of a text in UTF-8, in hexadecimal; None for None."""
-    return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def package_version(package: str) -> str | None:
-    """The version of an installed package, None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _hub_id(url: str | None) -> str | None:

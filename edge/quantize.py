@@ -16,8 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
+
 from edge.errors import ConversionError
 
+# By llama.cpp's names; the number is what llama_model_quantize takes. It has no NVFP4 of its own yet.
+FTYPES = {
+    name.removeprefix("LLAMA_FTYPE_").removeprefix("ALL_").removeprefix("MOSTLY_"): int(
+        getattr(llama_cpp, name)
+    )
+    for name in dir(llama_cpp)
+    if name.startswith("LLAMA_FTYPE_") and not name.endswith(("GUESSED", "NVFP4"))
+}
+QUANT_TYPES = sorted(FTYPES, key=lambda name: FTYPES[name])
+NEEDS_IMATRIX = [
+    name
+    for name in QUANT_TYPES
+    if name.startswith(("IQ1_", "IQ2_")) or name in ("IQ3_XXS", "IQ3_XS", "Q2_K_S")
+]
+_ALIASES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
 # The lines that llama_model_quantize logs of a dry run: a tensor's name, and its new type unless it stays.
 _TENSOR = re.compile(
     r"^\[ *\d+/ *\d+\] +(\S+) +- \[.*\], type = +(\S+), +size = .*?MiB(?: -> .*MiB \((\S+)\))?$", re.MULTILINE
@@ -33,6 +50,14 @@ class Types:
 
     types: dict[str, str]
     fallbacks: int
+
+
+def type_name(quant: str) -> str:
+    """The name in QUANT_TYPES of a type that a user named, in any case. Raises ConversionError for an unknown one."""
+    name = _ALIASES.get(quant.upper(), quant.upper())
+    if name not in QUANT_TYPES:
+        raise ConversionError(f"{quant} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
+    return name
 
 
 def choose_types(
@@ -83,9 +108,7 @@ def _reason(log: str, status: int) -> str:
 
 
 def _main() -> int:
-    import llama_cpp
-
-    from edge.machine import load_backends
+    from edge.devices import load_backends
 
     load_backends()
     request: dict[str, Any] = json.load(sys.stdin)

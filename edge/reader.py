@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import llama
-from edge.corpus import Corpus
 from edge.errors import ContextError, EdgeError
 from edge.footprint import buffers, read_shape
 from edge.signals import signals_later
-from edge.tree import depth_held
+from edge.tree import Corpus, depth_held
 
 MOST_HELD = (
     32  # states held for later sequences; in a deeper tree the shallowest is read again, not counted again

@@ -7,7 +7,7 @@ evaluation before it begins, in one line that names the file and the line.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +120,6 @@ def read_lines(
         raise ReplayError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def read_text(path: Path | str) -> str:
-    """A whole text file, such as a terminal's screen. Raises ReplayError where it cannot be read as UTF-8."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ReplayError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ReplayError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-
-
 def read_key(fields: dict[str, Any], where: str) -> Key:
     """The step that a row or prediction is about. `where` is file:line. Raises ReplayError."""
     task_id = fields.get("task_id")
@@ -192,3 +182,15 @@ def _messages(fields: dict[str, Any], where: str) -> list[Message]:
         return check_messages(messages)
     except PromptError as error:
         raise ReplayError(f"{where}: {error}") from None
+
+
+def rows_sha256(rows: Iterable[Row]) -> str:
+    """SHA-256 in hexadecimal of rows as they were read, in their order: file names and white space are not in it."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json_bytes(asdict(row)) + b"\n")
+    return digest.hexdigest()
+
+
+def json_bytes(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from edge import report_words as words
 from edge.markdown import clean, table
 from edge.plots import Drawing
-from edge.report import MAIN, Entry, Report
+from edge.printable import visible
+from edge.report_contents import MAIN, Entry, Report
 
 _MARK = "†"
 _PLOTS = ("size-score", "size-kl", "difference-score", "causes")  # the other ones would make a card too long
@@ -44,9 +45,7 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
 
 def _text(text: str) -> str:
     """A line that a renderer shows as it stands."""
-    return re.sub(
-        r"[\\`*\[\]<>#~|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", clean(words.visible(text)).replace("\\|", "|")
-    )
+    return re.sub(r"[\\`*\[\]<>#~|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", clean(visible(text)).replace("\\|", "|"))
 
 
 def _files(report: Report) -> list[str]:

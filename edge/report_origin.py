@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edge.evidence import Run
-from edge.pairing import mapping
 from edge.report_words import DASH, size
+from edge.result import mapping
 
 _TOLD_ELSEWHERE = {"backend", "dtype"}  # of `sampling`: they have rows of their own
 

@@ -7,13 +7,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from edge import __version__, plots, report_words
+from edge import plots, report_words
 from edge.comparison import Group
 from edge.evidence import Band, Measurement
 from edge.plots import Bar, Drawing, Point, Spread
-from edge.report import MAIN, Entry, Report
+from edge.printable import visible
+from edge.report_contents import MAIN, Entry, Report
 from edge.report_origin import origin
-from edge.report_words import KINDS, LABELS, visible
+from edge.report_words import KINDS, LABELS
+from edge.version import __version__
 
 _FOLD = 12  # groups of a kind from which on its table is folded
 

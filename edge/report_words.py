@@ -1,6 +1,5 @@
 """How a report says things: its numbers, its verdict in plain sentences, its labels and definitions."""
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from edge import comparison
 from edge.comparison import Figure
 from edge.evidence import Measurement
 from edge.metrics import TERMS
-from edge.report import Entry, Report
+from edge.report_contents import Entry, Report
 
 LABELS = {name: label[0].upper() + label[1:] for name, label in comparison.LABELS.items()}
 KINDS = {"bucket": "Place in the task", "source_group": "Source group", "prompt_length": "Prompt length"}
@@ -240,24 +239,3 @@ def _lower(sentence: str) -> str:
     return (
         sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() or sentence[1:2] == " " else sentence
     )
-
-
-def visible(text: str) -> str:
-    """A text with nothing in it that is not seen: what steers a terminal or the order of letters stands as a symbol.
-
-    Line ends and tabs stay.
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char in "\n\t" else _symbol(char) for char in text)
-
-
-def _symbol(char: str) -> str:
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    if unicodedata.category(char) == "Zs":  # a space of some width
-        return " "
-    return f"⟨U+{code:04X}⟩"

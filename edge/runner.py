@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 
 from edge.action import Action, parse_action
+from edge.devices import devices
 from edge.engine import Engine, Job, Writer
 from edge.errors import ContextError, EdgeError
 from edge.footprint import BATCH
 from edge.generate import Answer, action_answer, free_answer
-from edge.machine import devices, memory
+from edge.machine import memory
 from edge.modelfile import ModelFile, read_model_file
 from edge.placement import place
 from edge.prompt import Message, Rendered, prompt_source, render_prompt

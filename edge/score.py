@@ -4,10 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ReplayError
-from edge.journal import rows_sha256
-from edge.provenance import file_sha256, provenance
-from edge.replay import Key, by_step, describe, read_key, read_lines, read_rows, text_field, without_sample
-from edge.result import check_place, step_result, write_result
+from edge.hashes import file_sha256
+from edge.places import check_place
+from edge.provenance import provenance
+from edge.replay import (
+    Key,
+    by_step,
+    describe,
+    read_key,
+    read_lines,
+    read_rows,
+    rows_sha256,
+    text_field,
+    without_sample,
+)
+from edge.result import step_result, write_result
 
 _KEPT = ("finish_reason", "prompt_tokens", "completion_tokens", "closed_at_budget", "prompt_sha256")
 

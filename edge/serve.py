@@ -11,9 +11,10 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from edge.devices import devices
 from edge.errors import EdgeError, ServeError
 from edge.footprint import BATCH, padded
-from edge.machine import devices, memory
+from edge.machine import memory
 from edge.placement import place
 from edge.runner import Runner
 from edge.serve_app import Server, error_response, is_local, make_app

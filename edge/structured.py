@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from edge.provenance import text_sha256
+from edge.hashes import text_sha256
 
 Api = Literal["completions", "chat"]
 

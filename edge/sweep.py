@@ -21,7 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edge import __version__
 from edge.calibrate import calibrate
 from edge.checkpoint import Checkpoint, open_checkpoint
 from edge.choice import Candidate, Choice, choose
@@ -29,17 +28,19 @@ from edge.compare import compare
 from edge.convert import check_quant, convert
 from edge.errors import ConversionError, ResultError
 from edge.evaluate import evaluate
-from edge.footprint import size
 from edge.intervals import LEAST_TASKS
-from edge.journal import differences, rows_sha256
+from edge.journal import differences
 from edge.machine import forget_peak_memory, free_disk
 from edge.measure import base_scores, measure
 from edge.modelfile import sha256
+from edge.places import check_place, write_json
+from edge.printable import size
 from edge.progress import bar
 from edge.provenance import folder_provenance
-from edge.replay import read_rows
-from edge.report import find_reference, report
-from edge.result import check_place, write_json
+from edge.replay import read_rows, rows_sha256
+from edge.report import report
+from edge.report_contents import find_reference
+from edge.version import __version__
 
 _FLOATS = ("f32", "f16", "bf16")
 # No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more where rows do not divide.

@@ -5,7 +5,11 @@ the least that any neighbours between them share; that tells all there is to kno
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+
+from edge.footprint import BATCH
 
 Tokens = Sequence[int]
 
@@ -83,3 +87,61 @@ def depth_held(prompts: Sequence[Tokens]) -> int:
             held.append(depth)
         most = max(most, len(held))
     return most
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token sequences in the order in which they are read. `shared[i]`: tokens that i + 1 begins with as i does.
+
+    `kind`: "rows" or "text". `sha256` is that of the data, `skipped` counts rows that were left out, `batch` is the
+    most tokens that are read at once.
+    """
+
+    kind: str
+    path: Path
+    sha256: str
+    sequences: list[list[int]]
+    shared: list[int]
+    skipped: int = 0
+    notes: tuple[str, ...] = ()
+    batch: int = BATCH
+
+    def seen(self, index: int) -> int:
+        """How many tokens of a sequence were read with the ones before it."""
+        return self.shared[index - 1] if index else 0
+
+    def tokens_until(self, index: int) -> int:
+        """The tokens that count in the first so many sequences."""
+        return sum(len(self.sequences[i]) - self.seen(i) for i in range(index))
+
+    @property
+    def tokens(self) -> int:
+        return self.tokens_until(len(self.sequences))
+
+    def stops(self, index: int) -> list[int]:
+        """The lengths, ascending, at which a sequence is held because a later one parts there."""
+        lengths, least = list[int](), len(self.sequences[index]) + 1
+        for length in self.shared[index:]:
+            if length < least:
+                lengths.append(least := length)
+            if length <= self.seen(index):
+                break
+        return sorted(length for length in lengths if length > self.seen(index))
+
+    def batches(self, index: int) -> list[tuple[int, int]]:
+        """The (begin, end) of each batch of what is new in a sequence. They depend on nothing but the sequences."""
+        edges = [self.seen(index), *self.stops(index), len(self.sequences[index])]
+        return [
+            (begin, min(begin + self.batch, end))
+            for start, end in pairwise(edges)
+            for begin in range(start, end, self.batch)
+        ]
+
+    def way(self, index: int) -> list[tuple[int, int]]:
+        """The batches in which the sequences before have read what this one shares with them."""
+        end, batches = self.seen(index), list[tuple[int, int]]()
+        for i in range(index - 1, -1, -1):
+            if self.seen(i) < end:
+                batches = [part for part in self.batches(i) if part[1] <= end] + batches
+                end = self.seen(i)
+        return batches

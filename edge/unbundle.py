@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edge.errors import BundleError
-from edge.footprint import size as in_words
 from edge.machine import free_disk
 from edge.manifest import (
     INSTALL,
@@ -36,6 +35,7 @@ from edge.manifest import (
     tar_end,
     tar_size,
 )
+from edge.printable import size as in_words
 from edge.progress import bar
 
 if sys.platform != "win32":

@@ -11,15 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge import __version__
 from edge.errors import BackendError, CheckpointError, ContextError
 from edge.evaluation import Recorder, carry_out
+from edge.hashes import package_version
 from edge.machine import peak_memory
+from edge.places import check_place
 from edge.prepare import chosen_rows, model_context, prepare
-from edge.provenance import folder_provenance, package_version
-from edge.result import check_place
+from edge.provenance import folder_provenance
 from edge.sampling import Sampling
 from edge.structured import action_schema, schema_sha256
+from edge.version import __version__
 
 # Settings of vLLM that edge makes where the user's environment has none. In one process its scheduling is the same in
 # each run, an error keeps its own words, and nothing is left behind where edge is killed. The log is long.

@@ -32,9 +32,9 @@ from packaging.requirements import Requirement
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from edge import __version__
 from edge.errors import BundleError
 from edge.manifest import Machine
+from edge.version import __version__
 
 EDGE, LLAMA = "terminal-edge", "llama-cpp-python"
 _EXTRAS = ("serve",)  # what commands need; never `test`, which brings torch

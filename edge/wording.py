@@ -7,8 +7,8 @@ from pathlib import Path
 from edge.action import Command
 from edge.errors import PromptError
 from edge.paths import EMBEDDED_NAME
+from edge.places import read_text
 from edge.prompt import Message, task_messages
-from edge.replay import read_text
 
 _INSTRUCTIONS = """\
 You work in a terminal to get a task done. Each of your answers is typed into it, and then you are shown what it \

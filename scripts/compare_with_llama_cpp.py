@@ -31,11 +31,12 @@ from typing import Any
 import numpy as np
 
 from edge.checkpoint import open_checkpoint
-from edge.convert import NEEDS_IMATRIX, QUANT_TYPES, convert
+from edge.convert import convert
 from edge.errors import ConversionError
 from edge.families import make_plan
 from edge.markdown import table
 from edge.modelfile import read_metadata, read_tensors
+from edge.quantize import NEEDS_IMATRIX, QUANT_TYPES
 from edge.vocabulary import make_vocabulary
 
 FLOATS = ("F32", "F16", "BF16")

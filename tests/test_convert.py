@@ -16,9 +16,10 @@ import gguf
 import numpy as np
 import pytest
 
-from edge.convert import NEEDS_IMATRIX, QUANT_TYPES, Converted, convert
+from edge.convert import Converted, convert
 from edge.errors import CheckpointError, ConversionError, EdgeError
 from edge.modelfile import read_metadata, read_model_file, sha256
+from edge.quantize import NEEDS_IMATRIX, QUANT_TYPES
 
 FLOATS = ["F32", "F16", "BF16"]
 

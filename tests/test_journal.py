@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import ResultError
-from edge.journal import Journal, journal_path, rows_sha256
-from edge.replay import read_rows
+from edge.journal import Journal, journal_path
+from edge.replay import read_rows, rows_sha256
 
 RUN = {"edge": "0.1.0", "max_tokens": 128, "sampling": {"temperature": 0.0, "seed": None}, "model": "ab" * 32}
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from edge.cli_models import converted_rows, known_rows
 from edge.errors import EdgeError
 from edge.footprint import buffers, shape_of
-from edge.known import converted_rows, find_known, known_models, known_rows, read_known
+from edge.known import find_known, known_models, read_known
 from edge.paths import shipped_models
 
 TARGET = "LLM-OS-Models/LFM2.5-8B-A1B-Terminal-ToolBench-Full-SFT-1Epoch"

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.devices import Device
 from edge.errors import ContextError, EdgeError
 from edge.footprint import Shape, buffers, kv_bytes, read_shape, shape_of
-from edge.machine import Device, Memory
+from edge.machine import Memory
 from edge.modelfile import read_metadata
 from edge.placement import Placement, place
 

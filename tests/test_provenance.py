@@ -14,12 +14,11 @@ from gguf import GGUFReader
 from safetensors import safe_open
 
 from edge.evaluate import evaluate
-from edge.journal import rows_sha256
 from edge.machine import peak_memory
 from edge.paths import embedded_rows
 from edge.prompt import prompt_source, render_prompt
 from edge.provenance import folder_provenance, gguf_provenance, provenance
-from edge.replay import read_rows, row_sha256
+from edge.replay import read_rows, row_sha256, rows_sha256
 from edge.result import read_result
 from edge.score import score
 from edge.style import load_grammar

@@ -16,9 +16,10 @@ import gguf
 import numpy as np
 import pytest
 
-from edge.convert import NEEDS_IMATRIX, QUANT_TYPES, convert
+from edge.convert import convert
 from edge.errors import ConversionError
 from edge.modelfile import read_metadata, read_tensors
+from edge.quantize import NEEDS_IMATRIX, QUANT_TYPES
 
 QUANTIZED = [name for name in QUANT_TYPES if name not in ("F32", "F16", "BF16")]
 

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.errors import ReplayError
-from edge.replay import Row, describe, read_rows, read_text
+from edge.places import read_text
+from edge.replay import Row, describe, read_rows
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 ROW: dict[str, Any] = {

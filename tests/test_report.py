@@ -25,9 +25,11 @@ from edge.evaluate import evaluate
 from edge.evidence import short_labels
 from edge.paths import embedded_rows
 from edge.plots import Point, front
+from edge.printable import visible
 from edge.replay import Row
-from edge.report import Report, report
-from edge.report_words import fixed, kl, size, visible
+from edge.report import report
+from edge.report_contents import Report
+from edge.report_words import fixed, kl, size
 from edge.result import step_result, write_result
 from edge.worse import diff
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from edge.errors import EdgeError, ReplayError, ResultError
+from edge.places import check_place, write_json
 from edge.replay import read_rows
-from edge.result import check_place, read_result, step_key, step_result, whole_text, write_json, write_result
+from edge.result import read_result, step_key, step_result, whole_text, write_result
 from edge.score import score
 
 ROOT = Path(__file__).resolve().parents[1]

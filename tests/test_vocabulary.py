@@ -21,7 +21,8 @@ from edge.checkpoint import open_checkpoint
 from edge.convert import convert
 from edge.errors import ConversionError
 from edge.modelfile import read_model_file
-from edge.vocabulary import PROBE, check_tokenization, make_vocabulary
+from edge.tokenizer_check import PROBE, check_tokenization
+from edge.vocabulary import make_vocabulary
 
 Change = Callable[[dict[str, Any]], object]
 
