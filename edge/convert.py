@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from edge.machine import MAX_THREADS, physical_cores
 from edge.modelfile import read_model_file, remember, sha256
 from edge.output import allocate, temporary_file, whole_file
 from edge.paths import model_folder
+from edge.places import check_place, place_of
 from edge.plan import Plan, TensorPlan
 from edge.printable import size
 from edge.progress import bar
@@ -390,33 +390,11 @@ def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
 
     Nothing is made. Raises ConversionError where no file can be written.
     """
-    if out is not None and not str(out):
-        raise ConversionError("the output's name is empty; give a file or a folder")
-    path = model_folder() / file if out is None else Path(out)
-    try:
-        if path.is_dir():
-            path = path / file
-        place = Path(os.path.realpath(path))
-        if place.is_dir():
-            raise ConversionError(f"{path}: is a folder; choose another name with --out")
-        if place.exists() and not place.is_file():
-            raise ConversionError(f"{path}: is not a regular file; choose another place with --out")
-        folder = _folder_above(place)
-        if not folder.is_dir():
-            raise ConversionError(f"{path}: {folder} is not a folder; choose another place with --out")
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell: /proc, a read-only mount
-            pass
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise ConversionError(
-            f"{path}: cannot be written: {reason}; choose another place with --out"
-        ) from None
-    return path, place
-
-
-def _folder_above(place: Path) -> Path:
-    """The nearest of the folders above that exists already."""
-    return next(parent for parent in place.parents if parent.exists())
+    path = model_folder() / file if out is None else Path(out) if str(out) else out
+    if isinstance(path, Path) and path.is_dir():
+        path = path / file
+    check_place(path, error=ConversionError, streams=False)
+    return Path(path), place_of(path)[0]
 
 
 def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:

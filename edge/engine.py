@@ -96,7 +96,8 @@ class Engine:
     `gpu_layers` of -1 offloads all layers, where llama.cpp was built with a GPU backend. `kv_type`: the cache's
     number type, a name in KV_TYPES. `flash_attention`: by default where layers are offloaded or the cache is
     quantized; without it CPUs write faster. `batch`: the most tokens decoded at once. `before_batch`, once set, is
-    called before each; what it raises ends the run, and the engine can go on with another.
+    called before each; what it raises ends the run, and the engine can go on with another. `trusted`:
+    do not try an unknown file in a child process first.
     """
 
     _unified = True  # one cache for all sequences, else each has an equal part of it
@@ -111,6 +112,7 @@ class Engine:
         flash_attention: bool | None = None,
         batch: int = BATCH,
         mmap: bool = True,
+        trusted: bool = False,
     ) -> None:
         self._model = self._context = self._memory = None  # for __del__, where the next lines raise
         self.before_batch: Callable[[], None] | None = None
@@ -128,7 +130,7 @@ class Engine:
         params.n_gpu_layers = gpu_layers
         if not mmap:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        self._model = llama.load_model(path, params)
+        self._model = llama.load_model(path, params, trusted=trusted)
         self.path = path
         self.threads = threads
         self.kv_type = kv_type

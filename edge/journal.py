@@ -26,12 +26,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from edge.errors import ReplayError, ResultError
+from edge.locks import try_lock
 from edge.places import place_of
 from edge.replay import Key, json_bytes, read_key
 from edge.result import step_key
-
-if sys.platform != "win32":
-    import fcntl
 
 _LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","(run|step)":(.+)\}')
 _BEGIN = b'{"crc32":"'
@@ -168,16 +166,11 @@ def _locked(path: Path) -> io.FileIO:
             if not stat.S_ISREG(path.stat().st_mode):  # to open a FIFO may wait for ever
                 raise ResultError(f"{path}: is not a regular file: move it away, or choose another --out")
         file = path.open("a+b", buffering=0)
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(file.fileno()) is False:
             file.close()
             raise ResultError(
                 f"{path}: another edge eval is writing it: let it finish, or choose another --out"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
         with contextlib.suppress(FileNotFoundError):  # its owner may have deleted it before the lock was ours
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

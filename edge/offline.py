@@ -5,20 +5,18 @@ What could end the process (a library built for another processor does) is tried
 """
 
 import json
-import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edge.child import run_module, signal_name
 from edge.devices import devices
 from edge.errors import EdgeError
 from edge.known import known_models
@@ -27,7 +25,6 @@ from edge.paths import converted_models, embedded_checkpoint, embedded_rows, mod
 from edge.version import __version__
 
 _PATIENCE = 600.0  # seconds for a large model's first answer
-_BUDGET = 24  # tokens of the answer that is tried
 _LEAST_DISK = 10**9  # journals, results, a small model
 # The names of llama.cpp's features in /proc/cpuinfo; those without one here are told, not checked.
 _CPU_FLAGS = {
@@ -104,24 +101,14 @@ def offline(model: Path | None = None, context: int | None = None) -> Readiness:
 
 
 def _child(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Run this module's own process; its status, the JSON lines that it printed, the last line of its errors."""
-    package = Path(__file__).resolve().parent.parent
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Run edge/probe.py; its status, the JSON lines that it printed, the last line of its errors."""
     try:
-        run = subprocess.run(
-            [sys.executable, "-P", "-m", "edge.offline", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_PATIENCE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"},
-        )
+        run = run_module("edge.probe", *arguments, timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
         return 1, [], f"no end after {_PATIENCE:.0f} s"
     told = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    if run.returncode < 0:
-        return run.returncode, told, f"ended by {signal.Signals(-run.returncode).name}"
+    if name := signal_name(run.returncode):
+        return run.returncode, told, f"ended by {name}"
     errors = [line for line in run.stderr.splitlines() if line.strip()]
     return run.returncode, told, errors[-1] if errors else ""
 
@@ -304,91 +291,3 @@ def _serve() -> Check:
         text = f"{lacking[0]} is missing: edge serve needs the extra serve, all else works"
         return Check("serve", False, False, text)
     return Check("serve", True, False, "its packages are here")
-
-
-def _print(**fields: Any) -> None:
-    print(json.dumps(fields), flush=True)
-
-
-def _import_all() -> None:
-    """Import what edge needs, one JSON line before and after each, then llama.cpp and what it is."""
-    import importlib
-
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    modules: dict[str, list[str]] = {}
-    for module, names in packages_distributions().items():
-        for name in names:
-            modules.setdefault(canonicalize_name(name), []).append(module)
-    try:
-        wanted = [Requirement(text) for text in distribution("terminal-edge").requires or ()]
-    except PackageNotFoundError:
-        _print(
-            name="terminal-edge", error="is not installed here: pip install it, or sh install.sh of a bundle"
-        )
-        wanted = []
-    for requirement in wanted:
-        extra = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
-        if extra:
-            continue
-        name = canonicalize_name(requirement.name)
-        _print(begins=name)
-        try:
-            installed = distribution(name).version
-            if not requirement.specifier.contains(installed, prereleases=True):
-                raise ImportError(f"is {installed}, edge needs {requirement.specifier}")
-            for module in modules.get(name, []):
-                if module.isidentifier() and not module.startswith("_"):
-                    importlib.import_module(module)
-        except PackageNotFoundError:
-            _print(name=name, error=f"is not installed; edge needs {requirement.specifier or 'it'}")
-        except Exception as error:  # whatever a package raises when it is imported
-            _print(
-                name=name, error=f"cannot be imported: {' '.join(str(error).split()) or type(error).__name__}"
-            )
-        else:
-            _print(name=name, version=installed)
-    _print(begins="llama.cpp")
-    from edge.devices import inspect_llama
-
-    found = inspect_llama(devices())
-    loaded = ""
-    if sys.platform == "linux":
-        mapped = Path("/proc/self/maps").read_text().split()
-        loaded = next((Path(place).name for place in mapped if "libggml-cpu" in place), "")
-    _print(
-        llama={
-            "error": found.error,
-            "ggml": found.ggml,
-            "features": found.cpu_features,
-            "devices": len(found.devices),
-            "loaded": loaded,
-        }
-    )
-
-
-def _answer(path: str) -> None:
-    """Load a model and write one short action: a product with weights of each of its types is computed."""
-    import time
-
-    from edge.action import parse_action
-    from edge.prompt import task_messages
-    from edge.runner import Runner
-
-    began = time.monotonic()
-    with Runner.load(path) as runner:
-        action = runner.act(task_messages("List the files here."), _BUDGET)
-    parse_action(action.text)
-    _print(seconds=time.monotonic() - began)
-
-
-if __name__ == "__main__":
-    try:
-        if sys.argv[1] == "imports":
-            _import_all()
-        else:
-            _answer(sys.argv[2])
-    except (EdgeError, OSError) as problem:
-        print(problem, file=sys.stderr)
-        sys.exit(1)

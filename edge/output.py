@@ -9,8 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from edge.locks import try_lock
 
 
 @contextlib.contextmanager
@@ -42,7 +41,7 @@ def temporary_file(place: Path) -> Iterator[tuple[Path, int]]:
         descriptor = None
         try:  # from here on, whenever it is interrupted, the file is removed
             descriptor = os.open(temporary, flags, 0o666)
-            if _lock(descriptor) is False or not temporary.exists():
+            if (sys.platform != "win32" and try_lock(descriptor) is False) or not temporary.exists():
                 continue  # between these lines another process took it for a leftover
             yield temporary, descriptor
             return
@@ -74,24 +73,14 @@ def _remove_leftovers(place: Path) -> None:
         if name.fullmatch(path.name) is None:
             continue
         with contextlib.suppress(OSError):
+            if sys.platform == "win32":  # which refuses to remove a file that a process has open
+                path.unlink()
+                continue
             descriptor = os.open(
                 path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
             )
             try:
-                if _lock(descriptor):
+                if try_lock(descriptor):
                     path.unlink()
             finally:
                 os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool | None:
-    """Whether the lock is ours now; None: this system has none."""
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return None
-    return True

@@ -7,35 +7,38 @@ import stat
 import tempfile
 from pathlib import Path
 
-from edge.errors import ReplayError, ResultError
+from edge.errors import EdgeError, ReplayError, ResultError
 from edge.output import whole_file, write_at
 
 # What is opened here is where a stream of this process goes, even a file: it is never to be replaced.
 _STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 
-def check_place(path: Path | str) -> None:
-    """Make sure that a result can be written there, before the work that it is of. Nothing is left behind.
+def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, streams: bool = True) -> None:
+    """Make sure that a file can be written there, before the work whose result it holds. Nothing is left behind.
 
-    Raises ResultError: an empty name, a folder, a parent that is a file, a place where nothing can be written.
+    `streams`: a device or a FIFO is allowed. Raises `error` for an empty name, a folder, a parent that is a file, and a
+    place where nothing can be written.
     """
     if not str(path):
-        raise ResultError("the name of the file to write is empty")
+        raise error("the name of the file to write is empty")
     try:
         place, through = place_of(path)
         if place.is_dir():
-            raise ResultError(f"{path}: is a folder: give the name of a file in it")
+            raise error(f"{path}: is a folder: give the name of a file in it")
         if through:
+            if not streams:
+                raise error(f"{path}: is not a regular file: choose another place with --out")
             if not os.access(place, os.W_OK):
-                raise ResultError(f"{path}: cannot be written: {os.strerror(errno.EACCES)}")
+                raise error(f"{path}: cannot be written: {os.strerror(errno.EACCES)}")
             return
         folder = next(parent for parent in place.parents if parent.exists())
         if not folder.is_dir():
-            raise ResultError(f"{path}: cannot be written: {folder} is a file, not a folder")
+            raise error(f"{path}: cannot be written: {folder} is a file, not a folder")
         with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell: /proc, a read-only mount
             pass
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: cannot be written: {_why(error)}") from None
+    except (OSError, ValueError) as problem:
+        raise error(f"{path}: cannot be written: {_why(problem)}") from None
 
 
 def write_json(path: Path | str, value: object) -> None:

@@ -13,9 +13,9 @@ def printable(text: str, *, lines: bool = False) -> str:
     return "".join(c if lines and c == "\n" else escape(c) for c in text)
 
 
-def size(n_bytes: int) -> str:
-    """Bytes for people: 1.2 GB, 141.0 MB."""
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+def size(n_bytes: float, digits: int = 1) -> str:
+    """Bytes for people, in 10^9 with `digits` places or in 10^6 with one: 1.2 GB, 141.0 MB."""
+    return f"{n_bytes / 1e9:,.{digits}f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def visible(text: str) -> str:

@@ -8,8 +8,6 @@ import ctypes
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any
 
 import llama_cpp
 
+from edge.child import run_module, signal_name
 from edge.errors import ConversionError
 
 # By llama.cpp's names; the number is what llama_model_quantize takes. It has no NVFP4 of its own yet.
@@ -83,16 +82,7 @@ def choose_types(
         "embedding_type": embedding_type,
         "overrides": list(overrides),
     }
-    package = Path(__file__).resolve().parent.parent
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    child = subprocess.run(
-        [sys.executable, "-P", "-m", "edge.quantize"],
-        input=json.dumps(request),
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8:surrogateescape"},
-    )
+    child = run_module("edge.quantize", stdin=json.dumps(request))
     if child.returncode:
         raise ConversionError(f"llama.cpp cannot quantize it: {_reason(child.stderr, child.returncode)}")
     found = {name: (new or old).lower() for name, old, new in _TENSOR.findall(child.stdout)}
@@ -104,7 +94,7 @@ def _reason(log: str, status: int) -> str:
     lines = [" ".join(line.split()) for line in log.splitlines() if line.strip(" =")]
     failed = [line for line in lines if "GGML_ASSERT" in line or "failed to quantize" in line]
     reason = (failed or lines or ["it gives no reason"])[-1]
-    return reason if status > 0 else f"{reason} ({signal.Signals(-status).name})"
+    return reason if status > 0 else f"{reason} ({signal_name(status)})"
 
 
 def _main() -> int:

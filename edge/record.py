@@ -11,7 +11,6 @@ import json
 import os
 import re
 import stat
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from edge.errors import AgentError
+from edge.locks import try_lock
 from edge.metrics import command_units
 from edge.output import whole_file
 from edge.paths import state_folder
 from edge.prompt import Message
 from edge.replay import read_lines, read_rows
-
-if sys.platform != "win32":
-    import fcntl
 
 SOURCE = "edge agent"
 
@@ -172,14 +169,8 @@ class Record:
         self.close()
 
     def _lock(self) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AgentError(f"{self.path}: another edge agent is at this session") from None
-        except OSError:  # a file system without locks
-            pass
+        if try_lock(self._descriptor) is False:
+            raise AgentError(f"{self.path}: another edge agent is at this session")
 
 
 def _facts(path: Path, data: bytes) -> dict[str, Any]:

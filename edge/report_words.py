@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge import comparison
+from edge import comparison, printable
 from edge.comparison import Figure
 from edge.evidence import Measurement
 from edge.metrics import TERMS
@@ -107,7 +107,7 @@ def size(n_bytes: float | None) -> str:
     """Bytes in 10^6 or 10^9."""
     if n_bytes is None:
         return DASH
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+    return printable.size(n_bytes, 2)
 
 
 def p_value(value: float | None) -> str:

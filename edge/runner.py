@@ -52,6 +52,7 @@ class Runner:
         flash_attention: bool | None = None,
         batch: int = BATCH,
         mmap: bool = True,
+        trusted: bool = False,
         engine_class: Callable[..., Engine] = Engine,
     ) -> "Runner":
         """Load a GGUF; the options are those of `edge.engine.Engine`, or of what `engine_class` makes.
@@ -83,6 +84,7 @@ class Runner:
             flash_attention=flash_attention,
             batch=batch,
             mmap=mmap,
+            trusted=trusted,
         )
         return cls(engine, model_file)
 

@@ -11,10 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from edge.locks import lock_folder
 from edge.signals import signals_later
-
-if sys.platform != "win32":
-    import fcntl
 
 _YOUNG = 60.0  # seconds in which another process may not have locked its new folder yet
 _MARK = ".edge-scratch"
@@ -28,7 +26,7 @@ def make_folder(prefix: str) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
         _locks[folder] = None
         (folder / _MARK).write_text("edge made this folder, and removes it\n")
-        _locks[folder] = _lock(folder)
+        _locks[folder] = lock_folder(folder)
     return folder
 
 
@@ -51,7 +49,7 @@ def _sweep(prefix: str) -> None:
             with contextlib.suppress(OSError):
                 if not _made_by_edge(place, prefix):
                     continue
-                if (descriptor := _lock(place)) is not None:
+                if (descriptor := lock_folder(place)) is not None:
                     try:
                         shutil.rmtree(place, ignore_errors=True)
                     finally:
@@ -65,20 +63,7 @@ def _made_by_edge(place: Path, prefix: str) -> bool:
         re.fullmatch(r"[a-z0-9_]{8}", place.name.removeprefix(prefix)) is not None
         and stat.S_ISDIR(state.st_mode)
         and stat.S_IMODE(state.st_mode) == 0o700
-        and state.st_uid == mark.st_uid == os.geteuid()
+        and state.st_uid == mark.st_uid == (0 if sys.platform == "win32" else os.geteuid())
         and stat.S_ISREG(mark.st_mode)
         and time.time() - state.st_mtime >= _YOUNG
     )
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed; None where another process has it."""
-    if sys.platform == "win32":
-        return None
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor

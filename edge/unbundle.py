@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edge.errors import BundleError
+from edge.locks import lock_folder
 from edge.machine import free_disk
 from edge.manifest import (
     INSTALL,
@@ -37,9 +38,6 @@ from edge.manifest import (
 )
 from edge.printable import size as in_words
 from edge.progress import bar
-
-if sys.platform != "win32":
-    import fcntl
 
 _PIECE = 1 << 20
 _INSTALLED = 5  # bytes that a byte of wheels takes once it is installed, at most (docs/air-gap.md)
@@ -216,29 +214,19 @@ def _folder_beside(place: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     for old in parent.glob(f".{place.name}.*.tmp"):
         if not old.is_symlink() and old.is_dir() and len(old.name) == len(place.name) + 14:
-            with contextlib.suppress(OSError), _locked(old):
-                shutil.rmtree(old)
+            with contextlib.suppress(OSError):
+                if (descriptor := lock_folder(old)) is not None:
+                    shutil.rmtree(old, ignore_errors=True)
+                    os.close(descriptor)
     temporary = parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir()
+    descriptor = lock_folder(temporary)
     try:
-        with _locked(temporary):
-            yield temporary
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock. Raises OSError where another process does."""
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _check_machine(machine: Machine, path: Path, python: str | None) -> None:
