@@ -32,7 +32,7 @@ MEMORY = 2 << 30  # bytes of address space beyond what the imports take
 
 def ask(model: Path, max_tokens: int) -> tuple[int, str, str]:
     """The status of `edge run` in a forked process, its stdout and its stderr."""
-    from edge.cli import main
+    from edge.cli.main import main
 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
@@ -104,8 +104,8 @@ def main() -> None:
     options = parser.parse_args()
 
     import edge.runner
-    from edge.llama import start
-    from edge.modelfile import read_tensors
+    from edge.formats.gguf import read_tensors
+    from edge.llama.library import start
 
     start()
     assert edge.runner

@@ -43,7 +43,7 @@ def make_text(path: Path, model: Path, tokens: int) -> None:
     """The beginning of Python's reference manual, so many tokens long, and a little for the last chunk."""
     from pydoc_data.topics import topics
 
-    from edge.encode import encode_with
+    from edge.llama.encode import encode_with
 
     text = "\n\n".join(topics.values())
     low, high = 0, len(text)
@@ -66,9 +66,9 @@ def make_held_out(path: Path, episodes: int, seed: int) -> None:
 
 def held_out(model: Path, *files: Path) -> list[tuple[str, list[int], int]]:
     """Of each held-out row: its task, prompt and answer in tokens, and where the answer begins."""
-    from edge.encode import encode_with
+    from edge.llama.encode import encode_with
     from edge.prompt import prompt_source, render_prompt
-    from edge.replay import read_rows
+    from edge.replay.rows import read_rows
 
     source = prompt_source(model)
     found = []
@@ -136,10 +136,10 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    from edge.calibrate import calibrate
     from edge.convert import convert
-    from edge.markdown import table
-    from edge.paths import embedded_checkpoint, embedded_rows
+    from edge.measure.calibrate import calibrate
+    from edge.system.paths import embedded_checkpoint, embedded_rows
+    from edge.system.tables import table
 
     bf16 = args.out / "tiny-bf16.gguf"
     convert(embedded_checkpoint(), quant="BF16", out=bf16, threads=args.threads)

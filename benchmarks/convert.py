@@ -32,11 +32,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.checkpoint import open_checkpoint
-from edge.families import make_plan
-from edge.machine import memory, physical_cores
-from edge.markdown import table
-from edge.vocabulary import make_vocabulary
+from edge.conversion.families import make_plan
+from edge.conversion.tokenizer import make_vocabulary
+from edge.formats.checkpoint import open_checkpoint
+from edge.system.machine import memory, physical_cores
+from edge.system.tables import table
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 CONVERTER = SCRIPTS / "llama_cpp_converter.py"

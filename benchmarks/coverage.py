@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.intervals import interval, resampled_means
-from edge.markdown import table
+from edge.compare.intervals import interval, resampled_means
+from edge.system.tables import table
 
 RUNS = 4000
 LOSS = -0.03

@@ -24,8 +24,8 @@ from typing import Any
 
 from replay import child, edge, peer
 
-from edge.machine import physical_cores
-from edge.markdown import table
+from edge.system.machine import physical_cores
+from edge.system.tables import table
 
 READ, WRITTEN = 512, 32  # tokens of llama-bench's tests
 

@@ -13,9 +13,10 @@ and a ratio is the median of each run's own. Reading the prompt is not timed: ed
 llama-cpp-python's clock starts at its first token. Everything made only once is made before: compiled grammars, the
 tokens of forced texts; how long that took is printed below the table.
 
-edge, unconstrained   `edge.generate.free_answer`, as `edge eval --unconstrained`, but past an EOS, so that it writes as
+edge, unconstrained   `edge.answer.writer.free_answer`, as `edge eval --unconstrained`, but past an EOS, so
+                      that it writes as
                       many tokens, at the same depths, as the constrained answer to the same prompt
-edge, constrained     `edge.generate.action_answer`, what `Runner.act_on` runs, until the action or `--tokens` ends
+edge, constrained     `edge.answer.writer.action_answer`, what `Runner.act_on` runs, until the action or `--tokens` ends
 llama-cpp-python      `Llama.generate`, with edge/grammar.gbnf as LlamaGrammar or without, at most as many tokens;
                       what `Llama.create_completion` does beyond that (decoding text, looking for stops) is left out
 
@@ -35,7 +36,8 @@ A small model answers in milliseconds, so that one interruption by the machine i
 llama.cpp keeps the graph of the last llama_decode if the next one has as many tokens, and builds it anew if not: forced
 text makes sizes differ. The last line of a model's notes tells the two apart.
 
-"Constraint alone" replays the tokens of edge's answers through `edge.constraint.Constraint`, with no model and with
+"Constraint alone" replays the tokens of edge's answers through `edge.answer.constraint.Constraint`, with no
+model and with
 free white space, in CPU time: for each token the question for forced text, the check and the step; and a mask where the
 model's best token had been refused.
 """
@@ -56,8 +58,8 @@ from typing import Any
 from peers import grammar
 
 from edge import task_messages
-from edge.machine import physical_cores
-from edge.markdown import table
+from edge.system.machine import physical_cores
+from edge.system.tables import table
 
 TASKS = (
     "Count the lines of every Python file below /app/src and write the total to /app/total.txt.",
@@ -133,7 +135,7 @@ class Report:
 
 
 def timed(writer: Any, log: Written) -> Any:
-    """A writer for `edge.engine.Job` that does as `writer` does and logs its time and the engine's."""
+    """A writer for `edge.llama.engine.Job` that does as `writer` does and logs its time and the engine's."""
     tokens = next(writer)
     begun, cpu = time.perf_counter(), time.thread_time()
     try:
@@ -172,7 +174,7 @@ def constraint_seconds(
     vocabulary: Any, answers: Sequence[tuple[list[int], set[int]]], repeats: int = 20
 ) -> tuple[float, float]:
     """CPU seconds of the constraint per token of these answers, and per mask; (tokens, places refused) each."""
-    from edge.constraint import Constraint
+    from edge.answer.constraint import Constraint
 
     count = steps = masks = 0.0
     for _ in range(repeats):
@@ -235,9 +237,9 @@ def peer(path: Path, context: int, threads: int) -> Callable[[Sequence[int], int
 def measure(path: Path, options: argparse.Namespace) -> Report:
     """All runs of one model."""
     from edge import Runner, Sampling
-    from edge.engine import Job
-    from edge.generate import Answer, action_answer, free_answer
-    from edge.tokens import Vocabulary
+    from edge.answer.writer import Answer, action_answer, free_answer
+    from edge.llama.engine import Job
+    from edge.llama.vocabulary import Vocabulary
 
     runner = Runner.load(path, threads=options.threads)
     engine, vocabulary = runner.engine, runner.vocabulary

@@ -48,10 +48,10 @@ def prepare(job: Job) -> dict[str, Any]:
     With `task_count`, only rows of the first so many tasks. Returns the prompts' ids, the tasks' names, the number
     of each row in the file, and how many distinct tokens there are.
     """
-    from edge.modelfile import read_model_file
+    from edge.formats.gguf import read_model_file
+    from edge.llama.vocabulary import file_vocabulary
     from edge.prompt import prompt_source, render_prompt
-    from edge.replay import read_rows
-    from edge.tokens import file_vocabulary
+    from edge.replay.rows import read_rows
 
     model = Path(job["model"])
     source = prompt_source(model)
@@ -255,10 +255,10 @@ def floor(job: Job) -> dict[str, Any]:
     """
     import llama_cpp
 
-    from edge import llama
+    from edge.llama import library
 
     began = time.perf_counter()
-    llama.start()
+    library.start()
     model = llama_cpp.llama_model_load_from_file(
         os.fsencode(job["model"]), llama_cpp.llama_model_default_params()
     )
@@ -277,7 +277,7 @@ def floor(job: Job) -> dict[str, Any]:
     params.flash_attn_type = int(job["flash_attention"])
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
-        sys.exit(f"{job['model']}: llama.cpp cannot make a context: {llama.last_error()}")
+        sys.exit(f"{job['model']}: llama.cpp cannot make a context: {library.last_error()}")
     memory = llama_cpp.llama_get_memory(context)
     batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
     load_sec = time.perf_counter() - began
@@ -289,7 +289,7 @@ def floor(job: Job) -> dict[str, Any]:
             batch.seq_id[i][0], batch.logits[i] = sequence, i == len(tokens) - 1
         began = time.perf_counter()
         if llama_cpp.llama_decode(context, batch):
-            sys.exit(f"{job['model']}: llama.cpp failed: {llama.last_error()}")
+            sys.exit(f"{job['model']}: llama.cpp failed: {library.last_error()}")
         llama_cpp.llama_synchronize(context)
         return time.perf_counter() - began
 

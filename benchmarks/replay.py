@@ -37,11 +37,11 @@ from typing import Any
 
 from peers import peak_memory
 
-from edge.action import parse_action
+from edge.answer.action import parse_action
 from edge.errors import GrammarError
-from edge.machine import physical_cores
-from edge.markdown import table
 from edge.metrics import payload
+from edge.system.machine import physical_cores
+from edge.system.tables import table
 
 Run = dict[str, Any]
 FLOOR = "floor (llama.cpp)"
@@ -76,7 +76,14 @@ def edge(job: dict[str, Any], options: str, folder: Path) -> Run:
     """One run of `edge eval` on the chosen rows."""
     with tempfile.TemporaryDirectory(dir=folder) as name:  # no journal of the run before
         out = Path(name) / "edge.json"
-        command = [sys.executable, "-c", "from edge.cli import main; main()", "eval", "--model", job["model"]]
+        command = [
+            sys.executable,
+            "-c",
+            "from edge.cli.main import main; main()",
+            "eval",
+            "--model",
+            job["model"],
+        ]
         command += ["--replay", str(folder / "rows.jsonl"), "--out", str(out), "--think", "off"]
         command += ["--max-tokens", str(job["max_tokens"]), "--threads", str(job["threads"])]
         process_sec, peak = child(command + shlex.split(options), folder / "printed")

@@ -14,12 +14,12 @@ import random
 import sys
 from pathlib import Path
 
-from edge.generate import Answer
-from edge.markdown import table
+from edge.answer.writer import Answer
+from edge.llama.prefixes import distinct_tokens
 from edge.metrics import aggregate, score_step
-from edge.replay import Row, read_rows
+from edge.replay.rows import Row, read_rows
 from edge.runner import Runner
-from edge.tree import distinct_tokens
+from edge.system.tables import table
 
 
 def score(rows: list[Row], answers: list[Answer]) -> float:

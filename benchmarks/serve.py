@@ -26,11 +26,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edge.action import parse_action
-from edge.encode import encode_with
+from edge.answer.action import parse_action
 from edge.errors import GrammarError
+from edge.llama.encode import encode_with
 from edge.prompt import prompt_source, render_prompt
-from edge.replay import Row, read_rows
+from edge.replay.rows import Row, read_rows
 
 Task = list[Row]
 
@@ -218,7 +218,14 @@ def main() -> None:
     )
     loads: dict[str, Load] = {}
     port = free_port()
-    edge = [sys.executable, "-c", "from edge.cli import main; main()", "serve", "--model", str(options.model)]
+    edge = [
+        sys.executable,
+        "-c",
+        "from edge.cli.main import main; main()",
+        "serve",
+        "--model",
+        str(options.model),
+    ]
     edge += ["--port", str(port), "--parallel", str(options.slots), "--context", str(context)]
     edge += ["--threads", str(options.threads), "--queue", str(options.clients)]
     edge += ["--cache-ram", str(options.cache_ram)]

@@ -15,9 +15,9 @@ import argparse
 import time
 from pathlib import Path
 
-from edge.markdown import table
 from edge.prompt import SYSTEM_PROMPT, Message, task_messages
 from edge.runner import Runner
+from edge.system.tables import table
 
 THINK = "You are a terminal automation assistant. Think first, then return JSON."
 TASK = "Find out why the tests in /app fail, repair the code and run them again."

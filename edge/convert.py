@@ -18,28 +18,28 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from edge import ggml
-from edge.checkpoint import Checkpoint, open_checkpoint
-from edge.checksum import seal
+from edge.conversion.families import make_plan
+from edge.conversion.header import Placed, write_header
+from edge.conversion.plan import Plan, TensorPlan
+from edge.conversion.tokenizer import Vocabulary, make_vocabulary
+from edge.conversion.tokenizer_check import check_tokenization
+from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError, PromptError
-from edge.families import make_plan
-from edge.header import Placed, write_header
-from edge.lora import merge_lora
-from edge.machine import MAX_THREADS, physical_cores
-from edge.modelfile import read_model_file, remember, sha256
-from edge.output import allocate, temporary_file, whole_file
-from edge.paths import model_folder
-from edge.places import check_place, place_of
-from edge.plan import Plan, TensorPlan
-from edge.printable import size
-from edge.progress import bar
+from edge.formats.chat_template import find_hostile
+from edge.formats.checkpoint import Checkpoint, open_checkpoint
+from edge.formats.checksum import seal
+from edge.formats.gguf import read_model_file, remember, sha256
+from edge.formats.lora import merge_lora
+from edge.llama import ggml
+from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
 from edge.prompt import render_chat_template
-from edge.quantize import FTYPES, NEEDS_IMATRIX, choose_types, type_name
-from edge.replay import read_rows
-from edge.template import find_hostile
-from edge.tokenizer_check import check_tokenization
-from edge.vocabulary import Vocabulary, make_vocabulary
-from edge.weights import FLOATS, Output, write_weights
+from edge.replay.rows import read_rows
+from edge.system.files import allocate, temporary_file, whole_file
+from edge.system.machine import MAX_THREADS, physical_cores
+from edge.system.paths import model_folder
+from edge.system.places import check_place, place_of
+from edge.system.progress import bar
+from edge.system.text import size
 
 # As llama.cpp's quantizer has it: below these types a tensor is garbage without an importance matrix. ggml itself
 # asks for one for fewer types.
@@ -173,7 +173,7 @@ def _calibrated(
     progress: bool,
 ) -> Path:
     """The importance matrix of a checkpoint from replay rows. An interrupted one goes on where it was."""
-    from edge.calibrate import calibrate
+    from edge.measure.calibrate import calibrate
 
     read_rows(rows)  # what is wrong with them shows before the work
     matrix = place.with_name(place.name + ".imatrix")
@@ -339,7 +339,7 @@ def _importance(
     """The weights of each tensor's columns by its name, what the file's metadata says of them, warnings."""
     if imatrix is None:
         return {}, [], []
-    from edge.imatrix import read_imatrix
+    from edge.formats.imatrix import read_imatrix
 
     matrix = read_imatrix(imatrix)
     weights = matrix.weights()

@@ -19,7 +19,7 @@ EdgeError
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
 """
 
-from edge.printable import printable
+from edge.system.text import printable
 
 _LONGEST = 2000  # characters of a message
 

@@ -4,7 +4,7 @@
     python -m edge.probe answer FILE   the same with a task and its time, as one JSON line
     python -m edge.probe imports       import every dependency, one JSON line before and after each
 
-It is started only as a process (edge/child.py). Exit code 1: the reason is on stderr.
+It is started only as a process (edge/system/child.py). Exit code 1: the reason is on stderr.
 """
 
 import importlib
@@ -30,7 +30,7 @@ def try_file(path: str) -> None:
 
 def write_answer(path: str) -> None:
     """Load a model and write one short action, so that a product with weights of each of its types is computed."""
-    from edge.action import parse_action
+    from edge.answer.action import parse_action
     from edge.prompt import task_messages
     from edge.runner import Runner
 
@@ -79,7 +79,7 @@ def import_all() -> None:
         else:
             _print(name=name, version=installed)
     _print(begins="llama.cpp")
-    from edge.devices import devices, inspect_llama
+    from edge.llama.devices import devices, inspect_llama
 
     found = inspect_llama(devices())
     loaded = ""

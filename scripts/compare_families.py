@@ -3,7 +3,7 @@
     python scripts/compare_families.py LLAMA_CPP [FAMILY ...]
 
 LLAMA_CPP is a source tree of llama.cpp of the version that llama-cpp-python holds: its sdist has one in
-vendor/llama.cpp. The families are those of tests/make_random.py. Both converters write bfloat16; every tensor's
+vendor/llama.cpp. The families are those of tests/helpers/make_random.py. Both converters write bfloat16; every tensor's
 name, type, shape and bits are compared, and all metadata. What differs and is not in EXPECTED fails.
 
 What is done for the peer's sake: its table of tokenizer hashes cannot know a tokenizer made here, so that it is told

@@ -30,14 +30,14 @@ from typing import Any
 
 import numpy as np
 
-from edge.checkpoint import open_checkpoint
+from edge.conversion.families import make_plan
+from edge.conversion.tokenizer import make_vocabulary
 from edge.convert import convert
 from edge.errors import ConversionError
-from edge.families import make_plan
-from edge.markdown import table
-from edge.modelfile import read_metadata, read_tensors
-from edge.quantize import NEEDS_IMATRIX, QUANT_TYPES
-from edge.vocabulary import make_vocabulary
+from edge.formats.checkpoint import open_checkpoint
+from edge.formats.gguf import read_metadata, read_tensors
+from edge.llama.types import NEEDS_IMATRIX, QUANT_TYPES
+from edge.system.tables import table
 
 FLOATS = ("F32", "F16", "BF16")
 CONVERTER = Path(__file__).with_name("llama_cpp_converter.py")
@@ -52,7 +52,7 @@ def run_quantizer(source: Path, out: Path, quant: str, imatrix: Path | None) -> 
     params.ftype = getattr(llama_cpp, name)
     keep: list[Any] = []
     if imatrix is not None:
-        from edge.imatrix import read_imatrix
+        from edge.formats.imatrix import read_imatrix
 
         weights = read_imatrix(imatrix).weights()
         entries = (llama_cpp.llama_model_imatrix_data * (len(weights) + 1))()

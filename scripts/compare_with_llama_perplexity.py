@@ -27,11 +27,11 @@ from pydoc_data.topics import topics
 import llama_cpp
 import numpy as np
 
-from edge.forced import text_plan
-from edge.markdown import table
-from edge.measure import measure
-from edge.modelfile import read_model_file
-from edge.tokens import file_vocabulary
+from edge.formats.gguf import read_model_file
+from edge.llama.vocabulary import file_vocabulary
+from edge.measure.positions import text_plan
+from edge.measure.run import measure
+from edge.system.tables import table
 
 # Our figures, and where llama-perplexity prints them.
 KEPT = "base_perplexity of what was kept"
