@@ -352,7 +352,8 @@ def limited(tmp_path: Path, code: str, *arguments: object) -> str:
 def test_a_full_disk_leaves_nothing(whole: Path, sources: dict[str, Path], tmp_path: Path) -> None:
     out = limited(
         tmp_path,
-        "import sys; from pathlib import Path; from edge.airgap.bundle import pack; from edge.errors import BundleError\n"
+        "import sys; from pathlib import Path; from edge.airgap.bundle import pack\n"
+        "from edge.errors import BundleError\n"
         "from edge.airgap.wheels import Needed\n"
         "try: pack(Path(sys.argv[1]), {'models/m.gguf': Path(sys.argv[2])}, Needed({}, ()), {})\n"
         "except BundleError as error: print(error)",

@@ -1,4 +1,4 @@
-"""A small world outside of a sandbox that nothing in it may touch, and shells to try with."""
+"""Helpers for the escape tests: shells, and files and listeners outside that no attempt may touch."""
 
 import contextlib
 import os
@@ -17,13 +17,15 @@ from edge.terminal.sandbox import Limits, Sandbox
 from edge.terminal.tmux import SHELL, Terminal
 
 SMALL = Limits(memory=256 << 20, disk=24 << 20, temporary=8 << 20, processes=40, reserve=64 << 20)
-USER = 64_999  # whom the sandbox's programs run as where the tests run as root
+USER = 64_999  # the user of the sandbox's programs if the tests run as root
 UNPRIVILEGED = (
     ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups"] if os.geteuid() == 0 else []
 )
 
 
-def until(condition: Callable[[], object], seconds: float = 30, what: str = "this did not happen") -> None:
+def until(
+    condition: Callable[[], object], seconds: float = 30, what: str = "timeout: the condition is still false"
+) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, what
@@ -32,15 +34,16 @@ def until(condition: Callable[[], object], seconds: float = 30, what: str = "thi
 
 @dataclass
 class World:
-    """Files that everyone may write, a secret that everyone may read, and listeners that count who calls.
+    """Files that everyone may write, a secret that everyone may read, and listeners that record each call.
 
-    So nothing but the sandbox stands between an attempt and success; `UNPRIVILEGED` shells show that it would succeed.
+    Only the sandbox stops an attempt. An `UNPRIVILEGED` shell without a sandbox shows that it would succeed.
     """
 
     folder: Path
     names: dict[str, object] = field(default_factory=dict)
-    """What scripts call it by."""
+    """The values that scripts use by name, such as {canary}."""
     calls: list[str] = field(default_factory=list)
+    """Names of the listeners that got a connection or a datagram."""
     _sockets: list[socket.socket] = field(default_factory=list)
     _before: dict[str, bytes] = field(default_factory=dict)
 
@@ -90,7 +93,7 @@ class World:
                 self._sockets.append(listener)
                 listener.bind(address)
             except OSError:
-                continue  # no IPv6 here: its attempt's control is skipped
+                continue  # no IPv6 on this machine: the test skips that attempt without a sandbox
             if kind == socket.SOCK_STREAM:
                 listener.listen()
             bound = listener.getsockname()
@@ -120,7 +123,7 @@ class World:
         }
 
     def touched(self) -> list[str]:
-        """What is not as it was: files and folders by name, listeners that were called."""
+        """Names of changed files and folders, and of listeners that were called."""
         now = self._files()
         files = [name for name in {**self._before, **now} if self._before.get(name) != now.get(name)]
         return sorted({*files, *self.calls})
@@ -139,7 +142,7 @@ class World:
         self.calls.clear()
 
     def environment(self) -> dict[str, str]:
-        """The environment of the terminals: a person's, with things in it that are nobody else's business."""
+        """The environment of the terminals: a user's, with secrets in it."""
         return {
             "PATH": f"{self.folder}/bin:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self.folder / "home"),
@@ -156,14 +159,14 @@ class World:
 
 @dataclass
 class Shell:
-    """An interactive shell in a terminal, in a sandbox or not."""
+    """An interactive shell in a terminal, in a sandbox or without one."""
 
     terminal: Terminal
     sandbox: Sandbox | None = None
     _count: int = 40
 
     def run(self, *keystrokes: str) -> str:
-        """Type these one after the other, then wait for the shell; what the screen showed."""
+        """Type the keystrokes in turn, wait for the shell, and return what the screen showed."""
         for keys in keystrokes:
             self.terminal.send(keys, 0.1 if len(keystrokes) > 1 else 0)
         self._count += 1
@@ -174,15 +177,15 @@ class Shell:
 
     @property
     def pid(self) -> int:
-        """Of process 1 in the sandbox, as it is called outside."""
+        """The PID of the sandbox's process 1, as seen from outside."""
         assert self.sandbox is not None and self.sandbox._pid is not None
         return self.sandbox._pid
 
     def inside(self) -> list[int]:
-        """All processes of the sandbox, by their numbers outside."""
+        """The PIDs of all processes in the sandbox, as seen from outside."""
         try:
             here = os.stat(f"/proc/{self.pid}/ns/pid").st_ino
-        except OSError:  # it has ended
+        except OSError:  # process 1 has ended
             return []
         found = []
         for place in os.listdir("/proc"):
@@ -200,7 +203,7 @@ def sandboxed(
     protected: tuple[Path, ...] = (),
     extra: Mapping[str, str] | None = None,
 ) -> Iterator[Shell]:
-    """A shell in the real sandbox, begun from an environment with secrets."""
+    """A shell in the real sandbox, started from an environment with secrets."""
     with contextlib.ExitStack() as stack:
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-test-work-")))
@@ -214,19 +217,19 @@ def sandboxed(
 
 @contextlib.contextmanager
 def free(world: World) -> Iterator[Shell]:
-    """The same without a sandbox, as an unprivileged user, for what does no harm outside of `world`."""
+    """A shell without a sandbox, as an unprivileged user, for attempts that do no harm outside `world`."""
     argv = [*UNPRIVILEGED, *SHELL]
     with Terminal.start(argv, cwd=world.folder / "cwd", env=world.environment()) as terminal:
         yield Shell(terminal)
 
 
 def victim() -> subprocess.Popen[bytes]:
-    """A process of the user that the sandbox's programs have outside."""
+    """A process outside the sandbox, of the same user as the sandbox's programs."""
     return subprocess.Popen([*UNPRIVILEGED, "/bin/sleep", "600"], stdin=subprocess.DEVNULL)
 
 
 def has(*programs: str) -> bool:
-    """Whether the sandbox has these programs."""
+    """Return whether the sandbox has these programs."""
     return all(shutil.which(name, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin") for name in programs)
 
 
