@@ -71,6 +71,7 @@ def make_held_out(path: Path, episodes: int, seed: int) -> None:
 
 def held_out(model: Path, *files: Path) -> list[tuple[str, list[int], int]]:
     """For each held-out row: its task, prompt and answer as tokens, and the index where the answer begins."""
+    from edge.llama.encode import encode_with
     from edge.prompt import prompt_source, render_prompt
     from edge.replay.rows import read_rows
 

@@ -13,9 +13,10 @@ ratio is the median of each run's own ratio. The time to read the prompt is not 
 script checks this), and the clock of llama-cpp-python starts at its first token. Work that is done only once is done
 before: compiling grammars, tokenizing forced texts. The lines below the table say how long that took.
 
-edge, unconstrained   `edge.answer.writer.free_answer`, as `edge eval --unconstrained`, but it continues after an EOS, so
-                      that it writes as many tokens, at the same depths, as the constrained answer
-edge, constrained     `edge.answer.writer.action_answer`, which `Runner.act_on` runs, until the action or `--tokens` ends
+edge, unconstrained   `edge.answer.writer.free_answer`, as `edge eval --unconstrained`, but it continues after an EOS,
+                      so that it writes as many tokens, at the same depths, as the constrained answer
+edge, constrained     `edge.answer.writer.action_answer`, which `Runner.act_on` runs, until the action or
+                      `--tokens` ends
 llama-cpp-python      `Llama.generate`, with edge/grammar.gbnf as LlamaGrammar or without, with the same maximum number
                       of tokens. The other work of `Llama.create_completion` (decoding text, looking for stops) is
                       left out.
@@ -36,9 +37,9 @@ A small model answers in milliseconds, so one interruption by the machine has a 
 llama.cpp keeps the graph of the last llama_decode if the next one has the same number of tokens. Otherwise it builds
 the graph again. Forced text changes the sizes. The last line of a model's notes separates the two cases.
 
-"Constraint alone" replays the tokens of edge's answers through `edge.answer.constraint.Constraint`, without a model and with
-free white space, in CPU time. For each token it asks for forced text, checks the token and takes the step. It makes a
-mask where the grammar refused the model's best token.
+"Constraint alone" replays the tokens of edge's answers through `edge.answer.constraint.Constraint`, without a model and
+with free white space, in CPU time. For each token it asks for forced text, checks the token and takes the step. It
+makes a mask where the grammar refused the model's best token.
 """
 
 import argparse

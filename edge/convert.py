@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +34,7 @@ from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
 from edge.prompt import render_chat_template
 from edge.replay.rows import read_rows
 from edge.system.files import allocate, temporary_file, whole_file
+from edge.system.hashes import package_version
 from edge.system.machine import MAX_THREADS, physical_cores
 from edge.system.paths import model_folder
 from edge.system.places import check_place, place_of
@@ -261,7 +261,7 @@ def _write(
         by_name = {tensor.name: tensor for tensor in plan.tensors}
         if types.types.keys() != by_name.keys():
             raise ConversionError(
-                f"llama-cpp-python {llama_cpp.__version__} does not tell which types it chooses; install 0.3.36"
+                f"llama-cpp-python {package_version('llama-cpp-python')} does not tell which types it chooses; install 0.3.36"
             )
         warnings += [
             f"--tensor-type {pattern}: no tensor has it in its name"

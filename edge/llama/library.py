@@ -47,6 +47,11 @@ def model_params() -> Any:
     return params
 
 
+def can_offload() -> bool:
+    """Whether this llama.cpp was built with a backend that takes layers from the CPU."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
 def load_model(path: Path, params: Any, *, trusted: bool = False) -> Any:
     """llama.cpp's model of a GGUF that `read_model_file` has seen; checked by its checksums, else by a trial,
     unless it is `trusted`.

@@ -16,12 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import EdgeError, ModelFileError, ResultError
 from edge.formats.gguf import ModelFile, read_array, read_model_file, sha256
+from edge.llama import library
 from edge.llama.memory import BATCH
 from edge.llama.reader import Reader, Walk, places
 from edge.measure.base_file import Scores, ScoresWriter, is_scores
@@ -212,7 +212,7 @@ class _Settings:
     @property
     def offloads(self) -> bool:
         """Whether a GPU may compute: flash attention is then llama.cpp's choice."""
-        return bool(llama_cpp.llama_supports_gpu_offload()) and self.gpu_layers != 0
+        return library.can_offload() and self.gpu_layers != 0
 
     @classmethod
     def checked(cls, threads: int | None, gpu_layers: int | None, batch: int | None) -> "_Settings":
