@@ -260,8 +260,9 @@ def _write(
         )
         by_name = {tensor.name: tensor for tensor in plan.tensors}
         if types.types.keys() != by_name.keys():
+            installed = package_version("llama-cpp-python")
             raise ConversionError(
-                f"llama-cpp-python {package_version('llama-cpp-python')} does not tell which types it chooses; install 0.3.36"
+                f"llama-cpp-python {installed} does not tell which types it chooses; install 0.3.36"
             )
         warnings += [
             f"--tensor-type {pattern}: no tensor has it in its name"
