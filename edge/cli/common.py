@@ -24,3 +24,8 @@ def table(header: list[str], rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def progress_line(text: str) -> None:
+    """A line of progress on stderr."""
+    typer.echo(printable(text), err=True)

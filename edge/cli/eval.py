@@ -1,11 +1,11 @@
 """The command that replays recorded steps, by edge or another engine. Heavy modules are imported where used."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from edge.cli.common import Interrupted, Threads, note
+from edge.cli.common import Interrupted, Threads, note, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -126,59 +126,72 @@ def evaluate(
         raise typer.BadParameter("--backend vllm needs a Hugging Face folder", param_hint="--model")
     thought = think_tokens(think)
 
+    from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.system.paths import embedded_rows
 
     rows = replay or embedded_rows()
-    common: dict[str, Any] = {
-        "limit": limit,
-        "rows_of": rows_of,
-        "max_tokens": max_tokens,
-        "skip_too_long": skip_too_long,
-        "sampling": Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
-        "n_ctx": ctx,
-        "quiet": quiet,
-    }
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    constrained = not unconstrained if backend == "edge" else structured
+    answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
+    say = None if quiet else progress_line
     try:
         if backend == "vllm":
-            from edge.replay.vllm import evaluate_vllm
+            from edge.replay.vllm import VllmOptions, evaluate_vllm
 
             assert model is not None
-            result = evaluate_vllm(model, rows, out, structured=structured, tp=tp, dtype=dtype, **common)
+            result = evaluate_vllm(
+                model,
+                rows,
+                out,
+                limit=limit,
+                rows_of=rows_of,
+                skip_too_long=skip_too_long,
+                answering=answering,
+                context=ctx,
+                engine=VllmOptions(dtype, tp),
+                say=say,
+            )
         elif backend == "openai":
-            from edge.replay.openai import evaluate_server
+            from edge.replay.openai import Service, evaluate_server
 
             result = evaluate_server(
                 base_url or "",
                 rows,
                 out,
                 model=model,
-                served_model=served_model,
-                structured=structured,
-                concurrency=concurrency,
-                timeout=timeout,
-                **common,
+                service=Service(served_model, concurrency, timeout),
+                limit=limit,
+                rows_of=rows_of,
+                skip_too_long=skip_too_long,
+                answering=answering,
+                context=ctx,
+                say=say,
             )
         else:
             from edge.cli.defaults import default_model
-            from edge.replay.run import evaluate as run_evaluate
+            from edge.llama.loading import Loading
+            from edge.replay import evaluate as run_evaluate
 
             result = run_evaluate(
                 model or default_model(note),
                 rows,
                 out,
-                constrained=not unconstrained,
-                think=thought,
-                text_share=text_share,
-                style=style,
-                parallel=parallel,
-                gpu_layers=gpu_layers,
-                threads=threads,
-                batch=batch,
-                kv_type=kv_type,
-                flash_attention=flash_attention,
-                mmap=mmap,
-                **common,
+                limit=limit,
+                rows_of=rows_of,
+                skip_too_long=skip_too_long,
+                answering=answering,
+                loading=Loading(
+                    gpu_layers=gpu_layers,
+                    threads=threads,
+                    context=ctx,
+                    parallel=parallel,
+                    batch=batch,
+                    kv_type=kv_type,
+                    flash_attention=flash_attention,
+                    mmap=mmap,
+                ),
+                say=say,
             )
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -111,10 +112,11 @@ def run(
     if task is not None and any("\ud800" <= c <= "\udfff" for c in task):
         raise PromptError("the task is not UTF-8 text")
 
+    from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.cli.defaults import default_model
     from edge.llama.devices import devices
-    from edge.llama.memory import BATCH
+    from edge.llama.loading import Loading
     from edge.llama.placement import place
     from edge.prompt import read_messages, task_messages
     from edge.runner import Runner
@@ -122,6 +124,16 @@ def run(
     from edge.system.places import read_text
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    answering = Answering(max_tokens, sampling, thought, text_share, style)
+    loading = Loading(
+        gpu_layers=gpu_layers,
+        threads=threads,
+        parallel=1,
+        batch=batch,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        mmap=mmap,
+    )
     if messages is not None:
         chat = read_messages(messages)
     else:
@@ -130,15 +142,7 @@ def run(
     free, found = memory(), devices()
     if gpu_layers and not any("GPU" in device.kind for device in found):
         note("llama.cpp sees no GPU here; --gpu-layers has no effect")
-    with Runner.load(
-        path,
-        gpu_layers=gpu_layers,
-        threads=threads,
-        batch=batch or BATCH,
-        kv_type=kv_type,
-        flash_attention=flash_attention,
-        mmap=mmap,
-    ) as runner:
+    with Runner.open(path, loading) as runner:
         stream = sys.stdout is not None and sys.stdout.isatty() and not as_json
         emit: Callable[[str], None] | None = (
             (lambda text: typer.echo(_shown(text), nl=False)) if stream else None
@@ -146,7 +150,7 @@ def run(
         rendered = runner.render(chat)
         _note_fallback(path, rendered)
         prompt_ids = runner.encode(rendered.text)
-        if len(prompt_ids) + max_tokens <= runner.engine.context_length:
+        if len(prompt_ids) + max_tokens <= runner.context_length:
             try:
                 placement = place(
                     runner.model_file,
@@ -154,28 +158,14 @@ def run(
                     max_tokens,
                     memory=free,
                     devices=found,
-                    parallel=1,
-                    gpu_layers=gpu_layers,
-                    threads=threads,
-                    batch=batch,
-                    kv_type=kv_type,
-                    flash_attention=runner.engine.flash_attention,
-                    mmap=mmap,
+                    loading=replace(loading, flash_attention=runner.engine.flash_attention),
                 )
                 if not quiet:
                     typer.echo(placement, err=True)
             except ContextError as error:
                 if address_space_left() is None:  # else the cache is refused where it does not fit
-                    note(f"{error}; it may be slow, or end for want of memory")
-        action = runner.act_on(
-            prompt_ids,
-            max_tokens,
-            sampling=sampling,
-            think=thought,
-            text_share=text_share,
-            style=style,
-            emit=emit,
-        )
+                    note(f"{error}; it may be slow or run out of memory")
+        action = runner.act_on(prompt_ids, answering, emit)
     typer.echo("" if stream else action.to_json() if as_json else action.text)
     if action.closed_at_budget and not as_json:
         note(f"the budget of {max_tokens} tokens ended before the answer did; it was closed validly")
