@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer, TokenWriter
 from edge.errors import GrammarError
-from edge.llama.engine import Writer
+from edge.llama.jobs import Writer
 from edge.llama.vocabulary import Vocabulary
 
 _MOST_TRIED = 400  # states looked at for an ending, in each attempt
@@ -294,11 +294,17 @@ def guided_answer(
     sampling: Sampling,
     emit: Callable[[str], None] | None = None,
 ) -> Writer[Answer]:
-    """An answer that the guide accepts as a whole. `ending`: one for its start, from `Endings.first`."""
+    """An answer whose whole text the guide accepts. `ending`: one for its start, from `Endings.first`."""
     matcher = guide.matcher.deep_copy()
     writer = TokenWriter(prompt, sampling, max_tokens)
     shown = _Shown(emit)
     closed = False
+
+    def accepts(token: int) -> bool:
+        if token in vocabulary.end_ids:
+            return bool(matcher.is_accepting())
+        return bool(matcher.validate_tokens([token]) == 1)
+
     while not matcher.is_stopped():
         if not writer.left:
             closed = bool(ending) or not matcher.is_accepting()
@@ -311,43 +317,26 @@ def guided_answer(
             writer.force(forced)
             shown.add(b"".join(map(vocabulary.piece, forced)))
             continue
-        logits = yield from writer.logits()
-        token = writer.sampler.pick(logits) if sampling.greedy else -1
-        if token in vocabulary.end_ids and matcher.is_accepting():
+        token = yield from writer.choose(accepts, lambda: endings.allowed(matcher))
+        if token in vocabulary.end_ids:
             writer.write(token)
             break
-        if token in vocabulary.end_ids or token < 0 or matcher.validate_tokens([token]) != 1:
-            token = writer.sampler.pick(logits, endings.allowed(matcher))
-            if token in vocabulary.end_ids:
-                writer.write(token)
-                break
         if matcher.try_consume_tokens([token]) != 1:
             closed = True
             break
-        found = _after(endings, guide, matcher, ending, len(vocabulary.piece(token)), writer.left - 1)
-        if found is None:
+        after = _after(endings, guide, matcher, ending, len(vocabulary.piece(token)), writer.left - 1)
+        if after is None:
             matcher.rollback(1)
             closed = True
             break
-        ending = found
+        ending = after
         writer.write(token)
         shown.add(vocabulary.piece(token))
     if closed or not matcher.is_accepting():
         writer.force(ending)
         shown.add(b"".join(map(vocabulary.piece, ending)))
         closed = True
-    text = shown.end()
-    return Answer(
-        text,
-        text,
-        None,
-        "length" if closed else "stop",
-        closed,
-        len(prompt),
-        len(writer.tokens),
-        writer.forced,
-        0,
-    )
+    return writer.answer(shown.end(), "length" if closed else "stop", closed=closed)
 
 
 def _after(
@@ -429,9 +418,4 @@ def text_answer(
         text += decoder.decode(b"", True)
     if emit is not None and len(text) > shown:
         emit(text[shown:])
-    return Answer(text, text, None, reason, False, len(prompt), len(writer.tokens), 0, 0)
-
-
-def schema_text(schema: object) -> str:
-    """A JSON schema as llguidance takes it."""
-    return json.dumps(schema)
+    return writer.answer(text, reason)

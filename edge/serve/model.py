@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from edge.answer.guided import Endings
 from edge.answer.writer import Answer
 from edge.errors import EdgeError
-from edge.llama.engine import Logits, Writer
+from edge.llama.jobs import Logits, Writer
 from edge.llama.serving import Request, ServingEngine
 from edge.runner import Runner
 

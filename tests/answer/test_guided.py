@@ -17,7 +17,7 @@ from edge.answer.guided import Endings, Guide, compile_guide, guided_answer, tex
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer
 from edge.errors import GrammarError
-from edge.llama.engine import Job, Writer
+from edge.llama.jobs import Job, Writer
 from edge.runner import Runner
 
 

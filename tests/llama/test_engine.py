@@ -12,7 +12,8 @@ import pytest
 
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
-from edge.llama.engine import Engine, Job, Logits, Writer
+from edge.llama.engine import Engine
+from edge.llama.jobs import Job, Logits, Writer
 from edge.llama.loading import Loading
 from edge.llama.prefixes import branch_points, distinct_tokens, reading_order
 
