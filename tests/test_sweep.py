@@ -168,7 +168,7 @@ def test_bad_input_is_one_line_before_any_work(
 ) -> None:
     out = tmp_path / "out"
     for quants, options, wanted in (
-        (["Q9"], {}, "Q9 is no type of llama.cpp"),
+        (["Q9"], {}, "Q9 is not a quantization type of llama.cpp"),
         (["IQ2_XS"], {}, "IQ2_XS needs an importance matrix"),
         ([], {}, "name at least one"),
         (QUANTS, {"reference": "no-such-model"}, "no-such-model: no such file"),

@@ -157,7 +157,7 @@ def test_a_flipped_bit_in_a_file_without_checksums(copy: Any, tiny_bf16: Path) -
     ]
     told = ask(path, fatal)
     assert all(
-        "damaged, or of a kind that llama.cpp cannot run: it ends the process (SIG" in t for t in told
+        "damaged, or of a kind that llama.cpp cannot run: it stops the process (SIG" in t for t in told
     ), told
     places = [*places_of(path, 72, 0, header_end)[:6], *places_of(path, 75, header_end)[:6]]
     assert len(ask(path, places)) == len(places)

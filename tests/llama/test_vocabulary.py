@@ -47,7 +47,7 @@ def test_without_an_eos_no_answer_could_end(model: Path, tmp_path: Path) -> None
     with file_vocabulary(path) as vocabulary:
         assert vocabulary.encode("ls") == encode_with(model, "ls")
         assert not vocabulary.end_ids
-        with pytest.raises(ModelFileError, match="names no EOS token, so that no answer could end"):
+        with pytest.raises(ModelFileError, match="names no EOS token, so no answer could end"):
             vocabulary.matcher_tokens()
     with file_vocabulary(model) as vocabulary:
         assert vocabulary.matcher_tokens().eos_token in vocabulary.end_ids
