@@ -1,4 +1,4 @@
-"""Token by token: what edge.answer.constraint lets through, and that its answers agree with one another.
+"""edge.answer.constraint, token by token: what it accepts, and that its methods agree with each other.
 
 Run: python -m pytest tests/answer/test_constraint.py
 """

@@ -1,4 +1,4 @@
-"""Sequences that branch, share batches and come and go change no answer, and no token is read twice.
+"""Sequences that branch, share batches, and come and go change no answer, and no token is read twice.
 
 pytest tests/llama/test_engine.py
 """
@@ -35,7 +35,7 @@ def engine(path: Path):
 
 
 def script(*parts: Sequence[int]) -> Writer[Read]:
-    """Writes these tokens whatever the logits; returns the logits after the prompt and after each part."""
+    """Writes these tokens for any logits; returns the logits after the prompt and after each part."""
     read = [(yield []).copy()]
     for part in parts:
         read.append((yield list(part)).copy())
@@ -58,7 +58,7 @@ def ask(engine: Engine, prompt: Sequence[int], *parts: Sequence[int], owner: obj
 
 
 def alike(a: np.ndarray, b: np.ndarray) -> bool:
-    """The same but for rounding: other batch sizes take other kernels. A wrong position or state is far off this."""
+    """Equal except for rounding: other batch sizes use other kernels. A wrong position or state differs much more."""
     return float(np.corrcoef(a, b)[0, 1]) > 0.998
 
 
@@ -86,7 +86,7 @@ def random_tree(seed: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_pass_reads_each_token_once_and_answers_as_an_empty_cache_does(path: Path, seed: int) -> None:
-    """Exact mode: to the last letter and, seen in the logits, to the last bit."""
+    """Exact mode: the logits are equal to the last bit."""
     prompts = random_tree(seed)
     cuts = branch_points(prompts)
     engine = Engine(path, Loading(threads=1))
@@ -107,7 +107,7 @@ def test_one_pass_reads_each_token_once_and_answers_as_an_empty_cache_does(path:
 
 
 def test_going_on_after_an_interruption_gives_the_same_bits(path: Path) -> None:
-    """Rows done before are left out; where reading stops depends on all."""
+    """Finished rows are not read again; where reading stops depends on all rows."""
     prompts = random_tree(7)
     cuts = branch_points(prompts)
 
@@ -161,7 +161,7 @@ def test_little_room_costs_reading_and_no_answer(
 
 
 def test_a_finished_answer_is_replaced_at_once(engine: Engine) -> None:
-    """Two at a time: while the first writes on, the others come and go beside it."""
+    """Two at a time: while the first is written, the others come and go beside it."""
     prompt = list(range(30, 80))
     lengths = [40, 3, 3, 3, 3]
     jobs = [Job([*prompt, 90 + i], greedy(n), n) for i, n in enumerate(lengths)]
@@ -180,14 +180,14 @@ def test_a_longer_prompt_reads_only_what_is_new(engine: Engine) -> None:
 
 
 def test_a_prompt_goes_on_from_an_answer_or_from_before_it(engine: Engine) -> None:
-    """A conversation: the next prompt holds the answer, or leaves it out as templates do with thoughts."""
+    """A conversation: the next prompt contains the answer, or omits it as chat templates omit thoughts."""
     prompt = [20 + (i * 3) % 307 for i in range(300)]
     ask(engine, prompt, [40, 41], [42], owner="talk")
-    told = engine.prompt_tokens_decoded
+    before = engine.prompt_tokens_decoded
     on = ask(engine, [*prompt, 40, 41, 42, 50, 51], owner="talk")[0]
-    assert engine.prompt_tokens_decoded == told + 2
+    assert engine.prompt_tokens_decoded == before + 2
     without = ask(engine, [*prompt, 60, 61], owner="talk")[0]
-    assert engine.prompt_tokens_decoded == told + 4
+    assert engine.prompt_tokens_decoded == before + 4
     engine.forget("talk")
     assert alike(on, ask(engine, [*prompt, 40, 41, 42, 50, 51])[0])
     assert alike(without, ask(engine, [*prompt, 60, 61])[0])
@@ -225,7 +225,7 @@ def test_writing_together_or_one_by_one_is_the_same_answer(engine: Engine) -> No
 
 
 def test_an_interrupted_run_leaves_nothing_behind(engine: Engine) -> None:
-    """Whether the consumer stops asking or a writer fails: all sequences are free again."""
+    """If the consumer stops or a writer fails, all sequences are free again."""
     prompts = random_tree(3)
     fresh = ask(engine, prompts[0], [30])
 

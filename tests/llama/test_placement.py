@@ -1,5 +1,5 @@
-"""Placement: the memory estimate agrees with what llama.cpp allocates, the choices follow the memory, and what an error
-offers really fits.
+"""Placement: the memory estimate agrees with llama.cpp's allocations, the choices follow the memory, and the options
+that an error offers really fit.
 
 .venv/bin/pytest tests/llama/test_placement.py
 """
@@ -308,11 +308,11 @@ def test_a_quantized_cache_needs_whole_blocks(smol: Shape) -> None:
     assert [kv_bytes(64, 256, kind) for kind in ("f16", "q8_0", "q4_0")] == [32768, 17408, 9216]
 
 
-def test_metadata_that_do_not_tell(smollm2_q4: Path) -> None:
+def test_missing_metadata_are_an_error(smollm2_q4: Path) -> None:
     metadata = read_metadata(smollm2_q4)
     for missing in ("block_count", "embedding_length", "attention.head_count"):
         kept = {key: value for key, value in metadata.items() if key != f"llama.{missing}"}
-        with pytest.raises(EdgeError, match=f"lack {re.escape(missing)}"):
+        with pytest.raises(EdgeError, match=f"do not contain {re.escape(missing)}"):
             shape_of(kept, 49152)
     with pytest.raises(EdgeError, match="for 2 of 30 layers"):
         shape_of({**metadata, "llama.attention.head_count_kv": [3, 3]}, 49152)

@@ -1,4 +1,4 @@
-"""A GGUF's vocabulary in llama.cpp: text to ids and back, and what a damaged file is told.
+"""The vocabulary of a GGUF in llama.cpp: text to ids and back, and the errors of damaged files.
 
 pytest tests/llama/test_vocabulary.py
 """
@@ -37,7 +37,7 @@ def test_encodes_as_the_checkpoint_does(model: Path, random_llama_folder: Path) 
 
 
 def test_without_an_eos_no_answer_could_end(model: Path, tmp_path: Path) -> None:
-    """Its prompts can still be looked at."""
+    """Its prompts can still be encoded."""
     path = tmp_path / "x.gguf"
     path.write_bytes(
         model.read_bytes()

@@ -1,4 +1,4 @@
-"""`edge serve` from the outside: the real openai client, the real Terminus-2 parser, odd clients, many at once.
+"""`edge serve` from outside: the real openai client, the real Terminus-2 parser, unusual clients, many in parallel.
 
 .venv/bin/pytest tests/serve/test_serve.py
 """
@@ -348,7 +348,7 @@ def test_requests_that_do_not_arrive_are_ended(tiny_q4: Path) -> None:
         port = int(server.rpartition(":")[2])
 
         def send(*parts: bytes) -> bytes:
-            """What the server says to a request that comes in parts, half a second apart, until it hangs up."""
+            """The server's answer to a request in parts, half a second apart, until it closes the connection."""
             with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
                 with contextlib.suppress(ConnectionError):
                     for part in parts:
@@ -402,7 +402,7 @@ def test_a_client_that_goes_away_frees_its_place(tiny_q4: Path) -> None:
 
 
 def test_a_body_on_its_way_has_its_place_and_long_prompts_are_refused_early(tiny_q4: Path) -> None:
-    """So that what a server holds of requests is bounded by the places there are."""
+    """The number of places limits the memory for requests."""
     with serving(tiny_q4, "--parallel", "1", "--queue", "1") as server:
         port = int(server.rpartition(":")[2])
         ask: Any = {"messages": [{"role": "user", "content": "x " * (6 << 20)}], "max_tokens": 4}
