@@ -21,7 +21,8 @@ from edge.errors import ContextError, EdgeError, ModelFileError, ReplayError, Re
 from edge.formats.checksum import KEY
 from edge.formats.gguf import read_tensors
 from edge.formats.imatrix import Imatrix, read_imatrix
-from edge.measure.calibrate import RARE, calibrate
+from edge.measure.calibrate import calibrate
+from edge.measure.experts import RARE
 from edge.system.paths import embedded_rows
 
 ROWS = 24
@@ -339,8 +340,8 @@ def test_a_damaged_partial_is_refused(tiny_q4: Path, rows: Path, partial: Path, 
     for data, said in (
         (whole[:-1], "is damaged"),
         (whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], "is damaged"),
-        (b"", "no calibration of edge"),
-        (b"my notes\n", "no calibration of edge"),
+        (b"", "is not a calibration file of edge"),
+        (b"my notes\n", "is not a calibration file of edge"),
     ):
         partial.write_bytes(data)
         with pytest.raises(ModelFileError, match=said):
@@ -386,7 +387,7 @@ def test_experts_seldom_at_work(tiny_q4: Path, tmp_path: Path) -> None:
     assert sum(layer[1] for layer in layers) > 0
     assert [(len(layer.never), len(layer.rare)) for layer in done.experts] == [(n[0], n[1]) for n in layers]
     assert f"fewer than {RARE} tokens" in str(done)
-    assert "| none  | 0–3 " in str(done)  # there are only 64 tokens
+    assert "| none      | 0–3 " in str(done)  # there are only 64 tokens
 
 
 # --- bad input ---
