@@ -320,7 +320,7 @@ def test_without_a_reference_nothing_is_compared(files: dict[str, Path], tmp_pat
     found = report([files["Q2_K"]], tmp_path / "r.html")
     assert found.comparison is None and found.reference is None
     page = check_page(tmp_path / "r.html")
-    assert "without a reference" in page.text and "Differences to" not in page.text
+    assert "without a reference" in page.text and "Differences from" not in page.text
     # Of several results the only unquantized one is the reference; of two nobody can tell.
     assert report([files["Q2_K"], files["bf16"]], tmp_path / "r.html").entries[0].label == "bf16"
     twin = tmp_path / "twin-bf16.json"
@@ -328,7 +328,8 @@ def test_without_a_reference_nothing_is_compared(files: dict[str, Path], tmp_pat
     found = report([files["bf16"], twin, files["Q2_K"]], tmp_path / "r.html")
     assert found.comparison is None
     assert found.notes == (
-        "No reference was named and 2 of the results are unquantized, so nothing is compared: --reference names one.",
+        "No reference was given and 2 of the results are unquantized, so edge compared nothing. "
+        "Give one with --reference.",
     )
 
 
@@ -353,7 +354,7 @@ def test_published_figures_are_marked_wherever_they_stand(
     page = check_page(tmp_path / "r.html")
     assert [entry.published for entry in found.entries] == [True, False]
     assert found.compared[0].worse
-    assert "first 1,200 characters was published" not in page.text
+    assert "first 1,200 characters" not in page.text
     first, second = page.cells("quantizations").values()
     assert first[0].startswith("13.29†") and "†" not in second[0]
 
@@ -440,7 +441,10 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Path], Path], dict[str, Any]], str]]
     "no result": (lambda f, t: {"results": [cut(t / "c.json", b"[1]")]}, "is not a result"),
     "twice": (lambda f, t: {"results": [f["Q2_K"], f["Q2_K"]]}, "is given twice"),
     "a measurement alone": (lambda f, t: {"results": [f["measured"]]}, "is a measurement: give the result"),
-    "of another model": (lambda f, t: {"results": [f["bf16"], f["measured"]]}, "no result is of that model"),
+    "of another model": (
+        lambda f, t: {"results": [f["bf16"], f["measured"]]},
+        "no result is about that model",
+    ),
     "of the future": (
         lambda f, t: {"results": [f["Q2_K"], measurement(t / "m.json", f["Q2_K"], 0.1, measurement=2)]},
         "is a measurement of format 2",
@@ -464,7 +468,7 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Path], Path], dict[str, Any]], str]]
         "there is no other result",
     ),
     "unknown reference": (lambda f, t: {"results": [f["Q2_K"]], "reference": "gpt-9"}, "no known model"),
-    "no folder": (lambda f, t: {"results": [f["Q2_K"]], "plots": f["bf16"]}, "--plots wants one"),
+    "no folder": (lambda f, t: {"results": [f["Q2_K"]], "plots": f["bf16"]}, "give a folder with --plots"),
     "two outputs in one": (lambda f, t: {"results": [f["Q2_K"]], "markdown": t / "r.html"}, "two outputs"),
 }
 
@@ -488,15 +492,17 @@ def test_no_input_is_written_over_and_rows_must_be_those_of_the_results(
     files: dict[str, Path], shared: Path, tmp_path: Path
 ) -> None:
     before = files["Q2_K"].read_bytes()
-    with pytest.raises(ResultError, match="is one of the files that the report is made of"):
+    with pytest.raises(ResultError, match="is one of the input files"):
         report([files["Q2_K"]], files["Q2_K"], files["bf16"])
     assert files["Q2_K"].read_bytes() == before
     other = shared / "data" / "replay_terminal_dev.jsonl"
-    with pytest.raises(ReplayError, match="rows of --replay lack tiny-"):
+    with pytest.raises(ReplayError, match="rows of --replay do not contain tiny-"):
         report([files["Q2_K"]], tmp_path / "r.html", files["bf16"], replay=other)
     changed = [json.loads(line) | {"ref_raw": "{}"} for line in embedded_rows().read_text().splitlines()]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
-    with pytest.raises(ReplayError, match="has another answer in the rows"):
+    with pytest.raises(
+        ReplayError, match="reference answer in the rows of --replay is not that of the results"
+    ):
         report([files["Q2_K"]], tmp_path / "r.html", files["bf16"], replay=tmp_path / "rows.jsonl")
     with pytest.raises(ResultError, match="no step can be joined"):
         report([files["Q2_K"]], tmp_path / "r.html", shared / "data" / "smollm2_vllm_bf16.json")
@@ -563,8 +569,8 @@ def test_the_verdict_is_about_the_quantized_ones(files: dict[str, Path], tmp_pat
     score = next(figure for figure in part.figures if figure.name == "score")
     assert ("No loss" in leads[0]) == (score.low <= 0 <= score.high)
     assert leads[1] == (
-        "Mean KL divergence from the base model tiny-bf16.gguf, in nats a token: 0.123 for tiny-Q2_K; "
-        "both find the same token likeliest for 93.3 % of tokens."
+        "Mean KL divergence from the base model tiny-bf16.gguf, in nats per token: 0.123 for tiny-Q2_K. "
+        "The file and the base have the same most probable token for 93.3 % of the tokens."
     )
 
 
