@@ -358,7 +358,7 @@ def test_absurd_messages(
     assert shown.status == 0 and all(isinstance(i, int) for i in json.loads(shown.out))
     if name in ("words", "one letter"):
         assert asked.status == 1 and asked.err.count("\n") == 1
-        assert "do not fit into this model's context of 32768" in asked.err
+        assert "do not fit into the context length of this model, 32768" in asked.err
     else:
         assert asked.status == 0 and json.loads(asked.out)["commands"] == [], asked
 
