@@ -35,7 +35,7 @@ _LONGEST_HEAD = 1 << 20
 Floats = NDArray[np.float64]
 
 
-def is_scores(path: Path) -> bool:
+def is_base_file(path: Path) -> bool:
     """Whether a file starts with the magic bytes of a base-scores file."""
     try:
         with path.open("rb") as file:
@@ -61,7 +61,7 @@ class BaseFileHead(TypedDict):
     nodes: int
 
 
-class ScoresWriter:
+class BaseFileWriter:
     """Writes a base-scores file to an open descriptor and does not close it. Raises OSError."""
 
     def __init__(self, descriptor: int, head: Mapping[str, object]) -> None:
@@ -93,7 +93,7 @@ class ScoresWriter:
 
 
 @dataclass(frozen=True)
-class Scores:
+class BaseFile:
     """A base-scores file: its head, and its records, which are read one by one."""
 
     path: Path

@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Found:
+class Predictions:
     """What a model predicted. `log_probs`: the log probability of each slot of the plan, in nats.
 
     With a base: `base_log_probs` of each slot; and of each node the divergence `kl` from the base, the largest possible
@@ -67,7 +67,7 @@ class _Positions:
         return _Positions(self.nll[chosen], base)
 
 
-def figures(plan: Plan, found: Found) -> Figures:
+def figures(plan: Plan, found: Predictions) -> Figures:
     """`aggregate`, `intervals`, `by_position`, `by_field` and `per_step` of a measurement JSON."""
     rows = plan.rows
     parts = [_of_row(row, found) for row in rows]
@@ -87,7 +87,7 @@ def figures(plan: Plan, found: Found) -> Figures:
     }
 
 
-def _of_row(row: MeasuredRow, found: Found) -> _Positions:
+def _of_row(row: MeasuredRow, found: Predictions) -> _Positions:
     base = None
     if (
         found.base_log_probs is not None

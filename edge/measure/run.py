@@ -25,7 +25,7 @@ from edge.llama import library
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
 from edge.llama.reader import Reader, Walk, places
-from edge.measure.base_file import Scores, ScoresWriter, is_scores
+from edge.measure.base_file import BaseFile, BaseFileWriter, is_base_file
 from edge.measure.divergence import (
     CLASS_WIDTH,
     LUMPED,
@@ -35,8 +35,9 @@ from edge.measure.divergence import (
     log_normalizer,
     log_probability,
 )
-from edge.measure.figures import Found, figures
+from edge.measure.figures import Predictions, figures
 from edge.measure.positions import END, Plan, rows_plan, text_plan
+from edge.measure.schema import FORMAT
 from edge.replay.provenance import gguf_provenance, llama_cpp_provenance, provenance
 from edge.system.files import temporary_file, whole_file
 from edge.system.hashes import file_sha256
@@ -44,9 +45,6 @@ from edge.system.machine import MAX_THREADS, physical_cores
 from edge.system.places import check_place, place_of, write_json
 from edge.system.progress import bar
 from edge.version import __version__
-
-VERSION = 1
-"""Of the measurement's format; that it is there tells a measurement from a result."""
 
 
 def measure(
@@ -79,7 +77,7 @@ def measure(
     settings = _Settings.checked(loading)
     file = read_model_file(model)
     given = None if base is None else Path(base)
-    base_file = read_model_file(given) if given is not None and not is_scores(given) else None
+    base_file = read_model_file(given) if given is not None and not is_base_file(given) else None
     vocabulary = vocabulary_sha256(file)
     if base_file is not None and vocabulary_sha256(base_file) != vocabulary:
         raise _other_vocabulary(file.path, base_file.path)
@@ -95,18 +93,18 @@ def measure(
             if keep_base and not through:
                 if not _is_of(kept, base_file, plan, vocabulary):
                     _base_pass(base_file, kept, None, plan, vocabulary, settings, say)
-                scores = Scores.read(kept)
+                scores = BaseFile.read(kept)
             else:
                 _base_pass(base_file, temporary, descriptor, plan, vocabulary, settings, say)
-                scores = Scores.read(temporary)
+                scores = BaseFile.read(temporary)
         elif given is not None:
-            scores = Scores.read(given)
+            scores = BaseFile.read(given)
             _check_identity(scores, file.path, _identity(plan, vocabulary))
         stays = scores is not None and scores.path != temporary
         after = f"the base's scores are kept in {scores.path}; run the same again" if scores and stays else ""
         found, decoded, load_time, read_time = _model_pass(file, plan, scores, settings, say, after)
         head: dict[str, Any] = {
-            "measurement": VERSION,
+            "measurement": FORMAT,
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": f"{file.name or file.path.stem} ({file.file_type}, edge)",
             "model_path": str(model),
@@ -269,7 +267,7 @@ def _identity(plan: Plan, vocabulary: str) -> dict[str, Any]:
     }
 
 
-def _check_identity(scores: Scores, model: Path, wanted: dict[str, Any]) -> None:
+def _check_identity(scores: BaseFile, model: Path, wanted: dict[str, Any]) -> None:
     held = scores.head["identity"]
     if held.get("vocabulary") != wanted["vocabulary"]:
         raise _other_vocabulary(model, scores.path)
@@ -285,7 +283,7 @@ def _is_of(path: Path, base: ModelFile, plan: Plan, vocabulary: str) -> bool:
     """Whether there are scores already. Raises ResultError where there is something else."""
     if not path.exists():
         return False
-    scores = Scores.read(path)
+    scores = BaseFile.read(path)
     _check_identity(scores, base.path, _identity(plan, vocabulary))
     if scores.head["base"]["sha256"] != sha256(base.path):
         raise ResultError(
@@ -384,7 +382,7 @@ def _base_pass(
             _opened(file, plan, settings) as reader,
             bar("reading the base", show=say is not None, unit="tokens") as progress,
         ):
-            writer = ScoresWriter(descriptor, {**head, "n_vocab": reader.n_vocab})
+            writer = BaseFileWriter(descriptor, {**head, "n_vocab": reader.n_vocab})
             for logits, log_norm in _nodes(reader, plan, progress):
                 targets = _log_probabilities(logits, log_norm, plan.targets[count], ends)
                 writer.add(keep(logits), targets)
@@ -399,14 +397,14 @@ def _base_pass(
 def _model_pass(
     file: ModelFile,
     plan: Plan,
-    scores: Scores | None,
+    scores: BaseFile | None,
     settings: _Settings,
     say: Callable[[str], None] | None,
     after: str,
-) -> tuple[Found, int, float, float]:
+) -> tuple[Predictions, int, float, float]:
     """What was found, the tokens decoded, and the seconds of loading and of reading."""
     nodes, slots = len(plan.targets), sum(map(len, plan.targets))
-    found = Found(np.zeros(slots))
+    found = Predictions(np.zeros(slots))
     if scores is not None:
         found = replace(
             found,
