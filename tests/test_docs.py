@@ -94,11 +94,11 @@ def options_of_commands() -> dict[str, set[str]]:
 
 def edge_calls(line: str) -> Iterator[list[str]]:
     """The words of each call of edge in a command line, without the word `edge`."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="();&|")
     lexer.whitespace_split = True
     call: list[str] = []
     for word in [*lexer, ";"]:
-        if not set(word) <= set(";&|"):
+        if not set(word) <= set("();&|"):
             call.append(word)
             continue
         while call and (call[0] in ("do", "then", "time") or re.match(r"\w+=", call[0])):
