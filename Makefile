@@ -31,7 +31,7 @@ LOCK := $(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) -c 'import platform as
 
 # Leave out of llama.cpp's build what edge never loads. Your own CMAKE_ARGS come after these and win. pip keeps the built
 # package for your other clones, but not if you asked for a special build: its cache does not know CMAKE_ARGS.
-LLAMA_CMAKE := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/edge/llama_build.cmake"
+LLAMA_CMAKE := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/edge/airgap/llama_build.cmake"
 USER_CMAKE := $(strip $(CMAKE_ARGS))
 PIP := CMAKE_ARGS='$(LLAMA_CMAKE) $(USER_CMAKE)' $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED_PIP := $(PIP) --no-deps --require-hashes

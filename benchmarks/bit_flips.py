@@ -1,12 +1,13 @@
-"""What `edge run` does with a model file that has one flipped bit, at many random places of it.
+"""Count what `edge run` does with a model file that has one flipped bit, at many random places.
 
     python benchmarks/bit_flips.py models/tiny-terminal-Q4_K_M.gguf --places 2000
-    python benchmarks/bit_flips.py MODEL --places 2000 --within header      metadata, vocabulary and tensor infos alone
-    python benchmarks/bit_flips.py MODEL --places 2000 --within fields      these without the vocabulary's texts
+    python benchmarks/bit_flips.py MODEL --places 2000 --within header      metadata, vocabulary and tensor infos
+    python benchmarks/bit_flips.py MODEL --places 2000 --within fields      the header without the vocabulary's texts
     python benchmarks/bit_flips.py MODEL --places 2000 --unchecked          as a file without edge's checksums
 
-Each place is tried in a process of its own, forked from one that has done the imports. Prints how many were refused
-(one line, exit code 1), gave the same answer, gave another valid action, or ended in any other way; those one by one.
+Each place is tried in a separate process, forked from a process that has done the imports. The script prints how many
+runs refused the file (one line, exit code 1), gave the same answer, gave another valid action, or ended in another
+way. It prints each run that ended in another way.
 """
 
 import argparse
@@ -31,7 +32,7 @@ MEMORY = 2 << 30  # bytes of address space beyond what the imports take
 
 
 def ask(model: Path, max_tokens: int) -> tuple[int, str, str]:
-    """The status of `edge run` in a forked process, its stdout and its stderr."""
+    """Run `edge run` in a forked process; return its exit status, stdout and stderr."""
     from edge.cli import main
 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -75,7 +76,7 @@ def ask(model: Path, max_tokens: int) -> tuple[int, str, str]:
 
 
 def verdict(ended: tuple[int, str, str], whole: str) -> str:
-    """What an ending comes to: refused, same answer, other answer, or a fault."""
+    """Classify how a run ended: refused, same answer, other answer, or a fault."""
     status, out, err = ended
     if status == 0:
         try:
@@ -104,8 +105,8 @@ def main() -> None:
     options = parser.parse_args()
 
     import edge.runner
-    from edge.llama import start
-    from edge.modelfile import read_tensors
+    from edge.formats.gguf import read_tensors
+    from edge.llama.library import start
 
     start()
     assert edge.runner
@@ -151,7 +152,7 @@ def main() -> None:
 
 
 def fields(path: Path, end: int) -> list[int]:
-    """The bytes of a header that are in no long array."""
+    """The positions of the header's bytes outside long arrays."""
     places = set(range(end))
     for field in gguf.GGUFReader(path).fields.values():
         if len(field.data) > 100:
@@ -161,13 +162,13 @@ def fields(path: Path, end: int) -> list[int]:
 
 
 def flip(descriptor: int, at: int, bit: int) -> None:
-    """Turn a bit over; a second time, back."""
+    """Flip a bit. A second call restores it."""
     byte = os.pread(descriptor, 1, at)[0]
     os.pwrite(descriptor, bytes((byte ^ 1 << bit,)), at)
 
 
 def forget_checksums(path: Path) -> None:
-    """Make of a file that edge wrote one whose checksums nobody knows."""
+    """Rename the checksum entry of a file that edge wrote, so that no reader finds it."""
     name = b"edge.crc32"
     data = path.read_bytes()
     assert data.count(name) <= 1

@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""What calibration buys the embedded model: its quantizations without an importance matrix, with one from general
-text, with one from terminal sessions, each held against the bf16 file on the held-out rows' reference answers.
+"""Measure what an importance matrix gains for the embedded model.
 
     python benchmarks/calibration.py OUT_FOLDER
 
-The sessions are training-side episodes of scripts/episodes.py with another seed (their values and wordings never stand
-in the held-out rows), the general text is Python's own reference manual, as pydoc carries it (PSF licence), as many
-tokens of it as of the sessions. The held-out rows are those of models/tiny-terminal/eval.jsonl and, since 143 rows
-leave wide intervals, those of `--more` further held-out episodes. Teacher forcing: at each token of a reference answer,
-and at its end, the two models' distributions over the vocabulary are compared: Kullback-Leibler divergence from bf16
-in nats, and whether both prefer the same token. Intervals are 95 %, from 2,000 bootstrap draws of whole tasks.
+Quantizes the model without a matrix, with a matrix from general text, and with a matrix from terminal sessions.
+Compares each file with the bf16 file on the reference answers of the held-out rows.
+
+- Sessions: training-side episodes of scripts/episodes.py with another seed. Their values and wordings do not appear in
+  the held-out rows.
+- General text: Python's own reference manual from pydoc (PSF licence), with as many tokens as the sessions.
+- Held-out rows: models/tiny-terminal/eval.jsonl and the rows of `--more` further held-out episodes, because 143 rows
+  give wide intervals.
+
+Teacher forcing: at each token of a reference answer, and at its end, the script compares the two models' distributions
+over the vocabulary. It prints the Kullback-Leibler divergence from bf16 in nats, and whether both have the same most
+probable token. Intervals are 95 %, from 2,000 bootstrap draws of whole tasks.
 """
 
 import argparse
@@ -31,7 +36,7 @@ CHUNK = 512
 
 
 def make_rows(path: Path, episodes: int, seed: int) -> None:
-    """Replay rows of training-side episodes."""
+    """Write replay rows of training-side episodes."""
     from episodes import make_episode, replay_rows
 
     rng = random.Random(seed)
@@ -40,10 +45,10 @@ def make_rows(path: Path, episodes: int, seed: int) -> None:
 
 
 def make_text(path: Path, model: Path, tokens: int) -> None:
-    """The beginning of Python's reference manual, so many tokens long, and a little for the last chunk."""
+    """Write the first `tokens` tokens of Python's reference manual, and some more for the last chunk."""
     from pydoc_data.topics import topics
 
-    from edge.encode import encode_with
+    from edge.llama.encode import encode_with
 
     text = "\n\n".join(topics.values())
     low, high = 0, len(text)
@@ -55,7 +60,7 @@ def make_text(path: Path, model: Path, tokens: int) -> None:
 
 
 def make_held_out(path: Path, episodes: int, seed: int) -> None:
-    """Rows like those of eval.jsonl, of other episodes."""
+    """Write rows like those of eval.jsonl, from other episodes."""
     from episodes import held_out_episodes, replay_rows
 
     rows = [
@@ -65,10 +70,10 @@ def make_held_out(path: Path, episodes: int, seed: int) -> None:
 
 
 def held_out(model: Path, *files: Path) -> list[tuple[str, list[int], int]]:
-    """Of each held-out row: its task, prompt and answer in tokens, and where the answer begins."""
-    from edge.encode import encode_with
+    """For each held-out row: its task, prompt and answer as tokens, and the index where the answer begins."""
+    from edge.llama.encode import encode_with
     from edge.prompt import prompt_source, render_prompt
-    from edge.replay import read_rows
+    from edge.replay.rows import read_rows
 
     source = prompt_source(model)
     found = []
@@ -81,7 +86,7 @@ def held_out(model: Path, *files: Path) -> list[tuple[str, list[int], int]]:
 
 
 def log_probabilities(model: Path, rows: Sequence[tuple[str, list[int], int]]) -> list[np.ndarray]:
-    """Of each row, float32 of shape (answer tokens + 1, vocabulary)."""
+    """For each row, log probabilities in float32, shape (answer tokens + 1, vocabulary)."""
     import llama_cpp
 
     longest = max(len(tokens) for _, tokens, _ in rows)
@@ -106,7 +111,7 @@ def log_probabilities(model: Path, rows: Sequence[tuple[str, list[int], int]]) -
 
 
 def compare(reference: list[np.ndarray], other: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each row, at each position: the divergence, and whether the best token is the same."""
+    """For each row, at each position: the divergence, and whether the best token is the same."""
     result = []
     for p, q in zip(reference, other, strict=True):
         wide = p.astype(np.float64)
@@ -115,7 +120,7 @@ def compare(reference: list[np.ndarray], other: list[np.ndarray]) -> list[tuple[
 
 
 def interval(tasks: Sequence[str], values: list[np.ndarray], draws: int = 2000) -> tuple[float, float]:
-    """A 95 % interval of the mean over all positions, whole tasks drawn."""
+    """A 95 % interval of the mean over all positions, from a bootstrap over whole tasks."""
     names = sorted(set(tasks))
     sums = np.array([sum(v.sum() for t, v in zip(tasks, values, strict=True) if t == name) for name in names])
     sizes = np.array([sum(len(v) for t, v in zip(tasks, values, strict=True) if t == name) for name in names])
@@ -136,10 +141,10 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    from edge.calibrate import calibrate
     from edge.convert import convert
-    from edge.markdown import table
-    from edge.paths import embedded_checkpoint, embedded_rows
+    from edge.measure.calibrate import calibrate
+    from edge.system.paths import embedded_checkpoint, embedded_rows
+    from edge.system.tables import table
 
     bf16 = args.out / "tiny-bf16.gguf"
     convert(embedded_checkpoint(), quant="BF16", out=bf16, threads=args.threads)

@@ -1,23 +1,22 @@
 #!/usr/bin/env python3
-"""A checkpoint to a quantized GGUF: edge in one pass, and llama.cpp's converter followed by its quantizer.
+"""Compare the cost of a conversion: edge in one pass, and llama.cpp's converter followed by its quantizer.
 
 python benchmarks/convert.py CHECKPOINT --llama-cpp SOURCES --llama-quantize BINARY [--quant Q4_K_M] [--runs 1]
 
-SOURCES: llama.cpp's, of the installed version, as scripts/compare_with_llama_cpp.py takes them; the converter wants
-torch.
-The peers take turns in one call. Each command is a process of its own (and its children), measured from outside:
+SOURCES are llama.cpp's sources of the installed version, as for scripts/compare_with_llama_cpp.py. The converter needs
+torch. The commands alternate in one call. Each command is a separate process, measured from outside with its children:
 
-wall      seconds from start to end. Both sides end with their file whole; edge's includes its SHA-256, the proof that
-          llama.cpp tokenizes as the checkpoint does, and an fsync.
+wall      seconds from start to end. Both sides end with a complete file. edge's time includes the SHA-256 of the file,
+          the check that llama.cpp tokenizes as the checkpoint does, and an fsync.
 CPU       user and system seconds
-memory    ru_maxrss of the largest process: pages of mapped files that are resident count, those of the checkpoint too
-read      bytes asked for by read and pread, and of mapped files those that came from the disk: both are in /proc/PID/io
-written   bytes handed to write and pwrite
+memory    ru_maxrss of the largest process. It counts resident pages of mapped files, also those of the checkpoint.
+read      bytes requested with read and pread; for mapped files the bytes from the disk. Both are in /proc/PID/io.
+written   bytes passed to write and pwrite
 
-Before each command the checkpoint is read once if it fits into half of the memory, so that all find it in the page
-cache; a larger one finds there what the command before has left.
+If the checkpoint fits into half of the free memory, it is read once before each command. So every command finds it in
+the page cache. For a larger checkpoint, each command finds what the previous command left there.
 
-The tensors of the two files are compared at the end; a difference ends the benchmark with 1.
+At the end the tensors of the two files are compared. If they differ, the exit code is 1.
 """
 
 import argparse
@@ -32,11 +31,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.checkpoint import open_checkpoint
-from edge.families import make_plan
-from edge.machine import memory, physical_cores
-from edge.markdown import table
-from edge.vocabulary import make_vocabulary
+from edge.conversion.families import make_plan
+from edge.conversion.tokenizer import make_vocabulary
+from edge.formats.checkpoint import open_checkpoint
+from edge.system.machine import memory, physical_cores
+from edge.system.tables import table
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 CONVERTER = SCRIPTS / "llama_cpp_converter.py"
@@ -45,7 +44,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 @dataclass(frozen=True)
 class Cost:
-    """What one or several commands took; seconds and bytes."""
+    """Cost of one or more commands, in seconds and bytes."""
 
     wall: float
     cpu: float
@@ -64,7 +63,7 @@ class Cost:
 
 
 def children(pid: int) -> list[int]:
-    """A process and those below it."""
+    """The ids of a process and of all its descendants."""
     found = [pid]
     try:
         for line in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -75,7 +74,7 @@ def children(pid: int) -> list[int]:
 
 
 def watch(pid: int, seen: dict[int, tuple[int, int]], ended: threading.Event) -> None:
-    """Keep each process's bytes read and written, until it ends."""
+    """Record the bytes that each process has read and written, until `ended` is set."""
     while not ended.wait(0.05):
         for each in children(pid):
             try:
@@ -86,7 +85,7 @@ def watch(pid: int, seen: dict[int, tuple[int, int]], ended: threading.Event) ->
 
 
 def run(command: list[str]) -> Cost:
-    """Run a command to its end; what it took. Ends this program if it fails."""
+    """Run a command to its end and return its cost. Exits this program if the command fails."""
     with tempfile.TemporaryFile("w+") as log:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         began = time.perf_counter()
@@ -110,7 +109,7 @@ def run(command: list[str]) -> Cost:
 
 
 def warm(files: list[Path]) -> None:
-    """Have the checkpoint in the page cache, if it fits."""
+    """Read the checkpoint into the page cache, if it fits."""
     free = memory().available
     if free is not None and sum(file.stat().st_size for file in files) < free // 2:
         for file in files:
@@ -130,9 +129,11 @@ def main() -> None:
     parser.add_argument("--llama-quantize", type=Path, required=True, metavar="BINARY")
     parser.add_argument("--quant", default="Q4_K_M")
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: the physical cores")
     parser.add_argument(
-        "--work", type=Path, help="a folder with room for three files (default: a temporary one)"
+        "--threads", type=int, default=physical_cores(), help="threads (default: the physical cores)"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder with space for three files (default: a temporary folder)"
     )
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.checkpoint)

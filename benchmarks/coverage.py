@@ -1,9 +1,10 @@
-"""How often the 95 % intervals of `edge compare` hold the truth, in simulations with a fixed seed.
+"""Simulate how often the 95 % intervals of `edge compare` contain the true value. The seed is fixed.
 
-python benchmarks/coverage.py     a minute on one core
+python benchmarks/coverage.py     takes a minute on one core
 
-The table of docs/compare.md. "Equal steps": each task's mean difference is normal. "Clustered": tasks of 1 to 8 steps;
-in a share of the tasks the sides differ in all steps, and those of a task alike. "Plain": percentiles not widened.
+Prints the table of docs/compare.md. "Equal steps": each task's mean difference is normal. "Clustered": tasks of 1 to 8
+steps. In a share of the tasks the sides differ in all steps, and the steps of a task differ alike. "Plain": percentiles
+that are not widened.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.intervals import interval, resampled_means
-from edge.markdown import table
+from edge.compare.intervals import interval, resampled_means
+from edge.system.tables import table
 
 RUNS = 4000
 LOSS = -0.03
@@ -35,7 +36,7 @@ def clustered(share: float) -> Draw:
 
 
 def covered(draw: Draw, tasks: int) -> tuple[float, float]:
-    """Percent of runs whose interval holds the truth: plain, widened."""
+    """Percent of runs whose interval contains the true value: plain, widened."""
     rng = np.random.default_rng(tasks)
     found = [0, 0]
     for _ in range(RUNS):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The evidence in benchmarks/evidence/: what quantizing cost the embedded model, and what engine, grammar and quantization did to
-# SmolLM2 beside a real vLLM bf16 run.
+# Make the evidence in benchmarks/evidence/: the cost of quantization for the embedded model, and the effect of engine,
+# grammar and quantization on SmolLM2, compared with a real vLLM bf16 run.
 #
 #   benchmarks/evidence.sh tiny OUT
 #   benchmarks/evidence.sh smollm2 OUT CHECKPOINT REPLAY.jsonl VLLM.json
@@ -43,8 +43,8 @@ END
     --out "$out/bf16-free-exact.json"
   edge measure --model "$out/$name-Q8_0.gguf" --base "$out/$name-bf16.gguf" --replay "$out/rows.jsonl" --out "$out/Q8_0.measure.json"
   edge report "$out"/{bf16-free,bf16-grammar,bf16-free-exact,Q8_0-free,Q8_0-grammar}.json "$out/Q8_0.measure.json" --reference "$vllm" \
-    --note "The weights of this checkpoint come from a Q4_1 file, and its width of 576 is no multiple of 256: it shows what engine and \
-grammar do, and nothing about quantization. The types that its tensors really got stand under How it was made." \
+    --note "The weights of this checkpoint come from a Q4_1 file, and its width of 576 is not a multiple of 256. This page shows the \
+effect of engine and grammar, and nothing about quantization. The section How it was made lists the real types of the tensors." \
     --replay "$out/rows.jsonl" --plots "$out/plots" \
     --out "$out/report.html" --markdown "$out/report.md"
   ;;

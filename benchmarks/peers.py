@@ -1,13 +1,14 @@
-"""The peers of benchmarks/replay.py, each run in a process of its own: `python benchmarks/peers.py KIND JOB OUT`.
+"""Run one peer of benchmarks/replay.py in a separate process: `python benchmarks/peers.py KIND JOB OUT`.
 
-JOB and OUT are JSON files. A job holds `model`, `prompts` (lists of token ids), `tasks` (one name a prompt; the steps
-of a task follow each other), `max_tokens`, `threads` and what its kind needs more. A peer's answer holds `load_sec`,
-`wall_sec` (from the first prompt sent to the last answer received), `prompt_tokens_decoded`, `tokens_out`, `texts`.
+JOB and OUT are JSON files. A job has `model`, `prompts` (lists of token ids), `tasks` (one name for each prompt; the
+steps of a task are in order), `max_tokens`, `threads` and further keys that its kind needs. The output of a peer has
+`load_sec`, `wall_sec` (from the first prompt sent to the last answer received), `prompt_tokens_decoded`, `tokens_out`
+and `texts`.
 
 prepare  choose the rows: render and tokenize them as edge does, keep those that are short enough
 python   llama-cpp-python's high-level API, one prompt after the other, with LlamaGrammar
-server   llama-server, one client a slot, the steps of a task on one slot in their order
-floor    what llama.cpp itself needs for the rows' distinct tokens, and for one token more at the depth of each row
+server   llama-server, one client for each slot, the steps of a task on one slot in their order
+floor    the time that llama.cpp needs for the rows' distinct tokens, and for one more token at the depth of each row
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 
 Job = dict[str, Any]
 
-BATCH = 512  # tokens decoded at once, llama.cpp's own default
+BATCH = 512  # tokens in one batch, llama.cpp's default
 WRITTEN = 8  # tokens that the floor writes at each row's depth
 
 
@@ -37,7 +38,7 @@ def grammar() -> str:
 
 
 def context_size(job: Job) -> int:
-    """Tokens for the longest prompt and its answer, in llama.cpp's steps of 256."""
+    """Tokens for the longest prompt and its answer, rounded up to a multiple of 256 as llama.cpp does."""
     longest: int = max(map(len, job["prompts"])) + job["max_tokens"]
     return -(-longest // 256) * 256
 
@@ -45,13 +46,13 @@ def context_size(job: Job) -> int:
 def prepare(job: Job) -> dict[str, Any]:
     """The first `rows` rows (0: all) of `replay` under `under` tokens that fit into the model's context.
 
-    With `task_count`, only rows of the first so many tasks. Returns the prompts' ids, the tasks' names, the number
-    of each row in the file, and how many distinct tokens there are.
+    With `task_count`, only rows of that many first tasks. Returns the prompts' ids, the tasks' names, the number of
+    each row in the file, and the number of distinct tokens.
     """
-    from edge.modelfile import read_model_file
+    from edge.formats.gguf import read_model_file
+    from edge.llama.vocabulary import file_vocabulary
     from edge.prompt import prompt_source, render_prompt
-    from edge.replay import read_rows
-    from edge.tokens import file_vocabulary
+    from edge.replay.rows import read_rows
 
     model = Path(job["model"])
     source = prompt_source(model)
@@ -74,7 +75,7 @@ def prepare(job: Job) -> dict[str, Any]:
 
 
 def python(job: Job) -> dict[str, Any]:
-    """llama-cpp-python with its defaults. It goes on from the prefix that two prompts share, where the model can."""
+    """llama-cpp-python with its defaults. Where the model can, it resumes from the prefix of the last prompt."""
     from llama_cpp import Llama, LlamaGrammar
 
     began = time.perf_counter()
@@ -101,9 +102,7 @@ def python(job: Job) -> dict[str, Any]:
         answer: Any = model.create_completion(
             prompt, max_tokens=job["max_tokens"], temperature=0, grammar=rules
         )
-        decoded += evaluated[
-            0
-        ]  # the prompt, as far as it was not there; what follows are the answer's tokens
+        decoded += evaluated[0]  # the new part of the prompt; the rest are the answer's tokens
         written += answer["usage"]["completion_tokens"]
         texts.append(answer["choices"][0]["text"])
     return {
@@ -116,10 +115,10 @@ def python(job: Job) -> dict[str, Any]:
 
 
 def server(job: Job) -> dict[str, Any]:
-    """llama-server (`binary`) with `slots` slots, each with room for the longest row, and its prompt cache on.
+    """llama-server (`binary`) with `slots` slots and its prompt cache on. The longest row fits into each slot.
 
-    Each slot has its own cache, as is llama-server's default where the slot count is given. `options` are added to
-    the command line and can change that.
+    Each slot has its own cache. This is llama-server's default if the number of slots is given. `options` are added
+    to the command line and can change it.
     """
     slots = job["slots"]
     with socket.socket() as free:
@@ -135,7 +134,7 @@ def server(job: Job) -> dict[str, Any]:
             while not _healthy(port):
                 if not _runs(process):
                     log.seek(0)
-                    sys.exit(f"llama-server ended by itself:\n{log.read()[-2000:]}")
+                    sys.exit(f"llama-server stopped unexpectedly:\n{log.read()[-2000:]}")
                 time.sleep(0.05)
             load_sec = time.perf_counter() - began
             began = time.perf_counter()
@@ -155,7 +154,7 @@ def server(job: Job) -> dict[str, Any]:
 
 
 def _runs(process: "subprocess.Popen[Any]") -> bool:
-    """Whether a child has not ended yet; it is left to be waited for."""
+    """Whether a child process still runs. Does not reap it."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
@@ -175,13 +174,13 @@ def _call(port: int, method: str, path: str, body: object = None) -> dict[str, A
     finally:
         connection.close()
     if response.status != 200:
-        raise RuntimeError(f"llama-server answers {response.status}: {text[:500]}")
+        raise RuntimeError(f"llama-server answered with status {response.status}: {text[:500]}")
     answer: dict[str, Any] = json.loads(text)
     return answer
 
 
 def _ask(job: Job, port: int) -> list[dict[str, Any]]:
-    """All rows, by one thread a slot; the tasks go round the slots in the order of their first rows."""
+    """Send all rows, one thread for each slot. Tasks take the slots in turn, in the order of their first rows."""
     slot_of: dict[str, int] = {}
     for task in job["tasks"]:
         slot_of.setdefault(task, len(slot_of) % job["slots"])
@@ -217,17 +216,17 @@ def _ask(job: Job, port: int) -> list[dict[str, Any]]:
 
 
 def peak_memory(process: "subprocess.Popen[Any]") -> int:
-    """Wait for a process to end; its ru_maxrss in bytes, mapped pages included."""
+    """Wait for a process to end. Return its ru_maxrss in bytes, which includes mapped pages."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def reading_order(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, list[int]]]:
-    """How to read every distinct token once: (row, where to go on, where to keep a branch), in order.
+    """The order that reads every distinct token once: (row, where to resume, where to keep a branch).
 
-    In sorted order a prompt shares most with the one before it, so that reading goes on where the two part. A
-    branch is kept at each depth to which a later row goes back.
+    In sorted order a prompt shares most with the one before it, so reading resumes where the two part. A branch is
+    kept at each depth to which a later row returns.
     """
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = [0]
@@ -247,18 +246,18 @@ def reading_order(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, 
 
 
 def floor(job: Job) -> dict[str, Any]:
-    """Seconds to read the prefix tree, and seconds a token written alone at the depth of each row.
+    """Seconds to read the prefix tree, and seconds for one token written alone at the depth of each row.
 
-    Batches of 512, one sequence at a time, `flash_attention` as asked; the logits of a batch's last token alone. A
-    hybrid cannot be rewound, so branches are copied sequences here as well. Written tokens are the row's last ones
-    again: what they are does not matter for the time. Copying and deleting sequences is not counted.
+    Uses batches of 512, one sequence at a time, `flash_attention` as given, and the logits of a batch's last token
+    only. A hybrid cannot be rewound, so branches are copied sequences. The written tokens repeat the last tokens of
+    the row: their value does not change the time. Copying and deleting sequences does not count.
     """
     import llama_cpp
 
-    from edge import llama
+    from edge.llama import library
 
     began = time.perf_counter()
-    llama.start()
+    library.start()
     model = llama_cpp.llama_model_load_from_file(
         os.fsencode(job["model"]), llama_cpp.llama_model_default_params()
     )
@@ -277,7 +276,7 @@ def floor(job: Job) -> dict[str, Any]:
     params.flash_attn_type = int(job["flash_attention"])
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
-        sys.exit(f"{job['model']}: llama.cpp cannot make a context: {llama.last_error()}")
+        sys.exit(f"{job['model']}: llama.cpp cannot make a context: {library.last_error()}")
     memory = llama_cpp.llama_get_memory(context)
     batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
     load_sec = time.perf_counter() - began
@@ -289,7 +288,7 @@ def floor(job: Job) -> dict[str, Any]:
             batch.seq_id[i][0], batch.logits[i] = sequence, i == len(tokens) - 1
         began = time.perf_counter()
         if llama_cpp.llama_decode(context, batch):
-            sys.exit(f"{job['model']}: llama.cpp failed: {llama.last_error()}")
+            sys.exit(f"{job['model']}: llama.cpp failed: {library.last_error()}")
         llama_cpp.llama_synchronize(context)
         return time.perf_counter() - began
 
@@ -299,7 +298,7 @@ def floor(job: Job) -> dict[str, Any]:
     depth = read_tokens = 0
     read_sec = 0.0
     write_sec = [0.0] * len(steps)
-    decode(job["prompts"][0][:BATCH], 0, live)  # warm up
+    decode(job["prompts"][0][:BATCH], 0, live)  # warm-up
     llama_cpp.llama_memory_seq_rm(memory, live, -1, -1)
     began = time.perf_counter()
     for row, begin, branches in steps:

@@ -1,9 +1,10 @@
-"""What a llama.cpp for any processor costs: one model read and written by two installations of edge, in turn.
+"""Measure the cost of a llama.cpp for any processor: two installations of edge run one model in turn.
 
     python benchmarks/portable_build.py MODEL NATIVE_PYTHON PORTABLE_PYTHON [--runs 5]
 
-One thread and its processor time, which other work on the machine disturbs little; the best of all runs counts. With
-`--each x64,haswell` also those libraries of the second installation, which must be a bundle's, each taken alone.
+Uses one thread and measures its processor time, so that other work on the machine has little effect. The best of all
+runs counts. With `--each x64,haswell` the script also runs these libraries of the second installation, each alone. The
+second installation must then come from a bundle.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json, sys, time
 from edge.runner import Runner
 with Runner.load(sys.argv[1], threads=1) as runner:
     ids = runner.encode("The quick brown fox lists the files of a folder. " * 100)
-    def seconds(begin, tokens):  # another beginning each time, so that nothing of the prompt has been read before
+    def seconds(begin, tokens):  # a different start each time, so that no part of the prompt is cached
         prompt = ids[begin : begin + int(sys.argv[2])]
         began = time.process_time()
         ((_, answer),) = runner.answers([prompt], tokens, constrained=False)
@@ -33,7 +34,7 @@ print(json.dumps([int(sys.argv[2]) / read, (written - 1) / (both - read), librar
 
 
 def speeds(python: str, model: str) -> tuple[float, float, str]:
-    """Tokens a second read and written, and the library that computed them."""
+    """Tokens read and written a second, and the library that computed them."""
     command = [str(Path(python).absolute()), "-c", CHILD, str(Path(model).absolute()), str(READ), str(WRITE)]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tempfile.gettempdir())
     read, written, library = json.loads(run.stdout.splitlines()[-1])
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("portable")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
-        "--each", default="", help="libraries of the second installation, by comma, each alone"
+        "--each", default="", help="libraries of the second installation to run alone, separated by commas"
     )
     given = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {}

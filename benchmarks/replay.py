@@ -1,26 +1,28 @@
 #!/usr/bin/env python3
-"""A replay by edge, by llama-server and by llama-cpp-python: same model file, same rows, same machine, in one call.
+"""Compare a replay by edge, llama-server and llama-cpp-python: same model file, same rows, same machine, one call.
 
 python benchmarks/replay.py --model MODEL.gguf --replay ROWS.jsonl --llama-server BINARY
 
 Every peer gets the same token ids (rendered and tokenized as edge does), the same grammar (edge/grammar.gbnf), greedy
-choice, the same number of new tokens and of threads, and a process of its own for each run. The runs take turns, since
-a machine's speed drifts, and the table holds their medians.
+choice, and the same number of new tokens and threads. Each run is a separate process. The runs alternate, because the
+speed of a machine drifts. The table has their medians.
 
-"wall" is from the first prompt to the last answer, the model loaded and the prompts tokenized; "process" is the whole
-process of edge or llama-cpp-python. "valid" are the answers that edge's strict parser reads as an action, "valid JSON"
-those of which the published scorer reads an object. Peak memory is ru_maxrss, the mapped model file included, of
-the process that holds the model.
+"wall" is the time from the first prompt to the last answer. The model is loaded and the prompts are tokenized before.
+"process" is the whole process of edge or llama-cpp-python. "valid" counts the answers that edge's strict parser reads
+as an action. "valid JSON" counts those in which the published scorer finds an object. Peak memory is ru_maxrss of the
+process that holds the model, with the mapped model file.
 
-llama-cpp-python answers one prompt after the other with its defaults; it goes on from the prefix that a prompt shares
-with the one before where the model's cache can be cut; a hybrid's cannot, so there it goes on only from its very end.
-llama-server keeps its prompt cache on; the steps of a task go to one slot in their order, one client a slot; `--slots`
-and `--server-options` are tried one by one, and edge is compared with the best.
+llama-cpp-python answers one prompt after the other with its defaults. Where the model's cache can be cut, it resumes
+from the prefix that a prompt shares with the one before. A hybrid's cache cannot be cut, so there it resumes only from
+the end of the cache.
 
-The floor is what llama.cpp itself needs for what no engine can leave out when it writes one answer at a time: reading
-the rows' prefix tree, each distinct token once, in batches of 512, plus every free token of edge's answers (those that
-the grammar did not force) alone, at the speed measured at the depth of its row. Both are measured on the rows
-themselves, between the runs of the peers. An engine that writes several answers in one batch can fall below it.
+llama-server keeps its prompt cache on. The steps of a task go to one slot in their order, with one client for each
+slot. Each value of `--slots` and `--server-options` is tried, and edge is compared with the best.
+
+The floor is the time that llama.cpp needs for the work that an engine cannot avoid if it writes one answer at a time:
+reading the rows' prefix tree, each distinct token once, in batches of 512; and every free token of edge's answers
+(those that the grammar did not force) alone, at the speed measured at the depth of its row. Both are measured on the
+rows, between the runs of the peers. An engine that writes several answers in one batch can be faster than the floor.
 """
 
 import argparse
@@ -37,18 +39,18 @@ from typing import Any
 
 from peers import peak_memory
 
-from edge.action import parse_action
+from edge.answer.action import parse_action
 from edge.errors import GrammarError
-from edge.machine import physical_cores
-from edge.markdown import table
 from edge.metrics import payload
+from edge.system.machine import physical_cores
+from edge.system.tables import table
 
 Run = dict[str, Any]
 FLOOR = "floor (llama.cpp)"
 
 
 def child(command: list[str], output: Path) -> tuple[float, int]:
-    """Run a command to its end; (seconds, peak memory in bytes). Ends this program if it fails."""
+    """Run a command to its end. Return (seconds, peak memory in bytes). Exits this program if it fails."""
     errors = output.with_suffix(".errors")
     began = time.perf_counter()
     with output.open("w") as out, errors.open("w") as err:
@@ -63,7 +65,7 @@ def child(command: list[str], output: Path) -> tuple[float, int]:
 
 
 def peer(kind: str, job: dict[str, Any], folder: Path) -> Run:
-    """One run of a peer of peers.py."""
+    """Run one peer of peers.py."""
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     script = str(Path(__file__).with_name("peers.py"))
     files = [str(folder / "job.json"), str(folder / "out.json")]
@@ -73,10 +75,17 @@ def peer(kind: str, job: dict[str, Any], folder: Path) -> Run:
 
 
 def edge(job: dict[str, Any], options: str, folder: Path) -> Run:
-    """One run of `edge eval` on the chosen rows."""
-    with tempfile.TemporaryDirectory(dir=folder) as name:  # no journal of the run before
+    """Run `edge eval` on the chosen rows."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:  # without the journal of an earlier run
         out = Path(name) / "edge.json"
-        command = [sys.executable, "-c", "from edge.cli import main; main()", "eval", "--model", job["model"]]
+        command = [
+            sys.executable,
+            "-c",
+            "from edge.cli.main import main; main()",
+            "eval",
+            "--model",
+            job["model"],
+        ]
         command += ["--replay", str(folder / "rows.jsonl"), "--out", str(out), "--think", "off"]
         command += ["--max-tokens", str(job["max_tokens"]), "--threads", str(job["threads"])]
         process_sec, peak = child(command + shlex.split(options), folder / "printed")
@@ -95,7 +104,7 @@ def edge(job: dict[str, Any], options: str, folder: Path) -> Run:
 
 
 def with_free_tokens(run: Run, free: list[int]) -> Run:
-    """The floor's run, with the free tokens of edge's answers written at the depth of each row."""
+    """Add to the floor's run the time to write edge's free tokens at the depth of each row."""
     write_sec = sum(n * each for n, each in zip(free, run["write_sec_per_token"], strict=True))
     return run | {"wall_sec": run["read_sec"] + write_sec, "write_sec": write_sec, "tokens_out": sum(free)}
 
@@ -134,7 +143,7 @@ def row(name: str, runs: list[Run]) -> list[str]:
 
 
 def ratio(name: str, runs: list[Run], other: str, others: list[Run]) -> str:
-    """One line: the medians' ratio, and that of each round."""
+    """One line with the ratio of the medians, and the ratio of each round."""
     value = median(runs, "wall_sec") / median(others, "wall_sec")
     each = ", ".join(f"{a['wall_sec'] / b['wall_sec']:.2f}" for a, b in zip(runs, others, strict=True))
     line = f"- {name} takes {value:.2f} × the wall time of {other} (round by round: {each})"
@@ -147,7 +156,7 @@ def report(job: dict[str, Any], results: dict[str, list[Run]], rounds: int) -> l
     lengths = sorted(map(len, prompts))
     lines = [
         f"{Path(job['model']).name}: {len(prompts)} rows of {len(set(job['tasks']))} tasks, "
-        f"{lengths[0]:,} to {lengths[-1]:,} tokens, {sum(lengths):,} in all, {job['distinct']:,} distinct; "
+        f"{lengths[0]:,} to {lengths[-1]:,} tokens, {sum(lengths):,} in total, {job['distinct']:,} distinct; "
         f"{job['max_tokens']} new tokens each; {job['threads']} threads; median of {rounds}.",
         "",
     ]
@@ -182,43 +191,47 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--replay", required=True, type=Path, help="replay rows (JSON Lines)")
     parser.add_argument(
-        "--rows", type=int, default=36, help="the first so many that fit; 0: all (default: 36)"
+        "--rows", type=int, default=36, help="use the first N rows that fit; 0: all (default: 36)"
     )
     parser.add_argument(
-        "--under", type=int, default=4000, help="only rows of fewer prompt tokens (default: 4000)"
+        "--under", type=int, default=4000, help="use only rows with fewer prompt tokens (default: 4000)"
     )
-    parser.add_argument("--max-tokens", type=int, default=128, help="new tokens a row (default: 128)")
-    parser.add_argument("--threads", type=int, help="for every peer (default: the physical cores)")
-    parser.add_argument("--runs", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("--max-tokens", type=int, default=128, help="new tokens for each row (default: 128)")
+    parser.add_argument("--threads", type=int, help="threads for every peer (default: the physical cores)")
+    parser.add_argument("--runs", type=int, default=3, help="number of rounds (default: 3)")
     parser.add_argument(
         "--only",
         default="edge,server,python,floor",
-        help="peers, by comma (default: edge,server,python,floor)",
+        help="peers to run, separated by commas (default: edge,server,python,floor)",
     )
-    parser.add_argument("--llama-server", type=Path, help="its binary; without it that peer is left out")
-    parser.add_argument("--slots", default="1,4", help="slot counts to try, by comma (default: 1,4)")
+    parser.add_argument(
+        "--llama-server", type=Path, help="llama-server binary; without it this peer is left out"
+    )
+    parser.add_argument(
+        "--slots", default="1,4", help="slot counts to try, separated by commas (default: 1,4)"
+    )
     parser.add_argument(
         "--server-options",
         action="append",
-        help='more options for llama-server: --server-options="-fa off"; given twice, both are tried',
+        help='more options for llama-server: --server-options="-fa off"; if given twice, both are tried',
     )
     parser.add_argument(
         "--edge-options",
         action="append",
-        help='more options for `edge eval`: --edge-options="--parallel 1"; given twice, edge runs in both ways',
+        help='more options for `edge eval`: --edge-options="--parallel 1"; if given twice, both are tried',
     )
     parser.add_argument(
         "--floor-flash-attention",
         action="store_true",
-        help="measure the floor with it (default: off, as edge on a CPU)",
+        help="measure the floor with flash attention (default: off, as edge on a CPU)",
     )
-    parser.add_argument("--json", type=Path, help="write every run here")
+    parser.add_argument("--json", type=Path, help="file for the figures of every run")
     args = parser.parse_args()
     args.only = args.only.split(",")
     if unknown := set(args.only) - {"edge", "server", "python", "floor"}:
-        parser.error(f"--only: no such peer: {', '.join(sorted(unknown))}")
+        parser.error(f"--only: unknown peer: {', '.join(sorted(unknown))}")
     if "floor" in args.only and "edge" not in args.only:
-        parser.error("--only: the floor is made of edge's free tokens, so it needs edge")
+        parser.error("--only: the floor uses edge's free tokens, so it needs edge")
     return args
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Are the answers of a replay those of each prompt alone in an empty cache? Exactly with one at a time; else nearly.
+"""Count the answers of a replay that equal those of each prompt alone in an empty cache.
 
 python benchmarks/same_text.py --model MODEL.gguf --replay ROWS.jsonl [--rows N] [--under N] [--max-tokens 128]
 
-"Alone": each row by a newly loaded model, its prompt read from the beginning in the chunks that the whole replay
-implies (`Runner.answers` with one wanted row). "parallel 1" is exact mode: all rows in one pass over their prefix
-tree, which must give the same bytes. "parallel N" writes N answers in one batch, where other kernels round in
-other ways; a greedy choice between two nearly equal tokens then falls otherwise, and the answer goes on from there.
+"alone": a newly loaded model answers each row. It reads the prompt from the start, in the chunks that the whole replay
+implies (`Runner.answers` with one wanted row). "parallel 1" is exact mode: all rows in one pass over their prefix tree.
+Its answers must be the same bytes. "parallel N" writes N answers in one batch. Other kernels then round differently. A
+greedy choice between two nearly equal tokens can change, and the rest of the answer with it.
 """
 
 import argparse
@@ -14,16 +14,16 @@ import random
 import sys
 from pathlib import Path
 
-from edge.generate import Answer
-from edge.markdown import table
+from edge.answer.writer import Answer
+from edge.llama.prefixes import distinct_tokens
 from edge.metrics import aggregate, score_step
-from edge.replay import Row, read_rows
+from edge.replay.rows import Row, read_rows
 from edge.runner import Runner
-from edge.tree import distinct_tokens
+from edge.system.tables import table
 
 
 def score(rows: list[Row], answers: list[Answer]) -> float:
-    """The replay's score, 0 to 100."""
+    """The score of the replay, 0 to 100."""
     steps = [
         {
             "task_id": row.task_id,
@@ -42,14 +42,16 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--replay", required=True, type=Path)
-    parser.add_argument("--rows", type=int, help="only the first N of those that fit")
-    parser.add_argument("--under", type=int, help="only rows whose prompt has fewer tokens")
+    parser.add_argument("--rows", type=int, help="use only the first N rows that fit")
+    parser.add_argument("--under", type=int, help="use only rows with fewer prompt tokens")
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, help="default: the physical cores")
+    parser.add_argument("--threads", type=int, help="threads (default: the physical cores)")
     parser.add_argument(
-        "--parallel", default="2,4,8", help="answers at once to try, by comma; 1: none but exact mode"
+        "--parallel",
+        default="2,4,8",
+        help="numbers of parallel answers to try, separated by commas; 1: only exact mode",
     )
-    parser.add_argument("--alone", type=int, help="answer only so many rows alone, drawn at random")
+    parser.add_argument("--alone", type=int, help="answer only N random rows alone")
     given = parser.parse_args()
 
     def load() -> Runner:

@@ -1,12 +1,12 @@
-r"""`edge serve` and llama-server under load: the same GGUF, the same clients, one after the other in one run.
+r"""Compare `edge serve` and llama-server under load: the same GGUF and the same clients, one server after the other.
 
 python benchmarks/serve.py --model SmolLM2-135M-Instruct.Q4_1.gguf --replay replay_terminal_dev.jsonl \
     --llama-server llama-server
 
-Each client plays recorded tasks step by step, as an agent would: it sends a step's messages, waits for the whole
-streamed answer, and goes on with the task's next step. Which tasks, and in which order, is drawn by a seed, the same
-for both servers. Both keep to the action: edge by itself, llama-server is given grammar.gbnf.
-A request is lost where no answer comes to its end; valid where the text is an action.
+Each client plays recorded tasks step by step, as an agent does. It sends the messages of a step, waits for the whole
+streamed answer, and continues with the task's next step. A seed determines the tasks and their order, the same for both
+servers. Both servers write actions: edge by default, llama-server with grammar.gbnf.
+A request is lost if no answer reaches its end. An answer is valid if its text is an action.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edge.action import parse_action
-from edge.encode import encode_with
+from edge.answer.action import parse_action
 from edge.errors import GrammarError
+from edge.llama.encode import encode_with
 from edge.prompt import prompt_source, render_prompt
-from edge.replay import Row, read_rows
+from edge.replay.rows import Row, read_rows
 
 Task = list[Row]
 
 
 @dataclass
 class Load:
-    """What the clients of one server have seen."""
+    """What the clients of one server measured."""
 
     seconds: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Load:
     lost: list[str] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)  # KiB, once a second
     wall: float = 0.0
-    read: float = 0.0  # prompt tokens, as the server counts them
+    read: float = 0.0  # prompt tokens, counted by the server
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -61,7 +61,7 @@ def tasks_of(model: Path, replay: Path, under: int) -> list[Task]:
 
 
 def ask(port: int, body: dict[str, Any], load: Load) -> None:
-    """One request, streamed; what came of it is added to `load`."""
+    """Send one streamed request and add its outcome to `load`."""
     began = time.perf_counter()
     first = None
     text = ""
@@ -113,7 +113,7 @@ def ask(port: int, body: dict[str, Any], load: Load) -> None:
 def client(
     port: int, tasks: Sequence[Task], seed: int, extra: dict[str, Any], end: float, load: Load
 ) -> None:
-    """Plays tasks until the time is over; a request under way then is still waited for."""
+    """Play tasks until the time is over, then wait for the current request."""
     draw = random.Random(seed)
     while time.monotonic() < end:
         for row in draw.choice(tasks):
@@ -130,7 +130,7 @@ def resident(pid: int) -> int:
 def run(
     name: str, command: list[str], port: int, tasks: Sequence[Task], extra: dict[str, Any], options: Any
 ) -> Load:
-    """Start a server, put it under load, end it."""
+    """Start a server, put it under load, stop it."""
     load = Load()
     with (
         open(os.devnull, "w") as nowhere,
@@ -156,7 +156,7 @@ def run(
             load.wall = time.monotonic() - began
             load.read = counted(port)
             if process.poll() is not None:
-                load.lost.append("the server ended by itself")
+                load.lost.append("the server stopped unexpectedly")
         finally:
             process.terminate()
             process.wait()
@@ -173,7 +173,7 @@ def healthy(port: int) -> bool:
 
 
 def counted(port: int) -> float:
-    """The server's own count of prompt tokens that it has read, and not taken from what it kept."""
+    """The server's count of the prompt tokens that it has read, without those from its cache."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -198,15 +198,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--replay", type=Path, required=True)
-    parser.add_argument("--llama-server", help="the program; without it edge alone is run")
+    parser.add_argument("--llama-server", help="llama-server binary; without it only edge runs")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--under", type=int, default=2000, help="tokens of a prompt")
+    parser.add_argument("--under", type=int, default=2000, help="use only steps with fewer prompt tokens")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--cache-ram", type=int, default=1024, help="MiB of prompts that each server may keep"
+        "--cache-ram", type=int, default=1024, help="size in MiB of the prompt cache of each server"
     )
     options = parser.parse_args()
 
@@ -218,7 +218,14 @@ def main() -> None:
     )
     loads: dict[str, Load] = {}
     port = free_port()
-    edge = [sys.executable, "-c", "from edge.cli import main; main()", "serve", "--model", str(options.model)]
+    edge = [
+        sys.executable,
+        "-c",
+        "from edge.cli.main import main; main()",
+        "serve",
+        "--model",
+        str(options.model),
+    ]
     edge += ["--port", str(port), "--parallel", str(options.slots), "--context", str(context)]
     edge += ["--threads", str(options.threads), "--queue", str(options.clients)]
     edge += ["--cache-ram", str(options.cache_ram)]

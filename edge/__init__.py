@@ -10,21 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
+from edge.version import __version__
 
 if TYPE_CHECKING:
-    from edge.action import Action, Command
+    from edge.answer.action import Action, Command
+    from edge.answer.sampling import Sampling
     from edge.prompt import task_messages
     from edge.runner import Runner, Session
-    from edge.sampling import Sampling
 
-__version__ = "0.1.0"
 __all__ = ["Action", "Command", "EdgeError", "Runner", "Sampling", "Session", "__version__", "task_messages"]
 
 _HOMES = {
-    "Action": "action",
-    "Command": "action",
+    "Action": "answer.action",
+    "Command": "answer.action",
     "Runner": "runner",
-    "Sampling": "sampling",
+    "Sampling": "answer.sampling",
     "Session": "runner",
     "task_messages": "prompt",
 }

@@ -9,52 +9,38 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from edge import ggml
-from edge.checkpoint import Checkpoint, open_checkpoint
-from edge.checksum import seal
+from edge.conversion.families import make_plan
+from edge.conversion.header import Placed, write_header
+from edge.conversion.plan import Plan, TensorPlan
+from edge.conversion.tokenizer import Vocabulary, make_vocabulary
+from edge.conversion.tokenizer_check import check_tokenization
+from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError, PromptError
-from edge.families import make_plan
-from edge.footprint import size
-from edge.header import Placed, write_header
-from edge.lora import merge_lora
-from edge.machine import MAX_THREADS, physical_cores
-from edge.modelfile import read_model_file, remember, sha256
-from edge.output import allocate, temporary_file, whole_file
-from edge.paths import model_folder
-from edge.plan import Plan, TensorPlan
-from edge.progress import bar
+from edge.formats.chat_template import find_hostile
+from edge.formats.checkpoint import Checkpoint, open_checkpoint
+from edge.formats.checksum import seal
+from edge.formats.gguf import read_model_file, remember, sha256
+from edge.formats.lora import merge_lora
+from edge.llama import ggml
+from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
 from edge.prompt import render_chat_template
-from edge.quantize import choose_types
-from edge.replay import read_rows
-from edge.template import find_hostile
-from edge.vocabulary import Vocabulary, check_tokenization, make_vocabulary
-from edge.weights import FLOATS, Output, write_weights
+from edge.replay.rows import read_rows
+from edge.system.files import allocate, temporary_file, whole_file
+from edge.system.hashes import package_version
+from edge.system.machine import MAX_THREADS, physical_cores
+from edge.system.paths import model_folder
+from edge.system.places import check_place, place_of
+from edge.system.progress import bar
+from edge.system.text import size
 
-# By llama.cpp's names; the number is what llama_model_quantize takes. It has no NVFP4 of its own yet.
-_FTYPES = {
-    name.removeprefix("LLAMA_FTYPE_").removeprefix("ALL_").removeprefix("MOSTLY_"): int(
-        getattr(llama_cpp, name)
-    )
-    for name in dir(llama_cpp)
-    if name.startswith("LLAMA_FTYPE_") and not name.endswith(("GUESSED", "NVFP4"))
-}
-QUANT_TYPES = sorted(_FTYPES, key=lambda name: _FTYPES[name])
-NEEDS_IMATRIX = [
-    name
-    for name in QUANT_TYPES
-    if name.startswith(("IQ1_", "IQ2_")) or name in ("IQ3_XXS", "IQ3_XS", "Q2_K_S")
-]
-_ALIASES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
 # As llama.cpp's quantizer has it: below these types a tensor is garbage without an importance matrix. ggml itself
 # asks for one for fewer types.
 _LOW_BIT = ("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s")
@@ -187,7 +173,7 @@ def _calibrated(
     progress: bool,
 ) -> Path:
     """The importance matrix of a checkpoint from replay rows. An interrupted one goes on where it was."""
-    from edge.calibrate import calibrate
+    from edge.measure.calibrate import calibrate
 
     read_rows(rows)  # what is wrong with them shows before the work
     matrix = place.with_name(place.name + ".imatrix")
@@ -202,19 +188,12 @@ def _calibrated(
     return matrix
 
 
-def _type_name(quant: str) -> str:
-    name = _ALIASES.get(quant.upper(), quant.upper())
-    if name not in QUANT_TYPES:
-        raise ConversionError(f"{quant} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
-    return name
-
-
 def check_quant(quant: str, *, has_imatrix: bool) -> str:
     """A type's name as files carry it: f32, f16, bf16, else llama.cpp's in upper case.
 
     Raises ConversionError for an unknown one, and for one that needs an importance matrix where there is none.
     """
-    name = _type_name(quant)
+    name = type_name(quant)
     if name in NEEDS_IMATRIX and not has_imatrix:
         raise ConversionError(
             f"{name} needs an importance matrix: give one with --imatrix, or rows to make it from with "
@@ -227,7 +206,7 @@ def _wish(
     quant: str, tensor_types: Sequence[tuple[str, str]], output_type: str | None, embedding_type: str | None
 ) -> _Wish:
     """The types by their canonical names and numbers. Raises ConversionError: an unknown one."""
-    name = _type_name(quant)
+    name = type_name(quant)
     if name in FLOATS and (tensor_types or output_type or embedding_type):
         raise ConversionError(
             f"types of single tensors can be named where the file is quantized, not for {name}"
@@ -273,7 +252,7 @@ def _write(
     if wish.quant not in FLOATS:
         types = choose_types(
             path,
-            _FTYPES[wish.quant],
+            FTYPES[wish.quant],
             has_imatrix=imatrix is not None,
             output_type=wish.output_type,
             embedding_type=wish.embedding_type,
@@ -281,8 +260,9 @@ def _write(
         )
         by_name = {tensor.name: tensor for tensor in plan.tensors}
         if types.types.keys() != by_name.keys():
+            installed = package_version("llama-cpp-python")
             raise ConversionError(
-                f"llama-cpp-python {llama_cpp.__version__} does not tell which types it chooses; install 0.3.36"
+                f"llama-cpp-python {installed} does not tell which types it chooses; install 0.3.36"
             )
         warnings += [
             f"--tensor-type {pattern}: no tensor has it in its name"
@@ -350,7 +330,7 @@ def _header(
     for tensor, number in types:
         columns = tensor.shape[-1]
         sized.append((tensor, number, tensor.n_values // columns * ggml.row_bytes(number, columns)))
-    return write_header(path, checkpoint, plan, vocabulary, sized, _FTYPES[quant], further)
+    return write_header(path, checkpoint, plan, vocabulary, sized, FTYPES[quant], further)
 
 
 def _importance(
@@ -360,7 +340,7 @@ def _importance(
     """The weights of each tensor's columns by its name, what the file's metadata says of them, warnings."""
     if imatrix is None:
         return {}, [], []
-    from edge.imatrix import read_imatrix
+    from edge.formats.imatrix import read_imatrix
 
     matrix = read_imatrix(imatrix)
     weights = matrix.weights()
@@ -411,33 +391,11 @@ def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
 
     Nothing is made. Raises ConversionError where no file can be written.
     """
-    if out is not None and not str(out):
-        raise ConversionError("the output's name is empty; give a file or a folder")
-    path = model_folder() / file if out is None else Path(out)
-    try:
-        if path.is_dir():
-            path = path / file
-        place = Path(os.path.realpath(path))
-        if place.is_dir():
-            raise ConversionError(f"{path}: is a folder; choose another name with --out")
-        if place.exists() and not place.is_file():
-            raise ConversionError(f"{path}: is not a regular file; choose another place with --out")
-        folder = _folder_above(place)
-        if not folder.is_dir():
-            raise ConversionError(f"{path}: {folder} is not a folder; choose another place with --out")
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell: /proc, a read-only mount
-            pass
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise ConversionError(
-            f"{path}: cannot be written: {reason}; choose another place with --out"
-        ) from None
-    return path, place
-
-
-def _folder_above(place: Path) -> Path:
-    """The nearest of the folders above that exists already."""
-    return next(parent for parent in place.parents if parent.exists())
+    path = model_folder() / file if out is None else Path(out) if str(out) else out
+    if isinstance(path, Path) and path.is_dir():
+        path = path / file
+    check_place(path, error=ConversionError, streams=False)
+    return Path(path), place_of(path)[0]
 
 
 def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:

@@ -16,10 +16,13 @@ EdgeError
 ├── SandboxError      the sandbox does not start, or has ended
 └── BundleError       a bundle cannot be made, read or installed
 
+KeyboardInterrupt
+└── Interrupted       long work was interrupted: the message says what is kept
+
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
 """
 
-from edge.printable import printable
+from edge.system.text import printable
 
 _LONGEST = 2000  # characters of a message
 
@@ -91,3 +94,7 @@ class ServeError(EdgeError):
 
 class BundleError(EdgeError):
     """A bundle cannot be made, read or installed."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during long work. The message says what is kept and how to resume."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import PromptError
-from edge.template import render
+from edge.formats.chat_template import render
 
 Message = dict[str, Any]
 """`role` (system, user, assistant, tool) and `content`; a template may read more, such as `tool_calls`."""
@@ -169,13 +169,13 @@ def _with_reasoning(message: Message) -> Message:
 def prompt_source(path: Path | str) -> PromptSource:
     """What a GGUF or a Hugging Face folder brings to its prompts.
 
-    A folder's template is read as `edge.checkpoint.read_chat_template` does. Raises PromptError for a folder that
-    is no checkpoint, CheckpointError for a damaged file of it, ModelFileError for a damaged GGUF.
+    A folder's template is read as `edge.formats.checkpoint.read_chat_template` does. Raises PromptError for a
+    folder that is no checkpoint, CheckpointError for a damaged file of it, ModelFileError for a damaged GGUF.
     """
     path = Path(path)
     if path.is_dir():
         return _folder_source(path)
-    from edge.modelfile import read_model_file
+    from edge.formats.gguf import read_model_file
 
     model = read_model_file(path)
     return PromptSource(
@@ -188,7 +188,7 @@ def prompt_source(path: Path | str) -> PromptSource:
 
 
 def _folder_source(folder: Path) -> PromptSource:
-    from edge.checkpoint import read_chat_template, read_header, read_json, read_tokenizer_config
+    from edge.formats.checkpoint import read_chat_template, read_header, read_json, read_tokenizer_config
 
     if not any((folder / name).is_file() for name in _CHECKPOINT_FILES):
         raise PromptError(f"{folder}: is no checkpoint: it has none of {', '.join(_CHECKPOINT_FILES)}")

@@ -10,19 +10,20 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from edge.action import Action, parse_action
-from edge.engine import Engine, Job, Writer
+from edge.answer.action import Action, parse_action
+from edge.answer.sampling import Sampling
+from edge.answer.style import STYLE_NAMES, StyleName
+from edge.answer.writer import Answer, action_answer, free_answer
 from edge.errors import ContextError, EdgeError
-from edge.footprint import BATCH
-from edge.generate import Answer, action_answer, free_answer
-from edge.machine import devices, memory
-from edge.modelfile import ModelFile, read_model_file
-from edge.placement import place
+from edge.formats.gguf import ModelFile, read_model_file
+from edge.llama.devices import devices
+from edge.llama.engine import Engine, Job, Writer
+from edge.llama.memory import BATCH
+from edge.llama.placement import place
+from edge.llama.prefixes import branch_points, common_length, depth_held, reading_order
+from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
-from edge.sampling import Sampling
-from edge.style import STYLE_NAMES, StyleName
-from edge.tokens import Vocabulary
-from edge.tree import branch_points, common_length, depth_held, reading_order
+from edge.system.machine import memory
 
 GREEDY = Sampling()
 DEFAULT_MAX_TOKENS = 1024
@@ -51,9 +52,10 @@ class Runner:
         flash_attention: bool | None = None,
         batch: int = BATCH,
         mmap: bool = True,
+        trusted: bool = False,
         engine_class: Callable[..., Engine] = Engine,
     ) -> "Runner":
-        """Load a GGUF; the options are those of `edge.engine.Engine`, or of what `engine_class` makes.
+        """Load a GGUF; the options are those of `edge.llama.engine.Engine`, or of what `engine_class` makes.
 
         `gpu_layers`: by default as many as fit into the free memory of a GPU with a context of 8,192 tokens (all
         is -1). `threads` defaults to the physical cores.
@@ -82,6 +84,7 @@ class Runner:
             flash_attention=flash_attention,
             batch=batch,
             mmap=mmap,
+            trusted=trusted,
         )
         return cls(engine, model_file)
 

@@ -21,25 +21,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edge import __version__
-from edge.calibrate import calibrate
-from edge.checkpoint import Checkpoint, open_checkpoint
-from edge.choice import Candidate, Choice, choose
-from edge.compare import compare
+from edge.compare.intervals import LEAST_TASKS
+from edge.compare.run import compare
 from edge.convert import check_quant, convert
 from edge.errors import ConversionError, ResultError
-from edge.evaluate import evaluate
-from edge.footprint import size
-from edge.intervals import LEAST_TASKS
-from edge.journal import differences, rows_sha256
-from edge.machine import forget_peak_memory, free_disk
-from edge.measure import base_scores, measure
-from edge.modelfile import sha256
-from edge.progress import bar
-from edge.provenance import folder_provenance
-from edge.replay import read_rows
-from edge.report import find_reference, report
-from edge.result import check_place, write_json
+from edge.formats.checkpoint import Checkpoint, open_checkpoint
+from edge.formats.gguf import sha256
+from edge.measure.calibrate import calibrate
+from edge.measure.run import base_scores, measure
+from edge.replay.journal import differences
+from edge.replay.provenance import folder_provenance
+from edge.replay.rows import read_rows, rows_sha256
+from edge.replay.run import evaluate
+from edge.report.build import report
+from edge.report.choice import Candidate, Choice, choose
+from edge.report.contents import find_reference
+from edge.system.machine import forget_peak_memory, free_disk
+from edge.system.places import check_place, write_json
+from edge.system.progress import bar
+from edge.system.text import size
+from edge.version import __version__
 
 _FLOATS = ("f32", "f16", "bf16")
 # No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more where rows do not divide.
@@ -84,7 +85,7 @@ def sweep(
     Losses and KL divergences are against the base, the checkpoint in its own dtype. `reference`: what the report
     compares with instead, a result JSON or a known model's name. `calibrate_on`: replay rows to make an importance
     matrix from, once, for all types. `budget` (bytes) and `max_loss` (points of score) choose a file as
-    `edge.choice.choose` does. `keep` keeps every GGUF.
+    `edge.report.choice.choose` does. `keep` keeps every GGUF.
 
     The disk space needed is said before anything is done. Raises what converting, evaluating, measuring and reporting
     raise, and ResultError where `out` holds a sweep of something else; KeyboardInterrupt with a line that says how to

@@ -1,14 +1,15 @@
-"""Each family's conversion held against llama.cpp's own converter, on small random checkpoints.
+"""Compare each family's conversion with llama.cpp's own converter, on small random checkpoints.
 
     python scripts/compare_families.py LLAMA_CPP [FAMILY ...]
 
-LLAMA_CPP is a source tree of llama.cpp of the version that llama-cpp-python holds: its sdist has one in
-vendor/llama.cpp. The families are those of tests/make_random.py. Both converters write bfloat16; every tensor's
-name, type, shape and bits are compared, and all metadata. What differs and is not in EXPECTED fails.
+LLAMA_CPP is a source tree of llama.cpp of the version in llama-cpp-python. The sdist of llama-cpp-python has one in
+vendor/llama.cpp. The families are those of tests/helpers/make_random.py. Both converters write bfloat16. The script
+compares
+every tensor's name, type, shape and bits, and all metadata. It fails if an entry differs that is not in EXPECTED.
 
-What is done for the peer's sake: its table of tokenizer hashes cannot know a tokenizer made here, so that it is told
-the pre-tokenizer's name; and where the published model has a tokenizer.model it is given one, with the pieces of
-tokenizer.json, through a stand-in for the sentencepiece package.
+llama.cpp's converter needs two changes. Its table of tokenizer hashes does not know a tokenizer that was made here, so
+it gets the name of the pre-tokenizer. If the published model has a tokenizer.model, it gets one with the pieces of
+tokenizer.json, through a substitute for the sentencepiece package.
 """
 
 import json
@@ -23,7 +24,7 @@ import numpy as np
 from gguf import GGUFReader
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 PRE = {
     "qwen2": "qwen2",
@@ -35,9 +36,9 @@ PRE = {
 SENTENCEPIECE = ("gemma3", "gemma3-parent", "mistral")  # published with a tokenizer.model
 
 EXPECTED = {
-    "general.name": "the folder's name, as it is or made a title",
-    "tokenizer.ggml.eot_token_id": "a further EOS of generation_config.json, which the peer does not read",
-    "tokenizer.ggml.add_eos_token": "false, where the peer leaves it to llama.cpp's default, which is false",
+    "general.name": "the folder's name, unchanged or as a title",
+    "tokenizer.ggml.eot_token_id": "a second EOS of generation_config.json, which llama.cpp's converter does not read",
+    "tokenizer.ggml.add_eos_token": "false; llama.cpp's converter relies on the default, which is false",
 }
 
 STAND_IN = """
@@ -70,7 +71,7 @@ runpy.run_path(SCRIPT, run_name="__main__")
 
 
 def peer(llama_cpp: Path, family: str, folder: Path, out: Path) -> None:
-    """llama.cpp's converter, in a process of its own with its own gguf package."""
+    """Run llama.cpp's converter in a separate process with its own gguf package."""
     stand_in = out.parent / "stand-in"
     stand_in.mkdir()
     (stand_in / "sentencepiece.py").write_text(STAND_IN, encoding="utf-8")
@@ -81,7 +82,7 @@ def peer(llama_cpp: Path, family: str, folder: Path, out: Path) -> None:
     code = PEER.replace("PRE", repr(name)).replace("SCRIPT", repr(str(script)))
     command = [sys.executable, "-c", code, str(folder), "--outfile", str(out), "--outtype", "bf16"]
     if family.startswith("qwen35") and not family.endswith("-mtp"):
-        command.append("--no-mtp")  # without MTP tensors its default fails
+        command.append("--no-mtp")  # without MTP tensors the default fails
     path = os.pathsep.join(map(str, (llama_cpp / "gguf-py", llama_cpp, stand_in)))
     run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     if run.returncode:
@@ -89,7 +90,7 @@ def peer(llama_cpp: Path, family: str, folder: Path, out: Path) -> None:
 
 
 def write_pieces(folder: Path) -> None:
-    """tokenizer.model's content from tokenizer.json, as SentencePiece would have trained it."""
+    """Write tokenizer.model from tokenizer.json, as SentencePiece would have trained it."""
     stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = stored["model"]["vocab"]
     special = {token["content"]: token["special"] for token in stored["added_tokens"]}
@@ -137,13 +138,15 @@ def first_difference(one: Any, other: Any) -> str:
 
 
 def compare(family: str, llama_cpp: Path) -> bool:
-    """Convert both ways and print what differs. True if all tensors are equal, and all metadata but EXPECTED."""
+    """Convert in both ways and print the differences. True if all tensors and metadata except EXPECTED are equal."""
     from make_random import FAMILIES
 
     from edge.convert import convert
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "model"  # the peer reads sizes and versions out of a telling name
+        folder = (
+            Path(name) / "model"
+        )  # a neutral name: the peer reads sizes and versions from the folder's name
         FAMILIES[family](folder)
         ours, theirs = Path(name) / "edge.gguf", Path(name) / "llama.cpp.gguf"
         done = convert(folder, quant="BF16", out=ours, threads=1)
@@ -156,7 +159,7 @@ def compare(family: str, llama_cpp: Path) -> bool:
                 print(f"    {key}: only in {'llama.cpp' if key in b else 'edge'}'s")
             elif a[key] != b[key]:
                 print(
-                    f"    {key}: {a[key][:2]}, {b[key][:2]}{'' if a[key][:2] != b[key][:2] else ' other bits'}"
+                    f"    {key}: {a[key][:2]}, {b[key][:2]}{'' if a[key][:2] != b[key][:2] else ' different bits'}"
                 )
         for note in done.warnings:
             print(f"    note: {note}")

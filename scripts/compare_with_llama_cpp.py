@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Is what `edge convert` writes what llama.cpp's own tools write? Tensor by tensor, bit by bit, for every type.
+"""Compare what `edge convert` writes with llama.cpp's own tools: every tensor, every bit, every type.
 
 pip download --no-binary :all: --no-deps llama-cpp-python==0.3.36 && tar xf llama_cpp_python-0.3.36.tar.gz
 python scripts/compare_with_llama_cpp.py llama_cpp_python-0.3.36/vendor/llama.cpp CHECKPOINT [CHECKPOINT ...]
 
-The peer: convert_hf_to_gguf.py of these sources (it wants torch, transformers and sentencepiece), to the checkpoint's
-own dtype, then llama_model_quantize of the installed library, or the binary named by `--llama-quantize`. With
-`--imatrix FILE` every type is compared with that importance matrix too; a matrix belongs to one model, so give one
-checkpoint then. Without the binary the matrix' values are prepared by edge for both sides.
+The peer is convert_hf_to_gguf.py of these sources (it needs torch, transformers and sentencepiece), which writes the
+checkpoint's own dtype, followed by llama_model_quantize of the installed library, or by the binary that
+`--llama-quantize` names. With `--imatrix FILE` every type is also compared with that importance matrix. A matrix
+belongs to one model, so give only one checkpoint then. Without the binary, edge prepares the matrix for both sides.
 
-What is done for the peer's sake: where it does not know a tokenizer's hash, it gets the pre-tokenizer that edge found
-from the structure of tokenizer.json; experts that a checkpoint keeps in one tensor are taken apart for it where it asks
-for that (LFM2-MoE). Both change no value.
+Two changes help the peer. If it does not know the hash of a tokenizer, it gets the pre-tokenizer that edge found from
+the structure of tokenizer.json. If a checkpoint keeps experts in one tensor, the script splits them where the peer
+needs that (LFM2-MoE). Both changes leave all values unchanged.
 
-Prints a Markdown table, and each metadata entry in which the two differ. Ends with 1 if any tensor differs.
+Prints a Markdown table, and each metadata entry that differs. The exit code is 1 if any tensor differs.
 """
 
 import argparse
@@ -30,20 +30,21 @@ from typing import Any
 
 import numpy as np
 
-from edge.checkpoint import open_checkpoint
-from edge.convert import NEEDS_IMATRIX, QUANT_TYPES, convert
+from edge.conversion.families import make_plan
+from edge.conversion.tokenizer import make_vocabulary
+from edge.convert import convert
 from edge.errors import ConversionError
-from edge.families import make_plan
-from edge.markdown import table
-from edge.modelfile import read_metadata, read_tensors
-from edge.vocabulary import make_vocabulary
+from edge.formats.checkpoint import open_checkpoint
+from edge.formats.gguf import read_metadata, read_tensors
+from edge.llama.types import NEEDS_IMATRIX, QUANT_TYPES
+from edge.system.tables import table
 
 FLOATS = ("F32", "F16", "BF16")
 CONVERTER = Path(__file__).with_name("llama_cpp_converter.py")
 
 
 def run_quantizer(source: Path, out: Path, quant: str, imatrix: Path | None) -> None:
-    """llama_model_quantize in this process."""
+    """Run llama_model_quantize in this process."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
@@ -51,7 +52,7 @@ def run_quantizer(source: Path, out: Path, quant: str, imatrix: Path | None) -> 
     params.ftype = getattr(llama_cpp, name)
     keep: list[Any] = []
     if imatrix is not None:
-        from edge.imatrix import read_imatrix
+        from edge.formats.imatrix import read_imatrix
 
         weights = read_imatrix(imatrix).weights()
         entries = (llama_cpp.llama_model_imatrix_data * (len(weights) + 1))()
@@ -66,7 +67,7 @@ def run_quantizer(source: Path, out: Path, quant: str, imatrix: Path | None) -> 
 
 
 def child(arguments: list[str], log: Path) -> bool:
-    """Run a command; whether it went well. What it says goes to a file."""
+    """Run a command with its output in a file. Return whether it succeeded."""
     with log.open("w") as stream:
         return not subprocess.run(
             arguments, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL
@@ -79,7 +80,7 @@ def last_line(log: Path) -> str:
 
 
 def unfused(folder: Path, out: Path) -> Path:
-    """The checkpoint with each expert's matrices as tensors of their own, as the peer wants LFM2-MoE."""
+    """The checkpoint with a separate tensor for each expert's matrix, as the peer needs LFM2-MoE."""
     from safetensors.torch import load_file, save_file
 
     config = json.loads((folder / "config.json").read_text())
@@ -105,7 +106,7 @@ def unfused(folder: Path, out: Path) -> Path:
 
 
 def tensor_differences(ours: Path, theirs: Path) -> list[str]:
-    """Names of the tensors that are not the same in type, shape and bits, and of those that one file lacks."""
+    """Names of the tensors that differ in type, shape or bits, or that one file lacks."""
     left = {tensor.name: tensor for tensor in read_tensors(ours)}
     right = {tensor.name: tensor for tensor in read_tensors(theirs)}
     maps = np.memmap(ours, np.uint8, "r"), np.memmap(theirs, np.uint8, "r")
@@ -119,7 +120,7 @@ def tensor_differences(ours: Path, theirs: Path) -> list[str]:
 
 
 def metadata_differences(ours: Path, theirs: Path) -> dict[str, tuple[Any, Any]]:
-    """Entries that only one file has, or whose values differ; the vocabulary apart from short lists left out."""
+    """Entries that only one file has, or whose values differ, without the long lists of the vocabulary."""
     left, right = read_metadata(ours), read_metadata(theirs)
     return {
         key: (left.get(key), right.get(key))
@@ -162,7 +163,7 @@ def compare(folder: Path, options: argparse.Namespace, work: Path) -> tuple[list
             if quant.lower() == dtype:
                 shutil.copy(floats, theirs)
                 made = True
-            elif quant in FLOATS:  # what the converter itself writes, not the quantizer
+            elif quant in FLOATS:  # the converter writes these, not the quantizer
                 arguments = [str(source), "--outtype", quant.lower(), "--outfile", str(theirs)]
                 made = child([*converter, *arguments], log)
             elif options.llama_quantize:
@@ -193,7 +194,7 @@ def compare(folder: Path, options: argparse.Namespace, work: Path) -> tuple[list
             equal &= not different
             count = len(read_tensors(ours))
             order = [[tensor.name for tensor in read_tensors(path)] for path in (ours, theirs)]
-            same = "all equal" if order[0] == order[1] else "all equal, in another order"
+            same = "all equal" if order[0] == order[1] else "all equal, in a different order"
             sizes = f"{ours.stat().st_size / 1e6:.1f}"
             lines.append([*name, str(count), sizes, ", ".join(different[:3]) or same])
             for key, values in metadata_differences(ours, theirs).items():
@@ -212,7 +213,7 @@ def compare(folder: Path, options: argparse.Namespace, work: Path) -> tuple[list
 
 
 def _short(value: Any) -> str:
-    return "has none" if value is None else re.sub(r"\s+", " ", repr(value))[:60]
+    return "none" if value is None else re.sub(r"\s+", " ", repr(value))[:60]
 
 
 def main() -> None:
@@ -223,15 +224,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "sources", type=Path, metavar="LLAMA_CPP", help="llama.cpp's sources, of the installed version"
+        "sources", type=Path, metavar="LLAMA_CPP", help="llama.cpp's sources of the installed version"
     )
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--imatrix", type=Path, help="an importance matrix of the checkpoint")
+    parser.add_argument("--imatrix", type=Path, help="importance matrix of the checkpoint")
     parser.add_argument(
-        "--llama-quantize", type=Path, metavar="BINARY", help="in place of the library's function"
+        "--llama-quantize",
+        type=Path,
+        metavar="BINARY",
+        help="llama-quantize binary to use instead of the library's function",
     )
     parser.add_argument(
-        "--types", default=",".join(QUANT_TYPES), help="default: all of the installed library"
+        "--types",
+        default=",".join(QUANT_TYPES),
+        help="types to compare, separated by commas (default: all types of the installed library)",
     )
     options = parser.parse_args()
     options.types = [name.strip().upper() for name in options.types.split(",")]

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Does `edge measure --text` find what `llama-perplexity --kl-divergence` finds?
+"""Compare the figures of `edge measure --text` with those of `llama-perplexity --kl-divergence`.
 
 python scripts/compare_with_llama_perplexity.py BASE.gguf MODEL.gguf --llama-perplexity llama-perplexity [--chunks 12]
 python scripts/compare_with_llama_perplexity.py BASE.gguf MODEL.gguf --direct --chunks 2
 
-Both read the same chunks of the same text, by default the beginning of Python's own reference manual as pydoc carries
-it, without flash attention, with the same size of batch and an f16 cache. llama-perplexity keeps of the base 16 bits a
-log probability: the range of at most 16 nats below the greatest, in 65,535 steps. So it has two perplexities of the
-base: that of the run itself, which is the one compared, and that of what was kept, which is only shown.
+Both read the same chunks of the same text, without flash attention, with the same batch size and an f16 cache. The
+default text is the beginning of Python's own reference manual from pydoc. llama-perplexity keeps 16 bits of each log
+probability of the base: the range of at most 16 nats below the greatest, in 65,535 steps. So it has two perplexities of
+the base: that of the run, which is compared, and that of the kept values, which is only shown.
 
-`--direct` holds edge against the sum over the whole vocabulary instead, from the logits that llama_cpp.Llama gives, and
-tells what becomes of that sum without the terms that llama-perplexity leaves out.
+`--direct` compares edge with the sum over the whole vocabulary instead, from the logits of llama_cpp.Llama. It also
+prints that sum without the terms that llama-perplexity leaves out.
 
-Prints a Markdown table. Ends with 1 if a figure differs by more than 1 %, or by more than half a unit of the last digit
-that llama-perplexity prints, whichever is more.
+Prints a Markdown table. The exit code is 1 if a figure differs by more than 1 % and by more than half a unit of the
+last digit that llama-perplexity prints.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from pydoc_data.topics import topics
 import llama_cpp
 import numpy as np
 
-from edge.forced import text_plan
-from edge.markdown import table
-from edge.measure import measure
-from edge.modelfile import read_model_file
-from edge.tokens import file_vocabulary
+from edge.formats.gguf import read_model_file
+from edge.llama.vocabulary import file_vocabulary
+from edge.measure.positions import text_plan
+from edge.measure.run import measure
+from edge.system.tables import table
 
-# Our figures, and where llama-perplexity prints them.
+# The figures of edge, and the pattern of each in the output of llama-perplexity.
 KEPT = "base_perplexity of what was kept"
 FIGURES = {
     "perplexity": r"Mean PPL\(Q\) +: +([\d.]+)",
@@ -49,7 +49,7 @@ FIGURES = {
 
 
 def write_text(path: Path, model: Path, tokens: int) -> None:
-    """The beginning of the manual, at least so many tokens long."""
+    """Write the beginning of the manual, at least `tokens` tokens long."""
     text = "\n\n".join(topics.values())
     with file_vocabulary(model) as vocabulary:
         size = 2 * tokens
@@ -61,7 +61,7 @@ def write_text(path: Path, model: Path, tokens: int) -> None:
 def theirs(
     binary: Path, base: Path, model: Path, text: Path, chunk: int, chunks: int, folder: Path
 ) -> dict[str, str]:
-    """What llama-perplexity prints of each figure. Raises SystemExit with its last lines where it fails."""
+    """Each figure as llama-perplexity prints it. Raises SystemExit with its last lines if it fails."""
     logits = folder / "base.kld"
     common = ["-c", str(chunk), "-b", "512", "-ub", "512", "-t", "1", "-fa", "off", "--chunks", str(chunks)]
     told = ""
@@ -77,13 +77,13 @@ def theirs(
     for name, pattern in FIGURES.items():
         match = re.search(pattern, told)
         if match is None:
-            raise SystemExit(f"{binary} prints no {name}:\n{told[-3000:]}")
+            raise SystemExit(f"{binary} does not print {name}:\n{told[-3000:]}")
         found[name] = match[1]
     return found
 
 
 def direct(base: Path, model: Path, text: Path, chunk: int, chunks: int) -> tuple[float, float]:
-    """The mean divergence over the whole vocabulary, and without the terms of a log probability below -16."""
+    """The mean divergence over the whole vocabulary, and without terms of a log probability below -16."""
     read = []
     for path in (base, model):
         llm = llama_cpp.Llama(
@@ -112,7 +112,7 @@ def direct(base: Path, model: Path, text: Path, chunk: int, chunks: int) -> tupl
 
 
 def differs(ours: float, printed: str) -> bool:
-    """Whether they differ by more than 1 % and by more than their last digit."""
+    """Whether the figures differ by more than 1 % and by more than half a unit of the last printed digit."""
     digit = 10.0 ** -len(printed.partition(".")[2])
     return abs(ours - float(printed)) > max(0.01 * abs(ours), digit / 2 + 1e-12)
 
@@ -120,7 +120,7 @@ def differs(ours: float, printed: str) -> bool:
 def compare(
     binary: Path, base: Path, model: Path, *, text: Path | None = None, chunk: int = 512, chunks: int = 12
 ) -> list[tuple[str, float, str, bool]]:
-    """(name, ours, theirs as printed, whether they differ) of each figure."""
+    """For each figure: (name, edge's value, llama-perplexity's printed value, whether they differ)."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if text is None:
@@ -166,7 +166,7 @@ def main() -> None:
             whole, cut = direct(args.base, args.model, text, args.chunk, args.chunks)
         lines = [
             ["edge", f"{ours['kl_mean']:.8f}"],
-            ["its error bound", f"{ours['kl_error_bound']:.8f}"],
+            ["error bound of edge", f"{ours['kl_error_bound']:.8f}"],
             ["over the whole vocabulary", f"{whole:.8f}"],
             ["without log probabilities below -16", f"{cut:.8f}"],
         ]

@@ -1,7 +1,7 @@
-"""The kinds of task that scripts/episodes.py makes episodes of: wordings, turns and the terminal's answers.
+"""The kinds of task from which scripts/episodes.py makes episodes: wordings, turns and terminal output.
 
-`[a|b]` is a choice, `<file1>` a placeholder that keeps its value through the episode. A flow is the list of an episode's
-turns: (analysis, plan, commands, what the terminal prints after them).
+`[a|b]` is a choice. `<file1>` is a placeholder that keeps its value through the episode. A flow is the list of an
+episode's turns: (analysis, plan, commands, what the terminal prints after them).
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Step = tuple[str, str, list[str], str]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of task: wordings for training, wordings kept back, and the ways it can go."""
+    """One kind of task: wordings for training, held-out wordings, and its possible flows."""
 
     name: str
     say: list[str]

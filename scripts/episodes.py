@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Synthetic terminal episodes: the training text of models/tiny-terminal and its held-out evaluation rows.
+"""Make synthetic terminal episodes: the training text of models/tiny-terminal and its held-out rows.
 
     python scripts/episodes.py --episodes 100 --seed 7 --out models/tiny-terminal/eval.jsonl
 
-An episode is a task, a terminal and one to four turns; each turn is an action in the format that `edge` runs. Names and
-numbers fall into two halves by a checksum, so that no value of the held-out rows ever stands in a training episode, and
-each kind of task keeps wordings back (`unseen`) that training never uses.
+An episode is a task, a terminal and one to three turns. Each turn is an action in the format that `edge` runs. A
+checksum puts names and numbers into two groups, so that no value of the held-out rows appears in a training episode.
+Each kind of task also has wordings (`unseen`) that training never uses.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from episode_kinds import KINDS, WORDS, Kind
 
 SYSTEM = "You are a terminal automation assistant. Return JSON only."
 SYSTEM_THINK = "You are a terminal automation assistant. Think first, then return JSON."
-HELD_OUT_SHARE = 5  # one value in five is kept for the held-out rows
+HELD_OUT_SHARE = 5  # one value in five is for the held-out rows only
 
 SYLLABLES = """ba be bo da do du fa fi ga go ka ki ko la le lo lu ma mi mo na ne no pa pi ra re ri ro sa se si so ta te
 ti to va ve vi za zo""".split()
@@ -43,7 +43,7 @@ HOSTS = "box host lab node web".split()
 
 @dataclass
 class Turn:
-    """One answer: the reference action and, where the episode thinks, the thought before it."""
+    """One answer: the reference action and, if the episode thinks, the thought before it."""
 
     analysis: str
     plan: str
@@ -65,7 +65,7 @@ class Turn:
 
 @dataclass
 class Episode:
-    """A task with its turns; `messages[k]` is what the model sees before turn k."""
+    """A task with its turns. `messages[k]` are the messages before turn k."""
 
     kind: str
     unseen_wording: bool
@@ -79,7 +79,7 @@ def held_out(value: str) -> bool:
 
 
 class Values:
-    """Random names and numbers from one half (training or held-out), the same placeholder giving the same value."""
+    """Random names and numbers of one group (training or held-out). A placeholder keeps its value."""
 
     def __init__(self, rng: random.Random, held: bool, hard: float = 1.0) -> None:
         self.rng, self.held, self.hard = rng, held, hard
@@ -132,7 +132,7 @@ class Values:
         raise KeyError(placeholder)
 
     def fill(self, template: str) -> str:
-        """Choose one of each `[a|b]`, then put values in for `<placeholder>`s."""
+        """Choose one of each `[a|b]`, then replace each `<placeholder>` with a value."""
         while (match := re.search(r"\[([^\[\]]*\|[^\[\]]*)\]", template)) is not None:
             template = (
                 template[: match.start()] + self.rng.choice(match[1].split("|")) + template[match.end() :]
@@ -150,7 +150,7 @@ class Values:
 def make_episode(
     rng: random.Random, *, held: bool, unseen: bool = False, hard: float = 1.0, kind: Kind | None = None
 ) -> Episode:
-    """One episode of a random (or the given) kind; `held` takes held-out values, `unseen` held-back wordings."""
+    """One episode of a random or the given kind. `held` uses held-out values, `unseen` held-out wordings."""
     kind = kind or rng.choice(KINDS)
     values = Values(rng, held, hard)
     episode = Episode(kind.name, unseen)
@@ -167,7 +167,7 @@ def make_episode(
     turns = rng.choice(kind.flows)
     for number, (analysis, plan, commands, output) in enumerate(turns):
         filled = [values.fill(command) for command in commands]
-        # A first answer may call the task complete only where nothing can go wrong any more.
+        # A first answer may set task_complete only if every flow of the kind has one turn.
         complete = number == len(turns) - 1 and (number > 0 or all(len(flow) == 1 for flow in kind.flows))
         turn = Turn(
             values.fill(analysis), values.fill(plan), [keystrokes(command) for command in filled], complete
@@ -187,7 +187,7 @@ def make_episode(
 
 
 def keystrokes(command: str) -> tuple[str, float]:
-    """(keys, seconds): key names and waiting are sent as they are, a command ends with a newline."""
+    """(keys, seconds). Key names and waiting are sent unchanged; a command gets a newline."""
     if not command:
         return "", 10.0
     if command.startswith("C-"):
@@ -197,7 +197,7 @@ def keystrokes(command: str) -> tuple[str, float]:
 
 
 def replay_rows(episodes: list[Episode]) -> Iterator[dict[str, Any]]:
-    """The episodes as replay rows, one a turn; `source_group` tells seen wordings from unseen ones."""
+    """The episodes as replay rows, one for each turn. `source_group` is seen-wording or unseen-wording."""
     for index, episode in enumerate(episodes):
         for step, turn in enumerate(episode.turns):
             messages = episode.messages[step]
@@ -224,7 +224,7 @@ def replay_rows(episodes: list[Episode]) -> Iterator[dict[str, Any]]:
 
 
 def held_out_episodes(count: int, seed: int) -> list[Episode]:
-    """`count` held-out episodes, kinds in turn, every fourth in a wording that training never uses."""
+    """`count` held-out episodes, kinds in turn. Every fourth has a wording that training never uses."""
     rng = random.Random(seed)
     return [
         make_episode(rng, held=True, unseen=i % 4 == 3, kind=KINDS[(i * 7) % len(KINDS)])

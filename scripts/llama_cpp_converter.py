@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Run llama.cpp's convert_hf_to_gguf.py, with a name for the pre-tokenizer where it knows none by the tokenizer's hash.
+"""Run llama.cpp's convert_hf_to_gguf.py with a fallback name for an unknown pre-tokenizer.
 
 python scripts/llama_cpp_converter.py LLAMA_CPP PRE ARGUMENT ...
 
-LLAMA_CPP: its sources; PRE: the name, such as lfm2; the arguments are the converter's own. It wants torch,
-transformers and sentencepiece. A process of its own, since its gguf package is newer than the one that edge uses.
+LLAMA_CPP is its source tree. PRE is the name, such as lfm2, that is used if the converter does not know the tokenizer's
+hash. The arguments are the converter's own. The converter needs torch, transformers and sentencepiece. It runs in a
+separate process because its gguf package is newer than the one that edge uses.
 """
 
 import sys

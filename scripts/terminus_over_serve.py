@@ -1,6 +1,6 @@
-"""Ask `edge serve` as Harbor's Terminus-2 does: through Harbor's own LiteLLM, its answers read by Terminus-2's parser.
+"""Ask `edge serve` as Harbor's Terminus-2 does: through Harbor's LiteLLM, with the parser of Terminus-2.
 
-Harbor wants Python 3.12 or newer, so this runs in an environment of its own:
+Harbor needs Python 3.12 or newer, so this script runs in a separate environment:
 
 python3.12 -m venv harbor-venv && harbor-venv/bin/pip install harbor==0.25.0
 edge serve --model MODEL.gguf &
@@ -21,12 +21,12 @@ async def main() -> None:
     parser.add_argument("replay", type=Path)
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--rows", type=int, default=40)
-    parser.add_argument("--most-characters", type=int, default=8000, help="longer prompts are left out")
+    parser.add_argument("--most-characters", type=int, default=8000, help="leave out longer prompts")
     parser.add_argument("--max-tokens", type=int, default=256)
     options = parser.parse_args()
 
     os.environ.setdefault("OPENAI_API_KEY", "none")
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # LiteLLM fetches prices else
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise LiteLLM fetches prices
     from harbor.agents.terminus_2.terminus_json_plain_parser import TerminusJSONPlainParser
     from harbor.llms.lite_llm import LiteLLM
 
@@ -45,7 +45,7 @@ async def main() -> None:
         result = reader.parse_response(answer.content)
         counts["answered"] += 1
         counts["errors of the parser"] += bool(result.error)
-        # What a model's keystrokes are is its own affair; all other warnings would be ours.
+        # The model decides its keystrokes. Any other warning would be a fault of edge.
         warnings = [w for w in result.warning.splitlines() if "should end with newline" not in w]
         counts["warnings of the parser"] += bool(warnings)
         counts["commands"] += len(result.commands)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Train models/tiny-terminal from nothing: a small LFM2-MoE that answers terminal tasks with JSON actions.
+"""Train models/tiny-terminal from scratch: a small LFM2-MoE that answers terminal tasks with JSON actions.
 
     python scripts/train_tiny.py --steps 2400 --work build/tiny --out models/tiny-terminal
 
-Needs torch and transformers (the `test` extra). All that it learns from comes from scripts/episodes.py. It saves its
-state every few minutes and goes on from there when started again; batch N depends on nothing but N.
+Needs torch and transformers (the `test` extra). All training data comes from scripts/episodes.py. The script saves its
+state every few minutes and resumes from it at the next start. Batch N depends only on N.
 """
 
 import argparse
@@ -39,8 +39,8 @@ SPECIAL = [
     "<|im_end|>",
 ]
 SPECIAL += ["<|tool_call_start|>", "<|tool_call_end|>"]
-POOL = 16  # batches whose rows are sorted by length together
-THOUGHT = ["<think>", "</think>"]  # ordinary text to a decoder, one token each, as in LFM2.5
+POOL = 16  # number of batches whose rows are sorted by length together
+THOUGHT = ["<think>", "</think>"]  # one token each and not special, as in LFM2.5: a decoder shows them
 CHAT_TEMPLATE = """{{- bos_token -}}
 {%- set keep = preserve_thinking | default(false) -%}
 {%- set ns = namespace(last_user=-1) -%}
@@ -71,7 +71,7 @@ CHAT_TEMPLATE = """{{- bos_token -}}
 
 
 def train_tokenizer(folder: Path) -> None:
-    """Byte-level BPE with LFM2.5's pre-tokenizer, special tokens and template style, on training episodes only."""
+    """Train a byte-level BPE on training episodes, with LFM2.5's pre-tokenizer, special tokens and template."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -117,7 +117,7 @@ def train_tokenizer(folder: Path) -> None:
 
 
 def model_config(vocab_size: int) -> Lfm2MoeConfig:
-    """The target's architecture with every width a multiple of 256 (the K-quants' block) and four experts."""
+    """The target's architecture with four experts. Every width is a multiple of 256, the K-quants' block."""
     return Lfm2MoeConfig(
         vocab_size=vocab_size,
         hidden_size=256,
@@ -143,9 +143,9 @@ def model_config(vocab_size: int) -> Lfm2MoeConfig:
 def encode(
     tokenizer: PreTrainedTokenizerFast, episode: Episode, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Token ids of an episode and which of them are answers; a thinking episode ends at a random turn.
+    """Token ids of an episode, and a mask of the answers. A thinking episode ends at a random turn.
 
-    The template drops the thoughts of past turns, so of those episodes only the last answer is learnt from.
+    The template drops the thoughts of past turns, so only the last answer of a thinking episode is trained.
     """
     thinks = episode.turns[0].thought is not None
     last = rng.randrange(len(episode.turns)) if thinks else len(episode.turns) - 1
@@ -166,10 +166,10 @@ def encode(
 def pool_of(
     tokenizer: PreTrainedTokenizerFast, pool: int, tokens: int
 ) -> list[list[tuple[list[int], list[int]]]]:
-    """The rows of POOL batches on end, sorted by length so that little is padding. Early pools have easier names."""
+    """POOL consecutive batches, sorted by length to reduce padding. Early pools have easier names."""
     rng = random.Random(1_000_003 * (pool + 1))
     step = pool * POOL
-    copying = max(0.0, 0.25 * (1 - step / 600))  # early batches also repeat random tokens: it teaches copying
+    copying = max(0.0, 0.25 * (1 - step / 600))  # early batches also repeat random tokens, to teach copying
     rows: list[tuple[list[int], list[int]]] = []
     size = 0
     while size < tokens * POOL:
@@ -194,7 +194,7 @@ def pool_of(
 
 
 def batch_of(tokenizer: PreTrainedTokenizerFast, step: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Batch `step`: ids and labels (rows, length); -100 where nothing is learnt."""
+    """Batch `step`: ids and labels, shape (rows, length). A label of -100 is not trained."""
     batches = pool_of(tokenizer, step // POOL, tokens)
     rows = batches[step % POOL % len(batches)]
     width = max(len(ids) for ids, _ in rows)
@@ -206,14 +206,14 @@ def batch_of(tokenizer: PreTrainedTokenizerFast, step: int, tokens: int) -> tupl
 
 
 def answer_logits(model: Lfm2MoeForCausalLM, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, vocabulary) and targets (n,) at the answers' tokens only: the head is the dearest part."""
+    """Logits (n, vocabulary) and targets (n,) at the answers' tokens only: the head is the most expensive part."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     wanted = labels[:, 1:] != -100
     return model.lm_head(hidden[wanted]), labels[:, 1:][wanted]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised updates for matrices (last two axes), Newton-Schulz as in Jordan et al. 2024."""
+    """Momentum with orthogonalized updates of matrices (last two axes), Newton-Schulz as in Jordan et al. 2024."""
 
     def __init__(
         self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
@@ -242,14 +242,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def balance_experts(model: Lfm2MoeForCausalLM, loads: dict[int, Tensor], rate: float = 1e-3) -> None:
-    """Move each expert's routing bias against its load, as this architecture balances without a loss term."""
+    """Move each expert's routing bias against its load. This architecture has no balancing loss term."""
     for index, load in loads.items():
         bias = model.model.layers[index].feed_forward.expert_bias
         bias += rate * torch.sign(load.mean() - load)
 
 
 def watch_loads(model: Lfm2MoeForCausalLM, loads: dict[int, Tensor]) -> None:
-    """Count, layer by layer, how many tokens each expert got in the last batch."""
+    """Count for each layer how many tokens each expert got in the last batch."""
     for index, layer in enumerate(model.model.layers):
         if hasattr(layer.feed_forward, "gate"):
 
@@ -263,7 +263,7 @@ def watch_loads(model: Lfm2MoeForCausalLM, loads: dict[int, Tensor]) -> None:
 
 @torch.no_grad()
 def held_out_figures(model: Lfm2MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 60) -> str:
-    """Loss and share of answers that greedy decoding would give letter for letter, on held-out names."""
+    """Loss, and share of answers that greedy decoding gives exactly, on held-out names."""
     model.eval()
     rng = random.Random(0)
     losses, right, exact, commands = [], [], [], []
@@ -286,7 +286,7 @@ def held_out_figures(model: Lfm2MoeForCausalLM, tokenizer: PreTrainedTokenizerFa
 
 
 def save_checkpoint(model: Lfm2MoeForCausalLM, tokenizer_folder: Path, out: Path) -> None:
-    """The ordinary Hugging Face folder, in bf16."""
+    """Write a standard Hugging Face folder, in bf16."""
     out.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     rounded = Lfm2MoeForCausalLM(model.config)
@@ -303,9 +303,11 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--tokens", type=int, default=3072, help="tokens in a batch")
-    parser.add_argument("--lr", type=float, default=0.02, help="of the matrices; the rest takes a tenth")
+    parser.add_argument(
+        "--lr", type=float, default=0.02, help="learning rate of the matrices; the other weights use a tenth"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="where the state is kept")
+    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for the saved state")
     parser.add_argument("--out", type=Path, default=Path("models/tiny-terminal"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -350,7 +352,7 @@ def main() -> None:
     saved_at = began = time.time()
     seen, recent = 0, []
     for step in range(first, args.steps):
-        # Warm up, hold, then come down over the last half.
+        # Warm up, hold, then decay over the last half.
         scale = min(1.0, (step + 1) / 60, 2 * (1 - step / args.steps) + 0.01)
         for optimizer, base in zip(optimizers, (args.lr, args.lr / 10), strict=True):
             for group in optimizer.param_groups:

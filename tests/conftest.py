@@ -27,22 +27,11 @@ CACHE = ROOT / "build" / "test-models"
 WHEELS = ROOT / "build" / "harbor"
 VERSION = "0.25.0"
 MODULE = "harbor/agents/terminus_2/terminus_json_plain_parser.py"
+# Everything that decides a bit of a converted file.
 CONVERTER = [
-    *(
-        ROOT / "edge" / f"{name}.py"
-        for name in (
-            "stored",
-            "checkpoint",
-            "plan",
-            "vocabulary",
-            "header",
-            "weights",
-            "ggml",
-            "quantize",
-            "convert",
-        )
-    ),
-    *sorted((ROOT / "edge" / "families").glob("*.py")),
+    *sorted((ROOT / "edge" / "formats").glob("*.py")),
+    *sorted((ROOT / "edge" / "conversion").rglob("*.py")),
+    *(ROOT / "edge" / name for name in ("convert.py", "llama/ggml.py", "llama/types.py")),
 ]
 
 
@@ -139,9 +128,8 @@ def tiny_q4(tiny_folder: Path) -> Path:
 
 def random_folder(name: str, make: Callable[[Path], object]) -> Path:
     """A checkpoint that a function of make_random.py makes."""
-    # conftest.py is part of the tokenizer's training text
-    here = Path(__file__)
-    sources = [here, here.with_name("make_random.py"), here.with_name("make_tokenizers.py")]
+    helpers = Path(__file__).with_name("helpers")
+    sources = [helpers / name for name in ("make_random.py", "make_tokenizers.py", "plain_text.txt")]
     return keyed(name, sources, make)
 
 

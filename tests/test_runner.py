@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_harbor import check as check_with_terminus
+from terminus import check as check_with_terminus
 
-from edge.action import Action, parse_action
+from edge.answer.action import Action, parse_action
+from edge.answer.sampling import Sampling
 from edge.errors import ContextError, EdgeError, ModelFileError, PromptError
-from edge.paths import embedded_rows
+from edge.llama.prefixes import distinct_tokens
 from edge.prompt import task_messages
-from edge.replay import read_rows
+from edge.replay.rows import read_rows
 from edge.runner import Runner
-from edge.sampling import Sampling
-from edge.tree import distinct_tokens
+from edge.system.paths import embedded_rows
 
 BUDGETS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 TASK = task_messages("Inspect the current directory and list Python files.")

@@ -13,11 +13,11 @@ import pytest
 from conftest import keyed
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
-from edge.action import Action
+from edge.answer.action import Action
 from edge.errors import ContextError, EdgeError, PromptError
+from edge.llama.prefixes import common_length
 from edge.prompt import Message, task_messages
 from edge.runner import Runner, Session
-from edge.tree import common_length
 
 THINK = "You are a terminal automation assistant. Think first, then return JSON."
 TASK = task_messages("Read the last 5 lines of notes.txt.", "user@lab:/app$ ")

@@ -15,9 +15,9 @@ import pytest
 
 import edge.sweep
 from edge.errors import ConversionError, EdgeError, ResultError
-from edge.measure import measure
-from edge.paths import embedded_rows
+from edge.measure.run import measure
 from edge.sweep import Swept, sweep
+from edge.system.paths import embedded_rows
 
 ROWS = 8
 QUANTS = ["q8_0", "Q2_K"]
@@ -87,7 +87,7 @@ def test_a_measurement_is_that_of_edge_measure(
 
 def test_the_chosen_file_is_the_one_that_was_measured(swept: Swept) -> None:
     assert swept.choice is not None and swept.chosen is not None and swept.choice.quant is not None
-    from edge.modelfile import sha256
+    from edge.formats.gguf import sha256
 
     result = swept.page.with_name(f"tiny-terminal-{swept.choice.quant}.json")
     assert sha256(swept.chosen) == read(result)["model_sha256"]
@@ -124,7 +124,7 @@ def test_killed_in_the_middle_it_goes_on(swept: Swept, tiny_folder: Path, rows: 
     command = [
         sys.executable,
         "-c",
-        "from edge.cli import main; main()",
+        "from edge.cli.main import main; main()",
         "sweep",
         str(tiny_folder),
         "--quiet",

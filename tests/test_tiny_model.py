@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edge.action import parse_action
-from edge.paths import embedded_rows
-from edge.replay import read_rows
+from edge.answer.action import parse_action
+from edge.replay.rows import read_rows
+from edge.system.paths import embedded_rows
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))

@@ -1,0 +1,201 @@
+"""`--allow FILE`: a TOML list of the commands that an agent may type, each with patterns for its arguments.
+
+The keystrokes must be whole lines of plain commands (see edge/agent/shell.py), each of them on the list. A
+list is not a wall: what an allowed program does with its arguments is its own affair. The sandbox is the wall.
+"""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import re2  # type: ignore[import-untyped]
+
+from edge.agent.shell import UnreadableError, read_commands
+from edge.errors import AllowError
+from edge.terminal.tmux import is_key_name
+
+# Programs that run others: named in their arguments, in files that they read, or by keys typed into them.
+RUN_OTHERS = frozenset(
+    (
+        "7z apt apt-get aptitude ar ash at awk bash batch bun bundle busybox byobu c++ cargo cc chroot chrt "
+        "clang clang++ cmake cpan cpio cpulimit crontab csh ctags curl dash dc dd deno docker dpkg dvtm "
+        "easy_install ed elixir elvish emacs env erl ex expect fakeroot fd fdfind ffmpeg find fish flock ftp "
+        "g++ gawk gcc gdb gem ghci git gnuplot go gradle groff hg iex ionice ip irb java jjs joe journalctl "
+        "jrunscript jshell julia kak ksh latex ld ld.so less linux32 linux64 lldb logrotate lp ltrace lua "
+        "luajit m4 mail make man mawk mc mksh more mosh most mutt mvn mysql nano nawk nc ncat neofetch newgrp "
+        "nice ninja nmap node nodejs nohup npm npx nroff nsenter numactl nvim octave openssl pandoc parallel "
+        "pdb pdflatex perf perl pg php pico pip pipx pkexec pnpm podman proot psql puppet pwsh pytest python "
+        "R rake rbash rc redis-cli rg rlwrap rpm Rscript rsync ruby run-parts runuser rustc rview rvim scp "
+        "screen script scriptreplay sed service setarch setpriv setsid sftp sg sh slsh snap socat sort split "
+        "sqlite ssh ssh-agent ssh-keygen ssh-keyscan start-stop-daemon stdbuf strace su sudo svn swipl "
+        "systemctl systemd-run tar taskset tclsh tcpdump tcsh tee telnet tex timeout tmux top tox troff tsx "
+        "unshare unzip uv uvx valgrind vi view vim vimdiff visudo watch wget wish xargs xdotool xelatex yarn "
+        "yash zip zsh"
+    ).split()
+)
+# bash's own commands that change what later commands mean, or evaluate a text: `read`, `printf -v` and `%n`, `test -v`
+# and `wait -p` set variables such as PATH, or run the substitution in a[$(…)]; `compgen -W` and `jobs -x` run commands.
+_SHELL_OWN = frozenset(
+    (
+        ". [ alias bg bind builtin command compgen complete compopt coproc declare disown enable eval exec "
+        "export fc fg function getopts hash history jobs let local mapfile printf read readarray readonly set "
+        "shopt source suspend test time trap typeset unalias unset wait"
+    ).split()
+)
+# Keys that neither recall nor edit a line. Others (Up, Escape, Tab, C-r) would change the line that is typed next.
+_KEYS = ("C-c", "C-d", "C-z", "C-\\")
+_MOST_BYTES = 1_000_000  # of a list
+
+
+@dataclass(frozen=True)
+class AllowedCommand:
+    """A program's plain name, and the patterns of which each argument must match one as a whole."""
+
+    program: str
+    arguments: tuple[Any, ...]  # compiled by re2, which has no types
+    most: int
+
+
+@dataclass(frozen=True)
+class Allowlist:
+    """What may be typed: commands, and keys by their tmux names. `warnings`: what the list's author should know."""
+
+    commands: tuple[AllowedCommand, ...]
+    keys: frozenset[str]
+    warnings: tuple[str, ...]
+
+
+def read_allowlist(path: Path | str) -> Allowlist:
+    """Read a list: `keys = ["C-c"]` and any number of `[[command]]` with `program`, `arguments` and `max_arguments`.
+
+    Patterns are regular expressions of RE2, so that none can take long. Raises AllowError.
+    """
+    data = _toml(Path(path))
+    _known_keys(data, {"keys", "command"}, str(path))
+    keys = _texts(data.get("keys", []), f"{path}: keys")
+    for key in keys:
+        if key not in _KEYS:
+            raise AllowError(f"{path}: keys: {key!r} cannot be allowed; these can: {', '.join(_KEYS)}")
+    entries = data.get("command", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise AllowError(f"{path}: write each command as a table [[command]]")
+    commands = tuple(_command(entry, f"{path}: command {number}") for number, entry in enumerate(entries, 1))
+    warnings = tuple(
+        f"{path}: {name} can run other programs, through its arguments, its files or keys typed into it: allow "
+        "only what names none, and use --sandbox"
+        for name in dict.fromkeys(command.program for command in commands if _runs_others(command.program))
+    )
+    return Allowlist(commands, frozenset(keys), warnings)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():  # also: a device or pipe could be read for ever
+            raise AllowError(f"{path}: is no file; give a list in TOML (docs/allowlist.md has one)")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise AllowError(f"{path}: is larger than {_MOST_BYTES:,} bytes; a list is a short file")
+        return tomllib.loads(data.decode())
+    except OSError as error:
+        raise AllowError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of the first kind: no UTF-8, no TOML, a number too long
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise AllowError(f"{path}: is not TOML: {why}; docs/allowlist.md has an example") from None
+
+
+def _runs_others(program: str) -> bool:
+    """By its name without a folder, and without a version at its end (python3.11, gcc-12)."""
+    name = program.rpartition("/")[2]
+    bare = re.sub(r"[-.0-9]+$", "", name)
+    return not RUN_OTHERS.isdisjoint((name, bare)) or name.startswith(("ld-linux", "ld.so", "ld-musl"))
+
+
+def _command(entry: dict[str, Any], where: str) -> AllowedCommand:
+    _known_keys(entry, {"program", "arguments", "max_arguments"}, where)
+    program = entry.get("program")
+    if not isinstance(program, str) or not program:
+        raise AllowError(f'{where}: program is missing: write program = "ls"')
+    where = f"{where} ({program})"
+    if program in _SHELL_OWN:
+        raise AllowError(
+            f"{where}: is a command of the shell that can change what other commands mean, or run them; it cannot be "
+            "allowed: remove it, or name a program by its path, such as /usr/bin/test"
+        )
+    try:
+        plain = [(c.program, c.arguments) for c in read_commands(program + "\n")] == [(program, ())]
+    except UnreadableError:
+        plain = False
+    if not plain:
+        raise AllowError(f"{where}: program must be a program's plain name")
+    patterns = _texts(entry.get("arguments", []), f"{where}: arguments")
+    most = entry.get("max_arguments", 20)
+    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
+        raise AllowError(f"{where}: max_arguments must be a whole number from 0")
+    return AllowedCommand(program, tuple(_pattern(pattern, where) for pattern in patterns), most)
+
+
+def _pattern(pattern: str, where: str) -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options=options)
+    except re2.error as error:
+        why = (
+            error.args[0].decode(errors="replace")
+            if error.args and isinstance(error.args[0], bytes)
+            else error
+        )
+        raise AllowError(f"{where}: {pattern!r} is no regular expression of RE2: {why}") from None
+
+
+def _known_keys(table: dict[str, Any], known: set[str], where: str) -> None:
+    if unknown := sorted(table.keys() - known):
+        raise AllowError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+
+
+def _texts(value: object, where: str) -> Sequence[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise AllowError(f"{where} must be a list of texts")
+    return value
+
+
+def refusal(allowlist: Allowlist, keystrokes: str) -> str | None:
+    """Why these keystrokes may not be typed, in one line; None if they may.
+
+    They must be empty (waiting), a key on the list, or lines that end with a line break: what is typed without one
+    would become part of what is typed next.
+    """
+    if not keystrokes or keystrokes in allowlist.keys:
+        return None
+    if is_key_name(keystrokes):
+        return f"the key {keystrokes} is not on the list"
+    if not keystrokes.endswith("\n"):
+        return "it does not end with a line break: each command must be whole"
+    try:
+        commands = read_commands(keystrokes)
+    except UnreadableError as error:
+        return str(error)
+    for command in commands:
+        entries = [entry for entry in allowlist.commands if entry.program == command.program]
+        if not entries:
+            return f"{command.program} is not on the list"
+        if not any(_fits(entry, command.arguments) for entry in entries):
+            wrong = next(
+                (word for word in command.arguments if not any(_matches(entry, word) for entry in entries)),
+                None,
+            )
+            what = "these arguments together" if wrong is None else f"the argument {wrong[:80]!r}"
+            return f"{command.program} is not allowed with {what}"
+    return None
+
+
+def _fits(entry: AllowedCommand, arguments: Sequence[str]) -> bool:
+    return len(arguments) <= entry.most and all(_matches(entry, word) for word in arguments)
+
+
+def _matches(entry: AllowedCommand, word: str) -> bool:
+    return any(pattern.fullmatch(word) is not None for pattern in entry.arguments)

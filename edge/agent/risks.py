@@ -1,0 +1,209 @@
+"""What in an agent's keystrokes deserves a second look: for a person's eye, with no claim to be complete."""
+
+import re
+from dataclasses import dataclass
+
+import tree_sitter
+
+from edge.agent.shell import MAX_BYTES, parse
+
+_NAMES = {
+    "delete": "rm rmdir unlink shred truncate mkfs wipefs userdel groupdel dropdb",
+    "overwrite": "mv cp dd tee install rsync ln",
+    "privilege": "sudo su doas pkexec chown chgrp chmod setcap setfacl visudo passwd usermod useradd mount umount",
+    "network": "curl wget ssh scp sftp nc ncat netcat socat telnet ftp rsync ping dig nslookup host",
+    "runs a text as a program": "eval source . exec xargs parallel",
+    "stops things": "kill pkill killall shutdown reboot halt poweroff systemctl service",
+    "schedules": "crontab at batch",
+    "changes what commands mean": "alias enable hash trap",
+}
+_KINDS: dict[str, list[str]] = {}
+for _kind, _listed in _NAMES.items():
+    for _word in _listed.split():
+        _KINDS.setdefault(_word, []).append(_kind)
+_GIT = r"git\s+(?:-[Cc]\s+\S+\s+|-\S+\s+)*"
+_PACKAGES = (
+    r"(?:pip3?|npm|pnpm|yarn|cargo|gem|go|uv|apt|apt-get|dnf|yum|brew|conda)\s+(?:\S+\s+)*"  # and their verbs
+)
+# A command's words that make it risky, where its name alone does not.
+_PHRASES = [
+    (re.compile(pattern, re.DOTALL), kind)
+    for pattern, kind in (
+        (r"find\b.*\s-delete\b", "delete"),
+        (r"find\b.*\s-(?:exec|execdir|ok|okdir)\b", "runs a text as a program"),
+        (rf"{_GIT}(?:clean|reset\s+--hard|checkout\s+--|branch\s+-D|stash\s+(?:drop|clear))", "delete"),
+        (rf"{_GIT}(?:push|pull|fetch|clone|submodule)\b", "network"),
+        (rf"{_PACKAGES}(?:install|add|get|update|upgrade|i)\b", "network"),
+        (rf"{_PACKAGES}(?:remove|purge|uninstall|autoremove|rm)\b", "delete"),
+        (r"(?:docker|podman)\b", "privilege"),
+        (rf"{_GIT}(?:restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
+        (r"python[0-9.]*\s+-m\s+pip\b", "network"),
+        (r"sed\b.*\s(?:-[a-zA-Z]*i|--in-place)", "overwrite"),
+        (
+            r"(?:sh|bash|dash|zsh|ksh|python[0-9.]*|perl|ruby|node|php)\s+(?:-\S+\s+)*-[a-zA-Z]*[ce]\b",
+            "runs a text as a program",
+        ),
+        (r"(?:env|nohup|setsid|nice|timeout)\s", "runs another program"),
+    )
+]
+_INTERPRETER = re.compile(r"(?:ba|da|z|k|c|tc|a|fi)?sh|python[0-9.]*|perl|ruby|node|php")
+_DOT_FILE = re.compile(r"(?:^|/)\.[^./]")
+_NODES = {
+    "command_substitution": "substitution",
+    "process_substitution": "substitution",
+    "function_definition": "defines a function",
+}
+_OBEYED = re.compile(
+    r"(?:PATH|IFS|ENV|BASH_ENV|PROMPT_COMMAND|PS[0-4]|CDPATH|SHELLOPTS|LD_\w+|DYLD_\w+|PYTHON\w+|GIT_\w+)\b"
+)
+_WRAPPERS = frozenset(
+    "sudo doas env nohup nice time timeout xargs command builtin exec setsid ionice busybox".split()
+)
+
+
+@dataclass(frozen=True)
+class Risk:
+    """A part of the keystrokes, from character `start` to before `end`, and what it may do."""
+
+    kind: str
+    start: int
+    end: int
+
+
+def risks(keystrokes: str) -> list[Risk]:
+    """What is risky in these keystrokes, in their order; each kind once a place."""
+    found: dict[Risk, None] = {}
+    for match in re.finditer(r"[^\n\x20-\x7e]+", keystrokes):
+        for start, end in _unseen(match.group()):
+            found[Risk("control characters", match.start() + start, match.start() + end)] = None
+    if len(keystrokes) > MAX_BYTES:  # the parser's time grows with the square of the length
+        found[Risk("too long to be read", MAX_BYTES, len(keystrokes))] = None
+        keystrokes = keystrokes[:MAX_BYTES]
+    text = keystrokes.encode(errors="replace")
+    places = _character_places(keystrokes)
+    tree = parse(text)
+    if tree.root_node.has_error:
+        found[Risk("cannot be read as shell", 0, len(keystrokes.rstrip()))] = None
+    waiting = [tree.root_node]
+    while waiting:
+        node = waiting.pop()
+        waiting += reversed(node.children)
+        start, end = places[node.start_byte], places[node.end_byte]
+        for kind in _kinds(node, text):
+            found[Risk(kind, start, end)] = None
+    return sorted(found, key=lambda risk: (risk.start, risk.end))
+
+
+def _unseen(text: str) -> list[tuple[int, int]]:
+    """Where characters stand that a person does not see, or that turn what is seen around."""
+    seen = "".join("x" if c.isprintable() and not c.isspace() else " " for c in text)
+    return [match.span() for match in re.finditer(" +", seen)]
+
+
+def _character_places(text: str) -> list[int]:
+    """For each byte of the UTF-8 text, and its end, the character that it belongs to."""
+    places = []
+    for index, character in enumerate(text):
+        places += [index] * len(character.encode(errors="replace"))
+    return [*places, len(text)]
+
+
+def _kinds(node: tree_sitter.Node, data: bytes) -> list[str]:
+    text = _text(node, data)
+    if node.type == "command":
+        return _command_kinds(_words(node, data)) + _fed(node, node.children, data)
+    if node.type == "redirected_statement":
+        body = node.child_by_field_name("body")
+        return [] if body is None else _fed(body, node.children, data)
+    if node.type == "file_redirect":
+        return _redirect_kinds(text)
+    if node.type == "pipeline":
+        parts = [child for child in node.children if child.is_named]
+        if (
+            node.parent is None or node.parent.type != "heredoc_redirect"
+        ):  # there its first part reads a text, too
+            parts = parts[1:]
+        commands = [part.child_by_field_name("body") or part for part in parts]
+        return ["pipe into an interpreter"] if any(_interprets(_words(one, data)) for one in commands) else []
+    if node.type == "&":
+        return ["goes on in the background"]
+    if node.type == "variable_assignment" and _OBEYED.match(text):
+        return ["changes what commands mean"]
+    return [_NODES[node.type]] if node.type in _NODES else []
+
+
+def _text(node: tree_sitter.Node, data: bytes) -> str:
+    return data[node.start_byte : node.end_byte].decode(errors="replace")
+
+
+def _words(node: tree_sitter.Node, data: bytes) -> list[str]:
+    """A command's words without quotes and escapes, and without the assignments before it."""
+    if node.type != "command":
+        return []
+    kept = [
+        child
+        for child in node.children
+        if child.type != "variable_assignment" and not child.type.endswith("redirect")
+    ]
+    return [re.sub(r"[\"'\\]", "", _text(child, data)) for child in kept]
+
+
+def _programs(words: list[str]) -> list[tuple[str, list[str]]]:
+    """The program and its words; behind one that runs another (sudo, env, …) that one, too."""
+    found = []
+    rest = list(words)
+    while rest:
+        name = rest[0].rpartition("/")[2] or "."
+        found.append((name, rest[1:]))
+        if name not in _WRAPPERS:
+            break
+        rest = rest[1:]
+        option = False
+        while rest and (rest[0].startswith("-") or "=" in rest[0] or rest[0][:1].isdigit()):
+            option = rest.pop(0).startswith("-")
+        if option and len(rest) > 1 and not _known(rest[0].rpartition("/")[2]):
+            rest.pop(0)  # the option's value
+    return found
+
+
+def _known(name: str) -> bool:
+    return name in _KINDS or name in _WRAPPERS or _INTERPRETER.fullmatch(name) is not None
+
+
+def _interprets(words: list[str]) -> bool:
+    return any(_INTERPRETER.fullmatch(name) for name, _ in _programs(words))
+
+
+def _fed(command: tree_sitter.Node, redirects: list[tree_sitter.Node], data: bytes) -> list[str]:
+    """An interpreter without a file of its own that reads its program from a redirection."""
+    fed = any(
+        one.type in ("heredoc_redirect", "herestring_redirect")
+        or (one.type == "file_redirect" and re.match(r"\d*<", _text(one, data)))
+        for one in redirects
+    )
+    if not fed:
+        return []
+    name, arguments = (_programs(_words(command, data)) or [("", [])])[-1]
+    alone = all(argument.startswith("-") for argument in arguments)
+    return ["runs a text as a program"] if alone and _INTERPRETER.fullmatch(name) else []
+
+
+def _redirect_kinds(text: str) -> list[str]:
+    kinds = []
+    target = text.lstrip("0123456789<>&|").strip().strip("\"'")
+    if re.match(r"\d*(?:>\||&?>(?!>|&))", text) and target != "/dev/null":
+        kinds.append("overwrite")
+    if ">" in text and (target.startswith("~") or _DOT_FILE.search(target)):
+        kinds.append("writes a file that others may obey")
+    if target.startswith(("/dev/tcp/", "/dev/udp/")):
+        kinds.append("network")
+    return kinds
+
+
+def _command_kinds(words: list[str]) -> list[str]:
+    kinds = []
+    for name, rest in _programs(words):
+        kinds += _KINDS.get(name, [])
+        text = " ".join([name, *rest])
+        kinds += [kind for pattern, kind in _PHRASES if pattern.match(text)]
+    return list(dict.fromkeys(kinds))

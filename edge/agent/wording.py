@@ -1,0 +1,100 @@
+"""What an agent's model is told: the task and the screen at first, what the terminal printed after each action."""
+
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge.answer.action import Command
+from edge.errors import PromptError
+from edge.prompt import Message, task_messages
+from edge.system.paths import EMBEDDED_NAME
+from edge.system.places import read_text
+
+_INSTRUCTIONS = """\
+You work in a terminal to get a task done. Each of your answers is typed into it, and then you are shown what it \
+printed. Answer with one JSON object and nothing else:
+
+{{"analysis": "what the terminal shows, and what is still missing", "plan": "what the next commands are for", \
+"commands": [{{"keystrokes": "ls -la\\n", "duration": 0.5}}], "task_complete": false}}
+
+- keystrokes are typed exactly as they are. End a command with \\n, or it does not run. C-c and C-d alone are keys.
+- duration is how many seconds to wait before what comes next: 0.1 for quick commands, more for slow ones, 60 at most. \
+Empty keystrokes only wait; rather look again than wait long.
+- commands may be empty. Set task_complete to true once the work is done and you have seen that it is.
+
+Task:
+{instruction}
+
+Current terminal state:
+{terminal_state}"""
+
+_CONFIRM_SHORT = "Is the task complete?"
+_CONFIRM = (
+    "You set task_complete to true. If all that the task asks for is done, answer with task_complete true once more, "
+    "which ends the session. Otherwise go on."
+)
+_FIELDS = {"instruction", "terminal_state"}
+
+
+def read_template(path: Path | str) -> str:
+    """A prompt template as Terminus-2's: {instruction} and {terminal_state}, with {{ and }} for braces.
+
+    Raises ReplayError where it cannot be read, PromptError where it is no such template.
+    """
+    template = read_text(path)
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise PromptError(f"{path}: {error}; write braces that are text twice: {{{{ and }}}}") from None
+    names = {name for _, name, _, _ in parts if name is not None}
+    if names != _FIELDS or any(spec or conversion for _, _, spec, conversion in parts):
+        found = ", ".join(sorted(f"{{{name}}}" for name in names)) or "no field"
+        raise PromptError(f"{path}: has {found}; a template has {{instruction}} and {{terminal_state}}")
+    return template
+
+
+def first_messages(task: str, screen: str, model_name: str, template: str | None = None) -> list[Message]:
+    """The conversation's beginning. The embedded model gets the short wording that it was trained on."""
+    if template is None and model_name == EMBEDDED_NAME:
+        return task_messages(task, screen)
+    text = (template or _INSTRUCTIONS).format(instruction=task, terminal_state=screen)
+    return [{"role": "user", "content": text}]
+
+
+def confirmation(model_name: str) -> str:
+    """The question that follows the first task_complete."""
+    return _CONFIRM_SHORT if model_name == EMBEDDED_NAME else _CONFIRM
+
+
+def observation(output: str, notes: Sequence[str] = (), question: str = "") -> Message:
+    """What the terminal printed, as the next message; notes and a question before it."""
+    parts = [*notes, *([question] if question else []), output]
+    return {"role": "user", "content": "\n\n".join(parts)}
+
+
+def refused(reason: str, output: str) -> Message:
+    """That nothing was typed, and why."""
+    return observation(output, [f"Nothing was typed: {reason}"])
+
+
+def not_typed(number: int) -> str:
+    """That the shell was not at its prompt for a command of the action."""
+    return (
+        f"Note: command {number} was not typed, or not all of it, nor what follows it: another program is running. "
+        "Wait with empty keystrokes, or end it with C-c, before the next command."
+    )
+
+
+def typing_notes(commands: Sequence[Command], closed_at_budget: bool) -> list[str]:
+    """What the model should know of its answer, as Terminus-2 would warn of it."""
+    notes = [
+        f"Note: the keystrokes of command {number} do not end with a line break, so what followed was typed on the "
+        "same line."
+        for number, command in enumerate(commands[:-1], 1)
+        if command.keystrokes.strip()
+        and not command.keystrokes.endswith("\n")
+        and len(command.keystrokes) > 3
+    ]
+    if closed_at_budget:
+        notes.append("Note: your answer was too long and was cut; commands after the cut were not typed.")
+    return notes

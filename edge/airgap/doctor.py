@@ -1,0 +1,249 @@
+"""What `edge doctor` tells: versions, llama.cpp's devices, the machine, and whether a model would fit.
+
+Data first: `doctor` collects a Report, whose `to_text` and `to_json` show it. It answers also where llama.cpp
+cannot be imported, which is when it is needed most.
+"""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edge.errors import ContextError
+from edge.formats.gguf import read_model_file
+from edge.llama.devices import Device, Llama, devices, inspect_llama
+from edge.llama.memory import CELLS_STEP, buffers, read_shape
+from edge.llama.placement import DEFAULT_CONTEXT, Placement, place
+from edge.system.machine import Memory, cpu_name, free_disk, memory, physical_cores
+from edge.system.paths import model_folder
+from edge.system.text import size
+from edge.version import __version__
+
+PACKAGES = (
+    "llama-cpp-python",
+    "gguf",
+    "llguidance",
+    "tokenizers",
+    "transformers",
+    "huggingface_hub",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a model needs at a context, in bytes, and how `edge` would run it here; see footprint.Buffers.
+
+    `weights` is the file's size: it is memory-mapped, but slow unless all of it stays in memory. `placement` is
+    None where it does not fit; `advice` then says what would, and the other figures are those of one answer
+    at a time with flash attention. `fits` is None where the system does not tell its free memory.
+    """
+
+    model: str
+    file_type: str
+    context: int
+    context_max: int
+    attention_layers: int
+    layers: int
+    weights: int
+    kv_cache: int
+    state: int
+    compute: int
+    output: int
+    flash_attention: bool
+    available: int | None
+    fits: bool | None
+    largest_context: int | None
+    """The longest context that fits into the available memory, in steps of 256 tokens; 0: none does."""
+    placement: Placement | None
+    advice: str | None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.state + self.compute + self.output
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `edge doctor` knows. Sizes in bytes."""
+
+    edge: str
+    python: str
+    system: str
+    packages: dict[str, str | None]
+    llama: Llama
+    cpu: str
+    physical_cores: int
+    memory_total: int | None
+    memory_available: int | None
+    model_folder: str
+    disk_free: int
+    fit: Fit | None
+
+    def to_json(self) -> str:
+        data = asdict(self)
+        if self.fit is not None:
+            data["fit"]["total"] = self.fit.total
+        return json.dumps(data, indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self) -> str:
+        lines = [f"edge {self.edge}, Python {self.python}, {self.system}"]
+        lines.append(
+            "packages    " + ", ".join(f"{name} {got or 'missing'}" for name, got in self.packages.items())
+        )
+        if self.llama.error is not None:
+            lines.append(f"llama.cpp   cannot be used: {self.llama.error}")
+            lines.append("            Try: pip install --force-reinstall --no-cache-dir llama-cpp-python")
+        else:
+            lines.append(f"llama.cpp   ggml {self.llama.ggml}")
+            lines += [f"device      {_device_line(device)}" for device in self.llama.devices]
+            lines.append(f"CPU uses    {' '.join(self.llama.cpu_features)}")
+            lines.append(
+                "GPU         layers are offloaded"
+                if self.llama.gpu_offload
+                else "GPU         none: llama.cpp was built without a GPU backend, or finds no device (docs/gpu.md)"
+            )
+        lines.append(f"CPU         {self.cpu}, {_count(self.physical_cores, 'physical core')}")
+        lines.append(f"memory      {_gb(self.memory_available)} available of {_gb(self.memory_total)}")
+        lines.append(f"disk        {_gb(self.disk_free)} free in {self.model_folder}")
+        if self.fit is not None:
+            lines += ["", *_fit_lines(self.fit)]
+        return "\n".join(lines)
+
+
+def doctor(model: Path | None = None, context: int | None = None) -> Report:
+    """Look at this machine, and at `model` (a GGUF) if one is given.
+
+    `context`: tokens, prompt and answer together; default 8,192 or the model's own maximum if that is
+    smaller. Raises ModelFileError if `model` is missing or damaged, ContextError for a context beyond its maximum.
+    """
+    main = memory()
+    found = devices()
+    folder = model_folder().absolute()
+    llama = inspect_llama(found)
+    return Report(
+        edge=__version__,
+        python=platform.python_version(),
+        system=platform.platform(),
+        packages={name: _version(name) for name in PACKAGES},
+        llama=llama,
+        cpu=cpu_name(),
+        physical_cores=physical_cores(),
+        memory_total=main.total,
+        memory_available=main.available,
+        model_folder=str(folder),
+        disk_free=free_disk(folder),
+        fit=None if model is None else fit(model, main, found, context=context),
+    )
+
+
+def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: int | None = None) -> Fit:
+    """Whether and how the GGUF `model` fits into this memory and these devices.
+
+    Raises ModelFileError if it cannot be read, ContextError for a context that it does not have.
+    """
+    file = read_model_file(model)
+    if context is not None and context > file.context_length > 0:
+        raise ContextError(f"{model}: has a context of at most {file.context_length} tokens, not {context}")
+    shape = read_shape(file)
+    chosen = context or min(DEFAULT_CONTEXT, file.context_length or DEFAULT_CONTEXT)
+
+    def plan(tokens: int) -> Placement:
+        return place(shape, None, 0, memory=memory, devices=found, context=tokens)
+
+    placement, advice = None, None
+    try:
+        placement = plan(chosen)
+    except ContextError as error:
+        advice = str(error).removeprefix(f"{model}: ")
+    need = buffers(
+        shape,
+        chosen,
+        sequences=placement.sequences if placement else 2,
+        flash_attention=placement is None or placement.flash_attention,
+    )
+    known = memory.available is not None
+    largest = None
+    if known:
+        # Memory grows with the context, so halve the range between what fits (low) and what does not (high).
+        low, high = 0, max(file.context_length, chosen) // CELLS_STEP + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                plan(min(middle * CELLS_STEP, file.context_length or middle * CELLS_STEP))
+                low = middle
+            except ContextError:
+                high = middle
+        largest = low * CELLS_STEP
+    return Fit(
+        model=str(model),
+        file_type=file.file_type,
+        context=chosen,
+        context_max=file.context_length,
+        attention_layers=sum(values > 0 for values in shape.kv_values),
+        layers=len(shape.kv_values),
+        weights=file.n_bytes,
+        kv_cache=need.kv_cache,
+        state=need.state,
+        compute=need.compute,
+        output=need.output,
+        flash_attention=placement is None or placement.flash_attention,
+        available=memory.available,
+        fits=placement is not None if known else None,
+        largest_context=largest,
+        placement=placement,
+        advice=advice,
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _device_line(device: Device) -> str:
+    own = device.kind != "CPU" and device.memory_total  # a CPU's is the machine's, told below
+    space = f", {_gb(device.memory_free)} free of {_gb(device.memory_total)}" if own else ""
+    return f"{device.name}: {device.description} ({device.kind}){space}"
+
+
+def _fit_lines(fit: Fit) -> list[str]:
+    layers = _count(fit.layers, "layer")
+    with_attention = (
+        layers if fit.attention_layers == fit.layers else f"{fit.attention_layers} of {layers} with attention"
+    )
+    lines = [
+        f"model       {fit.model} ({fit.file_type}), context {fit.context:,} of at most {fit.context_max:,}",
+        f"  weights   {_gb(fit.weights)}",
+        f"  KV cache  {_gb(fit.kv_cache)} ({with_attention})",
+        *([f"  state     {_gb(fit.state)}"] if fit.state else []),
+        f"  compute   {_gb(fit.compute)} ({'with' if fit.flash_attention else 'without'} flash attention)",
+        f"  output    {_gb(fit.output)}",
+        f"  total     {_gb(fit.total)}",
+    ]
+    if fit.advice is not None:
+        lines.append(f"  fits?     NO: {fit.advice}")
+    elif fit.fits is None:
+        lines.append("  fits?     unknown: this system does not tell its free memory")
+    else:
+        lines.append(f"  fits?     yes: {_gb(fit.available)} available")
+    if fit.largest_context is not None:
+        lines.append(f"  largest context that fits: {fit.largest_context:,}")
+    if fit.placement is not None:
+        lines.append(f"  {fit.placement}")
+    return lines
+
+
+def _gb(n_bytes: int | None) -> str:
+    return "unknown" if n_bytes is None else size(n_bytes)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,120 @@
+"""Which tokens may follow: grammar.gbnf run by llguidance over one model's vocabulary.
+
+Knows token ids and the grammar, nothing of llama.cpp and nothing of JSON. What it costs with SmolLM2's 49,152
+tokens on real answers, on one core of a small virtual machine: 4 ms to compile a grammar, once a style;
+2 µs for a new Constraint, 1.4 µs for `accepts`, 4 µs for `consume`, 0.3 µs for
+`forced_bytes`, 30 µs for `mask`.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer, grammar_from
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from numpy.typing import NDArray
+
+from edge.answer.style import load_grammar
+from edge.errors import GrammarError
+
+
+@lru_cache(maxsize=64)  # one for each style of white space that a model has
+def _compiled(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """The matcher at the start of an answer; copying it is a thousand times cheaper than compiling it."""
+    try:
+        matcher = LLMatcher(tokenizer, grammar_from("gbnf", grammar), log_level=0)
+    except Exception as error:  # gbnf_to_lark raises bare Exceptions
+        raise GrammarError(f"the grammar cannot be read: {_one_line(error)}") from error
+    if matcher.is_error():
+        raise GrammarError(f"the grammar cannot be compiled: {_one_line(matcher.get_error())}")
+    return matcher
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())[:300]
+
+
+class Constraint:
+    """The grammar's state within one answer. Make a new one for each answer; it is cheap.
+
+    `tokenizer` is made once a model (`llguidance.llamacpp.lltokenizer_from_vocab`), with every id that may
+    end an answer as its `eos_token`. `grammar` is GBNF text, by default the action's. Raises GrammarError if
+    it is not valid.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer, grammar: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.n_vocab = tokenizer.vocab_size
+        self._matcher = _compiled(tokenizer, load_grammar() if grammar is None else grammar).deep_copy()
+        self._eos = frozenset(tokenizer.eos_tokens)
+        self._ended = False  # an EOS was consumed
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text so far is a whole action, so that an EOS is accepted."""
+        return self._matcher.is_accepting()
+
+    def accepts(self, token: int) -> bool:
+        """Whether `token` may follow now. Does not change the state.
+
+        An EOS token is accepted if and only if the action is complete; no other special token ever is.
+        """
+        if self._ended or not 0 <= token < self.n_vocab:
+            return False
+        if token in self._eos:
+            return self.complete
+        allowed = self._matcher.validate_tokens([token]) == 1
+        self._check()
+        return allowed
+
+    def consume(self, token: int) -> None:
+        """Move on by one token. Raises GrammarError, with the state unchanged, if it is not accepted."""
+        if token in self._eos and self.accepts(token):
+            self._ended = True
+            return
+        known = not self._ended and token not in self._eos and 0 <= token < self.n_vocab
+        if not known or self._matcher.try_consume_tokens([token]) != 1:
+            self._check()
+            raise GrammarError(f"the grammar refuses token {token} here")
+
+    def mask(self) -> NDArray[np.bool_]:
+        """The tokens that may follow now: bool, shape (n_vocab,), each of them accepted.
+
+        Where the grammar forces the text, only its usual tokenization is allowed; `accepts` takes others too.
+        Raises GrammarError if no token of the vocabulary can follow (it lacks bytes that JSON needs).
+        """
+        if self._ended:
+            return np.zeros(self.n_vocab, dtype=np.bool_)
+        bits = allocate_token_bitmask(1, self.n_vocab)
+        fill_next_token_bitmask(self._matcher, bits)
+        self._check()
+        # whole 32-bit words, so a few bits longer than the vocabulary
+        mask = np.unpackbits(bits[0].view(np.uint8), bitorder="little")[: self.n_vocab].view(np.bool_)
+        if not mask.any():
+            raise GrammarError(
+                "no token of this model's vocabulary can continue the action; its tokenizer cannot write JSON"
+            )
+        return mask
+
+    def forced_bytes(self, after: bytes = b"") -> bytes:
+        """The text that must follow: `after`, if it may, and all that is forced once it is written.
+
+        So `forced_bytes(b'"')` closes a string and goes on as far as there is no choice. Often empty. Raises
+        GrammarError if the grammar refuses `after`.
+        """
+        matcher = self._matcher
+        if after:
+            matcher = matcher.deep_copy()
+            tokens = self.tokenizer.tokenize_bytes(after)
+            if self._ended or matcher.try_consume_tokens(tokens) < len(tokens):
+                raise GrammarError(f"the grammar refuses {after!r} here")
+        elif self._ended:
+            return b""
+        return after + bytes(matcher.compute_ff_bytes())
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that `token` adds to the answer; none for a special token."""
+        return b"" if self.tokenizer.is_special_token(token) else self.tokenizer.decode_bytes([token])
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(f"the grammar's state is broken: {_one_line(self._matcher.get_error())}")

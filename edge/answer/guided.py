@@ -1,0 +1,437 @@
+"""Answers under any JSON schema or grammar, valid at any budget that a valid text fits into; and plain text with stops.
+
+At every step an ending is known: tokens that make the text so far a whole one, few enough for what is left of the
+budget. A token that would leave none is not written; the ending is, and closes the answer. So nothing that was written
+is ever taken back, and all of it may be streamed.
+"""
+
+import codecs
+import itertools
+import json
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer, grammar_from
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from numpy.typing import NDArray
+
+from edge.answer.sampling import Sampling
+from edge.answer.writer import Answer, TokenWriter
+from edge.errors import GrammarError
+from edge.llama.engine import Writer
+from edge.llama.vocabulary import Vocabulary
+
+_MOST_TRIED = 400  # states looked at for an ending, in each attempt
+_MOST_TOO_LONG = 20  # whole texts in each attempt
+_MOST_ALIKE = 8  # of those in which the same tokens may follow
+# What leads to an end soonest comes first, white space last; of the others last what has just been written, since more
+# of it may lead nowhere. Of each kind some are tried: its first, and its last.
+_KINDS = (
+    (b'"}]:)>.;!?,', 5, 0),
+    (b"0123456789", 1, 1),
+    (b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", 1, 1),
+    (b"@-/_" + bytes(byte for byte in range(0x21, 0x7F) if not chr(byte).isalnum()), 8, 0),
+    (bytes(range(0x80, 0x100)), 1, 1),
+    (b"\n ", 1, 1),
+)
+_MOST_LITERALS = 64
+_LONGEST = 4000  # tokens of an ending; each token of an answer may cost a look at all of it
+_MOST_WITHOUT_BYTES = 5
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What an answer keeps to: the matcher at its start, and texts that it names, from which an end may be made."""
+
+    matcher: LLMatcher
+    literals: tuple[bytes, ...]
+
+
+def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text: str) -> Guide:
+    """Raises GrammarError with llguidance's reason."""
+    try:
+        if kind == "schema":
+            _check_names(json.loads(text))
+            grammar = LLMatcher.grammar_from_json_schema(
+                text, overrides={"whitespace_pattern": r"[ \n\t]{0,20}"}
+            )
+        else:
+            grammar = grammar_from("gbnf", text)
+        matcher = LLMatcher(vocabulary.matcher_tokens(), grammar, log_level=0)
+    except GrammarError:
+        raise
+    except Exception as error:  # gbnf_to_lark raises bare Exceptions
+        raise GrammarError(f"cannot be read: {_one_line(error)}") from None
+    if matcher.is_error():
+        raise GrammarError(f"cannot be compiled: {_one_line(matcher.get_error())}")
+    return Guide(matcher, _literals(kind, text))
+
+
+def _check_names(schema: object) -> None:
+    """llguidance lets a name that the schema does not list come twice, and counts it twice."""
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            least = value.get("minProperties")
+            if isinstance(least, int) and least > 1 and value.get("additionalProperties", True) is not False:
+                raise GrammarError(
+                    'cannot be kept: "minProperties" with names that are not listed: list them under "properties", or '
+                    'give "additionalProperties": false'
+                )
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _literals(kind: Literal["schema", "gbnf"], text: str) -> tuple[bytes, ...]:
+    """Runs of plain characters in a grammar's quotations, or a schema's patterns: what an end may have to hold."""
+    if kind == "gbnf":
+        quoted = re.findall(r'"((?:[^"\\\n]|\\.)*)"', text)
+        found = [one.replace(r"\n", "\n").replace(r"\t", "\t").replace("\\", "") for one in quoted]
+        classes = re.findall(r"\[((?:[^\]\\\n]|\\.)*)\]", text)
+    else:
+        patterns = re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', text)
+        read = [str(json.loads(pattern)) for pattern in patterns]
+        classes = [one for pattern in read for one in re.findall(r"\[((?:[^\]\\]|\\.)*)\]", pattern)]
+        plain = [re.sub(r"\[(?:[^\]\\]|\\.)*\]|\\[a-zA-Z]", "\0", pattern) for pattern in read]
+        found = [run for pattern in plain for run in re.findall(r"[^\0^$.*+?()|{}\\]+", pattern)]
+    found += [character for one in classes for character in one]
+    return tuple(dict.fromkeys(one.encode() for one in found if one))[:_MOST_LITERALS]
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())[:300]
+
+
+class _Walk:
+    """A matcher on its way from a state, and back on it. It has one copy of the state: a long text's is large."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self.matcher = matcher.deep_copy()
+        self.way: list[int] = []
+
+    def back(self, length: int) -> None:
+        """To where the way had so many tokens."""
+        if length < len(self.way):
+            self.matcher.rollback(len(self.way) - length)
+            del self.way[length:]
+
+    def go(self, tokens: Sequence[int]) -> bool:
+        """Over these tokens and on over all that must follow; False, and it stays, where they may not follow."""
+        taken = self.matcher.try_consume_tokens(list(tokens))
+        self.way += tokens[:taken]
+        if taken < len(tokens):
+            self.back(len(self.way) - taken)
+            return False
+        while not self.matcher.is_accepting() and (forced := self.matcher.compute_ff_tokens()):
+            if self.matcher.try_consume_tokens(forced) != len(forced):
+                raise GrammarError("the grammar's matcher contradicts itself")
+            self.way += forced
+        return True
+
+
+class Endings:
+    """Finds endings: short ways from a matcher's state to a whole text, in tokens of one vocabulary."""
+
+    def __init__(self, tokenizer: LLTokenizer, end_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._end_ids = np.array(sorted(end_ids))
+        single: dict[int, int] = {}
+        for token in range(tokenizer.vocab_size):
+            if tokenizer.is_special_token(token):
+                continue
+            data = tokenizer.decode_bytes([token])
+            if len(data) == 1:
+                single.setdefault(data[0], token)
+        self._single = single
+        kinds = [[single[byte] for byte in kind if byte in single] for kind, _, _ in _KINDS]
+        self._tokens = np.array([token for kind in kinds for token in kind], np.int64)
+        ends = np.cumsum([0, *map(len, kinds)])
+        self._kinds = [slice(begin, end) for begin, end in itertools.pairwise(ends)]  # of these tokens
+
+    def find(self, matcher: LLMatcher, most: int, literals: Sequence[bytes] = ()) -> list[int] | None:
+        """At most `most` tokens, and at most 4,000, that complete the text; None if none were found. The matcher stays
+        as it is.
+
+        The way is looked for byte by byte, or by whole `literals`, and then written in the tokenizer's own, longer
+        tokens. Straight on, since in JSON the marks that close things lead to the end; by the fewest choices, for ends
+        that must hold something; far on, for texts that must be long. Each a little first, then more.
+        """
+        if matcher.is_accepting():
+            return []
+        most = min(most, _LONGEST)
+        far = 4 * most + 16  # bytes
+        words = [way for one in literals if (way := self._bytes(one))]
+        walk = _Walk(matcher)
+
+        def attempts() -> Iterator[list[int] | None]:
+            yield self._straight(matcher, walk, most, far, _MOST_TRIED // 10)
+            yield self._nearest(matcher, walk, most, words, _MOST_TRIED // 5)
+            yield self._straight(matcher, walk, most, far, _MOST_TRIED)
+            yield self._nearest(matcher, walk, most, words, 4 * _MOST_TRIED)
+            yield self._straight(matcher, walk, most, far, far)
+            for depth in (4, 8, 16, 32, 64):
+                yield self._straight(matcher, walk, most, depth, _MOST_TRIED)
+
+        return next((found for found in attempts() if found is not None), None)
+
+    def first(self, guide: Guide, most: int) -> list[int]:
+        """The same at the start of an answer. Raises GrammarError where none was found."""
+        found = self.find(guide.matcher, most, guide.literals)
+        if found is None:
+            bound = f" (of {_LONGEST:,} at most)" if most > _LONGEST else ""
+            raise GrammarError(
+                f"no valid text was found that fits into {most} tokens{bound}: raise max_tokens, or ask for a "
+                "shorter one"
+            )
+        return found
+
+    def _bytes(self, text: bytes) -> list[int]:
+        """Its single bytes' tokens; none where one has none."""
+        tokens = [self._single[byte] for byte in text if byte in self._single]
+        return tokens if len(tokens) == len(text) else []
+
+    def _straight(
+        self, matcher: LLMatcher, walk: _Walk, most: int, longest: int, tries: int
+    ) -> list[int] | None:
+        """Depth first, at most `longest` single bytes deep."""
+        walk.back(0)
+        stack: list[tuple[int, list[int]]] = [(0, [])]
+        too_long = 0
+        for _ in range(tries):
+            if not stack:
+                return None
+            length, more = stack.pop()
+            walk.back(length)
+            if not walk.go(more):
+                continue
+            if walk.matcher.is_accepting():
+                whole = self._in_few(matcher, walk.way)
+                if len(whole) <= most:
+                    return whole
+                too_long += 1
+                if too_long == _MOST_TOO_LONG:  # its neighbours are not shorter
+                    return None
+            elif (here := len(walk.way)) < longest:
+                stack += ((here, [choice]) for choice in reversed(self._choices(walk)))
+        return None
+
+    def _nearest(
+        self, matcher: LLMatcher, walk: _Walk, most: int, literals: list[list[int]], tries: int
+    ) -> list[int] | None:
+        """Breadth first, a literal or byte at a time; of states in which the same may follow only some."""
+        waiting: deque[list[int]] = deque([[]])
+        alike: Counter[bytes] = Counter()
+        for _ in range(tries):
+            if not waiting:
+                return None
+            walk.back(0)
+            if not walk.go(waiting.popleft()):
+                continue
+            if walk.matcher.is_accepting():
+                whole = self._in_few(matcher, walk.way)
+                if len(whole) <= most:
+                    return whole
+                continue
+            mask = self._bits(walk.matcher).tobytes()
+            alike[mask] += 1
+            if alike[mask] <= _MOST_ALIKE:
+                waiting += ([*walk.way, *literal] for literal in literals)
+                waiting += ([*walk.way, choice] for choice in self._choices(walk))
+        return None
+
+    def _in_few(self, matcher: LLMatcher, way: list[int]) -> list[int]:
+        """The same text in the tokenizer's own tokens, if the grammar takes it so."""
+        tokens = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes(way)) if way else []
+        return tokens if len(tokens) < len(way) and self.holds(matcher, tokens) else list(way)
+
+    def holds(self, matcher: LLMatcher, ending: Sequence[int]) -> bool:
+        """Whether an ending found earlier still is one."""
+        end = self._tokenizer.eos_token
+        return bool(matcher.validate_tokens([*ending, end]) > len(ending))
+
+    def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
+        """The tokens that may follow, those that end the answer among them: bool, of shape (n_vocab,)."""
+        bits = self._bits(matcher).view(np.uint8)
+        mask = np.unpackbits(bits, bitorder="little")[: self._tokenizer.vocab_size].view(np.bool_)
+        mask[self._end_ids] = matcher.is_accepting()
+        return mask
+
+    def _bits(self, matcher: LLMatcher) -> NDArray[np.int32]:
+        bits = allocate_token_bitmask(1, self._tokenizer.vocab_size)
+        fill_next_token_bitmask(matcher, bits)
+        row: NDArray[np.int32] = bits[0]
+        return row
+
+    def _choices(self, walk: _Walk) -> list[int]:
+        bits = self._bits(walk.matcher)
+        fits = bits[self._tokens >> 5] >> (self._tokens & 31) & 1
+        fitting = [self._tokens[kind][fits[kind] == 1].tolist() for kind in self._kinds]
+        last_written = walk.way[-1] if walk.way else -1
+        middle = sorted(range(1, len(_KINDS) - 1), key=lambda number: last_written in fitting[number])
+        found: dict[int, None] = {}
+        for number in (0, *middle, len(_KINDS) - 1):
+            _, first, last = _KINDS[number]
+            tokens = fitting[number]
+            found |= dict.fromkeys([*tokens[:first], *tokens[len(tokens) - last :]])
+        if not found:  # a vocabulary without single bytes
+            found = dict.fromkeys(np.flatnonzero(self.allowed(walk.matcher))[:_MOST_WITHOUT_BYTES].tolist())
+        return list(found)
+
+
+def guided_answer(
+    vocabulary: Vocabulary,
+    endings: Endings,
+    guide: Guide,
+    ending: list[int],
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    emit: Callable[[str], None] | None = None,
+) -> Writer[Answer]:
+    """An answer that the guide accepts as a whole. `ending`: one for its start, from `Endings.first`."""
+    matcher = guide.matcher.deep_copy()
+    writer = TokenWriter(prompt, sampling, max_tokens)
+    shown = _Shown(emit)
+    closed = False
+    while not matcher.is_stopped():
+        if not writer.left:
+            closed = bool(ending) or not matcher.is_accepting()
+            break
+        forced = matcher.compute_ff_tokens()
+        fits = _fits(endings, guide, matcher, forced, writer.left) if forced else None
+        if fits is not None:
+            ending = fits
+            matcher.try_consume_tokens(forced)
+            writer.force(forced)
+            shown.add(b"".join(map(vocabulary.piece, forced)))
+            continue
+        logits = yield from writer.logits()
+        token = writer.sampler.pick(logits) if sampling.greedy else -1
+        if token in vocabulary.end_ids and matcher.is_accepting():
+            writer.write(token)
+            break
+        if token in vocabulary.end_ids or token < 0 or matcher.validate_tokens([token]) != 1:
+            token = writer.sampler.pick(logits, endings.allowed(matcher))
+            if token in vocabulary.end_ids:
+                writer.write(token)
+                break
+        if matcher.try_consume_tokens([token]) != 1:
+            closed = True
+            break
+        found = _after(endings, guide, matcher, ending, len(vocabulary.piece(token)), writer.left - 1)
+        if found is None:
+            matcher.rollback(1)
+            closed = True
+            break
+        ending = found
+        writer.write(token)
+        shown.add(vocabulary.piece(token))
+    if closed or not matcher.is_accepting():
+        writer.force(ending)
+        shown.add(b"".join(map(vocabulary.piece, ending)))
+        closed = True
+    text = shown.end()
+    return Answer(
+        text,
+        text,
+        None,
+        "length" if closed else "stop",
+        closed,
+        len(prompt),
+        len(writer.tokens),
+        writer.forced,
+        0,
+    )
+
+
+def _after(
+    endings: Endings, guide: Guide, matcher: LLMatcher, ending: list[int], n_bytes: int, left: int
+) -> list[int] | None:
+    """An ending in `left` tokens, after a token of that many bytes: the one before, or its rest, or another."""
+    for known in (ending, ending[n_bytes:]):  # the rest: where the text has a length that it must have
+        if len(known) <= left and endings.holds(matcher, known):
+            return known
+    return [] if matcher.is_accepting() else endings.find(matcher, left, guide.literals)
+
+
+def _fits(
+    endings: Endings, guide: Guide, matcher: LLMatcher, tokens: Sequence[int], left: int
+) -> list[int] | None:
+    """The ending after these tokens, if both fit."""
+    if len(tokens) > left or matcher.try_consume_tokens(list(tokens)) != len(tokens):
+        return None
+    try:
+        return endings.find(matcher, left - len(tokens), guide.literals)
+    finally:
+        matcher.rollback(len(tokens))
+
+
+class _Shown:
+    """Text as it becomes certain, whole characters only."""
+
+    def __init__(self, emit: Callable[[str], None] | None) -> None:
+        self._emit = emit
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._parts: list[str] = []
+
+    def add(self, data: bytes, final: bool = False) -> str:
+        text = self._decoder.decode(data, final)
+        if text:
+            self._parts.append(text)
+            if self._emit is not None:
+                self._emit(text)
+        return text
+
+    def end(self) -> str:
+        self.add(b"", True)
+        return "".join(self._parts)
+
+
+def text_answer(
+    vocabulary: Vocabulary,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    emit: Callable[[str], None] | None = None,
+) -> Writer[Answer]:
+    """Text without a grammar, until the model's own EOS or one of the `stop` texts, which is left out."""
+    writer = TokenWriter(prompt, sampling, max_tokens)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = ""
+    shown = 0
+    held = max(map(len, stop), default=1) - 1  # the end of the text may be the beginning of a stop
+    reason: Literal["stop", "length"] = "length"
+    while writer.left:
+        token = writer.sampler.pick((yield from writer.logits()))
+        writer.write(token)
+        if token in vocabulary.end_ids and not ignore_eos:
+            reason = "stop"
+            break
+        begin = max(0, len(text) - held)
+        text += decoder.decode(vocabulary.piece(token))
+        found = [at for word in stop if (at := text.find(word, begin)) >= 0]
+        if found:
+            text, reason = text[: min(found)], "stop"
+            break
+        if emit is not None and len(text) - held > shown:
+            emit(text[shown : len(text) - held])
+            shown = len(text) - held
+    else:
+        text += decoder.decode(b"", True)
+    if emit is not None and len(text) > shown:
+        emit(text[shown:])
+    return Answer(text, text, None, reason, False, len(prompt), len(writer.tokens), 0, 0)
+
+
+def schema_text(schema: object) -> str:
+    """A JSON schema as llguidance takes it."""
+    return json.dumps(schema)

@@ -1,0 +1,28 @@
+"""The model that a command takes when none is named: the newest in models/, else the embedded one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edge.errors import ModelFileError
+from edge.system.paths import EMBEDDED_NAME, converted_models, embedded_checkpoint, model_folder
+
+_QUANT = "Q4_K_M"
+
+
+def default_model(note: Callable[[str], None]) -> Path:
+    """The newest GGUF at hand; else the embedded checkpoint, converted once; `note` says so.
+
+    Raises ModelFileError where this installation carries no embedded checkpoint.
+    """
+    found = converted_models()
+    if found:
+        note(f"model: {found[0]}")
+        return found[0]
+    checkpoint = embedded_checkpoint()
+    if not checkpoint.is_dir():
+        raise ModelFileError(f"{checkpoint}: the embedded model is missing; name a GGUF with --model FILE")
+    out = model_folder() / f"{EMBEDDED_NAME}-{_QUANT}.gguf"
+    note(f"no model in models/ yet; converting the embedded {EMBEDDED_NAME} to {out}")
+    from edge.convert import convert  # only here, since it is not needed to run a model
+
+    return convert(checkpoint, quant=_QUANT, out=out).path

@@ -1,0 +1,69 @@
+"""The commands about results: score, compare. Heavy modules are imported where used."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def score(
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines with task_id, step_idx and pred_text.")
+    ],
+    replay: Annotated[Path, typer.Option("--replay", "-r", help="The replay rows that were answered.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
+    model: Annotated[str | None, typer.Option(help="The model's name, for the result.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out rows without a prediction.")] = False,
+) -> None:
+    """Score answers that another engine has written."""
+    from edge.replay.score import score as run_score
+
+    print_scores(run_score(predictions, replay, out, model=model, partial=partial), out)
+
+
+def compare(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Result JSONs.")],
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="A result JSON, or a known model's name for its published figures."),
+    ] = None,
+    causes: Annotated[
+        bool, typer.Option("--causes", help="Tell apart what differs between the results, pair by pair.")
+    ] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write what was found as JSON too.")] = None,
+) -> None:
+    """Compare results with a reference, step by step, or with each other, cause by cause."""
+    from edge.compare.causes import causes as find_causes
+    from edge.compare.causes import causes_json, causes_markdown
+    from edge.compare.run import compare as run_compare
+    from edge.system.places import check_place, write_json
+
+    if reference is None and not causes:
+        raise typer.BadParameter("give --reference, --causes, or both")
+    if json_out is not None:
+        check_place(json_out)
+    comparison = None if reference is None else run_compare(results, reference)
+    # A reference that is a result is one of the runs.
+    others = [Path(reference)] if reference is not None and comparison and comparison.paired else []
+    found = find_causes(distinct([*others, *results])) if causes else None
+    if json_out is not None:
+        told = {} if comparison is None else comparison.to_dict()
+        write_json(json_out, told if found is None else {**told, "causes": causes_json(found)})
+    if comparison is not None:
+        typer.echo(comparison.to_markdown())
+    if found is not None:
+        typer.echo(causes_markdown(found))
+
+
+def distinct(paths: list[Path]) -> list[Path]:
+    """Paths, each file once."""
+    return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
+
+
+def print_scores(result: dict[str, Any], out: Path) -> None:
+    """The headline figures of a result, in one line."""
+    figures = result["aggregate"]
+    typer.echo(
+        f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
+        f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
+    )

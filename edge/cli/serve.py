@@ -1,0 +1,82 @@
+"""The command line's part about serving."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge.cli.common import Threads, note
+from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption
+from edge.errors import ServeError
+
+_KEY = "EDGE_API_KEY"
+
+
+def serve(
+    model: ModelOption = None,
+    host: Annotated[
+        str, typer.Option(help=f"Address to serve on. Another than this machine's own needs a key in {_KEY}.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=f"A file with the key that clients must give. Default: {_KEY}."),
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Answers written at once.")] = 4,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get status 429.")] = 64,
+    context: Annotated[
+        int | None,
+        typer.Option(min=64, help="Tokens of a prompt and its answer. Default: the model's, at most 8,192."),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Budget of a chat answer that asks for none.")
+    ] = 1024,
+    body_limit: Annotated[int, typer.Option(min=1, help="MiB that a request may have.")] = 16,
+    receive_timeout: Annotated[
+        int, typer.Option(min=1, help="Seconds in which a request's head must arrive, and its body.")
+    ] = 30,
+    cache_ram: Annotated[
+        int, typer.Option(min=0, help="MiB of prompts and answers kept for those that begin the same.")
+    ] = 1024,
+    gpu_layers: GpuLayers = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    kv_type: KvType = "f16",
+    flash_attention: FlashAttention = None,
+    mmap: Mmap = True,
+) -> None:
+    """Serve a model to agents over an OpenAI-compatible API. Each chat answer is a valid action by default."""
+    try:
+        from edge.serve import server
+    except ImportError as error:
+        raise ServeError(f"{error.name} is missing: pip install 'terminal-edge[serve]'") from None
+    from edge.cli.defaults import default_model
+    from edge.system.places import read_text
+
+    key = os.environ.get(_KEY) or None
+    if api_key_file is not None:
+        key = read_text(api_key_file).strip()
+    if key is not None and not re.fullmatch("[!-~]+", key):  # what a header can carry
+        raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
+    server.serve(
+        model or default_model(note),
+        host=host,
+        port=port,
+        api_key=key,
+        parallel=parallel,
+        most_waiting=queue,
+        context=context,
+        max_tokens=max_tokens,
+        body_limit=body_limit << 20,
+        receive_seconds=receive_timeout,
+        cache_ram=cache_ram << 20,
+        gpu_layers=gpu_layers,
+        threads=threads,
+        batch=batch,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        mmap=mmap,
+        say=lambda text: typer.echo(text, err=True),
+    )

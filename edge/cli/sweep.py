@@ -1,0 +1,110 @@
+"""The command that sweeps over quantizations. Heavy modules are imported where used."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge.cli.common import Interrupted, Threads
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def sweep(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A Hugging Face checkpoint: a folder or a hub id (owner/name)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for results and report.")],
+    quants: Annotated[
+        str, typer.Option("--quants", "-q", help="Types to convert to, by comma, as of edge convert --quant.")
+    ] = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M",
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", "-r", help="Replay rows (JSON Lines). Default: the embedded set."),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            help="What the report compares with: a result JSON or a known model's name. Default: the unquantized "
+            "model.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ROWS", help="Other replay rows, to make an importance matrix from for all types."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Choose the best file up to this size, such as 6GB.")
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            "--max-loss", metavar="POINTS", min=0, help="Choose the smallest file that loses no more."
+        ),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep every GGUF, not only the chosen one.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Budget of an answer.")] = 1024,
+    unconstrained: Annotated[
+        bool, typer.Option("--unconstrained", help="Answer without the grammar, as vLLM runs.")
+    ] = False,
+    skip_too_long: Annotated[
+        bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
+    ] = False,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Answers written at once, as of edge eval.")
+    ] = None,
+    gpu_layers: Annotated[
+        int | None, typer.Option("--gpu-layers", min=-1, help="Layers to offload. Default: all that fit.")
+    ] = None,
+    threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no stages and no progress.")] = False,
+) -> None:
+    """Convert, evaluate and measure several quantizations, and report. Interrupted, it goes on when started again."""
+    limit = None if budget is None else _bytes(budget)
+    from edge.sweep import sweep as run_sweep
+    from edge.system.paths import embedded_rows
+
+    try:
+        done = run_sweep(
+            source,
+            [name for name in quants.replace(" ", "").split(",") if name],
+            replay or embedded_rows(),
+            out,
+            reference=reference,
+            calibrate_on=calibrate,
+            keep=keep,
+            budget=limit,
+            max_loss=max_loss,
+            revision=revision,
+            offline=offline,
+            max_tokens=max_tokens,
+            constrained=not unconstrained,
+            skip_too_long=skip_too_long,
+            parallel=parallel,
+            gpu_layers=gpu_layers,
+            threads=threads,
+            quiet=quiet,
+        )
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop)) from None
+    typer.echo(str(done.page))
+    if done.choice is not None:
+        typer.echo(done.choice.why)
+        if done.chosen is not None:
+            typer.echo(str(done.chosen))
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?|)B?", text.strip().upper())
+    if match is None:
+        raise typer.BadParameter("must be a size such as 6GB, 800MB or 5.5GiB", param_hint="--budget")
+    return int(float(match[1]) * _UNITS[match[2]])

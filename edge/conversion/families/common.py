@@ -1,0 +1,156 @@
+"""Hyper-parameters that families share: attention's widths, rotary positions, experts, sliding windows."""
+
+from typing import Any
+
+from edge.conversion.plan import Config, Dims, Value
+from edge.errors import ConversionError
+
+_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS: llama.cpp asserts it, beyond it the process would end
+
+
+def attention_dims(config: Config, *, kv_heads: int | None = None, head: int | None = None) -> Dims:
+    """V, E, H, K and D; `kv_heads` and `head` (a width) are transformers' defaults where those are fixed numbers."""
+    width = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads")
+    kv_heads = config.integer("num_key_value_heads", default=kv_heads or heads)
+    if heads % kv_heads:
+        raise ConversionError(f"{config.where}: {heads} heads cannot share {kv_heads} key/value heads evenly")
+    if head is None and config.values.get("head_dim") is None and width % heads:
+        raise ConversionError(f"{config.where}: hidden_size {width} is no multiple of {heads} heads")
+    head = config.integer("head_dim", default=head or width // heads)
+    if head % 2:
+        raise ConversionError(f"{config.where}: head width {head} is odd; rotary positions need pairs")
+    return {"V": config.integer("vocab_size"), "E": width, "H": heads * head, "K": kv_heads * head, "D": head}
+
+
+def expert_dims(config: Config, used: str) -> Dims:
+    """X and M. `used` is the key that says how many experts a token takes."""
+    experts = config.integer("num_experts", "num_local_experts")
+    if not config.integer(used) <= experts <= _MAX_EXPERTS:
+        raise ConversionError(
+            f"{config.where}: {config.integer(used)} of {experts} experts a token; "
+            f"llama.cpp takes at most {_MAX_EXPERTS}, and no more a token than there are"
+        )
+    return {"X": experts, "M": config.integer("moe_intermediate_size")}
+
+
+def all_layers(config: Config) -> list[set[str]]:
+    """The layers of a model whose layers are all of one kind."""
+    return [{"all"}] * config.integer("num_hidden_layers")
+
+
+def layer_types(config: Config, default: list[str], other: str) -> list[str]:
+    """layer_types: each layer is full_attention or `other`. Raises ConversionError."""
+    types = config.values.get("layer_types")
+    if types is None:
+        return default
+    if (
+        not isinstance(types, list)
+        or len(types) != len(default)
+        or not all(kind in ("full_attention", other) for kind in types)
+    ):
+        raise ConversionError(
+            f"{config.where}: layer_types does not name full_attention or {other} for {len(default)} layers"
+        )
+    return types
+
+
+def size_metadata(config: Config, dims: Dims, layers: int | None = None) -> list[tuple[str, Value]]:
+    """What every architecture says of its size, but for the key/value heads; `layers` if not num_hidden_layers."""
+    return [
+        ("block_count", layers or config.integer("num_hidden_layers")),
+        ("context_length", config.integer("max_position_embeddings")),
+        ("embedding_length", dims["E"]),
+        ("attention.head_count", dims["H"] // dims["D"]),
+    ]
+
+
+def head_metadata(dims: Dims) -> list[tuple[str, Value]]:
+    return [
+        ("attention.head_count_kv", dims["K"] // dims["D"]),
+        ("attention.key_length", dims["D"]),
+        ("attention.value_length", dims["D"]),
+    ]
+
+
+def norm_epsilon(config: Config) -> tuple[str, Value]:
+    return ("attention.layer_norm_rms_epsilon", config.number("rms_norm_eps", default=1e-6))
+
+
+def no_window(config: Config, window: int | None) -> None:
+    """Refuse a sliding window that would show: llama.cpp runs this architecture with full attention only."""
+    context = config.integer("max_position_embeddings")
+    if window is not None and window < context:
+        raise ConversionError(
+            f"{config.where}: llama.cpp runs no sliding window for this architecture, and {window} positions are fewer "
+            f"than max_position_embeddings {context}; set that to {window} to convert what it can run"
+        )
+
+
+def rope(
+    config: Config, default_theta: float, layer_type: str | None = None, theta: str = "rope_theta"
+) -> tuple[str, Config]:
+    """The rotary embedding's kind and parameters, rope_theta among them, for one type of layer where they differ.
+
+    transformers 5 keeps all of it in rope_parameters, transformers 4 in rope_theta (or `theta`) and rope_scaling.
+    """
+    given: dict[str, Any] = {"rope_theta": config.number(theta, default=default_theta)}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.values.get(key)
+        if isinstance(value, dict) and layer_type is not None:
+            # One set for all is the full layers': the sliding ones have a base of their own and no scaling.
+            nested = not value.keys().isdisjoint(("full_attention", "sliding_attention"))
+            value = value.get(layer_type) if nested or layer_type != "full_attention" else value
+        if isinstance(value, dict):
+            given |= {key: entry for key, entry in value.items() if entry is not None}
+    if config.values.get("partial_rotary_factor") is not None:
+        given.setdefault("partial_rotary_factor", config.values["partial_rotary_factor"])
+    return str(given.get("rope_type", given.get("type", "default"))), Config(config.where, given)
+
+
+def rope_metadata(kind: str, parameters: Config, context: int, kinds: set[str]) -> list[tuple[str, Value]]:
+    """rope.* of one of the `kinds` that an architecture runs. Raises ConversionError: another kind, or parameters of
+    YaRN that llama.cpp has built in and that are not so here.
+    """
+    if kind not in kinds:
+        raise ConversionError(
+            f"{parameters.where}: rope type {kind!r} is not supported; only {sorted(kinds)}"
+        )
+    metadata: list[tuple[str, Value]] = [("rope.freq_base", parameters.number("rope_theta"))]
+    if kind == "linear":
+        metadata += [
+            ("rope.scaling.type", kind),
+            ("rope.scaling.factor", parameters.number("factor", default=1.0)),
+        ]
+    if kind == "yarn":
+        parameters.must_be("beta_fast", 32, 32)
+        parameters.must_be("beta_slow", 1, 1)
+        for key in ("mscale", "mscale_all_dim"):
+            parameters.must_be(key, None, None)
+        metadata += yarn_metadata(parameters, context)
+    return metadata
+
+
+def yarn_metadata(parameters: Config, context: int) -> list[tuple[str, Value]]:
+    """rope.scaling.* of YaRN. Raises ConversionError: parameters that llama.cpp does not read."""
+    parameters.must_be("truncate", True, True)
+    for key in ("attention_factor", "attn_factor", "extrapolation_factor"):
+        parameters.must_be(key, None, None)
+    original = parameters.integer("original_max_position_embeddings", default=context)
+    betas = [key for key in ("beta_fast", "beta_slow") if key in parameters.values]
+    return [
+        ("rope.scaling.type", "yarn"),
+        ("rope.scaling.factor", parameters.number("factor")),
+        ("rope.scaling.original_context_length", original),
+        *((f"rope.scaling.yarn_{key}", parameters.number(key)) for key in betas),
+    ]
+
+
+def full_rope(
+    config: Config, default_theta: float, kinds: set[str]
+) -> tuple[str, Config, list[tuple[str, Value]]]:
+    """`rope` and `rope_metadata` of a model that rotates whole heads, the same way in every layer."""
+    kind, parameters = rope(config, default_theta)
+    parameters.must_be("partial_rotary_factor", 1.0, 1.0)
+    context = config.integer("max_position_embeddings")
+    return kind, parameters, rope_metadata(kind, parameters, context, kinds)

@@ -1,0 +1,277 @@
+"""What a GGUF is: `edge inspect FILE.gguf`.
+
+Data first: `inspect` collects an Inspection, whose `to_text` and `to_json` show it. All texts come from the file,
+that is from anywhere: shown ones are one line each, cut, and cannot steer a terminal.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gguf import TokenType
+
+from edge.formats.facts import TypeShare, calibration, origin, type_shares
+from edge.formats.gguf import (
+    ModelFile,
+    TensorInfo,
+    read_array,
+    read_metadata,
+    read_model_file,
+    read_padding,
+    read_tensors,
+    sha256,
+)
+from edge.prompt import PromptSource, prompt_source, render_prompt, task_messages
+from edge.system.tables import display_width
+
+if TYPE_CHECKING:
+    from edge.conversion.verify import Comparison
+
+_SHOWN = 100  # columns of a text from the file
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokenizer: `kinds` counts the tokens by kind, `special` has the id and text of each named one."""
+
+    model: str
+    pre: str
+    count: int
+    merges: int
+    kinds: dict[str, int]
+    special: dict[str, tuple[int, str]]
+    add_bos: bool
+    add_eos: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """The chat template, and what edge makes of it: a status as in results, and why it is not used if it is not."""
+
+    characters: int
+    first_line: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that is told of a file. Sizes in bytes.
+
+    `problems` are what is wrong with it, one line each: with `verified` all data was read for that. `comparison`
+    holds it against its source, if one was given.
+    """
+
+    model: ModelFile
+    types: tuple[TypeShare, ...]
+    tensors: tuple[TensorInfo, ...]
+    header_bytes: int
+    padding_bytes: int
+    tokens: Tokens
+    template: Template | None
+    origin: dict[str, str]
+    calibration: dict[str, str]
+    sha256: str
+    verified: bool
+    problems: tuple[str, ...]
+    comparison: "Comparison | None"
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing wrong was found, and all was compared that was to be."""
+        compared = self.comparison
+        return not self.problems and not (compared and (compared.different or compared.skipped))
+
+    def to_json(self) -> str:
+        data = asdict(self)
+        data["model"]["path"] = str(self.model.path)
+        return json.dumps({"ok": self.ok, **data}, indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self) -> str:
+        model = self.model
+        lines = [
+            str(model.path),
+            f"  model        {_clean(model.name)}: {_clean(model.architecture)}, {model.n_params:,} parameters "
+            f"({_clean(model.size_label)}), context {model.context_length:,}",
+            f"  file         {model.file_type}, {model.n_bytes:,} bytes, {model.bits_per_weight:.3f} bits per weight",
+            f"  SHA-256      {self.sha256}",
+            *_pairs("origin", self.origin),
+            *_type_lines(self.types),
+            f"  layout       {self.header_bytes:,} bytes of header, {len(self.tensors):,} tensors, "
+            f"{self.padding_bytes:,} bytes of padding",
+            *_token_lines(self.tokens),
+            *_template_lines(self.template),
+            *(
+                _pairs("calibration", self.calibration)
+                or ["  calibration  none: made without an importance matrix"]
+            ),
+        ]
+        if self.verified:
+            found = "all data read: every value is a number, every byte has its place"
+            lines.append(
+                f"  data         {found if not self.problems else _count(len(self.problems), 'problem')}"
+            )
+        lines += [f"  PROBLEM      {_clean(problem)}" for problem in self.problems]
+        if self.comparison is not None:
+            lines += _comparison_lines(self.comparison)
+        return "\n".join(lines)
+
+
+def inspect(
+    path: str | Path,
+    *,
+    verify: bool = False,
+    source: str | Path | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    imatrix: Path | None = None,
+    lora: Path | None = None,
+    threads: int | None = None,
+) -> Inspection:
+    """Look at a GGUF. `verify` reads all of its data; `source`, a checkpoint's folder or hub id, makes every tensor
+    anew and compares, for which `imatrix` and `lora` must be those that the file was made with.
+
+    Raises ModelFileError for a file that cannot be read, CheckpointError and ConversionError for a source.
+    """
+    path = Path(path)
+    model = read_model_file(path)
+    metadata = read_metadata(path)
+    tensors = read_tensors(path)
+    problems: list[str] = []
+    comparison = None
+    if verify:
+        from edge.conversion.verify import check_data
+
+        problems = check_data(path)
+    if source is not None:
+        from edge.conversion.verify import compare_with_source
+
+        comparison = compare_with_source(
+            path, source, revision=revision, offline=offline, imatrix=imatrix, lora=lora, threads=threads
+        )
+    return Inspection(
+        model=model,
+        types=type_shares(tensors),
+        tensors=tuple(tensors),
+        header_bytes=min((tensor.offset for tensor in tensors), default=model.n_bytes),
+        padding_bytes=sum(end - begin for begin, end in read_padding(path)),
+        tokens=_tokens(path, metadata),
+        template=_template(prompt_source(path)),
+        origin=origin(metadata),
+        calibration=calibration(metadata),
+        sha256=sha256(path),
+        verified=verify,
+        problems=tuple(problems),
+        comparison=comparison,
+    )
+
+
+def _tokens(path: Path, metadata: dict[str, Any]) -> Tokens:
+    texts = read_array(path, "tokenizer.ggml.tokens")
+    kinds = Counter(read_array(path, "tokenizer.ggml.token_type"))
+    names = {int(kind): kind.name.lower() for kind in TokenType}
+    special = {}
+    for key, number in metadata.items():
+        name = key.removeprefix("tokenizer.ggml.").removesuffix("_token_id")
+        if key == f"tokenizer.ggml.{name}_token_id" and type(number) is int and 0 <= number < len(texts):
+            special[name] = (number, texts[number].decode("utf-8", "replace"))
+    return Tokens(
+        model=str(metadata.get("tokenizer.ggml.model", "")),
+        pre=str(metadata.get("tokenizer.ggml.pre", "")),
+        count=len(texts),
+        merges=len(read_array(path, "tokenizer.ggml.merges")),
+        kinds={names.get(kind, str(kind)): count for kind, count in sorted(kinds.items())},
+        special=special,
+        add_bos=metadata.get("tokenizer.ggml.add_bos_token") is True,
+        add_eos=metadata.get("tokenizer.ggml.add_eos_token") is True,
+    )
+
+
+def _template(source: PromptSource) -> Template | None:
+    """Rendered with the messages that `edge run` makes of a task."""
+    if source.template is None:
+        return None
+    rendered = render_prompt(task_messages("ls", "$"), source)
+    first = next((line for line in source.template.splitlines() if line.strip()), "")
+    return Template(len(source.template), first, rendered.status, rendered.reason)
+
+
+# --- as text ---
+
+
+def _clean(text: str, width: int = _SHOWN) -> str:
+    """One line of at most `width` columns in which nothing can steer a terminal."""
+    shown = "".join(char if char.isprintable() else "·" for char in text[: width + 1])
+    while display_width(shown) > width:
+        shown = shown[:-2] + "…"
+    return shown
+
+
+def _pairs(title: str, found: dict[str, str]) -> list[str]:
+    return [
+        f"  {title if i == 0 else '':12} {name} {_clean(value)}"
+        for i, (name, value) in enumerate(found.items())
+    ]
+
+
+def _type_lines(types: tuple[TypeShare, ...]) -> list[str]:
+    total = max(sum(share.n_bytes for share in types), 1)
+    rows = [("type", "tensors", "parameters", "bytes", "share", "bits")]
+    for share in types:
+        bits = 8 * share.n_bytes / max(share.parameters, 1)
+        numbers = (f"{share.tensors:,}", f"{share.parameters:,}", f"{share.n_bytes:,}")
+        rows.append((share.type, *numbers, f"{100 * share.n_bytes / total:.1f} %", f"{bits:.3f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        f"  {'types' if i == 0 else '':12} {row[0].ljust(widths[0])}  "
+        + "  ".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        for i, row in enumerate(rows)
+    ]
+
+
+def _token_lines(tokens: Tokens) -> list[str]:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in tokens.kinds.items())
+    special = ", ".join(
+        f"{name} {number} {_clean(text, 30)}" for name, (number, text) in tokens.special.items()
+    )
+    adds = [name for name, adds in (("BOS", tokens.add_bos), ("EOS", tokens.add_eos)) if adds]
+    return [
+        f"  tokenizer    {_clean(tokens.model, 30)}, pre-tokenizer {_clean(tokens.pre, 30) or '(none)'}, "
+        f"{tokens.count:,} tokens ({kinds}), {tokens.merges:,} merges",
+        f"               {special or 'no special tokens'}; adds {' and '.join(adds) or 'neither BOS nor EOS'}",
+    ]
+
+
+def _template_lines(template: Template | None) -> list[str]:
+    if template is None:
+        return ["  template     none; prompts use a fallback"]
+    made = (
+        "edge renders it"
+        if template.status == "chat_template"
+        else f"NOT USED, prompts are the {template.status}"
+    )
+    why = f": {_clean(template.reason)}" if template.reason else ""
+    return [
+        f"  template     {template.characters:,} characters; {made}{why}",
+        f"               {_clean(template.first_line)}",
+    ]
+
+
+def _comparison_lines(comparison: "Comparison") -> list[str]:
+    at = f" at {comparison.revision}" if comparison.revision else ""
+    equal = f"{_count(comparison.equal, 'tensor')} made anew with the same bits"
+    lines = [f"  source       {_clean(comparison.source)}{at}: {equal}"]
+    if comparison.skipped:
+        why = "made with an importance matrix, which --imatrix gives"
+        lines.append(f"               {len(comparison.skipped):,} not compared: {why}")
+    lines += [f"  DIFFERS      {_clean(d.name, 60)}: {_clean(d.problem)}" for d in comparison.different]
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

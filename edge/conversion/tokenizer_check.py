@@ -1,0 +1,61 @@
+"""The tokenization proof: llama.cpp against the tokenizer of the checkpoint."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from edge.conversion.tokenizer import read_tokenizer
+from edge.errors import ConversionError, ModelFileError
+from edge.llama.vocabulary import file_vocabulary
+
+# Terminal output, code, Korean and other scripts, emoji, long runs of blanks and newlines.
+PROBE = (
+    "root@box:~/src# ls -la --color=never | head -n 3\ntotal 48\n"
+    "drwxr-xr-x  7 root root   4096 Nov 23 01:05 .\n-rw-r--r--  1 me  wheel  13185 2026-11-23 a_b-c.tar.gz\n"
+    "Traceback (most recent call last):\n  File \"<stdin>\", line 10, in <module>\nKeyError: 'x'\n"
+    "\x1b[31merror\x1b[0m: 100% (3/17) 0x7fffDEAD 1,234.5678e-9 12345678901234567890\r\n\r\n"
+    "def f(x):\n    if x:\n        return {'a': [1, 2.5], \"b\": None}\n\n\n"
+    "\tfor i in range(10):\n\t\tprint(i)  # tab\n"
+    '{"analysis": "it\'s done, I\'LL go; we\'ve", "commands": [{"keystrokes": "grep -rn \'foo\' .\\n"}]}\n'
+    "터미널에서 현재 디렉터리를 확인하고 파이썬 파일을 찾으세요. 한글 ㅋㅋㅋ 123개\n"
+    "日本語のテキスト、中文字符，Ελληνικά Кириллица عربي עברית हिन्दी ไทย naïve café ÅNGSTRÖM\n"
+    "😀👩‍👩‍👧‍👦🇰🇷 ✅ → ≤ ½ ² № … “quoted” — dash\u00a0nbsp\u3000wide\n"
+    f"a{' ' * 40}b{chr(10) * 20}c \n \n \n \n{chr(9) * 9}d   \n  \n e{' ' * 300}\n"
+    "sed -i 's/\\(foo\\)/\\1bar/g' ./*.py && git commit -m \"fix: #42\" || exit $?; VAR=${HOME:-/tmp}  \n"
+)
+
+
+def check_tokenization(gguf: Path, tokenizer_json: Path, add_special: bool) -> None:
+    """Compare llama.cpp's tokenization with the tokenizers package on PROBE, control tokens among it.
+
+    Raises ConversionError with the first place where they differ.
+    """
+    tokenizer = read_tokenizer(tokenizer_json)
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()][:200]
+    if tokenizer.normalizer is not None and '"▁"' in str(tokenizer.normalizer):
+        # Gemma's runs of blanks: real text has blanks there, and llama.cpp would not see a ▁ as one
+        special = [text.replace("▁", " ") for text in special]
+    probe = PROBE + "".join(f"{text}word {text}\n" for text in special)
+    try:
+        with file_vocabulary(gguf) as vocabulary:
+            for text in (*probe.splitlines(keepends=True), probe):
+                wanted = tokenizer.encode(text, add_special_tokens=False).ids
+                _compare(gguf, tokenizer, wanted, vocabulary.encode(text))
+            if add_special:
+                _compare(gguf, tokenizer, tokenizer.encode("a b").ids, vocabulary.encode("a b", ends=True))
+    except ModelFileError as error:
+        raise ConversionError(str(error)) from None
+
+
+def _compare(gguf: Path, tokenizer: Tokenizer, wanted: list[int], got: list[int]) -> None:
+    if wanted == got:
+        return
+    at = next(
+        (i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got))
+    )
+    before = tokenizer.decode(wanted[max(0, at - 8) : at], skip_special_tokens=False)
+    texts = [[tokenizer.id_to_token(i) for i in ids[at : at + 4]] for ids in (wanted, got)]
+    raise ConversionError(
+        f"{gguf}: llama.cpp tokenizes differently after {before!r}: tokenizers gives {texts[0]}, "
+        f"llama.cpp {texts[1]}; --no-check skips this check"
+    )

@@ -1,0 +1,278 @@
+"""`edge inspect --verify`: a GGUF's data read in full, and held against the checkpoint that it was made from.
+
+The second is the stronger test: every tensor is converted and quantized anew, to the type that the file has for
+it, and must come out the same to the last bit. It needs no file beside the model and no more memory than the
+largest tensor.
+"""
+
+import contextlib
+import mmap
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from edge.conversion.families import make_plan
+from edge.conversion.plan import Plan, TensorPlan
+from edge.conversion.tokenizer import make_vocabulary
+from edge.conversion.weights import FLOATS, Output, write_weights
+from edge.errors import ConversionError
+from edge.formats.checkpoint import Checkpoint, open_checkpoint
+from edge.formats.checksum import damage
+from edge.formats.gguf import (
+    ModelFile,
+    TensorInfo,
+    read_array,
+    read_metadata,
+    read_model_file,
+    read_padding,
+    read_tensors,
+)
+from edge.formats.lora import merge_lora
+from edge.llama import ggml
+from edge.system.machine import physical_cores
+
+_CHUNK = 1 << 24  # bytes checked at a time
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something of the file that is not as the source makes it: a tensor's or key's name, and how it differs."""
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A file held against its source: how many tensors are the same to the last bit, and what is not.
+
+    `skipped`: tensors that could not be made anew, for want of the importance matrix.
+    """
+
+    source: str
+    revision: str | None
+    equal: int
+    different: tuple[Difference, ...]
+    skipped: tuple[str, ...]
+
+
+def check_data(path: Path) -> list[str]:
+    """What is wrong with a GGUF's data, one line each: what is not as `edge convert` wrote it, by its checksums, values
+    that are no numbers, bytes that belong to nothing, tensors that do not fit the metadata. Reads the whole file.
+
+    Raises ModelFileError for a file whose header is damaged.
+    """
+    model = read_model_file(path)
+    tensors = read_tensors(path)
+    problems = [*_misfits(model, tensors, read_metadata(path))]
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        data = np.frombuffer(mapped, np.uint8)
+        try:
+            problems += _stray_bytes(data, read_padding(path))
+            problems += [f"{problem} (CRC-32)" for problem in damage(path) or ()]
+            with _silenced():
+                for tensor in tensors:
+                    row = _first_bad_row(data, tensor)
+                    if row is not None:
+                        rows = _n_rows(tensor)
+                        problems.append(
+                            f"{tensor.name}: row {row:,} of {rows:,} holds NaN or Inf ({tensor.type})"
+                        )
+        finally:
+            del data  # else the mapping cannot be closed
+    return problems
+
+
+def _misfits(model: ModelFile, tensors: list[TensorInfo], metadata: dict[str, Any]) -> Iterator[str]:
+    """Where the tensors and the metadata contradict each other."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    for name in ("token_embd.weight", "output.weight"):
+        if name in shapes and shapes[name][1:] != (model.n_vocab,):
+            yield f"{name}: {shapes[name][-1]:,} rows for a vocabulary of {model.n_vocab:,} tokens"
+    width = metadata.get(f"{model.architecture}.embedding_length")
+    if "token_embd.weight" in shapes and shapes["token_embd.weight"][0] != width:
+        yield f"token_embd.weight: rows of {shapes['token_embd.weight'][0]:,}, but embedding_length is {width}"
+    layers = metadata.get(f"{model.architecture}.block_count")
+    found = {int(match[1]) for name in shapes if (match := re.match(r"blk\.(\d{1,9})\.", name))}
+    if isinstance(layers, int) and found != set(range(layers)):
+        yield f"the tensors are of {len(found):,} layers, but block_count is {layers:,}"
+
+
+def _stray_bytes(data: npt.NDArray[np.uint8], places: list[tuple[int, int]]) -> Iterator[str]:
+    for begin, end in places:
+        if end - begin >= 1 << 16:
+            yield f"{end - begin:,} bytes at {begin:,} belong to no tensor"
+        elif data[begin:end].any():
+            yield f"the padding of {end - begin:,} bytes at {begin:,} is not zero"
+
+
+def _first_bad_row(data: npt.NDArray[np.uint8], tensor: TensorInfo) -> int | None:
+    """The first row in which ggml finds what is no number."""
+    number = ggml.types()[tensor.type.lower()]
+    n_rows = _n_rows(tensor)
+    if not n_rows or not tensor.n_bytes:
+        return None
+    rows = data[tensor.offset : tensor.offset + tensor.n_bytes].reshape(n_rows, -1)
+    step = max(1, _CHUNK // rows.shape[1])
+    for first in range(0, n_rows, step):
+        low, high = first, min(first + step, n_rows)
+        if ggml.is_valid(number, rows[low:high]):
+            continue
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if ggml.is_valid(number, rows[low:middle]) else (low, middle)
+        return low
+    return None
+
+
+def _n_rows(tensor: TensorInfo) -> int:
+    return int(np.prod(tensor.shape[1:], dtype=np.int64))
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep what ggml's C code prints of bad values from the terminal: they are reported in our own words."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+# --- against the source ---
+
+
+def compare_with_source(
+    path: Path,
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    imatrix: Path | None = None,
+    lora: Path | None = None,
+    threads: int | None = None,
+) -> Comparison:
+    """Make every tensor of a GGUF anew from its checkpoint, and compare; also vocabulary, template and metadata.
+
+    `imatrix`, `lora`: what the file was made with. Raises CheckpointError, ConversionError, ModelFileError.
+    """
+    model = read_model_file(path)
+    checkpoint = open_checkpoint(source, revision=revision, offline=offline)
+    if lora is not None:
+        checkpoint = merge_lora(checkpoint, lora)
+    plan = make_plan(checkpoint)
+    stored = {tensor.name: tensor for tensor in read_tensors(path)}
+    planned = {tensor.name: tensor for tensor in plan.tensors}
+    metadata = read_metadata(path)
+    different = [*_other_metadata(path, model, metadata, checkpoint, plan)]
+    adapter = metadata.get("edge.lora")
+    if adapter is not None and lora is None:
+        different.append(Difference("edge.lora", f"made with the adapter {adapter}, which --lora gives"))
+    different += [Difference(name, "the file lacks it") for name in planned if name not in stored]
+    different += [Difference(name, "the source has no such tensor") for name in stored if name not in planned]
+    weights: dict[str, npt.NDArray[np.float32]] = {}
+    if imatrix is not None:
+        from edge.formats.imatrix import read_imatrix
+
+        weights = read_imatrix(imatrix).weights()
+    calibrated = any(key.startswith("quantize.imatrix.") for key in metadata)
+    kind = model.file_type if model.file_type in FLOATS else checkpoint.dtype
+    equal, skipped = 0, []
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for name, info in stored.items():
+            if name not in planned:
+                continue
+            number = ggml.types()[info.type.lower()]
+            needed = calibrated and imatrix is None and ggml.is_quantized(number)
+            if needed or (name not in weights and ggml.requires_imatrix(number)):
+                skipped.append(name)
+                continue
+            output = _output(planned[name], info, number, kind, weights.get(name))
+            problem = "is of another shape" if output is None else _remade(output, info, mapped, threads)
+            if problem:
+                different.append(Difference(name, problem))
+            else:
+                equal += 1
+    return Comparison(str(source), checkpoint.revision, equal, tuple(different), tuple(skipped))
+
+
+def _output(
+    tensor: TensorPlan, info: TensorInfo, number: int, kind: str, weights: npt.NDArray[np.float32] | None
+) -> Output | None:
+    """How a tensor is to be made anew; None if its shape is not the file's."""
+    if tensor.shape[::-1] != info.shape:
+        return None
+    columns = tensor.shape[-1]
+    matrices = int(np.prod(tensor.shape[:-2], dtype=np.int64))
+    fits = weights is not None and weights.size == matrices * columns
+    importance = weights.reshape(matrices, columns) if weights is not None and fits else None
+    return Output(tensor, "F32" if tensor.f32 else kind, number, 0, info.n_bytes, importance)
+
+
+def _remade(output: Output, info: TensorInfo, mapped: mmap.mmap, threads: int | None) -> str | None:
+    """Make a tensor anew and compare it with the file's; what differs, if anything does."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(info.n_bytes)
+        try:
+            write_weights(file.fileno(), [output], threads or physical_cores(), lambda done, total: None)
+        except ConversionError as error:
+            return f"cannot be made anew: {error}"
+        n_rows = _n_rows(info)
+        wrong = np.zeros(n_rows, bool)
+        for at in range(0, info.n_bytes, _CHUNK):
+            file.seek(at)
+            ours = np.frombuffer(file.read(min(_CHUNK, info.n_bytes - at)), np.uint8)
+            begin = info.offset + at
+            theirs = np.frombuffer(mapped[begin : begin + len(ours)], np.uint8)
+            wrong[(np.flatnonzero(ours != theirs) + at) // (info.n_bytes // n_rows)] = True
+    if not wrong.any():
+        return None
+    return f"{wrong.sum():,} of {n_rows:,} rows differ, the first is {wrong.argmax():,} ({info.type})"
+
+
+def _other_metadata(
+    path: Path, model: ModelFile, metadata: dict[str, Any], checkpoint: Checkpoint, plan: Plan
+) -> Iterator[Difference]:
+    """Hyper-parameters, vocabulary and template that the source gives otherwise."""
+    if model.architecture != plan.architecture:
+        yield Difference(
+            "general.architecture", f"{model.architecture}, but the source is {plan.architecture}"
+        )
+        return
+    for key, value in plan.metadata:
+        full = f"{plan.architecture}.{key}"
+        found = read_array(path, full) if isinstance(value, list) else metadata.get(full)
+        wanted = np.float32(value).item() if isinstance(value, float) else value
+        if found != wanted:
+            yield Difference(full, f"{found!r}, but the source gives {wanted!r}")
+    vocabulary = make_vocabulary(checkpoint, plan.n_vocab)
+    for name, texts in (("tokens", vocabulary.tokens), ("merges", vocabulary.merges)):
+        found = read_array(path, f"tokenizer.ggml.{name}")
+        wrong = [i for i, (a, b) in enumerate(zip(texts, found, strict=False)) if a.encode("utf-8") != b]
+        if wrong or len(texts) != len(found):
+            where = f", the first is {wrong[0]:,}" if wrong else ""
+            yield Difference(
+                f"tokenizer.ggml.{name}",
+                f"{len(found):,}, the source has {len(texts):,}; {len(wrong):,} differ{where}",
+            )
+    if read_array(path, "tokenizer.ggml.token_type") != vocabulary.types:
+        yield Difference("tokenizer.ggml.token_type", "not those of the source")
+    for kind, number in vocabulary.special_ids.items():
+        key = gguf.Keys.Tokenizer.__dict__[f"{kind.upper()}_ID"]
+        if metadata.get(key) != number:
+            yield Difference(key, f"{metadata.get(key)!r}, but the source gives {number!r}")
+    if (metadata.get("tokenizer.chat_template") or None) != (checkpoint.chat_template or None):
+        yield Difference("tokenizer.chat_template", "is not the source's")

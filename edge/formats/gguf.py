@@ -1,0 +1,479 @@
+"""A GGUF on disk: its header read and checked before llama.cpp sees it, which ends the process over a bad
+one.
+
+The GGUF format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): the magic, a version, the counts
+of tensors and metadata entries, the metadata, one line for each tensor, then the tensors' data, aligned.
+No llama.cpp call is made here.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, size_label
+
+from edge.errors import ModelFileError
+from edge.system.paths import cache_folder
+
+# Scalar value types of the format: number -> struct code. 8 is a string, 9 an array.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+_MAX_NAME = 64  # GGML_MAX_NAME
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama_rope_scaling_type_from_string
+_KEPT_ITEMS = (
+    4096  # longer arrays of numbers (scores, token types) and all arrays of strings are only counted
+)
+
+# Block length and bytes of each tensor type; Q2_0 is newer than the gguf package on PyPI.
+_BLOCKS: dict[int, tuple[int, int]] = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()} | {
+    42: (64, 18)
+}
+_TYPE_NAMES: dict[int, str] = {int(kind): kind.name for kind in GGMLQuantizationType} | {42: "Q2_0"}
+_FILE_TYPES: dict[int, str] = {int(kind): kind.name.split("_", 1)[-1] for kind in LlamaFileType} | {
+    41: "Q2_0"
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a GGUF: `shape` in ggml's order (row length first), `offset` and `n_bytes` in the
+    file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a GGUF says about itself. `bits_per_weight` is that of the tensors' data, the header left out.
+
+    `end_ids` are the tokens that end an answer: of the sequence, the turn and the message, where there are such.
+    """
+
+    path: Path
+    architecture: str
+    name: str
+    size_label: str
+    file_type: str
+    n_params: int
+    n_bytes: int
+    bits_per_weight: float
+    context_length: int
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    bos_id: int | None
+    eos_id: int | None
+    end_ids: tuple[int, ...]
+    add_bos: bool
+    n_vocab: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    metadata: dict[str, Any]  # scalars, strings, short lists of numbers
+    arrays: dict[str, tuple[int, int, int]]  # every array: item type, count, where its items begin
+    texts: dict[str, tuple[int, int]]  # every text: where it begins and ends
+    tensors: list[TensorInfo]
+    end: int  # where the header ends, in bytes
+    alignment: int
+
+
+class _Reader:
+    """Reads a header's fields in turn; every length is held against what is left of the file before it is
+    used.
+    """
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
+        self.data = data
+        self.at = 0
+
+    def fail(self, problem: str) -> ModelFileError:
+        return ModelFileError(f"{self.path}: {problem}; convert or fetch it again")
+
+    def skip(self, n_bytes: int) -> int:
+        """Move past n_bytes and return where they begin."""
+        begin = self.at
+        if n_bytes > len(self.data) - begin:
+            raise self.fail(f"truncated or damaged at byte {begin:,}")
+        self.at = begin + n_bytes
+        return begin
+
+    def scalar(self, code: str) -> Any:
+        size = struct.calcsize(f"<{code}")
+        return struct.unpack_from(f"<{code}", self.data, self.skip(size))[0]
+
+    def string(self) -> str:
+        length = self.scalar("Q")
+        begin = self.skip(length)
+        return self.data[begin : begin + length].decode("utf-8", "replace")
+
+    def array(self) -> tuple[tuple[int, int, int], list[Any] | None]:
+        kind, count = self.scalar("I"), self.scalar("Q")
+        begin = self.at
+        if kind == _STRING:
+            if count > len(self.data) // 8:
+                raise self.fail(f"an array of {count:,} strings cannot fit")
+            unpack = struct.Struct("<Q").unpack_from
+            at, end = begin, len(self.data)
+            for _ in range(count):  # up to hundreds of thousands of tokens: kept tight
+                if at > end - 8:
+                    break
+                at += 8 + unpack(self.data, at)[0]
+            self.skip(at - begin)
+            return (kind, count, begin), None
+        if kind not in _SCALARS:
+            raise self.fail(f"an array of unknown type {kind}")
+        self.skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
+        items = None
+        if count <= _KEPT_ITEMS:
+            items = list(struct.unpack_from(f"<{count}{_SCALARS[kind]}", self.data, begin))
+        return (kind, count, begin), items
+
+    def strings(self, count: int, begin: int) -> list[bytes]:
+        """The items of an array of strings that was read before."""
+        unpack, data, at = struct.Struct("<Q").unpack_from, self.data, begin
+        items = []
+        for _ in range(count):
+            end = at + 8 + unpack(data, at)[0]
+            items.append(data[at + 8 : end])
+            at = end
+        return items
+
+
+def read_model_file(path: str | Path) -> ModelFile:
+    """Read and check a GGUF's header: some 10 ms for 50,000 tokens, no weights.
+
+    Raises ModelFileError: missing, no GGUF, truncated (also if only tensor data is missing), damaged, no
+    vocabulary, or numbers on which llama.cpp would end the process.
+    """
+    path = Path(path)
+    with _opened(path) as reader:
+        header = _read_header(reader)
+        metadata = header.metadata
+        architecture = _text(metadata, "general.architecture")
+        if architecture is None:
+            raise reader.fail("names no architecture")
+        tokens = _vocabulary(reader, header)
+        n_vocab = len(tokens)
+        _check_numbers(reader, metadata, architecture)
+        n_params = sum(math.prod(tensor.shape) for tensor in header.tensors)
+        if not n_params:
+            raise reader.fail("holds no tensors")
+        bos_id = _token_id(metadata, "tokenizer.ggml.bos_token_id", n_vocab)
+        eos_id, *further = (
+            _token_id(metadata, f"tokenizer.ggml.{kind}_token_id", n_vocab) for kind in ("eos", "eot", "eom")
+        )
+        return ModelFile(
+            path=path,
+            architecture=architecture,
+            name=_text(metadata, "general.name") or path.stem,
+            size_label=_text(metadata, "general.size_label") or size_label(n_params, n_params, 0, 0),
+            file_type=_file_type(header),
+            n_params=n_params,
+            n_bytes=len(reader.data),
+            bits_per_weight=8 * sum(tensor.n_bytes for tensor in header.tensors) / n_params,
+            context_length=_count(metadata, f"{architecture}.context_length"),
+            chat_template=_text(metadata, "tokenizer.chat_template"),
+            bos_token=None if bos_id is None else tokens[bos_id].decode("utf-8", "replace"),
+            eos_token=None if eos_id is None else tokens[eos_id].decode("utf-8", "replace"),
+            bos_id=bos_id,
+            eos_id=eos_id,
+            end_ids=tuple(dict.fromkeys(i for i in (eos_id, *further) if i is not None)),
+            add_bos=metadata.get("tokenizer.ggml.add_bos_token") is True,
+            n_vocab=n_vocab,
+        )
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """A GGUF's metadata without the vocabulary: numbers, booleans, strings and lists of up to 4,096 numbers.
+
+    Raises ModelFileError as read_model_file does.
+    """
+    with _opened(Path(path)) as reader:
+        return _read_header(reader).metadata
+
+
+def read_tensors(path: str | Path) -> list[TensorInfo]:
+    """Name, shape, type and place of each tensor of a GGUF. Raises ModelFileError as read_model_file does."""
+    with _opened(Path(path)) as reader:
+        return _read_header(reader).tensors
+
+
+def read_array(path: str | Path, key: str) -> list[Any]:
+    """The items of one of a GGUF's arrays, however long: numbers, or texts as bytes; [] if it has no such array.
+
+    Raises ModelFileError as read_model_file does.
+    """
+    with _opened(Path(path)) as reader:
+        kind, count, begin = _read_header(reader).arrays.get(key, (0, 0, 0))
+        if kind == _STRING:
+            return reader.strings(count, begin)
+        return list(struct.unpack_from(f"<{count}{_SCALARS[kind]}", reader.data, begin))
+
+
+def read_layout(path: str | Path, key: str) -> tuple[list[TensorInfo], int, tuple[int, int]]:
+    """A GGUF's tensors, where its header ends, and where the text `key` of its metadata lies; (0, 0) for none.
+
+    Raises ModelFileError as read_model_file does.
+    """
+    with _opened(Path(path)) as reader:
+        header = _read_header(reader)
+        return header.tensors, header.end, header.texts.get(key, (0, 0))
+
+
+def read_padding(path: str | Path) -> list[tuple[int, int]]:
+    """Where a GGUF's bytes belong to nothing, each place as its begin and end: the alignment's, and those at its end.
+
+    Raises ModelFileError as read_model_file does.
+    """
+    with _opened(Path(path)) as reader:
+        header = _read_header(reader)
+        places, at = [], header.end
+        for tensor in header.tensors:
+            places.append((at, tensor.offset))
+            at = tensor.offset + tensor.n_bytes
+        last = min(-(-at // header.alignment) * header.alignment, len(reader.data))
+        return [(begin, end) for begin, end in (*places, (at, last), (last, len(reader.data))) if begin < end]
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file in hexadecimal: a model's identity.
+
+    Remembered in the user's cache folder by path, size and modification time; without a writable one it is
+    computed each time. Raises ModelFileError: missing or unreadable.
+    """
+    path = Path(path)
+    known = recall(path, "sha256")
+    if known is not None:
+        return known
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    remember(path, "sha256", digest)
+    return digest
+
+
+def recall(path: Path, what: str) -> str | None:
+    """What was remembered of a file, unless its size or modification time has changed since.
+
+    Raises ModelFileError: missing or unreadable.
+    """
+    memory, key = _memory(path, what)
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        return str(known[what]) if known["file"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not remembered, or damaged: found anew
+
+
+def remember(path: Path, what: str, value: str) -> None:
+    """Keep something about a file, as it is now, in the user's cache folder."""
+    memory, key = _memory(path, what)
+    temporary = memory.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"file": key, what: value}), encoding="utf-8")
+        temporary.replace(memory)
+    except OSError:  # a cache that cannot be written only costs time
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _memory(path: Path, what: str) -> tuple[Path, str]:
+    """Where something about a file is remembered, and by what."""
+    status = _status(path)
+    try:
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()
+    return cache_folder() / what / f"{name}.json", key
+
+
+def _status(path: Path) -> os.stat_result:
+    """The file's status, if it is a regular one; a FIFO or a device is not even opened, since it may wait."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the path
+        raise ModelFileError(f"{str(path)!r}: cannot be read: {error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ModelFileError(f"{path}: is a folder, not a GGUF; `edge convert {path}` makes one of it")
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelFileError(f"{path}: is not a regular file; give the path of a GGUF")
+    return status
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Reader]:
+    """The file mapped and its reader, or one clear error."""
+    _status(path)
+    try:
+        with path.open("rb") as stream:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise ModelFileError(f"{path}: is empty; convert or fetch it again") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with data:
+        yield _Reader(path, data)
+
+
+def _read_header(reader: _Reader) -> _Header:
+    if reader.data[:4] != b"GGUF":
+        raise reader.fail("is no GGUF file")
+    reader.at = 4
+    version = reader.scalar("I")
+    if version not in (2, 3):
+        hint = " (big-endian)" if version & 0xFFFF == 0 else ""
+        raise reader.fail(f"is a GGUF of version {version}{hint}, not 2 or 3")
+    n_tensors, n_entries = reader.scalar("Q"), reader.scalar("Q")
+    metadata: dict[str, Any] = {}
+    arrays: dict[str, tuple[int, int, int]] = {}
+    texts: dict[str, tuple[int, int]] = {}
+    for _ in range(n_entries):  # an absurd count runs into the end of the file at once
+        key, kind = reader.string(), reader.scalar("I")
+        if key in metadata or key in arrays:
+            raise reader.fail(f"damaged: {key[:80]!r} occurs twice")
+        if kind == _ARRAY:
+            arrays[key], items = reader.array()
+            if items is not None:
+                metadata[key] = items
+        elif kind == _STRING:
+            begin = reader.at + 8
+            metadata[key] = reader.string()
+            texts[key] = begin, reader.at
+        elif kind in _SCALARS:
+            metadata[key] = reader.scalar(_SCALARS[kind])
+        else:
+            raise reader.fail(f"damaged: {key[:80]!r} is of unknown type {kind}")
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+        raise reader.fail(f"damaged: an alignment of {alignment!r}")
+    tensors = list(_read_tensors(reader, n_tensors, alignment))
+    return _Header(metadata, arrays, texts, tensors, reader.at, alignment)
+
+
+def _read_tensors(reader: _Reader, count: int, alignment: int) -> Iterator[TensorInfo]:
+    """The tensors' lines, each held against the file's end; ggml wants them without gaps, in order."""
+    lines: list[tuple[str, tuple[int, ...], int, int, int]] = []
+    names: set[str] = set()
+    expected = 0
+    for _ in range(count):
+        name = reader.string()
+        n_dimensions = reader.scalar("I")
+        if n_dimensions > _MAX_DIMENSIONS or len(name.encode()) >= _MAX_NAME or name in names:
+            raise reader.fail(f"damaged: tensor {name[:80]!r} with {n_dimensions} dimensions")
+        names.add(name)
+        shape = tuple(reader.scalar("Q") for _ in range(n_dimensions))
+        kind, offset = reader.scalar("I"), reader.scalar("Q")
+        block, block_bytes = _BLOCKS.get(kind, (0, 0))
+        row = shape[0] if shape else 1
+        if not block or row % block or math.prod(shape) >= 1 << 62:
+            raise reader.fail(f"damaged: {name!r} of shape {list(shape)} and type {kind}")
+        n_bytes = math.prod(shape) // block * block_bytes
+        if offset != expected:
+            raise reader.fail(f"damaged: {name!r} lies at {offset:,}, not at {expected:,}")
+        expected += -(-n_bytes // alignment) * alignment
+        lines.append((name, shape, kind, offset, n_bytes))
+    begin = -(-reader.at // alignment) * alignment
+    for name, shape, kind, offset, n_bytes in lines:
+        end = begin + offset + n_bytes
+        if end > len(reader.data):
+            raise reader.fail(f"truncated: {name} ends at byte {end:,}, the file at {len(reader.data):,}")
+        yield TensorInfo(name, shape, _TYPE_NAMES[kind], begin + offset, n_bytes)
+
+
+def _vocabulary(reader: _Reader, header: _Header) -> list[bytes]:
+    """The tokens' texts, held against what llama.cpp asserts of them."""
+    model = _text(header.metadata, "tokenizer.ggml.model")
+    kind, count, begin = header.arrays.get("tokenizer.ggml.tokens", (0, 0, 0))
+    if model in (None, "none", "no_vocab") or kind != _STRING or not count:
+        raise reader.fail("holds no vocabulary")
+    tokens = reader.strings(count, begin)
+    # As C strings, and with a name for an empty one, each text must occur once.
+    texts = [token.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)]
+    seen = {text: i for i, text in enumerate(texts)}
+    if len(seen) < count:
+        twice = next(text for i, text in enumerate(texts) if seen[text] != i)
+        raise reader.fail(f"damaged: the token {twice[:40].decode('utf-8', 'replace')!r} occurs twice")
+    if model == "llama":
+        byte = next((i for i in range(256) if b"<0x%02X>" % i not in seen and bytes((i,)) not in seen), None)
+        if byte is not None:
+            raise reader.fail(f"damaged: its vocabulary has no token for the byte 0x{byte:02X}")
+    return tokens
+
+
+def _check_numbers(reader: _Reader, metadata: dict[str, Any], architecture: str) -> None:
+    """Hold against llama.cpp's assertions what it reads of every architecture (llama_model_base::load_hparams)."""
+
+    def number(key: str) -> int:
+        value = metadata.get(f"{architecture}.{key}", 0)
+        values = value if isinstance(value, list) else [value]  # one for each layer
+        return max((item for item in values if type(item) is int), default=0)
+
+    layers = number("block_count")
+    if f"{architecture}.block_count" in metadata and not 1 <= layers <= _MAX_LAYERS:
+        raise reader.fail(f"damaged: {layers:,} layers; llama.cpp takes 1 to {_MAX_LAYERS}")
+    if number("nextn_predict_layers") > layers:
+        raise reader.fail(f"damaged: {number('nextn_predict_layers'):,} of {layers:,} layers look ahead")
+    experts, used = number("expert_count"), number("expert_used_count")
+    if experts > _MAX_EXPERTS or used > experts or (experts and not used):
+        raise reader.fail(
+            f"damaged: {used:,} of {experts:,} experts a token; llama.cpp has {_MAX_EXPERTS} at most"
+        )
+    groups, used = number("expert_group_count"), number("expert_group_used_count")
+    if groups and (groups >= experts or (groups > 1 and (experts % groups or not 0 < used < groups))):
+        raise reader.fail(f"damaged: {used:,} of {groups:,} groups of {experts:,} experts")
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if isinstance(scaling, str) and scaling not in _ROPE_SCALINGS:
+        raise reader.fail(f"damaged: a rope scaling of type {scaling[:40]!r}")
+
+
+def _file_type(header: _Header) -> str:
+    """The quantization as its maker named it (Q4_K_M), else the type of most of the tensors' bytes."""
+    number = header.metadata.get("general.file_type")
+    if type(number) is int and number in _FILE_TYPES:
+        return _FILE_TYPES[number]
+    n_bytes: dict[str, int] = {}
+    for tensor in header.tensors:
+        n_bytes[tensor.type] = n_bytes.get(tensor.type, 0) + tensor.n_bytes
+    return max(n_bytes, key=lambda kind: n_bytes[kind])
+
+
+def _text(metadata: dict[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _count(metadata: dict[str, Any], key: str) -> int:
+    value = metadata.get(key)
+    return value if type(value) is int and value >= 0 else 0
+
+
+def _token_id(metadata: dict[str, Any], key: str, n_vocab: int) -> int | None:
+    value = metadata.get(key)
+    return value if type(value) is int and 0 <= value < n_vocab else None

@@ -1,0 +1,318 @@
+"""What goes into each weight of a model while it reads: the sums that an importance matrix is made of.
+
+llama.cpp calls back at each node of its graph (llama_context_params.cb_eval). At a product with a weight, the other
+factor is squared and added up over the tokens, column by column; for stacked experts, to the expert that each token
+was routed to. Which products count is what llama.cpp's tools/imatrix/imatrix.cpp takes, but for its rule that dense
+products of fewer than 16 tokens are left out: here every token counts once, in each weight that it meets.
+"""
+
+import contextlib
+import ctypes
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import EdgeError, ModelFileError
+from edge.llama import library
+from edge.llama.reader import Reader
+
+_F32, _I32 = 0, 26  # enum ggml_type
+_LAST_NODE = b"result_norm"  # every model's graph names the input of its output matrix so
+
+
+class Tensor(ctypes.Structure):
+    """struct ggml_tensor of ggml.h; `layout` tells whether the installed library has the same."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),  # values along each dimension, the row first
+        ("nb", ctypes.c_size_t * 4),  # bytes from one to the next
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    ]
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+@dataclass(frozen=True)
+class _Ggml:
+    """The functions of ggml that are used here, and its numbers for the two products."""
+
+    mul_mat: int
+    mul_mat_id: int
+    is_host: Callable[[int], bool]
+    get: Callable[[int, int, int, int], None]
+    n_bytes: Callable[[int], int]
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    try:
+        from llama_cpp._ggml import libggml
+
+        # A function object of our own: argument types set on the library's would hold for everybody.
+        return ctypes.CFUNCTYPE(result, *arguments)((name, libggml))
+    except (ImportError, AttributeError, OSError, RuntimeError):
+        raise EdgeError(
+            f"the installed llama-cpp-python offers no {name}: no importance matrix can be computed with it; "
+            "install version 0.3.36"
+        ) from None
+
+
+@cache
+def layout() -> _Ggml:
+    """The library's functions, once two products built with it have shown that `Tensor` fits.
+
+    Raises EdgeError if the installed version has another struct ggml_tensor.
+    """
+    pointer, number, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
+    init = _function("ggml_init", pointer, _InitParams)
+    free = _function("ggml_free", None, pointer)
+    new = _function("ggml_new_tensor_3d", pointer, pointer, ctypes.c_int, number, number, number)
+    name = _function("ggml_set_name", pointer, pointer, ctypes.c_char_p)
+    data = _function("ggml_get_data", pointer, pointer)
+    multiply = _function("ggml_mul_mat", pointer, pointer, pointer, pointer)
+    multiply_id = _function("ggml_mul_mat_id", pointer, pointer, pointer, pointer, pointer)
+    op_name = _function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
+    overhead = _function("ggml_tensor_overhead", size)
+    context = init(_InitParams(1 << 16, None, False))
+    if not context:
+        raise EdgeError("llama.cpp could not make room for a few tensors: no memory is left")
+    try:
+        weight = new(context, _F32, 4, 6, 2)
+        inputs = new(context, _F32, 4, 1, 5)
+        ids = new(context, _I32, 2, 5, 1)
+        dense = multiply(context, weight, new(context, _F32, 4, 5, 2))
+        routed = multiply_id(context, weight, inputs, ids)
+        name(weight, b"blk.0.ffn_up_exps.weight")
+        found, product, other = (Tensor.from_address(at) for at in (weight, dense, routed))
+        strides = [4, 16, 96, 192]
+        fits = (
+            found.type == _F32
+            and list(found.ne) == [4, 6, 2, 1]
+            and list(found.nb) == strides
+            and found.name == b"blk.0.ffn_up_exps.weight"
+            and found.data == data(weight)
+            and Tensor.from_address(ids).type == _I32
+            and product.src[0] == other.src[0] == weight
+            and list(other.src[:4]) == [weight, inputs, ids, None]
+            and list(product.ne) == [6, 5, 2, 1]
+            and 0 <= overhead() - ctypes.sizeof(Tensor) <= 64
+            and 0 <= product.op < 512
+            and 0 <= other.op < 512
+        )
+        ops = (product.op, other.op) if fits else (0, 0)
+    finally:
+        free(context)
+    if not fits or [op_name(op) for op in ops] != [b"MUL_MAT", b"MUL_MAT_ID"]:
+        raise EdgeError(
+            "the installed llama-cpp-python has another struct ggml_tensor than this version of edge knows: "
+            "no importance matrix can be computed with it; install version 0.3.36"
+        )
+    return _Ggml(
+        mul_mat=ops[0],
+        mul_mat_id=ops[1],
+        is_host=_function("ggml_backend_buffer_is_host", ctypes.c_bool, pointer),
+        get=_function("ggml_backend_tensor_get", None, pointer, pointer, size, size),
+        n_bytes=_function("ggml_nbytes", size, pointer),
+    )
+
+
+@dataclass
+class Activation:
+    """What was added up for one weight: `sums` float64 (n, columns), `counts` int64 (n,); n experts, else 1."""
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+class Stopped(Exception):
+    """The reading was asked to stop; what was being read is not complete."""
+
+
+class _Collector:
+    """The callback. It lets no exception out, which would be lost in llama.cpp."""
+
+    def __init__(self, process_output: bool, stopped: Callable[[], bool]) -> None:
+        self._ggml = layout()
+        self._output = process_output
+        self._stopped = stopped
+        self.counts = True
+        self.pending: dict[str, Activation] = {}
+        self.failed: BaseException | None = None
+        self._last: tuple[tuple[int, ...], Activation] | None = None
+
+    def begin(self, counts: bool) -> None:
+        """Before a batch: whether its tokens count."""
+        self.counts, self.failed, self._last = counts, None, None
+
+    def __call__(self, address: int, ask: bool, _data: object) -> bool:
+        """Asked first whether the node is of interest, then called again when it is computed.
+
+        To a second call, no ends the computation of this part of the graph.
+        """
+        try:
+            if self.failed is None and self._stopped():
+                self.failed = Stopped()
+            if self.failed is not None:
+                return ask
+            node = Tensor.from_address(address)
+            if node.op == self._ggml.mul_mat_id or node.op == self._ggml.mul_mat:
+                return self._takes(node) if ask else self._add(node)
+            # The logits would cost a fifth of the time for nothing.
+            return bool(ask and not self._output and node.name == _LAST_NODE)
+        except BaseException as error:
+            self.failed = error
+            return ask
+
+    def _takes(self, node: Tensor) -> bool:
+        if node.op == self._ggml.mul_mat_id:
+            return True
+        name = _weight_name(node)
+        if not name.startswith("blk.") and not (self._output and name == "output.weight"):
+            return False
+        return bool(Tensor.from_address(node.src[1]).type == _F32)
+
+    def _add(self, node: Tensor) -> bool:
+        if not self.counts:
+            return True
+        name = _weight_name(node)
+        # Queries, keys and values have one input, and so do an expert's gate and its up: added up once.
+        key = (node.op, node.src[1], node.src[2] or 0, *Tensor.from_address(node.src[0]).ne[2:4])
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._routed(node) if node.op == self._ggml.mul_mat_id else self._dense(node)
+        new = self._last[1]
+        old = self.pending.get(name)
+        if old is None:
+            self.pending[name] = Activation(new.sums.copy(), new.counts.copy())
+        elif old.sums.shape != new.sums.shape or old.counts.shape != new.counts.shape:
+            raise EdgeError(f"{name} is multiplied in two ways that do not fit together")
+        else:
+            old.sums += new.sums
+            old.counts += new.counts
+        return True
+
+    def _dense(self, node: Tensor) -> Activation:
+        weight = Tensor.from_address(node.src[0])
+        inputs = self._values(node.src[1], np.float32)  # (ne3, ne2, tokens, columns)
+        deep, high = int(weight.ne[3]), int(weight.ne[2])
+        sums = np.zeros((deep * high, inputs.shape[3]))
+        for i3, volume in enumerate(inputs):
+            for i2, rows in enumerate(volume):
+                sums[(i3 % deep) * high + i2 % high] += _squares(rows)
+        counted = int(np.prod(inputs.shape[:3])) // len(sums)
+        return Activation(sums.reshape(1, -1), np.array([counted]))
+
+    def _routed(self, node: Tensor) -> Activation:
+        weight = Tensor.from_address(node.src[0])
+        inputs = self._values(node.src[1], np.float32)[0]  # (tokens, 1 or experts at work, columns)
+        ids = self._values(node.src[2], np.int32)[0, 0]  # (tokens, experts at work)
+        experts = int(weight.ne[2])
+        if len(ids) != len(inputs) or (ids < 0).any() or (ids >= experts).any():
+            raise EdgeError(f"{_weight_name(node)}: llama.cpp routed a token to an expert that there is not")
+        sums = np.zeros((experts, inputs.shape[2]))
+        for expert in np.unique(ids):
+            tokens, places = np.nonzero(ids == expert)
+            sums[expert] = _squares(inputs[tokens, places % inputs.shape[1]])
+        return Activation(sums, np.bincount(ids.reshape(-1), minlength=experts))
+
+    def _values(self, address: int, kind: type[np.generic]) -> NDArray[Any]:
+        """A tensor's values with all four dimensions, the row last; valid as long as the callback runs."""
+        tensor = Tensor.from_address(address)
+        size = self._ggml.n_bytes(address)
+        if tensor.type != (_F32 if kind is np.float32 else _I32) or not tensor.buffer or not tensor.data:
+            raise EdgeError(f"llama.cpp hands over a tensor of type {tensor.type} that cannot be read")
+        if self._ggml.is_host(tensor.buffer):
+            memory: Any = (ctypes.c_char * size).from_address(tensor.data)
+        else:
+            memory = ctypes.create_string_buffer(size)
+            self._ggml.get(address, ctypes.addressof(memory), 0, size)
+        return np.ndarray(tuple(tensor.ne)[::-1], kind, memory, strides=tuple(tensor.nb)[::-1])
+
+
+def _weight_name(node: Tensor) -> str:
+    """The weight's name without what the scheduler put around it: `CUDA0#blk.0.attn_k.weight#0`."""
+    name = str(Tensor.from_address(node.src[0]).name, "utf-8", "replace")
+    return name.split("#")[1] if "#" in name else name
+
+
+def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Column by column the sum of the squares, added up in float64."""
+    result: NDArray[np.float64] = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+    return result
+
+
+class CountingReader(Reader):
+    """A reader that adds up what goes into its model's weights.
+
+    `stopped` is asked during the work; once it says yes, `read` raises Stopped. The other arguments are Reader's.
+    Raises ModelFileError, ContextError, EdgeError.
+    """
+
+    def __init__(
+        self, path: Path, *, process_output: bool, stopped: Callable[[], bool], **reading: Any
+    ) -> None:
+        library.start()
+        self._collector = _Collector(process_output, stopped)
+        callback = llama_cpp.ggml_backend_sched_eval_callback(self._collector)
+        super().__init__(path, callback=callback, **reading)
+
+    def read(self, tokens: Sequence[int], position: int, sequence: int, *, counts: bool = True) -> None:
+        """Read tokens, at most a batch, that follow `position` others in `sequence`; they count unless told.
+
+        Raises Stopped, and EdgeError where llama.cpp fails or the model gives values that are not finite.
+        """
+        collector = self._collector
+        collector.begin(counts)
+        try:  # logits of all tokens, or the last layer would drop the others
+            self.decode(tokens, position, sequence, [True] * len(tokens))
+        except EdgeError:
+            if collector.failed is None:
+                raise
+        if collector.failed is not None:
+            raise collector.failed
+
+    def take(self) -> dict[str, Activation]:
+        """What was added up since it was last taken. Raises ModelFileError for values that are not finite."""
+        taken, self._collector.pending = self._collector.pending, {}
+        for name, activation in taken.items():
+            if not np.isfinite(activation.sums).all():
+                raise ModelFileError(
+                    f"{self.path}: the input of {name} is not finite: the model is damaged; convert it again"
+                )
+        return taken
+
+
+@contextlib.contextmanager
+def interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """During the `with` Ctrl-C is only noted, and the given function tells whether it came.
+
+    An exception in the middle of llama.cpp's callback could be lost. Whoever asks raises KeyboardInterrupt then.
+    Outside the main thread, where Python raises no such exception, nothing is changed.
+    """
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread() and callable(before)
+    if ours:
+        signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield lambda: bool(noted)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)

@@ -1,0 +1,469 @@
+"""Where a model goes and what it may use: layers on a GPU, cells of the cache, answers at once, memory for all that.
+
+`place` chooses from the free memory and from the lengths of what is to be answered; whatever its caller names
+stays as named. No llama.cpp call is made here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edge.errors import ContextError, EdgeError
+from edge.formats.gguf import ModelFile
+from edge.llama.devices import Device
+from edge.llama.memory import (
+    BATCH,
+    CELLS_STEP,
+    KV_BLOCKS,
+    MAX_SEQUENCES,
+    Buffers,
+    Shape,
+    buffers,
+    kv_bytes,
+    padded,
+    read_shape,
+)
+from edge.system.machine import Memory, physical_cores
+from edge.system.text import size
+
+DEFAULT_CONTEXT = 8192  # where no lengths are known
+_CPU_PARALLEL, _GPU_PARALLEL, _MAX_PARALLEL = 8, 16, 64
+_SMALL_BATCH = 64  # to offer where memory is short
+_USABLE = 0.9  # share of the free memory that is used; the rest is for the system and for edge itself
+
+
+@dataclass(frozen=True)
+class Use:
+    """Bytes that a placement needs in one memory, and how many are free there (None: the system does not tell)."""
+
+    where: str
+    needed: int
+    free: int | None
+
+    @property
+    def fits(self) -> bool:
+        return self.free is None or self.needed <= _USABLE * self.free
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is loaded and run.
+
+    - gpu_layers: layers on the GPUs, the output head counted as the last one; -1: all, 0: none
+    - cells: tokens that all sequences together can hold (llama.cpp's n_ctx)
+    - parallel: answers written at once
+    - sequences: those of the answers, of the prompt being read and of the states held beside them
+    - batch: tokens decoded at once (n_batch and n_ubatch)
+    - kv_type: the cache's numbers, a key of KV_BLOCKS
+    - kv_cache: the cache's bytes
+    """
+
+    gpu_layers: int
+    threads: int
+    cells: int
+    parallel: int
+    sequences: int
+    batch: int
+    kv_type: str
+    flash_attention: bool
+    mmap: bool
+    kv_cache: int
+    device: str
+    uses: tuple[Use, ...]
+
+    def __str__(self) -> str:
+        answers = "1 answer" if self.parallel == 1 else f"{self.parallel} answers"
+        memory = ", ".join(
+            f"{size(use.needed)} of {'unknown memory' if use.free is None else size(use.free) + ' free'}"
+            + (f" on {use.where}" if len(self.uses) > 1 or use.where != "CPU" else "")
+            for use in self.uses
+        )
+        return (
+            f"placement: {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}, {answers} at once, "
+            f"cache of {self.cells:,} tokens ({self.kv_type}, {size(self.kv_cache)}), batch {self.batch}, "
+            f"flash attention {'on' if self.flash_attention else 'off'}, {'' if self.mmap else 'no mmap, '}{memory}"
+        )
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What `place` was asked for; None where it may choose."""
+
+    prompts: tuple[int, ...] | None  # lengths, ascending
+    max_tokens: int
+    context: int | None
+    parallel: int | None
+    gpu_layers: int | None
+    threads: int
+    batch: int | None
+    kv_type: str
+    flash_attention: bool | None
+    mmap: bool
+    branches: int
+    apart: bool
+
+
+def place(
+    model: ModelFile | Path | Shape,
+    prompts: Sequence[int] | None,
+    max_tokens: int,
+    *,
+    memory: Memory,
+    devices: Sequence[Device] = (),
+    context: int | None = None,
+    parallel: int | None = None,
+    gpu_layers: int | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
+    kv_type: str | None = None,
+    flash_attention: bool | None = None,
+    mmap: bool | None = None,
+    branches: int = 0,
+    apart: bool = False,
+) -> Placement:
+    """Choose what is None; what is given stays as given.
+
+    `prompts`: their lengths in tokens; None where they are not known, the cache then holds `context` tokens
+    (default 8,192, or what the model has). `max_tokens`: of an answer. `context`: no row may be longer, nor the
+    cache larger. `branches`: states held beside the answers, at most, so that no token is read twice. `apart`: each
+    answer has `context` tokens of the cache to itself, and is read where it is written.
+    `memory` and `devices` as they were before the model was loaded.
+
+    The cache holds the longest prompt and the answers at once, and the second longest prompt too, for two tasks
+    in flight, where that leaves half of the memory. Where memory is short it gives up, in this order: the second
+    prompt, the attention scores (flash attention comes on), answers at once; named answers at once then share a
+    smaller cache. On CPUs flash attention is off otherwise: answers are written faster without it, and exact mode
+    needs that. Files are memory-mapped unless `mmap` is False.
+
+    Raises ContextError if it cannot fit; its line says what would. Raises ModelFileError as read_model_file does.
+    """
+    shape = model if isinstance(model, Shape) else read_shape(model)
+    wish = _Wish(
+        prompts=None if prompts is None else tuple(sorted(prompts)),
+        max_tokens=max_tokens,
+        context=context,
+        parallel=parallel,
+        gpu_layers=gpu_layers,
+        threads=threads or physical_cores(),
+        batch=batch,
+        kv_type=kv_type or "f16",
+        flash_attention=flash_attention,
+        mmap=mmap is not False,
+        branches=branches,
+        apart=apart,
+    )
+    _check(shape, wish)
+    found = _choose(shape, wish, memory, devices)
+    if found is None:
+        raise ContextError(f"{shape.path}: {_advice(shape, wish, memory, devices)}")
+    return found
+
+
+def _check(shape: Shape, wish: _Wish) -> None:
+    """Raises EdgeError for what no memory could make right."""
+    if wish.kv_type not in KV_BLOCKS:
+        raise EdgeError(f"{wish.kv_type} is no type of the cache: choose one of {', '.join(KV_BLOCKS)}")
+    if wish.kv_type != "f16" and wish.flash_attention is False:
+        raise EdgeError(f"--kv-type {wish.kv_type} needs flash attention, which was turned off")
+    if not _divides(shape, wish.kv_type):
+        key, value = shape.head_widths
+        raise EdgeError(
+            f"{shape.path}: --kv-type {wish.kv_type} needs heads whose width is a multiple of 32; these have "
+            f"{key} and {value}: take f16"
+        )
+    for name, given, most in (
+        ("--parallel", wish.parallel, _MAX_PARALLEL),
+        ("--batch", wish.batch, 1 << 20),
+    ):
+        if given is not None and not 1 <= given <= most:
+            raise EdgeError(f"{name} is {given}; it must be from 1 to {most}")
+    context, most = wish.context, shape.context_length
+    if context is not None and context > most > 0:
+        raise ContextError(f"{shape.path}: has a context of at most {most} tokens, not {context}")
+    bound = context or most
+    if wish.prompts and wish.prompts[-1] + wish.max_tokens > bound > 0:
+        raise ContextError(
+            f"{shape.path}: a prompt of {wish.prompts[-1]} tokens and an answer of {wish.max_tokens} do not fit "
+            f"into a context of {bound}"
+        )
+
+
+def _divides(shape: Shape, kv_type: str) -> bool:
+    block = KV_BLOCKS[kv_type][0]
+    return not any(width % block for width in shape.head_widths)
+
+
+def _choose(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> Placement | None:
+    """The first of the candidates that fits; None: none does."""
+    gpus = [] if wish.gpu_layers == 0 else _gpus(devices)
+    if gpus and wish.gpu_layers is None:
+        # All layers first: one on the CPU costs more than fewer answers at once. None last: then as on a CPU.
+        whole = _choose(shape, replace(wish, gpu_layers=-1), memory, devices)
+        if whole is not None:
+            return whole
+    for parallel, flash_attention in _candidates(wish, bool(gpus)):
+        found = _sized(shape, wish, memory, gpus, parallel, flash_attention)
+        if found is not None:
+            return found
+    if gpus and wish.gpu_layers is None:
+        return _choose(shape, replace(wish, gpu_layers=0), memory, devices)
+    return None
+
+
+def _sized(
+    shape: Shape, wish: _Wish, memory: Memory, gpus: list[Device], parallel: int, flash_attention: bool
+) -> Placement | None:
+    """The placement with the best size of cache for these choices, or None."""
+
+    def trial(cells: int) -> Placement | None:
+        return _fitted(shape, wish, memory, gpus, cells, parallel, flash_attention)
+
+    least, wanted, most = _cells(shape, wish, parallel)
+    found = trial(wanted)
+    if found is None:  # answers at once that were named share what there is
+        cells = _largest(least, wanted - CELLS_STEP, lambda cells: trial(cells) is not None)
+        return None if cells is None else trial(cells)
+
+    def roomy(cells: int) -> bool:
+        larger = trial(cells)
+        return larger is not None and larger.gpu_layers == found.gpu_layers and _roomy(shape, larger)
+
+    cells = _largest(wanted, most, roomy)
+    return found if cells is None else trial(cells)
+
+
+def _candidates(wish: _Wish, gpu: bool) -> list[tuple[int, bool]]:
+    """Answers at once and flash attention, the best first."""
+    if wish.parallel is not None:
+        parallels = [wish.parallel]
+    else:
+        rows = _MAX_PARALLEL if wish.prompts is None else max(1, len(wish.prompts))
+        parallels = [min(_GPU_PARALLEL if gpu else _CPU_PARALLEL, rows)]
+        while parallels[-1] > 1:
+            parallels.append(parallels[-1] // 2)
+    if wish.flash_attention is not None:
+        flash = [wish.flash_attention]
+    else:
+        flash = [True] if gpu or wish.kv_type != "f16" else [False, True]
+    return [(parallel, on) for parallel in parallels for on in flash]
+
+
+def _cells(shape: Shape, wish: _Wish, parallel: int) -> tuple[int, int, int]:
+    """The least cells that do, those wanted, and the most that are of use."""
+    if wish.prompts is None:
+        context = wish.context or min(DEFAULT_CONTEXT, shape.context_length or DEFAULT_CONTEXT)
+        return (padded(context) * (max(2, parallel) if wish.apart else 1),) * 3
+    longest = wish.prompts[-1] if wish.prompts else 0
+    second = wish.prompts[-2] if len(wish.prompts) > 1 else 0
+    least = longest + wish.max_tokens
+    wanted = longest + parallel * wish.max_tokens
+    bound = wish.context or wanted + second
+    least = min(least if wish.parallel is not None else wanted, bound)
+    return padded(least), padded(min(wanted, bound)), padded(min(wanted + second, bound))
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest multiple of 256 from `low` to `high` that fits, if what is larger fits no better."""
+    if high < low or not fits(low):
+        return None
+    first, last = low // CELLS_STEP, high // CELLS_STEP
+    while first < last:
+        middle = (first + last + 1) // 2
+        first, last = (middle, last) if fits(middle * CELLS_STEP) else (first, middle - 1)
+    return first * CELLS_STEP
+
+
+def _roomy(shape: Shape, placement: Placement) -> bool:
+    """Whether what is used beside the weights is at most half of what they leave."""
+    if any(use.free is None for use in placement.uses):
+        return True
+    needed = sum(use.needed for use in placement.uses)
+    usable = int(_USABLE * sum(use.free or 0 for use in placement.uses))
+    return 2 * (needed - shape.weights) <= usable - shape.weights
+
+
+def _gpus(devices: Sequence[Device]) -> list[Device]:
+    """Those that llama.cpp offloads to: integrated ones only where there are no others."""
+    return [d for d in devices if d.kind == "GPU"] or [d for d in devices if d.kind == "integrated GPU"]
+
+
+def _names(devices: Sequence[Device]) -> str:
+    return " and ".join(device.name for device in devices)
+
+
+def _fitted(
+    shape: Shape,
+    wish: _Wish,
+    memory: Memory,
+    gpus: list[Device],
+    cells: int,
+    parallel: int,
+    flash_attention: bool,
+) -> Placement | None:
+    """The placement with these choices, with as many layers on the GPUs as fit; None where it does not fit."""
+    if gpus and wish.gpu_layers is None:
+        numbers: Sequence[int] = range(len(shape.kv_values), 0, -1)
+    else:
+        numbers = [wish.gpu_layers if gpus and wish.gpu_layers is not None else 0]
+    made = (_laid(shape, wish, memory, gpus, n, cells, parallel, flash_attention) for n in numbers)
+    return next((placement for placement in made if all(use.fits for use in placement.uses)), None)
+
+
+def _laid(
+    shape: Shape,
+    wish: _Wish,
+    memory: Memory,
+    gpus: list[Device],
+    gpu_layers: int,
+    cells: int,
+    parallel: int,
+    flash_attention: bool,
+) -> Placement:
+    """The placement with these choices, whether it fits or not."""
+    batch = max(wish.batch or BATCH, parallel)
+    sequences = max(2, parallel) if wish.apart else min(MAX_SEQUENCES, parallel + 1 + wish.branches)
+    need = buffers(
+        shape,
+        cells,
+        sequences=sequences,
+        batch=batch,
+        kv_type=wish.kv_type,
+        flash_attention=flash_attention,
+        apart=wish.apart,
+    )
+    total = len(shape.kv_values) + 1  # the output head is the last one
+    layers = total if gpu_layers == -1 else min(gpu_layers, total)
+    return Placement(
+        gpu_layers=-1 if layers == total else layers,
+        threads=wish.threads,
+        cells=cells,
+        parallel=parallel,
+        sequences=sequences,
+        batch=batch,
+        kv_type=wish.kv_type,
+        flash_attention=flash_attention,
+        mmap=wish.mmap,
+        kv_cache=need.kv_cache,
+        device=f"{_names(gpus)} ({layers} of {total} layers)" if layers else "CPU",
+        uses=_uses(shape, wish, memory, gpus, cells, sequences, need, layers),
+    )
+
+
+def _uses(
+    shape: Shape,
+    wish: _Wish,
+    memory: Memory,
+    gpus: list[Device],
+    cells: int,
+    sequences: int,
+    need: Buffers,
+    layers: int,
+) -> tuple[Use, ...]:
+    """What is needed where, with this many layers on the GPUs: the output head and the last ones before it."""
+    if not layers:
+        return (Use("CPU", shape.weights + need.total, memory.available),)
+    first = len(shape.kv_values) + 1 - layers
+    moved = (
+        shape.output_weights
+        + sum(shape.layer_weights[first:])
+        + kv_bytes(sum(shape.kv_values[first:]), cells, wish.kv_type)
+        + sum(shape.state_values[first:]) * sequences * 4
+    )
+    there = moved + need.compute
+    here = shape.weights + need.kv_cache + need.state + need.output - moved
+    here += shape.output_weights if shape.tied else 0  # a copy went to the GPU
+    here += need.compute if first else 0
+    free = sum(gpu.memory_free for gpu in gpus) if all(gpu.memory_total for gpu in gpus) else None
+    if any(gpu.kind == "integrated GPU" or gpu.name.startswith(("Metal", "MTL")) for gpu in gpus):
+        # One memory for both: what is free on the GPU is not free beside that.
+        known = [number for number in (free, memory.available) if number is not None]
+        return (Use(_names(gpus), there + here, min(known) if known else None),)
+    return Use(_names(gpus), there, free), Use("CPU", here, memory.available)
+
+
+def _advice(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> str:
+    """What does not fit, and which options would make it fit. Each is tried before it is named."""
+
+    def fits(changed: _Wish) -> bool:
+        return _choose(shape, changed, memory, devices) is not None
+
+    gpus = [] if wish.gpu_layers == 0 else _gpus(devices)
+    parallel, flash_attention = _candidates(wish, bool(gpus))[-1]
+    cells = _cells(shape, wish, parallel)[0]
+    layers = (wish.gpu_layers or 0) if gpus else 0
+    smallest = _laid(shape, wish, memory, gpus, layers, cells, parallel, flash_attention)
+    use = next(use for use in smallest.uses if not use.fits)
+    problem = (
+        f"needs {size(use.needed)} with a cache of {cells:,} tokens; {size(use.free or 0)} is free on {use.where}, "
+        f"of which edge takes {_USABLE:.0%} at most"
+    )
+    levers, smaller_numbers = _levers(wish, bool(gpus)), _kv_levers(shape, wish)
+    alone = (
+        levers if wish.flash_attention is False else levers + smaller_numbers
+    )  # these need flash attention
+    options = [text for text, changes in alone if fits(replace(wish, **changes))]
+    options += _shorter(shape, wish, memory, devices)
+    if options:
+        return f"{problem}. What would fit: {' or '.join(options)}"
+    together: dict[str, str] = {}  # by the option's name: the later --kv-type takes the place of the first
+    for text, changes in levers + smaller_numbers:
+        together[text.split()[0]] = text
+        wish = replace(wish, **changes)
+        if fits(wish):
+            return f"{problem}. What would fit: {' '.join(together.values())}"
+    if shorter := _shorter(shape, wish, memory, devices):
+        return f"{problem}. What would fit: {' '.join([*together.values(), *shorter])}"
+    return f"{problem}. Take a smaller quantization or model; the weights alone are {size(shape.weights)}"
+
+
+def _levers(wish: _Wish, gpu: bool) -> list[tuple[str, dict[str, Any]]]:
+    """Options that need less memory, the mildest first, and what each changes in a wish."""
+    levers: list[tuple[str, dict[str, Any]]] = []
+    if gpu and wish.gpu_layers not in (None, 0):
+        levers.append(("--gpu-layers 0", {"gpu_layers": 0}))
+    if wish.flash_attention is False:
+        levers.append(("--flash-attention", {"flash_attention": True}))
+    if (wish.batch or BATCH) > _SMALL_BATCH:
+        levers.append((f"--batch {_SMALL_BATCH}", {"batch": _SMALL_BATCH}))
+    if wish.parallel is not None and wish.parallel > 1:
+        levers.append(("--parallel 1", {"parallel": 1}))
+    return levers
+
+
+def _kv_levers(shape: Shape, wish: _Wish) -> list[tuple[str, dict[str, Any]]]:
+    """The types of the cache that are smaller than the one asked for; with flash attention only."""
+    types = list(KV_BLOCKS)
+    smaller = [name for name in types[types.index(wish.kv_type) + 1 :] if _divides(shape, name)]
+    return [(f"--kv-type {name}", {"kv_type": name}) for name in smaller]
+
+
+def _shorter(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> list[str]:
+    """`--ctx N` with the largest N that fits, if one does and a row is left."""
+
+    def bounded(context: int) -> _Wish:
+        kept = None
+        if wish.prompts is not None:
+            kept = tuple(n for n in wish.prompts if n + wish.max_tokens <= context)
+        return replace(wish, context=context, prompts=kept)
+
+    if wish.prompts is None:
+        top = _cells(shape, wish, 1)[0] - CELLS_STEP
+        found = _largest(
+            CELLS_STEP, top, lambda cells: _choose(shape, bounded(cells), memory, devices) is not None
+        )
+        return [] if found is None else [f"--ctx {found}"]
+    lengths = sorted(set(wish.prompts))
+    low, high = 0, len(lengths)
+    while low < high:  # how many of the lengths fit
+        middle = (low + high + 1) // 2
+        context = lengths[middle - 1] + wish.max_tokens
+        fits = _choose(shape, bounded(context), memory, devices) is not None
+        low, high = (middle, high) if fits else (low, middle - 1)
+    if not low:
+        return []
+    context = lengths[low - 1] + wish.max_tokens
+    kept = bounded(context).prompts or ()
+    if len(kept) == len(wish.prompts):
+        return [f"--ctx {context}"]
+    return [f"--ctx {context} --skip-too-long ({len(kept)} of {len(wish.prompts)} rows)"]

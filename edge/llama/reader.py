@@ -1,0 +1,218 @@
+"""A model that reads: token ids into sequences of its cache, the logits out where they are wanted.
+
+`edge.llama.engine` writes answers; this reads texts that are given, for a calibration or a measurement. `Walk`
+goes through the prefix tree of many sequences of tokens so that every node of it is read once.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import ContextError, EdgeError
+from edge.llama import library
+from edge.llama.memory import buffers, read_shape
+from edge.llama.prefixes import Corpus, depth_held
+from edge.system.signals import signals_later
+
+MOST_HELD = (
+    32  # states held for later sequences; in a deeper tree the shallowest is read again, not counted again
+)
+
+
+class Reader:
+    """A loaded model with one cache of `cells` tokens that all its sequences share.
+
+    A batch is read as it is given, so that the same calls give the same values, to the last bit. `flash_attention`
+    lets llama.cpp choose it, as it does by itself; without, a CPU has none. `callback`: llama.cpp's `cb_eval`. Use it
+    in one thread, as a context manager.
+
+    Raises ModelFileError, ContextError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cells: int,
+        sequences: int,
+        batch: int,
+        threads: int,
+        gpu_layers: int = -1,
+        flash_attention: bool = False,
+        mmap: bool = True,
+        callback: Any = None,
+    ) -> None:
+        self._model = self._context = None
+        self.path = path
+        library.start()
+        self._callback = callback  # kept: ctypes does not
+        model_params = library.model_params()
+        model_params.n_gpu_layers = gpu_layers
+        if not mmap:
+            model_params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+        offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
+        self._model = library.load_model(path, model_params)
+        shape = read_shape(path)
+        needed = buffers(
+            shape, cells, sequences=sequences, batch=batch, flash_attention=flash_attention
+        ).total
+        try:  # the logits of a whole batch are wanted
+            library.check_room(
+                f"{path}: cannot make a cache of {cells} tokens", needed + batch * shape.n_vocab * 4
+            )
+        except ContextError:
+            self.close()
+            raise
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = -(-cells // 256) * 256  # llama.cpp pads to 256 itself
+        params.n_batch = params.n_ubatch = batch
+        params.n_seq_max = sequences
+        params.n_outputs_max_per_seq = 0  # as many as there are tokens
+        params.kv_unified = True
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = -1 if offloads or flash_attention else 0
+        if callback is not None:
+            params.cb_eval = callback
+        library.forget_errors()
+        with signals_later():
+            self._context = llama_cpp.llama_init_from_model(self._model, params)
+        if not self._context:
+            reason = library.last_error()
+            self.close()
+            raise ContextError(f"{path}: cannot make a cache of {cells} tokens: {reason}")
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self.tokens_decoded = 0
+
+    def decode(self, tokens: Sequence[int], position: int, sequence: int, wanted: Sequence[bool]) -> None:
+        """Read tokens, at most a batch, that follow `position` others in `sequence`.
+
+        `wanted`: of which tokens the logits after them are computed. Raises EdgeError where llama.cpp fails.
+        """
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+            batch.pos[i] = position + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = wanted[i]
+        library.forget_errors()
+        status = llama_cpp.llama_decode(self._context, batch)
+        if status:
+            raise EdgeError(f"{self.path}: llama.cpp failed with status {status}: {library.last_error()}")
+        self.tokens_decoded += len(tokens)
+
+    def logits(self, index: int) -> NDArray[np.float32]:
+        """The logits after the token at `index` of the last batch, of shape (n_vocab,); valid until the next."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, index)
+        return np.ctypeslib.as_array(pointer, (self.n_vocab,))
+
+    def copy(self, source: int, target: int) -> None:
+        """Let another sequence, an empty one, have the same tokens."""
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def drop(self, sequence: int) -> None:
+        """Empty a sequence."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def close(self) -> None:
+        """Free the model and its cache."""
+        if self._context:
+            llama_cpp.llama_free(self._context)
+            llama_cpp.llama_batch_free(self._batch)
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Walked(Protocol):
+    """What `Walk` asks of a reader."""
+
+    def read(self, tokens: Sequence[int], position: int, sequence: int, *, counts: bool = True) -> None:
+        """Read tokens that follow `position` others; without `counts` they were read before."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Let another sequence, an empty one, have the same tokens."""
+
+    def drop(self, sequence: int) -> None:
+        """Empty a sequence."""
+
+
+def places(work: Corpus) -> int:
+    """How many states a walk through these sequences holds at once."""
+    return min(depth_held(work.sequences), MOST_HELD) if any(work.shared) else 0
+
+
+class Walk:
+    """Goes through the prefix tree. Sequence 0 reads; the others hold what later sequences of tokens go on from.
+
+    All that is held is a beginning of what was read last, so that a token's cell in the cache is its position:
+    going on after an interruption finds everything as it was.
+    """
+
+    def __init__(self, reader: Walked, work: Corpus) -> None:
+        self._reader = reader
+        self._work = work
+        self._free = list(range(places(work), 0, -1))
+        self._held: list[tuple[int, int]] = []  # (length, sequence), ascending
+
+    def read(self, index: int) -> Iterator[tuple[int, int]]:
+        """Read what is new in a sequence of tokens; yields (begin, end) of each batch once it is read."""
+        reader, work = self._reader, self._work
+        tokens, seen = work.sequences[index], work.seen(index)
+        if seen == len(tokens):
+            return  # there twice, or the beginning of another; its end is held where that is needed
+        while self._held and self._held[-1][0] > seen:
+            self._let_go(-1)
+        reader.drop(0)
+        start = 0
+        if self._held:
+            start, sequence = self._held[-1]
+            reader.copy(sequence, 0)
+        if start < seen:
+            needed = set(self._needed(index))
+            for begin, end in work.way(index):
+                if begin >= start:
+                    reader.read(tokens[begin:end], begin, 0, counts=False)
+                    self._hold(end, needed)
+        stops = set(work.stops(index))
+        for begin, end in work.batches(index):
+            reader.read(tokens[begin:end], begin, 0)
+            self._hold(end, stops)
+            yield begin, end
+
+    def _needed(self, index: int) -> Iterator[int]:
+        """The lengths, up to where a sequence parts from the one before, that later ones go on from."""
+        least = self._work.seen(index) + 1
+        for length in self._work.shared[index - 1 :]:
+            if length < least:
+                least = length
+                yield length
+
+    def _hold(self, length: int, wanted: set[int]) -> None:
+        if length not in wanted:
+            return
+        if not self._free:
+            if not self._held:
+                return
+            self._let_go(0)
+        sequence = self._free.pop()
+        self._reader.copy(0, sequence)
+        self._held.append((length, sequence))
+
+    def _let_go(self, which: int) -> None:
+        sequence = self._held.pop(which)[1]
+        self._reader.drop(sequence)
+        self._free.append(sequence)

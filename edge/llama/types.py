@@ -1,0 +1,132 @@
+"""Which type each tensor of a quantized file gets: asked of llama.cpp itself, which chooses but does not quantize.
+
+`python -m edge.llama.types` reads a JSON request on standard input and prints llama.cpp's choices. It is a process of
+its own, since llama.cpp ends the whole process where one of its assertions fails.
+"""
+
+import ctypes
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from edge.errors import ConversionError
+from edge.system.child import run_module, signal_name
+
+# By llama.cpp's names; the number is what llama_model_quantize takes. It has no NVFP4 of its own yet.
+FTYPES = {
+    name.removeprefix("LLAMA_FTYPE_").removeprefix("ALL_").removeprefix("MOSTLY_"): int(
+        getattr(llama_cpp, name)
+    )
+    for name in dir(llama_cpp)
+    if name.startswith("LLAMA_FTYPE_") and not name.endswith(("GUESSED", "NVFP4"))
+}
+QUANT_TYPES = sorted(FTYPES, key=lambda name: FTYPES[name])
+NEEDS_IMATRIX = [
+    name
+    for name in QUANT_TYPES
+    if name.startswith(("IQ1_", "IQ2_")) or name in ("IQ3_XXS", "IQ3_XS", "Q2_K_S")
+]
+_ALIASES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's
+# The lines that llama_model_quantize logs of a dry run: a tensor's name, and its new type unless it stays.
+_TENSOR = re.compile(
+    r"^\[ *\d+/ *\d+\] +(\S+) +- \[.*\], type = +(\S+), +size = .*?MiB(?: -> .*MiB \((\S+)\))?$", re.MULTILINE
+)
+_FALLBACK = re.compile(r"(\d+) of \d+ tensor\(s\) required fallback quantization")
+
+
+@dataclass(frozen=True)
+class Types:
+    """llama.cpp's choice. `types`: each tensor's, by ggml's names in lower case, in the order in which llama.cpp
+    writes them; `fallbacks`: how many took another type than their mixture has, since their rows do not divide.
+    """
+
+    types: dict[str, str]
+    fallbacks: int
+
+
+def type_name(quant: str) -> str:
+    """The name in QUANT_TYPES of a type that a user named, in any case. Raises ConversionError for an unknown one."""
+    name = _ALIASES.get(quant.upper(), quant.upper())
+    if name not in QUANT_TYPES:
+        raise ConversionError(f"{quant} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
+    return name
+
+
+def choose_types(
+    header: Path,
+    ftype: int,
+    *,
+    has_imatrix: bool = False,
+    output_type: int | None = None,
+    embedding_type: int | None = None,
+    overrides: Sequence[tuple[str, int]] = (),
+) -> Types:
+    """The type of each tensor of a GGUF, whose data may still be missing, if it were quantized to `ftype`.
+
+    `overrides`: regular expressions searched in tensors' names, and types' numbers in ggml; the first that is
+    found counts. As in llama-quantize they and the two types named for output and embedding go before the
+    mixture's own choice. Raises ConversionError with llama.cpp's reason.
+    """
+    request = {
+        "path": str(header),
+        "ftype": ftype,
+        "has_imatrix": has_imatrix,
+        "output_type": output_type,
+        "embedding_type": embedding_type,
+        "overrides": list(overrides),
+    }
+    child = run_module("edge.llama.types", stdin=json.dumps(request))
+    if child.returncode:
+        raise ConversionError(f"llama.cpp cannot quantize it: {_reason(child.stderr, child.returncode)}")
+    found = {name: (new or old).lower() for name, old, new in _TENSOR.findall(child.stdout)}
+    fallback = _FALLBACK.search(child.stdout)
+    return Types(found, int(fallback[1]) if fallback else 0)
+
+
+def _reason(log: str, status: int) -> str:
+    lines = [" ".join(line.split()) for line in log.splitlines() if line.strip(" =")]
+    failed = [line for line in lines if "GGML_ASSERT" in line or "failed to quantize" in line]
+    reason = (failed or lines or ["it gives no reason"])[-1]
+    return reason if status > 0 else f"{reason} ({signal_name(status)})"
+
+
+def _main() -> int:
+    from edge.llama.devices import load_backends
+
+    load_backends()
+    request: dict[str, Any] = json.load(sys.stdin)
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def report(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+        line = text.decode("utf-8", "surrogateescape")
+        print(line, end="", file=sys.stderr if level == 4 else sys.stdout)  # GGML_LOG_LEVEL_ERROR
+
+    llama_cpp.llama_log_set(report, ctypes.c_void_p(0))
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.dry_run, params.nthread = request["ftype"], True, 1
+    if request["output_type"] is not None:
+        params.output_tensor_type = request["output_type"]
+    if request["embedding_type"] is not None:
+        params.token_embedding_type = request["embedding_type"]
+    # Both lists end with an entry without a name; that there is a matrix, however empty, moves some choices.
+    overrides = (llama_cpp.llama_model_tensor_override * (len(request["overrides"]) + 1))()
+    for entry, (pattern, number) in zip(overrides, request["overrides"], strict=False):
+        entry.pattern, entry.type = pattern.encode(), number
+    imatrix = (llama_cpp.llama_model_imatrix_data * 1)()
+    if request["overrides"]:
+        params.tt_overrides = overrides
+    if request["has_imatrix"]:
+        params.imatrix = imatrix
+    path = os.fsencode(request["path"])
+    return int(llama_cpp.llama_model_quantize(path, b"", ctypes.byref(params)))
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

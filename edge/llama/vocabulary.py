@@ -1,0 +1,217 @@
+"""A model's vocabulary as llama.cpp has it: text to token ids and back."""
+
+import contextlib
+import ctypes
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import llama_cpp
+from llguidance import LLTokenizer
+from llguidance.llamacpp import lltokenizer_from_vocab
+
+from edge.errors import ModelFileError, PromptError
+from edge.formats.gguf import read_model_file
+from edge.llama import library
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+# What may follow a forced text: a tokenizer that merges across its end shows so with one of these.
+_PROBES = [chr(i).encode() for i in (0x09, 0x0A, *range(0x20, 0x7F))] + ["é".encode(), "한".encode()]
+# Of a longer text it is checked whether memory is left for llama.cpp's tokenizer: at most 140 bytes for each byte of a
+# text were measured, with one letter 10 million times.
+_LONG = 1 << 20
+_BYTES_FOR_BYTE = 150
+
+
+class Vocabulary:
+    """The tokens of one loaded model. `vocab` is llama.cpp's pointer, valid while the model lives."""
+
+    def __init__(self, vocab: llama_cpp.llama_vocab_p, end_ids: Iterable[int]) -> None:
+        self._vocab = vocab
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(vocab)
+        self.end_ids = frozenset(end_ids)  # the checkpoint's own EOS ids
+        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(256)
+        self._matcher_tokens: LLTokenizer | None = None
+        self._forced = lru_cache(maxsize=4096)(self._tokens_after)
+        self._settled = lru_cache(maxsize=4096)(self._find_settled)
+        self._sorted: list[bytes] = []  # every token's bytes
+        self.think_open = self._single(THINK_OPEN)
+        self.think_close = self._single(THINK_CLOSE)
+        if self.think_open is None or self.think_close is None:
+            self.think_open = self.think_close = None
+
+    def encode(self, text: str, *, special: bool = True, ends: bool = False) -> list[int]:
+        """Token ids of `text`; `special` reads names such as `<|im_end|>` as their single token.
+
+        `ends` adds the BOS and EOS that the file asks for; a prompt's template has written its own.
+        """
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the prompt holds half of a surrogate pair at character {error.start}"
+            ) from error
+        return self._encode(data, special, ends)
+
+    def _encode(self, data: bytes, special: bool, ends: bool) -> list[int]:
+        if len(data) > _LONG:
+            library.check_room(
+                f"a text of {len(data):,} bytes: cannot be tokenized", len(data) * _BYTES_FOR_BYTE
+            )
+        size = len(data) + 8
+        ids = (llama_cpp.llama_token * size)()
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, size, ends, special)
+        if n < 0:
+            raise PromptError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+        return list(ids[:n])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for a special token, as in vLLM's text."""
+        known = self._pieces.get(token)
+        if known is None:
+            buffer = self._buffer
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            if n < 0:
+                buffer = ctypes.create_string_buffer(-n)
+                n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            known = self._pieces[token] = ctypes.string_at(buffer, max(0, n))
+        return known
+
+    def spelling(self, token: int) -> bytes:
+        """The bytes that a token stands for; of a special token its name, such as `<think>`."""
+        known = self.piece(token)
+        if known:
+            return known
+        size = llama_cpp.llama_token_to_piece(self._vocab, token, None, 0, 0, True)
+        buffer = ctypes.create_string_buffer(max(1, -size))
+        n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+        return ctypes.string_at(buffer, max(0, n))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
+
+    def forced_tokens(self, last: int | None, text: bytes, *, whole: bool = False) -> list[int]:
+        """The tokens that the model's own tokenizer writes for `text` behind the token `last`.
+
+        Tokens at its end that could be others, depending on what follows, are left out, so that the model chooses
+        them; with `whole` nothing follows. Their bytes are always a beginning of `text`, of `b""` if need be.
+        """
+        return list(self._forced(last, text, whole))
+
+    def _tokens_after(self, last: int | None, text: bytes, whole: bool) -> tuple[int, ...]:
+        before = b"" if last is None else self.piece(last).decode("utf-8", "ignore").encode()
+        end = len(text) if whole else self._settled(text)
+        # If the tokenizer would have merged `last` with the text, it stands without it.
+        way = self._split(before, text) if before else None
+        tokens: list[int] = []
+        for token in (self._alone(text) if way is None else way) if end else ():
+            piece = self.piece(token)
+            end -= len(piece)
+            if end < 0 or not piece or not text.startswith(piece):
+                break
+            tokens.append(token)
+            text = text[len(piece) :]
+        return tuple(tokens)
+
+    def _find_settled(self, text: bytes) -> int:
+        """How many bytes of `text` become the same tokens, whatever follows."""
+        settled = len(text)
+        usual: list[int] | None = None
+
+        def narrow(probe: bytes) -> None:
+            nonlocal settled, usual
+            way = self._alone(text, probe)
+            usual = way if usual is None else usual
+            length = 0
+            for one, other in zip(usual, way, strict=False):
+                if one != other:
+                    break
+                length += len(self.piece(one))
+            settled = min(settled, length)
+
+        for probe in _PROBES:
+            narrow(probe)
+        # A longer token may lie across the end though none is made with the first character alone: ` [{"`.
+        if not self._sorted:
+            self._sorted = sorted(self.piece(token) for token in range(self.n_vocab))
+        for size in range(1, len(text) + 1):
+            across = text[-size:]
+            at = bisect_right(self._sorted, across)
+            while settled > len(text) - size and at < self.n_vocab and self._sorted[at].startswith(across):
+                narrow(self._sorted[at][size:].decode("utf-8", "ignore").encode())
+                at += 1
+        return settled
+
+    def _alone(self, text: bytes, probe: bytes = b"") -> list[int]:
+        """The tokens of `text` + `probe` where the text begins with a token of its own; none if it cannot."""
+        # One that puts a blank before every text needs something there that keeps the blank off.
+        for context in (b"", b"\n", b"a"):
+            way = self._split(context, text, probe)
+            if way is not None:
+                return way
+        return []
+
+    def _split(self, context: bytes, text: bytes, probe: bytes = b"") -> list[int] | None:
+        """The tokens of `text` + `probe` behind `context`; None if a token lies across where `text` begins."""
+        tokens = self._encode(context + text + probe, False, False)
+        pieces = [self.piece(token) for token in tokens]
+        length = len(context)
+        if pieces and b"".join(pieces).startswith(b" " + context + text):
+            length += 1  # the blank put before every text
+        for i, piece in enumerate(pieces):
+            if length <= 0:
+                return tokens[i:] if length == 0 else None
+            length -= len(piece)
+        return [] if length == 0 else None
+
+    def matcher_tokens(self) -> LLTokenizer:
+        """The vocabulary in llguidance's form; made on first use, since it takes up to a second.
+
+        Raises ModelFileError: no token ends an answer, or llguidance cannot hold the vocabulary.
+        """
+        if self._matcher_tokens is None:
+            if not self.end_ids:
+                raise ModelFileError(
+                    "the model's file names no EOS token, so that no answer could end; convert it again"
+                )
+            with warnings.catch_warnings():  # llguidance still calls a name that llama.cpp has renamed
+                warnings.simplefilter("ignore", DeprecationWarning)
+                try:
+                    self._matcher_tokens = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.end_ids))
+                except ValueError as error:
+                    reason = " ".join(str(error).split())
+                    raise ModelFileError(
+                        f"the model's vocabulary is damaged: llguidance cannot hold it: {reason}; convert it again"
+                    ) from None
+        return self._matcher_tokens
+
+    def prepare(self) -> None:
+        """Make now what the first constrained answer would: up to seconds with a vocabulary of 262,144.
+
+        Raises ModelFileError as `matcher_tokens` does.
+        """
+        self.matcher_tokens()
+        self.forced_tokens(None, b'"plan":')
+
+    def _single(self, text: str) -> int | None:
+        ids = self.encode(text)
+        return ids[0] if len(ids) == 1 else None
+
+
+@contextlib.contextmanager
+def file_vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """A GGUF's vocabulary without its weights, for encoding and decoding. Raises ModelFileError."""
+    end_ids = read_model_file(path).end_ids  # llama.cpp must not be the first to see a damaged file
+    library.start()
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = library.load_model(path, params)
+    try:
+        yield Vocabulary(llama_cpp.llama_model_get_vocab(model), end_ids)
+    finally:
+        llama_cpp.llama_model_free(model)

@@ -1,0 +1,228 @@
+"""Replay recorded steps through an OpenAI-compatible server: how a reference is made on the engine that serves a model.
+
+With a tokenizer and template at hand the prompts are rendered and tokenized here and sent as token ids, so that the
+server adds nothing to them; without, the server gets the messages and renders them itself.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edge.answer.sampling import Sampling
+from edge.answer.schema import Api, schema_request, schema_sha256
+from edge.errors import BackendError, ContextError
+from edge.prompt import prompt_source
+from edge.replay.client import Refused, Server, Written
+from edge.replay.prepare import Asked, chosen_rows, model_context, prepare
+from edge.replay.recorder import Recorder, carry_out
+from edge.system.hashes import text_sha256
+from edge.system.places import check_place
+from edge.version import __version__
+
+_KINDS = {"llamacpp": "llama-server", "vllm": "vLLM", "sglang": "SGLang"}  # by the models' `owned_by`
+
+
+def evaluate_server(
+    base_url: str,
+    replay: Path | str,
+    out: Path | str,
+    *,
+    model: Path | str | None = None,
+    served_model: str | None = None,
+    limit: int | None = None,
+    rows_of: Path | str | None = None,
+    max_tokens: int = 1024,
+    structured: bool = False,
+    skip_too_long: bool = False,
+    sampling: Sampling | None = None,
+    n_ctx: int | None = None,
+    concurrency: int = 8,
+    timeout: float = 600.0,
+    quiet: bool = True,
+    pause: float = 0.5,
+) -> dict[str, Any]:
+    """As `edge.replay.run.evaluate`, with the answers of the server at `base_url`, `concurrency` at a time.
+
+    `model`: a GGUF or a Hugging Face folder whose chat template and tokenizer write the prompts; without one, or where
+    the server has no `completions`, it gets the messages as a chat. `served_model`: its name on the server, by default
+    the only one there. `n_ctx`: most tokens of a row, by default what `model` says. `structured` asks the server to
+    keep to the action's JSON schema. `timeout`: seconds for an answer; `pause` before a second try.
+
+    Raises BackendError where the server cannot be reached, refuses a request or keeps failing; what is answered by then
+    is kept in the journal. Raises ContextError, ReplayError, ResultError, ModelFileError, CheckpointError, PromptError.
+    """
+    check_place(out)
+    if concurrency < 1:
+        raise BackendError(f"a concurrency of {concurrency}: it must be at least 1")
+    rows = chosen_rows(replay, limit, rows_of)
+    chosen = sampling or Sampling()
+    asked = Asked(replay, rows, [], [], [], 0)
+    if model is not None:
+        most = model_context(Path(model))
+        if n_ctx is not None and most is not None and n_ctx > most:
+            raise ContextError(f"{model}: has a context of {most} tokens, not {n_ctx}")
+        asked = prepare(
+            Path(model),
+            replay,
+            rows,
+            context=n_ctx or most,
+            max_tokens=max_tokens,
+            skip_too_long=skip_too_long,
+        )
+    with Server(base_url, timeout=timeout, concurrency=concurrency, pause=pause) as server:
+        name, kind = _served(server, served_model)
+        api: Api = (
+            "completions" if model is not None and _completes(server, name, asked.prompts[0]) else "chat"
+        )
+        if api == "chat":
+            asked = Asked(replay, asked.rows, [], [], [], asked.skipped)
+        request = {
+            "model": name,
+            "max_tokens": max_tokens,
+            **_sampling_fields(chosen, kind),
+            **(schema_request(api, kind) if structured else {}),
+        }
+        how = {
+            **asdict(chosen),
+            "max_tokens": max_tokens,
+            "max_model_len": n_ctx,
+            "constrained": structured,
+            "structured": "json_schema" if structured else None,
+            "prompt": "token ids" if api == "completions" else "messages",
+        }
+        grammar = schema_sha256() if structured else None
+        identity = {
+            "edge": __version__,
+            "backend": "openai",
+            "url": server.url,
+            "served_model": name,
+            "grammar_sha256": grammar,
+            **how,
+        }
+
+        def ask(index: int) -> Written:
+            if api == "completions":
+                return server.complete({**request, "prompt": asked.prompts[index]})
+            return server.chat({**request, "messages": asked.rows[index].messages})
+
+        def answer(recorder: Recorder) -> dict[str, Any]:
+            return _answer(recorder, ask, server, concurrency, quiet)
+
+        def head(work: dict[str, Any]) -> dict[str, Any]:
+            template = prompt_source(model).template if model is not None and api == "completions" else None
+            return {
+                "model": f"{name} ({kind or 'OpenAI-compatible server'})",
+                "model_path": server.url,
+                "lora_path": None,
+                "model_short": Path(name).name or name,
+                "gpu": None,
+                "sampling": {
+                    **how,
+                    "dtype": None,
+                    "backend": "openai",
+                    "server": kind or None,
+                    "limit": limit,
+                },
+                "engine": {"prompt_tokens": 0, "completion_tokens": 0, **work, "concurrency": concurrency},
+                "provenance": {
+                    "backend": "openai",
+                    "backend_version": server.version(),
+                    "grammar_sha256": grammar,
+                    "prompt_template_sha256": text_sha256(template),
+                    "platform": None,
+                    "cpu": None,
+                },
+            }
+
+        return carry_out(out, asked, identity, answer, head)
+
+
+def _served(server: Server, wanted: str | None) -> tuple[str, str]:
+    """The model's name on the server, and the server's kind ("" for one that is not known). Raises BackendError."""
+    try:
+        models = server.models()
+    except Refused as error:
+        if wanted is None or not error.absent:
+            raise
+        return wanted, ""
+    if wanted is None:
+        if len(models) != 1:
+            names = ", ".join(sorted(models)[:20]) or "none"
+            raise BackendError(
+                f"{server.url}: serves {len(models)} models ({names}): name one with --served-model"
+            )
+        wanted = next(iter(models))
+    elif models and wanted not in models:
+        raise BackendError(
+            f"{server.url}: does not serve {wanted}; it serves {', '.join(sorted(models)[:20])}"
+        )
+    return wanted, _KINDS.get(models.get(wanted, ""), "")
+
+
+def _completes(server: Server, name: str, prompt: list[int]) -> bool:
+    """Whether the server completes a prompt given as token ids; one that has chats alone says that there is nothing.
+
+    Raises Refused where it has completions but takes no ids: the same prompt as a text might get a second BOS unseen.
+    """
+    try:
+        server.complete({"model": name, "prompt": prompt[:1], "max_tokens": 1, "temperature": 0})
+    except Refused as error:
+        if error.absent:
+            return False
+        raise Refused(
+            f"{error}; it must take prompts as token ids, or leave --model out to let it render the messages itself",
+            error.status,
+        ) from None
+    return True
+
+
+def _sampling_fields(sampling: Sampling, kind: str) -> dict[str, Any]:
+    """The sampling as a request names it. Servers have defaults of their own, so that where a server is known to read
+    a field it is told, off or not; others get only what was asked for."""
+    fields: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    if sampling.seed is not None:
+        fields["seed"] = sampling.seed
+    penalty = "repeat_penalty" if kind == "llama-server" else "repetition_penalty"
+    off = 0 if kind == "llama-server" else -1
+    for name, value, default in (
+        ("top_k", sampling.top_k or off, off),
+        ("min_p", sampling.min_p, 0.0),
+        (penalty, sampling.repetition_penalty, 1.0),
+    ):
+        if kind or value != default:
+            fields[name] = value
+    return fields
+
+
+def _answer(
+    recorder: Recorder, ask: Callable[[int], Written], server: Server, concurrency: int, quiet: bool
+) -> dict[str, Any]:
+    """Answer the rows that the journal lacks, in their order and several at a time; the run's counters."""
+    waiting = iter(recorder.wanted)
+    running: dict[Future[Written], int] = {}
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        with recorder.watched(quiet=quiet):
+            while True:
+                while len(running) < concurrency and (index := next(waiting, None)) is not None:
+                    running[pool.submit(ask, index)] = index
+                if not running:
+                    break
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                # First all that came, then what failed: an answer that is there is kept.
+                for future in sorted(done, key=lambda future: future.exception() is not None):
+                    written = future.result()
+                    recorder.finished(
+                        running.pop(future),
+                        written.text,
+                        thought=written.thought,
+                        finish_reason=written.finish_reason,
+                        prompt_tokens=written.prompt_tokens,
+                        completion_tokens=written.completion_tokens,
+                    )
+    finally:
+        server.close() if running else None
+        pool.shutdown(wait=True, cancel_futures=True)
+    return {name: recorder.totals[name] for name in ("prompt_tokens", "completion_tokens")}

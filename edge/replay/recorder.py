@@ -1,0 +1,137 @@
+"""What every evaluation does, whoever answers: finished steps go to the journal, at the end the result is written."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge.errors import BackendError
+from edge.prompt import template_summary
+from edge.replay.journal import Journal, journal_path
+from edge.replay.prepare import Asked
+from edge.replay.provenance import provenance
+from edge.replay.result import step_result, write_result
+from edge.replay.rows import rows_sha256
+from edge.system.hashes import file_sha256
+from edge.system.progress import Watch
+
+_COUNTED = ("completion_tokens", "forced_tokens", "thought_tokens")
+
+
+@dataclass
+class Recorder:
+    """Takes answers in any order, each with what is known of its making, and keeps them."""
+
+    asked: Asked
+    journal: Journal
+    watch: Watch | None = None
+    wanted: list[int] = field(default_factory=list)
+    """The indices of the rows that are not answered yet."""
+    totals: Counter[str] = field(default_factory=Counter)
+    """Tokens of the answers of this run, by their counter's name."""
+    loaded: float | None = None
+    """When answering began, by time.perf_counter(); None before."""
+
+    def finished(self, index: int, text: str, *, thought_tokens: int = 0, **counters: Any) -> None:
+        """Keep the answer to row `index`. `counters` go into its step; see `edge.replay.result.step_result`."""
+        hashes = self.asked.hashes
+        step = step_result(
+            self.asked.rows[index], text, prompt_sha256=hashes[index] if hashes else None, **counters
+        )
+        self.journal.append(step)
+        for name in _COUNTED:
+            self.totals[name] += counters.get(name) or 0
+        self.totals["thought_tokens"] += thought_tokens
+        self.totals["prompt_tokens"] += counters.get("prompt_tokens") or 0
+        if self.watch is not None:
+            self.watch.finished(counters.get("prompt_tokens") or 0, step["valid_json"])
+
+    def watched(self, counters: Callable[[], tuple[int, int]] | None = None, *, quiet: bool) -> Watch:
+        """What shows the progress, from now on; `counters` as for `edge.system.progress.Watch`."""
+        self.loaded = time.perf_counter()
+
+        def answered() -> tuple[int, int]:
+            return self.totals["prompt_tokens"], self.totals["completion_tokens"]
+
+        steps = len(self.asked.rows)
+        self.watch = Watch(steps, steps - len(self.wanted), counters or answered, quiet=quiet)
+        return self.watch
+
+
+def carry_out(
+    out: Path | str,
+    asked: Asked,
+    identity: Mapping[str, Any],
+    answer: Callable[[Recorder], dict[str, Any]],
+    head: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Answer what the journal beside `out` lacks, write the result there and return it.
+
+    `identity`: all that the answers depend on beside the rows and prompts, which are added. `answer` answers the
+    recorder's `wanted` rows and returns the run's counters (not called where none is wanted); `head` makes the
+    result's top-level fields of them. Raises ResultError and what `answer` raises; a KeyboardInterrupt is raised
+    again with a line that tells how far it came, a BackendError with what is kept.
+    """
+    rows = asked.rows
+    known = {"rows_sha256": rows_sha256(rows), "prompts_sha256": asked.prompts_sha256}
+    with Journal.open(journal_path(out), {**identity, **known}) as journal:
+        recorder = Recorder(
+            asked, journal, wanted=[i for i, r in enumerate(rows) if r.key not in journal.done]
+        )
+        began = time.perf_counter()
+        try:
+            work = answer(recorder) if recorder.wanted else {}
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_far(len(journal.done), len(rows), journal.path)) from None
+        except BackendError as error:
+            kept = _kept(len(journal.done), len(rows), journal.path)
+            raise BackendError(f"{error}; {kept}" if kept else str(error)) from None
+        ended = time.perf_counter()
+        loaded = began if recorder.loaded is None else recorder.loaded
+        wanted = len(recorder.wanted)
+        told = head(work)
+        steps = [journal.done[row.key] for row in rows]
+        lengths = [len(prompt) for prompt in asked.prompts]
+        statuses = [prompt.status for prompt in asked.rendered]
+        if not asked.rendered:  # the server wrote the prompts
+            statuses = ["server_chat"] * len(steps)
+            lengths = [step["prompt_tokens"] for step in steps if step.get("prompt_tokens")]
+        summary = template_summary(statuses, lengths)
+        result = {
+            **{name: told.pop(name) for name in list(told) if name not in _BEHIND},
+            "eval_path": str(asked.replay),
+            "load_time_sec": round(loaded - began, 3),
+            "gen_time_sec": round(ended - loaded, 3) if wanted else 0.0,
+            "avg_sec_per_step": round((ended - loaded) / wanted, 3) if wanted else 0.0,
+            "sampling": {**told["sampling"], "skipped_too_long": asked.skipped},
+            "prompt_template": summary,
+            "engine": {"steps_done_before": len(rows) - wanted, **told["engine"]},
+            "provenance": provenance(
+                rows_sha256=known["rows_sha256"],
+                rows_file_sha256=file_sha256(asked.replay),
+                **told["provenance"],
+            ),
+        }
+        written = write_result(out, result, steps)
+        journal.remove()
+    return written
+
+
+_BEHIND = ("sampling", "engine", "provenance")
+
+
+def _how_far(done: int, steps: int, journal: Path | None) -> str:
+    kept = _kept(done, steps, journal)
+    return f"interrupted after {done} of {steps} steps" + (
+        f", which are kept in {journal}; run the same command again to go on"
+        if kept
+        else "; nothing was written"
+    )
+
+
+def _kept(done: int, steps: int, journal: Path | None) -> str:
+    if journal is None or not done:
+        return ""
+    return f"{done} of {steps} steps are kept in {journal}; run the same command again to go on"

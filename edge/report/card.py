@@ -1,0 +1,106 @@
+"""A report in short, as Markdown for a model card."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from edge.report import words
+from edge.report.contents import MAIN, Entry, Report
+from edge.report.plots import Drawing
+from edge.system.tables import clean, table
+from edge.system.text import visible
+
+_MARK = "†"
+_PLOTS = ("size-score", "size-kl", "difference-score", "causes")  # the other ones would make a card too long
+
+
+def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str, str]) -> str:
+    """Verdict, table and differences; the plots that `links` tells where to find, by their names."""
+    lines = [f"## {_text(words.title(report))}", ""]
+    lines += [line for sentence in words.verdict(report) for line in (_text(sentence), "")]
+    lines += [_text(words.scope(report)), ""]
+    lines += [line for note in report.notes for line in (_text(note), "")]
+    lines += [*_files(report), ""]
+    if any(entry.published for entry in report.entries):
+        lines += [f"{_MARK} Published figures, not measured by edge.", ""]
+    lines += [
+        "Intervals are 95 %, from drawing whole tasks anew. KL is the divergence from the base model, nats a token. "
+        "Tokens/s count the answers' tokens by the whole run, prompts included, on one machine.",
+        "",
+    ]
+    if report.compared:
+        lines += [*_differences(report), ""]
+    shown = [drawing for drawing in drawings if drawing.name in links and drawing.name in _PLOTS]
+    for drawing in shown:
+        alt = _text(f"{drawing.title}: {drawing.alt}").replace("[", "(").replace("]", ")")
+        target = (
+            links[drawing.name]
+            .replace("%", "%25")
+            .replace(" ", "%20")
+            .replace("(", "%28")
+            .replace(")", "%29")
+        )
+        lines += [f"![{alt}]({target})", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _text(text: str) -> str:
+    """A line that a renderer shows as it stands."""
+    return re.sub(r"[\\`*\[\]<>#~|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", clean(visible(text)).replace("\\|", "|"))
+
+
+def _files(report: Report) -> list[str]:
+    columns: list[tuple[str, list[str]]] = [
+        ("result", [_text(e.label) + (f" {_MARK}" if e.published else "") for e in report.entries]),
+        ("size", [words.size(e.n_bytes) for e in report.entries]),
+        ("bits/weight", [words.fixed(e.bits_per_weight, 2) for e in report.entries]),
+        ("score", [words.figure("score", e.score) for e in report.entries]),
+        ("95 % interval", [words.interval("score", e.score_interval) for e in report.entries]),
+        ("difference", [_difference(e) for e in report.entries]),
+        *((words.LABELS[name], [_figure(e, name) for e in report.entries]) for name in MAIN[1:]),
+        ("KL mean", [words.kl(_measured(e, "kl_mean")) for e in report.entries]),
+        ("KL p99", [words.kl(_measured(e, "kl_p99")) for e in report.entries]),
+        ("top-1 %", [words.fixed(_measured(e, "top1_agreement_pct"), 1) for e in report.entries]),
+        ("tokens/s", [words.fixed(e.tokens_per_second, 1) for e in report.entries]),
+        ("peak memory", [words.size(e.peak_bytes) for e in report.entries]),
+    ]
+    kept = [(name, cells) for name, cells in columns if any(cell != words.DASH for cell in cells)]
+    rows = list(zip(*(cells for _, cells in kept), strict=True))
+    return table([name for name, _ in kept], rows, right=range(1, len(kept)))
+
+
+def _figure(entry: Entry, name: str) -> str:
+    value = entry.figures.get(name)
+    return words.figure(name, value) + (f" {_MARK}" if entry.published and value is not None else "")
+
+
+def _measured(entry: Entry, name: str) -> float | None:
+    return entry.measured.aggregate.get(name) if entry.measured else None
+
+
+def _difference(entry: Entry) -> str:
+    score = entry.figure("score")
+    if score is None or score.difference is None:
+        return words.DASH
+    told = words.figure("score", score.difference, sign=True)
+    bounds = words.interval("score", (score.low, score.high), sign=True)
+    return told if bounds == words.DASH else f"{told} ({bounds})"
+
+
+def _differences(report: Report) -> list[str]:
+    header = ("result", "figure", "reference", "ours", "difference", "95 % interval", "verdict")
+    rows = []
+    for entry in report.compared:
+        for name in MAIN:
+            if (told := entry.figure(name)) is not None:
+                rows.append(
+                    (
+                        _text(entry.label),
+                        words.LABELS[name],
+                        words.figure(name, told.reference),
+                        words.figure(name, told.ours),
+                        words.figure(name, told.difference, sign=True),
+                        words.interval(name, (told.low, told.high), sign=True),
+                        _text(told.sentence),
+                    )
+                )
+    return table(header, rows, right=range(2, 6))

@@ -1,0 +1,211 @@
+"""The steps that got worse, with what was wanted, both answers, and where they differ: for people to read."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.compare.findings import Part, Worse
+from edge.errors import ReplayError
+from edge.metrics import command_units, payload
+from edge.replay.result import PREVIEW, step_key, whole_text
+from edge.replay.rows import Key, Row, by_step, describe, read_rows, without_sample
+from edge.report.evidence import Run
+
+MESSAGE = 1200  # characters of a task's last message: its end, where the screen stands
+LINES, WIDTH, LENGTH = (
+    80,
+    1000,
+    8000,
+)  # what is compared and shown of an answer: lines, characters of one, of all
+
+Piece = tuple[bool, str]
+"""Whether it differs from the other side, and the text."""
+
+
+@dataclass(frozen=True)
+class DiffLine:
+    """One line of two answers side by side; None where a side has nothing there."""
+
+    same: bool
+    left: tuple[Piece, ...] | None
+    right: tuple[Piece, ...] | None
+
+
+@dataclass(frozen=True)
+class WorseStep:
+    """A step whose command F1 fell."""
+
+    name: str
+    reference_f1: float
+    our_f1: float
+    reference_first: str
+    our_first: str
+    wanted: tuple[str, ...]
+    """The recorded answer's commands."""
+    message: str
+    """The end of the last message that the model saw; "" where no rows were given."""
+    message_cut: bool
+    lines: tuple[DiffLine, ...]
+    notes: tuple[str, ...]
+
+
+def read_replay(path: Path | str) -> dict[Key, Row]:
+    """Replay rows by what names them. Raises ReplayError."""
+    return {row.key: row for row in read_rows(path)}
+
+
+def worse_steps(
+    part: Part, ours: Run, reference: Run, rows: Mapping[Key, Row] | None, limit: int
+) -> tuple[WorseStep, ...]:
+    """The first `limit` steps of `part.worse`, most first. Raises ReplayError for rows of other steps."""
+    our_steps, base_steps = _keyed(ours.steps), _keyed(reference.steps)
+    our_keys, base_keys = by_step(our_steps), by_step(base_steps)
+    row_keys = by_step(rows or {})
+    found = []
+    for worse in part.worse[:limit]:
+        key = (worse.task_id, worse.sample_idx, worse.step_idx)
+        our_step = our_steps[key if key in our_steps else without_sample(key, our_keys)]
+        base_step = base_steps[key if key in base_steps else without_sample(key, base_keys)]
+        row = None
+        if rows is not None:
+            row = rows.get(key) or rows.get(without_sample(key, row_keys))
+            _check_row(row, our_step, key)
+        found.append(_worse_step(worse, key, our_step, base_step, row))
+    return tuple(found)
+
+
+def _keyed(steps: Sequence[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+    return {step_key(step): step for step in steps}
+
+
+def _check_row(row: Row | None, step: Mapping[str, Any], key: Key) -> None:
+    if row is None:
+        raise ReplayError(f"the rows of --replay lack {describe(key)}: give those that the results are of")
+    if command_units(row.ref_raw, payload(row.ref_raw)) != step["ref_command_units"]:
+        raise ReplayError(f"{describe(key)} has another answer in the rows of --replay than in the results")
+
+
+def _worse_step(
+    worse: Worse, key: Key, ours: Mapping[str, Any], base: Mapping[str, Any], row: Row | None
+) -> WorseStep:
+    notes: list[str] = []
+    texts = []
+    for side, step in (("the reference's", base), ("our", ours)):
+        text = whole_text(step)
+        if text is None:
+            preview = step.get("pred_preview")
+            text = preview if isinstance(preview, str) else ""
+            told = f"only its first {PREVIEW:,} characters" if text else "nothing"
+            notes.append(f"Of {side} answer {told} was published.")
+        if step.get("closed_at_budget"):
+            notes.append(f"{side.capitalize()} answer ran out of tokens and was closed.")
+        texts.append(text)
+    message = _content(row.messages[-1]) if row else ""
+    return WorseStep(
+        name=describe(key),
+        reference_f1=worse.reference_f1,
+        our_f1=worse.our_f1,
+        reference_first=worse.reference_first,
+        our_first=worse.our_first,
+        wanted=tuple(ours["ref_command_units"][:LINES]),
+        message=message[-MESSAGE:],
+        message_cut=len(message) > MESSAGE,
+        lines=diff(*_readable(*texts)),
+        notes=tuple(notes),
+    )
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def _readable(left: str, right: str) -> tuple[list[str], list[str]]:
+    """Both answers as lines: their JSON with each text on lines of its own, or both as they stand if one is none."""
+    values = payload(left), payload(right)
+    return _lines(left, values[0], values), _lines(right, values[1], values)
+
+
+def _lines(text: str, value: dict[str, Any] | None, values: tuple[object, object]) -> list[str]:
+    if value is None or None in values:
+        lines = text.splitlines() or ["(empty)"]
+    else:
+        lines = []
+        for name, told in value.items():
+            if name == "commands" and isinstance(told, list):
+                lines.append("commands:")
+                lines += [line for command in told for line in _command(command)] or ["  (none)"]
+            elif isinstance(told, str):
+                lines += [f"{name}:", *(f"  {line}" for line in told.splitlines() or [""])]
+            else:
+                lines.append(f"{name}: {_json(told)}")
+    shown: list[str] = []
+    for line in lines[:LINES]:
+        if sum(map(len, shown)) > LENGTH:
+            break
+        shown.append(line if len(line) <= WIDTH else f"{line[:WIDTH]}… {len(line) - WIDTH} more characters")
+    return shown if len(shown) == len(lines) else [*shown, f"… {len(lines) - len(shown)} more lines"]
+
+
+def _command(command: object) -> list[str]:
+    """Its keystrokes a line each; an Enter that is not typed is told, since the command then does not run."""
+    keystrokes = command.get("keystrokes") if isinstance(command, dict) else None
+    if not isinstance(command, dict) or not isinstance(keystrokes, str):
+        return [f"  {_json(command)}"]
+    rest = {name: told for name, told in command.items() if name != "keystrokes"}
+    lines = keystrokes.removesuffix("\n").split("\n") if keystrokes else ["(wait)"]
+    if keystrokes and not keystrokes.endswith("\n"):
+        lines[-1] += "  (no Enter)"
+    wait = f"  # {_json(rest['duration'])} s" if rest.keys() == {"duration"} else f"  # {_json(rest)}"
+    first, *more = lines
+    shown = [f"  $ {first}", *(f"    {line}" for line in more)]
+    shown[-1] += wait if rest else ""
+    return shown
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "(nested too deep)"
+
+
+def diff(left: Sequence[str], right: Sequence[str]) -> tuple[DiffLine, ...]:
+    """Two texts line by line, and in lines that were replaced word by word."""
+    lines: list[DiffLine] = []
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+        if tag == "equal":
+            lines += [DiffLine(True, ((False, line),), ((False, line),)) for line in left[a:b]]
+            continue
+        ours, theirs = list(left[a:b]), list(right[c:d])
+        for index in range(max(len(ours), len(theirs))):
+            before = ours[index] if index < len(ours) else None
+            after = theirs[index] if index < len(theirs) else None
+            if before is not None and after is not None:
+                lines.append(DiffLine(False, *_words(before, after)))
+            else:
+                lines.append(
+                    DiffLine(
+                        False,
+                        None if before is None else ((True, before),),
+                        None if after is None else ((True, after),),
+                    )
+                )
+    return tuple(lines)
+
+
+def _words(before: str, after: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    ours, theirs = re.findall(r"\s+|\w+|.", before, re.DOTALL), re.findall(r"\s+|\w+|.", after, re.DOTALL)
+    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    if matcher.ratio() < 0.4:  # hardly a word in common: marks on every second one would tell nothing
+        return ((True, before),), ((True, after),)
+    left: list[Piece] = []
+    right: list[Piece] = []
+    for tag, a, b, c, d in matcher.get_opcodes():
+        left.append((tag != "equal", "".join(ours[a:b])))
+        right.append((tag != "equal", "".join(theirs[c:d])))
+    return tuple(piece for piece in left if piece[1]), tuple(piece for piece in right if piece[1])

@@ -1,0 +1,7 @@
+"""An OpenAI-compatible HTTP server. Its chat answers are valid actions.
+
+server   starts and stops the server
+app      endpoints, streams, errors, metrics
+request  a client's request, checked field by field
+model    the model in its own thread, for many clients
+"""

@@ -1,0 +1,175 @@
+"""A loaded model in a thread of its own, for many clients at once: they hand in requests, and get text as it comes."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+from edge.answer.guided import Endings
+from edge.answer.writer import Answer
+from edge.errors import EdgeError
+from edge.llama.engine import Logits, Writer
+from edge.llama.serving import Request, ServingEngine
+from edge.runner import Runner
+
+MakeWriter = Callable[[Callable[[str], None]], Writer[Answer]]
+"""Makes an answer's writer, given what is called with each piece of text that is certain."""
+
+
+class QueueFullError(Exception):
+    """Too many requests wait; `retry_after`: seconds after which one more may find room."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after} seconds")
+        self.retry_after = retry_after
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request under way. `events`: texts, then the Answer or the exception that ends it."""
+
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[str | Answer | Exception] = field(default_factory=asyncio.Queue)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    handed_in: float = field(default_factory=time.monotonic)
+    ended: bool = False
+
+    def put(self, event: str | Answer | Exception) -> None:
+        """From the model's thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # the server has ended
+            self.cancelled.set()
+
+    def cancel(self) -> None:
+        """The client has gone away; its place is free after the next batch."""
+        self.cancelled.set()
+
+
+class ServedModel:
+    """The model's thread. `start` it once; `hand_in` from the event loop."""
+
+    def __init__(self, runner: Runner, parallel: int, most_waiting: int) -> None:
+        if not isinstance(runner.engine, ServingEngine):
+            raise TypeError("the runner's engine must be a ServingEngine")
+        self.runner = runner
+        self.parallel = parallel
+        self.most_waiting = most_waiting
+        self.failure: str | None = None
+        self._engine = runner.engine
+        self._waiting: queue.SimpleQueue[tuple[Ticket, Request[Answer | Exception]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._tickets: dict[int, Ticket] = {}  # by the identity of the request
+        self._seconds: deque[float] = deque([5.0], maxlen=32)  # that the latest answers took
+        self._in_line = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="edge-model", daemon=True)
+        self._stopping = False
+        runner.vocabulary.prepare()
+        self.longest_token = max(
+            len(runner.vocabulary.spelling(token)) for token in range(runner.engine.n_vocab)
+        )
+        """Bytes."""
+        self.endings = Endings(runner.vocabulary.matcher_tokens(), sorted(runner.vocabulary.end_ids))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what is under way is let go of."""
+        self._stopping = True
+        for ticket in list(self._tickets.values()):
+            ticket.cancel()
+        self._waiting.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no place is free for."""
+        return max(0, self._in_line - self.parallel)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._engine.kept_bytes
+
+    @property
+    def running(self) -> int:
+        return min(self._in_line, self.parallel)
+
+    def enter(self) -> Ticket:
+        """A place in line, from before the request is read, so that not more than have one are held in memory.
+
+        `leave` frees it. Raises QueueFullError.
+        """
+        with self._lock:
+            if self._in_line >= self.parallel + self.most_waiting:
+                seconds = sum(self._seconds) / len(self._seconds)
+                raise QueueFullError(max(1, round(seconds * (1 + self.waiting / self.parallel))))
+            self._in_line += 1
+        return Ticket(asyncio.get_running_loop())
+
+    def hand_in(
+        self, ticket: Ticket, prompt: Sequence[int], room: int, held: Sequence[int], make_writer: MakeWriter
+    ) -> None:
+        """Queue a request whose answer takes at most `room` tokens. Raises EdgeError."""
+        if self.failure:
+            raise EdgeError(f"the model has failed: {self.failure}; start the server again")
+        writer = _guarded(make_writer, ticket.put)
+        request: Request[Answer | Exception] = Request(
+            list(prompt), writer, room, held=list(held), cancelled=ticket.cancelled
+        )
+        self._tickets[id(request)] = ticket
+        self._waiting.put((ticket, request))
+
+    def leave(self, ticket: Ticket) -> None:
+        """Its place in line is free: it is answered, or its client has gone. Later calls do nothing."""
+        with self._lock:
+            if not ticket.ended:
+                ticket.ended = True
+                self._in_line -= 1
+
+    def _run(self) -> None:
+        try:
+            for request, answer in self._engine.serve(self._next, self.parallel):
+                ticket = self._tickets.pop(id(request), None)
+                if ticket is None:  # its client went away while its last token was computed
+                    continue
+                self.leave(ticket)  # now, since its client may be slow to read the answer
+                self._seconds.append(time.monotonic() - ticket.handed_in)
+                ticket.put(answer)
+        except Exception as error:  # the thread's end must be known to those who wait
+            self.failure = str(error) or type(error).__name__
+            for ticket in list(self._tickets.values()):
+                ticket.put(EdgeError(f"the model has failed: {self.failure}"))
+
+    def _next(self, wait: bool) -> Request[Answer | Exception] | None:
+        while not self._stopping:
+            for key, ticket in list(self._tickets.items()):  # a copy: others are handed in meanwhile
+                if ticket.cancelled.is_set() and ticket.ended:
+                    del self._tickets[key]
+            try:
+                found = self._waiting.get(block=wait)
+            except queue.Empty:
+                return None
+            if found is None:
+                return None
+            ticket, request = found
+            if not ticket.cancelled.is_set():
+                return request
+            self._tickets.pop(id(request), None)
+        return None
+
+
+def _guarded(
+    make_writer: MakeWriter, emit: Callable[[str], None]
+) -> Generator[Sequence[int], Logits, Answer | Exception]:
+    """The writer, made in the model's thread; what it raises is its answer, so that others go on."""
+    try:
+        return (yield from make_writer(emit))
+    except Exception as error:
+        return error

@@ -1,0 +1,69 @@
+"""Temporary folders for this user alone; those of processes that were killed go when the next one is made."""
+
+import atexit
+import contextlib
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from edge.system.locks import lock_folder
+from edge.system.signals import signals_later
+
+_YOUNG = 60.0  # seconds in which another process may not have locked its new folder yet
+_MARK = ".edge-scratch"
+_locks: dict[Path, int | None] = {}  # of the folders that are there
+
+
+def make_folder(prefix: str) -> Path:
+    """A new folder of mode 0700 whose name begins so, locked by this process; `remove_folder` ends both."""
+    _sweep(prefix)
+    with signals_later():
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        _locks[folder] = None
+        (folder / _MARK).write_text("edge made this folder, and removes it\n")
+        _locks[folder] = lock_folder(folder)
+    return folder
+
+
+def remove_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if (descriptor := _locks.pop(folder, None)) is not None:
+        os.close(descriptor)
+
+
+@atexit.register
+def _remove_all() -> None:
+    """Those that a signal left between the making of a folder and what was to remove it."""
+    for folder in list(_locks):
+        remove_folder(folder)
+
+
+def _sweep(prefix: str) -> None:
+    with contextlib.suppress(OSError):
+        for place in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            with contextlib.suppress(OSError):
+                if not _made_by_edge(place, prefix):
+                    continue
+                if (descriptor := lock_folder(place)) is not None:
+                    try:
+                        shutil.rmtree(place, ignore_errors=True)
+                    finally:
+                        os.close(descriptor)
+
+
+def _made_by_edge(place: Path, prefix: str) -> bool:
+    """Whether it is one of these folders and not somebody's own of a like name."""
+    state, mark = place.lstat(), (place / _MARK).lstat()
+    return (
+        re.fullmatch(r"[a-z0-9_]{8}", place.name.removeprefix(prefix)) is not None
+        and stat.S_ISDIR(state.st_mode)
+        and stat.S_IMODE(state.st_mode) == 0o700
+        and state.st_uid == mark.st_uid == (0 if sys.platform == "win32" else os.geteuid())
+        and stat.S_ISREG(mark.st_mode)
+        and time.time() - state.st_mtime >= _YOUNG
+    )

@@ -1,0 +1,90 @@
+"""Where output may be written: checks before the work, whole files after it; and text files read."""
+
+import errno
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from edge.errors import EdgeError, ReplayError, ResultError
+from edge.system.files import whole_file, write_at
+
+# What is opened here is where a stream of this process goes, even a file: it is never to be replaced.
+_STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+
+
+def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, streams: bool = True) -> None:
+    """Make sure that a file can be written there, before the work whose result it holds. Nothing is left behind.
+
+    `streams`: a device or a FIFO is allowed. Raises `error` for an empty name, a folder, a parent that is a file, and a
+    place where nothing can be written.
+    """
+    if not str(path):
+        raise error("the name of the file to write is empty")
+    try:
+        place, through = place_of(path)
+        if place.is_dir():
+            raise error(f"{path}: is a folder: give the name of a file in it")
+        if through:
+            if not streams:
+                raise error(f"{path}: is not a regular file: choose another place with --out")
+            if not os.access(place, os.W_OK):
+                raise error(f"{path}: cannot be written: {os.strerror(errno.EACCES)}")
+            return
+        folder = next(parent for parent in place.parents if parent.exists())
+        if not folder.is_dir():
+            raise error(f"{path}: cannot be written: {folder} is a file, not a folder")
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell: /proc, a read-only mount
+            pass
+    except (OSError, ValueError) as problem:
+        raise error(f"{path}: cannot be written: {_why(problem)}") from None
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Write JSON text in UTF-8, whole or not at all. Raises ResultError where the place cannot be written.
+
+    Where `path` is a link, the file that it points to is written; a device or FIFO is written through.
+    """
+    check_place(path)
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    # A model's JSON may hold half of a surrogate pair. UTF-8 cannot; the escape that replaces it is valid JSON.
+    data = text.encode("utf-8", "backslashreplace") + b"\n"
+    place, through = place_of(path)
+    try:
+        if through:
+            with place.open("ab") as file:  # what stdout is redirected to may hold something already
+                file.write(data)
+            return
+        with whole_file(place) as (_, descriptor):
+            write_at(descriptor, memoryview(data), 0)
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path}: cannot be written: {_why(error)}") from None
+
+
+def place_of(path: Path | str) -> tuple[Path, bool]:
+    """Where to write, links followed, and whether it is to be written through: a device, a FIFO, /dev/stdout."""
+    given = Path(path)
+    if given.parent in _STREAMS:
+        return given, given.exists()
+    try:
+        mode = given.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return Path(os.path.realpath(given)), False
+    return given, True
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def read_text(path: Path | str) -> str:
+    """A whole text file, such as a terminal's screen. Raises ReplayError where it cannot be read as UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ReplayError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ReplayError(f"{path}: is not UTF-8 text (byte {error.start})") from None

@@ -1,0 +1,540 @@
+"""The allowlist and the reading of shell behind it, held against real bash; and the risks that a person is shown.
+
+.venv/bin/pytest tests/agent/test_allow.py
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge.agent.allow import Allowlist, read_allowlist, refusal
+from edge.agent.risks import risks
+from edge.agent.shell import MAX_COMMANDS, UnreadableError, read_commands
+from edge.errors import AllowError
+from edge.system.paths import embedded_rows
+
+BASH = shutil.which("bash") or "/bin/bash"
+BUILTINS = set(subprocess.run([BASH, "-c", "compgen -b"], capture_output=True, text=True).stdout.split())
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data" / "replay_terminal_dev.jsonl"
+LIST = r"""
+keys = ["C-c", "C-d"]
+
+[[command]]
+program = "ls"
+arguments = ["-[alhrt1]+", "[A-Za-z0-9_./-]+"]
+
+[[command]]
+program = "cat"
+arguments = ["[A-Za-z0-9_][A-Za-z0-9_./-]*"]
+
+[[command]]
+program = "grep"
+arguments = ["-[rnil]+", "[A-Za-z0-9_ ./;|-]+"]
+max_arguments = 3
+
+[[command]]
+program = "pwd"
+"""
+
+
+@pytest.fixture(scope="module")
+def allowlist(tmp_path_factory: pytest.TempPathFactory) -> Allowlist:
+    path = tmp_path_factory.mktemp("list") / "allow.toml"
+    path.write_text(LIST)
+    return read_allowlist(path)
+
+
+@pytest.mark.parametrize(
+    "keystrokes",
+    [
+        "",
+        "C-c",
+        "C-d",
+        "ls\n",
+        "ls -la\n",
+        "ls -la src/edge && cat README.md\n",
+        "ls; pwd\n",
+        "cat a.txt | grep -n x\n",
+        "ls\npwd\n",
+        "grep -rn 'a; rm' .\n",
+        'grep "a|b" x\n',
+        "pwd || ls\n",
+        "cat 'a'b\"c\"\n",
+    ],
+)
+def test_what_is_on_the_list_passes(allowlist: Allowlist, keystrokes: str) -> None:
+    assert refusal(allowlist, keystrokes) is None
+
+
+ATTACKS = {
+    "chained after an allowed word": "ls; rm -rf x\n",
+    "chained with and": "ls && rm x\n",
+    "chained with or": "ls || rm x\n",
+    "in a pipe": "cat a | sh\n",
+    "in the background": "ls & rm x\n",
+    "on the next line": "ls\nrm x\n",
+    "more than fifty commands": "ls;" * (MAX_COMMANDS + 1) + "ls\n",
+    "carriage return": "ls\rrm x\n",
+    "carriage return between words": "ls \r\nrm x\n",
+    "a tab, which completes": "ls \t\n",
+    "escape": "ls \x1b[A\n",
+    "a control key": "ls \x16\x03\n",
+    "no line break at the end": "ls ",
+    "half a command": "rm -rf",
+    "the rest of it": " / \n",
+    "another key": "C-z",
+    "Up recalls a command": "Up",
+    "redirection": "ls > x\n",
+    "appending": "cat a >> b\n",
+    "from a file": "cat < /etc/shadow\n",
+    "to a file descriptor": "ls 2>&1\n",
+    "here-document": "cat <<E\nrm x\nE\n",
+    "here-string": "cat <<< x\n",
+    "substitution": "ls $(rm x)\n",
+    "substitution in quotes": 'ls "$(rm x)"\n',
+    "backticks": "ls `rm x`\n",
+    "process substitution": "cat <(rm x)\n",
+    "arithmetic": "ls $((1))\n",
+    "a variable": "ls $HOME\n",
+    "a variable in quotes": 'ls "${x:-y}"\n',
+    "IFS": "IFS=/ ls\n",
+    "an assignment": "PATH=/tmp ls\n",
+    "an assignment alone": "PATH=/tmp\n",
+    "LD_PRELOAD": "LD_PRELOAD=./x.so ls\n",
+    "ANSI quotes": "ls $'\\x2d'\n",
+    "a quoted name": "'r'm x\n",
+    "a backslash in the name": "l\\s\n",
+    "a backslash before a line break": "ls \\\nrm x\n",
+    "an open quote": "ls 'a\n",
+    "a quote over lines": "ls 'a\nb'\n",
+    "braces": "ls {a,b}\n",
+    "a glob": "ls *\n",
+    "another glob": "cat /et?/shadow\n",
+    "a tilde": "ls ~\n",
+    "a comment": "ls # x\n",
+    "history": "ls !!\n",
+    "history in quotes": 'ls "!x"\n',
+    "quick substitution": "^ls^rm\n",
+    "a subshell": "(ls)\n",
+    "a group": "{ ls; }\n",
+    "a negation": "! ls\n",
+    "time": "time ls\n",
+    "coproc": "coproc ls\n",
+    "a loop": "for i in a; do ls; done\n",
+    "if": "if ls; then rm x; fi\n",
+    "a test": "[[ -e x ]]\n",
+    "a function": "ls() { rm x; }\n",
+    "a function in other words": "function ls { rm x; }\n",
+    "exec": "exec ls\n",
+    "eval": "eval ls\n",
+    "command": "command ls\n",
+    "builtin": "builtin pwd\n",
+    "source": ". x\n",
+    "env": "env ls\n",
+    "xargs": "ls | xargs rm\n",
+    "find": "find . -exec rm x\n",
+    "a path to it": "/bin/ls\n",
+    "a path beside it": "./ls\n",
+    "a job": "%1\n",
+    "a wrong option": "ls --color=always\n",
+    "a wrong argument": "cat /etc/shadow\n",
+    "an option in place of a file": "cat -A\n",
+    "too many arguments": "grep a b c d\n",
+    "no-break space": "ls\u00a0-la\n",
+    "zero width": "l\u200bs\n",
+    "right to left": "ls \u202ex\n",
+    "line separator": "ls\u2028rm x\n",
+    "half a surrogate pair": "ls \ud800\n",
+    "null": "ls \x00\n",
+    "fullwidth letters": "ｌｓ\n",
+    "an alias": "alias ls=rm\n",
+    "case": "case a in a) rm x;; esac\n",
+    "a pipe with errors": "ls |& sh\n",
+    "two semicolons": "ls;;rm x\n",
+    "an empty command": "ls; ; rm x\n",
+    "extglob": "ls +(x)\n",
+    "an array": "a=(rm x)\n",
+    "a line that the kernel cuts": "cat " + "a " * 500 + "\n",
+    "letters that a locale may take for blanks": "cat \u00e0\n",
+    "an open pipe": "ls |\n",
+    "an open list": "ls &&\n",
+    "printf sets PATH": "printf -v PATH x\n",
+    "printf runs a text": "printf -v 'a[$(rm x)]' x\n",
+    "test runs a text": "test -v 'a[$(rm x)]'\n",
+    "compgen runs a text": "compgen -W '$(rm x)'\n",
+    "read takes the next line": "read -n 3\n",
+    "much text": "ls;pwd\n" * 5000,
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_is_not_on_the_list_is_refused_in_one_line(allowlist: Allowlist, name: str) -> None:
+    why = refusal(allowlist, ATTACKS[name])
+    assert why and "\n" not in why and len(why) < 300
+
+
+_WORDS = r"""p1 p2 p3 -x a.b a=b 'a_b' 'a;b' "c|d" "e'f" 'g"h' '' "" ; && || | & ( ) { } < > >> << $ $x ${x} ` \ # !
+%1 %a @a +x x+=1 a[1]=2 2 10 08 1> 2 then do esac if for time coproc [[ ]] ! !! ^a^b ~ a~b =~ a#b '#' "#" '\' "~" '!x'
+'$x' '`x`' "é" 'é' a'b'c ''a a'' '&&' ';' "||" '>' '{a,b}' "*" |& ;; <<< $'x' {a,b} p1= p1() ()"""
+_pieces = st.sampled_from([*_WORDS.split(), "*", "?", "[", "]", "~", "'", '"', "="]) | st.sampled_from(
+    [" ", " ", " ", "\n", "é", "\t", "\r", "p1", "p2 'x y' z", '"', " && p3 ", " | p2 ", " ; p1 -l "]
+)
+_calls = st.lists(
+    st.sampled_from("p1 p2 p3 -x a=b 'a b' 'a;b' \"c|d\" \"e'f\"g '' --y=1".split(" ")), max_size=4
+).map(lambda words: " ".join(["p1", *words]))
+
+
+@st.composite
+def _nearly_plain(draw: st.DrawFn) -> str:
+    """Plain commands, with up to two other pieces put in somewhere."""
+    text = draw(_calls)
+    for call in draw(st.lists(_calls, max_size=3)):
+        text += draw(st.sampled_from([" && ", "; ", " | ", "\n", "||", ";", "|", " ;\n"])) + call
+    for piece in draw(st.lists(_pieces, max_size=2)):
+        place = draw(st.integers(0, len(text)))
+        text = text[:place] + piece + text[place:]
+    return text + "\n"
+
+
+_shell = _nearly_plain() | st.lists(_pieces, min_size=1, max_size=12).map(lambda parts: "".join(parts) + "\n")
+
+
+@pytest.fixture(scope="module")
+def recorders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with programs that write down how they were called, and nothing else."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("p1", "p2", "p3", "mark"):
+        (folder / name).write_text("#!/bin/sh\nprintf '%s\\0' '" + name + '\' "$@" END >> "$LOG"\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def _ran(recorders: Path, texts: Sequence[str], history: str) -> list[list[tuple[str, ...]]]:
+    """What real bash runs for each of these texts, typed one after the other into one shell."""
+    log = recorders / f"log-{os.getpid()}"
+    log.write_text("")
+    (recorders / "history").write_text("p1 from-history\np2\n")
+    subprocess.run(
+        [BASH, "--noprofile", "--norc", history, "histexpand", "-i"],
+        input="".join(f"{text}mark {number}\n" for number, text in enumerate(texts)).encode(),
+        env={
+            "PATH": str(recorders),
+            "LOG": str(log),
+            "PS1": "",
+            "HISTFILE": str(recorders / "history"),
+            "LC_ALL": "C.UTF-8",
+            # the programs that there are not
+            "BASH_FUNC_command_not_found_handle%%": "() { printf '%s\\0' \"$@\" END >> $LOG; }",
+        },
+        cwd=recorders,
+        capture_output=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    ran: list[list[tuple[str, ...]]] = [[]]
+    for call in log.read_text().split("END\0")[:-1]:
+        words = tuple(call.split("\0")[:-1])
+        if words == ("mark", str(len(ran) - 1)):
+            ran.append([])
+        else:
+            ran[-1].append(words)
+    return ran
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(_shell, min_size=10, max_size=30), history=st.sampled_from(["+o", "-o"]))
+def test_bash_runs_exactly_what_was_read(recorders: Path, texts: list[str], history: str) -> None:
+    passed = []
+    for text in texts:
+        try:
+            commands = read_commands(text)
+        except UnreadableError:
+            continue
+        # The shell's own commands run without a record, and names with a folder are not looked for.
+        if not any(command.program in BUILTINS or "/" in command.program for command in commands):
+            passed.append((text, [(command.program, *command.arguments) for command in commands]))
+    ran = _ran(recorders, [text for text, _ in passed], history)
+    assert len(ran) == len(passed) + 1  # each text left the shell at a fresh prompt
+    for (text, read), calls in zip(passed, ran, strict=False):
+        if "||" in text:  # what stands after it does not run
+            assert not Counter(calls) - Counter(read) and bool(calls) == bool(read), text
+        else:
+            assert sorted(calls) == sorted(read), text  # the commands of a pipe run at once
+
+
+def test_bash_is_seen_where_it_differs(recorders: Path) -> None:
+    assert _ran(recorders, ["p1 a\n", "p2 $((1+1)) {x,y} #z\n", "p3 'a\n", "b'\n"], "+o")[:2] == [
+        [("p1", "a")],
+        [("p2", "2", "x", "y")],
+    ]
+    assert _ran(recorders, ["!p1\n"], "-o")[0] == [("p1", "from-history")]
+    assert len(_ran(recorders, ["p3 'a\n"], "+o")) == 1  # the mark became part of the quotation
+
+
+def test_each_command_of_the_shell_was_thought_of(tmp_path: Path) -> None:
+    harmless = set(
+        ": break caller cd continue dirs echo exit false help kill logout popd pushd pwd return shift times "
+        "true type ulimit umask".split()
+    )
+    assert len(BUILTINS) > 50
+    allowed = set()
+    for name in BUILTINS:
+        (tmp_path / "allow.toml").write_text(f"[[command]]\nprogram = '{name}'\n")
+        try:
+            read_allowlist(tmp_path / "allow.toml")
+            allowed.add(name)
+        except AllowError as error:
+            assert "cannot be allowed" in str(error)
+    assert allowed <= harmless
+
+
+@pytest.mark.parametrize("key", ["Up", "Escape", "Tab", "C-r", "C-v", "M-.", "C-y", "Enter", "Left"])
+def test_keys_that_change_the_next_line_cannot_be_allowed(tmp_path: Path, key: str) -> None:
+    (tmp_path / "allow.toml").write_text(f"keys = ['{key}']\n")
+    with pytest.raises(AllowError, match="cannot be allowed"):
+        read_allowlist(tmp_path / "allow.toml")
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.text(max_size=300) | _shell)
+def test_no_text_breaks_the_readers(allowlist: Allowlist, text: str) -> None:
+    refusal(allowlist, text)
+    for risk in risks(text):
+        assert 0 <= risk.start <= risk.end <= len(text)
+
+
+def test_a_letter_of_any_plane_after_a_brace_is_read(allowlist: Allowlist) -> None:
+    # tree-sitter-bash's scanner looks such letters up in C's table of 384: far ones ended the process.
+    for letter in [*range(0x80, 0xD800, 97), *range(0xE000, 0x110000, 4099), 0x10FFFF]:
+        for text in (f"echo ${{{chr(letter)}}}\n", f"echo {{{chr(letter)}\n", f"{{1..{chr(letter)}}}\n"):
+            assert refusal(allowlist, text)
+            risks(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 5000, "$(" * 3000, "{" * 3000 + "\n", "'" * 9999, "a|" * 4000, "if " * 3000]
+)
+def test_deep_nesting_is_refused_soon(allowlist: Allowlist, text: str) -> None:
+    begin = time.monotonic()
+    assert refusal(allowlist, text + "\n")
+    risks(text)
+    assert time.monotonic() - begin < 20
+
+
+def keystrokes_of(path: Path) -> list[str]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [command["keystrokes"] for row in rows for command in row["ref_commands"]]
+
+
+@pytest.mark.parametrize("path", [embedded_rows(), SHARED], ids=["embedded", "terminal-bench"])
+def test_real_keystrokes_are_read(allowlist: Allowlist, path: Path) -> None:
+    if not path.exists():
+        pytest.skip("the recorded sessions are not here")
+    found = keystrokes_of(path)
+    readable = 0
+    for keystrokes in found:
+        refusal(allowlist, keystrokes)
+        risks(keystrokes)
+        try:
+            readable += bool(read_commands(keystrokes))
+        except UnreadableError:
+            continue
+    assert len(found) > 100 and readable > len(found) / 4
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[[command]]\nprogram = 'ls'\nargument = []\n", "unknown key 'argument'"),
+        ("[[command]]\nprogram = 'ls'\narguments = ['(']\n", "no regular expression of RE2"),
+        ("[[command]]\nprogram = 'ls'\narguments = '-l'\n", "must be a list of texts"),
+        ("[[command]]\nprogram = 'ls -l'\n", "a program's plain name"),
+        ("[[command]]\nprogram = 'eval'\n", "cannot be allowed"),
+        ("[[command]]\narguments = []\n", "program is missing"),
+        ("[[command]]\nprogram = 'ls'\nmax_arguments = -1\n", "whole number"),
+        ("keys = ['Ctrl-C']\n", "cannot be allowed; these can"),
+        ("command = ['ls']\n", "[[command]]"),
+        ("[[command\n", "is not TOML"),
+        ("keys = 1\n", "must be a list"),
+        ("[[command]]\nprogram = '%1'\n", "a program's plain name"),
+        ("[[command]]\nprogram = 'l s'\n", "a program's plain name"),
+        ("[[command]]\nprogram = '../x\\n'\n", "a program's plain name"),
+        ("[[command]]\nprogram = 'ls'\narguments = ['(a{1000}){1000}']\n", "no regular expression of RE2"),
+        ("x = " + "[" * 20_000, "nested too deeply"),
+        ("x = " + "9" * 5_000, "is not TOML"),
+        ("#" * 1_100_000, "larger than"),
+    ],
+)
+def test_a_wrong_list_is_told_in_one_line(tmp_path: Path, text: str, what: str) -> None:
+    path = tmp_path / "allow.toml"
+    path.write_text(text)
+    with pytest.raises(AllowError) as caught:
+        read_allowlist(path)
+    assert what in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_list_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(AllowError, match="is no file"):
+        read_allowlist(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/", "pipe"])
+def test_a_list_that_is_no_file_is_not_waited_for(tmp_path: Path, place: str) -> None:
+    if place == "pipe":
+        os.mkfifo(tmp_path / place)
+    with pytest.raises(AllowError, match="is no file"):
+        read_allowlist(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    "name", ["/usr/bin/find", "python3.11", "gcc-12", "ld-linux-x86-64.so.2", "less", "vi", "rg"]
+)
+def test_programs_that_run_others_are_known_by_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "allow.toml").write_text(f"[[command]]\nprogram = '{name}'\n")
+    (warning,) = read_allowlist(tmp_path / "allow.toml").warnings
+    assert name in warning and "--sandbox" in warning
+
+
+@pytest.mark.parametrize("pattern", ["a|ab", "^a$", "(?i)A", "a", "."])
+def test_a_pattern_must_match_an_argument_as_a_whole(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "allow.toml").write_text(f"[[command]]\nprogram = 'ls'\narguments = ['{pattern}']\n")
+    allowlist = read_allowlist(tmp_path / "allow.toml")
+    assert refusal(allowlist, "ls a\n") is None
+    assert refusal(allowlist, "ls ab\n") is None or pattern != "a|ab"
+    assert all(refusal(allowlist, f"ls {word}\n") for word in ("abc", "xa", "ax", "'a b'", "-a", "''"))
+
+
+def test_a_list_with_programs_that_run_others_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "allow.toml"
+    path.write_text(
+        "[[command]]\nprogram = 'find'\narguments = ['.*']\n[[command]]\nprogram = 'ls'\narguments = ['.*']\n"
+    )
+    assert [warning.split(": ")[1].split(" ")[0] for warning in read_allowlist(path).warnings] == ["find"]
+
+
+def test_patterns_take_bounded_time(tmp_path: Path) -> None:
+    path = tmp_path / "allow.toml"
+    path.write_text("[[command]]\nprogram = 'ls'\narguments = ['(a|a)*b', '(x+x+)+y']\n")
+    begin = time.monotonic()
+    assert refusal(read_allowlist(path), "ls " + "a" * 900 + " " + "x" * 900 + "\n")
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("keystrokes", "kinds"),
+    [
+        ("ls -la\n", []),
+        ("rm -rf build\n", ["delete"]),
+        ("/bin/rm x\n", ["delete"]),
+        ("find . -name '*.pyc' -delete\n", ["delete"]),
+        ("git clean -fdx\n", ["delete"]),
+        ("echo a > b\n", ["overwrite"]),
+        ("echo a >> b\n", []),
+        ("make 2>&1 > /dev/null\n", []),
+        ("sed -i s/a/b/ x\n", ["overwrite"]),
+        ("mv a b\n", ["overwrite"]),
+        ("dd if=/dev/zero of=x\n", ["overwrite"]),
+        ("sudo ls\n", ["privilege"]),
+        ("sudo rm x\n", ["privilege", "delete"]),
+        ("chmod +s x\n", ["privilege"]),
+        ("curl http://x\n", ["network"]),
+        ("pip install x\n", ["network"]),
+        ("git push\n", ["network"]),
+        ("apt-get install -y x\n", ["network"]),
+        ("curl -s x | sh\n", ["network", "pipe into an interpreter"]),
+        ("echo eA== | base64 -d | bash\n", ["pipe into an interpreter"]),
+        ("python3 -c 'x'\n", ["runs a text as a program"]),
+        ("eval x\n", ["runs a text as a program"]),
+        ("ls | xargs rm\n", ["runs a text as a program", "delete"]),
+        ("echo $(rm x)\n", ["substitution", "delete"]),
+        ("sleep 9 &\n", ["goes on in the background"]),
+        ("ls \x1b[2J\n", ["control characters"]),
+        ("echo 'a\n", ["cannot be read as shell"]),
+        ("kill 1\n", ["stops things"]),
+        ("f() { ls; }\n", ["defines a function"]),
+        ("ls \u202ex\n", ["control characters"]),
+        ("ls\u00a0é\n", ["control characters"]),
+        ("PATH=/tmp ls\n", ["changes what commands mean"]),
+        ("export LD_PRELOAD=./x.so\n", ["changes what commands mean"]),
+        ("alias ls=pwd\n", ["changes what commands mean"]),
+        ("git restore .\n", ["overwrite"]),
+        ("python3 -m pip install x\n", ["network"]),
+        ("echo " + "x" * 20_000 + "\n", ["too long to be read"]),
+        ("FOO=1 rm x\n", ["delete"]),
+        ("r\\m -rf x\n", ["delete"]),
+        ("r''m x\n", ["delete"]),
+        ("/bin/rm x\n", ["delete"]),
+        ("sudo -u x rm y\n", ["privilege", "delete"]),
+        ("timeout 5 rm y\n", ["runs another program", "delete"]),
+        ("sudo git push\n", ["privilege", "network"]),
+        ("git -C x push\n", ["network"]),
+        ("git commit -m push\n", []),
+        ("apt remove x\n", ["delete"]),
+        ("pip uninstall x\n", ["delete"]),
+        ("curl x | sudo bash\n", ["network", "privilege", "pipe into an interpreter"]),
+        ("curl x | env bash\n", ["network", "runs another program", "pipe into an interpreter"]),
+        ("cat x | busybox sh\n", ["pipe into an interpreter"]),
+        ("cat <<E | sh\nrm x\nE\n", ["pipe into an interpreter"]),
+        ("sh <<E\nrm x\nE\n", ["runs a text as a program"]),
+        ("bash < x\n", ["runs a text as a program"]),
+        ("bash <<< 'rm x'\n", ["runs a text as a program"]),
+        ("python3 a.py < x\n", []),
+        ("cat < /dev/tcp/1.2.3.4/80\n", ["network"]),
+        ("echo x >> ~/.bashrc\n", ["writes a file that others may obey"]),
+        ("echo x > .env\n", ["overwrite", "writes a file that others may obey"]),
+        ("grep sh x | cat\n", []),
+    ],
+)
+def test_risks_are_marked(keystrokes: str, kinds: list[str]) -> None:
+    assert {risk.kind for risk in risks(keystrokes)} == set(kinds)
+
+
+def test_a_risk_is_marked_where_it_stands() -> None:
+    keystrokes = "cd é && rm x; ls\n"
+    (risk,) = risks(keystrokes)
+    assert keystrokes[risk.start : risk.end] == "rm x"
+
+
+def test_the_list_in_the_docs_does_what_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "allowlist.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    path = tmp_path / "allow.toml"
+    path.write_text(text)
+    allowlist = read_allowlist(path)
+    assert not allowlist.warnings
+    for allowed in (
+        "ls -la\n",
+        "cat src/a.py\n",
+        "head -n 20 a.txt | grep -n x\n",
+        "grep -rn 'def x' src\n",
+        "pwd\n",
+    ):
+        assert refusal(allowlist, allowed) is None
+    for wrong in (
+        "rm a\n",
+        "cat /etc/passwd\n",
+        "ls > a\n",
+        "find . -delete\n",
+        "grep -f a b\n",
+        "head --x\n",
+        "C-d",
+    ):
+        assert refusal(allowlist, wrong)
+
+
+@pytest.mark.parametrize("between", ["&&", "||", "|", "&&  ", "|\n"])
+def test_a_command_that_goes_on_over_a_line_break_is_refused(tmp_path: Path, between: str) -> None:
+    """The shell would ask for the rest, without the prompt at which lines are typed."""
+    (tmp_path / "allow.toml").write_text("[[command]]\nprogram = 'ls'\n")
+    allowlist = read_allowlist(tmp_path / "allow.toml")
+    assert "over a line break" in str(refusal(allowlist, f"ls {between}\nls\n"))
+    assert refusal(allowlist, f"ls {between.strip()} ls\nls\n") is None

@@ -1,0 +1,198 @@
+"""The command line as a person meets it: what it prints, its exit codes, one line for anything wrong.
+
+pytest tests/cli/test_cli.py
+"""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ["convert", "run", "eval", "score", "compare", "report", "prompt", "models", "doctor"]
+
+
+def edge(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from edge.cli.main import main; main()",
+            *(a if isinstance(a, bytes) else str(a) for a in arguments),
+        ],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        env={
+            **os.environ,
+            "EDGE_CACHE": str(cwd or Path("build/test-cache").absolute()),
+        },
+    )
+
+
+def one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    if code == 1:
+        assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_help_of_every_command() -> None:
+    assert edge("--help").returncode == 0
+    for command in COMMANDS:
+        done = edge(command, "--help")
+        assert done.returncode == 0 and "Usage: " in done.stdout
+        options = re.split(r"\n  (?=-)", done.stdout.split("Options:")[1])[1:]
+        assert options
+        for option in options:  # each says what it is for, after its name and value
+            assert re.search(r"(  |\n {4,})\w[^\n]{8,}", option), option
+
+
+def test_no_torch_and_nothing_heavy_before_it_is_needed() -> None:
+    heavy = "torch numpy llama_cpp gguf llguidance transformers tokenizers jinja2 huggingface_hub"
+    code = f"import edge.cli.main, sys; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["run", "task", "--max-tokens", "0"],
+        ["run", "task", "--think", "much"],
+        ["run", "task", "--messages", "m.json"],
+        ["run", "   "],
+        ["run"],
+        ["eval", "--limit", "0"],
+        ["score", "p.jsonl"],
+        ["compare", "r.json"],
+        ["convert"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    one_line_error(edge(*arguments), 2)
+
+
+def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(tiny_q4.read_bytes()[:5000])
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{\n")
+    binary = tmp_path / "binary"
+    binary.write_bytes(bytes(range(256)))
+    for arguments, word in (
+        (["run", "x", "--model", tmp_path / "none.gguf"], "none.gguf"),
+        (["run", "x", "--model", broken], "broken.gguf"),
+        (["run", "x", "--model", tmp_path], str(tmp_path)),
+        (["run", "x", "--model", tiny_q4, "--screen", tmp_path / "none.txt"], "none.txt"),
+        (["run", "x", "--model", tiny_q4, "--screen", binary], "binary"),
+        (["run", "--messages", tmp_path / "none.json", "--model", tiny_q4], "none.json"),
+        (["run", "--messages", rows, "--model", tiny_q4], "rows.jsonl"),
+        (["eval", "--model", tiny_q4, "--replay", rows, "--out", tmp_path / "o.json"], "rows.jsonl"),
+        (["eval", "--model", tiny_q4, "--replay", binary, "--out", tmp_path / "o.json"], "binary"),
+        (["score", binary, "--replay", rows, "--out", tmp_path / "o.json"], "rows.jsonl:1"),
+        (["compare", rows, "--reference", rows], "rows.jsonl"),
+        (["compare", tmp_path / "none.json", "--reference", "no-such-model"], "no-such-model"),
+        (["prompt", "--model", broken, "--messages", rows], "rows.jsonl"),
+        (["doctor", "--model", broken], "broken.gguf"),
+        (["eval", "--model", tiny_q4, "--out", tmp_path], str(tmp_path)),
+        (["eval", "--model", tiny_q4, "--ctx", 10**9, "--out", tmp_path / "o.json"], "context"),
+        (["run", b"\xff bad", "--model", tiny_q4], "UTF-8"),
+        (["run", "x", "--model", tiny_q4, "--top-p", 2], "top_p"),
+        (["convert", tmp_path / "nowhere"], "nowhere"),
+        (["convert", tmp_path], "config.json"),
+    ):
+        one_line_error(edge(*arguments, cwd=tmp_path), 1, word)
+    assert not (tmp_path / "o.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["binary", "broken.gguf", "rows.jsonl"]
+
+
+def test_run_prints_the_action_alone_to_a_pipe(tiny_q4: Path, tmp_path: Path) -> None:
+    done = edge("run", "List the files in notes.", "--model", tiny_q4, "--max-tokens", 200)
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("placement: CPU, ")
+    assert "1 answer at once" in done.stderr
+    assert list(json.loads(done.stdout)) == ["analysis", "plan", "commands", "task_complete"]
+    from_stdin = edge("run", "--model", tiny_q4, "--max-tokens", 200, stdin="List the files in notes.\n")
+    assert from_stdin.stdout == done.stdout
+    whole = json.loads(
+        edge("run", "List the files in notes.", "-m", tiny_q4, "--max-tokens", 200, "--json").stdout
+    )
+    quiet = edge("run", "List the files in notes.", "-m", tiny_q4, "--max-tokens", 9, "--json", "--quiet")
+    assert quiet.returncode == 0 and quiet.stderr == ""
+    assert whole["text"] == done.stdout.strip() and whole["prompt_tokens"] > 10
+    screen = tmp_path / "screen"
+    screen.write_text("user@box:~$ ")
+    done = edge("run", "List the files in notes.", "-m", tiny_q4, "--screen", screen, "--max-tokens", 5)
+    assert done.returncode == 0 and "budget" in done.stderr
+    json.loads(done.stdout)
+
+
+def test_a_terminal_sees_the_answer_as_it_is_written(tiny_q4: Path) -> None:
+    """Through a real pseudo-terminal: the text comes in several pieces and never with an open command."""
+    parent, child = pty.openpty()
+    code = "from edge.cli.main import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "run",
+        "List the files in notes.",
+        "-m",
+        str(tiny_q4),
+        "--max-tokens",
+        "200",
+    ]
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=subprocess.DEVNULL) as process:
+        os.close(child)
+        pieces = []
+        while True:
+            try:
+                piece = os.read(parent, 4096)
+            except OSError:  # Linux ends a pseudo-terminal like this
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+        os.close(parent)
+    assert process.returncode == 0 and len(pieces) > 5
+    so_far = ""
+    for piece in pieces:
+        so_far += piece.decode()
+        assert so_far.count("{") - so_far.count("}") <= 1  # the action itself
+    assert list(json.loads(so_far)) == ["analysis", "plan", "commands", "task_complete"]
+
+
+def test_without_a_model_the_embedded_one_is_converted_once(tiny_folder: Path, tmp_path: Path) -> None:
+    first = edge("run", "List the files in notes.", "--max-tokens", 64, cwd=tmp_path)
+    assert first.returncode == 0 and "converting the embedded" in first.stderr
+    second = edge("run", "List the files in notes.", "--max-tokens", 64, cwd=tmp_path)
+    assert second.stdout == first.stdout and "converting" not in second.stderr
+
+
+def test_prompt_of_a_gguf_and_of_its_folder_are_the_same(
+    tiny_q4: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    messages = tmp_path / "messages.json"
+    messages.write_text(json.dumps([{"role": "user", "content": "Grüße, 세계 🙂\n\n   $ ls  -la\t|wc"}]))
+    for flags in ([], ["--tokens"]):
+        a = edge("prompt", "--model", tiny_q4, "--messages", messages, *flags)
+        b = edge("prompt", "--model", tiny_folder, "--messages", messages, *flags)
+        assert a.returncode == b.returncode == 0 and a.stdout == b.stdout and a.stdout.strip()
+
+
+def test_models_and_doctor(tiny_q4: Path) -> None:
+    assert "LFM2.5-8B-A1B-Terminal-ToolBench-Full-SFT-1Epoch" in edge("models").stdout
+    done = edge("doctor", "--model", tiny_q4)
+    assert done.returncode == 0 and "llama" in done.stdout.lower()

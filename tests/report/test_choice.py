@@ -1,0 +1,74 @@
+"""Which quantization a sweep chooses, and what it says of it.
+
+pytest tests/report/test_choice.py
+"""
+
+from edge.report.choice import Candidate, choose
+
+MB = 10**6
+
+
+def candidate(
+    quant: str, megabytes: float, loss: float, reach: float | None = 1.0, kl: float | None = None
+) -> Candidate:
+    low, high = (None, None) if reach is None else (loss - reach, loss + reach)
+    return Candidate(quant, int(megabytes * MB), 50.0 - loss, loss, low, high, kl)
+
+
+FOUR = [
+    candidate("Q8_0", 80, 0.1, 0.2, 0.0001),
+    candidate("Q6_K", 60, -0.3, 0.4, 0.0004),
+    candidate("Q4_K_M", 45, 0.6, 0.9, 0.004),
+    candidate("Q2_K", 30, 4.4, 3.0, 0.2),
+]
+
+
+def test_a_budget_alone_takes_the_nearest_to_the_base_that_fits() -> None:
+    choice = choose(FOUR, budget=61 * MB)
+    assert choice.quant == "Q6_K"
+    assert "60.0 MB" in choice.why and "0.0004 nats" in choice.why and "61.0 MB" in choice.why
+    # The score of Q6_K is better than that of Q8_0, but by chance: KL decides.
+    assert choose(FOUR, budget=100 * MB).quant == "Q8_0"
+
+
+def test_without_kl_the_score_decides() -> None:
+    plain = [Candidate(**{**vars(each), "kl_mean": None}) for each in FOUR]
+    assert choose(plain, budget=100 * MB).quant == "Q6_K"
+    assert "best score" in choose(plain, budget=100 * MB).why
+
+
+def test_a_budget_that_nothing_fits_names_the_smallest() -> None:
+    choice = choose(FOUR, budget=10 * MB)
+    assert choice.quant is None
+    assert "Q2_K" in choice.why and "30.0 MB" in choice.why
+
+
+def test_a_largest_loss_takes_the_smallest_file_that_surely_keeps_it() -> None:
+    assert choose(FOUR, max_loss=1.5).quant == "Q4_K_M"
+    assert "surely" in choose(FOUR, max_loss=1.5).why
+    assert choose(FOUR, max_loss=1.0).quant == "Q6_K"  # Q4_K_M lost 0.6, but perhaps 1.5
+    assert choose(FOUR, max_loss=10.0).quant == "Q2_K"
+
+
+def test_where_none_is_sure_it_says_so() -> None:
+    choice = choose(FOUR, max_loss=0.05)
+    assert choice.quant == "Q6_K"
+    assert "surely" not in choice.why and "too few to be sure" in choice.why
+    assert "gained 0.30 points" in choice.why and "-0.10 to +0.70" in choice.why
+
+
+def test_where_all_lose_more_none_is_chosen() -> None:
+    choice = choose([candidate("Q4_K_M", 45, 3.0), candidate("Q2_K", 30, 5.0)], max_loss=1.0)
+    assert choice.quant is None
+    assert "Q4_K_M comes nearest" in choice.why and "lost 3.00 points" in choice.why
+
+
+def test_budget_and_loss_together() -> None:
+    assert choose(FOUR, budget=50 * MB, max_loss=1.5).quant == "Q4_K_M"
+    assert choose(FOUR, budget=35 * MB, max_loss=1.5).quant is None
+
+
+def test_too_few_tasks_have_no_interval() -> None:
+    choice = choose([candidate("Q8_0", 80, 0.0, None)], max_loss=1.0)
+    assert choice.quant == "Q8_0"
+    assert "too few tasks" in choice.why and "surely" not in choice.why

@@ -1,0 +1,279 @@
+"""The sandbox as such: it begins, it is checked, it fails closed, it hands over the work folder.
+
+.venv/bin/pytest tests/terminal/test_sandbox.py
+
+tests/terminal/test_escapes.py and tests/terminal/test_escapes_kernel.py hold the attempts to get out of it.
+"""
+
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from escapes import POSSIBLE, SMALL, UNPRIVILEGED, Shell, World, has, sandboxed, until
+
+from edge.errors import SandboxError
+from edge.terminal.check import WORK
+from edge.terminal.sandbox import Sandbox
+from edge.terminal.seccomp import seccomp_filter
+from edge.terminal.tmux import Terminal
+
+pytestmark = pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World.made() as world:
+        yield world
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    place = tmp_path / "work folder"
+    (place / "sub").mkdir(parents=True)
+    (place / "a").write_text("a\n")
+    (place / "sub" / "b").write_text("b\n")
+    return place
+
+
+def test_a_session_goes_on_from_what_was_saved(world: World, workdir: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.tar"
+    with sandboxed(world, workdir=workdir) as shell:
+        assert shell.sandbox is not None
+        shell.run("echo new > new; rm a; chmod 000 sub/b sub\n")  # unreadable is not deleted
+        shell.sandbox.save(kept)
+    assert sorted(os.listdir(workdir)) == ["a", "sub"]  # nothing is brought back unasked
+    with Sandbox.prepare(workdir, SMALL, kept) as again:
+        start = Terminal.start(again.argv, cwd="/", env=world.environment(), ready=again.wait_ready)
+        with start as terminal:
+            terminal.send("cat new; echo more >> new; echo saved-$((1+1))\n")
+            until(lambda: "saved-2" in terminal.screen())
+            again.save(kept)
+            assert again.changes(kept).new == ["new"] and again.changes(kept).deleted == ["a"]
+            again.bring_back(kept)
+    assert (workdir / "new").read_text() == "new\nmore\n"
+    assert not (workdir / "a").exists() and (workdir / "sub" / "b").read_text() == "b\n"
+
+
+def test_nothing_of_the_persons_environment_is_left(world: World, workdir: Path) -> None:
+    with (
+        Sandbox.prepare(workdir) as sandbox,
+        Terminal.start(
+            sandbox.argv, cwd=workdir, env=world.environment(), ready=sandbox.wait_ready
+        ) as terminal,
+    ):
+        found = Shell(terminal, sandbox).run("cat /proc/*/environ | tr '\\0' '\\n'; env\n")
+    assert "PATH=/" in found
+    assert "work folder" not in found
+
+
+def test_a_shell_that_ends_is_followed_by_another(world: World, workdir: Path) -> None:
+    with sandboxed(world, workdir=workdir) as shell:
+        shell.terminal.send("cd /; stty -echo; exit\n", 0.5)
+        assert f"{WORK}\n" in shell.run("pwd\n") and shell.sandbox is not None
+        assert shell.sandbox.trouble() is None
+
+
+def test_it_ends_when_the_terminal_does(world: World, workdir: Path) -> None:
+    with sandboxed(world, workdir=workdir) as shell:
+        assert shell.sandbox is not None
+        inside = shell.inside()
+        shell.terminal.close()
+        until(lambda: shell.sandbox is not None and shell.sandbox.trouble())
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside))
+        with pytest.raises(SandboxError, match="has ended"):
+            shell.sandbox.save(workdir / "never.tar")
+        folder = shell.sandbox._folder
+    assert not folder.exists()
+
+
+# --- it fails closed ---
+
+
+def without(*words: str) -> Callable[[list[str]], list[str]]:
+    def edited(arguments: list[str]) -> list[str]:
+        text = "\0".join(arguments)
+        assert "\0".join(words) in text
+        return text.replace("\0".join(words) + "\0", "").split("\0")
+
+    return edited
+
+
+def adding(*words: str) -> Callable[[list[str]], list[str]]:
+    return lambda arguments: [*arguments, *words]
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (adding("--share-net"), "it shares the net namespace|there is a network"),
+        (without("--seccomp", "9"), "filter of system calls|holds a file of this system open"),
+        (without("--remount-ro", "/"), "/ can be written"),
+        (without("--remount-ro", "/dev"), "/dev can be written"),
+        (adding("--bind", "/tmp", "/tmp/more"), "/tmp/more can be written"),
+        (adding("--size", "1048576000", "--tmpfs", WORK), "another size|can be written|cannot be unpacked"),
+        (adding("--file", "5", "/tmp/in.tar"), "cannot be unpacked|does not start"),
+        (without("--info-fd", "10"), "bubblewrap has ended"),
+        (adding("--no-such-option"), "no-such-option"),
+        (adding("--ro-bind", "/no/such/place", "/x"), "no/such/place"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_hold_is_found(
+    edit: Callable[[list[str]], list[str]], complaint: str, world: World, workdir: Path
+) -> None:
+    """bubblewrap gets other arguments than edge's: before anything is typed, that is an error."""
+    with Sandbox.prepare(workdir, SMALL) as sandbox:
+        place = sandbox._folder / "arguments"
+        arguments = place.read_text().rstrip("\0").split("\0")
+        place.write_text("".join(f"{word}\0" for word in edit(arguments)))
+        with pytest.raises(SandboxError, match=complaint):
+            Terminal.start(
+                sandbox.argv, cwd="/", env=world.environment(), ready=lambda: sandbox.wait_ready(20)
+            )
+
+
+def test_limits_that_were_not_set_are_found(world: World, workdir: Path) -> None:
+    with Sandbox.prepare(workdir, SMALL) as sandbox:
+        argv = [*sandbox.argv[:-3], "200", *sandbox.argv[-2:]]
+        with pytest.raises(SandboxError, match="'Max processes' is not in force"):
+            Terminal.start(argv, cwd="/", env=world.environment(), ready=sandbox.wait_ready)
+
+
+# --- as other users, on other systems ---
+
+SCRIPT = """
+import os, sys, tempfile
+from pathlib import Path
+from edge.errors import EdgeError
+from edge.terminal.sandbox import Limits, Sandbox
+from edge.terminal import Terminal
+with tempfile.TemporaryDirectory() as place:
+    work = Path(place) / "work"
+    work.mkdir()
+    (work / "a").write_text("a\\n")
+    try:
+        with Sandbox.prepare(work, Limits(disk=4 << 20, temporary=1 << 20, reserve=1)) as sandbox:
+            with Terminal.start(sandbox.argv, cwd="/", ready=sandbox.wait_ready) as terminal:
+                terminal.send("echo b > b; cat /proc/*/environ > seen; touch %s/x; echo x > /proc/1/fd/2; sync\\n", 0.5)
+                sandbox.save(Path(place) / "kept.tar")
+                print(sandbox.bring_back(Path(place) / "kept.tar").new, os.geteuid())
+                print(b"TOKEN" in (work / "seen").read_bytes())
+    except EdgeError as error:
+        print("error:", error)
+"""
+
+
+def ordinary(*before: str) -> str:
+    """What the script prints as an ordinary user, begun by these words."""
+    python = sys.executable
+    if (
+        UNPRIVILEGED
+        and subprocess.run([*UNPRIVILEGED, "env", python, "-c", ""], capture_output=True).returncode
+    ):
+        python = "/usr/bin/python3"  # the one that runs the tests is root's alone
+        new = [*UNPRIVILEGED, "env", python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        if not Path(python).exists() or subprocess.run(new).returncode:
+            pytest.skip("no Python 3.11 that an ordinary user may run")
+    with tempfile.TemporaryDirectory() as place:  # an own copy: the project may lie where only root looks
+        os.chmod(place, 0o777)
+        shutil.copytree(
+            ROOT / "edge", f"{place}/edge", ignore=shutil.ignore_patterns("__pycache__", "_models")
+        )
+        run = subprocess.run(
+            [*UNPRIVILEGED, "env", *before, python, "-c", SCRIPT % place],
+            env={
+                "PATH": "/usr/local/bin:/usr/bin:/bin",
+                "HOME": place,
+                "PYTHONPATH": place,
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "MY_TOKEN": "TOKEN",
+            },
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert not run.stderr, run.stderr
+        assert not (Path(place) / "x").exists()
+        return run.stdout
+
+
+def test_an_ordinary_user(world: World) -> None:
+    user = UNPRIVILEGED[2] if UNPRIVILEGED else str(os.geteuid())
+    assert ordinary() == f"['b', 'seen'] {user}\nFalse\n"
+
+
+def test_without_bubblewrap() -> None:
+    bwrap = shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin")
+    assert bwrap is not None
+    said = ordinary("bwrap", "--dev-bind", "/", "/", "--ro-bind", "/dev/null", bwrap, "--")
+    assert said.startswith("error: the sandbox needs bwrap") and "apt-get install bubblewrap" in said
+
+
+def test_where_user_namespaces_are_not_allowed() -> None:
+    said = ordinary("bwrap", "--dev-bind", "/", "/", "--unshare-user", "--disable-userns", "--")
+    assert said.startswith("error: the sandbox does not start: bwrap: ")
+    assert "no unprivileged user namespaces: see docs/safety.md" in said
+
+
+@pytest.mark.skipif(not has("unshare"), reason="there is no unshare")
+def test_where_proc_cannot_be_mounted() -> None:
+    """As in many containers: parts of /proc are covered there."""
+    said = ordinary(
+        "bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "--tmpfs", "/proc/fs", "--"
+    )
+    assert said.startswith("error: the sandbox does not start: bwrap: ") and "proc" in said
+
+
+# --- the filter of system calls ---
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="not for this processor")
+def test_the_filter_on_each_call() -> None:
+    """The program itself, run as the kernel would: what it says to these calls."""
+    column, architecture = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}[platform.machine()]
+    program = list(struct.iter_unpack("=HBBI", seccomp_filter()))
+
+    def answer(number: int, *arguments: int, arch: int = architecture) -> int:
+        data = struct.pack("<iIQ6Q", number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
+        at = value = 0
+        while True:
+            code, yes, no, k = program[at]
+            at += 1
+            if code == 0x20:
+                value = struct.unpack_from("<I", data, k)[0]
+            elif code == 0x06:
+                return k & 0xFFFF if k >> 16 == 5 else -1 if k == 0x7FFF0000 else 999
+            else:
+                true = {0x15: value == k, 0x35: value >= k, 0x45: bool(value & k)}[code]
+                at += yes if true else no
+
+    def calls(x86: int, arm: int) -> int:
+        return (x86, arm)[column]
+
+    allowed, refused, missing = -1, 1, 38
+    clone, socket, pair, ioctl = calls(56, 220), calls(41, 198), calls(53, 199), calls(16, 29)
+    assert [answer(calls(*pair)) for pair in ((0, 63), (1, 64), (59, 221), (39, 172))] == [allowed] * 4
+    assert [answer(calls(*pair)) for pair in ((250, 219), (101, 117), (272, 97), (165, 40))] == [refused] * 4
+    assert [answer(calls(*pair)) for pair in ((319, 279), (435, 435), (29, 194))] == [missing] * 3
+    assert answer(clone, 17) == allowed  # SIGCHLD: a plain fork
+    assert all(answer(clone, 17 | flag) == refused for flag in (0x10000000, 0x20000, 0x40000000, 0x20000000))
+    assert [answer(socket, family, 1) for family in (1, 2, 10)] == [allowed] * 3
+    assert [answer(socket, family, 1) for family in (0, 17, 38, 40, 31)] == [refused] * 5
+    assert (answer(socket, 16, 3, 0), answer(socket, 16, 3, 9)) == (allowed, refused)
+    assert (answer(pair, 1, 1), answer(pair, 40, 1)) == (allowed, refused)
+    assert (answer(ioctl, 0, 0x5412), answer(ioctl, 0, 0x1_0000_5412), answer(ioctl, 0, 0x541C)) == (
+        refused,
+    ) * 3
+    assert answer(ioctl, 0, 0x5401) == allowed
+    assert answer(1, arch=0x40000003) == missing  # a 32-bit program
+    if column == 0:
+        assert answer(0x40000000 | 1) == missing  # x32
