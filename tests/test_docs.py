@@ -289,8 +289,6 @@ def test_the_command_lines_run(page: Path, tmp_path: Path, tiny_q4: Path, tiny_b
 
 @pytest.mark.slow
 def test_the_python_examples_run(tmp_path: Path, tiny_q4: Path, tiny_bf16: Path) -> None:
-    if not (ROOT / "edge" / "replay").is_dir():
-        pytest.skip("edge/ does not have its folders yet")
     folder = tmp_path / "work"
     environment = workplace(folder, tiny_q4, tiny_bf16)
     examples = [block for block in blocks(ROOT / "docs" / "python.md") if block.language == "python"]
@@ -370,20 +368,28 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
 
-def test_the_architecture_page_names_every_folder_and_only_files_that_exist() -> None:
+def test_the_architecture_page_names_every_folder_and_module() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     package = ROOT / "edge"
     folders = {path.parent.relative_to(package).as_posix() for path in package.rglob("*.py")} - {"."}
     assert {f"{folder.rpartition('/')[2]}/" for folder in folders} <= set(re.findall(r"`(\w+/)`", text))
-    if (package / "system").is_dir():  # the page is written for the folders
-        listed = re.findall(
-            r"^\| `(\w+)/` \|", text.partition("## The folders")[2].partition("## ")[0], re.MULTILINE
-        )
-        assert sorted(listed) == sorted(folder for folder in folders if "/" not in folder)
-        named = set(re.findall(r"`(edge/[\w./]+)`", text))
-        assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-        modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
-        assert modules <= set(re.findall(r"`(\w+\.py)`", text))
+    listed = re.findall(
+        r"^\| `(\w+)/` \|", text.partition("## The folders")[2].partition("## ")[0], re.MULTILINE
+    )
+    assert sorted(listed) == sorted(folder for folder in folders if "/" not in folder)
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert modules <= set(re.findall(r"`(\w+\.py)`", text))
+
+
+def test_files_of_the_repository_that_the_pages_name_exist() -> None:
+    missing = []
+    for page in PAGES:
+        for name in re.findall(
+            r"[` ]((?:edge|tests|scripts|benchmarks)/[\w./]+)(?![\w./{*…-])", page.read_text(encoding="utf-8")
+        ):
+            if not (ROOT / name.rstrip(".")).exists():
+                missing.append(f"{page.name}: {name}")
+    assert not missing
 
 
 # The lock file
