@@ -12,6 +12,7 @@ from typing import Any
 from edge.errors import ContextError, EdgeError
 from edge.formats.gguf import ModelFile
 from edge.llama.devices import Device
+from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import (
     BATCH,
     CELLS_STEP,
@@ -72,6 +73,19 @@ class Placement:
     device: str
     uses: tuple[Use, ...]
 
+    @property
+    def loading(self) -> Loading:
+        """The options that load the model so."""
+        return Loading(
+            gpu_layers=self.gpu_layers,
+            threads=self.threads,
+            parallel=self.parallel,
+            batch=self.batch,
+            kv_type=self.kv_type,
+            flash_attention=self.flash_attention,
+            mmap=self.mmap,
+        )
+
     def __str__(self) -> str:
         answers = "1 answer" if self.parallel == 1 else f"{self.parallel} answers"
         memory = ", ".join(
@@ -111,24 +125,17 @@ def place(
     *,
     memory: Memory,
     devices: Sequence[Device] = (),
-    context: int | None = None,
-    parallel: int | None = None,
-    gpu_layers: int | None = None,
-    threads: int | None = None,
-    batch: int | None = None,
-    kv_type: str | None = None,
-    flash_attention: bool | None = None,
-    mmap: bool | None = None,
+    loading: Loading = DEFAULT_LOADING,
     branches: int = 0,
     apart: bool = False,
 ) -> Placement:
-    """Choose what is None; what is given stays as given.
+    """Choose what is None in `loading`; what it names stays.
 
-    `prompts`: their lengths in tokens; None where they are not known, the cache then holds `context` tokens
-    (default 8,192, or what the model has). `max_tokens`: of an answer. `context`: no row may be longer, nor the
-    cache larger. `branches`: states held beside the answers, at most, so that no token is read twice. `apart`: each
-    answer has `context` tokens of the cache to itself, and is read where it is written.
-    `memory` and `devices` as they were before the model was loaded.
+    `prompts`: their lengths in tokens; None where they are not known, the cache then holds `loading.context` tokens
+    (default 8,192, or the model's maximum). `max_tokens`: of an answer. No row may be longer than `loading.context`,
+    nor the cache larger. `branches`: the maximum number of states held beside the answers, so that no token is read
+    twice. `apart`: each answer has its own `loading.context` tokens of the cache.
+    `memory` and `devices` are those before the model was loaded.
 
     The cache holds the longest prompt and the answers at once, and the second longest prompt too, for two tasks
     in flight, where that leaves half of the memory. Where memory is short it gives up, in this order: the second
@@ -142,14 +149,14 @@ def place(
     wish = _Wish(
         prompts=None if prompts is None else tuple(sorted(prompts)),
         max_tokens=max_tokens,
-        context=context,
-        parallel=parallel,
-        gpu_layers=gpu_layers,
-        threads=threads or physical_cores(),
-        batch=batch,
-        kv_type=kv_type or "f16",
-        flash_attention=flash_attention,
-        mmap=mmap is not False,
+        context=loading.context,
+        parallel=loading.parallel,
+        gpu_layers=loading.gpu_layers,
+        threads=loading.threads or physical_cores(),
+        batch=loading.batch,
+        kv_type=loading.kv_type,
+        flash_attention=loading.flash_attention,
+        mmap=loading.mmap,
         branches=branches,
         apart=apart,
     )

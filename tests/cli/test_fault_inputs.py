@@ -241,7 +241,15 @@ def test_weights_that_are_no_numbers(
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[Edge]:
-    modules = ("runner", "evaluate", "calibrate", "measure", "encode", "inspect_model", "verify")
+    modules = (
+        "runner",
+        "replay.run",
+        "measure.calibrate",
+        "measure.run",
+        "llama.encode",
+        "conversion.inspect",
+        "conversion.verify",
+    )
     with Edge.started(*(f"edge.{name}" for name in modules)) as started:
         yield started
 

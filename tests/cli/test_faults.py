@@ -30,15 +30,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and sign
 
 MODULES = (
     "runner",
-    "evaluate",
-    "calibrate",
-    "measure",
-    "report",
-    "report_page",
+    "replay.run",
+    "measure.calibrate",
+    "measure.run",
+    "report.build",
+    "report.page",
     "sweep",
-    "score",
-    "compare",
-    "defaults",
+    "replay.score",
+    "compare.run",
+    "cli.defaults",
 )
 LONG = ("convert", "imatrix", "eval", "measure", "report", "sweep", "run")
 WRITING = ("convert", "imatrix", "eval", "measure", "report", "score", "compare", "run")
