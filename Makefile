@@ -19,7 +19,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/pytest
+# llama.cpp's idle threads would spin otherwise, and take the cores from other tests.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest
 MYPY := $(BIN)/mypy
 NAME := tiny-terminal
 ROWS := models/$(NAME)/eval.jsonl

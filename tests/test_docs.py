@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from edge import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "commands_page.py"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -390,6 +392,11 @@ def test_files_of_the_repository_that_the_pages_name_exist() -> None:
             if not (ROOT / name.rstrip(".")).exists():
                 missing.append(f"{page.name}: {name}")
     assert not missing
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] == __version__
 
 
 # The lock file
