@@ -14,7 +14,10 @@ from edge.agent.allow import Allowlist, read_allowlist, refusal
 from edge.terminal.sandbox import Sandbox
 from edge.terminal.tmux import SHELL, Terminal
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 
 PROGRAMS = ("cat", "echo", "head", "grep", "sleep", "dd", "pwd")  # not touch
 # Each is allowed to its last line; were a part of a line read by another program, `touch pwned` would run.

@@ -25,6 +25,8 @@ from edge.measure.calibrate import calibrate
 from edge.measure.experts import RARE
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS = 24
 TEXT = Path(__file__).resolve().parents[1] / "helpers" / "plain_text.txt"
 CHUNK = 96

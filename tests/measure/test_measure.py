@@ -28,6 +28,8 @@ from edge.measure.spans import token_fields
 from edge.prompt import prompt_source, render_prompt
 from edge.replay.rows import read_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS = ROOT / "models" / "tiny-terminal" / "eval.jsonl"
 FEW = 12
 

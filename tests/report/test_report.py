@@ -35,6 +35,8 @@ from edge.report.worse import diff
 from edge.system.paths import embedded_rows
 from edge.system.text import visible
 
+pytestmark = pytest.mark.slow
+
 _VOID = {"meta", "br", "link", "img", "input", "hr", "path", "use", "rect"}
 HOSTILE = "</td></pre><script>alert(1)</script>\x1b[31m\u202eevil\x00\ud800 {{7*7}} $\\frac{1}{2}$ &lt; \"'"
 
