@@ -1,4 +1,4 @@
-"""`edge measure` against transformers, a direct computation and llama-perplexity.
+"""edge measure: compared with transformers, with a direct computation and with llama-perplexity.
 
 pytest tests/measure/test_measure.py
 """
@@ -40,7 +40,7 @@ def tiny_f32(tiny_folder: Path) -> Path:
 
 
 def given(model: Path, limit: int = FEW) -> list[tuple[list[int], int]]:
-    """Of each row its prompt and answer in tokens, and where the answer begins."""
+    """The prompt and answer of each row in tokens, and the index where the answer begins."""
     source = prompt_source(model)
     found = []
     for row in read_rows(ROWS, limit):
@@ -56,7 +56,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def direct(model: Path) -> list[np.ndarray]:
-    """Log probabilities at each position of each answer, its end too: each row read alone by llama_cpp itself."""
+    """Log probabilities at each position of each answer and at its end. llama_cpp reads each row separately."""
     import llama_cpp
 
     llm = llama_cpp.Llama(
@@ -182,7 +182,7 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
     (tmp_path / "damaged").write_bytes(data[:-100])
     with pytest.raises(ResultError, match="damaged"):
         measure(tiny_q4, tmp_path / "c.json", base=tmp_path / "damaged", **how)
-    # What stands at the kept scores' place is used again, but never another base's.
+    # Kept base scores are used again, but never those of another base.
     measure(tiny_q4, tmp_path / "a.json", base=tiny_bf16, keep_base=True, **how)
     with pytest.raises(ResultError, match="of another base"):
         measure(tiny_q4, tmp_path / "a.json", base=tiny_q4, keep_base=True, **how)

@@ -1,4 +1,4 @@
-"""`edge report`: the page's figures are those of the files, it loads nothing, and nothing in a file can break it.
+"""edge report: the page shows the figures of the files, loads nothing, and no text in a file can break it.
 
 pytest tests/report/test_report.py
 """
@@ -42,7 +42,7 @@ HOSTILE = "</td></pre><script>alert(1)</script>\x1b[31m\u202eevil\x00\ud800 {{7*
 
 
 class Page(HTMLParser):
-    """Checks the nesting of tags; gathers tags, ids and the text of tables' cells by table id."""
+    """Checks the nesting of tags, and collects tags, ids and the text of table cells."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def cells(self, table: str) -> dict[str, list[str]]:
-        """The rows of a table by what their first cell begins with."""
+        """The rows of a table, by their first cell."""
         return {row[0]: row[1:] for row in self.tables[self.ids[table]][1:]}
 
 
@@ -124,7 +124,7 @@ def band(name: dict[str, Any], mean: float) -> dict[str, Any]:
 
 
 def measurement(path: Path, result: Path, mean: float, **more: Any) -> Path:
-    """A measurement in the form that `edge measure` writes, of a result's model."""
+    """A measurement JSON as edge measure writes it, for the model of a result."""
     told = {
         "measurement": 1,
         "model_sha256": json.loads(result.read_text())["provenance"]["model_sha256"],
@@ -157,7 +157,7 @@ def measurement(path: Path, result: Path, mean: float, **more: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tiny_bf16: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real results of the embedded model, in bf16 and as badly quantized as can be, and a measurement."""
+    """Real results of the embedded model in bf16 and in Q2_K, and a measurement."""
     folder = tmp_path_factory.mktemp("report")
     models = {"bf16": tiny_bf16, "Q2_K": converted(tiny_folder, "tiny-terminal-Q2_K.gguf", "Q2_K")}
     made = {}
@@ -177,7 +177,7 @@ def files(tiny_bf16: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def made(files: dict[str, Path]) -> tuple[Report, Path]:
-    """One report with everything, and the folder that it is in."""
+    """A report with all outputs, and their folder."""
     folder = files["bf16"].parent / "out"
     found = report(
         [files["bf16"], files["Q2_K"], files["measured"]],
@@ -323,7 +323,7 @@ def test_without_a_reference_nothing_is_compared(files: dict[str, Path], tmp_pat
     assert found.comparison is None and found.reference is None
     page = check_page(tmp_path / "r.html")
     assert "without a reference" in page.text and "Differences from" not in page.text
-    # Of several results the only unquantized one is the reference; of two nobody can tell.
+    # The only unquantized one of several results is the reference. With two of them there is no reference.
     assert report([files["Q2_K"], files["bf16"]], tmp_path / "r.html").entries[0].label == "bf16"
     twin = tmp_path / "twin-bf16.json"
     twin.write_bytes(files["bf16"].read_bytes())
@@ -344,7 +344,7 @@ def test_published_figures_are_marked_wherever_they_stand(
     assert published[2] == "52.30†" and "49.5†" in published and "76.9†" in published
     assert not any("†" in cell for cell in ours) and "not paired" in ours[3]
     assert "| LFM2.5-8B-A1B-Terminal-ToolBench-Full-SFT-1Epoch †" in (tmp_path / "r.md").read_text()
-    # A vLLM result file is one that edge did not measure either. Half of its own answers are taken away here.
+    # edge did not measure a vLLM result either. Here half of its answers are emptied.
     vllm = shared / "data" / "smollm2_vllm_bf16.json"
     half = json.loads(vllm.read_text())
     half["provenance"] = {"edge": "0.1.0", "backend": "vllm", "quantization": "Q4_0"}
