@@ -147,9 +147,9 @@ class Expected:
         return hook
 
     def check(self, found: Imatrix, *, column: float, rerouted: int) -> None:
-        """Compare sums and counts. `column`: the largest error of a column's sum, as a share of it (or of a tenth of the
-        mean if that is more). A tensor's sum may differ by a thousandth. `rerouted`: tokens of a layer that may go to
-        another expert, because the scores of two experts are almost equal.
+        """Compare sums and counts. `column`: the largest error of a column's sum, as a share of it (or of a tenth of
+        the mean if that is more). A tensor's sum may differ by a thousandth. `rerouted`: tokens of a layer that may go
+        to another expert, because the scores of two experts are almost equal.
         """
         assert found.entries.keys() == self.sums.keys()
         for name, entry in found.entries.items():
