@@ -1,11 +1,15 @@
 """The command `edge measure`. It imports heavy modules only when it runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge.cli.common import Interrupted, Threads, note, progress_line
+
+if TYPE_CHECKING:
+    from edge.measure.schema import Measurement
 
 
 def measure(
@@ -85,12 +89,12 @@ def measure(
     _print(done, out)
 
 
-def _print(done: dict[str, Any], out: Path) -> None:
+def _print(done: "Measurement", out: Path) -> None:
     from edge.system.tables import table
 
     figures, intervals = done["aggregate"], done["intervals"]
     names = (
-        ("nll", "NLL, nats a token", ".4f"),
+        ("nll", "NLL, nats per token", ".4f"),
         ("base_nll", "NLL of the base", ".4f"),
         ("perplexity", "perplexity", ".4f"),
         ("base_perplexity", "perplexity of the base", ".4f"),
@@ -99,23 +103,18 @@ def _print(done: dict[str, Any], out: Path) -> None:
         ("kl_p90", "90 %", ".6f"),
         ("kl_p99", "99 %", ".6f"),
         ("kl_max", "largest", ".6f"),
-        ("kl_error_bound", "the mean is off by at most", ".1e"),
+        ("kl_error_bound", "maximum error of the mean", ".1e"),
         ("top1_agreement_pct", "same top token, %", ".2f"),
         ("first_command_prob", "probability of the first command", ".4f"),
-        ("base_first_command_prob", "that of the base", ".4f"),
+        ("base_first_command_prob", "the same for the base", ".4f"),
     )
     lines = []
+    values: Mapping[str, object] = figures
     for name, label, form in names:
-        if figures.get(name) is not None:
-            bounds = intervals.get(name)
-            known = bounds is not None and None not in bounds
-            lines.append(
-                [
-                    label,
-                    format(figures[name], form),
-                    " to ".join(format(b, form) for b in bounds) if known else "",
-                ]
-            )
+        value = values.get(name)
+        if isinstance(value, int | float):
+            bounds = [format(bound, form) for bound in intervals.get(name) or () if bound is not None]
+            lines.append([label, format(value, form), " to ".join(bounds) if len(bounds) == 2 else ""])
     typer.echo("\n".join(table(("figure", "value", "95 % interval"), lines, right=(1,))))
     rows = done["kind"] == "rows"
     what = f"{figures['rows']} rows of {figures['tasks']} tasks" if rows else f"{figures['rows']} chunks"

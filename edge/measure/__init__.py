@@ -2,6 +2,8 @@
 
 run           measures a model against its base
 corpus        token sequences from rows or from text
+passes        the two passes: the base, then the model
+identity      what a base file must share with a measurement
 positions     what is read, and where predictions are measured
 spans         the field of an answer that a token belongs to
 divergence    KL divergence with its error bound

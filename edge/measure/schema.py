@@ -103,8 +103,8 @@ class Method(TypedDict):
     notes: list[str]
 
 
-class Measurement(Figures):
-    """A measurement JSON. `kind`: "rows" or "text". Times are in seconds."""
+class MeasurementHead(TypedDict):
+    """Which model was measured on which data. `kind`: "rows" or "text"."""
 
     measurement: int
     timestamp: str
@@ -117,6 +117,11 @@ class Measurement(Figures):
     eval_path: str
     provenance: Mapping[str, Any]
     kind: str
+
+
+class Measurement(MeasurementHead, Figures):
+    """A measurement JSON. Times are in seconds."""
+
     method: Method
     load_time_sec: float
     measure_time_sec: float
