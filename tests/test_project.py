@@ -1,11 +1,9 @@
-"""The project itself: what importing costs, that its pages list what is there, that the wheel carries the
-models.
+"""The project itself: what importing costs, where files go, that the wheel carries the models.
 
 .venv/bin/pytest tests/test_project.py
 """
 
 import os
-import re
 import subprocess
 import sys
 import tomllib
@@ -58,28 +56,6 @@ def test_no_module_brings_torch_or_transformers_into_the_runtime() -> None:
     assert (
         python(code + "\nprint(*[name for name in ('torch', 'transformers') if name in sys.modules])") == ""
     )
-
-
-def usage(*arguments: str) -> str:
-    code = (
-        f"import sys; sys.argv = ['edge', *{arguments!r}, '--help']; from edge.cli.main import main; main()"
-    )
-    return python(code, COLUMNS="200", TERM="dumb")
-
-
-def test_readme_lists_every_command_and_only_options_that_exist() -> None:
-    commands = re.findall(r"^  ([a-z]+)  ", usage().partition("Commands:")[2], re.MULTILINE)
-    assert set(commands) >= {"convert", "run", "eval", "score", "compare", "prompt", "models", "doctor"}
-    listed: dict[str, set[str]] = {}
-    command = ""
-    for line in (ROOT / "README.md").read_text().splitlines():
-        row = re.match(r"\| (?:`edge (\w+)[^|]*)?\|[^|]*\| ([^|]*)\|$", line)
-        if row:
-            command = row[1] or command
-            listed.setdefault(command, set()).update(re.findall(r"--[a-z-]+", row[2]))
-    assert listed.keys() == set(commands)
-    for command, options in listed.items():
-        assert options <= set(re.findall(r"--[a-z-]+", usage(command))), command
 
 
 def test_version_stands_in_one_place() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edge.cli.common import Interrupted, Threads, note
+from edge.cli.common import Interrupted, Threads, note, progress_line
 
 
 def measure(
@@ -55,7 +55,8 @@ def measure(
     if text is not None and (ctx is not None or skip_too_long):
         raise typer.BadParameter("is for --replay; a text has --chunk", param_hint="--ctx, --skip-too-long")
 
-    from edge.measure.run import measure as run_measure
+    from edge.llama.loading import Loading
+    from edge.measure import measure as run_measure
 
     try:
         done = run_measure(
@@ -67,12 +68,9 @@ def measure(
             chunk=chunk,
             limit=limit,
             skip_too_long=skip_too_long,
-            context=ctx,
-            threads=threads,
-            gpu_layers=gpu_layers,
-            batch=batch,
+            loading=Loading(gpu_layers=gpu_layers, threads=threads, context=ctx, batch=batch),
             keep_base=keep_base,
-            quiet=quiet,
+            say=None if quiet else progress_line,
         )
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted; nothing was written") from None

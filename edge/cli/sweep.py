@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Interrupted, Threads
+from edge.cli.common import Interrupted, Threads, progress_line
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -70,6 +70,9 @@ def sweep(
 ) -> None:
     """Convert, evaluate and measure several quantizations, and report. Interrupted, it goes on when started again."""
     limit = None if budget is None else _bytes(budget)
+    from edge.answer.answering import Answering
+    from edge.llama.loading import Loading
+    from edge.sweep import SweepOptions
     from edge.sweep import sweep as run_sweep
     from edge.system.paths import embedded_rows
 
@@ -79,20 +82,19 @@ def sweep(
             [name for name in quants.replace(" ", "").split(",") if name],
             replay or embedded_rows(),
             out,
-            reference=reference,
-            calibrate_on=calibrate,
-            keep=keep,
-            budget=limit,
-            max_loss=max_loss,
-            revision=revision,
-            offline=offline,
-            max_tokens=max_tokens,
-            constrained=not unconstrained,
-            skip_too_long=skip_too_long,
-            parallel=parallel,
-            gpu_layers=gpu_layers,
-            threads=threads,
-            quiet=quiet,
+            SweepOptions(
+                reference=reference,
+                calibrate_on=calibrate,
+                keep=keep,
+                budget=limit,
+                max_loss=max_loss,
+                revision=revision,
+                offline=offline,
+                skip_too_long=skip_too_long,
+            ),
+            answering=Answering(max_tokens, constrained=not unconstrained),
+            loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
+            say=None if quiet else progress_line,
         )
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop)) from None

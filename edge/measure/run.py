@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import EdgeError, ModelFileError, ResultError
+from edge.errors import EdgeError, Interrupted, ModelFileError, ResultError
 from edge.formats.gguf import ModelFile, read_array, read_model_file, sha256
 from edge.llama import library
+from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
 from edge.llama.reader import Reader, Walk, places
 from edge.measure.base_file import Scores, ScoresWriter, is_scores
@@ -58,33 +59,31 @@ def measure(
     chunk: int = 512,
     limit: int | None = None,
     skip_too_long: bool = False,
-    context: int | None = None,
-    threads: int | None = None,
-    gpu_layers: int | None = None,
-    batch: int | None = None,
+    loading: Loading = DEFAULT_LOADING,
     keep_base: bool = False,
-    quiet: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure a GGUF on the reference answers of `replay` or on a plain `text`, write a measurement JSON, return it.
 
     `base`: the GGUF to hold it against, or the file that `base_scores` made of one with the same rows or text and the
-    same arguments; without it there are only likelihoods. `limit`: the first so many rows or chunks. `context`: the
-    most tokens of a row with its answer, by default what the model has; a longer row raises ContextError unless
-    `skip_too_long`. `batch`: tokens decoded at once, 512. `gpu_layers` None or -1 is all, where there is a GPU.
+    same arguments; without it there are only likelihoods. `limit`: the maximum number of rows or chunks.
+    `loading.context`: the maximum number of tokens of a row with its answer, by default the model's context length; a
+    longer row raises ContextError unless `skip_too_long`. By default all layers are offloaded where there is a GPU.
+    kv_type, flash_attention and parallel must be the defaults.
 
     A base's scores lie beside `out` meanwhile, and go at the end. With `keep_base` they stay as OUT.base-scores, and
     what stands there already of the same base and data is used. Raises ModelFileError, ReplayError, PromptError,
     ContextError, ResultError; KeyboardInterrupt with a line that tells how far it came.
     """
     _check_places(out, model, base, replay, text)
-    settings = _Settings.checked(threads, gpu_layers, batch)
+    settings = _Settings.checked(loading)
     file = read_model_file(model)
     given = None if base is None else Path(base)
     base_file = read_model_file(given) if given is not None and not is_scores(given) else None
     vocabulary = vocabulary_sha256(file)
     if base_file is not None and vocabulary_sha256(base_file) != vocabulary:
         raise _other_vocabulary(file.path, base_file.path)
-    plan = _plan(file, replay, text, chunk, limit, skip_too_long, context, settings.batch)
+    plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
     place, through = place_of(out)
     if through:  # nothing can lie beside it
         place = Path(tempfile.gettempdir()) / "edge-measure"
@@ -95,17 +94,17 @@ def measure(
         if base_file is not None:
             if keep_base and not through:
                 if not _is_of(kept, base_file, plan, vocabulary):
-                    _base_pass(base_file, kept, None, plan, vocabulary, settings, quiet)
+                    _base_pass(base_file, kept, None, plan, vocabulary, settings, say)
                 scores = Scores.read(kept)
             else:
-                _base_pass(base_file, temporary, descriptor, plan, vocabulary, settings, quiet)
+                _base_pass(base_file, temporary, descriptor, plan, vocabulary, settings, say)
                 scores = Scores.read(temporary)
         elif given is not None:
             scores = Scores.read(given)
             _check_identity(scores, file.path, _identity(plan, vocabulary))
         stays = scores is not None and scores.path != temporary
         after = f"the base's scores are kept in {scores.path}; run the same again" if scores and stays else ""
-        found, decoded, load_time, read_time = _model_pass(file, plan, scores, settings, quiet, after)
+        found, decoded, load_time, read_time = _model_pass(file, plan, scores, settings, say, after)
         head: dict[str, Any] = {
             "measurement": VERSION,
             "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,7 +134,7 @@ def measure(
                 "lumped_below": LUMPED,
                 "class_width": CLASS_WIDTH,
                 "chunk": plan.chunk,
-                "context": context,
+                "context": loading.context,
                 "limit": limit,
                 "batch": settings.batch,
                 "gpu_layers": settings.gpu_layers,
@@ -166,11 +165,8 @@ def base_scores(
     chunk: int = 512,
     limit: int | None = None,
     skip_too_long: bool = False,
-    context: int | None = None,
-    threads: int | None = None,
-    gpu_layers: int | None = None,
-    batch: int | None = None,
-    quiet: bool = True,
+    loading: Loading = DEFAULT_LOADING,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Read a base once for many measurements: write to `out` what `measure` takes as its `base`, and return its path.
 
@@ -181,10 +177,10 @@ def base_scores(
     place, through = place_of(out)
     if through:
         raise ResultError(f"{out}: is not a regular file; choose another name")
-    settings = _Settings.checked(threads, gpu_layers, batch)
+    settings = _Settings.checked(loading)
     file = read_model_file(model)
-    plan = _plan(file, replay, text, chunk, limit, skip_too_long, context, settings.batch)
-    _base_pass(file, place, None, plan, vocabulary_sha256(file), settings, quiet)
+    plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
+    _base_pass(file, place, None, plan, vocabulary_sha256(file), settings, say)
     return Path(out)
 
 
@@ -215,8 +211,12 @@ class _Settings:
         return library.can_offload() and self.gpu_layers != 0
 
     @classmethod
-    def checked(cls, threads: int | None, gpu_layers: int | None, batch: int | None) -> "_Settings":
-        settings = cls(threads or physical_cores(), -1 if gpu_layers is None else gpu_layers, batch or BATCH)
+    def checked(cls, loading: Loading) -> "_Settings":
+        """Raises EdgeError for an option that a measurement does not have, or a value outside its range."""
+        if loading.kv_type != "f16" or loading.flash_attention is not None or loading.parallel is not None:
+            raise EdgeError("a measurement takes no --kv-type, --flash-attention or --parallel")
+        gpu_layers = -1 if loading.gpu_layers is None else loading.gpu_layers
+        settings = cls(loading.threads or physical_cores(), gpu_layers, loading.batch or BATCH)
         for name, value, least, most in (
             ("threads", settings.threads, 1, MAX_THREADS),
             ("gpu_layers", settings.gpu_layers, -1, 1 << 16),
@@ -360,12 +360,12 @@ def _base_pass(
     plan: Plan,
     vocabulary: str,
     settings: _Settings,
-    quiet: bool,
+    say: Callable[[str], None] | None,
 ) -> None:
     """Write the base's scores: to an open file, or whole to `place`."""
     if descriptor is None:
         with _told(place), whole_file(place) as (_, opened):
-            _base_pass(file, place, opened, plan, vocabulary, settings, quiet)
+            _base_pass(file, place, opened, plan, vocabulary, settings, say)
         return
     head = {
         "identity": _identity(plan, vocabulary),
@@ -382,7 +382,7 @@ def _base_pass(
         with (
             _told(place),
             _opened(file, plan, settings) as reader,
-            bar("reading the base", show=not quiet, unit="tokens") as progress,
+            bar("reading the base", show=say is not None, unit="tokens") as progress,
         ):
             writer = ScoresWriter(descriptor, {**head, "n_vocab": reader.n_vocab})
             for logits, log_norm in _nodes(reader, plan, progress):
@@ -391,13 +391,18 @@ def _base_pass(
                 count += 1
             writer.finish()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
+        raise Interrupted(
             f"interrupted in the base, after {count:,} of {len(plan.targets):,} positions; nothing was written"
         ) from None
 
 
 def _model_pass(
-    file: ModelFile, plan: Plan, scores: Scores | None, settings: _Settings, quiet: bool, after: str
+    file: ModelFile,
+    plan: Plan,
+    scores: Scores | None,
+    settings: _Settings,
+    say: Callable[[str], None] | None,
+    after: str,
 ) -> tuple[Found, int, float, float]:
     """What was found, the tokens decoded, and the seconds of loading and of reading."""
     nodes, slots = len(plan.targets), sum(map(len, plan.targets))
@@ -416,7 +421,7 @@ def _model_pass(
     try:
         with (
             _opened(file, plan, settings) as reader,
-            bar("reading the model", show=not quiet, unit="tokens") as progress,
+            bar("reading the model", show=say is not None, unit="tokens") as progress,
         ):
             loaded = time.perf_counter()
             records = None if scores is None else scores.records()
@@ -441,7 +446,7 @@ def _model_pass(
             if records is not None and scores is not None and next(records, None) is not None:
                 raise ResultError(f"{scores.path}: holds more positions than there are: read the base again")
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
+        raise Interrupted(
             f"interrupted in the model, after {count:,} of {nodes:,} positions; {after or 'nothing was written'}"
         ) from None
     return found, decoded, loaded - began, time.perf_counter() - loaded

@@ -40,7 +40,10 @@ ROOT = Path(__file__).resolve().parents[2]
 EDGE = [sys.executable, "-c", "from edge.cli.main import main; main()"]
 SMALL = ("--threads", "1", "--max-tokens", "96")
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 

@@ -251,6 +251,7 @@ def _ran(recorders: Path, texts: Sequence[str], history: str) -> list[list[tuple
     return ran
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts=st.lists(_shell, min_size=10, max_size=30), history=st.sampled_from(["+o", "-o"]))
 def test_bash_runs_exactly_what_was_read(recorders: Path, texts: list[str], history: str) -> None:

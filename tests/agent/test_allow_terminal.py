@@ -14,7 +14,10 @@ from edge.agent.allow import Allowlist, read_allowlist, refusal
 from edge.terminal.sandbox import Sandbox
 from edge.terminal.tmux import SHELL, Terminal
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 
 PROGRAMS = ("cat", "echo", "head", "grep", "sleep", "dd", "pwd")  # not `touch`
 # The list allows every line. If another program reads a part of a line, `touch pwned` runs.

@@ -24,6 +24,8 @@ from edge.formats.imatrix import Imatrix, read_imatrix
 from edge.measure.calibrate import RARE, calibrate
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS = 24
 TEXT = Path(__file__).resolve().parents[1] / "helpers" / "plain_text.txt"
 CHUNK = 96

@@ -19,8 +19,10 @@ from conftest import ROOT, converted
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.answer.answering import Answering
 from edge.compare.run import compare
 from edge.errors import ReplayError, ResultError
+from edge.llama.loading import Loading
 from edge.replay.result import step_result, write_result
 from edge.replay.rows import Row
 from edge.replay.run import evaluate
@@ -32,6 +34,8 @@ from edge.report.words import fixed, kl, size
 from edge.report.worse import diff
 from edge.system.paths import embedded_rows
 from edge.system.text import visible
+
+pytestmark = pytest.mark.slow
 
 _VOID = {"meta", "br", "link", "img", "input", "hr", "path", "use", "rect"}
 HOSTILE = "</td></pre><script>alert(1)</script>\x1b[31m\u202eevil\x00\ud800 {{7*7}} $\\frac{1}{2}$ &lt; \"'"
@@ -159,7 +163,14 @@ def files(tiny_bf16: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathF
     made = {}
     for name, model in models.items():
         made[name] = folder / f"tiny-{name}.json"
-        evaluate(model, embedded_rows(), made[name], limit=60, max_tokens=160, threads=1, quiet=True)
+        evaluate(
+            model,
+            embedded_rows(),
+            made[name],
+            limit=60,
+            answering=Answering(max_tokens=160),
+            loading=Loading(threads=1),
+        )
     made["measured"] = measurement(folder / "measured.json", made["Q2_K"], 0.1234567)
     return made
 
