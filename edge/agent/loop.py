@@ -5,8 +5,8 @@ after each command as long as the model says (60 s at most). The session ends af
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,7 +77,7 @@ class Agent:
         outcome: Outcome = "ended"
         self._end = time.monotonic() + self.limits.seconds
         try:
-            with self._checked_time():
+            with self.runner.before_each_batch(self._check_time):
                 outcome = self._steps()
         except _TimeUpError:
             outcome = "time"
@@ -87,22 +87,12 @@ class Agent:
             self.record.finish(outcome, self.workplace.last_output())
         return outcome
 
-    @contextmanager
-    def _checked_time(self) -> Iterator[None]:
-        """Check the time limit before each batch of tokens."""
-
-        def check() -> None:
-            if self._late():
-                raise _TimeUpError
-
-        self.runner.engine.before_batch = check
-        try:
-            yield
-        finally:
-            self.runner.engine.before_batch = None
-
     def _late(self) -> bool:
         return time.monotonic() > self._end
+
+    def _check_time(self) -> None:
+        if self._late():
+            raise _TimeUpError
 
     def _steps(self) -> Outcome:
         session = self.runner.session()

@@ -25,7 +25,6 @@ from edge.agent.workplace import Workplace, open_workplace
 from edge.answer.answering import Answering
 from edge.errors import AgentError
 from edge.llama.loading import Loading
-from edge.llama.memory import BATCH
 from edge.runner import Runner
 from edge.terminal.check import Limits as SandboxLimits
 
@@ -170,7 +169,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             with _make_sandbox(options, paths, interface) as sandbox:
                 _bring_back(sandbox, paths.archive, options, interface)
             return Ending("complete")
-        runner = stack.enter_context(load_runner(paths.model, options.loading))
+        runner = stack.enter_context(Runner.open(paths.model, options.loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
         lost = options.permission.sandbox and _lost_action(resumed, paths.archive)
         show = _show(options, interface)
@@ -181,7 +180,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             gate=gate,
             record=record,
             show=show,
-            context=min(options.loading.context or DEFAULT_CONTEXT, runner.engine.context_length),
+            context=min(options.loading.context or DEFAULT_CONTEXT, runner.context_length),
             limits=options.limits,
             answering=options.answering,
             template=template,
@@ -215,19 +214,6 @@ def make_gate(permission: Permission, interface: Interface) -> Gate:
     if permission.yes and not gates:
         gates.append(open_gate)
     return all_of(gates) if gates else closed_gate
-
-
-def load_runner(path: Path, loading: Loading) -> Runner:
-    """Load the model. Raises ModelFileError."""
-    return Runner.load(
-        path,
-        gpu_layers=loading.gpu_layers,
-        threads=loading.threads,
-        batch=loading.batch or BATCH,
-        kv_type=loading.kv_type,
-        flash_attention=loading.flash_attention,
-        mmap=loading.mmap,
-    )
 
 
 def _resume(path: Path, options: SessionOptions) -> Record:
