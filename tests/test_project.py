@@ -3,14 +3,18 @@
 .venv/bin/pytest tests/test_project.py
 """
 
+import ast
 import os
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from edge.system import paths
 
@@ -109,3 +113,21 @@ def test_the_wheel_carries_the_models_and_finds_them(tmp_path: Path) -> None:
         PYTHONPATH=str(tmp_path / "site"),
     )
     assert found == f"{len(shipped)} {tmp_path / 'site' / 'edge' / '_models' / 'tiny-terminal'}"
+
+
+def test_dependencies_are_what_is_imported() -> None:
+    """Imported packages are the declared ones; transformers is declared for a reason (see pyproject.toml)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    tops = set()
+    for path in (ROOT / "edge").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                tops |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                tops.add(node.module.split(".")[0])
+    owners = packages_distributions()
+    used = {canonicalize_name(name) for top in tops - {"edge"} for name in owners.get(top, ())}
+    # vLLM runs a reference where it is installed, and brings torch.
+    assert used - {"torch", "vllm"} | {"transformers"} == declared
