@@ -14,6 +14,8 @@ import pytest
 
 from edge.airgap.ready import Check, Readiness
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

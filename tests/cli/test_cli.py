@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = ["convert", "run", "eval", "score", "compare", "report", "prompt", "models", "doctor"]
 
 

@@ -27,7 +27,10 @@ from edge.formats.gguf import read_layout, read_tensors
 from edge.llama.library import load_model
 from edge.system.paths import embedded_rows
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them"),
+]
 
 PLACES = 200
 # Reads file names and what to flip from standard input; says what came of each. A crash ends it.

@@ -17,6 +17,8 @@ from edge.llama.jobs import Job, Logits, Writer
 from edge.llama.loading import Loading
 from edge.llama.prefixes import branch_points, distinct_tokens, reading_order
 
+pytestmark = pytest.mark.slow
+
 CELLS, SEQUENCES = 1536, 12
 Read = list[np.ndarray]
 
