@@ -213,7 +213,7 @@ class _Sweep:
             out=path,
             imatrix=matrix,
             threads=self.everywhere["threads"],
-            progress=not self.everywhere["quiet"],
+            say=None if self.everywhere["quiet"] else self._say,
             **self.fetching,
         )
         for warning in done.warnings:

@@ -24,9 +24,7 @@ from edge.formats.gguf import sha256
 
 COMMAND = "from edge.cli.main import main; main()"
 RUN = "import sys; from pathlib import Path; from edge.convert import convert; "
-RUN += (
-    "print(convert(sys.argv[1], quant=sys.argv[2], out=Path(sys.argv[3]), progress=True, threads=1).sha256)"
-)
+RUN += "print(convert(sys.argv[1], quant=sys.argv[2], out=Path(sys.argv[3]), say=print, threads=1).sha256)"
 
 
 @pytest.fixture
