@@ -19,6 +19,7 @@ from edge.conversion.importance import read_importance
 from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
 from edge.conversion.tokenizer_check import check_tokenization
+from edge.conversion.tokenizer_json import templates
 from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError, PromptError
 from edge.formats.chat_template import find_hostile
@@ -314,7 +315,8 @@ def _write(
     # llama.cpp checks that the data is there; a hole is enough where the file system supports holes.
     os.truncate(path, n_bytes)
     if model.check:
-        _check_tokens(path, model.checkpoint)
+        special = bool(templates(model.checkpoint))
+        check_tokenization(path, model.checkpoint.folder / "tokenizer.json", add_special=special)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:
@@ -357,12 +359,6 @@ def _header(
         columns = tensor.shape[-1]
         sized.append((tensor, number, tensor.n_values // columns * ggml.row_bytes(number, columns)))
     return write_header(path, model.checkpoint, model.plan, model.vocabulary, sized, FTYPES[quant], further)
-
-
-def _check_tokens(path: Path, checkpoint: Checkpoint) -> None:
-    template = checkpoint.tokenizer.get("post_processor") or {}
-    kinds = [part.get("type") for part in template.get("processors", [template])]
-    check_tokenization(path, checkpoint.folder / "tokenizer.json", add_special="TemplateProcessing" in kinds)
 
 
 def _chosen(
