@@ -39,6 +39,8 @@ from edge.system.places import check_place, place_of
 from edge.system.progress import bar
 from edge.system.text import size
 
+__all__ = ["Converted", "TensorTypes", "convert"]
+
 Say = Callable[[str], None]
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
+from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH, MAX_SEQUENCES, buffers, read_shape
 from edge.llama.prefixes import common_length, distinct_tokens
 from edge.system.machine import MAX_THREADS, physical_cores
@@ -93,11 +94,10 @@ class _Answer(Generic[T]):
 class Engine:
     """A loaded model. Use it in one thread.
 
-    `gpu_layers` of -1 offloads all layers, where llama.cpp was built with a GPU backend. `kv_type`: the cache's
-    number type, a name in KV_TYPES. `flash_attention`: by default where layers are offloaded or the cache is
-    quantized; without it CPUs write faster. `batch`: the most tokens decoded at once. `before_batch`, once set, is
-    called before each; what it raises ends the run, and the engine can go on with another. `trusted`:
-    do not try an unknown file in a child process first.
+    Of `loading`, context and parallel are not used here. By default all layers are offloaded where llama.cpp was
+    built with a GPU backend, and flash attention is on where layers are offloaded or the cache is quantized: without
+    it CPUs write faster. `before_batch`, once set, is called before each batch; what it raises ends the run, and the
+    engine can go on with another.
     """
 
     _unified = True  # one cache for all sequences, else each has an equal part of it
@@ -105,18 +105,14 @@ class Engine:
     def __init__(
         self,
         path: Path,
-        *,
-        gpu_layers: int = -1,
-        threads: int | None = None,
-        kv_type: str = "f16",
-        flash_attention: bool | None = None,
-        batch: int = BATCH,
-        mmap: bool = True,
-        trusted: bool = False,
+        loading: Loading = DEFAULT_LOADING,
     ) -> None:
         self._model = self._context = self._memory = None  # for __del__, where the next lines raise
         self.before_batch: Callable[[], None] | None = None
-        threads = threads or physical_cores()
+        threads = loading.threads or physical_cores()
+        batch = BATCH if loading.batch is None else loading.batch
+        gpu_layers = -1 if loading.gpu_layers is None else loading.gpu_layers
+        kv_type, flash_attention = loading.kv_type, loading.flash_attention
         if not 1 <= threads <= MAX_THREADS:
             raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
         if batch < 1:
@@ -128,9 +124,9 @@ class Engine:
         library.start()
         params = library.model_params()
         params.n_gpu_layers = gpu_layers
-        if not mmap:
+        if not loading.mmap:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        self._model = library.load_model(path, params, trusted=trusted)
+        self._model = library.load_model(path, params, trusted=loading.trusted)
         self.path = path
         self.threads = threads
         self.kv_type = kv_type

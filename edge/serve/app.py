@@ -20,11 +20,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from edge.answer.answering import DEFAULT_TEXT_SHARE
 from edge.answer.guided import compile_guide, guided_answer, text_answer
 from edge.answer.writer import Answer, action_answer
 from edge.errors import ContextError, EdgeError, GrammarError, PromptError
 from edge.llama.prefixes import common_length
-from edge.runner import DEFAULT_TEXT_SHARE
 from edge.serve.model import MakeWriter, QueueFullError, ServedModel, Ticket
 from edge.serve.request import Asked, BadRequestError, Guide, read_body, read_chat, read_completion
 

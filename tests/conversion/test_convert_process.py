@@ -22,6 +22,8 @@ import pytest
 
 from edge.formats.gguf import sha256
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "from edge.cli.main import main; main()"
 RUN = "import sys; from pathlib import Path; from edge.convert import convert; "
 RUN += "print(convert(sys.argv[1], quant=sys.argv[2], out=Path(sys.argv[3]), say=print, threads=1).sha256)"

@@ -13,7 +13,10 @@ import pytest
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
 from edge.llama.engine import Engine, Job, Logits, Writer
+from edge.llama.loading import Loading
 from edge.llama.prefixes import branch_points, distinct_tokens, reading_order
+
+pytestmark = pytest.mark.slow
 
 CELLS, SEQUENCES = 1536, 12
 Read = list[np.ndarray]
@@ -26,7 +29,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def engine(path: Path):
-    engine = Engine(path, threads=1)
+    engine = Engine(path, Loading(threads=1))
     engine.reserve(CELLS, SEQUENCES)
     yield engine
     engine.close()
@@ -87,7 +90,7 @@ def test_one_pass_reads_each_token_once_and_answers_as_an_empty_cache_does(path:
     """Exact mode: to the last letter and, seen in the logits, to the last bit."""
     prompts = random_tree(seed)
     cuts = branch_points(prompts)
-    engine = Engine(path, threads=1)
+    engine = Engine(path, Loading(threads=1))
     engine.reserve(CELLS, SEQUENCES)
     jobs = [
         Job(prompt, script([30], [31, 32]), 3, points) for prompt, points in zip(prompts, cuts, strict=True)
@@ -97,7 +100,7 @@ def test_one_pass_reads_each_token_once_and_answers_as_an_empty_cache_does(path:
     assert engine.answer_tokens_decoded == 3 * len(prompts)
     engine.close()
     for i in random.Random(seed).sample(range(len(prompts)), 4):
-        alone = Engine(path, threads=1)
+        alone = Engine(path, Loading(threads=1))
         alone.reserve(len(prompts[i]) + 3, 2)
         [(_, fresh)] = alone.run([Job(prompts[i], script([30], [31, 32]), 3, cuts[i])])
         alone.close()
@@ -110,7 +113,7 @@ def test_going_on_after_an_interruption_gives_the_same_bits(path: Path) -> None:
     cuts = branch_points(prompts)
 
     def answers(indices: list[int]) -> dict[int, Read]:
-        engine = Engine(path, threads=1)
+        engine = Engine(path, Loading(threads=1))
         engine.reserve(CELLS, SEQUENCES)
         jobs = [Job(prompts[i], script([30, 31], [40]), 3, cuts[i]) for i in indices]
         found = {indices[k]: read for k, read in engine.run(jobs)}
@@ -144,7 +147,7 @@ def test_little_room_costs_reading_and_no_answer(
     path: Path, cells: int, sequences: int, parallel: int
 ) -> None:
     prompts = random_tree(5)
-    engine = Engine(path, threads=1)
+    engine = Engine(path, Loading(threads=1))
     engine.reserve(cells, sequences)
     jobs = [
         Job(prompt, script([30]), 40, points)
@@ -202,7 +205,7 @@ def test_conversations_take_turns(engine: Engine) -> None:
 
 
 def test_a_larger_cache_takes_along_what_was_held(path: Path) -> None:
-    engine = Engine(path, threads=1)
+    engine = Engine(path, Loading(threads=1))
     engine.reserve(512, 4)
     prompt = [20 + (i * 5) % 311 for i in range(400)]
     ask(engine, prompt, [33], owner="talk")
@@ -275,7 +278,7 @@ def test_what_does_not_fit_is_refused_and_the_engine_goes_on(engine: Engine) -> 
 
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
 def test_a_quantized_cache_answers_alike(path: Path, engine: Engine, kv_type: str) -> None:
-    small = Engine(path, threads=1, kv_type=kv_type)
+    small = Engine(path, Loading(threads=1, kv_type=kv_type))
     small.reserve(CELLS, SEQUENCES)
     assert small.flash_attention and not engine.flash_attention
     prompt = list(range(50, 250))
@@ -287,14 +290,14 @@ def test_a_quantized_cache_answers_alike(path: Path, engine: Engine, kv_type: st
 
 def test_bad_settings_and_a_closed_engine_are_refused(tiny_bf16: Path) -> None:
     with pytest.raises(EdgeError, match="513 threads"):
-        Engine(tiny_bf16, threads=513)
+        Engine(tiny_bf16, Loading(threads=513))
     with pytest.raises(EdgeError, match="q5_0"):
-        Engine(tiny_bf16, kv_type="q5_0")
+        Engine(tiny_bf16, Loading(kv_type="q5_0"))
     with pytest.raises(EdgeError, match="flash attention"):
-        Engine(tiny_bf16, kv_type="q8_0", flash_attention=False)
+        Engine(tiny_bf16, Loading(kv_type="q8_0", flash_attention=False))
     with pytest.raises(EdgeError, match="batch"):
-        Engine(tiny_bf16, batch=0)
-    engine = Engine(tiny_bf16, threads=1)
+        Engine(tiny_bf16, Loading(batch=0))
+    engine = Engine(tiny_bf16, Loading(threads=1))
     engine.close()
     engine.close()
     for call in (lambda: engine.reserve(10, 2), lambda: ask(engine, [20])):

@@ -13,6 +13,7 @@ from edge.errors import ModelFileError, PromptError
 from edge.formats.checksum import KEY
 from edge.llama.encode import encode_with
 from edge.llama.engine import Engine
+from edge.llama.loading import Loading
 from edge.llama.vocabulary import file_vocabulary
 
 
@@ -62,7 +63,7 @@ def test_the_first_error_is_named(model: Path, tmp_path: Path) -> None:
     path.write_bytes(data)
     for _ in range(2):  # nor is it remembered from one call to the next
         with pytest.raises(ModelFileError, match="wrong shape") as caught:
-            Engine(path, threads=1)
+            Engine(path, Loading(threads=1))
         assert "\n" not in str(caught.value)
     at = data.index(b"tokenizer.ggml.pre") + len(b"tokenizer.ggml.pre") + 4 + 8
     data[at] ^= 1

@@ -27,11 +27,14 @@ from edge.answer.action import parse_action
 from edge.answer.guided import text_answer
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer
+from edge.llama.loading import Loading
 from edge.llama.serving import ServingEngine
 from edge.replay.rows import read_rows
 from edge.runner import Runner
 from edge.serve.model import ServedModel, Ticket
 from edge.system.paths import embedded_rows
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = {"type": "strange"}
@@ -461,7 +464,7 @@ def test_a_client_that_goes_away_while_its_last_token_is_computed(tiny_q4: Path)
         finally:
             served.stop()
 
-    with Runner.load(tiny_q4, threads=1, engine_class=ServingEngine) as runner:
+    with Runner.open(tiny_q4, Loading(threads=1), ServingEngine) as runner:
         runner.engine.reserve(2048, 2)
         assert isinstance(asyncio.run(run(runner)), Answer)
 
