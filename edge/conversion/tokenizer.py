@@ -123,7 +123,7 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     stored = cast(TokenizerJson, checkpoint.tokenizer)
     pre = _sentencepiece_pre(where, stored) if sentencepiece else _byte_level_pre(where, stored)
     if gemma4:
-        added = [token._replace(kind=_gemma4_type(token)) for token in added]
+        added = [Added(token.text, token.id, _gemma4_type(token)) for token in added]
     tokens, types = _tokens(where, stored["model"]["vocab"], added, n_vocab, sentencepiece)
     special_ids, unused = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
     add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
