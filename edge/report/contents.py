@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,9 @@ from edge.compare.findings import Comparison, Figure, Part
 from edge.compare.intervals import interval, resampled_means
 from edge.compare.run import compare
 from edge.errors import EdgeError, ResultError
-from edge.metrics import aggregate, headline
+from edge.metrics import Aggregate, aggregate, headline
 from edge.replay.known import find_known
-from edge.replay.result import mapping
+from edge.replay.stored_result import Step
 from edge.report.evidence import Measurement, Run, number, read_runs, short_labels
 from edge.report.worse import WorseStep, read_replay, worse_steps
 
@@ -163,12 +162,8 @@ def _default_reference(runs: Sequence[Run], notes: list[str]) -> Run | None:
 
 def _entry(run: Run, part: Part | None, is_reference: bool, worse: tuple[WorseStep, ...]) -> Entry:
     result, provenance = run.result, run.provenance
-    engine = mapping(result.get("engine"))
-    figures = {
-        name: value
-        for name, told in (mapping(result.get("aggregate")) or aggregate(run.steps)).items()
-        if (value := number(told)) is not None
-    }
+    engine = result.get("engine", {})
+    figures = result.get("aggregate") or aggregate(run.steps)
     seconds, written = number(result.get("gen_time_sec")), number(engine.get("completion_tokens"))
     constrained = run.sampling.get("constrained")
     return Entry(
@@ -180,11 +175,11 @@ def _entry(run: Run, part: Part | None, is_reference: bool, worse: tuple[WorseSt
         constrained=constrained if isinstance(constrained, bool) else None,
         n_bytes=number(provenance.get("model_bytes")),
         bits_per_weight=number(provenance.get("bits_per_weight")),
-        steps=len(run.steps) or int(figures.get("steps", 0)),
+        steps=len(run.steps) or figures.get("steps", 0),
         tasks=len({step["task_id"] for step in run.steps}) or None,
         score=headline(figures) if "avg_command_f1" in figures else None,
         score_interval=score_interval(run.steps),
-        figures=figures,
+        figures=_numbers(figures),
         tokens_per_second=written / seconds if written and seconds else None,
         peak_bytes=number(engine.get("peak_memory_bytes")),
         part=part,
@@ -204,11 +199,11 @@ def _published(name: str) -> Entry:
         constrained=None,
         n_bytes=None,
         bits_per_weight=None,
-        steps=int(known.reference.get("steps", 0)),
+        steps=known.reference.get("steps", 0),
         tasks=None,
         score=headline(known.reference) if "avg_command_f1" in known.reference else None,
         score_interval=None,
-        figures=known.reference,
+        figures=_numbers(known.reference),
         tokens_per_second=None,
         peak_bytes=None,
         part=None,
@@ -217,7 +212,12 @@ def _published(name: str) -> Entry:
     )
 
 
-def score_interval(steps: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+def _numbers(figures: Aggregate) -> dict[str, float]:
+    """The figures of an aggregate that are one number each."""
+    return {name: value for name, figure in figures.items() if (value := number(figure)) is not None}
+
+
+def score_interval(steps: Sequence[Step]) -> tuple[float, float] | None:
     """The 95 % interval of the score of some steps, 0 to 100, by drawing their tasks anew; None for one task."""
     tasks = {task: index for index, task in enumerate(dict.fromkeys(step["task_id"] for step in steps))}
     if len(tasks) < 2:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ResultError
-from edge.replay.result import mapping, read_result
+from edge.replay.result import read_result
+from edge.replay.stored_result import Provenance, Result, SamplingFields, Step, Summary
 
 MEASUREMENT = 1  # the format version that is read here
 
@@ -52,21 +53,20 @@ class Run:
     path: str
     label: str
     """Short and unlike that of any other run of the report."""
-    result: Mapping[str, Any]
+    result: Result
     measurements: tuple[Measurement, ...] = ()
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
-        return mapping(self.result.get("provenance"))
+    def provenance(self) -> Provenance:
+        return self.result.get("provenance", {})
 
     @property
-    def sampling(self) -> Mapping[str, Any]:
-        return mapping(self.result.get("sampling"))
+    def sampling(self) -> SamplingFields:
+        return self.result.get("sampling", {})
 
     @property
-    def steps(self) -> list[dict[str, Any]]:
-        steps: list[dict[str, Any]] = self.result["per_step"]
-        return steps
+    def steps(self) -> list[Step]:
+        return self.result["per_step"]
 
     @property
     def measured_here(self) -> bool:
@@ -82,7 +82,7 @@ class Run:
 
 @dataclass
 class _Files:
-    results: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    results: list[tuple[str, Result]] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
 
 
@@ -142,9 +142,13 @@ def number(value: object) -> float | None:
     return None
 
 
-def _sha256(result: Mapping[str, Any]) -> str | None:
-    told = mapping(result.get("provenance")).get("model_sha256") or result.get("model_sha256")
-    return told if isinstance(told, str) else None
+def _sha256(result: Summary) -> str | None:
+    return result.get("provenance", {}).get("model_sha256") or result.get("model_sha256")
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _load(path: Path | str) -> object:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edge.replay.result import mapping
-from edge.report.evidence import Run
+from edge.report.evidence import Run, mapping
 from edge.report.words import DASH, size
 
 _TOLD_ELSEWHERE = {"backend", "dtype"}  # of `sampling`: they have rows of their own
@@ -68,9 +67,8 @@ def _name_of(value: object) -> object:
 
 def _types(run: Run) -> object:
     told = []
-    for name, entry in mapping(run.provenance.get("tensor_types")).items():
-        tensors, n_bytes = mapping(entry).get("tensors"), mapping(entry).get("bytes")
-        told.append(f"{name}: {tensors} tensors" + (f", {size(n_bytes)}" if isinstance(n_bytes, int) else ""))
+    for name, share in (run.provenance.get("tensor_types") or {}).items():
+        told.append(f"{name}: {share['tensors']} tensors, {size(share['bytes'])}")
     return "; ".join(told) or None
 
 
@@ -104,10 +102,10 @@ _ROWS: list[_Wanted] = [
     ("rows SHA-256", _provenance("rows_sha256"), True),
     ("rows file SHA-256", _provenance("rows_file_sha256"), True),
     ("prompt template SHA-256", _provenance("prompt_template_sha256"), True),
-    ("prompts made by", lambda run: mapping(run.result.get("prompt_template")).get("template_status"), False),
+    ("prompts made by", lambda run: run.result.get("prompt_template", {}).get("template_status"), False),
     (
         "longest prompt, tokens",
-        lambda run: mapping(run.result.get("prompt_template")).get("prompt_tokens_max"),
+        lambda run: run.result.get("prompt_template", {}).get("prompt_tokens_max"),
         False,
     ),
     ("grammar SHA-256", _provenance("grammar_sha256"), True),

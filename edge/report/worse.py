@@ -11,8 +11,9 @@ from typing import Any
 from edge.compare.findings import Part, Worse
 from edge.errors import ReplayError
 from edge.metrics import command_units, payload
-from edge.replay.result import PREVIEW, step_key, whole_text
-from edge.replay.rows import Key, Row, by_step, describe, read_rows, without_sample
+from edge.replay.result import PREVIEW, whole_text
+from edge.replay.rows import Key, Row, by_step, describe, read_rows, step_key, without_sample
+from edge.replay.stored_result import Step
 from edge.report.evidence import Run
 
 MESSAGE = 1200  # characters of a task's last message: its end, where the screen stands
@@ -78,27 +79,24 @@ def worse_steps(
     return tuple(found)
 
 
-def _keyed(steps: Sequence[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+def _keyed(steps: Sequence[Step]) -> dict[Key, Step]:
     return {step_key(step): step for step in steps}
 
 
-def _check_row(row: Row | None, step: Mapping[str, Any], key: Key) -> None:
+def _check_row(row: Row | None, step: Step, key: Key) -> None:
     if row is None:
         raise ReplayError(f"the rows of --replay lack {describe(key)}: give those that the results are of")
     if command_units(row.ref_raw, payload(row.ref_raw)) != step["ref_command_units"]:
         raise ReplayError(f"{describe(key)} has another answer in the rows of --replay than in the results")
 
 
-def _worse_step(
-    worse: Worse, key: Key, ours: Mapping[str, Any], base: Mapping[str, Any], row: Row | None
-) -> WorseStep:
+def _worse_step(worse: Worse, key: Key, ours: Step, base: Step, row: Row | None) -> WorseStep:
     notes: list[str] = []
     texts = []
     for side, step in (("the reference's", base), ("our", ours)):
         text = whole_text(step)
         if text is None:
-            preview = step.get("pred_preview")
-            text = preview if isinstance(preview, str) else ""
+            text = step.get("pred_preview") or ""
             told = f"only its first {PREVIEW:,} characters" if text else "nothing"
             notes.append(f"Of {side} answer {told} was published.")
         if step.get("closed_at_budget"):
