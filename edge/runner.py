@@ -1,4 +1,4 @@
-"""The one public door: load a model, ask it for an action.
+"""The public interface: load a model and ask it for an action.
 
 runner = edge.Runner.load("models/tiny-terminal-Q4_K_M.gguf")
 action = runner.act(edge.task_messages("List the Python files here."))
@@ -33,8 +33,8 @@ from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.system.machine import memory
 
-SEQUENCES = 8  # of a single conversation: the prompt read, the answer, and what earlier turns have left
-MOST_HELD = 32  # states held for later prompts of a replay; a deeper tree is read in part again
+SEQUENCES = 8  # of one conversation: the prompt, the answer, and the states of earlier turns
+MOST_HELD = 32  # states held for later prompts of a replay; parts of a deeper tree are read again
 
 
 class Runner:
@@ -95,11 +95,11 @@ class Runner:
         return cls(engine_class(model_file.path, replace(loading, gpu_layers=gpu_layers)), model_file)
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """The prompt's text for these messages, and how it was made. Raises PromptError."""
+        """The text of the prompt for these messages, and how it was made. Raises PromptError."""
         return render_prompt(list(messages), self._source)
 
     def encode(self, prompt: str) -> list[int]:
-        """A rendered prompt's token ids; the template has written the BOS itself, none is added."""
+        """The token ids of a rendered prompt. No BOS is added: the chat template writes it."""
         self.engine.check_open()
         return self.vocabulary.encode(prompt)
 
@@ -114,13 +114,13 @@ class Runner:
         style: StyleName = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
-        """The next action for these messages: always valid, at any budget and temperature.
+        """The next action for these messages: valid at any budget and temperature.
 
-        `max_tokens` counts every token decoded or forced, a thought included. `think` is the most tokens a
-        thought may take (default: a quarter of max_tokens; 0: none). `text_share` is the part of the rest that
-        analysis and plan may fill together. `style` is the action's white space: auto (the model's own, once it
-        shows), compact, indented or free. `emit` is called with the action's text as it becomes certain; an
-        open command never is.
+        `max_tokens` counts every token that is decoded or forced, also those of a thought. `think` is the maximum
+        number of tokens of a thought (default: a quarter of max_tokens; 0: none). `text_share` is the share of the rest
+        that analysis and plan together may fill. `style` is the white space of the action: auto (the model's own),
+        compact, indented or free. `emit` receives the text of the action in pieces that cannot change any more; it
+        never receives an open command.
         Raises PromptError, ContextError.
         """
         answering = Answering(max_tokens, sampling, think, text_share, style)
@@ -136,7 +136,7 @@ class Runner:
         return _action(self.answer(prompt, answering, emit))
 
     def session(self, messages: Sequence[Message] = ()) -> "Session":
-        """A conversation that begins with these messages and is read only once, however long it grows."""
+        """A conversation that begins with these messages. The model reads each token of it only once."""
         return Session(self, messages)
 
     def answers(
@@ -148,10 +148,10 @@ class Runner:
         parallel: int = 1,
         cells: int | None = None,
     ) -> Generator[tuple[int, Answer], None, None]:
-        """Answer many prompts in one pass over their prefix tree; (a prompt's index, its answer) as they end.
+        """Answer many prompts in one pass over their prefix tree; yields (index of a prompt, its answer) as they end.
 
-        Only the `wanted` indices are answered (default: all), but the others count for where reading stops, so
-        that a run that continues after an interruption reads in the same chunks. `parallel` answers are written
+        Only the `wanted` indices are answered (default: all). The others still decide where reading stops, so that a
+        run that continues after an interruption reads in the same chunks. `parallel` answers are written
         at the same time. `cells`: tokens that the cache can hold, by default enough for two of the longest prompts.
         """
         order = reading_order(prompts)
@@ -234,13 +234,13 @@ class Runner:
         needed = len(prompt) + answering.max_tokens
         if needed > self.engine.context_length:
             raise ContextError(
-                f"{self.engine.path}: {needed} tokens do not fit into this model's context of "
+                f"{self.engine.path}: {needed} tokens do not fit into the context length of this model, "
                 f"{self.engine.context_length}"
             )
         needed += self.engine.held_by_others(owner)
         engine = self.engine
         if needed > engine.cells or engine.sequences < SEQUENCES:
-            # Up to twice what was there: a conversation that grows moves to a larger cache only a few times.
+            # Up to twice the size: a conversation that grows moves to a larger cache only a few times.
             most = engine.context_length + engine.held_by_others(owner)
             try:
                 engine.reserve(max(needed, engine.cells, min(2 * engine.cells, most)), SEQUENCES)
@@ -263,16 +263,18 @@ class Runner:
 
 
 class Session:
-    """A conversation with one model: `messages` is what was said so far, the answers among it.
+    """A conversation with one model: `messages` holds all messages so far, answers included.
 
-    Of each prompt only what is new is read: it goes on from the last answer, or, where the chat template has
-    dropped that answer's thought, from the end of the prompt before it. Sessions of one runner may take turns.
+    The model reads only the new tokens of each prompt. It continues from the last answer, or, if the chat template
+    drops the thought of that answer, from the end of the prompt before it. Sessions of one runner may take turns.
     """
 
     def __init__(self, runner: Runner, messages: Sequence[Message]) -> None:
         self.runner = runner
         self.messages = list(messages)
-        self._owner = object()  # of what the engine holds; not the session, so that one not closed can end
+        self._owner = (
+            object()
+        )  # owns the states in the engine; not the session itself, so that it can be collected
         weakref.finalize(self, runner.engine.forget, self._owner).atexit = False
 
     def act(
@@ -286,9 +288,9 @@ class Session:
         style: StyleName = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
-        """Add these messages, such as what the terminal shows now, and answer; see `Runner.act`.
+        """Add these messages, for example the screen of the terminal, and answer; see `Runner.act`.
 
-        On an error the conversation stays as it was.
+        After an error the conversation is unchanged.
         """
         conversation = [*self.messages, *messages]
         prompt = self.runner.encode(self.runner.render(conversation).text)
@@ -303,7 +305,7 @@ class Session:
         return _action(answer)
 
     def close(self) -> None:
-        """Let go of what the engine holds of this conversation."""
+        """Free the states of this conversation in the engine."""
         self.runner.engine.forget(self._owner)
 
     def __enter__(self) -> "Session":

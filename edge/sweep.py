@@ -36,7 +36,7 @@ from edge.replay.rows import read_rows, rows_sha256
 from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
-from edge.report.contents import find_reference
+from edge.report.collect import find_reference
 from edge.system.machine import forget_peak_memory, free_disk
 from edge.system.places import check_place, write_json
 from edge.system.progress import bar

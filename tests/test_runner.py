@@ -20,6 +20,8 @@ from edge.replay.rows import read_rows
 from edge.runner import Runner
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 TASK = task_messages("Inspect the current directory and list Python files.")
 

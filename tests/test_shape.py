@@ -109,3 +109,14 @@ def test_only_the_command_line_prints() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
                 found.append(f"{place}:{node.lineno}")
     assert found == []
+
+
+def test_each_folder_lists_its_modules() -> None:
+    """The docstring of each package names every module in it, one on a line."""
+    for folder in sorted(path for path in (ROOT / "edge").iterdir() if (path / "__init__.py").is_file()):
+        doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+        listed = [line.split("  ")[0].rstrip("/") for line in doc.splitlines()[2:] if "  " in line]
+        there = {
+            path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+        }
+        assert sorted(listed) == sorted(there - {"__init__"}), folder

@@ -21,6 +21,8 @@ from edge.measure.run import measure
 from edge.sweep import SweepOptions, Swept, sweep
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS = 8
 QUANTS = ["q8_0", "Q2_K"]
 

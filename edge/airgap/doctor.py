@@ -150,7 +150,9 @@ def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: i
     """
     file = read_model_file(model)
     if context is not None and context > file.context_length > 0:
-        raise ContextError(f"{model}: has a context of at most {file.context_length} tokens, not {context}")
+        raise ContextError(
+            f"{model}: has a context length of {file.context_length} tokens, less than {context}"
+        )
     shape = read_shape(file)
     chosen = context or min(DEFAULT_CONTEXT, file.context_length or DEFAULT_CONTEXT)
 

@@ -139,23 +139,10 @@ def evaluate(
     from edge.system.paths import embedded_rows
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-    asked = _Asked(
-        replay or embedded_rows(),
-        out,
-        limit,
-        rows_of,
-        skip_too_long,
-        Answering(
-            max_tokens,
-            sampling,
-            thought,
-            text_share,
-            style,
-            constrained=structured if backend != "edge" else not unconstrained,
-        ),
-        ctx,
-        None if quiet else progress_line,
-    )
+    constrained = structured if backend != "edge" else not unconstrained
+    answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
+    rows, say = replay or embedded_rows(), None if quiet else progress_line
+    asked = _Asked(rows, out, limit, rows_of, skip_too_long, answering, ctx, say)
     loading = Loading(gpu_layers, threads, ctx, parallel, batch, kv_type, flash_attention, mmap)
     try:
         if backend == "vllm":

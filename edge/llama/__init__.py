@@ -9,6 +9,7 @@ engine       token ids in, logits out, many sequences in one cache
 serving      an engine for jobs that arrive while others are written
 reader       reads given texts, each node of their prefix tree once
 activations  what goes into each weight, added up
+loading      where a model goes, as one value
 placement    where a model goes and what memory it may use
 memory       the memory that a model takes, from its header
 encode       texts to token ids by a file's or a folder's tokenizer

@@ -79,7 +79,7 @@ def evaluate_server(
     if model is not None:
         most = model_context(Path(model))
         if context is not None and most is not None and context > most:
-            raise ContextError(f"{model}: has a context of {most} tokens, not {context}")
+            raise ContextError(f"{model}: has a context length of {most} tokens, less than {context}")
         asked = prepare(
             Path(model),
             replay,

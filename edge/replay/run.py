@@ -58,7 +58,9 @@ def evaluate(
     file = read_model_file(Path(model))
     context = loading.context or file.context_length
     if context > file.context_length:
-        raise ContextError(f"{file.path}: has a context of {file.context_length} tokens, not {context}")
+        raise ContextError(
+            f"{file.path}: has a context length of {file.context_length} tokens, less than {context}"
+        )
     asked = prepare(
         file.path, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
     )

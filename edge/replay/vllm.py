@@ -84,7 +84,7 @@ def evaluate_vllm(
     if context is None:
         raise ContextError(f"{folder}: config.json does not say how many tokens it takes; give --ctx")
     if most is not None and context > most:
-        raise ContextError(f"{folder}: has a context of {most} tokens, not {context}")
+        raise ContextError(f"{folder}: has a context length of {most} tokens, less than {context}")
     asked = prepare(
         folder, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
     )

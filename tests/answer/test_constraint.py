@@ -169,6 +169,7 @@ def test_another_grammar_can_be_used() -> None:
     assert constraint.accepts(tokenizer.tokenize_bytes(b"!")[0]) and not constraint.accepts(yes)
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_runs_closed_at_random_budgets_are_valid() -> None:
     runs = random_runs()
     assert len(runs) == 10_000

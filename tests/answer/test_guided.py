@@ -20,6 +20,8 @@ from edge.errors import GrammarError
 from edge.llama.engine import Job, Writer
 from edge.runner import Runner
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny(tiny_q4: Path) -> Iterator[Runner]:

@@ -27,7 +27,10 @@ from edge.formats.gguf import read_layout, read_tensors
 from edge.llama.library import load_model
 from edge.system.paths import embedded_rows
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them"),
+]
 
 PLACES = 200
 # Reads file names and what to flip from standard input; says what came of each. A crash ends it.
@@ -358,7 +361,7 @@ def test_absurd_messages(
     assert shown.status == 0 and all(isinstance(i, int) for i in json.loads(shown.out))
     if name in ("words", "one letter"):
         assert asked.status == 1 and asked.err.count("\n") == 1
-        assert "do not fit into this model's context of 32768" in asked.err
+        assert "do not fit into the context length of this model, 32768" in asked.err
     else:
         assert asked.status == 0 and json.loads(asked.out)["commands"] == [], asked
 

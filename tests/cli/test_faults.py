@@ -26,7 +26,10 @@ from forks import Edge, Ended
 from edge.formats.checksum import damage
 from edge.system.paths import embedded_rows
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals as Linux has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits and signals as Linux has them"),
+]
 
 MODULES = (
     "runner",

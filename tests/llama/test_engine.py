@@ -16,6 +16,8 @@ from edge.llama.engine import Engine, Job, Logits, Writer
 from edge.llama.loading import Loading
 from edge.llama.prefixes import branch_points, distinct_tokens, reading_order
 
+pytestmark = pytest.mark.slow
+
 CELLS, SEQUENCES = 1536, 12
 Read = list[np.ndarray]
 

@@ -102,7 +102,7 @@ def test_a_machine_with_plenty(smol: Shape) -> None:
     assert plan.cells % 256 == 0
     assert "\n" not in str(plan)
     assert str(plan).startswith(
-        f"placement: CPU, 2 threads, 8 answers at once, cache of {plan.cells:,} tokens (f16, "
+        f"placement: CPU, 2 threads, 8 answers at a time, cache of {plan.cells:,} tokens (f16, "
     )
     assert str(plan).endswith(" of 1,000.0 GB free")
     assert place(smol, [500] * 3, 128, memory=PLENTY).parallel == 3  # no more answers than rows
@@ -283,12 +283,12 @@ def test_a_hybrid_pays_for_its_sequences(tiny: Shape) -> None:
 @pytest.mark.parametrize(
     ("named", "says"),
     [
-        ({"kv_type": "q5_0"}, "q5_0 is no type of the cache: choose one of f16, q8_0, q4_0"),
+        ({"kv_type": "q5_0"}, "q5_0 is not a type of the KV cache: choose one of f16, q8_0, q4_0"),
         ({"kv_type": "q8_0", "flash_attention": False}, "--kv-type q8_0 needs flash attention"),
         ({"parallel": 65}, "--parallel is 65; it must be from 1 to 64"),
         ({"parallel": 0}, "--parallel is 0"),
         ({"batch": 0}, "--batch is 0"),
-        ({"context": 9000}, "has a context of at most 8192 tokens, not 9000"),
+        ({"context": 9000}, "has a context length of 8192 tokens, less than 9000"),
         ({"context": 500}, "a prompt of 1000 tokens and an answer of 128 do not fit into a context of 500"),
     ],
 )

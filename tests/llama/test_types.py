@@ -21,6 +21,8 @@ from edge.errors import ConversionError
 from edge.formats.gguf import read_metadata, read_tensors
 from edge.llama.types import NEEDS_IMATRIX, QUANT_TYPES
 
+pytestmark = pytest.mark.slow
+
 QUANTIZED = [name for name in QUANT_TYPES if name not in ("F32", "F16", "BF16")]
 
 # Quantizes one file to several types in one process. The matrix comes as a GGUF with in_sum2 and counts.

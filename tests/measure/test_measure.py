@@ -1,4 +1,4 @@
-"""`edge measure` against transformers, a direct computation and llama-perplexity.
+"""edge measure: compared with transformers, with a direct computation and with llama-perplexity.
 
 pytest tests/measure/test_measure.py
 """
@@ -28,6 +28,8 @@ from edge.measure.spans import token_fields
 from edge.prompt import prompt_source, render_prompt
 from edge.replay.rows import read_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS = ROOT / "models" / "tiny-terminal" / "eval.jsonl"
 FEW = 12
 
@@ -38,7 +40,7 @@ def tiny_f32(tiny_folder: Path) -> Path:
 
 
 def given(model: Path, limit: int = FEW) -> list[tuple[list[int], int]]:
-    """Of each row its prompt and answer in tokens, and where the answer begins."""
+    """The prompt and answer of each row in tokens, and the index where the answer begins."""
     source = prompt_source(model)
     found = []
     for row in read_rows(ROWS, limit):
@@ -54,7 +56,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def direct(model: Path) -> list[np.ndarray]:
-    """Log probabilities at each position of each answer, its end too: each row read alone by llama_cpp itself."""
+    """Log probabilities at each position of each answer and at its end. llama_cpp reads each row separately."""
     import llama_cpp
 
     llm = llama_cpp.Llama(
@@ -180,7 +182,7 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
     (tmp_path / "damaged").write_bytes(data[:-100])
     with pytest.raises(ResultError, match="damaged"):
         measure(tiny_q4, tmp_path / "c.json", base=tmp_path / "damaged", **how)
-    # What stands at the kept scores' place is used again, but never another base's.
+    # Kept base scores are used again, but never those of another base.
     measure(tiny_q4, tmp_path / "a.json", base=tiny_bf16, keep_base=True, **how)
     with pytest.raises(ResultError, match="of another base"):
         measure(tiny_q4, tmp_path / "a.json", base=tiny_q4, keep_base=True, **how)
@@ -242,7 +244,7 @@ def test_stopped_in_the_middle(which: signal.Signals, tiny_bf16: Path, tiny_q4: 
     assert not out.exists()
     if which == signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted in the base, after" in told and "nothing was written" in told
+        assert "interrupted in the base after" in told and "nothing was written" in told
         assert not list(tmp_path.iterdir())
     else:
         assert len(list(tmp_path.iterdir())) == 1  # what it was writing

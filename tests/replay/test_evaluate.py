@@ -17,6 +17,8 @@ from edge.replay.run import evaluate
 from edge.replay.score import score
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def result(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory):

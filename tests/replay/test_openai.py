@@ -36,6 +36,8 @@ from edge.replay.run import evaluate
 from edge.runner import Runner
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 6
 MAX_TOKENS = 160
 

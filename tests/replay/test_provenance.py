@@ -25,6 +25,8 @@ from edge.replay.score import score
 from edge.system.machine import peak_memory
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS = 3
 HEX = set("0123456789abcdef")
 

@@ -14,6 +14,8 @@ from edge.errors import BackendError, CheckpointError
 from edge.replay.vllm import evaluate_vllm
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 HERE = importlib.util.find_spec("vllm") is not None
 
 

@@ -34,6 +34,8 @@ from edge.runner import Runner
 from edge.serve.model import ServedModel, Ticket
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = {"type": "strange"}
 MESSAGES: Any = [{"role": "user", "content": "Remove the file old.log."}]
