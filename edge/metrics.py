@@ -18,12 +18,12 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 WAIT = "<WAIT>"  # the unit of a command without visible keystrokes
 
 # The figures of an aggregate that are single numbers, in the order of reports.
-FIGURES = (
+FigureName = Literal[
     "next_action_score",
     "avg_command_f1",
     "avg_command_precision",
@@ -37,7 +37,64 @@ FIGURES = (
     "avg_pred_cmds",
     "complete_true_recall_pct",
     "premature_complete_rate_pct",
-)
+]
+FIGURES: tuple[FigureName, ...] = get_args(FigureName)
+
+
+class StepScores(TypedDict):
+    """The metric fields of one answer."""
+
+    bucket: str
+    valid_json: bool
+    has_analysis: bool
+    has_plan: bool
+    ref_task_complete: bool | None
+    pred_task_complete: bool | None
+    pred_task_complete_true: bool
+    ref_command_units: list[str]
+    pred_command_units: list[str]
+    first_cmd_exact: float
+    command_precision: float
+    command_recall: float
+    command_f1: float
+
+
+class ScoredStep(StepScores):
+    """What `aggregate` needs of a step."""
+
+    task_id: str
+    source_group: str
+
+
+class GroupFigures(TypedDict, total=False):
+    """The figures of one group of steps; only source groups have `first_cmd_exact_pct`."""
+
+    steps: int
+    avg_command_f1: float
+    first_cmd_exact_pct: float
+
+
+class Aggregate(TypedDict, total=False):
+    """The figures over many steps. Those that `aggregate` makes have all fields, published ones may lack some."""
+
+    steps: int
+    tasks: int
+    avg_ref_cmds: float
+    avg_pred_cmds: float
+    valid_json_pct: float
+    has_analysis_pct: float
+    has_plan_pct: float
+    first_cmd_exact_pct: float
+    avg_command_precision: float
+    avg_command_recall: float
+    avg_command_f1: float
+    complete_true_recall_pct: float
+    premature_complete_rate_pct: float
+    empty_commands_pct: float
+    by_bucket: dict[str, GroupFigures]
+    by_source_group: dict[str, GroupFigures]
+    next_action_score: float
+
 
 _FENCE_OPENS = re.compile(r"```(?:json)?\s*(?=\{)")
 _FENCE_CLOSES = re.compile(r"\}(?=\s*```)")
@@ -179,7 +236,7 @@ def bucket(step_idx: int) -> str:
     return "early" if step_idx <= 1 else "mid" if step_idx <= 4 else "late"
 
 
-def score_step(pred_text: str, ref_raw: str, step_idx: int) -> dict[str, Any]:
+def score_step(pred_text: str, ref_raw: str, step_idx: int) -> StepScores:
     """Score an answer against the reference answer. Returns the metric fields of a `per_step` row of a result.
 
     Both texts are raw: a thought or a fence can surround the JSON. `command_precision`, `command_recall` and
@@ -209,7 +266,7 @@ def score_step(pred_text: str, ref_raw: str, step_idx: int) -> dict[str, Any]:
 
 # Each figure is round(factor * mean of the term over the rows, places). A row with the term None does not count.
 # The comparison of results resamples the same terms, so that its confidence intervals belong to these figures.
-TERMS: dict[str, tuple[int, int, Callable[[dict[str, Any]], float | None]]] = {
+TERMS: dict[str, tuple[int, int, Callable[[StepScores], float | None]]] = {
     "avg_ref_cmds": (1, 2, lambda row: len(row["ref_command_units"])),
     "avg_pred_cmds": (1, 2, lambda row: len(row["pred_command_units"])),
     "valid_json_pct": (100, 1, lambda row: row["valid_json"]),
@@ -237,20 +294,22 @@ TERMS: dict[str, tuple[int, int, Callable[[dict[str, Any]], float | None]]] = {
 }
 
 
-def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
+def _mean(rows: Sequence[StepScores], name: FigureName) -> float:
     factor, places, term = TERMS[name]
     values = [value for value in map(term, rows) if value is not None]
     return round(factor * (sum(values) / len(values)), places) if values else 0.0
 
 
-def _groups(rows: Sequence[dict[str, Any]], field: str) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
+def _groups(
+    rows: Sequence[ScoredStep], field: Literal["bucket", "source_group"]
+) -> dict[str, list[ScoredStep]]:
+    groups: dict[str, list[ScoredStep]] = {}
     for row in rows:
         groups.setdefault(row[field], []).append(row)
     return dict(sorted(groups.items()))
 
 
-def aggregate(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def aggregate(rows: Iterable[ScoredStep]) -> Aggregate:
     """The figures over many rows: percentages with 1 place, F1, precision and recall with 4, counts with 2.
 
     A row is the result of `score_step` with `task_id` and `source_group`. Each figure is the mean of its term in TERMS
@@ -262,11 +321,22 @@ def aggregate(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     of the published aggregate.
     """
     rows = list(rows)
-    figures = {name: _mean(rows, name) for name in TERMS}
+    f1, first = _mean(rows, "avg_command_f1"), _mean(rows, "first_cmd_exact_pct")
     return {
         "steps": len(rows),
         "tasks": len({row["task_id"] for row in rows}),
-        **figures,
+        "avg_ref_cmds": _mean(rows, "avg_ref_cmds"),
+        "avg_pred_cmds": _mean(rows, "avg_pred_cmds"),
+        "valid_json_pct": _mean(rows, "valid_json_pct"),
+        "has_analysis_pct": _mean(rows, "has_analysis_pct"),
+        "has_plan_pct": _mean(rows, "has_plan_pct"),
+        "first_cmd_exact_pct": first,
+        "avg_command_precision": _mean(rows, "avg_command_precision"),
+        "avg_command_recall": _mean(rows, "avg_command_recall"),
+        "avg_command_f1": f1,
+        "complete_true_recall_pct": _mean(rows, "complete_true_recall_pct"),
+        "premature_complete_rate_pct": _mean(rows, "premature_complete_rate_pct"),
+        "empty_commands_pct": _mean(rows, "empty_commands_pct"),
         "by_bucket": {
             name: {"steps": len(group), "avg_command_f1": _mean(group, "avg_command_f1")}
             for name, group in _groups(rows, "bucket").items()
@@ -279,7 +349,7 @@ def aggregate(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
             }
             for name, group in _groups(rows, "source_group").items()
         },
-        "next_action_score": next_action_score(figures["avg_command_f1"], figures["first_cmd_exact_pct"]),
+        "next_action_score": next_action_score(f1, first),
     }
 
 
@@ -288,6 +358,6 @@ def next_action_score(avg_command_f1: float, first_cmd_exact_pct: float) -> floa
     return round(100 * (0.7 * avg_command_f1 + 0.3 * first_cmd_exact_pct / 100), 2)
 
 
-def headline(figures: dict[str, Any]) -> float:
+def headline(figures: Aggregate) -> float:
     """The score that ranks models ("corrected TB2-lite"): 100 * avg_command_f1 of an aggregate, 2 places."""
-    return round(100 * float(figures["avg_command_f1"]), 2)
+    return round(100 * figures["avg_command_f1"], 2)

@@ -9,7 +9,6 @@ records which of them was used.
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -295,27 +294,6 @@ def _gemma(messages: Sequence[Message], empty_thought: bool) -> str:
         turns.append(f"<|turn>{role}\n{_content(message).strip()}<turn|>\n")
     end = "<|channel>thought\n<channel|>" if empty_thought else ""
     return "<bos>" + "".join(turns) + "<|turn>model\n" + end
-
-
-def template_summary(statuses: Sequence[str], prompt_tokens: Sequence[int]) -> dict[str, Any]:
-    """The `prompt_template` of a result, from the template status and the prompt length in tokens of each row.
-
-    `template_status`: the status of all rows, `mixed` if they differ, `none` without rows. `rank_eligible`: whether
-    all rows used the chat template. `prompt_tokens_*`: nearest-rank percentiles of the lengths, that is, the sorted
-    length number ceil(share * rows).
-    """
-    counts = dict(sorted(Counter(statuses).items()))
-    lengths = sorted(prompt_tokens)
-    summary: dict[str, Any] = {
-        "template_status": next(iter(counts)) if len(counts) == 1 else "mixed" if counts else "none",
-        "template_status_counts": counts,
-        "rank_eligible": set(counts) == {CHAT_TEMPLATE},
-        "row_count": len(statuses),
-    }
-    for name, share in (("min", 0.0), ("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0)):
-        rank = max(math.ceil(share * len(lengths)), 1)
-        summary[f"prompt_tokens_{name}"] = lengths[rank - 1] if lengths else 0
-    return summary
 
 
 SYSTEM_PROMPT = "You are a terminal automation assistant. Return JSON only."

@@ -23,8 +23,8 @@ from edge.prompt import (
     prompt_source,
     read_messages,
     render_prompt,
-    template_summary,
 )
+from edge.replay.prepare import template_summary
 
 ROWS = [
     {"role": "system", "content": "Return JSON only."},
