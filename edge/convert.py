@@ -41,6 +41,8 @@ from edge.system.places import check_place, place_of
 from edge.system.progress import bar
 from edge.system.text import size
 
+__all__ = ["Converted", "convert"]
+
 # As llama.cpp's quantizer has it: below these types a tensor is garbage without an importance matrix. ggml itself
 # asks for one for fewer types.
 _LOW_BIT = ("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s")

@@ -25,9 +25,10 @@ _MAX_TOKENS = 24  # of the answer
 
 def try_file(path: str) -> None:
     """Load a file that can be damaged and run it once. Raises EdgeError, or llama.cpp stops the process."""
+    from edge.llama.loading import Loading
     from edge.runner import Runner
 
-    with Runner.load(path, gpu_layers=0, trusted=True) as runner:
+    with Runner.open(path, Loading(gpu_layers=0, trusted=True)) as runner:
         runner.act([{"role": "user", "content": "ls"}], 8)
 
 

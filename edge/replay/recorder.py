@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge.errors import BackendError
+from edge.errors import BackendError, Interrupted
 from edge.prompt import template_summary
 from edge.replay.journal import Journal, journal_path
 from edge.replay.prepare import Asked
@@ -48,7 +48,12 @@ class Recorder:
         if self.watch is not None:
             self.watch.finished(counters.get("prompt_tokens") or 0, step["valid_json"])
 
-    def watched(self, counters: Callable[[], tuple[int, int]] | None = None, *, quiet: bool) -> Watch:
+    def watched(
+        self,
+        counters: Callable[[], tuple[int, int]] | None = None,
+        *,
+        say: Callable[[str], None] | None,
+    ) -> Watch:
         """What shows the progress, from now on; `counters` as for `edge.system.progress.Watch`."""
         self.loaded = time.perf_counter()
 
@@ -56,7 +61,7 @@ class Recorder:
             return self.totals["prompt_tokens"], self.totals["completion_tokens"]
 
         steps = len(self.asked.rows)
-        self.watch = Watch(steps, steps - len(self.wanted), counters or answered, quiet=quiet)
+        self.watch = Watch(steps, steps - len(self.wanted), counters or answered, say)
         return self.watch
 
 
@@ -84,7 +89,7 @@ def carry_out(
         try:
             work = answer(recorder) if recorder.wanted else {}
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_how_far(len(journal.done), len(rows), journal.path)) from None
+            raise Interrupted(_how_far(len(journal.done), len(rows), journal.path)) from None
         except BackendError as error:
             kept = _kept(len(journal.done), len(rows), journal.path)
             raise BackendError(f"{error}; {kept}" if kept else str(error)) from None

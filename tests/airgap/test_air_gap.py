@@ -27,6 +27,8 @@ from edge.airgap.bundle import pack
 from edge.airgap.wheels import EDGE, Needed, make_wheels, needed, repack
 from edge.answer.action import parse_action
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 # Every call that can reach another machine. A name lookup sends to the address of a name server.
 CALLS = "trace=connect,sendto,sendmsg,sendmmsg,socket"

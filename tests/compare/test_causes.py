@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from edge.answer.answering import Answering
 from edge.cli.main import app
 from edge.compare.causes import KINDS, Cause, causes, causes_json, causes_markdown
 from edge.errors import ResultError
+from edge.llama.loading import Loading
 from edge.replay.result import read_result
 from edge.replay.rows import read_rows
 from edge.replay.run import evaluate
@@ -40,8 +42,15 @@ def runs(tiny_bf16: Path, tiny_q4: Path, tmp_path_factory: pytest.TempPathFactor
     paths = {}
     for name, (model, how) in made.items():
         paths[name] = folder / f"{name}.json"
-        settings = {"limit": ROWS, "max_tokens": 256, "parallel": 1, "threads": 1, **how}
-        evaluate(models[model], embedded_rows(), paths[name], **settings)
+        limit, parallel = how.pop("limit", ROWS), how.pop("parallel", 1)
+        evaluate(
+            models[model],
+            embedded_rows(),
+            paths[name],
+            limit=limit,
+            answering=Answering(256, **how),
+            loading=Loading(parallel=parallel, threads=1),
+        )
     return paths
 
 
@@ -79,6 +88,7 @@ def scores(path: Path) -> float:
     return float(100 * read_result(path)["aggregate"]["avg_command_f1"])
 
 
+@pytest.mark.slow
 def test_each_cause_is_told_from_the_others(runs: dict[str, Path]) -> None:
     """All runs of the same rows at once: what differs in two things is in no pair, and the baseline is first."""
     names = ["q4-free", "q4", "bf16-parallel", "bf16-no-thought", "bf16-free", "bf16"]
@@ -269,7 +279,13 @@ def test_vllm_against_our_bf16(shared: Path, smollm2_bf16: Path, tmp_path: Path)
     assert len(chosen) == 2
     short.write_text("\n".join(chosen) + "\n", encoding="utf-8")
     free, held = tmp_path / "free.json", tmp_path / "held.json"
-    result = evaluate(smollm2_bf16, short, free, constrained=False, max_tokens=256, parallel=1, threads=1)
+    result = evaluate(
+        smollm2_bf16,
+        short,
+        free,
+        answering=Answering(constrained=False, max_tokens=256),
+        loading=Loading(parallel=1, threads=1),
+    )
     result["sampling"]["constrained"] = True  # a run of its own would take ten seconds more
     held.write_text(json.dumps(result), encoding="utf-8")
     assert pairs(causes([held, free, published])) == {

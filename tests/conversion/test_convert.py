@@ -21,6 +21,8 @@ from edge.errors import CheckpointError, ConversionError, EdgeError
 from edge.formats.gguf import read_metadata, read_model_file, sha256
 from edge.llama.types import NEEDS_IMATRIX, QUANT_TYPES
 
+pytestmark = pytest.mark.slow
+
 FLOATS = ["F32", "F16", "BF16"]
 
 

@@ -22,6 +22,8 @@ import pytest
 
 from edge.formats.gguf import sha256
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "from edge.cli.main import main; main()"
 RUN = "import sys; from pathlib import Path; from edge.convert import convert; "
 RUN += (

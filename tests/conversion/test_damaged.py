@@ -27,7 +27,10 @@ from edge.conversion.tokenizer import make_vocabulary
 from edge.errors import EdgeError
 from edge.formats.checkpoint import open_checkpoint
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits, FIFOs and devices as Linux has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits, FIFOs and devices as Linux has them"),
+]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "damaged-input.md"
 MOST_MEMORY = 700 << 20  # bytes; the imports take about 200 MB of it

@@ -26,6 +26,8 @@ from edge.errors import ConversionError
 from edge.formats.checkpoint import open_checkpoint
 from edge.llama.memory import buffers, read_shape
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[dict[str, Any]], object]
 
 

@@ -21,6 +21,8 @@ from edge.errors import CheckpointError, ModelFileError
 from edge.formats.gguf import read_array, read_padding, read_tensors
 from edge.formats.imatrix import Imatrix, Sums, write_imatrix
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small_q4(random_small_moe_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,6 +18,8 @@ from logits import N_TOKENS, assert_same_logits, llama_cpp_logits, real_text, tr
 
 from edge.convert import convert
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "fixture",

@@ -124,6 +124,7 @@ def test_wrong_pre_tokenizer_is_noticed(folder: Path) -> None:
         check_tokenization(path, folder / "tokenizer.json", add_special=False)
 
 
+@pytest.mark.slow
 def test_smollm2_and_the_embedded_model(smollm2_folder: Path, request: pytest.FixtureRequest) -> None:
     vocabulary = make_vocabulary(open_checkpoint(smollm2_folder), 49152)
     assert (vocabulary.model, vocabulary.pre) == ("gpt2", "smollm")

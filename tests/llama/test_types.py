@@ -2,8 +2,8 @@
 
     pytest tests/llama/test_types.py
 
-The peer is llama_model_quantize of the installed library on the file that edge writes in the checkpoint's dtype. That
-this file is what llama.cpp's converter writes is scripts/compare_with_llama_cpp.py's matter, since it needs torch.
+The peer is llama_model_quantize of the installed library, on the file that edge writes in the checkpoint's dtype.
+scripts/compare_with_llama_cpp.py compares this file with that of llama.cpp's converter, which needs torch.
 """
 
 import json
@@ -20,6 +20,8 @@ from edge.convert import convert
 from edge.errors import ConversionError
 from edge.formats.gguf import read_metadata, read_tensors
 from edge.llama.types import NEEDS_IMATRIX, QUANT_TYPES
+
+pytestmark = pytest.mark.slow
 
 QUANTIZED = [name for name in QUANT_TYPES if name not in ("F32", "F16", "BF16")]
 
@@ -71,7 +73,7 @@ def peer(source: Path, matrix: Path | None, wanted: list[tuple[Path, str, dict[s
 
 
 def matrix_for(model: Path, path: Path) -> Path:
-    """An importance matrix with random values for a model's matrices; one expert of each stack was never seen."""
+    """An importance matrix with random values for a model's matrices; one expert of each stack has no counts."""
     random = np.random.default_rng(5)
     writer = gguf.GGUFWriter(path, "")
     writer.add_type("imatrix")
@@ -215,7 +217,7 @@ def test_a_matrix_without_an_entry_for_the_model_is_refused(
 
 
 def test_calibrated_in_one_go(tiny_folder: Path, tmp_path: Path) -> None:
-    """As with the matrix made first; nothing but the output and the matrix stays; no input is ever overwritten."""
+    """The same as with a matrix made first. Only the output and the matrix stay; no input is overwritten."""
     lines = (tiny_folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(lines[:4]) + "\n", encoding="utf-8")

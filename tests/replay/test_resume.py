@@ -19,6 +19,8 @@ from edge.replay.journal import Journal
 from edge.replay.result import step_key
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS = 80
 ARGUMENTS = {"--limit": ROWS, "--max-tokens": 48, "--parallel": 1, "--threads": 1}
 OF_ONE_RUN = {"timestamp", "load_time_sec", "gen_time_sec", "avg_sec_per_step", "engine"}

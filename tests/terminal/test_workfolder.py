@@ -17,7 +17,7 @@ from edge.errors import SandboxError
 from edge.terminal.archive import HEAD
 from edge.terminal.workfolder import Changes, compare, copy_archive, pack, read_base
 
-pytestmark = pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar")]
 MOST = 10 << 20
 
 
