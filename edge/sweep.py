@@ -229,7 +229,7 @@ class _Sweep:
             out=path,
             imatrix=matrix,
             threads=self.loading.threads,
-            progress=self.say is not None,
+            say=self.say,
             revision=self.options.revision,
             offline=self.options.offline,
         )

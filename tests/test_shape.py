@@ -24,7 +24,7 @@ PUBLIC = {
         "__version__",
         "task_messages",
     ),
-    "edge.convert": ("convert", "Converted"),
+    "edge.convert": ("convert", "Converted", "TensorTypes"),
     "edge.sweep": ("sweep", "SweepOptions", "Swept"),
     "edge.replay": ("evaluate",),
     "edge.compare": ("compare",),

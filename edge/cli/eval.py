@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ from edge.cli.results import print_scores
 if TYPE_CHECKING:
     from edge.answer.answering import Answering
     from edge.llama.loading import Loading
+    from edge.replay.stored_result import Result
 
 # The options that only some backends have.
 _ONLY = {
@@ -169,7 +170,7 @@ class _Asked:
     say: Callable[[str], None] | None
 
 
-def _by_edge(model: Path | None, asked: _Asked, loading: "Loading") -> dict[str, Any]:
+def _by_edge(model: Path | None, asked: _Asked, loading: "Loading") -> "Result":
     from edge.cli.defaults import default_model
     from edge.replay import evaluate as run_evaluate
 
@@ -186,7 +187,7 @@ def _by_edge(model: Path | None, asked: _Asked, loading: "Loading") -> dict[str,
     )
 
 
-def _by_vllm(model: Path | None, asked: _Asked, dtype: str, tp: int) -> dict[str, Any]:
+def _by_vllm(model: Path | None, asked: _Asked, dtype: str, tp: int) -> "Result":
     from edge.replay.vllm import VllmOptions, evaluate_vllm
 
     assert model is not None
@@ -211,7 +212,7 @@ def _by_server(
     served_model: str | None,
     concurrency: int,
     timeout: float,
-) -> dict[str, Any]:
+) -> "Result":
     from edge.replay.openai import Service, evaluate_server
 
     return evaluate_server(

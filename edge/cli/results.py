@@ -1,9 +1,12 @@
 """The commands `edge score` and `edge compare`. They import heavy modules only when they run."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edge.replay.stored_result import Result
 
 
 def score(
@@ -74,7 +77,7 @@ def distinct(paths: list[Path]) -> list[Path]:
     return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
 
 
-def print_scores(result: dict[str, Any], out: Path) -> None:
+def print_scores(result: "Result", out: Path) -> None:
     """Print the headline figures of a result on one line."""
     figures = result["aggregate"]
     typer.echo(

@@ -108,13 +108,15 @@ def _head(
         "model_sha256": sha256(file.path),
         "eval_path": str(data),
         "provenance": provenance(
-            backend="edge",
-            backend_version=__version__,
-            **llama_cpp_provenance(),
-            **gguf_provenance(file.path),
-            rows_sha256=plan.corpus.sha256,
-            rows_file_sha256=file_sha256(data),
-            threads=settings.threads,
+            {
+                "backend": "edge",
+                "backend_version": __version__,
+                **llama_cpp_provenance(),
+                **gguf_provenance(file.path),
+                "rows_sha256": plan.corpus.sha256,
+                "rows_file_sha256": file_sha256(data),
+                "threads": settings.threads,
+            }
         ),
         "kind": plan.corpus.kind,
     }

@@ -4,8 +4,9 @@ Likelihoods and divergences are in nats a token. The fields `base_*`, `kl_*`, `n
 exist only where the model was compared with a base.
 """
 
-from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
+
+from edge.replay.stored_result import Provenance
 
 FORMAT = 1
 """The value of the field `measurement`: the version of this format. No other JSON of edge has that field."""
@@ -115,7 +116,7 @@ class MeasurementHead(TypedDict):
     base_path: NotRequired[str]
     base_sha256: NotRequired[str]
     eval_path: str
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     kind: str
 
 

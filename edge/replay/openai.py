@@ -6,7 +6,7 @@ server adds nothing to them; without, the server gets the messages and renders t
 
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from edge.prompt import prompt_source
 from edge.replay.client import Refused, Server, Written
 from edge.replay.prepare import Asked, chosen_rows, model_context, prepare
 from edge.replay.recorder import Recorder, carry_out
+from edge.replay.result import sampling_fields
+from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
 from edge.system.hashes import text_sha256
 from edge.system.places import check_place
 from edge.version import __version__
@@ -59,7 +61,7 @@ def evaluate_server(
     answering: Answering = FREE,
     context: int | None = None,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """As `edge.replay.run.evaluate`, with the answers of the server at `base_url`.
 
     `model`: a GGUF or a Hugging Face folder whose chat template and tokenizer write the prompts; without one, or where
@@ -101,8 +103,8 @@ def evaluate_server(
             **_sampling_fields(answering.sampling, kind),
             **(schema_request(api, kind) if structured else {}),
         }
-        how = {
-            **asdict(answering.sampling),
+        how: SamplingFields = {
+            **sampling_fields(answering.sampling),
             "max_tokens": answering.max_tokens,
             "max_model_len": context,
             "constrained": structured,
@@ -124,10 +126,10 @@ def evaluate_server(
                 return server.complete({**request, "prompt": asked.prompts[index]})
             return server.chat({**request, "messages": asked.rows[index].messages})
 
-        def answer(recorder: Recorder) -> dict[str, Any]:
+        def answer(recorder: Recorder) -> EngineCounters:
             return _answer(recorder, ask, server, service.concurrency, say)
 
-        def head(work: dict[str, Any]) -> dict[str, Any]:
+        def head(work: EngineCounters) -> Head:
             template = prompt_source(model).template if model is not None and api == "completions" else None
             return {
                 "model": f"{name} ({kind or 'OpenAI-compatible server'})",
@@ -224,7 +226,7 @@ def _answer(
     server: Server,
     concurrency: int,
     say: Callable[[str], None] | None,
-) -> dict[str, Any]:
+) -> EngineCounters:
     """Answer the rows that the journal lacks, in their order and several at a time; the run's counters."""
     waiting = iter(recorder.wanted)
     running: dict[Future[Written], int] = {}
@@ -251,4 +253,7 @@ def _answer(
     finally:
         server.close() if running else None
         pool.shutdown(wait=True, cancel_futures=True)
-    return {name: recorder.totals[name] for name in ("prompt_tokens", "completion_tokens")}
+    return {
+        "prompt_tokens": recorder.totals["prompt_tokens"],
+        "completion_tokens": recorder.totals["completion_tokens"],
+    }

@@ -5,10 +5,9 @@ Each finished step goes to a journal beside the output; what is there already is
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
 from edge.answer.style import load_grammar
@@ -21,6 +20,8 @@ from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
 from edge.replay.prepare import chosen_rows, prepare
 from edge.replay.provenance import gguf_provenance, llama_cpp_provenance
 from edge.replay.recorder import Recorder, carry_out
+from edge.replay.result import sampling_fields
+from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
 from edge.runner import MOST_HELD, Runner
 from edge.system.hashes import text_sha256
 from edge.system.machine import memory, peak_memory
@@ -39,7 +40,7 @@ def evaluate(
     answering: Answering = DEFAULT_ANSWERING,
     loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Answer every row of `replay` and write the result JSON to `out`; returns what was written.
 
     `rows_of` keeps the steps that another result holds; `limit` the first N after that. A row whose prompt and answer
@@ -76,8 +77,8 @@ def evaluate(
     )
     if say is not None:
         say(str(placement))
-    how = {
-        **asdict(answering.sampling),
+    how: SamplingFields = {
+        **sampling_fields(answering.sampling),
         "max_tokens": answering.max_tokens,
         "max_model_len": context,
         "constrained": answering.constrained,
@@ -86,10 +87,11 @@ def evaluate(
         "style": answering.style if answering.constrained else None,
     }
     grammar = text_sha256(load_grammar()) if answering.constrained else None
+    model_sha256 = sha256(file.path)
     identity = {
         "edge": __version__,
         "llama-cpp-python": version("llama-cpp-python"),
-        "model_sha256": sha256(file.path),
+        "model_sha256": model_sha256,
         "grammar_sha256": grammar,
         **how,
         "parallel": loading.parallel,
@@ -99,23 +101,28 @@ def evaluate(
         "flash_attention": loading.flash_attention,  # as given: what is chosen may change with the free memory
     }
 
-    def answer(recorder: Recorder) -> dict[str, Any]:
+    def answer(recorder: Recorder) -> EngineCounters:
         return _answer(file, recorder, placement, answering, say)
 
-    def head(work: dict[str, Any]) -> dict[str, Any]:
-        none = dict.fromkeys(_COUNTERS, 0)
+    def head(work: EngineCounters) -> Head:
         return {
             "model": f"{file.name or file.path.stem} ({file.file_type}, edge)",
             "model_path": str(model),
-            "model_sha256": identity["model_sha256"],
+            "model_sha256": model_sha256,
             "lora_path": None,
             "model_short": file.path.stem,
             "gpu": placement.device if placement.gpu_layers else "cpu",
             "sampling": {**how, "dtype": file.file_type, "backend": "edge", "limit": limit},
             "engine": {
-                **none,
+                **_NO_WORK,
                 **work,
-                **_placement_fields(placement),
+                "gpu_layers": placement.gpu_layers,
+                "threads": placement.threads,
+                "cells": placement.cells,
+                "parallel": placement.parallel,
+                "batch": placement.batch,
+                "kv_type": placement.kv_type,
+                "flash_attention": placement.flash_attention,
                 "peak_memory_bytes": peak_memory(),
             },
             "provenance": {
@@ -131,11 +138,16 @@ def evaluate(
     return carry_out(out, asked, identity, answer, head)
 
 
-# Of one run's work. The prompts' tokens: of the rows answered, the nodes of their prefix tree, those really read.
-_COUNTERS = (
-    *("prompt_tokens", "prompt_tokens_distinct", "prompt_tokens_decoded"),
-    *("completion_tokens", "forced_tokens", "thought_tokens"),
-)
+# The counters of one run's work. `prompt_tokens_distinct` counts the nodes of the prefix tree of the answered rows'
+# prompts, `prompt_tokens_decoded` the tokens that the model really read.
+_NO_WORK: EngineCounters = {
+    "prompt_tokens": 0,
+    "prompt_tokens_distinct": 0,
+    "prompt_tokens_decoded": 0,
+    "completion_tokens": 0,
+    "forced_tokens": 0,
+    "thought_tokens": 0,
+}
 
 
 def _answer(
@@ -144,7 +156,7 @@ def _answer(
     placement: Placement,
     answering: Answering,
     say: Callable[[str], None] | None,
-) -> dict[str, Any]:
+) -> EngineCounters:
     """Answer the rows that the journal lacks; the counters of this run's work."""
     prompts, wanted = recorder.asked.prompts, recorder.wanted
     with Runner.open(file.path, placement.loading) as runner:
@@ -173,12 +185,10 @@ def _answer(
                     thought_tokens=answer.thought_tokens,
                 )
         return {
-            **{name: recorder.totals[name] for name in _COUNTERS},
+            "prompt_tokens": recorder.totals["prompt_tokens"],
             "prompt_tokens_distinct": distinct_tokens([prompts[i] for i in wanted]),
             "prompt_tokens_decoded": engine.prompt_tokens_decoded,
+            "completion_tokens": recorder.totals["completion_tokens"],
+            "forced_tokens": recorder.totals["forced_tokens"],
+            "thought_tokens": recorder.totals["thought_tokens"],
         }
-
-
-def _placement_fields(placement: Placement) -> dict[str, Any]:
-    names = ("gpu_layers", "threads", "cells", "parallel", "batch", "kv_type", "flash_attention")
-    return {name: getattr(placement, name) for name in names}

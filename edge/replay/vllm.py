@@ -17,6 +17,8 @@ from edge.errors import BackendError, CheckpointError, ContextError
 from edge.replay.prepare import chosen_rows, model_context, prepare
 from edge.replay.provenance import folder_provenance
 from edge.replay.recorder import Recorder, carry_out
+from edge.replay.result import sampling_fields
+from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
 from edge.system.hashes import package_version
 from edge.system.machine import peak_memory
 from edge.system.places import check_place
@@ -60,7 +62,7 @@ def evaluate_vllm(
     context: int | None = None,
     engine: VllmOptions = DEFAULT_VLLM,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """As `edge.replay.run.evaluate`, with the Hugging Face folder `model` in vLLM.
 
     `answering.constrained` makes vLLM keep to the JSON schema of an action. `context` is vLLM's max_model_len (default:
@@ -86,8 +88,8 @@ def evaluate_vllm(
     asked = prepare(
         folder, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
     )
-    how = {
-        **asdict(answering.sampling),
+    how: SamplingFields = {
+        **sampling_fields(answering.sampling),
         "max_tokens": answering.max_tokens,
         "max_model_len": context,
         "constrained": structured,
@@ -119,10 +121,10 @@ def evaluate_vllm(
     elif device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE)
 
-    def answer(recorder: Recorder) -> dict[str, Any]:
+    def answer(recorder: Recorder) -> EngineCounters:
         return _answer(llm_class, options, recorder, answering, say)
 
-    def head(work: dict[str, Any]) -> dict[str, Any]:
+    def head(work: EngineCounters) -> Head:
         threads = work.pop("threads", None)
         # that of this process alone, which with several GPUs is not the one that holds the model
         peak = peak_memory() if work and tp == 1 else None
@@ -144,7 +146,7 @@ def evaluate_vllm(
                 "prompt_tokens": 0,
                 "completion_tokens": 0,
                 **work,
-                "enforce_eager": options.get("enforce_eager", False),
+                "enforce_eager": device == "cpu",
                 "peak_memory_bytes": peak,
             },
             "provenance": {
@@ -201,7 +203,7 @@ def _answer(
     recorder: Recorder,
     answering: Answering,
     say: Callable[[str], None] | None,
-) -> dict[str, Any]:
+) -> EngineCounters:
     """Answer the rows that the journal lacks; the counters of this run's work."""
     import torch  # vLLM's
     from vllm import SamplingParams

@@ -11,11 +11,11 @@ from edge.compare.findings import Comparison, Part
 from edge.compare.intervals import interval, resampled_means
 from edge.compare.run import compare
 from edge.errors import EdgeError, ResultError
-from edge.metrics import aggregate, headline
+from edge.metrics import Aggregate, aggregate, headline
 from edge.replay.known import find_known
-from edge.replay.result import mapping
+from edge.replay.stored_result import Step
 from edge.report.contents import Entry, Report
-from edge.report.evidence import ResultStep, Run, read_runs, short_labels
+from edge.report.evidence import Run, read_runs, short_labels
 from edge.report.measurements import number
 from edge.report.worse import WorseStep, read_replay, worse_steps
 
@@ -78,7 +78,7 @@ def find_reference(name: str) -> None:
         raise ResultError(f"{name}: this model has no published figures: give a result JSON")
 
 
-def score_interval(steps: Sequence[ResultStep]) -> tuple[float, float] | None:
+def score_interval(steps: Sequence[Step]) -> tuple[float, float] | None:
     """The 95 % interval of the score of some steps (0 to 100), from bootstrap draws of tasks; None for one task."""
     tasks = {task: index for index, task in enumerate(dict.fromkeys(step["task_id"] for step in steps))}
     if len(tasks) < 2:
@@ -123,30 +123,25 @@ def _compared(base: Run | None, published: str | None, others: Sequence[Run]) ->
 
 def _entry(run: Run, part: Part | None, is_reference: bool, worse: tuple[WorseStep, ...]) -> Entry:
     result, provenance = run.result, run.provenance
-    engine = mapping(result.get("engine"))
-    figures = {
-        name: value
-        for name, stored in (mapping(result.get("aggregate")) or aggregate(run.steps)).items()
-        if (value := number(stored)) is not None
-    }
-    seconds, written = number(result.get("gen_time_sec")), number(engine.get("completion_tokens"))
-    constrained = run.sampling.get("constrained")
+    engine = result.get("engine", {})
+    figures = result.get("aggregate") or aggregate(run.steps)
+    seconds, written = result.get("gen_time_sec"), engine.get("completion_tokens")
     return Entry(
         label=run.label,
         run=run,
         published=not run.measured_here,
         is_reference=is_reference,
         backend=str(provenance.get("backend") or run.sampling.get("backend") or "unknown"),
-        constrained=constrained if isinstance(constrained, bool) else None,
-        n_bytes=number(provenance.get("model_bytes")),
-        bits_per_weight=number(provenance.get("bits_per_weight")),
-        steps=len(run.steps) or int(figures.get("steps", 0)),
+        constrained=run.sampling.get("constrained"),
+        n_bytes=provenance.get("model_bytes"),
+        bits_per_weight=provenance.get("bits_per_weight"),
+        steps=len(run.steps) or figures.get("steps", 0),
         tasks=len({step["task_id"] for step in run.steps}) or None,
         score=headline(figures) if "avg_command_f1" in figures else None,
         score_interval=score_interval(run.steps),
-        figures=figures,
+        figures=_numbers(figures),
         tokens_per_second=written / seconds if written and seconds else None,
-        peak_bytes=number(engine.get("peak_memory_bytes")),
+        peak_bytes=engine.get("peak_memory_bytes"),
         part=part,
         measurements=run.measurements,
         worse=worse,
@@ -164,17 +159,22 @@ def _published(name: str) -> Entry:
         constrained=None,
         n_bytes=None,
         bits_per_weight=None,
-        steps=int(known.reference.get("steps", 0)),
+        steps=known.reference.get("steps", 0),
         tasks=None,
         score=headline(known.reference) if "avg_command_f1" in known.reference else None,
         score_interval=None,
-        figures=known.reference,
+        figures=_numbers(known.reference),
         tokens_per_second=None,
         peak_bytes=None,
         part=None,
         measurements=(),
         worse=(),
     )
+
+
+def _numbers(figures: Aggregate) -> dict[str, float]:
+    """The figures of an aggregate that are one number each."""
+    return {name: value for name, figure in figures.items() if (value := number(figure)) is not None}
 
 
 def _subject(entries: Iterable[Entry]) -> str:

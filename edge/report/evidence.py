@@ -1,20 +1,15 @@
 """The files that a report is made of: results, each with the measurements of the same model file."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from edge.errors import ResultError
-from edge.replay.result import mapping, read_result
+from edge.replay.result import read_result
+from edge.replay.stored_result import Provenance, Result, SamplingFields, Step
 from edge.report.measurements import CheckedMeasurement, check_measurement
-
-Result = Mapping[str, Any]
-"""A result JSON, as edge.replay.result.read_result returns it."""
-ResultStep = dict[str, Any]
-"""An element of `per_step` of a result."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +23,16 @@ class Run:
     measurements: tuple[CheckedMeasurement, ...] = ()
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
-        return mapping(self.result.get("provenance"))
+    def provenance(self) -> Provenance:
+        return self.result.get("provenance", {})
 
     @property
-    def sampling(self) -> Mapping[str, Any]:
-        return mapping(self.result.get("sampling"))
+    def sampling(self) -> SamplingFields:
+        return self.result.get("sampling", {})
 
     @property
-    def steps(self) -> list[ResultStep]:
-        steps: list[ResultStep] = self.result["per_step"]
-        return steps
+    def steps(self) -> list[Step]:
+        return self.result["per_step"]
 
     @property
     def measured_here(self) -> bool:
@@ -104,8 +98,7 @@ def short_labels(paths: Sequence[str]) -> list[str]:
 
 
 def _sha256(result: Result) -> str | None:
-    value = mapping(result.get("provenance")).get("model_sha256") or result.get("model_sha256")
-    return value if isinstance(value, str) else None
+    return result.get("provenance", {}).get("model_sha256") or result.get("model_sha256")
 
 
 def _load(path: Path | str) -> object:

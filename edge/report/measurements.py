@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edge.errors import ResultError
 from edge.measure.schema import FORMAT
-from edge.replay.result import mapping
 
 _BAND = ("kl_mean", "kl_median", "kl_p90", "kl_p99")
 
@@ -75,6 +75,11 @@ def check_measurement(path: Path | str, data: Mapping[str, object]) -> CheckedMe
         by_position=_bands(path, data, "by_position"),
         by_field=_bands(path, data, "by_field"),
     )
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def number(value: object) -> float | None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edge.replay.result import mapping
 from edge.report.evidence import Run
+from edge.report.measurements import mapping
 from edge.report.words import DASH, size
 
 _OWN_ROWS = {"backend", "dtype"}  # fields of `sampling` that other rows of the table show
@@ -68,12 +68,10 @@ def _name_of(value: object) -> object:
 
 
 def _types(run: Run) -> object:
-    types = []
-    for name, entry in mapping(run.provenance.get("tensor_types")).items():
-        tensors, n_bytes = mapping(entry).get("tensors"), mapping(entry).get("bytes")
-        types.append(
-            f"{name}: {tensors} tensors" + (f", {size(n_bytes)}" if isinstance(n_bytes, int) else "")
-        )
+    types = [
+        f"{name}: {share['tensors']} tensors, {size(share['bytes'])}"
+        for name, share in (run.provenance.get("tensor_types") or {}).items()
+    ]
     return "; ".join(types) or None
 
 
@@ -109,12 +107,12 @@ _ROWS: list[_Wanted] = [
     ("prompt template SHA-256", _provenance("prompt_template_sha256"), True),
     (
         "prompts rendered by",
-        lambda run: mapping(run.result.get("prompt_template")).get("template_status"),
+        lambda run: run.result.get("prompt_template", {}).get("template_status"),
         False,
     ),
     (
         "longest prompt, tokens",
-        lambda run: mapping(run.result.get("prompt_template")).get("prompt_tokens_max"),
+        lambda run: run.result.get("prompt_template", {}).get("prompt_tokens_max"),
         False,
     ),
     ("grammar SHA-256", _provenance("grammar_sha256"), True),

@@ -11,9 +11,10 @@ from typing import Any
 from edge.compare.findings import Part, Worse
 from edge.errors import ReplayError
 from edge.metrics import command_units, payload
-from edge.replay.result import PREVIEW, step_key, whole_text
-from edge.replay.rows import Key, Row, by_step, describe, read_rows, without_sample
-from edge.report.evidence import ResultStep, Run
+from edge.replay.result import PREVIEW, whole_text
+from edge.replay.rows import Key, Row, by_step, describe, read_rows, step_key, without_sample
+from edge.replay.stored_result import Step
+from edge.report.evidence import Run
 
 MESSAGE = 1200  # characters of a task's last message that are shown: its end, which has the screen
 # How much of an answer is compared and shown: lines, characters of a line, characters of all lines.
@@ -75,11 +76,11 @@ def worse_steps(
     return tuple(found)
 
 
-def _keyed(steps: Sequence[ResultStep]) -> dict[Key, ResultStep]:
+def _keyed(steps: Sequence[Step]) -> dict[Key, Step]:
     return {step_key(step): step for step in steps}
 
 
-def _check_row(row: Row | None, step: ResultStep, key: Key) -> None:
+def _check_row(row: Row | None, step: Step, key: Key) -> None:
     if row is None:
         raise ReplayError(
             f"the rows of --replay do not contain {describe(key)}: give the rows that were answered"
@@ -90,14 +91,13 @@ def _check_row(row: Row | None, step: ResultStep, key: Key) -> None:
         )
 
 
-def _worse_step(worse: Worse, key: Key, ours: ResultStep, base: ResultStep, row: Row | None) -> WorseStep:
+def _worse_step(worse: Worse, key: Key, ours: Step, base: Step, row: Row | None) -> WorseStep:
     notes: list[str] = []
     texts = []
     for side, step in (("reference's", base), ("result's", ours)):
         text = whole_text(step)
         if text is None:
-            preview = step.get("pred_preview")
-            text = preview if isinstance(preview, str) else ""
+            text = step.get("pred_preview") or ""
             which = f"Only the first {PREVIEW:,} characters" if text else "No part"
             notes.append(f"{which} of the {side} answer {'are' if text else 'is'} published.")
         if step.get("closed_at_budget"):

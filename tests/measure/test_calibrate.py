@@ -423,7 +423,7 @@ def test_arguments_that_make_no_sense(tiny_q4: Path, rows: Path, tmp_path: Path)
         (ReplayError, "is not UTF-8", {"text": latin}),
         (ReplayError, "cannot be read", {"text": tmp_path / "missing"}),
         (ReplayError, "cannot be read", {"rows": tmp_path / "missing"}),
-        (ReplayError, "holds no rows", {"rows": empty}),
+        (ReplayError, "contains no rows", {"rows": empty}),
     ]
     for kind, said, arguments in cases:
         with pytest.raises(kind, match=said) as error:

@@ -63,7 +63,7 @@ def test_a_result_says_what_it_is_of(result: dict[str, Any], tiny_q4: Path, tiny
     assert told["rows_file_sha256"] == sha256(embedded_rows().read_bytes())
     assert told["rows_sha256"] == rows_sha256(read_rows(embedded_rows(), ROWS))
     assert told["threads"] == 1 and told["platform"] and told["cpu"]
-    assert set(told) == set(provenance())
+    assert set(told) == set(provenance({}))
     assert result["engine"]["peak_memory_bytes"] > tiny_q4.stat().st_size
 
 

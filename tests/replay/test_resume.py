@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from edge.replay.journal import Journal
-from edge.replay.result import step_key
+from edge.replay.rows import step_key
 from edge.system.paths import embedded_rows
 
 pytestmark = pytest.mark.slow
