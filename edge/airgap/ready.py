@@ -251,7 +251,7 @@ def _files() -> Iterator[Check]:
         return
     published = sum(bool(model.reference) for model in known)
     yield Check(
-        "known models", bool(known), False, f"{len(known)} models, {published} with published figures"
+        "known models", bool(known), False, f"{len(known)}, {published} with published figures"
     )
 
 

@@ -9,13 +9,17 @@ from edge.cli.common import note
 
 
 def bundle(
-    model: Annotated[list[Path], typer.Option("--model", "-m", help="GGUF to include; repeatable.")],
+    model: Annotated[
+        list[Path], typer.Option("--model", "-m", metavar="<path>", help="GGUF to include; repeatable.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle (tar) to write.")],
     replay: Annotated[
-        list[Path] | None, typer.Option("--replay", "-r", help="File of replay rows to include; repeatable.")
+        list[Path] | None,
+        typer.Option("--replay", "-r", metavar="<path>", help="File of replay rows to include; repeatable."),
     ] = None,
     reference: Annotated[
-        list[Path] | None, typer.Option(help="Result JSON to include for edge compare; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="<path>", help="Result JSON to include for edge compare; repeatable."),
     ] = None,
     wheels: Annotated[
         Path | None,
