@@ -22,7 +22,7 @@ from edge.errors import AgentError
 from edge.metrics import command_units
 from edge.prompt import Message
 from edge.replay.rows import read_lines, read_rows
-from edge.system.files import whole_file
+from edge.system.files import BINARY, NO_LINK, make_private, whole_file
 from edge.system.locks import try_lock
 from edge.system.paths import state_folder
 
@@ -52,7 +52,8 @@ class Record:
         """Begin a record. Raises AgentError where one is there already, or the place cannot be written."""
         with _told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | _NOFOLLOW, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | NO_LINK | BINARY
+            descriptor = os.open(path, flags, 0o600)
         record = cls(path, dict(facts), [], descriptor)
         record._lock()
         return record
@@ -65,7 +66,7 @@ class Record:
         that is `completed`.
         """
         with _told(path, "cannot be read"):
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _NOFOLLOW)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | NO_LINK | BINARY)
         record = cls(path, {}, [], descriptor)
         try:
             record._lock()
@@ -149,7 +150,7 @@ class Record:
             row["session"].pop("outcome", None)
         self.rows[-1]["session"] |= {"outcome": outcome, "output": output}
         with _told(self.path), whole_file(self.path) as (_, descriptor):
-            os.fchmod(descriptor, 0o600)
+            make_private(descriptor)
             for row in self.rows:
                 line = _line(row)
                 while line:
@@ -188,9 +189,6 @@ def _facts(path: Path, data: bytes) -> dict[str, Any]:
     if not isinstance(facts, dict) or not isinstance(facts.get("task"), str):
         raise AgentError(f"{path}: holds no session to go on with: begin a new one")
     return facts
-
-
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextlib.contextmanager

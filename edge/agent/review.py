@@ -10,9 +10,6 @@ from edge.agent.gate import Decision, Gate, Proposal
 from edge.answer.action import parse_action
 from edge.errors import GrammarError
 
-if sys.platform != "win32":
-    import termios
-
 _QUESTION = "[a]ccept, [e]dit, [r]efuse, [s]top? "
 
 
@@ -60,6 +57,8 @@ def forget_typed_ahead() -> None:
         while msvcrt.kbhit():
             msvcrt.getwch()
     elif sys.stdin.isatty():
+        import termios
+
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 

@@ -7,6 +7,7 @@ edge/airgap/manifest.py.
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,13 @@ def bundle(
 
     Raises BundleError; ModelFileError, ReplayError and ResultError for a file that is not what it is given as.
     """
+    if sys.platform == "win32":
+        raise BundleError(
+            f"edge bundle needs a POSIX shell for {INSTALL}, which Windows does not have: use WSL"
+        )
     if not models:
         raise BundleError("a bundle needs a model: give one with --model FILE")
+
     check_place(out)
     _, through = place_of(out)
     if through:

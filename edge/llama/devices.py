@@ -76,13 +76,16 @@ def _ggml() -> ctypes.CDLL:
     """The ggml that libllama uses. A wheel has libggml.so and libggml.so.0 as two files: loaded by the first name there
     would be a second ggml, which knows nothing of what the other one loaded.
     """
+    library: ctypes.CDLL
     if sys.platform == "win32":  # finds only what a library exports itself
         from llama_cpp._ggml import libggml
 
-        return libggml  # type: ignore[no-any-return]
-    from llama_cpp import llama_cpp as lib
+        library = libggml
+    else:
+        from llama_cpp import llama_cpp as lib
 
-    return lib._lib  # type: ignore[no-any-return]
+        library = lib._lib
+    return library
 
 
 @dataclass(frozen=True)
