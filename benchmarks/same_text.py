@@ -14,6 +14,7 @@ import random
 import sys
 from pathlib import Path
 
+from edge.answer.answering import Answering
 from edge.answer.writer import Answer
 from edge.llama.prefixes import distinct_tokens
 from edge.metrics import aggregate, score_step
@@ -65,12 +66,18 @@ def main() -> None:
 
     def together(parallel: int) -> list[Answer]:
         with load() as runner:
-            found = dict(runner.answers(prompts, given.max_tokens, parallel=parallel))
+            found = dict(
+                runner.answers(
+                    prompts, Answering(Answering(Answering(Answering(given.max_tokens)))), parallel=parallel
+                )
+            )
         return [found[i] for i in range(len(prompts))]
 
     def alone(i: int) -> Answer:
         with load() as runner:
-            [(_, answer)] = runner.answers(prompts, given.max_tokens, wanted={i})
+            [(_, answer)] = runner.answers(
+                prompts, Answering(Answering(Answering(Answering(given.max_tokens)))), wanted={i}
+            )
         return answer
 
     exact = together(1)

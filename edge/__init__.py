@@ -14,15 +14,30 @@ from edge.version import __version__
 
 if TYPE_CHECKING:
     from edge.answer.action import Action, Command
+    from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
+    from edge.llama.loading import Loading
     from edge.prompt import task_messages
     from edge.runner import Runner, Session
 
-__all__ = ["Action", "Command", "EdgeError", "Runner", "Sampling", "Session", "__version__", "task_messages"]
+__all__ = [
+    "Action",
+    "Answering",
+    "Command",
+    "EdgeError",
+    "Loading",
+    "Runner",
+    "Sampling",
+    "Session",
+    "__version__",
+    "task_messages",
+]
 
 _HOMES = {
     "Action": "answer.action",
+    "Answering": "answer.answering",
     "Command": "answer.action",
+    "Loading": "llama.loading",
     "Runner": "runner",
     "Sampling": "answer.sampling",
     "Session": "runner",

@@ -1,27 +1,25 @@
-"""A Hugging Face checkpoint turned into a GGUF, quantized or not: `edge convert`.
+"""`edge convert`: turn a Hugging Face checkpoint into a GGUF, quantized or not.
 
-One pass: every tensor is read from the checkpoint, quantized and written to its place in the output, with no file
-in between. The header is written first, with a hole in place of the data: llama.cpp reads it to prove that it
-tokenizes as the checkpoint does, and to choose each tensor's type.
+The conversion is one pass: edge reads each tensor from the checkpoint, quantizes it and writes it to its place in the
+output, without an intermediate file. It writes the header first and leaves a hole for the data. llama.cpp reads that
+header to tokenize a test text and to choose the type of each tensor.
 """
 
 import os
 import re
 import shutil
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from edge.conversion.families import make_plan
 from edge.conversion.header import Placed, write_header
+from edge.conversion.importance import read_importance
 from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
 from edge.conversion.tokenizer_check import check_tokenization
+from edge.conversion.tokenizer_json import templates
 from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError, PromptError
 from edge.formats.chat_template import find_hostile
@@ -41,17 +39,16 @@ from edge.system.places import check_place, place_of
 from edge.system.progress import bar
 from edge.system.text import size
 
-# As llama.cpp's quantizer has it: below these types a tensor is garbage without an importance matrix. ggml itself
-# asks for one for fewer types.
-_LOW_BIT = ("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s")
-_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+__all__ = ["Converted", "TensorTypes", "convert"]
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion. `quant` is the type's name: f32, f16, bf16, else llama.cpp's in upper case.
+    """A finished conversion. `quant` is the type's name: f32, f16, bf16, otherwise llama.cpp's name in upper case.
 
-    `n_bytes` is the whole file's size, `bits_per_weight` that of its tensors.
+    `n_bytes` is the size of the whole file. `bits_per_weight` counts its tensors only.
     """
 
     path: Path
@@ -64,17 +61,42 @@ class Converted:
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """What the types are chosen by: `quant`, one of QUANT_TYPES, and what was named for single tensors."""
+class TensorTypes:
+    """Types for single tensors, used instead of llama.cpp's choice. Each is a ggml type name in any case, such as q6_k.
+
+    `patterns`: pairs of a regular expression and a type; the first expression found in a tensor's name counts.
+    `output`: the type of the output matrix. `embedding`: the type of the token embeddings.
+    """
+
+    patterns: Sequence[tuple[str, str]] = ()
+    output: str | None = None
+    embedding: str | None = None
+
+
+@dataclass(frozen=True)
+class _Types:
+    """The types to write: `quant`, one of QUANT_TYPES, and the ggml numbers for single tensors."""
 
     quant: str
-    overrides: tuple[tuple[str, int], ...]
-    output_type: int | None
-    embedding_type: int | None
+    patterns: tuple[tuple[str, int], ...] = ()
+    output: int | None = None
+    embedding: int | None = None
 
     @property
     def shown(self) -> str:
         return self.quant.lower() if self.quant in FLOATS else self.quant
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The model to convert, and how: `threads` None means the physical cores, `say` None means silent."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    vocabulary: Vocabulary
+    check: bool
+    threads: int | None
+    say: Say | None
 
 
 def convert(
@@ -85,321 +107,149 @@ def convert(
     imatrix: str | Path | None = None,
     calibrate: str | Path | None = None,
     lora: str | Path | None = None,
-    tensor_types: Sequence[tuple[str, str]] = (),
-    output_tensor_type: str | None = None,
-    token_embedding_type: str | None = None,
+    tensor_types: TensorTypes | None = None,
     revision: str | None = None,
     offline: bool = False,
     check: bool = True,
     threads: int | None = None,
-    progress: bool = False,
+    say: Say | None = None,
 ) -> Converted:
     """Convert a checkpoint folder or hub id to a GGUF of type `quant`, one of QUANT_TYPES in any case.
 
-    `out` is a file or a folder, by default models/<name>-<quant>.gguf; a link is followed and stays. `imatrix`: a
-    GGUF from `edge imatrix` or llama-imatrix; `calibrate`: replay rows to make one from first, which stays beside the
-    output as <out>.imatrix. For that the checkpoint is written in its own dtype too, and removed. `lora`: the folder
-    of an adapter to merge. `tensor_types`: (regular expression, type) pairs that go before the mixture's choice, as
-    do the two types for the output matrix and the token embeddings; types are ggml's, such as q6_k. `check` compares
-    llama.cpp's tokenization with the tokenizers package before anything is quantized. `progress` draws a bar on a
-    terminal's stderr.
+    `out`: a file or a folder, by default models/<name>-<quant>.gguf. If it is a link, edge writes the file that the
+    link points to.
+    `imatrix`: an importance matrix, a GGUF from `edge imatrix` or llama-imatrix.
+    `calibrate`: replay rows to compute an importance matrix from. edge first writes the checkpoint in its own dtype to
+    a temporary file, and keeps the matrix as <out>.imatrix.
+    `lora`: the folder of an adapter to merge. `tensor_types`: types for single tensors.
+    `check`: compare llama.cpp's tokenization with the tokenizers package before anything is quantized.
+    `say`: receives each line about the progress. If it is given, stderr shows progress bars on a terminal.
 
-    Raises CheckpointError, ConversionError, each before or instead of any output.
+    Raises CheckpointError or ConversionError if the input or the output is unusable; then `out` is unchanged.
     """
     begin = time.monotonic()
-    wish = _wish(quant, tensor_types, output_tensor_type, token_embedding_type)
-    if imatrix is not None and calibrate is not None:
-        raise ConversionError("an importance matrix is either given or made from rows: name one of the two")
-    if wish.quant in FLOATS and (imatrix or calibrate):
-        raise ConversionError(f"{wish.shown} is not quantized: an importance matrix is of no use to it")
-    check_quant(quant, has_imatrix=imatrix is not None or calibrate is not None)
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
-    _place(out, f"model-{wish.shown}.gguf")  # before anything is fetched
+    types = _checked_types(quant, tensor_types or TensorTypes())
+    _check_options(types, imatrix, calibrate, threads)
+    _place(out, f"model-{types.shown}.gguf")  # before the download
     checkpoint = open_checkpoint(source, revision=revision, offline=offline)
     if lora is not None:
         checkpoint = merge_lora(checkpoint, Path(lora))
     plan = make_plan(checkpoint)
-    vocabulary = make_vocabulary(checkpoint, plan.n_vocab)
-    out, place = _place(out, f"{checkpoint.name}-{wish.shown}.gguf")
-    inputs = [*(tensor.file for tensor in checkpoint.tensors.values()), checkpoint.folder / "tokenizer.json"]
-    inputs += [Path(path) for path in (imatrix, calibrate) if path is not None]
-    _check_distinct(out, place, inputs)
-    warnings = [
-        *checkpoint.notes,
-        *plan.notes,
-        *_template_warnings(checkpoint, vocabulary),
-        *vocabulary.warnings,
-    ]
+    model = _Model(checkpoint, plan, make_vocabulary(checkpoint, plan.n_vocab), check, threads, say)
+    out, place = _place(out, f"{checkpoint.name}-{types.shown}.gguf")
+    given = [Path(path) for path in (imatrix, calibrate) if path is not None]
+    _check_distinct(out, place, [*_files(checkpoint), *given])
+    warnings = _warnings(model)
     try:
         if calibrate is not None:
-            imatrix = _calibrated(
-                checkpoint, plan, vocabulary, place, Path(calibrate), check, threads, progress
-            )
+            imatrix = _calibrated(model, place, Path(calibrate))
         with whole_file(place) as (temporary, descriptor):
-            warnings += _write(
-                temporary, descriptor, checkpoint, plan, vocabulary, wish, imatrix, check, threads, progress
-            )
-            model, digest = read_model_file(temporary), sha256(temporary)
-        remember(place, "sha256", digest)  # nobody needs to read it in full again
+            warnings += _write(temporary, descriptor, model, types, imatrix)
+            written, digest = read_model_file(temporary), sha256(temporary)
+        remember(place, "sha256", digest)  # saves the next reader a full pass over the file
         remember(place, "crc32", "right")
     except OSError as error:
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
     return Converted(
         path=out,
-        quant=wish.shown,
-        n_bytes=model.n_bytes,
-        bits_per_weight=model.bits_per_weight,
+        quant=types.shown,
+        n_bytes=written.n_bytes,
+        bits_per_weight=written.bits_per_weight,
         sha256=digest,
         seconds=time.monotonic() - begin,
         warnings=tuple(warnings),
     )
 
 
-def _check_distinct(out: Path, place: Path, inputs: Sequence[Path]) -> None:
-    """Raises ConversionError where the output is a file that it would be made from."""
-    if any(os.path.realpath(path) == str(place) for path in inputs):
-        raise ConversionError(f"{out}: is what it would be made from; choose another name with --out")
-
-
-def _calibrated(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    vocabulary: Vocabulary,
-    place: Path,
-    rows: Path,
-    check: bool,
-    threads: int | None,
-    progress: bool,
-) -> Path:
-    """The importance matrix of a checkpoint from replay rows. An interrupted one goes on where it was."""
-    from edge.measure.calibrate import calibrate
-
-    read_rows(rows)  # what is wrong with them shows before the work
-    matrix = place.with_name(place.name + ".imatrix")
-    _check_distinct(matrix, Path(os.path.realpath(matrix)), [rows])
-    wish = _Wish(checkpoint.dtype, (), None, None)
-    with temporary_file(place) as (floats, descriptor):
-        _write(floats, descriptor, checkpoint, plan, vocabulary, wish, None, check, threads, progress)
-        with bar("calibrating", show=progress, unit="tokens") as watch:
-            done = calibrate(floats, matrix, rows=rows, threads=threads, progress=watch)
-    if progress:
-        print(done, file=sys.stderr)
-    return matrix
-
-
 def check_quant(quant: str, *, has_imatrix: bool) -> str:
-    """A type's name as files carry it: f32, f16, bf16, else llama.cpp's in upper case.
+    """The name of a type as files use it: f32, f16, bf16, otherwise llama.cpp's name in upper case.
 
-    Raises ConversionError for an unknown one, and for one that needs an importance matrix where there is none.
+    Raises ConversionError if the type is unknown, or if it needs an importance matrix and `has_imatrix` is False.
     """
     name = type_name(quant)
     if name in NEEDS_IMATRIX and not has_imatrix:
         raise ConversionError(
-            f"{name} needs an importance matrix: give one with --imatrix, or rows to make it from with "
-            "--calibrate, or take Q2_K or larger"
+            f"{name} needs an importance matrix: give one with --imatrix, compute one from replay rows with "
+            "--calibrate, or choose Q2_K or a larger type"
         )
     return name.lower() if name in FLOATS else name
 
 
-def _wish(
-    quant: str, tensor_types: Sequence[tuple[str, str]], output_type: str | None, embedding_type: str | None
-) -> _Wish:
-    """The types by their canonical names and numbers. Raises ConversionError: an unknown one."""
+# --- checks before the work ---
+
+
+def _checked_types(quant: str, single: TensorTypes) -> _Types:
+    """The types by their canonical names and numbers. Raises ConversionError if one is unknown."""
     name = type_name(quant)
-    if name in FLOATS and (tensor_types or output_type or embedding_type):
-        raise ConversionError(
-            f"types of single tensors can be named where the file is quantized, not for {name}"
-        )
+    if name in FLOATS and (single.patterns or single.output or single.embedding):
+        raise ConversionError(f"{name} is not a quantized type: types for single tensors cannot be set")
 
     def number(kind: str) -> int:
         if kind.lower() not in ggml.types():
-            raise ConversionError(f"{kind} is no type of ggml; one of {', '.join(sorted(ggml.types()))}")
+            raise ConversionError(
+                f"{kind} is not a ggml type; choose one of {', '.join(sorted(ggml.types()))}"
+            )
         return ggml.types()[kind.lower()]
 
-    return _Wish(
+    return _Types(
         name,
-        # llama-quantize lowers the pattern too
-        tuple((pattern.lower(), number(kind)) for pattern, kind in tensor_types),
-        None if output_type is None else number(output_type),
-        None if embedding_type is None else number(embedding_type),
+        # llama-quantize changes the pattern to lower case too
+        tuple((pattern.lower(), number(kind)) for pattern, kind in single.patterns),
+        None if single.output is None else number(single.output),
+        None if single.embedding is None else number(single.embedding),
     )
 
 
-def _write(
-    path: Path,
-    descriptor: int,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    vocabulary: Vocabulary,
-    wish: _Wish,
-    imatrix: str | Path | None,
-    check: bool,
-    threads: int | None,
-    progress: bool,
-) -> list[str]:
-    """Write the whole file; warnings about its types."""
-    kind = wish.quant if wish.quant in FLOATS else checkpoint.dtype
-    sized = [(tensor, FLOATS[_kind(tensor, kind)]) for tensor in plan.tensors]
-    placed, n_bytes = _header(path, checkpoint, plan, vocabulary, sized, kind)
-    # No type has less than a bit for a weight.
-    _check_disk(path.parent, n_bytes if wish.quant in FLOATS else sum(t.n_values for t in plan.tensors) // 8)
-    # A hole, where the file system has them: llama.cpp looks that the data is there.
-    os.truncate(path, n_bytes)
-    if check:
-        _check(path, checkpoint)
-    importance, described, warnings = _importance(imatrix, plan)
-    if wish.quant not in FLOATS:
-        types = choose_types(
-            path,
-            FTYPES[wish.quant],
-            has_imatrix=imatrix is not None,
-            output_type=wish.output_type,
-            embedding_type=wish.embedding_type,
-            overrides=wish.overrides,
-        )
-        by_name = {tensor.name: tensor for tensor in plan.tensors}
-        if types.types.keys() != by_name.keys():
-            installed = package_version("llama-cpp-python")
-            raise ConversionError(
-                f"llama-cpp-python {installed} does not tell which types it chooses; install 0.3.36"
-            )
-        warnings += [
-            f"--tensor-type {pattern}: no tensor has it in its name"
-            for pattern, _ in wish.overrides
-            if not _matches(pattern, by_name)
-        ]
-        sized = [(by_name[name], ggml.types()[chosen]) for name, chosen in types.types.items()]
-        if types.fallbacks:
-            warnings.append(
-                f"{types.fallbacks} of {len(plan.tensors)} tensors took another type, since their rows do not divide "
-                f"into {wish.quant}'s blocks"
-            )
-        placed, n_bytes = _header(path, checkpoint, plan, vocabulary, sized, wish.quant, described)
-    outputs = [
-        Output(
-            tensor=each.tensor,
-            kind=_kind(each.tensor, kind),
-            type=each.type,
-            offset=each.offset,
-            n_bytes=each.n_bytes,
-            importance=_tensor_importance(each, _kind(each.tensor, kind), wish.quant, importance),
-        )
-        for each in placed
-    ]
-    _check_disk(path.parent, n_bytes)
-    allocate(descriptor, n_bytes)
-    text = f"writing {kind}" if wish.quant in FLOATS else f"quantizing to {wish.quant}"
-    with bar(text, show=progress, unit="bytes") as watch:
-        write_weights(descriptor, outputs, threads or min(physical_cores(), MAX_THREADS), watch)
-    seal(path, descriptor)
-    return warnings
-
-
-def _matches(pattern: str, names: Iterable[str]) -> bool:
-    """Whether a regular expression is found in a name; so be it for one that llama.cpp takes and Python does not."""
-    try:
-        return any(re.search(pattern, name) for name in names)
-    except re.error:
-        return True
-
-
-def _check_disk(folder: Path, needed: int) -> None:
-    """Raises ConversionError if a disk cannot hold so many bytes more."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+def _check_options(
+    types: _Types, imatrix: str | Path | None, calibrate: str | Path | None, threads: int | None
+) -> None:
+    if imatrix is not None and calibrate is not None:
+        raise ConversionError("--imatrix and --calibrate cannot be used together: give one of them")
+    if types.quant in FLOATS and (imatrix or calibrate):
         raise ConversionError(
-            f"{folder}: {size(free)} free, {size(needed)} needed; choose another place with --out"
+            f"{types.shown} is not a quantized type and uses no importance matrix: "
+            "omit --imatrix and --calibrate"
         )
-
-
-def _kind(tensor: TensorPlan, kind: str) -> str:
-    return "F32" if tensor.f32 else kind
-
-
-def _header(
-    path: Path,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    vocabulary: Vocabulary,
-    types: Sequence[tuple[TensorPlan, int]],
-    quant: str,
-    further: Sequence[tuple[str, int | str]] = (),
-) -> tuple[list[Placed], int]:
-    sized = []
-    for tensor, number in types:
-        columns = tensor.shape[-1]
-        sized.append((tensor, number, tensor.n_values // columns * ggml.row_bytes(number, columns)))
-    return write_header(path, checkpoint, plan, vocabulary, sized, FTYPES[quant], further)
-
-
-def _importance(
-    imatrix: str | Path | None,
-    plan: Plan,
-) -> tuple[Mapping[str, npt.NDArray[np.float32]], list[tuple[str, int | str]], list[str]]:
-    """The weights of each tensor's columns by its name, what the file's metadata says of them, warnings."""
-    if imatrix is None:
-        return {}, [], []
-    from edge.formats.imatrix import read_imatrix
-
-    matrix = read_imatrix(imatrix)
-    weights = matrix.weights()
-    wanted = {t.name for t in plan.tensors if len(t.shape) > 1 and not t.f32 and t.name.startswith("blk.")}
-    missing = wanted - weights.keys()
-    if missing == wanted:
-        raise ConversionError(
-            f"{imatrix}: has no entry for any tensor of this model: it was made for another model"
-        )
-    warnings = []
-    if missing:
-        warnings.append(
-            f"{imatrix} has no entry for {len(missing)} of {len(wanted)} tensors, such as {min(missing)}; they are "
-            "quantized without"
-        )
-    return weights, matrix.metadata(str(imatrix)), warnings
-
-
-def _tensor_importance(
-    placed: Placed, kind: str, quant: str, importance: Mapping[str, npt.NDArray[np.float32]]
-) -> npt.NDArray[np.float32] | None:
-    """One tensor's weights of shape (matrices, columns), as llama.cpp's quantizer looks them up."""
-    name, shape = placed.tensor.name, placed.tensor.shape
-    if placed.type == FLOATS[kind]:
-        return None
-    weights = importance.get(name)
-    if weights is not None and weights.size != placed.tensor.n_values // shape[-2]:
-        if name not in _EMBEDDINGS:
-            raise ConversionError(
-                f"the importance matrix has {weights.size:,} weights for {name}, not "
-                f"{placed.tensor.n_values // shape[-2]:,}: it was made for another model"
-            )
-        weights = None
-    if weights is None:
-        kind_name = ggml.type_name(placed.type).lower()
-        low = kind_name in _LOW_BIT or (kind_name == "q2_k" and quant == "Q2_K_S")
-        if (low and name not in (*_EMBEDDINGS, "output.weight")) or ggml.requires_imatrix(placed.type):
-            why = "the importance matrix has none" if importance else "give one with --imatrix"
-            raise ConversionError(
-                f"{name} in {kind_name} needs an importance matrix: {why}; or take a larger type"
-            )
-        return None
-    return weights.reshape(-1, shape[-1])
+    check_quant(types.quant, has_imatrix=imatrix is not None or calibrate is not None)
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
 
 
 def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
-    """The output's path, of the name `file` if `out` is a folder, and where links lead from there.
+    """The path of the output, and the same with links resolved. If `out` is a folder, the file in it is named `file`.
 
-    Nothing is made. Raises ConversionError where no file can be written.
+    Creates nothing. Raises ConversionError if no file can be written there.
     """
     path = model_folder() / file if out is None else Path(out) if str(out) else out
-    if isinstance(path, Path) and path.is_dir():
+    if isinstance(path, Path) and os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         path = path / file
     check_place(path, error=ConversionError, streams=False)
     return Path(path), place_of(path)[0]
 
 
+def _check_distinct(out: Path, place: Path, inputs: Sequence[Path]) -> None:
+    """Raises ConversionError if the output is one of the input files."""
+    if any(os.path.realpath(path) == str(place) for path in inputs):
+        raise ConversionError(f"{out}: is an input of this conversion; choose another name with --out")
+
+
+def _files(checkpoint: Checkpoint) -> list[Path]:
+    """The files of a checkpoint that the output must not replace."""
+    return [*(tensor.file for tensor in checkpoint.tensors.values()), checkpoint.folder / "tokenizer.json"]
+
+
+def _warnings(model: _Model) -> list[str]:
+    """What the user must know about the checkpoint. Raises ConversionError if its chat template is hostile."""
+    checkpoint, vocabulary = model.checkpoint, model.vocabulary
+    template = _template_warnings(checkpoint, vocabulary)
+    return [*checkpoint.notes, *model.plan.notes, *template, *vocabulary.warnings]
+
+
 def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
-    """What is wrong with the chat template, found by rendering one message with it."""
+    """What is wrong with the chat template, found by rendering one message with it.
+
+    Raises ConversionError if the template is hostile.
+    """
     template = checkpoint.chat_template
     if template is None:
         return ["the checkpoint has no chat template; prompts will use a fallback"]
@@ -425,7 +275,128 @@ def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[s
     return []
 
 
-def _check(path: Path, checkpoint: Checkpoint) -> None:
-    template = checkpoint.tokenizer.get("post_processor") or {}
-    kinds = [part.get("type") for part in template.get("processors", [template])]
-    check_tokenization(path, checkpoint.folder / "tokenizer.json", add_special="TemplateProcessing" in kinds)
+def _check_disk(folder: Path, needed: int) -> None:
+    """Raises ConversionError if the disk has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConversionError(
+            f"{folder}: {size(free)} free, {size(needed)} needed; choose another place with --out"
+        )
+
+
+# --- the work ---
+
+
+def _calibrated(model: _Model, place: Path, rows: Path) -> Path:
+    """Compute the importance matrix of a checkpoint from replay rows. An interrupted run resumes where it stopped."""
+    from edge.measure.calibrate import calibrate
+
+    read_rows(rows)  # reports bad rows before the long work
+    matrix = place.with_name(place.name + ".imatrix")
+    _check_distinct(matrix, Path(os.path.realpath(matrix)), [rows])
+    with temporary_file(place) as (floats, descriptor):
+        _write(floats, descriptor, model, _Types(model.checkpoint.dtype), None)
+        with bar("calibrating", show=model.say is not None, unit="tokens") as watch:
+            done = calibrate(floats, matrix, rows=rows, threads=model.threads, progress=watch)
+    if model.say is not None:
+        for line in str(done).splitlines():
+            model.say(line)
+    return matrix
+
+
+def _write(
+    path: Path, descriptor: int, model: _Model, types: _Types, imatrix: str | Path | None
+) -> list[str]:
+    """Write the whole file. Returns the warnings about its types."""
+    plan, quantized = model.plan, types.quant not in FLOATS
+    kind = model.checkpoint.dtype if quantized else types.quant
+    floats = [(tensor, FLOATS[_kind(tensor, kind)]) for tensor in plan.tensors]
+    placed, n_bytes = _header(path, model, floats, kind)
+    # Before the types are known: every type uses at least one bit for each weight.
+    _check_disk(path.parent, sum(t.n_values for t in plan.tensors) // 8 if quantized else n_bytes)
+    # llama.cpp checks that the data is there; a hole is enough where the file system supports holes.
+    os.truncate(path, n_bytes)
+    if model.check:
+        special = bool(templates(model.checkpoint))
+        check_tokenization(path, model.checkpoint.folder / "tokenizer.json", add_special=special)
+    importance = read_importance(imatrix, plan)
+    warnings = [*importance.warnings]
+    if quantized:
+        chosen, notes = _chosen(path, plan, types, has_imatrix=imatrix is not None)
+        warnings += notes
+        placed, n_bytes = _header(path, model, chosen, types.quant, importance.metadata)
+    outputs = [
+        Output(
+            tensor=each.tensor,
+            kind=_kind(each.tensor, kind),
+            type=each.type,
+            offset=each.offset,
+            n_bytes=each.n_bytes,
+            importance=importance.of(each, _kind(each.tensor, kind), types.quant),
+        )
+        for each in placed
+    ]
+    _check_disk(path.parent, n_bytes)
+    allocate(descriptor, n_bytes)
+    text = f"quantizing to {types.quant}" if quantized else f"writing {kind}"
+    with bar(text, show=model.say is not None, unit="bytes") as watch:
+        write_weights(descriptor, outputs, model.threads or min(physical_cores(), MAX_THREADS), watch)
+    seal(path, descriptor)
+    return warnings
+
+
+def _kind(tensor: TensorPlan, kind: str) -> str:
+    return "F32" if tensor.f32 else kind
+
+
+def _header(
+    path: Path,
+    model: _Model,
+    types: Sequence[tuple[TensorPlan, int]],
+    quant: str,
+    further: Sequence[tuple[str, int | str]] = (),
+) -> tuple[list[Placed], int]:
+    sized = []
+    for tensor, number in types:
+        columns = tensor.shape[-1]
+        sized.append((tensor, number, tensor.n_values // columns * ggml.row_bytes(number, columns)))
+    return write_header(path, model.checkpoint, model.plan, model.vocabulary, sized, FTYPES[quant], further)
+
+
+def _chosen(
+    path: Path, plan: Plan, types: _Types, *, has_imatrix: bool
+) -> tuple[list[tuple[TensorPlan, int]], list[str]]:
+    """Each tensor with the type that llama.cpp chooses, in the order in which it writes them; and warnings."""
+    choice = choose_types(
+        path,
+        FTYPES[types.quant],
+        has_imatrix=has_imatrix,
+        output_type=types.output,
+        embedding_type=types.embedding,
+        overrides=types.patterns,
+    )
+    by_name = {tensor.name: tensor for tensor in plan.tensors}
+    if choice.types.keys() != by_name.keys():
+        installed = package_version("llama-cpp-python")
+        raise ConversionError(
+            f"llama-cpp-python {installed} does not report which types it chooses; install 0.3.36"
+        )
+    warnings = [
+        f"--tensor-type {pattern}: no tensor name matches it"
+        for pattern, _ in types.patterns
+        if not _matches(pattern, by_name)
+    ]
+    if choice.fallbacks:
+        warnings.append(
+            f"{choice.fallbacks} of {len(plan.tensors)} tensors use another type, because their rows cannot be "
+            f"divided into {types.quant} blocks"
+        )
+    return [(by_name[name], ggml.types()[kind]) for name, kind in choice.types.items()], warnings
+
+
+def _matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a regular expression is found in a name. True if llama.cpp accepts the expression and Python does not."""
+    try:
+        return any(re.search(pattern, name) for name in names)
+    except re.error:
+        return True

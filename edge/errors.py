@@ -1,19 +1,19 @@
-"""Every error that edge raises for bad input.
+"""Every error that edge raises.
 
 EdgeError
 ├── CheckpointError   a Hugging Face checkpoint cannot be read
-├── ConversionError   a checkpoint cannot be turned into a GGUF
-├── ModelFileError    a GGUF is missing, damaged or of no known kind
+├── ConversionError   a checkpoint cannot be converted to a GGUF
+├── ModelFileError    a GGUF is missing, damaged or of an unknown kind
 ├── ReplayError       replay rows or predictions cannot be read
 ├── PromptError       messages or a chat template cannot be rendered
-├── GrammarError      a text or token that the action's grammar refuses
-├── BackendError      a server or engine that answers rows cannot, or not any more
+├── GrammarError      the grammar of an action refuses a text or a token
+├── BackendError      a server or an engine cannot answer rows, or no longer can
 ├── ContextError      a prompt does not fit into the context
 ├── ResultError       a result file cannot be read or compared
-├── AgentError        a session's terminal, gate or record cannot be had
-├── AllowError        a list of allowed commands cannot be read
-├── ServeError        a model cannot be served as asked
-├── SandboxError      the sandbox does not start, or has ended
+├── AgentError        the terminal, a gate or the record of a session cannot be used
+├── AllowError        an allowlist cannot be read
+├── ServeError        a model cannot be served with these options
+├── SandboxError      the sandbox does not start, or it ended
 └── BundleError       a bundle cannot be made, read or installed
 
 KeyboardInterrupt
@@ -30,7 +30,7 @@ _LONGEST = 2000  # characters of a message
 class EdgeError(Exception):
     """Base of all errors below; catch this to catch them all.
 
-    Whatever a file's names and values hold, the message is one line that cannot steer a terminal.
+    The message is one printable line, whatever the names and values in a file contain.
     """
 
     def __str__(self) -> str:
@@ -45,11 +45,11 @@ class CheckpointError(EdgeError):
 
 
 class ConversionError(EdgeError):
-    """A checkpoint cannot be turned into a GGUF."""
+    """A checkpoint cannot be converted to a GGUF."""
 
 
 class ModelFileError(EdgeError):
-    """A GGUF is missing, damaged or of no known kind."""
+    """A GGUF is missing, damaged or of an unknown kind."""
 
 
 class ReplayError(EdgeError):
@@ -61,11 +61,11 @@ class PromptError(EdgeError):
 
 
 class GrammarError(EdgeError):
-    """A text or token that the action's grammar refuses."""
+    """The grammar of an action refuses a text or a token."""
 
 
 class BackendError(EdgeError):
-    """A server or engine that answers rows cannot, or not any more."""
+    """A server or an engine cannot answer rows, or no longer can."""
 
 
 class ContextError(EdgeError):
@@ -77,19 +77,19 @@ class ResultError(EdgeError):
 
 
 class AgentError(EdgeError):
-    """A session's terminal, gate or record cannot be had."""
+    """The terminal, a gate or the record of a session cannot be used."""
 
 
 class AllowError(EdgeError):
-    """A list of allowed commands cannot be read."""
+    """An allowlist cannot be read."""
 
 
 class SandboxError(EdgeError):
-    """The sandbox does not start, or has ended; nothing runs outside of it instead."""
+    """The sandbox does not start, or it ended. Nothing runs outside the sandbox instead."""
 
 
 class ServeError(EdgeError):
-    """A model cannot be served as asked."""
+    """A model cannot be served with these options."""
 
 
 class BundleError(EdgeError):

@@ -1,12 +1,15 @@
-"""The replay scorer: pure functions on text that give one step's row and the aggregate of many rows.
+"""The replay scorer: score the text of one step, and aggregate the scores of many steps.
 
-The rules are those of the published TB2-lite evaluation, so that a quantized model's figures stand beside a
-vLLM run's to the last digit. Nothing here raises on any text: a model's output is scored, however broken it
-is.
+The rules are those of the published TB2-lite evaluation, so that the figures can be compared with its vLLM results to
+the last digit. All functions are pure, and none raises an exception for any text of a model.
 
-Text that looks wrong is sometimes right by those rules: braces inside a thought before the JSON make the
-JSON invalid, and a command read from broken JSON has its non-ASCII characters garbled. Both are part of the
-published numbers.
+How one step is scored:
+1. `json_text` and `payload` find the JSON object in each of the two answers.
+2. `command_units` splits the keystrokes of each answer into units, one for each line.
+3. `compare_units` computes precision, recall and F1 from the best match of each unit (`token_f1`).
+
+Two rules look like errors, but the published figures depend on them. Braces in a thought before the JSON make the JSON
+invalid. A command read from invalid JSON has garbled non-ASCII characters.
 """
 
 import json
@@ -15,12 +18,12 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
-WAIT = "<WAIT>"  # the unit of a command without keystrokes
+WAIT = "<WAIT>"  # the unit of a command without visible keystrokes
 
-# The figures of an aggregate that are one number each, in the order reports show them.
-FIGURES = (
+# The figures of an aggregate that are single numbers, in the order of reports.
+FigureName = Literal[
     "next_action_score",
     "avg_command_f1",
     "avg_command_precision",
@@ -34,7 +37,64 @@ FIGURES = (
     "avg_pred_cmds",
     "complete_true_recall_pct",
     "premature_complete_rate_pct",
-)
+]
+FIGURES: tuple[FigureName, ...] = get_args(FigureName)
+
+
+class StepScores(TypedDict):
+    """The metric fields of one answer."""
+
+    bucket: str
+    valid_json: bool
+    has_analysis: bool
+    has_plan: bool
+    ref_task_complete: bool | None
+    pred_task_complete: bool | None
+    pred_task_complete_true: bool
+    ref_command_units: list[str]
+    pred_command_units: list[str]
+    first_cmd_exact: float
+    command_precision: float
+    command_recall: float
+    command_f1: float
+
+
+class ScoredStep(StepScores):
+    """What `aggregate` needs of a step."""
+
+    task_id: str
+    source_group: str
+
+
+class GroupFigures(TypedDict, total=False):
+    """The figures of one group of steps; only source groups have `first_cmd_exact_pct`."""
+
+    steps: int
+    avg_command_f1: float
+    first_cmd_exact_pct: float
+
+
+class Aggregate(TypedDict, total=False):
+    """The figures over many steps. Those that `aggregate` makes have all fields, published ones may lack some."""
+
+    steps: int
+    tasks: int
+    avg_ref_cmds: float
+    avg_pred_cmds: float
+    valid_json_pct: float
+    has_analysis_pct: float
+    has_plan_pct: float
+    first_cmd_exact_pct: float
+    avg_command_precision: float
+    avg_command_recall: float
+    avg_command_f1: float
+    complete_true_recall_pct: float
+    premature_complete_rate_pct: float
+    empty_commands_pct: float
+    by_bucket: dict[str, GroupFigures]
+    by_source_group: dict[str, GroupFigures]
+    next_action_score: float
+
 
 _FENCE_OPENS = re.compile(r"```(?:json)?\s*(?=\{)")
 _FENCE_CLOSES = re.compile(r"\}(?=\s*```)")
@@ -42,14 +102,16 @@ _KEYSTROKES = re.compile(r'"keystrokes"\s*:\s*"((?:\\.|[^"\\])*)"', re.DOTALL)
 
 
 def json_text(text: str) -> str:
-    """The part of an answer that is read as JSON.
+    """The part of an answer that is read as JSON, the first of these that exists:
 
-    What a fence wraps, else from the first `{` to the last `}`, else all of it.
+    1. The text from the first opening fence that is followed by `{` to the last `}` that is followed by a fence.
+    2. The text from the first `{` to the last `}`.
+    3. The whole text without white space at its ends.
     """
     text = text.strip()
     opened = _FENCE_OPENS.search(text)
     if opened:
-        # Only the first fence matters: whatever closes a later one closes this one too.
+        # Only the first opening fence counts: the last closing fence closes it too.
         ends = [closed.end() for closed in _FENCE_CLOSES.finditer(text, opened.end())]
         if ends:
             return text[opened.end() : ends[-1]]
@@ -58,37 +120,36 @@ def json_text(text: str) -> str:
 
 
 def payload(text: str) -> dict[str, Any] | None:
-    """The JSON object in an answer, or None where there is none."""
+    """The JSON object in an answer; None if `json_text` is not valid JSON or not an object."""
     try:
         value = json.loads(json_text(text))
-    except (
-        ValueError,
-        RecursionError,
-    ):  # ValueError: bad JSON, or an integer of more digits than Python reads
+    except (ValueError, RecursionError):  # ValueError: invalid JSON, or an integer with too many digits
         return None
     return value if isinstance(value, dict) else None
 
 
 def _lines(keystrokes: str) -> list[str]:
+    """The non-empty lines, without white space at their ends. Lines end with \\n, \\r or \\r\\n."""
     lines = keystrokes.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line for line in (line.strip() for line in lines) if line]
 
 
 def _unescape(text: str) -> str:
+    """Resolve escapes. The bytes of non-ASCII characters are read as Latin-1. Unchanged if an escape is invalid."""
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # Python warns of escapes it does not know, such as \d, and keeps them
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # for unknown escapes such as \d, which stay
             return text.encode("utf-8").decode("unicode_escape")
     except UnicodeError:
         return text
 
 
 def command_units(text: str, value: dict[str, Any] | None) -> list[str]:
-    """The commands of an answer, a line each, from its payload or, if that gives none, from its raw text.
+    """The units of an answer: the lines of all keystrokes, in order. `value` is `payload(text)`.
 
-    `value` is `payload(text)`.
+    Each object in `commands` gives the non-empty lines of its `keystrokes`, or the unit `<WAIT>` if it has none.
+    Keystrokes that are not text count as Python's str() of them. If `commands` gives no unit, the units are the lines
+    of all `"keystrokes": "…"` strings in the raw text, found by a regular expression.
     """
     commands = value.get("commands") if value is not None else None
     units: list[str] = []
@@ -96,7 +157,7 @@ def command_units(text: str, value: dict[str, Any] | None) -> list[str]:
         if isinstance(command, dict):
             try:
                 keystrokes = str(command.get("keystrokes", ""))
-            except RecursionError:  # a list nested as deep as json.loads can read but str() cannot write
+            except RecursionError:  # json.loads reads deeper lists than str() writes
                 keystrokes = ""
             units += _lines(keystrokes) or [WAIT]
     if not units:
@@ -106,16 +167,18 @@ def command_units(text: str, value: dict[str, Any] | None) -> list[str]:
 
 
 def _normalize(unit: str) -> str:
+    """The unit with runs of white space as one space; `<WAIT>` if nothing is left."""
     return " ".join(unit.split()) or WAIT
 
 
 def _tokens(unit: str) -> Counter[str]:
+    """The words of a unit in lower case, as a multiset: split by shlex, or at white space if a quote is open."""
     unit = unit.lower().strip()
     if unit == WAIT.lower():
         return Counter([unit])
     try:
         return Counter(shlex.split(unit))
-    except ValueError:  # an open quote
+    except ValueError:
         return Counter(unit.split())
 
 
@@ -130,20 +193,28 @@ def _overlap_f1(a: Counter[str], b: Counter[str]) -> float:
 
 
 def token_f1(a: str, b: str) -> float:
-    """Overlap F1 of two units' shell words as multisets, 0 to 1; 1 where both have none."""
+    """The F1 of the words of two units, 0 to 1: 2 |A ∩ B| / (|A| + |B|), with A and B as multisets of shell words.
+
+    The words are in lower case. The result is 1 if both units have no words.
+    """
     return _overlap_f1(_tokens(_normalize(a)), _tokens(_normalize(b)))
 
 
 def compare_units(predicted: Sequence[str], reference: Sequence[str]) -> tuple[float, float, float, float]:
-    """How well predicted units match reference units.
+    """Compare predicted units P with reference units R. Returns (first_exact, precision, recall, f1), not rounded.
 
-    Returns (first_exact, precision, recall, f1), each 0 to 1 and not rounded.
+    first_exact = 1 if P[0] equals R[0] without regard to case and runs of white space, otherwise 0
+    precision   = mean over p in P of max over r in R of token_f1(r, p)
+    recall      = mean over r in R of max over p in P of token_f1(r, p)
+    f1          = 2 * precision * recall / (precision + recall), or 0 if both are 0
+
+    All are 0 if P or R is empty.
     """
     if not predicted or not reference:
         return 0.0, 0.0, 0.0, 0.0
     ours, theirs = [_normalize(unit) for unit in predicted], [_normalize(unit) for unit in reference]
     first = 1.0 if ours[0].lower() == theirs[0].lower() else 0.0
-    # A model that repeats itself writes the same unit hundreds of times: compare each distinct pair once.
+    # A model can write the same unit hundreds of times: compare each distinct pair once.
     words = {unit: _tokens(unit) for unit in {*ours, *theirs}}
     distinct_ours, distinct_theirs = set(ours), set(theirs)
     pairs = {(a, b): _overlap_f1(words[a], words[b]) for a in distinct_theirs for b in distinct_ours}
@@ -161,15 +232,16 @@ def _complete(value: dict[str, Any] | None) -> bool | None:
 
 
 def bucket(step_idx: int) -> str:
-    """How far into its task a step is: early (0, 1), mid (2 to 4) or late."""
+    """The bucket of a step by its index in the task: early (0, 1), mid (2 to 4) or late (5 and more)."""
     return "early" if step_idx <= 1 else "mid" if step_idx <= 4 else "late"
 
 
-def score_step(pred_text: str, ref_raw: str, step_idx: int) -> dict[str, Any]:
-    """Score one answer against the reference answer: the metric fields of a result's `per_step` row.
+def score_step(pred_text: str, ref_raw: str, step_idx: int) -> StepScores:
+    """Score an answer against the reference answer. Returns the metric fields of a `per_step` row of a result.
 
-    Both texts are raw (a thought or a fence may stand around the JSON). Precision, recall and F1 have 4
-    places.
+    Both texts are raw: a thought or a fence can surround the JSON. `command_precision`, `command_recall` and
+    `command_f1` are rounded to 4 places. `*_task_complete` is None if the JSON has no boolean `task_complete`.
+    `has_analysis` and `has_plan` are true if the value is not empty.
     """
     predicted, reference = payload(pred_text), payload(ref_raw)
     pred_units, ref_units = command_units(pred_text, predicted), command_units(ref_raw, reference)
@@ -192,9 +264,9 @@ def score_step(pred_text: str, ref_raw: str, step_idx: int) -> dict[str, Any]:
     }
 
 
-# What each figure is the mean of: (factor, places, value of a row or None where the row does not count).
-# compare.py resamples these same terms, so that its intervals belong to these figures.
-TERMS: dict[str, tuple[int, int, Callable[[dict[str, Any]], float | None]]] = {
+# Each figure is round(factor * mean of the term over the rows, places). A row with the term None does not count.
+# The comparison of results resamples the same terms, so that its confidence intervals belong to these figures.
+TERMS: dict[str, tuple[int, int, Callable[[StepScores], float | None]]] = {
     "avg_ref_cmds": (1, 2, lambda row: len(row["ref_command_units"])),
     "avg_pred_cmds": (1, 2, lambda row: len(row["pred_command_units"])),
     "valid_json_pct": (100, 1, lambda row: row["valid_json"]),
@@ -222,32 +294,49 @@ TERMS: dict[str, tuple[int, int, Callable[[dict[str, Any]], float | None]]] = {
 }
 
 
-def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
+def _mean(rows: Sequence[StepScores], name: FigureName) -> float:
     factor, places, term = TERMS[name]
     values = [value for value in map(term, rows) if value is not None]
     return round(factor * (sum(values) / len(values)), places) if values else 0.0
 
 
-def _groups(rows: Sequence[dict[str, Any]], field: str) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
+def _groups(
+    rows: Sequence[ScoredStep], field: Literal["bucket", "source_group"]
+) -> dict[str, list[ScoredStep]]:
+    groups: dict[str, list[ScoredStep]] = {}
     for row in rows:
         groups.setdefault(row[field], []).append(row)
     return dict(sorted(groups.items()))
 
 
-def aggregate(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The figures over many rows: percentages to 1 place, F1 and its parts to 4, counts to 2.
+def aggregate(rows: Iterable[ScoredStep]) -> Aggregate:
+    """The figures over many rows: percentages with 1 place, F1, precision and recall with 4, counts with 2.
 
-    A row is what `score_step` returns plus `task_id` and `source_group`. Without rows every figure is 0.
-    `empty_commands_pct` (no command, and the task not called complete) is ours; the rest is the published
-    aggregate.
+    A row is the result of `score_step` with `task_id` and `source_group`. Each figure is the mean of its term in TERMS
+    over the rows; means use the rounded values of the rows. Without rows every figure is 0.
+
+    complete_true_recall_pct: of the rows whose reference has task_complete true, the share where the answer has too.
+    premature_complete_rate_pct: of all other rows, the share where the answer has task_complete true.
+    empty_commands_pct: rows without a unit and without task_complete true. edge adds this figure; all others are those
+    of the published aggregate.
     """
     rows = list(rows)
-    figures = {name: _mean(rows, name) for name in TERMS}
+    f1, first = _mean(rows, "avg_command_f1"), _mean(rows, "first_cmd_exact_pct")
     return {
         "steps": len(rows),
         "tasks": len({row["task_id"] for row in rows}),
-        **figures,
+        "avg_ref_cmds": _mean(rows, "avg_ref_cmds"),
+        "avg_pred_cmds": _mean(rows, "avg_pred_cmds"),
+        "valid_json_pct": _mean(rows, "valid_json_pct"),
+        "has_analysis_pct": _mean(rows, "has_analysis_pct"),
+        "has_plan_pct": _mean(rows, "has_plan_pct"),
+        "first_cmd_exact_pct": first,
+        "avg_command_precision": _mean(rows, "avg_command_precision"),
+        "avg_command_recall": _mean(rows, "avg_command_recall"),
+        "avg_command_f1": f1,
+        "complete_true_recall_pct": _mean(rows, "complete_true_recall_pct"),
+        "premature_complete_rate_pct": _mean(rows, "premature_complete_rate_pct"),
+        "empty_commands_pct": _mean(rows, "empty_commands_pct"),
         "by_bucket": {
             name: {"steps": len(group), "avg_command_f1": _mean(group, "avg_command_f1")}
             for name, group in _groups(rows, "bucket").items()
@@ -260,15 +349,15 @@ def aggregate(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
             }
             for name, group in _groups(rows, "source_group").items()
         },
-        "next_action_score": next_action_score(figures["avg_command_f1"], figures["first_cmd_exact_pct"]),
+        "next_action_score": next_action_score(f1, first),
     }
 
 
 def next_action_score(avg_command_f1: float, first_cmd_exact_pct: float) -> float:
-    """70 parts F1 and 30 parts first command, 0 to 100, from the rounded means."""
+    """100 * (0.7 * avg_command_f1 + 0.3 * first_cmd_exact_pct / 100), 0 to 100, from the rounded means; 2 places."""
     return round(100 * (0.7 * avg_command_f1 + 0.3 * first_cmd_exact_pct / 100), 2)
 
 
-def headline(figures: dict[str, Any]) -> float:
-    """The score that ranks models ("corrected TB2-lite"), 0 to 100, from an aggregate."""
-    return round(100 * float(figures["avg_command_f1"]), 2)
+def headline(figures: Aggregate) -> float:
+    """The score that ranks models ("corrected TB2-lite"): 100 * avg_command_f1 of an aggregate, 2 places."""
+    return round(100 * figures["avg_command_f1"], 2)

@@ -22,9 +22,10 @@ _BUDGET = 24  # tokens of the answer that is tried
 
 def try_file(path: str) -> None:
     """Load a file that may be damaged and run it once. Raises EdgeError, unless llama.cpp ends the process."""
+    from edge.llama.loading import Loading
     from edge.runner import Runner
 
-    with Runner.load(path, gpu_layers=0, trusted=True) as runner:
+    with Runner.open(path, Loading(gpu_layers=0, trusted=True)) as runner:
         runner.act([{"role": "user", "content": "ls"}], 8)
 
 

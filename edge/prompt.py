@@ -1,15 +1,14 @@
-"""The prompt for a list of messages: by the model's own chat template, else by a fallback, counted as such.
+"""Convert messages to the text of a prompt: with the model's chat template, otherwise with a fallback format.
 
-A chat template is rendered just as transformers' `apply_chat_template(messages, tokenize=False,
-add_generation_prompt=True)` renders it. It writes the BOS token itself where it wants one: tokenize the
-text with no further BOS. Formats of the fallbacks: the published evaluation of LLM-OS-Models' terminal
-models.
+edge renders a chat template as transformers' `apply_chat_template(messages, tokenize=False,
+add_generation_prompt=True)` does. The template writes the BOS token if it needs one: do not add BOS when you tokenize
+the text. The fallback formats are those of the published evaluation of LLM-OS-Models' terminal models. Each prompt
+records which of them was used.
 """
 
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,44 +18,44 @@ from edge.errors import PromptError
 from edge.formats.chat_template import render
 
 Message = dict[str, Any]
-"""`role` (system, user, assistant, tool) and `content`; a template may read more, such as `tool_calls`."""
+"""`role` (system, user, assistant, tool) and `content`; a template can read further keys, such as `tool_calls`."""
 
-# The template statuses.
+# The template statuses in results.
 CHAT_TEMPLATE, CHATML, GEMMA = "chat_template", "chatml_fallback", "gemma_fallback"
 
 _OTHER_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
-# The names under which messages carry a thought; templates read the first, those of gpt-oss the second.
+# Keys of a message that can contain a thought. Most templates read the first, those of gpt-oss the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
 class PromptSource:
-    """What a model brings to its prompts. A special token is its text, or None where the model has none."""
+    """What a model needs for its prompts. A special token is its text, or None if the model has none."""
 
     template: str | None
     bos_token: str | None
     eos_token: str | None
     architecture: str
-    """As the GGUF or config.json names it: `lfm2moe`, `gemma4`, `gemma4_text`, …"""
+    """The name in the GGUF or in config.json: `lfm2moe`, `gemma4`, `gemma4_text`, …"""
     size_label: str = ""
-    """As GGUF writes it: `135M`, `26B-A4B`, `32x0.2B`; empty where unknown."""
+    """The size in the form of a GGUF: `135M`, `26B-A4B`, `32x0.2B`; empty if unknown."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Further special tokens that a template may name: `pad_token`, `unk_token`, …"""
+    """Further special tokens that a template can use: `pad_token`, `unk_token`, …"""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt's text and how it came about: `chat_template`, `chatml_fallback` or `gemma_fallback`."""
+    """The text of a prompt. `status`: `chat_template`, `chatml_fallback` or `gemma_fallback`."""
 
     text: str
     status: str
     reason: str = ""
-    """Why a template that is there was not used, in one line."""
+    """Why the model's template was not used, in one line; empty if it was used or if the model has none."""
 
 
 def check_messages(value: object) -> list[Message]:
-    """`value` as messages, if it is a non-empty list of them. Raises PromptError that names the wrong one."""
+    """Check that `value` is a non-empty list of messages. Raises PromptError that names the first wrong message."""
     if not isinstance(value, list | tuple) or not value:
         raise PromptError("the messages are not a list of at least one {role, content} object")
     for index, message in enumerate(value):
@@ -69,7 +68,7 @@ def check_messages(value: object) -> list[Message]:
             raise PromptError(f"message {index} ({role}) has no content")
         if not isinstance(content, str | list | None):
             raise PromptError(
-                f"message {index} ({role}) has a content that is neither text nor a list of parts"
+                f"message {index} ({role}) has content that is neither text nor a list of parts"
             )
         if not _is_utf8(message):
             raise PromptError(
@@ -79,7 +78,10 @@ def check_messages(value: object) -> list[Message]:
 
 
 def read_messages(path: Path | str) -> list[Message]:
-    """Messages from a JSON file: a list of them, or an object with a `messages` list. Raises PromptError."""
+    """Read messages from a JSON file: a list of messages, or an object with a `messages` list.
+
+    Raises PromptError if the file cannot be read or contains no messages.
+    """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -101,11 +103,11 @@ def render_chat_template(
     add_generation_prompt: bool = True,
     **variables: Any,
 ) -> str:
-    """The text that transformers' `apply_chat_template` makes of these messages, byte for byte.
+    """The text that transformers' `apply_chat_template` writes for these messages, byte for byte.
 
-    A token that is None stays undefined in the template. `variables` are passed on to it: further special
-    tokens, `tools`, `enable_thinking` and the like. Raises PromptError with the template's own complaint,
-    also where it does not end or writes without end.
+    A token that is None is undefined in the template. `variables`: further variables of the template, such as special
+    tokens, `tools` or `enable_thinking`. Raises PromptError with the template's own reason, and if the template runs
+    too long or writes too much.
     """
     chat = check_messages(messages)
     chat = [{key: value for key, value in message.items() if value is not None} for message in chat]
@@ -120,7 +122,7 @@ def render_chat_template(
     }
     try:
         text = render(template, names)
-    except Exception as error:  # a template may fail in any way that Python code can
+    except Exception as error:  # a template can raise any exception
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise PromptError(f"the chat template cannot be rendered: {reason}") from None
     if not _is_utf8(text):
@@ -129,7 +131,7 @@ def render_chat_template(
 
 
 def _is_utf8(value: Any) -> bool:
-    """Whether no text in the value holds half of a surrogate pair."""
+    """Whether all texts in the value can be encoded in UTF-8 (no half of a surrogate pair)."""
     if isinstance(value, Mapping):
         return all(_is_utf8(key) and _is_utf8(item) for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -144,7 +146,7 @@ def _is_utf8(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """`value` rebuilt of plain JSON types, since other objects' methods would be open to the template."""
+    """`value` rebuilt from plain JSON types, because a template could call the methods of other objects."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):
@@ -160,6 +162,7 @@ def _plain(value: Any) -> Any:
 
 
 def _with_reasoning(message: Message) -> Message:
+    """The message with its thought under both keys that templates read."""
     thought = next((message[name] for name in _REASONING if message.get(name) is not None), None)
     if thought is None:
         return message
@@ -167,10 +170,10 @@ def _with_reasoning(message: Message) -> Message:
 
 
 def prompt_source(path: Path | str) -> PromptSource:
-    """What a GGUF or a Hugging Face folder brings to its prompts.
+    """What a GGUF or a Hugging Face folder needs for its prompts.
 
-    A folder's template is read as `edge.formats.checkpoint.read_chat_template` does. Raises PromptError for a
-    folder that is no checkpoint, CheckpointError for a damaged file of it, ModelFileError for a damaged GGUF.
+    `edge.formats.checkpoint.read_chat_template` reads the template of a folder. Raises PromptError if a folder is not
+    a checkpoint, CheckpointError if a file in it is damaged, and ModelFileError if a GGUF is damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -191,7 +194,7 @@ def _folder_source(folder: Path) -> PromptSource:
     from edge.formats.checkpoint import read_chat_template, read_header, read_json, read_tokenizer_config
 
     if not any((folder / name).is_file() for name in _CHECKPOINT_FILES):
-        raise PromptError(f"{folder}: is no checkpoint: it has none of {', '.join(_CHECKPOINT_FILES)}")
+        raise PromptError(f"{folder}: is not a checkpoint: it has none of {', '.join(_CHECKPOINT_FILES)}")
     config = read_json(folder / "config.json", missing_ok=True)
     tokenizer = read_tokenizer_config(folder)
     texts = {name: _token_text(tokenizer.get(name)) for name in ("bos_token", "eos_token", *_OTHER_TOKENS)}
@@ -205,7 +208,7 @@ def _folder_source(folder: Path) -> PromptSource:
         architecture=str(config.get("model_type") or named),
         special_tokens=tokens,
     )
-    if is_gemma4(source):  # only its fallback depends on the size
+    if is_gemma4(source):  # only the Gemma fallback depends on the size
         headers = [read_header(file) for file in folder.glob("*.safetensors")]
         count = sum(math.prod(tensor.shape) for header in headers for tensor in header.values())
         return replace(source, size_label=_billions(count))
@@ -223,20 +226,21 @@ def _billions(parameters: int) -> str:
 
 
 def is_gemma4(source: PromptSource) -> bool:
-    """Whether the model is a Gemma 4, by its architecture."""
+    """Whether the architecture of the model is Gemma 4."""
     return source.architecture.lower().replace("_", "").replace("-", "").startswith("gemma4")
 
 
 def _opens_empty_thought(size_label: str) -> bool:
-    # The 26B and 31B models are the only ones of their family above 20 billion ("E4B" is the next smaller).
+    # True for the 26B and 31B models, the only ones of the family with more than 20 billion parameters.
     found = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)B", size_label, re.IGNORECASE)
     return found is not None and int(found[1] or 1) * float(found[2]) > 20
 
 
 def render_prompt(messages: Sequence[Message], source: PromptSource) -> Rendered:
-    """The prompt for these messages: by the model's template if that works, else by its family's fallback.
+    """The prompt for these messages: by the model's chat template, or by a fallback if that is missing or fails.
 
-    Gemma 4 is asked not to think. Raises PromptError where no fallback could write the messages either.
+    The fallback is Gemma 4's format for Gemma 4 and ChatML for all other models. For Gemma 4, `enable_thinking` is
+    False. Raises PromptError if the fallback cannot write the messages either.
     """
     chat = check_messages(messages)
     gemma = is_gemma4(source)
@@ -267,7 +271,9 @@ def _content(message: Message) -> str:
         texts = [part.get("text") if isinstance(part, dict) else part for part in content]
         if not all(isinstance(text, str) for text in texts):
             role = message["role"]
-            raise PromptError(f"a {role} message has a part that is no text: no fallback can write it")
+            raise PromptError(
+                f"a {role} message has a part that is not text: the fallback prompt supports only text"
+            )
         return "".join(map(str, texts))
     return content or ""
 
@@ -290,30 +296,10 @@ def _gemma(messages: Sequence[Message], empty_thought: bool) -> str:
     return "<bos>" + "".join(turns) + "<|turn>model\n" + end
 
 
-def template_summary(statuses: Sequence[str], prompt_tokens: Sequence[int]) -> dict[str, Any]:
-    """A result's `prompt_template`, from each row's template status and its prompt's length in tokens.
-
-    `template_status` is the status of all rows, or `mixed`. Only a run by the chat template alone is
-    rank-eligible. Percentiles are lengths that occur (nearest rank).
-    """
-    counts = dict(sorted(Counter(statuses).items()))
-    lengths = sorted(prompt_tokens)
-    summary: dict[str, Any] = {
-        "template_status": next(iter(counts)) if len(counts) == 1 else "mixed" if counts else "none",
-        "template_status_counts": counts,
-        "rank_eligible": set(counts) == {CHAT_TEMPLATE},
-        "row_count": len(statuses),
-    }
-    for name, share in (("min", 0.0), ("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0)):
-        rank = max(math.ceil(share * len(lengths)), 1)
-        summary[f"prompt_tokens_{name}"] = lengths[rank - 1] if lengths else 0
-    return summary
-
-
 SYSTEM_PROMPT = "You are a terminal automation assistant. Return JSON only."
 
 
 def task_messages(task: str, screen: str | None = None) -> list[Message]:
-    """The messages that `edge run` makes of a task and, where given, of what the terminal shows."""
+    """The messages that `edge run` sends for a task and, if given, the text on the terminal's screen."""
     user = task if screen is None else f"{task}\n\nCurrent terminal state:\n{screen}"
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}]

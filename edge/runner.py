@@ -1,4 +1,4 @@
-"""The one public door: load a model, ask it for an action.
+"""The public interface: load a model and ask it for an action.
 
 runner = edge.Runner.load("models/tiny-terminal-Q4_K_M.gguf")
 action = runner.act(edge.task_messages("List the Python files here."))
@@ -7,29 +7,34 @@ action = runner.act(edge.task_messages("List the Python files here."))
 import contextlib
 import weakref
 from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from edge.answer.action import Action, parse_action
+from edge.answer.answering import (
+    DEFAULT_ANSWERING,
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_TEXT_SHARE,
+    GREEDY,
+    Answering,
+)
 from edge.answer.sampling import Sampling
-from edge.answer.style import STYLE_NAMES, StyleName
+from edge.answer.style import StyleName
 from edge.answer.writer import Answer, action_answer, free_answer
-from edge.errors import ContextError, EdgeError
+from edge.errors import ContextError
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.llama.devices import devices
 from edge.llama.engine import Engine, Job, Writer
-from edge.llama.memory import BATCH
+from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import place
 from edge.llama.prefixes import branch_points, common_length, depth_held, reading_order
 from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.system.machine import memory
 
-GREEDY = Sampling()
-DEFAULT_MAX_TOKENS = 1024
-DEFAULT_TEXT_SHARE = 0.6
-SEQUENCES = 8  # of a single conversation: the prompt read, the answer, and what earlier turns have left
-MOST_HELD = 32  # states held for later prompts of a replay; a deeper tree is read in part again
+SEQUENCES = 8  # of one conversation: the prompt, the answer, and the states of earlier turns
+MOST_HELD = 32  # states held for later prompts of a replay; parts of a deeper tree are read again
 
 
 class Runner:
@@ -50,50 +55,51 @@ class Runner:
         threads: int | None = None,
         kv_type: str = "f16",
         flash_attention: bool | None = None,
-        batch: int = BATCH,
+        batch: int | None = None,
         mmap: bool = True,
-        trusted: bool = False,
-        engine_class: Callable[..., Engine] = Engine,
     ) -> "Runner":
-        """Load a GGUF; the options are those of `edge.llama.engine.Engine`, or of what `engine_class` makes.
-
-        `gpu_layers`: by default as many as fit into the free memory of a GPU with a context of 8,192 tokens (all
-        is -1). `threads` defaults to the physical cores.
-
-        Raises ModelFileError for a file that is missing, damaged or of no known kind.
-        """
-        model_file = read_model_file(Path(path))
-        found = devices() if gpu_layers is None else []
-        if gpu_layers is None and any("GPU" in device.kind for device in found):
-            with contextlib.suppress(ContextError):  # it may still run on the CPU, slowly
-                gpu_layers = place(
-                    model_file,
-                    None,
-                    DEFAULT_MAX_TOKENS,
-                    memory=memory(),
-                    devices=found,
-                    parallel=1,
-                    kv_type=kv_type,
-                    flash_attention=flash_attention,
-                ).gpu_layers
-        engine = engine_class(
-            model_file.path,
-            gpu_layers=gpu_layers or 0,
+        """Load a GGUF; the options are those of `Loading`, see `open`."""
+        loading = Loading(
+            gpu_layers=gpu_layers,
             threads=threads,
             kv_type=kv_type,
             flash_attention=flash_attention,
             batch=batch,
             mmap=mmap,
-            trusted=trusted,
         )
-        return cls(engine, model_file)
+        return cls.open(path, loading)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        loading: Loading = DEFAULT_LOADING,
+        engine_class: Callable[[Path, Loading], Engine] = Engine,
+    ) -> "Runner":
+        """Load a GGUF into an engine.
+
+        `loading.gpu_layers`: by default as many as fit into the free memory of a GPU with a context of 8,192 tokens.
+        Raises ModelFileError for a file that is missing, damaged or of an unknown kind.
+        """
+        model_file = read_model_file(Path(path))
+        gpu_layers = loading.gpu_layers
+        if gpu_layers is None:
+            gpu_layers = 0
+            found = devices()
+            if any("GPU" in device.kind for device in found):
+                with contextlib.suppress(ContextError):  # it may still run on the CPU, slowly
+                    wanted = replace(loading, context=None, parallel=1, threads=None, batch=None)
+                    gpu_layers = place(
+                        model_file, None, DEFAULT_MAX_TOKENS, memory=memory(), devices=found, loading=wanted
+                    ).gpu_layers
+        return cls(engine_class(model_file.path, replace(loading, gpu_layers=gpu_layers)), model_file)
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """The prompt's text for these messages, and how it was made. Raises PromptError."""
+        """The text of the prompt for these messages, and how it was made. Raises PromptError."""
         return render_prompt(list(messages), self._source)
 
     def encode(self, prompt: str) -> list[int]:
-        """A rendered prompt's token ids; the template has written the BOS itself, none is added."""
+        """The token ids of a rendered prompt. No BOS is added: the chat template writes it."""
         self.engine.check_open()
         return self.vocabulary.encode(prompt)
 
@@ -108,63 +114,45 @@ class Runner:
         style: StyleName = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
-        """The next action for these messages: always valid, at any budget and temperature.
+        """The next action for these messages: valid at any budget and temperature.
 
-        `max_tokens` counts every token decoded or forced, a thought included. `think` is the most tokens a
-        thought may take (default: a quarter of max_tokens; 0: none). `text_share` is the part of the rest that
-        analysis and plan may fill together. `style` is the action's white space: auto (the model's own, once it
-        shows), compact, indented or free. `emit` is called with the action's text as it becomes certain; an
-        open command never is.
+        `max_tokens` counts every token that is decoded or forced, also those of a thought. `think` is the maximum
+        number of tokens of a thought (default: a quarter of max_tokens; 0: none). `text_share` is the share of the rest
+        that analysis and plan together may fill. `style` is the white space of the action: auto (the model's own),
+        compact, indented or free. `emit` receives the text of the action in pieces that cannot change any more; it
+        never receives an open command.
         Raises PromptError, ContextError.
         """
-        return self.act_on(
-            self.encode(self.render(messages).text),
-            max_tokens,
-            sampling=sampling,
-            think=think,
-            text_share=text_share,
-            style=style,
-            emit=emit,
-        )
+        answering = Answering(max_tokens, sampling, think, text_share, style)
+        return self.act_on(self.encode(self.render(messages).text), answering, emit)
 
     def act_on(
         self,
         prompt: Sequence[int],
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        *,
-        sampling: Sampling = GREEDY,
-        think: int | None = None,
-        text_share: float = DEFAULT_TEXT_SHARE,
-        style: StyleName = "auto",
+        answering: Answering = DEFAULT_ANSWERING,
         emit: Callable[[str], None] | None = None,
     ) -> Action:
         """As `act`, for a prompt in token ids."""
-        writer = self._action_writer(prompt, max_tokens, sampling, think, text_share, style, emit)
-        return _action(self._answer(prompt, writer, max_tokens))
+        return _action(self.answer(prompt, answering, emit))
 
     def session(self, messages: Sequence[Message] = ()) -> "Session":
-        """A conversation that begins with these messages and is read only once, however long it grows."""
+        """A conversation that begins with these messages. The model reads each token of it only once."""
         return Session(self, messages)
 
     def answers(
         self,
         prompts: Sequence[Sequence[int]],
-        max_tokens: int = DEFAULT_MAX_TOKENS,
+        answering: Answering = DEFAULT_ANSWERING,
         *,
         wanted: Collection[int] | None = None,
         parallel: int = 1,
         cells: int | None = None,
-        constrained: bool = True,
-        sampling: Sampling = GREEDY,
-        think: int | None = None,
-        text_share: float = DEFAULT_TEXT_SHARE,
-        style: StyleName = "auto",
     ) -> Generator[tuple[int, Answer], None, None]:
-        """Answer many prompts in one pass over their prefix tree; (a prompt's index, its answer) as they end.
+        """Answer many prompts in one pass over their prefix tree; yields (index of a prompt, its answer) as they end.
 
-        Only the `wanted` indices are answered (default: all), but the others count for where reading stops, so
-        that a run that goes on after an interruption reads in the same chunks. `parallel` answers are written
-        at once. `cells`: tokens that the cache can hold, by default enough for two of the longest prompts.
+        Only the `wanted` indices are answered (default: all). The others still decide where reading stops, so that a
+        run that continues after an interruption reads in the same chunks. `parallel` answers are written
+        at the same time. `cells`: tokens that the cache can hold, by default enough for two of the longest prompts.
         """
         order = reading_order(prompts)
         ordered = [prompts[i] for i in order]
@@ -174,77 +162,92 @@ class Runner:
             return
         longest = max(len(prompts[i]) for i in chosen)
         self.engine.reserve(
-            cells or 2 * longest + parallel * max_tokens,
+            cells or 2 * longest + parallel * answering.max_tokens,
             parallel + 1 + min(depth_held(ordered), MOST_HELD),
         )
         jobs = []
         for i in chosen:
-            prompt = prompts[i]
-            writer = (
-                self._action_writer(prompt, max_tokens, sampling, think, text_share, style, None)
-                if constrained
-                else self._free_writer(prompt, max_tokens, sampling)
-            )
-            jobs.append(Job(prompt, writer, max_tokens, points[i]))
+            writer = self._writer(prompts[i], answering, None)
+            jobs.append(Job(prompts[i], writer, answering.max_tokens, points[i]))
         for index, answer in self.engine.run(jobs, parallel):
             yield chosen[index], answer
 
-    def _action_writer(
-        self,
-        prompt: Sequence[int],
-        max_tokens: int,
-        sampling: Sampling,
-        think: int | None,
-        text_share: float,
-        style: StyleName,
-        emit: Callable[[str], None] | None,
+    def _writer(
+        self, prompt: Sequence[int], answering: Answering, emit: Callable[[str], None] | None
     ) -> Writer[Answer]:
-        _check_budget(max_tokens)
-        if not 0 <= text_share <= 1:
-            raise EdgeError(f"text_share is {text_share}; it must be from 0 to 1")
-        if think is not None and think < 0:
-            raise EdgeError(f"think is {think}; it must be 0 (off) or more tokens")
-        if style not in STYLE_NAMES:
-            raise EdgeError(f"style is {style}; it must be one of {', '.join(STYLE_NAMES)}")
+        if not answering.constrained:
+            return free_answer(
+                self.vocabulary, prompt, max_tokens=answering.max_tokens, sampling=answering.sampling
+            )
         return action_answer(
             self.vocabulary,
             prompt,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            think=max_tokens // 4 if think is None else think,
-            text_share=text_share,
-            style=style,
+            max_tokens=answering.max_tokens,
+            sampling=answering.sampling,
+            think=answering.thought_tokens,
+            text_share=answering.text_share,
+            style=answering.style,
             emit=emit,
         )
 
-    def _free_writer(self, prompt: Sequence[int], max_tokens: int, sampling: Sampling) -> Writer[Answer]:
-        _check_budget(max_tokens)
-        return free_answer(self.vocabulary, prompt, max_tokens=max_tokens, sampling=sampling)
+    def branch_points(self, messages: Sequence[Message], prompt: Sequence[int]) -> list[int]:
+        """Where the prompt of the next turn will part from this one, if that is before its end: lengths in tokens.
 
-    def _answer(
+        A chat template may drop the thought of an earlier turn, or open a turn in another way than it closes it.
+        Raises PromptError.
+        """
+        later = [*messages, {"role": "assistant", "content": "{}"}, {"role": "user", "content": ""}]
+        length = common_length(prompt, self.encode(self.render(later).text))
+        return [length] if 0 < length < len(prompt) else []
+
+    @property
+    def context_length(self) -> int:
+        """The maximum number of tokens of a prompt and its answer together."""
+        return self.engine.context_length
+
+    @property
+    def n_vocab(self) -> int:
+        """The number of token ids."""
+        return self.engine.n_vocab
+
+    @contextlib.contextmanager
+    def before_each_batch(self, check: Callable[[], None]) -> Generator[None]:
+        """Call `check` before each batch of tokens; what it raises ends the answer, and the runner stays usable."""
+        self.engine.before_batch = check
+        try:
+            yield
+        finally:
+            self.engine.before_batch = None
+
+    def answer(
         self,
         prompt: Sequence[int],
-        writer: Writer[Answer],
-        max_tokens: int,
+        answering: Answering = DEFAULT_ANSWERING,
+        emit: Callable[[str], None] | None = None,
         owner: object = None,
         held: Sequence[int] = (),
     ) -> Answer:
-        needed = len(prompt) + max_tokens
+        """One answer to a prompt in token ids. `owner`: whose conversation the engine's states belong to.
+
+        `held`: lengths of the prompt at which a state is kept for the owner's next turn. Raises ContextError.
+        """
+        needed = len(prompt) + answering.max_tokens
         if needed > self.engine.context_length:
             raise ContextError(
-                f"{self.engine.path}: {needed} tokens do not fit into this model's context of "
+                f"{self.engine.path}: {needed} tokens do not fit into the context length of this model, "
                 f"{self.engine.context_length}"
             )
         needed += self.engine.held_by_others(owner)
         engine = self.engine
         if needed > engine.cells or engine.sequences < SEQUENCES:
-            # Up to twice what was there: a conversation that grows moves to a larger cache only a few times.
+            # Up to twice the size: a conversation that grows moves to a larger cache only a few times.
             most = engine.context_length + engine.held_by_others(owner)
             try:
                 engine.reserve(max(needed, engine.cells, min(2 * engine.cells, most)), SEQUENCES)
             except ContextError:
                 engine.reserve(needed, SEQUENCES)
-        return next(self.engine.run([Job(prompt, writer, max_tokens, held=held)], owner=owner))[1]
+        job = Job(prompt, self._writer(prompt, answering, emit), answering.max_tokens, held=held)
+        return next(self.engine.run([job], owner=owner))[1]
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -260,16 +263,18 @@ class Runner:
 
 
 class Session:
-    """A conversation with one model: `messages` is what was said so far, the answers among it.
+    """A conversation with one model: `messages` holds all messages so far, answers included.
 
-    Of each prompt only what is new is read: it goes on from the last answer, or, where the chat template has
-    dropped that answer's thought, from the end of the prompt before it. Sessions of one runner may take turns.
+    The model reads only the new tokens of each prompt. It continues from the last answer, or, if the chat template
+    drops the thought of that answer, from the end of the prompt before it. Sessions of one runner may take turns.
     """
 
     def __init__(self, runner: Runner, messages: Sequence[Message]) -> None:
         self.runner = runner
         self.messages = list(messages)
-        self._owner = object()  # of what the engine holds; not the session, so that one not closed can end
+        self._owner = (
+            object()
+        )  # owns the states in the engine; not the session itself, so that it can be collected
         weakref.finalize(self, runner.engine.forget, self._owner).atexit = False
 
     def act(
@@ -283,28 +288,24 @@ class Session:
         style: StyleName = "auto",
         emit: Callable[[str], None] | None = None,
     ) -> Action:
-        """Add these messages, such as what the terminal shows now, and answer; see `Runner.act`.
+        """Add these messages, for example the screen of the terminal, and answer; see `Runner.act`.
 
-        On an error the conversation stays as it was.
+        After an error the conversation is unchanged.
         """
-        asked = [*self.messages, *messages]
-        prompt = self.runner.encode(self.runner.render(asked).text)
-        writer = self.runner._action_writer(prompt, max_tokens, sampling, think, text_share, style, emit)
-        answer = self.runner._answer(
-            prompt, writer, max_tokens, owner=self._owner, held=self._parting(asked, prompt)
+        conversation = [*self.messages, *messages]
+        prompt = self.runner.encode(self.runner.render(conversation).text)
+        answer = self.runner.answer(
+            prompt,
+            Answering(max_tokens, sampling, think, text_share, style),
+            emit,
+            owner=self._owner,
+            held=self.runner.branch_points(conversation, prompt),
         )
-        self.messages = [*asked, {"role": "assistant", "content": answer.raw}]
+        self.messages = [*conversation, {"role": "assistant", "content": answer.raw}]
         return _action(answer)
 
-    def _parting(self, asked: Sequence[Message], prompt: Sequence[int]) -> list[int]:
-        """Where the next turn's prompt will part from this one, if that is before its end: a template may drop the
-        last thought but one, or open a turn in another way than it writes it down."""
-        later = [*asked, {"role": "assistant", "content": "{}"}, {"role": "user", "content": ""}]
-        length = common_length(prompt, self.runner.encode(self.runner.render(later).text))
-        return [length] if 0 < length < len(prompt) else []
-
     def close(self) -> None:
-        """Let go of what the engine holds of this conversation."""
+        """Free the states of this conversation in the engine."""
         self.runner.engine.forget(self._owner)
 
     def __enter__(self) -> "Session":
@@ -328,8 +329,3 @@ def _action(answer: Answer) -> Action:
         forced_tokens=answer.forced_tokens,
         thought_tokens=answer.thought_tokens,
     )
-
-
-def _check_budget(max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise EdgeError(f"max_tokens is {max_tokens}; it must be at least 1")

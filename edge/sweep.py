@@ -1,32 +1,33 @@
-"""`edge sweep`: several quantizations of one checkpoint, each converted, evaluated and measured, and a report of them.
+"""`edge sweep`: convert a checkpoint to several types, evaluate and measure each, and write a report.
 
-    DIR/NAME-bf16.gguf, .json          the base, the checkpoint in its own dtype, and its answers
-    DIR/NAME-base.scores               what measuring needs of the base
-    DIR/NAME.imatrix                   the importance matrix, where rows to calibrate on were given
+    DIR/NAME-bf16.gguf, .json          the base (the checkpoint in its own dtype) and its answers
+    DIR/NAME-base.scores               the base's distributions, for the measurements
+    DIR/NAME.imatrix                   the importance matrix, if rows to calibrate on are given
     DIR/NAME-Q4_K_M.gguf, .json        a quantization and its answers
     DIR/NAME-Q4_K_M.measure.json       what it lost on the reference answers
-    DIR/report.html, report.md         the page, and in short
-    DIR/sweep.json                     what is done, and of what
+    DIR/report.html, report.md         the page, and its short form
+    DIR/sweep.json                     the settings, and the stages that are done
 
-GGUFs and the base's scores are removed after their use. Started again with the same arguments a sweep goes on where it
-was, inside an evaluation too; with more types it does those.
+GGUFs and the base's distributions are removed after their use. Started again with the same arguments, a sweep resumes
+where it was, also inside an evaluation; with more types it does those too.
 """
 
 import json
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edge.answer.answering import DEFAULT_ANSWERING, Answering
 from edge.compare.intervals import LEAST_TASKS
 from edge.compare.run import compare
 from edge.convert import check_quant, convert
-from edge.errors import ConversionError, ResultError
+from edge.errors import ConversionError, Interrupted, ResultError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.gguf import sha256
+from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.measure.calibrate import calibrate
 from edge.measure.run import base_scores, measure
 from edge.replay.journal import differences
@@ -35,12 +36,14 @@ from edge.replay.rows import read_rows, rows_sha256
 from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
-from edge.report.contents import find_reference
+from edge.report.collect import find_reference
 from edge.system.machine import forget_peak_memory, free_disk
 from edge.system.places import check_place, write_json
 from edge.system.progress import bar
 from edge.system.text import size
 from edge.version import __version__
+
+__all__ = ["SweepOptions", "Swept", "sweep"]
 
 _FLOATS = ("f32", "f16", "bf16")
 # No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more where rows do not divide.
@@ -49,8 +52,10 @@ _MORE_BITS = 1.5
 
 @dataclass(frozen=True)
 class Swept:
-    """A finished sweep. `results`: the base's first, then the others' in the order given. `chosen`: the chosen file,
-    which stays; None where no choice was asked for or none fits.
+    """A finished sweep.
+
+    `results`: that of the base first, then the others in the order of the types. `chosen`: the chosen file, which
+    stays; None if no choice was wanted or no file fits.
     """
 
     page: Path
@@ -59,53 +64,66 @@ class Swept:
     chosen: Path | None
 
 
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a sweep does beside converting, evaluating and measuring each type."""
+
+    reference: str | None = None
+    """What the report compares with instead of the base: a result JSON or the name of a known model."""
+    calibrate_on: Path | str | None = None
+    """Replay rows to make one importance matrix from, for all types."""
+    keep: bool = False
+    """Keep every GGUF; otherwise each is removed after its use."""
+    budget: int | None = None
+    """Choose the best file of at most so many bytes."""
+    max_loss: float | None = None
+    """Choose the smallest file that loses at most so many points of score."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    offline: bool = False
+    """Use only the hub's cache."""
+    skip_too_long: bool = False
+    """Leave out rows that do not fit into the context."""
+
+
+DEFAULT_OPTIONS = SweepOptions()
+
+
 def sweep(
     source: str | Path,
     quants: Sequence[str],
     replay: Path | str,
     out: Path | str,
+    options: SweepOptions = DEFAULT_OPTIONS,
     *,
-    reference: str | None = None,
-    calibrate_on: Path | str | None = None,
-    keep: bool = False,
-    budget: int | None = None,
-    max_loss: float | None = None,
-    revision: str | None = None,
-    offline: bool = False,
-    max_tokens: int = 1024,
-    constrained: bool = True,
-    skip_too_long: bool = False,
-    parallel: int | None = None,
-    gpu_layers: int | None = None,
-    threads: int | None = None,
-    quiet: bool = True,
+    answering: Answering = DEFAULT_ANSWERING,
+    loading: Loading = DEFAULT_LOADING,
+    say: Callable[[str], None] | None = None,
 ) -> Swept:
-    """Convert a checkpoint to each of `quants`, answer and measure `replay`'s rows with each, and report into `out`.
+    """Convert a checkpoint to each of `quants`, answer and measure the rows of `replay` with each, report into `out`.
 
-    Losses and KL divergences are against the base, the checkpoint in its own dtype. `reference`: what the report
-    compares with instead, a result JSON or a known model's name. `calibrate_on`: replay rows to make an importance
-    matrix from, once, for all types. `budget` (bytes) and `max_loss` (points of score) choose a file as
-    `edge.report.choice.choose` does. `keep` keeps every GGUF.
+    Losses and KL divergences are against the base, which is the checkpoint in its own dtype. `edge.report.choice`
+    chooses a file where `options` has a budget or a maximum loss. `say` receives each stage; None is silent.
 
-    The disk space needed is said before anything is done. Raises what converting, evaluating, measuring and reporting
-    raise, and ResultError where `out` holds a sweep of something else; KeyboardInterrupt with a line that says how to
-    go on.
+    The disk space needed is checked before the work. Raises what converting, evaluating, measuring and reporting
+    raise, ResultError where `out` holds another sweep, and Interrupted with a line that says how to resume.
     """
-    names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrate_on is not None) for name in quants))
+    calibrated = options.calibrate_on is not None
+    names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrated) for name in quants))
     if not names:
-        raise ConversionError("no type to convert to: name at least one")
+        raise ConversionError("no quantization type is named: name at least one")
     rows = read_rows(replay)
-    calibration = None if calibrate_on is None else rows_sha256(read_rows(calibrate_on))
-    if reference is not None:
-        find_reference(reference)
-    checkpoint = open_checkpoint(source, revision=revision, offline=offline)
+    calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
+    if options.reference is not None:
+        find_reference(options.reference)
+    checkpoint = open_checkpoint(source, revision=options.revision, offline=options.offline)
     base = checkpoint.dtype.lower()
     names = [name for name in names if name != base]
     folder = Path(out)
     check_place(folder / "sweep.json")
-    told = _disk_needed(checkpoint, names, folder, keep)
-    if not quiet:
-        print(told, file=sys.stderr)
+    disk = _disk_needed(checkpoint, names, folder, options.keep)
+    if say is not None:
+        say(disk)
     state = _State.open(
         folder / "sweep.json",
         {
@@ -114,62 +132,60 @@ def sweep(
             "checkpoint_sha256": folder_provenance(checkpoint.folder)["model_sha256"],
             "rows_sha256": rows_sha256(rows),
             "calibration_sha256": calibration,
-            "max_tokens": max_tokens,
-            "constrained": constrained,
-            "skip_too_long": skip_too_long,
-            "parallel": parallel,
-            "gpu_layers": gpu_layers,
+            "max_tokens": answering.max_tokens,
+            "constrained": answering.constrained,
+            "skip_too_long": options.skip_too_long,
+            "parallel": loading.parallel,
+            "gpu_layers": loading.gpu_layers,
         },
     )
-    work = _Sweep(
-        source,
-        base,
-        folder / checkpoint.name,
-        Path(replay),
-        None if calibrate_on is None else Path(calibrate_on),
-        state,
-        {"revision": revision, "offline": offline},
-        {"max_tokens": max_tokens, "constrained": constrained, "parallel": parallel},
-        {"skip_too_long": skip_too_long, "threads": threads, "gpu_layers": gpu_layers, "quiet": quiet},
-    )
+    place = folder / checkpoint.name
+    work = _Sweep(source, base, place, Path(replay), options, answering, loading, state, say)
     try:
-        pairs = work.run(names, keep)
-        results = [work.result(base), *(result for result, _ in pairs)]
-        measurements = [measurement for _, measurement in pairs]
-        page = folder / "report.html"
-        report(
-            [*results, *measurements],
-            page,
-            reference or results[0],
-            markdown=folder / "report.md",
-            plots=folder / "plots",
-            replay=replay,
-        )
-        choice = chosen = None
-        if budget is not None or max_loss is not None:
-            choice = choose(work.candidates(names), budget=budget, max_loss=max_loss)
-            chosen = None if choice.quant is None else work.converted(choice.quant)
-        return Swept(page, tuple(results), choice, chosen)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or "interrupted; run the same command again to go on") from None
+        return _finish(work, names, folder / "report.html")
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; run the same command again to resume") from None
+
+
+def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
+    """All stages, the report and the choice."""
+    options = work.options
+    pairs = work.run(names)
+    results = [work.result(work.base), *(result for result, _ in pairs)]
+    measurements = [measurement for _, measurement in pairs]
+    report(
+        [*results, *measurements],
+        page,
+        options.reference or results[0],
+        markdown=page.with_name("report.md"),
+        plots=page.with_name("plots"),
+        replay=work.replay,
+    )
+    choice = chosen = None
+    if options.budget is not None or options.max_loss is not None:
+        choice = choose(work.candidates(names), budget=options.budget, max_loss=options.max_loss)
+        chosen = None if choice.quant is None else work.converted(choice.quant)
+    return Swept(page, tuple(results), choice, chosen)
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """The stages, each done once: what is there already, as `state` tells, is not made again."""
+    """The stages, each done once: what `state` lists as done is not made again."""
 
     source: str | Path
     base: str
-    place: Path  # what each file's name begins with
+    place: Path  # the beginning of each file's name
     replay: Path
-    calibrate_on: Path | None
+    options: SweepOptions
+    answering: Answering
+    loading: Loading
     state: "_State"
-    fetching: dict[str, Any]
-    answering: dict[str, Any]
-    everywhere: dict[str, Any]
+    say: Callable[[str], None] | None
 
-    def run(self, names: Sequence[str], keep: bool) -> list[tuple[Path, Path]]:
-        """Each type's result and measurement."""
+    def run(self, names: Sequence[str]) -> list[tuple[Path, Path]]:
+        """The result and the measurement of each type."""
         missing = [name for name in names if not self.measured(name)]
         if missing or not self.answered(self.base):
             self.answer(self.base)
@@ -178,10 +194,10 @@ class _Sweep:
                 self.matrix()
         pairs = []
         for name in names:
-            if not keep:
+            if not self.options.keep:
                 self._remove(*(self.file(other) for other in [self.base, *names] if other != name))
             pairs.append((self.answer(name), self.measure(name)))
-        if not keep:
+        if not self.options.keep:
             self._remove(*(self.file(name) for name in [self.base, *names]), self._scores)
         return pairs
 
@@ -212,9 +228,10 @@ class _Sweep:
             quant=name,
             out=path,
             imatrix=matrix,
-            threads=self.everywhere["threads"],
-            progress=not self.everywhere["quiet"],
-            **self.fetching,
+            threads=self.loading.threads,
+            say=self.say,
+            revision=self.options.revision,
+            offline=self.options.offline,
         )
         for warning in done.warnings:
             self._say(f"note: {warning}")
@@ -227,33 +244,49 @@ class _Sweep:
         if not self.answered(name):
             model = self.converted(name)
             self._say(f"{result}: answering")
-            forget_peak_memory()  # of what this process did before
-            evaluate(model, self.replay, result, **self.answering, **self.everywhere)
+            forget_peak_memory()  # that of earlier stages
+            evaluate(
+                model,
+                self.replay,
+                result,
+                skip_too_long=self.options.skip_too_long,
+                answering=self.answering,
+                loading=self.loading,
+                say=self.say,
+            )
             self.state.note(name, answered=True)
         return result
 
     def scores(self) -> Path:
-        """What measuring needs of the base."""
+        """The file with the base's distributions."""
         if not self._scores.is_file():
             model = self.converted(self.base)
             self._say(f"{self._scores}: reading the base's distributions")
-            base_scores(model, self._scores, replay=self.replay, **self.everywhere)
+            base_scores(
+                model,
+                self._scores,
+                replay=self.replay,
+                skip_too_long=self.options.skip_too_long,
+                loading=self._reading,
+                say=self.say,
+            )
         return self._scores
 
     def matrix(self) -> Path | None:
-        """The importance matrix, of the base; None where there are no rows for it."""
-        if self.calibrate_on is None:
+        """The importance matrix of the base; None if there are no rows for it."""
+        rows = self.options.calibrate_on
+        if rows is None:
             return None
         path = self._named(".imatrix")
         if not (self.state.has(self.base, "calibrated") and path.is_file()):
             model = self.converted(self.base)
-            with bar("calibrating", show=not self.everywhere["quiet"], unit="tokens") as watch:
+            with bar("calibrating", show=self.say is not None, unit="tokens") as watch:
                 calibrate(
                     model,
                     path,
-                    rows=self.calibrate_on,
-                    threads=self.everywhere["threads"],
-                    gpu_layers=self.everywhere["gpu_layers"] or 0,
+                    rows=rows,
+                    threads=self.loading.threads,
+                    gpu_layers=self.loading.gpu_layers or 0,
                     progress=watch,
                 )
             self.state.note(self.base, calibrated=True)
@@ -265,12 +298,20 @@ class _Sweep:
         if not self.measured(name):
             scores, model = self.scores(), self.converted(name)
             self._say(f"{found}: measuring")
-            measure(model, found, base=scores, replay=self.replay, **self.everywhere)
+            measure(
+                model,
+                found,
+                base=scores,
+                replay=self.replay,
+                skip_too_long=self.options.skip_too_long,
+                loading=self._reading,
+                say=self.say,
+            )
             self.state.note(name, measured=True)
         return found
 
     def candidates(self, names: Sequence[str]) -> list[Candidate]:
-        """What a file is chosen by."""
+        """The figures by which a file is chosen."""
         found = []
         for name, part in zip(
             names, compare(list(map(self.result, names)), self.result(self.base)).parts, strict=True
@@ -298,9 +339,14 @@ class _Sweep:
     def _named(self, ending: str) -> Path:
         return self.place.with_name(self.place.name + ending)
 
+    @property
+    def _reading(self) -> Loading:
+        """The options of a pass that only reads."""
+        return Loading(threads=self.loading.threads, gpu_layers=self.loading.gpu_layers)
+
     def _say(self, text: str) -> None:
-        if not self.everywhere["quiet"]:
-            print(text, file=sys.stderr)
+        if self.say is not None:
+            self.say(text)
 
     def _remove(self, *paths: Path) -> None:
         for path in paths:
@@ -309,7 +355,7 @@ class _Sweep:
 
 @dataclass
 class _State:
-    """What is done of a sweep, on disk: of each type, by its name, what is known of its stages."""
+    """The finished stages of a sweep, on disk, by the name of each type."""
 
     path: Path
     identity: dict[str, Any]
@@ -317,7 +363,7 @@ class _State:
 
     @classmethod
     def open(cls, path: Path, identity: dict[str, Any]) -> "_State":
-        """Go on with the state at `path`, or begin one. Raises ResultError: it is of another sweep, or damaged."""
+        """Resume from the state at `path`, or begin one. Raises ResultError if it is of another sweep, or damaged."""
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             state = cls(path, identity, dict(before["stages"]))
@@ -331,7 +377,7 @@ class _State:
             ) from None
         if changes:
             raise ResultError(
-                f"{path}: holds another sweep ({changes}): run it as before to go on, or choose another --out"
+                f"{path}: holds another sweep ({changes}): use the same arguments to resume, or choose another --out"
             )
         return state
 
@@ -345,7 +391,7 @@ class _State:
 
 
 def _disk_needed(checkpoint: Checkpoint, names: Sequence[str], folder: Path, keep: bool) -> str:
-    """What a sweep takes of the disk at most, in one line. Raises ConversionError where there is less."""
+    """The maximum disk space of a sweep, in one line. Raises ConversionError if there is less."""
     weights = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     bits = {"F32": 32, "F16": 16, "BF16": 16}[checkpoint.dtype]
     files = [weights]

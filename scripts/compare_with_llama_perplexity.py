@@ -28,6 +28,7 @@ import llama_cpp
 import numpy as np
 
 from edge.formats.gguf import read_model_file
+from edge.llama.loading import Loading
 from edge.llama.vocabulary import file_vocabulary
 from edge.measure.positions import text_plan
 from edge.measure.run import measure
@@ -127,7 +128,13 @@ def compare(
             text = folder / "text.txt"
             write_text(text, model, chunk * chunks)
         ours = measure(
-            model, folder / "ours.json", base=base, text=text, chunk=chunk, limit=chunks, batch=512, threads=1
+            model,
+            folder / "ours.json",
+            base=base,
+            text=text,
+            chunk=chunk,
+            limit=chunks,
+            loading=Loading(batch=512, threads=1),
         )["aggregate"]
         printed = theirs(binary, base, model, text, chunk, chunks, folder)
     found = []
@@ -161,7 +168,7 @@ def main() -> None:
                 text=text,
                 chunk=args.chunk,
                 limit=args.chunks,
-                threads=1,
+                loading=Loading(threads=1),
             )["aggregate"]
             whole, cut = direct(args.base, args.model, text, args.chunk, args.chunks)
         lines = [

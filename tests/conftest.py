@@ -4,11 +4,13 @@ pytest tests            a second run finds them there
 rm -r build/test-models makes them anew
 """
 
+import atexit
 import hashlib
 import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -24,6 +26,20 @@ settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-models"
+# The folders of whoever runs the tests are neither read nor written: this holds for child processes too.
+USER_HOME = Path.home()
+HOME = Path(tempfile.mkdtemp(prefix="edge-tests-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith(("EDGE_", "XDG_", "HF_"))]:
+    if _name not in ("EDGE_TEST_WHEELS", "EDGE_WRITE_DOCS"):
+        del os.environ[_name]
+os.environ |= {
+    "HOME": str(HOME),
+    "EDGE_CACHE": str(HOME / "edge-cache"),
+    "EDGE_STATE": str(HOME / "edge-state"),
+    "HF_HOME": str(HOME / "huggingface"),
+    "MPLCONFIGDIR": str(ROOT / "build" / "matplotlib"),  # its list of fonts takes seconds to make
+}
 WHEELS = ROOT / "build" / "harbor"
 VERSION = "0.25.0"
 MODULE = "harbor/agents/terminus_2/terminus_json_plain_parser.py"

@@ -1,4 +1,4 @@
-"""The replay scorer against figures worked out by hand, the published ones, and any text at all.
+"""Test the replay scorer: figures computed by hand, the published figures, and random text.
 
 Run: .venv/bin/python -m pytest tests/test_metrics.py
 """
@@ -25,7 +25,7 @@ def action(*keystrokes: Any, **fields: Any) -> str:
     return json.dumps({"analysis": "a", "plan": "p", "commands": commands, "task_complete": False} | fields)
 
 
-# Each expectation is derived by hand from the rules. REF's units are "ls -la" and "cd project".
+# Each expectation is computed by hand from the rules. REF's units are "ls -la" and "cd project".
 # Columns: prediction, its units, valid_json, first_cmd_exact, precision, recall, f1.
 GOLDEN = {
     "both commands": (action("ls -la\n", "cd project\n"), ["ls -la", "cd project"], True, 1.0, 1.0, 1.0, 1.0),
@@ -37,13 +37,13 @@ GOLDEN = {
     "case and blanks": (action("LS   -LA\n"), ["LS   -LA"], True, 1.0, 1.0, 0.5, 0.6667),
     # several lines in one command are several units, \r\n and \r end lines too
     "lines": (action("ls -la\r\ncd project\r"), ["ls -la", "cd project"], True, 1.0, 1.0, 1.0, 1.0),
-    # nothing typed is one unit <WAIT>: precision mean(0, 1), recall mean(1, 0)
+    # empty keystrokes are one unit <WAIT>: precision mean(0, 1), recall mean(1, 0)
     "waiting": (action(" \n", "ls -la"), ["<WAIT>", "ls -la"], True, 0.0, 0.5, 0.5, 0.5),
     "no JSON": ("I would run ls -la.", [], False, 0.0, 0.0, 0.0, 0.0),
     "nothing": ("", [], False, 0.0, 0.0, 0.0, 0.0),
     "no object": ('["ls -la"]', [], False, 0.0, 0.0, 0.0, 0.0),
     "thought before": ("<think>list</think>\n" + action("ls -la\n"), ["ls -la"], True, 1.0, 1.0, 0.5, 0.6667),
-    # a brace in the thought spoils the JSON; the command is then read from the raw text
+    # a brace in the thought makes the JSON invalid; the command is then read from the raw text
     "brace in thought": ("<think>{x}</think>" + action("ls -la\n"), ["ls -la"], False, 1.0, 1.0, 0.5, 0.6667),
     "fence": (
         "So:\n```json\n" + action("ls -la\n") + "\n```\nDone {ok}",
@@ -54,21 +54,21 @@ GOLDEN = {
         0.5,
         0.6667,
     ),
-    # cut at the token budget: only the whole keystrokes string counts
+    # cut at the token budget: only a complete keystrokes string counts
     "cut": (action("ls -la\n", "cd project\n")[:-55], ["ls -la"], False, 1.0, 1.0, 0.5, 0.6667),
-    # no units from the payload, so its own words are searched: the escaped quotes do not match
+    # no units from the payload, so the raw text is searched, without a match
     "empty list": (action(), [], True, 0.0, 0.0, 0.0, 0.0),
     "not a list": (action(commands={"keystrokes": "ls -la"}), ["ls -la"], True, 1.0, 1.0, 0.5, 0.6667),
-    # str() of what is no string, one token each: nothing in common with the reference
+    # str() of values that are not text: no word in common with the reference
     "odd types": (action(7, None), ["7", "None"], True, 0.0, 0.0, 0.0, 0.0),
     "missing keystrokes": (action(commands=[{"duration": 1}, 3]), ["<WAIT>"], True, 0.0, 0.0, 0.0, 0.0),
     # shlex fails on the open quote, split gives {cd, 'project}: 1 of 2 words of "cd project" shared
     "open quote": (action("cd 'project\n"), ["cd 'project"], True, 0.0, 0.5, 0.25, 0.3333),
     # in broken JSON the UTF-8 bytes are read as Latin-1
     "garbled": ('{"keystrokes" : "echo é\\tx"', ["echo Ã©\tx"], False, 0.0, 0.0, 0.0, 0.0),
-    # a broken escape leaves the text as it stands
+    # a broken escape leaves the text unchanged
     "broken escape": ('{"keystrokes": "cat \\u12"', ["cat \\u12"], False, 0.0, 0.0, 0.0, 0.0),
-    # \d is no escape: it stays, and nobody is warned
+    # \d is not an escape: it is unchanged, without a warning
     "unknown escape": ('{"keystrokes": "grep \\d"', ["grep \\d"], False, 0.0, 0.0, 0.0, 0.0),
     "empty in raw text": ('{"keystrokes": ""', [], False, 0.0, 0.0, 0.0, 0.0),
     "NaN": (action("ls -la\n").replace("0.1", "NaN"), ["ls -la"], True, 1.0, 1.0, 0.5, 0.6667),
@@ -114,7 +114,7 @@ def test_the_last_closing_fence_counts() -> None:
     assert metrics.payload("```json\n" + inner + "\n```") == json.loads(inner)
     assert (
         metrics.payload("``` {} ``` and ``` {} ```") is None
-    )  # from the first brace to the last, with words between
+    )  # from the first brace to the last, with other text between
     assert metrics.payload("```\nno braces\n```\n" + inner) == json.loads(inner)
 
 
@@ -145,7 +145,7 @@ def test_aggregate_by_hand() -> None:
             "task_id": "a",
             "source_group": "x",
             **metrics.score_step(done, REF, 1),
-        },  # f1 4/9, said complete too soon
+        },  # f1 4/9, task_complete too early
         {"task_id": "b", "source_group": "y", **metrics.score_step(done, done, 2)},  # f1 1, first 1, complete
         {"task_id": "b", "source_group": "y", **metrics.score_step("", done, 5)},  # nothing
     ]
@@ -176,7 +176,7 @@ def test_aggregate_by_hand() -> None:
         "next_action_score": 51.95,  # 100 * (0.7 * 0.5278 + 0.3 * 0.5) = 51.946
     }
     assert metrics.headline({"avg_command_f1": 0.523}) == 52.3
-    # the published aggregate's own arithmetic: F1 0.5230 and first command 49.5 % make 51.46
+    # as in the published aggregate: F1 0.5230 and first command 49.5 % give 51.46
     assert metrics.next_action_score(0.5230, 49.5) == 51.46
 
 
@@ -197,7 +197,7 @@ def test_published_golden_rows() -> None:
         rows.append({"task_id": row["task_id"], "source_group": row["source_group"], **scored})
     assert len(rows) == 140
     figures = metrics.aggregate(rows)
-    figures.pop("empty_commands_pct")  # ours alone
+    figures.pop("empty_commands_pct")  # not in the published aggregate
     assert figures == golden["aggregate"]
 
 
@@ -218,7 +218,7 @@ def test_real_vllm_run_is_reproduced() -> None:
     assert figures == run["aggregate"]
 
 
-# Pieces that make the scorer's branches likely: fences, braces, quotes, escapes, and text of any kind.
+# Pieces that reach many branches of the scorer: fences, braces, quotes, escapes, and any text.
 marks = [
     "```",
     "json",
@@ -294,6 +294,6 @@ def test_repeating_every_row_changes_no_mean(texts: list[str], times: int) -> No
     ]
     once, again = metrics.aggregate(rows), metrics.aggregate(rows * times)
     for name in metrics.FIGURES:
-        # A mean may fall on either side of a rounding tie when it is summed from more terms: half a place.
+        # A sum of more terms can round to the other side of a tie: allow half a place.
         assert again[name] == pytest.approx(once[name], abs=0.11 if name.endswith("pct") else 0.031)
     assert again["steps"] == times * once["steps"] and again["tasks"] == once["tasks"]

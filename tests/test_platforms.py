@@ -5,6 +5,7 @@
 `make test` also checks the types for macOS and Windows (mypy --platform).
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,13 @@ def test_macos_has_no_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SandboxError, match="needs Linux"):
         Sandbox.prepare(tmp_path)
+
+
+def test_the_agent_command_says_so_in_one_line(tmp_path: Path) -> None:
+    code = "import edge.agent.session, sys; sys.platform = 'win32'; from edge.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "agent", "a task", "--model", "none.gguf", "--workdir", str(tmp_path)]
+    run = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert run.returncode == 1 and not run.stdout
+    assert run.stderr == "error: edge agent needs tmux, which Windows does not have: use WSL\n"

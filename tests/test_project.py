@@ -1,18 +1,20 @@
-"""The project itself: what importing costs, that its pages list what is there, that the wheel carries the
-models.
+"""The project itself: what importing costs, where files go, that the wheel carries the models.
 
 .venv/bin/pytest tests/test_project.py
 """
 
+import ast
 import os
-import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from edge.system import paths
 
@@ -58,28 +60,6 @@ def test_no_module_brings_torch_or_transformers_into_the_runtime() -> None:
     assert (
         python(code + "\nprint(*[name for name in ('torch', 'transformers') if name in sys.modules])") == ""
     )
-
-
-def usage(*arguments: str) -> str:
-    code = (
-        f"import sys; sys.argv = ['edge', *{arguments!r}, '--help']; from edge.cli.main import main; main()"
-    )
-    return python(code, COLUMNS="200", TERM="dumb")
-
-
-def test_readme_lists_every_command_and_only_options_that_exist() -> None:
-    commands = re.findall(r"^  ([a-z]+)  ", usage().partition("Commands:")[2], re.MULTILINE)
-    assert set(commands) >= {"convert", "run", "eval", "score", "compare", "prompt", "models", "doctor"}
-    listed: dict[str, set[str]] = {}
-    command = ""
-    for line in (ROOT / "README.md").read_text().splitlines():
-        row = re.match(r"\| (?:`edge (\w+)[^|]*)?\|[^|]*\| ([^|]*)\|$", line)
-        if row:
-            command = row[1] or command
-            listed.setdefault(command, set()).update(re.findall(r"--[a-z-]+", row[2]))
-    assert listed.keys() == set(commands)
-    for command, options in listed.items():
-        assert options <= set(re.findall(r"--[a-z-]+", usage(command))), command
 
 
 def test_version_stands_in_one_place() -> None:
@@ -133,3 +113,21 @@ def test_the_wheel_carries_the_models_and_finds_them(tmp_path: Path) -> None:
         PYTHONPATH=str(tmp_path / "site"),
     )
     assert found == f"{len(shipped)} {tmp_path / 'site' / 'edge' / '_models' / 'tiny-terminal'}"
+
+
+def test_dependencies_are_what_is_imported() -> None:
+    """Imported packages are the declared ones; transformers is declared for a reason (see pyproject.toml)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    tops = set()
+    for path in (ROOT / "edge").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                tops |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                tops.add(node.module.split(".")[0])
+    owners = packages_distributions()
+    used = {canonicalize_name(name) for top in tops - {"edge"} for name in owners.get(top, ())}
+    # vLLM runs a reference where it is installed, and brings torch.
+    assert used - {"torch", "vllm"} | {"transformers"} == declared

@@ -1,4 +1,4 @@
-"""Prompts: what a GGUF or a checkpoint folder brings, the fallbacks on their own rows, and the summary.
+"""Test prompts: templates of GGUFs and checkpoint folders, the fallbacks, and the summary of a result.
 
 Run: .venv/bin/python -m pytest tests/test_prompt.py
 """
@@ -23,8 +23,8 @@ from edge.prompt import (
     prompt_source,
     read_messages,
     render_prompt,
-    template_summary,
 )
+from edge.replay.prepare import template_summary
 
 ROWS = [
     {"role": "system", "content": "Return JSON only."},
@@ -69,7 +69,7 @@ def test_template_first() -> None:
 def test_chatml_fallback(template: str | None) -> None:
     rendered = render_prompt(ROWS, source(template))
     assert (rendered.text, rendered.status) == (CHATML, "chatml_fallback")
-    # Why a template that is there was not used
+    # Why the template was not used
     reasons = {"{% for %}": "Expected an expression, got 'end of statement block'"}
     reasons["{{ raise_exception('no system role') }}"] = "no system role"
     assert rendered.reason == reasons.get(template or "", "")
@@ -104,7 +104,7 @@ def test_fallbacks_write_text_parts_and_refuse_others() -> None:
         render_prompt(parts, source(None)).text
         == "<|im_start|>user\nList files.<|im_end|>\n<|im_start|>assistant\n"
     )
-    with pytest.raises(PromptError, match="a user message has a part that is no text"):
+    with pytest.raises(PromptError, match="a user message has a part that is not text"):
         render_prompt([{"role": "user", "content": [{"type": "image", "image": "x"}]}], source(None))
 
 
@@ -117,7 +117,7 @@ def test_fallbacks_write_text_parts_and_refuse_others() -> None:
         ([{"content": "x"}], "message 0 has no role"),
         ([{"role": 3, "content": "x"}], "message 0 has no role"),
         ([{"role": "user"}], r"message 0 \(user\) has no content"),
-        ([{"role": "user", "content": 3}], r"message 0 \(user\) has a content that is neither"),
+        ([{"role": "user", "content": 3}], r"message 0 \(user\) has content that is neither"),
     ],
 )
 def test_bad_messages(value: Any, reason: str) -> None:
@@ -147,7 +147,7 @@ def test_read_messages(tmp_path: Path) -> None:
         read_messages(tmp_path / "none.json")
 
 
-# Ways a checkpoint folder can carry its template: files to add to it, and what its config says.
+# Where a checkpoint folder can have its template: files to add, and the chat_template in its config.
 PLACES: dict[str, tuple[dict[str, str], Any]] = {
     "in the config": ({}, TEMPLATE),
     "in a file": ({"chat_template.jinja": TEMPLATE}, None),
@@ -235,7 +235,7 @@ def test_gemma_folder_takes_its_size_from_its_tensors(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "gemma4"}', encoding="utf-8")
     save_file({"a": numpy.zeros((2, 3), numpy.float32)}, folder / "model-1.safetensors")
     assert render_prompt(ROWS, prompt_source(folder)).text == GEMMA
-    # A header that claims 31 billion parameters, and a file as long with nothing in it; only headers are read.
+    # A header with 31 billion parameters, and a sparse file of that size; edge reads only headers.
     header = json.dumps(
         {"w": {"dtype": "BF16", "shape": [31_000, 1_000_000], "data_offsets": [0, 62 * 10**9]}}
     ).encode()
@@ -249,14 +249,14 @@ def test_gemma_folder_takes_its_size_from_its_tensors(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
-    with pytest.raises(PromptError, match=r"is no checkpoint: it has none of config\.json") as caught:
+    with pytest.raises(PromptError, match=r"is not a checkpoint: it has none of config\.json") as caught:
         prompt_source(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}: ") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE, "{{ '\ud800' }}"])
 def test_text_that_is_not_utf8(template: str | None) -> None:
-    """As bytes that are not UTF-8 arrive from a command line: halves of surrogate pairs."""
+    """Python represents bytes of a command line that are not UTF-8 as halves of surrogate pairs."""
     with pytest.raises(PromptError, match=r"message 1 \(user\) is not UTF-8 text"):
         render_prompt([ROWS[0], {"role": "user", "content": "List \udcff"}], source(template))
     with pytest.raises(PromptError, match=r"message 0 \(user\) is not UTF-8 text"):

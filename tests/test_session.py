@@ -19,6 +19,8 @@ from edge.llama.prefixes import common_length
 from edge.prompt import Message, task_messages
 from edge.runner import Runner, Session
 
+pytestmark = pytest.mark.slow
+
 THINK = "You are a terminal automation assistant. Think first, then return JSON."
 TASK = task_messages("Read the last 5 lines of notes.txt.", "user@lab:/app$ ")
 THINKING_TASK = [{"role": "system", "content": THINK}, *TASK[1:]]

@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 
 import edge.sweep
+from edge.answer.answering import Answering
 from edge.errors import ConversionError, EdgeError, ResultError
+from edge.llama.loading import Loading
 from edge.measure.run import measure
-from edge.sweep import Swept, sweep
+from edge.sweep import SweepOptions, Swept, sweep
 from edge.system.paths import embedded_rows
+
+pytestmark = pytest.mark.slow
 
 ROWS = 8
 QUANTS = ["q8_0", "Q2_K"]
@@ -36,7 +40,17 @@ def swept(tiny_folder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def run(folder: Path, rows: Path, out: Path, quants: list[str] = QUANTS, **options: Any) -> Swept:
-    return sweep(folder, quants, rows, out, **{"max_tokens": 128, "parallel": 1, "threads": 1, **options})
+    parallel = options.pop("parallel", 1)
+    answering = Answering(options.pop("max_tokens", 128), constrained=options.pop("constrained", True))
+    return sweep(
+        folder,
+        quants,
+        rows,
+        out,
+        SweepOptions(**options),
+        answering=answering,
+        loading=Loading(parallel=parallel, threads=1),
+    )
 
 
 def read(path: Path) -> Any:
@@ -80,7 +94,9 @@ def test_a_measurement_is_that_of_edge_measure(
     from edge.convert import convert
 
     convert(tiny_folder, quant="Q2_K", out=tmp_path / "q2.gguf", threads=1)
-    alone = measure(tmp_path / "q2.gguf", tmp_path / "m.json", base=tiny_bf16, replay=rows, threads=1)
+    alone = measure(
+        tmp_path / "q2.gguf", tmp_path / "m.json", base=tiny_bf16, replay=rows, loading=Loading(threads=1)
+    )
     found = read(swept.page.parent / "tiny-terminal-Q2_K.measure.json")
     assert found["aggregate"] == alone["aggregate"]
 
@@ -154,7 +170,7 @@ def test_bad_input_is_one_line_before_any_work(
 ) -> None:
     out = tmp_path / "out"
     for quants, options, wanted in (
-        (["Q9"], {}, "Q9 is no type of llama.cpp"),
+        (["Q9"], {}, "Q9 is not a quantization type of llama.cpp"),
         (["IQ2_XS"], {}, "IQ2_XS needs an importance matrix"),
         ([], {}, "name at least one"),
         (QUANTS, {"reference": "no-such-model"}, "no-such-model: no such file"),

@@ -15,6 +15,8 @@ from edge.answer.action import parse_action
 from edge.replay.rows import read_rows
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 

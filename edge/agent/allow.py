@@ -1,7 +1,7 @@
-"""`--allow FILE`: a TOML list of the commands that an agent may type, each with patterns for its arguments.
+"""`--allow FILE`: the allowlist, a TOML file of commands that an agent may type, with patterns for their arguments.
 
-The keystrokes must be whole lines of plain commands (see edge/agent/shell.py), each of them on the list. A
-list is not a wall: what an allowed program does with its arguments is its own affair. The sandbox is the wall.
+The keystrokes must be whole lines of plain commands (see edge/agent/shell.py), and each command must be on the list.
+An allowlist is not a security boundary: it does not control what an allowed program does. The sandbox does.
 """
 
 import re
@@ -17,7 +17,7 @@ from edge.agent.shell import UnreadableError, read_commands
 from edge.errors import AllowError
 from edge.terminal.tmux import is_key_name
 
-# Programs that run others: named in their arguments, in files that they read, or by keys typed into them.
+# Programs that can run other programs: through their arguments, files that they read, or keys typed into them.
 RUN_OTHERS = frozenset(
     (
         "7z apt apt-get aptitude ar ash at awk bash batch bun bundle busybox byobu c++ cargo cc chroot chrt "
@@ -36,7 +36,7 @@ RUN_OTHERS = frozenset(
         "yash zip zsh"
     ).split()
 )
-# bash's own commands that change what later commands mean, or evaluate a text: `read`, `printf -v` and `%n`, `test -v`
+# Builtins of bash that change what later commands mean, or evaluate a text: `read`, `printf -v`, `printf %n`, `test -v`
 # and `wait -p` set variables such as PATH, or run the substitution in a[$(…)]; `compgen -W` and `jobs -x` run commands.
 _SHELL_OWN = frozenset(
     (
@@ -45,14 +45,17 @@ _SHELL_OWN = frozenset(
         "shopt source suspend test time trap typeset unalias unset wait"
     ).split()
 )
-# Keys that neither recall nor edit a line. Others (Up, Escape, Tab, C-r) would change the line that is typed next.
+# Keys that do not recall or edit a line. Other keys (Up, Escape, Tab, C-r) would change the line that edge types next.
 _KEYS = ("C-c", "C-d", "C-z", "C-\\")
-_MOST_BYTES = 1_000_000  # of a list
+_MAX_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class AllowedCommand:
-    """A program's plain name, and the patterns of which each argument must match one as a whole."""
+    """A program by its plain name. Each argument must match one of the patterns as a whole.
+
+    `most`: the maximum number of arguments.
+    """
 
     program: str
     arguments: tuple[Any, ...]  # compiled by re2, which has no types
@@ -61,7 +64,7 @@ class AllowedCommand:
 
 @dataclass(frozen=True)
 class Allowlist:
-    """What may be typed: commands, and keys by their tmux names. `warnings`: what the list's author should know."""
+    """What an agent may type: commands, and keys by their tmux names. `warnings`: one line each for the user."""
 
     commands: tuple[AllowedCommand, ...]
     keys: frozenset[str]
@@ -69,23 +72,23 @@ class Allowlist:
 
 
 def read_allowlist(path: Path | str) -> Allowlist:
-    """Read a list: `keys = ["C-c"]` and any number of `[[command]]` with `program`, `arguments` and `max_arguments`.
+    """Read an allowlist: `keys = ["C-c"]`, and `[[command]]` tables with `program`, `arguments` and `max_arguments`.
 
-    Patterns are regular expressions of RE2, so that none can take long. Raises AllowError.
+    Patterns are RE2 regular expressions, whose time is bounded. Raises AllowError if the file is not a valid allowlist.
     """
     data = _toml(Path(path))
     _known_keys(data, {"keys", "command"}, str(path))
     keys = _texts(data.get("keys", []), f"{path}: keys")
     for key in keys:
         if key not in _KEYS:
-            raise AllowError(f"{path}: keys: {key!r} cannot be allowed; these can: {', '.join(_KEYS)}")
+            raise AllowError(f"{path}: keys: {key!r} cannot be allowed; use only {', '.join(_KEYS)}")
     entries = data.get("command", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AllowError(f"{path}: write each command as a table [[command]]")
     commands = tuple(_command(entry, f"{path}: command {number}") for number, entry in enumerate(entries, 1))
     warnings = tuple(
-        f"{path}: {name} can run other programs, through its arguments, its files or keys typed into it: allow "
-        "only what names none, and use --sandbox"
+        f"{path}: {name} can run other programs through its arguments, its files or keys: allow only arguments that "
+        "do not name a program, and use --sandbox"
         for name in dict.fromkeys(command.program for command in commands if _runs_others(command.program))
     )
     return Allowlist(commands, frozenset(keys), warnings)
@@ -93,22 +96,25 @@ def read_allowlist(path: Path | str) -> Allowlist:
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        if not path.is_file():  # also: a device or pipe could be read for ever
-            raise AllowError(f"{path}: is no file; give a list in TOML (docs/allowlist.md has one)")
+        if not path.is_file():  # reading a device or a pipe could take forever
+            raise AllowError(f"{path}: is not a file; give an allowlist in TOML (example: docs/allowlist.md)")
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise AllowError(f"{path}: is larger than {_MOST_BYTES:,} bytes; a list is a short file")
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise AllowError(f"{path}: is larger than {_MAX_FILE_BYTES:,} bytes; give a shorter allowlist")
         return tomllib.loads(data.decode())
     except OSError as error:
         raise AllowError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # of the first kind: no UTF-8, no TOML, a number too long
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, not TOML, or a number that is too long
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise AllowError(f"{path}: is not TOML: {why}; docs/allowlist.md has an example") from None
+        raise AllowError(f"{path}: is not TOML: {why} (example: docs/allowlist.md)") from None
 
 
 def _runs_others(program: str) -> bool:
-    """By its name without a folder, and without a version at its end (python3.11, gcc-12)."""
+    """Compares the name without its folder, and without a version at its end (python3.11, gcc-12)."""
     name = program.rpartition("/")[2]
     bare = re.sub(r"[-.0-9]+$", "", name)
     return not RUN_OTHERS.isdisjoint((name, bare)) or name.startswith(("ld-linux", "ld.so", "ld-musl"))
@@ -122,19 +128,19 @@ def _command(entry: dict[str, Any], where: str) -> AllowedCommand:
     where = f"{where} ({program})"
     if program in _SHELL_OWN:
         raise AllowError(
-            f"{where}: is a command of the shell that can change what other commands mean, or run them; it cannot be "
-            "allowed: remove it, or name a program by its path, such as /usr/bin/test"
+            f"{where}: this shell builtin can change what other commands mean, or run them, so it cannot be allowed: "
+            "remove it, or name a program by its path, such as /usr/bin/test"
         )
     try:
         plain = [(c.program, c.arguments) for c in read_commands(program + "\n")] == [(program, ())]
     except UnreadableError:
         plain = False
     if not plain:
-        raise AllowError(f"{where}: program must be a program's plain name")
+        raise AllowError(f"{where}: program must be the plain name of a program")
     patterns = _texts(entry.get("arguments", []), f"{where}: arguments")
     most = entry.get("max_arguments", 20)
     if not isinstance(most, int) or isinstance(most, bool) or most < 0:
-        raise AllowError(f"{where}: max_arguments must be a whole number from 0")
+        raise AllowError(f"{where}: max_arguments must be a whole number, 0 or more")
     return AllowedCommand(program, tuple(_pattern(pattern, where) for pattern in patterns), most)
 
 
@@ -149,25 +155,25 @@ def _pattern(pattern: str, where: str) -> Any:
             if error.args and isinstance(error.args[0], bytes)
             else error
         )
-        raise AllowError(f"{where}: {pattern!r} is no regular expression of RE2: {why}") from None
+        raise AllowError(f"{where}: {pattern!r} is not an RE2 regular expression: {why}") from None
 
 
 def _known_keys(table: dict[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(table.keys() - known):
-        raise AllowError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        raise AllowError(f"{where}: unknown key {unknown[0]!r}; use only {', '.join(sorted(known))}")
 
 
 def _texts(value: object, where: str) -> Sequence[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise AllowError(f"{where} must be a list of texts")
+        raise AllowError(f"{where} must be a list of strings")
     return value
 
 
 def refusal(allowlist: Allowlist, keystrokes: str) -> str | None:
-    """Why these keystrokes may not be typed, in one line; None if they may.
+    """The reason why edge may not type these keystrokes, in one line for the model; None if edge may type them.
 
-    They must be empty (waiting), a key on the list, or lines that end with a line break: what is typed without one
-    would become part of what is typed next.
+    edge may type empty keystrokes (a wait), a key on the list, and lines of allowed commands. Each line must end with a
+    line break: without it, the text would become a part of what edge types next.
     """
     if not keystrokes or keystrokes in allowlist.keys:
         return None

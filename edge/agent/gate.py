@@ -1,28 +1,19 @@
-"""What must say yes before an action is typed. Nothing runs unasked: without a gate an action is only shown."""
+"""The gates: what must agree before edge types an action. Without a gate, edge only shows the action."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge.agent.allow import Allowlist, refusal
-from edge.answer.action import Command
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What the model wants typed."""
-
-    analysis: str
-    plan: str
-    commands: tuple[Command, ...]
-    task_complete: bool
+from edge.agent.proposal import Proposal
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether it is typed. `proposal` is what is typed, as the model or as the person wrote it.
+    """What a gate decides about a proposal.
 
-    `reason` goes back to the model where it was refused.
+    `proposal` is what edge types: the model's version, or the version of the person who edited it. The model reads
+    `reason` if the verdict is "refuse".
     """
 
     verdict: Literal["type", "refuse", "stop"]
@@ -35,11 +26,12 @@ Gate = Callable[[Proposal], Decision]
 
 
 def allow_gate(allowlist: Allowlist) -> Gate:
-    """Lets pass what the list allows, and refuses an action as a whole for the first keystrokes that it does not."""
+    """Accepts an action if the list allows all its keystrokes; otherwise refuses the whole action."""
 
     def decide(proposal: Proposal) -> Decision:
         for number, command in enumerate(proposal.commands, 1):
             if why := refusal(allowlist, command.keystrokes):
+                # The model reads this line.
                 return Decision("refuse", proposal, f"command {number} is not allowed here: {why}")
         return Decision("type", proposal)
 
@@ -47,12 +39,17 @@ def allow_gate(allowlist: Allowlist) -> Gate:
 
 
 def open_gate(proposal: Proposal) -> Decision:
-    """Lets everything pass: for the sandbox, which is the gate then."""
+    """Accepts everything. Use it only in the sandbox, which then controls what an action can do."""
     return Decision("type", proposal)
 
 
+def closed_gate(proposal: Proposal) -> Decision:
+    """Stops at the first action: a dry run."""
+    return Decision("stop", proposal)
+
+
 def all_of(gates: Sequence[Gate]) -> Gate:
-    """Asks each gate in turn, with what the one before let pass; the first that says no decides."""
+    """Asks the gates in order, each with the proposal of the one before; the first "refuse" or "stop" decides."""
 
     def decide(proposal: Proposal) -> Decision:
         edited = False

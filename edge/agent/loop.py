@@ -1,147 +1,153 @@
-"""`edge agent`: shows the model the screen, takes its action, types it into the terminal if the gate lets it.
+"""The loop of an agent: shows the model the screen, takes its action, and types it if the gate allows it.
 
-The semantics are those of Terminus-2, the agent of Terminal-Bench: keystrokes verbatim, each waited for as long as the
-model says (60 s at most), the session over when task_complete was given twice in a row.
+The rules are those of Terminus-2, the agent of Terminal-Bench. edge types keystrokes exactly as they are, and waits
+after each command as long as the model says (60 s at most). The session ends after two task_complete in a row.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from edge.agent.gate import Decision, Gate, Proposal
-from edge.agent.record import Record
-from edge.agent.review import proposal_json
-from edge.agent.wording import confirmation, first_messages, not_typed, observation, refused, typing_notes
+from edge.agent.gate import Decision, Gate
+from edge.agent.proposal import Proposal
+from edge.agent.record import Record, StepFacts, archive_path
+from edge.agent.wording import confirmation, first_messages, observation, refused, typing_notes
+from edge.agent.workplace import Workplace
 from edge.answer.action import Action
-from edge.answer.sampling import Sampling
-from edge.errors import AgentError, ContextError
+from edge.answer.answering import Answering
+from edge.errors import ContextError
 from edge.prompt import Message
 from edge.runner import Runner, Session
-from edge.terminal.tmux import MAX_DURATION, SCREEN_BYTES, SHELL, Terminal, limit_output
-
-if TYPE_CHECKING:
-    from edge.terminal.sandbox import Sandbox
+from edge.terminal.tmux import SCREEN_BYTES, limit_output
 
 Outcome = Literal["complete", "stopped", "steps", "time", "refusals", "ended", "interrupted"]
-_MOST_REFUSALS = 5  # in a row
-_LEAST_OUTPUT = 500  # bytes of the screen that a prompt must have room for
+DEFAULT_CONTEXT = 32_768
+_MAX_REFUSALS = 5  # in a row
+_MIN_OUTPUT = 500  # bytes of terminal output that a prompt must have room for
 
 
 class _TimeUpError(Exception):
-    """The time limit was reached within an answer."""
+    """The time limit was reached while the model wrote an answer."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a session: the number of model answers, and the time in seconds.
+
+    The time in which the gate decides does not count. The loop checks it before each batch of tokens, and while it
+    waits for the terminal.
+    """
+
+    steps: int = 50
+    seconds: float = 1800.0
 
 
 @dataclass
 class Agent:
-    """A session's parts: model, terminal, gate and record. `run` works on the task until it ends.
+    """The parts of a session. `run` works on the task of the record until the session ends.
 
-    `show` is called with each proposal, and each text that the terminal printed, as they come.
+    `show` receives each proposal, and each text of the terminal, when it comes.
     """
 
     runner: Runner
-    terminal: Terminal
+    workplace: Workplace
     gate: Gate
     record: Record
     show: Callable[[Proposal | str], None]
-    workdir: Path
-    sandbox: "Sandbox | None" = None
-    lost: bool = False
-    """Whether the work folder is one from before the last action, since the session was killed while it ran."""
-    line_by_line: bool = False
-    """Whether a line is typed only once the shell waits for it, since a list allowed it as the shell's."""
+    context: int = DEFAULT_CONTEXT
+    """Maximum number of tokens of a prompt and its answer. Above it, the loop leaves out older steps."""
+    limits: Limits = field(default_factory=Limits)
+    answering: Answering = field(default_factory=Answering)
     template: str | None = None
-    context: int = 32_768
-    """Tokens that a prompt and its answer may take together; older steps are left out above it."""
-    max_tokens: int = 1024
-    max_steps: int = 50
-    time_limit: float = 1800.0
-    """Seconds from the start of `run`, without those in which the gate decides; looked at before each batch of the
-    model's and while the terminal is waited for."""
-    answer_options: dict[str, Any] = field(default_factory=lambda: {"sampling": Sampling()})
-    """What `Runner.act` takes besides."""
+    """Another first prompt; see `wording.read_template`."""
+    lost: bool = False
+    """The work folder is older than the last action, because the process was killed during that action."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Is entered while the model reads and writes."""
+    """Makes the context in which the model reads and writes."""
     _end: float = field(default=0.0, init=False)
 
     def run(self) -> Outcome:
-        """Work on the record's task, from its beginning or from where the record ends; how it ended.
+        """Work on the task, from its beginning or from the end of the record. Returns how the session ended.
 
-        Ends with KeyboardInterrupt as "interrupted". The record is finished, whatever ends it but a kill.
-        Raises AgentError, ContextError; the record is finished as "ended" then.
+        KeyboardInterrupt ends the session as "interrupted". Raises AgentError, SandboxError or ContextError; the
+        record then ends as "ended". The record is finished in all cases except a killed process.
         """
         outcome: Outcome = "ended"
-        self._end = time.monotonic() + self.time_limit
-
-        def check_time() -> None:
-            if self._late():
-                raise _TimeUpError
-
-        self.runner.engine.before_batch = check_time
+        self._end = time.monotonic() + self.limits.seconds
         try:
-            outcome = self._steps()
+            with self.runner.before_each_batch(self._check_time):
+                outcome = self._steps()
         except _TimeUpError:
             outcome = "time"
         except KeyboardInterrupt:
             outcome = "interrupted"
         finally:
-            self.runner.engine.before_batch = None
-            self.record.finish(outcome, self._last_output())
+            self.record.finish(outcome, self.workplace.last_output())
         return outcome
 
     def _late(self) -> bool:
         return time.monotonic() > self._end
 
+    def _check_time(self) -> None:
+        if self._late():
+            raise _TimeUpError
+
     def _steps(self) -> Outcome:
         session = self.runner.session()
-        pending = self._first(session)
+        pending = self._first_messages(session)
         refusals = completions = 0
-        for _ in range(self.max_steps):
+        for _ in range(self.limits.steps):
             if self._late():
                 return "time"
             with self.waiting():
                 action = self._answer(session, pending)
             proposal = Proposal(action.analysis, action.plan, action.commands, action.task_complete)
             self.show(proposal)
-            began = time.monotonic()
-            decision = self.gate(proposal)
-            self._end += time.monotonic() - began
+            decision = self._decide(proposal)
             if decision.verdict == "stop":
                 return "stopped"
             if decision.verdict == "refuse":
                 self.show(f"Nothing was typed: {decision.reason}")
                 refusals, completions = refusals + 1, 0
-                if refusals == _MOST_REFUSALS:
+                if refusals == _MAX_REFUSALS:
                     return "refusals"
-                pending = [refused(decision.reason, self.terminal.output())]
+                pending = [refused(decision.reason, self.workplace.terminal.output())]
                 continue
             refusals = 0
-            self._keep(session, action, decision)
-            untyped: list[str] = []
-            if not self._type(decision.proposal, untyped):
+            self._write_step(session, action, decision)
+            commands = decision.proposal.commands
+            if not self.workplace.type(commands, self._late):
                 return "ended"
-            self._checkpoint()
+            self.workplace.save(archive_path(self.record.path))
             completions = completions + 1 if decision.proposal.task_complete else 0
             if completions == 2:
                 return "complete"
             if self._late():
                 return "time"
-            output = self._output()
+            output = self.workplace.terminal.output()
             self.show(output)
-            notes = untyped + typing_notes(decision.proposal.commands, action.closed_at_budget)
+            notes = self.workplace.notes + typing_notes(commands, action.closed_at_budget)
             question = confirmation(self.runner.model_file.name) if completions == 1 else ""
             pending = [observation(output, notes, question)]
         return "steps"
 
-    def _first(self, session: Session) -> list[Message]:
-        screen = limit_output(self.terminal.screen())
+    def _decide(self, proposal: Proposal) -> Decision:
+        began = time.monotonic()
+        decision = self.gate(proposal)
+        self._end += time.monotonic() - began  # the person's time does not count
+        return decision
+
+    def _first_messages(self, session: Session) -> list[Message]:
+        """The first messages of this run. Loads the conversation of a resumed record into the session."""
+        screen = limit_output(self.workplace.terminal.screen())
         if not self.record.rows:
             name = self.runner.model_file.name
             return first_messages(self.record.facts["task"], screen, name, self.template)
         last = self.record.rows[-1]
         session.messages = [*last["messages"], {"role": "assistant", "content": last["ref_raw"]}]
+        # The model reads these notes.
         notes = [
             "Note: the session was interrupted here. This is a new terminal; what ran in the old one has ended."
         ]
@@ -153,112 +159,68 @@ class Agent:
         return [observation(f"Current Terminal Screen:\n{screen}", notes)]
 
     def _answer(self, session: Session, pending: list[Message]) -> Action:
-        """The model's answer; where the conversation is too long, without its older steps."""
-        most = SCREEN_BYTES
+        """The model's answer. If the conversation is too long, leave out older steps, then shorten the output.
+
+        Raises ContextError if that is not enough.
+        """
+        options = self.answering
+        output_bytes = SCREEN_BYTES
         while True:
             try:
                 prompt = self.runner.encode(self.runner.render([*session.messages, *pending]).text)
-                if len(prompt) + self.max_tokens > self.context:
+                if len(prompt) + options.max_tokens > self.context:
                     raise ContextError(
-                        f"a prompt of {len(prompt)} tokens and an answer of {self.max_tokens} are more than the "
-                        f"context of {self.context}: choose a larger --context or a smaller --max-tokens"
+                        f"a prompt of {len(prompt)} tokens and an answer of {options.max_tokens} exceed the context "
+                        f"length of {self.context}: use a larger --context or a smaller --max-tokens"
                     )
-                return session.act(pending, self.max_tokens, **self.answer_options)
+                return session.act(
+                    pending,
+                    options.max_tokens,
+                    sampling=options.sampling,
+                    think=options.think,
+                    text_share=options.text_share,
+                    style=options.style,
+                )
             except ContextError:
                 if shorter := without_older_steps(session.messages):
                     session.messages = shorter
-                elif most > _LEAST_OUTPUT and session.messages:
-                    most //= 2
+                elif output_bytes > _MIN_OUTPUT and session.messages:
+                    output_bytes //= 2
                     pending = [
-                        {**message, "content": limit_output(message["content"], most)} for message in pending
+                        {**message, "content": limit_output(message["content"], output_bytes)}
+                        for message in pending
                     ]
                 else:
                     raise
 
-    def _keep(self, session: Session, action: Action, decision: Decision) -> None:
-        """Write down what is about to be typed, before it is."""
-        seen, answer = session.messages[:-1], session.messages[-1]["content"]
-        step: dict[str, Any] = {
+    def _write_step(self, session: Session, action: Action, decision: Decision) -> None:
+        """Write to the record what edge is about to type."""
+        prompt, answer = session.messages[:-1], session.messages[-1]["content"]
+        step: StepFacts = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "prompt_tokens": action.prompt_tokens,
             "completion_tokens": action.completion_tokens,
         }
         if decision.edited:
             step["model_answer"] = answer
-            answer = proposal_json(decision.proposal)
+            answer = decision.proposal.to_json()
             session.messages[-1] = {"role": "assistant", "content": answer}
-        proposal = decision.proposal
-        fields = {
-            "analysis": proposal.analysis,
-            "plan": proposal.plan,
-            "commands": [{"keystrokes": c.keystrokes, "duration": c.duration} for c in proposal.commands],
-            "task_complete": proposal.task_complete,
-        }
-        self.record.append(seen, answer, fields, step)
-
-    def _type(self, proposal: Proposal, untyped: list[str]) -> bool:
-        """Type the commands in turn; False where the terminal cannot go on. `untyped` gets a note on what was not."""
-
-        def stop() -> bool:
-            return self._late() or (self.sandbox is not None and self.sandbox.trouble() is not None)
-
-        for number, command in enumerate(proposal.commands, 1):
-            if stop():
-                if self._late():
-                    self.show(
-                        f"The time limit was reached: command {number} was not typed, nor what follows it."
-                    )
-                break
-            if self.terminal.ended and not self._new_shell():
-                return False
-            send = self.terminal.send_lines if self.line_by_line else self.terminal.send
-            if send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop) is False:
-                untyped.append(not_typed(number))
-                self.show(untyped[-1])
-                break
-        if self.sandbox is not None and (trouble := self.sandbox.trouble()):
-            self.show(f"The sandbox has ended: {trouble}")
-            return False
-        return not self.terminal.ended or self._new_shell()
-
-    def _new_shell(self) -> bool:
-        if self.sandbox is not None:
-            self.show(f"The sandbox has ended: {self.sandbox.trouble() or 'its shell is gone'}")
-            return False
-        self.terminal.restart(SHELL, cwd=self.workdir)
-        return True
-
-    def _output(self) -> str:
-        return self.terminal.output()
-
-    def _checkpoint(self) -> None:
-        if self.sandbox is not None:
-            self.sandbox.save(packed_path(self.record.path))
-
-    def _last_output(self) -> str:
-        try:
-            return self.terminal.output()
-        except AgentError:
-            return ""
-
-
-def packed_path(record: Path) -> Path:
-    """Where a sandboxed session keeps its work folder, as a tar, until it is brought back."""
-    return record.with_name(record.name + ".work.tar")
+        self.record.append(prompt, answer, decision.proposal.fields(), step)
 
 
 def without_older_steps(messages: Sequence[Message]) -> list[Message]:
-    """The conversation without the older half of its steps, and a line that says so; empty where none is left.
+    """The conversation without the older half of its steps, and with a line that says so; empty if no step is left.
 
-    What stands before the first answer stays: the task. Half at once, so that what is read again is read rarely.
+    Keeps everything before the first answer: the task. Leaves out half of the steps each time, so that the model
+    rarely reads the conversation again.
     """
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
-    steps = (len(messages) - first) // 2  # an answer and what it was shown
+    steps = (len(messages) - first) // 2  # an answer and the message after it
     if first == 0 or len(messages) - first < 2:
         return []
     cut = first + 2 * max(1, steps // 2)
     head = [dict(message) for message in messages[:first]]
-    line = "[The first steps after this were left out for want of room.]"
+    line = "[The first steps after this were left out for want of room.]"  # the model reads it
     if not head[-1]["content"].endswith(line):
         head[-1]["content"] += f"\n\n{line}"
     return [*head, *messages[cut:]]

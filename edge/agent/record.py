@@ -1,8 +1,8 @@
-"""An agent's session on disk: replay rows, one for each action, written before the action is typed.
+"""The session record: a file of replay rows, one for each action, written before edge types the action.
 
-The rows are those of `edge eval`, `edge imatrix` and `edge report`: `messages` is what the model saw, `ref_raw` what
-was typed. What only a session knows stands under `session`: in the first row the whole of it, then each step's own.
-Actions that were refused are no rows; they stand in the next row's messages.
+`edge eval`, `edge imatrix` and `edge report` read these rows. `messages` is what the model saw, `ref_raw` is what edge
+typed. The field `session` holds what other replay rows do not have: the facts of the session in the first row, and the
+facts of the step in each row. A refused action does not become a row; it is in the messages of the next row.
 """
 
 import contextlib
@@ -12,12 +12,13 @@ import os
 import re
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict, cast
 
+from edge.agent.proposal import ActionFields, CommandFields
 from edge.errors import AgentError
 from edge.metrics import command_units
 from edge.prompt import Message
@@ -29,83 +30,138 @@ from edge.system.paths import state_folder
 SOURCE = "edge agent"
 
 
+class SessionFacts(TypedDict):
+    """The facts of a whole session; the first row holds them. `model` and `workdir` are absolute paths."""
+
+    task: str
+    model: NotRequired[str]
+    workdir: NotRequired[str]
+    sandbox: NotRequired[bool]
+
+
+class StepFacts(TypedDict, total=False):
+    """The facts of one step. `model_answer`: the model's version of an action that the person edited."""
+
+    time: str
+    prompt_tokens: int
+    completion_tokens: int
+    model_answer: str
+
+
+class SessionField(StepFacts, total=False):
+    """The field `session` of a row.
+
+    The first row also has the SessionFacts. The last row has `outcome`, and in `output` the last text of the terminal.
+    """
+
+    task: str
+    model: str
+    workdir: str
+    sandbox: bool
+    outcome: str
+    output: str
+
+
+class RecordRow(TypedDict):
+    """One row of a session record."""
+
+    task_id: str
+    sample_idx: int
+    step_idx: int
+    total_steps: int | None
+    is_final_step: bool
+    source: str
+    source_group: str
+    messages: list[Message]
+    ref_raw: str
+    ref_parse_ok: bool
+    ref_analysis: str
+    ref_plan: str
+    ref_task_complete: bool
+    ref_commands: list[CommandFields]
+    ref_command_units: list[str]
+    session: SessionField
+
+
 def new_record_path(task: str) -> Path:
-    """Where a session is kept if no place is named: the user's state folder, by its time and its task's first words."""
+    """The default path of a record: in the user's state folder, named by the time and the first words of the task."""
     words = "-".join(re.findall("[a-z0-9]+", task.lower())[:6])[:40]
     return state_folder() / "sessions" / f"{time.strftime('%Y%m%d-%H%M%S')}-{words or 'task'}.jsonl"
 
 
+def archive_path(record: Path) -> Path:
+    """Where a sandboxed session keeps its work folder as a tar archive until edge brings it back."""
+    return record.with_name(record.name + ".work.tar")
+
+
 @dataclass
 class Record:
-    """A session's file, open for this process alone. Made by `create` or `resume`, closed at the end of its `with`."""
+    """A session record that only this process may write. Make it with `create` or `resume`; `with` closes it."""
 
     path: Path
-    facts: dict[str, Any]
-    """Of the whole session: task, model, work folder, how it was begun."""
-    rows: list[dict[str, Any]]
+    facts: SessionFacts
+    rows: list[RecordRow]
     _descriptor: int
     last_written: int = 0
-    """When the last row of a resumed session was, in nanoseconds; 0 where the next one was begun, too."""
+    """When the last row of a resumed session was written, in nanoseconds; 0 if a torn row followed it."""
 
     @classmethod
-    def create(cls, path: Path, facts: Mapping[str, Any]) -> Self:
-        """Begin a record. Raises AgentError where one is there already, or the place cannot be written."""
-        with _told(path):
+    def create(cls, path: Path, facts: SessionFacts) -> Self:
+        """Begin a record. Raises AgentError if the file exists or cannot be written."""
+        with _one_line_errors(path, "cannot be written"):
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | NO_LINK | BINARY
             descriptor = os.open(path, flags, 0o600)
-        record = cls(path, dict(facts), [], descriptor)
+        record = cls(path, facts, [], descriptor)
         record._lock()
         return record
 
     @classmethod
     def resume(cls, path: Path, *, completed: bool = False) -> Self:
-        """Go on with a record. A row that was being written when the process ended is cut off.
+        """Open a record to continue it. Cuts off a last row that a killed process did not write whole.
 
-        Raises AgentError where it is no record of an agent, another process is writing it, or its task is done: unless
-        that is `completed`.
+        `completed`: accept a session whose task is complete. Raises AgentError or ReplayError if the file is not a
+        session record, another process writes it, or its task is complete.
         """
-        with _told(path, "cannot be read"):
+        with _one_line_errors(path, "cannot be read"):
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | NO_LINK | BINARY)
-        record = cls(path, {}, [], descriptor)
         try:
+            record = cls(path, {"task": ""}, [], descriptor)
             record._lock()
-            with _told(path, "cannot be read"):
+            with _one_line_errors(path, "cannot be read"):
                 state = os.fstat(descriptor)
                 if not stat.S_ISREG(state.st_mode):
-                    raise AgentError(f"{path}: is no file")
+                    raise AgentError(f"{path}: is not a file")
                 data = Path(path).read_bytes()
-            record.facts = _facts(path, data)  # before anything is cut: it may be any file
-            read_rows(path, torn=True)  # each row is one
-            record.rows = [fields for _, fields in read_lines(path, torn=True)]
+            # Check everything before the file is cut: it may be any file of the user.
+            record.facts = _facts(path, data)
+            read_rows(path, torn=True)
+            record.rows = [_row(fields, f"{path}:{line}") for line, fields in read_lines(path, torn=True)]
             whole = data.rfind(b"\n") + 1
             if whole < len(data):
-                with _told(path):
+                with _one_line_errors(path, "cannot be written"):
                     os.truncate(descriptor, whole)
             else:
                 record.last_written = state.st_mtime_ns
             if record.outcome == "complete" and not completed:
-                raise AgentError(f"{path}: its task was completed; begin a new session")
+                raise AgentError(f"{path}: its task was completed; start a new session")
         except BaseException:
-            record.close()
+            os.close(descriptor)
             raise
         return record
 
     @property
     def outcome(self) -> str | None:
-        """How the session ended; None where it did not, as after a crash."""
-        last = self.rows[-1]["session"] if self.rows else {}
-        return last.get("outcome") if isinstance(last, dict) else None
+        """How the session ended; None if it did not end, for example after a crash."""
+        return self.rows[-1]["session"].get("outcome") if self.rows else None
 
-    def append(
-        self, messages: Sequence[Message], raw: str, action: Mapping[str, Any], step: Mapping[str, Any]
-    ) -> None:
-        """Keep what the model saw, and what is about to be typed: `raw`, whose parsed fields are `action`.
+    def append(self, messages: Sequence[Message], raw: str, action: ActionFields, step: StepFacts) -> None:
+        """Write what the model saw, and what edge is about to type: `raw`, and its parsed fields `action`.
 
-        `step`: what else is to be known of it. It is on disk on return. Raises AgentError where the disk is full.
+        The row is on disk when this returns. Raises AgentError if it cannot be written, for example on a full disk;
+        the file then is as before.
         """
-        own = dict(step) if self.rows else self.facts | dict(step)
-        row = {
+        row: RecordRow = {
             "task_id": self.path.stem,
             "sample_idx": 0,
             "step_idx": len(self.rows),
@@ -121,14 +177,12 @@ class Record:
             "ref_task_complete": action["task_complete"],
             "ref_commands": action["commands"],
             "ref_command_units": command_units(raw, dict(action)),
-            "session": own,
+            "session": cast(SessionField, {**({} if self.rows else self.facts), **step}),
         }
-        line = _line(row)
         begin = os.fstat(self._descriptor).st_size
-        with _told(self.path):
+        with _one_line_errors(self.path, "cannot be written"):
             try:
-                while line:
-                    line = line[os.write(self._descriptor, line) :]
+                _write(self._descriptor, row)
                 os.fsync(self._descriptor)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -137,9 +191,9 @@ class Record:
         self.rows.append(row)
 
     def finish(self, outcome: str, output: str) -> None:
-        """Write down how it ended and what the terminal showed last; rows then know how many they are.
+        """Write how the session ended, the last text of the terminal, and the number of steps into the rows.
 
-        Without a row the file is removed. Raises AgentError.
+        Removes a record without rows. Raises AgentError if the file cannot be written.
         """
         if not self.rows:
             self.path.unlink(missing_ok=True)
@@ -149,15 +203,13 @@ class Record:
             row["is_final_step"] = row is self.rows[-1]
             row["session"].pop("outcome", None)
         self.rows[-1]["session"] |= {"outcome": outcome, "output": output}
-        with _told(self.path), whole_file(self.path) as (_, descriptor):
+        with _one_line_errors(self.path, "cannot be written"), whole_file(self.path) as (_, descriptor):
             make_private(descriptor)
             for row in self.rows:
-                line = _line(row)
-                while line:
-                    line = line[os.write(descriptor, line) :]
+                _write(descriptor, row)
 
     def close(self) -> None:
-        """Let others at it."""
+        """Close the file and release its lock."""
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 
@@ -171,14 +223,14 @@ class Record:
 
     def _lock(self) -> None:
         if try_lock(self._descriptor) is False:
-            raise AgentError(f"{self.path}: another edge agent is at this session")
+            raise AgentError(f"{self.path}: Another edge agent is using this session.")
 
 
-def _facts(path: Path, data: bytes) -> dict[str, Any]:
-    """What the first row of a session's file tells of the whole session. Raises AgentError where it is none."""
+def _facts(path: Path, data: bytes) -> SessionFacts:
+    """The facts of the whole session from the first row of its file. Raises AgentError if there are none."""
     if not data:
         raise AgentError(
-            f"{path}: is empty, its session ended before it typed anything: remove it, and begin anew"
+            f"{path}: is empty: its session ended before edge typed anything; remove it and start a new session"
         )
     line, end, _ = data.partition(b"\n")
     try:
@@ -187,23 +239,36 @@ def _facts(path: Path, data: bytes) -> dict[str, Any]:
         row = None
     facts = row.get("session") if isinstance(row, dict) and row.get("source") == SOURCE else None
     if not isinstance(facts, dict) or not isinstance(facts.get("task"), str):
-        raise AgentError(f"{path}: holds no session to go on with: begin a new one")
-    return facts
+        raise AgentError(f"{path}: is not a session record; start a new session")
+    for name in ("model", "workdir"):
+        if not isinstance(facts.get(name, ""), str):
+            raise AgentError(f"{path}: is damaged: {name} of its session is not text")
+    return cast(SessionFacts, facts)
+
+
+def _row(fields: dict[str, Any], where: str) -> RecordRow:
+    """A row that `Record.append` has written. Raises AgentError for another one."""
+    if not isinstance(fields.get("session"), dict) or not isinstance(fields.get("messages"), list):
+        raise AgentError(f"{where}: is not a row of a session record")
+    return cast(RecordRow, fields)
 
 
 @contextlib.contextmanager
-def _told(path: Path, what: str = "cannot be written") -> Any:
+def _one_line_errors(path: Path, what: str) -> Iterator[None]:
+    """Turn an OSError into an AgentError of one line."""
     try:
         yield
     except FileExistsError:
         raise AgentError(
-            f"{path}: is there already: go on with it by --resume, or choose another --record"
+            f"{path}: already exists; continue its session with --resume, or choose another --record"
         ) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise AgentError(f"{path}: is a symbolic link: name the file itself") from None
+            raise AgentError(f"{path}: is a symbolic link; name the file itself") from None
         raise AgentError(f"{path}: {what}: {error.strerror or error}") from None
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+def _write(descriptor: int, row: RecordRow) -> None:
+    line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    while line:
+        line = line[os.write(descriptor, line) :]

@@ -1,4 +1,4 @@
-"""What in an agent's keystrokes deserves a second look: for a person's eye, with no claim to be complete."""
+"""Marks the risks in an agent's keystrokes for a person. The marks are a help; they are not complete."""
 
 import re
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ _NAMES = {
     "overwrite": "mv cp dd tee install rsync ln",
     "privilege": "sudo su doas pkexec chown chgrp chmod setcap setfacl visudo passwd usermod useradd mount umount",
     "network": "curl wget ssh scp sftp nc ncat netcat socat telnet ftp rsync ping dig nslookup host",
-    "runs a text as a program": "eval source . exec xargs parallel",
-    "stops things": "kill pkill killall shutdown reboot halt poweroff systemctl service",
-    "schedules": "crontab at batch",
+    "runs text as a program": "eval source . exec xargs parallel",
+    "stops processes or services": "kill pkill killall shutdown reboot halt poweroff systemctl service",
+    "schedules a command": "crontab at batch",
     "changes what commands mean": "alias enable hash trap",
 }
 _KINDS: dict[str, list[str]] = {}
@@ -22,15 +22,13 @@ for _kind, _listed in _NAMES.items():
     for _word in _listed.split():
         _KINDS.setdefault(_word, []).append(_kind)
 _GIT = r"git\s+(?:-[Cc]\s+\S+\s+|-\S+\s+)*"
-_PACKAGES = (
-    r"(?:pip3?|npm|pnpm|yarn|cargo|gem|go|uv|apt|apt-get|dnf|yum|brew|conda)\s+(?:\S+\s+)*"  # and their verbs
-)
-# A command's words that make it risky, where its name alone does not.
+_PACKAGES = r"(?:pip3?|npm|pnpm|yarn|cargo|gem|go|uv|apt|apt-get|dnf|yum|brew|conda)\s+(?:\S+\s+)*"
+# Words that make a command risky when its name alone does not.
 _PHRASES = [
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
         (r"find\b.*\s-delete\b", "delete"),
-        (r"find\b.*\s-(?:exec|execdir|ok|okdir)\b", "runs a text as a program"),
+        (r"find\b.*\s-(?:exec|execdir|ok|okdir)\b", "runs text as a program"),
         (rf"{_GIT}(?:clean|reset\s+--hard|checkout\s+--|branch\s+-D|stash\s+(?:drop|clear))", "delete"),
         (rf"{_GIT}(?:push|pull|fetch|clone|submodule)\b", "network"),
         (rf"{_PACKAGES}(?:install|add|get|update|upgrade|i)\b", "network"),
@@ -41,7 +39,7 @@ _PHRASES = [
         (r"sed\b.*\s(?:-[a-zA-Z]*i|--in-place)", "overwrite"),
         (
             r"(?:sh|bash|dash|zsh|ksh|python[0-9.]*|perl|ruby|node|php)\s+(?:-\S+\s+)*-[a-zA-Z]*[ce]\b",
-            "runs a text as a program",
+            "runs text as a program",
         ),
         (r"(?:env|nohup|setsid|nice|timeout)\s", "runs another program"),
     )
@@ -63,7 +61,7 @@ _WRAPPERS = frozenset(
 
 @dataclass(frozen=True)
 class Risk:
-    """A part of the keystrokes, from character `start` to before `end`, and what it may do."""
+    """A part of the keystrokes, from character `start` to before `end`, and what it can do."""
 
     kind: str
     start: int
@@ -71,37 +69,37 @@ class Risk:
 
 
 def risks(keystrokes: str) -> list[Risk]:
-    """What is risky in these keystrokes, in their order; each kind once a place."""
-    found: dict[Risk, None] = {}
+    """The risks in these keystrokes, in order of position, without duplicates."""
+    marked: dict[Risk, None] = {}
     for match in re.finditer(r"[^\n\x20-\x7e]+", keystrokes):
         for start, end in _unseen(match.group()):
-            found[Risk("control characters", match.start() + start, match.start() + end)] = None
+            marked[Risk("control characters", match.start() + start, match.start() + end)] = None
     if len(keystrokes) > MAX_BYTES:  # the parser's time grows with the square of the length
-        found[Risk("too long to be read", MAX_BYTES, len(keystrokes))] = None
+        marked[Risk("too long to check", MAX_BYTES, len(keystrokes))] = None
         keystrokes = keystrokes[:MAX_BYTES]
     text = keystrokes.encode(errors="replace")
     places = _character_places(keystrokes)
     tree = parse(text)
     if tree.root_node.has_error:
-        found[Risk("cannot be read as shell", 0, len(keystrokes.rstrip()))] = None
+        marked[Risk("not valid shell syntax", 0, len(keystrokes.rstrip()))] = None
     waiting = [tree.root_node]
     while waiting:
         node = waiting.pop()
         waiting += reversed(node.children)
         start, end = places[node.start_byte], places[node.end_byte]
         for kind in _kinds(node, text):
-            found[Risk(kind, start, end)] = None
-    return sorted(found, key=lambda risk: (risk.start, risk.end))
+            marked[Risk(kind, start, end)] = None
+    return sorted(marked, key=lambda risk: (risk.start, risk.end))
 
 
 def _unseen(text: str) -> list[tuple[int, int]]:
-    """Where characters stand that a person does not see, or that turn what is seen around."""
+    """The ranges of characters that a person cannot see, or that change the order of what a person sees."""
     seen = "".join("x" if c.isprintable() and not c.isspace() else " " for c in text)
     return [match.span() for match in re.finditer(" +", seen)]
 
 
 def _character_places(text: str) -> list[int]:
-    """For each byte of the UTF-8 text, and its end, the character that it belongs to."""
+    """The index of the character for each byte of the UTF-8 text, and for its end."""
     places = []
     for index, character in enumerate(text):
         places += [index] * len(character.encode(errors="replace"))
@@ -111,22 +109,21 @@ def _character_places(text: str) -> list[int]:
 def _kinds(node: tree_sitter.Node, data: bytes) -> list[str]:
     text = _text(node, data)
     if node.type == "command":
-        return _command_kinds(_words(node, data)) + _fed(node, node.children, data)
+        return _command_kinds(_words(node, data)) + _redirected_program(node, node.children, data)
     if node.type == "redirected_statement":
         body = node.child_by_field_name("body")
-        return [] if body is None else _fed(body, node.children, data)
+        return [] if body is None else _redirected_program(body, node.children, data)
     if node.type == "file_redirect":
         return _redirect_kinds(text)
     if node.type == "pipeline":
         parts = [child for child in node.children if child.is_named]
-        if (
-            node.parent is None or node.parent.type != "heredoc_redirect"
-        ):  # there its first part reads a text, too
+        # In a here-document's pipeline, the first part reads from the pipe too.
+        if node.parent is None or node.parent.type != "heredoc_redirect":
             parts = parts[1:]
         commands = [part.child_by_field_name("body") or part for part in parts]
         return ["pipe into an interpreter"] if any(_interprets(_words(one, data)) for one in commands) else []
     if node.type == "&":
-        return ["goes on in the background"]
+        return ["runs in the background"]
     if node.type == "variable_assignment" and _OBEYED.match(text):
         return ["changes what commands mean"]
     return [_NODES[node.type]] if node.type in _NODES else []
@@ -137,7 +134,7 @@ def _text(node: tree_sitter.Node, data: bytes) -> str:
 
 
 def _words(node: tree_sitter.Node, data: bytes) -> list[str]:
-    """A command's words without quotes and escapes, and without the assignments before it."""
+    """The words of a command without quotes and escapes, and without the assignments before it."""
     if node.type != "command":
         return []
     kept = [
@@ -149,12 +146,12 @@ def _words(node: tree_sitter.Node, data: bytes) -> list[str]:
 
 
 def _programs(words: list[str]) -> list[tuple[str, list[str]]]:
-    """The program and its words; behind one that runs another (sudo, env, …) that one, too."""
-    found = []
+    """The program with its words; if it runs another program (sudo, env, …), that one with its words too."""
+    programs = []
     rest = list(words)
     while rest:
         name = rest[0].rpartition("/")[2] or "."
-        found.append((name, rest[1:]))
+        programs.append((name, rest[1:]))
         if name not in _WRAPPERS:
             break
         rest = rest[1:]
@@ -163,7 +160,7 @@ def _programs(words: list[str]) -> list[tuple[str, list[str]]]:
             option = rest.pop(0).startswith("-")
         if option and len(rest) > 1 and not _known(rest[0].rpartition("/")[2]):
             rest.pop(0)  # the option's value
-    return found
+    return programs
 
 
 def _known(name: str) -> bool:
@@ -174,18 +171,20 @@ def _interprets(words: list[str]) -> bool:
     return any(_INTERPRETER.fullmatch(name) for name, _ in _programs(words))
 
 
-def _fed(command: tree_sitter.Node, redirects: list[tree_sitter.Node], data: bytes) -> list[str]:
-    """An interpreter without a file of its own that reads its program from a redirection."""
-    fed = any(
+def _redirected_program(
+    command: tree_sitter.Node, redirects: list[tree_sitter.Node], data: bytes
+) -> list[str]:
+    """The risk of an interpreter without a script file: it reads its program from a redirection."""
+    redirected = any(
         one.type in ("heredoc_redirect", "herestring_redirect")
         or (one.type == "file_redirect" and re.match(r"\d*<", _text(one, data)))
         for one in redirects
     )
-    if not fed:
+    if not redirected:
         return []
     name, arguments = (_programs(_words(command, data)) or [("", [])])[-1]
     alone = all(argument.startswith("-") for argument in arguments)
-    return ["runs a text as a program"] if alone and _INTERPRETER.fullmatch(name) else []
+    return ["runs text as a program"] if alone and _INTERPRETER.fullmatch(name) else []
 
 
 def _redirect_kinds(text: str) -> list[str]:
@@ -194,7 +193,7 @@ def _redirect_kinds(text: str) -> list[str]:
     if re.match(r"\d*(?:>\||&?>(?!>|&))", text) and target != "/dev/null":
         kinds.append("overwrite")
     if ">" in text and (target.startswith("~") or _DOT_FILE.search(target)):
-        kinds.append("writes a file that others may obey")
+        kinds.append("writes a file that other programs act on")
     if target.startswith(("/dev/tcp/", "/dev/udp/")):
         kinds.append("network")
     return kinds

@@ -1,8 +1,10 @@
-"""Keystrokes read as bash: the simple commands in them, or why they cannot be read for sure.
+"""Reads keystrokes as bash: returns the simple commands in them, or refuses what it cannot read with certainty.
 
-A real parser (tree-sitter's grammar of bash) reads the text, and only what it gives as plain commands joined by `&&`,
-`||`, `|`, `;` and line breaks is taken. Since two parsers can read one text differently, and bash is a third one,
-everything that bash would expand, redirect or group is refused, and a second reading (shlex) must find the same words.
+A real parser (the bash grammar of tree-sitter) reads the text. Only plain commands joined by `&&`, `||`, `|`, `;` and
+line breaks are accepted. Two parsers can read one text differently, and bash is a third parser. So everything that bash
+would expand, redirect or group is refused, and a second parser (shlex) must find the same words.
+
+The model reads the messages of UnreadableError: do not change them.
 """
 
 import shlex
@@ -14,17 +16,17 @@ import tree_sitter_bash
 
 MAX_COMMANDS = 50
 MAX_BYTES = 10_000
-# A line that is typed while a program runs waits in the kernel, which cuts it at 4,095 bytes (Linux) or 1,024 (macOS):
-# the rest of a quotation would then be commands.
+# The kernel cuts a line that waits while a program runs, at 4,095 bytes (Linux) or 1,024 (macOS). The rest of a
+# quoted word would then be commands.
 MAX_LINE = 1000
 
 _JOINED = {"program", "list", "pipeline"}
 _BETWEEN = {"&&", "||", "|", ";", "\n"}
-_GOES_ON = {"&&", "||", "|"}
+_NEEDS_MORE = {"&&", "||", "|"}
 _WORDS = {"word", "number", "raw_string", "string", "concatenation"}
-# What an unquoted word may hold. Not: $ ` (substitution), \\ (escapes), * ? [ ] (globs), { } (braces), ~ (a folder),
-# ! ^ (history), # (a comment), < > & ( ) ; | (operators), quotes and blanks; nor other letters than ASCII's, since a
-# byte of theirs can be a blank to a shell in another locale.
+# The characters that an unquoted word may contain. Not allowed: $ ` (substitution), \\ (escapes), * ? [ ] (globs),
+# { } (braces), ~ (home folder), ! ^ (history), # (comment), < > & ( ) ; | (operators), quotes, blanks, and letters
+# beyond ASCII: in some locales a shell takes one of their bytes for a blank.
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:+=@%")
 _RESERVED = frozenset(
     "if then else elif fi case esac for select while until do done in function time coproc { } ! [[ ]]".split()
@@ -32,19 +34,19 @@ _RESERVED = frozenset(
 
 
 class UnreadableError(ValueError):
-    """The keystrokes hold more than plain commands; the message says what, in one line."""
+    """The keystrokes are not only plain commands. The message is one line; the model reads it."""
 
 
 @dataclass(frozen=True)
 class SimpleCommand:
-    """A program and its arguments, as bash hands them over: quotes removed."""
+    """A program and its arguments as bash passes them: without quotes."""
 
     program: str
     arguments: tuple[str, ...]
 
 
 def read_commands(text: str) -> list[SimpleCommand]:
-    """The simple commands of whole lines of shell, in their order. Raises UnreadableError."""
+    """The simple commands of whole lines of shell, in order. Raises UnreadableError if they contain anything else."""
     _check_characters(text)
     data = text.encode()
     tree = parse(data)
@@ -52,7 +54,7 @@ def read_commands(text: str) -> list[SimpleCommand]:
         raise UnreadableError("it cannot be read as shell")
     commands: list[SimpleCommand] = []
     covered = 0
-    waiting = [tree.root_node]  # not recursive: a text can nest deeper than Python may
+    waiting = [tree.root_node]  # not recursive: a text can nest deeper than Python's recursion limit
     while waiting:
         node = waiting.pop()
         if data[covered : node.start_byte].strip(b" \n"):
@@ -63,10 +65,9 @@ def read_commands(text: str) -> list[SimpleCommand]:
         covered = node.end_byte
         if node.type == "command":
             commands.append(_command(node, data))
-        elif node.type in _GOES_ON and data[covered:].lstrip(b" ").startswith(b"\n"):
-            raise UnreadableError(
-                "a command goes on over a line break"
-            )  # the shell would ask for it, at no prompt
+        elif node.type in _NEEDS_MORE and data[covered:].lstrip(b" ").startswith(b"\n"):
+            # The shell would wait for the rest without the prompt at which edge types.
+            raise UnreadableError("a command goes on over a line break")
         elif node.type not in _BETWEEN:
             raise UnreadableError(f"it holds a {node.type.replace('_', ' ')}, not plain commands alone")
     if data[covered:].strip(b" \n"):
@@ -107,7 +108,7 @@ def _command(node: tree_sitter.Node, data: bytes) -> SimpleCommand:
     first = data[node.start_byte : node.end_byte].split(b" ")[0].decode()
     if not words or first != words[0]:
         raise UnreadableError("a program's name is quoted")
-    if "=" in first or first in _RESERVED or first.startswith("%"):  # %1 is a job
+    if "=" in first or first in _RESERVED or first.startswith("%"):  # %1 names a job
         raise UnreadableError(f"{first} stands where a program must")
     return SimpleCommand(words[0], tuple(words[1:]))
 
@@ -143,28 +144,28 @@ def _unquoted(node: tree_sitter.Node, data: bytes) -> str:
 
 
 def _check_again(text: str, commands: list[SimpleCommand]) -> None:
-    """A second parser, of other make, must find the same words in the same order."""
+    """Check that a second, different parser finds the same words in the same order."""
     reader = shlex.shlex(text.replace("\n", " ; "), posix=True, punctuation_chars=True)
     reader.whitespace_split = True
     reader.commenters = ""
     try:
-        found = [word for word in reader if word.strip("&|;")]
+        second = [word for word in reader if word.strip("&|;")]
     except ValueError:
         raise UnreadableError("its quotes do not close") from None
-    # An argument of ; | & alone is left out on both sides: shlex does not tell it from an operator once unquoted.
+    # Both sides leave out an argument of only ; | &: without its quotes, shlex returns it like an operator.
     words = [
         word for command in commands for word in (command.program, *command.arguments) if word.strip("&|;")
     ]
-    if found != words:
+    if second != words:
         raise UnreadableError("two parsers read it differently")
 
 
 def parse(data: bytes) -> tree_sitter.Tree:
-    """The syntax tree of shell in UTF-8, errors and all.
+    """The syntax tree of UTF-8 shell text, including its syntax errors.
 
-    The grammar's scanner hands every character to C's isdigit, which ends the process for those far beyond Latin-1
-    (tree-sitter-bash 0.25.1). A letter stands for each byte beyond ASCII, so that the places in the tree are the same;
-    to bash, too, such a byte is a part of a word.
+    The grammar's scanner calls isdigit of C for every character, which stops the process for characters far beyond
+    Latin-1 (tree-sitter-bash 0.25.1). So the parser gets a letter for each byte beyond ASCII. The positions in the tree
+    stay the same, and such a byte is part of a word to bash too.
     """
     return _parser().parse(bytes(byte if byte < 0x80 else ord("x") for byte in data))
 

@@ -1,8 +1,8 @@
-"""An agent's action and what the terminal printed, for a person's eyes: nothing in them can steer the terminal."""
+"""Shows actions and terminal output to a person. Control characters are escaped: they cannot steer the terminal."""
 
 from rich.text import Text
 
-from edge.agent.gate import Proposal
+from edge.agent.proposal import Proposal
 from edge.agent.risks import risks
 from edge.system.text import escape
 from edge.terminal.tmux import is_key_name
@@ -11,14 +11,13 @@ _RISK = "bold red"
 _HIDDEN = "reverse"
 
 
-def visible(text: str, *, keys: bool = False) -> Text:
-    """The text with control and other invisible characters as escapes; with `keys` line breaks as ⏎ as well."""
-    shown, _ = _visible(text, keys)
-    return shown
+def highlighted(text: str) -> Text:
+    """`edge.system.text.printable` for a console: the text with line breaks, and its escapes highlighted."""
+    return _highlighted(text, keys=False)[0]
 
 
-def _visible(text: str, keys: bool) -> tuple[Text, list[int]]:
-    """And where each character of `text` begins in what is shown."""
+def _highlighted(text: str, *, keys: bool) -> tuple[Text, list[int]]:
+    """The text with escapes, and where each character of `text` begins in it. `keys`: show line breaks as ⏎ too."""
     shown = Text()
     places = []
     for character in text:
@@ -32,14 +31,14 @@ def _visible(text: str, keys: bool) -> tuple[Text, list[int]]:
 
 
 def shown_proposal(proposal: Proposal) -> Text:
-    """The analysis, the plan, and each command's keystrokes with what is risky in them marked and named below."""
+    """The analysis, the plan, and the keystrokes of each command, with their risks marked and listed below them."""
     text = Text()
     for name, value in (("analysis", proposal.analysis), ("plan", proposal.plan)):
-        text.append(f"{name}: ", "bold").append_text(visible(value.strip())).append("\n")
+        text.append(f"{name}: ", "bold").append_text(highlighted(value.strip())).append("\n")
     for number, command in enumerate(proposal.commands, 1):
-        keys, places = _visible(command.keystrokes, True)
-        found = risks(command.keystrokes)
-        for risk in found:
+        keys, places = _highlighted(command.keystrokes, keys=True)
+        marked = risks(command.keystrokes)
+        for risk in marked:
             keys.stylize(_RISK, places[risk.start], places[risk.end])
         keys.rstrip()
         text.append(f"{number:3}  ", "bold")
@@ -49,10 +48,10 @@ def shown_proposal(proposal: Proposal) -> Text:
         for line in lines[:-1]:
             text.append_text(line).append("\n     ")
         text.append_text(lines[-1]).append(f"   {command.duration:g} s\n", "dim")
-        for kind in dict.fromkeys(risk.kind for risk in found):
-            parts = [command.keystrokes[risk.start : risk.end] for risk in found if risk.kind == kind]
+        for kind in dict.fromkeys(risk.kind for risk in marked):
+            parts = [command.keystrokes[risk.start : risk.end] for risk in marked if risk.kind == kind]
             text.append("     ! ", _RISK).append(f"{kind}: ")
-            text.append_text(visible(", ".join(part.strip() for part in parts)[:200])).append("\n")
+            text.append_text(highlighted(", ".join(part.strip() for part in parts)[:200])).append("\n")
     if not proposal.commands:
         text.append("     (no commands)\n", "dim")
     if proposal.task_complete:

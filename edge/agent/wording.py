@@ -1,4 +1,7 @@
-"""What an agent's model is told: the task and the screen at first, what the terminal printed after each action."""
+"""The words that the model sees: first the task and the screen, then the terminal output after each action.
+
+Models are trained and measured with these words: do not change a constant or a sentence here without new results.
+"""
 
 import string
 from collections.abc import Sequence
@@ -37,24 +40,26 @@ _FIELDS = {"instruction", "terminal_state"}
 
 
 def read_template(path: Path | str) -> str:
-    """A prompt template as Terminus-2's: {instruction} and {terminal_state}, with {{ and }} for braces.
+    """Read a prompt template of Terminus-2: {instruction} and {terminal_state}, with {{ and }} for literal braces.
 
-    Raises ReplayError where it cannot be read, PromptError where it is no such template.
+    Raises ReplayError if the file cannot be read, PromptError if it is not such a template.
     """
     template = read_text(path)
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise PromptError(f"{path}: {error}; write braces that are text twice: {{{{ and }}}}") from None
+        raise PromptError(f"{path}: {error}; write literal braces twice: {{{{ and }}}}") from None
     names = {name for _, name, _, _ in parts if name is not None}
     if names != _FIELDS or any(spec or conversion for _, _, spec, conversion in parts):
-        found = ", ".join(sorted(f"{{{name}}}" for name in names)) or "no field"
-        raise PromptError(f"{path}: has {found}; a template has {{instruction}} and {{terminal_state}}")
+        fields = ", ".join(sorted(f"{{{name}}}" for name in names)) or "no field"
+        raise PromptError(
+            f"{path}: has {fields}; a template needs {{instruction}} and {{terminal_state}} only"
+        )
     return template
 
 
 def first_messages(task: str, screen: str, model_name: str, template: str | None = None) -> list[Message]:
-    """The conversation's beginning. The embedded model gets the short wording that it was trained on."""
+    """The first messages of a conversation. The embedded model gets the short wording of its training."""
     if template is None and model_name == EMBEDDED_NAME:
         return task_messages(task, screen)
     text = (template or _INSTRUCTIONS).format(instruction=task, terminal_state=screen)
@@ -67,18 +72,18 @@ def confirmation(model_name: str) -> str:
 
 
 def observation(output: str, notes: Sequence[str] = (), question: str = "") -> Message:
-    """What the terminal printed, as the next message; notes and a question before it."""
+    """The next message: notes, a question, and what the terminal printed."""
     parts = [*notes, *([question] if question else []), output]
     return {"role": "user", "content": "\n\n".join(parts)}
 
 
 def refused(reason: str, output: str) -> Message:
-    """That nothing was typed, and why."""
+    """The next message after a refused action, with the reason."""
     return observation(output, [f"Nothing was typed: {reason}"])
 
 
 def not_typed(number: int) -> str:
-    """That the shell was not at its prompt for a command of the action."""
+    """The note for a command that edge did not type because the shell was not at its prompt."""
     return (
         f"Note: command {number} was not typed, or not all of it, nor what follows it: another program is running. "
         "Wait with empty keystrokes, or end it with C-c, before the next command."
@@ -86,7 +91,7 @@ def not_typed(number: int) -> str:
 
 
 def typing_notes(commands: Sequence[Command], closed_at_budget: bool) -> list[str]:
-    """What the model should know of its answer, as Terminus-2 would warn of it."""
+    """Warnings about the model's answer, as in Terminus-2."""
     notes = [
         f"Note: the keystrokes of command {number} do not end with a line break, so what followed was typed on the "
         "same line."

@@ -14,6 +14,7 @@ from pathlib import Path
 from edge.errors import ContextError
 from edge.formats.gguf import read_model_file
 from edge.llama.devices import Device, Llama, devices, inspect_llama
+from edge.llama.loading import Loading
 from edge.llama.memory import CELLS_STEP, buffers, read_shape
 from edge.llama.placement import DEFAULT_CONTEXT, Placement, place
 from edge.system.machine import Memory, cpu_name, free_disk, memory, physical_cores
@@ -149,12 +150,14 @@ def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: i
     """
     file = read_model_file(model)
     if context is not None and context > file.context_length > 0:
-        raise ContextError(f"{model}: has a context of at most {file.context_length} tokens, not {context}")
+        raise ContextError(
+            f"{model}: has a context length of {file.context_length} tokens, less than {context}"
+        )
     shape = read_shape(file)
     chosen = context or min(DEFAULT_CONTEXT, file.context_length or DEFAULT_CONTEXT)
 
     def plan(tokens: int) -> Placement:
-        return place(shape, None, 0, memory=memory, devices=found, context=tokens)
+        return place(shape, None, 0, memory=memory, devices=found, loading=Loading(context=tokens))
 
     placement, advice = None, None
     try:

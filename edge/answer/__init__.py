@@ -1,9 +1,10 @@
 """From logits to a valid answer.
 
-action      an action as text: parse, follow, close at any point
+action      an action as text: parse it, follow it, close it at any point
 style       the white space of an answer
 constraint  the grammar on token ids
 sampling    the next token from the logits
+answering   the options of an answer
 writer      writes one answer: thought, action, valid end
 guided      answers under any JSON schema or grammar
 schema      the JSON schema of an action

@@ -1,8 +1,8 @@
-"""The action in the model's answer: read it, and end it validly wherever the budget cuts it.
+"""The action in the model's answer: read it, and close it validly wherever the budget cuts it.
 
-Pure text and bytes; nothing of models or tokens. The format is that of Terminus-2, the agent of
-Terminal-Bench/Harbor, as edge/grammar.gbnf describes it; `ActionScanner` takes exactly the beginnings of that
-grammar's texts.
+This module knows text and bytes, no models or tokens. The format is that of Terminus-2, the agent of
+Terminal-Bench/Harbor, as edge/grammar.gbnf describes it. `ActionScanner` accepts exactly the beginnings of the texts of
+that grammar.
 """
 
 import json
@@ -16,14 +16,14 @@ from edge.errors import GrammarError
 
 @dataclass(frozen=True)
 class Command:
-    """Keystrokes, sent verbatim (a newline at the end runs them), and seconds to wait after them, 0 to 60."""
+    """Keystrokes, sent unchanged (a newline at the end runs them), and seconds to wait after them, 0 to 60."""
 
     keystrokes: str
     duration: float
 
 
 class Fields(TypedDict):
-    """What the JSON itself says; the first four fields of an Action."""
+    """The fields of the JSON: the first four of an Action."""
 
     analysis: str
     plan: str
@@ -33,11 +33,10 @@ class Fields(TypedDict):
 
 @dataclass(frozen=True)
 class Action:
-    """One answer: what to do next, and how it came about.
+    """One answer: what to do next, and how the model wrote it.
 
-    `text` is the JSON exactly as produced, `thought` what stood in `<think>…</think>` before it.
-    `completion_tokens` counts every token decoded or forced; `forced_tokens` and `thought_tokens` are parts
-    of it.
+    `text` is the JSON exactly as written, `thought` the text in `<think>…</think>` before it. `completion_tokens`
+    counts every token, chosen or forced; `forced_tokens` and `thought_tokens` are parts of it.
     """
 
     analysis: str
@@ -61,7 +60,7 @@ class Action:
 def parse_action(text: str) -> Fields:
     """Read an action strictly: exactly the four keys in order, the right types, durations from 0 to 60.
 
-    Raises GrammarError, which says what is wrong. Use: `Action(**parse_action(text), text=text, …)`.
+    Raises GrammarError if the text is anything else. Use: `Action(**parse_action(text), text=text, …)`.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,14 +69,11 @@ def parse_action(text: str) -> Fields:
         return dict(pairs)
 
     def no_constant(name: str) -> NoReturn:
-        raise GrammarError(f"the action holds {name}, which is not JSON")
+        raise GrammarError(f"the action contains {name}, which is not JSON")
 
     try:
         data = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a JSONDecodeError is a ValueError, so is a number of 5,000 digits
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or a number of 5,000 digits
         raise GrammarError(f"the action is not JSON: {error}") from error
     if not isinstance(data, dict) or list(data) != ["analysis", "plan", "commands", "task_complete"]:
         raise GrammarError(
@@ -112,15 +108,15 @@ def _string(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise GrammarError(f"the action's {name} must be a string")
     if any("\ud800" <= c <= "\udfff" for c in value):
-        raise GrammarError(f"the action's {name} holds half of a surrogate pair")
+        raise GrammarError(f"the action's {name} contains half of a surrogate pair")
     return value
 
 
-_STRING, _NUMBER = b'""', b"0"  # stand for any string and any duration, and are the shortest of them
+_STRING, _NUMBER = b'""', b"0"  # any string and any duration; the shortest of each
 
-# The action's JSON tokens: before each, the field and what may come (a token, the state after it, and the place of
-# the white space before it, named as grammar.gbnf names it without "ws-"). An ending takes the first choice. Between
-# "[" and "]" it goes back to _LIST or _MORE, where no command is open.
+# The states between the action's JSON tokens. Each has the field and what may follow: a token, the state after it, and
+# the place of the white space before it (the name in grammar.gbnf without "ws-"). An ending takes the first choice.
+# Between "[" and "]" an ending goes back to _LIST or _MORE, where no command is open.
 _STATES: list[tuple[str, list[tuple[bytes, int, str]]]] = [
     ("start", [(b"{", 1, "lead")]),
     ("start", [(b'"analysis"', 2, "open")]),
@@ -154,45 +150,46 @@ _STATES: list[tuple[str, list[tuple[bytes, int, str]]]] = [
 ]
 _LIST, _MORE, _END = 12, 21, 28
 
-_ENDINGS = [b""] * len(_STATES)  # the shortest valid text from each state on
+_ENDINGS = [b""] * len(_STATES)  # the shortest valid rest from each state
 for _state, (_, _choices) in reversed(list(enumerate(_STATES))):
     if _choices:
         _ENDINGS[_state] = _choices[0][0] + _ENDINGS[_choices[0][1]]
 
 _MAX_GAP = 20  # as in grammar.gbnf
 _PLAIN = re.compile(rb'[^\x00-\x1f"\\\x80-\xff]+')  # characters that a string holds as they are
-_CHARACTER = (
-    re.compile(  # one character inside a string: raw UTF-8, or an escape; surrogates only as an escaped pair
-        rb"""[\x20!#-\[\]-\x7f]|[\xc2-\xdf][\x80-\xbf]
+# One character inside a string: raw UTF-8, or an escape; surrogates only as an escaped pair.
+_CHARACTER = re.compile(
+    rb"""[\x20!#-\[\]-\x7f]|[\xc2-\xdf][\x80-\xbf]
     |(?:\xe0[\xa0-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]|\xed[\x80-\x9f])[\x80-\xbf]
     |(?:\xf0[\x90-\xbf]|[\xf1-\xf3][\x80-\xbf]|\xf4[\x80-\x8f])[\x80-\xbf]{2}
     |\\(?:["\\/bfnrt]|u(?:
         [0-9A-CEFa-cef][0-9A-Fa-f]{3}|[Dd][0-7][0-9A-Fa-f]{2}
         |[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}))""",
-        re.VERBOSE,
-    )
+    re.VERBOSE,
 )
-# An unfinished character can still become one if one of these, from its own length on, makes it whole.
+# An unfinished character is valid if the end of one of these, from its own length on, completes it.
 _RESTS = (b"\\n", b"\\u0000", b"\\ud800\\udc00", *(c * n for c in (b"\x80", b"\xbf") for n in (2, 3, 4)))
 _DURATION = re.compile(rb"[1-5]?[0-9](?:\.[0-9]{1,6})?|60(?:\.0{1,6})?")
 _DURATION_BEGUN = re.compile(rb"[1-5]?[0-9](?:\.[0-9]{0,6})?|60(?:\.0{0,6})?")
 
 
 class ActionScanner:
-    """Where an answer stands in the action's grammar, fed with its bytes as they come."""
+    """Follows an answer through the action's grammar. Feed it the bytes as they come."""
 
     def __init__(self) -> None:
         self._state = 0
         self._length = 0  # bytes fed
-        self._token: bytes | None = None  # the token we are in; None between two
-        self._seen = b""  # of a literal or number: its bytes so far; of a string: the unfinished character's
-        self._gap = b""  # white space since the last token
-        # By place: the white space there, None if it was not always the same.
+        self._token: bytes | None = None  # the open JSON token; None between two
+        self._seen = (
+            b""  # bytes so far of a literal or number; of a string, those of the unfinished character
+        )
+        self._gap = b""  # white space since the last JSON token
         self.gaps: dict[str, str | None] = {}
+        """By place: the white space there, None if it was not always the same."""
         self._mark = 0  # after "[" or after the last whole command
 
     def feed(self, data: bytes) -> None:
-        """Take in the next bytes. Raises GrammarError at the first byte that no action can have there."""
+        """Read the next bytes. Raises GrammarError at the first byte that no action can have there."""
         position = 0
         while position < len(data):
             if self._token == _STRING and not self._seen and (run := _PLAIN.match(data, position)):
@@ -210,7 +207,7 @@ class ActionScanner:
                 return
             if not _DURATION.fullmatch(self._seen):
                 raise self._refusal(byte)
-            self._leave()  # only the byte after a number tells that it is over
+            self._leave()  # a number ends only at the byte after it
         if self._token is None:
             self._enter(byte)
         elif self._token == _STRING:
@@ -230,7 +227,7 @@ class ActionScanner:
                 self._leave()
 
     def _enter(self, byte: bytes) -> None:
-        """Begin the token whose first byte this is, or lengthen the gap before it."""
+        """Begin the JSON token with this first byte, or lengthen the white space before it."""
         choices = _STATES[self._state][1]
         if byte in b" \n\t" and len(self._gap) < _MAX_GAP and choices:
             self._gap += byte
@@ -260,35 +257,35 @@ class ActionScanner:
 
     @property
     def field(self) -> str:
-        """The last top-level part begun: start, analysis, plan, commands (from "[" to "]"), after, or end."""
+        """The current top-level part: start, analysis, plan, commands (from "[" to "]"), after, or end."""
         return _STATES[self._state][0]
 
     @property
     def gap(self) -> tuple[str, tuple[str, ...]]:
-        """The white space written since the last JSON token, and the places that it may belong to."""
+        """The white space since the last JSON token, and the places that it may belong to."""
         choices = _STATES[self._state][1] if self._token is None else []
         return self._gap.decode(), tuple(place for _, _, place in choices)
 
     @property
     def complete(self) -> bool:
-        """Whether the text so far is a whole action."""
+        """Whether the text so far is a complete action."""
         return self._state == _END
 
     @property
     def in_text(self) -> bool:
-        """Whether the next byte may lie inside the analysis or plan string."""
+        """Whether the next byte may be inside the analysis or plan string."""
         return self._token == _STRING and self.field != "commands"
 
     @property
     def at_boundary(self) -> bool:
-        """Whether a string is open, and not within an escape, a surrogate pair or a UTF-8 character."""
+        """Whether a string is open, and the text does not end inside an escape, surrogate pair or UTF-8 character."""
         return self._token == _STRING and not self._seen
 
     def closing(self) -> tuple[int, str]:
-        """The shortest valid ending: how many bytes of the text so far to keep, and what to write then.
+        """The shortest valid ending: how many bytes of the text so far to keep, and what to write after them.
 
-        An open command and the comma before it are cut away, as are an unfinished escape or UTF-8 character
-        and an unfinished `true`; missing keys get empty values, task_complete false. All else is kept.
+        The ending removes an open command with the comma before it, an unfinished escape or UTF-8 character, and an
+        unfinished `true`. Missing keys get empty values, task_complete gets false. Everything else is kept.
         """
         if self.field == "commands":
             return self._mark, _ENDINGS[_LIST].decode()
@@ -302,7 +299,7 @@ class ActionScanner:
         return self._length, (token[len(self._seen) :] + _ENDINGS[after]).decode()
 
     def releasable(self) -> int:
-        """How many bytes may be shown to a streaming reader: those that no later `closing` takes back.
+        """How many bytes a stream may show: those that no later `closing` removes.
 
         So an open command is held back until its closing brace.
         """
@@ -310,7 +307,7 @@ class ActionScanner:
 
 
 def close(text: bytes) -> str:
-    """Complete any beginning of an action, b"" included, to a whole one: see ActionScanner.closing.
+    """Complete any beginning of an action, also b"": see `ActionScanner.closing`.
 
     Raises GrammarError if no action begins with `text`.
     """

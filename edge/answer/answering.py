@@ -41,3 +41,7 @@ class Answering:
     def thought_tokens(self) -> int:
         """Maximum number of tokens of the thought."""
         return self.max_tokens // 4 if self.think is None else self.think
+
+
+DEFAULT_ANSWERING = Answering()
+FREE = Answering(constrained=False)

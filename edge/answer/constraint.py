@@ -1,9 +1,8 @@
-"""Which tokens may follow: grammar.gbnf run by llguidance over one model's vocabulary.
+"""Which tokens may follow: llguidance runs edge/grammar.gbnf over the vocabulary of one model.
 
-Knows token ids and the grammar, nothing of llama.cpp and nothing of JSON. What it costs with SmolLM2's 49,152
-tokens on real answers, on one core of a small virtual machine: 4 ms to compile a grammar, once a style;
-2 µs for a new Constraint, 1.4 µs for `accepts`, 4 µs for `consume`, 0.3 µs for
-`forced_bytes`, 30 µs for `mask`.
+This module knows token ids and the grammar, not llama.cpp or JSON. Times with SmolLM2's 49,152 tokens on real answers,
+on one core of a small virtual machine: 4 ms to compile a grammar, once for each style; 2 µs for a new Constraint,
+1.4 µs for `accepts`, 4 µs for `consume`, 0.3 µs for `forced_bytes`, 30 µs for `mask`.
 """
 
 from functools import lru_cache
@@ -19,7 +18,7 @@ from edge.errors import GrammarError
 
 @lru_cache(maxsize=64)  # one for each style of white space that a model has
 def _compiled(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-    """The matcher at the start of an answer; copying it is a thousand times cheaper than compiling it."""
+    """The matcher at the start of an answer. A copy is a thousand times cheaper than compiling."""
     try:
         matcher = LLMatcher(tokenizer, grammar_from("gbnf", grammar), log_level=0)
     except Exception as error:  # gbnf_to_lark raises bare Exceptions
@@ -34,11 +33,11 @@ def _one_line(message: object) -> str:
 
 
 class Constraint:
-    """The grammar's state within one answer. Make a new one for each answer; it is cheap.
+    """The state of the grammar in one answer. Make a new one for each answer; it is cheap.
 
-    `tokenizer` is made once a model (`llguidance.llamacpp.lltokenizer_from_vocab`), with every id that may
-    end an answer as its `eos_token`. `grammar` is GBNF text, by default the action's. Raises GrammarError if
-    it is not valid.
+    `tokenizer`: made once for each model (`llguidance.llamacpp.lltokenizer_from_vocab`), with every id that may end an
+    answer as its `eos_token`. `grammar`: GBNF text, by default that of the action. Raises GrammarError if it is not
+    valid.
     """
 
     def __init__(self, tokenizer: LLTokenizer, grammar: str | None = None) -> None:
@@ -50,13 +49,13 @@ class Constraint:
 
     @property
     def complete(self) -> bool:
-        """Whether the text so far is a whole action, so that an EOS is accepted."""
+        """Whether the text so far is complete, so that an EOS is accepted."""
         return self._matcher.is_accepting()
 
     def accepts(self, token: int) -> bool:
-        """Whether `token` may follow now. Does not change the state.
+        """Whether `token` may follow. Does not change the state.
 
-        An EOS token is accepted if and only if the action is complete; no other special token ever is.
+        An EOS token is accepted if and only if the action is complete; no other special token is accepted.
         """
         if self._ended or not 0 <= token < self.n_vocab:
             return False
@@ -67,7 +66,7 @@ class Constraint:
         return allowed
 
     def consume(self, token: int) -> None:
-        """Move on by one token. Raises GrammarError, with the state unchanged, if it is not accepted."""
+        """Move on by one token. Raises GrammarError, without a change of the state, if it is not accepted."""
         if token in self._eos and self.accepts(token):
             self._ended = True
             return
@@ -77,17 +76,17 @@ class Constraint:
             raise GrammarError(f"the grammar refuses token {token} here")
 
     def mask(self) -> NDArray[np.bool_]:
-        """The tokens that may follow now: bool, shape (n_vocab,), each of them accepted.
+        """The tokens that may follow: bool, shape (n_vocab,). `accepts` accepts each of them.
 
-        Where the grammar forces the text, only its usual tokenization is allowed; `accepts` takes others too.
-        Raises GrammarError if no token of the vocabulary can follow (it lacks bytes that JSON needs).
+        Where the grammar forces the text, the mask has only its usual tokenization; `accepts` accepts others too.
+        Raises GrammarError if no token can follow, because the vocabulary lacks bytes that JSON needs.
         """
         if self._ended:
             return np.zeros(self.n_vocab, dtype=np.bool_)
         bits = allocate_token_bitmask(1, self.n_vocab)
         fill_next_token_bitmask(self._matcher, bits)
         self._check()
-        # whole 32-bit words, so a few bits longer than the vocabulary
+        # whole 32-bit words, so it can be longer than the vocabulary
         mask = np.unpackbits(bits[0].view(np.uint8), bitorder="little")[: self.n_vocab].view(np.bool_)
         if not mask.any():
             raise GrammarError(
@@ -96,10 +95,10 @@ class Constraint:
         return mask
 
     def forced_bytes(self, after: bytes = b"") -> bytes:
-        """The text that must follow: `after`, if it may, and all that is forced once it is written.
+        """The text that must follow: `after`, then everything that the grammar forces after it. Often empty.
 
-        So `forced_bytes(b'"')` closes a string and goes on as far as there is no choice. Often empty. Raises
-        GrammarError if the grammar refuses `after`.
+        `forced_bytes(b'"')` closes a string and continues as long as there is no choice. Raises GrammarError if the
+        grammar refuses `after`.
         """
         matcher = self._matcher
         if after:
@@ -112,7 +111,7 @@ class Constraint:
         return after + bytes(matcher.compute_ff_bytes())
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes that `token` adds to the answer; none for a special token."""
+        """The bytes that `token` adds to the answer; empty for a special token."""
         return b"" if self.tokenizer.is_special_token(token) else self.tokenizer.decode_bytes([token])
 
     def _check(self) -> None:

@@ -1,8 +1,8 @@
 """Answers under any JSON schema or grammar, valid at any budget that a valid text fits into; and plain text with stops.
 
-At every step an ending is known: tokens that make the text so far a whole one, few enough for what is left of the
-budget. A token that would leave none is not written; the ending is, and closes the answer. So nothing that was written
-is ever taken back, and all of it may be streamed.
+At every step the writer knows an ending: tokens that complete the text so far and fit into the rest of the budget. It
+does not write a token that leaves no ending; it writes the ending instead. So it never takes text back, and may stream
+all of it.
 """
 
 import codecs
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer, TokenWriter
 from edge.errors import GrammarError
-from edge.llama.engine import Writer
+from edge.llama.jobs import Writer
 from edge.llama.vocabulary import Vocabulary
 
-_MOST_TRIED = 400  # states looked at for an ending, in each attempt
-_MOST_TOO_LONG = 20  # whole texts in each attempt
-_MOST_ALIKE = 8  # of those in which the same tokens may follow
-# What leads to an end soonest comes first, white space last; of the others last what has just been written, since more
-# of it may lead nowhere. Of each kind some are tried: its first, and its last.
+_MOST_TRIED = 400  # states that each attempt to find an ending visits
+_MOST_TOO_LONG = 20  # complete texts over the budget in each attempt
+_MOST_ALIKE = 8  # states in which the same tokens may follow
+# Kinds of bytes, with how many of the first and of the last of a kind are tried. Those that lead to an end soonest come
+# first, white space comes last. Of the others the kind of the last byte comes last: more of it may never end.
 _KINDS = (
     (b'"}]:)>.;!?,', 5, 0),
     (b"0123456789", 1, 1),
@@ -39,20 +39,20 @@ _KINDS = (
     (b"\n ", 1, 1),
 )
 _MOST_LITERALS = 64
-_LONGEST = 4000  # tokens of an ending; each token of an answer may cost a look at all of it
+_LONGEST = 4000  # tokens of an ending, which may be checked as a whole at each token of an answer
 _MOST_WITHOUT_BYTES = 5
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What an answer keeps to: the matcher at its start, and texts that it names, from which an end may be made."""
+    """The form of an answer: the matcher at its start, and the literal texts in it, which an ending may need."""
 
     matcher: LLMatcher
     literals: tuple[bytes, ...]
 
 
 def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text: str) -> Guide:
-    """Raises GrammarError with llguidance's reason."""
+    """Compile a JSON schema or a GBNF grammar. Raises GrammarError with llguidance's reason."""
     try:
         if kind == "schema":
             _check_names(json.loads(text))
@@ -72,7 +72,7 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
 
 
 def _check_names(schema: object) -> None:
-    """llguidance lets a name that the schema does not list come twice, and counts it twice."""
+    """llguidance accepts an unlisted name twice and counts it twice, so it cannot guarantee `minProperties`."""
     waiting = [schema]
     while waiting:
         value = waiting.pop()
@@ -80,15 +80,15 @@ def _check_names(schema: object) -> None:
             least = value.get("minProperties")
             if isinstance(least, int) and least > 1 and value.get("additionalProperties", True) is not False:
                 raise GrammarError(
-                    'cannot be kept: "minProperties" with names that are not listed: list them under "properties", or '
-                    'give "additionalProperties": false'
+                    'cannot be guaranteed: "minProperties" with names that are not listed; list them under '
+                    '"properties", or set "additionalProperties": false'
                 )
         if isinstance(value, dict | list):
             waiting += value.values() if isinstance(value, dict) else value
 
 
 def _literals(kind: Literal["schema", "gbnf"], text: str) -> tuple[bytes, ...]:
-    """Runs of plain characters in a grammar's quotations, or a schema's patterns: what an end may have to hold."""
+    """Runs of plain characters in the literals of a grammar, or the patterns of a schema: an ending may need them."""
     if kind == "gbnf":
         quoted = re.findall(r'"((?:[^"\\\n]|\\.)*)"', text)
         found = [one.replace(r"\n", "\n").replace(r"\t", "\t").replace("\\", "") for one in quoted]
@@ -108,20 +108,20 @@ def _one_line(message: object) -> str:
 
 
 class _Walk:
-    """A matcher on its way from a state, and back on it. It has one copy of the state: a long text's is large."""
+    """A matcher that goes forward from a state and back. It has one copy of the state: a long text has a large one."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self.matcher = matcher.deep_copy()
         self.way: list[int] = []
 
     def back(self, length: int) -> None:
-        """To where the way had so many tokens."""
+        """Go back to where the way had `length` tokens."""
         if length < len(self.way):
             self.matcher.rollback(len(self.way) - length)
             del self.way[length:]
 
     def go(self, tokens: Sequence[int]) -> bool:
-        """Over these tokens and on over all that must follow; False, and it stays, where they may not follow."""
+        """Go over these tokens and all that must follow. If they may not follow, stay and return False."""
         taken = self.matcher.try_consume_tokens(list(tokens))
         self.way += tokens[:taken]
         if taken < len(tokens):
@@ -135,7 +135,7 @@ class _Walk:
 
 
 class Endings:
-    """Finds endings: short ways from a matcher's state to a whole text, in tokens of one vocabulary."""
+    """Finds endings: short ways from the state of a matcher to a complete text, in tokens of one vocabulary."""
 
     def __init__(self, tokenizer: LLTokenizer, end_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -154,12 +154,12 @@ class Endings:
         self._kinds = [slice(begin, end) for begin, end in itertools.pairwise(ends)]  # of these tokens
 
     def find(self, matcher: LLMatcher, most: int, literals: Sequence[bytes] = ()) -> list[int] | None:
-        """At most `most` tokens, and at most 4,000, that complete the text; None if none were found. The matcher stays
-        as it is.
+        """At most `most` tokens, and at most 4,000, that complete the text; None if none were found.
 
-        The way is looked for byte by byte, or by whole `literals`, and then written in the tokenizer's own, longer
-        tokens. Straight on, since in JSON the marks that close things lead to the end; by the fewest choices, for ends
-        that must hold something; far on, for texts that must be long. Each a little first, then more.
+        The matcher does not change. The search goes byte by byte, or by whole `literals`; the result is in the
+        tokenizer's own, longer tokens. There are three kinds of search: depth first, because in JSON closing marks lead
+        to the end; breadth first, for endings that must contain something; and deep, for texts that must be long. Each
+        is tried with few steps first, then with more.
         """
         if matcher.is_accepting():
             return []
@@ -180,18 +180,18 @@ class Endings:
         return next((found for found in attempts() if found is not None), None)
 
     def first(self, guide: Guide, most: int) -> list[int]:
-        """The same at the start of an answer. Raises GrammarError where none was found."""
+        """The ending at the start of an answer. Raises GrammarError if none was found."""
         found = self.find(guide.matcher, most, guide.literals)
         if found is None:
             bound = f" (of {_LONGEST:,} at most)" if most > _LONGEST else ""
             raise GrammarError(
-                f"no valid text was found that fits into {most} tokens{bound}: raise max_tokens, or ask for a "
-                "shorter one"
+                f"no valid text was found that fits into {most} tokens{bound}; raise max_tokens, or request a "
+                "shorter text"
             )
         return found
 
     def _bytes(self, text: bytes) -> list[int]:
-        """Its single bytes' tokens; none where one has none."""
+        """The tokens of its single bytes; empty if a byte has no token."""
         tokens = [self._single[byte] for byte in text if byte in self._single]
         return tokens if len(tokens) == len(text) else []
 
@@ -223,7 +223,7 @@ class Endings:
     def _nearest(
         self, matcher: LLMatcher, walk: _Walk, most: int, literals: list[list[int]], tries: int
     ) -> list[int] | None:
-        """Breadth first, a literal or byte at a time; of states in which the same may follow only some."""
+        """Breadth first, one literal or byte a step. Of states with the same next tokens, only some are tried."""
         waiting: deque[list[int]] = deque([[]])
         alike: Counter[bytes] = Counter()
         for _ in range(tries):
@@ -245,17 +245,17 @@ class Endings:
         return None
 
     def _in_few(self, matcher: LLMatcher, way: list[int]) -> list[int]:
-        """The same text in the tokenizer's own tokens, if the grammar takes it so."""
+        """The same text in the tokenizer's own tokens, if the grammar accepts these."""
         tokens = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes(way)) if way else []
         return tokens if len(tokens) < len(way) and self.holds(matcher, tokens) else list(way)
 
     def holds(self, matcher: LLMatcher, ending: Sequence[int]) -> bool:
-        """Whether an ending found earlier still is one."""
+        """Whether an earlier ending is still valid."""
         end = self._tokenizer.eos_token
         return bool(matcher.validate_tokens([*ending, end]) > len(ending))
 
     def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
-        """The tokens that may follow, those that end the answer among them: bool, of shape (n_vocab,)."""
+        """The tokens that may follow, including those that end the answer: bool, shape (n_vocab,)."""
         bits = self._bits(matcher).view(np.uint8)
         mask = np.unpackbits(bits, bitorder="little")[: self._tokenizer.vocab_size].view(np.bool_)
         mask[self._end_ids] = matcher.is_accepting()
@@ -294,11 +294,17 @@ def guided_answer(
     sampling: Sampling,
     emit: Callable[[str], None] | None = None,
 ) -> Writer[Answer]:
-    """An answer that the guide accepts as a whole. `ending`: one for its start, from `Endings.first`."""
+    """An answer whose whole text the guide accepts. `ending`: one for its start, from `Endings.first`."""
     matcher = guide.matcher.deep_copy()
     writer = TokenWriter(prompt, sampling, max_tokens)
     shown = _Shown(emit)
     closed = False
+
+    def accepts(token: int) -> bool:
+        if token in vocabulary.end_ids:
+            return bool(matcher.is_accepting())
+        return bool(matcher.validate_tokens([token]) == 1)
+
     while not matcher.is_stopped():
         if not writer.left:
             closed = bool(ending) or not matcher.is_accepting()
@@ -311,50 +317,33 @@ def guided_answer(
             writer.force(forced)
             shown.add(b"".join(map(vocabulary.piece, forced)))
             continue
-        logits = yield from writer.logits()
-        token = writer.sampler.pick(logits) if sampling.greedy else -1
-        if token in vocabulary.end_ids and matcher.is_accepting():
+        token = yield from writer.choose(accepts, lambda: endings.allowed(matcher))
+        if token in vocabulary.end_ids:
             writer.write(token)
             break
-        if token in vocabulary.end_ids or token < 0 or matcher.validate_tokens([token]) != 1:
-            token = writer.sampler.pick(logits, endings.allowed(matcher))
-            if token in vocabulary.end_ids:
-                writer.write(token)
-                break
         if matcher.try_consume_tokens([token]) != 1:
             closed = True
             break
-        found = _after(endings, guide, matcher, ending, len(vocabulary.piece(token)), writer.left - 1)
-        if found is None:
+        after = _after(endings, guide, matcher, ending, len(vocabulary.piece(token)), writer.left - 1)
+        if after is None:
             matcher.rollback(1)
             closed = True
             break
-        ending = found
+        ending = after
         writer.write(token)
         shown.add(vocabulary.piece(token))
     if closed or not matcher.is_accepting():
         writer.force(ending)
         shown.add(b"".join(map(vocabulary.piece, ending)))
         closed = True
-    text = shown.end()
-    return Answer(
-        text,
-        text,
-        None,
-        "length" if closed else "stop",
-        closed,
-        len(prompt),
-        len(writer.tokens),
-        writer.forced,
-        0,
-    )
+    return writer.answer(shown.end(), "length" if closed else "stop", closed=closed)
 
 
 def _after(
     endings: Endings, guide: Guide, matcher: LLMatcher, ending: list[int], n_bytes: int, left: int
 ) -> list[int] | None:
-    """An ending in `left` tokens, after a token of that many bytes: the one before, or its rest, or another."""
-    for known in (ending, ending[n_bytes:]):  # the rest: where the text has a length that it must have
+    """An ending of at most `left` tokens after a token of `n_bytes`: the one before, its rest, or another."""
+    for known in (ending, ending[n_bytes:]):  # the rest: for a text of fixed length
         if len(known) <= left and endings.holds(matcher, known):
             return known
     return [] if matcher.is_accepting() else endings.find(matcher, left, guide.literals)
@@ -363,7 +352,7 @@ def _after(
 def _fits(
     endings: Endings, guide: Guide, matcher: LLMatcher, tokens: Sequence[int], left: int
 ) -> list[int] | None:
-    """The ending after these tokens, if both fit."""
+    """The ending after these tokens, if they and the ending fit; otherwise None."""
     if len(tokens) > left or matcher.try_consume_tokens(list(tokens)) != len(tokens):
         return None
     try:
@@ -373,7 +362,7 @@ def _fits(
 
 
 class _Shown:
-    """Text as it becomes certain, whole characters only."""
+    """Decodes the text and emits it, complete characters only."""
 
     def __init__(self, emit: Callable[[str], None] | None) -> None:
         self._emit = emit
@@ -403,12 +392,12 @@ def text_answer(
     ignore_eos: bool = False,
     emit: Callable[[str], None] | None = None,
 ) -> Writer[Answer]:
-    """Text without a grammar, until the model's own EOS or one of the `stop` texts, which is left out."""
+    """Text without a grammar, until the model's own EOS or one of the `stop` texts, which is not included."""
     writer = TokenWriter(prompt, sampling, max_tokens)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = ""
     shown = 0
-    held = max(map(len, stop), default=1) - 1  # the end of the text may be the beginning of a stop
+    held = max(map(len, stop), default=1) - 1  # characters that may be the beginning of a stop text
     reason: Literal["stop", "length"] = "length"
     while writer.left:
         token = writer.sampler.pick((yield from writer.logits()))
@@ -418,9 +407,9 @@ def text_answer(
             break
         begin = max(0, len(text) - held)
         text += decoder.decode(vocabulary.piece(token))
-        found = [at for word in stop if (at := text.find(word, begin)) >= 0]
-        if found:
-            text, reason = text[: min(found)], "stop"
+        ends = [at for word in stop if (at := text.find(word, begin)) >= 0]
+        if ends:
+            text, reason = text[: min(ends)], "stop"
             break
         if emit is not None and len(text) - held > shown:
             emit(text[shown : len(text) - held])
@@ -429,9 +418,4 @@ def text_answer(
         text += decoder.decode(b"", True)
     if emit is not None and len(text) > shown:
         emit(text[shown:])
-    return Answer(text, text, None, reason, False, len(prompt), len(writer.tokens), 0, 0)
-
-
-def schema_text(schema: object) -> str:
-    """A JSON schema as llguidance takes it."""
-    return json.dumps(schema)
+    return writer.answer(text, reason)

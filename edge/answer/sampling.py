@@ -1,4 +1,4 @@
-"""Choose the next token from the logits: greedy, or sampled with vLLM's meaning of each parameter."""
+"""Choose the next token from the logits: greedy, or sampled; the parameters mean what they mean in vLLM."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _GREEDY = 1e-5  # vLLM's threshold: a lower temperature is greedy
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 change nothing.
+    """How tokens are chosen. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
 
     Raises EdgeError for a value outside its range.
     """
@@ -27,7 +27,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the best token is always taken."""
+        """Whether the best token is always chosen."""
         return self.temperature < _GREEDY
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Sampling:
 
 
 class Sampler:
-    """The choices of one answer. `prompt` counts for the repetition penalty, as in vLLM."""
+    """Chooses the tokens of one answer. `prompt` counts for the repetition penalty, as in vLLM."""
 
     def __init__(self, sampling: Sampling, prompt: Iterable[int]) -> None:
         self._sampling = sampling
@@ -68,13 +68,13 @@ class Sampler:
             logits = logits.copy()
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             chosen = logits[ids]
-            with np.errstate(all="ignore"):  # an absurd penalty makes infinities, met below
+            with np.errstate(all="ignore"):  # an extreme penalty gives infinities, which are replaced below
                 logits[ids] = np.where(
                     chosen > 0, chosen / s.repetition_penalty, chosen * s.repetition_penalty
                 )
         if self._random is None and allowed is None and np.isfinite(logits[best := int(logits.argmax())]):
-            return best  # the way of almost every token
-        if not np.isfinite(logits).all():  # a model whose arithmetic overflowed still has to answer something
+            return best  # almost every token
+        if not np.isfinite(logits).all():  # a model that overflows must still answer
             logits = np.nan_to_num(logits, nan=-1e30, posinf=1e30, neginf=-1e30)
         if allowed is not None:
             logits = np.where(allowed, logits, np.float32(-np.inf))
@@ -83,7 +83,7 @@ class Sampler:
         # In vLLM's order: temperature, min_p, top_k, top_p.
         scaled = (logits - logits.max()).astype(np.float64) / s.temperature
         if s.min_p:
-            scaled[scaled < np.log(s.min_p)] = -np.inf  # the best one stands at 0
+            scaled[scaled < np.log(s.min_p)] = -np.inf  # the best one is 0
         if s.top_k and s.top_k < scaled.size:
             scaled[scaled < np.partition(scaled, -s.top_k)[-s.top_k]] = -np.inf
         weights = np.exp(scaled)

@@ -1,7 +1,7 @@
-"""The action's JSON schema, for engines that keep to one; edge's own engine has grammar.gbnf, which says more.
+"""The JSON schema of the action, for other engines; edge's own engine uses grammar.gbnf, which is stricter.
 
-A schema knows nothing of the keys' order (engines write them in the order of `properties`), of white space or of how a
-number is spelled. In all else it and the grammar agree, which tests/answer/test_schema.py holds them to.
+A schema does not fix the order of keys (engines write them in the order of `properties`), the white space, or the form
+of a number. In everything else it agrees with the grammar; tests/answer/test_schema.py checks that.
 """
 
 import json
@@ -20,21 +20,21 @@ def _text() -> str:
 
 
 def action_schema() -> dict[str, Any]:
-    """The schema, edge/answer/action.schema.json, as a JSON value."""
+    """The schema in edge/answer/action.schema.json, as a JSON value."""
     schema: dict[str, Any] = json.loads(_text())
     return schema
 
 
 def schema_sha256() -> str:
-    """The SHA-256 of the schema's file, in hexadecimal: in a result's provenance where the grammar's else stands."""
+    """The SHA-256 of the schema file, in hexadecimal; the provenance of a result has it in place of the grammar's."""
     return str(text_sha256(_text()))
 
 
 def schema_request(api: Api, server: str) -> dict[str, Any]:
-    """The fields of a request that asks a server for the schema.
+    """The fields of a request that ask a server for the schema.
 
-    `response_format` is OpenAI's, and vLLM and SGLang read it in completions too. llama-server reads it in chats
-    alone, and in completions its own `json_schema`.
+    `response_format` is OpenAI's; vLLM and SGLang read it in completions too. llama-server reads it only in chats; in
+    completions it has its own `json_schema`.
     """
     if api == "completions" and server == "llama-server":
         return {"json_schema": action_schema()}

@@ -1,7 +1,7 @@
-"""The white space between an answer's JSON tokens: learned from what is written, or given, and forced from then on.
+"""The white space between the JSON tokens of an answer: learned from the text so far, or given, and then forced.
 
-Pure text. A style holds the white space of each place that edge/grammar.gbnf names (`ws-open`, `ws-colon`, …), and
-the grammar of a style is that file with a literal in these rules: what is fixed there, `Constraint` then forces.
+A style has the white space of each place that edge/grammar.gbnf names (`ws-open`, `ws-colon`, …). The grammar of a
+style is that file with a literal in these rules; `Constraint` then forces the literal.
 """
 
 import json
@@ -15,19 +15,21 @@ from edge.answer.action import ActionScanner
 StyleName = Literal["auto", "compact", "indented", "free"]
 STYLE_NAMES: tuple[StyleName, ...] = ("auto", "compact", "indented", "free")
 
-# Before "{", after it, before ":", after it, before any ",", after it, before "}" of the action; after "[" and before
-# "]" with commands between ("list", "end") or none ("empty"), after the "," between two commands; and after "{",
-# after "," and before "}" of a command. Colons, and the place before a comma, are alike at both levels.
+# First line, of the action: before "{", after it, before ":", after it, before any ",", after it, before "}".
+# Second line: after "[" with commands after it ("list") or none ("empty"), after the "," between two commands, before
+# "]". Third line, of a command: after "{", after ",", before "}". Colons, and the place before a comma, are the same
+# in the action and in a command.
 PLACES = (
     *("lead", "open", "colon", "value", "comma", "key", "close"),
     *("list", "empty", "next", "end"),
     *("in", "pair", "out"),
 )
-_ALONE = ("lead", "list", "empty")  # written once at most, and fixing nothing by themselves
-Style = tuple[str | None, ...]  # for each of PLACES the white space there, or None where the model is free
+_ALONE = ("lead", "list", "empty")  # written at most once, so they fix nothing themselves
+Style = tuple[str | None, ...]
+"""For each of PLACES the white space there, or None where the model chooses."""
 
 FREE: Style = (None,) * len(PLACES)
-# As Python's json.dumps writes, and as json.dumps(indent=2) does.
+# As Python's json.dumps writes it, and as json.dumps(indent=2) does.
 _COMPACT: Style = (*("", "", "", " ", "", " ", ""), *("", "", " ", ""), *("", " ", ""))
 _INDENTED: Style = (
     *("", "\n  ", "", " ", "", "\n  ", "\n"),
@@ -38,7 +40,7 @@ _INDENTED: Style = (
 
 @cache
 def load_grammar() -> str:
-    """The action's grammar in GBNF, the text of edge/grammar.gbnf.
+    """The grammar of the action in GBNF: the text of edge/grammar.gbnf.
 
     The format: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
     """
@@ -47,45 +49,46 @@ def load_grammar() -> str:
 
 @lru_cache(maxsize=256)
 def style_grammar(style: Style) -> str:
-    """The action's grammar in GBNF with the white space of `style`; FREE's is `load_grammar()`."""
+    """The grammar of the action in GBNF with the white space of `style`; for FREE it is `load_grammar()`."""
     grammar = load_grammar()
     for place, gap in zip(PLACES, style, strict=True):
         if gap is not None:
             rule = f"ws-{place}".ljust(8) + " ::= "
-            # blanks, tabs and line breaks, which GBNF escapes as JSON does
+            # GBNF escapes blanks, tabs and line breaks as JSON does
             grammar = grammar.replace(f"{rule}ws\n", rule + json.dumps(gap) + "\n")
     return grammar
 
 
 def style_of(name: StyleName, answer: ActionScanner) -> Style:
-    """The style in which an answer goes on; its grammar always takes what `answer` has seen so far.
+    """The style in which an answer continues. Its grammar always accepts what `answer` has read so far.
 
-    "auto": free up to the analysis string; then as the text has it at each place, and at places not yet written as
-    what is written implies, if it does. "compact" and "indented": given for the whole answer. "free": never fixed.
+    "auto": free up to the analysis string; then each place has the white space that the text has there. A place that is
+    not written yet gets what the text implies, if it implies anything. "compact" and "indented": fixed for the whole
+    answer. "free": never fixed.
     """
     if name == "auto":
         return _learned(tuple(answer.gaps.items()), *answer.gap)
     return {"compact": _COMPACT, "indented": _INDENTED, "free": FREE}[name]
 
 
-@lru_cache(maxsize=1024)  # asked at each token
+@lru_cache(maxsize=1024)  # called at each token
 def _learned(written: tuple[tuple[str, str | None], ...], begun: str, places: tuple[str, ...]) -> Style:
     gaps = dict(written)
     if "value" not in gaps:
         return FREE
     style = _implied(gaps) | {place: gap for place, gap in written if place not in _ALONE}
-    # A token that ends a string may go on with other white space than implied.
+    # A token that ends a string may continue with other white space than implied.
     if not any((gap := style.get(place)) is None or gap.startswith(begun) for place in places):
         style |= dict.fromkeys(places)
     return tuple(map(style.get, PLACES))
 
 
 def _implied(gaps: dict[str, str | None]) -> dict[str, str | None]:
-    """What the white space after the braces, "[" and colons says about places that come later."""
+    """What the white space after braces, "[" and colons implies for later places."""
     value = gaps["value"]
 
     def between(opening: str | None) -> str | None:
-        """After a comma: what stands after the opening bracket, or, on one line, after a colon."""
+        """After a comma: as after the opening bracket, or, on one line, as after a colon."""
         return value if opening == "" and value in ("", " ") else opening or None
 
     opening = gaps["open"]

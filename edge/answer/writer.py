@@ -1,33 +1,35 @@
-"""Write one answer, token by token: a thought, the action under its grammar, a valid end at any budget.
+"""Write one answer token by token: a thought, the action under its grammar, a valid end at any budget.
 
-Answers are generators, as the engine takes them: they yield tokens and are sent the logits after them. So many
-can be written at once, and none knows of the others.
+Answers are generators in the form that the engine takes (`edge.llama.jobs.Writer`): they yield tokens and receive the
+logits after them. So the engine can write many at the same time, and an answer knows nothing of the others.
 """
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge.answer.action import ActionScanner
 from edge.answer.constraint import Constraint
 from edge.answer.sampling import Sampler, Sampling
 from edge.answer.style import StyleName, style_grammar, style_of
 from edge.errors import GrammarError
-from edge.llama.engine import Logits, Writer
+from edge.llama.jobs import Logits, Writer
 from edge.llama.vocabulary import THINK_CLOSE, THINK_OPEN, Vocabulary
 
-_BLANKS_AFTER_THOUGHT = 4  # tokens of white space that a model may put between its thought and its action
+_BLANKS_AFTER_THOUGHT = 4  # tokens of white space that a model may write between its thought and its action
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was written. `text` is the action's JSON, or the raw text of an unconstrained answer.
-
-    `raw` is all of it, the thought in its tags before the action, as a conversation goes on from it.
-    """
+    """A written answer."""
 
     text: str
+    """The JSON of the action, or the raw text of an unconstrained answer."""
     raw: str
+    """The thought in its tags and then the text: what a conversation continues from."""
     thought: str | None
     finish_reason: Literal["stop", "length"]
     closed_at_budget: bool
@@ -37,12 +39,26 @@ class Answer:
     thought_tokens: int
 
 
+@dataclass(frozen=True)
+class Thought:
+    """The thought of an answer. `text` is None if there is none."""
+
+    text: str | None = None
+    raw: str = ""
+    """With its tags, and the white space after them."""
+    tokens: int = 0
+
+
+_NO_THOUGHT = Thought()
+
+
 class TokenWriter:
-    """The answer's tokens so far; what is written is decoded only when the next logits are asked for."""
+    """The tokens of one answer so far. They are decoded when the next logits are asked for."""
 
     def __init__(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
         self._logits: Logits | None = None
         self._pending: list[int] = []
+        self._greedy = sampling.greedy
         self.sampler = Sampler(sampling, prompt)
         self.prompt = prompt
         self.tokens: list[int] = []
@@ -51,26 +67,62 @@ class TokenWriter:
 
     @property
     def last(self) -> int:
-        """The token written last, or the prompt's."""
+        """The last token of the answer; before the first one, that of the prompt."""
         return self.tokens[-1] if self.tokens else self.prompt[-1]
 
     def logits(self) -> Generator[Sequence[int], Logits, Logits]:
-        """Those after the last token written. They are valid until the next are asked for."""
+        """The logits after the last token. They are valid until the next call."""
         if self._logits is None or self._pending:
             pending, self._pending = self._pending, []
             self._logits = yield pending
         return self._logits
 
+    def choose(
+        self, accepts: Callable[[int], bool], allowed: Callable[[], NDArray[np.bool_]]
+    ) -> Generator[Sequence[int], Logits, int]:
+        """The next token under a grammar, not written yet.
+
+        `accepts` checks one token. `allowed` makes the mask of all tokens, of shape (n_vocab,); it costs ten times as
+        much as the check, so a greedy choice tries the model's best token first.
+        """
+        logits = yield from self.logits()
+        if self._greedy and accepts(token := self.sampler.pick(logits)):
+            return token
+        return self.sampler.pick(logits, allowed())
+
     def write(self, token: int) -> None:
+        """Add a token that the model chose."""
         self.tokens.append(token)
         self._pending.append(token)
         self.sampler.saw(token)
         self.left -= 1
 
     def force(self, tokens: Sequence[int]) -> None:
+        """Add tokens that the grammar forces."""
         for token in tokens:
             self.write(token)
         self.forced += len(tokens)
+
+    def answer(
+        self,
+        text: str,
+        finish_reason: Literal["stop", "length"],
+        *,
+        closed: bool = False,
+        thought: Thought = _NO_THOUGHT,
+    ) -> Answer:
+        """The finished answer. `closed`: its end was written because the budget ran out."""
+        return Answer(
+            text=text,
+            raw=thought.raw + text,
+            thought=thought.text,
+            finish_reason=finish_reason,
+            closed_at_budget=closed,
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(self.tokens),
+            forced_tokens=self.forced,
+            thought_tokens=thought.tokens,
+        )
 
 
 def free_answer(
@@ -83,9 +135,7 @@ def free_answer(
         token = writer.sampler.pick((yield from writer.logits()))
         writer.write(token)
         ended = token in vocabulary.end_ids
-    text = vocabulary.text(writer.tokens)
-    reason: Literal["stop", "length"] = "stop" if ended else "length"
-    return Answer(text, text, None, reason, False, len(prompt), len(writer.tokens), 0, 0)
+    return writer.answer(vocabulary.text(writer.tokens), "stop" if ended else "length")
 
 
 def action_answer(
@@ -99,103 +149,119 @@ def action_answer(
     style: StyleName = "auto",
     emit: Callable[[str], None] | None = None,
 ) -> Writer[Answer]:
-    """An answer whose text is a whole action, whatever the model, the budget or the temperature.
+    """An answer whose text is a whole action, with any model, budget or temperature.
 
-    `think` is the most tokens a thought may take, its tags included; below 3 there is none. `text_share` is the
-    part of the budget that analysis and plan may fill together before they are closed. `style`: see `edge.style`; what
-    it leaves no choice for is forced, and decoded together with what follows. `emit` gets the action's text as it
-    becomes certain.
+    - think: maximum number of tokens of the thought, its tags included; below 3 there is none
+    - text_share: share of the budget that analysis and plan together may fill before they are closed
+    - style: white space, see `edge.answer.style`; where it leaves no choice, tokens are forced, and decoded together
+      with what follows
+    - emit: receives the text of the action as it becomes certain
     """
     writer = TokenWriter(prompt, sampling, max_tokens)
-    thought, before = yield from _think(writer, vocabulary, think)
-    thought_tokens = len(writer.tokens)
-    scanner = ActionScanner()
-    known = style_of(style, scanner)
-    constraint = Constraint(vocabulary.matcher_tokens(), style_grammar(known))
-    begin = len(writer.tokens)
-    data = bytearray()
-    shown = 0
+    thought = yield from _think(writer, vocabulary, think)
+    action = _ActionText(vocabulary, writer, style, emit)
     text_limit = int(text_share * writer.left)
     text_tokens = 0
-    while writer.left and not constraint.complete:
-        tokens = _closing_text(constraint, scanner, vocabulary, writer) if text_tokens >= text_limit else []
+    while writer.left and not action.constraint.complete:
+        tokens = action.closing_of_texts() if text_tokens >= text_limit else []
         if len(tokens) > writer.left:
             break  # the ending below is shorter, and no command would fit behind this one
-        tokens = tokens or vocabulary.forced_tokens(writer.last, constraint.forced_bytes())[: writer.left]
+        tokens = tokens or action.forced()[: writer.left]
         if tokens:
             writer.force(tokens)
         else:
-            text_tokens += scanner.in_text
-            logits = yield from writer.logits()
-            token = writer.sampler.pick(logits) if sampling.greedy else -1
+            text_tokens += action.scanner.in_text
             try:
-                if not constraint.accepts(token):  # the mask costs ten times as much as the check
-                    token = writer.sampler.pick(logits, constraint.mask())
+                token = yield from writer.choose(action.constraint.accepts, action.constraint.mask)
             except GrammarError:
-                break  # this vocabulary cannot go on from here; the ending below still can
+                break  # no token of this vocabulary can continue here; the ending below still can
             writer.write(token)
             tokens = [token]
-        piece = b"".join(map(constraint.bytes_of, tokens))
-        scanner.feed(piece)
-        data.extend(piece)
-        if b'"' in piece and (seen := style_of(style, scanner)) != known:  # a gap ends where a string begins
-            known = seen
-            constraint = Constraint(vocabulary.matcher_tokens(), style_grammar(known))
-            tokens = writer.tokens[begin:]
+        if not action.add(tokens):
+            break
+    closed = not action.constraint.complete
+    return writer.answer(action.end(), "length" if closed else "stop", closed=closed, thought=thought)
+
+
+class _ActionText:
+    """The text of an action so far, with the state of its grammar."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        writer: TokenWriter,
+        style: StyleName,
+        emit: Callable[[str], None] | None,
+    ) -> None:
+        self.scanner = ActionScanner()
+        self._vocabulary = vocabulary
+        self._writer = writer
+        self._begin = len(writer.tokens)
+        self._style_name: StyleName = style
+        self._style = style_of(style, self.scanner)
+        self.constraint = Constraint(vocabulary.matcher_tokens(), style_grammar(self._style))
+        self._data = bytearray()
+        self._emit = emit
+        self._shown = 0  # bytes
+
+    def add(self, tokens: Sequence[int]) -> bool:
+        """Take in the tokens that were written last; False if llguidance has reached one of its limits."""
+        piece = b"".join(map(self.constraint.bytes_of, tokens))
+        self.scanner.feed(piece)
+        self._data.extend(piece)
+        if b'"' in piece:  # white space ends where a string begins
+            style = style_of(self._style_name, self.scanner)
+            if style != self._style:
+                self._style = style
+                self.constraint = Constraint(self._vocabulary.matcher_tokens(), style_grammar(style))
+                tokens = self._writer.tokens[self._begin :]
         try:
             for token in tokens:
-                constraint.consume(token)
+                self.constraint.consume(token)
         except GrammarError:
-            break  # llguidance has reached a limit of its own
-        if emit is not None and (certain := scanner.releasable()) > shown:
-            emit(data[shown:certain].decode())
-            shown = certain
+            return False
+        if self._emit is not None and (certain := self.scanner.releasable()) > self._shown:
+            self._emit(self._data[self._shown : certain].decode())
+            self._shown = certain
+        return True
 
-    keep, ending_text = scanner.closing()
-    text = data[:keep].decode() + ending_text
-    if emit is not None:
-        emit(data[shown:keep].decode() + ending_text)
-    closed = not constraint.complete
-    return Answer(
-        text,
-        before + text,
-        thought,
-        "length" if closed else "stop",
-        closed,
-        len(prompt),
-        len(writer.tokens),
-        writer.forced,
-        thought_tokens,
-    )
+    def forced(self) -> list[int]:
+        """The tokens that the grammar forces here."""
+        return self._vocabulary.forced_tokens(self._writer.last, self.constraint.forced_bytes())
 
+    def closing_of_texts(self) -> list[int]:
+        """Tokens that end the open analysis and plan, so that commands can follow; none inside a character."""
+        if not (self.scanner.in_text and self.scanner.at_boundary):
+            return []
+        text = self.constraint.forced_bytes(b'"')
+        if self.scanner.field == "analysis" and len(text) > 1:
+            text = self.constraint.forced_bytes(text + b'"')  # an empty plan
+        last = self._writer.last
+        return self._vocabulary.forced_tokens(last, text) or self._vocabulary.forced_tokens(
+            last, b'"', whole=True
+        )
 
-def _closing_text(
-    constraint: Constraint, scanner: ActionScanner, vocabulary: Vocabulary, writer: TokenWriter
-) -> list[int]:
-    """Tokens that end the open analysis and plan, so that commands can follow; none within a character."""
-    if not (scanner.in_text and scanner.at_boundary):
-        return []
-    text = constraint.forced_bytes(b'"')
-    if scanner.field == "analysis" and len(text) > 1:
-        text = constraint.forced_bytes(text + b'"')  # an empty plan
-    return vocabulary.forced_tokens(writer.last, text) or vocabulary.forced_tokens(
-        writer.last, b'"', whole=True
-    )
+    def end(self) -> str:
+        """Close the action; the whole text."""
+        keep, ending = self.scanner.closing()
+        if self._emit is not None:
+            self._emit(self._data[self._shown : keep].decode() + ending)
+        return self._data[:keep].decode() + ending
 
 
 def _think(
     writer: TokenWriter, vocabulary: Vocabulary, think: int
-) -> Generator[Sequence[int], Logits, tuple[str | None, str]]:
-    """Write the thought, if the template has opened one or the model wants to; the thought, and all with tags."""
+) -> Generator[Sequence[int], Logits, Thought]:
+    """Write the thought, if the chat template has opened one or the model begins one."""
     opening, closing = vocabulary.think_open, vocabulary.think_close
     if opening is None or closing is None or not writer.left:
-        return None, ""
+        return _NO_THOUGHT
     think = min(think, writer.left)
-    # Some templates open the thought themselves, as the last thing in the prompt or before a line break.
+    # Some chat templates open the thought themselves, at the end of the prompt or before a line break.
     opened = opening in writer.prompt[-3:] and closing not in writer.prompt[-3:]
     if not opened:
         if think < 3 or writer.sampler.pick((yield from writer.logits())) != opening:
-            return None, ""
+            return _NO_THOUGHT
         writer.write(opening)
     begin = len(writer.tokens)
     token = opening
@@ -204,7 +270,7 @@ def _think(
         if token == closing or token in vocabulary.end_ids:
             break
         writer.write(token)
-    thought = vocabulary.text(writer.tokens[begin:])
+    text = vocabulary.text(writer.tokens[begin:])
     writer.forced += token != closing
     writer.write(closing)
     end = len(writer.tokens)
@@ -215,4 +281,4 @@ def _think(
             break
         writer.write(token)
     blanks = vocabulary.text(writer.tokens[end:])
-    return thought.strip(), f"{THINK_OPEN}{thought}{THINK_CLOSE}{blanks}"
+    return Thought(text.strip(), f"{THINK_OPEN}{text}{THINK_CLOSE}{blanks}", len(writer.tokens))

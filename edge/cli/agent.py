@@ -1,9 +1,8 @@
-"""The command line's part about agents: `edge agent` and `edge replay`."""
+"""The commands `edge agent` and `edge replay`."""
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,83 +26,71 @@ from edge.cli.options import (
     TopP,
     think_tokens,
 )
-from edge.errors import AgentError
 
 if TYPE_CHECKING:
-    from edge.agent.gate import Gate
-    from edge.agent.loop import Outcome
-    from edge.agent.record import Record
-    from edge.terminal.sandbox import Limits, Sandbox
-
-_SAYS = {
-    "complete": "the model says that the task is complete",
-    "stopped": "stopped",
-    "steps": "the limit of steps was reached",
-    "time": "the time limit was reached",
-    "refusals": "the model's actions were refused too often in a row",
-    "ended": "the terminal has ended",
-    "interrupted": "interrupted",
-}
+    from edge.agent.session import SessionOptions
 
 
 def agent(
-    task: Annotated[str | None, typer.Argument(metavar="TASK", help="What to do.")] = None,
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="What the model must do.")] = None,
     workdir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder to work in. Default: the current one.")
+        Path | None, typer.Option(metavar="DIR", help="Folder to work in. Default: the current folder.")
     ] = None,
     model: ModelOption = None,
     review: Annotated[
-        bool, typer.Option("--review", help="Ask before each action. The default on a terminal.")
+        bool, typer.Option("--review", help="Ask before each action. Default on a terminal.")
     ] = False,
     allow: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Type only what this TOML list of commands allows.")
+        Path | None, typer.Option(metavar="FILE", help="Type only what this allowlist (TOML) allows.")
     ] = None,
     sandboxed: Annotated[
         bool,
         typer.Option(
-            "--sandbox", help="Work in a sandbox (bubblewrap): no network, a copy of the folder, limits."
+            "--sandbox",
+            help="Work in a sandbox (bubblewrap): no network, a copy of the folder, limits.",
         ),
     ] = False,
     yes: Annotated[
         bool,
         typer.Option(
-            "--yes", help="Ask nothing, and bring the changes back at the end. Only with --sandbox."
+            "--yes",
+            help="Ask nothing, and bring the changes back at the end. Only with --sandbox.",
         ),
     ] = False,
     record: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the session is kept. Default: in the user's state folder."),
+        typer.Option(metavar="FILE", help="Session record to write. Default: in the user's state folder."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Go on with this session, in a new terminal.")
+        Path | None, typer.Option(metavar="FILE", help="Continue this session record in a new terminal.")
     ] = None,
     prompt_template: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Another first prompt, with {instruction} and {terminal_state}, such as Harbor's.",
+            help="First prompt to use, with {instruction} and {terminal_state}, such as Harbor's.",
         ),
     ] = None,
-    max_steps: Annotated[int, typer.Option(min=1, help="Answers of the model at most.")] = 50,
+    max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of model answers.")] = 50,
     time_limit: Annotated[
-        float, typer.Option(min=1, help="Seconds at most; while you decide, they stand still.")
+        float, typer.Option(min=1, help="Maximum time in seconds; your own decisions do not count.")
     ] = 1800.0,
     context: Annotated[
         int | None,
         typer.Option(
-            min=256, help="Tokens of a prompt and its answer. Default: the model's, at most 32,768."
+            min=256, help="Maximum tokens of a prompt and its answer. Default: the model's, at most 32,768."
         ),
     ] = None,
     memory: Annotated[
-        int, typer.Option(min=16, help="sandbox: MiB of memory for all that runs in it.")
+        int, typer.Option(min=16, help="Sandbox: maximum memory of all its processes in MiB.")
     ] = 2048,
-    disk: Annotated[int, typer.Option(min=1, help="sandbox: MiB that the work folder may take.")] = 1024,
-    processes: Annotated[int, typer.Option(min=8, help="sandbox: processes at once.")] = 128,
+    disk: Annotated[int, typer.Option(min=1, help="Sandbox: maximum size of the work folder in MiB.")] = 1024,
+    processes: Annotated[int, typer.Option(min=8, help="Sandbox: maximum number of processes.")] = 128,
     dot_files: Annotated[
         bool,
         typer.Option(
             "--dot-files",
-            help="sandbox: bring back names that begin with a dot, such as .git, and agents' instructions, too.",
+            help="Sandbox: also bring back names that begin with a dot (.git) and instructions for agents.",
         ),
     ] = False,
     max_tokens: MaxTokens = 1024,
@@ -122,262 +109,83 @@ def agent(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Show no actions and no screens, only how it ended.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only how the session ended.")] = False,
 ) -> None:
-    """Let the model work on a task in a terminal. Nothing is typed unasked: without a gate it is only shown."""
-    thought = think_tokens(think)
-    person = sys.stdin.isatty() and sys.stdout.isatty()
-    _check_gates(review, allow, sandboxed, yes, person)
-    if (task is None) == (resume is None):
-        raise typer.BadParameter("give a TASK, or a session to go on with by --resume", param_hint="TASK")
-    for option, value, what in (
-        ("--record", record, "file"),
-        ("--workdir", workdir, "folder"),
-        ("--prompt-template", prompt_template, "prompt"),
-    ):
-        if resume is not None and value is not None:
-            raise typer.BadParameter(f"--resume goes on with the session's own {what}", param_hint=option)
-    if task is not None and (not task.strip() or any("\ud800" <= c <= "\udfff" for c in task)):
-        raise typer.BadParameter("the task is empty, or no UTF-8 text", param_hint="TASK")
+    """Let a model work on a task in a terminal. edge types nothing without permission.
 
-    from contextlib import ExitStack
+    Without a gate, edge only shows the first action.
+    """
+    from edge.agent.loop import Limits
+    from edge.agent.session import Permission, SessionOptions
+    from edge.answer.answering import Answering
+    from edge.answer.sampling import Sampling
+    from edge.llama.loading import Loading
+    from edge.terminal.check import Limits as SandboxLimits
+
+    options = SessionOptions(
+        task=task,
+        permission=Permission(_has_person(), review, allow, sandboxed, yes),
+        workdir=workdir,
+        model=model,
+        record=record,
+        resume=resume,
+        template=prompt_template,
+        limits=Limits(max_steps, time_limit),
+        sandbox=SandboxLimits(memory << 20, disk << 20, processes=processes),
+        dot_files=dot_files,
+        loading=Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),
+        answering=Answering(
+            max_tokens,
+            Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
+            think_tokens(think),
+            text_share,
+            style,
+        ),
+    )
+    _run(options, quiet)
+
+
+def _has_person() -> bool:
+    """Whether somebody is at the terminal and can answer."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _run(options: "SessionOptions", quiet: bool) -> None:
+    """Run the session and print how it ended; exit with 1 if the task is not complete and nobody stopped it."""
     from functools import partial
 
     from rich.console import Console
 
-    from edge.agent.gate import Proposal
-    from edge.agent.loop import Agent, packed_path
-    from edge.agent.record import Record, new_record_path
-    from edge.agent.show import shown_proposal, visible
-    from edge.agent.wording import read_template
-    from edge.answer.sampling import Sampling
+    from edge.agent.session import Interface, option_conflict, run_session
     from edge.cli.defaults import default_model
-    from edge.llama.memory import BATCH
-    from edge.runner import Runner
     from edge.system.progress import waiting
-    from edge.terminal.sandbox import Limits
-    from edge.terminal.tmux import SHELL, Terminal
 
-    console = Console(highlight=False, soft_wrap=True)
-
-    def show(what: Proposal | str) -> None:
-        if quiet and not ask:
-            return
-        console.print(shown_proposal(what) if isinstance(what, Proposal) else visible(what), end="\n")
-
-    template = None if prompt_template is None else read_template(prompt_template)
-    ask = review or (person and not yes and allow is None)
-    gate = _gate(console, ask, allow, yes)
-    with ExitStack() as stack:
-        if resume is not None:
-            left = sandboxed and packed_path(resume).exists()
-            kept = stack.enter_context(Record.resume(resume, completed=left))
-            facts = kept.facts
-            if bool(facts.get("sandbox")) != sandboxed:
-                how = "in" if facts.get("sandbox") else "without"
-                raise AgentError(f"{resume}: was begun {how} a sandbox: go on with it the same way")
-            workdir = Path(str(facts.get("workdir") or ""))
-            model = model or Path(str(facts["model"]))
-        folder = workdir or Path()
-        if not folder.is_dir():
-            raise AgentError(f"{folder}: is no folder to work in")
-        folder = folder.resolve()
-        place = resume or record or new_record_path(task or "")
-        packed = packed_path(place)
-
-        def make_sandbox() -> "Sandbox":
-            files = (place, packed, allow, prompt_template, model)
-            own = [file for file in files if file is not None]
-            return _sandbox(folder, packed, Limits(memory << 20, disk << 20, processes=processes), own)
-
-        if resume is not None and kept.outcome == "complete":  # what was held back may come now
-            with make_sandbox() as box:
-                _bring_back(console, box, packed, "complete", ask=not yes, dot_files=dot_files)
-            return
-        model = path = model or default_model(note)
-        runner = stack.enter_context(
-            Runner.load(
-                path,
-                gpu_layers=gpu_layers,
-                threads=threads,
-                batch=batch or BATCH,
-                kv_type=kv_type,
-                flash_attention=flash_attention,
-                mmap=mmap,
-            )
-        )
-        if resume is None:
-            facts = {
-                "task": task,
-                "model": str(path.absolute()),
-                "workdir": str(folder),
-                "sandbox": sandboxed,
-            }
-            if sandboxed and os.path.lexists(packed):
-                raise AgentError(
-                    f"{packed}: is there already, the work folder of another session: "
-                    "choose another --record, or remove it"
-                )
-            kept = stack.enter_context(Record.create(place, facts))
-        lost = sandboxed and resume is not None and kept.outcome is None and not _is_newer(packed, kept)
-        sandbox: Sandbox | None = None
-        try:
-            if sandboxed:
-                sandbox = stack.enter_context(make_sandbox())
-            start = Terminal.start(
-                sandbox.argv if sandbox else SHELL, cwd=folder, ready=sandbox.wait_ready if sandbox else None
-            )
-            terminal = stack.enter_context(start)
-        except BaseException:
-            if not kept.rows:
-                kept.finish("ended", "")
-            raise
-        session = Agent(
-            runner=runner,
-            terminal=terminal,
-            gate=gate,
-            record=kept,
-            show=show,
-            workdir=folder,
-            sandbox=sandbox,
-            lost=lost,
-            line_by_line=allow is not None,
-            template=template,
-            context=min(context or 32_768, runner.engine.context_length),
-            max_tokens=max_tokens,
-            max_steps=max_steps,
-            time_limit=time_limit,
-            answer_options={
-                "sampling": Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
-                "think": thought,
-                "text_share": text_share,
-                "style": style,
-            },
-            waiting=partial(waiting, "The model reads and writes", show=not quiet),
-        )
-        outcome = session.run()
-        typed = bool(kept.rows)
-        if gate is _shown_only and outcome == "stopped":
-            note("dry run: nothing was typed. Choose a gate: --review, --allow FILE, or --sandbox --yes")
-            return
-        if sandbox is not None and typed:
-            _bring_back(console, sandbox, packed, outcome, ask=not yes, dot_files=dot_files)
-        going_on = terminal.close()
-    for process in going_on:
-        note(f"still running: {process}")
-    _end(outcome, kept.path if typed else None)
-
-
-def _check_gates(review: bool, allow: Path | None, sandboxed: bool, yes: bool, person: bool) -> None:
-    """Raises typer.BadParameter for gates that do not go together, or that nobody is there to watch."""
-    if yes and not sandboxed:
-        raise typer.BadParameter("unattended runs need the sandbox: add --sandbox", param_hint="--yes")
-    if yes and review:
-        raise typer.BadParameter("--review asks and --yes does not", param_hint="--yes")
-    if review and not person:
-        raise typer.BadParameter("nobody can be asked: this is no terminal", param_hint="--review")
-    if sandboxed and not (yes or person):
-        raise typer.BadParameter("nobody can be asked here: add --yes", param_hint="--sandbox")
-    if allow is not None and not (sandboxed or person):
-        raise typer.BadParameter(
-            "a list is no gate for an unattended run: add --sandbox --yes", param_hint="--allow"
-        )
-
-
-def _shown_only(proposal: Any) -> Any:
-    from edge.agent.gate import Decision
-
-    return Decision("stop", proposal)
-
-
-def _gate(console: Any, ask: bool, allow: Path | None, yes: bool) -> "Gate":
-    from edge.agent.allow import read_allowlist
-    from edge.agent.gate import all_of, allow_gate, open_gate
-    from edge.agent.review import review_gate
-
-    gates: list[Gate] = []
-    if allow is not None:
-        allowlist = read_allowlist(allow)
-        for warning in allowlist.warnings:
-            note(warning)
-        gates.append(allow_gate(allowlist))
-    if ask:
-        gates.append(review_gate(console))
-    if yes and not gates:
-        gates.append(open_gate)
-    return all_of(gates) if gates else _shown_only
-
-
-def _sandbox(workdir: Path, packed: Path, limits: "Limits", own: list[Path]) -> "Sandbox":
-    """`own`: the session's own files, which the sandbox never changes, should they lie in the work folder."""
-    from edge.terminal.sandbox import Sandbox
-
-    sandbox = Sandbox.prepare(workdir, limits, packed if packed.exists() else None, own)
-    if sandbox.left_out:
-        note(
-            f"not in the sandbox, since unreadable or no files: {', '.join(sandbox.left_out[:5])}"
-            f"{' …' * (len(sandbox.left_out) > 5)}"
-        )
-    return sandbox
-
-
-def _is_newer(packed: Path, kept: "Record") -> bool:
-    """Whether the archive holds what the last action did: it is written after its row."""
-    return packed.exists() and packed.stat().st_mtime_ns >= kept.last_written
-
-
-def _bring_back(
-    console: Any, sandbox: "Sandbox", packed: Path, outcome: "Outcome", *, ask: bool, dot_files: bool
-) -> None:
-    """Show what changed in the sandbox, and bring it back if the person, or --yes, says so."""
-    if outcome in ("interrupted", "ended"):
-        kept = f"; the work folder as it was after the last whole step: {packed}" if packed.exists() else ""
-        note(f"nothing was brought back{kept}")
-        return
-    from edge.agent.review import forget_typed_ahead
-
-    changes = sandbox.changes(packed, dot_files=dot_files)
-    console.print(str(changes), markup=False)
-    if changes and ask:
-        forget_typed_ahead()
-        try:
-            answer = console.input("Bring these changes back into the folder? [y/N] ", markup=False)
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
-            note(f"nothing was brought back; the work folder as the agent left it: {packed}")
-            return
-    withheld = changes.withheld
-    if changes:
-        withheld = sandbox.bring_back(packed, dot_files=dot_files).withheld
-        for place, why in withheld[len(changes.withheld) :]:
-            note(f"{place}: not brought back: {why}")
-    if withheld:
-        note(f"what was not brought back is kept in {packed}, the work folder as the agent left it")
-    else:
-        packed.unlink(missing_ok=True)
-
-
-def _end(outcome: "Outcome", path: Path | None) -> None:
-    said = f"{_SAYS[outcome]}" + (f"; the session: {path}" if path else "")
-    if outcome == "interrupted":
-        raise Interrupted(f"{said}; go on with it by --resume" if path else said)
-    note(said)
-    if outcome not in ("complete", "stopped"):
+    if conflict := option_conflict(options):
+        raise typer.BadParameter(conflict.reason, param_hint=conflict.option)
+    interface = Interface(
+        console=Console(highlight=False, soft_wrap=True),
+        say=note,
+        waiting=partial(waiting, "The model reads and writes", show=not quiet),
+        default_model=partial(default_model, note),
+        quiet=quiet,
+    )
+    ending = run_session(options, interface)
+    if ending.outcome == "interrupted":
+        raise Interrupted(ending.text)
+    if ending.text is not None:
+        note(ending.text)
+    if ending.outcome not in ("complete", "stopped"):
         raise typer.Exit(1)
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(help="A session, or any replay rows.")],
-    task_id: Annotated[str | None, typer.Option("--task", help="Only this task_id.")] = None,
+    file: Annotated[Path, typer.Argument(help="Session record, or other replay rows.")],
+    task_id: Annotated[str | None, typer.Option("--task", help="Show only this task_id.")] = None,
     delay: Annotated[
-        float | None, typer.Option(min=0, help="Seconds between steps. Default: 1 on a terminal.")
+        float | None, typer.Option(min=0, help="Seconds between steps. Default: 1 on a terminal, else 0.")
     ] = None,
 ) -> None:
-    """Show a recorded session again: what the terminal showed, and what was typed."""
+    """Show a recorded session again: the screens and the keystrokes."""
     from rich.console import Console
 
     from edge.agent.playback import play

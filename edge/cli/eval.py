@@ -1,11 +1,13 @@
-"""The command that replays recorded steps, by edge or another engine. Heavy modules are imported where used."""
+"""`edge eval`: replay recorded steps with edge, vLLM or a server."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edge.cli.common import Interrupted, Threads, note
+from edge.cli.common import Interrupted, Threads, note, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -25,6 +27,11 @@ from edge.cli.options import (
     think_tokens,
 )
 from edge.cli.results import print_scores
+
+if TYPE_CHECKING:
+    from edge.answer.answering import Answering
+    from edge.llama.loading import Loading
+    from edge.replay.stored_result import Result
 
 # The options that only some backends have.
 _ONLY = {
@@ -126,63 +133,101 @@ def evaluate(
         raise typer.BadParameter("--backend vllm needs a Hugging Face folder", param_hint="--model")
     thought = think_tokens(think)
 
+    from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
+    from edge.llama.loading import Loading
     from edge.system.paths import embedded_rows
 
-    rows = replay or embedded_rows()
-    common: dict[str, Any] = {
-        "limit": limit,
-        "rows_of": rows_of,
-        "max_tokens": max_tokens,
-        "skip_too_long": skip_too_long,
-        "sampling": Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
-        "n_ctx": ctx,
-        "quiet": quiet,
-    }
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    constrained = structured if backend != "edge" else not unconstrained
+    answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
+    rows, say = replay or embedded_rows(), None if quiet else progress_line
+    asked = _Asked(rows, out, limit, rows_of, skip_too_long, answering, ctx, say)
+    loading = Loading(gpu_layers, threads, ctx, parallel, batch, kv_type, flash_attention, mmap)
     try:
         if backend == "vllm":
-            from edge.replay.vllm import evaluate_vllm
-
-            assert model is not None
-            result = evaluate_vllm(model, rows, out, structured=structured, tp=tp, dtype=dtype, **common)
+            result = _by_vllm(model, asked, dtype, tp)
         elif backend == "openai":
-            from edge.replay.openai import evaluate_server
-
-            result = evaluate_server(
-                base_url or "",
-                rows,
-                out,
-                model=model,
-                served_model=served_model,
-                structured=structured,
-                concurrency=concurrency,
-                timeout=timeout,
-                **common,
-            )
+            result = _by_server(base_url or "", model, asked, served_model, concurrency, timeout)
         else:
-            from edge.cli.defaults import default_model
-            from edge.replay.run import evaluate as run_evaluate
-
-            result = run_evaluate(
-                model or default_model(note),
-                rows,
-                out,
-                constrained=not unconstrained,
-                think=thought,
-                text_share=text_share,
-                style=style,
-                parallel=parallel,
-                gpu_layers=gpu_layers,
-                threads=threads,
-                batch=batch,
-                kv_type=kv_type,
-                flash_attention=flash_attention,
-                mmap=mmap,
-                **common,
-            )
+            result = _by_edge(model, asked, loading)
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
     print_scores(result, out)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every backend is asked."""
+
+    rows: Path
+    out: Path
+    limit: int | None
+    rows_of: Path | None
+    skip_too_long: bool
+    answering: "Answering"
+    context: int | None
+    say: Callable[[str], None] | None
+
+
+def _by_edge(model: Path | None, asked: _Asked, loading: "Loading") -> "Result":
+    from edge.cli.defaults import default_model
+    from edge.replay import evaluate as run_evaluate
+
+    return run_evaluate(
+        model or default_model(note),
+        asked.rows,
+        asked.out,
+        limit=asked.limit,
+        rows_of=asked.rows_of,
+        skip_too_long=asked.skip_too_long,
+        answering=asked.answering,
+        loading=loading,
+        say=asked.say,
+    )
+
+
+def _by_vllm(model: Path | None, asked: _Asked, dtype: str, tp: int) -> "Result":
+    from edge.replay.vllm import VllmOptions, evaluate_vllm
+
+    assert model is not None
+    return evaluate_vllm(
+        model,
+        asked.rows,
+        asked.out,
+        limit=asked.limit,
+        rows_of=asked.rows_of,
+        skip_too_long=asked.skip_too_long,
+        answering=asked.answering,
+        context=asked.context,
+        engine=VllmOptions(dtype, tp),
+        say=asked.say,
+    )
+
+
+def _by_server(
+    base_url: str,
+    model: Path | None,
+    asked: _Asked,
+    served_model: str | None,
+    concurrency: int,
+    timeout: float,
+) -> "Result":
+    from edge.replay.openai import Service, evaluate_server
+
+    return evaluate_server(
+        base_url,
+        asked.rows,
+        asked.out,
+        model=model,
+        service=Service(served_model, concurrency, timeout),
+        limit=asked.limit,
+        rows_of=asked.rows_of,
+        skip_too_long=asked.skip_too_long,
+        answering=asked.answering,
+        context=asked.context,
+        say=asked.say,
+    )
 
 
 def _check_options(context: typer.Context, backend: str) -> None:

@@ -1,61 +1,71 @@
-"""The command `edge measure`. Heavy modules are imported where used."""
+"""The command `edge measure`. It imports heavy modules only when it runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Interrupted, Threads, note
+from edge.cli.common import Interrupted, Threads, note, progress_line
+
+if TYPE_CHECKING:
+    from edge.measure.schema import Measurement
 
 
 def measure(
-    model: Annotated[Path, typer.Option("--model", "-m", help="The GGUF to measure.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The measurement JSON to write.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="GGUF to measure.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Measurement JSON to write.")],
     base: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="What it came from: a GGUF of the same model, best in bf16, or scores kept by --keep-base. "
-            "Without it: likelihoods only.",
+            help="Base to compare with: a GGUF of the same model, if possible in bf16, or a file that --keep-base "
+            "wrote. Without it, edge measures likelihoods only.",
         ),
     ] = None,
     replay: Annotated[
-        Path | None, typer.Option("--replay", "-r", help="Replay rows (JSON Lines) with references.")
+        Path | None, typer.Option("--replay", "-r", help="Replay rows (JSON Lines) with reference answers.")
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-perplexity cuts it.")] = None,
-    chunk: Annotated[int, typer.Option(min=4, help="Tokens of a chunk of text.")] = 512,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows or chunks.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-perplexity does.")] = None,
+    chunk: Annotated[int, typer.Option(min=4, help="Chunk size of a text, in tokens.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only the first N rows or chunks.")] = None,
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
     ctx: Annotated[
         int | None,
-        typer.Option(min=2, help="Most tokens of a row with its answer. Default: what the model has."),
+        typer.Option(
+            min=2, help="Maximum tokens of a row with its answer. Default: the model's context length."
+        ),
     ] = None,
     keep_base: Annotated[
         bool,
         typer.Option(
-            "--keep-base", help="Keep the base's scores as OUT.base-scores, for other models' --base."
+            "--keep-base",
+            help="Keep the base's distributions as OUT.base-scores, for the --base of other models.",
         ),
     ] = False,
     gpu_layers: Annotated[
-        int, typer.Option("--gpu-layers", min=-1, help="Layers to offload; -1 is all.")
+        int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1 for all.")
     ] = -1,
     threads: Threads = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Tokens decoded at once. Default: 512.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no notes and no progress.")] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Tokens decoded in one batch. Default: 512.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
 ) -> None:
-    """Measure what quantization cost on given texts: likelihood, KL divergence from the base, top-1 agreement.
+    """Measure the cost of quantization on given texts: likelihood, KL divergence from the base, top-1 agreement.
 
-    The reference answers of replay rows, or a plain text, are read by the base and then by the model, never both in
-    memory. Far less noisy than answers that the models write themselves.
+    First the base and then the model read the reference answers of replay rows, or a plain text. Only one of them is in
+    memory at a time. These figures have far less noise than scores of generated answers.
     """
     if (replay is None) == (text is None):
         raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
     if text is not None and (ctx is not None or skip_too_long):
         raise typer.BadParameter("is for --replay; a text has --chunk", param_hint="--ctx, --skip-too-long")
 
-    from edge.measure.run import measure as run_measure
+    from edge.llama.loading import Loading
+    from edge.measure import measure as run_measure
 
     try:
         done = run_measure(
@@ -67,12 +77,9 @@ def measure(
             chunk=chunk,
             limit=limit,
             skip_too_long=skip_too_long,
-            context=ctx,
-            threads=threads,
-            gpu_layers=gpu_layers,
-            batch=batch,
+            loading=Loading(gpu_layers=gpu_layers, threads=threads, context=ctx, batch=batch),
             keep_base=keep_base,
-            quiet=quiet,
+            say=None if quiet else progress_line,
         )
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted; nothing was written") from None
@@ -82,12 +89,12 @@ def measure(
     _print(done, out)
 
 
-def _print(done: dict[str, Any], out: Path) -> None:
+def _print(done: "Measurement", out: Path) -> None:
     from edge.system.tables import table
 
     figures, intervals = done["aggregate"], done["intervals"]
     names = (
-        ("nll", "NLL, nats a token", ".4f"),
+        ("nll", "NLL, nats per token", ".4f"),
         ("base_nll", "NLL of the base", ".4f"),
         ("perplexity", "perplexity", ".4f"),
         ("base_perplexity", "perplexity of the base", ".4f"),
@@ -96,23 +103,18 @@ def _print(done: dict[str, Any], out: Path) -> None:
         ("kl_p90", "90 %", ".6f"),
         ("kl_p99", "99 %", ".6f"),
         ("kl_max", "largest", ".6f"),
-        ("kl_error_bound", "the mean is off by at most", ".1e"),
+        ("kl_error_bound", "maximum error of the mean", ".1e"),
         ("top1_agreement_pct", "same top token, %", ".2f"),
         ("first_command_prob", "probability of the first command", ".4f"),
-        ("base_first_command_prob", "that of the base", ".4f"),
+        ("base_first_command_prob", "the same for the base", ".4f"),
     )
     lines = []
+    values: Mapping[str, object] = figures
     for name, label, form in names:
-        if figures.get(name) is not None:
-            bounds = intervals.get(name)
-            known = bounds is not None and None not in bounds
-            lines.append(
-                [
-                    label,
-                    format(figures[name], form),
-                    " to ".join(format(b, form) for b in bounds) if known else "",
-                ]
-            )
+        value = values.get(name)
+        if isinstance(value, int | float):
+            bounds = [format(bound, form) for bound in intervals.get(name) or () if bound is not None]
+            lines.append([label, format(value, form), " to ".join(bounds) if len(bounds) == 2 else ""])
     typer.echo("\n".join(table(("figure", "value", "95 % interval"), lines, right=(1,))))
     rows = done["kind"] == "rows"
     what = f"{figures['rows']} rows of {figures['tasks']} tasks" if rows else f"{figures['rows']} chunks"

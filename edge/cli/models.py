@@ -70,6 +70,7 @@ def convert(
     if not all(pattern and kind for pattern, kind in overrides):
         raise typer.BadParameter("must be PATTERN=TYPE, such as ffn_down=q6_k", param_hint="--tensor-type")
 
+    from edge.convert import TensorTypes
     from edge.convert import convert as run_convert
 
     try:
@@ -80,14 +81,12 @@ def convert(
             imatrix=imatrix,
             calibrate=calibrate,
             lora=lora,
-            tensor_types=overrides,
-            output_tensor_type=output_tensor_type,
-            token_embedding_type=token_embedding_type,
+            tensor_types=TensorTypes(overrides, output_tensor_type, token_embedding_type),
             revision=revision,
             offline=offline,
             check=check,
             threads=threads,
-            progress=True,
+            say=lambda line: typer.echo(line, err=True),
         )
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted; nothing was written") from None

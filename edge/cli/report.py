@@ -1,4 +1,4 @@
-"""The command that makes a report. Heavy modules are imported where used."""
+"""The command `edge report`. It imports heavy modules only when it runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,35 +11,39 @@ def report(
         list[Path],
         typer.Argument(metavar="RESULT", help="Result JSONs, and measurement JSONs of the same models."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML page to write.")] = Path("report.html"),
     reference: Annotated[
         str | None,
         typer.Option(
             "--reference",
-            help="A result JSON, or a known model's name for its published figures. Default: the only unquantized "
-            "one of several results; where there is none, nothing is compared.",
+            help="Result JSON to compare with, or a known model's name for its published figures. Default: the only "
+            "unquantized one of several results. Without one, edge compares nothing.",
         ),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", help="Write it in short as Markdown too, for a model card.")
+        Path | None, typer.Option("--markdown", help="Also write a short form in Markdown, for a model card.")
     ] = None,
-    plots: Annotated[Path | None, typer.Option("--plots", help="A folder for the plots as PNG.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", help="Also write the plots as PNG into this folder.")
+    ] = None,
     worse: Annotated[
-        int, typer.Option("--worse", min=0, help="Most steps that got worse to show for each result.")
+        int, typer.Option("--worse", min=0, help="Maximum number of steps that got worse, for each result.")
     ] = 20,
     replay: Annotated[
         Path | None,
-        typer.Option("--replay", "-r", help="The replay rows: shows what the task said at those steps."),
+        typer.Option(
+            "--replay", "-r", help="Replay rows. With them, these steps show the last message of the task."
+        ),
     ] = None,
     notes: Annotated[
         list[str] | None,
-        typer.Option("--note", help="What the reader should know beforehand; repeatable."),
+        typer.Option("--note", help="Paragraph for the beginning of the page; repeatable."),
     ] = None,
     title: Annotated[
-        str, typer.Option(help="The page's heading. Default: made from the models' names.")
+        str, typer.Option(help="Heading of the page. Default: from the names of the models.")
     ] = "",
 ) -> None:
-    """Write one page about what quantization cost: verdict, table, plots, and the steps that got worse."""
+    """Write one page about the cost of quantization: verdict, tables, plots, and the steps that got worse."""
     from edge.report.build import report as write_report
 
     write_report(

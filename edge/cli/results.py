@@ -1,21 +1,29 @@
-"""The commands about results: score, compare. Heavy modules are imported where used."""
+"""The commands `edge score` and `edge compare`. They import heavy modules only when they run."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edge.replay.stored_result import Result
 
 
 def score(
     predictions: Annotated[
-        Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines with task_id, step_idx and pred_text.")
+        Path,
+        typer.Argument(
+            metavar="PREDICTIONS", help="Predictions (JSON Lines) with task_id, step_idx and pred_text."
+        ),
     ],
-    replay: Annotated[Path, typer.Option("--replay", "-r", help="The replay rows that were answered.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
-    model: Annotated[str | None, typer.Option(help="The model's name, for the result.")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Leave out rows without a prediction.")] = False,
+    replay: Annotated[Path, typer.Option("--replay", "-r", help="Replay rows that the predictions answer.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Result JSON to write.")] = Path("result.json"),
+    model: Annotated[str | None, typer.Option(help="Name of the model, for the result.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out rows that have no prediction.")
+    ] = False,
 ) -> None:
-    """Score answers that another engine has written."""
+    """Score answers that another engine wrote."""
     from edge.replay.score import score as run_score
 
     print_scores(run_score(predictions, replay, out, model=model, partial=partial), out)
@@ -25,14 +33,23 @@ def compare(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT", help="Result JSONs.")],
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="A result JSON, or a known model's name for its published figures."),
+        typer.Option(
+            "--reference",
+            help="Result JSON to compare with, or a known model's name for its published figures.",
+        ),
     ] = None,
     causes: Annotated[
-        bool, typer.Option("--causes", help="Tell apart what differs between the results, pair by pair.")
+        bool,
+        typer.Option(
+            "--causes",
+            help="Find the pairs of results that differ in exactly one thing, and show its effect.",
+        ),
     ] = False,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write what was found as JSON too.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Also write the comparison as JSON.")
+    ] = None,
 ) -> None:
-    """Compare results with a reference, step by step, or with each other, cause by cause."""
+    """Compare results with a reference, step by step, or with each other, by cause."""
     from edge.compare.causes import causes as find_causes
     from edge.compare.causes import causes_json, causes_markdown
     from edge.compare.run import compare as run_compare
@@ -56,12 +73,12 @@ def compare(
 
 
 def distinct(paths: list[Path]) -> list[Path]:
-    """Paths, each file once."""
+    """The paths, each file once."""
     return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
 
 
-def print_scores(result: dict[str, Any], out: Path) -> None:
-    """The headline figures of a result, in one line."""
+def print_scores(result: "Result", out: Path) -> None:
+    """Print the headline figures of a result on one line."""
     figures = result["aggregate"]
     typer.echo(
         f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "

@@ -53,6 +53,7 @@ def serve(
     except ImportError as error:
         raise ServeError(f"{error.name} is missing: pip install 'terminal-edge[serve]'") from None
     from edge.cli.defaults import default_model
+    from edge.llama.loading import Loading
     from edge.system.places import read_text
 
     key = os.environ.get(_KEY) or None
@@ -62,21 +63,17 @@ def serve(
         raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
     server.serve(
         model or default_model(note),
-        host=host,
-        port=port,
-        api_key=key,
-        parallel=parallel,
-        most_waiting=queue,
-        context=context,
-        max_tokens=max_tokens,
-        body_limit=body_limit << 20,
-        receive_seconds=receive_timeout,
-        cache_ram=cache_ram << 20,
-        gpu_layers=gpu_layers,
-        threads=threads,
-        batch=batch,
-        kv_type=kv_type,
-        flash_attention=flash_attention,
-        mmap=mmap,
+        server.Address(host, port, key),
+        server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
+        Loading(
+            gpu_layers=gpu_layers,
+            threads=threads,
+            context=context,
+            parallel=parallel,
+            batch=batch,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+            mmap=mmap,
+        ),
         say=lambda text: typer.echo(text, err=True),
     )

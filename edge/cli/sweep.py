@@ -1,4 +1,4 @@
-"""The command that sweeps over quantizations. Heavy modules are imported where used."""
+"""The command `edge sweep`. It imports heavy modules only when it runs."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Interrupted, Threads
+from edge.cli.common import Interrupted, Threads, progress_line
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -15,29 +15,32 @@ def sweep(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT", help="A Hugging Face checkpoint: a folder or a hub id (owner/name)."
+            metavar="CHECKPOINT", help="Hugging Face checkpoint: a folder or a hub id (owner/name)."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for results and report.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results and the report.")],
     quants: Annotated[
-        str, typer.Option("--quants", "-q", help="Types to convert to, by comma, as of edge convert --quant.")
+        str,
+        typer.Option(
+            "--quants", "-q", help="Quantization types, separated by commas, as in edge convert --quant."
+        ),
     ] = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M",
     replay: Annotated[
         Path | None,
-        typer.Option("--replay", "-r", help="Replay rows (JSON Lines). Default: the embedded set."),
+        typer.Option("--replay", "-r", help="Replay rows (JSON Lines). Default: the embedded rows."),
     ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
             "--reference",
-            help="What the report compares with: a result JSON or a known model's name. Default: the unquantized "
-            "model.",
+            help="Reference of the report: a result JSON or a known model's name. Default: the unquantized model.",
         ),
     ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            metavar="ROWS", help="Other replay rows, to make an importance matrix from for all types."
+            metavar="ROWS",
+            help="Other replay rows. edge computes an importance matrix for all types from them.",
         ),
     ] = None,
     budget: Annotated[
@@ -46,30 +49,38 @@ def sweep(
     max_loss: Annotated[
         float | None,
         typer.Option(
-            "--max-loss", metavar="POINTS", min=0, help="Choose the smallest file that loses no more."
+            "--max-loss",
+            metavar="POINTS",
+            min=0,
+            help="Choose the smallest file that loses at most this many points of score.",
         ),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep every GGUF, not only the chosen one.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep all GGUFs, not only the chosen one.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Budget of an answer.")] = 1024,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only the hub's local cache.")] = False,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Maximum tokens of an answer.")
+    ] = 1024,
     unconstrained: Annotated[
-        bool, typer.Option("--unconstrained", help="Answer without the grammar, as vLLM runs.")
+        bool, typer.Option("--unconstrained", help="Answer without the grammar, as vLLM does.")
     ] = False,
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
     parallel: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Answers written at once, as of edge eval.")
+        int | None, typer.Option(min=1, max=64, help="Answers written in parallel, as in edge eval.")
     ] = None,
     gpu_layers: Annotated[
-        int | None, typer.Option("--gpu-layers", min=-1, help="Layers to offload. Default: all that fit.")
+        int | None, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU. Default: all that fit.")
     ] = None,
     threads: Threads = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no stages and no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no stages and no progress.")] = False,
 ) -> None:
-    """Convert, evaluate and measure several quantizations, and report. Interrupted, it goes on when started again."""
+    """Convert, evaluate and measure several quantizations, and write a report. An interrupted sweep can resume."""
     limit = None if budget is None else _bytes(budget)
+    from edge.answer.answering import Answering
+    from edge.llama.loading import Loading
+    from edge.sweep import SweepOptions
     from edge.sweep import sweep as run_sweep
     from edge.system.paths import embedded_rows
 
@@ -79,20 +90,19 @@ def sweep(
             [name for name in quants.replace(" ", "").split(",") if name],
             replay or embedded_rows(),
             out,
-            reference=reference,
-            calibrate_on=calibrate,
-            keep=keep,
-            budget=limit,
-            max_loss=max_loss,
-            revision=revision,
-            offline=offline,
-            max_tokens=max_tokens,
-            constrained=not unconstrained,
-            skip_too_long=skip_too_long,
-            parallel=parallel,
-            gpu_layers=gpu_layers,
-            threads=threads,
-            quiet=quiet,
+            SweepOptions(
+                reference=reference,
+                calibrate_on=calibrate,
+                keep=keep,
+                budget=limit,
+                max_loss=max_loss,
+                revision=revision,
+                offline=offline,
+                skip_too_long=skip_too_long,
+            ),
+            answering=Answering(max_tokens, constrained=not unconstrained),
+            loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
+            say=None if quiet else progress_line,
         )
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop)) from None

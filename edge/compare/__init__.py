@@ -1,11 +1,11 @@
-"""Two results: which steps pair, what differs, and what that means.
+"""Compare two results: pair their steps, measure the differences, and say what they mean.
 
 run        compares results with a reference
-pairing    which steps of two results belong together
-intervals  bootstrap, detectable loss, Wilson, McNemar
-verdict    a difference in one sentence
+pairing    pairs the steps of two results
+intervals  bootstrap, detectable loss, Wilson's interval, McNemar's test
+verdict    a difference in words
 findings   the findings as Markdown and JSON
-causes     pairs of results that differ in one thing
+causes     finds pairs of results that differ in one thing
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,37 +1,39 @@
-"""`edge compare --causes`: which of the given results differ in exactly one thing, and what that one thing did."""
+"""Find pairs of results that differ in exactly one thing, and measure what it changed (`edge compare --causes`)."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edge.compare.findings import LABELS, Figure, Part, interval_text, number, test_text
 from edge.compare.pairing import thought_budget
 from edge.compare.run import check_once, compare_pair, model_label
 from edge.errors import ResultError
-from edge.replay.result import mapping, read_result, whole_text
+from edge.replay.result import read_result, whole_text
+from edge.replay.stored_result import EngineCounters, Result, SamplingFields, Step
 from edge.system.tables import clean, table
 
 KINDS = ("quantization", "engine", "grammar", "thought", "noise floor")
 
-_TOLD = ("score", "first_cmd_exact_pct", "valid_json_pct")  # figures with a sentence of their own
+_SHOWN = ("score", "first_cmd_exact_pct", "valid_json_pct")  # figures that get a sentence
 _FLOATS = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32"}
 _BITS = {"F32": 32.0, "BF16": 16.0, "F16": 16.0}
-_ENGINES = ("vllm", "openai", "edge")  # the earlier one is the baseline of the later one
+_ENGINES = ("vllm", "openai", "edge")  # an earlier one is the baseline of a later one
 _ENGINE_NAMES = {"vllm": "vLLM", "openai": "an OpenAI-compatible server", "edge": "edge"}
 
-# What must be the same for anything else to be told apart, with the value that a missing one stands for.
-_SETTINGS: dict[str, Any] = {
+# Settings that must be equal in a pair, with the value that a missing one has.
+_Setting = Literal["temperature", "top_p", "min_p", "repetition_penalty", "max_tokens"]
+_SETTINGS: dict[_Setting, float | None] = {
     "temperature": 0.0,
     "top_p": 1.0,
-    "top_k": 0,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
     "max_tokens": None,
 }
-# What should change nothing but does, a little: where answers are computed, how many at once, and by chance if sampled.
+# Things that should change nothing but do change answers a little: the machine, the number of parallel answers, the
+# seed. The first four order the runs of a noise floor.
 _BATCHING = (
     "parallel",
     "concurrency",
@@ -49,7 +51,7 @@ _BATCHING = (
 
 @dataclass(frozen=True)
 class Cause:
-    """Two results that differ in one thing alone. `part` is `second` against `first`, the baseline."""
+    """Two results that differ in exactly one thing. `part` compares `second` with the baseline, `first`."""
 
     kind: str
     """One of KINDS."""
@@ -58,20 +60,20 @@ class Cause:
     first_model: str
     second_model: str
     what: str
-    """What differs, in words, from the first to the second: `BF16 → Q4_K_M, constrained`."""
+    """The difference in words, from the first to the second: `BF16 → Q4_K_M, constrained`."""
     part: Part
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a result tells of its making; None where it does not tell."""
+    """How a result was made; None for what it does not record."""
 
     path: str
-    result: dict[str, Any]
+    result: Result
     backend: str | None
     version: str | None
     file: str | None
-    """SHA-256 of the model's file."""
+    """SHA-256 of the model file."""
     source: str | None
     revision: str | None
     name: str
@@ -79,43 +81,43 @@ class _Run:
     """BF16, Q4_K_M, …"""
     bits: float
     constrained: bool | None
-    grammar: tuple[Any, ...]
+    grammar: tuple[object, ...]
     think: int | None
-    """The most tokens of a thought, 0 for none; None where nothing holds it."""
+    """Maximum number of tokens of a thought, 0 for none; None if nothing limits it."""
     thought: bool | None
-    """Whether any answer holds one."""
-    settings: tuple[Any, ...]
-    batching: dict[str, Any]
+    """Whether any answer has a thought."""
+    settings: tuple[object, ...]
+    batching: Mapping[str, object]
 
 
 def causes(results: Sequence[Path | str]) -> tuple[Cause, ...]:
-    """Every pair of the given results that differs in exactly one thing, by kind, the baseline first in each.
+    """Every pair of the given results that differs in exactly one thing, by kind, with the baseline first.
 
-    A quantized file is set against the least quantized one alone. That runs were batched otherwise counts as a
-    difference of its own, the noise floor, only where there is no other. Results of other rows or prompts, and results
-    that do not tell enough, are in no pair. Raises ResultError for a file that is no result or holds no steps.
+    A quantized file is compared only with the least quantized one. A different batching is a difference, the noise
+    floor, only if nothing else differs. Results of other rows or prompts, and results that do not record enough, are
+    in no pair. Raises ResultError for a file that is not a result or contains no steps.
     """
     check_once(results)
     runs = []
     for path in results:
         result = read_result(path)
         if not result["per_step"]:
-            raise ResultError(f"{path}: holds no steps: causes are told apart step by step")
+            raise ResultError(f"{path}: contains no steps; --causes compares results step by step")
         runs.append(_run(path, result))
-    found = list(_pairs(runs))
-    told = []
-    for kind, first, second, what in found:
+    pairs = list(_pairs(runs))
+    found = []
+    for kind, first, second, what in pairs:
         if kind == "quantization" and any(
-            other.bits > first.bits and b is second and k == kind for k, other, b, _ in found
+            other.bits > first.bits and b is second and k == kind for k, other, b, _ in pairs
         ):
             continue
         try:
             part = compare_pair(second.path, second.result, first.path, first.result)
-        except ResultError:  # other steps, rows or prompts: one more difference
+        except ResultError:  # different steps, rows or prompts: a second difference
             continue
         if (note := _by_name(first, second)) is not None:
             part = replace(part, notes=(note, *part.notes))
-        told.append(
+        found.append(
             Cause(
                 kind,
                 first.path,
@@ -126,18 +128,21 @@ def causes(results: Sequence[Path | str]) -> tuple[Cause, ...]:
                 part,
             )
         )
-    return tuple(sorted(told, key=lambda cause: KINDS.index(cause.kind)))
+    return tuple(sorted(found, key=lambda cause: KINDS.index(cause.kind)))
 
 
 def causes_json(found: Sequence[Cause]) -> list[dict[str, Any]]:
-    """The causes as JSON values, every figure included."""
+    """The causes as JSON values, with every figure."""
     return [asdict(cause) for cause in found]
 
 
 def causes_markdown(found: Sequence[Cause]) -> str:
-    """A table of the causes, and each one's sentences; reads well in a terminal too."""
+    """A table of the causes and the sentences of each, also readable in a terminal."""
     if not found:
-        return "# Causes\n\nNo two of these results differ in one thing alone: no cause can be told from another.\n"
+        return (
+            "# Causes\n\nNo two of these results differ in exactly one thing, so edge cannot name the cause of a "
+            "difference.\n"
+        )
     header = ("cause", "from → to", "steps", "tasks", "score", "95 % interval", "same commands %")
     rows = []
     for cause in found:
@@ -153,17 +158,17 @@ def causes_markdown(found: Sequence[Cause]) -> str:
                 number("valid_json_pct", cause.part.agreement["same_commands_pct"]),
             )
         )
-    lines = ["# Causes", "", "Each line is two runs that differ in one thing alone.", ""]
+    lines = ["# Causes", "", "Each line compares two runs that differ in exactly one thing.", ""]
     lines += table(header, rows, right=range(2, len(header)))
-    noted: set[str] = set()  # what is said of one pair is not said again of the next
+    noted: set[str] = set()  # a note of several pairs is printed once
     for cause in found:
         lines += ["", f"## {cause.kind}: {clean(cause.what)}", ""]
-        lines += [f"{clean(cause.second)} against {clean(cause.first)}.", ""]
+        lines += [f"{clean(cause.second)} compared with {clean(cause.first)}.", ""]
         for note in cause.part.notes:
             if note not in noted:
                 lines += [clean(note), ""]
                 noted.add(note)
-        figures = [_figures(cause.part)[name] for name in _TOLD]
+        figures = [_figures(cause.part)[name] for name in _SHOWN]
         lines += [f"- {LABELS[figure.name]}: {figure.sentence}{test_text(figure)}" for figure in figures]
     return "\n".join(lines) + "\n"
 
@@ -175,7 +180,7 @@ def _figures(part: Part) -> dict[str, Figure]:
 def _pairs(runs: Sequence[_Run]) -> Iterator[tuple[str, _Run, _Run, str]]:
     """(kind, baseline, other, in words) of each pair with one difference.
 
-    Of pairs that are alike but for their batching, only those without that difference are kept, where there are any.
+    If two pairs are equal except for their batching, a pair with the same batching on both sides replaces the others.
     """
     found = []
     for a, b in combinations(runs, 2):
@@ -193,14 +198,14 @@ def _pairs(runs: Sequence[_Run]) -> Iterator[tuple[str, _Run, _Run, str]]:
             yield kind, first, second, _what(kind, first, second, batching)
 
 
-def _same_but_batching(run: _Run) -> tuple[Any, ...]:
-    # A budget of which no answer made use is none.
+def _same_but_batching(run: _Run) -> tuple[object, ...]:
+    # A thought budget that no answer used counts as no budget.
     think = run.think if run.thought is not False else 0
     return run.backend, run.version, run.file, run.type, run.constrained, think, run.settings
 
 
 def _kind(a: _Run, b: _Run) -> str | None:
-    """The one thing that differs; None for several, for a thing that has no kind, and where too little is told."""
+    """The one thing that differs; None for several, for a thing without a kind, or if too little is recorded."""
     if not _same_model(a, b) or a.settings != b.settings or None in (a.backend, b.backend):
         return None
     if a.constrained is None or b.constrained is None:
@@ -215,13 +220,13 @@ def _kind(a: _Run, b: _Run) -> str | None:
     elif a.type != b.type:
         different.append("quantization")
     elif not engine and None not in (a.file, b.file) and a.file != b.file:
-        if a.type in _BITS:  # nothing was quantized: other weights
+        if a.type in _BITS:  # nothing was quantized, so the weights differ
             return None
         different.append("quantization")
     if a.constrained != b.constrained:
         different.append("grammar")
     elif a.constrained and (a.backend != b.backend or a.grammar != b.grammar):
-        return None  # two grammars; on two engines never quite the same one
+        return None  # two grammars; two engines never have exactly the same one
     thinks = _thinks(a, b)
     if thinks is None:
         return None
@@ -233,13 +238,13 @@ def _kind(a: _Run, b: _Run) -> str | None:
 
 
 def _thinks(a: _Run, b: _Run) -> bool | None:
-    """Whether one may think and the other may not; None for two budgets, and where one may by too little told.
+    """Whether one run allows a thought and the other does not; None for two budgets, or if too little is recorded.
 
-    A model without thoughts, or one that was asked for none, answers alike whatever it is allowed.
+    If no answer of either run has a thought, the budgets changed nothing.
     """
     if a.thought is False and b.thought is False:
         return False
-    if a.think is None or b.think is None:  # an unconstrained answer thinks as it likes
+    if a.think is None or b.think is None:  # nothing limits the thought of an unconstrained answer
         held, free = (a, b) if b.think is None else (b, a)
         if held.think is None or held.think or free.thought is False:
             return False
@@ -248,7 +253,7 @@ def _thinks(a: _Run, b: _Run) -> bool | None:
 
 
 def _same_model(a: _Run, b: _Run) -> bool:
-    """Of one checkpoint, as far as both tell: by their sources, or else by one's name beginning with the other's."""
+    """Whether both come from one checkpoint: by their sources, else by names where one begins with the other."""
     if a.result.get("lora_path") != b.result.get("lora_path"):
         return False
     if a.source and b.source:
@@ -256,26 +261,26 @@ def _same_model(a: _Run, b: _Run) -> bool:
         return _plain(a.source) == _plain(b.source) and len(revisions) < 2
     if a.file and a.file == b.file:
         return True
-    # A folder has any name: `smollm2` for SmolLM2-135M-Instruct. The pair gets a note (_by_name).
+    # A folder can have any name: `smollm2` for SmolLM2-135M-Instruct. The pair then gets a note (_by_name).
     one, other = sorted((_plain(a.name), _plain(b.name)), key=len)
     return bool(one) and other.startswith(one)
 
 
 def _by_name(a: _Run, b: _Run) -> str | None:
-    """What a reader should check of a pair that unequal names alone make one model; None for others."""
+    """A note for a pair that is one model only by two different names; None for other pairs."""
     if (a.source and b.source) or (a.file and a.file == b.file) or _plain(a.name) == _plain(b.name):
         return None
-    return f"That {a.name} and {b.name} are of one checkpoint is taken from their names alone."
+    return f"Check that {a.name} and {b.name} come from one checkpoint: edge could compare only their names."
 
 
 def _plain(name: str) -> str:
-    """A hub id, folder or model's name, less its owner or parents, case and punctuation."""
+    """A hub id, folder or model name without its owner or parents, case and punctuation."""
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     return re.sub(r"[^a-z0-9]", "", last.lower())
 
 
 def _rank(kind: str, run: _Run) -> tuple[float, ...]:
-    """What puts the baseline first; runs of equal rank stay in the order given."""
+    """Sort key that puts the baseline first; runs of equal rank stay in the given order."""
     if kind == "quantization":
         return (-run.bits,)
     if kind == "engine":
@@ -297,16 +302,16 @@ def _what(kind: str, first: _Run, second: _Run, batching: str) -> str:
         "grammar": ("unconstrained", "constrained"),
         "thought": ("no thought", f"thought of up to {second.think} tokens" if second.think else "thought"),
     }[kind]
-    told = f"{words[0]} → {words[1]}"
+    what = f"{words[0]} → {words[1]}"
     if kind == "quantization":
-        told += ", constrained" if first.constrained else ", unconstrained"
+        what += ", constrained" if first.constrained else ", unconstrained"
     elif kind == "grammar":
-        told = f"{_type(first)} {told}"
+        what = f"{_type(first)} {what}"
     elif kind in ("engine", "thought"):
-        told += f", {_type(first)}"
+        what += f", {_type(first)}"
     if batching and kind != "engine":
-        told += f" (batching differs too: {batching})"
-    return told
+        what += f" (batching differs too: {batching})"
+    return what
 
 
 def _type(run: _Run) -> str:
@@ -321,13 +326,13 @@ def _engine(run: _Run, other: _Run) -> str:
 
 
 def _batching(a: _Run, b: _Run) -> str:
-    """What differs in the batching, in words; empty where nothing is known to."""
+    """The known differences of the batching, in words; an empty string if there are none."""
     names = [name for name in _BATCHING if a.batching.get(name) != b.batching.get(name)]
     shown = [name for name in names if None not in (a.batching.get(name), b.batching.get(name))]
-    told = [f"{name.replace('_', ' ')} {_value(a, name)} and {_value(b, name)}" for name in shown]
+    words = [f"{name.replace('_', ' ')} {_value(a, name)} and {_value(b, name)}" for name in shown]
     if None not in (a.think, b.think) and a.think != b.think and a.thought is False and b.thought is False:
-        told.append(f"thought of up to {a.think} and {b.think} tokens, though none was written")
-    return ", ".join(told)
+        words.append(f"thought of up to {a.think} and {b.think} tokens, but no thought was written")
+    return ", ".join(words)
 
 
 def _value(run: _Run, name: str) -> str:
@@ -335,78 +340,76 @@ def _value(run: _Run, name: str) -> str:
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
-def _run(path: Path | str, result: dict[str, Any]) -> _Run:
-    sampling, told = mapping(result.get("sampling")), mapping(result.get("provenance"))
-    backend = _text(told.get("backend")) or _text(sampling.get("backend"))
+def _run(path: Path | str, result: Result) -> _Run:
+    sampling, engine = result.get("sampling", {}), result.get("engine", {})
+    origin = result.get("provenance", {})
+    backend = origin.get("backend") or sampling.get("backend") or None
     backend = backend.lower() if backend else None
-    kind = _type_name(_text(told.get("quantization")) or _text(sampling.get("dtype")))
-    bits = told.get("bits_per_weight")
-    model = re.sub(r"\s*\([^()]*\)\s*$", "", str(result.get("model") or Path(path).stem))
+    kind = _type_name(origin.get("quantization") or sampling.get("dtype") or None)
+    bits = origin.get("bits_per_weight")
     constrained = _constrained(sampling, backend)
-    version = told.get("llama_cpp_python" if backend == "edge" else "backend_version")
-    engine = mapping(result.get("engine"))
+    version = origin.get("llama_cpp_python") if backend == "edge" else origin.get("backend_version")
+    grammar = (origin.get("grammar_sha256"), sampling.get("text_share"), sampling.get("style"))
     return _Run(
         path=str(path),
         result=result,
         backend=backend,
-        version=_text(version),
-        file=_text(told.get("model_sha256")) or _text(result.get("model_sha256")),
-        source=_text(told.get("source")),
-        revision=_text(told.get("source_revision")),
-        name=model,
+        version=version or None,
+        file=origin.get("model_sha256") or result.get("model_sha256") or None,
+        source=origin.get("source") or None,
+        revision=origin.get("source_revision") or None,
+        name=re.sub(r"\s*\([^()]*\)\s*$", "", result.get("model") or Path(path).stem),
         type=kind,
-        bits=float(bits) if isinstance(bits, int | float) else _bits(kind),
+        bits=_bits(kind) if bits is None else float(bits),
         constrained=constrained,
-        grammar=tuple(
-            [_text(told.get("grammar_sha256")), sampling.get("text_share"), sampling.get("style")]
-            if constrained
-            else []
-        ),
+        grammar=grammar if constrained else (),
         think=thought_budget(sampling),
         thought=_thought(result["per_step"]),
         settings=_settings(sampling, engine),
         batching={
-            **{name: sampling.get(name, engine.get(name)) for name in _BATCHING},
+            "parallel": engine.get("parallel"),
+            "concurrency": engine.get("concurrency"),
+            "batch": engine.get("batch"),
+            "threads": engine.get("threads"),
+            "gpu_layers": engine.get("gpu_layers"),
+            "flash_attention": engine.get("flash_attention"),
+            "tp": sampling.get("tp"),
             "seed": sampling.get("seed") if sampling.get("temperature") else None,
-            **{name: told.get(name) for name in ("edge", "cpu")},
+            "edge": origin.get("edge"),
+            "cpu": origin.get("cpu"),
             "gpu": result.get("gpu"),
         },
     )
 
 
-def _thought(steps: Sequence[Mapping[str, Any]]) -> bool | None:
-    """Whether any answer holds a thought: cut from it by edge, or within it; None where beginnings do not tell."""
-    if any(step.get("thought") is not None or "</think>" in _beginning(step) for step in steps):
+def _thought(steps: Sequence[Step]) -> bool | None:
+    """Whether any answer has a thought, in its text or cut from it by edge; None if the answers are incomplete."""
+    if any(step.get("thought") is not None or "</think>" in _known_text(step) for step in steps):
         return True
     return False if all(whole_text(step) is not None for step in steps) else None
 
 
-def _beginning(step: Mapping[str, Any]) -> str:
-    return str(step.get("pred_text") or step.get("pred_preview") or "")
+def _known_text(step: Step) -> str:
+    return step.get("pred_text") or step.get("pred_preview") or ""
 
 
-def _settings(sampling: Mapping[str, Any], engine: Mapping[str, Any]) -> tuple[Any, ...]:
-    values = {name: sampling.get(name, default) for name, default in _SETTINGS.items()}
-    values = {name: _SETTINGS[name] if value is None else value for name, value in values.items()}
-    values["top_k"] = max(0, _count(values["top_k"]))  # vLLM's -1 is off too
-    # Another precision of the cache is a cause that has no kind: it is nobody's noise.
-    return *values.values(), engine.get("kv_type", "f16")
+def _settings(sampling: SamplingFields, engine: EngineCounters) -> tuple[object, ...]:
+    values = []
+    for name, default in _SETTINGS.items():
+        value = sampling.get(name)
+        values.append(default if value is None else value)
+    top_k = max(0, sampling.get("top_k") or 0)  # vLLM's -1 is also off
+    # A different type of the KV cache is a cause without a kind, not noise.
+    return *values, top_k, engine.get("kv_type", "f16")
 
 
-def _constrained(sampling: Mapping[str, Any], backend: str | None) -> bool | None:
-    """Whether a grammar or schema held the answers; a published vLLM run that does not tell had none."""
-    told = [sampling[name] for name in ("constrained", "structured") if isinstance(sampling.get(name), bool)]
-    if told:
-        return any(told)
+def _constrained(sampling: SamplingFields, backend: str | None) -> bool | None:
+    """Whether a grammar or schema constrained the answers. A published vLLM run that does not say had none."""
+    fields = (sampling.get("constrained"), sampling.get("structured"))
+    stated = [value for value in fields if isinstance(value, bool)]
+    if stated:
+        return any(stated)
     return None if backend in (None, "edge") else False
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _type_name(text: str | None) -> str | None:
@@ -417,7 +420,7 @@ def _type_name(text: str | None) -> str | None:
 
 
 def _bits(kind: str | None) -> float:
-    """About how many bits a weight of a type has, by its name."""
+    """The approximate number of bits per weight of a type, from its name."""
     if kind is None:
         return 0.0
     digits = re.search(r"\d+", kind)

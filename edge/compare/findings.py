@@ -1,10 +1,10 @@
-"""What `edge compare` found: its figures, groups and steps, and how they read as Markdown and JSON."""
+"""The findings of `edge compare`: figures, groups and steps, and their form as Markdown and JSON."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from edge.compare.verdict import p_text, places
 from edge.replay.rows import describe
@@ -28,15 +28,23 @@ LABELS = {
     "premature_complete_rate_pct": "premature complete %",
 }
 
-
 PUBLISHED = "†"  # marks each published figure in a table
+
+
+class Agreement(TypedDict, total=False):
+    """Percent of the paired steps with the same first command, commands and text. Empty if nothing is paired."""
+
+    same_first_command_pct: float
+    same_commands_pct: float
+    same_text_pct: float
+    """Missing if the whole answers are not available on both sides."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric: percent for `*_pct` and the scores, shares of 1 for F1 and its parts, else a count a step.
+    """One metric: percent for `*_pct` and the scores, 0 to 1 for F1 and its parts, else a count per step.
 
-    `low` and `high` bound the difference (ours less the reference) at 95 %; None where nothing can be paired.
+    `low` and `high` bound the difference (ours minus the reference) at 95 %; None if nothing can be paired.
     """
 
     name: str
@@ -47,23 +55,23 @@ class Figure:
     high: float | None
     verdict: str
     sentence: str
-    """The verdict for people."""
+    """The verdict in sentences."""
     detectable: float | None = None
-    """The smallest loss that would have been detected with 80 % probability at the 5 % level; None where not paired,
-    where there is one task, and where nothing varies."""
+    """The true loss that is detected with 80 % probability at the 5 % level. None if the figure is not paired, if there
+    is only one task, or if nothing varies."""
     p: float | None = None
-    """Of McNemar's exact test, for `valid_json_pct` and `first_cmd_exact_pct` of paired steps."""
+    """The p-value of McNemar's exact test, for `valid_json_pct` and `first_cmd_exact_pct` of paired steps."""
     counts: tuple[int, int] | None = None
-    """For the same: steps that only the reference has right, and that only ours has."""
+    """For the same figures: how many steps only the reference has right, and how many only ours has right."""
     reference_interval: tuple[float, float] | None = None
-    """95 % interval of that side alone: Wilson's for a published percentage, else the bootstrap over its tasks."""
+    """95 % interval of the reference alone: Wilson's for a published percentage, else the bootstrap over its tasks."""
     our_interval: tuple[float, float] | None = None
-    """Likewise; beside published figures our percentages have Wilson's too."""
+    """The same for ours. Beside published figures, our percentages have Wilson's interval too."""
 
 
 @dataclass(frozen=True)
 class Worse:
-    """A step whose command F1 fell; the first commands are "" where there was none."""
+    """A step whose command F1 fell. A first command is "" if there is none."""
 
     task_id: str
     sample_idx: int
@@ -77,10 +85,10 @@ class Worse:
 
 @dataclass(frozen=True)
 class Group:
-    """The command F1 of one group of steps; the reference's is None where it was not published."""
+    """The command F1 of one group of steps. `reference` is None if it was not published."""
 
     kind: str
-    """What the steps share: `source_group`, `bucket`, or `prompt_length` in tokens (k: 1,000)."""
+    """What the steps have in common: `source_group`, `bucket`, or `prompt_length` in tokens (k: 1,000)."""
     name: str
     steps: int
     tasks: int
@@ -88,13 +96,13 @@ class Group:
     ours: float
     difference: float | None
     low: float | None
-    """Of the difference, as in `Figure`; None also for a group of one task."""
+    """Lower bound of the difference, as in `Figure`; also None for a group of one task."""
     high: float | None
 
 
 @dataclass(frozen=True)
 class Part:
-    """One result against the reference. Counts are steps; `agreement` holds percentages of the joined ones."""
+    """One result compared with the reference. Counts are steps; `joined` steps are on both sides."""
 
     result: str
     model: str
@@ -104,17 +112,17 @@ class Part:
     tasks: int
     figures: tuple[Figure, ...]
     groups: tuple[Group, ...]
-    agreement: dict[str, float]
+    agreement: Agreement
     better: int
     same: int
     worse: tuple[Worse, ...]
-    """Most first."""
+    """The largest loss first."""
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results against one reference; `paired` where the reference holds steps."""
+    """Results compared with one reference. `paired` is True if the reference has steps."""
 
     reference: str
     model: str
@@ -122,20 +130,20 @@ class Comparison:
     parts: tuple[Part, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that was found as JSON values, every step that got worse included."""
+        """All findings as JSON values, including every step that got worse."""
         return asdict(self)
 
     def to_json(self) -> str:
-        """The same as JSON text."""
+        """All findings as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
 
     def write_json(self, path: Path | str) -> None:
-        """Write it to a file, whole or not at all. Raises ResultError."""
+        """Write all findings to a file. The file is complete or is not written. Raises ResultError."""
         write_json(path, self.to_dict())
 
     def to_markdown(self, worse: int = 10) -> str:
-        """Tables that read well in a terminal too, with up to `worse` steps that got worse for each result."""
-        same = any(part.model == self.model for part in self.parts)  # then only the file tells them apart
+        """Sentences and tables, also readable in a terminal, with up to `worse` steps that got worse per result."""
+        same = any(part.model == self.model for part in self.parts)  # then only the file names differ
         heading = f"{Path(self.reference).name}: {self.model}" if same else self.model
         lines = [f"# Compared with {clean(heading)}", "", f"Reference: {clean(self.reference)}", ""]
         if len(self.parts) > 1:
@@ -178,7 +186,7 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
             if count
         ]
         lines += [
-            f"{part.joined} steps of {part.tasks} tasks joined; not joined: {', '.join(left_out) or 'none'}.",
+            f"Paired: {part.joined} steps of {part.tasks} tasks. Not paired: {', '.join(left_out) or 'none'}.",
             "",
         ]
     for note in part.notes:
@@ -202,48 +210,53 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
     if part.worse and shown > 0:
         lines += ["", *_worse_table(part.worse[:shown])]
         if len(part.worse) > shown:
-            lines += ["", f"{len(part.worse) - shown} more got worse; the JSON form lists all."]
+            lines += [
+                "",
+                f"{len(part.worse) - shown} more steps got worse; the JSON output lists all of them.",
+            ]
     return lines
 
 
 def _sentences(part: Part, paired: bool) -> list[str]:
-    """A line a metric, those with the same sentence together, and how to read them."""
+    """One line a metric, metrics with the same sentence together, and how to read the lines."""
     alike = [figure for figure in part.figures if figure.verdict == "no difference"]
-    told = [
+    others = [
         figure
         for figure in part.figures
         if figure.verdict not in ("no difference", "no such steps", "not published")
     ]
     names: dict[str, list[str]] = {}
-    for figure in [*told, *alike]:
+    for figure in [*others, *alike]:
         names.setdefault(figure.sentence + test_text(figure), []).append(LABELS[figure.name])
     lines = [f"- {', '.join(labels)}: {text}" for text, labels in names.items()]
     if any(figure.detectable is not None for figure in part.figures):
         lines += [
             "",
-            "“Would have been”: with 80 % probability, at the 5 % level, by as many tasks of this spread.",
+            "80 % power, 5 % level: with as many tasks that differ as much as these, a true difference of that size is "
+            "detected with 80 % probability at the 5 % level.",
         ]
     if any(figure.counts and any(figure.counts) for figure in part.figures):
         lines += [
             "",
-            "McNemar's test takes all steps as independent, which those of one task are not: the verdict rests on the "
+            "McNemar's test treats all steps as independent, but steps of one task are not. So the verdict uses the "
             "interval, which is over tasks.",
         ]
     if not paired:
         lines += [
             "",
-            "Intervals of percentages are Wilson's for independent steps, too narrow where those of a task are alike; "
-            "our others are a bootstrap over tasks. Where a published figure lies is no test.",
+            "Intervals of percentages are Wilson's, for independent steps. They are too narrow if the steps of a task "
+            "are alike. Our other intervals are a bootstrap over tasks. That a published figure is inside or outside "
+            "our interval is not a test.",
         ]
     return lines
 
 
 def test_text(figure: Figure) -> str:
-    """McNemar's test of a figure in parentheses, where there was anything to test."""
+    """McNemar's test of a figure in parentheses; an empty string if there is nothing to test."""
     if figure.counts is None or figure.p is None or not any(figure.counts):
         return ""
     theirs, ours = figure.counts
-    return f" (McNemar: right in the reference alone {theirs}, in ours alone {ours}, {p_text(figure.p)}.)"
+    return f" (McNemar: {theirs} right only in the reference, {ours} only in ours, {p_text(figure.p)}.)"
 
 
 def _paired_table(figures: Sequence[Figure]) -> list[str]:
@@ -264,7 +277,7 @@ def _paired_table(figures: Sequence[Figure]) -> list[str]:
 
 
 def _published_table(figures: Sequence[Figure]) -> list[str]:
-    """Published figures marked in each cell, so that no row can be taken for ours."""
+    """The table for published figures, with a mark in each published cell."""
     header = ("metric", f"reference {PUBLISHED}", "95 %", "ours", "95 %", "difference", "verdict")
     rows = []
     for figure in figures:
@@ -286,7 +299,8 @@ def _published_table(figures: Sequence[Figure]) -> list[str]:
     return [
         *table(header, rows, right=range(1, len(header) - 1)),
         "",
-        f"{PUBLISHED} published elsewhere or worked out from that; all else is measured here, or compares the two.",
+        f"{PUBLISHED} published elsewhere, or computed from published figures. Everything else was measured here, or "
+        "compares the two.",
     ]
 
 
@@ -298,7 +312,7 @@ _KINDS = {"source_group": "source group", "bucket": "steps of a task", "prompt_l
 
 
 def _groups_table(groups: Sequence[Group], what: str, paired: bool) -> list[str]:
-    """F1 by group of one kind, where there are several; none where the reference tells of none."""
+    """F1 by group of one kind; empty if the reference has fewer than two such groups."""
     if sum(group.reference is not None for group in groups) < 2:
         return []
     rows = []
@@ -337,12 +351,12 @@ def _worse_table(steps: Sequence[Worse]) -> list[str]:
 
 
 def number(name: str, value: float | None, sign: bool = False) -> str:
-    """A figure in a table, with its places; a dash for none."""
+    """A figure in a table with its decimal places; a dash for None."""
     return "–" if value is None else f"{value:{'+' if sign and value else ''}.{places(name)}f}"
 
 
 def interval_text(name: str, low: float | None, high: float | None) -> str:
-    """The interval of a difference in a table; a dash for none."""
+    """The interval of a difference in a table; a dash for None."""
     if low is None or high is None:
         return "–"
     return f"{number(name, low, sign=True)} … {number(name, high, sign=True)}"

@@ -1,6 +1,6 @@
-"""Intervals and tests: a bootstrap over tasks, the smallest loss it would find, Wilson's interval, McNemar's test.
+"""Intervals and tests: a bootstrap over tasks, the loss that it detects, Wilson's interval, McNemar's test.
 
-Numbers in, numbers out; `docs/compare.md` says what they are used for. Everything is at 95 %, the 5 % level.
+Pure functions on numbers. docs/compare.md says where they are used. Intervals are at 95 %, tests at the 5 % level.
 """
 
 import functools
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 SEED = 20260604  # fixed, so that the same files give the same intervals
-FEW_TASKS = 10  # below this many, intervals and powers hold only roughly, however they are widened
-# Below this many, no verdict: a bootstrap cannot go beyond its extreme tasks, and the intervals of 4, 3 and 2 tasks
-# cover 87, 75 and 50 % (benchmarks/coverage.py).
+FEW_TASKS = 10  # with fewer tasks, intervals and powers are only approximate, although they are widened
+# With fewer tasks there is no verdict. A bootstrap cannot reach beyond its extreme tasks: the intervals of 4, 3 and 2
+# tasks cover 87, 75 and 50 % (benchmarks/coverage.py).
 LEAST_TASKS = 5
 POWER = 0.8
 _NORMAL = NormalDist()
@@ -25,7 +25,7 @@ Samples = NDArray[np.float64]
 
 @functools.lru_cache(maxsize=4)
 def draws(tasks: int) -> NDArray[np.float64]:
-    """How often each task is drawn in each resample: shape (RESAMPLES, tasks), not to be written to."""
+    """How often each resample draws each task. Shape (RESAMPLES, tasks), read-only."""
     shares = np.full(tasks, 1 / tasks)
     counts = np.random.default_rng(SEED).multinomial(tasks, shares, RESAMPLES).astype(float)
     counts.flags.writeable = False
@@ -33,7 +33,8 @@ def draws(tasks: int) -> NDArray[np.float64]:
 
 
 def resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Samples:
-    """The mean over steps in each resample of whole tasks, from each task's sum and number of steps (at least 1)."""
+    """The mean over steps in each resample of whole tasks, from the sum and the number of steps (at least 1) of each
+    task. `sums` and `counts` have shape (tasks,)."""
     drawn = draws(len(sums))
     means: Samples = (drawn @ sums) / (drawn @ counts)
     return means
@@ -42,26 +43,26 @@ def resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> S
 def interval(samples: Samples, tasks: int) -> tuple[float, float]:
     """The expanded percentile interval of a bootstrap over `tasks` tasks, at least 2.
 
-    A bootstrap of n independent values is too narrow twice: its spread is sqrt((n - 1) / n) of what it should be,
-    and its tails are a normal's where Student's t with n - 1 degrees of freedom is called for. Both are mended by
-    taking percentiles further out (Hesterberg, "What Teachers Should Know About the Bootstrap", The American
-    Statistician 69 (2015), section 5.3): 2.5 % becomes 1.6 % at 20 tasks. It stays asymmetric where the data are.
-    What it then covers: docs/compare.md.
+    A bootstrap of n independent values is too narrow for two reasons. Its spread is sqrt((n - 1) / n) of the right
+    one, and its tails are those of a normal distribution, not of Student's t with n - 1 degrees of freedom. Percentiles
+    further out correct both: 2.5 % becomes 1.6 % at 20 tasks (Hesterberg, "What Teachers Should Know About the
+    Bootstrap", The American Statistician 69 (2015), section 5.3). The interval is asymmetric if the data are.
+    docs/compare.md shows its coverage.
     """
     tail = _NORMAL.cdf(-t_quantile(0.975, tasks - 1) * math.sqrt(tasks / (tasks - 1)))
     low, high = np.quantile(samples, [tail, 1 - tail])
-    # Sums in another order differ in their last bits: that must not turn "no difference" into one.
+    # Rounding: sums in another order differ in their last bits, which must not look like a difference.
     return round(float(low), 9) + 0.0, round(float(high), 9) + 0.0
 
 
 def standard_error(samples: Samples, tasks: int) -> float:
-    """The standard error that the bootstrap shows, with its sqrt((n - 1) / n) undone; 0 where nothing varies."""
+    """The standard error of the bootstrap, without its factor sqrt((n - 1) / n); 0 if nothing varies."""
     error = float(np.std(samples)) * math.sqrt(tasks / (tasks - 1))
     return round(error, 9)
 
 
 def detectable(error: float, tasks: int) -> float:
-    """The true difference that is detected with a probability of 80 % at the 5 % level, two-sided.
+    """The true difference that is detected with 80 % probability at the 5 % level, two-sided.
 
     (t(0.975) + t(0.8)) standard errors, with Student's t for tasks - 1 degrees of freedom: 2.80 for very many
     tasks, 2.95 for 20, 3.49 for 6. The sum of the two quantiles is the usual approximation (Bloom, "Minimum
@@ -71,8 +72,8 @@ def detectable(error: float, tasks: int) -> float:
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """Student's t below which `probability` (0.5 to 1) lies, for `freedom` degrees of freedom, at least 1."""
-    if freedom > 1000:  # Cornish-Fisher's first term, then right to 1e-6
+    """The quantile of Student's t for `probability` (0.5 to 1) and `freedom` degrees of freedom, at least 1."""
+    if freedom > 1000:  # the first Cornish-Fisher term is then exact to 1e-6
         z = _NORMAL.inv_cdf(probability)
         return z + (z**3 + z) / (4 * freedom)
     inside = 2 * probability - 1
@@ -95,21 +96,21 @@ def _within(angle: float, freedom: int) -> float:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value of McNemar's test, from how many pairs only one side has right.
+    """The exact two-sided p-value of McNemar's test, from the numbers of pairs that only one side has right.
 
-    Twice the smaller tail of a binomial with probability 1/2, at most 1 (McNemar, Psychometrika 12 (1947); exact as
-    in Agresti, Categorical Data Analysis, section 11.1). It takes all pairs as independent.
+    It is twice the smaller tail of a binomial distribution with probability 1/2, at most 1 (McNemar, Psychometrika 12
+    (1947); exact as in Agresti, Categorical Data Analysis, section 11.1). The test treats pairs as independent.
     """
     pairs, fewer = only_first + only_second, min(only_first, only_second)
     return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / (1 << pairs))
 
 
 def wilson(share: float, trials: int) -> tuple[float, float]:
-    """Wilson's binomial interval of a share (0 to 1) seen in `trials` independent trials.
+    """Wilson's binomial interval of a share (0 to 1) observed in `trials` independent trials.
 
-    Not Clopper and Pearson's: that never covers less than 95 % and therefore mostly far more, so two sides would
-    seem more alike than they are; Wilson's covers 95 % on average, at few trials and near 0 and 1 too (Brown, Cai,
-    DasGupta, "Interval Estimation for a Binomial Proportion", Statistical Science 16 (2001)). It also needs no whole
+    The interval of Clopper and Pearson always covers at least 95 % and mostly far more, so two sides would look more
+    alike than they are. Wilson's interval covers 95 % on average, also with few trials and near 0 and 1 (Brown, Cai,
+    DasGupta, "Interval Estimation for a Binomial Proportion", Statistical Science 16 (2001)). It does not need a whole
     number of successes, which a percentage published to one place does not give.
     """
     z = _NORMAL.inv_cdf(0.975)
@@ -120,5 +121,5 @@ def wilson(share: float, trials: int) -> tuple[float, float]:
 
 
 def none_of(tasks: int) -> float:
-    """The largest share of such tasks that may differ though none of `tasks` did, at 95 %: 3 / tasks, nearly."""
+    """The upper 95 % confidence bound of the share of tasks that differ if none of `tasks` does: about 3 / tasks."""
     return 1 - math.pow(0.05, 1 / tasks)

@@ -1,19 +1,18 @@
-"""`edge compare`: what a model lost or gained against a reference, figure by figure and step by step.
+"""Compare results with a reference, figure by figure and step by step (`edge compare`).
 
-Where both sides hold steps, only the steps that both hold are compared, and both sides' figures are made anew from
-those. A difference's 95 % interval is a paired bootstrap over tasks: steps of one task share their history, so whole
-tasks are drawn, both sides by the same draw. Published figures alone cannot be paired: they get a plain difference,
-and each side the interval that can be known of it.
+If both sides have steps, edge compares only the steps that both have, and computes the figures of both sides again from
+these steps. The 95 % interval of a difference is a paired bootstrap over tasks. Steps of one task share their history,
+so each draw takes whole tasks, the same ones for both sides. Published figures have no steps to pair: they get a plain
+difference, and each side gets the interval that can be computed for it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from edge.compare.findings import Comparison, Figure, Group, Part, Worse
+from edge.compare.findings import Agreement, Comparison, Figure, Group, Part, Worse
 from edge.compare.intervals import (
     FEW_TASKS,
     LEAST_TASKS,
@@ -27,35 +26,36 @@ from edge.compare.intervals import (
 from edge.compare.pairing import keyed, pair_steps, run_notes
 from edge.compare.verdict import places, sentence, unpaired_sentence, verdict
 from edge.errors import EdgeError, ResultError
-from edge.metrics import FIGURES, TERMS, aggregate, headline
+from edge.metrics import FIGURES, TERMS, Aggregate, GroupFigures, aggregate, headline
 from edge.replay.known import find_known
-from edge.replay.result import mapping, read_result, whole_text
+from edge.replay.result import read_result, whole_text
 from edge.replay.rows import Key
+from edge.replay.stored_result import Head, Result, Step
 
-_TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # right or wrong in each step: McNemar's test
+_TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # each step is right or wrong: McNemar's test
 
-# Prompt tokens up to which each group of `prompt_length` goes; 1k is 1,000.
+# Upper limits of the groups of `prompt_length`, in prompt tokens; 1k is 1,000.
 _LENGTHS = ((1000, "< 1k"), (2000, "1–2k"), (4000, "2–4k"), (8000, "4–8k"), (16000, "8–16k"))
 _LONGEST = "≥ 16k"
 _BUCKETS = ("early", "mid", "late")
 
-Steps = Sequence[Mapping[str, Any]]
+Steps = Sequence[Step]
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """A result with steps, or published figures alone; `result` is of the former, or the latter's `sampling`."""
+    """A result with steps, or published figures only. For published figures, `result` has only `sampling`."""
 
     name: str
     model: str
-    steps: list[dict[str, Any]]
-    figures: Mapping[str, Any]
-    result: Mapping[str, Any]
+    steps: list[Step]
+    figures: Aggregate
+    result: Head
 
 
 @dataclass(frozen=True)
 class _Spread:
-    """What the bootstrap tells of one mean: its interval, its standard error, over how many tasks."""
+    """The bootstrap of one mean: its interval, its standard error, and the number of tasks."""
 
     low: float
     high: float
@@ -64,13 +64,13 @@ class _Spread:
 
 
 def compare(results: Sequence[Path | str], reference: Path | str) -> Comparison:
-    """Compare results with a reference: a result JSON, or a known model's name for its published figures.
+    """Compare results with a reference: a result JSON, or the name of a known model for its published figures.
 
-    Raises ResultError for a file that is no result, a reference that is neither, results without a common step, and
-    steps whose rows or prompts differ between the sides.
+    Raises ResultError for a file that is not a result, an unknown reference, results without a common step, and steps
+    with different rows or prompts.
     """
     if not results:
-        raise ResultError("no result to compare: give at least one result JSON")
+        raise ResultError("no result to compare; give at least one result JSON")
     check_once(results)
     base = _read_reference(reference)
     parts = []
@@ -81,7 +81,7 @@ def compare(results: Sequence[Path | str], reference: Path | str) -> Comparison:
 
 
 def check_once(results: Sequence[Path | str]) -> None:
-    """Raises ResultError where a file is given twice."""
+    """Raise ResultError if a file is given twice."""
     seen: set[Path] = set()
     for path in results:
         if (place := Path(path).resolve()) in seen:
@@ -89,22 +89,16 @@ def check_once(results: Sequence[Path | str]) -> None:
         seen.add(place)
 
 
-def compare_pair(
-    path: Path | str, result: dict[str, Any], reference_path: Path | str, reference: dict[str, Any]
-) -> Part:
-    """One result against another, both with steps and as `read_result` gives them. Raises ResultError."""
+def compare_pair(path: Path | str, result: Result, reference_path: Path | str, reference: Result) -> Part:
+    """Compare one result with another; both must have steps. Raises ResultError."""
     return _paired(path, result, _of_result(reference_path, reference))
 
 
-def model_label(result: Mapping[str, Any], path: Path | str) -> str:
-    """The model's name, and whether a grammar held its answers, where the result tells."""
-    constrained = mapping(result.get("sampling")).get("constrained")
-    label = (
-        {True: ", constrained", False: ", unconstrained"}[constrained]
-        if isinstance(constrained, bool)
-        else ""
-    )
-    return str(result.get("model") or Path(path).stem) + label
+def model_label(result: Head, path: Path | str) -> str:
+    """The name of the model, and whether its answers were constrained, if the result says so."""
+    constrained = result.get("sampling", {}).get("constrained")
+    label = "" if constrained is None else ", constrained" if constrained else ", unconstrained"
+    return (result.get("model") or Path(path).stem) + label
 
 
 def _read_reference(reference: Path | str) -> _Reference:
@@ -115,19 +109,19 @@ def _read_reference(reference: Path | str) -> _Reference:
     except EdgeError as error:
         raise ResultError(f"{reference}: no such file; {str(error).removeprefix(f'{reference}: ')}") from None
     if not known.reference:
-        raise ResultError(f"{reference}: no figures were published for this model: give a result JSON")
+        raise ResultError(f"{reference}: no figures were published for this model; give a result JSON")
     name = f"published figures of {known.name} ({known.reference_source})"
     return _Reference(name, known.name, [], known.reference, {"sampling": known.reference_run})
 
 
-def _of_result(path: Path | str, result: dict[str, Any]) -> _Reference:
-    figures = mapping(result.get("aggregate"))
+def _of_result(path: Path | str, result: Result) -> _Reference:
+    figures = result.get("aggregate", {})
     return _Reference(str(path), model_label(result, path), result["per_step"], figures, result)
 
 
-def _paired(path: Path | str, result: dict[str, Any], base: _Reference) -> Part:
+def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
     if not result["per_step"]:
-        raise ResultError(f"{path}: holds no steps")
+        raise ResultError(f"{path}: contains no steps")
     pairing = pair_steps(result["per_step"], base.steps, str(path), base.name)
     ours, theirs = pairing.ours, pairing.reference
     tasks = len({key[0] for key in pairing.keys})
@@ -160,10 +154,10 @@ def _paired(path: Path | str, result: dict[str, Any], base: _Reference) -> Part:
     )
 
 
-def _unpaired(path: Path | str, result: dict[str, Any], base: _Reference) -> Part:
+def _unpaired(path: Path | str, result: Result, base: _Reference) -> Part:
     ours = list(keyed(result["per_step"], ()).values())
     if not ours:
-        raise ResultError(f"{path}: holds no steps")
+        raise ResultError(f"{path}: contains no steps")
     tasks = len({step["task_id"] for step in ours})
     notes = [_unpaired_note(len(ours), base.figures), *run_notes(result, base.result)]
     if tasks < FEW_TASKS:
@@ -189,21 +183,19 @@ def _few(tasks: int) -> str:
     if tasks == 1:
         return "Only 1 task: its steps are not independent, so there are no intervals."
     if tasks < LEAST_TASKS:
-        return (
-            f"Only {tasks} tasks: intervals are too narrow, and a difference outside of them is no finding."
-        )
-    return f"Only {tasks} tasks: intervals are widened for so few, and still are rough."
+        return f"Only {tasks} tasks: the intervals are too narrow, so they show neither a loss nor a gain."
+    return f"Only {tasks} tasks: the intervals are widened for so few tasks, but they are still rough."
 
 
-def _unpaired_note(steps: int, figures: Mapping[str, Any]) -> str:
-    published = f" of {figures['steps']:g} steps" if "steps" in figures else ""
+def _unpaired_note(steps: int, figures: Aggregate) -> str:
+    published = f" of {figures['steps']} steps" if "steps" in figures else ""
     return (
-        f"The reference is published figures{published}, ours are of {steps} steps: with no steps on its side nothing "
-        "can be paired, so there is no interval of a difference, no test and no list of steps that got worse."
+        f"The reference is published figures{published}; our result has {steps} steps. Published figures have no steps "
+        "to pair, so there is no interval of a difference, no test and no list of steps that got worse."
     )
 
 
-def _worse(key: Key, ours: Mapping[str, Any], base: Mapping[str, Any]) -> Worse:
+def _worse(key: Key, ours: Step, base: Step) -> Worse:
     def first(units: list[str]) -> str:
         return units[0] if units else ""
 
@@ -217,41 +209,45 @@ def _worse(key: Key, ours: Mapping[str, Any], base: Mapping[str, Any]) -> Worse:
     )
 
 
-def _agreement(ours: Steps, base: Steps) -> dict[str, float]:
+def _agreement(ours: Steps, base: Steps) -> Agreement:
     pairs = list(zip(ours, base, strict=True))
     units = [(a["pred_command_units"], b["pred_command_units"]) for a, b in pairs]
-    shares = {
-        "same_first_command_pct": [a[:1] == b[:1] for a, b in units],
-        "same_commands_pct": [a == b for a, b in units],
+    agreement: Agreement = {
+        "same_first_command_pct": _share([a[:1] == b[:1] for a, b in units]),
+        "same_commands_pct": _share([a == b for a, b in units]),
     }
     texts = [(whole_text(a), whole_text(b)) for a, b in pairs]
     if all(text is not None for pair in texts for text in pair):
-        shares["same_text_pct"] = [a == b for a, b in texts]
-    return {name: round(100 * sum(same) / len(same), 1) for name, same in shares.items()}
+        agreement["same_text_pct"] = _share([a == b for a, b in texts])
+    return agreement
 
 
-def _figures_with_score(figures: Mapping[str, Any]) -> dict[str, float]:
-    named = {name: float(figures[name]) for name in FIGURES if isinstance(figures.get(name), int | float)}
-    return ({"score": headline(named)} if "avg_command_f1" in named else {}) | named
+def _share(same: Sequence[bool]) -> float:
+    return round(100 * sum(same) / len(same), 1)
 
 
-def _term(name: str) -> Callable[[Mapping[str, Any]], float | None]:
-    """What a figure is the mean of: a step's part in it, or None where the step does not count."""
+def _figures_with_score(figures: Aggregate) -> dict[str, float]:
+    named: dict[str, float] = {name: float(figures[name]) for name in FIGURES if name in figures}
+    return ({"score": headline(figures)} if "avg_command_f1" in figures else {}) | named
+
+
+def _term(name: str) -> Callable[[Step], float | None]:
+    """The function of a step whose mean is the figure; it returns None for a step that does not count."""
     if name == "score":
         return lambda step: 100 * float(step["command_f1"])
     if name == "next_action_score":
         return lambda step: 70 * float(step["command_f1"]) + 30 * float(step["first_cmd_exact"])
     factor, _, term = TERMS[name]
 
-    def scaled(step: Mapping[str, Any]) -> float | None:
-        value = term(dict(step))
+    def scaled(step: Step) -> float | None:
+        value = term(step)
         return None if value is None else factor * float(value)
 
     return scaled
 
 
 def _spread(tasks: Sequence[str], values: Sequence[float]) -> _Spread | None:
-    """The bootstrap of the mean of `values`, each of the task beside it; None where all are of one task."""
+    """The bootstrap of the mean of `values`; `tasks` has the task of each value. None if there is only one task."""
     numbers = {task: index for index, task in enumerate(dict.fromkeys(tasks))}
     if len(numbers) < 2:
         return None
@@ -269,13 +265,13 @@ def _rounded(name: str, spread: _Spread | None) -> tuple[float, float] | None:
 
 
 def _side(name: str, steps: Steps) -> _Spread | None:
-    """The bootstrap of one side's figure alone."""
+    """The bootstrap of the figure of one side alone."""
     term = _term(name)
     counted = [(step["task_id"], value) for step in steps if (value := term(step)) is not None]
     return _spread([task for task, _ in counted], [value for _, value in counted])
 
 
-def _paired_figures(ours: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> tuple[Figure, ...]:
+def _paired_figures(ours: Steps, base: Steps) -> tuple[Figure, ...]:
     our_figures, base_figures = _figures_with_score(aggregate(ours)), _figures_with_score(aggregate(base))
     return tuple(
         _paired_figure(name, base_figures[name], value, ours, base) for name, value in our_figures.items()
@@ -288,7 +284,7 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
     for a, b in zip(ours, base, strict=True):
         mine, theirs = term(a), term(b)
         if mine is not None and theirs is not None:
-            tasks.append(str(a["task_id"]))
+            tasks.append(a["task_id"])
             changes.append(mine - theirs)
     spread = _spread(tasks, changes)
     low, high = (spread.low, spread.high) if spread else (None, None)
@@ -315,7 +311,7 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
     )
 
 
-def _published_figures(ours: Sequence[dict[str, Any]], published: Mapping[str, Any]) -> tuple[Figure, ...]:
+def _published_figures(ours: Steps, published: Aggregate) -> tuple[Figure, ...]:
     theirs = _figures_with_score(published)
     steps = published.get("steps")
     figures = []
@@ -326,8 +322,8 @@ def _published_figures(ours: Sequence[dict[str, Any]], published: Mapping[str, A
         if name.endswith("_pct"):
             values = [x for x in map(_term(name), ours) if x is not None]
             our_interval = _binomial(sum(values), len(values))
-            # Of how many steps the completion figures are was not published.
-            if reference is not None and isinstance(steps, int) and "complete" not in name:
+            # The number of steps that the completion figures count was not published.
+            if reference is not None and steps is not None and "complete" not in name:
                 reference_interval = _binomial(reference * steps, steps)
         figures.append(
             Figure(
@@ -347,23 +343,24 @@ def _published_figures(ours: Sequence[dict[str, Any]], published: Mapping[str, A
 
 
 def _binomial(total: float, steps: int) -> tuple[float, float] | None:
-    """Wilson's interval in percent, from the sum of the steps' percentages (0 or 100 each)."""
+    """Wilson's interval in percent, from the sum of the percentages of the steps (0 or 100 each)."""
     if steps < 1:
         return None
     low, high = wilson(min(1.0, total / 100 / steps), steps)
     return round(100 * low, 1), round(100 * high, 1)
 
 
-def _grouped(
-    steps: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
-) -> dict[tuple[str, str], list[int]]:
-    """The indexes of steps by (kind, name) of their groups, in the order to be shown; a step may be in none."""
+def _grouped(ours: Steps, base: Steps | None) -> dict[tuple[str, str], list[int]]:
+    """The indices of steps by (kind, name) of their groups, in display order.
+
+    A step without `prompt_tokens` on either side is in no group of that kind.
+    """
     groups: dict[tuple[str, str], list[int]] = {}
-    for index, (ours, base) in enumerate(steps):
-        groups.setdefault(("source_group", ours["source_group"]), []).append(index)
-        groups.setdefault(("bucket", ours["bucket"]), []).append(index)
-        tokens = ours.get("prompt_tokens") or base.get("prompt_tokens")
-        if isinstance(tokens, int):
+    for index, step in enumerate(ours):
+        groups.setdefault(("source_group", step["source_group"]), []).append(index)
+        groups.setdefault(("bucket", step["bucket"]), []).append(index)
+        tokens = step.get("prompt_tokens") or (base[index].get("prompt_tokens") if base else None)
+        if tokens is not None:
             length = next((name for below, name in _LENGTHS if tokens < below), _LONGEST)
             groups.setdefault(("prompt_length", length), []).append(index)
     lengths = [*(name for _, name in _LENGTHS), _LONGEST]
@@ -377,15 +374,15 @@ def _grouped(
     return {group: groups[group] for group in sorted(groups, key=order)}
 
 
-def _f1(steps: Sequence[Mapping[str, Any]]) -> float:
-    return round(float(sum(step["command_f1"] for step in steps)) / len(steps), 4)
+def _f1(steps: Steps) -> float:
+    return round(sum(step["command_f1"] for step in steps) / len(steps), 4)
 
 
 def _paired_groups(ours: Steps, base: Steps) -> tuple[Group, ...]:
     groups = []
-    for (kind, name), indexes in _grouped(list(zip(ours, base, strict=True))).items():
+    for (kind, name), indexes in _grouped(ours, base).items():
         a, b = [ours[i] for i in indexes], [base[i] for i in indexes]
-        tasks = [str(step["task_id"]) for step in a]
+        tasks = [step["task_id"] for step in a]
         changes = [x["command_f1"] - y["command_f1"] for x, y in zip(a, b, strict=True)]
         bounds = _rounded("avg_command_f1", _spread(tasks, changes)) or (None, None)
         reference, value = _f1(b), _f1(a)
@@ -396,13 +393,17 @@ def _paired_groups(ours: Steps, base: Steps) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _published_groups(ours: Steps, published: Mapping[str, Any]) -> tuple[Group, ...]:
+def _published_groups(ours: Steps, published: Aggregate) -> tuple[Group, ...]:
+    figures: dict[str, dict[str, GroupFigures]] = {
+        "source_group": published.get("by_source_group", {}),
+        "bucket": published.get("by_bucket", {}),
+    }
     groups = []
-    for (kind, name), indexes in _grouped([(step, {}) for step in ours]).items():
+    for (kind, name), indexes in _grouped(ours, None).items():
         steps = [ours[i] for i in indexes]
         f1 = _f1(steps)
-        reference = mapping(mapping(published.get(f"by_{kind}")).get(name)).get("avg_command_f1")
-        reference = reference if isinstance(reference, int | float) else None
+        group = figures.get(kind, {}).get(name)
+        reference = group.get("avg_command_f1") if group else None
         difference = None if reference is None else round(f1 - reference, 4) + 0.0
         tasks = len({step["task_id"] for step in steps})
         groups.append(Group(kind, name, len(steps), tasks, reference, f1, difference, None, None))

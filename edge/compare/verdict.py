@@ -1,4 +1,4 @@
-"""What a figure's difference means, in a word and in one sentence for people. `docs/compare.md` explains each."""
+"""Say what the difference of a figure means, in one word and in plain sentences. docs/compare.md explains each."""
 
 from edge.compare.intervals import LEAST_TASKS, none_of
 from edge.metrics import TERMS
@@ -9,12 +9,12 @@ _LEVEL = 0.05
 
 
 def places(name: str) -> int:
-    """Decimal places that a figure is told with."""
+    """Decimal places of a figure in text and tables."""
     return 2 if name in ("score", "next_action_score") else TERMS[name][1]
 
 
 def amount(name: str, value: float) -> str:
-    """A size for people, without its sign: `2.1 points` for percentages and scores, `0.0210` for F1 and its parts."""
+    """The size of a difference without its sign: `2.1 points` (percentages, scores) or `0.0210` (F1 and its parts)."""
     unit = " commands a step" if name in _NEITHER_IS_BETTER else "" if name.startswith("avg_") else " points"
     return f"{abs(value):.{places(name)}f}{unit}"
 
@@ -22,7 +22,11 @@ def amount(name: str, value: float) -> str:
 def verdict(
     name: str, low: float | None, high: float | None, differing: int, counted: int, tasks: int
 ) -> str:
-    """The word: of how many steps of how many tasks the figure is made, and in how many steps the sides differ."""
+    """The verdict in a few words.
+
+    `low` and `high` bound the difference at 95 %. `counted` steps of `tasks` tasks count for the figure; the two sides
+    differ in `differing` of them.
+    """
     if not counted:
         return "no such steps"
     if not differing:
@@ -44,7 +48,7 @@ def p_text(p: float) -> str:
 
 
 def _possible(name: str, reference: float) -> float:
-    """The largest change for the worse that there could be, from the reference's value."""
+    """The largest possible change for the worse from the value of the reference."""
     if name in _NEITHER_IS_BETTER:
         return float("inf")
     whole = 1.0 if name.startswith("avg_") else 100.0
@@ -62,33 +66,33 @@ def sentence(
     p: float | None,
     tasks: int,
 ) -> str:
-    """The verdict `word` on a paired figure as one sentence: how large the difference is, or could have been unseen.
+    """The verdict `word` on a paired figure in sentences: the size of the difference, or the size that could be missed.
 
-    `tasks` are those with steps that count; `p` is McNemar's, and is mentioned only where it disagrees.
+    `tasks` is the number of tasks with steps that count. `p` is the p-value of McNemar's test. The sentences mention it
+    only if it disagrees with the interval.
     """
     if word == "no such steps":
         return "There are no such steps."
     if word == "no difference":
-        return f"No step differs; up to {100 * none_of(tasks):.0f} % of such tasks still could."
+        share = f"{100 * none_of(tasks):.0f} %"
+        return f"No step differs. At most {share} of all such tasks differ (95 % confidence)."
     if low is None or high is None:
-        return "One task alone gives no interval, and so no verdict."
+        return "With only one task there is no interval and no verdict."
     found = not low <= 0 <= high
     if found and tasks < LEAST_TASKS:
         return f"{_found(name, difference, low, high)}, but {tasks} tasks are too few for a verdict."
-    said = _found(name, difference, low, high) if found else _not_found(name, reference, detectable)
+    text = f"{_found(name, difference, low, high)}." if found else _not_found(name, reference, detectable)
     if p is not None and (p < _LEVEL) != found:
-        says = "would find a difference" if p < _LEVEL else "finds no difference"
-        said += f", yet McNemar's test, which takes steps as independent, {says} ({p_text(p)})"
-    return said + "."
+        what = "a difference" if p < _LEVEL else "no difference"
+        text += f" McNemar's test finds {what} ({p_text(p)}), but it treats steps as independent."
+    return text
 
 
 def _found(name: str, difference: float, low: float, high: float) -> str:
     sizes = sorted((abs(low), abs(high)))
     digits = places(name)
-    across = f"{sizes[0]:.{digits}f} to {sizes[1]:.{digits}f}"
-    if low == high:
-        across = "the same in every task"
-    size = f"{amount(name, difference)} ({across})"
+    bounds = f"95 % interval: {sizes[0]:.{digits}f} to {sizes[1]:.{digits}f}"
+    size = f"{amount(name, difference)} ({'the same in every task' if low == high else bounds})"
     if name in _NEITHER_IS_BETTER:
         return f"A {'rise' if low > 0 else 'fall'} of {size}"
     if name in _LESS_IS_BETTER:
@@ -97,22 +101,21 @@ def _found(name: str, difference: float, low: float, high: float) -> str:
 
 
 def _not_found(name: str, reference: float, detectable: float | None) -> str:
-    what = (
-        "change"
-        if name in _NEITHER_IS_BETTER
-        else "rise for the worse"
-        if name in _LESS_IS_BETTER
-        else "loss"
-    )
+    what = "change" if name in _NEITHER_IS_BETTER else "rise" if name in _LESS_IS_BETTER else "loss"
     if detectable is None:
-        return f"No {what} detected; the differences cancel in every task"
+        return f"No {what} was detected: the differences cancel in every task."
     possible = _possible(name, reference)
     if possible <= 0:
-        return f"No {what} is possible from the reference's {reference:.{places(name)}f}"
+        return f"The reference has {reference:.{places(name)}f}, so no {what} is possible."
     if detectable > possible:
-        return f"No {what} detected; with so few tasks of this spread even the largest possible one might not have been"
-    one = "a loss" if what == "loss" else "one"
-    return f"No {what} detected; {one} of more than {amount(name, detectable)} would have been"
+        return (
+            f"No {what} was detected. With so few tasks that differ this much, this comparison could miss even the "
+            f"largest possible {what}."
+        )
+    return (
+        f"No {what} was detected. This comparison would have detected a {what} of more than "
+        f"{amount(name, detectable)} (80 % power, 5 % level)."
+    )
 
 
 def unpaired_sentence(
@@ -121,16 +124,16 @@ def unpaired_sentence(
     ours: tuple[float, float] | None,
     theirs: tuple[float, float] | None,
 ) -> str:
-    """What can be said of a published figure: whether it lies in our own interval, and how sure it is itself."""
+    """What can be said about a published figure: whether it is in our interval, and its own interval if it has one."""
     if published is None:
         return "Not published."
     if ours is None:
-        return "Cannot be paired, and our steps give no interval."
+        return "Not paired, and our steps give no interval."
     digits = places(name)
 
     def span(bounds: tuple[float, float]) -> str:
         return f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
 
     where = "inside" if ours[0] <= published <= ours[1] else "outside"
-    known = f"its own is {span(theirs)}" if theirs else "its own interval cannot be known"
-    return f"Cannot be paired; the published {published:.{digits}f} lies {where} our interval ({span(ours)}); {known}."
+    known = f"Its own interval is {span(theirs)}." if theirs else "Its own interval is unknown."
+    return f"Not paired. The published {published:.{digits}f} is {where} our interval ({span(ours)}). {known}"

@@ -1,4 +1,4 @@
-"""The beginning of a GGUF: metadata, vocabulary, and the place of each tensor's data."""
+"""Write the header of a GGUF: metadata, vocabulary, and the place of each tensor's data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from edge.version import __version__
 
 @dataclass(frozen=True)
 class Placed:
-    """A tensor with its type's number in ggml; its size and where its data begins, in bytes."""
+    """A tensor, the ggml number of its type, the size of its data and the offset of its data, both in bytes."""
 
     tensor: TensorPlan
     type: int
@@ -34,10 +34,10 @@ def write_header(
     file_type: int,
     further: Sequence[tuple[str, Value]] = (),
 ) -> tuple[list[Placed], int]:
-    """Write what comes before the data; the tensors with their places, and the whole file's size.
+    """Write the header to `path`. Returns the tensors with their places, and the size of the whole file in bytes.
 
-    `tensors`: each with its type and its size in bytes, in the file's order. `further`: metadata beyond the
-    model's own, with full keys. Raises OSError.
+    `tensors`: each tensor with its ggml type and its size in bytes, in the order of the file. `file_type`:
+    general.file_type. `further`: more metadata, with full keys. Raises OSError.
     """
     writer = gguf.GGUFWriter(path, plan.architecture)
     try:
@@ -45,7 +45,7 @@ def write_header(
         writer.add_string(checksum.KEY, checksum.blank(len(tensors)))
         _add_vocabulary(writer, vocabulary, checkpoint.chat_template)
         for tensor, number, n_bytes in tensors:
-            kind: Any = number  # the gguf package lacks the newest types' names
+            kind: Any = number  # the gguf package does not know the newest types
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), n_bytes, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

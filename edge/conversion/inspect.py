@@ -1,14 +1,15 @@
-"""What a GGUF is: `edge inspect FILE.gguf`.
+"""`edge inspect`: show what a GGUF contains, where it comes from and what is wrong with it.
 
-Data first: `inspect` collects an Inspection, whose `to_text` and `to_json` show it. All texts come from the file,
-that is from anywhere: shown ones are one line each, cut, and cannot steer a terminal.
+`inspect` returns an Inspection; `to_text` and `to_json` show it. The texts in a file are untrusted: `to_text` prints
+each on one line, cut and without control characters.
 """
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gguf import TokenType
 
@@ -29,12 +30,12 @@ from edge.system.tables import display_width
 if TYPE_CHECKING:
     from edge.conversion.verify import Comparison
 
-_SHOWN = 100  # columns of a text from the file
+_SHOWN = 100  # maximum width of a text from the file, in columns
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokenizer: `kinds` counts the tokens by kind, `special` has the id and text of each named one."""
+    """The tokenizer. `kinds`: the number of tokens of each kind. `special`: id and text of each named token."""
 
     model: str
     pre: str
@@ -48,7 +49,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Template:
-    """The chat template, and what edge makes of it: a status as in results, and why it is not used if it is not."""
+    """The chat template. `status`: as in results. `reason`: why edge does not use the template, otherwise empty."""
 
     characters: int
     first_line: str
@@ -58,10 +59,10 @@ class Template:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that is told of a file. Sizes in bytes.
+    """What `edge inspect` shows of a file. Sizes are in bytes.
 
-    `problems` are what is wrong with it, one line each: with `verified` all data was read for that. `comparison`
-    holds it against its source, if one was given.
+    `problems`: what is wrong with the data, one line each; always empty unless `verified`. `comparison`: the result of
+    the comparison with the source, if one was given.
     """
 
     model: ModelFile
@@ -80,7 +81,7 @@ class Inspection:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing wrong was found, and all was compared that was to be."""
+        """Whether there is no problem, and the comparison, if any, found no difference and skipped no tensor."""
         compared = self.comparison
         return not self.problems and not (compared and (compared.different or compared.skipped))
 
@@ -112,10 +113,8 @@ class Inspection:
             ),
         ]
         if self.verified:
-            found = "all data read: every value is a number, every byte has its place"
-            lines.append(
-                f"  data         {found if not self.problems else _count(len(self.problems), 'problem')}"
-            )
+            good = "all data read: no NaN or Inf, no stray bytes"
+            lines.append(f"  data         {_count(len(self.problems), 'problem') if self.problems else good}")
         lines += [f"  PROBLEM      {_clean(problem)}" for problem in self.problems]
         if self.comparison is not None:
             lines += _comparison_lines(self.comparison)
@@ -133,10 +132,13 @@ def inspect(
     lora: Path | None = None,
     threads: int | None = None,
 ) -> Inspection:
-    """Look at a GGUF. `verify` reads all of its data; `source`, a checkpoint's folder or hub id, makes every tensor
-    anew and compares, for which `imatrix` and `lora` must be those that the file was made with.
+    """Inspect a GGUF.
 
-    Raises ModelFileError for a file that cannot be read, CheckpointError and ConversionError for a source.
+    `verify`: read all of its data and check it. `source`: its checkpoint, a folder or hub id; edge converts every
+    tensor again and compares. Then `imatrix` and `lora` must be those that the file was made with. `revision`: branch,
+    tag or commit of a hub id. `offline`: use only the hub's cache.
+
+    Raises ModelFileError if the file cannot be read, CheckpointError or ConversionError if the source cannot.
     """
     path = Path(path)
     model = read_model_file(path)
@@ -171,7 +173,7 @@ def inspect(
     )
 
 
-def _tokens(path: Path, metadata: dict[str, Any]) -> Tokens:
+def _tokens(path: Path, metadata: Mapping[str, object]) -> Tokens:
     texts = read_array(path, "tokenizer.ggml.tokens")
     kinds = Counter(read_array(path, "tokenizer.ggml.token_type"))
     names = {int(kind): kind.name.lower() for kind in TokenType}
@@ -193,7 +195,7 @@ def _tokens(path: Path, metadata: dict[str, Any]) -> Tokens:
 
 
 def _template(source: PromptSource) -> Template | None:
-    """Rendered with the messages that `edge run` makes of a task."""
+    """The template, tried on the messages that `edge run` sends."""
     if source.template is None:
         return None
     rendered = render_prompt(task_messages("ls", "$"), source)
@@ -201,11 +203,11 @@ def _template(source: PromptSource) -> Template | None:
     return Template(len(source.template), first, rendered.status, rendered.reason)
 
 
-# --- as text ---
+# --- the text ---
 
 
 def _clean(text: str, width: int = _SHOWN) -> str:
-    """One line of at most `width` columns in which nothing can steer a terminal."""
+    """A text as one line of at most `width` columns, without control characters."""
     shown = "".join(char if char.isprintable() else "·" for char in text[: width + 1])
     while display_width(shown) > width:
         shown = shown[:-2] + "…"
@@ -253,7 +255,7 @@ def _template_lines(template: Template | None) -> list[str]:
     made = (
         "edge renders it"
         if template.status == "chat_template"
-        else f"NOT USED, prompts are the {template.status}"
+        else f"NOT USED, prompts use {template.status}"
     )
     why = f": {_clean(template.reason)}" if template.reason else ""
     return [
@@ -264,10 +266,10 @@ def _template_lines(template: Template | None) -> list[str]:
 
 def _comparison_lines(comparison: "Comparison") -> list[str]:
     at = f" at {comparison.revision}" if comparison.revision else ""
-    equal = f"{_count(comparison.equal, 'tensor')} made anew with the same bits"
+    equal = f"{_count(comparison.equal, 'tensor')} converted again with the same bits"
     lines = [f"  source       {_clean(comparison.source)}{at}: {equal}"]
     if comparison.skipped:
-        why = "made with an importance matrix, which --imatrix gives"
+        why = "made with an importance matrix; give it with --imatrix"
         lines.append(f"               {len(comparison.skipped):,} not compared: {why}")
     lines += [f"  DIFFERS      {_clean(d.name, 60)}: {_clean(d.problem)}" for d in comparison.different]
     return lines

@@ -1,13 +1,13 @@
-"""Matching a checkpoint against its family's table: which stored tensor becomes which GGUF tensor, and how.
+"""Plan a conversion: match a checkpoint with the table of its family, tensor by tensor.
 
-The tables themselves are in families/; this module knows no architecture.
+The tables are in families/. This module does not depend on an architecture.
 """
 
 import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +20,12 @@ from edge.formats.checkpoint import Checkpoint, StoredTensor
 Array = npt.NDArray[Any]
 Value = bool | int | float | str | list[int] | list[bool]
 Dims = dict[str, int]
-Stored = dict[str, StoredTensor]  # by names without wrappers
+Stored = dict[str, StoredTensor]  # by name without wrapper prefixes
 
-_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS: beyond it llama.cpp would end the process
-_MAX_FLOAT = 3e38  # metadata is float32
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS: above it llama.cpp stops the process
+_MAX_FLOAT = 3e38  # GGUF metadata is float32
 
-# Wrappers that training frameworks and multimodal parents put before the names, sometimes twice.
+# Prefixes that training frameworks and multimodal models put before tensor names, sometimes twice.
 _WRAPPERS = re.compile(r"^(?:(?:model|language_model|_orig_mod|module|base_model)\.)+")
 _TOWERS = re.compile(
     r"^(?:vision_tower|vision_model|visual|audio_tower|audio_encoder|multi_modal_projector|mm_projector"
@@ -36,64 +36,59 @@ _SKIPPED = re.compile(r"(?:^|\.)rotary_emb\.inv_freq$|^pos_emb\.inv_freq$")
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the GGUF: where it comes from and how it is made. `shape` is in numpy's order, rows
-    first.
-    """
+    """One tensor of the GGUF: its source and how its values change. `shape` is in numpy's order, rows first."""
 
     name: str
     shape: tuple[int, ...]
-    f32: bool  # always float32, whatever the file's type
-    parts: tuple[StoredTensor, ...]  # one, or one per expert, stacked; none: `change` makes it from nothing
+    f32: bool  # always float32, for any type of the file
+    parts: tuple[StoredTensor, ...]  # one; or one per expert, to stack; or none: `change` computes the values
     change: Callable[[Array], Array]
-    wide: bool = False  # `change` computes: it takes a part as float32 and gives float32
+    wide: bool = False  # `change` computes: it takes float32 and returns float32
 
     @property
     def n_values(self) -> int:
         return math.prod(self.shape)
 
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of one part after its change: without the experts' axis if the parts are to be
-        stacked.
-        """
+        """The shape of one part after its change: without the axis of the experts if the parts are stacked."""
         return self.shape[1:] if len(self.parts) > 1 else self.shape
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole GGUF but for the vocabulary: the architecture, its metadata (without the `arch.` prefix),
-    tensors.
-    """
+    """A whole GGUF without its vocabulary. The keys in `metadata` have no `architecture.` prefix."""
 
     architecture: str
     metadata: list[tuple[str, Value]]
     tensors: list[TensorPlan]
     n_vocab: int
     n_experts: int
-    notes: tuple[str, ...] = ()  # what was left out or repaired, each in one line
+    notes: tuple[str, ...] = ()  # what was omitted or repaired, one line each
 
 
 @dataclass(frozen=True)
 class Change:
-    """A transform of a stored tensor, and the stored shape that it starts from.
+    """A transform of a stored tensor, and the stored shape that it expects.
 
-    One that only moves values works on any dtype; one that computes is `wide`: float32 in, float32 out.
+    A change that only moves values works on any dtype. A change that computes is `wide`: float32 in, float32 out.
     """
 
     apply: Callable[[Array, Dims], Array]
     stored_shape: Callable[[tuple[int, ...], Dims], tuple[int, ...]] = lambda shape, dims: shape
-    shared: bool = False  # another row takes the rest of the same stored tensor
+    shared: bool = False  # another row uses the rest of the same stored tensor
     wide: bool = False
 
     def take(self, stored: Stored, name: str) -> None:
+        """Remove a used tensor from `stored`, unless another row needs it too."""
         if not self.shared:
             del stored[name]
 
 
 KEEP = Change(lambda array, dims: array)
 PLUS_ONE = Change(lambda array, dims: array + np.float32(1), wide=True)
-# A convolution's kernel, stored as [channels, 1, length].
+# The kernel of a convolution, stored as [channels, 1, length].
 SQUEEZE = Change(lambda array, dims: array[:, 0], lambda shape, dims: (shape[0], 1, *shape[1:]))
-# Fused experts, as transformers 5 keeps them: [X, 2M, E], gate rows first.
+# Fused experts, as transformers 5 stores them: [X, 2M, E], gate rows first.
 GATE_HALF = Change(
     lambda array, dims: array[:, : dims["M"]],
     lambda shape, dims: (shape[0], 2 * shape[1], shape[2]),
@@ -106,73 +101,87 @@ UP_HALF = Change(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a family's table. `{i}` stands for the layer, `{x}` for the expert.
+    """One row of a family's table. `{i}` is the layer, `{x}` the expert.
 
-    A row of experts names its stored tensor one by one, and with `fused` how it is called and changed where
-    the checkpoint holds a layer's experts as one tensor.
+    A row of experts names one stored tensor per expert. `fused` is the name and the change for a checkpoint that
+    stores the experts of a layer as one tensor.
     """
 
     gguf: str
     stored: str
     shape: str
-    layers: str = "all"  # the kind of layer that has it
+    layers: str = "all"  # the kind of layer that has this tensor
     change: Change = KEEP
     f32: bool = False
     optional: bool = False
-    zeros: bool = False  # whatever is stored, the GGUF gets zeros
+    zeros: bool = False  # the GGUF gets zeros, even if the checkpoint has values
     fused: tuple[str, Change] | None = None
 
 
 def no_extra(config: "Config", dims: Dims) -> list[TensorPlan]:
+    """The default of `Family.extra`: no further tensors."""
     return []
 
 
 def as_it_is(config: "Config", stored: Stored) -> tuple["Config", Stored, list[str]]:
+    """The default of `Family.adapt`: no change."""
     return config, stored, []
 
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: its table, and what is read from config.json for it."""
+    """An architecture: its table, and functions that read config.json."""
 
     architecture: str
     rows: tuple[Row, ...]
     dims: Callable[["Config"], Dims]
-    layers: Callable[["Config"], list[set[str]]]  # the kinds of each layer
+    layers: Callable[["Config"], list[set[str]]]  # for each layer, its kinds
     metadata: Callable[["Config", Dims], list[tuple[str, Value]]]
-    tied: bool | None  # transformers' default for tie_word_embeddings; None: as the stored tensors are
+    tied: bool | None  # transformers' default of tie_word_embeddings; None: the stored tensors decide
     extra: Callable[["Config", Dims], list[TensorPlan]] = no_extra  # tensors computed from the config
-    # transformers' defaults of keys that published config.json files leave out
-    defaults: dict[str, Any] = field(default_factory=dict)
-    # Before the table is looked at: stored names and config.json brought into its form, with notes.
+    # transformers' defaults of keys that published config.json files omit
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    # Changes names and config.json to the form that the table expects; called first. The texts are notes for the user.
     adapt: Callable[["Config", Stored], tuple["Config", Stored, list[str]]] = as_it_is
 
 
 @dataclass(frozen=True)
 class Config:
-    """config.json with checked access: every error names the key."""
+    """Checked access to config.json. Each error names the file (`where`) and the key."""
 
     where: str
-    values: dict[str, Any]
+    values: dict[str, object]
 
     def integer(self, *keys: str, default: int | None = None, least: int = 1) -> int:
-        """The first of the keys that is there. Raises ConversionError: none, or not an integer >= least."""
+        """The value of the first key that exists.
+
+        Raises ConversionError if no key exists, or if the value is not an integer of at least `least`.
+        """
         for key in keys:
             value = self.values.get(key)
             if value is not None:
                 if type(value) is not int or not least <= value < 1 << 31:
-                    raise ConversionError(f"{self.where}: {key} is {value!r}, not an integer from {least}")
+                    raise ConversionError(
+                        f"{self.where}: {key} is {value!r}, not an integer of at least {least}"
+                    )
                 return value
         if default is None:
             raise ConversionError(f"{self.where}: has no {keys[0]}")
         return default
 
     def number(self, *keys: str, default: float | None = None) -> float:
-        """The first of the keys that is there. Raises ConversionError: none, or not a positive finite number."""
+        """The value of the first key that exists.
+
+        Raises ConversionError if no key exists, or if the value is not positive and finite.
+        """
         for key in keys:
             value = self.values.get(key)
             if value is not None:
-                if type(value) not in (int, float) or not 0 < value < _MAX_FLOAT:
+                if (
+                    isinstance(value, bool)
+                    or not isinstance(value, int | float)
+                    or not 0 < value < _MAX_FLOAT
+                ):
                     raise ConversionError(f"{self.where}: {key} is {value!r}, not a positive number")
                 return float(value)
         if default is None:
@@ -180,15 +189,16 @@ class Config:
         return default
 
     def flag(self, *keys: str, default: bool) -> bool:
-        """The first of the keys that is there. Raises ConversionError: not a boolean."""
+        """The value of the first key that exists. Raises ConversionError if it is not a boolean."""
         found = [self.values[key] for key in keys if self.values.get(key) is not None]
         if found and type(found[0]) is not bool:
             raise ConversionError(f"{self.where}: {keys[0]} is {found[0]!r}, not true or false")
         return bool(found[0]) if found else default
 
-    def must_be(self, key: str, wanted: Any, default: Any) -> None:
-        """llama.cpp's graph has the wanted value built in: any other would convert to a model that answers
-        wrongly.
+    def must_be(self, key: str, wanted: object, default: object) -> None:
+        """Raises ConversionError if a key does not have the value that is built into llama.cpp.
+
+        With any other value the GGUF would compute wrong results.
         """
         value = self.values.get(key, default)
         if value != wanted:
@@ -197,10 +207,10 @@ class Config:
             )
 
 
-def text_values(values: dict[str, Any]) -> dict[str, Any]:
-    """A config.json's values as they are for the text model: a multimodal parent keeps them in text_config.
+def text_values(values: dict[str, object]) -> dict[str, object]:
+    """The values of config.json for the text model. A multimodal model stores them in text_config.
 
-    Whether the output matrix is the embedding is the parent's to say, as in transformers.
+    As in transformers, its own tie_word_embeddings takes precedence over that of text_config.
     """
     text = values.get("text_config")
     if not isinstance(text, dict):
@@ -210,16 +220,16 @@ def text_values(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
-    """Match a checkpoint against its family's table.
+    """Match a checkpoint with the table of its family.
 
-    Raises ConversionError: a hyper-parameter that is missing or that llama.cpp cannot run, a tensor that is
-    missing, of another shape than config.json says, or that has no place in the table.
+    Raises ConversionError for a hyper-parameter that is missing or that llama.cpp cannot run, and for a tensor that is
+    missing, has another shape than config.json requires, or is not in the table.
     """
     n_layers = config.integer("num_hidden_layers")
-    if n_layers > _MAX_LAYERS:  # before anything is made for each of them
+    if n_layers > _MAX_LAYERS:  # before a list is built for each layer
         raise ConversionError(f"{config.where}: {n_layers} layers; llama.cpp takes at most {_MAX_LAYERS}")
     stored, notes = _bare_names(checkpoint)
-    config = Config(config.where, family.defaults | config.values)
+    config = Config(config.where, {**family.defaults, **config.values})
     config, stored, further = family.adapt(config, stored)
     dims = family.dims(config)
     layers = family.layers(config)
@@ -230,8 +240,8 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     tensors = list(_match(family, dims, layers, stored, tied, str(checkpoint.folder)))
     if stored:
         raise ConversionError(
-            f"{checkpoint.folder}: {min(stored)} has no place in a {family.architecture} model; "
-            "the checkpoint is of another architecture than its config.json says"
+            f"{checkpoint.folder}: {min(stored)} is not a tensor of a {family.architecture} model; "
+            "the architecture in config.json does not fit the checkpoint"
         )
     return Plan(
         architecture=family.architecture,
@@ -244,8 +254,9 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
 
 
 def _bare_names(checkpoint: Checkpoint) -> tuple[Stored, list[str]]:
-    """The tensors by their names without wrappers, without those that a text model does not need; and what
-    was left out or repaired.
+    """The tensors that a text model needs, by name without wrapper prefixes; and notes on what changed.
+
+    Raises ConversionError if two names become the same.
     """
     stored: Stored = {}
     towers: Counter[str] = Counter()
@@ -258,20 +269,19 @@ def _bare_names(checkpoint: Checkpoint) -> tuple[Stored, list[str]]:
             towers[bare.partition(".")[0]] += 1
             continue
         if bare in stored:
-            raise ConversionError(
-                f"{checkpoint.folder}: {name} and {stored[bare].name} are the same tensor twice"
-            )
+            raise ConversionError(f"{checkpoint.folder}: {name} and {stored[bare].name} name the same tensor")
         prefix = name.removesuffix(bare)
         if max(prefix.split(".").count(part) for part in ("model", "language_model")) > 1:
             doubled[prefix] += 1
         stored[bare] = tensor
     notes = [
-        f"the doubled prefix {prefix} of {count} tensors was repaired" for prefix, count in doubled.items()
+        f"the doubled prefix {prefix} was removed from {count} tensor names"
+        for prefix, count in doubled.items()
     ]
     if towers:
         notes.append(
-            f"{', '.join(sorted(towers))} ({sum(towers.values())} tensors) left out: "
-            "the GGUF holds the text model alone"
+            f"{', '.join(sorted(towers))} ({sum(towers.values())} tensors) omitted: "
+            "the GGUF contains only the text model"
         )
     return stored, notes
 
@@ -279,7 +289,7 @@ def _bare_names(checkpoint: Checkpoint) -> tuple[Stored, list[str]]:
 def _match(
     family: Family, dims: Dims, layers: list[set[str]], stored: Stored, tied: bool, where: str
 ) -> Iterator[TensorPlan]:
-    """The plan of each tensor that the table asks for; what it uses is taken out of `stored`."""
+    """The plan of each tensor in the table. Removes the tensors that it uses from `stored`."""
     all_kinds = {"all"}.union(*layers)
     for row in family.rows:
         if "{i}" not in row.gguf and row.layers in all_kinds and not (tied and row.gguf == "output.weight"):
@@ -329,12 +339,12 @@ def _match_row(
 
 
 def _stored_as(name: str, stored: Stored) -> str:
-    """The name, with the `.weight` that some exports give to parameters without one."""
+    """The name as stored. Some exports add `.weight` to the names of plain parameters."""
     return name if name in stored or f"{name}.weight" not in stored else f"{name}.weight"
 
 
 def _size(axis: str, dims: Dims) -> int:
-    """An axis of a row: a key of `dims`, a number, or a number times a key (`2M`)."""
+    """The length of an axis of a row: a key of `dims`, a number, or a number times a key (`2M`)."""
     if axis.isdigit():
         return int(axis)
     factor = axis.rstrip(string.ascii_letters)
@@ -342,5 +352,5 @@ def _size(axis: str, dims: Dims) -> int:
 
 
 def made(name: str, values: Array) -> TensorPlan:
-    """A float32 tensor that no checkpoint holds."""
+    """A float32 tensor that edge computes, because checkpoints do not store it."""
     return TensorPlan(name, values.shape, True, (), lambda _: values)

@@ -1,14 +1,14 @@
-"""The tokenization proof: llama.cpp against the tokenizer of the checkpoint."""
+"""Check that llama.cpp tokenizes text as the checkpoint's tokenizer does."""
 
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from edge.conversion.tokenizer import read_tokenizer
+from edge.conversion.tokenizer_json import read_tokenizer
 from edge.errors import ConversionError, ModelFileError
 from edge.llama.vocabulary import file_vocabulary
 
-# Terminal output, code, Korean and other scripts, emoji, long runs of blanks and newlines.
+# Terminal output, code, Korean and other scripts, emoji, long runs of spaces and newlines.
 PROBE = (
     "root@box:~/src# ls -la --color=never | head -n 3\ntotal 48\n"
     "drwxr-xr-x  7 root root   4096 Nov 23 01:05 .\n-rw-r--r--  1 me  wheel  13185 2026-11-23 a_b-c.tar.gz\n"
@@ -26,14 +26,15 @@ PROBE = (
 
 
 def check_tokenization(gguf: Path, tokenizer_json: Path, add_special: bool) -> None:
-    """Compare llama.cpp's tokenization with the tokenizers package on PROBE, control tokens among it.
+    """Compare llama.cpp's tokenization of PROBE and the added tokens with that of the tokenizers package.
 
-    Raises ConversionError with the first place where they differ.
+    `gguf` needs a header only. `add_special` also compares the special tokens that are added around a text.
+    Raises ConversionError that shows the first difference.
     """
     tokenizer = read_tokenizer(tokenizer_json)
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()][:200]
     if tokenizer.normalizer is not None and '"▁"' in str(tokenizer.normalizer):
-        # Gemma's runs of blanks: real text has blanks there, and llama.cpp would not see a ▁ as one
+        # Gemma's runs of spaces: text contains spaces there, and llama.cpp does not read ▁ as a space
         special = [text.replace("▁", " ") for text in special]
     probe = PROBE + "".join(f"{text}word {text}\n" for text in special)
     try:

@@ -1,8 +1,8 @@
-"""`edge inspect --verify`: a GGUF's data read in full, and held against the checkpoint that it was made from.
+"""Verify a GGUF: read all of its data, and compare it with its checkpoint (`edge inspect --verify`, `--source`).
 
-The second is the stronger test: every tensor is converted and quantized anew, to the type that the file has for
-it, and must come out the same to the last bit. It needs no file beside the model and no more memory than the
-largest tensor.
+The comparison is the stronger test: edge converts and quantizes every tensor again, to the type that the file has, and
+every bit must be the same. It writes only a temporary file for each tensor, and needs no more memory than the largest
+tensor.
 """
 
 import contextlib
@@ -11,10 +11,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -45,7 +44,7 @@ _CHUNK = 1 << 24  # bytes checked at a time
 
 @dataclass(frozen=True)
 class Difference:
-    """Something of the file that is not as the source makes it: a tensor's or key's name, and how it differs."""
+    """One difference between a file and its source: the name of a tensor or key, and how it differs."""
 
     name: str
     problem: str
@@ -53,9 +52,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file held against its source: how many tensors are the same to the last bit, and what is not.
+    """A file compared with its source: the number of tensors with the same bits, and all differences.
 
-    `skipped`: tensors that could not be made anew, for want of the importance matrix.
+    `skipped`: tensors that edge could not convert again, because the importance matrix was not given.
     """
 
     source: str
@@ -66,10 +65,10 @@ class Comparison:
 
 
 def check_data(path: Path) -> list[str]:
-    """What is wrong with a GGUF's data, one line each: what is not as `edge convert` wrote it, by its checksums, values
-    that are no numbers, bytes that belong to nothing, tensors that do not fit the metadata. Reads the whole file.
+    """What is wrong with the data of a GGUF, one line each. Reads the whole file.
 
-    Raises ModelFileError for a file whose header is damaged.
+    The lines name data that does not fit the checksums of `edge convert`, rows with NaN or Inf, bytes that belong to no
+    tensor, and tensors that do not fit the metadata. Raises ModelFileError if the header is damaged.
     """
     model = read_model_file(path)
     tensors = read_tensors(path)
@@ -88,12 +87,12 @@ def check_data(path: Path) -> list[str]:
                             f"{tensor.name}: row {row:,} of {rows:,} holds NaN or Inf ({tensor.type})"
                         )
         finally:
-            del data  # else the mapping cannot be closed
+            del data  # otherwise the mapping cannot be closed
     return problems
 
 
-def _misfits(model: ModelFile, tensors: list[TensorInfo], metadata: dict[str, Any]) -> Iterator[str]:
-    """Where the tensors and the metadata contradict each other."""
+def _misfits(model: ModelFile, tensors: list[TensorInfo], metadata: Mapping[str, object]) -> Iterator[str]:
+    """Contradictions between the tensors and the metadata."""
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     for name in ("token_embd.weight", "output.weight"):
         if name in shapes and shapes[name][1:] != (model.n_vocab,):
@@ -104,7 +103,7 @@ def _misfits(model: ModelFile, tensors: list[TensorInfo], metadata: dict[str, An
     layers = metadata.get(f"{model.architecture}.block_count")
     found = {int(match[1]) for name in shapes if (match := re.match(r"blk\.(\d{1,9})\.", name))}
     if isinstance(layers, int) and found != set(range(layers)):
-        yield f"the tensors are of {len(found):,} layers, but block_count is {layers:,}"
+        yield f"the tensors belong to {len(found):,} layers, but block_count is {layers:,}"
 
 
 def _stray_bytes(data: npt.NDArray[np.uint8], places: list[tuple[int, int]]) -> Iterator[str]:
@@ -116,7 +115,7 @@ def _stray_bytes(data: npt.NDArray[np.uint8], places: list[tuple[int, int]]) -> 
 
 
 def _first_bad_row(data: npt.NDArray[np.uint8], tensor: TensorInfo) -> int | None:
-    """The first row in which ggml finds what is no number."""
+    """The first row with NaN or Inf, as ggml finds it; None if there is none."""
     number = ggml.types()[tensor.type.lower()]
     n_rows = _n_rows(tensor)
     if not n_rows or not tensor.n_bytes:
@@ -140,7 +139,7 @@ def _n_rows(tensor: TensorInfo) -> int:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep what ggml's C code prints of bad values from the terminal: they are reported in our own words."""
+    """Discard what ggml's C code prints to stderr about bad values: edge reports them itself."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -165,9 +164,10 @@ def compare_with_source(
     lora: Path | None = None,
     threads: int | None = None,
 ) -> Comparison:
-    """Make every tensor of a GGUF anew from its checkpoint, and compare; also vocabulary, template and metadata.
+    """Convert every tensor of a GGUF again from its checkpoint and compare; also vocabulary, template and metadata.
 
-    `imatrix`, `lora`: what the file was made with. Raises CheckpointError, ConversionError, ModelFileError.
+    `imatrix`, `lora`: those that the file was made with. Raises CheckpointError or ConversionError if the source
+    cannot be read, and ModelFileError if the GGUF cannot.
     """
     model = read_model_file(path)
     checkpoint = open_checkpoint(source, revision=revision, offline=offline)
@@ -180,7 +180,7 @@ def compare_with_source(
     different = [*_other_metadata(path, model, metadata, checkpoint, plan)]
     adapter = metadata.get("edge.lora")
     if adapter is not None and lora is None:
-        different.append(Difference("edge.lora", f"made with the adapter {adapter}, which --lora gives"))
+        different.append(Difference("edge.lora", f"made with the adapter {adapter}; give it with --lora"))
     different += [Difference(name, "the file lacks it") for name in planned if name not in stored]
     different += [Difference(name, "the source has no such tensor") for name in stored if name not in planned]
     weights: dict[str, npt.NDArray[np.float32]] = {}
@@ -201,7 +201,7 @@ def compare_with_source(
                 skipped.append(name)
                 continue
             output = _output(planned[name], info, number, kind, weights.get(name))
-            problem = "is of another shape" if output is None else _remade(output, info, mapped, threads)
+            problem = "has another shape" if output is None else _remade(output, info, mapped, threads)
             if problem:
                 different.append(Difference(name, problem))
             else:
@@ -212,7 +212,7 @@ def compare_with_source(
 def _output(
     tensor: TensorPlan, info: TensorInfo, number: int, kind: str, weights: npt.NDArray[np.float32] | None
 ) -> Output | None:
-    """How a tensor is to be made anew; None if its shape is not the file's."""
+    """How to convert a tensor again; None if its shape differs from that in the file."""
     if tensor.shape[::-1] != info.shape:
         return None
     columns = tensor.shape[-1]
@@ -223,13 +223,13 @@ def _output(
 
 
 def _remade(output: Output, info: TensorInfo, mapped: mmap.mmap, threads: int | None) -> str | None:
-    """Make a tensor anew and compare it with the file's; what differs, if anything does."""
+    """Convert a tensor again and compare it with the file. Returns the difference, or None."""
     with tempfile.TemporaryFile() as file:
         file.truncate(info.n_bytes)
         try:
             write_weights(file.fileno(), [output], threads or physical_cores(), lambda done, total: None)
         except ConversionError as error:
-            return f"cannot be made anew: {error}"
+            return f"cannot be converted again: {error}"
         n_rows = _n_rows(info)
         wrong = np.zeros(n_rows, bool)
         for at in range(0, info.n_bytes, _CHUNK):
@@ -244,9 +244,9 @@ def _remade(output: Output, info: TensorInfo, mapped: mmap.mmap, threads: int | 
 
 
 def _other_metadata(
-    path: Path, model: ModelFile, metadata: dict[str, Any], checkpoint: Checkpoint, plan: Plan
+    path: Path, model: ModelFile, metadata: Mapping[str, object], checkpoint: Checkpoint, plan: Plan
 ) -> Iterator[Difference]:
-    """Hyper-parameters, vocabulary and template that the source gives otherwise."""
+    """Hyper-parameters, vocabulary and template that differ from the source."""
     if model.architecture != plan.architecture:
         yield Difference(
             "general.architecture", f"{model.architecture}, but the source is {plan.architecture}"
@@ -269,10 +269,10 @@ def _other_metadata(
                 f"{len(found):,}, the source has {len(texts):,}; {len(wrong):,} differ{where}",
             )
     if read_array(path, "tokenizer.ggml.token_type") != vocabulary.types:
-        yield Difference("tokenizer.ggml.token_type", "not those of the source")
+        yield Difference("tokenizer.ggml.token_type", "differ from those of the source")
     for kind, number in vocabulary.special_ids.items():
         key = gguf.Keys.Tokenizer.__dict__[f"{kind.upper()}_ID"]
         if metadata.get(key) != number:
             yield Difference(key, f"{metadata.get(key)!r}, but the source gives {number!r}")
     if (metadata.get("tokenizer.chat_template") or None) != (checkpoint.chat_template or None):
-        yield Difference("tokenizer.chat_template", "is not the source's")
+        yield Difference("tokenizer.chat_template", "differs from that of the source")

@@ -1,6 +1,6 @@
-"""The tensors of a GGUF: read, checked, cast or quantized in blocks of rows on all cores, each written to its place.
+"""Read, check, quantize and write the tensors of a GGUF, in blocks of rows on all cores.
 
-While one core quantizes, others read and write; no more than a few blocks are in memory at once.
+Some threads read and write while others quantize. Only a few blocks are in memory at the same time.
 """
 
 from collections import deque
@@ -20,16 +20,16 @@ from edge.system.files import write_at
 from edge.system.progress import Progress
 
 FLOATS = {name: ggml.types()[name.lower()] for name in ("F32", "F16", "BF16")}
-_EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # all ones there: NaN or Inf
-_BLOCK = 1 << 20  # values quantized at a time: a tenth of a second, a few megabytes
+_EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # NaN and Inf have all of these bits
+_BLOCK = 1 << 20  # values quantized at a time: about 0.1 s and a few megabytes
 
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor of the file: its type's number in ggml, where its data begins, its importance matrix.
+    """A tensor to write: `type` is its ggml number, `offset` and `n_bytes` are in bytes.
 
-    `importance` has the shape (matrices, columns): one row for each expert of a stack. `kind` is the float type
-    that its values pass through, as they do through the file that llama.cpp's converter writes.
+    `kind`: the float type that the values are rounded to before they are quantized, because llama.cpp quantizes a
+    file of that type. `importance`: the column weights, of shape (matrices, columns), one row for each expert.
     """
 
     tensor: TensorPlan
@@ -42,7 +42,7 @@ class Output:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some rows of one matrix, of shape (n, columns); `dtype` is how they are stored."""
+    """Some rows of one matrix, of shape (n, columns). `dtype` is their stored type, `offset` their place in bytes."""
 
     output: Output
     rows: Array
@@ -53,9 +53,9 @@ class _Block:
 
 
 def write_weights(descriptor: int, outputs: Sequence[Output], threads: int, progress: Progress) -> None:
-    """Write the data of all tensors; `progress` is told how many bytes of how many are written.
+    """Write the data of all tensors. `progress` receives the number of bytes written and their total.
 
-    Raises CheckpointError: NaN or Inf. Raises ConversionError: values beyond a type's range. Raises OSError.
+    Raises CheckpointError for NaN or Inf, ConversionError for values out of the range of a type, and OSError.
     """
     running: deque[Future[int]] = deque()
     done, total = 0, sum(output.n_bytes for output in outputs)
@@ -93,12 +93,12 @@ def _blocks(output: Output) -> Iterator[_Block]:
 
 
 def _changed(tensor: TensorPlan, part: StoredTensor | None) -> tuple[Array, str]:
-    """A part's values in the file's shape, and their dtype: mapped from the checkpoint where nothing moves them."""
+    """A part's values in the shape of the file, and their dtype. They stay memory-mapped if no change moves them."""
     if part is None:
         return tensor.change(np.empty(0, np.float32)), "F32"
     if not tensor.wide or part.dtype == "F32":
         return tensor.change(part.read()), part.dtype
-    with np.errstate(over="ignore"):  # the cast finds what overflows
+    with np.errstate(over="ignore"):  # _cast reports overflow
         return tensor.change(widen(part.read(), part.dtype)), "F32"
 
 
@@ -109,17 +109,17 @@ def _write(descriptor: int, block: _Block) -> int:
         try:
             values = ggml.quantize(number, widen(values, kind), block.importance)
         except ValueError as error:
-            raise ConversionError(f"{_where(block)}: {error}; take another type for it") from None
+            raise ConversionError(f"{_where(block)}: {error}; choose another type for it") from None
     write_at(descriptor, values.reshape(-1).view(np.uint8).data, block.offset)
     return values.nbytes
 
 
 def _cast(values: Array, dtype: str, kind: str, part: StoredTensor | None) -> Array:
-    """Values in another float type. Raises CheckpointError for NaN or Inf, ConversionError beyond its range."""
+    """Cast values to the float type `kind`. Raises CheckpointError for NaN or Inf, ConversionError for overflow."""
     bits: Array = values.view(np.uint32 if dtype == "F32" else np.uint16)
     if (np.bitwise_and(bits, _EXPONENT[dtype]) == _EXPONENT[dtype]).any():
         where = "the computed values" if part is None else f"{part.file}: {part.name}"
-        raise CheckpointError(f"{where} holds NaN or Inf; the checkpoint is broken")
+        raise CheckpointError(f"{where} holds NaN or Inf; the checkpoint is damaged")
     if dtype == kind:
         return values
     result = narrow(widen(values, dtype), kind)

@@ -1,17 +1,20 @@
 """The only folder that calls llama.cpp.
 
 library      starts llama.cpp once and keeps its log quiet
-tryout       tries an unknown file in a child process first
+tryout       tries an unknown file in a child process
 devices      devices that llama.cpp can compute on
 vocabulary   text to token ids and back
 prefixes     the prefix tree of prompts
+jobs         what an engine works on: a prompt and the writer of its answer
+cache        sequences, and the states that later prompts continue from
 engine       token ids in, logits out, many sequences in one cache
-serving      an engine for jobs that arrive while others are written
+serving      the engine of a server, for jobs that arrive while others are written
 reader       reads given texts, each node of their prefix tree once
-activations  what goes into each weight, added up
+activations  sums of squares of each weight's input, for an importance matrix
+loading      the options of loading a model
 placement    where a model goes and what memory it may use
 memory       the memory that a model takes, from its header
-encode       texts to token ids by a file's or a folder's tokenizer
+encode       texts to token ids by the tokenizer of a file or folder
 ggml         quantization kernels of llama.cpp
 types        the type of each tensor in a quantized file
 """

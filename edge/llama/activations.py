@@ -1,9 +1,9 @@
-"""What goes into each weight of a model while it reads: the sums that an importance matrix is made of.
+"""The sums of squares of each weight's input while a model reads: an importance matrix is made of them.
 
 llama.cpp calls back at each node of its graph (llama_context_params.cb_eval). At a product with a weight, the other
-factor is squared and added up over the tokens, column by column; for stacked experts, to the expert that each token
-was routed to. Which products count is what llama.cpp's tools/imatrix/imatrix.cpp takes, but for its rule that dense
-products of fewer than 16 tokens are left out: here every token counts once, in each weight that it meets.
+factor is squared and summed over the tokens, column by column; for stacked experts, to the expert that each token
+was routed to. The same products count as in llama.cpp's tools/imatrix/imatrix.cpp, with one exception: that tool
+ignores dense products of fewer than 16 tokens. Here every token counts once, in each weight that it meets.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from edge.llama import library
 from edge.llama.reader import Reader
 
 _F32, _I32 = 0, 26  # enum ggml_type
-_LAST_NODE = b"result_norm"  # every model's graph names the input of its output matrix so
+_LAST_NODE = b"result_norm"  # the input of the output matrix, in the graph of every model
 
 
 class Tensor(ctypes.Structure):
-    """struct ggml_tensor of ggml.h; `layout` tells whether the installed library has the same."""
+    """struct ggml_tensor of ggml.h; `layout` checks that the installed library has the same."""
 
     _fields_ = [
         ("type", ctypes.c_int),
@@ -53,7 +53,7 @@ class _InitParams(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Ggml:
-    """The functions of ggml that are used here, and its numbers for the two products."""
+    """The functions of ggml that this module uses, and its numbers for the two products."""
 
     mul_mat: int
     mul_mat_id: int
@@ -66,18 +66,18 @@ def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     try:
         from llama_cpp._ggml import libggml
 
-        # A function object of our own: argument types set on the library's would hold for everybody.
+        # A separate function object: argument types set on the library's own would change it for all callers.
         return ctypes.CFUNCTYPE(result, *arguments)((name, libggml))
     except (ImportError, AttributeError, OSError, RuntimeError):
         raise EdgeError(
-            f"the installed llama-cpp-python offers no {name}: no importance matrix can be computed with it; "
+            f"the installed llama-cpp-python has no {name}, so edge cannot compute an importance matrix with it; "
             "install version 0.3.36"
         ) from None
 
 
 @cache
 def layout() -> _Ggml:
-    """The library's functions, once two products built with it have shown that `Tensor` fits.
+    """The library's functions, after a check with two products that `Tensor` has the right layout.
 
     Raises EdgeError if the installed version has another struct ggml_tensor.
     """
@@ -93,7 +93,7 @@ def layout() -> _Ggml:
     overhead = _function("ggml_tensor_overhead", size)
     context = init(_InitParams(1 << 16, None, False))
     if not context:
-        raise EdgeError("llama.cpp could not make room for a few tensors: no memory is left")
+        raise EdgeError("llama.cpp cannot allocate a few tensors: there is no memory left")
     try:
         weight = new(context, _F32, 4, 6, 2)
         inputs = new(context, _F32, 4, 1, 5)
@@ -122,8 +122,8 @@ def layout() -> _Ggml:
         free(context)
     if not fits or [op_name(op) for op in ops] != [b"MUL_MAT", b"MUL_MAT_ID"]:
         raise EdgeError(
-            "the installed llama-cpp-python has another struct ggml_tensor than this version of edge knows: "
-            "no importance matrix can be computed with it; install version 0.3.36"
+            "the installed llama-cpp-python has another struct ggml_tensor than this version of edge expects, so edge "
+            "cannot compute an importance matrix with it; install version 0.3.36"
         )
     return _Ggml(
         mul_mat=ops[0],
@@ -136,18 +136,18 @@ def layout() -> _Ggml:
 
 @dataclass
 class Activation:
-    """What was added up for one weight: `sums` float64 (n, columns), `counts` int64 (n,); n experts, else 1."""
+    """The sums of one weight: `sums` float64 (n, columns), `counts` int64 (n,). n is the number of experts, else 1."""
 
     sums: NDArray[np.float64]
     counts: NDArray[np.int64]
 
 
 class Stopped(Exception):
-    """The reading was asked to stop; what was being read is not complete."""
+    """The caller stopped the reading; the last batch is not complete."""
 
 
 class _Collector:
-    """The callback. It lets no exception out, which would be lost in llama.cpp."""
+    """The callback. It keeps exceptions in `failed`, because llama.cpp would lose them."""
 
     def __init__(self, process_output: bool, stopped: Callable[[], bool]) -> None:
         self._ggml = layout()
@@ -159,13 +159,13 @@ class _Collector:
         self._last: tuple[tuple[int, ...], Activation] | None = None
 
     def begin(self, counts: bool) -> None:
-        """Before a batch: whether its tokens count."""
+        """Prepare for a batch. `counts`: whether its tokens count."""
         self.counts, self.failed, self._last = counts, None, None
 
     def __call__(self, address: int, ask: bool, _data: object) -> bool:
-        """Asked first whether the node is of interest, then called again when it is computed.
+        """llama.cpp calls first with `ask`: is this node needed? Then it calls again when the node is computed.
 
-        To a second call, no ends the computation of this part of the graph.
+        If the second call returns False, llama.cpp stops computing this part of the graph.
         """
         try:
             if self.failed is None and self._stopped():
@@ -175,7 +175,7 @@ class _Collector:
             node = Tensor.from_address(address)
             if node.op == self._ggml.mul_mat_id or node.op == self._ggml.mul_mat:
                 return self._takes(node) if ask else self._add(node)
-            # The logits would cost a fifth of the time for nothing.
+            # To compute unused logits would take a fifth of the time.
             return bool(ask and not self._output and node.name == _LAST_NODE)
         except BaseException as error:
             self.failed = error
@@ -193,7 +193,7 @@ class _Collector:
         if not self.counts:
             return True
         name = _weight_name(node)
-        # Queries, keys and values have one input, and so do an expert's gate and its up: added up once.
+        # Queries, keys and values have the same input, as have gate and up of an expert: it is summed once.
         key = (node.op, node.src[1], node.src[2] or 0, *Tensor.from_address(node.src[0]).ne[2:4])
         if self._last is None or self._last[0] != key:
             self._last = key, self._routed(node) if node.op == self._ggml.mul_mat_id else self._dense(node)
@@ -202,7 +202,7 @@ class _Collector:
         if old is None:
             self.pending[name] = Activation(new.sums.copy(), new.counts.copy())
         elif old.sums.shape != new.sums.shape or old.counts.shape != new.counts.shape:
-            raise EdgeError(f"{name} is multiplied in two ways that do not fit together")
+            raise EdgeError(f"{name} is used in two products of different shapes")
         else:
             old.sums += new.sums
             old.counts += new.counts
@@ -221,11 +221,13 @@ class _Collector:
 
     def _routed(self, node: Tensor) -> Activation:
         weight = Tensor.from_address(node.src[0])
-        inputs = self._values(node.src[1], np.float32)[0]  # (tokens, 1 or experts at work, columns)
-        ids = self._values(node.src[2], np.int32)[0, 0]  # (tokens, experts at work)
+        inputs = self._values(node.src[1], np.float32)[0]  # (tokens, 1 or active experts, columns)
+        ids = self._values(node.src[2], np.int32)[0, 0]  # (tokens, active experts)
         experts = int(weight.ne[2])
         if len(ids) != len(inputs) or (ids < 0).any() or (ids >= experts).any():
-            raise EdgeError(f"{_weight_name(node)}: llama.cpp routed a token to an expert that there is not")
+            raise EdgeError(
+                f"{_weight_name(node)}: llama.cpp routed a token to an expert that does not exist"
+            )
         sums = np.zeros((experts, inputs.shape[2]))
         for expert in np.unique(ids):
             tokens, places = np.nonzero(ids == expert)
@@ -233,11 +235,11 @@ class _Collector:
         return Activation(sums, np.bincount(ids.reshape(-1), minlength=experts))
 
     def _values(self, address: int, kind: type[np.generic]) -> NDArray[Any]:
-        """A tensor's values with all four dimensions, the row last; valid as long as the callback runs."""
+        """The values of a tensor with all four dimensions, the row last; valid while the callback runs."""
         tensor = Tensor.from_address(address)
         size = self._ggml.n_bytes(address)
         if tensor.type != (_F32 if kind is np.float32 else _I32) or not tensor.buffer or not tensor.data:
-            raise EdgeError(f"llama.cpp hands over a tensor of type {tensor.type} that cannot be read")
+            raise EdgeError(f"llama.cpp passes a tensor of type {tensor.type}, which edge cannot read")
         if self._ggml.is_host(tensor.buffer):
             memory: Any = (ctypes.c_char * size).from_address(tensor.data)
         else:
@@ -247,22 +249,22 @@ class _Collector:
 
 
 def _weight_name(node: Tensor) -> str:
-    """The weight's name without what the scheduler put around it: `CUDA0#blk.0.attn_k.weight#0`."""
+    """The name of the weight, without what the scheduler adds: `CUDA0#blk.0.attn_k.weight#0`."""
     name = str(Tensor.from_address(node.src[0]).name, "utf-8", "replace")
     return name.split("#")[1] if "#" in name else name
 
 
 def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Column by column the sum of the squares, added up in float64."""
+    """The sum of squares of each column, in float64."""
     result: NDArray[np.float64] = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
     return result
 
 
 class CountingReader(Reader):
-    """A reader that adds up what goes into its model's weights.
+    """A reader that sums the squares of what goes into the weights of its model.
 
-    `stopped` is asked during the work; once it says yes, `read` raises Stopped. The other arguments are Reader's.
-    Raises ModelFileError, ContextError, EdgeError.
+    It calls `stopped` during the work; when that returns True, `read` raises Stopped. `process_output`: the output
+    matrix counts too. The other arguments are those of Reader. Raises ModelFileError, ContextError, EdgeError.
     """
 
     def __init__(
@@ -274,13 +276,13 @@ class CountingReader(Reader):
         super().__init__(path, callback=callback, **reading)
 
     def read(self, tokens: Sequence[int], position: int, sequence: int, *, counts: bool = True) -> None:
-        """Read tokens, at most a batch, that follow `position` others in `sequence`; they count unless told.
+        """Read at most one batch of tokens, which follow `position` others in `sequence`.
 
-        Raises Stopped, and EdgeError where llama.cpp fails or the model gives values that are not finite.
+        `counts`: whether they are added to the sums. Raises Stopped, and EdgeError if llama.cpp fails.
         """
         collector = self._collector
         collector.begin(counts)
-        try:  # logits of all tokens, or the last layer would drop the others
+        try:  # logits of all tokens, because the last layer drops tokens without logits
             self.decode(tokens, position, sequence, [True] * len(tokens))
         except EdgeError:
             if collector.failed is None:
@@ -289,7 +291,7 @@ class CountingReader(Reader):
             raise collector.failed
 
     def take(self) -> dict[str, Activation]:
-        """What was added up since it was last taken. Raises ModelFileError for values that are not finite."""
+        """The sums since the last call. Raises ModelFileError for values that are not finite."""
         taken, self._collector.pending = self._collector.pending, {}
         for name, activation in taken.items():
             if not np.isfinite(activation.sums).all():
@@ -301,10 +303,10 @@ class CountingReader(Reader):
 
 @contextlib.contextmanager
 def interrupts_noted() -> Iterator[Callable[[], bool]]:
-    """During the `with` Ctrl-C is only noted, and the given function tells whether it came.
+    """Inside the `with`, Ctrl-C raises nothing; the yielded function says whether it was pressed.
 
-    An exception in the middle of llama.cpp's callback could be lost. Whoever asks raises KeyboardInterrupt then.
-    Outside the main thread, where Python raises no such exception, nothing is changed.
+    llama.cpp's callback could lose an exception. The caller raises KeyboardInterrupt itself. Outside the main thread
+    this does nothing, because Python raises no KeyboardInterrupt there.
     """
     noted: list[int] = []
     before = signal.getsignal(signal.SIGINT)

@@ -13,7 +13,7 @@ DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "meta")
 
 @dataclass(frozen=True)
 class Device:
-    """A device that llama.cpp can compute on; memory in bytes, 0 where the driver does not tell."""
+    """A device that llama.cpp can compute on. Memory is in bytes, 0 if the driver does not report it."""
 
     name: str
     description: str
@@ -23,10 +23,10 @@ class Device:
 
 
 def load_backends() -> None:
-    """Have llama.cpp load what it computes with, where that lies in libraries of its own (GGML_BACKEND_DL).
+    """Load llama.cpp's backends, if they are separate libraries (GGML_BACKEND_DL); otherwise do nothing.
 
-    Only from its own folder: by itself it would look into the current one too. Elsewhere this does nothing. Call it
-    before llama.cpp's log is set, which is back at its default then.
+    They are loaded only from llama.cpp's own folder: its default also searches the current folder. Call this before
+    you set llama.cpp's log: it resets the log to the default.
     """
     try:
         import llama_cpp
@@ -45,7 +45,7 @@ def load_backends() -> None:
 
 
 def devices() -> list[Device]:
-    """The devices of the installed llama.cpp; none where it cannot be loaded."""
+    """The devices of the installed llama.cpp; an empty list if it cannot be loaded."""
     load_backends()
     try:
         libggml = _ggml()
@@ -53,7 +53,7 @@ def devices() -> list[Device]:
         name, description = libggml.ggml_backend_dev_name, libggml.ggml_backend_dev_description
         kind, space = libggml.ggml_backend_dev_type, libggml.ggml_backend_dev_memory
     except (ImportError, OSError, RuntimeError, AttributeError):
-        # AttributeError: Windows finds only what this one library exports itself
+        # AttributeError: on Windows only the exports of this one library are visible
         return []
     count.restype, get.argtypes, get.restype = ctypes.c_size_t, [ctypes.c_size_t], ctypes.c_void_p
     for function in (name, description):
@@ -73,11 +73,13 @@ def devices() -> list[Device]:
 
 
 def _ggml() -> ctypes.CDLL:
-    """The ggml that libllama uses. A wheel has libggml.so and libggml.so.0 as two files: loaded by the first name there
-    would be a second ggml, which knows nothing of what the other one loaded.
+    """The ggml that libllama uses.
+
+    A wheel has libggml.so and libggml.so.0 as two files. The first name would load a second ggml, without the backends
+    that the other one loaded.
     """
     library: ctypes.CDLL
-    if sys.platform == "win32":  # finds only what a library exports itself
+    if sys.platform == "win32":  # only the exports of one library are visible
         from llama_cpp._ggml import libggml
 
         library = libggml
@@ -90,7 +92,7 @@ def _ggml() -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class Llama:
-    """The installed llama.cpp. `error` says why it cannot be used; the rest is then empty."""
+    """The installed llama.cpp. If it cannot be used, `error` says why and the rest is empty."""
 
     error: str | None
     ggml: str
@@ -101,7 +103,7 @@ class Llama:
 
 
 def inspect_llama(found: Sequence[Device]) -> Llama:
-    """What the installed llama.cpp is and can do, or why it cannot be loaded."""
+    """Version and features of the installed llama.cpp, or why it cannot be loaded."""
     try:
         from llama_cpp import llama_cpp as lib
         from llama_cpp._ggml import libggml

@@ -1,6 +1,7 @@
-"""Texts to token ids by a model's own tokenizer, its weights unread: a GGUF's by llama.cpp, a folder's by `tokenizers`.
+"""Texts to token ids by a model's own tokenizer, without its weights.
 
-llama.cpp is imported for GGUFs alone, so that a machine that only serves a checkpoint need not have it.
+llama.cpp reads the tokenizer of a GGUF, the package `tokenizers` that of a checkpoint folder. llama.cpp is imported
+only for a GGUF, so a machine that only serves a checkpoint does not need it.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from edge.errors import PromptError
 
 @contextlib.contextmanager
 def encoder(model: Path) -> Iterator[Callable[[str], list[int]]]:
-    """What makes token ids of a text, no BOS added: a prompt's template has written its own.
+    """A function from text to token ids. It adds no BOS, because the chat template writes it.
 
     Raises ModelFileError or PromptError.
     """
@@ -39,7 +40,7 @@ def _folder_encoder(file: Path) -> Callable[[str], list[int]]:
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.no_padding()  # neither is the prompt's, and both may be of any size
+        tokenizer.no_padding()  # a file may set both, to any size; prompts have neither
         tokenizer.no_truncation()
     except Exception as error:  # the package raises bare Exceptions
         raise one_line(error) from None

@@ -1,7 +1,7 @@
-"""ggml's number types and its quantization of rows, called on the library that llama-cpp-python ships.
+"""ggml's number types and its quantization of rows, from the library that llama-cpp-python ships.
 
-The functions are those of ggml.h (ggml_quantize_chunk, ggml_validate_row_data, …), so that types and bits are
-those of the installed llama.cpp. ctypes lets go of the GIL while they run.
+The functions are those of ggml.h (ggml_quantize_chunk, ggml_validate_row_data, …), so types and bits are those of the
+installed llama.cpp. ctypes releases the GIL while they run.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from llama_cpp._ctypes_extensions import load_shared_library
 
 Floats = npt.NDArray[np.float32]
 
-# Integers, and what products are computed in: ggml_quantize_chunk has nothing for them.
+# Integers and the types of intermediate values: ggml_quantize_chunk does not support them.
 _INTERNAL = ("q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64")
 _LARGEST_SQUARE = 1e30
 
@@ -41,13 +41,12 @@ def _library() -> ctypes.CDLL:
 
 @cache
 def types() -> dict[str, int]:
-    """The types that a GGUF's weights may have: names in lower case, such as q4_k, and numbers in ggml."""
+    """The types that the weights of a GGUF may have: names in lower case, such as q4_k, and ggml's numbers."""
     found: dict[str, int] = {}
     for number in range(llama_cpp.GGML_TYPE_COUNT):
         name = (_library().ggml_type_name(number) or b" ").decode()
-        if (
-            " " not in name and name not in _INTERNAL and _library().ggml_blck_size(number)
-        ):  # no name of a type that was removed
+        removed = " " in name or not _library().ggml_blck_size(number)
+        if not removed and name not in _INTERNAL:
             found[name.lower()] = number
     return found
 
@@ -64,24 +63,24 @@ def is_quantized(number: int) -> bool:
 
 
 def requires_imatrix(number: int) -> bool:
-    """Whether ggml quantizes to this type only with an importance matrix; without one it ends the process."""
+    """Whether ggml quantizes to this type only with an importance matrix; without one it stops the process."""
     return bool(_library().ggml_quantize_requires_imatrix(number))
 
 
 def row_bytes(number: int, columns: int) -> int:
-    """Bytes of a row, whose values must be a multiple of the type's block."""
+    """Bytes of a row. `columns` must be a multiple of the block size of the type."""
     size, block = _library().ggml_type_size(number), _library().ggml_blck_size(number)
     return int(size * columns // block)
 
 
 def quantize(number: int, rows: Floats, importance: Floats | None = None) -> npt.NDArray[np.uint8]:
-    """Rows of shape (n, columns), C-contiguous, in a type: bytes of shape (n, row_bytes).
+    """Quantize rows of shape (n, columns), C-contiguous, to a type: bytes of shape (n, row_bytes).
 
-    `importance`: a weight for each column, of shape (columns,). Raises ValueError where the result holds what is
-    no number, because the values are too large for the type.
+    `importance`: a weight for each column, of shape (columns,). Raises ValueError if the values are too large for the
+    type, so that the result has values that are not finite.
     """
     n, columns = rows.shape
-    # Beyond float32 in its sums of weighted squares, an IQ type's search ends the process.
+    # The search of an IQ type stops the process if its sums of weighted squares exceed float32.
     if type_name(number).startswith("iq"):
         largest = max(float(rows.max(initial=0)), -float(rows.min(initial=0)))
         if largest**2 * max(1.0, 1.0 if importance is None else float(importance.max())) > _LARGEST_SQUARE:
@@ -95,5 +94,5 @@ def quantize(number: int, rows: Floats, importance: Floats | None = None) -> npt
 
 
 def is_valid(number: int, data: npt.NDArray[np.uint8]) -> bool:
-    """Whether rows in a type hold finite numbers only, as far as ggml checks the type."""
+    """Whether all values of quantized rows are finite, as far as ggml checks the type."""
     return bool(_library().ggml_validate_row_data(number, data.ctypes.data, data.nbytes))

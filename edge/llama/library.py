@@ -1,4 +1,4 @@
-"""llama.cpp's library, started once and kept quiet: of its log one error is remembered, nothing is printed."""
+"""Start llama.cpp once, load models, and keep its log quiet: only the first error is kept."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from edge.llama.tryout import try_out
 from edge.system.machine import address_space_left
 from edge.system.signals import signals_later
 
-# Beside the buffers: stacks and heaps of threads, the grammar's masks, graphs.
+# Bytes beside the buffers: stacks and heaps of threads, the grammar's masks, graphs.
 _BESIDE = 160_000_000
 _GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level
 _first_error: list[str] = []
@@ -29,17 +29,17 @@ def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
 
 @cache
 def start() -> None:
-    """Start llama.cpp's backends, once; call it before anything else of the library."""
+    """Start llama.cpp's backends, once. Call it before any other function of the library."""
     load_backends()
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
 
 def model_params() -> Any:
-    """llama.cpp's defaults for loading a model, but for AMX: with that no weights are laid out anew.
+    """llama.cpp's defaults for loading a model; on a processor with AMX, weights keep their layout.
 
-    GCC leaves llama.cpp's tile configuration unfilled, and the first product with weights laid out for AMX ends the
-    process (llama.cpp's pull request 26954). Other layouts for the processor go with it: slower, but it runs.
+    GCC does not fill llama.cpp's tile configuration, and the first product with weights in the layout for AMX stops the
+    process (llama.cpp's pull request 26954). The option turns off other layouts too: this is slower, but it runs.
     """
     params = llama_cpp.llama_model_default_params()
     if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
@@ -53,9 +53,9 @@ def can_offload() -> bool:
 
 
 def load_model(path: Path, params: Any, *, trusted: bool = False) -> Any:
-    """llama.cpp's model of a GGUF that `read_model_file` has seen; checked by its checksums, else by a trial,
-    unless it is `trusted`.
+    """llama.cpp's model of a GGUF. Call `edge.formats.gguf.read_model_file` for the file first.
 
+    The file's checksums are checked. A file without checksums is tried in a child process, unless it is `trusted`.
     Raises ModelFileError.
     """
     if not trusted and not check(path, data=not params.vocab_only):
@@ -69,27 +69,27 @@ def load_model(path: Path, params: Any, *, trusted: bool = False) -> Any:
 
 
 def check_room(problem: str, needed: int) -> None:
-    """Raises ContextError where `ulimit -v` leaves less than `needed` bytes and what a run takes beside its buffers.
+    """Raises ContextError if `ulimit -v` leaves too little memory for `needed` bytes and the rest of a run.
 
-    llama.cpp tells of some allocations that fail and ends the process over others.
+    llama.cpp reports some failed allocations; for others it stops the process.
     """
     left = address_space_left()
     if left is not None and needed + _BESIDE > left:
         raise ContextError(
-            f"{problem}: {(needed + _BESIDE) / 1e6:,.0f} MB are needed and this process may take {left / 1e6:,.0f} MB "
-            "more (ulimit -v); raise that limit, or take a shorter prompt"
+            f"{problem}: {(needed + _BESIDE) / 1e6:,.0f} MB are needed, and this process may take only "
+            f"{left / 1e6:,.0f} MB more (ulimit -v); raise that limit, or use a shorter prompt"
         )
 
 
 def forget_errors() -> None:
-    """Call it before a call whose failure `last_error` is to explain."""
+    """Forget the first error. Call it before a function whose failure `last_error` must explain."""
     _first_error.clear()
 
 
 def last_error(otherwise: str = "llama.cpp gives no reason") -> str:
-    """The first error that llama.cpp logged since it was last asked or told to forget, as one line.
+    """The first error that llama.cpp logged since the last `last_error` or `forget_errors`, as one line.
 
-    The first is the cause; those after it only say what failed in turn.
+    The first error is the cause; those after it are consequences.
     """
     text = _first_error[0] if _first_error else otherwise
     forget_errors()

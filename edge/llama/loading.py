@@ -24,3 +24,6 @@ class Loading:
     """Map the file into memory instead of reading it."""
     trusted: bool = False
     """Do not try an unknown file in a child process first."""
+
+
+DEFAULT_LOADING = Loading()

@@ -1,4 +1,4 @@
-"""What a model takes in memory: its weights, its cache, llama.cpp's buffers. Reckoned from a GGUF's header alone."""
+"""The memory that a model takes: weights, cache, llama.cpp's buffers. Estimated from the header of a GGUF alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from edge.errors import ModelFileError
 from edge.formats.gguf import ModelFile, TensorInfo, read_metadata, read_model_file, read_tensors
 
 BATCH = 512
-"""Tokens decoded at once: llama.cpp's own size of a physical batch; larger ones read no faster on the CPUs measured."""
+"""Tokens in a batch: llama.cpp's default physical batch. Larger ones read no faster on the measured CPUs."""
 MAX_SEQUENCES = 256
 """LLAMA_MAX_SEQ."""
 CELLS_STEP = 256  # llama.cpp pads a cache to a multiple of it
-# Values in a block of each type of the cache, and its bytes (ggml-common.h).
+# Values in a block of each cache type, and its bytes (ggml-common.h).
 KV_BLOCKS = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model its memory depends on.
+    """The properties of a model that decide its memory.
 
-    - weights: the file's bytes; `layer_weights` those of each layer, `output_weights` those of the output head.
-      Where llama.cpp keeps a copy arranged for the CPU, the mapped original may leave memory: it counts once
-    - kv_values: for each layer, how many numbers the keys and values of one token are; 0 without any of its own.
-      A sliding layer is counted as a full one, which for long contexts is more than it takes
-    - state_values: for each layer, what a hybrid's convolution or delta net remembers of a sequence, in float32 numbers
+    - weights: bytes of the file; `layer_weights` those of each layer, `output_weights` those of the output head.
+      llama.cpp may keep a copy arranged for the CPU; the mapped original can then leave memory, so it counts once
+    - kv_values: for each layer, numbers in the keys and values of one token; 0 for a layer without its own.
+      A sliding layer counts as a full one, which is too much for a long context
+    - state_values: for each layer, float32 numbers that a hybrid's convolution or delta net keeps of a sequence
     - experts_width: the activations of all experts that work on one token
     """
 
@@ -41,23 +41,23 @@ class Shape:
     weights: int = 0
     layer_weights: tuple[int, ...] = ()
     output_weights: int = 0
-    sliding: bool = False  # some layers have a window, and with it a mask of their own
+    sliding: bool = False  # some layers have a sliding window, and so a second mask
     tied: bool = False
-    """Whether the output head is the embedding too: a GPU then gets a copy of it."""
+    """Whether the output head is also the embedding: a GPU then gets a copy of it."""
 
 
 @dataclass(frozen=True)
 class Buffers:
     """What llama.cpp allocates beside the weights, in bytes.
 
-    - kv_cache: cells × the layers' keys and values × bytes of a number (f16 2, q8_0 34/32, q4_0 18/32)
-    - state: sequences × what the convolutions remember × 4
-    - compute: one buffer for all layers. Tokens at once (rounded up to a multiple of the sequences) × 4 bytes ×
-      the wider of the vocabulary and a layer, and 6 × width for the hidden states. A layer is as wide as its
-      experts' activations or its attention scores with their mask, (heads + 1) × the cells it may see; with flash
+    - kv_cache: cells × numbers in the keys and values of all layers × bytes of a number (f16 2, q8_0 34/32, q4_0 18/32)
+    - state: sequences × numbers in the states × 4
+    - compute: one buffer for all layers. Tokens of a batch (rounded up to a multiple of the sequences) × 4 bytes ×
+      the wider of the vocabulary and a layer, and 6 × width for the hidden states. The width of a layer is that of its
+      experts' activations, or of its attention scores with their mask: (heads + 1) × the cells it may see. With flash
       attention there are no scores, only a mask of 2 bytes a cell beside the rest. Sliding layers need a second mask.
-      Against what llama.cpp allocated for SmolLM2-135M, the embedded model and the 8 B LFM2-MoE's shape this came
-      out 0 to 7 %, or 2 MB, too high.
+      For SmolLM2-135M, the embedded model and the shape of the 8 B LFM2-MoE, the estimate was 0 to 7 %, or 2 MB, higher
+      than what llama.cpp allocated.
     - output: sequences × vocabulary × 4, the logits
     """
 
@@ -68,11 +68,12 @@ class Buffers:
 
     @property
     def total(self) -> int:
+        """Bytes of all of them."""
         return self.kv_cache + self.state + self.compute + self.output
 
 
 def read_shape(model: ModelFile | Path) -> Shape:
-    """A GGUF's shape, from its header. Raises ModelFileError as read_model_file does."""
+    """The shape of a GGUF, from its header. Raises ModelFileError as `read_model_file` does."""
     file = read_model_file(model) if isinstance(model, Path) else model
     return shape_of(
         read_metadata(file.path),
@@ -91,48 +92,96 @@ def shape_of(
     weights: int = 0,
     tensors: Sequence[TensorInfo] = (),
 ) -> Shape:
-    """The shape that a GGUF's metadata tell; their keys are e.g. `llama.block_count`.
+    """The shape of a model from its GGUF metadata, whose keys are for example `llama.block_count`.
 
-    Raises ModelFileError where they lack what memory depends on.
+    Raises ModelFileError if a key that decides its memory is missing.
     """
+    header = _Header(metadata, path)
+    layers = header.number("block_count")
+    width = header.number("embedding_length")
+    heads = max(header.per_layer("attention.head_count"))
+    heads_kv = header.per_layer("attention.head_count_kv", heads)
+    key, value = (
+        header.number(f"attention.{name}_length", width // max(heads, 1)) for name in ("key", "value")
+    )
+    sliding = header.per_layer("attention.sliding_window_pattern", 0)
+    key_swa, value_swa = (
+        header.number(f"attention.{name}_length_swa", full) for name, full in (("key", key), ("value", value))
+    )
+    # Layers that predict further tokens are not loaded. The last layers may use the keys and values of an earlier one.
+    own = layers - header.number("nextn_predict_layers", 0) - header.number("attention.shared_kv_layers", 0)
+    recurrent = header.per_layer("attention.recurrent_layers", 0)
+    kept = [count if i < own and not recurrent[i] else 0 for i, count in enumerate(heads_kv)]
+    by_layer, output, embedding = _weight_bytes(tensors, layers)
+    return Shape(
+        path=path,
+        context_length=header.number("context_length", 0),
+        n_vocab=n_vocab,
+        width=width,
+        heads=heads,
+        head_widths=(key, value),
+        experts_width=header.number("expert_used_count", 0)
+        * 3
+        * header.number("expert_feed_forward_length", 0),
+        kv_values=tuple(
+            count * (key_swa + value_swa if slides else key + value)
+            for count, slides in zip(kept, sliding, strict=True)
+        ),
+        state_values=_state_values(header, width, recurrent, heads_kv),
+        sliding=header.number("attention.sliding_window", 0) > 0,
+        weights=weights,
+        layer_weights=by_layer,
+        output_weights=output or embedding,
+        tied=not output,
+    )
 
-    def get(name: str, default: int | None = None) -> Any:
-        value = metadata.get(f"{metadata['general.architecture']}.{name}", default)
+
+@dataclass(frozen=True)
+class _Header:
+    """Numbers from the metadata of a GGUF. Raises ModelFileError if one is missing."""
+
+    metadata: Mapping[str, Any]
+    path: Path
+
+    def number(self, name: str, default: int | None = None) -> int:
+        return int(self._value(name, default))
+
+    def per_layer(self, name: str, default: int | None = None) -> list[int]:
+        """One number for each layer: a list, or the same number for all."""
+        layers = self.number("block_count")
+        value = self._value(name, default)
+        values = [int(item) for item in value] if isinstance(value, list) else [int(value)] * layers
+        if len(values) < layers:
+            raise ModelFileError(
+                f"{self.path}: its metadata contain {name} for {len(values)} of {layers} layers"
+            )
+        return values[:layers]
+
+    def _value(self, name: str, default: int | None) -> Any:
+        value = self.metadata.get(f"{self.metadata['general.architecture']}.{name}", default)
         if value is None:
             raise ModelFileError(
-                f"{path}: its metadata lack {name}, without which its memory cannot be estimated"
+                f"{self.path}: its metadata do not contain {name}, so its memory cannot be estimated"
             )
         return value
 
-    layers = int(get("block_count"))
 
-    def per_layer(name: str, default: int | None = None) -> list[int]:
-        value = get(name, default)
-        values = [int(item) for item in value] if isinstance(value, list) else [int(value)] * layers
-        if len(values) < layers:
-            raise ModelFileError(f"{path}: its metadata hold {name} for {len(values)} of {layers} layers")
-        return values[:layers]
-
-    width = int(get("embedding_length"))
-    heads = max(per_layer("attention.head_count"))
-    heads_kv = per_layer("attention.head_count_kv", heads)
-    key, value = (int(get(f"attention.{name}_length", width // max(heads, 1))) for name in ("key", "value"))
-    sliding = per_layer("attention.sliding_window_pattern", 0)
-    key_swa, value_swa = (
-        int(get(f"attention.{name}_length_swa", full)) for name, full in (("key", key), ("value", value))
-    )
-    # Layers that predict further tokens are not loaded; the last ones may take an earlier one's keys and values.
-    own = layers - int(get("nextn_predict_layers", 0)) - int(get("attention.shared_kv_layers", 0))
-    recurrent = per_layer("attention.recurrent_layers", 0)
-    kept = [count if i < own and not recurrent[i] else 0 for i, count in enumerate(heads_kv)]
-    kernel = int(get("shortconv.l_cache", 0))
-    delta, inner = int(get("ssm.state_size", 0)), int(get("ssm.inner_size", 0))
-    channels = inner + 2 * int(get("ssm.group_count", 0)) * delta
-    net = max(int(get("ssm.conv_kernel", 0)) - 1, 0) * channels + delta * inner
-    states = [
+def _state_values(
+    header: _Header, width: int, recurrent: Sequence[int], heads_kv: Sequence[int]
+) -> tuple[int, ...]:
+    """For each layer, the numbers in the state of a sequence: of a delta net, or of a convolution."""
+    kernel = header.number("shortconv.l_cache", 0)
+    delta, inner = header.number("ssm.state_size", 0), header.number("ssm.inner_size", 0)
+    channels = inner + 2 * header.number("ssm.group_count", 0) * delta
+    net = max(header.number("ssm.conv_kernel", 0) - 1, 0) * channels + delta * inner
+    return tuple(
         net if recurrent[i] else 0 if count else width * max(kernel - 1, 0)
         for i, count in enumerate(heads_kv)
-    ]
+    )
+
+
+def _weight_bytes(tensors: Sequence[TensorInfo], layers: int) -> tuple[tuple[int, ...], int, int]:
+    """Bytes of each layer, of the output head (0 if it is tied to the embedding), and of the embedding."""
     by_layer = [0] * layers
     embedding = output = 0
     for tensor in tensors:
@@ -144,25 +193,7 @@ def shape_of(
             embedding = tensor.n_bytes
         elif tensor.name == "output.weight":
             output = tensor.n_bytes
-    return Shape(
-        path=path,
-        context_length=int(get("context_length", 0)),
-        n_vocab=n_vocab,
-        width=width,
-        heads=heads,
-        head_widths=(key, value),
-        experts_width=int(get("expert_used_count", 0)) * 3 * int(get("expert_feed_forward_length", 0)),
-        kv_values=tuple(
-            count * (key_swa + value_swa if slides else key + value)
-            for count, slides in zip(kept, sliding, strict=True)
-        ),
-        state_values=tuple(states),
-        sliding=int(get("attention.sliding_window", 0)) > 0,
-        weights=weights,
-        layer_weights=tuple(by_layer),
-        output_weights=output or embedding,
-        tied=not output,
-    )
+    return tuple(by_layer), output, embedding
 
 
 def buffers(
@@ -175,7 +206,7 @@ def buffers(
     flash_attention: bool = False,
     apart: bool = False,
 ) -> Buffers:
-    """Bytes of the cache and the buffers; the formulas are in Buffers. `apart`: each sequence has an equal part."""
+    """Bytes of the cache and the buffers; the formulas are in `Buffers`. `apart`: each sequence has an equal part."""
     cells = padded(cells)
     seen = cells // sequences if apart else cells  # by a token
     batch = min(batch, cells)
@@ -194,9 +225,11 @@ def buffers(
 
 
 def padded(tokens: int) -> int:
+    """Cells of a cache for so many tokens."""
     return -(-tokens // CELLS_STEP) * CELLS_STEP
 
 
 def kv_bytes(values: int, cells: int, kv_type: str) -> int:
+    """Bytes of a cache with `values` numbers in each cell."""
     block, n_bytes = KV_BLOCKS[kv_type]
     return values * cells * n_bytes // block

@@ -1,17 +1,18 @@
-"""Where a model goes and what it may use: layers on a GPU, cells of the cache, answers at once, memory for all that.
+"""Choose where a model goes: layers on GPUs, the size of the KV cache, the number of answers at the same time.
 
-`place` chooses from the free memory and from the lengths of what is to be answered; whatever its caller names
-stays as named. No llama.cpp call is made here.
+`place` chooses from the free memory and the lengths of the prompts. It changes nothing that the caller names. It does
+not call llama.cpp.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from edge.errors import ContextError, EdgeError
 from edge.formats.gguf import ModelFile
 from edge.llama.devices import Device
+from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import (
     BATCH,
     CELLS_STEP,
@@ -27,15 +28,18 @@ from edge.llama.memory import (
 from edge.system.machine import Memory, physical_cores
 from edge.system.text import size
 
-DEFAULT_CONTEXT = 8192  # where no lengths are known
+Lever = tuple[str, Callable[[Loading], Loading]]
+"""An option that needs less memory, as text and as a change."""
+
+DEFAULT_CONTEXT = 8192  # if no lengths are known
 _CPU_PARALLEL, _GPU_PARALLEL, _MAX_PARALLEL = 8, 16, 64
-_SMALL_BATCH = 64  # to offer where memory is short
+_SMALL_BATCH = 64  # offered if memory is short
 _USABLE = 0.9  # share of the free memory that is used; the rest is for the system and for edge itself
 
 
 @dataclass(frozen=True)
 class Use:
-    """Bytes that a placement needs in one memory, and how many are free there (None: the system does not tell)."""
+    """Bytes that a placement needs in one memory, and how many are free there (None: unknown)."""
 
     where: str
     needed: int
@@ -52,11 +56,11 @@ class Placement:
 
     - gpu_layers: layers on the GPUs, the output head counted as the last one; -1: all, 0: none
     - cells: tokens that all sequences together can hold (llama.cpp's n_ctx)
-    - parallel: answers written at once
-    - sequences: those of the answers, of the prompt being read and of the states held beside them
-    - batch: tokens decoded at once (n_batch and n_ubatch)
-    - kv_type: the cache's numbers, a key of KV_BLOCKS
-    - kv_cache: the cache's bytes
+    - parallel: answers written at the same time
+    - sequences: those of the answers, of the prompt that is read, and of the states held beside them
+    - batch: tokens decoded in one batch (n_batch and n_ubatch)
+    - kv_type: number type of the KV cache, a key of KV_BLOCKS
+    - kv_cache: bytes of the KV cache
     """
 
     gpu_layers: int
@@ -72,6 +76,19 @@ class Placement:
     device: str
     uses: tuple[Use, ...]
 
+    @property
+    def loading(self) -> Loading:
+        """The options that load the model so."""
+        return Loading(
+            gpu_layers=self.gpu_layers,
+            threads=self.threads,
+            parallel=self.parallel,
+            batch=self.batch,
+            kv_type=self.kv_type,
+            flash_attention=self.flash_attention,
+            mmap=self.mmap,
+        )
+
     def __str__(self) -> str:
         answers = "1 answer" if self.parallel == 1 else f"{self.parallel} answers"
         memory = ", ".join(
@@ -80,7 +97,7 @@ class Placement:
             for use in self.uses
         )
         return (
-            f"placement: {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}, {answers} at once, "
+            f"placement: {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}, {answers} at a time, "
             f"cache of {self.cells:,} tokens ({self.kv_type}, {size(self.kv_cache)}), batch {self.batch}, "
             f"flash attention {'on' if self.flash_attention else 'off'}, {'' if self.mmap else 'no mmap, '}{memory}"
         )
@@ -88,20 +105,25 @@ class Placement:
 
 @dataclass(frozen=True)
 class _Wish:
-    """What `place` was asked for; None where it may choose."""
+    """The arguments of `place`; what is None in `loading` may be chosen."""
 
     prompts: tuple[int, ...] | None  # lengths, ascending
     max_tokens: int
-    context: int | None
-    parallel: int | None
-    gpu_layers: int | None
-    threads: int
-    batch: int | None
-    kv_type: str
-    flash_attention: bool | None
-    mmap: bool
+    loading: Loading
     branches: int
     apart: bool
+
+    @property
+    def threads(self) -> int:
+        return self.loading.threads or physical_cores()
+
+    @property
+    def batch(self) -> int:
+        return BATCH if self.loading.batch is None else self.loading.batch
+
+    def but(self, loading: Loading) -> "_Wish":
+        """The same with other options."""
+        return replace(self, loading=loading)
 
 
 def place(
@@ -111,45 +133,32 @@ def place(
     *,
     memory: Memory,
     devices: Sequence[Device] = (),
-    context: int | None = None,
-    parallel: int | None = None,
-    gpu_layers: int | None = None,
-    threads: int | None = None,
-    batch: int | None = None,
-    kv_type: str | None = None,
-    flash_attention: bool | None = None,
-    mmap: bool | None = None,
+    loading: Loading = DEFAULT_LOADING,
     branches: int = 0,
     apart: bool = False,
 ) -> Placement:
-    """Choose what is None; what is given stays as given.
+    """Choose what is None in `loading`; what it names stays.
 
-    `prompts`: their lengths in tokens; None where they are not known, the cache then holds `context` tokens
-    (default 8,192, or what the model has). `max_tokens`: of an answer. `context`: no row may be longer, nor the
-    cache larger. `branches`: states held beside the answers, at most, so that no token is read twice. `apart`: each
-    answer has `context` tokens of the cache to itself, and is read where it is written.
-    `memory` and `devices` as they were before the model was loaded.
+    `prompts`: their lengths in tokens; None where they are not known, the cache then holds `loading.context` tokens
+    (default 8,192, or the model's maximum). `max_tokens`: of an answer. No row may be longer than `loading.context`,
+    nor the cache larger. `branches`: the maximum number of states held beside the answers, so that no token is read
+    twice. `apart`: each answer has its own `loading.context` tokens of the cache.
+    `memory` and `devices` are those before the model was loaded.
 
-    The cache holds the longest prompt and the answers at once, and the second longest prompt too, for two tasks
-    in flight, where that leaves half of the memory. Where memory is short it gives up, in this order: the second
-    prompt, the attention scores (flash attention comes on), answers at once; named answers at once then share a
-    smaller cache. On CPUs flash attention is off otherwise: answers are written faster without it, and exact mode
-    needs that. Files are memory-mapped unless `mmap` is False.
+    The cache holds the longest prompt and its answers, and the second longest prompt too (for two tasks in progress) if
+    that leaves half of the memory. If memory is short, it gives up in this order: the second prompt, the attention
+    scores (flash attention is turned on), the number of answers at the same time. If that number is named, the answers
+    share a smaller cache. On CPUs flash attention is off otherwise: answers are written faster without it, and exact
+    mode needs it off.
 
-    Raises ContextError if it cannot fit; its line says what would. Raises ModelFileError as read_model_file does.
+    Raises ContextError if the model cannot fit; the message says what would fit. Raises ModelFileError as
+    read_model_file does.
     """
     shape = model if isinstance(model, Shape) else read_shape(model)
     wish = _Wish(
         prompts=None if prompts is None else tuple(sorted(prompts)),
         max_tokens=max_tokens,
-        context=context,
-        parallel=parallel,
-        gpu_layers=gpu_layers,
-        threads=threads or physical_cores(),
-        batch=batch,
-        kv_type=kv_type or "f16",
-        flash_attention=flash_attention,
-        mmap=mmap is not False,
+        loading=loading,
         branches=branches,
         apart=apart,
     )
@@ -161,26 +170,30 @@ def place(
 
 
 def _check(shape: Shape, wish: _Wish) -> None:
-    """Raises EdgeError for what no memory could make right."""
-    if wish.kv_type not in KV_BLOCKS:
-        raise EdgeError(f"{wish.kv_type} is no type of the cache: choose one of {', '.join(KV_BLOCKS)}")
-    if wish.kv_type != "f16" and wish.flash_attention is False:
-        raise EdgeError(f"--kv-type {wish.kv_type} needs flash attention, which was turned off")
-    if not _divides(shape, wish.kv_type):
+    """Raises EdgeError for an option that is wrong whatever the memory."""
+    if wish.loading.kv_type not in KV_BLOCKS:
+        raise EdgeError(
+            f"{wish.loading.kv_type} is not a type of the KV cache: choose one of {', '.join(KV_BLOCKS)}"
+        )
+    if wish.loading.kv_type != "f16" and wish.loading.flash_attention is False:
+        raise EdgeError(
+            f"--kv-type {wish.loading.kv_type} needs flash attention: remove --no-flash-attention"
+        )
+    if not _divides(shape, wish.loading.kv_type):
         key, value = shape.head_widths
         raise EdgeError(
-            f"{shape.path}: --kv-type {wish.kv_type} needs heads whose width is a multiple of 32; these have "
+            f"{shape.path}: --kv-type {wish.loading.kv_type} needs heads whose width is a multiple of 32; these have "
             f"{key} and {value}: take f16"
         )
     for name, given, most in (
-        ("--parallel", wish.parallel, _MAX_PARALLEL),
-        ("--batch", wish.batch, 1 << 20),
+        ("--parallel", wish.loading.parallel, _MAX_PARALLEL),
+        ("--batch", wish.loading.batch, 1 << 20),
     ):
         if given is not None and not 1 <= given <= most:
             raise EdgeError(f"{name} is {given}; it must be from 1 to {most}")
-    context, most = wish.context, shape.context_length
+    context, most = wish.loading.context, shape.context_length
     if context is not None and context > most > 0:
-        raise ContextError(f"{shape.path}: has a context of at most {most} tokens, not {context}")
+        raise ContextError(f"{shape.path}: has a context length of {most} tokens, less than {context}")
     bound = context or most
     if wish.prompts and wish.prompts[-1] + wish.max_tokens > bound > 0:
         raise ContextError(
@@ -195,19 +208,19 @@ def _divides(shape: Shape, kv_type: str) -> bool:
 
 
 def _choose(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> Placement | None:
-    """The first of the candidates that fits; None: none does."""
-    gpus = [] if wish.gpu_layers == 0 else _gpus(devices)
-    if gpus and wish.gpu_layers is None:
-        # All layers first: one on the CPU costs more than fewer answers at once. None last: then as on a CPU.
-        whole = _choose(shape, replace(wish, gpu_layers=-1), memory, devices)
+    """The first of the candidates that fits, or None."""
+    gpus = [] if wish.loading.gpu_layers == 0 else _gpus(devices)
+    if gpus and wish.loading.gpu_layers is None:
+        # All layers first: one layer on the CPU costs more than fewer answers at a time. No layer last: as on a CPU.
+        whole = _choose(shape, wish.but(replace(wish.loading, gpu_layers=-1)), memory, devices)
         if whole is not None:
             return whole
     for parallel, flash_attention in _candidates(wish, bool(gpus)):
         found = _sized(shape, wish, memory, gpus, parallel, flash_attention)
         if found is not None:
             return found
-    if gpus and wish.gpu_layers is None:
-        return _choose(shape, replace(wish, gpu_layers=0), memory, devices)
+    if gpus and wish.loading.gpu_layers is None:
+        return _choose(shape, wish.but(replace(wish.loading, gpu_layers=0)), memory, devices)
     return None
 
 
@@ -221,7 +234,7 @@ def _sized(
 
     least, wanted, most = _cells(shape, wish, parallel)
     found = trial(wanted)
-    if found is None:  # answers at once that were named share what there is
+    if found is None:  # a named number of answers shares the memory
         cells = _largest(least, wanted - CELLS_STEP, lambda cells: trial(cells) is not None)
         return None if cells is None else trial(cells)
 
@@ -234,37 +247,37 @@ def _sized(
 
 
 def _candidates(wish: _Wish, gpu: bool) -> list[tuple[int, bool]]:
-    """Answers at once and flash attention, the best first."""
-    if wish.parallel is not None:
-        parallels = [wish.parallel]
+    """Numbers of answers at the same time, with flash attention or not; the best first."""
+    if wish.loading.parallel is not None:
+        parallels = [wish.loading.parallel]
     else:
         rows = _MAX_PARALLEL if wish.prompts is None else max(1, len(wish.prompts))
         parallels = [min(_GPU_PARALLEL if gpu else _CPU_PARALLEL, rows)]
         while parallels[-1] > 1:
             parallels.append(parallels[-1] // 2)
-    if wish.flash_attention is not None:
-        flash = [wish.flash_attention]
+    if wish.loading.flash_attention is not None:
+        flash = [wish.loading.flash_attention]
     else:
-        flash = [True] if gpu or wish.kv_type != "f16" else [False, True]
+        flash = [True] if gpu or wish.loading.kv_type != "f16" else [False, True]
     return [(parallel, on) for parallel in parallels for on in flash]
 
 
 def _cells(shape: Shape, wish: _Wish, parallel: int) -> tuple[int, int, int]:
-    """The least cells that do, those wanted, and the most that are of use."""
+    """The minimum number of cells, the wanted one, and the maximum that is useful."""
     if wish.prompts is None:
-        context = wish.context or min(DEFAULT_CONTEXT, shape.context_length or DEFAULT_CONTEXT)
+        context = wish.loading.context or min(DEFAULT_CONTEXT, shape.context_length or DEFAULT_CONTEXT)
         return (padded(context) * (max(2, parallel) if wish.apart else 1),) * 3
     longest = wish.prompts[-1] if wish.prompts else 0
     second = wish.prompts[-2] if len(wish.prompts) > 1 else 0
     least = longest + wish.max_tokens
     wanted = longest + parallel * wish.max_tokens
-    bound = wish.context or wanted + second
-    least = min(least if wish.parallel is not None else wanted, bound)
+    bound = wish.loading.context or wanted + second
+    least = min(least if wish.loading.parallel is not None else wanted, bound)
     return padded(least), padded(min(wanted, bound)), padded(min(wanted + second, bound))
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest multiple of 256 from `low` to `high` that fits, if what is larger fits no better."""
+    """The largest multiple of 256 from `low` to `high` that fits. Requires that smaller ones fit if it fits."""
     if high < low or not fits(low):
         return None
     first, last = low // CELLS_STEP, high // CELLS_STEP
@@ -275,7 +288,7 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def _roomy(shape: Shape, placement: Placement) -> bool:
-    """Whether what is used beside the weights is at most half of what they leave."""
+    """Whether the cache and buffers take at most half of the memory that the weights leave."""
     if any(use.free is None for use in placement.uses):
         return True
     needed = sum(use.needed for use in placement.uses)
@@ -284,7 +297,7 @@ def _roomy(shape: Shape, placement: Placement) -> bool:
 
 
 def _gpus(devices: Sequence[Device]) -> list[Device]:
-    """Those that llama.cpp offloads to: integrated ones only where there are no others."""
+    """The devices that llama.cpp offloads to: integrated GPUs only if there are no others."""
     return [d for d in devices if d.kind == "GPU"] or [d for d in devices if d.kind == "integrated GPU"]
 
 
@@ -301,11 +314,11 @@ def _fitted(
     parallel: int,
     flash_attention: bool,
 ) -> Placement | None:
-    """The placement with these choices, with as many layers on the GPUs as fit; None where it does not fit."""
-    if gpus and wish.gpu_layers is None:
+    """The placement with these choices, with as many layers on the GPUs as fit; None if it does not fit."""
+    if gpus and wish.loading.gpu_layers is None:
         numbers: Sequence[int] = range(len(shape.kv_values), 0, -1)
     else:
-        numbers = [wish.gpu_layers if gpus and wish.gpu_layers is not None else 0]
+        numbers = [wish.loading.gpu_layers if gpus and wish.loading.gpu_layers is not None else 0]
     made = (_laid(shape, wish, memory, gpus, n, cells, parallel, flash_attention) for n in numbers)
     return next((placement for placement in made if all(use.fits for use in placement.uses)), None)
 
@@ -321,14 +334,14 @@ def _laid(
     flash_attention: bool,
 ) -> Placement:
     """The placement with these choices, whether it fits or not."""
-    batch = max(wish.batch or BATCH, parallel)
+    batch = max(wish.batch, parallel)
     sequences = max(2, parallel) if wish.apart else min(MAX_SEQUENCES, parallel + 1 + wish.branches)
     need = buffers(
         shape,
         cells,
         sequences=sequences,
         batch=batch,
-        kv_type=wish.kv_type,
+        kv_type=wish.loading.kv_type,
         flash_attention=flash_attention,
         apart=wish.apart,
     )
@@ -341,9 +354,9 @@ def _laid(
         parallel=parallel,
         sequences=sequences,
         batch=batch,
-        kv_type=wish.kv_type,
+        kv_type=wish.loading.kv_type,
         flash_attention=flash_attention,
-        mmap=wish.mmap,
+        mmap=wish.loading.mmap,
         kv_cache=need.kv_cache,
         device=f"{_names(gpus)} ({layers} of {total} layers)" if layers else "CPU",
         uses=_uses(shape, wish, memory, gpus, cells, sequences, need, layers),
@@ -360,14 +373,14 @@ def _uses(
     need: Buffers,
     layers: int,
 ) -> tuple[Use, ...]:
-    """What is needed where, with this many layers on the GPUs: the output head and the last ones before it."""
+    """Bytes needed in each memory, with so many layers on the GPUs: the output head and the last layers before it."""
     if not layers:
         return (Use("CPU", shape.weights + need.total, memory.available),)
     first = len(shape.kv_values) + 1 - layers
     moved = (
         shape.output_weights
         + sum(shape.layer_weights[first:])
-        + kv_bytes(sum(shape.kv_values[first:]), cells, wish.kv_type)
+        + kv_bytes(sum(shape.kv_values[first:]), cells, wish.loading.kv_type)
         + sum(shape.state_values[first:]) * sequences * 4
     )
     there = moved + need.compute
@@ -376,40 +389,40 @@ def _uses(
     here += need.compute if first else 0
     free = sum(gpu.memory_free for gpu in gpus) if all(gpu.memory_total for gpu in gpus) else None
     if any(gpu.kind == "integrated GPU" or gpu.name.startswith(("Metal", "MTL")) for gpu in gpus):
-        # One memory for both: what is free on the GPU is not free beside that.
+        # One memory for both: free memory of the GPU is part of the free main memory.
         known = [number for number in (free, memory.available) if number is not None]
         return (Use(_names(gpus), there + here, min(known) if known else None),)
     return Use(_names(gpus), there, free), Use("CPU", here, memory.available)
 
 
 def _advice(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> str:
-    """What does not fit, and which options would make it fit. Each is tried before it is named."""
+    """What does not fit, and which options would make it fit. Each option is tried before it is named."""
 
     def fits(changed: _Wish) -> bool:
         return _choose(shape, changed, memory, devices) is not None
 
-    gpus = [] if wish.gpu_layers == 0 else _gpus(devices)
+    gpus = [] if wish.loading.gpu_layers == 0 else _gpus(devices)
     parallel, flash_attention = _candidates(wish, bool(gpus))[-1]
     cells = _cells(shape, wish, parallel)[0]
-    layers = (wish.gpu_layers or 0) if gpus else 0
+    layers = (wish.loading.gpu_layers or 0) if gpus else 0
     smallest = _laid(shape, wish, memory, gpus, layers, cells, parallel, flash_attention)
     use = next(use for use in smallest.uses if not use.fits)
     problem = (
         f"needs {size(use.needed)} with a cache of {cells:,} tokens; {size(use.free or 0)} is free on {use.where}, "
-        f"of which edge takes {_USABLE:.0%} at most"
+        f"and edge uses at most {_USABLE:.0%} of that"
     )
     levers, smaller_numbers = _levers(wish, bool(gpus)), _kv_levers(shape, wish)
     alone = (
-        levers if wish.flash_attention is False else levers + smaller_numbers
+        levers if wish.loading.flash_attention is False else levers + smaller_numbers
     )  # these need flash attention
-    options = [text for text, changes in alone if fits(replace(wish, **changes))]
+    options = [text for text, change in alone if fits(wish.but(change(wish.loading)))]
     options += _shorter(shape, wish, memory, devices)
     if options:
         return f"{problem}. What would fit: {' or '.join(options)}"
-    together: dict[str, str] = {}  # by the option's name: the later --kv-type takes the place of the first
-    for text, changes in levers + smaller_numbers:
+    together: dict[str, str] = {}  # by the option's name: a later --kv-type replaces the first
+    for text, change in levers + smaller_numbers:
         together[text.split()[0]] = text
-        wish = replace(wish, **changes)
+        wish = wish.but(change(wish.loading))
         if fits(wish):
             return f"{problem}. What would fit: {' '.join(together.values())}"
     if shorter := _shorter(shape, wish, memory, devices):
@@ -417,35 +430,39 @@ def _advice(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]
     return f"{problem}. Take a smaller quantization or model; the weights alone are {size(shape.weights)}"
 
 
-def _levers(wish: _Wish, gpu: bool) -> list[tuple[str, dict[str, Any]]]:
-    """Options that need less memory, the mildest first, and what each changes in a wish."""
-    levers: list[tuple[str, dict[str, Any]]] = []
-    if gpu and wish.gpu_layers not in (None, 0):
-        levers.append(("--gpu-layers 0", {"gpu_layers": 0}))
-    if wish.flash_attention is False:
-        levers.append(("--flash-attention", {"flash_attention": True}))
-    if (wish.batch or BATCH) > _SMALL_BATCH:
-        levers.append((f"--batch {_SMALL_BATCH}", {"batch": _SMALL_BATCH}))
-    if wish.parallel is not None and wish.parallel > 1:
-        levers.append(("--parallel 1", {"parallel": 1}))
+def _levers(wish: _Wish, gpu: bool) -> list[Lever]:
+    """Options that need less memory, those with the least effect first."""
+    levers: list[Lever] = []
+    if gpu and wish.loading.gpu_layers not in (None, 0):
+        levers.append(("--gpu-layers 0", lambda old: replace(old, gpu_layers=0)))
+    if wish.loading.flash_attention is False:
+        levers.append(("--flash-attention", lambda old: replace(old, flash_attention=True)))
+    if wish.batch > _SMALL_BATCH:
+        levers.append((f"--batch {_SMALL_BATCH}", lambda old: replace(old, batch=_SMALL_BATCH)))
+    if wish.loading.parallel is not None and wish.loading.parallel > 1:
+        levers.append(("--parallel 1", lambda old: replace(old, parallel=1)))
     return levers
 
 
-def _kv_levers(shape: Shape, wish: _Wish) -> list[tuple[str, dict[str, Any]]]:
-    """The types of the cache that are smaller than the one asked for; with flash attention only."""
+def _kv_levers(shape: Shape, wish: _Wish) -> list[Lever]:
+    """The types of the KV cache that are smaller than the named one; they need flash attention."""
     types = list(KV_BLOCKS)
-    smaller = [name for name in types[types.index(wish.kv_type) + 1 :] if _divides(shape, name)]
-    return [(f"--kv-type {name}", {"kv_type": name}) for name in smaller]
+    smaller = [name for name in types[types.index(wish.loading.kv_type) + 1 :] if _divides(shape, name)]
+    return [(f"--kv-type {name}", partial(_with_kv_type, name)) for name in smaller]
+
+
+def _with_kv_type(name: str, loading: Loading) -> Loading:
+    return replace(loading, kv_type=name)
 
 
 def _shorter(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> list[str]:
-    """`--ctx N` with the largest N that fits, if one does and a row is left."""
+    """`--ctx N` with the largest N that fits, if at least one row is left."""
 
     def bounded(context: int) -> _Wish:
         kept = None
         if wish.prompts is not None:
             kept = tuple(n for n in wish.prompts if n + wish.max_tokens <= context)
-        return replace(wish, context=context, prompts=kept)
+        return replace(wish, loading=replace(wish.loading, context=context), prompts=kept)
 
     if wish.prompts is None:
         top = _cells(shape, wish, 1)[0] - CELLS_STEP

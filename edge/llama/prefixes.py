@@ -1,7 +1,7 @@
-"""The prefix tree of a replay's prompts: in which order to read them, where they part, how many tokens it has.
+"""The prefix tree of a replay's prompts: the order to read them in, where they part, how many tokens it has.
 
-The tree is never built. Sorted token lists have their neighbours share the most, and what two lists share is
-the least that any neighbours between them share; that tells all there is to know.
+The tree is never built. In a sorted list of token lists, neighbours share the longest beginnings. What two lists share
+is the minimum of what the neighbours between them share.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Tokens = Sequence[int]
 
 
 def common_length(a: Tokens, b: Tokens) -> int:
-    """How many tokens two sequences share at their beginning."""
+    """How many tokens the beginnings of two sequences share."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i
@@ -23,16 +23,15 @@ def common_length(a: Tokens, b: Tokens) -> int:
 
 
 def distinct_tokens(prompts: Sequence[Tokens]) -> int:
-    """Nodes of the prefix tree of all prompts: the fewest tokens that any engine must read."""
+    """Nodes of the prefix tree of all prompts: the minimum number of tokens that an engine must read."""
     ordered = [[], *sorted(map(list, prompts))]
     return sum(len(b) - common_length(a, b) for a, b in pairwise(ordered))
 
 
 def reading_order(prompts: Sequence[Tokens]) -> list[int]:
-    """The prompts' indices in an order that finishes each branch before the next.
+    """The indices of the prompts in an order that finishes each branch before the next.
 
-    Of two branches the one that holds the earlier prompt comes first; a prompt that others extend comes before
-    them.
+    Of two branches, the one with the earlier prompt comes first. A prompt that others extend comes before them.
     """
     if not prompts:
         return []
@@ -48,7 +47,7 @@ def reading_order(prompts: Sequence[Tokens]) -> list[int]:
         depth = min(shared[low + 1 : high])
         edges = [low, *(k for k in range(low + 1, high) if shared[k] == depth), high]
         children = list(pairwise(edges))
-        # A prompt that ends here stands before all that extend it, also in the sorted list.
+        # A prompt that ends here comes before all that extend it, in the sorted list too.
         ended = [child for child in children if len(prompts[ranked[child[0]]]) == depth]
         parted = [child for child in children if child not in ended]
         parted.sort(key=lambda child: min(ranked[child[0] : child[1]]))
@@ -57,7 +56,7 @@ def reading_order(prompts: Sequence[Tokens]) -> list[int]:
 
 
 def branch_points(prompts: Sequence[Tokens]) -> list[list[int]]:
-    """For each prompt, ascending, the lengths at which another one parts from it, ends, or goes on from its end.
+    """For each prompt, the lengths at which another one parts from it, ends, or continues from its end; ascending.
 
     `prompts` must be in reading order.
     """
@@ -72,11 +71,11 @@ def branch_points(prompts: Sequence[Tokens]) -> list[list[int]]:
                     points[i].add(depth)
                 if not least:
                     break
-    return [sorted(found - {0}) for found in points]
+    return [sorted(lengths - {0}) for lengths in points]
 
 
 def depth_held(prompts: Sequence[Tokens]) -> int:
-    """How many states must be held at once, at most, so that no token is read twice. In reading order."""
+    """Maximum number of states held at the same time so that no token is read twice. `prompts` in reading order."""
     shared = [common_length(a, b) for a, b in pairwise(prompts)]
     held = list[int]()
     most = 0
@@ -91,10 +90,10 @@ def depth_held(prompts: Sequence[Tokens]) -> int:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token sequences in the order in which they are read. `shared[i]`: tokens that i + 1 begins with as i does.
+    """Token sequences in reading order. `shared[i]`: how many tokens the beginnings of i and i + 1 share.
 
-    `kind`: "rows" or "text". `sha256` is that of the data, `skipped` counts rows that were left out, `batch` is the
-    most tokens that are read at once.
+    `kind`: "rows" or "text". `sha256` is that of the data. `skipped` counts the rows that are not included. `batch`:
+    maximum number of tokens in a batch.
     """
 
     kind: str
@@ -107,19 +106,20 @@ class Corpus:
     batch: int = BATCH
 
     def seen(self, index: int) -> int:
-        """How many tokens of a sequence were read with the ones before it."""
+        """How many tokens of a sequence were read with an earlier one."""
         return self.shared[index - 1] if index else 0
 
     def tokens_until(self, index: int) -> int:
-        """The tokens that count in the first so many sequences."""
+        """The number of distinct tokens in the first `index` sequences."""
         return sum(len(self.sequences[i]) - self.seen(i) for i in range(index))
 
     @property
     def tokens(self) -> int:
+        """The number of distinct tokens in all sequences."""
         return self.tokens_until(len(self.sequences))
 
     def stops(self, index: int) -> list[int]:
-        """The lengths, ascending, at which a sequence is held because a later one parts there."""
+        """The lengths at which a sequence is held because a later one parts there; ascending."""
         lengths, least = list[int](), len(self.sequences[index]) + 1
         for length in self.shared[index:]:
             if length < least:
@@ -129,7 +129,7 @@ class Corpus:
         return sorted(length for length in lengths if length > self.seen(index))
 
     def batches(self, index: int) -> list[tuple[int, int]]:
-        """The (begin, end) of each batch of what is new in a sequence. They depend on nothing but the sequences."""
+        """The (begin, end) of each batch of the new tokens of a sequence. They depend only on the sequences."""
         edges = [self.seen(index), *self.stops(index), len(self.sequences[index])]
         return [
             (begin, min(begin + self.batch, end))
@@ -138,7 +138,7 @@ class Corpus:
         ]
 
     def way(self, index: int) -> list[tuple[int, int]]:
-        """The batches in which the sequences before have read what this one shares with them."""
+        """The batches in which earlier sequences read the tokens that this one shares with them."""
         end, batches = self.seen(index), list[tuple[int, int]]()
         for i in range(index - 1, -1, -1):
             if self.seen(i) < end:

@@ -1,7 +1,7 @@
-"""A model that reads: token ids into sequences of its cache, the logits out where they are wanted.
+"""A model that reads given texts, for a calibration or a measurement: token ids in, the wanted logits out.
 
-`edge.llama.engine` writes answers; this reads texts that are given, for a calibration or a measurement. `Walk`
-goes through the prefix tree of many sequences of tokens so that every node of it is read once.
+`edge.llama.engine` writes answers instead. `Walk` goes through the prefix tree of many token sequences, and reads every
+node of it once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,21 +14,20 @@ from numpy.typing import NDArray
 
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
-from edge.llama.memory import buffers, read_shape
+from edge.llama.memory import buffers, padded, read_shape
 from edge.llama.prefixes import Corpus, depth_held
 from edge.system.signals import signals_later
 
-MOST_HELD = (
-    32  # states held for later sequences; in a deeper tree the shallowest is read again, not counted again
-)
+# States held for later sequences. In a deeper tree the shallowest is read again, but not counted again.
+MOST_HELD = 32
 
 
 class Reader:
     """A loaded model with one cache of `cells` tokens that all its sequences share.
 
-    A batch is read as it is given, so that the same calls give the same values, to the last bit. `flash_attention`
-    lets llama.cpp choose it, as it does by itself; without, a CPU has none. `callback`: llama.cpp's `cb_eval`. Use it
-    in one thread, as a context manager.
+    A batch is read as it is given, so the same calls give the same values, to the last bit. `flash_attention`: let
+    llama.cpp choose it, as by default; without it, a CPU does not use flash attention. `callback`: llama.cpp's
+    `cb_eval`. Use the reader in one thread, as a context manager.
 
     Raises ModelFileError, ContextError.
     """
@@ -49,7 +48,7 @@ class Reader:
         self._model = self._context = None
         self.path = path
         library.start()
-        self._callback = callback  # kept: ctypes does not
+        self._callback = callback  # ctypes keeps no reference
         model_params = library.model_params()
         model_params.n_gpu_layers = gpu_layers
         if not mmap:
@@ -60,7 +59,7 @@ class Reader:
         needed = buffers(
             shape, cells, sequences=sequences, batch=batch, flash_attention=flash_attention
         ).total
-        try:  # the logits of a whole batch are wanted
+        try:  # with room for the logits of a whole batch
             library.check_room(
                 f"{path}: cannot make a cache of {cells} tokens", needed + batch * shape.n_vocab * 4
             )
@@ -68,10 +67,10 @@ class Reader:
             self.close()
             raise
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = -(-cells // 256) * 256  # llama.cpp pads to 256 itself
+        params.n_ctx = padded(cells)
         params.n_batch = params.n_ubatch = batch
         params.n_seq_max = sequences
-        params.n_outputs_max_per_seq = 0  # as many as there are tokens
+        params.n_outputs_max_per_seq = 0  # as many as tokens
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = -1 if offloads or flash_attention else 0
@@ -90,9 +89,9 @@ class Reader:
         self.tokens_decoded = 0
 
     def decode(self, tokens: Sequence[int], position: int, sequence: int, wanted: Sequence[bool]) -> None:
-        """Read tokens, at most a batch, that follow `position` others in `sequence`.
+        """Read at most one batch of tokens, which follow `position` others in `sequence`.
 
-        `wanted`: of which tokens the logits after them are computed. Raises EdgeError where llama.cpp fails.
+        `wanted`: for each token, whether the logits after it are computed. Raises EdgeError if llama.cpp fails.
         """
         batch = self._batch
         batch.n_tokens = len(tokens)
@@ -109,12 +108,12 @@ class Reader:
         self.tokens_decoded += len(tokens)
 
     def logits(self, index: int) -> NDArray[np.float32]:
-        """The logits after the token at `index` of the last batch, of shape (n_vocab,); valid until the next."""
+        """The logits after the token at `index` of the last batch, of shape (n_vocab,); valid until the next batch."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, (self.n_vocab,))
 
     def copy(self, source: int, target: int) -> None:
-        """Let another sequence, an empty one, have the same tokens."""
+        """Copy the tokens of a sequence to another one, which is empty."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def drop(self, sequence: int) -> None:
@@ -138,28 +137,28 @@ class Reader:
 
 
 class Walked(Protocol):
-    """What `Walk` asks of a reader."""
+    """What `Walk` needs of a reader."""
 
     def read(self, tokens: Sequence[int], position: int, sequence: int, *, counts: bool = True) -> None:
-        """Read tokens that follow `position` others; without `counts` they were read before."""
+        """Read tokens that follow `position` others. Without `counts` they were read before."""
 
     def copy(self, source: int, target: int) -> None:
-        """Let another sequence, an empty one, have the same tokens."""
+        """Copy the tokens of a sequence to another one, which is empty."""
 
     def drop(self, sequence: int) -> None:
         """Empty a sequence."""
 
 
 def places(work: Corpus) -> int:
-    """How many states a walk through these sequences holds at once."""
+    """How many states a walk through these sequences holds at the same time."""
     return min(depth_held(work.sequences), MOST_HELD) if any(work.shared) else 0
 
 
 class Walk:
-    """Goes through the prefix tree. Sequence 0 reads; the others hold what later sequences of tokens go on from.
+    """Goes through the prefix tree. Sequence 0 reads; the others hold states that later token sequences continue from.
 
-    All that is held is a beginning of what was read last, so that a token's cell in the cache is its position:
-    going on after an interruption finds everything as it was.
+    Every held state is a beginning of what was read last. So the cell of a token in the cache is its position, and a
+    walk that continues after an interruption finds the same cache.
     """
 
     def __init__(self, reader: Walked, work: Corpus) -> None:
@@ -169,13 +168,13 @@ class Walk:
         self._held: list[tuple[int, int]] = []  # (length, sequence), ascending
 
     def read(self, index: int) -> Iterator[tuple[int, int]]:
-        """Read what is new in a sequence of tokens; yields (begin, end) of each batch once it is read."""
+        """Read the new tokens of a sequence; yields (begin, end) of each batch after it is read."""
         reader, work = self._reader, self._work
         tokens, seen = work.sequences[index], work.seen(index)
         if seen == len(tokens):
-            return  # there twice, or the beginning of another; its end is held where that is needed
+            return  # a duplicate, or the beginning of another; its end is held if needed
         while self._held and self._held[-1][0] > seen:
-            self._let_go(-1)
+            self._drop_held(-1)
         reader.drop(0)
         start = 0
         if self._held:
@@ -194,7 +193,7 @@ class Walk:
             yield begin, end
 
     def _needed(self, index: int) -> Iterator[int]:
-        """The lengths, up to where a sequence parts from the one before, that later ones go on from."""
+        """The lengths that later sequences continue from, up to where this one parts from the one before."""
         least = self._work.seen(index) + 1
         for length in self._work.shared[index - 1 :]:
             if length < least:
@@ -207,12 +206,12 @@ class Walk:
         if not self._free:
             if not self._held:
                 return
-            self._let_go(0)
+            self._drop_held(0)
         sequence = self._free.pop()
         self._reader.copy(0, sequence)
         self._held.append((length, sequence))
 
-    def _let_go(self, which: int) -> None:
+    def _drop_held(self, which: int) -> None:
         sequence = self._held.pop(which)[1]
         self._reader.drop(sequence)
         self._free.append(sequence)

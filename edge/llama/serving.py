@@ -1,163 +1,194 @@
-"""The engine for jobs that arrive while others are written: they share batches, and prefixes with those before.
+"""The engine of a server: jobs arrive while others are written, and share batches with them.
 
-Each answer has a part of the cache to itself, so that its tokens are not held against the others'. What prompts and
-answers leave is kept in memory beside it, the latest used longest, and brought back for a prompt that begins the same.
-A hybrid can go on only from where a state was kept, so one is kept wherever a new prompt parts from what was read
-before.
+Each answer has its own part of the cache, so its attention does not run over the tokens of the others. What prompts and
+answers leave is kept in memory beside the cache. It comes back for a prompt with the same beginning; the least recently
+used goes first. A hybrid can continue only from where a state was kept, so a state is kept wherever a new prompt parts
+from what was read before.
 """
 
-import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import llama_cpp
-
-from edge.llama.engine import Engine, Job, _Answer, _State
+from edge.llama.cache import Cache, State
+from edge.llama.engine import Engine, PromptReading, RunningJob
+from edge.llama.jobs import Job, Logits
+from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.prefixes import common_length
 
 T = TypeVar("T")
 _LEAST = 16  # tokens: a shorter common beginning is not worth a state
+_MOST_KEPT = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
 class Request(Job[T], Generic[T]):
-    """A job of a client's; `cancelled` is set where it has gone away."""
+    """A client's job; `cancelled` is set when the client has gone away."""
 
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(eq=False)
-class _Kept(_State):
-    """A state outside of the cache; `data` is llama.cpp's own form of it."""
+class _Kept(State):
+    """A state outside the cache, in llama.cpp's own form; it has no sequence."""
 
     data: Any = None
 
 
-class ServingEngine(Engine):
-    """An engine whose `serve` never ends by itself. Its cache is made once, by `reserve`, in equal parts.
+class ServingCache(Cache):
+    """A cache in equal parts, one for each sequence. Held states are kept outside of it, up to `most_kept` bytes."""
 
-    `most_kept`: bytes of prompts and answers that are kept beside the cache.
-    """
-
-    _unified = False
-
-    def __init__(self, *args: Any, most_kept: int = 1 << 30, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._kept: list[_Kept] = []  # the latest used stands last
-        self._most_kept = most_kept
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options, unified=False)
+        self.most_kept = _MOST_KEPT
+        self._kept: list[_Kept] = []  # the most recently used is last
 
     @property
     def kept_bytes(self) -> int:
-        """What is kept of prompts and answers beside the cache."""
+        """Bytes of the prompts and answers that are kept beside the cache. Any thread may read it."""
         return sum(len(kept.data) for kept in list(self._kept))
 
-    def serve(
-        self, arrivals: Callable[[bool], Request[T] | None], parallel: int
-    ) -> Iterator[tuple[Request[T], T]]:
-        """Answer what arrives, at most `parallel` at once; (a request, its answer), each as soon as it is there.
+    def bring_back(self, prompt: Sequence[int]) -> State:
+        """A new sequence with as much of the prompt as is kept."""
+        best, length = self.longest(self._kept, prompt)
+        state = State(self.take(), [], None)
+        if best is None or not length:
+            return state
+        self._use(best)
+        if not self.import_sequence(state.sequence, best.data):
+            return state
+        if length < len(best.tokens):
+            self.cut(state.sequence, length)
+        state.tokens = list(prompt[:length])
+        state.logits = best.logits if length == len(prompt) else None
+        return state
 
-        `arrivals(wait)` gives the next request or None; with `wait` nothing is under way and it may wait for one, and
-        its None ends the loop. Each request must fit into one part of the cache. A cancelled one is let go of after the
-        next batch, and yields nothing.
-        """
-        self.check_open()
-        requests: dict[int, Request[T]] = {}
-        active: list[_Answer[T]] = []
-        reading: _State | None = None
-        job: Request[T] | None = None  # the one that is read
-        stops: set[int] = set()
-        count = 0
-        turn = False
-        while True:
-            for answer in [answer for answer in active if requests[answer.index].cancelled.is_set()]:
-                active.remove(answer)
-                self._hold(answer.state)
-                del requests[answer.index]
-            if job is not None and job.cancelled.is_set():
-                if reading is not None:
-                    self._hold(reading)
-                job = reading = None
-            if job is None and len(active) < parallel:
-                job = arrivals(not active)
-                if job is None and not active:
-                    return
-            if job is not None and reading is None:
-                reading, stops = self._start(job)
-            if reading is not None and job is not None and reading.logits is not None:
-                if not self._rewindable:
-                    self._keep(reading)
-                answer = _Answer(count, job, reading)
-                requests[count] = job
-                active.append(answer)
-                logits, reading, job = reading.logits, None, None
-                count += 1
-                for index, value in self._write(answer, logits, active, True):
-                    yield requests.pop(index), value
-                continue
-            turn = not turn
-            if reading is not None and active and not self._mixes:  # in turn, so that neither waits for long
-                done = (
-                    self._decode(active, None, None, set()) if turn else self._decode([], reading, job, stops)
-                )
-            else:
-                done = self._decode(active, reading, job if reading is not None else None, stops)
-            if reading is not None and reading.logits is None and len(reading.tokens) in stops:
-                self._keep(reading)
-                stops.discard(len(reading.tokens))
-            for answer, logits in done:
-                for index, value in self._write(answer, logits, active, True):
-                    yield requests.pop(index), value
+    def partings(self, prompt: Sequence[int]) -> set[int]:
+        """The lengths at which the prompt parts from what is kept."""
+        return {common_length(kept.tokens, prompt) for kept in self._kept}
 
-    def _start(self, job: Job[T]) -> tuple[_State, set[int]]:
-        """A sequence with as much of the prompt as is kept, and where its reading stops to keep a state."""
-        prompt = list(job.prompt)
-        shared = {common_length(kept.tokens, prompt) for kept in self._kept}
-        best = max(self._kept, key=lambda kept: self._usable(kept, prompt), default=None)
-        length = 0 if best is None else self._usable(best, prompt)
-        sequence = self._free.pop()
-        if best is not None and length:
-            self._kept.remove(best)
-            self._kept.append(best)
-            if llama_cpp.llama_state_seq_set_data_ext(self._context, best.data, len(best.data), sequence, 0):
-                if length < len(best.tokens):
-                    llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
-            else:
-                llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-                length = 0
-        reading = _State(sequence, prompt[:length], None)
-        if length == len(prompt) and best is not None:
-            reading.logits = best.logits
-        stops = {at for at in job.held if length < at < len(prompt)}
-        if not self._rewindable:
-            stops |= {at for at in shared if max(length, _LEAST) < at < len(prompt)}
-        return reading, stops
+    def hold(self, state: State) -> None:
+        """Keep a state outside the cache, and free its cells."""
+        self.keep(state)
+        self.drop(state)
 
-    def _hold(self, state: _State) -> None:
-        """Keep a state outside of the cache, and free its cells."""
-        self._keep(state)
-        self._drop(state)
-
-    def _keep(self, state: _State) -> None:
-        """Keep a copy of a state; of several with the same beginning a transformer needs the longest alone."""
+    def keep(self, state: State) -> None:
+        """Keep a copy of a state. Of several with the same beginning, a transformer needs only the longest."""
         if len(state.tokens) < _LEAST:
             return
         for kept in list(self._kept):
             common = common_length(kept.tokens, state.tokens)
-            if common == len(state.tokens) and (self._rewindable or common == len(kept.tokens)):
-                self._kept.remove(kept)
-                self._kept.append(kept)
+            if common == len(state.tokens) and (self.rewindable or common == len(kept.tokens)):
+                self._use(kept)
                 if state.logits is not None and common == len(kept.tokens):
                     kept.logits = state.logits
                 return
-            if common == len(kept.tokens) and self._rewindable:
+            if common == len(kept.tokens) and self.rewindable:
                 self._kept.remove(kept)
-        size = llama_cpp.llama_state_seq_get_size_ext(self._context, state.sequence, 0)
-        if size > self._most_kept:
+        size = self.export_size(state.sequence)
+        if size > self.most_kept:
             return
-        while self.kept_bytes > self._most_kept - size:
+        while self.kept_bytes > self.most_kept - size:
             self._kept.pop(0)
-        data = (ctypes.c_uint8 * size)()
-        llama_cpp.llama_state_seq_get_data_ext(self._context, data, size, state.sequence, 0)
+        data = self.export_sequence(state.sequence, size)
         self._kept.append(_Kept(-1, list(state.tokens), None, state.logits, data))
+
+    def _use(self, kept: _Kept) -> None:
+        self._kept.remove(kept)
+        self._kept.append(kept)
+
+
+class ServingEngine(Engine):
+    """An engine whose `serve` runs until its source of requests ends. `reserve` its cache once, before `serve`.
+
+    `most_kept`: maximum bytes of prompts and answers that are kept beside the cache.
+    """
+
+    cache: ServingCache
+    cache_class = ServingCache
+
+    def __init__(
+        self, path: Path, loading: Loading = DEFAULT_LOADING, *, most_kept: int = _MOST_KEPT
+    ) -> None:
+        super().__init__(path, loading)
+        self.cache.most_kept = most_kept
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the prompts and answers that are kept beside the cache."""
+        return self.cache.kept_bytes
+
+    def serve(
+        self, arrivals: Callable[[bool], Request[T] | None], parallel: int
+    ) -> Iterator[tuple[Request[T], T]]:
+        """Answer the requests that arrive, at most `parallel` at the same time; yields (request, answer).
+
+        `arrivals(wait)` returns the next request or None. With `wait` no request is in progress: it may wait for one,
+        and its None ends the loop. Each request must fit into one part of the cache. A cancelled request ends after
+        the next batch, and yields nothing.
+        """
+        self.check_open()
+        requests: dict[int, Request[T]] = {}  # by the index of its running job
+        active: list[RunningJob[T]] = []
+        reading: PromptReading[T] | None = None
+        request: Request[T] | None = None  # whose prompt is read
+        count = 0
+        turn = False
+        while True:
+            for running in [running for running in active if requests[running.index].cancelled.is_set()]:
+                active.remove(running)
+                self.cache.hold(running.state)
+                del requests[running.index]
+            if reading is not None and request is not None and request.cancelled.is_set():
+                self.cache.hold(reading.state)
+                reading = None
+            if reading is None and len(active) < parallel:
+                request = arrivals(not active)
+                if request is not None:
+                    reading = self._start(request)
+                elif not active:
+                    return
+            if reading is not None and request is not None and reading.logits is not None:
+                if not self.cache.rewindable:
+                    self.cache.keep(reading.state)
+                active.append(RunningJob(count, request, reading.state))
+                requests[count] = request
+                count += 1
+                ready = [(active[-1], reading.logits)]
+                reading = None
+            else:
+                turn = not turn
+                ready = self._step(active, reading, turn)
+            for running, logits in ready:
+                if running.resume(logits):
+                    active.remove(running)
+                    self.cache.hold(running.state)
+                    yield requests.pop(running.index), running.answer
+
+    def _step(
+        self, active: Sequence[RunningJob[T]], reading: PromptReading[T] | None, turn: bool
+    ) -> list[tuple[RunningJob[T], Logits]]:
+        """Decode one batch. Where answers and a prompt cannot share one, `turn` says whether the answers get it."""
+        if reading is None or not active or self.mixes:
+            ready = self.decode(active, reading)
+        elif turn:
+            ready = self.decode(active)
+        else:
+            ready = self.decode([], reading)
+        if reading is not None and reading.at_stop:
+            self.cache.keep(reading.state)
+            reading.stops.discard(len(reading.state.tokens))
+        return ready
+
+    def _start(self, job: Job[T]) -> PromptReading[T]:
+        """Begin to read a prompt, from as much of it as is kept."""
+        prompt = list(job.prompt)
+        partings = self.cache.partings(prompt)
+        state = self.cache.bring_back(prompt)
+        length = len(state.tokens)
+        stops = {at for at in job.held if length < at < len(prompt)}
+        if not self.cache.rewindable:
+            stops |= {at for at in partings if max(length, _LEAST) < at < len(prompt)}
+        return PromptReading(job, state, stops)

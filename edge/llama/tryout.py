@@ -1,7 +1,7 @@
-"""A model file that edge knows nothing of, tried in a process of its own: does llama.cpp end the process over it?
+"""Try an unknown model file in a child process, because llama.cpp may stop the process that loads it.
 
-Files that `edge convert` wrote carry checksums (edge/formats/checksum.py) and need no trial. Of others the
-header is checked, which cannot find everything that one of llama.cpp's assertions is about.
+Files from `edge convert` have checksums (edge/formats/checksum.py) and need no trial. The header of other files is
+checked, but that check cannot find everything that llama.cpp asserts.
 """
 
 import subprocess
@@ -12,13 +12,13 @@ from edge.errors import ModelFileError
 from edge.formats.gguf import recall, remember
 from edge.system.child import run_module, signal_name
 
-_BYTES_A_SECOND = 10_000_000  # a slow disk's; with a minute more, what a trial may take
+_BYTES_A_SECOND = 10_000_000  # of a slow disk; a trial may take a minute more than such a disk needs
 
 
 def try_out(path: Path) -> None:
-    """Raises ModelFileError for a file over which llama.cpp ends the process, or does not end.
+    """Raises ModelFileError if llama.cpp stops the process, or does not finish, when it loads the file.
 
-    What was tried is remembered with llama.cpp's version, by path, size and modification time.
+    A successful trial is remembered for this version of llama.cpp, by path, size and modification time.
     """
     installed = version("llama-cpp-python")
     if recall(path, "tried") == installed:
@@ -27,10 +27,12 @@ def try_out(path: Path) -> None:
         child = run_module("edge.probe", "try", str(path), timeout=60 + path.stat().st_size / _BYTES_A_SECOND)
     except subprocess.TimeoutExpired:
         raise ModelFileError(
-            f"{path}: damaged: llama.cpp does not end with it; convert or fetch it again"
+            f"{path}: damaged: llama.cpp does not finish loading it; convert or fetch it again"
         ) from None
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot be tried: {error.strerror or error}") from None
+        raise ModelFileError(
+            f"{path}: the trial in a child process cannot start: {error.strerror or error}"
+        ) from None
     if child.returncode < 0:
         name = signal_name(child.returncode)
         lines = child.stderr.splitlines()
@@ -38,8 +40,8 @@ def try_out(path: Path) -> None:
             (line.rpartition("/")[2] for line in lines if "GGML_ASSERT" in line or "error" in line), ""
         )
         raise ModelFileError(
-            f"{path}: damaged, or of a kind that llama.cpp cannot run: it ends the process ({name}"
+            f"{path}: damaged, or of a kind that llama.cpp cannot run: it stops the process ({name}"
             f"{': ' if why else ''}{why}); convert or fetch it again"
         )
-    if child.returncode == 0:  # else what is wrong is told by who loads it next
+    if child.returncode == 0:  # otherwise the next load reports the reason
         remember(path, "tried", installed)

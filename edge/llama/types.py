@@ -1,7 +1,7 @@
-"""Which type each tensor of a quantized file gets: asked of llama.cpp itself, which chooses but does not quantize.
+"""The type that llama.cpp chooses for each tensor of a quantized file, from a dry run of its quantizer.
 
-`python -m edge.llama.types` reads a JSON request on standard input and prints llama.cpp's choices. It is a process of
-its own, since llama.cpp ends the whole process where one of its assertions fails.
+`python -m edge.llama.types` reads a JSON request on standard input and prints llama.cpp's choices. It is a separate
+process, because llama.cpp stops the whole process if one of its assertions fails.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ import llama_cpp
 from edge.errors import ConversionError
 from edge.system.child import run_module, signal_name
 
-# By llama.cpp's names; the number is what llama_model_quantize takes. It has no NVFP4 of its own yet.
+# By llama.cpp's names; the numbers are those of llama_model_quantize. It has no mixture for NVFP4 yet.
 FTYPES = {
     name.removeprefix("LLAMA_FTYPE_").removeprefix("ALL_").removeprefix("MOSTLY_"): int(
         getattr(llama_cpp, name)
@@ -43,8 +43,10 @@ _FALLBACK = re.compile(r"(\d+) of \d+ tensor\(s\) required fallback quantization
 
 @dataclass(frozen=True)
 class Types:
-    """llama.cpp's choice. `types`: each tensor's, by ggml's names in lower case, in the order in which llama.cpp
-    writes them; `fallbacks`: how many took another type than their mixture has, since their rows do not divide.
+    """llama.cpp's choice.
+
+    `types`: for each tensor, ggml's name in lower case, in the order of llama.cpp's output file. `fallbacks`: how many
+    tensors have another type than their mixture, because the block size does not divide their rows.
     """
 
     types: dict[str, str]
@@ -55,7 +57,9 @@ def type_name(quant: str) -> str:
     """The name in QUANT_TYPES of a type that a user named, in any case. Raises ConversionError for an unknown one."""
     name = _ALIASES.get(quant.upper(), quant.upper())
     if name not in QUANT_TYPES:
-        raise ConversionError(f"{quant} is no type of llama.cpp; one of {', '.join(QUANT_TYPES)}")
+        raise ConversionError(
+            f"{quant} is not a quantization type of llama.cpp; use one of {', '.join(QUANT_TYPES)}"
+        )
     return name
 
 
@@ -68,11 +72,11 @@ def choose_types(
     embedding_type: int | None = None,
     overrides: Sequence[tuple[str, int]] = (),
 ) -> Types:
-    """The type of each tensor of a GGUF, whose data may still be missing, if it were quantized to `ftype`.
+    """The type of each tensor of a GGUF if it is quantized to `ftype`. The data of the GGUF may still be missing.
 
-    `overrides`: regular expressions searched in tensors' names, and types' numbers in ggml; the first that is
-    found counts. As in llama-quantize they and the two types named for output and embedding go before the
-    mixture's own choice. Raises ConversionError with llama.cpp's reason.
+    `overrides`: pairs of a regular expression, searched in tensor names, and a type's number in ggml; the first match
+    counts. As in llama-quantize, they and the types for output and embedding go before the mixture's own choice.
+    Raises ConversionError with llama.cpp's reason.
     """
     request = {
         "path": str(header),
@@ -85,9 +89,9 @@ def choose_types(
     child = run_module("edge.llama.types", stdin=json.dumps(request))
     if child.returncode:
         raise ConversionError(f"llama.cpp cannot quantize it: {_reason(child.stderr, child.returncode)}")
-    found = {name: (new or old).lower() for name, old, new in _TENSOR.findall(child.stdout)}
+    types = {name: (new or old).lower() for name, old, new in _TENSOR.findall(child.stdout)}
     fallback = _FALLBACK.search(child.stdout)
-    return Types(found, int(fallback[1]) if fallback else 0)
+    return Types(types, int(fallback[1]) if fallback else 0)
 
 
 def _reason(log: str, status: int) -> str:
@@ -115,7 +119,7 @@ def _main() -> int:
         params.output_tensor_type = request["output_type"]
     if request["embedding_type"] is not None:
         params.token_embedding_type = request["embedding_type"]
-    # Both lists end with an entry without a name; that there is a matrix, however empty, moves some choices.
+    # Both lists end with an entry without a name. The presence of a matrix, even an empty one, changes some choices.
     overrides = (llama_cpp.llama_model_tensor_override * (len(request["overrides"]) + 1))()
     for entry, (pattern, number) in zip(overrides, request["overrides"], strict=False):
         entry.pattern, entry.type = pattern.encode(), number

@@ -1,4 +1,4 @@
-"""A model's vocabulary as llama.cpp has it: text to token ids and back."""
+"""A model's vocabulary in llama.cpp: text to token ids and back."""
 
 import contextlib
 import ctypes
@@ -18,16 +18,16 @@ from edge.llama import library
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
-# What may follow a forced text: a tokenizer that merges across its end shows so with one of these.
+# Texts that may follow a forced text: with one of these a tokenizer shows that it merges across the end.
 _PROBES = [chr(i).encode() for i in (0x09, 0x0A, *range(0x20, 0x7F))] + ["é".encode(), "한".encode()]
-# Of a longer text it is checked whether memory is left for llama.cpp's tokenizer: at most 140 bytes for each byte of a
-# text were measured, with one letter 10 million times.
+# Bytes: for a longer text edge checks the memory for llama.cpp's tokenizer. It took up to 140 bytes for each byte of a
+# text, measured with one letter 10 million times.
 _LONG = 1 << 20
 _BYTES_FOR_BYTE = 150
 
 
 class Vocabulary:
-    """The tokens of one loaded model. `vocab` is llama.cpp's pointer, valid while the model lives."""
+    """The tokens of one loaded model. `vocab` is llama.cpp's pointer, valid until the model is freed."""
 
     def __init__(self, vocab: llama_cpp.llama_vocab_p, end_ids: Iterable[int]) -> None:
         self._vocab = vocab
@@ -45,15 +45,16 @@ class Vocabulary:
             self.think_open = self.think_close = None
 
     def encode(self, text: str, *, special: bool = True, ends: bool = False) -> list[int]:
-        """Token ids of `text`; `special` reads names such as `<|im_end|>` as their single token.
+        """Token ids of `text`. `special`: read names such as `<|im_end|>` as their single token.
 
-        `ends` adds the BOS and EOS that the file asks for; a prompt's template has written its own.
+        `ends`: add the BOS and EOS that the file requires; a chat template writes its own. Raises PromptError if
+        `text` is not valid Unicode, ContextError if there is too little memory.
         """
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"the prompt holds half of a surrogate pair at character {error.start}"
+                f"the prompt contains half of a surrogate pair at character {error.start}"
             ) from error
         return self._encode(data, special, ends)
 
@@ -70,7 +71,7 @@ class Vocabulary:
         return list(ids[:n])
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for a special token, as in vLLM's text."""
+        """The bytes of a token; empty for a special token, as in vLLM's text."""
         known = self._pieces.get(token)
         if known is None:
             buffer = self._buffer
@@ -82,7 +83,7 @@ class Vocabulary:
         return known
 
     def spelling(self, token: int) -> bytes:
-        """The bytes that a token stands for; of a special token its name, such as `<think>`."""
+        """The bytes of a token; for a special token its name, such as `<think>`."""
         known = self.piece(token)
         if known:
             return known
@@ -92,21 +93,21 @@ class Vocabulary:
         return ctypes.string_at(buffer, max(0, n))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of these tokens; bytes that are no UTF-8 become U+FFFD."""
+        """The text of these tokens; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     def forced_tokens(self, last: int | None, text: bytes, *, whole: bool = False) -> list[int]:
-        """The tokens that the model's own tokenizer writes for `text` behind the token `last`.
+        """The tokens that the model's own tokenizer writes for `text` after the token `last`.
 
-        Tokens at its end that could be others, depending on what follows, are left out, so that the model chooses
-        them; with `whole` nothing follows. Their bytes are always a beginning of `text`, of `b""` if need be.
+        Tokens at the end that depend on the following text are omitted, so that the model chooses them; with `whole`
+        nothing follows. The bytes of the result are always a beginning of `text`, which may be empty.
         """
         return list(self._forced(last, text, whole))
 
     def _tokens_after(self, last: int | None, text: bytes, whole: bool) -> tuple[int, ...]:
         before = b"" if last is None else self.piece(last).decode("utf-8", "ignore").encode()
         end = len(text) if whole else self._settled(text)
-        # If the tokenizer would have merged `last` with the text, it stands without it.
+        # If the tokenizer merges `last` with the text, use the tokens of the text alone.
         way = self._split(before, text) if before else None
         tokens: list[int] = []
         for token in (self._alone(text) if way is None else way) if end else ():
@@ -119,7 +120,7 @@ class Vocabulary:
         return tuple(tokens)
 
     def _find_settled(self, text: bytes) -> int:
-        """How many bytes of `text` become the same tokens, whatever follows."""
+        """How many bytes of `text` become the same tokens, independent of what follows."""
         settled = len(text)
         usual: list[int] | None = None
 
@@ -136,7 +137,7 @@ class Vocabulary:
 
         for probe in _PROBES:
             narrow(probe)
-        # A longer token may lie across the end though none is made with the first character alone: ` [{"`.
+        # A longer token can cross the end even if no token crosses it with one more character: ` [{"`.
         if not self._sorted:
             self._sorted = sorted(self.piece(token) for token in range(self.n_vocab))
         for size in range(1, len(text) + 1):
@@ -148,20 +149,20 @@ class Vocabulary:
         return settled
 
     def _alone(self, text: bytes, probe: bytes = b"") -> list[int]:
-        """The tokens of `text` + `probe` where the text begins with a token of its own; none if it cannot."""
-        # One that puts a blank before every text needs something there that keeps the blank off.
-        for context in (b"", b"\n", b"a"):
-            way = self._split(context, text, probe)
+        """The tokens of `text` + `probe` if a token begins where the text begins; otherwise an empty list."""
+        # A tokenizer that puts a blank before every text needs a text that separates the blank from it.
+        for before in (b"", b"\n", b"a"):
+            way = self._split(before, text, probe)
             if way is not None:
                 return way
         return []
 
-    def _split(self, context: bytes, text: bytes, probe: bytes = b"") -> list[int] | None:
-        """The tokens of `text` + `probe` behind `context`; None if a token lies across where `text` begins."""
-        tokens = self._encode(context + text + probe, False, False)
+    def _split(self, before: bytes, text: bytes, probe: bytes = b"") -> list[int] | None:
+        """The tokens of `text` + `probe` after `before`; None if a token crosses the beginning of `text`."""
+        tokens = self._encode(before + text + probe, False, False)
         pieces = [self.piece(token) for token in tokens]
-        length = len(context)
-        if pieces and b"".join(pieces).startswith(b" " + context + text):
+        length = len(before)
+        if pieces and b"".join(pieces).startswith(b" " + before + text):
             length += 1  # the blank put before every text
         for i, piece in enumerate(pieces):
             if length <= 0:
@@ -170,16 +171,16 @@ class Vocabulary:
         return [] if length == 0 else None
 
     def matcher_tokens(self) -> LLTokenizer:
-        """The vocabulary in llguidance's form; made on first use, since it takes up to a second.
+        """The vocabulary in llguidance's form. It is made on first use, which takes up to a second.
 
-        Raises ModelFileError: no token ends an answer, or llguidance cannot hold the vocabulary.
+        Raises ModelFileError if the model has no EOS token, or if llguidance cannot hold the vocabulary.
         """
         if self._matcher_tokens is None:
             if not self.end_ids:
                 raise ModelFileError(
-                    "the model's file names no EOS token, so that no answer could end; convert it again"
+                    "the model's file names no EOS token, so no answer could end; convert it again"
                 )
-            with warnings.catch_warnings():  # llguidance still calls a name that llama.cpp has renamed
+            with warnings.catch_warnings():  # llguidance calls a function by its deprecated name
                 warnings.simplefilter("ignore", DeprecationWarning)
                 try:
                     self._matcher_tokens = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.end_ids))
@@ -191,7 +192,7 @@ class Vocabulary:
         return self._matcher_tokens
 
     def prepare(self) -> None:
-        """Make now what the first constrained answer would: up to seconds with a vocabulary of 262,144.
+        """Do the work of the first constrained answer now: up to seconds with a vocabulary of 262,144.
 
         Raises ModelFileError as `matcher_tokens` does.
         """
@@ -205,8 +206,8 @@ class Vocabulary:
 
 @contextlib.contextmanager
 def file_vocabulary(path: Path) -> Iterator[Vocabulary]:
-    """A GGUF's vocabulary without its weights, for encoding and decoding. Raises ModelFileError."""
-    end_ids = read_model_file(path).end_ids  # llama.cpp must not be the first to see a damaged file
+    """The vocabulary of a GGUF without its weights, to encode and decode text. Raises ModelFileError."""
+    end_ids = read_model_file(path).end_ids  # edge checks the file before llama.cpp reads it
     library.start()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True

@@ -1,13 +1,18 @@
 """What a model predicts on given texts, compared with its base model.
 
-run         measures a model against its base
-corpus      token sequences from rows or from text
-calibrate   importance matrices
-positions   what is read and where predictions are scored
-spans       which field of an answer a token belongs to
-divergence  KL divergence with its error bound
-base_file   the base model's distributions in a file
-figures     the figures of a measurement
+run           measures a model against its base
+corpus        token sequences from rows or from text
+passes        the two passes: the base, then the model
+identity      what a base file must share with a measurement
+positions     what is read, and where predictions are measured
+spans         the field of an answer that a token belongs to
+divergence    KL divergence with its error bound
+base_file     the base model's distributions in a file
+figures       the figures of a measurement
+schema        the fields of a measurement JSON and their types
+calibrate     importance matrices
+experts       how many tokens each expert worked on
+partial_file  the sums of an unfinished calibration in a file
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,7 +24,7 @@ __all__ = ["measure"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public function when it is first used: the command line stays light."""
+    """Import the public function on first use, so that the command line starts fast."""
     if name != "measure":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from edge.measure.run import measure

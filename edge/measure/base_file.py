@@ -1,14 +1,14 @@
-"""A base model's distributions at all positions of a plan, kept in a file until other models have been held against it.
+"""The base-scores file: a base model's distributions at all nodes of a plan, for comparison with other models.
 
     edge scores 1\\n
     {"identity": {…}, "base": {…}, "n_vocab": …, …}\\n     one line of JSON
-    a record a node of the plan, in its order
-    edge ends\\n, number of records (uint64), CRC-32 of all before the trailer (uint32)
+    one record for each node of the plan, in the plan's order
+    edge ends\\n, number of records (uint64), CRC-32 of everything before the trailer (uint32)
 
-A record, little-endian and unaligned: the most probable token (uint32), how the rest is kept (uint8: 0 all logits are
-here, 1 lumped, 2 in classes), log_norm, log_rest, entropy (float64), the number of targets (uint32), their log
-probabilities (float64); then the arrays of divergence.Kept as far as they are there: ids, logits, codes, classes.
-Only a finished pass gets its name (edge/system/files.py), so a file is whole or damaged, never half-done.
+A record is little-endian and unaligned: the most probable token (uint32), how the rest is kept (uint8: 0 all logits
+are here, 1 put together, 2 in classes), log_norm, log_rest, entropy (float64), the number of targets (uint32), and
+their log probabilities (float64). Then follow the arrays of divergence.KeptDistribution that exist: ids, logits,
+codes, classes. A file gets its name only when it is complete (edge/system/files.py). So a file is complete or damaged.
 """
 
 import json
@@ -18,13 +18,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypedDict, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import ResultError
-from edge.measure.divergence import CLASSES, TOP, Kept
+from edge.measure.divergence import CLASSES, TOP, KeptDistribution
 
 MAGIC = b"edge scores 1\n"
 _END = b"edge ends\n"
@@ -35,8 +35,8 @@ _LONGEST_HEAD = 1 << 20
 Floats = NDArray[np.float64]
 
 
-def is_scores(path: Path) -> bool:
-    """Whether a file begins as one of these does."""
+def is_base_file(path: Path) -> bool:
+    """Whether a file starts with the magic bytes of a base-scores file."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -44,10 +44,27 @@ def is_scores(path: Path) -> bool:
         return False
 
 
-class ScoresWriter:
-    """Writes to an open descriptor, which stays open. Raises OSError."""
+class BaseModel(TypedDict):
+    """The base that the distributions belong to."""
 
-    def __init__(self, descriptor: int, head: Mapping[str, Any]) -> None:
+    name: str
+    path: str
+    sha256: str
+
+
+class BaseFileHead(TypedDict):
+    """The JSON line of a base-scores file. `identity`: what a measurement must have in common with the file."""
+
+    identity: dict[str, Any]
+    base: BaseModel
+    n_vocab: int
+    nodes: int
+
+
+class BaseFileWriter:
+    """Writes a base-scores file to an open descriptor and does not close it. Raises OSError."""
+
+    def __init__(self, descriptor: int, head: Mapping[str, object]) -> None:
         self._file = os.fdopen(descriptor, "wb", buffering=1 << 20, closefd=False)
         self._crc = self._count = 0
         self._write(MAGIC + json.dumps(dict(head)).encode() + b"\n")
@@ -56,8 +73,8 @@ class ScoresWriter:
         self._crc = zlib.crc32(data, self._crc)
         self._file.write(data)
 
-    def add(self, kept: Kept, targets: list[float]) -> None:
-        """One more node: its distribution, and the log probabilities of what comes next there."""
+    def add(self, kept: KeptDistribution, targets: list[float]) -> None:
+        """Write the next node: its distribution, and the log probability of each of its targets."""
         kind = 0 if kept.ids is None else 1 if kept.codes is None else 2
         head = _HEAD.pack(kept.best, kind, kept.log_norm, kept.log_rest, kept.entropy, len(targets))
         parts = [head, np.array(targets, "<f8").tobytes()]
@@ -70,21 +87,22 @@ class ScoresWriter:
         self._count += 1
 
     def finish(self) -> None:
+        """Write the trailer. Without it the file counts as damaged."""
         self._file.write(_END + _TRAILER.pack(self._count, self._crc))
         self._file.flush()
 
 
 @dataclass(frozen=True)
-class Scores:
-    """A file of scores; its records are read when they are asked for."""
+class BaseFile:
+    """A base-scores file: its head, and its records, which are read one by one."""
 
     path: Path
-    head: Mapping[str, Any]
+    head: BaseFileHead
     _begin: int
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises ResultError: no such file, or not one of these."""
+        """Read the head. Raises ResultError if the file cannot be read or is not a base-scores file."""
         try:
             with path.open("rb") as file:
                 first, line = file.read(len(MAGIC)), file.readline(_LONGEST_HEAD)
@@ -94,14 +112,15 @@ class Scores:
             head = json.loads(line) if first == MAGIC else None
         except ValueError:
             head = None
-        if not isinstance(head, dict) or not {"identity", "base", "n_vocab"} <= head.keys():
-            raise ResultError(f"{path}: is no file of a base's scores, or damaged: make it anew")
+        if not _is_head(head):
+            raise ResultError(f"{path}: is not a base-scores file, or is damaged: make it again")
         return cls(path, head, len(MAGIC) + len(line))
 
-    def records(self) -> Iterator[tuple[Kept, Floats]]:
-        """Each node's distribution and its targets' log probabilities.
+    def records(self) -> Iterator[tuple[KeptDistribution, Floats]]:
+        """Each node's distribution and the log probabilities of its targets.
 
-        Raises ResultError once what was read turns out to be damaged; nothing of it may be used then.
+        The checksum is checked after the last record. Raises ResultError if the file is damaged: then no record of it
+        may be used.
         """
         n_vocab, count = int(self.head["n_vocab"]), 0
         try:
@@ -123,28 +142,40 @@ class Scores:
             raise ResultError(f"{self.path}: cannot be read: {error.strerror or error}") from None
 
 
+def _is_head(value: object) -> TypeGuard[BaseFileHead]:
+    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
+        return False
+    base, n_vocab = value.get("base"), value.get("n_vocab")
+    named = isinstance(base, dict) and all(
+        isinstance(base.get(name), str) for name in BaseModel.__required_keys__
+    )
+    return named and isinstance(n_vocab, int)
+
+
 def _damaged(path: Path) -> ResultError:
     return ResultError(f"{path}: is damaged: delete it and read the base again")
 
 
 class _Checked:
+    """Reads a file in pieces, with the CRC-32 and the number of the bytes taken so far."""
+
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
+        self._file, self.path = file, path
         self.crc = self.taken = 0
 
     def take(self, size: int) -> bytes:
         data = self._file.read(size)
         if len(data) < size:
-            raise _damaged(self._path)
+            raise _damaged(self.path)
         self.crc = zlib.crc32(data, self.crc)
         self.taken += size
         return data
 
 
-def _record(stream: _Checked, n_vocab: int) -> tuple[Kept, Floats]:
+def _record(stream: _Checked, n_vocab: int) -> tuple[KeptDistribution, Floats]:
     best, kind, log_norm, log_rest, entropy, count = _HEAD.unpack(stream.take(_HEAD.size))
     if kind > 2 or count > n_vocab + 1:
-        raise _damaged(stream._path)
+        raise _damaged(stream.path)
     targets = np.frombuffer(stream.take(8 * count), "<f8")
     ids = np.frombuffer(stream.take(4 * TOP), "<u4") if kind else None
     logits = np.frombuffer(stream.take(4 * (TOP if kind else n_vocab)), "<f4")
@@ -152,4 +183,4 @@ def _record(stream: _Checked, n_vocab: int) -> tuple[Kept, Floats]:
     classes = None
     if kind == 2:
         classes = np.frombuffer(stream.take(8 * 4 * CLASSES), "<f8").reshape(CLASSES, 4)
-    return Kept(best, log_norm, ids, logits, log_rest, entropy, codes, classes), targets
+    return KeptDistribution(best, log_norm, ids, logits, log_rest, entropy, codes, classes), targets

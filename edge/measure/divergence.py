@@ -1,28 +1,29 @@
-"""What is kept of a distribution over a vocabulary, and another one's Kullback-Leibler divergence from it.
+"""The Kullback-Leibler divergence of a model from its base, computed from what is kept of the base's distribution.
 
-Pure functions on logits. With p the base's distribution, q the model's, and natural logarithms,
+Pure functions on logits. p is the base's distribution, q the model's, logarithms are natural, and
 
     KL(p || q) = sum over tokens i of p_i (log p_i - log q_i)   in nats, at least 0.
 
-q is there in full when it is compared; of p the following is kept (`keep`), and nothing else is needed:
+The comparison has all of q. Of p, `keep` stores only this:
 
-1. The `top` most probable tokens, their logits in float32, exactly as llama.cpp gave them, and the logarithm of the sum
-   of all exp(logit) in float64. Their terms of the sum are exact.
-2. Where the others, the rest R, hold a mass of at most LUMPED: that mass r and the entropy term h, the sum of
-   p_i log p_i over R. With Q the mass of R in q, the rest's terms sum up to at least r log(r / Q), by the log-sum
-   inequality, and to at most h - r log(min over R of q_i), since each q_i is at least the least of them. The first is
-   taken as the value; what lies between the two bounds its error.
-3. Where the rest holds more: each of its tokens is put into one of 255 classes by its logit, CLASS_WIDTH nats wide, one
-   byte a token; the last class takes all that is lower. Of a class c of n tokens are kept its mass r_c, the mean g_c
-   of its log p_i, and the greatest and least of them, log a and log b. Its terms, the sum of p_i y_i with
-   y_i = log p_i - log q_i, are taken to be r_c times the mean of y, which is r_c (g_c - mean of log q_i). The error is
-   the sum of (p_i - m) y_i, m = r_c / n. Since the p_i - m sum up to 0, any constant may be taken from y_i: it
-   is the sum of (p_i - m) (y_i - mean y), at most w times the sum of |y_i - mean y| with w = max(a - m, m - b). And
-   |y_i - mean y| <= |log q_i - mean log q| + |log p_i - g_c|, where the last is at most log a - log b. So the error is
-   at most w (sum of |log q_i - mean log q| + n (log a - log b)), all of it known.
+1. The `top` most probable tokens with their logits in float32, exactly as llama.cpp gives them, and the logarithm of
+   the sum of all exp(logit) in float64. The terms of these tokens are exact.
+2. If the mass r of the rest R (all other tokens) is at most LUMPED: r, and the entropy term h, the sum of p_i log p_i
+   over R. Let Q be the mass of R in q. By the log-sum inequality, the terms of R sum up to at least r log(r / Q). They
+   sum up to at most h - r log(min over R of q_i), because no q_i is less than that minimum. The lower bound is the
+   value; the distance between the bounds is the largest possible error.
+3. If the rest has more mass: each of its tokens goes into one of 255 classes by its logit. A class is CLASS_WIDTH nats
+   wide; the last class takes everything below. A token's class takes one byte. Of a class c with n tokens are kept:
+   its mass r_c, the mean g_c of its log p_i, and their maximum and minimum, log a and log b. Let
+   y_i = log p_i - log q_i. The terms of the class are the sum of p_i y_i. Their value is r_c times the mean of y, which
+   is r_c (g_c - mean of log q_i). With m = r_c / n, the error is the sum of (p_i - m) y_i. The p_i - m sum up to 0, so
+   a constant can be subtracted from y_i: the error is the sum of (p_i - m) (y_i - mean y). It is at most w times the
+   sum of |y_i - mean y|, with w = max(a - m, m - b). And |y_i - mean y| <= |log q_i - mean log q| + |log p_i - g_c|,
+   where the last term is at most log a - log b. So the error is at most
+   w (sum of |log q_i - mean log q| + n (log a - log b)), and all of these numbers are known.
 
-A vocabulary of at most `top` tokens, or one so small that all its logits take less room, is kept whole: all is exact.
-A model held against itself comes out as exactly 0 in each of these ways.
+If a vocabulary has at most `top` tokens, or all its logits take less space than this, all logits are kept and the
+result is exact. In each case, a model compared with itself gives exactly 0.
 """
 
 from dataclasses import dataclass
@@ -39,14 +40,14 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is kept of a distribution.
+class KeptDistribution:
+    """What is kept of a base's distribution over the vocabulary.
 
-    `best`: the token with the greatest logit, the first of equals. `log_norm`: log of the sum of exp(logit). `ids`
-    (uint32, (k,)) and `logits` (float32, (k,)) of the top tokens, the most probable first; without `ids` those of all
-    tokens, in their order. `log_rest`, `entropy`: log r and h of the module's docstring. `codes` (uint8, (n_vocab,)):
-    the class of each token, from 1; 0 for the top ones. `classes` (float64, (CLASSES, 4)): of each class r_c, g_c,
-    log a, log b.
+    `best`: the token with the largest logit, the first one if several are equal. `log_norm`: the logarithm of the sum
+    of exp(logit). `ids` (uint32, shape (k,)) and `logits` (float32, shape (k,)): the top tokens, most probable first;
+    if `ids` is None, `logits` holds all tokens in the order of the vocabulary. `log_rest` and `entropy`: log r and h in
+    the module's docstring. `codes` (uint8, shape (n_vocab,)): the class of each token, counted from 1; 0 for the top
+    tokens. `classes` (float64, shape (CLASSES, 4)): r_c, g_c, log a and log b of each class.
     """
 
     best: int
@@ -60,22 +61,22 @@ class Kept:
 
 
 def log_normalizer(logits: NDArray[np.float32]) -> float:
-    """The logarithm of the sum of exp(logit), in float64."""
+    """The logarithm of the sum of exp(logit), computed in float64."""
     return _log_sum(logits.astype(np.float64))
 
 
 def log_probability(logits: NDArray[np.float32], log_norm: float, tokens: tuple[int, ...]) -> float:
-    """That the next token is one of these."""
+    """The logarithm of the probability that the next token is one of `tokens`."""
     chosen = logits[list(tokens)].astype(np.float64)
     return float(chosen[0] if len(tokens) == 1 else np.logaddexp.reduce(chosen)) - log_norm
 
 
-def keep(logits: NDArray[np.float32], top: int = TOP) -> Kept:
-    """What is kept of the distribution with these logits, float32 of shape (n_vocab,)."""
+def keep(logits: NDArray[np.float32], top: int = TOP) -> KeptDistribution:
+    """What to keep of the distribution with these logits (float32, shape (n_vocab,)): `top` tokens, and the rest."""
     size = len(logits)
     best, log_norm = int(logits.argmax()), log_normalizer(logits)
     if size <= top or 4 * size <= 8 * top + size + 32 * CLASSES:
-        return Kept(best, log_norm, None, logits.copy())
+        return KeptDistribution(best, log_norm, None, logits.copy())
     ids = np.argpartition(logits, size - top)[size - top :]
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     kept = logits[ids]
@@ -84,7 +85,9 @@ def keep(logits: NDArray[np.float32], top: int = TOP) -> Kept:
     masses = np.exp(logs)
     log_rest = _log_sum(logs)
     if log_rest <= np.log(LUMPED):
-        return Kept(best, log_norm, ids.astype(np.uint32), kept, log_rest, float((masses * logs).sum()))
+        return KeptDistribution(
+            best, log_norm, ids.astype(np.uint32), kept, log_rest, float((masses * logs).sum())
+        )
     below = float(kept[-1]) - log_norm - logs
     numbers = np.minimum(below / CLASS_WIDTH, CLASSES - 1).astype(np.intp)
     codes = np.zeros(size, np.uint8)
@@ -97,13 +100,13 @@ def keep(logits: NDArray[np.float32], top: int = TOP) -> Kept:
     np.maximum.at(classes[:, 2], numbers, logs)
     np.minimum.at(classes[:, 3], numbers, logs)
     classes[counts == 0] = 0
-    return Kept(best, log_norm, ids.astype(np.uint32), kept, log_rest, 0.0, codes, classes)
+    return KeptDistribution(best, log_norm, ids.astype(np.uint32), kept, log_rest, 0.0, codes, classes)
 
 
-def divergence(kept: Kept, logits: NDArray[np.float32], log_norm: float) -> tuple[float, float]:
-    """KL(kept || the distribution with these logits) in nats, and the most that it can be off by.
+def divergence(kept: KeptDistribution, logits: NDArray[np.float32], log_norm: float) -> tuple[float, float]:
+    """KL(kept || the distribution with `logits`), and the largest possible error of that value, both in nats.
 
-    `log_norm` is `log_normalizer(logits)`.
+    `log_norm` must be `log_normalizer(logits)`.
     """
     ours = logits if kept.ids is None else logits[kept.ids]
     logs = kept.logits.astype(np.float64) - kept.log_norm
@@ -122,12 +125,13 @@ def divergence(kept: Kept, logits: NDArray[np.float32], log_norm: float) -> tupl
 
 
 def _log_sum(values: Floats) -> float:
-    """log of the sum of exp(value)."""
+    """The logarithm of the sum of exp(value)."""
     most = float(values.max())
     return most + float(np.log(np.exp(values - most).sum()))
 
 
 def _others(size: int, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """A mask of all tokens that are not in `ids`."""
     others = np.ones(size, bool)
     others[ids] = False
     return others
@@ -136,13 +140,13 @@ def _others(size: int, ids: NDArray[np.integer]) -> NDArray[np.bool_]:
 def _by_class(
     codes: NDArray[np.uint8], classes: Floats, logits: NDArray[np.float32], log_norm: float
 ) -> tuple[float, float]:
-    """The terms of the classes, and the most that they can be off by."""
+    """The sum of the terms of all classes, and its largest possible error."""
     masses, means, most, least = classes.T
     numbers = codes.astype(np.intp)
     logs = logits.astype(np.float64) - log_norm
     counts = np.bincount(numbers, minlength=CLASSES + 1)[1:]
     some = np.maximum(counts, 1)
-    # Without the top ones, so that the sums run over the same numbers as in `keep`.
+    # The top tokens are left out, so that the sums add the same numbers in the same order as in `keep`.
     inside = numbers > 0
     numbers, logs = numbers[inside] - 1, logs[inside]
     ours = np.bincount(numbers, logs, CLASSES) / some

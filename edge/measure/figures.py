@@ -1,28 +1,39 @@
-"""The figures of a measurement, from what was found at each position (docs/measure.md says what each one means).
+"""The figures of a measurement, computed from the values at each position (docs/measure.md says what each one means).
 
-All are means over positions, so that a long answer weighs more than a short one; a node that several rows share counts
-for each of them. Intervals come from the same bootstrap over whole tasks as a comparison's (edge/compare/intervals.py).
+All figures are means over positions, so a long answer has more weight than a short one. A node that several rows share
+counts for each of them. Intervals come from the bootstrap over whole tasks that a comparison uses
+(edge/compare/intervals.py).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.compare.intervals import interval, resampled_means
-from edge.measure.positions import Plan, Scored
+from edge.measure.positions import MeasuredRow, Plan
+from edge.measure.schema import (
+    FieldFigures,
+    Figures,
+    MeasurementAggregate,
+    PositionFigures,
+    RowFigures,
+    TokenFigures,
+)
 from edge.measure.spans import FIELDS
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a pass has found: `log_probs` of each slot of the plan, in nats; with a base also the base's, and of each
-    node the divergence from it, the most that is wrong with that, and whether both have the same token on top.
+class Predictions:
+    """What a model predicted. `log_probs`: the log probability of each slot of the plan, in nats.
+
+    With a base: `base_log_probs` of each slot; and of each node the divergence `kl` from the base, the largest possible
+    error of that divergence, and whether both models have the same most probable token.
     """
 
     log_probs: Floats
@@ -33,104 +44,122 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Positions:
-    """Some positions. Without a base, all but `nll` are None."""
+class _BasePositions:
+    """The comparison with the base at some positions; `same` is 1 where the most probable tokens are the same."""
 
     nll: Floats
-    base_nll: Floats | None
-    kl: Floats | None
-    errors: Floats | None
-    same: Floats | None
+    kl: Floats
+    errors: Floats
+    same: Floats
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """Some positions, and their comparison with the base if there is one."""
+
+    nll: Floats
+    base: _BasePositions | None
 
     def where(self, chosen: NDArray[np.bool_]) -> "_Positions":
-        parts = (self.nll, self.base_nll, self.kl, self.errors, self.same)
-        nll, *others = (None if part is None else part[chosen] for part in parts)
-        assert nll is not None
-        return _Positions(nll, *others)
+        base = self.base
+        if base is not None:
+            base = _BasePositions(base.nll[chosen], base.kl[chosen], base.errors[chosen], base.same[chosen])
+        return _Positions(self.nll[chosen], base)
 
 
-def figures(plan: Plan, found: Found) -> dict[str, Any]:
+def figures(plan: Plan, found: Predictions) -> Figures:
     """`aggregate`, `intervals`, `by_position`, `by_field` and `per_step` of a measurement JSON."""
     rows = plan.rows
     parts = [_of_row(row, found) for row in rows]
     everything = _joined(parts)
-    steps = [_step(row, part, found) for row, part in zip(rows, parts, strict=True)]
-    commands = [step["first_command_logprob"] for step in steps if "first_command_logprob" in step]
+    steps = [_row_figures(row, part) for row, part in zip(rows, parts, strict=True)]
     tasks = sorted({row.key[0] for row in rows})
-    aggregate: dict[str, Any] = {"rows": len(rows), "tasks": len(tasks), **_means(everything)}
-    aggregate["perplexity"] = _exp(aggregate["nll"])
-    if everything.base_nll is not None and everything.errors is not None:
-        aggregate["base_perplexity"] = _exp(aggregate["base_nll"])
-        aggregate["nll_difference"] = float((everything.nll - everything.base_nll).mean())
-        aggregate["kl_max"] = float(_some(everything.kl).max())
-        aggregate["kl_error_bound"] = float(everything.errors.mean())
-    if commands:
-        aggregate["first_commands"] = len(commands)
-        for name in ("", "base_"):
-            logs = [
-                step[f"{name}first_command_logprob"]
-                for step in steps
-                if f"{name}first_command_logprob" in step
-            ]
-            if logs:
-                aggregate[f"{name}first_command_prob"] = float(np.exp(logs).mean())
-    told: dict[str, Any] = {"aggregate": aggregate, "intervals": _intervals(tasks, rows, parts, steps)}
-    if plan.chunk is None:
-        told["by_position"] = _by_position(rows, everything)
-        told["by_field"] = _by_field(rows, everything)
-    return told | {"per_step": steps}
+    aggregate = _aggregate(len(rows), len(tasks), everything, steps)
+    intervals = _intervals(tasks, rows, parts, steps)
+    if plan.chunk is not None:
+        return {"aggregate": aggregate, "intervals": intervals, "per_step": steps}
+    return {
+        "aggregate": aggregate,
+        "intervals": intervals,
+        "by_position": _by_position(rows, everything),
+        "by_field": _by_field(rows, everything),
+        "per_step": steps,
+    }
 
 
-def _some(values: Floats | None) -> Floats:
-    assert values is not None
-    return values
-
-
-def _exp(value: float) -> float | None:
-    """e to the power of it; None where no float is as large."""
-    return math.exp(value) if value < 700 else None
-
-
-def _of_row(row: Scored, found: Found) -> _Positions:
-    base, same = found.base_log_probs, found.same_top
-    return _Positions(
-        -found.log_probs[row.slots] + 0.0,
-        None if base is None else -base[row.slots] + 0.0,
-        None if found.kl is None else found.kl[row.nodes],
-        None if found.errors is None else found.errors[row.nodes],
-        None if same is None else same[row.nodes].astype(np.float64),
-    )
+def _of_row(row: MeasuredRow, found: Predictions) -> _Positions:
+    base = None
+    if (
+        found.base_log_probs is not None
+        and found.kl is not None
+        and found.errors is not None
+        and found.same_top is not None
+    ):
+        base = _BasePositions(
+            -found.base_log_probs[row.slots] + 0.0,
+            found.kl[row.nodes],
+            found.errors[row.nodes],
+            found.same_top[row.nodes].astype(np.float64),
+        )
+    return _Positions(-found.log_probs[row.slots] + 0.0, base)
 
 
 def _joined(parts: Sequence[_Positions]) -> _Positions:
-    def joined(name: str) -> Floats | None:
-        arrays = [getattr(part, name) for part in parts]
-        return None if arrays[0] is None else np.concatenate(arrays)
-
-    nll = joined("nll")
-    assert nll is not None
-    return _Positions(nll, joined("base_nll"), joined("kl"), joined("errors"), joined("same"))
-
-
-def _means(some: _Positions) -> dict[str, Any]:
-    """The figures that there are of any positions, at least one."""
-    told: dict[str, Any] = {"tokens": len(some.nll), "nll": float(some.nll.mean())}
-    if some.base_nll is not None and some.kl is not None and some.same is not None:
-        median, p90, p99 = np.quantile(some.kl, [0.5, 0.9, 0.99])
-        told |= {
-            "base_nll": float(some.base_nll.mean()),
-            "kl_mean": float(some.kl.mean()),
-            "kl_median": float(median),
-            "kl_p90": float(p90),
-            "kl_p99": float(p99),
-            "top1_agreement_pct": 100 * float(some.same.mean()),
-        }
-    return told
+    bases = [part.base for part in parts if part.base is not None]
+    base = None
+    if bases:
+        base = _BasePositions(
+            np.concatenate([part.nll for part in bases]),
+            np.concatenate([part.kl for part in bases]),
+            np.concatenate([part.errors for part in bases]),
+            np.concatenate([part.same for part in bases]),
+        )
+    return _Positions(np.concatenate([part.nll for part in parts]), base)
 
 
-def _step(row: Scored, part: _Positions, found: Found) -> dict[str, Any]:
+def _exp(value: float) -> float | None:
+    """e to the power of `value`; None where that is too large for a float."""
+    return math.exp(value) if value < 700 else None
+
+
+def _means(part: _Positions) -> TokenFigures:
+    """The figures that exist for any set of positions, at least one."""
+    means: TokenFigures = {"tokens": len(part.nll), "nll": float(part.nll.mean())}
+    if (base := part.base) is not None:
+        median, p90, p99 = np.quantile(base.kl, [0.5, 0.9, 0.99])
+        means["base_nll"] = float(base.nll.mean())
+        means["kl_mean"] = float(base.kl.mean())
+        means["kl_median"] = float(median)
+        means["kl_p90"] = float(p90)
+        means["kl_p99"] = float(p99)
+        means["top1_agreement_pct"] = 100 * float(base.same.mean())
+    return means
+
+
+def _aggregate(
+    rows: int, tasks: int, everything: _Positions, steps: Sequence[RowFigures]
+) -> MeasurementAggregate:
+    # mypy refuses ** where keys of the target may be missing, though these are not required.
+    aggregate = cast(MeasurementAggregate, {"rows": rows, "tasks": tasks, **_means(everything)})
+    aggregate["perplexity"] = _exp(aggregate["nll"])
+    if (base := everything.base) is not None:
+        aggregate["base_perplexity"] = _exp(aggregate["base_nll"])
+        aggregate["nll_difference"] = float((everything.nll - base.nll).mean())
+        aggregate["kl_max"] = float(base.kl.max())
+        aggregate["kl_error_bound"] = float(base.errors.mean())
+    logs = [step["first_command_logprob"] for step in steps if "first_command_logprob" in step]
+    if logs:
+        aggregate["first_commands"] = len(logs)
+        aggregate["first_command_prob"] = float(np.exp(logs).mean())
+    logs = [step["base_first_command_logprob"] for step in steps if "base_first_command_logprob" in step]
+    if logs:
+        aggregate["base_first_command_prob"] = float(np.exp(logs).mean())
+    return aggregate
+
+
+def _row_figures(row: MeasuredRow, part: _Positions) -> RowFigures:
     task_id, sample_idx, step_idx = row.key
-    step: dict[str, Any] = {
+    step: RowFigures = {
         "task_id": task_id,
         "sample_idx": sample_idx,
         "step_idx": step_idx,
@@ -140,74 +169,83 @@ def _step(row: Scored, part: _Positions, found: Found) -> dict[str, Any]:
         "tokens": len(part.nll),
         "nll": float(part.nll.mean()),
     }
-    if part.base_nll is not None and part.kl is not None and part.same is not None:
-        step |= {
-            "base_nll": float(part.base_nll.mean()),
-            "kl_mean": float(part.kl.mean()),
-            "kl_max": float(part.kl.max()),
-            "top1_agreement_pct": 100 * float(part.same.mean()),
-        }
+    if (base := part.base) is not None:
+        step["base_nll"] = float(base.nll.mean())
+        step["kl_mean"] = float(base.kl.mean())
+        step["kl_max"] = float(base.kl.max())
+        step["top1_agreement_pct"] = 100 * float(base.same.mean())
     if row.command:
         inside = slice(row.command.start, row.command.stop)
         step["first_command_logprob"] = -float(part.nll[inside].sum()) + 0.0
-        if part.base_nll is not None:
-            step["base_first_command_logprob"] = -float(part.base_nll[inside].sum()) + 0.0
-    return step | {"row_sha256": row.row_sha256, "prompt_sha256": row.prompt_sha256}
+        if base is not None:
+            step["base_first_command_logprob"] = -float(base.nll[inside].sum()) + 0.0
+    step["row_sha256"] = row.row_sha256
+    step["prompt_sha256"] = row.prompt_sha256
+    return step
+
+
+@dataclass
+class _ByRow:
+    """A figure's sums, counts and tasks, one of each row that has the figure."""
+
+    sums: list[float]
+    counts: list[int]
+    tasks: list[str]
+
+    def interval(self, tasks: Sequence[str]) -> tuple[float, float] | None:
+        """The 95 % interval of the mean, in the bootstrap's order of `tasks`; None with fewer than two tasks."""
+        known = [task for task in tasks if task in set(self.tasks)]
+        if len(known) < 2:
+            return None
+        place = {task: i for i, task in enumerate(known)}
+        at = np.array([place[task] for task in self.tasks])
+        sums = np.bincount(at, np.array(self.sums)).astype(np.float64)
+        counts = np.bincount(at, np.array(self.counts)).astype(np.float64)
+        return interval(resampled_means(sums, counts), len(known))
 
 
 def _intervals(
-    tasks: Sequence[str], rows: Sequence[Scored], parts: Sequence[_Positions], steps: Sequence[dict[str, Any]]
+    tasks: Sequence[str],
+    rows: Sequence[MeasuredRow],
+    parts: Sequence[_Positions],
+    steps: Sequence[RowFigures],
 ) -> dict[str, list[float | None]]:
-    """Of each mean its 95 % interval; none with fewer than two tasks."""
-    values: dict[str, tuple[list[float], list[int], list[str]]] = {}
+    """The 95 % interval of each mean; no entry for a mean over fewer than two tasks."""
+    by_name: dict[str, _ByRow] = {}
+
+    def add(name: str, total: float, count: int, task: str) -> None:
+        by_row = by_name.setdefault(name, _ByRow([], [], []))
+        by_row.sums.append(total)
+        by_row.counts.append(count)
+        by_row.tasks.append(task)
+
     for row, part, step in zip(rows, parts, steps, strict=True):
-        sums = {
-            "nll": part.nll,
-            "base_nll": part.base_nll,
-            "kl_mean": part.kl,
-            "top1_agreement_pct": part.same,
-        }
-        if part.base_nll is not None:
-            sums["nll_difference"] = part.nll - part.base_nll
-        for name, array in sums.items():
-            if array is not None:
-                _append(values, name, float(array.sum()), len(array), row.key[0])
-        for name in ("first_command", "base_first_command"):
-            if f"{name}_logprob" in step:
-                _append(values, f"{name}_prob", math.exp(step[f"{name}_logprob"]), 1, row.key[0])
-    told: dict[str, list[float | None]] = {}
-    for name, (sums_of, counts_of, tasks_of) in values.items():
-        known = [task for task in tasks if task in set(tasks_of)]
-        if len(known) < 2:
+        values = {"nll": part.nll}
+        if (base := part.base) is not None:
+            values |= {"base_nll": base.nll, "kl_mean": base.kl, "top1_agreement_pct": base.same}
+            values["nll_difference"] = part.nll - base.nll
+        for name, array in values.items():
+            add(name, float(array.sum()), len(array), row.key[0])
+        if "first_command_logprob" in step:
+            add("first_command_prob", math.exp(step["first_command_logprob"]), 1, row.key[0])
+        if "base_first_command_logprob" in step:
+            add("base_first_command_prob", math.exp(step["base_first_command_logprob"]), 1, row.key[0])
+    intervals: dict[str, list[float | None]] = {}
+    for name, by_row in by_name.items():
+        bounds = by_row.interval(tasks)
+        if bounds is None:
             continue
-        place = {task: i for i, task in enumerate(known)}
-        at = np.array([place[task] for task in tasks_of])
-        by_task = [np.bincount(at, np.array(some)).astype(np.float64) for some in (sums_of, counts_of)]
-        low, high = interval(resampled_means(by_task[0], by_task[1]), len(known))
         scale = 100 if name == "top1_agreement_pct" else 1
-        told[name] = [scale * low, scale * high]
+        intervals[name] = [scale * bound for bound in bounds]
         if name in ("nll", "base_nll"):
-            told[name.replace("nll", "perplexity")] = [_exp(low), _exp(high)]
-    return told
+            intervals[name.replace("nll", "perplexity")] = [_exp(bound) for bound in bounds]
+    return intervals
 
 
-def _append(
-    values: dict[str, tuple[list[float], list[int], list[str]]],
-    name: str,
-    total: float,
-    count: int,
-    task: str,
-) -> None:
-    sums, counts, tasks = values.setdefault(name, ([], [], []))
-    sums.append(total)
-    counts.append(count)
-    tasks.append(task)
-
-
-def _by_position(rows: Sequence[Scored], everything: _Positions) -> list[dict[str, Any]]:
+def _by_position(rows: Sequence[MeasuredRow], everything: _Positions) -> list[PositionFigures]:
     """Bands of the token's index in its answer, each twice as wide as the one before: 0, 1, 2–3, 4–7, …"""
     index = np.concatenate([np.arange(len(row.nodes)) for row in rows])
-    last, bands, begin = int(index.max()), list[dict[str, Any]](), 0
+    last, bands, begin = int(index.max()), list[PositionFigures](), 0
     while begin <= last:
         end = max(2 * begin, 1)
         band = everything.where((index >= begin) & (index < end))
@@ -216,8 +254,8 @@ def _by_position(rows: Sequence[Scored], everything: _Positions) -> list[dict[st
     return bands
 
 
-def _by_field(rows: Sequence[Scored], everything: _Positions) -> list[dict[str, Any]]:
-    """The fields that there are, in the order of an answer; without the answers whose text is not known by token."""
+def _by_field(rows: Sequence[MeasuredRow], everything: _Positions) -> list[FieldFigures]:
+    """The fields that occur, in the order of an answer. Answers whose tokens have no known text are left out."""
     names = np.concatenate([row.fields if row.fields is not None else [""] * len(row.nodes) for row in rows])
     return [
         {"field": field, **_means(everything.where(names == field))}

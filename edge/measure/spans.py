@@ -1,11 +1,11 @@
-"""Which part of a reference answer each of its tokens writes: the analysis, a command's keystrokes, structure, …
+"""The field of a reference answer that each of its tokens writes: analysis, keystrokes, structure and so on.
 
-A token belongs to the first value (analysis, plan, keystrokes, duration, task_complete) of which it writes a byte; the
-quotes around a text are none of its value. Else it is "structure" if it writes a byte of the JSON, and "other" if not:
-a thought, text around the JSON, an answer that is no JSON. What ends the answer is structure.
+A token belongs to the first value (analysis, plan, keystrokes, duration, task_complete) of which it writes a byte. The
+quotes around a text are not part of the value. Any other token is "structure" if it writes a byte of the JSON, and
+"other" if not: a thought, text around the JSON, or an answer that is not JSON. The end of the answer is structure.
 
 The first command is the first `keystrokes` text of the JSON. Its tokens are all that write a byte of it or of its
-closing quote, without which the text could go on; those that straddle its edges count whole.
+closing quote; without the quote the text could continue. A token that is only partly inside counts in full.
 """
 
 import json
@@ -21,9 +21,9 @@ _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 
 
 def token_fields(text: str, pieces: Sequence[bytes]) -> tuple[list[str], range]:
-    """Of each token its field, and the tokens of the first command (none where there is no command).
+    """The field of each token, and the indices of the tokens of the first command (empty if there is no command).
 
-    `pieces`: the bytes that the tokens stand for; joined they must be `text` in UTF-8.
+    `pieces`: the bytes of each token. Joined, they must be `text` in UTF-8.
     """
     begin, whole = _json_bounds(text)
     places = dict.fromkeys(range(begin, begin + len(whole)), "structure")
@@ -50,7 +50,7 @@ def token_fields(text: str, pieces: Sequence[bytes]) -> tuple[list[str], range]:
 
 
 def _json_bounds(text: str) -> tuple[int, str]:
-    """Where the answer's JSON object begins, and its text; nothing where there is none."""
+    """The index where the answer's JSON object begins, and its text; (0, "") if there is none."""
     whole = json_text(text)
     try:
         if isinstance(json.loads(whole), dict):
@@ -61,12 +61,12 @@ def _json_bounds(text: str) -> tuple[int, str]:
 
 
 def _values(text: str) -> Iterator[tuple[str, int, int]]:
-    """(name, begin, end) of each value that has a field of its own, in the order of the text; it is valid JSON."""
+    """(name, begin, end) of each value that has its own field, in the order of the text. `text` must be valid JSON."""
     depth = 0
     name: str | None = None
     last: re.Match[str] | None = None
-    for found in _TOKEN.finditer(text):
-        sign = found[0]
+    for match in _TOKEN.finditer(text):
+        sign = match[0]
         if sign in "{[":
             depth += 1
         elif sign in "}]":
@@ -77,6 +77,6 @@ def _values(text: str) -> Iterator[tuple[str, int, int]]:
             level = 3 if name in ("keystrokes", "duration") else 1
             if name in _VALUES and depth == level and sign not in ("{", "[", "}", "]"):
                 quoted = sign.startswith('"')
-                yield name, found.start() + quoted, found.end() - quoted
+                yield name, match.start() + quoted, match.end() - quoted
             name = None
-        last = found
+        last = match

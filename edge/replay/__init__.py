@@ -1,17 +1,18 @@
-"""Replay rows in, a scored result out.
+"""Answer replay rows with a model and write a scored result.
 
-rows        replay rows: read and checked
-prepare     rows, their prompts, and what fits into the context
-run         answers rows with a GGUF
-vllm        answers rows with vLLM
-openai      answers rows with an OpenAI-compatible server
-client      the HTTP client of that server
-recorder    journal, counters and result of every evaluation
-journal     finished steps on disk while an evaluation runs
-result      the result JSON
-provenance  where a result comes from
-known       known models and their published figures
-score       scores the texts of another engine
+rows           reads and checks replay rows
+prepare        renders and tokenizes prompts, and checks that they fit the context
+run            answers rows with a GGUF
+vllm           answers rows with vLLM
+openai         answers rows with an OpenAI-compatible server
+client         the HTTP client for that server
+recorder       journal, counters and result of every evaluation
+journal        keeps finished steps on disk while an evaluation runs
+stored_result  the types of the result JSON
+result         builds, writes and reads the result JSON
+provenance     records where a result comes from
+known          known models and their published figures
+score          scores the answers of another engine
 """
 
 from typing import TYPE_CHECKING, Any

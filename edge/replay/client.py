@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server over HTTP: what it serves, and one answer at a time, asked again where that may help."""
+"""HTTP client for an OpenAI-compatible server: lists its models and requests answers, with retries."""
 
 import os
 import random
@@ -17,14 +17,14 @@ from edge.errors import BackendError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES = 6
-_LONGEST_WAIT = 60.0  # seconds between two tries; a server that wants more has failed
-_AGAIN = {408, 409, 425, 429}  # and all from 500
+_LONGEST_WAIT = 60.0  # seconds between two tries; a longer Retry-After counts as a failure
+_AGAIN = {408, 409, 425, 429}  # retried, like every status from 500
 _ABSENT = {404, 405, 501}
-_MOST = 64 << 20  # bytes of a response
+_MOST = 64 << 20  # maximum bytes of a response
 
 
 class Refused(BackendError):
-    """The server will not take a request, which another try would not change. `status` is HTTP's."""
+    """The server refuses a request, and another try would not help. `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -32,13 +32,13 @@ class Refused(BackendError):
 
     @property
     def absent(self) -> bool:
-        """Whether the server has nothing at that address."""
+        """Whether the server does not have that address."""
         return self.status in _ABSENT
 
 
 @dataclass(frozen=True)
 class Written:
-    """An answer: its text, "stop" or "length" (None where it is not told), its tokens where they are counted."""
+    """An answer. The finish reason ("stop" or "length") and the token counts are None if the server sends none."""
 
     text: str
     thought: str
@@ -48,9 +48,10 @@ class Written:
 
 
 class Server:
-    """A server at `base_url`, for use in several threads. Its key is read from OPENAI_API_KEY and goes nowhere else.
+    """A server at `base_url`; several threads can use it. The key from OPENAI_API_KEY is sent only to this server.
 
-    `timeout`: seconds for a whole answer. `pause`: seconds before the second try, twice as many before each later one.
+    `timeout` is the maximum time for an answer in seconds. `pause` is the time before the second try in seconds; it
+    doubles before each later try. Raises BackendError for an invalid URL.
     """
 
     def __init__(
@@ -59,14 +60,14 @@ class Server:
         try:
             url = httpx.URL(base_url)
         except (httpx.InvalidURL, TypeError, ValueError):
-            raise BackendError(f"{base_url}: is no URL: give one such as http://localhost:8000/v1") from None
+            raise BackendError(f"{base_url}: is not a URL; use a URL like http://localhost:8000/v1") from None
         if url.scheme not in ("http", "https") or not url.host:
             raise BackendError(
-                f"{base_url}: is no http or https URL: give one such as http://localhost:8000/v1"
+                f"{base_url}: is not an http or https URL; use a URL like http://localhost:8000/v1"
             )
         if url.userinfo or url.query or url.fragment:
             raise BackendError(
-                f"the URL of {url.host} may hold no user name, query or fragment: give a key in {KEY_VARIABLE}"
+                f"the URL of {url.host} must not have a user name, query or fragment; put a key in {KEY_VARIABLE}"
             )
         path = url.path.rstrip("/")
         self.url = str(url.copy_with(path=path or "/v1"))
@@ -77,17 +78,17 @@ class Server:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
             limits=httpx.Limits(max_connections=concurrency + 1),
-            follow_redirects=False,  # a key is for this server alone
+            follow_redirects=False,  # the key must not reach another server
         )
 
     def models(self) -> dict[str, str]:
-        """The names that the server answers to, and who owns each (which tells vLLM and llama-server apart)."""
+        """The models of the server with their owner, which is different for vLLM and llama-server."""
         data = self.ask("GET", "models").get("data")
         names = [item for item in data if isinstance(item, dict)] if isinstance(data, list) else []
         return {str(item["id"]): str(item.get("owned_by") or "") for item in names if item.get("id")}
 
     def version(self) -> str | None:
-        """What the server says of its version, where vLLM and llama-server say it; None where it says nothing."""
+        """The version of vLLM or llama-server; None if the server does not report it."""
         root = self.url.removesuffix("/v1")
         for path, name in (("version", "version"), ("props", "build_info")):
             with suppress(httpx.HTTPError, ValueError):
@@ -105,9 +106,9 @@ class Server:
         return _written(self.ask("POST", "chat/completions", request), self.url)
 
     def ask(self, method: str, path: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The JSON object that the server gives for a request, tried up to TRIES times.
+        """The JSON object that the server returns for a request, with up to TRIES tries.
 
-        Raises Refused for what another try would not change, BackendError where all tries fail.
+        Raises Refused if another try would not help, and BackendError if all tries fail.
         """
         failed = ""
         for number in range(TRIES):
@@ -118,7 +119,7 @@ class Server:
                 response = self._client.request(method, f"{self.url}/{path}", json=request)
             except httpx.HTTPError as error:
                 failed = " ".join(str(error).split()) or type(error).__name__
-            except RuntimeError:  # closed meanwhile
+            except RuntimeError:  # the client was closed in another thread
                 raise BackendError(f"{self.url}: stopped") from None
             else:
                 if response.is_success:
@@ -126,7 +127,7 @@ class Server:
                         value = response.json() if len(response.content) <= _MOST else None
                         if isinstance(value, dict):
                             return value
-                    failed = f"its answer to {path} is no JSON object"
+                    failed = f"its answer to {path} is not a JSON object"
                 else:
                     failed = f"{response.status_code} {_message(response)}"
                     if response.status_code not in _AGAIN and response.status_code < 500:
@@ -136,18 +137,18 @@ class Server:
                         )
                     if response.status_code == 501:
                         raise Refused(f"{self.url}: {path} was refused: {failed}", 501)
-                    asked = _retry_after(response)
-                    if asked is not None and asked > _LONGEST_WAIT:
+                    delay = _retry_after(response)
+                    if delay is not None and delay > _LONGEST_WAIT:
                         raise BackendError(
-                            f"{self.url}: {failed}; it wants to be asked again in {asked:.0f} s"
+                            f"{self.url}: {failed}; the server asks to wait {delay:.0f} s before the next try"
                         )
-                    wait = max(wait, asked or 0.0)
+                    wait = max(wait, delay or 0.0)
             if number + 1 < TRIES:
                 self._stopped.wait(wait)
         raise BackendError(f"{self.url}: no answer in {TRIES} tries: {failed}")
 
     def close(self) -> None:
-        """Ask nothing any more; what is waiting for an answer is given up."""
+        """Send no more requests, and abandon those that wait for an answer."""
         self._stopped.set()
         self._client.close()
 
@@ -159,7 +160,7 @@ class Server:
 
 
 def _written(value: Mapping[str, Any], url: str) -> Written:
-    """The text of a completion or a chat. Raises BackendError where there is none."""
+    """The text of a completion or a chat. Raises BackendError if there is none."""
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
     if choice is None:
@@ -169,7 +170,7 @@ def _written(value: Mapping[str, Any], url: str) -> Written:
     text = source.get("content" if source is message else "text")
     thought = source.get("reasoning_content") or source.get("reasoning")
     if not isinstance(text, str | None):
-        raise BackendError(f"{url}: an answer's text is no text")
+        raise BackendError(f"{url}: the text of an answer is not a string")
     reason = choice.get("finish_reason")
     usage = value.get("usage")
     counts = [
@@ -187,13 +188,13 @@ def _written(value: Mapping[str, Any], url: str) -> Written:
 
 
 def _message(response: httpx.Response) -> str:
-    """What the server says went wrong, in one line."""
+    """The error message of the server, in one line."""
     text = response.text[:2000]
     with suppress(ValueError):
         value = response.json()
         error = value.get("error", value) if isinstance(value, dict) else value
-        found = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
-        text = str(found or text)
+        message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
+        text = str(message or text)
     text = re.sub(r"<[^>]*>", " ", text)  # an HTML page
     return " ".join(text.split())[:300] or response.reason_phrase
 
@@ -203,7 +204,7 @@ def _advice(response: httpx.Response) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds to wait that the server names, as a number or a date (RFC 9110, section 10.2.3)."""
+    """The Retry-After header in seconds, from a number or a date (RFC 9110, section 10.2.3)."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)

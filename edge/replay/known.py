@@ -1,31 +1,42 @@
-"""Models that edge knows by name: one TOML file each in models/, with the published figures to compare with.
+"""Read the models that edge knows by name: one TOML file each in models/, with published figures to compare with.
 
-A file holds `name`, `hub_id`, `description`, `prompt_style`, `default_quant`, `context`, `memory_gb` and,
-where figures were published, `reference_source` with the tables `[reference]` (keys as in a result's
-aggregate) and `[reference_run]` (how they were measured). Nothing of this is needed to convert or run a
-model: an unknown one works just as well.
+A file has `name`, `hub_id`, `description`, `prompt_style`, `default_quant`, `context` and `memory_gb`. Where figures
+were published, it also has `reference_source` and the tables `[reference]` (with the names of a result's aggregate) and
+`[reference_run]` (how they were measured). edge converts and runs models that have no such file in the same way.
 """
 
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, get_type_hints
 
 from edge.errors import EdgeError
+from edge.metrics import Aggregate
+from edge.replay.stored_result import SamplingFields
 from edge.system.paths import shipped_models
+from edge.system.typed_json import check
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "name": str,
-    "hub_id": str,
-    "description": str,
-    "prompt_style": str,
-    "default_quant": str,
-    "context": int,
-    "memory_gb": (int, float),
-    "reference": dict,
-    "reference_source": str,
-    "reference_run": dict,
-}
+
+class ReferenceRun(SamplingFields, total=False):
+    """How published figures were measured: sampling, engine, and times in seconds. Times are not part of the score."""
+
+    avg_sec_per_step: float
+    load_time_sec: float
+
+
+class _Toml(TypedDict):
+    """The content of one file."""
+
+    name: str
+    hub_id: NotRequired[str]
+    description: str
+    prompt_style: str
+    default_quant: str
+    context: int
+    memory_gb: float
+    reference: NotRequired[Aggregate]
+    reference_source: NotRequired[str]
+    reference_run: NotRequired[ReferenceRun]
 
 
 @dataclass(frozen=True)
@@ -37,18 +48,17 @@ class KnownModel:
     """Hugging Face repository id; empty for the embedded model, which ships with edge."""
     description: str
     prompt_style: str
-    """`chat_template`: the checkpoint's own, `chatml` or `gemma`: the fallback of that name."""
+    """`chat_template`: the checkpoint's own; `chatml` or `gemma`: the fallback of that name."""
     default_quant: str
     context: int
-    """Tokens of context that `memory_gb` counts, prompt and answer together."""
+    """Context length that `memory_gb` assumes, in tokens, prompt and answer together."""
     memory_gb: float
-    """To run it in `default_quant` at `context`, in 10^9 bytes: `edge doctor`'s estimate, rounded up."""
-    reference: dict[str, float]
+    """Memory to run it in `default_quant` at `context`, in 10^9 bytes: the estimate of `edge doctor`, rounded up."""
+    reference: Aggregate
     """Published figures under the names of a result's aggregate; empty where none were published."""
     reference_source: str
     """Who published the figures; empty where there are none."""
-    reference_run: dict[str, Any]
-    """How they were measured (engine, dtype, sampling) and its timings. Not part of the score."""
+    reference_run: ReferenceRun
     path: Path
 
 
@@ -60,7 +70,7 @@ def known_models() -> list[KnownModel]:
 
 
 def find_known(name: str) -> KnownModel:
-    """The known model called `name`: its name, its file's stem or its hub id, in upper or lower case.
+    """The known model called `name`: its name, the stem of its file or its hub id. Case does not matter.
 
     Raises EdgeError that lists the known names.
     """
@@ -69,7 +79,7 @@ def find_known(name: str) -> KnownModel:
         if name and name.lower() in (model.name.lower(), model.path.stem.lower(), model.hub_id.lower()):
             return model
     names = ", ".join(model.path.stem for model in models)
-    raise EdgeError(f"{name}: no known model of this name; known: {names}")
+    raise EdgeError(f"{name}: no known model has this name; the known names are {names}")
 
 
 def read_known(path: Path) -> KnownModel:
@@ -78,21 +88,20 @@ def read_known(path: Path) -> KnownModel:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EdgeError(f"{path}: cannot be read as TOML: {error}") from None
-    values: dict[str, Any] = {
-        "hub_id": "",
-        "reference": {},
-        "reference_source": "",
-        "reference_run": {},
-    } | data
-    unknown = sorted(data.keys() - _KINDS.keys())
-    if unknown:
-        raise EdgeError(f"{path}: unknown key {unknown[0]!r}; allowed: {', '.join(_KINDS)}")
-    for key, kind in _KINDS.items():
-        if key not in values:
-            raise EdgeError(f"{path}: {key!r} is missing")
-        if not isinstance(values[key], kind) or isinstance(values[key], bool):
-            raise EdgeError(f"{path}: {key!r} is of a wrong type")
-    for key, value in values["reference"].items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise EdgeError(f"{path}: the reference figure {key!r} is no number")
-    return KnownModel(**{**values, "memory_gb": float(values["memory_gb"]), "path": path})
+    allowed = get_type_hints(_Toml)
+    if unknown := sorted(data.keys() - allowed.keys()):
+        raise EdgeError(f"{path}: unknown key {unknown[0]!r}; the allowed keys are {', '.join(allowed)}")
+    fields = check(data, _Toml, str(path), EdgeError)
+    return KnownModel(
+        name=fields["name"],
+        hub_id=fields.get("hub_id", ""),
+        description=fields["description"],
+        prompt_style=fields["prompt_style"],
+        default_quant=fields["default_quant"],
+        context=fields["context"],
+        memory_gb=float(fields["memory_gb"]),
+        reference=fields.get("reference", {}),
+        reference_source=fields.get("reference_source", ""),
+        reference_run=fields.get("reference_run", {}),
+        path=path,
+    )

@@ -6,10 +6,11 @@ server adds nothing to them; without, the server gets the messages and renders t
 
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.answer.answering import FREE, Answering
 from edge.answer.sampling import Sampling
 from edge.answer.schema import Api, schema_request, schema_sha256
 from edge.errors import BackendError, ContextError
@@ -17,11 +18,34 @@ from edge.prompt import prompt_source
 from edge.replay.client import Refused, Server, Written
 from edge.replay.prepare import Asked, chosen_rows, model_context, prepare
 from edge.replay.recorder import Recorder, carry_out
+from edge.replay.result import sampling_fields
+from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
 from edge.system.hashes import text_sha256
 from edge.system.places import check_place
 from edge.version import __version__
 
 _KINDS = {"llamacpp": "llama-server", "vllm": "vLLM", "sglang": "SGLang"}  # by the models' `owned_by`
+
+
+@dataclass(frozen=True)
+class Service:
+    """How a server is asked. Raises BackendError for a concurrency below 1."""
+
+    served_model: str | None = None
+    """The model's name on the server, by default the only one there."""
+    concurrency: int = 8
+    """Requests at the same time."""
+    timeout: float = 600.0
+    """Seconds for an answer."""
+    pause: float = 0.5
+    """Seconds before a second try."""
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise BackendError(f"a concurrency of {self.concurrency}: it must be at least 1")
+
+
+DEFAULT_SERVICE = Service()
 
 
 def evaluate_server(
@@ -30,49 +54,44 @@ def evaluate_server(
     out: Path | str,
     *,
     model: Path | str | None = None,
-    served_model: str | None = None,
+    service: Service = DEFAULT_SERVICE,
     limit: int | None = None,
     rows_of: Path | str | None = None,
-    max_tokens: int = 1024,
-    structured: bool = False,
     skip_too_long: bool = False,
-    sampling: Sampling | None = None,
-    n_ctx: int | None = None,
-    concurrency: int = 8,
-    timeout: float = 600.0,
-    quiet: bool = True,
-    pause: float = 0.5,
-) -> dict[str, Any]:
-    """As `edge.replay.run.evaluate`, with the answers of the server at `base_url`, `concurrency` at a time.
+    answering: Answering = FREE,
+    context: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """As `edge.replay.run.evaluate`, with the answers of the server at `base_url`.
 
     `model`: a GGUF or a Hugging Face folder whose chat template and tokenizer write the prompts; without one, or where
-    the server has no `completions`, it gets the messages as a chat. `served_model`: its name on the server, by default
-    the only one there. `n_ctx`: most tokens of a row, by default what `model` says. `structured` asks the server to
-    keep to the action's JSON schema. `timeout`: seconds for an answer; `pause` before a second try.
+    the server has no `completions`, it gets the messages as a chat. `context`: the maximum number of tokens of a row
+    with its answer, by default what `model` says. `answering.constrained` asks the server to keep to the JSON schema of
+    an action.
 
     Raises BackendError where the server cannot be reached, refuses a request or keeps failing; what is answered by then
     is kept in the journal. Raises ContextError, ReplayError, ResultError, ModelFileError, CheckpointError, PromptError.
     """
     check_place(out)
-    if concurrency < 1:
-        raise BackendError(f"a concurrency of {concurrency}: it must be at least 1")
     rows = chosen_rows(replay, limit, rows_of)
-    chosen = sampling or Sampling()
+    structured = answering.constrained
     asked = Asked(replay, rows, [], [], [], 0)
     if model is not None:
         most = model_context(Path(model))
-        if n_ctx is not None and most is not None and n_ctx > most:
-            raise ContextError(f"{model}: has a context of {most} tokens, not {n_ctx}")
+        if context is not None and most is not None and context > most:
+            raise ContextError(f"{model}: has a context length of {most} tokens, less than {context}")
         asked = prepare(
             Path(model),
             replay,
             rows,
-            context=n_ctx or most,
-            max_tokens=max_tokens,
+            context=context or most,
+            max_tokens=answering.max_tokens,
             skip_too_long=skip_too_long,
         )
-    with Server(base_url, timeout=timeout, concurrency=concurrency, pause=pause) as server:
-        name, kind = _served(server, served_model)
+    with Server(
+        base_url, timeout=service.timeout, concurrency=service.concurrency, pause=service.pause
+    ) as server:
+        name, kind = _served(server, service.served_model)
         api: Api = (
             "completions" if model is not None and _completes(server, name, asked.prompts[0]) else "chat"
         )
@@ -80,14 +99,14 @@ def evaluate_server(
             asked = Asked(replay, asked.rows, [], [], [], asked.skipped)
         request = {
             "model": name,
-            "max_tokens": max_tokens,
-            **_sampling_fields(chosen, kind),
+            "max_tokens": answering.max_tokens,
+            **_sampling_fields(answering.sampling, kind),
             **(schema_request(api, kind) if structured else {}),
         }
-        how = {
-            **asdict(chosen),
-            "max_tokens": max_tokens,
-            "max_model_len": n_ctx,
+        how: SamplingFields = {
+            **sampling_fields(answering.sampling),
+            "max_tokens": answering.max_tokens,
+            "max_model_len": context,
             "constrained": structured,
             "structured": "json_schema" if structured else None,
             "prompt": "token ids" if api == "completions" else "messages",
@@ -107,10 +126,10 @@ def evaluate_server(
                 return server.complete({**request, "prompt": asked.prompts[index]})
             return server.chat({**request, "messages": asked.rows[index].messages})
 
-        def answer(recorder: Recorder) -> dict[str, Any]:
-            return _answer(recorder, ask, server, concurrency, quiet)
+        def answer(recorder: Recorder) -> EngineCounters:
+            return _answer(recorder, ask, server, service.concurrency, say)
 
-        def head(work: dict[str, Any]) -> dict[str, Any]:
+        def head(work: EngineCounters) -> Head:
             template = prompt_source(model).template if model is not None and api == "completions" else None
             return {
                 "model": f"{name} ({kind or 'OpenAI-compatible server'})",
@@ -125,7 +144,12 @@ def evaluate_server(
                     "server": kind or None,
                     "limit": limit,
                 },
-                "engine": {"prompt_tokens": 0, "completion_tokens": 0, **work, "concurrency": concurrency},
+                "engine": {
+                    "prompt_tokens": 0,
+                    "completion_tokens": 0,
+                    **work,
+                    "concurrency": service.concurrency,
+                },
                 "provenance": {
                     "backend": "openai",
                     "backend_version": server.version(),
@@ -197,14 +221,18 @@ def _sampling_fields(sampling: Sampling, kind: str) -> dict[str, Any]:
 
 
 def _answer(
-    recorder: Recorder, ask: Callable[[int], Written], server: Server, concurrency: int, quiet: bool
-) -> dict[str, Any]:
+    recorder: Recorder,
+    ask: Callable[[int], Written],
+    server: Server,
+    concurrency: int,
+    say: Callable[[str], None] | None,
+) -> EngineCounters:
     """Answer the rows that the journal lacks, in their order and several at a time; the run's counters."""
     waiting = iter(recorder.wanted)
     running: dict[Future[Written], int] = {}
     pool = ThreadPoolExecutor(concurrency)
     try:
-        with recorder.watched(quiet=quiet):
+        with recorder.watched(say=say):
             while True:
                 while len(running) < concurrency and (index := next(waiting, None)) is not None:
                     running[pool.submit(ask, index)] = index
@@ -225,4 +253,7 @@ def _answer(
     finally:
         server.close() if running else None
         pool.shutdown(wait=True, cancel_futures=True)
-    return {name: recorder.totals[name] for name in ("prompt_tokens", "completion_tokens")}
+    return {
+        "prompt_tokens": recorder.totals["prompt_tokens"],
+        "completion_tokens": recorder.totals["completion_tokens"],
+    }

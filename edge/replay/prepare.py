@@ -1,5 +1,7 @@
-"""What an evaluation asks: the chosen rows, their prompts as text and as token ids, and what fits into the context."""
+"""Prepare an evaluation: choose the rows, render and tokenize their prompts, and check that they fit the context."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,48 +10,49 @@ from edge.errors import ContextError, ReplayError
 from edge.formats.checkpoint import read_json
 from edge.formats.gguf import read_model_file
 from edge.llama.encode import encoder
-from edge.prompt import Rendered, prompt_source, render_prompt
-from edge.replay.result import read_result, step_key
-from edge.replay.rows import Row, describe, read_rows
+from edge.prompt import CHAT_TEMPLATE, Rendered, prompt_source, render_prompt
+from edge.replay.result import read_result
+from edge.replay.rows import Row, describe, read_rows, step_key
+from edge.replay.stored_result import PromptTemplate
 from edge.system.hashes import text_sha256
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Rows and what is sent for each. Where a server renders the messages itself, `rendered`, `prompts` and `hashes`
-    are empty."""
+    """Rows and their prompts. `rendered`, `prompts` and `hashes` are empty if a server renders the messages itself."""
 
     replay: Path | str
     rows: list[Row]
     rendered: list[Rendered]
     prompts: list[list[int]]
+    """Token ids."""
     hashes: list[str]
-    """The SHA-256 of each prompt's text."""
+    """SHA-256 of the text of each prompt."""
     skipped: int
-    """Rows that were too long and left out."""
+    """Number of rows that were left out because they were too long."""
 
     @property
     def prompts_sha256(self) -> str | None:
-        """One hash for all prompts in their order, None where there are none of ours."""
+        """One hash for all prompts in their order; None if edge rendered no prompts."""
         return text_sha256("\n".join(self.hashes)) if self.hashes else None
 
 
 def chosen_rows(replay: Path | str, limit: int | None, rows_of: Path | str | None) -> list[Row]:
-    """The rows of a file, of them those that the result `rows_of` holds, of them the first `limit`.
+    """The rows of a file: only the steps of the result `rows_of`, if given, and of these only the first `limit`.
 
-    Raises ReplayError, ResultError.
+    Raises ReplayError, also if the file lacks a step of `rows_of`, and ResultError.
     """
     if rows_of is None:
         return read_rows(replay, limit)
     wanted = set(map(step_key, read_result(rows_of)["per_step"]))
     rows = [row for row in read_rows(replay) if row.key in wanted]
     if len(rows) < len(wanted):
-        raise ReplayError(f"{replay}: holds {len(rows)} of the {len(wanted)} steps of {rows_of}")
+        raise ReplayError(f"{replay}: contains only {len(rows)} of the {len(wanted)} steps of {rows_of}")
     return rows[:limit]
 
 
 def model_context(model: Path) -> int | None:
-    """Most tokens that a GGUF or a checkpoint folder says it takes; None for a folder that does not tell.
+    """The context length of a GGUF or a checkpoint folder, in tokens; None if config.json does not state it.
 
     Raises ModelFileError, CheckpointError.
     """
@@ -72,10 +75,11 @@ def prepare(
     max_tokens: int,
     skip_too_long: bool,
 ) -> Asked:
-    """Render the rows by a model's template and tokenizer (a GGUF or a folder; no weights are read).
+    """Render rows with the chat template of a model and tokenize them. It reads no weights.
 
-    A row whose prompt and `max_tokens` do not fit into `context` tokens (None: no bound) raises ContextError, unless
-    `skip_too_long`. Raises ModelFileError, CheckpointError, PromptError.
+    `model` is a GGUF or a folder. `context` is the context length in tokens, None for no limit. If a prompt and
+    `max_tokens` together exceed it, the row is left out with `skip_too_long`; otherwise ContextError is raised. Also
+    raises ModelFileError, CheckpointError and PromptError.
     """
     source = prompt_source(model)
     rendered = [render_prompt(row.messages, source) for row in rows]
@@ -88,7 +92,7 @@ def prepare(
         row, length = next((row, n) for row, n in lengths if n + max_tokens > most)
         raise ContextError(
             f"{replay}: {describe(row.key)} has {length} prompt tokens; with {max_tokens} for the "
-            f"answer it does not fit into {context} (--skip-too-long leaves such rows out)"
+            f"answer it does not fit into {context} (use --skip-too-long to leave such rows out)"
         )
     if not fitting:
         raise ContextError(f"{replay}: no row fits into a context of {context} tokens")
@@ -100,3 +104,29 @@ def prepare(
         [str(text_sha256(rendered[i].text)) for i in fitting],
         len(rows) - len(fitting),
     )
+
+
+def template_summary(statuses: Sequence[str], prompt_tokens: Sequence[int]) -> PromptTemplate:
+    """The `prompt_template` of a result, from the template status and the prompt length in tokens of each row.
+
+    `template_status` is the status of all rows, or `mixed`. A run is rank-eligible only if the chat template rendered
+    all rows. Percentiles are lengths that occur (nearest rank).
+    """
+    counts = dict(sorted(Counter(statuses).items()))
+    lengths = sorted(prompt_tokens)
+
+    def percentile(share: float) -> int:
+        rank = max(math.ceil(share * len(lengths)), 1)
+        return lengths[rank - 1] if lengths else 0
+
+    return {
+        "template_status": next(iter(counts)) if len(counts) == 1 else "mixed" if counts else "none",
+        "template_status_counts": counts,
+        "rank_eligible": set(counts) == {CHAT_TEMPLATE},
+        "row_count": len(statuses),
+        "prompt_tokens_min": percentile(0.0),
+        "prompt_tokens_p50": percentile(0.5),
+        "prompt_tokens_p95": percentile(0.95),
+        "prompt_tokens_p99": percentile(0.99),
+        "prompt_tokens_max": percentile(1.0),
+    }

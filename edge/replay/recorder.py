@@ -2,22 +2,20 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from edge.errors import BackendError
-from edge.prompt import template_summary
-from edge.replay.journal import Journal, journal_path
-from edge.replay.prepare import Asked
+from edge.errors import BackendError, Interrupted
+from edge.replay.journal import Identity, Journal, journal_path
+from edge.replay.prepare import Asked, template_summary
 from edge.replay.provenance import provenance
 from edge.replay.result import step_result, write_result
 from edge.replay.rows import rows_sha256
+from edge.replay.stored_result import EngineCounters, Head, Making, Result
 from edge.system.hashes import file_sha256
 from edge.system.progress import Watch
-
-_COUNTED = ("completion_tokens", "forced_tokens", "thought_tokens")
 
 
 @dataclass
@@ -34,21 +32,26 @@ class Recorder:
     loaded: float | None = None
     """When answering began, by time.perf_counter(); None before."""
 
-    def finished(self, index: int, text: str, *, thought_tokens: int = 0, **counters: Any) -> None:
-        """Keep the answer to row `index`. `counters` go into its step; see `edge.replay.result.step_result`."""
+    def finished(self, index: int, text: str, thought_tokens: int = 0, **making: Unpack[Making]) -> None:
+        """Keep the answer to row `index`. `making` goes into its step; see `edge.replay.result.step_result`."""
         hashes = self.asked.hashes
-        step = step_result(
-            self.asked.rows[index], text, prompt_sha256=hashes[index] if hashes else None, **counters
-        )
+        making = {"prompt_sha256": hashes[index] if hashes else None, **making}
+        step = step_result(self.asked.rows[index], text, **making)
         self.journal.append(step)
-        for name in _COUNTED:
-            self.totals[name] += counters.get(name) or 0
+        prompt_tokens = making.get("prompt_tokens") or 0
+        self.totals["prompt_tokens"] += prompt_tokens
+        self.totals["completion_tokens"] += making.get("completion_tokens") or 0
+        self.totals["forced_tokens"] += making.get("forced_tokens") or 0
         self.totals["thought_tokens"] += thought_tokens
-        self.totals["prompt_tokens"] += counters.get("prompt_tokens") or 0
         if self.watch is not None:
-            self.watch.finished(counters.get("prompt_tokens") or 0, step["valid_json"])
+            self.watch.finished(prompt_tokens, step["valid_json"])
 
-    def watched(self, counters: Callable[[], tuple[int, int]] | None = None, *, quiet: bool) -> Watch:
+    def watched(
+        self,
+        counters: Callable[[], tuple[int, int]] | None = None,
+        *,
+        say: Callable[[str], None] | None,
+    ) -> Watch:
         """What shows the progress, from now on; `counters` as for `edge.system.progress.Watch`."""
         self.loaded = time.perf_counter()
 
@@ -56,17 +59,17 @@ class Recorder:
             return self.totals["prompt_tokens"], self.totals["completion_tokens"]
 
         steps = len(self.asked.rows)
-        self.watch = Watch(steps, steps - len(self.wanted), counters or answered, quiet=quiet)
+        self.watch = Watch(steps, steps - len(self.wanted), counters or answered, say)
         return self.watch
 
 
 def carry_out(
     out: Path | str,
     asked: Asked,
-    identity: Mapping[str, Any],
-    answer: Callable[[Recorder], dict[str, Any]],
-    head: Callable[[dict[str, Any]], dict[str, Any]],
-) -> dict[str, Any]:
+    identity: Identity,
+    answer: Callable[[Recorder], EngineCounters],
+    head: Callable[[EngineCounters], Head],
+) -> Result:
     """Answer what the journal beside `out` lacks, write the result there and return it.
 
     `identity`: all that the answers depend on beside the rows and prompts, which are added. `answer` answers the
@@ -84,7 +87,7 @@ def carry_out(
         try:
             work = answer(recorder) if recorder.wanted else {}
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_how_far(len(journal.done), len(rows), journal.path)) from None
+            raise Interrupted(_how_far(len(journal.done), len(rows), journal.path)) from None
         except BackendError as error:
             kept = _kept(len(journal.done), len(rows), journal.path)
             raise BackendError(f"{error}; {kept}" if kept else str(error)) from None
@@ -97,10 +100,10 @@ def carry_out(
         statuses = [prompt.status for prompt in asked.rendered]
         if not asked.rendered:  # the server wrote the prompts
             statuses = ["server_chat"] * len(steps)
-            lengths = [step["prompt_tokens"] for step in steps if step.get("prompt_tokens")]
+            lengths = [tokens for step in steps if (tokens := step.get("prompt_tokens"))]
         summary = template_summary(statuses, lengths)
-        result = {
-            **{name: told.pop(name) for name in list(told) if name not in _BEHIND},
+        result: Head = {
+            **told,
             "eval_path": str(asked.replay),
             "load_time_sec": round(loaded - began, 3),
             "gen_time_sec": round(ended - loaded, 3) if wanted else 0.0,
@@ -109,17 +112,16 @@ def carry_out(
             "prompt_template": summary,
             "engine": {"steps_done_before": len(rows) - wanted, **told["engine"]},
             "provenance": provenance(
-                rows_sha256=known["rows_sha256"],
-                rows_file_sha256=file_sha256(asked.replay),
-                **told["provenance"],
+                {
+                    **told["provenance"],
+                    "rows_sha256": known["rows_sha256"],
+                    "rows_file_sha256": file_sha256(asked.replay),
+                }
             ),
         }
         written = write_result(out, result, steps)
         journal.remove()
     return written
-
-
-_BEHIND = ("sampling", "engine", "provenance")
 
 
 def _how_far(done: int, steps: int, journal: Path | None) -> str:

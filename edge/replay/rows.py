@@ -1,7 +1,7 @@
-"""Replay rows: recorded steps of terminal sessions, each with the messages the model sees and a reference answer.
+"""Read replay rows: recorded steps of terminal sessions, each with the messages for the model and a reference answer.
 
-JSON Lines in UTF-8, one row a step, in the published format. Read strictly: a row that is damaged stops the
-evaluation before it begins, in one line that names the file and the line.
+JSON Lines in UTF-8, one row a step, in the published format. The reader is strict: a damaged row raises ReplayError
+with the file and the line, before the evaluation starts.
 """
 
 import hashlib
@@ -9,20 +9,37 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import orjson
 
 from edge.errors import PromptError, ReplayError
 from edge.prompt import Message, check_messages
+from edge.replay.stored_result import KeyFields
+from edge.system.typed_json import check
 
 Key = tuple[str, int, int]
-"""(task_id, sample_idx, step_idx): what names a step in rows, predictions and results."""
+"""(task_id, sample_idx, step_idx): identifies a step in rows, predictions and results."""
+
+
+class _RowFields(KeyFields):
+    """The fields of a row that edge reads."""
+
+    total_steps: NotRequired[int | None]
+    source: NotRequired[str | None]
+    source_group: NotRequired[str | None]
+    messages: NotRequired[object]
+    prompt: NotRequired[object]
+    ref_raw: str
+
+
+class _Prompt(TypedDict):
+    prompt: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """One step. The `ref_*` fields other than `ref_raw` are not read: the scorer parses `ref_raw` itself."""
+    """One step. edge reads no `ref_*` field except `ref_raw`: the scorer parses `ref_raw` itself."""
 
     task_id: str
     sample_idx: int
@@ -39,9 +56,10 @@ class Row:
 
 
 def row_sha256(row: Row) -> str:
-    """SHA-256 in hexadecimal of what a row asks and what it expects: its messages and `ref_raw`.
+    """SHA-256, in hexadecimal, of the content of a row: its messages and `ref_raw`.
 
-    Of JSON text in UTF-8 with sorted keys and without white space, so that a file's own spelling is not in it.
+    It is the hash of JSON text in UTF-8 with sorted keys and without white space, so the spelling in the file does not
+    matter.
     """
     value = {"messages": row.messages, "ref_raw": row.ref_raw}
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
@@ -49,53 +67,53 @@ def row_sha256(row: Row) -> str:
 
 
 def describe(key: Key) -> str:
-    """A step for people: `task-000 step 3`, with the sample where there is more than one."""
+    """A step for people: `task-000 step 3`, with the sample if it is not sample 0."""
     task_id, sample_idx, step_idx = key
     return f"{task_id} step {step_idx}" + (f" sample {sample_idx}" if sample_idx else "")
 
 
 def read_rows(path: Path | str, limit: int | None = None, *, torn: bool = False) -> list[Row]:
-    """The rows of a file, in its order; with `limit` the first so many (the rest is not looked at). `torn`: as in
-    `read_lines`.
+    """The rows of a file, in file order. With `limit`, only the first rows; the rest of the file is not read.
 
-    A row without `messages` has its `prompt` as a single user message; with them its `prompt` is never used.
-    `sample_idx` is 0 and `source_group` the `source` where missing. Raises ReplayError.
+    The `prompt` of a row without `messages` becomes a single user message; otherwise `prompt` is ignored. Defaults:
+    `sample_idx` 0, `source_group` the `source`. `torn` is as in `read_lines`. Raises ReplayError.
     """
     if limit is not None and limit < 1:
-        raise ReplayError(f"{path}: a limit of {limit} leaves no rows: give at least 1")
+        raise ReplayError(f"{path}: the limit is {limit}; it must be at least 1")
     rows: list[Row] = []
     seen: dict[Key, int] = {}
-    for line, fields in read_lines(path, torn=torn):
+    for line, value in read_lines(path, torn=torn):
         where = f"{path}:{line}"
-        key = read_key(fields, where)
+        fields = check(value, _RowFields, where, ReplayError)
+        key = step_key(fields)
         if key in seen:
-            raise ReplayError(f"{where}: {describe(key)} is there twice, first in line {seen[key]}")
+            raise ReplayError(f"{where}: duplicate row for {describe(key)}; the first is in line {seen[key]}")
         seen[key] = line
-        source = _optional(fields, "source", str, where) or ""
+        source = fields.get("source") or ""
         rows.append(
             Row(
                 *key,
-                total_steps=_optional(fields, "total_steps", int, where),
+                total_steps=fields.get("total_steps"),
                 source=source,
-                source_group=_optional(fields, "source_group", str, where) or source or "unknown",
+                source_group=fields.get("source_group") or source or "unknown",
                 messages=_messages(fields, where),
-                ref_raw=text_field(fields, "ref_raw", where),
+                ref_raw=fields["ref_raw"],
             )
         )
         if len(rows) == limit:
             break
     if not rows:
-        raise ReplayError(f"{path}: holds no rows")
+        raise ReplayError(f"{path}: contains no rows")
     return rows
 
 
 def read_lines(
     path: Path | str, *, strict: bool = True, torn: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number (from 1) and JSON object; blank lines are left out. Raises ReplayError.
+    """The number (from 1) and the JSON object of each line that is not blank. Raises ReplayError.
 
-    Not `strict`: NaN and half surrogate pairs are let through, as Python's own json module writes them. `torn`: a last
-    line that was not written whole, and so has no line break, is left out.
+    `strict` False permits NaN and half surrogate pairs, which Python's json module writes. `torn` leaves out a damaged
+    last line without a line break: its writer was interrupted.
     """
     try:
         with Path(path).open("rb") as file:
@@ -120,24 +138,13 @@ def read_lines(
         raise ReplayError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def read_key(fields: dict[str, Any], where: str) -> Key:
-    """The step that a row or prediction is about. `where` is file:line. Raises ReplayError."""
-    task_id = fields.get("task_id")
-    if not isinstance(task_id, str) or not task_id:
-        raise ReplayError(f"{where}: {_state(fields, 'task_id')}: it must be a text")
-    numbers = []
-    for name in ("sample_idx", "step_idx"):
-        number = fields.get(name)
-        if number is None and name == "sample_idx":
-            number = 0
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ReplayError(f"{where}: {_state(fields, name)}: it must be a whole number from 0")
-        numbers.append(number)
-    return (task_id, numbers[0], numbers[1])
+def step_key(fields: KeyFields) -> Key:
+    """The key of the step that checked fields belong to; sample 0 where sample_idx is missing."""
+    return (fields["task_id"], fields.get("sample_idx") or 0, fields["step_idx"])
 
 
 def by_step(keys: Iterable[Key]) -> dict[tuple[str, int], list[Key]]:
-    """Keys by (task_id, step_idx): more than one where a task was sampled several times."""
+    """Keys by (task_id, step_idx); several keys where a task was sampled several times."""
     steps: dict[tuple[str, int], list[Key]] = {}
     for key in keys:
         steps.setdefault((key[0], key[2]), []).append(key)
@@ -145,39 +152,17 @@ def by_step(keys: Iterable[Key]) -> dict[tuple[str, int], list[Key]]:
 
 
 def without_sample(key: Key, steps: Mapping[tuple[str, int], list[Key]]) -> Key:
-    """What a step that was given without its sample_idx means: the only sample of it in `steps`, else sample 0."""
-    found = steps.get((key[0], key[2]), [])
-    return found[0] if len(found) == 1 else key
+    """The key of a step that was given without its sample_idx: the only sample in `steps`, else sample 0."""
+    samples = steps.get((key[0], key[2]), [])
+    return samples[0] if len(samples) == 1 else key
 
 
-def text_field(fields: dict[str, Any], name: str, where: str) -> str:
-    """The text under `name`, which must be there. Raises ReplayError."""
-    value = fields.get(name)
-    if not isinstance(value, str):
-        raise ReplayError(f"{where}: {_state(fields, name)}: it must be a text")
-    return value
-
-
-def _state(fields: dict[str, Any], name: str) -> str:
-    if name not in fields:
-        return f"{name} is missing"
-    return f"{name} is null" if fields[name] is None else f"{name} is {str(fields[name])[:40]!r}"
-
-
-def _optional(fields: dict[str, Any], name: str, kind: type, where: str) -> Any:
-    value = fields.get(name)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        what = "text" if kind is str else "whole number"
-        raise ReplayError(f"{where}: {_state(fields, name)}: it must be a {what} or left out")
-    return value
-
-
-def _messages(fields: dict[str, Any], where: str) -> list[Message]:
+def _messages(fields: _RowFields, where: str) -> list[Message]:
     messages = fields.get("messages")
     if messages is None:
         if "prompt" not in fields:
             raise ReplayError(f"{where}: messages is missing, and there is no prompt either")
-        messages = [{"role": "user", "content": text_field(fields, "prompt", where)}]
+        messages = [{"role": "user", "content": check(fields, _Prompt, where, ReplayError)["prompt"]}]
     try:
         return check_messages(messages)
     except PromptError as error:
@@ -185,7 +170,7 @@ def _messages(fields: dict[str, Any], where: str) -> list[Message]:
 
 
 def rows_sha256(rows: Iterable[Row]) -> str:
-    """SHA-256 in hexadecimal of rows as they were read, in their order: file names and white space are not in it."""
+    """SHA-256, in hexadecimal, of rows in their order. It does not depend on file names or white space."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json_bytes(asdict(row)) + b"\n")
@@ -193,4 +178,5 @@ def rows_sha256(rows: Iterable[Row]) -> str:
 
 
 def json_bytes(value: object) -> bytes:
+    """A value as compact JSON in UTF-8; half surrogate pairs become three bytes each."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")

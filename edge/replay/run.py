@@ -4,23 +4,25 @@ Each finished step goes to a journal beside the output; what is there already is
 """
 
 import contextlib
-import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from edge.answer.sampling import Sampling
-from edge.answer.style import StyleName, load_grammar
+from edge.answer.answering import DEFAULT_ANSWERING, Answering
+from edge.answer.style import load_grammar
 from edge.errors import ContextError
 from edge.formats.gguf import ModelFile, read_model_file, sha256
 from edge.llama.devices import devices
+from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
 from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
 from edge.replay.prepare import chosen_rows, prepare
 from edge.replay.provenance import gguf_provenance, llama_cpp_provenance
 from edge.replay.recorder import Recorder, carry_out
-from edge.runner import DEFAULT_MAX_TOKENS, DEFAULT_TEXT_SHARE, GREEDY, MOST_HELD, Runner
+from edge.replay.result import sampling_fields
+from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
+from edge.runner import MOST_HELD, Runner
 from edge.system.hashes import text_sha256
 from edge.system.machine import memory, peak_memory
 from edge.system.places import check_place
@@ -34,105 +36,93 @@ def evaluate(
     *,
     limit: int | None = None,
     rows_of: Path | str | None = None,
-    max_tokens: int = DEFAULT_MAX_TOKENS,
-    constrained: bool = True,
     skip_too_long: bool = False,
-    sampling: Sampling = GREEDY,
-    think: int | None = None,
-    text_share: float = DEFAULT_TEXT_SHARE,
-    style: StyleName = "auto",
-    n_ctx: int | None = None,
-    parallel: int | None = None,
-    gpu_layers: int | None = None,
-    threads: int | None = None,
-    batch: int | None = None,
-    kv_type: str | None = None,
-    flash_attention: bool | None = None,
-    mmap: bool = True,
-    quiet: bool = True,
-) -> dict[str, Any]:
+    answering: Answering = DEFAULT_ANSWERING,
+    loading: Loading = DEFAULT_LOADING,
+    say: Callable[[str], None] | None = None,
+) -> Result:
     """Answer every row of `replay` and write the result JSON to `out`; returns what was written.
 
-    `rows_of` keeps the steps that another result holds; `limit` the first N after that. A row whose prompt and
-    `max_tokens` do not fit into `n_ctx` tokens (default: the model's context) raises ContextError, before
-    anything is answered, unless `skip_too_long`. Constrained answers are scored by the action alone,
-    unconstrained ones by the raw text, as vLLM's are. From `n_ctx` on, the options say where the model goes and
-    what it may use; what is None is chosen (`edge.placement`). With `parallel` 1, unless flash attention or a
-    quantized cache was asked for, each answer is that of its prompt alone in an empty cache, byte for byte.
+    `rows_of` keeps the steps that another result holds; `limit` the first N after that. A row whose prompt and answer
+    do not fit into `loading.context` tokens (default: the model's context length) raises ContextError before anything
+    is answered, unless `skip_too_long`. Constrained answers are scored by the action alone, unconstrained ones by the
+    raw text, as those of vLLM are. With `loading.parallel` 1 (exact mode), unless flash attention or a quantized cache
+    is named, each answer is byte for byte that of its prompt alone in an empty cache. `say` receives the lines of
+    progress; None is silent.
 
-    Started again with the same arguments after an interruption, it goes on from the journal beside `out`.
-    Raises ModelFileError, ReplayError, ResultError, PromptError. A KeyboardInterrupt is raised again with a line
-    that tells how far it came.
+    Started again with the same arguments after an interruption, it continues from the journal beside `out`.
+    Raises ModelFileError, ReplayError, ResultError, PromptError, and Interrupted with the number of finished steps.
     """
     check_place(out)
     rows = chosen_rows(replay, limit, rows_of)
     file = read_model_file(Path(model))
-    context = n_ctx or file.context_length
+    context = loading.context or file.context_length
     if context > file.context_length:
-        raise ContextError(f"{file.path}: has a context of {file.context_length} tokens, not {context}")
+        raise ContextError(
+            f"{file.path}: has a context length of {file.context_length} tokens, less than {context}"
+        )
     asked = prepare(
-        file.path, replay, rows, context=context, max_tokens=max_tokens, skip_too_long=skip_too_long
+        file.path, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
     )
-    if parallel == 1 and flash_attention is None and kv_type in (None, "f16"):
-        flash_attention = False  # exact mode
+    if loading.parallel == 1 and loading.flash_attention is None and loading.kv_type == "f16":
+        loading = replace(loading, flash_attention=False)  # exact mode
     placement = place(
         file,
         list(map(len, asked.prompts)),
-        max_tokens,
+        answering.max_tokens,
         memory=memory(),
         devices=devices(),
-        context=n_ctx,
-        parallel=parallel,
-        gpu_layers=gpu_layers,
-        threads=threads,
-        batch=batch,
-        kv_type=kv_type,
-        flash_attention=flash_attention,
-        mmap=mmap,
+        loading=loading,
         branches=min(depth_held([asked.prompts[i] for i in reading_order(asked.prompts)]), MOST_HELD),
     )
-    if not quiet:
-        print(placement, file=sys.stderr)
-    how = {
-        **asdict(sampling),
-        "max_tokens": max_tokens,
+    if say is not None:
+        say(str(placement))
+    how: SamplingFields = {
+        **sampling_fields(answering.sampling),
+        "max_tokens": answering.max_tokens,
         "max_model_len": context,
-        "constrained": constrained,
-        "think": think,
-        "text_share": text_share if constrained else None,
-        "style": style if constrained else None,
+        "constrained": answering.constrained,
+        "think": answering.think,
+        "text_share": answering.text_share if answering.constrained else None,
+        "style": answering.style if answering.constrained else None,
     }
-    grammar = text_sha256(load_grammar()) if constrained else None
+    grammar = text_sha256(load_grammar()) if answering.constrained else None
+    model_sha256 = sha256(file.path)
     identity = {
         "edge": __version__,
         "llama-cpp-python": version("llama-cpp-python"),
-        "model_sha256": sha256(file.path),
+        "model_sha256": model_sha256,
         "grammar_sha256": grammar,
         **how,
-        "parallel": parallel,
-        "gpu_layers": gpu_layers,
+        "parallel": loading.parallel,
+        "gpu_layers": loading.gpu_layers,
         "batch": placement.batch,
         "kv_type": placement.kv_type,
-        "flash_attention": flash_attention,  # as asked for: what is chosen may change with the free memory
+        "flash_attention": loading.flash_attention,  # as given: what is chosen may change with the free memory
     }
 
-    def answer(recorder: Recorder) -> dict[str, Any]:
-        return _answer(file, recorder, placement, how, sampling, quiet)
+    def answer(recorder: Recorder) -> EngineCounters:
+        return _answer(file, recorder, placement, answering, say)
 
-    def head(work: dict[str, Any]) -> dict[str, Any]:
-        none = dict.fromkeys(_COUNTERS, 0)
+    def head(work: EngineCounters) -> Head:
         return {
             "model": f"{file.name or file.path.stem} ({file.file_type}, edge)",
             "model_path": str(model),
-            "model_sha256": identity["model_sha256"],
+            "model_sha256": model_sha256,
             "lora_path": None,
             "model_short": file.path.stem,
             "gpu": placement.device if placement.gpu_layers else "cpu",
             "sampling": {**how, "dtype": file.file_type, "backend": "edge", "limit": limit},
             "engine": {
-                **none,
+                **_NO_WORK,
                 **work,
-                **_placement_fields(placement),
+                "gpu_layers": placement.gpu_layers,
+                "threads": placement.threads,
+                "cells": placement.cells,
+                "parallel": placement.parallel,
+                "batch": placement.batch,
+                "kv_type": placement.kv_type,
+                "flash_attention": placement.flash_attention,
                 "peak_memory_bytes": peak_memory(),
             },
             "provenance": {
@@ -148,53 +138,40 @@ def evaluate(
     return carry_out(out, asked, identity, answer, head)
 
 
-# Of one run's work. The prompts' tokens: of the rows answered, the nodes of their prefix tree, those really read.
-_COUNTERS = (
-    *("prompt_tokens", "prompt_tokens_distinct", "prompt_tokens_decoded"),
-    *("completion_tokens", "forced_tokens", "thought_tokens"),
-)
+# The counters of one run's work. `prompt_tokens_distinct` counts the nodes of the prefix tree of the answered rows'
+# prompts, `prompt_tokens_decoded` the tokens that the model really read.
+_NO_WORK: EngineCounters = {
+    "prompt_tokens": 0,
+    "prompt_tokens_distinct": 0,
+    "prompt_tokens_decoded": 0,
+    "completion_tokens": 0,
+    "forced_tokens": 0,
+    "thought_tokens": 0,
+}
 
 
 def _answer(
     file: ModelFile,
     recorder: Recorder,
     placement: Placement,
-    how: dict[str, Any],
-    sampling: Sampling,
-    quiet: bool,
-) -> dict[str, Any]:
+    answering: Answering,
+    say: Callable[[str], None] | None,
+) -> EngineCounters:
     """Answer the rows that the journal lacks; the counters of this run's work."""
     prompts, wanted = recorder.asked.prompts, recorder.wanted
-    with Runner.load(
-        file.path,
-        gpu_layers=placement.gpu_layers,
-        threads=placement.threads,
-        kv_type=placement.kv_type,
-        flash_attention=placement.flash_attention,
-        batch=placement.batch,
-        mmap=placement.mmap,
-    ) as runner:
+    with Runner.open(file.path, placement.loading) as runner:
         engine = runner.engine
         engine.reserve(placement.cells, placement.sequences)
-        if how["constrained"]:
+        if answering.constrained:
             runner.vocabulary.prepare()
 
         def counters() -> tuple[int, int]:
             return engine.prompt_tokens_decoded, engine.answer_tokens_decoded
 
         answers = runner.answers(
-            prompts,
-            how["max_tokens"],
-            wanted=set(wanted),
-            parallel=placement.parallel,
-            cells=placement.cells,
-            constrained=how["constrained"],
-            sampling=sampling,
-            think=how["think"],
-            text_share=how["text_share"] or 0.0,
-            style=how["style"] or "free",
+            prompts, answering, wanted=set(wanted), parallel=placement.parallel, cells=placement.cells
         )
-        with contextlib.closing(answers), recorder.watched(counters, quiet=quiet):
+        with contextlib.closing(answers), recorder.watched(counters, say=say):
             for i, answer in answers:
                 recorder.finished(
                     i,
@@ -208,12 +185,10 @@ def _answer(
                     thought_tokens=answer.thought_tokens,
                 )
         return {
-            **{name: recorder.totals[name] for name in _COUNTERS},
+            "prompt_tokens": recorder.totals["prompt_tokens"],
             "prompt_tokens_distinct": distinct_tokens([prompts[i] for i in wanted]),
             "prompt_tokens_decoded": engine.prompt_tokens_decoded,
+            "completion_tokens": recorder.totals["completion_tokens"],
+            "forced_tokens": recorder.totals["forced_tokens"],
+            "thought_tokens": recorder.totals["thought_tokens"],
         }
-
-
-def _placement_fields(placement: Placement) -> dict[str, Any]:
-    names = ("gpu_layers", "threads", "cells", "parallel", "batch", "kv_type", "flash_attention")
-    return {name: getattr(placement, name) for name in names}

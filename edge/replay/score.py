@@ -1,26 +1,40 @@
-"""`edge score`: score texts that any other engine has written for replay rows."""
+"""Score answers that another engine wrote for replay rows (`edge score`)."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edge.errors import ReplayError
 from edge.replay.provenance import provenance
 from edge.replay.result import step_result, write_result
 from edge.replay.rows import (
     Key,
+    Row,
     by_step,
     describe,
-    read_key,
     read_lines,
     read_rows,
     rows_sha256,
-    text_field,
+    step_key,
     without_sample,
 )
+from edge.replay.stored_result import KeyFields, Reported, Result
 from edge.system.hashes import file_sha256
 from edge.system.places import check_place
+from edge.system.typed_json import check
 
-_KEPT = ("finish_reason", "prompt_tokens", "completion_tokens", "closed_at_budget", "prompt_sha256")
+
+class _Fields(KeyFields):
+    """What each line of a predictions file must have."""
+
+    pred_text: str
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    line: int
+    text: str
+    reported: Reported
 
 
 def score(
@@ -30,59 +44,76 @@ def score(
     *,
     model: str | None = None,
     partial: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Score predictions against replay rows, write the result JSON to `out` and return it.
 
-    Predictions are JSON Lines: task_id, step_idx, pred_text, and sample_idx where a step has several samples;
-    finish_reason and the like are kept. NaN and half surrogate pairs are let through, as other engines write them.
-    `model` names who wrote them, by default the file's stem. Every row needs a prediction, or a missing answer
-    would flatter the score: with `partial` the rows without one are left out, and `engine.rows_missing` says how
-    many. `provenance` holds what is known of the rows; a prediction's `prompt_sha256` is kept. A prediction for no
-    row, or a second one, is an error too.
+    Predictions are JSON Lines with task_id, step_idx and pred_text, and with sample_idx where a step has several
+    samples. finish_reason, prompt_tokens, completion_tokens, closed_at_budget and prompt_sha256 are kept. NaN and half
+    surrogate pairs are accepted, because other engines write them. `model` is the name of the model, by default the
+    stem of the file.
 
-    Raises ReplayError that names file, line and step, and ResultError where `out` cannot be written.
+    Every row needs a prediction, because the score of a part can be higher than the score of all rows. With `partial`,
+    rows without a prediction are left out, and `engine.rows_missing` is their number. A prediction for an unknown row
+    and a second prediction for a row are errors. Raises ReplayError with file, line and step, and ResultError if `out`
+    cannot be written.
     """
     check_place(out)
     rows = {row.key: row for row in read_rows(replay)}
-    steps_of = by_step(rows)
-    found: dict[Key, dict[str, Any]] = {}
-    for line, fields in read_lines(predictions, strict=False):
-        where = f"{predictions}:{line}"
-        key = read_key(fields, where)
-        if fields.get("sample_idx") is None:
-            key = without_sample(key, steps_of)
-        if key not in rows:
-            raise ReplayError(f"{where}: {describe(key)} is not among the rows of {replay}")
-        if key in found:
-            raise ReplayError(f"{where}: {describe(key)} is there twice, first in line {found[key]['line']}")
-        found[key] = {"line": line, "pred_text": text_field(fields, "pred_text", where)}
-        found[key] |= {name: fields[name] for name in _KEPT if name in fields}
-    if not found:
-        raise ReplayError(f"{predictions}: holds no predictions")
-    missing = [key for key in rows if key not in found]
+    answers = _read_predictions(predictions, replay, rows)
+    missing = [key for key in rows if key not in answers]
     if missing and not partial:
         others = len(missing) - 1
         more = (
             f" and {others} other row{'s' * (others > 1)} of {replay} have" if others else f" of {replay} has"
         )
         raise ReplayError(f"{predictions}: {describe(missing[0])}{more} no prediction")
-    steps = [
-        step_result(rows[key], **{name: value for name, value in found[key].items() if name != "line"})
-        for key in rows
-        if key in found
-    ]
-    head = {
-        "model": model or Path(predictions).stem,
-        "model_path": str(predictions),
-        "eval_path": str(replay),
-        "sampling": {"backend": "predictions"},
-        "prompt_template": {"template_status": "unknown", "rank_eligible": False, "row_count": len(steps)},
-        "engine": {"rows_missing": len(missing)},
-        "provenance": provenance(
-            rows_sha256=rows_sha256(row for row in rows.values() if row.key in found),
-            rows_file_sha256=file_sha256(replay),
-            platform=None,  # where the answers were made is not known
-            cpu=None,
-        ),
-    }
-    return write_result(out, head, steps)
+    answered = [(row, answers[key]) for key, row in rows.items() if key in answers]
+    return write_result(
+        out,
+        {
+            "model": model or Path(predictions).stem,
+            "model_path": str(predictions),
+            "eval_path": str(replay),
+            "sampling": {"backend": "predictions"},
+            "prompt_template": {
+                "template_status": "unknown",
+                "rank_eligible": False,
+                "row_count": len(answered),
+            },
+            "engine": {"rows_missing": len(missing)},
+            "provenance": provenance(
+                {
+                    "rows_sha256": rows_sha256(row for row, _ in answered),
+                    "rows_file_sha256": file_sha256(replay),
+                    "platform": None,  # the machine that wrote the answers is unknown
+                    "cpu": None,
+                }
+            ),
+        },
+        [step_result(row, prediction.text, **prediction.reported) for row, prediction in answered],
+    )
+
+
+def _read_predictions(
+    path: Path | str, replay: Path | str, rows: Mapping[Key, Row]
+) -> dict[Key, _Prediction]:
+    """The predictions by the key of their row. Raises ReplayError."""
+    steps = by_step(rows)
+    answers: dict[Key, _Prediction] = {}
+    for line, value in read_lines(path, strict=False):
+        where = f"{path}:{line}"
+        fields = check(value, _Fields, where, ReplayError)
+        key = step_key(fields)
+        if fields.get("sample_idx") is None:
+            key = without_sample(key, steps)
+        if key not in rows:
+            raise ReplayError(f"{where}: {describe(key)} is not among the rows of {replay}")
+        if key in answers:
+            raise ReplayError(
+                f"{where}: duplicate prediction for {describe(key)}; the first is in line {answers[key].line}"
+            )
+        kept = {name: value[name] for name in Reported.__annotations__ if name in value}
+        answers[key] = _Prediction(line, fields["pred_text"], check(kept, Reported, where, ReplayError))
+    if not answers:
+        raise ReplayError(f"{path}: contains no predictions")
+    return answers

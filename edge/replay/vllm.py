@@ -7,16 +7,18 @@ dependency of edge: it is imported when it is used, and llama.cpp is not needed 
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.answer.sampling import Sampling
+from edge.answer.answering import FREE, Answering
 from edge.answer.schema import action_schema, schema_sha256
 from edge.errors import BackendError, CheckpointError, ContextError
 from edge.replay.prepare import chosen_rows, model_context, prepare
 from edge.replay.provenance import folder_provenance
 from edge.replay.recorder import Recorder, carry_out
+from edge.replay.result import sampling_fields
+from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
 from edge.system.hashes import package_version
 from edge.system.machine import peak_memory
 from edge.system.places import check_place
@@ -34,6 +36,20 @@ _CPU_CACHE = "4"
 """GiB for the cache on CPUs. vLLM's own choice, 92 % of the machine's memory, fails wherever something else runs."""
 
 
+@dataclass(frozen=True)
+class VllmOptions:
+    """How vLLM loads the model."""
+
+    dtype: str = "bfloat16"
+    tp: int = 1
+    """GPUs that share the model."""
+    gpu_memory_utilization: float | None = None
+    """The share of each GPU's memory that vLLM may take."""
+
+
+DEFAULT_VLLM = VllmOptions()
+
+
 def evaluate_vllm(
     model: Path | str,
     replay: Path | str,
@@ -41,20 +57,16 @@ def evaluate_vllm(
     *,
     limit: int | None = None,
     rows_of: Path | str | None = None,
-    max_tokens: int = 1024,
-    structured: bool = False,
     skip_too_long: bool = False,
-    sampling: Sampling | None = None,
-    n_ctx: int | None = None,
-    dtype: str = "bfloat16",
-    tp: int = 1,
-    gpu_memory_utilization: float | None = None,
-    quiet: bool = True,
-) -> dict[str, Any]:
+    answering: Answering = FREE,
+    context: int | None = None,
+    engine: VllmOptions = DEFAULT_VLLM,
+    say: Callable[[str], None] | None = None,
+) -> Result:
     """As `edge.replay.run.evaluate`, with the Hugging Face folder `model` in vLLM.
 
-    `structured` makes vLLM keep to the action's JSON schema. `n_ctx` is vLLM's max_model_len (default: the model's
-    context), `tp` the GPUs that share the model, `gpu_memory_utilization` the share of each that vLLM may take.
+    `answering.constrained` makes vLLM keep to the JSON schema of an action. `context` is vLLM's max_model_len (default:
+    the context length of the model).
     Raises BackendError where vLLM is not installed or fails, CheckpointError, ContextError, ReplayError, ResultError.
     """
     check_place(out)
@@ -67,16 +79,18 @@ def evaluate_vllm(
     rows = chosen_rows(replay, limit, rows_of)
     known = folder_provenance(folder)
     most = model_context(folder)
-    context = n_ctx or most
+    context = context or most
+    structured, dtype, tp = answering.constrained, engine.dtype, engine.tp
     if context is None:
         raise ContextError(f"{folder}: config.json does not say how many tokens it takes; give --ctx")
     if most is not None and context > most:
-        raise ContextError(f"{folder}: has a context of {most} tokens, not {context}")
-    asked = prepare(folder, replay, rows, context=context, max_tokens=max_tokens, skip_too_long=skip_too_long)
-    chosen = sampling or Sampling()
-    how = {
-        **asdict(chosen),
-        "max_tokens": max_tokens,
+        raise ContextError(f"{folder}: has a context length of {most} tokens, less than {context}")
+    asked = prepare(
+        folder, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
+    )
+    how: SamplingFields = {
+        **sampling_fields(answering.sampling),
+        "max_tokens": answering.max_tokens,
         "max_model_len": context,
         "constrained": structured,
         "structured": "json_schema" if structured else None,
@@ -102,15 +116,15 @@ def evaluate_vllm(
     }
     if device == "cpu":
         options["enforce_eager"] = True  # no C++ compiler needed
-    if gpu_memory_utilization is not None:
-        options["gpu_memory_utilization"] = gpu_memory_utilization
+    if engine.gpu_memory_utilization is not None:
+        options["gpu_memory_utilization"] = engine.gpu_memory_utilization
     elif device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE)
 
-    def answer(recorder: Recorder) -> dict[str, Any]:
-        return _answer(llm_class, options, recorder, chosen, max_tokens, structured, quiet)
+    def answer(recorder: Recorder) -> EngineCounters:
+        return _answer(llm_class, options, recorder, answering, say)
 
-    def head(work: dict[str, Any]) -> dict[str, Any]:
+    def head(work: EngineCounters) -> Head:
         threads = work.pop("threads", None)
         # that of this process alone, which with several GPUs is not the one that holds the model
         peak = peak_memory() if work and tp == 1 else None
@@ -126,13 +140,13 @@ def evaluate_vllm(
                 "backend": "vllm",
                 "limit": limit,
                 "prompt": "token ids",
-                "gpu_memory_utilization": gpu_memory_utilization,
+                "gpu_memory_utilization": engine.gpu_memory_utilization,
             },
             "engine": {
                 "prompt_tokens": 0,
                 "completion_tokens": 0,
                 **work,
-                "enforce_eager": options.get("enforce_eager", False),
+                "enforce_eager": device == "cpu",
                 "peak_memory_bytes": peak,
             },
             "provenance": {
@@ -187,28 +201,26 @@ def _answer(
     llm_class: Callable[..., Any],
     options: dict[str, Any],
     recorder: Recorder,
-    sampling: Sampling,
-    max_tokens: int,
-    structured: bool,
-    quiet: bool,
-) -> dict[str, Any]:
+    answering: Answering,
+    say: Callable[[str], None] | None,
+) -> EngineCounters:
     """Answer the rows that the journal lacks; the counters of this run's work."""
     import torch  # vLLM's
     from vllm import SamplingParams
 
     further: dict[str, Any] = {}
-    if structured:
+    if answering.constrained:
         try:
             from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
         except ImportError:
             raise BackendError("this vLLM is too old for --structured; 0.11 or newer has it") from None
         further["structured_outputs"] = StructuredOutputsParams(json=action_schema())
-    params = SamplingParams(**asdict(sampling), max_tokens=max_tokens, **further)
+    params = SamplingParams(**asdict(answering.sampling), max_tokens=answering.max_tokens, **further)
     model = options["model"]
     with _told(model):
         engine = llm_class(**options).llm_engine
     prompts = recorder.asked.prompts
-    with recorder.watched(quiet=quiet):
+    with recorder.watched(say=say):
         # All at once: vLLM batches them as its memory allows. Stepped by hand, each answer is kept when it is whole;
         # `LLM.generate` gives none before the last.
         with _told(model):

@@ -1,15 +1,18 @@
 """The page, the card, the plots and the choice of a file.
 
-build     writes a report
-contents  the contents of a report
-evidence  the files that a report is made of
-worse     the steps that got worse
-plots     plots as SVG and PNG
-words     numbers, verdicts and definitions in words
-origin    how each result was made
-page      the HTML page
-card      the short form for a model card
-choice    which quantization to take, and why
+build         writes a report
+collect       reads and compares the results of a report
+contents      the contents of a report
+evidence      results and their measurements, read from files
+measurements  measurements, read from files
+worse         the steps that got worse
+drawings      the plots that a report has
+plots         plots as SVG and PNG
+words         numbers, verdicts and definitions in words
+origin        how each result was made
+page          the HTML page
+card          the short form for a model card
+choice        which quantization to take, and why
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ __all__ = ["report"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public function when it is first used: the command line stays light."""
+    """Import the public function on first use, so that the command line starts fast."""
     if name != "report":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from edge.report.build import report

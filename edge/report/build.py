@@ -1,15 +1,17 @@
-"""`edge report`: results, measurements and their comparison, put together as one page for people.
+"""`edge report`: write one page for people, and on request a Markdown card and plots, from results and measurements.
 
-The figures come from the files and from `compare`; here they only find their places.
+All figures come from the files and from `compare`; the report only arranges them.
 """
 
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import ResultError
-from edge.report.contents import WORSE, Report, collect
+from edge.report.collect import WORSE, collect
+from edge.report.contents import Report
 from edge.system.files import whole_file, write_at
 from edge.system.places import check_place, place_of
 
@@ -26,50 +28,74 @@ def report(
     title: str = "",
     notes: Sequence[str] = (),
 ) -> Report:
-    """Write a report as one HTML file, and with `markdown` in short for a model card, with `plots` its plots as PNG.
+    """Write a report as one HTML page and return its contents.
 
-    `results`: result and measurement JSONs. `reference`: a result JSON or a known model's name; without one, the
-    only unquantized result among several is it. `worse`: the most steps that got worse to show for each result.
-    `replay`: rows, for what the task said at those steps. `notes`: what
-    the reader should know beforehand. The same files give the same bytes. Nothing is written
-    if anything is wrong. Raises ResultError, ReplayError.
+    `results`: result JSONs and measurement JSONs. `reference`: a result JSON or a known model's name. None: the only
+    unquantized one of several results. `markdown`: also write a short form for a model card. `plots`: also write the
+    plots as PNG into this folder. `worse`: the maximum number of steps that got worse, for each result. `replay`: the
+    rows; with them, these steps show the task's last message. `notes`: paragraphs for the beginning of the page.
+
+    The same files give the same bytes. If anything is wrong, nothing is written. Raises ResultError, ReplayError.
     """
+    # matplotlib is slow to import.
     from edge.report.card import to_markdown
-    from edge.report.page import draw, to_html
+    from edge.report.drawings import draw
+    from edge.report.page import to_html
 
-    inputs = [*results, *([replay] if replay else []), *([reference] if reference else [])]
-    _check_outputs(inputs, out, markdown, plots)
-    found = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
-    drawings = draw(found, png=plots is not None)
-    files: list[tuple[Path, bytes]] = []
-    links: dict[str, str] = {}
-    if plots is not None:
-        for drawing in drawings:
-            place = Path(plots) / f"{drawing.name}.png"
-            files.append((place, drawing.png))
-            start = Path(markdown).absolute().parent if markdown else Path.cwd()
-            links[drawing.name] = Path(os.path.relpath(place.absolute(), start)).as_posix()
-    if markdown is not None:
-        files.append((Path(markdown), _utf8(to_markdown(found, drawings, links))))
-    files.append((Path(out), _utf8(to_html(found, drawings))))
+    outputs = _Outputs(
+        _named(out),
+        None if markdown is None else _named(markdown),
+        None if plots is None else _named(plots),
+    )
+    outputs.check([*results, *([replay] if replay else []), *([reference] if reference else [])])
+    contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
+    drawings = draw(contents, png=plots is not None)
+    files = [(outputs.plot(drawing.name), drawing.png) for drawing in drawings] if plots is not None else []
+    if outputs.markdown is not None:
+        links = {drawing.name: outputs.link(drawing.name) for drawing in drawings} if files else {}
+        files.append((outputs.markdown, _utf8(to_markdown(contents, drawings, links))))
+    files.append((outputs.page, _utf8(to_html(contents, drawings))))
     _write(files)
-    return found
+    return contents
 
 
-def _check_outputs(
-    inputs: Sequence[Path | str], out: Path | str, markdown: Path | str | None, plots: Path | str | None
-) -> None:
-    taken = {Path(path).resolve(): "is one of the files that the report is made of" for path in inputs}
-    for path in (out, *([markdown] if markdown is not None else [])):
-        check_place(path)
-        place, through = place_of(path)
-        if place in taken and not through:
-            raise ResultError(f"{path}: {taken[place]}: give another name")
-        taken[place] = "is given for two outputs"
-    if plots is not None and not Path(plots).is_dir():
-        if Path(plots).exists() or not str(plots):
-            raise ResultError(f"{plots}: is no folder, and --plots wants one")
-        check_place(plots)
+@dataclass(frozen=True)
+class _Outputs:
+    """Where a report is written; None for what is not asked for."""
+
+    page: Path
+    markdown: Path | None
+    plots: Path | None
+
+    def check(self, inputs: Sequence[Path | str]) -> None:
+        """Raises ResultError if an output would replace an input or another output, or cannot be written."""
+        taken = {Path(path).resolve(): "is one of the input files" for path in inputs}
+        for path in (self.page, self.markdown):
+            if path is None:
+                continue
+            check_place(path)
+            place, through = place_of(path)
+            if place in taken and not through:
+                raise ResultError(f"{path}: {taken[place]}: give another name")
+            taken[place] = "is given for two outputs"
+        if self.plots is not None and not self.plots.is_dir():
+            if self.plots.exists():
+                raise ResultError(f"{self.plots}: is not a folder: give a folder with --plots")
+            check_place(self.plots)
+
+    def plot(self, name: str) -> Path:
+        return (self.plots or Path()) / f"{name}.png"
+
+    def link(self, name: str) -> str:
+        """A plot's path as the Markdown file links to it."""
+        start = self.markdown.absolute().parent if self.markdown else Path.cwd()
+        return Path(os.path.relpath(self.plot(name).absolute(), start)).as_posix()
+
+
+def _named(path: Path | str) -> Path:
+    if not str(path):
+        raise ResultError("the name of an output is empty")
+    return Path(path)
 
 
 def _utf8(text: str) -> bytes:
@@ -77,7 +103,7 @@ def _utf8(text: str) -> bytes:
 
 
 def _write(files: Sequence[tuple[Path, bytes]]) -> None:
-    """Write files, none of which gets its name before all of them are on the disk. Raises ResultError."""
+    """Write files. None of them gets its name before all of them are on the disk. Raises ResultError."""
     path, streams = Path(), []
     try:
         with contextlib.ExitStack() as names:

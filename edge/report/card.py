@@ -1,4 +1,4 @@
-"""A report in short, as Markdown for a model card."""
+"""A report in a short form, as Markdown for a model card."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from edge.system.tables import clean, table
 from edge.system.text import visible
 
 _MARK = "†"
-_PLOTS = ("size-score", "size-kl", "difference-score", "causes")  # the other ones would make a card too long
+_PLOTS = ("size-score", "size-kl", "difference-score", "causes")  # more plots would make a card too long
 
 
 def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str, str]) -> str:
-    """Verdict, table and differences; the plots that `links` tells where to find, by their names."""
+    """The verdict, the table of files and the table of differences. `links`: the paths of plots, by their names."""
     lines = [f"## {_text(words.title(report))}", ""]
     lines += [line for sentence in words.verdict(report) for line in (_text(sentence), "")]
     lines += [_text(words.scope(report)), ""]
@@ -23,8 +23,9 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
     if any(entry.published for entry in report.entries):
         lines += [f"{_MARK} Published figures, not measured by edge.", ""]
     lines += [
-        "Intervals are 95 %, from drawing whole tasks anew. KL is the divergence from the base model, nats a token. "
-        "Tokens/s count the answers' tokens by the whole run, prompts included, on one machine.",
+        "Intervals are 95 %, from bootstrap draws of whole tasks. KL is the divergence from the base model, in nats "
+        "per token. Tokens/s is answer tokens divided by the time of the whole run, which includes reading the "
+        "prompts, on one machine.",
         "",
     ]
     if report.compared:
@@ -44,7 +45,7 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
 
 
 def _text(text: str) -> str:
-    """A line that a renderer shows as it stands."""
+    """A text on one line, escaped so that a Markdown renderer shows it unchanged."""
     return re.sub(r"[\\`*\[\]<>#~|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", clean(visible(text)).replace("\\|", "|"))
 
 
@@ -81,9 +82,9 @@ def _difference(entry: Entry) -> str:
     score = entry.figure("score")
     if score is None or score.difference is None:
         return words.DASH
-    told = words.figure("score", score.difference, sign=True)
+    difference = words.figure("score", score.difference, sign=True)
     bounds = words.interval("score", (score.low, score.high), sign=True)
-    return told if bounds == words.DASH else f"{told} ({bounds})"
+    return difference if bounds == words.DASH else f"{difference} ({bounds})"
 
 
 def _differences(report: Report) -> list[str]:
@@ -91,16 +92,16 @@ def _differences(report: Report) -> list[str]:
     rows = []
     for entry in report.compared:
         for name in MAIN:
-            if (told := entry.figure(name)) is not None:
+            if (figure := entry.figure(name)) is not None:
                 rows.append(
                     (
                         _text(entry.label),
                         words.LABELS[name],
-                        words.figure(name, told.reference),
-                        words.figure(name, told.ours),
-                        words.figure(name, told.difference, sign=True),
-                        words.interval(name, (told.low, told.high), sign=True),
-                        _text(told.sentence),
+                        words.figure(name, figure.reference),
+                        words.figure(name, figure.ours),
+                        words.figure(name, figure.difference, sign=True),
+                        words.interval(name, (figure.low, figure.high), sign=True),
+                        _text(figure.sentence),
                     )
                 )
     return table(header, rows, right=range(2, 6))

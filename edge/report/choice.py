@@ -1,4 +1,4 @@
-"""Which of several quantizations to take: the best under a size, the smallest under a loss, and why."""
+"""Choose one of several quantizations: the best one up to a size, or the smallest one up to a loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from edge.system.text import size
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantized file and what it lost against the unquantized one, on the same steps.
+    """A quantized file, and its loss compared with the base (the unquantized file) on the same steps.
 
-    `score` in points (0 to 100); `loss` is the base's score less this one's, `loss_low` and `loss_high` its 95 %
-    interval, None where there are too few tasks for one. `kl_mean` in nats a token; None where it was not measured.
+    `score`: 0 to 100 points. `loss`: the base's score minus this one's; `loss_low` and `loss_high` are its 95 %
+    interval, None if there are too few tasks for one. `kl_mean`: nats per token, None if it was not measured.
     """
 
     quant: str
@@ -25,7 +25,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The quantization to take, None where none fits, and the reason in one or two sentences."""
+    """The chosen quantization, or None if no file fits, and the reason in a few sentences."""
 
     quant: str | None
     why: str
@@ -34,64 +34,69 @@ class Choice:
 def choose(
     candidates: Sequence[Candidate], *, budget: int | None = None, max_loss: float | None = None
 ) -> Choice:
-    """Choose by size and loss.
+    """Choose a file by its size and its loss.
 
-    With a `budget` (bytes) alone: of the files that fit the one with the least mean KL divergence from the base,
-    since scores of files that lose little differ by chance; by their score where KL was not measured. With a
-    `max_loss` (points of score): the smallest file (that fits) whose loss is surely smaller, which is to say that
-    the whole 95 % interval of its loss is; where that can be said of none, the smallest whose measured loss is.
+    With only a `budget` (bytes): of the files that fit, the one with the lowest mean KL divergence from the base,
+    because scores of files that lose little differ by chance. If KL was not measured for all of them, the one with the
+    best score. With a `max_loss` (points of score): the smallest file, of those that fit, whose loss is at most that in
+    its whole 95 % interval. If there is none, the smallest file with a measured loss of at most that.
     """
     fitting = [each for each in candidates if budget is None or each.n_bytes <= budget]
     if not fitting:
         smallest = min(candidates, key=lambda each: each.n_bytes)
         return Choice(
             None,
-            f"None fits into {size(budget or 0)}: the smallest, {smallest.quant}, has {size(smallest.n_bytes)}.",
+            f"No file fits into {size(budget or 0)}. The smallest file is {_named(smallest)}.",
         )
+    fits = "" if budget is None else f" that fits into {size(budget)}"
     if max_loss is None:
-        return _best(fitting, budget)
+        return _best(fitting, fits)
     sure = [each for each in fitting if each.loss_high is not None and each.loss_high <= max_loss]
-    within = f" of those that fit into {size(budget)}" if budget is not None else ""
     if sure:
         chosen = min(sure, key=lambda each: each.n_bytes)
         return Choice(
             chosen.quant,
-            f"{chosen.quant} ({size(chosen.n_bytes)}) is the smallest{within} whose loss is surely at most "
-            f"{max_loss:g} points: {_loss(chosen)}.",
+            f"{_named(chosen)} is the smallest file{fits} whose whole 95 % interval shows a loss of at most "
+            f"{max_loss:g} points. {_loss(chosen)}.",
         )
     perhaps = [each for each in fitting if each.loss <= max_loss]
     if perhaps:
         chosen = min(perhaps, key=lambda each: each.n_bytes)
         return Choice(
             chosen.quant,
-            f"{chosen.quant} ({size(chosen.n_bytes)}) is the smallest{within} with a measured loss of at most "
-            f"{max_loss:g} points: {_loss(chosen)}. These rows are too few to be sure of it for any file.",
+            f"{_named(chosen)} is the smallest file{fits} with a measured loss of at most {max_loss:g} points. "
+            f"{_loss(chosen)}. These rows are too few to be sure of this for any file.",
         )
     least = min(fitting, key=lambda each: each.loss)
     return Choice(
-        None, f"None{within} loses at most {max_loss:g} points; {least.quant} comes nearest: {_loss(least)}."
+        None,
+        f"No file{fits} has a measured loss of at most {max_loss:g} points. {least.quant} lost the least. "
+        f"{_loss(least)}.",
     )
 
 
-def _best(fitting: Sequence[Candidate], budget: int | None) -> Choice:
-    under = f" of those that fit into {size(budget)}" if budget is not None else ""
+def _best(fitting: Sequence[Candidate], fits: str) -> Choice:
     measured = [(each.kl_mean, each.n_bytes, each) for each in fitting if each.kl_mean is not None]
     if len(measured) == len(fitting):
         kl, _, chosen = min(measured, key=lambda item: item[:2])
         return Choice(
             chosen.quant,
-            f"{chosen.quant} ({size(chosen.n_bytes)}) is nearest to the unquantized model{under}: its mean KL "
-            f"divergence is {kl:.2g} nats a token; {_loss(chosen)}.",
+            f"{_named(chosen)} has the lowest mean KL divergence from the unquantized model of any file{fits}: "
+            f"{kl:.2g} nats per token. {_loss(chosen)}.",
         )
     chosen = min(fitting, key=lambda each: (-each.score, each.n_bytes))
     return Choice(
         chosen.quant,
-        f"{chosen.quant} ({size(chosen.n_bytes)}) has the best score{under}, {chosen.score:.2f}; {_loss(chosen)}.",
+        f"{_named(chosen)} has the best score of any file{fits}: {chosen.score:.2f}. {_loss(chosen)}.",
     )
 
 
+def _named(each: Candidate) -> str:
+    return f"{each.quant} ({size(each.n_bytes)})"
+
+
 def _loss(each: Candidate) -> str:
-    words = f"it lost {each.loss:.2f} points" if each.loss > 0 else f"it gained {-each.loss + 0.0:.2f} points"
+    words = f"It lost {each.loss:.2f} points" if each.loss > 0 else f"It gained {-each.loss + 0.0:.2f} points"
     if each.loss_low is None or each.loss_high is None:
         return f"{words} (too few tasks for an interval)"
     return f"{words} (95 %: {-each.loss_high + 0.0:+.2f} to {-each.loss_low + 0.0:+.2f})"

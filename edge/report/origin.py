@@ -1,20 +1,20 @@
-"""How each result of a report was made: one table of hashes, versions, settings and machine, a column for each."""
+"""How the results of a report were made: a table of hashes, versions, settings and machines."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edge.replay.result import mapping
 from edge.report.evidence import Run
+from edge.report.measurements import mapping
 from edge.report.words import DASH, size
 
-_TOLD_ELSEWHERE = {"backend", "dtype"}  # of `sampling`: they have rows of their own
+_OWN_ROWS = {"backend", "dtype"}  # fields of `sampling` that other rows of the table show
 
 
 @dataclass(frozen=True)
 class Line:
-    """One thing told of every result: a value for each, or a single one where all are the same."""
+    """One line of the table: a name, and a value for each result."""
 
     name: str
     values: tuple[str, ...]
@@ -22,16 +22,17 @@ class Line:
 
     @property
     def same(self) -> bool:
+        """Whether all results have the same value."""
         return len(set(self.values)) == 1
 
 
 def origin(runs: Sequence[Run]) -> list[tuple[str, list[Line]]]:
-    """The table in groups; what no result tells is left out."""
+    """The lines of the table, in groups with headings. A line without any value is left out."""
     groups = (
         ("Model", _MODEL),
         ("Software and machine", _SOFTWARE),
         ("Rows and prompts", _ROWS),
-        ("Limits and settings", _from("sampling", runs, without=_TOLD_ELSEWHERE)),
+        ("Limits and settings", _from("sampling", runs, without=_OWN_ROWS)),
         ("Run", [*_RUN, *_from("engine", runs, without={"peak_memory_bytes"})]),
     )
     table = []
@@ -58,7 +59,7 @@ def _top(name: str) -> Callable[[Run], object]:
 
 
 def _name_of(value: object) -> object:
-    """A path's last part: where somebody keeps files is not to be published. A hub id stays."""
+    """The last part of a path, so that no folders are published. A hub id stays whole."""
     if not isinstance(value, str):
         return value
     path = PurePosixPath(value.replace("\\", "/"))
@@ -67,11 +68,11 @@ def _name_of(value: object) -> object:
 
 
 def _types(run: Run) -> object:
-    told = []
-    for name, entry in mapping(run.provenance.get("tensor_types")).items():
-        tensors, n_bytes = mapping(entry).get("tensors"), mapping(entry).get("bytes")
-        told.append(f"{name}: {tensors} tensors" + (f", {size(n_bytes)}" if isinstance(n_bytes, int) else ""))
-    return "; ".join(told) or None
+    types = [
+        f"{name}: {share['tensors']} tensors, {size(share['bytes'])}"
+        for name, share in (run.provenance.get("tensor_types") or {}).items()
+    ]
+    return "; ".join(types) or None
 
 
 _MODEL: list[_Wanted] = [
@@ -104,10 +105,14 @@ _ROWS: list[_Wanted] = [
     ("rows SHA-256", _provenance("rows_sha256"), True),
     ("rows file SHA-256", _provenance("rows_file_sha256"), True),
     ("prompt template SHA-256", _provenance("prompt_template_sha256"), True),
-    ("prompts made by", lambda run: mapping(run.result.get("prompt_template")).get("template_status"), False),
+    (
+        "prompts rendered by",
+        lambda run: run.result.get("prompt_template", {}).get("template_status"),
+        False,
+    ),
     (
         "longest prompt, tokens",
-        lambda run: mapping(run.result.get("prompt_template")).get("prompt_tokens_max"),
+        lambda run: run.result.get("prompt_template", {}).get("prompt_tokens_max"),
         False,
     ),
     ("grammar SHA-256", _provenance("grammar_sha256"), True),
@@ -120,7 +125,7 @@ _RUN: list[_Wanted] = [
 
 
 def _from(field: str, runs: Iterable[Run], without: set[str]) -> list[_Wanted]:
-    """Every plain value that any result has in `field`, under its own name."""
+    """All values in `field` of any result that are not lists or objects, by their names."""
     names: dict[str, None] = {}
     for run in runs:
         for name, value in mapping(run.result.get(field)).items():
@@ -134,6 +139,7 @@ def _from(field: str, runs: Iterable[Run], without: set[str]) -> list[_Wanted]:
 
 
 def _text(value: object) -> str:
+    """A JSON value as text; a dash for nothing."""
     if value is None or value == "":
         return DASH
     if isinstance(value, bool):
@@ -141,8 +147,8 @@ def _text(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, Mapping):
-        told: Mapping[str, Any] = value
-        return "; ".join(f"{name}: {_text(entry)}" for name, entry in told.items()) or DASH
+        entries: Mapping[str, Any] = value
+        return "; ".join(f"{name}: {_text(entry)}" for name, entry in entries.items()) or DASH
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or DASH
     return str(value)

@@ -1,6 +1,6 @@
-"""A report's plots: each drawn once with matplotlib, as SVG that takes a page's colours and as PNG. Plain values in.
+"""Draw the plots of a report with matplotlib, as SVG in the colors of the page and as PNG.
 
-Written for phones: a drawing is 400 points wide or less, so that its text can be read when a narrow screen shrinks it.
+A drawing is at most 400 points wide, so that its text is large enough on a phone.
 """
 
 import io
@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-FLOOR = 1e-6  # nats: what is nearer to the base than this is drawn here, on a logarithmic scale
+FLOOR = 1e-6  # nats; a logarithmic scale shows smaller divergences here
 
-# Colours of the PNG on white. In the SVG each becomes the page's variable of the same name, so that dark mode works.
-_COLOURS = {"ink": "#1c2126", "muted": "#59636d", "rule": "#dde2e6", "accent": "#0b6a82", "paper": "#ffffff"}
-_INK, _MUTED, _RULE, _ACCENT, _PAPER = _COLOURS.values()
+# Colors of the PNG on white. In the SVG each becomes the page's variable of the same name, for dark mode.
+_COLORS = {"ink": "#1c2126", "muted": "#59636d", "rule": "#dde2e6", "accent": "#0b6a82", "paper": "#ffffff"}
+_INK, _MUTED, _RULE, _ACCENT, _PAPER = _COLORS.values()
 _WIDTH, _NARROW = 400 / 72, 340 / 72  # inches
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -51,7 +51,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One plot: `svg` for a page, `png` (b"" unless it was asked for), and in words what is seen."""
+    """One plot: `svg` for a page, `png` (b"" unless requested), and `alt`, which says in words what it shows."""
 
     name: str
     title: str
@@ -62,7 +62,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Point:
-    """A file's size and quality, with what bounds the latter."""
+    """The size and the quality of a file. `low` and `high` bound the quality; None where there is no interval."""
 
     label: str
     megabytes: float
@@ -70,12 +70,12 @@ class Point:
     low: float | None
     high: float | None
     hollow: bool = False
-    """Not measured by edge."""
+    """edge did not measure it."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A difference and its interval; None where there is none."""
+    """A difference and its interval; None where there is no interval."""
 
     label: str
     value: float
@@ -85,7 +85,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Spread:
-    """KL divergence of some tokens, in nats."""
+    """The KL divergence of some tokens, in nats."""
 
     label: str
     median: float
@@ -94,7 +94,7 @@ class Spread:
 
 
 def front(points: Sequence[Point], *, less_is_better: bool = False) -> list[Point]:
-    """The Pareto front, smallest first: points than which none is as small and better, or as good and smaller."""
+    """The Pareto front, smallest first: no other point is as small and better, or as good and smaller."""
     best: list[Point] = []
     sign = -1 if less_is_better else 1
     for point in sorted(points, key=lambda p: (p.megabytes, -sign * p.value)):
@@ -115,30 +115,19 @@ def tradeoff(
     log: bool = False,
     png: bool = False,
 ) -> Drawing:
-    """Size against quality with the Pareto front. `log`: less is better, on a logarithmic scale."""
+    """Size against quality with the Pareto front. `log`: lower values are better, on a logarithmic scale.
+
+    `reference`: the label and value of a horizontal line.
+    """
     with _figure(name, 3.3) as (figure, axes):
         shown = [_floored(p) for p in points] if log else list(points)
         scale, size_unit = (1000, "GB") if max(p.megabytes for p in shown) >= 1000 else (1, "MB")
-        best = front(shown, less_is_better=log)
         if log:
             axes.set_yscale("log")
-        xs = [p.megabytes / scale for p in best]
-        axes.step(
-            xs, [p.value for p in best], where="post", color=_ACCENT, linewidth=1.4, alpha=0.55, zorder=2
-        )
-        for point in shown:
-            x, colour = point.megabytes / scale, _ACCENT if point in best else _MUTED
-            if point.low is not None and point.high is not None:
-                axes.plot([x, x], [point.low, point.high], color=colour, linewidth=1.4, zorder=3)
-            face = _PAPER if point.hollow else colour
-            axes.plot([x], [point.value], "o", color=colour, markerfacecolor=face, markersize=6.5, zorder=4)
-        axes.margins(x=0.16, y=0.1)
+        _draw_points(axes, shown, front(shown, less_is_better=log), scale)
         if reference is not None:
-            axes.axhline(reference[1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-            at = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 10}
-            paper = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1.5}
-            axes.text(0.995, reference[1], _short(reference[0], 32), at, color=_MUTED, bbox=paper, zorder=5)
-        axes.set_xlabel(f"size of the file, {size_unit}")
+            _draw_reference(axes, *reference)
+        axes.set_xlabel(f"file size, {size_unit}")
         axes.set_title(unit, loc="left", fontsize=11, color=_MUTED, pad=10)
         axes.grid(True, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -151,20 +140,40 @@ def tradeoff(
         return _drawing(figure, name, title, alt, png)
 
 
+def _draw_points(axes: Axes, points: Sequence[Point], best: Sequence[Point], scale: int) -> None:
+    """Points with their intervals, and a line over the `best` ones. `scale`: megabytes of a unit of the axis."""
+    xs = [p.megabytes / scale for p in best]
+    axes.step(xs, [p.value for p in best], where="post", color=_ACCENT, linewidth=1.4, alpha=0.55, zorder=2)
+    for point in points:
+        x, color = point.megabytes / scale, _ACCENT if point in best else _MUTED
+        if point.low is not None and point.high is not None:
+            axes.plot([x, x], [point.low, point.high], color=color, linewidth=1.4, zorder=3)
+        face = _PAPER if point.hollow else color
+        axes.plot([x], [point.value], "o", color=color, markerfacecolor=face, markersize=6.5, zorder=4)
+    axes.margins(x=0.16, y=0.1)
+
+
+def _draw_reference(axes: Axes, label: str, value: float) -> None:
+    axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 10}
+    paper = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1.5}
+    axes.text(0.995, value, _short(label, 32), place, color=_MUTED, bbox=paper, zorder=5)
+
+
 def forest(
     name: str, title: str, alt: str, bars: Sequence[Bar], *, unit: str, wide: bool = False, png: bool = False
 ) -> Drawing:
-    """Differences with their intervals, one row each, about a line at zero. `wide`: with room for long labels."""
+    """Differences with their intervals, one in each row, and a line at zero. `wide`: with space for long labels."""
     with _figure(name, 0.85 + 0.36 * len(bars), _WIDTH if wide else _NARROW) as (figure, axes):
         for row, bar in enumerate(bars):
             clear = bar.low is not None and bar.high is not None and not bar.low <= 0 <= bar.high
-            colour = _ACCENT if clear else _MUTED
+            color = _ACCENT if clear else _MUTED
             if bar.low is not None and bar.high is not None:
-                axes.plot([bar.low, bar.high], [row, row], color=colour, linewidth=2, zorder=3)
+                axes.plot([bar.low, bar.high], [row, row], color=color, linewidth=2, zorder=3)
                 for end in (bar.low, bar.high):
-                    axes.plot([end, end], [row - 0.13, row + 0.13], color=colour, linewidth=2, zorder=3)
-            face = colour if clear else _PAPER
-            axes.plot([bar.value], [row], "o", color=colour, markerfacecolor=face, markersize=7, zorder=4)
+                    axes.plot([end, end], [row - 0.13, row + 0.13], color=color, linewidth=2, zorder=3)
+            face = color if clear else _PAPER
+            axes.plot([bar.value], [row], "o", color=color, markerfacecolor=face, markersize=7, zorder=4)
         axes.axvline(0, color=_INK, linewidth=1, zorder=2)
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_yticks(range(len(bars)), [_short(bar.label, 34 if wide else 20) for bar in bars])
@@ -187,62 +196,66 @@ def spread(
     alt: str,
     spreads: Sequence[Spread],
     *,
-    axis: str,
     limits: tuple[float, float],
-    joined: bool,
+    by_position: bool,
     png: bool = False,
 ) -> Drawing:
-    """KL by position (`joined`: bands over an axis) or by field (a row each), on one logarithmic scale."""
-    with _figure(name, 2.7 if joined else 0.95 + 0.3 * len(spreads)) as (figure, axes):
-        medians = [max(s.median, limits[0]) for s in spreads]
-        p90, p99 = [max(s.p90, limits[0]) for s in spreads], [max(s.p99, limits[0]) for s in spreads]
-        rows = list(range(len(spreads)))
-        names = [s.label for s in spreads]
-        if joined:
-            axes.set_yscale("log")
-            axes.fill_between(rows, medians, p99, color=_ACCENT, alpha=0.13, linewidth=0)
-            axes.fill_between(rows, medians, p90, color=_ACCENT, alpha=0.22, linewidth=0)
-            for values, style, what in ((p99, ":", "p99"), (p90, "--", "p90"), (medians, "-", "median")):
-                axes.plot(
-                    rows, values, color=_ACCENT, linewidth=1.8 if style == "-" else 1.1, linestyle=style
-                )
-                axes.annotate(
-                    what,
-                    (rows[-1], values[-1]),
-                    (5, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=10,
-                    color=_ACCENT,
-                )
-            axes.set_ylim(*limits)
-            step = max(1, -(-len(names) // 7))
-            axes.set_xticks(rows[::step], names[::step])
-            axes.set_xlim(rows[0], max(rows[-1], 1))
-            axes.set_xlabel(axis)
-            axes.grid(True, axis="y")
-            _log_ticks(axes, limits)
-            axes.set_title("KL, nats a token", loc="left", fontsize=11, color=_MUTED, pad=10)
-        else:
-            axes.set_xscale("log")
-            for row in rows:
-                axes.plot([medians[row], p99[row]], [row, row], color=_ACCENT, alpha=0.3, linewidth=5)
-                axes.plot([medians[row], p90[row]], [row, row], color=_ACCENT, alpha=0.55, linewidth=5)
-                axes.plot([medians[row]], [row], "o", color=_ACCENT, markersize=6)
-                axes.plot([p99[row]], [row], "|", color=_ACCENT, markersize=10)
-            axes.set_xlim(*limits)
-            axes.set_ylim(len(rows) - 0.4, -0.6)
-            axes.set_yticks(rows, [_short(label) for label in names])
-            axes.tick_params(axis="y", length=0, labelcolor=_INK)
-            axes.spines["left"].set_visible(False)
-            axes.grid(True, axis="x")
-            _log_ticks(axes, limits, axis="x")
-            axes.set_xlabel("KL, nats a token: ● median, to p90, to p99 |")
+    """KL divergence on one logarithmic scale: `by_position` as bands over an axis, else with one row for each field."""
+    floored = [
+        Spread(s.label, max(s.median, limits[0]), max(s.p90, limits[0]), max(s.p99, limits[0]))
+        for s in spreads
+    ]
+    with _figure(name, 2.7 if by_position else 0.95 + 0.3 * len(spreads)) as (figure, axes):
+        (_draw_bands if by_position else _draw_rows)(axes, floored, limits)
         return _drawing(figure, name, title, alt, png)
 
 
+def _draw_bands(axes: Axes, spreads: Sequence[Spread], limits: tuple[float, float]) -> None:
+    rows = list(range(len(spreads)))
+    medians, p90, p99 = [s.median for s in spreads], [s.p90 for s in spreads], [s.p99 for s in spreads]
+    axes.set_yscale("log")
+    axes.fill_between(rows, medians, p99, color=_ACCENT, alpha=0.13, linewidth=0)
+    axes.fill_between(rows, medians, p90, color=_ACCENT, alpha=0.22, linewidth=0)
+    for values, style, what in ((p99, ":", "p99"), (p90, "--", "p90"), (medians, "-", "median")):
+        axes.plot(rows, values, color=_ACCENT, linewidth=1.8 if style == "-" else 1.1, linestyle=style)
+        axes.annotate(
+            what,
+            (rows[-1], values[-1]),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=10,
+            color=_ACCENT,
+        )
+    axes.set_ylim(*limits)
+    step = max(1, -(-len(rows) // 7))
+    axes.set_xticks(rows[::step], [s.label for s in spreads][::step])
+    axes.set_xlim(rows[0], max(rows[-1], 1))
+    axes.set_xlabel("index of the token in the answer")
+    axes.grid(True, axis="y")
+    _log_ticks(axes, limits)
+    axes.set_title("KL, nats per token", loc="left", fontsize=11, color=_MUTED, pad=10)
+
+
+def _draw_rows(axes: Axes, spreads: Sequence[Spread], limits: tuple[float, float]) -> None:
+    axes.set_xscale("log")
+    for row, s in enumerate(spreads):
+        axes.plot([s.median, s.p99], [row, row], color=_ACCENT, alpha=0.3, linewidth=5)
+        axes.plot([s.median, s.p90], [row, row], color=_ACCENT, alpha=0.55, linewidth=5)
+        axes.plot([s.median], [row], "o", color=_ACCENT, markersize=6)
+        axes.plot([s.p99], [row], "|", color=_ACCENT, markersize=10)
+    axes.set_xlim(*limits)
+    axes.set_ylim(len(spreads) - 0.4, -0.6)
+    axes.set_yticks(range(len(spreads)), [_short(s.label) for s in spreads])
+    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    axes.spines["left"].set_visible(False)
+    axes.grid(True, axis="x")
+    _log_ticks(axes, limits, axis="x")
+    axes.set_xlabel("KL, nats per token: ● median, bars to p90 and p99")
+
+
 def kl_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Limits in whole powers of ten that hold all values, from FLOOR on: the same for several plots."""
+    """Limits in whole powers of ten that include all values above FLOOR: the same for several plots."""
     positive = [max(value, FLOOR) for value in values] or [FLOOR]
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     return 10.0**low, 10.0 ** max(high, low + 1)
@@ -251,7 +264,7 @@ def kl_limits(values: Sequence[float]) -> tuple[float, float]:
 @contextmanager
 def _figure(name: str, height: float, width: float = _WIDTH) -> Iterator[tuple[Figure, Axes]]:
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's own style would make other bytes of the same figures
+        matplotlib.rcdefaults()  # a user's own style would change the bytes
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -260,7 +273,7 @@ def _figure(name: str, height: float, width: float = _WIDTH) -> Iterator[tuple[F
 
 def _drawing(figure: Figure, name: str, title: str, alt: str, png: bool) -> Drawing:
     with warnings.catch_warnings():
-        # A label may hold characters that no font here has: a box stands for them in the PNG.
+        # A label may contain characters that the font does not have. The PNG shows boxes for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         raster = io.BytesIO()
         if png:
@@ -272,22 +285,22 @@ def _drawing(figure: Figure, name: str, title: str, alt: str, png: bool) -> Draw
 
 
 def _page_svg(svg: str, name: str) -> str:
-    """An SVG file as part of a page: no header, names that no other plot has, the page's colours and font."""
+    """An SVG file as part of a page: no header, unique names, and the colors and the font of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(
         r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', svg, count=1
     )
-    svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # only clips and markers are referred to
+    svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # only clips and markers are referenced
     svg = re.sub(r' id="', f' id="{name}-', svg)
     svg = re.sub(r"(?:xlink:)?href=\"#", f'href="#{name}-', svg)
     svg = svg.replace("url(#", f"url(#{name}-")
     svg = re.sub(r"; font-family: [^;\"]*(?:'[^']*'[^;\"]*)*", "", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r' transform="rotate\(-?0 [^"]*\)"', "", svg)
-    for variable, colour in _COLOURS.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    # A hundredth of a point is enough; what stands between tags is text.
+    for variable, color in _COLORS.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    # A hundredth of a point is enough. Text between tags stays as it is.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
 
@@ -307,7 +320,7 @@ def _floored(point: Point) -> Point:
 
 
 def _log_ticks(axes: Axes, values: Sequence[float], axis: str = "y") -> None:
-    """A tick at each power of ten, and between them where there are few powers."""
+    """A tick at each power of ten, and ticks between them if there are few powers."""
     positive = [value for value in values if value > 0]
     powers = math.log10(max(positive) / min(positive)) if positive else 1
     scale = axes.yaxis if axis == "y" else axes.xaxis
@@ -327,7 +340,7 @@ def _power(value: float) -> str:
 
 
 def _name_bars(axes: Axes, tops: Sequence[tuple[float, float, str]]) -> None:
-    """A slanted label on top of each bar; of bars at one place the first one's, and how many more there are."""
+    """A slanted label above each bar. Bars at one place share the first one's label and the number of the others."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.34 * (high - low))
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
@@ -353,7 +366,7 @@ def _name_bars(axes: Axes, tops: Sequence[tuple[float, float, str]]) -> None:
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """A label beside each point: where it covers no point and no other label, if there is such a place."""
+    """A label beside each point, at a place where it covers no point and no other label if possible."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     taken: list[tuple[float, ...]] = []
     for x, y in (axes.transData.transform((x, y)) for x, y, _ in points):

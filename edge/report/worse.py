@@ -1,4 +1,4 @@
-"""The steps that got worse, with what was wanted, both answers, and where they differ: for people to read."""
+"""The steps that got worse, for people to read: recorded commands, both answers, and where they differ."""
 
 import difflib
 import json
@@ -11,24 +11,22 @@ from typing import Any
 from edge.compare.findings import Part, Worse
 from edge.errors import ReplayError
 from edge.metrics import command_units, payload
-from edge.replay.result import PREVIEW, step_key, whole_text
-from edge.replay.rows import Key, Row, by_step, describe, read_rows, without_sample
+from edge.replay.result import PREVIEW, whole_text
+from edge.replay.rows import Key, Row, by_step, describe, read_rows, step_key, without_sample
+from edge.replay.stored_result import Step
 from edge.report.evidence import Run
 
-MESSAGE = 1200  # characters of a task's last message: its end, where the screen stands
-LINES, WIDTH, LENGTH = (
-    80,
-    1000,
-    8000,
-)  # what is compared and shown of an answer: lines, characters of one, of all
+MESSAGE = 1200  # characters of a task's last message that are shown: its end, which has the screen
+# How much of an answer is compared and shown: lines, characters of a line, characters of all lines.
+LINES, WIDTH, LENGTH = 80, 1000, 8000
 
 Piece = tuple[bool, str]
-"""Whether it differs from the other side, and the text."""
+"""A part of a line: whether it differs from the other side, and its text."""
 
 
 @dataclass(frozen=True)
 class DiffLine:
-    """One line of two answers side by side; None where a side has nothing there."""
+    """One line of two answers side by side; None if that side has no line here."""
 
     same: bool
     left: tuple[Piece, ...] | None
@@ -37,7 +35,7 @@ class DiffLine:
 
 @dataclass(frozen=True)
 class WorseStep:
-    """A step whose command F1 fell."""
+    """A step whose command F1 is lower than in the reference."""
 
     name: str
     reference_f1: float
@@ -45,23 +43,23 @@ class WorseStep:
     reference_first: str
     our_first: str
     wanted: tuple[str, ...]
-    """The recorded answer's commands."""
+    """The commands of the recorded answer."""
     message: str
-    """The end of the last message that the model saw; "" where no rows were given."""
+    """The end of the last message before the answer; "" without replay rows."""
     message_cut: bool
     lines: tuple[DiffLine, ...]
     notes: tuple[str, ...]
 
 
 def read_replay(path: Path | str) -> dict[Key, Row]:
-    """Replay rows by what names them. Raises ReplayError."""
+    """Read replay rows, by their keys. Raises ReplayError."""
     return {row.key: row for row in read_rows(path)}
 
 
 def worse_steps(
     part: Part, ours: Run, reference: Run, rows: Mapping[Key, Row] | None, limit: int
 ) -> tuple[WorseStep, ...]:
-    """The first `limit` steps of `part.worse`, most first. Raises ReplayError for rows of other steps."""
+    """The first `limit` steps of `part.worse`, in its order. Raises ReplayError if the rows are not of these steps."""
     our_steps, base_steps = _keyed(ours.steps), _keyed(reference.steps)
     our_keys, base_keys = by_step(our_steps), by_step(base_steps)
     row_keys = by_step(rows or {})
@@ -78,31 +76,32 @@ def worse_steps(
     return tuple(found)
 
 
-def _keyed(steps: Sequence[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+def _keyed(steps: Sequence[Step]) -> dict[Key, Step]:
     return {step_key(step): step for step in steps}
 
 
-def _check_row(row: Row | None, step: Mapping[str, Any], key: Key) -> None:
+def _check_row(row: Row | None, step: Step, key: Key) -> None:
     if row is None:
-        raise ReplayError(f"the rows of --replay lack {describe(key)}: give those that the results are of")
+        raise ReplayError(
+            f"the rows of --replay do not contain {describe(key)}: give the rows that were answered"
+        )
     if command_units(row.ref_raw, payload(row.ref_raw)) != step["ref_command_units"]:
-        raise ReplayError(f"{describe(key)} has another answer in the rows of --replay than in the results")
+        raise ReplayError(
+            f"{describe(key)}: the reference answer in the rows of --replay is not that of the results"
+        )
 
 
-def _worse_step(
-    worse: Worse, key: Key, ours: Mapping[str, Any], base: Mapping[str, Any], row: Row | None
-) -> WorseStep:
+def _worse_step(worse: Worse, key: Key, ours: Step, base: Step, row: Row | None) -> WorseStep:
     notes: list[str] = []
     texts = []
-    for side, step in (("the reference's", base), ("our", ours)):
+    for side, step in (("reference's", base), ("result's", ours)):
         text = whole_text(step)
         if text is None:
-            preview = step.get("pred_preview")
-            text = preview if isinstance(preview, str) else ""
-            told = f"only its first {PREVIEW:,} characters" if text else "nothing"
-            notes.append(f"Of {side} answer {told} was published.")
+            text = step.get("pred_preview") or ""
+            which = f"Only the first {PREVIEW:,} characters" if text else "No part"
+            notes.append(f"{which} of the {side} answer {'are' if text else 'is'} published.")
         if step.get("closed_at_budget"):
-            notes.append(f"{side.capitalize()} answer ran out of tokens and was closed.")
+            notes.append(f"The {side} answer used its token budget and was closed.")
         texts.append(text)
     message = _content(row.messages[-1]) if row else ""
     return WorseStep(
@@ -125,7 +124,7 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _readable(left: str, right: str) -> tuple[list[str], list[str]]:
-    """Both answers as lines: their JSON with each text on lines of its own, or both as they stand if one is none."""
+    """Both answers as lines. If both are JSON, each text value has its own lines; else the answers are unchanged."""
     values = payload(left), payload(right)
     return _lines(left, values[0], values), _lines(right, values[1], values)
 
@@ -135,14 +134,14 @@ def _lines(text: str, value: dict[str, Any] | None, values: tuple[object, object
         lines = text.splitlines() or ["(empty)"]
     else:
         lines = []
-        for name, told in value.items():
-            if name == "commands" and isinstance(told, list):
+        for name, item in value.items():
+            if name == "commands" and isinstance(item, list):
                 lines.append("commands:")
-                lines += [line for command in told for line in _command(command)] or ["  (none)"]
-            elif isinstance(told, str):
-                lines += [f"{name}:", *(f"  {line}" for line in told.splitlines() or [""])]
+                lines += [line for command in item for line in _command(command)] or ["  (none)"]
+            elif isinstance(item, str):
+                lines += [f"{name}:", *(f"  {line}" for line in item.splitlines() or [""])]
             else:
-                lines.append(f"{name}: {_json(told)}")
+                lines.append(f"{name}: {_json(item)}")
     shown: list[str] = []
     for line in lines[:LINES]:
         if sum(map(len, shown)) > LENGTH:
@@ -152,11 +151,11 @@ def _lines(text: str, value: dict[str, Any] | None, values: tuple[object, object
 
 
 def _command(command: object) -> list[str]:
-    """Its keystrokes a line each; an Enter that is not typed is told, since the command then does not run."""
+    """A command as lines. A missing Enter at the end is noted, because the command then does not run."""
     keystrokes = command.get("keystrokes") if isinstance(command, dict) else None
     if not isinstance(command, dict) or not isinstance(keystrokes, str):
         return [f"  {_json(command)}"]
-    rest = {name: told for name, told in command.items() if name != "keystrokes"}
+    rest = {name: item for name, item in command.items() if name != "keystrokes"}
     lines = keystrokes.removesuffix("\n").split("\n") if keystrokes else ["(wait)"]
     if keystrokes and not keystrokes.endswith("\n"):
         lines[-1] += "  (no Enter)"
@@ -171,11 +170,11 @@ def _json(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except RecursionError:
-        return "(nested too deep)"
+        return "(nested too deeply)"
 
 
 def diff(left: Sequence[str], right: Sequence[str]) -> tuple[DiffLine, ...]:
-    """Two texts line by line, and in lines that were replaced word by word."""
+    """Compare two texts line by line, and replaced lines word by word."""
     lines: list[DiffLine] = []
     for tag, a, b, c, d in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
         if tag == "equal":
@@ -201,7 +200,7 @@ def diff(left: Sequence[str], right: Sequence[str]) -> tuple[DiffLine, ...]:
 def _words(before: str, after: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     ours, theirs = re.findall(r"\s+|\w+|.", before, re.DOTALL), re.findall(r"\s+|\w+|.", after, re.DOTALL)
     matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
-    if matcher.ratio() < 0.4:  # hardly a word in common: marks on every second one would tell nothing
+    if matcher.ratio() < 0.4:  # too few common words: marks on every second word would not help
         return ((True, before),), ((True, after),)
     left: list[Piece] = []
     right: list[Piece] = []

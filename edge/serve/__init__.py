@@ -1,7 +1,8 @@
 """An OpenAI-compatible HTTP server. Its chat answers are valid actions.
 
-server   starts and stops the server
-app      endpoints, streams, errors, metrics
-request  a client's request, checked field by field
-model    the model in its own thread, for many clients
+server    starts and stops the server
+app       endpoints, streams, errors, metrics
+request   a client's request, checked field by field
+response  responses in OpenAI's form
+model     the model in its own thread, for many clients
 """

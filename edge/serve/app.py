@@ -1,15 +1,13 @@
-"""The HTTP side of `edge serve`: OpenAI's endpoints, streamed or not, their errors, health and metrics."""
+"""The HTTP part of `edge serve`: OpenAI's endpoints, streamed or not, their errors, health and metrics."""
 
 import asyncio
 import hmac
 import ipaddress
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -18,49 +16,62 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edge.answer.answering import DEFAULT_TEXT_SHARE
 from edge.answer.guided import compile_guide, guided_answer, text_answer
 from edge.answer.writer import Answer, action_answer
 from edge.errors import ContextError, EdgeError, GrammarError, PromptError
-from edge.llama.prefixes import common_length
-from edge.runner import DEFAULT_TEXT_SHARE
-from edge.serve.model import MakeWriter, QueueFullError, ServedModel, Ticket
-from edge.serve.request import Asked, BadRequestError, Guide, read_body, read_chat, read_completion
+from edge.serve.model import Event, MakeWriter, QueueFullError, ServedModel, Ticket
+from edge.serve.request import BadRequestError, ClientRequest, read_body, read_chat, read_completion
+from edge.serve.response import Completion, ErrorBody, ErrorKind, Form, Model, ModelList
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
-_ENCODED_AT_ONCE = 2  # prompts; llama.cpp's tokenizer takes up to 140 bytes for each of theirs
+_ENCODED_IN_PARALLEL = 2  # prompts; llama.cpp's tokenizer takes up to 140 bytes for each byte
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
 
 @dataclass
 class Metrics:
-    """What /metrics tells, in Prometheus' text format. Nothing of prompts or answers."""
+    """The metrics of /metrics, in Prometheus' text format. They contain nothing of prompts or answers."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
-        own: Any = {"registry": self.registry}
+        registry = self.registry
         self.requests = Counter(
-            "edge_requests", "Requests by endpoint and status.", ("path", "status"), **own
+            "edge_requests", "Requests by endpoint and status.", ("path", "status"), registry=registry
         )
-        self.prompt_tokens = Counter("edge_prompt_tokens", "Tokens of prompts that were answered.", **own)
-        self.decoded = Gauge("edge_prompt_tokens_decoded", "Prompt tokens read; the rest was reused.", **own)
-        self.completion_tokens = Counter("edge_completion_tokens", "Tokens of answers.", **own)
-        self.gone = Counter("edge_clients_gone", "Clients that went away before their answer ended.", **own)
-        self.running = Gauge("edge_requests_running", "Requests being answered.", **own)
-        self.waiting = Gauge("edge_requests_waiting", "Requests that wait for a place.", **own)
-        self.kept = Gauge("edge_cache_ram_bytes", "Prompts and answers kept in memory.", **own)
-        self.seconds = Histogram("edge_request_seconds", "Seconds of an answer.", buckets=_SECONDS, **own)
+        self.prompt_tokens = Counter("edge_prompt_tokens", "Tokens of answered prompts.", registry=registry)
+        self.decoded = Gauge(
+            "edge_prompt_tokens_decoded",
+            "Prompt tokens that were read; the rest was kept.",
+            registry=registry,
+        )
+        self.completion_tokens = Counter("edge_completion_tokens", "Tokens of answers.", registry=registry)
+        self.gone = Counter(
+            "edge_clients_gone", "Clients that went away before their answer ended.", registry=registry
+        )
+        self.running = Gauge("edge_requests_running", "Requests that are being answered.", registry=registry)
+        self.waiting = Gauge("edge_requests_waiting", "Requests that wait for a place.", registry=registry)
+        self.kept = Gauge(
+            "edge_cache_ram_bytes", "Bytes of prompts and answers that are kept in memory.", registry=registry
+        )
+        self.seconds = Histogram(
+            "edge_request_seconds", "Time until an answer is finished.", buckets=_SECONDS, registry=registry
+        )
         self.first = Histogram(
-            "edge_first_text_seconds", "Seconds to its first text.", buckets=_SECONDS, **own
+            "edge_first_text_seconds",
+            "Time until the first text of an answer.",
+            buckets=_SECONDS,
+            registry=registry,
         )
 
 
 @dataclass
 class Server:
-    """What the routes share."""
+    """What the endpoints share: the model, and the limits of a request in tokens, bytes and seconds."""
 
     model: ServedModel
     name: str
@@ -73,8 +84,8 @@ class Server:
     began: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        self.encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
-        # Compiling takes milliseconds; agents ask with the same schema again and again.
+        self.encoding = asyncio.Semaphore(_ENCODED_IN_PARALLEL)
+        # Compiling takes milliseconds, and agents send the same schema again and again.
         self.compiled = lru_cache(maxsize=64)(
             lambda kind, text: compile_guide(self.model.runner.vocabulary, kind, text)
         )
@@ -96,7 +107,7 @@ def make_app(server: Server) -> ASGIApp:
 
 @dataclass
 class _Guarded:
-    """Counts requests, and lets in only whom it should."""
+    """Counts requests, and refuses those without permission."""
 
     app: ASGIApp
     server: Server
@@ -107,10 +118,10 @@ class _Guarded:
             return
         path = scope["path"]
         path = "/v1/models" if path.startswith("/v1/models/") else path
-        known = path if path in _PATHS else "other"  # a label for each path asked for would have no bound
+        known = path if path in _PATHS else "other"  # clients choose the paths, so their number has no limit
         status = 499  # the client went away before its answer began
 
-        async def counted(message: Any) -> None:
+        async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -136,12 +147,12 @@ class _Guarded:
             if not hmac.compare_digest(given, self.server.api_key.encode()):
                 return error_response("the API key is missing or wrong", status=401, code="invalid_api_key")
             return None
-        # Without a key only programs on this machine may ask: no web page, by whatever name it calls this server.
+        # Without a key only programs on this machine have access: no web page, whatever name it has for this server.
         host = headers.get("host", "localhost").rpartition(":")
         name = host[0] if host[1] and not host[2].endswith("]") else "".join(host)
         if "origin" in headers or not is_local(name.removeprefix("[").removesuffix("]")):
             return error_response(
-                "requests from web pages, or under another name than localhost, need an API key",
+                "requests from web pages, or with a Host other than localhost, need an API key",
                 status=403,
                 kind="permission_error",
             )
@@ -150,7 +161,7 @@ class _Guarded:
 
 @dataclass
 class _Endpoint:
-    """Chat or text completions, as an ASGI application: it sees when the client goes away."""
+    """Chat or text completions, as an ASGI application, so that it learns when the client goes away."""
 
     server: Server
     chat: bool
@@ -172,8 +183,8 @@ class _Endpoint:
 
     async def _answer(self, ticket: Ticket, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            asked = await self._read(Request(scope, receive, send))
-            prompt_tokens = await self._hand_in(ticket, asked)
+            request = await self._read(Request(scope, receive, send))
+            await self._hand_in(ticket, request)
         except ClientDisconnect:
             return
         except BadRequestError as error:
@@ -185,13 +196,13 @@ class _Endpoint:
         except EdgeError as error:
             await error_response(str(error), status=500, kind="server_error")(scope, receive, send)
             return
-        answer = _Answering(self.server, self.chat, asked, ticket, prompt_tokens)
-        if asked.stream:
-            await answer.stream(receive, send)
+        answer = _Answering(self.server, ticket, Form(self.chat, self.server.name))
+        if request.stream:
+            await answer.stream(receive, send, include_usage=request.include_usage)
         else:
             await answer.whole(scope, receive, send)
 
-    async def _read(self, request: Request) -> Asked:
+    async def _read(self, request: Request) -> ClientRequest:
         most = self.server.body_limit
         too_large = BadRequestError(f"the body is larger than {most:,} bytes", status=413)
         length = request.headers.get("content-length", "")
@@ -211,28 +222,26 @@ class _Endpoint:
         body = read_body(bytes(data))
         return read_chat(body) if self.chat else read_completion(body)
 
-    async def _hand_in(self, ticket: Ticket, asked: Asked) -> int:
-        """Tokens of the prompt."""
+    async def _hand_in(self, ticket: Ticket, request: ClientRequest) -> None:
         server = self.server
         async with server.encoding:
-            prompt, held = await run_in_threadpool(_encoded, server, asked)
+            prompt, held = await run_in_threadpool(_encoded, server, request)
         default = server.max_tokens if self.chat else _COMPLETION_TOKENS
         left = server.context - len(prompt)
-        most = min(default, left) if asked.max_tokens is None else asked.max_tokens
-        if most > left or left < 1:
+        room = min(default, left) if request.max_tokens is None else request.max_tokens
+        if room > left or left < 1:
             raise BadRequestError(
-                f"a prompt of {len(prompt)} tokens and an answer of {max(most, 1)} do not fit into the context of "
+                f"a prompt of {len(prompt)} tokens and an answer of {max(room, 1)} do not fit into the context of "
                 f"{server.context}",
                 "messages" if self.chat else "prompt",
                 code="context_length_exceeded",
             )
-        make_writer = await run_in_threadpool(_writer_maker, server, asked, prompt, most)
-        server.model.hand_in(ticket, prompt, most, held, make_writer)
-        return len(prompt)
+        make_writer = await run_in_threadpool(_writer_maker, server, request, prompt, room)
+        server.model.hand_in(ticket, prompt, room, held, make_writer)
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches the name or address."""
+    """Whether only this machine can reach a host name or address."""
     if host.lower() == "localhost":
         return True
     try:
@@ -241,60 +250,70 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _encoded(server: Server, asked: Asked) -> tuple[list[int], list[int]]:
-    """The prompt's token ids, and where the conversation's next prompt will part from it."""
+def _encoded(server: Server, request: ClientRequest) -> tuple[list[int], list[int]]:
+    """The token ids of the prompt, and the lengths at which the next prompt of the conversation will part from it."""
     runner = server.model.runner
-    if not asked.messages:
-        if isinstance(asked.prompt, list):
-            if not all(0 <= token < runner.engine.n_vocab for token in asked.prompt):
-                raise BadRequestError(f"token ids go from 0 to {runner.engine.n_vocab - 1}", "prompt")
-            return asked.prompt, []
-        _check_size(server, asked.prompt, "prompt")
+    if not request.messages:
+        if isinstance(request.prompt, list):
+            if not all(0 <= token < runner.n_vocab for token in request.prompt):
+                raise BadRequestError(f"token ids must be from 0 to {runner.n_vocab - 1}", "prompt")
+            return request.prompt, []
+        _check_size(server, request.prompt, "prompt")
         try:
-            return runner.encode(asked.prompt), []
+            return runner.encode(request.prompt), []
         except PromptError as error:
             raise BadRequestError(str(error), "prompt") from None
     try:
-        text = runner.render(asked.messages).text
+        text = runner.render(request.messages).text
         _check_size(server, text, "messages")
         prompt = runner.encode(text)
-        later = [*asked.messages, {"role": "assistant", "content": "{}"}, {"role": "user", "content": ""}]
-        following = runner.encode(runner.render(later).text)
+        return prompt, runner.branch_points(request.messages, prompt)
     except PromptError as error:
         raise BadRequestError(str(error), "messages") from None
-    at = common_length(prompt, following)
-    return prompt, [at] if 0 < at < len(prompt) else []
 
 
-def _check_size(server: Server, text: str, field: str) -> None:
-    """Refuse what has more tokens than the context, however long they are, before memory is spent on them."""
+def _check_size(server: Server, text: str, param: str) -> None:
+    """Refuse a text that is certainly too long for the context before the tokenizer takes memory for it."""
     if len(text) > server.context * server.model.longest_token:
         raise BadRequestError(
             f"a prompt of {len(text):,} characters has more tokens than the context of {server.context}",
-            field,
+            param,
             code="context_length_exceeded",
         )
 
 
-def _writer_maker(server: Server, asked: Asked, prompt: list[int], most: int) -> MakeWriter:
-    vocabulary = server.model.runner.vocabulary
-    common: Any = {"max_tokens": most, "sampling": asked.sampling}
-    guide: Guide = asked.guide
+def _writer_maker(server: Server, request: ClientRequest, prompt: list[int], room: int) -> MakeWriter:
+    """Makes the writer of an answer of at most `room` tokens. Raises BadRequestError for a bad schema or grammar."""
+    vocabulary, sampling, guide = server.model.runner.vocabulary, request.sampling, request.guide
     if guide.kind == "action":
         return lambda emit: action_answer(
-            vocabulary, prompt, **common, think=most // 4, text_share=DEFAULT_TEXT_SHARE, emit=emit
+            vocabulary,
+            prompt,
+            max_tokens=room,
+            sampling=sampling,
+            think=room // 4,
+            text_share=DEFAULT_TEXT_SHARE,
+            emit=emit,
         )
     if guide.kind == "text":
         return lambda emit: text_answer(
-            vocabulary, prompt, **common, stop=asked.stop, ignore_eos=asked.ignore_eos, emit=emit
+            vocabulary,
+            prompt,
+            max_tokens=room,
+            sampling=sampling,
+            stop=request.stop,
+            ignore_eos=request.ignore_eos,
+            emit=emit,
         )
     try:
         compiled = server.compiled(guide.kind, guide.text)
         endings = server.model.endings
-        ending = endings.first(compiled, most)
+        ending = endings.first(compiled, room)
     except GrammarError as error:
         raise BadRequestError(f"{guide.param}: {error}", guide.param) from None
-    return lambda emit: guided_answer(vocabulary, endings, compiled, ending, prompt, **common, emit=emit)
+    return lambda emit: guided_answer(
+        vocabulary, endings, compiled, ending, prompt, max_tokens=room, sampling=sampling, emit=emit
+    )
 
 
 @dataclass
@@ -302,18 +321,12 @@ class _Answering:
     """One answer on its way to its client."""
 
     server: Server
-    chat: bool
-    asked: Asked
     ticket: Ticket
-    prompt_tokens: int
+    form: Form
+    begun: bool = False
 
-    def __post_init__(self) -> None:
-        self.id = ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12)
-        self.created = int(time.time())
-        self.first = False
-
-    async def events(self, receive: Receive) -> AsyncIterator[str | Answer | Exception]:
-        """Texts, then the answer or what went wrong; ends early where the client goes away."""
+    async def events(self, receive: Receive) -> AsyncIterator[Event]:
+        """Texts, then the answer or an exception; ends early if the client goes away."""
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             while True:
@@ -324,8 +337,8 @@ class _Answering:
                     self.server.metrics.gone.inc()
                     return
                 value = event.result()
-                if not self.first:
-                    self.first = True
+                if not self.begun:
+                    self.begun = True
                     self.server.metrics.first.observe(time.monotonic() - self.ticket.handed_in)
                 yield value
                 if not isinstance(value, str):
@@ -333,67 +346,53 @@ class _Answering:
         finally:
             gone.cancel()
 
-    def counted(self, answer: Answer) -> None:
+    def count(self, answer: Answer) -> None:
+        """Add a finished answer to the metrics."""
         metrics = self.server.metrics
         metrics.prompt_tokens.inc(answer.prompt_tokens)
         metrics.completion_tokens.inc(answer.completion_tokens)
         metrics.seconds.observe(time.monotonic() - self.ticket.handed_in)
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer as one JSON object."""
         async for event in self.events(receive):
             if isinstance(event, Answer):
-                self.counted(event)
-                await JSONResponse(self._body(event))(scope, receive, send)
+                self.count(event)
+                await JSONResponse(self.form.whole(event))(scope, receive, send)
             elif isinstance(event, Exception):
-                await _failed(event)(scope, receive, send)
+                await JSONResponse(*_failure(event))(scope, receive, send)
 
-    async def stream(self, receive: Receive, send: Send) -> None:
+    async def stream(self, receive: Receive, send: Send, *, include_usage: bool) -> None:
+        """Send the answer as server-sent events."""
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-        async def tell(value: object) -> None:
-            data = f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        async def put(data: str) -> None:
+            await send(
+                {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
+            )
 
-        if self.chat:
-            await tell(self._chunk({"role": "assistant", "content": ""}, None))
+        async def put_json(value: Completion | ErrorBody) -> None:
+            await put(json.dumps(value))
+
+        if self.form.chat:
+            await put_json(self.form.opening())
         ended = False
         async for event in self.events(receive):
             if isinstance(event, str):
-                await tell(self._chunk({"content": event} if self.chat else event, None))
+                await put_json(self.form.part(event))
             elif isinstance(event, Answer):
-                self.counted(event)
+                self.count(event)
                 ended = True
-                await tell(self._chunk({} if self.chat else "", event))
-                if self.asked.include_usage:
-                    last = self._chunk({}, None) | {"choices": [], "usage": _usage(event)}
-                    await tell(last)
+                await put_json(self.form.ending(event))
+                if include_usage:
+                    await put_json(self.form.usage(event))
             else:
                 ended = True
-                await tell(json.loads(bytes(_failed(event).body)))
+                await put_json(_failure(event)[0])
         if ended:
-            await tell("[DONE]")
+            await put("[DONE]")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.server.name}
-
-    def _body(self, answer: Answer) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, **_finish(answer)}
-        if self.chat:
-            message: dict[str, Any] = {"role": "assistant", "content": answer.text}
-            if answer.thought is not None:
-                message["reasoning_content"] = answer.thought
-            choice["message"] = message
-        else:
-            choice["text"] = answer.text
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": [choice], "usage": _usage(answer)}
-
-    def _chunk(self, delta: object, answer: Answer | None) -> dict[str, Any]:
-        choice = {"index": 0, "delta" if self.chat else "text": delta, "logprobs": None, **_finish(answer)}
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": [choice]}
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -401,48 +400,37 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _finish(answer: Answer | None) -> dict[str, Any]:
-    """How an answer ended; None: it has not. What was closed at the budget is whole, which clients take "stop" for:
-    "length" says that a text was cut, and Harbor's LiteLLM throws it away then."""
-    if answer is None:
-        return {"finish_reason": None}
-    if answer.closed_at_budget:
-        return {"finish_reason": "stop", "closed_at_budget": True}
-    return {"finish_reason": answer.finish_reason}
-
-
-def _usage(answer: Answer) -> dict[str, int]:
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-    }
-
-
 def error_response(
     message: str,
     *,
     status: int = 400,
-    kind: str = "invalid_request_error",
+    kind: ErrorKind = "invalid_request_error",
     param: str | None = None,
     code: str | None = None,
 ) -> JSONResponse:
     """An error in OpenAI's form."""
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status)
+    return JSONResponse(_error_body(message, kind, param, code), status)
 
 
-def _failed(error: Exception) -> JSONResponse:
+def _error_body(
+    message: str, kind: ErrorKind = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> ErrorBody:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _failure(error: Exception) -> tuple[ErrorBody, int]:
+    """The body and the status for an exception that ended an answer."""
     if isinstance(error, ContextError | GrammarError):
-        return error_response(str(error))
-    return error_response(str(error) or type(error).__name__, status=500, kind="server_error")
+        return _error_body(str(error)), 400
+    return _error_body(str(error) or type(error).__name__, "server_error"), 500
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
+    path = request.url.path[:100]
     message = {
-        404: f"there is no {request.url.path[:100]}; see /v1/chat/completions, /v1/completions, /v1/models",
-        405: f"{request.method} is not for {request.url.path[:100]}",
+        404: f"{path} does not exist; use /v1/chat/completions, /v1/completions or /v1/models",
+        405: f"{path} does not accept {request.method}",
     }.get(status, getattr(error, "detail", "") or "error")
     response = error_response(message, status=status)
     response.headers.update(getattr(error, "headers", None) or {})
@@ -450,15 +438,21 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _models(server: Server, request: Request) -> Response:
-    model = {"id": server.name, "object": "model", "created": server.began, "owned_by": "edge"}
-    model["max_model_len"] = server.context
+    model: Model = {
+        "id": server.name,
+        "object": "model",
+        "created": server.began,
+        "owned_by": "edge",
+        "max_model_len": server.context,
+    }
     name = request.path_params.get("name")
     if name is None:
-        return JSONResponse({"object": "list", "data": [model]})
+        models: ModelList = {"object": "list", "data": [model]}
+        return JSONResponse(models)
     if name == server.name:
         return JSONResponse(model)
     return error_response(
-        f"no model is called {name[:100]!r}", status=404, code="model_not_found", param="model"
+        f"the model {name[:100]!r} does not exist", status=404, code="model_not_found", param="model"
     )
 
 
@@ -473,6 +467,6 @@ async def _metrics(server: Server, request: Request) -> Response:
     metrics.running.set(server.model.running)
     metrics.waiting.set(server.model.waiting)
     metrics.kept.set(server.model.kept_bytes)
-    metrics.decoded.set(server.model.runner.engine.prompt_tokens_decoded)
+    metrics.decoded.set(server.model.prompt_tokens_decoded)
     data = generate_latest(metrics.registry)
     return Response(data, media_type="text/plain; version=0.0.4; charset=utf-8")

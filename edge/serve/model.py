@@ -1,4 +1,4 @@
-"""A loaded model in a thread of its own, for many clients at once: they hand in requests, and get text as it comes."""
+"""The served model in its own thread: many clients hand in requests, and receive text as it is written."""
 
 import asyncio
 import queue
@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from edge.answer.guided import Endings
 from edge.answer.writer import Answer
 from edge.errors import EdgeError
-from edge.llama.engine import Logits, Writer
+from edge.llama.jobs import Logits, Writer
 from edge.llama.serving import Request, ServingEngine
 from edge.runner import Runner
 
 MakeWriter = Callable[[Callable[[str], None]], Writer[Answer]]
-"""Makes an answer's writer, given what is called with each piece of text that is certain."""
+"""Makes the writer of an answer. Its argument is called with each piece of text that is certain."""
+Event = str | Answer | Exception
+"""A piece of text, the finished answer, or the exception that ends the request."""
 
 
 class QueueFullError(Exception):
-    """Too many requests wait; `retry_after`: seconds after which one more may find room."""
+    """Too many requests wait. `retry_after`: seconds until there may be a free place."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_after} seconds")
@@ -29,35 +31,39 @@ class QueueFullError(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """A request under way. `events`: texts, then the Answer or the exception that ends it."""
+    """A request in progress. `events`: texts, then an Answer or an exception that ends it."""
 
     loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[str | Answer | Exception] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
     handed_in: float = field(default_factory=time.monotonic)
     ended: bool = False
 
-    def put(self, event: str | Answer | Exception) -> None:
-        """From the model's thread."""
+    def put(self, event: Event) -> None:
+        """Add an event; for the model's thread."""
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
         except RuntimeError:  # the server has ended
             self.cancelled.set()
 
     def cancel(self) -> None:
-        """The client has gone away; its place is free after the next batch."""
+        """The client has gone away. Its place is free after the next batch."""
         self.cancelled.set()
 
 
 class ServedModel:
-    """The model's thread. `start` it once; `hand_in` from the event loop."""
+    """The model's thread. Call `start` once, and `hand_in` from the event loop.
 
-    def __init__(self, runner: Runner, parallel: int, most_waiting: int) -> None:
+    At most `parallel` requests are answered at the same time, and `queue_limit` more may wait. Raises TypeError if the
+    engine of the runner is not a ServingEngine.
+    """
+
+    def __init__(self, runner: Runner, parallel: int, queue_limit: int) -> None:
         if not isinstance(runner.engine, ServingEngine):
             raise TypeError("the runner's engine must be a ServingEngine")
         self.runner = runner
         self.parallel = parallel
-        self.most_waiting = most_waiting
+        self.queue_limit = queue_limit
         self.failure: str | None = None
         self._engine = runner.engine
         self._waiting: queue.SimpleQueue[tuple[Ticket, Request[Answer | Exception]] | None] = (
@@ -70,17 +76,16 @@ class ServedModel:
         self._thread = threading.Thread(target=self._run, name="edge-model", daemon=True)
         self._stopping = False
         runner.vocabulary.prepare()
-        self.longest_token = max(
-            len(runner.vocabulary.spelling(token)) for token in range(runner.engine.n_vocab)
-        )
+        self.longest_token = max(len(runner.vocabulary.spelling(token)) for token in range(runner.n_vocab))
         """Bytes."""
         self.endings = Endings(runner.vocabulary.matcher_tokens(), sorted(runner.vocabulary.end_ids))
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; what is under way is let go of."""
+        """End the thread; it abandons the requests in progress."""
         self._stopping = True
         for ticket in list(self._tickets.values()):
             ticket.cancel()
@@ -89,25 +94,32 @@ class ServedModel:
             self._thread.join()
 
     @property
+    def running(self) -> int:
+        """Requests that have a place."""
+        return min(self._in_line, self.parallel)
+
+    @property
     def waiting(self) -> int:
-        """Requests that no place is free for."""
+        """Requests that wait for a place."""
         return max(0, self._in_line - self.parallel)
 
     @property
     def kept_bytes(self) -> int:
+        """Bytes of the prompts and answers that are kept beside the cache."""
         return self._engine.kept_bytes
 
     @property
-    def running(self) -> int:
-        return min(self._in_line, self.parallel)
+    def prompt_tokens_decoded(self) -> int:
+        """Prompt tokens read so far, without those that were kept."""
+        return self._engine.prompt_tokens_decoded
 
     def enter(self) -> Ticket:
-        """A place in line, from before the request is read, so that not more than have one are held in memory.
+        """Take a place in line. `leave` frees it. Raises QueueFullError.
 
-        `leave` frees it. Raises QueueFullError.
+        Call it before the request is read: only requests with a place are then held in memory.
         """
         with self._lock:
-            if self._in_line >= self.parallel + self.most_waiting:
+            if self._in_line >= self.parallel + self.queue_limit:
                 seconds = sum(self._seconds) / len(self._seconds)
                 raise QueueFullError(max(1, round(seconds * (1 + self.waiting / self.parallel))))
             self._in_line += 1
@@ -116,7 +128,10 @@ class ServedModel:
     def hand_in(
         self, ticket: Ticket, prompt: Sequence[int], room: int, held: Sequence[int], make_writer: MakeWriter
     ) -> None:
-        """Queue a request whose answer takes at most `room` tokens. Raises EdgeError."""
+        """Queue a request whose answer takes at most `room` tokens. Raises EdgeError if the model has failed.
+
+        `held`: lengths of the prompt at which its state is kept, see `edge.llama.jobs.Job`.
+        """
         if self.failure:
             raise EdgeError(f"the model has failed: {self.failure}; start the server again")
         writer = _guarded(make_writer, ticket.put)
@@ -127,7 +142,7 @@ class ServedModel:
         self._waiting.put((ticket, request))
 
     def leave(self, ticket: Ticket) -> None:
-        """Its place in line is free: it is answered, or its client has gone. Later calls do nothing."""
+        """Free a place in line: the request is answered, or its client has gone. Later calls do nothing."""
         with self._lock:
             if not ticket.ended:
                 ticket.ended = True
@@ -139,26 +154,26 @@ class ServedModel:
                 ticket = self._tickets.pop(id(request), None)
                 if ticket is None:  # its client went away while its last token was computed
                     continue
-                self.leave(ticket)  # now, since its client may be slow to read the answer
+                self.leave(ticket)  # now, because its client may be slow to read the answer
                 self._seconds.append(time.monotonic() - ticket.handed_in)
                 ticket.put(answer)
-        except Exception as error:  # the thread's end must be known to those who wait
+        except Exception as error:  # those who wait must learn that the thread has ended
             self.failure = str(error) or type(error).__name__
             for ticket in list(self._tickets.values()):
                 ticket.put(EdgeError(f"the model has failed: {self.failure}"))
 
     def _next(self, wait: bool) -> Request[Answer | Exception] | None:
         while not self._stopping:
-            for key, ticket in list(self._tickets.items()):  # a copy: others are handed in meanwhile
+            for key, ticket in list(self._tickets.items()):  # a copy: the event loop adds requests meanwhile
                 if ticket.cancelled.is_set() and ticket.ended:
                     del self._tickets[key]
             try:
-                found = self._waiting.get(block=wait)
+                entry = self._waiting.get(block=wait)
             except queue.Empty:
                 return None
-            if found is None:
+            if entry is None:
                 return None
-            ticket, request = found
+            ticket, request = entry
             if not ticket.cancelled.is_set():
                 return request
             self._tickets.pop(id(request), None)
@@ -168,7 +183,7 @@ class ServedModel:
 def _guarded(
     make_writer: MakeWriter, emit: Callable[[str], None]
 ) -> Generator[Sequence[int], Logits, Answer | Exception]:
-    """The writer, made in the model's thread; what it raises is its answer, so that others go on."""
+    """The writer, made in the model's thread. What it raises becomes its answer, so that other requests continue."""
     try:
         return (yield from make_writer(emit))
     except Exception as error:

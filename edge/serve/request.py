@@ -1,4 +1,4 @@
-"""What a client asks for: the bodies of OpenAI's chat and text completions, checked field by field."""
+"""A client's request: the body of OpenAI's chat and text completions, checked field by field."""
 
 import json
 import math
@@ -9,13 +9,14 @@ from typing import Any, Literal
 from edge.answer.sampling import Sampling
 from edge.errors import EdgeError, PromptError
 from edge.prompt import Message, check_messages
+from edge.serve.response import ErrorKind
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MOST_STOPS = 16
 
 
 class BadRequestError(Exception):
-    """A request that cannot be answered. `param`: the field; `status`, `kind`, `code`: as in OpenAI's errors."""
+    """A request that the server refuses. `param`: the field; `status`, `kind`, `code`: as in OpenAI's errors."""
 
     def __init__(
         self,
@@ -23,7 +24,7 @@ class BadRequestError(Exception):
         param: str | None = None,
         *,
         status: int = 400,
-        kind: str = "invalid_request_error",
+        kind: ErrorKind = "invalid_request_error",
         code: str | None = None,
     ) -> None:
         super().__init__(message)
@@ -32,7 +33,7 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True)
 class Guide:
-    """What an answer keeps to: the action, a JSON schema, a GBNF grammar, or nothing (`text`)."""
+    """The form of an answer: the action, a JSON schema, a GBNF grammar, or any text."""
 
     kind: Literal["action", "schema", "gbnf", "text"]
     text: str = ""
@@ -40,11 +41,13 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A checked request. `messages` of a chat, or the `prompt` of a completion: text or token ids."""
+class ClientRequest:
+    """A checked request."""
 
     messages: list[Message]
+    """Of a chat; empty for a completion."""
     prompt: str | list[int]
+    """Of a completion, as text or token ids."""
     guide: Guide
     max_tokens: int | None
     sampling: Sampling
@@ -52,7 +55,7 @@ class Asked:
     stream: bool
     include_usage: bool
     ignore_eos: bool
-    """Go on to max_tokens, as vLLM and llama-server have it: for text alone."""
+    """Write up to max_tokens, as in vLLM and llama-server; for text only."""
 
 
 def read_body(data: bytes) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def read_body(data: bytes) -> dict[str, Any]:
     return value
 
 
-def read_chat(body: Mapping[str, Any]) -> Asked:
+def read_chat(body: Mapping[str, Any]) -> ClientRequest:
     """A body for /v1/chat/completions. Raises BadRequestError."""
     try:
         messages = check_messages(body.get("messages"))
@@ -77,13 +80,13 @@ def read_chat(body: Mapping[str, Any]) -> Asked:
     for index, message in enumerate(messages):
         if message["role"] not in ROLES:
             raise BadRequestError(
-                f"message {index} has the role {str(message['role'])[:40]!r}; known: {', '.join(ROLES)}",
+                f"message {index} has the role {str(message['role'])[:40]!r}; use one of {', '.join(ROLES)}",
                 "messages",
             )
     return _read(body, messages, "", Guide("action"))
 
 
-def read_completion(body: Mapping[str, Any]) -> Asked:
+def read_completion(body: Mapping[str, Any]) -> ClientRequest:
     """A body for /v1/completions. Raises BadRequestError."""
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
@@ -97,53 +100,46 @@ def read_completion(body: Mapping[str, Any]) -> Asked:
     return _read(body, [], prompt, Guide("text"))
 
 
-def _read(body: Mapping[str, Any], messages: list[Message], prompt: str | list[int], default: Guide) -> Asked:
+def _read(
+    body: Mapping[str, Any], messages: list[Message], prompt: str | list[int], default: Guide
+) -> ClientRequest:
     for name in ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "audio", "prediction"):
         if body.get(name):
             raise BadRequestError(f"{name} is not supported", name)
     for name in ("n", "best_of"):
         if body.get(name) not in (None, 1):
             raise BadRequestError(
-                f"{name} must be 1: ask several times instead, the prompt is read once", name
+                f"{name} must be 1; send several requests instead: the server reads the prompt once", name
             )
     for name in ("presence_penalty", "frequency_penalty"):
         if body.get(name) not in (None, 0):
-            raise BadRequestError(f"{name} is not supported; repetition_penalty is", name)
+            raise BadRequestError(f"{name} is not supported; use repetition_penalty", name)
     guide = _guide(body, default)
     stop = body.get("stop")
     stops = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(stops, list) or not all(isinstance(one, str) and one for one in stops):
         raise BadRequestError("stop must be a text or a list of texts", "stop")
     if len(stops) > MOST_STOPS:
-        raise BadRequestError(f"stop has {len(stops)} texts; at most {MOST_STOPS} are looked for", "stop")
+        raise BadRequestError(f"stop has {len(stops)} texts; the maximum is {MOST_STOPS}", "stop")
     if stops and guide.kind != "text":
         raise BadRequestError(
-            'stop would cut a text that is valid as a whole; use it with response_format {"type": "text"}',
+            'stop would cut an answer that must be complete; use it with response_format {"type": "text"}',
             "stop",
         )
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise BadRequestError("stream_options must be an object", "stream_options")
-    numbers = {name: _number(body, name) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
-    wholes = {name: _whole(body, name) for name in ("top_k", "seed")}
-    if wholes["top_k"] == -1:  # vLLM's way to say off
-        wholes["top_k"] = 0
-    given: dict[str, Any] = {
-        name: value for name, value in {**numbers, **wholes}.items() if value is not None
-    }
-    try:
-        sampling = Sampling(**given)
-    except EdgeError as error:
-        raise BadRequestError(str(error), str(error).split(" ")[0]) from None
-    most = _whole(body, "max_completion_tokens")
-    most = _whole(body, "max_tokens") if most is None else most
-    if most is not None and most < 1:
-        raise BadRequestError(f"max_tokens is {most}; it must be at least 1", "max_tokens")
-    return Asked(
+    sampling = _sampling(body)
+    max_tokens = _whole(body, "max_completion_tokens")
+    if max_tokens is None:
+        max_tokens = _whole(body, "max_tokens")
+    if max_tokens is not None and max_tokens < 1:
+        raise BadRequestError(f"max_tokens is {max_tokens}; it must be at least 1", "max_tokens")
+    return ClientRequest(
         messages,
         prompt,
         guide,
-        most,
+        max_tokens,
         sampling,
         tuple(stops),
         _flag(body, "stream"),
@@ -152,23 +148,47 @@ def _read(body: Mapping[str, Any], messages: list[Message], prompt: str | list[i
     )
 
 
+def _sampling(body: Mapping[str, Any]) -> Sampling:
+    def number(name: str, default: float) -> float:
+        value = _number(body, name)
+        return default if value is None else value
+
+    default = Sampling()
+    try:
+        return Sampling(
+            temperature=number("temperature", default.temperature),
+            top_p=number("top_p", default.top_p),
+            min_p=number("min_p", default.min_p),
+            repetition_penalty=number("repetition_penalty", default.repetition_penalty),
+            top_k=_top_k(body),
+            seed=_whole(body, "seed"),
+        )
+    except EdgeError as error:
+        raise BadRequestError(str(error), str(error).split(" ")[0]) from None
+
+
+def _top_k(body: Mapping[str, Any]) -> int:
+    top_k = _whole(body, "top_k")
+    return 0 if top_k is None or top_k == -1 else top_k  # vLLM also turns it off with -1
+
+
 def _guide(body: Mapping[str, Any], default: Guide) -> Guide:
-    wanted, grammar = body.get("response_format"), body.get("grammar")
+    form, grammar = body.get("response_format"), body.get("grammar")
     if grammar is not None:
         if not isinstance(grammar, str) or not grammar.strip():
             raise BadRequestError("grammar must be a text in GBNF", "grammar")
-        if wanted is not None:
-            raise BadRequestError("give either response_format or grammar", "grammar")
+        if form is not None:
+            raise BadRequestError("give either response_format or grammar, not both", "grammar")
         return Guide("gbnf", grammar, "grammar")
-    if wanted is None:
+    if form is None:
         return default
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    kind = form.get("type") if isinstance(form, dict) else None
     if kind == "text":
         return Guide("text")
     if kind == "json_object":
         return Guide("schema", '{"type": "object"}', "response_format")
     if kind == "json_schema":
-        inner = wanted.get("json_schema")
+        inner = form.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, dict) else None
         if not isinstance(schema, dict):
             raise BadRequestError("response_format.json_schema.schema must be an object", "response_format")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge.errors import EdgeError, ServeError
 from edge.llama.devices import devices
-from edge.llama.memory import BATCH, padded
+from edge.llama.loading import DEFAULT_LOADING, Loading
+from edge.llama.memory import padded
 from edge.llama.placement import place
 from edge.llama.serving import ServingEngine
 from edge.runner import Runner
@@ -22,107 +24,131 @@ from edge.serve.model import ServedModel
 from edge.system.machine import memory
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens. Raises ServeError for an address that others can reach if there is no key."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    """0 takes a free one."""
+    api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if not is_local(self.host) and not self.api_key:
+            raise ServeError(
+                f"other machines can reach {self.host}: set an API key in EDGE_API_KEY, or serve on 127.0.0.1"
+            )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and all of them together, may take."""
+
+    max_tokens: int = 1024
+    """Maximum number of tokens of a chat answer, if the request names none."""
+    queue: int = 64
+    """Requests that may wait."""
+    body: int = 16 << 20
+    """Bytes of a request."""
+    receive_seconds: float = 30.0
+    """Time in which the head of a request must arrive, and its body."""
+    cache_ram: int = 1 << 30
+    """Bytes of prompts and answers that are kept for those that begin the same."""
+
+
+DEFAULT_ADDRESS, DEFAULT_LIMITS = Address(), Limits()
+_CONTEXT, _PARALLEL = 8192, 4  # by default
+
+
 def serve(
     path: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    api_key: str | None = None,
-    parallel: int = 4,
-    most_waiting: int = 64,
-    context: int | None = None,
-    max_tokens: int = 1024,
-    body_limit: int = 16 << 20,
-    receive_seconds: float = 30.0,
-    cache_ram: int = 1 << 30,
-    gpu_layers: int | None = None,
-    threads: int | None = None,
-    batch: int | None = None,
-    kv_type: str = "f16",
-    flash_attention: bool | None = None,
-    mmap: bool = True,
+    address: Address = DEFAULT_ADDRESS,
+    limits: Limits = DEFAULT_LIMITS,
+    loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve a GGUF until interrupted. `context`: tokens of a prompt and its answer; by default the model's, at most
-    8,192. `receive_seconds`: in which a request's head must arrive, and its body. `cache_ram`: bytes of prompts and
-    answers kept for those that begin the same. `port` 0 takes a free one. `say` is told the address once it answers.
+    """Serve a GGUF until interrupted.
 
-    Raises ServeError for an address that cannot be had, and what loading a model raises.
+    `loading.context`: tokens of a prompt and its answer, by default the model's context length and at most 8,192.
+    `loading.parallel`: answers at the same time, by default 4. `say` receives notes, and the address when the server
+    is ready. Raises ServeError if the address cannot be used, and what loading a model raises.
     """
-    if not is_local(host) and not api_key:
-        raise ServeError(
-            f"{host} can be reached by others: set an API key in EDGE_API_KEY, or serve on 127.0.0.1"
-        )
-    listener = _listen(host, port)
-    with contextlib.closing(listener):
+    with contextlib.closing(_listen(address.host, address.port)) as listener:
         free, found = memory(), devices()
-        with Runner.load(
-            path,
-            gpu_layers=gpu_layers,
-            threads=threads,
-            batch=batch or BATCH,
-            kv_type=kv_type,
-            flash_attention=flash_attention,
-            mmap=mmap,
-            engine_class=partial(ServingEngine, most_kept=cache_ram),
-        ) as runner:
-            most = runner.engine.context_length
-            if context is not None and context > most:
-                say(f"note: the model's context is {most:,}; --context {context:,} is cut to it")
-            context = min(context or 8192, most)
-            with contextlib.suppress(EdgeError):  # reserve says it where it cannot be
+        engine_class = partial(ServingEngine, most_kept=limits.cache_ram)
+        with Runner.open(path, loading, engine_class) as runner:
+            most = runner.context_length
+            if loading.context is not None and loading.context > most:
+                say(
+                    f"note: the context length of the model is {most:,}; "
+                    f"--context {loading.context:,} is reduced to it"
+                )
+            context = min(loading.context or _CONTEXT, most)
+            parallel = loading.parallel or _PARALLEL
+            wanted = replace(
+                loading,
+                context=context,
+                parallel=parallel,
+                flash_attention=runner.engine.flash_attention,
+            )
+            budget = min(limits.max_tokens, context // 2)
+            with contextlib.suppress(EdgeError):  # reserve reports it if it does not fit
                 say(
                     str(
                         place(
                             runner.model_file,
                             None,
-                            min(max_tokens, context // 2),
+                            budget,
                             memory=free,
                             devices=found,
-                            context=context,
-                            parallel=parallel,
-                            gpu_layers=gpu_layers,
-                            threads=threads,
-                            batch=batch,
-                            kv_type=kv_type,
-                            flash_attention=runner.engine.flash_attention,
-                            mmap=mmap,
+                            loading=wanted,
                             apart=True,
                         )
                     )
                 )
             places = max(2, parallel)  # one is read while another is written
             runner.engine.reserve(places * padded(context), places)
-            model = ServedModel(runner, parallel, most_waiting)
-            server = Server(model, path.stem, context, max_tokens, body_limit, receive_seconds, api_key)
-
-            class Protocol(_Protocol):
-                head_seconds = receive_seconds
-
-            config = uvicorn.Config(
-                make_app(server),
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=5,
-                server_header=False,
-                h11_max_incomplete_event_size=64 << 10,
-                limit_concurrency=None,
-                http=Protocol,
-                ws="none",
+            model = ServedModel(runner, parallel, limits.queue)
+            server = Server(
+                model,
+                path.stem,
+                context,
+                limits.max_tokens,
+                limits.body,
+                limits.receive_seconds,
+                address.api_key,
             )
             model.start()
             try:
-                address, real_port = listener.getsockname()[:2]
-                shown = f"[{address}]" if ":" in address else address
+                host, port = listener.getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
                 say(
-                    f"serving {path.stem} at http://{shown}:{real_port}/v1, {parallel} at once, context {context:,}"
+                    f"serving {path.stem} at http://{shown}:{port}/v1, {parallel} at the same time, "
+                    f"context {context:,}"
                 )
-                uvicorn.Server(config).run(sockets=[listener])
+                uvicorn.Server(_config(server)).run(sockets=[listener])
             except KeyboardInterrupt:
                 pass
             finally:
                 model.stop()
+
+
+def _config(server: Server) -> uvicorn.Config:
+    class Protocol(_Protocol):
+        head_seconds = server.body_seconds
+
+    return uvicorn.Config(
+        make_app(server),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        h11_max_incomplete_event_size=64 << 10,
+        limit_concurrency=None,
+        http=Protocol,
+        ws="none",
+    )
 
 
 class _Protocol(H11Protocol):

@@ -7,6 +7,7 @@ folders   temporary folders that are removed
 places    checks whether an output can be written; text and JSON files
 paths     where shipped models, caches and sessions are
 signals   signals held back where their exception would be lost
+typed_json  JSON values checked against a TypedDict
 hashes    SHA-256 of files and texts
 text      other people's text made safe to show; sizes
 tables    Markdown tables

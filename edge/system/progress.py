@@ -1,4 +1,4 @@
-"""What a person sees of long work: a bar on a terminal, of a replay elsewhere a line now and then."""
+"""The progress of long work: a bar on a terminal; elsewhere a replay gives a line every ten seconds."""
 
 import contextlib
 import sys
@@ -15,12 +15,13 @@ from rich.text import Text
 
 _LOG_EVERY = 10.0  # seconds between two lines
 
-Progress = Callable[[int, int], None]  # is told how much is done, of how much
+Progress = Callable[[int, int], None]
+"""Receives how much is done, and of how much."""
 
 
 @contextlib.contextmanager
 def bar(text: str, *, show: bool, unit: Literal["bytes", "tokens"]) -> Iterator[Progress]:
-    """A bar with the time left on stderr, if `show` and that is a terminal."""
+    """A bar with the time left on stderr, if `show` and if that is a terminal."""
     if not (show and sys.stderr.isatty()):
         yield lambda done, total: None
         return
@@ -35,7 +36,7 @@ def bar(text: str, *, show: bool, unit: Literal["bytes", "tokens"]) -> Iterator[
 
 @contextlib.contextmanager
 def waiting(text: str, *, show: bool) -> Iterator[None]:
-    """A line with the seconds that have passed, on stderr, if `show` and that is a terminal; gone at the end."""
+    """A line with the elapsed seconds on stderr, if `show` and if that is a terminal; removed at the end."""
     if not (show and sys.stderr.isatty()):
         yield
         return
@@ -46,22 +47,27 @@ def waiting(text: str, *, show: bool) -> Iterator[None]:
 
 
 class Watch:
-    """Counts finished steps and shows how fast it goes. Use it as a context manager.
+    """Counts finished steps and shows the speed. Use it as a context manager.
 
-    `steps`: all of them, `done` those finished before. `counters` tells how many prompt tokens and answer
-    tokens were decoded so far; the display asks it several times a second, from a thread of its own.
+    `steps`: the number of all steps; `done`: of those finished before. `counters` returns how many prompt tokens and
+    answer tokens were decoded so far; the display calls it several times a second, from its own thread. `say` receives
+    a line every ten seconds where there is no terminal; None shows nothing.
     """
 
     def __init__(
-        self, steps: int, done: int, counters: Callable[[], tuple[int, int]], *, quiet: bool = False
+        self,
+        steps: int,
+        done: int,
+        counters: Callable[[], tuple[int, int]],
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._steps, self._before, self._done = steps, done, done
         self._counters = counters
         self._prompt_tokens = 0  # of the steps finished now
         self._valid = 0
         self._began = self._logged = time.monotonic()
-        self._terminal = sys.stderr.isatty() and not quiet
-        self._lines = not self._terminal and not quiet
+        self._terminal = sys.stderr.isatty() and say is not None
+        self._say = None if self._terminal else say
         self._bar = rich_progress.Progress(
             BarColumn(),
             MofNCompleteColumn(),
@@ -78,9 +84,9 @@ class Watch:
         self._prompt_tokens += prompt_tokens
         self._valid += valid
         self._bar.update(self._task, completed=self._done)
-        if self._lines and time.monotonic() - self._logged >= _LOG_EVERY:
+        if self._say is not None and time.monotonic() - self._logged >= _LOG_EVERY:
             self._logged = time.monotonic()
-            print(f"{self._done}/{self._steps} steps, {self}", file=sys.stderr, flush=True)
+            self._say(f"{self._done}/{self._steps} steps, {self}")
 
     def __str__(self) -> str:
         read, written = self._counters()

@@ -1,4 +1,4 @@
-"""`edge agent` and `edge replay` from the outside: the embedded model, a real terminal, the real gates.
+"""`edge agent` and `edge replay` from the outside, with the embedded model, a real terminal and the real gates.
 
 .venv/bin/pytest tests/agent/test_agent.py
 """
@@ -23,8 +23,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.agent.gate import Proposal
 from edge.agent.loop import without_older_steps
+from edge.agent.proposal import Proposal
 from edge.agent.record import Record
 from edge.agent.show import shown_proposal
 from edge.agent.wording import first_messages, read_template
@@ -40,7 +40,10 @@ ROOT = Path(__file__).resolve().parents[2]
 EDGE = [sys.executable, "-c", "from edge.cli.main import main; main()"]
 SMALL = ("--threads", "1", "--max-tokens", "96")
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
@@ -54,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The folder is the home, so that the prompt is as short as those that the model was trained on."""
+    """The folder is also the home folder, which keeps the prompt as short as in the training of the model."""
     own = {"PYTHONPATH": str(ROOT), "EDGE_STATE": str(folder.parent / "state"), "COLUMNS": "150"}
     return {**os.environ, **own, "HOME": str(folder), "EDGE_CACHE": str(folder.parent / "cache")}
 
@@ -74,7 +77,7 @@ def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "this did not happen in time"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.05)
 
 
@@ -86,7 +89,7 @@ def test_without_a_gate_nothing_is_typed(folder: Path, tiny_q4: Path) -> None:
     done = run(folder, "agent", "Remove the file old.log.", "--model", tiny_q4, *SMALL)
     assert done.returncode == 0, done.stderr
     assert "rm old.log" in done.stdout and "delete" in done.stdout
-    assert "dry run: nothing was typed" in done.stderr
+    assert "dry run: edge typed nothing" in done.stderr
     assert (folder / "old.log").exists()
     assert not list((folder.parent / "state").rglob("*.jsonl"))
 
@@ -96,10 +99,10 @@ def test_without_a_gate_nothing_is_typed(folder: Path, tiny_q4: Path) -> None:
     [
         (["--yes"], "unattended runs need the sandbox"),
         (["--sandbox"], "add --yes"),
-        (["--review"], "nobody can be asked"),
-        (["--allow", "x.toml"], "no gate for an unattended run"),
+        (["--review"], "edge cannot ask"),
+        (["--allow", "x.toml"], "not enough for an unattended run"),
         (["--sandbox", "--yes", "--review"], "--review asks"),
-        (["--resume", "x.jsonl"], "give a TASK, or a session"),
+        (["--resume", "x.jsonl"], "give a TASK, or a session record"),
     ],
 )
 def test_gates_that_nobody_watches_are_refused(
@@ -116,7 +119,7 @@ def test_a_task_is_done_in_the_sandbox_and_becomes_rows(folder: Path, tiny_q4: P
     record = folder.parent / "session.jsonl"
     arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes", "--record", record, "--max-steps", "5")
     done = run(folder, "agent", "Make a folder named reports.", *arguments)
-    # What the small model does after its first answer depends on what the time of day does to the screen.
+    # The later answers of the small model depend on the screen, which contains the time of day.
     assert done.returncode in (0, 1), done.stderr + done.stdout
     assert (folder / "reports").is_dir()
     assert "+ reports" in done.stdout
@@ -131,7 +134,7 @@ def test_a_task_is_done_in_the_sandbox_and_becomes_rows(folder: Path, tiny_q4: P
     outcome = rows[-1]["session"]["outcome"]
     assert (outcome, done.returncode) in (("complete", 0), ("steps", 1))
     if outcome == "complete":
-        assert [row["ref_task_complete"] for row in rows[-2:]] == [True, True]  # it is asked twice
+        assert [row["ref_task_complete"] for row in rows[-2:]] == [True, True]  # the model must confirm
     for before, after in itertools.pairwise(rows):
         assert after["messages"][: len(before["messages"])] == before["messages"]
         assert after["messages"][len(before["messages"])] == {
@@ -140,7 +143,7 @@ def test_a_task_is_done_in_the_sandbox_and_becomes_rows(folder: Path, tiny_q4: P
         }
     assert "mkdir -p reports" in rows[1]["messages"][-1]["content"]
 
-    # What was recorded is what `edge eval` replays: the same model answers its own session the same.
+    # `edge eval` replays the record: the same model gives the same answers.
     result = folder.parent / "result.json"
     replayed = run(
         folder, "eval", "--model", tiny_q4, "--replay", record, "--out", result, "--max-tokens", "96"
@@ -177,7 +180,7 @@ def test_a_killed_session_is_gone_on_with(folder: Path, tiny_q4: Path) -> None:
     with record.open("ab") as file:
         file.write(b'{"task_id": "half a li')
     other = run(folder, "agent", "--resume", record, "--model", tiny_q4, *SMALL)
-    assert other.returncode == 1 and "was begun in a sandbox" in other.stderr
+    assert other.returncode == 1 and "this session began in a sandbox: add --sandbox" in other.stderr
     done = run(folder, "agent", "--resume", record, *arguments)
     assert done.returncode in (0, 1), done.stderr
     rows = rows_of(record)
@@ -200,7 +203,7 @@ def test_limits_end_a_session(folder: Path, tiny_q4: Path) -> None:
         "--quiet",
     )
     steps = run(folder, *arguments, "--max-steps", "1")
-    assert steps.returncode == 1 and "the limit of steps was reached" in steps.stderr
+    assert steps.returncode == 1 and "the step limit was reached" in steps.stderr
     assert (folder / "reports").is_dir()
     begin = time.monotonic()
     late = run(folder, *arguments, "--time-limit", "1", "--max-steps", "1000")
@@ -220,13 +223,13 @@ def test_time_is_up_in_the_middle_of_an_answer(folder: Path, tiny_q4: Path) -> N
     assert "analysis" not in shown.stdout
 
 
-def test_if_the_sandbox_cannot_be_had_nothing_runs(folder: Path, tiny_q4: Path) -> None:
-    tools = Path(tempfile.mkdtemp(prefix="edge-tools-"))  # pytest's folders are closed to other users
+def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> None:
+    tools = Path(tempfile.mkdtemp(prefix="edge-tools-"))  # other users cannot open pytest's folders
     tools.chmod(0o755)
     for name in ("env", "bash", "setpriv", "tar", "awk", "chmod", "sleep", "stty"):
         if place := shutil.which(name):
             (tools / name).symlink_to(place)
-    # The sandbox takes its programs from fixed places; for this test from `tools` alone.
+    # The sandbox takes its programs from fixed folders; this test replaces them by `tools`.
     elsewhere = (
         f"import edge.terminal.sandbox as s; s._PATH = {str(tools)!r}; from edge.cli.main import main; main()"
     )
@@ -262,7 +265,7 @@ def test_if_the_sandbox_cannot_be_had_nothing_runs(folder: Path, tiny_q4: Path) 
     )
     (tools / "bwrap").chmod(0o755)
     assert "No permissions to create new namespace" in tried()
-    # One that only runs the shell, with no wall around it, is found out before anything is typed.
+    # edge detects a bwrap that runs the shell without isolation, before it types anything.
     (tools / "bwrap").write_text('#!/bin/sh\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n')
     assert "error: " in tried()
     assert (folder / "old.log").exists()
@@ -271,7 +274,7 @@ def test_if_the_sandbox_cannot_be_had_nothing_runs(folder: Path, tiny_q4: Path) 
 
 
 def in_terminal(folder: Path, *arguments: object) -> Terminal:
-    """`edge agent` in a terminal of its own, where a person could answer."""
+    """`edge agent` in its own terminal, where a person could answer."""
     env = {**environment(folder), "EDITOR": "true", "PS1": "$ "}
     words = [*EDGE, *map(str, arguments)]
     return Terminal.start(["env", *words], cwd=folder, env=env, ready=lambda: None)
@@ -293,9 +296,9 @@ def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -
 
         until(asked)
         assert "delete: rm old.log" in terminal.screen()
-        terminal.send("x\n")  # no answer: it is asked again
+        terminal.send("x\n")  # not a valid answer: edge asks again
         terminal.send("r\n")
-        until(lambda: terminal.screen().rstrip().endswith("(the model reads it)"))
+        until(lambda: terminal.screen().rstrip().endswith("(the model reads it):"))
         terminal.send("rather rename it\n")
         until(asked)
         assert (folder / "old.log").exists()
@@ -313,7 +316,7 @@ def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -
 
 
 def test_what_was_typed_ahead_accepts_nothing(folder: Path, tiny_q4: Path) -> None:
-    """An answer is to an action that was shown; the rest of what was typed before it is thrown away."""
+    """edge discards what was typed before it showed the action."""
     record = folder.parent / "session.jsonl"
     arguments = ("agent", "Remove the file old.log.", "--model", tiny_q4, *SMALL, "--record", record)
     with in_terminal(folder, *arguments) as terminal:
@@ -345,7 +348,7 @@ def test_an_editor_that_fails_changes_nothing(folder: Path, tiny_q4: Path, edito
 
 @needs_sandbox
 def test_a_lost_step_is_told(folder: Path, tiny_q4: Path) -> None:
-    """Killed after an action was written down and before its work folder was kept."""
+    """edge was killed after it wrote the action to the record, and before it saved the work folder."""
     record = folder.parent / "session.jsonl"
     arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes", "--max-steps", 1)
     run(folder, "agent", "Make a folder named reports.", "--record", record, *arguments)
@@ -357,7 +360,7 @@ def test_a_lost_step_is_told(folder: Path, tiny_q4: Path) -> None:
     assert "what the last action did to the files is lost" in rows_of(record)[1]["messages"][-1]["content"]
 
 
-def test_a_person_who_thinks_takes_none_of_the_time(folder: Path, tiny_q4: Path) -> None:
+def test_the_time_of_a_persons_decision_does_not_count(folder: Path, tiny_q4: Path) -> None:
     record = folder.parent / "session.jsonl"
     arguments = ("--model", tiny_q4, *SMALL, "--record", record, "--time-limit", 10)
     with in_terminal(folder, "agent", "Remove the file old.log.", *arguments) as terminal:
@@ -371,7 +374,7 @@ def test_a_person_who_thinks_takes_none_of_the_time(folder: Path, tiny_q4: Path)
 
 
 @needs_sandbox
-def test_a_list_does_not_bring_changes_back_unasked(folder: Path, tiny_q4: Path) -> None:
+def test_with_an_allowlist_edge_still_asks_before_it_brings_back(folder: Path, tiny_q4: Path) -> None:
     (folder.parent / "allow.toml").write_text("[[command]]\nprogram = 'rm'\narguments = ['old.log']\n")
     record = folder.parent / "session.jsonl"
     options = ("--model", tiny_q4, *SMALL, "--sandbox", "--allow", folder.parent / "allow.toml")
@@ -389,12 +392,12 @@ def test_a_list_does_not_bring_changes_back_unasked(folder: Path, tiny_q4: Path)
 def test_a_closed_window_leaves_nothing(folder: Path, tiny_q4: Path, number: signal.Signals) -> None:
     temporary = Path(tempfile.mkdtemp(prefix="edge-test-"))  # short enough for a socket's path
     arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes"]
-    task = "Look at these: " + ", ".join(f"file{i}.txt" for i in range(4000))  # which takes a while to read
+    task = "Look at these: " + ", ".join(f"file{i}.txt" for i in range(4000))  # takes a while to read
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from edge.cli.main import main; main()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, "agent", task, *arguments],  # under nohup it would be ignored
+        [sys.executable, "-c", code, "agent", task, *arguments],  # nohup would ignore the signal
         cwd=folder,
         env={**environment(folder), "TMPDIR": str(temporary)},
         stdin=subprocess.DEVNULL,
@@ -419,12 +422,12 @@ def test_what_a_killed_process_left_goes_with_the_next(
         left = Path(other.stdout.readline().strip())
         (left / "file").touch()
         os.utime(left, (1, 1))
-        for name in ("edge-x-bench", "edge-x-abcdefgh", "edge-x-12345678"):  # a person's own
+        for name in ("edge-x-bench", "edge-x-abcdefgh", "edge-x-12345678"):  # folders of the user
             (tmp_path / name).mkdir(0o700 if name[-1] == "8" else 0o755)
             (tmp_path / name / "file").touch()
             os.utime(tmp_path / name, (1, 1))
         remove_folder(make_folder("edge-x-"))
-        assert left.exists()  # it is in use
+        assert left.exists()  # in use
         other.kill()
     remove_folder(make_folder("edge-y-"))
     assert left.exists()
@@ -433,7 +436,7 @@ def test_what_a_killed_process_left_goes_with_the_next(
     assert len(list(tmp_path.glob("edge-x-*/file"))) == 3
 
 
-def test_a_person_sees_that_the_model_is_at_work(folder: Path, tiny_q4: Path) -> None:
+def test_a_person_sees_that_the_model_works(folder: Path, tiny_q4: Path) -> None:
     ours, theirs = pty.openpty()
     words = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), *map(str, SMALL)]
     with subprocess.Popen(
@@ -445,14 +448,14 @@ def test_a_person_sees_that_the_model_is_at_work(folder: Path, tiny_q4: Path) ->
             seen += os.read(ours, 4096)
         assert b"The model reads and writes" in seen
         os.write(ours, b"s\n")
-        with contextlib.suppress(OSError):  # Linux ends a pseudo-terminal like this
+        with contextlib.suppress(OSError):  # how Linux ends a pseudo-terminal
             while os.read(ours, 4096):
                 pass
         assert agent.wait(60) == 0
     os.close(ours)
 
 
-def test_an_allowlist_lets_pass_and_refuses(folder: Path, tiny_q4: Path) -> None:
+def test_an_allowlist_accepts_and_refuses(folder: Path, tiny_q4: Path) -> None:
     (folder.parent / "allow.toml").write_text("[[command]]\nprogram = 'wc'\narguments = ['-l', '[a-z.]+']\n")
     record = folder.parent / "session.jsonl"
     options = (
@@ -476,15 +479,15 @@ def test_an_allowlist_lets_pass_and_refuses(folder: Path, tiny_q4: Path) -> None
     assert (folder / "old.log").exists()
 
 
-def test_wrong_files_are_told_in_one_line(folder: Path, tiny_q4: Path) -> None:
+def test_wrong_files_give_one_line(folder: Path, tiny_q4: Path) -> None:
     (folder / "rows.jsonl").write_text('{"task_id": "t", "step_idx": 0, "prompt": "x", "ref_raw": "{}"}\n')
     (folder / "template").write_text("{instruction} {state}")
     task = "Remove the file old.log."
     for arguments, what in (
         (("--resume", folder / "none.jsonl"), "cannot be read"),
-        (("--resume", folder / "rows.jsonl"), "holds no session"),
-        ((task, "--record", folder / "rows.jsonl"), "is there already"),
-        ((task, "--workdir", folder / "none"), "no folder to work in"),
+        (("--resume", folder / "rows.jsonl"), "is not a session record"),
+        ((task, "--record", folder / "rows.jsonl"), "already exists"),
+        ((task, "--workdir", folder / "none"), "is not a folder"),
         ((task, "--prompt-template", folder / "template"), "{terminal_state}"),
         ((task, "--model", folder / "rows.jsonl"), "rows.jsonl"),
     ):
@@ -512,23 +515,24 @@ def test_a_file_that_is_no_session_stays_as_it_is(folder: Path, tiny_q4: Path, c
     place = folder / "any"
     place.write_bytes(content)
     os.utime(place, (1, 1))
-    with pytest.raises(EdgeError, match=r"any: holds no session to go on with|any: is empty|any:1: "):
+    with pytest.raises(EdgeError, match=r"any: is not a session record|any: is empty|any:1: "):
         Record.resume(place)
     assert place.read_bytes() == content and place.stat().st_mtime == 1
 
 
 @pytest.mark.parametrize(
-    ("option", "what"), [("--record", "file"), ("--workdir", "folder"), ("--prompt-template", "prompt")]
+    ("option", "what"),
+    [("--record", "record"), ("--workdir", "work folder"), ("--prompt-template", "prompt")],
 )
-def test_a_resumed_session_has_its_own(folder: Path, tiny_q4: Path, option: str, what: str) -> None:
+def test_a_resumed_session_keeps_its_own(folder: Path, tiny_q4: Path, option: str, what: str) -> None:
     done = run(folder, "agent", "--resume", "x.jsonl", "--model", tiny_q4, option, folder)
     assert done.returncode == 2
-    assert f"goes on with the session's own {what}" in " ".join(done.stderr.replace("│", " ").split())
+    assert f"--resume uses the {what} of the session" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @needs_sandbox
-def test_what_was_held_back_may_come_after_the_end(folder: Path, tiny_q4: Path) -> None:
-    """Of a session that is complete, too."""
+def test_withheld_files_can_come_back_after_the_end(folder: Path, tiny_q4: Path) -> None:
+    """Also of a complete session."""
     record = folder.parent / "session.jsonl"
     arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes")
     run(folder, "agent", "Make a folder named reports.", "--record", record, "--max-steps", 1, *arguments)
@@ -569,16 +573,16 @@ def test_another_sessions_work_folder_is_not_taken(folder: Path, tiny_q4: Path) 
     kept.write_bytes(b"precious")
     arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes", "--record", record)
     done = run(folder, "agent", "Remove the file old.log.", *arguments)
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {kept}: is there already")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {kept}: already exists")
     assert kept.read_bytes() == b"precious" and not record.exists() and (folder / "old.log").exists()
 
 
 @needs_sandbox
-def test_names_of_files_steer_no_terminal(folder: Path, tiny_q4: Path) -> None:
+def test_file_names_cannot_steer_the_terminal(folder: Path, tiny_q4: Path) -> None:
     os.mkfifo(folder / "pipe\x1b]0;x\x07")
     arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes", "--max-steps", 1)
     done = run(folder, "agent", "Remove the file old.log.", *arguments)
-    assert "no files: pipe\\x1b]0;x\\x07" in done.stderr and "\x1b]" not in done.stderr
+    assert "not regular files: pipe\\x1b]0;x\\x07" in done.stderr and "\x1b]" not in done.stderr
 
 
 def test_replay_shows_any_rows_and_no_control_characters(folder: Path) -> None:
@@ -609,12 +613,11 @@ def test_replay_shows_what_was_written_whole(folder: Path) -> None:
         done = run(folder, "replay", folder / "rows.jsonl")
         assert done.returncode == 0 and "first" in done.stdout and "cond" not in done.stdout
     (folder / "rows.jsonl").write_bytes(data[: len(data) - 1] + b"\n")
-    assert (
-        "not JSON" in run(folder, "replay", folder / "rows.jsonl").stderr
-    )  # not the last line of a killed process
+    # With a line break, it is not the last line of a killed process.
+    assert "not JSON" in run(folder, "replay", folder / "rows.jsonl").stderr
 
 
-def test_keys_are_told_from_text() -> None:
+def test_keys_differ_from_text() -> None:
     commands = (Command("Enter", 0.1), Command("Enter\n", 0.1))
     shown = shown_proposal(Proposal("", "", commands, False)).plain.splitlines()
     assert "Enter (this key)" in shown[2] and "(this key)" not in shown[3]
@@ -625,7 +628,7 @@ def test_two_processes_do_not_write_one_record(tmp_path: Path) -> None:
     action = {"analysis": "", "plan": "", "commands": [], "task_complete": False}
     with Record.create(path, {"task": "x"}) as record:
         record.append([{"role": "user", "content": "x"}], json.dumps(action), action, {})
-        with pytest.raises(AgentError, match="another edge agent"):
+        with pytest.raises(AgentError, match="Another edge agent"):
             Record.resume(path)
     with Record.resume(path) as record:
         assert record.facts["task"] == "x" and record.outcome is None
@@ -634,6 +637,37 @@ def test_two_processes_do_not_write_one_record(tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="was completed"):
         Record.resume(path)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("change", [{"session": None}, {"messages": None, "prompt": "x"}])
+def test_a_row_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "session.jsonl"
+    action = {"analysis": "", "plan": "", "commands": [], "task_complete": False}
+    with Record.create(path, {"task": "x"}) as record:
+        for _ in range(2):
+            record.append([{"role": "user", "content": "x"}], json.dumps(action), action, {})
+    rows = rows_of(path)
+    changed = {name: value for name, value in (rows[1] | change).items() if value is not None}
+    data = "".join(json.dumps(row) + "\n" for row in (rows[0], changed))
+    path.write_text(data)
+    with pytest.raises(AgentError, match=r"session\.jsonl:2: is not a row of a session record"):
+        Record.resume(path)
+    assert path.read_text() == data
+
+
+def test_a_session_that_does_not_name_its_model_is_refused(folder: Path) -> None:
+    record = folder / "session.jsonl"
+    action = {"analysis": "", "plan": "", "commands": [], "task_complete": False}
+    with Record.create(record, {"task": "x"}) as kept:
+        kept.append([{"role": "user", "content": "x"}], json.dumps(action), action, {})
+    done = run(folder, "agent", "--resume", record)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {record}: does not name its model")
+
+
+def test_review_needs_no_termios() -> None:
+    """As on Windows. The terminal is imported before: tmux needs termios."""
+    code = "import edge.terminal.tmux, sys; sys.modules['termios'] = None; import edge.agent.session"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 @given(steps=st.integers(0, 12), system=st.booleans())
@@ -660,7 +694,7 @@ def test_leaving_out_older_steps_keeps_the_task_and_the_turns(steps: int, system
     assert len(messages) == (1 + system + 1) or length == 1 + system + 1
 
 
-def test_a_long_session_goes_on_without_its_older_steps(folder: Path, tiny_q4: Path) -> None:
+def test_a_long_session_continues_without_its_older_steps(folder: Path, tiny_q4: Path) -> None:
     (folder / "allow.toml").write_text("[[command]]\nprogram = 'wc'\narguments = ['-l', '[a-z.]+']\n")
     record = folder.parent / "session.jsonl"
     options = (

@@ -1,4 +1,4 @@
-"""The allowlist and the reading of shell behind it, held against real bash; and the risks that a person is shown.
+"""The allowlist and its reading of shell text, compared with real bash; and the marks for risks.
 
 .venv/bin/pytest tests/agent/test_allow.py
 """
@@ -196,7 +196,7 @@ _calls = st.lists(
 
 @st.composite
 def _nearly_plain(draw: st.DrawFn) -> str:
-    """Plain commands, with up to two other pieces put in somewhere."""
+    """Plain commands, with up to two other pieces inserted."""
     text = draw(_calls)
     for call in draw(st.lists(_calls, max_size=3)):
         text += draw(st.sampled_from([" && ", "; ", " | ", "\n", "||", ";", "|", " ;\n"])) + call
@@ -211,7 +211,7 @@ _shell = _nearly_plain() | st.lists(_pieces, min_size=1, max_size=12).map(lambda
 
 @pytest.fixture(scope="module")
 def recorders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with programs that write down how they were called, and nothing else."""
+    """A folder with programs that only record how they were called."""
     folder = tmp_path_factory.mktemp("bin")
     for name in ("p1", "p2", "p3", "mark"):
         (folder / name).write_text("#!/bin/sh\nprintf '%s\\0' '" + name + '\' "$@" END >> "$LOG"\n')
@@ -220,7 +220,7 @@ def recorders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _ran(recorders: Path, texts: Sequence[str], history: str) -> list[list[tuple[str, ...]]]:
-    """What real bash runs for each of these texts, typed one after the other into one shell."""
+    """What real bash runs for each text. All texts go into one shell, in order."""
     log = recorders / f"log-{os.getpid()}"
     log.write_text("")
     (recorders / "history").write_text("p1 from-history\np2\n")
@@ -233,7 +233,7 @@ def _ran(recorders: Path, texts: Sequence[str], history: str) -> list[list[tuple
             "PS1": "",
             "HISTFILE": str(recorders / "history"),
             "LC_ALL": "C.UTF-8",
-            # the programs that there are not
+            # for programs that do not exist
             "BASH_FUNC_command_not_found_handle%%": "() { printf '%s\\0' \"$@\" END >> $LOG; }",
         },
         cwd=recorders,
@@ -251,6 +251,7 @@ def _ran(recorders: Path, texts: Sequence[str], history: str) -> list[list[tuple
     return ran
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts=st.lists(_shell, min_size=10, max_size=30), history=st.sampled_from(["+o", "-o"]))
 def test_bash_runs_exactly_what_was_read(recorders: Path, texts: list[str], history: str) -> None:
@@ -260,28 +261,28 @@ def test_bash_runs_exactly_what_was_read(recorders: Path, texts: list[str], hist
             commands = read_commands(text)
         except UnreadableError:
             continue
-        # The shell's own commands run without a record, and names with a folder are not looked for.
+        # Builtins leave no record, and bash does not search for names that contain a folder.
         if not any(command.program in BUILTINS or "/" in command.program for command in commands):
             passed.append((text, [(command.program, *command.arguments) for command in commands]))
     ran = _ran(recorders, [text for text, _ in passed], history)
-    assert len(ran) == len(passed) + 1  # each text left the shell at a fresh prompt
+    assert len(ran) == len(passed) + 1  # after each text the shell is at a new prompt
     for (text, read), calls in zip(passed, ran, strict=False):
-        if "||" in text:  # what stands after it does not run
+        if "||" in text:  # the command after it may not run
             assert not Counter(calls) - Counter(read) and bool(calls) == bool(read), text
         else:
-            assert sorted(calls) == sorted(read), text  # the commands of a pipe run at once
+            assert sorted(calls) == sorted(read), text  # the commands of a pipe run in parallel
 
 
-def test_bash_is_seen_where_it_differs(recorders: Path) -> None:
+def test_the_recorders_see_what_bash_does(recorders: Path) -> None:
     assert _ran(recorders, ["p1 a\n", "p2 $((1+1)) {x,y} #z\n", "p3 'a\n", "b'\n"], "+o")[:2] == [
         [("p1", "a")],
         [("p2", "2", "x", "y")],
     ]
     assert _ran(recorders, ["!p1\n"], "-o")[0] == [("p1", "from-history")]
-    assert len(_ran(recorders, ["p3 'a\n"], "+o")) == 1  # the mark became part of the quotation
+    assert len(_ran(recorders, ["p3 'a\n"], "+o")) == 1  # the mark became a part of the quoted text
 
 
-def test_each_command_of_the_shell_was_thought_of(tmp_path: Path) -> None:
+def test_each_builtin_of_bash_is_refused_or_harmless(tmp_path: Path) -> None:
     harmless = set(
         ": break caller cd continue dirs echo exit false help kill logout popd pushd pwd return shift times "
         "true type ulimit umask".split()
@@ -314,7 +315,7 @@ def test_no_text_breaks_the_readers(allowlist: Allowlist, text: str) -> None:
 
 
 def test_a_letter_of_any_plane_after_a_brace_is_read(allowlist: Allowlist) -> None:
-    # tree-sitter-bash's scanner looks such letters up in C's table of 384: far ones ended the process.
+    # The scanner of tree-sitter-bash looks up such letters in a C table of 384 entries: other ones stopped the process.
     for letter in [*range(0x80, 0xD800, 97), *range(0xE000, 0x110000, 4099), 0x10FFFF]:
         for text in (f"echo ${{{chr(letter)}}}\n", f"echo {{{chr(letter)}\n", f"{{1..{chr(letter)}}}\n"):
             assert refusal(allowlist, text)
@@ -339,7 +340,7 @@ def keystrokes_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", [embedded_rows(), SHARED], ids=["embedded", "terminal-bench"])
 def test_real_keystrokes_are_read(allowlist: Allowlist, path: Path) -> None:
     if not path.exists():
-        pytest.skip("the recorded sessions are not here")
+        pytest.skip("the recorded sessions are missing")
     found = keystrokes_of(path)
     readable = 0
     for keystrokes in found:
@@ -356,26 +357,29 @@ def test_real_keystrokes_are_read(allowlist: Allowlist, path: Path) -> None:
     ("text", "what"),
     [
         ("[[command]]\nprogram = 'ls'\nargument = []\n", "unknown key 'argument'"),
-        ("[[command]]\nprogram = 'ls'\narguments = ['(']\n", "no regular expression of RE2"),
-        ("[[command]]\nprogram = 'ls'\narguments = '-l'\n", "must be a list of texts"),
-        ("[[command]]\nprogram = 'ls -l'\n", "a program's plain name"),
+        ("[[command]]\nprogram = 'ls'\narguments = ['(']\n", "is not an RE2 regular expression"),
+        ("[[command]]\nprogram = 'ls'\narguments = '-l'\n", "must be a list of strings"),
+        ("[[command]]\nprogram = 'ls -l'\n", "the plain name of a program"),
         ("[[command]]\nprogram = 'eval'\n", "cannot be allowed"),
         ("[[command]]\narguments = []\n", "program is missing"),
         ("[[command]]\nprogram = 'ls'\nmax_arguments = -1\n", "whole number"),
-        ("keys = ['Ctrl-C']\n", "cannot be allowed; these can"),
+        ("keys = ['Ctrl-C']\n", "cannot be allowed; use only"),
         ("command = ['ls']\n", "[[command]]"),
         ("[[command\n", "is not TOML"),
         ("keys = 1\n", "must be a list"),
-        ("[[command]]\nprogram = '%1'\n", "a program's plain name"),
-        ("[[command]]\nprogram = 'l s'\n", "a program's plain name"),
-        ("[[command]]\nprogram = '../x\\n'\n", "a program's plain name"),
-        ("[[command]]\nprogram = 'ls'\narguments = ['(a{1000}){1000}']\n", "no regular expression of RE2"),
+        ("[[command]]\nprogram = '%1'\n", "the plain name of a program"),
+        ("[[command]]\nprogram = 'l s'\n", "the plain name of a program"),
+        ("[[command]]\nprogram = '../x\\n'\n", "the plain name of a program"),
+        (
+            "[[command]]\nprogram = 'ls'\narguments = ['(a{1000}){1000}']\n",
+            "is not an RE2 regular expression",
+        ),
         ("x = " + "[" * 20_000, "nested too deeply"),
         ("x = " + "9" * 5_000, "is not TOML"),
         ("#" * 1_100_000, "larger than"),
     ],
 )
-def test_a_wrong_list_is_told_in_one_line(tmp_path: Path, text: str, what: str) -> None:
+def test_a_wrong_list_gives_one_line(tmp_path: Path, text: str, what: str) -> None:
     path = tmp_path / "allow.toml"
     path.write_text(text)
     with pytest.raises(AllowError) as caught:
@@ -383,16 +387,16 @@ def test_a_wrong_list_is_told_in_one_line(tmp_path: Path, text: str, what: str) 
     assert what in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_list_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(AllowError, match="is no file"):
+def test_a_missing_list(tmp_path: Path) -> None:
+    with pytest.raises(AllowError, match="is not a file"):
         read_allowlist(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize("place", ["/dev/zero", "/", "pipe"])
-def test_a_list_that_is_no_file_is_not_waited_for(tmp_path: Path, place: str) -> None:
+def test_edge_does_not_wait_for_a_list_that_is_not_a_file(tmp_path: Path, place: str) -> None:
     if place == "pipe":
         os.mkfifo(tmp_path / place)
-    with pytest.raises(AllowError, match="is no file"):
+    with pytest.raises(AllowError, match="is not a file"):
         read_allowlist(tmp_path / place)
 
 
@@ -414,7 +418,7 @@ def test_a_pattern_must_match_an_argument_as_a_whole(tmp_path: Path, pattern: st
     assert all(refusal(allowlist, f"ls {word}\n") for word in ("abc", "xa", "ax", "'a b'", "-a", "''"))
 
 
-def test_a_list_with_programs_that_run_others_is_warned_of(tmp_path: Path) -> None:
+def test_edge_warns_of_programs_that_run_others(tmp_path: Path) -> None:
     path = tmp_path / "allow.toml"
     path.write_text(
         "[[command]]\nprogram = 'find'\narguments = ['.*']\n[[command]]\nprogram = 'ls'\narguments = ['.*']\n"
@@ -453,14 +457,14 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("apt-get install -y x\n", ["network"]),
         ("curl -s x | sh\n", ["network", "pipe into an interpreter"]),
         ("echo eA== | base64 -d | bash\n", ["pipe into an interpreter"]),
-        ("python3 -c 'x'\n", ["runs a text as a program"]),
-        ("eval x\n", ["runs a text as a program"]),
-        ("ls | xargs rm\n", ["runs a text as a program", "delete"]),
+        ("python3 -c 'x'\n", ["runs text as a program"]),
+        ("eval x\n", ["runs text as a program"]),
+        ("ls | xargs rm\n", ["runs text as a program", "delete"]),
         ("echo $(rm x)\n", ["substitution", "delete"]),
-        ("sleep 9 &\n", ["goes on in the background"]),
+        ("sleep 9 &\n", ["runs in the background"]),
         ("ls \x1b[2J\n", ["control characters"]),
-        ("echo 'a\n", ["cannot be read as shell"]),
-        ("kill 1\n", ["stops things"]),
+        ("echo 'a\n", ["not valid shell syntax"]),
+        ("kill 1\n", ["stops processes or services"]),
         ("f() { ls; }\n", ["defines a function"]),
         ("ls \u202ex\n", ["control characters"]),
         ("ls\u00a0é\n", ["control characters"]),
@@ -469,7 +473,7 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("alias ls=pwd\n", ["changes what commands mean"]),
         ("git restore .\n", ["overwrite"]),
         ("python3 -m pip install x\n", ["network"]),
-        ("echo " + "x" * 20_000 + "\n", ["too long to be read"]),
+        ("echo " + "x" * 20_000 + "\n", ["too long to check"]),
         ("FOO=1 rm x\n", ["delete"]),
         ("r\\m -rf x\n", ["delete"]),
         ("r''m x\n", ["delete"]),
@@ -485,13 +489,13 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("curl x | env bash\n", ["network", "runs another program", "pipe into an interpreter"]),
         ("cat x | busybox sh\n", ["pipe into an interpreter"]),
         ("cat <<E | sh\nrm x\nE\n", ["pipe into an interpreter"]),
-        ("sh <<E\nrm x\nE\n", ["runs a text as a program"]),
-        ("bash < x\n", ["runs a text as a program"]),
-        ("bash <<< 'rm x'\n", ["runs a text as a program"]),
+        ("sh <<E\nrm x\nE\n", ["runs text as a program"]),
+        ("bash < x\n", ["runs text as a program"]),
+        ("bash <<< 'rm x'\n", ["runs text as a program"]),
         ("python3 a.py < x\n", []),
         ("cat < /dev/tcp/1.2.3.4/80\n", ["network"]),
-        ("echo x >> ~/.bashrc\n", ["writes a file that others may obey"]),
-        ("echo x > .env\n", ["overwrite", "writes a file that others may obey"]),
+        ("echo x >> ~/.bashrc\n", ["writes a file that other programs act on"]),
+        ("echo x > .env\n", ["overwrite", "writes a file that other programs act on"]),
         ("grep sh x | cat\n", []),
     ],
 )
@@ -499,7 +503,7 @@ def test_risks_are_marked(keystrokes: str, kinds: list[str]) -> None:
     assert {risk.kind for risk in risks(keystrokes)} == set(kinds)
 
 
-def test_a_risk_is_marked_where_it_stands() -> None:
+def test_a_risk_is_marked_at_its_place() -> None:
     keystrokes = "cd é && rm x; ls\n"
     (risk,) = risks(keystrokes)
     assert keystrokes[risk.start : risk.end] == "rm x"
@@ -533,7 +537,7 @@ def test_the_list_in_the_docs_does_what_it_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("between", ["&&", "||", "|", "&&  ", "|\n"])
 def test_a_command_that_goes_on_over_a_line_break_is_refused(tmp_path: Path, between: str) -> None:
-    """The shell would ask for the rest, without the prompt at which lines are typed."""
+    """The shell would wait for the rest without the prompt at which edge types lines."""
     (tmp_path / "allow.toml").write_text("[[command]]\nprogram = 'ls'\n")
     allowlist = read_allowlist(tmp_path / "allow.toml")
     assert "over a line break" in str(refusal(allowlist, f"ls {between}\nls\n"))

@@ -1,4 +1,4 @@
-"""Keystrokes that a list allows, in a real terminal: what runs is what was read, whatever else has the keyboard.
+"""Allowed keystrokes in a real terminal: bash runs what edge read, even if another program has the keyboard.
 
 .venv/bin/pytest tests/agent/test_allow_terminal.py
 """
@@ -14,10 +14,13 @@ from edge.agent.allow import Allowlist, read_allowlist, refusal
 from edge.terminal.sandbox import Sandbox
 from edge.terminal.tmux import SHELL, Terminal
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 
-PROGRAMS = ("cat", "echo", "head", "grep", "sleep", "dd", "pwd")  # not touch
-# Each is allowed to its last line; were a part of a line read by another program, `touch pwned` would run.
+PROGRAMS = ("cat", "echo", "head", "grep", "sleep", "dd", "pwd")  # not `touch`
+# The list allows every line. If another program reads a part of a line, `touch pwned` runs.
 ATTACKS = {
     "a program reads the beginning of the next line": ["head -c 4\ncat touch pwned\n"],
     "the same over two commands": ["head -c 4\n", "cat touch pwned\n"],
@@ -40,12 +43,12 @@ def allowlist(tmp_path_factory: pytest.TempPathFactory) -> Allowlist:
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "this did not happen in time"
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.02)
 
 
-def test_without_care_a_part_of_an_allowed_line_runs(allowlist: Allowlist, tmp_path: Path) -> None:
-    """What the tests below would see, if lines were typed as they come."""
+def test_if_edge_does_not_wait_a_part_of_an_allowed_line_runs(allowlist: Allowlist, tmp_path: Path) -> None:
+    """What the tests below would see if edge did not wait for the prompt."""
     (keystrokes,) = ATTACKS["a program reads the beginning of the next line"]
     assert refusal(allowlist, keystrokes) is None
     with Terminal.start(cwd=tmp_path) as terminal:
@@ -77,7 +80,7 @@ def test_lines_are_typed_in_turn_each_at_its_prompt(tmp_path: Path) -> None:
         until((tmp_path / "4").exists)
 
 
-def test_keys_end_what_runs_and_the_shell_is_heard_again(tmp_path: Path) -> None:
+def test_keys_end_a_program_and_the_shell_reads_again(tmp_path: Path) -> None:
     with Terminal.start(cwd=tmp_path) as terminal:
         assert terminal.send_lines("cat\n")
         assert not terminal.send_lines("echo a > 1\n")
@@ -107,13 +110,13 @@ def test_the_shell_in_the_sandbox_is_known_too(tmp_path: Path) -> None:
         assert terminal.send_lines("head -c 4\n")
         assert not terminal.send_lines("cat touch pwned\n")
         assert terminal.send_lines("C-c")
-        assert terminal.send_lines("exit\n")  # another shell follows
+        assert terminal.send_lines("exit\n")  # a new shell starts
         assert terminal.send_lines("ls; echo at the end\n")
         until(lambda: terminal.screen().count("at the end") == 2)
         assert "pwned\nat" not in terminal.screen()
 
 
-# What a file that is shown may ask of a terminal; tmux answers in the shell's input, before the next line.
+# What a displayed file can ask the terminal. tmux replies into the shell's input, before the next line.
 ASKS = {
     "its colour, set before to a path's digits": b"\x1b]10;rgb:de/ad/be\x07\x1b]10;?\x07",
     "where the cursor is": b"\x1b[6n",
@@ -155,7 +158,7 @@ def test_what_a_file_asks_the_terminal_is_no_part_of_a_command(
 
 
 def test_without_a_new_line_the_answer_is_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the test above would see."""
+    """What the test above would see if edge did not clear the line."""
     monkeypatch.setattr("edge.terminal.tmux._ANEW", b"")
     asking(tmp_path, FIRST)
     with Terminal.start(cwd=tmp_path) as terminal:

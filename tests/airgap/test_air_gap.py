@@ -26,6 +26,8 @@ from edge.airgap.bundle import pack
 from edge.airgap.wheels import EDGE, Needed, make_wheels, needed, repack
 from edge.answer.action import parse_action
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 # Every call that could reach another machine, also one that asks for a name: a lookup sends to a server's address.
 CALLS = "trace=connect,sendto,sendmsg,sendmmsg,socket"

@@ -28,6 +28,8 @@ from edge.airgap.unbundle import unbundle
 from edge.airgap.wheels import Needed, make_wheels
 from edge.errors import BundleError, EdgeError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING = Needed({}, ())
 

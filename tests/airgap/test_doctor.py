@@ -127,7 +127,7 @@ def test_a_context_that_the_model_does_not_have(smol: Path) -> None:
     unknown = Memory(None, None)
     most = fit(smol, unknown).context_max
     with pytest.raises(
-        ContextError, match=f"has a context of at most {most} tokens, not {most + 1}$"
+        ContextError, match=f"has a context length of {most} tokens, less than {most + 1}$"
     ) as caught:
         doctor(smol, context=most + 1)
     assert str(caught.value).startswith(f"{smol}: ")

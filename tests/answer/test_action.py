@@ -1,4 +1,4 @@
-"""edge.action: reading an action, and ending one validly wherever it is cut.
+"""edge.answer.action: actions are read strictly, and closed validly wherever they are cut.
 
 Run: python -m pytest tests/answer/test_action.py
 """

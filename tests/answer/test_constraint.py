@@ -1,4 +1,4 @@
-"""Token by token: what edge.answer.constraint lets through, and that its answers agree with one another.
+"""edge.answer.constraint, token by token: what it accepts, and that its methods agree with each other.
 
 Run: python -m pytest tests/answer/test_constraint.py
 """
@@ -169,6 +169,7 @@ def test_another_grammar_can_be_used() -> None:
     assert constraint.accepts(tokenizer.tokenize_bytes(b"!")[0]) and not constraint.accepts(yes)
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_runs_closed_at_random_budgets_are_valid() -> None:
     runs = random_runs()
     assert len(runs) == 10_000

@@ -1,4 +1,4 @@
-"""edge/grammar.gbnf: what it takes and refuses, read by llguidance and by llama.cpp alike.
+"""edge/grammar.gbnf: what it accepts and refuses, in llguidance and in llama.cpp.
 
 Run: python -m pytest tests/answer/test_grammar.py
 """
@@ -118,7 +118,7 @@ def test_takes_every_sample_and_every_real_answer() -> None:
 
 
 def mutations(text: str, rng: random.Random) -> str:
-    """One small change: a character gone, doubled, put in or swapped with another one."""
+    """One small change: a character removed, doubled, inserted, or swapped with another one."""
     at, other = rng.randrange(len(text)), rng.randrange(len(text))
     match rng.randrange(5):
         case 0:
@@ -134,7 +134,7 @@ def mutations(text: str, rng: random.Random) -> str:
 
 
 def test_llguidance_llama_cpp_and_the_scanner_agree() -> None:
-    """On hand-made texts, all samples, small changes of samples, and whatever real answers are at hand."""
+    """On hand-written texts, all samples, small changes of samples, and real answers if there are any."""
     rng = random.Random(2)
     samples = [text.decode() for text in sample_texts()]
     texts = [*TAKEN, *REFUSED, *samples, *(mutations(rng.choice(samples), rng) for _ in range(400))]

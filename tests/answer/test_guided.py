@@ -1,4 +1,4 @@
-"""Answers under any schema or grammar: valid at every budget, on the real models; and texts with stops.
+"""Answers under any schema or grammar are valid at every budget, with real models; and texts with stops.
 
 .venv/bin/pytest tests/answer/test_guided.py
 """
@@ -17,8 +17,10 @@ from edge.answer.guided import Endings, Guide, compile_guide, guided_answer, tex
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer
 from edge.errors import GrammarError
-from edge.llama.engine import Job, Writer
+from edge.llama.jobs import Job, Writer
 from edge.runner import Runner
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +174,7 @@ _whole: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
     ],
 )
 def test_what_fits_is_found(tiny: Runner, endings: Endings, schema: dict[str, Any], room: int) -> None:
-    """`room` is the number of bytes of a short valid text, so that it fits, whatever the tokens."""
+    """`room` is the number of bytes of a short valid text, so it fits with any tokens."""
     guide = compile_guide(tiny.vocabulary, "schema", json.dumps(schema))
     assert len(endings.first(guide, room)) <= room
     answer = guided(tiny, endings, guide, room, [])
@@ -224,7 +226,7 @@ def test_names_that_may_come_twice_are_refused(tiny: Runner) -> None:
 
 
 def test_a_costly_answer_takes_little_memory_and_time(tiny: Runner, endings: Endings) -> None:
-    """Counted in looks for an ending, not in seconds: a known one, or its rest, is kept where it holds."""
+    """Counts searches for an ending, not seconds: a known ending, or its rest, is reused while it is valid."""
     for schema in (
         {"type": "string", "minLength": 400, "maxLength": 400},
         {"type": "string", "minLength": 300},

@@ -1,4 +1,4 @@
-"""What edge closes is read by Terminus-2's own parser, taken from the harbor wheel (one standard-library file).
+"""Terminus-2's own parser reads what edge closes. It is one file of the harbor wheel and needs only Python.
 
 Run: python -m pytest tests/answer/test_harbor.py
 `make test` puts the wheel into build/harbor; without it these tests are skipped.
@@ -20,7 +20,7 @@ def test_the_parser_does_find_faults(terminus: Any) -> None:
 
 
 def closed_beginnings(data: bytes, every: int = 1) -> list[str]:
-    """The text as it would come out if the budget ended after each `every` bytes."""
+    """The text as edge closes it if the budget ends after each `every` bytes."""
     scanner, texts = ActionScanner(), []
     for at in range(0, len(data) + every, every):
         keep, ending = scanner.closing()

@@ -1,4 +1,4 @@
-"""Sampling against the plain definition of each parameter.
+"""Sampling agrees with the plain definition of each parameter.
 
 pytest tests/answer/test_sampling.py
 """

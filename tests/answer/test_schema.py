@@ -1,4 +1,4 @@
-"""The action's JSON schema says what grammar.gbnf says: what one takes the other takes.
+"""The JSON schema of the action agrees with grammar.gbnf: each accepts what the other accepts.
 
 pytest tests/answer/test_schema.py
 """
@@ -21,7 +21,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def ordered(strategies: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with the keys in this order, which the grammar asks for."""
+    """Objects with the keys in this order, which the grammar requires."""
     return st.tuples(*strategies.values()).map(lambda values: dict(zip(strategies, values, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""edge.style and forced text: the style learned is the one written, and forced tokens are the tokenizer's own.
+"""edge.answer.style and forced text: the learned style is the written one; forced tokens are the tokenizer's own.
 
 Run: python -m pytest tests/answer/test_style.py
 """
@@ -60,7 +60,7 @@ def tiny_answers(tiny_folder: Path) -> list[str]:
 
 
 def takes(style: Style, text: bytes) -> bool:
-    """Whether the style's grammar takes the text as a beginning."""
+    """Whether the style's grammar accepts the text as a beginning."""
     constraint = Constraint(smol_tokenizer(), style_grammar(style))
     for token in smol_tokenizer().tokenize_bytes(text):
         if not constraint.accepts(token):
@@ -223,7 +223,7 @@ def test_closing_a_string_is_a_quote_and_what_it_forces(style) -> None:
 
 
 def own_tokens(vocabulary: Vocabulary, text: str) -> list[int]:
-    """The text's tokens in the tokenizer's own encoding, on a new line, where the prompt leaves the model."""
+    """The text in the tokenizer's own tokens, after a line break, where a prompt ends."""
     tokens = vocabulary.encode("a\n" + text, special=False)
     count = next(n for n in range(len(tokens)) if vocabulary.text(tokens[:n]).endswith("\n"))
     assert vocabulary.text(tokens[count:]) == text
@@ -231,7 +231,7 @@ def own_tokens(vocabulary: Vocabulary, text: str) -> list[int]:
 
 
 def forced_share(vocabulary: Vocabulary, texts: list[str], name: StyleName = "auto") -> float:
-    """Write the texts' own tokens, take what is forced, and check that it is the same; how much was forced."""
+    """Write the texts in their own tokens and check that forced tokens agree; returns how many were forced."""
     forced = total = 0
     for text in texts:
         own, i, last = own_tokens(vocabulary, text), 0, None
@@ -313,7 +313,7 @@ def test_special_tokens_are_written_as_text(smol: Vocabulary) -> None:
 
 
 def spm_file(path: Path, blank: bool) -> Path:
-    """A SentencePiece vocabulary: `blank` is whether it puts a blank before every text."""
+    """A SentencePiece vocabulary. `blank`: whether it puts a blank before every text."""
     words = ['":', '",', '_"', '_"p', '"p', "pl", "an", "plan", "\n_", "__", "\n__", "[]"]
     words = [word.replace("_", "\u2581") for word in words]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]

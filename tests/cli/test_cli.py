@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = ["convert", "run", "eval", "score", "compare", "report", "prompt", "models", "doctor"]
 
 
@@ -122,7 +124,7 @@ def test_run_prints_the_action_alone_to_a_pipe(tiny_q4: Path, tmp_path: Path) ->
     done = edge("run", "List the files in notes.", "--model", tiny_q4, "--max-tokens", 200)
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("placement: CPU, ")
-    assert "1 answer at once" in done.stderr
+    assert "1 answer at a time" in done.stderr
     assert list(json.loads(done.stdout)) == ["analysis", "plan", "commands", "task_complete"]
     from_stdin = edge("run", "--model", tiny_q4, "--max-tokens", 200, stdin="List the files in notes.\n")
     assert from_stdin.stdout == done.stdout

@@ -27,7 +27,10 @@ from edge.formats.gguf import read_layout, read_tensors
 from edge.llama.library import load_model
 from edge.system.paths import embedded_rows
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them"),
+]
 
 PLACES = 200
 # Reads file names and what to flip from standard input; says what came of each. A crash ends it.
@@ -157,7 +160,7 @@ def test_a_flipped_bit_in_a_file_without_checksums(copy: Any, tiny_bf16: Path) -
     ]
     told = ask(path, fatal)
     assert all(
-        "damaged, or of a kind that llama.cpp cannot run: it ends the process (SIG" in t for t in told
+        "damaged, or of a kind that llama.cpp cannot run: it stops the process (SIG" in t for t in told
     ), told
     places = [*places_of(path, 72, 0, header_end)[:6], *places_of(path, 75, header_end)[:6]]
     assert len(ask(path, places)) == len(places)
@@ -241,7 +244,15 @@ def test_weights_that_are_no_numbers(
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[Edge]:
-    modules = ("runner", "evaluate", "calibrate", "measure", "encode", "inspect_model", "verify")
+    modules = (
+        "runner",
+        "replay.run",
+        "measure.calibrate",
+        "measure.run",
+        "llama.encode",
+        "conversion.inspect",
+        "conversion.verify",
+    )
     with Edge.started(*(f"edge.{name}" for name in modules)) as started:
         yield started
 
@@ -350,7 +361,7 @@ def test_absurd_messages(
     assert shown.status == 0 and all(isinstance(i, int) for i in json.loads(shown.out))
     if name in ("words", "one letter"):
         assert asked.status == 1 and asked.err.count("\n") == 1
-        assert "do not fit into this model's context of 32768" in asked.err
+        assert "do not fit into the context length of this model, 32768" in asked.err
     else:
         assert asked.status == 0 and json.loads(asked.out)["commands"] == [], asked
 

@@ -26,19 +26,22 @@ from forks import Edge, Ended
 from edge.formats.checksum import damage
 from edge.system.paths import embedded_rows
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals as Linux has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits and signals as Linux has them"),
+]
 
 MODULES = (
     "runner",
-    "evaluate",
-    "calibrate",
-    "measure",
-    "report",
-    "report_page",
+    "replay.run",
+    "measure.calibrate",
+    "measure.run",
+    "report.build",
+    "report.page",
     "sweep",
-    "score",
-    "compare",
-    "defaults",
+    "replay.score",
+    "compare.run",
+    "cli.defaults",
 )
 LONG = ("convert", "imatrix", "eval", "measure", "report", "sweep", "run")
 WRITING = ("convert", "imatrix", "eval", "measure", "report", "score", "compare", "run")

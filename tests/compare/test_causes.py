@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from edge.answer.answering import Answering
 from edge.cli.main import app
 from edge.compare.causes import KINDS, Cause, causes, causes_json, causes_markdown
 from edge.errors import ResultError
+from edge.llama.loading import Loading
 from edge.replay.result import read_result
 from edge.replay.rows import read_rows
 from edge.replay.run import evaluate
@@ -40,8 +42,15 @@ def runs(tiny_bf16: Path, tiny_q4: Path, tmp_path_factory: pytest.TempPathFactor
     paths = {}
     for name, (model, how) in made.items():
         paths[name] = folder / f"{name}.json"
-        settings = {"limit": ROWS, "max_tokens": 256, "parallel": 1, "threads": 1, **how}
-        evaluate(models[model], embedded_rows(), paths[name], **settings)
+        limit, parallel = how.pop("limit", ROWS), how.pop("parallel", 1)
+        evaluate(
+            models[model],
+            embedded_rows(),
+            paths[name],
+            limit=limit,
+            answering=Answering(256, **how),
+            loading=Loading(parallel=parallel, threads=1),
+        )
     return paths
 
 
@@ -79,6 +88,7 @@ def scores(path: Path) -> float:
     return float(100 * read_result(path)["aggregate"]["avg_command_f1"])
 
 
+@pytest.mark.slow
 def test_each_cause_is_told_from_the_others(runs: dict[str, Path]) -> None:
     """All runs of the same rows at once: what differs in two things is in no pair, and the baseline is first."""
     names = ["q4-free", "q4", "bf16-parallel", "bf16-no-thought", "bf16-free", "bf16"]
@@ -159,10 +169,10 @@ def test_a_pair_by_unequal_names_says_so(runs: dict[str, Path], changed: Callabl
     longer = changed("q4", "longer", model="Tiny Terminal 6M (Q4_K_M, edge)")
     cause = only(causes([runs["bf16"], longer]))
     assert (
-        "That tiny-terminal and Tiny Terminal 6M are of one checkpoint is taken from their names alone."
+        "Check that tiny-terminal and Tiny Terminal 6M come from one checkpoint: edge could compare only their names."
         in (cause.part.notes)
     )
-    assert not any("names alone" in note for note in only(causes([runs["bf16"], runs["q4"]])).part.notes)
+    assert not any("only their names" in note for note in only(causes([runs["bf16"], runs["q4"]])).part.notes)
 
 
 def test_a_thought_that_never_came_is_none(runs: dict[str, Path]) -> None:
@@ -171,7 +181,7 @@ def test_a_thought_that_never_came_is_none(runs: dict[str, Path]) -> None:
     assert all(step["thought"] is None for path in short for step in read_result(path)["per_step"])
     cause = only(causes(short))
     assert cause.kind == "noise floor"
-    assert "thought of up to" in cause.what and "none was written" in cause.what
+    assert "thought of up to" in cause.what and "no thought was written" in cause.what
     assert all(figure.difference == 0 for figure in cause.part.figures)
 
 
@@ -269,7 +279,13 @@ def test_vllm_against_our_bf16(shared: Path, smollm2_bf16: Path, tmp_path: Path)
     assert len(chosen) == 2
     short.write_text("\n".join(chosen) + "\n", encoding="utf-8")
     free, held = tmp_path / "free.json", tmp_path / "held.json"
-    result = evaluate(smollm2_bf16, short, free, constrained=False, max_tokens=256, parallel=1, threads=1)
+    result = evaluate(
+        smollm2_bf16,
+        short,
+        free,
+        answering=Answering(constrained=False, max_tokens=256),
+        loading=Loading(parallel=1, threads=1),
+    )
     result["sampling"]["constrained"] = True  # a run of its own would take ten seconds more
     held.write_text(json.dumps(result), encoding="utf-8")
     assert pairs(causes([held, free, published])) == {
@@ -278,8 +294,8 @@ def test_vllm_against_our_bf16(shared: Path, smollm2_bf16: Path, tmp_path: Path)
     }
     cause = only(causes([free, published]))
     assert cause.what == "vLLM → edge, BF16" and cause.part.joined == 2
-    assert any("holds no hashes" in note for note in cause.part.notes)
-    assert any("names alone" in note for note in cause.part.notes)
+    assert any("has no row hashes" in note for note in cause.part.notes)
+    assert any("only their names" in note for note in cause.part.notes)
     assert causes([held, published]) == ()  # engine and grammar
 
 
@@ -287,7 +303,7 @@ def test_what_is_no_result_is_refused(runs: dict[str, Path], tmp_path: Path) -> 
     figures = tmp_path / "figures.json"
     figures.write_text(json.dumps({"aggregate": {"avg_command_f1": 0.5}}), encoding="utf-8")
     for results, reason in [
-        ([runs["bf16"], figures], "figures.json: holds no steps: causes are told apart step by step"),
+        ([runs["bf16"], figures], "figures.json: contains no steps; --causes compares results step by step"),
         ([runs["bf16"], tmp_path / "none.json"], "none.json: cannot be read"),
         ([runs["bf16"], runs["bf16"]], "bf16.json: is given twice"),
     ]:
@@ -301,7 +317,7 @@ def test_markdown(runs: dict[str, Path], changed: Callable[..., Path]) -> None:
     text = causes_markdown(found)
     assert "| cause        | from → to " in text and "| quantization | BF16 → Q4_K_M, constrained" in text
     assert "## noise floor: BF16 twice: parallel 1 and 8\n" in text
-    assert f"{runs['q4']} against {runs['bf16']}." in text
+    assert f"{runs['q4']} compared with {runs['bf16']}." in text
     for cause in found:
         for figure in cause.part.figures:
             if figure.name in ("score", "first_cmd_exact_pct", "valid_json_pct"):
@@ -310,7 +326,7 @@ def test_markdown(runs: dict[str, Path], changed: Callable[..., Path]) -> None:
     assert (
         skipped.count("The reference left out 1 row that did not fit into its context.") == 1
     )  # of two pairs
-    assert "No two of these results differ in one thing alone" in causes_markdown(())
+    assert "No two of these results differ in exactly one thing" in causes_markdown(())
 
 
 def test_command(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,8 +351,8 @@ def test_command(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFi
     assert set(json.loads(out.read_text(encoding="utf-8"))) == {"causes"}
     # a reference that is among the results is one run, and published figures are none
     assert edge("compare", given[0], "--causes", "--reference", given[0]) == 0
-    assert "differ in one thing alone: no cause" in capsys.readouterr().out
+    assert "differ in exactly one thing" in capsys.readouterr().out
     assert edge("compare", given[0], "--causes", "--reference", "lfm2.5-8b-a1b-terminal") == 0
-    assert "no cause can be told" in capsys.readouterr().out
+    assert "cannot name the cause" in capsys.readouterr().out
     assert edge("compare", *given) == 2
     assert "give --reference, --causes, or both" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_figures_and_intervals_by_hand(tmp_path: Path) -> None:
         "same_text_pct": 25.0,
     }
     assert part.notes[-1] == (
-        "Only 2 tasks: intervals are too narrow, and a difference outside of them is no finding."
+        "Only 2 tasks: the intervals are too narrow, so they show neither a loss nor a gain."
     )
 
 
@@ -168,7 +168,7 @@ def test_only_common_steps_count(tmp_path: Path) -> None:
     found = {figure.name: figure for figure in part.figures}
     assert (found["score"].reference, found["score"].ours) == (66.67, 100.0)  # of a and b, step 0, alone
     text = compare([ours], tmp_path / "base.json").to_markdown()
-    assert "2 steps of 2 tasks joined; not joined: 1 only in ours, 2 only in the reference." in text
+    assert "Paired: 2 steps of 2 tasks. Not paired: 1 only in ours, 2 only in the reference." in text
 
 
 def test_steps_without_a_sample(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_published_figures(tmp_path: Path) -> None:
     assert found["avg_command_recall"].reference == 0.5431
     assert brief(found["has_plan_pct"]) == (None, 100.0, None, None, None, "not published")
     text = comparison.to_markdown()
-    assert "published figures of 303 steps, ours are of 2 steps" in text and "interval |" not in text
+    assert "published figures of 303 steps; our result has 2 steps." in text and "interval |" not in text
     assert "The runs differ: max_tokens is 1024 in the reference, 256 in ours." in text
     # a file that holds an aggregate alone is the same kind of reference
     alone = tmp_path / "alone.json"
@@ -230,19 +230,23 @@ def test_bad_references_and_results(tmp_path: Path) -> None:
         (
             [ours],
             "no-such-model",
-            r"no-such-model: no such file; no known model of this name; known: .*smollm2",
+            r"no-such-model: no such file; no known model has this name; the known names are .*smollm2",
         ),
         ([ours], "smollm2-135m-instruct", "no figures were published for this model"),
         ([ours], tmp_path / "none.json", "none.json: cannot be read: No such file"),
         ([tmp_path / "none.json"], str(ours), "none.json: cannot be read: No such file"),
-        ([other], ours, "other.json: no step can be joined with .*ours.json: they hold different steps"),
+        (
+            [other],
+            ours,
+            "other.json: has no step in common with .*ours.json; compare results of the same rows",
+        ),
         (
             [another],
             ours,
-            r"another.json and .*: 1 step has other rows \(a step 0\): the results cannot be paired",
+            r"another.json and .*: 1 step has different rows \(a step 0\): the results cannot be paired",
         ),
-        ([empty], ours, "empty.json: holds no steps"),
-        ([empty], "lfm2.5-8b-a1b-terminal", "empty.json: holds no steps"),
+        ([empty], ours, "empty.json: contains no steps"),
+        ([empty], "lfm2.5-8b-a1b-terminal", "empty.json: contains no steps"),
         ([], ours, "no result to compare"),
         ([ours, tmp_path / "x" / ".." / "ours.json"], ours, r"x/\.\./ours.json: is given twice"),
     ]:
@@ -270,8 +274,11 @@ def test_markdown(tmp_path: Path) -> None:
         ascii_lines = [line for line in rows if line.isascii()]
         assert len({len(line) for line in ascii_lines}) == 1
     assert "a\\|b step 0" in text and "`` echo `x` \\| tee·[31m ``" in text
-    assert "(none)" in comparison.to_markdown() and "1 more got worse; the JSON form lists all." in text
-    assert "Ours is not rank-eligible: its prompts are by chatml_fallback." in text
+    assert (
+        "(none)" in comparison.to_markdown()
+        and "1 more steps got worse; the JSON output lists all of them." in text
+    )
+    assert "Our result is not rank-eligible: its prompts come from chatml_fallback." in text
     assert "The same on both sides: first command 100.0 %, commands 100.0 %, text 100.0 %." in text
 
 
@@ -390,7 +397,7 @@ def test_a_result_does_not_differ_from_itself(tmp_path: Path, texts: dict[tuple[
     for figure in part.figures:
         assert (figure.difference, figure.detectable) == (0, None)
         assert figure.verdict in ("no difference", "no such steps")
-        assert figure.sentence.startswith(("No step differs; up to ", "There are no such steps."))
+        assert figure.sentence.startswith(("No step differs. At most ", "There are no such steps."))
         assert (figure.low, figure.high) in ((0, 0), (None, None))
         assert (figure.p, figure.counts) in ((1, (0, 0)), (None, None))
     assert (part.better, part.same, part.worse) == (0, len(texts), ())
@@ -425,15 +432,16 @@ def test_sentences_where_less_is_better(tmp_path: Path) -> None:
     found = told(tasks(*[answer()] * 2, *[GOOD] * 18), tasks(*[GOOD] * 20), tmp_path)["empty_commands_pct"]
     assert found.verdict.startswith("no difference detected") and found.difference == 10
     assert found.sentence == (
-        f"No rise for the worse detected; one of more than {found.detectable} points would have been."
+        "No rise was detected. This comparison would have detected a rise of more than "
+        f"{found.detectable} points (80 % power, 5 % level)."
     )
     # with every command empty in the reference there is nothing left to get worse, with one of 20 not there is little
     found = told(tasks(*[answer()] * 19, GOOD), tasks(*[answer()] * 20), tmp_path)["empty_commands_pct"]
-    assert found.sentence == "No rise for the worse is possible from the reference's 100.0."
+    assert found.sentence == "The reference has 100.0, so no rise is possible."
     found = told(tasks(*[answer()] * 20), tasks(*[answer()] * 19, GOOD), tmp_path)["empty_commands_pct"]
     assert found.difference == 5 and found.sentence == (
-        "No rise for the worse detected; with so few tasks of this spread even the largest possible one might not "
-        "have been."
+        "No rise was detected. With so few tasks that differ this much, this comparison could miss even the largest "
+        "possible rise."
     )
 
 
@@ -444,7 +452,8 @@ def test_sentences_without_a_direction(tmp_path: Path) -> None:
     assert fall.verdict == "lower" and fall.sentence.startswith("A fall of 0.90 commands a step (")
     none = told(tasks(GOOD, *[HALF] * 19), tasks(*[HALF] * 20), tmp_path)["avg_pred_cmds"]
     assert none.sentence == (
-        f"No change detected; one of more than {none.detectable:.2f} commands a step would have been."
+        "No change was detected. This comparison would have detected a change of more than "
+        f"{none.detectable:.2f} commands a step (80 % power, 5 % level)."
     )
 
 
@@ -452,18 +461,20 @@ def test_sentences_where_more_is_better(tmp_path: Path) -> None:
     loss = told(tasks(*[BAD] * 10, GOOD, GOOD), tasks(*[GOOD] * 12), tmp_path)
     score = loss["score"]
     assert score.verdict == "worse" and score.sentence == (
-        f"A loss of 83.33 points ({-score.high:.2f} to {-score.low:.2f})."
+        f"A loss of 83.33 points (95 % interval: {-score.high:.2f} to {-score.low:.2f})."
     )
-    assert loss["avg_command_f1"].sentence.startswith("A loss of 0.8333 (0.")
+    assert loss["avg_command_f1"].sentence.startswith("A loss of 0.8333 (95 % interval: 0.")
     none = told(tasks(BAD, *[GOOD] * 19), tasks(*[GOOD] * 20), tmp_path)["score"]
     # one task of 20 differs by all: its standard error is 5 points, times t(0.975) + t(0.8) at 19
     assert none.detectable == pytest.approx(2.954 * 5, rel=0.02)
-    assert (
-        none.sentence
-        == f"No loss detected; a loss of more than {none.detectable:.2f} points would have been."
+    assert none.sentence == (
+        "No loss was detected. This comparison would have detected a loss of more than "
+        f"{none.detectable:.2f} points (80 % power, 5 % level)."
     )
     nothing = told(tasks(*[GOOD] * 20), tasks(*[GOOD] * 20), tmp_path)["score"]
-    assert nothing.sentence == "No step differs; up to 14 % of such tasks still could."  # 1 - 0.05^(1 / 20)
+    assert nothing.sentence == (  # 1 - 0.05^(1 / 20)
+        "No step differs. At most 14 % of all such tasks differ (95 % confidence)."
+    )
     assert nothing.detectable is None
 
 
@@ -472,12 +483,13 @@ def test_a_loss_that_cannot_be_is_not_said_to_have_been_found(tmp_path: Path) ->
     score = told(tasks(BAD, GOOD, *[BAD] * 18), tasks(GOOD, *[BAD] * 19), tmp_path)["score"]
     assert score.reference == 5 and score.detectable > 5
     assert score.sentence == (
-        "No loss detected; with so few tasks of this spread even the largest possible one might not have been."
+        "No loss was detected. With so few tasks that differ this much, this comparison could miss even the largest "
+        "possible loss."
     )
     zero = told(tasks(GOOD, *[BAD] * 19), tasks(*[BAD] * 20), tmp_path)["score"]
-    assert zero.sentence == "No loss is possible from the reference's 0.00."
+    assert zero.sentence == "The reference has 0.00, so no loss is possible."
     text = compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
-    assert "- score (100 × F1), next-action score: No loss is possible" in text  # told once
+    assert "- score (100 × F1), next-action score: The reference has 0.00" in text  # one line for both
 
 
 def test_differences_that_cancel_within_each_task(tmp_path: Path) -> None:
@@ -486,7 +498,7 @@ def test_differences_that_cancel_within_each_task(tmp_path: Path) -> None:
     found = told(ours, base, tmp_path)
     score = found["score"]
     assert (score.difference, score.low, score.high, score.detectable) == (0, 0, 0, None)
-    assert score.sentence == "No loss detected; the differences cancel in every task."
+    assert score.sentence == "No loss was detected: the differences cancel in every task."
     assert found["first_cmd_exact_pct"].counts == (6, 6) and found["first_cmd_exact_pct"].p == 1
 
 
@@ -500,11 +512,11 @@ def test_few_tasks_give_no_verdict(tmp_path: Path) -> None:
     five = told(tasks(*[BAD] * 5), tasks(*[GOOD] * 5), tmp_path)["score"]
     assert five.verdict == "worse" and five.sentence.endswith("(the same in every task).")
     one = told(tasks(BAD, steps_each=9), tasks(GOOD, steps_each=9), tmp_path)["score"]
-    assert one.sentence == "One task alone gives no interval, and so no verdict."
+    assert one.sentence == "With only one task there is no interval and no verdict."
     for count, note in [
         (1, "Only 1 task: its steps are not independent, so there are no intervals."),
-        (4, "Only 4 tasks: intervals are too narrow"),
-        (9, "Only 9 tasks: intervals are widened for so few, and still are rough."),
+        (4, "Only 4 tasks: the intervals are too narrow"),
+        (9, "Only 9 tasks: the intervals are widened for so few tasks, but they are still rough."),
         (10, None),
     ]:
         path = result(tmp_path / f"{count}.json", tasks(*[GOOD] * count))
@@ -519,19 +531,19 @@ def test_mcnemar_may_disagree(tmp_path: Path) -> None:
     first = told(ours, base, tmp_path)["first_cmd_exact_pct"]
     assert first.counts == (8, 0) and first.p == 2 / 2**8 and first.low < first.high == 0
     assert first.sentence.endswith(
-        ", yet McNemar's test, which takes steps as independent, would find a difference (p = 0.008)."
+        ". McNemar's test finds a difference (p = 0.008), but it treats steps as independent."
     )
     text = compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
-    assert "(McNemar: right in the reference alone 8, in ours alone 0, p = 0.008.)" in text
+    assert "(McNemar: 8 right only in the reference, 0 only in ours, p = 0.008.)" in text
     first = told(tasks(*[BAD] * 5), tasks(*[GOOD] * 5), tmp_path)["first_cmd_exact_pct"]
     assert first.counts == (5, 0) and first.p == 0.0625
     assert first.sentence == (
-        "A loss of 100.0 points (the same in every task), yet McNemar's test, which takes steps as independent, "
-        "finds no difference (p = 0.062)."
+        "A loss of 100.0 points (the same in every task). McNemar's test finds no difference (p = 0.062), but it "
+        "treats steps as independent."
     )
     agreed = told(tasks(*[BAD] * 12), tasks(*[GOOD] * 12), tmp_path)["first_cmd_exact_pct"]
     assert "McNemar" not in agreed.sentence
-    assert "in ours alone 0, p < 0.001.)" in compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
+    assert "0 only in ours, p < 0.001.)" in compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
 
 
 def changed(
@@ -547,11 +559,11 @@ SAME, OTHER = "1" * 64, "2" * 64
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"row_sha256": OTHER}, "other rows"),
-        ({"row_sha256": None, "ref_command_units": ["pwd"]}, "other reference answers"),
-        ({"row_sha256": None, "ref_task_complete": True}, "other reference answers"),
-        ({"prompt_sha256": OTHER}, "other prompts"),
-        ({"prompt_sha256": None, "prompt_tokens": 8}, "prompts of another length"),
+        ({"row_sha256": OTHER}, "different rows"),
+        ({"row_sha256": None, "ref_command_units": ["pwd"]}, "different reference answers"),
+        ({"row_sha256": None, "ref_task_complete": True}, "different reference answers"),
+        ({"prompt_sha256": OTHER}, "different prompts"),
+        ({"prompt_sha256": None, "prompt_tokens": 8}, "prompts of different lengths"),
     ],
 )
 def test_what_is_not_the_same_is_not_paired(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
@@ -577,7 +589,7 @@ def test_a_refusal_names_all_that_differs(tmp_path: Path) -> None:
     rows = changed(tasks(*[GOOD] * 4), {}, row_sha256=SAME, prompt_sha256=SAME)
     other = changed(rows, {0: {"prompt_sha256": OTHER}, 2: {"row_sha256": OTHER, "prompt_sha256": OTHER}})
     with pytest.raises(
-        ResultError, match=r"1 step has other rows \(t02 step 0\), 1 step has other prompts \(t00"
+        ResultError, match=r"1 step has different rows \(t02 step 0\), 1 step has different prompts \(t00"
     ):
         compare([result(tmp_path / "ours.json", other)], result(tmp_path / "base.json", rows))
 
@@ -599,27 +611,27 @@ def test_what_could_not_be_checked_is_said(tmp_path: Path) -> None:
 
     assert notes("same", rows) == ()
     server = tmp_path / "server.json"
-    end = f"{server} holds no hashes of them (a server that renders the chat itself gives none)."
+    end = f"{server} has no prompt hashes (a server that renders the chat itself sends none)."
     assert notes("server", changed(rows, {}, prompt_sha256=None)) == (
-        f"Whether the prompts are the same was checked by their lengths alone: {end}",
+        f"edge checked the prompts by their lengths only: {end}",
     )
     assert notes("server", changed(rows, {}, prompt_sha256=None, prompt_tokens=None)) == (
-        f"Whether the prompts are the same could not be checked: {end}",
+        f"edge could not check the prompts: {end}",
     )
     assert notes("server", changed(rows, {3: {"prompt_sha256": None, "prompt_tokens": None}})) == (
-        f"Whether the prompts of 1 step are the same could not be checked: {end}",
+        f"edge could not check the prompts of 1 step: {end}",
     )
     published = notes("published", changed(rows, {}, row_sha256=None, prompt_sha256=None))
-    assert len(published) == 2 and "checked by their reference answers alone" in published[0]
+    assert len(published) == 2 and "checked the rows by their reference answers only" in published[0]
     assert notes("tokens", changed(rows, {2: {"prompt_tokens": 8}})) == (
-        "1 step of the same prompt text came to another number of tokens: the tokenizers differ, or one side added a "
-        "token of its own.",
+        "1 step has the same prompt text but a different number of tokens: the tokenizers differ, or one side added a "
+        "token.",
     )
     bare = result(tmp_path / "bare.json", changed(rows, {}, row_sha256=None, prompt_sha256=None))
     both = compare(
         [bare], result(tmp_path / "bare2.json", changed(rows, {}, row_sha256=None, prompt_sha256=None))
     )
-    assert all("neither side holds hashes of them" in note for note in both.parts[0].notes)
+    assert all("neither side has " in note for note in both.parts[0].notes)
 
 
 def test_settings_that_differ_are_said(tmp_path: Path) -> None:
@@ -643,7 +655,7 @@ def test_settings_that_differ_are_said(tmp_path: Path) -> None:
     skipped = {**held, "skipped_too_long": 2}
     path = result(tmp_path / "skipped.json", rows, sampling=skipped)
     notes_of = compare([path], result(tmp_path / "base.json", rows, sampling=held)).parts[0].notes
-    assert notes_of[0] == "Ours left out 2 rows that did not fit into its context."
+    assert notes_of[0] == "Our result left out 2 rows that did not fit into its context."
     free = {"constrained": False, "max_tokens": 1024, "think": None, "style": None}
     assert notes(held, free) == ["The runs differ: constrained is off in the reference, on in ours."]
     assert notes({"temperature": 0.7, "dtype": "x"}, {"temperature": 0.0}) == [
@@ -689,7 +701,9 @@ def test_published_figures_are_marked(tmp_path: Path) -> None:
     for cells in rows:
         assert all(cell == "–" or cell.endswith("†") for cell in cells[1:3]), cells
         assert not any("†" in cell for cell in cells[3:]), cells
-    assert "† published elsewhere or worked out from that; all else is measured here" in text
+    assert (
+        "† published elsewhere, or computed from published figures. Everything else was measured here" in text
+    )
     found = figures(comparison)
     valid = found["valid_json_pct"]
     # 76.9 % of 303 steps, and 20 of 20: Wilson's intervals, by the closed form
@@ -703,15 +717,14 @@ def test_published_figures_are_marked(tmp_path: Path) -> None:
     assert valid.our_interval == (pytest.approx(100 * 20 / (20 + z * z), abs=0.051), 100.0)
     assert (valid.p, valid.counts, valid.detectable, valid.low, valid.high) == (None,) * 5
     assert valid.sentence == (
-        f"Cannot be paired; the published {valid.reference} lies outside our interval "
-        f"({valid.our_interval[0]} to 100.0); its own is {valid.reference_interval[0]} to "
-        f"{valid.reference_interval[1]}."
+        f"Not paired. The published {valid.reference} is outside our interval ({valid.our_interval[0]} to 100.0). Its "
+        f"own interval is {valid.reference_interval[0]} to {valid.reference_interval[1]}."
     )
-    assert found["avg_command_f1"].sentence.endswith("; its own interval cannot be known.")
+    assert found["avg_command_f1"].sentence.endswith(" Its own interval is unknown.")
     assert found["has_plan_pct"].sentence == "Not published."
     assert found["first_cmd_exact_pct"].our_interval[0] < 60 < found["first_cmd_exact_pct"].our_interval[1]
     one = figures(compare([result(tmp_path / "one.json", tasks(GOOD))], name))["score"]
-    assert one.sentence == "Cannot be paired, and our steps give no interval."
+    assert one.sentence == "Not paired, and our steps give no interval."
 
 
 def test_published_groups_are_marked_too(tmp_path: Path) -> None:

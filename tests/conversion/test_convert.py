@@ -1,8 +1,8 @@
-"""edge convert: every type, every way a checkpoint is stored, every refusal before any output.
+"""Test `edge convert`: all types, all forms of checkpoints, all refusals.
 
     pytest tests/conversion/test_convert.py
 
-That the converted weights compute what transformers computes is test_logits.py's matter.
+test_logits.py tests that the converted weights compute what transformers computes.
 """
 
 import json
@@ -21,12 +21,14 @@ from edge.errors import CheckpointError, ConversionError, EdgeError
 from edge.formats.gguf import read_metadata, read_model_file, sha256
 from edge.llama.types import NEEDS_IMATRIX, QUANT_TYPES
 
+pytestmark = pytest.mark.slow
+
 FLOATS = ["F32", "F16", "BF16"]
 
 
 @pytest.fixture
 def folder(random_llama_folder: Path, tmp_path: Path) -> Path:
-    """A copy of a small checkpoint that a test may change."""
+    """A copy of a small checkpoint that a test can change."""
     return Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
 
 
@@ -66,13 +68,13 @@ def change_weights(folder: Path, change: Callable[[dict[str, Any]], object], out
 
 
 def shown(quant: str) -> str:
-    """A type as it is named in results and file names."""
+    """The name of a type in results and file names."""
     return quant.lower() if quant in FLOATS else quant
 
 
 @pytest.mark.parametrize("quant", [quant for quant in QUANT_TYPES if quant not in NEEDS_IMATRIX])
 def test_every_type(quant: str, random_small_moe_folder: Path, out: Path) -> None:
-    """It is written, named, measured, and llama.cpp computes with it."""
+    """edge writes a file of each type, names and measures it, and llama.cpp computes with it."""
     import llama_cpp
 
     done = convert(random_small_moe_folder, quant=quant.lower(), out=out, threads=1)
@@ -86,7 +88,7 @@ def test_every_type(quant: str, random_small_moe_folder: Path, out: Path) -> Non
     # The widths are multiples of 256, so that no type falls back.
     assert not done.warnings
     digit = 32 if quant == "F32" else 16 if quant in FLOATS else int(next(c for c in quant if c.isdigit()))
-    # Q6_K for the output matrix weighs heavily in so small a model.
+    # In a model this small, Q6_K for the output matrix adds many bits per weight.
     assert digit <= done.bits_per_weight < digit + 3.5
     llm = llama_cpp.Llama(str(done.path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
     try:
@@ -121,20 +123,20 @@ def test_types_that_need_an_importance_matrix_are_refused(
 
 
 def test_unknown_type_names_the_known(random_small_moe_folder: Path, out: Path) -> None:
-    with pytest.raises(ConversionError, match=r"Q5_K_X is no type of llama\.cpp; one of F32, F16, Q4_0"):
+    with pytest.raises(ConversionError, match=r"Q5_K_X is .* llama\.cpp.* F32, F16, Q4_0"):
         convert(random_small_moe_folder, quant="Q5_K_X", out=out)
 
 
 def test_smollm2_falls_back_where_its_width_does_not_fit(smollm2_folder: Path, out: Path) -> None:
     done = convert(smollm2_folder, quant="Q4_K_M", out=out, threads=1)
     assert done.warnings == (
-        "180 of 272 tensors took another type, since their rows do not divide into Q4_K_M's blocks",
+        "180 of 272 tensors use another type, because their rows cannot be divided into Q4_K_M blocks",
     )
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
 def test_values_of_each_dtype_in_each_type(stored: str, out: Path, one_thread: None) -> None:
-    """Bit for bit what torch casts to, and for Q8_0 what the gguf package quantizes from the checkpoint's own dtype."""
+    """The bits are those of a torch cast, and for Q8_0 those that the gguf package quantizes from the checkpoint."""
     import make_random
     import torch
     from safetensors.torch import load_file
@@ -175,7 +177,7 @@ def json_header(folder: Path) -> list[str]:
 
 
 def test_metadata_of_a_mixture(random_lfm2moe_folder: Path, out: Path) -> None:
-    """The keys and values that llama.cpp's own converter writes for this config.json."""
+    """The keys and values are those that llama.cpp's own converter writes for this config.json."""
     path = convert(random_lfm2moe_folder, quant="BF16", out=out).path
     metadata = read_metadata(path)
     assert {key: value for key, value in metadata.items() if key.startswith("lfm2moe.")} == {
@@ -209,7 +211,7 @@ def test_metadata_of_a_mixture(random_lfm2moe_folder: Path, out: Path) -> None:
 def test_shards_prefixes_mixed_dtypes_and_other_towers(
     random_lfm2moe_folder: Path, tmp_path: Path, out: Path, one_thread: None
 ) -> None:
-    """Stored as real fine-tunes are: doubled prefixes, a vision tower, some tensors in F32, several shards."""
+    """A checkpoint like real fine-tunes: doubled prefixes, a vision tower, some tensors in F32, several shards."""
     import torch
     from huggingface_hub import save_torch_state_dict
     from safetensors.torch import load_file
@@ -249,7 +251,7 @@ def test_same_input_same_bytes(random_small_moe_folder: Path, out: Path) -> None
 
 
 def refused(folder: Path, out: Path, *, file: str = "", quant: str = "BF16") -> str:
-    """The one line that a conversion into the folder `out` fails with; it must leave nothing behind."""
+    """The error line of a conversion into the folder `out`, which must leave no file behind."""
     before = sorted(out.iterdir())
     with pytest.raises(EdgeError) as caught:
         convert(folder, quant=quant, out=out / file)
@@ -267,12 +269,12 @@ def refused(folder: Path, out: Path, *, file: str = "", quant: str = "BF16") -> 
         ),
         ({"architectures": []}, "names no architecture"),
         ({"architectures": "LlamaForCausalLM"}, "names no architecture"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "is quantized already"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "is already quantized"),
         ({"hidden_size": ...}, "has no hidden_size"),
         ({"hidden_size": "256"}, "hidden_size is '256', not an integer"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, not an integer from 1"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, not an integer of at least 1"),
         ({"num_hidden_layers": 3}, "the checkpoint lacks layers.2.input_layernorm.weight"),
-        ({"num_hidden_layers": 1}, "layers.1.input_layernorm.weight has no place in a llama model"),
+        ({"num_hidden_layers": 1}, "layers.1.input_layernorm.weight is not a tensor of a llama model"),
         ({"num_hidden_layers": 100_000}, "llama.cpp takes at most 512"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3 key/value heads"),
         ({"head_dim": 33}, "head width 33 is odd"),
@@ -295,8 +297,8 @@ def test_config_that_does_not_fit(changes: dict[str, Any], problem: str, folder:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"layer_types": ["conv"] * 5}, "layer_types does not name full_attention or conv for 6 layers"),
-        ({"layer_types": ["mamba"] * 6}, "layer_types does not name full_attention or conv for 6 layers"),
+        ({"layer_types": ["conv"] * 5}, "layer_types must list full_attention or conv for each of 6 layers"),
+        ({"layer_types": ["mamba"] * 6}, "layer_types must list full_attention or conv for each of 6 layers"),
         ({"layer_types": ["conv"] * 6}, "all 6 layers are conv; llama.cpp needs both kinds"),
         (
             {"layer_types": ["full_attention"] * 6},
@@ -311,7 +313,7 @@ def test_config_that_does_not_fit(changes: dict[str, Any], problem: str, folder:
         ({"routed_scaling_factor": 2.5}, "routed_scaling_factor 2.5 is not supported"),
         ({"num_experts": 5}, "feed_forward.gate.weight is [4, 256], but config.json asks for [5, 256]"),
         ({"num_experts": 4000}, "llama.cpp takes at most 1024"),
-        ({"num_experts_per_tok": 5}, "5 of 4 experts a token"),
+        ({"num_experts_per_tok": 5}, "5 of 4 experts per token"),
         ({"moe_intermediate_size": 128}, "is [256, 256], but config.json asks for [128, 256]"),
         ({"num_dense_layers": 3}, "the checkpoint lacks layers.2.feed_forward.w1.weight"),
         ({"num_attention_heads": 8, "head_dim": 64}, "heads x head width is 512, but hidden_size is 256"),
@@ -362,7 +364,7 @@ def test_values_beyond_float16(folder: Path, out: Path, one_thread: None) -> Non
 
 @pytest.mark.parametrize("quant", ["IQ3_S", "IQ4_XS", "Q4_K_M", "Q8_0"])
 def test_values_that_no_type_can_hold(quant: str, folder: Path, out: Path, one_thread: None) -> None:
-    """Some types' quantization would end the process; others would write infinite scales."""
+    """With some types llama.cpp would stop the process; with others it would write infinite scales."""
 
     def grow(weights: dict[str, Any]) -> None:
         weights["model.layers.0.mlp.up_proj.weight"][3, 4] = 3e38
@@ -375,11 +377,11 @@ def test_the_same_tensor_twice(folder: Path, out: Path, one_thread: None) -> Non
     change_weights(
         folder, lambda weights: weights.update({"norm.weight": weights["model.norm.weight"].clone()})
     )
-    assert "are the same tensor twice" in refused(folder, out)
+    assert "name the same tensor" in refused(folder, out)
 
 
 def test_too_little_disk(folder: Path, out: Path) -> None:
-    """A sparse checkpoint, terabytes by its own account: refused before anything is written."""
+    """A sparse checkpoint of terabytes is refused before edge writes anything."""
     width = (1 << 31) - 1
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"intermediate_size": width}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -406,18 +408,18 @@ def test_too_little_disk(folder: Path, out: Path) -> None:
 
 def test_output_that_cannot_be_written(random_small_moe_folder: Path, out: Path) -> None:
     (out / "file").write_text("")
-    assert "file is not a folder" in refused(random_small_moe_folder, out, file="file/x.gguf")
-    assert "file is not a folder" in refused(random_small_moe_folder, out, file="file/a/b/x.gguf")
+    assert "file is a file, not a folder" in refused(random_small_moe_folder, out, file="file/x.gguf")
+    assert "file is a file, not a folder" in refused(random_small_moe_folder, out, file="file/a/b/x.gguf")
     os.mkfifo(out / "fifo")
     assert "is not a regular file" in refused(random_small_moe_folder, out, file="fifo")
     assert "cannot be written: File name too long" in refused(random_small_moe_folder, out, file="x" * 300)
     assert "cannot be written: embedded null byte" in refused(random_small_moe_folder, out, file="a\0b")
     for place, problem in (
-        ("", "name is empty"),
+        ("", "is empty"),
         ("/dev/null", "not a regular file"),
         ("/proc/x.gguf", "cannot be"),
     ):
-        with pytest.raises(ConversionError, match=problem):  # before the source is looked at
+        with pytest.raises(ConversionError, match=problem):  # before the source is read
             convert("no such source", quant="F16", out=place)
     (out / "folder.gguf").mkdir()
     convert(random_small_moe_folder, quant="F16", out=out / "folder.gguf")
@@ -457,7 +459,7 @@ def test_aliases_of_types(random_small_moe_folder: Path, out: Path) -> None:
 def test_output_that_is_an_input_is_refused(folder: Path) -> None:
     for name in ("model.safetensors", "tokenizer.json"):
         before = (folder / name).read_bytes()
-        with pytest.raises(ConversionError, match="is what it would be made from"):
+        with pytest.raises(ConversionError, match="is an input of this conversion"):
             convert(folder, quant="BF16", out=folder / name)
         assert (folder / name).read_bytes() == before
 
@@ -478,8 +480,8 @@ def test_default_output(
     assert (tmp_path / "models" / "lfm2moe-small-f16.gguf").is_file()
 
 
-def test_tokenization_is_checked_unless_told_not_to(folder: Path, out: Path) -> None:
-    """llama.cpp's qwen2 always merges; a word in the vocabulary that merges cannot reach then differs."""
+def test_tokenization_is_checked_by_default(folder: Path, out: Path) -> None:
+    """llama.cpp's qwen2 always merges, so a token that no merge produces is tokenized differently."""
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     split = tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]

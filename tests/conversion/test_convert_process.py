@@ -1,4 +1,4 @@
-"""edge convert as a process: Ctrl-C, the progress bar, what it loads and what it never runs.
+"""Test `edge convert` as a process: Ctrl-C, the progress bar, loaded modules, and no code of the checkpoint.
 
 pytest tests/conversion/test_convert_process.py
 """
@@ -22,11 +22,11 @@ import pytest
 
 from edge.formats.gguf import sha256
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "from edge.cli.main import main; main()"
 RUN = "import sys; from pathlib import Path; from edge.convert import convert; "
-RUN += (
-    "print(convert(sys.argv[1], quant=sys.argv[2], out=Path(sys.argv[3]), progress=True, threads=1).sha256)"
-)
+RUN += "print(convert(sys.argv[1], quant=sys.argv[2], out=Path(sys.argv[3]), say=print, threads=1).sha256)"
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def start(out: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 def running(text: str) -> list[str]:
-    """The command lines of this machine's processes that hold `text`."""
+    """The command lines of all processes of this machine that contain `text`."""
     done = subprocess.run(["ps", "-e", "-ww", "-o", "args"], capture_output=True, text=True, check=True)
     return [line for line in done.stdout.splitlines() if text in line]
 
@@ -62,7 +62,7 @@ def temporary(out: Path) -> list[Path]:
 
 
 def has_data(path: Path) -> bool:
-    """Whether some of the tensors' data is there, not only the header and a hole."""
+    """Whether the file contains data of tensors, not only the header and a hole."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_blocks * 512 > 8_000_000
     return False
@@ -91,7 +91,7 @@ def test_ctrl_c_and_kill_leave_nothing(
 
 
 def test_killed_at_ten_moments_then_started_again(random_lfm2moe_folder: Path, out: Path) -> None:
-    """`kill -9`: an older file stays, nothing new has its name; the next start removes what was left, and works."""
+    """After `kill -9` an older file is unchanged. The next start removes temporary files and succeeds."""
     source = str(random_lfm2moe_folder)
     command = [
         sys.executable,
@@ -110,14 +110,14 @@ def test_killed_at_ten_moments_then_started_again(random_lfm2moe_folder: Path, o
     wanted = (out / "x.gguf").read_bytes()
     random = Random(4)
     killed = leftovers = 0
-    for round in range(60):  # where the machine is faster than at first, some end before they are killed
+    for round in range(60):  # more than ten, because some runs end before they are killed
         if round % 2:
             (out / "x.gguf").write_bytes(b"an older file")
         else:
             (out / "x.gguf").unlink(missing_ok=True)
         before = temporary(out)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if round % 3:  # at a random moment after it has begun to write
+        if round % 3:  # at a random moment after it has started to write
             while process.poll() is None and not set(temporary(out)) - set(before):
                 time.sleep(0.005)
             time.sleep(random.uniform(0, 0.2) * whole)
@@ -127,16 +127,16 @@ def test_killed_at_ten_moments_then_started_again(random_lfm2moe_folder: Path, o
         if process.wait() == -signal.SIGKILL:
             killed += 1
             kept = {path.name: path.read_bytes() for path in out.iterdir() if path not in temporary(out)}
-            # Or the whole new one: it was renamed, and only its SHA-256 was not printed yet.
+            # Or the complete new file, if the process was killed after it renamed the file.
             assert kept in ({"x.gguf": b"an older file"} if round % 2 else {}, {"x.gguf": wanted})
             leftovers = max(leftovers, len(temporary(out)))
         if killed == 10:
             break
     assert killed == 10
-    assert leftovers == 1  # each start has removed that of the one before
+    assert leftovers == 1  # each start removed the temporary file of the start before
     other = out / ".x.gguf.0123abcd.tmp"
     with other.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # as a living process that writes the same name
+        fcntl.flock(file, fcntl.LOCK_EX)  # like a running process that writes the same file
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         assert sorted(out.iterdir()) == [other, out / "x.gguf"]
     assert (out / "x.gguf").read_bytes() == wanted

@@ -1,9 +1,9 @@
-"""Damaged and hostile checkpoints: each gives one clear line, exit code 1, no output, in bounded time and memory.
+"""Test damaged and hostile checkpoints: one error line, exit code 1, no output, bounded time and memory.
 
     pytest tests/conversion/test_damaged.py
-    EDGE_WRITE_DOCS=1 pytest tests/conversion/test_damaged.py    writes docs/damaged-input.md anew
+    EDGE_WRITE_DOCS=1 pytest tests/conversion/test_damaged.py    writes docs/damaged-input.md
 
-The table below says how each is damaged and what the line must say; docs/damaged-input.md shows the whole lines.
+CASES has the damage and a part of the line that edge must print. docs/damaged-input.md shows the whole lines.
 """
 
 import json
@@ -27,7 +27,10 @@ from edge.conversion.tokenizer import make_vocabulary
 from edge.errors import EdgeError
 from edge.formats.checkpoint import open_checkpoint
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits, FIFOs and devices as Linux has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits, FIFOs and devices as Linux has them"),
+]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "damaged-input.md"
 MOST_MEMORY = 700 << 20  # bytes; the imports take about 200 MB of it
@@ -120,7 +123,7 @@ def entry(name: str, **fields: Any) -> Damage:
 
 
 def shift(name: str, by: int) -> Damage:
-    """Move a tensor's place in the file by some bytes."""
+    """Move the place of a tensor in the file by some bytes."""
     return header(
         lambda entries: entries[name].update(data_offsets=[at + by for at in entries[name]["data_offsets"]])
     )
@@ -131,7 +134,7 @@ def renamed(name: str) -> Damage:
 
 
 def value(name: str, number: bytes) -> Damage:
-    """Put other bytes in the place of a tensor's first value."""
+    """Replace the first value of a tensor by other bytes."""
 
     def make(folder: Path) -> None:
         entries, data = read_weights(folder)
@@ -142,7 +145,7 @@ def value(name: str, number: bytes) -> Damage:
 
 
 def as_type(name: str, dtype: str, numbers: bytes) -> Damage:
-    """Store a tensor at the end of the file in another type, `numbers` over and over."""
+    """Store a tensor at the end of the file in another type, filled with `numbers`."""
 
     def make(folder: Path) -> None:
         entries, data = read_weights(folder)
@@ -161,7 +164,7 @@ def as_type(name: str, dtype: str, numbers: bytes) -> Damage:
 
 
 def sharded(change: Callable[[Path, dict[str, str]], object]) -> Damage:
-    """The weights in two files with an index, then a change of that."""
+    """Store the weights in two files with an index, then change that."""
 
     def make(folder: Path) -> None:
         entries, data = read_weights(folder)
@@ -221,7 +224,7 @@ def folder_in_place(name: str) -> Damage:
 
 
 def text_of(key: str, number: str) -> Damage:
-    """A number in config.json as it is written there."""
+    """Write a number in config.json with exactly this text."""
 
     def make(folder: Path) -> None:
         rewrite(folder / "config.json", lambda values: values.update({key: 987654321}))
@@ -239,7 +242,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def gap(folder: Path) -> None:
-    """64 bytes before the first tensor."""
+    """Add 64 bytes before the first tensor."""
     entries, data = read_weights(folder)
     for name, fields in entries.items():
         if name != "__metadata__":
@@ -248,7 +251,7 @@ def gap(folder: Path) -> None:
 
 
 def sparse_embeddings(folder: Path) -> None:
-    """5,000,000 tokens of zeros, which take no disk, in the config and in the weights."""
+    """Add 5,000,000 tokens of zeros to the config and the weights, in a sparse file."""
     config(vocab_size=5_000_000)(folder)
     entries, data = read_weights(folder)
     size = 5_000_000 * 256 * 2
@@ -301,7 +304,7 @@ PADDING = {
 }
 LOOPING = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
-# What is wrong, how it comes about, what the line must say.
+# What is wrong: how to damage the checkpoint, and a part of the error line.
 CASES: dict[str, tuple[Damage, str]] = {
     # --- the weights ---
     "a file cut in half": (
@@ -330,7 +333,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "a negative length": (entry(NORM, shape=[-256]), "is malformed"),
     "a tensor without elements": (
         header(lambda e: e.update({"model.layers.0.conv.in_proj.bias": entry_of("BF16", [0], e)})),
-        "layers.0.conv.in_proj.bias has no place",
+        "layers.0.conv.in_proj.bias is not a tensor of a lfm2moe model",
     ),
     "a tensor that lost its elements": (as_type(NORM, "BF16", b""), "does not fit BF16 [256]"),
     "an unknown dtype": (entry(NORM, dtype="F4_X"), "is stored as F4_X; edge reads BF16, F16 and F32"),
@@ -354,7 +357,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     ),
     "one tensor under two names": (
         header(lambda e: e.update({"model.language_model.embedding_norm.weight": entry_of("BF16", [0], e)})),
-        "are the same tensor twice",
+        "name the same tensor",
     ),
     "a tensor too few": (
         header(lambda e: e.update({NORM + "_": e.pop(NORM)})),
@@ -446,7 +449,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "a million layers": (config(num_hidden_layers=1_000_000), "llama.cpp takes at most 512"),
     "2**31 - 1 layers": (config(num_hidden_layers=(1 << 31) - 1), "llama.cpp takes at most 512"),
     "a million experts": (config(num_experts=1_000_000), "llama.cpp takes at most 1024"),
-    "a width of 0": (config(hidden_size=0), "hidden_size is 0, not an integer from 1"),
+    "a width of 0": (config(hidden_size=0), "hidden_size is 0, not an integer of at least 1"),
     "an infinite width": (text_of("hidden_size", "1e999"), "hidden_size is inf, not an integer"),
     "an epsilon that is NaN": (text_of("norm_eps", "NaN"), "norm_eps is nan, not a positive number"),
     "an epsilon beyond float32": (config(norm_eps=1e300), "norm_eps is 1e+300, not a positive number"),
@@ -471,7 +474,7 @@ CASES: dict[str, tuple[Damage, str]] = {
         model(lambda m: m["merges"].append(["not", "there"])),
         "the tokenizers package cannot read it",
     ),
-    "merges that are numbers": (model(lambda m: m.update(merges=[1, 2])), "merge 1 is no pair"),
+    "merges that are numbers": (model(lambda m: m.update(merges=[1, 2])), "merge 1 is not a pair of tokens"),
     "a token beyond the vocabulary": (
         model(lambda m: m["vocab"].update({"far": 1 << 31})),
         "token 'far' has id 2147483648, beyond config.json's vocab_size 1024",
@@ -543,7 +546,7 @@ CASES: dict[str, tuple[Damage, str]] = {
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[dict[str, str]]:
-    """The lines that are in docs/damaged-input.md; with EDGE_WRITE_DOCS they are put there."""
+    """The lines in docs/damaged-input.md. With EDGE_WRITE_DOCS, edge's lines are written to that page."""
     if "EDGE_WRITE_DOCS" not in os.environ:
         yield dict(
             re.findall(r"^\| (.+?) \| `+ ?(.+?) ?`+ \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -568,7 +571,7 @@ def check(
     *options: str,
     **limits: Any,
 ) -> None:
-    """Convert: one line, exit code 1, nothing written, little memory, and the line is that of the page."""
+    """Convert, and expect one line as on the page, exit code 1, no new file and little memory."""
     before = sorted(out.rglob("*"))
     ended = edge.run("convert", folder, "--quant", "Q8_0", "--out", out / "x.gguf", *options, **limits)
     assert ended.status == 1, ended
@@ -602,14 +605,14 @@ def test_damaged_checkpoint(
 
 
 def test_undamaged_checkpoint(edge: Edge, random_small_moe_folder: Path, tmp_path: Path) -> None:
-    """The same command without damage, so that each of the above fails for its own reason."""
+    """The same command succeeds without damage, so each case above fails because of its damage."""
     harmless = (
         lambda folder: None,
         sharded(lambda folder, place: None),
         as_type(NORM, "F32", bytes(4)),
         tokenizer(
             lambda values: values.update(padding=PADDING)
-        ),  # which makes 2,000,000,000 tokens of any text
+        ),  # which would make 2,000,000,000 tokens of any text
     )
     for damage in harmless:
         folder = Path(shutil.copytree(random_small_moe_folder, tmp_path / "model", dirs_exist_ok=True))
@@ -623,7 +626,7 @@ def test_undamaged_checkpoint(edge: Edge, random_small_moe_folder: Path, tmp_pat
 OUTPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an output that is a FIFO": (
         lambda out: os.mkfifo(out / "x.gguf"),
-        "is not a regular file; choose another place",
+        "is not a regular file",
     ),
     "an output that is a device": (
         lambda out: (out / "x.gguf").symlink_to("/dev/full"),
@@ -651,7 +654,7 @@ def test_output_that_cannot_be_written(
 def test_no_space_left(
     size: int, edge: Edge, page: dict[str, str], random_small_moe_folder: Path, tmp_path: Path
 ) -> None:
-    """A file may get no larger than `size`, whatever the disk says it has: the header fails, or the data."""
+    """No file can be larger than `size`, although the disk reports free space: the header or the data fails."""
     out = tmp_path / "out"
     out.mkdir()
     check(edge, page, "no space left", "cannot be written: ", random_small_moe_folder, out, file_size=size)
@@ -660,7 +663,7 @@ def test_no_space_left(
 def test_a_disk_that_is_full(
     edge: Edge, page: dict[str, str], random_small_moe_folder: Path, tmp_path: Path
 ) -> None:
-    """A file system of 1 MB, where this user may mount one."""
+    """A file system of 1 MB, if this user can mount one."""
     out = tmp_path / "out"
     out.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(out)]
@@ -707,7 +710,7 @@ NOISE = [
 
 
 def opened(folder: Path) -> str:
-    """What comes of reading a folder: "", or the one line that it is refused with. Anything else is a failure."""
+    """Read a folder: "" if it is accepted, otherwise its error line. Any other exception fails the test."""
     try:
         checkpoint = open_checkpoint(folder)
         plan = make_plan(checkpoint)
@@ -721,7 +724,7 @@ def opened(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def victim(random_small_moe_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy in two shards, whose small files a test overwrites and puts back."""
+    """A copy in two shards. Tests overwrite its small files and restore them."""
     folder = Path(shutil.copytree(random_small_moe_folder, tmp_path_factory.mktemp("victim") / "model"))
     sharded(lambda folder, place: None)(folder)
     assert opened(folder) == ""
@@ -787,7 +790,7 @@ def test_other_values_in_small_files(victim: Path, name: str, data: st.DataObjec
 def test_flipped_bytes_through_the_command(
     victim: Path, edge: Edge, name: str, flips: list[tuple[int, int]]
 ) -> None:
-    """All of it, llama.cpp's own check of the vocabulary too: a model, or one line and no file."""
+    """The whole command, with llama.cpp's check of the vocabulary: a model, or one line and no file."""
     whole = (victim / name).read_bytes()
     data = bytearray(whole)
     for at, mask in flips:

@@ -1,8 +1,8 @@
-"""Every family's table: logits of a small model as in transformers, what is left out or repaired, what is refused.
+"""Test the table of each family: the logits of a small model, omitted and repaired tensors, and refusals.
 
     pytest tests/conversion/test_families.py
 
-The bits against llama.cpp's own converter: scripts/compare_families.py, with docs/families.md for what it found.
+scripts/compare_families.py compares the bits with llama.cpp's own converter; docs/families.md has its results.
 """
 
 import json
@@ -25,6 +25,8 @@ from edge.convert import convert
 from edge.errors import ConversionError
 from edge.formats.checkpoint import open_checkpoint
 from edge.llama.memory import buffers, read_shape
+
+pytestmark = pytest.mark.slow
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -55,7 +57,7 @@ def copy(tmp_path: Path) -> Callable[..., Path]:
 def rename_tensors(
     path: Path, rename: Callable[[str], str], extra: dict[str, list[int]] | None = None
 ) -> None:
-    """Give the tensors other names, without touching their data; `extra` ones (bfloat16 zeros) come last."""
+    """Rename the tensors without a change of their data, and append the tensors in `extra` (bfloat16 zeros)."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -140,7 +142,7 @@ def test_hyper_parameters(
 def test_the_delta_nets_heads_are_told_apart(
     copy: Callable[..., Path], tmp_path: Path, one_thread: None
 ) -> None:
-    """The test's own sharpness: with 3 groups of 2 value heads instead of 2 of 3, the logits differ."""
+    """The test can fail: with 3 groups of 2 value heads instead of 2 groups of 3, the logits differ."""
     other = copy(family("qwen35"), lambda c: c.update(linear_num_key_heads=2, linear_num_value_heads=6))
     path = convert(other, quant="F32", out=tmp_path / "x.gguf", threads=1).path
     data = bytearray(path.read_bytes())
@@ -184,15 +186,15 @@ def test_a_multimodal_parent_gives_its_text_model(
     assert contents(alone.path) == contents(whole.path)
     a, b = metadata(alone.path), metadata(whole.path)
     assert {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - {"edge.crc32"} == {
-        "general.name"  # and the checksum of the header that it stands in
+        "general.name"  # and the checksum of the header
     }
-    note = f"{towers} left out: the GGUF holds the text model alone"
+    note = f"{towers} omitted: the GGUF contains only the text model"
     assert whole.warnings == (note, *alone.warnings)
 
 
 @pytest.mark.parametrize("name", ["gemma3-parent", "gemma4-parent", "qwen35-parent"])
 def test_defaults_are_transformers_own(name: str, copy: Callable[..., Path], one_thread: None) -> None:
-    """Published parents name only what differs: without a key, the plan asks for what transformers would build."""
+    """Published multimodal models omit keys with default values: our defaults are those of transformers."""
     from transformers import AutoConfig
 
     folder = copy(family(name))
@@ -210,7 +212,7 @@ def test_doubled_prefixes_are_repaired(copy: Callable[..., Path], tmp_path: Path
     doubled = convert(folder, quant="BF16", out=tmp_path / "b.gguf")
     assert contents(alone.path) == contents(doubled.path)
     count = sum(name.startswith("model.") for name in load_names(folder))
-    note = f"the doubled prefix model.language_model.language_model. of {count} tensors was repaired"
+    note = f"the doubled prefix model.language_model.language_model. was removed from {count} tensor names"
     assert doubled.warnings == (note, *alone.warnings)
 
 
@@ -220,7 +222,7 @@ def load_names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["qwen35", "qwen35moe"])
 def test_mtp_layers_are_kept(name: str, copy: Callable[..., Path], tmp_path: Path, one_thread: None) -> None:
-    """As llama.cpp's converter does; the model still gives transformers' logits, which has no such layer."""
+    """As in llama.cpp's converter. The logits are still those of transformers, which has no such layer."""
     folder = family(f"{name}-mtp")
     done = convert(folder, quant="F32", out=tmp_path / "mtp.gguf", threads=1)
     fields = metadata(done.path)
@@ -231,17 +233,17 @@ def test_mtp_layers_are_kept(name: str, copy: Callable[..., Path], tmp_path: Pat
     assert {n for n in contents(done.path) if n.startswith("blk.4.nextn.")} == {
         f"blk.4.nextn.{part}.weight" for part in ("eh_proj", "enorm", "hnorm", "shared_head_norm")
     }
-    assert "the MTP layer was kept, as llama.cpp's converter does; edge does not run it" in done.warnings
+    assert "edge converts the MTP layer, as llama.cpp's converter does, but does not run it" in done.warnings
     difference, agreement = same_logits(folder, done.path)
     assert difference < 0.005 and agreement >= 0.995
     without = copy(family(name), lambda config: config.update(mtp_num_hidden_layers=1))
     done = convert(without, quant="BF16", out=tmp_path / "without.gguf")
     assert "nextn_predict_layers" not in " ".join(metadata(done.path))
-    assert "config.json names 1 MTP layers, but the checkpoint holds none" in done.warnings
+    assert "config.json has 1 MTP layers, but the checkpoint has none" in done.warnings
 
 
 def test_norms_are_offset_in_float32(tmp_path: Path, one_thread: None) -> None:
-    """1 + a bfloat16 is exact in float32, where the file keeps it, and would not be in bfloat16."""
+    """1 + a bfloat16 is exact in float32, the type in the file, but not in bfloat16."""
     import torch
     from safetensors.torch import load_file
 
@@ -255,7 +257,7 @@ def test_norms_are_offset_in_float32(tmp_path: Path, one_thread: None) -> None:
 
 @pytest.mark.parametrize("name", ["qwen35-mtp", "gemma3", "gemma4-31b"])
 def test_estimates_agree_with_what_llama_cpp_allocates(name: str, tmp_path: Path, one_thread: None) -> None:
-    """Cache and state to the log's two digits: delta nets have no keys, an MTP layer is not loaded."""
+    """Cache and state agree to the two digits of the log: delta nets have no keys, an MTP layer is not loaded."""
     path = convert(family(name), quant="BF16", out=tmp_path / "x.gguf").path
     run = subprocess.run(
         [sys.executable, "-c", ALLOCATE, str(path), "1024,2,512,1,0,1"],
@@ -270,7 +272,7 @@ def test_estimates_agree_with_what_llama_cpp_allocates(name: str, tmp_path: Path
     assert need.compute == pytest.approx(compute, abs=1e6)
 
 
-# --- what llama.cpp would run wrongly, or end the process over ---
+# --- what llama.cpp would run wrongly, or would stop the process ---
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "layer_types": None}
 PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
@@ -282,7 +284,7 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
         (
             "qwen2",
             WINDOW,
-            "llama.cpp runs no sliding window for this architecture, and 64 positions are fewer",
+            "llama.cpp has no sliding window for this architecture, and the window of 64 is smaller",
         ),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported by llama.cpp, only 'silu'"),
         ("qwen2", {"head_dim": 32}, "heads x head width is 128, but hidden_size is 256"),
@@ -300,8 +302,8 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
         ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported"),
         ("qwen3moe", {"mlp_only_layers": [0]}, "mlp_only_layers is not supported"),
         ("qwen3moe", WINDOW, "no sliding window"),
-        ("qwen3moe", {"num_experts": 1025}, "2 of 1025 experts a token; llama.cpp takes at most 1024"),
-        ("qwen3moe", {"num_experts_per_tok": 5}, "5 of 4 experts a token"),
+        ("qwen3moe", {"num_experts": 1025}, "2 of 1025 experts per token; llama.cpp takes at most 1024"),
+        ("qwen3moe", {"num_experts_per_tok": 5}, "5 of 4 experts per token"),
         ("qwen35", {"linear_value_head_dim": 64}, "linear_value_head_dim 64 is not supported"),
         ("qwen35", {"linear_num_value_heads": 5}, "5 value heads cannot share 2 key heads evenly"),
         ("qwen35", {"attn_output_gate": False}, "attn_output_gate False is not supported"),
@@ -309,7 +311,7 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
         (
             "qwen35",
             {"layer_types": ["sliding_attention"] * 4},
-            "does not name full_attention or linear_attention",
+            "must list full_attention or linear_attention",
         ),
         (
             "qwen35",
@@ -321,7 +323,7 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
             {"rope_parameters": {"mrope_section": [8, 1, 1]}},
             "does not cover 8 rotated pairs in turn",
         ),
-        ("qwen35moe", {"num_experts_per_tok": 5}, "5 of 4 experts a token"),
+        ("qwen35moe", {"num_experts_per_tok": 5}, "5 of 4 experts per token"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supported"),
         ("gemma3", {"hidden_activation": "silu"}, "hidden_activation 'silu' is not supported"),
         (
@@ -335,8 +337,12 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
             {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
             "rope type 'linear' in sliding layers",
         ),
-        ("gemma4-e2b", {"num_kv_shared_layers": 3}, "before shared ones a sliding and a full layer"),
-        ("gemma4-e2b", {"num_kv_shared_layers": 6}, "two layers with keys and values of their own"),
+        (
+            "gemma4-e2b",
+            {"num_kv_shared_layers": 3},
+            "before layers that share them a sliding and a full layer",
+        ),
+        ("gemma4-e2b", {"num_kv_shared_layers": 6}, "two layers with their own keys and values"),
         (
             "gemma4-e2b",
             {"vocab_size_per_layer_input": 512},
@@ -354,11 +360,11 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
         ),
         ("gemma4-e2b", {"layer_types": ["sliding_attention"] * 7}, "the last layer is sliding_attention"),
         ("gemma4-e2b", {"per_layer_config": {"0": {"head_dim": 64}}}, "per_layer_config is not one setting"),
-        ("gemma4-26b-a4b", {"top_k_experts": 5}, "5 of 4 experts a token"),
+        ("gemma4-26b-a4b", {"top_k_experts": 5}, "5 of 4 experts per token"),
         (
             "mistral",
             {"sliding_window": 64},
-            "64 positions are fewer than max_position_embeddings 2048; set that to 64",
+            "64 is smaller than max_position_embeddings 2048; set max_position_embeddings to 64",
         ),
         ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("ministral3", {"model_type": "mistral4"}, "a text model of type 'mistral4' is not supported"),
@@ -386,7 +392,7 @@ def test_a_missing_or_foreign_tensor_is_named(name: str, copy: Callable[..., Pat
     rename_tensors(
         folder / "model.safetensors", lambda t: t.replace("odd", "input_layernorm"), {"layers.0.odd": [4]}
     )
-    with pytest.raises(ConversionError, match=r"layers\.0\.odd has no place in a \w+ model"):
+    with pytest.raises(ConversionError, match=r"layers\.0\.odd is not a tensor of a \w+ model"):
         make_plan(open_checkpoint(folder))
 
 

@@ -1,4 +1,4 @@
-"""edge inspect: what a file says of itself, what is wrong with its data, and whether its source gives the same bits.
+"""Test `edge inspect`: what a file contains, what is wrong with its data, and whether its source gives the same bits.
 
 pytest tests/conversion/test_inspect.py
 """
@@ -21,6 +21,8 @@ from edge.errors import CheckpointError, ModelFileError
 from edge.formats.gguf import read_array, read_padding, read_tensors
 from edge.formats.imatrix import Imatrix, Sums, write_imatrix
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small_q4(random_small_moe_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,7 +33,7 @@ def small_q4(random_small_moe_folder: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def copy(small_q4: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """A copy that a test can damage."""
     return Path(shutil.copyfile(small_q4, tmp_path / "copy.gguf"))
 
 
@@ -89,7 +91,7 @@ def test_text_and_json(small_q4: Path) -> None:
         "bos 1 <|startoftext|>",
         "edge renders it",
         "calibration  none",
-        "every value is a number",
+        "no NaN or Inf, no stray bytes",
     ):
         assert piece in text
     assert str(found) == text
@@ -101,7 +103,7 @@ def test_text_and_json(small_q4: Path) -> None:
 
 
 def with_metadata(path: Path, **changes: Any) -> Path:
-    """A file of one tensor with these metadata; a double underscore stands for a dot."""
+    """A file with one tensor and this metadata; a double underscore in a key means a dot."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(["<s>", "</s>", "a", "b"])
@@ -164,14 +166,14 @@ def test_texts_of_the_file_cannot_steer_a_terminal(tmp_path: Path) -> None:
 def test_data_of_each_type(
     quant: str, random_small_moe_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A scale or value that is no number is found in its row, and ggml's own words stay away."""
+    """edge finds the row of a scale or value that is NaN, and hides the messages of ggml."""
     path = convert(random_small_moe_folder, quant=quant, out=tmp_path / "x.gguf", threads=1).path
     assert inspect(path, verify=True).ok
     tensor = next(t for t in read_tensors(path) if t.name == "blk.0.ffn_up.weight")
     row_bytes = tensor.n_bytes // tensor.shape[1]
     kind, size = tensor.type, row_bytes * 8 // tensor.shape[0]
     at = tensor.offset + 37 * row_bytes
-    # Where a type keeps its scale: first, or for these at the end of the block.
+    # Where a type stores its scale: at the start of the block, for these types at the end.
     block = {"Q2_K": 84, "TQ2_0": 66}.get(kind, 0)
     offset = {"Q2_K": block - 4, "TQ2_0": block - 2}.get(kind, 0)
     nan = b"\xff" if kind == "MXFP4" else struct.pack("<f", float("nan")) if kind == "F32" else b"\xff\x7f"
@@ -185,7 +187,7 @@ def test_data_of_each_type(
     assert not found.ok
     assert "PROBLEM" in found.to_text()
     assert capfd.readouterr().err == ""
-    assert inspect(path).ok  # only reading the data shows it
+    assert inspect(path).ok  # without --verify edge does not read the data
 
 
 def test_bytes_that_belong_to_nothing(copy: Path) -> None:
@@ -204,7 +206,7 @@ def test_metadata_that_the_tensors_contradict(tmp_path: Path) -> None:
     path = with_metadata(tmp_path / "x.gguf", llama__embedding_length=64, llama__block_count=2)
     assert inspect(path, verify=True).problems == (
         "token_embd.weight: rows of 32, but embedding_length is 64",
-        "the tensors are of 0 layers, but block_count is 2",
+        "the tensors belong to 0 layers, but block_count is 2",
     )
 
 
@@ -218,7 +220,7 @@ def test_truncated_file_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("quant", ["F32", "F16", "Q8_0", "Q4_K_M", "TQ1_0"])
-def test_every_tensor_is_made_anew(quant: str, random_small_moe_folder: Path, tmp_path: Path) -> None:
+def test_every_tensor_is_converted_again(quant: str, random_small_moe_folder: Path, tmp_path: Path) -> None:
     path = convert(random_small_moe_folder, quant=quant, out=tmp_path / "x.gguf", threads=1).path
     found = inspect(path, source=random_small_moe_folder, threads=1)
     assert found.comparison is not None
@@ -226,7 +228,7 @@ def test_every_tensor_is_made_anew(quant: str, random_small_moe_folder: Path, tm
     assert found.comparison.skipped == ()
     assert found.comparison.equal == len(read_tensors(path)) == len(found.tensors)
     assert found.ok
-    assert f"{len(found.tensors)} tensors made anew with the same bits" in found.to_text()
+    assert f"{len(found.tensors)} tensors converted again with the same bits" in found.to_text()
 
 
 def differences(found: Inspection) -> dict[str, str]:
@@ -299,7 +301,7 @@ def test_adapter_from_convert_to_inspect(
     changed = "blk.0.shortconv.in_proj.weight"
     without = differences(inspect(done.path, source=random_small_moe_folder, threads=1))
     assert without.keys() == {changed, "edge.lora"}
-    assert without["edge.lora"] == "made with the adapter tuned, which --lora gives"
+    assert without["edge.lora"] == "made with the adapter tuned; give it with --lora"
     assert differences(inspect(small_q4, source=random_small_moe_folder, lora=adapter, threads=1)).keys() == {
         changed
     }
@@ -327,7 +329,7 @@ def test_importance_matrix_from_convert_to_inspect(
     assert found.calibration["text"] == "rows.jsonl"
     assert found.calibration["chunks"] == "40"
     without = inspect(path, source=random_small_moe_folder, threads=1)
-    assert not without.ok  # most was not compared
+    assert not without.ok  # most tensors were not compared
     assert without.comparison is not None
     floats = sum(tensor.type == "F32" for tensor in found.tensors)
     assert (without.comparison.equal, len(without.comparison.skipped)) == (

@@ -1,4 +1,4 @@
-"""The proof of the conversion: a float32 GGUF in llama.cpp gives transformers' logits in float32.
+"""Test that a float32 GGUF in llama.cpp gives the logits of transformers in float32.
 
     pytest tests/conversion/test_logits.py
 
@@ -17,6 +17,8 @@ import pytest
 from logits import N_TOKENS, assert_same_logits, llama_cpp_logits, real_text, transformers_logits
 
 from edge.convert import convert
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 @pytest.mark.parametrize(
     "changes",
     [
-        # transformers 5 and 4 keep the rotary base in different places; neither default is the value used here
+        # transformers 5 and 4 store the rotary base in different keys; 3000 is the default of neither
         {"rope_parameters": {"rope_type": "default", "rope_theta": 3000.0}},
         {"rope_parameters": None, "rope_theta": 3000.0},
         {"rope_parameters": {"rope_type": "linear", **SCALED}},
@@ -93,7 +95,7 @@ def test_lfm2moe_hyper_parameters(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"layer_types": None},  # the layers' kinds from full_attn_idxs alone
+        {"layer_types": None},  # full_attn_idxs alone gives the types of the layers
         {"block_auto_adjust_ff_dim": False, "intermediate_size": 512},
         {"intermediate_size": None, "block_ff_dim": 768},
     ],
@@ -108,7 +110,7 @@ def test_lfm2_hyper_parameters(
 def test_a_wrong_rope_base_is_noticed(
     random_llama_folder: Path, copy: Any, tmp_path: Path, one_thread: None
 ) -> None:
-    """The test's own sharpness: with another base in the GGUF than transformers has, it fails."""
+    """The test can fail: the logits differ if the GGUF has another rotary base than transformers."""
     from tokenizers import Tokenizer
 
     changed = copy(random_llama_folder, rope_parameters={"rope_type": "default", "rope_theta": 9000.0})

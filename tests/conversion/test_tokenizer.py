@@ -1,4 +1,4 @@
-"""tokenizer.json to llama.cpp's vocabulary: recognised by structure, proven by tokenizing real text in both.
+"""Test the conversion of tokenizer.json to llama.cpp's vocabulary: recognition, and equal tokens on real text.
 
 pytest tests/conversion/test_tokenizer.py
 """
@@ -29,7 +29,7 @@ Change = Callable[[dict[str, Any]], object]
 
 @pytest.fixture
 def folder(random_llama_folder: Path, tmp_path: Path) -> Path:
-    """A copy of a small checkpoint whose tokenizer a test may replace."""
+    """A copy of a small checkpoint; a test can replace its tokenizer."""
     return Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
 
 
@@ -53,7 +53,7 @@ def change_json(path: Path, change: Change) -> None:
 
 
 def byte_level(pre_tokenizer: Any, **model: Any) -> Tokenizer:
-    """A BPE of other scripts too, so that a wrong regex shows."""
+    """A BPE with tokens of several scripts, so that a wrong regex gives other tokens."""
     tokenizer = Tokenizer(BPE(**model))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
@@ -63,7 +63,7 @@ def byte_level(pre_tokenizer: Any, **model: Any) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Each piece twice, so that rare ones become tokens and a different split of the text gives different tokens.
+    # The text twice, so that rare pieces become tokens and another split of the text gives other tokens.
     tokenizer.train_from_iterator([PROBE, PROBE, Path(__file__).read_text(encoding="utf-8")], trainer)
     return tokenizer
 
@@ -107,14 +107,14 @@ SMOLLM = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
     ],
 )
 def test_pre_tokenizer_by_structure(name: str, pre_tokenizer: Any, ignore_merges: bool, folder: Path) -> None:
-    """Recognised, written, loaded by llama.cpp, and the same tokens on the probe (convert checks that)."""
+    """edge recognises the pre-tokenizer, and convert checks that llama.cpp gives the same tokens on the probe."""
     save(folder, byte_level(pre_tokenizer, ignore_merges=ignore_merges))
     assert make_vocabulary(open_checkpoint(folder), N_VOCAB).pre == name
     convert(folder, quant="BF16", out=folder / "x.gguf")
 
 
 def test_wrong_pre_tokenizer_is_noticed(folder: Path) -> None:
-    """The check's own sharpness: digits one by one in tokenizer.json, in groups in the GGUF."""
+    """The check can fail: single digits in the GGUF, groups of digits in tokenizer.json."""
     save(folder, byte_level(split(QWEN2)))
     path = convert(folder, quant="BF16", out=folder / "x.gguf").path
     save(folder, byte_level(split(LLAMA3)))
@@ -124,6 +124,7 @@ def test_wrong_pre_tokenizer_is_noticed(folder: Path) -> None:
         check_tokenization(path, folder / "tokenizer.json", add_special=False)
 
 
+@pytest.mark.slow
 def test_smollm2_and_the_embedded_model(smollm2_folder: Path, request: pytest.FixtureRequest) -> None:
     vocabulary = make_vocabulary(open_checkpoint(smollm2_folder), 49152)
     assert (vocabulary.model, vocabulary.pre) == ("gpt2", "smollm")
@@ -137,7 +138,7 @@ def test_smollm2_and_the_embedded_model(smollm2_folder: Path, request: pytest.Fi
 
 
 def test_recorded_sessions_tokenize_alike(smollm2_bf16: Path, smollm2_folder: Path, shared: Path) -> None:
-    """All of the recorded terminal sessions, in llama.cpp and in tokenizers."""
+    """The recorded terminal sessions have the same tokens in llama.cpp and in the tokenizers package."""
     import llama_cpp
 
     tokenizer = Tokenizer.from_file(str(smollm2_folder / "tokenizer.json"))
@@ -154,7 +155,7 @@ def test_recorded_sessions_tokenize_alike(smollm2_bf16: Path, smollm2_folder: Pa
 
 
 def sentencepiece_like() -> Tokenizer:
-    """Llama 2's shape: ▁ for blanks, bytes as the fallback, no pre-tokenizer."""
+    """The structure of Llama 2: ▁ for spaces, bytes as the fallback, no pre-tokenizer."""
     tokenizer = Tokenizer(BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -197,7 +198,7 @@ def test_sentencepiece_like(folder: Path) -> None:
 
 
 def kinds(vocabulary: Any, *texts: str) -> list[tuple[int, float | None]]:
-    """Type and score of each of the tokens."""
+    """Type and score of each token."""
     ids = [vocabulary.tokens.index(text) for text in texts]
     return [(vocabulary.types[i], vocabulary.scores and vocabulary.scores[i]) for i in ids]
 
@@ -214,7 +215,7 @@ CONTROL, USER, NORMAL, BYTE = (
 
 
 def test_gemma3(folder: Path) -> None:
-    """Runs of blanks are looked for as blanks, in the text; pieces score by the order of their merges."""
+    """Runs of spaces are tokens with spaces, not ▁. The scores follow the order of the merges."""
     make_tokenizers.gemma3(folder)
     change_json(folder / "config.json", lambda c: c.update(eos_token_id=1))
     vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
@@ -237,7 +238,7 @@ def test_gemma3(folder: Path) -> None:
 
 
 def test_gemma4(folder: Path) -> None:
-    """The same shape, but llama.cpp goes by the merges; what a chat parser reads stays visible."""
+    """The same structure, but llama.cpp uses the merges. Tokens that a chat parser reads are visible."""
     make_tokenizers.gemma4(folder)
     change_json(folder / "config.json", lambda c: c.update(architectures=["Gemma4ForCausalLM"]))
     vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
@@ -257,7 +258,7 @@ def test_gemma4(folder: Path) -> None:
 
 
 def test_mistral(folder: Path) -> None:
-    """Both kinds: with a blank before each text and bytes as the fallback, or on bytes with Tekken's regex."""
+    """Both kinds: a space before each text and bytes as the fallback, or byte-level with Tekken's regex."""
     make_tokenizers.mistral(folder)
     vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
     assert (vocabulary.model, vocabulary.add_space_prefix, vocabulary.add_bos) == ("llama", True, True)
@@ -269,7 +270,7 @@ def test_mistral(folder: Path) -> None:
 
 
 def test_a_parents_special_ids(folder: Path) -> None:
-    """A multimodal parent keeps them in text_config; its own go first."""
+    """A multimodal model stores them in text_config; its own ids take precedence."""
     (folder / "tokenizer_config.json").unlink()
     change_json(
         folder / "config.json",
@@ -294,8 +295,8 @@ def test_a_parents_special_ids(folder: Path) -> None:
             lambda t: t["model"]["vocab"].update(extra=N_VOCAB),
             f"has id {N_VOCAB}, beyond config.json's vocab_size",
         ),
-        (lambda t: t["model"]["merges"].append(["a"]), "is no pair"),
-        (lambda t: t["model"]["merges"].append(["a b", "c"]), "holds a blank"),
+        (lambda t: t["model"]["merges"].append(["a"]), "is not a pair of tokens"),
+        (lambda t: t["model"]["merges"].append(["a b", "c"]), "contains a space"),
         (lambda t: t["added_tokens"].append({"id": "x", "content": "y"}), "added_tokens is malformed"),
         (lambda t: rename(t, "<|pad|>", "a\0b"), "which llama.cpp cannot hold"),
         (
@@ -310,6 +311,7 @@ def test_a_parents_special_ids(folder: Path) -> None:
         (lambda t: t.update(post_processor={"processors": 3}), "the tokenizers package cannot read it"),
         (lambda t: t.update(normalizer="x"), "the tokenizers package cannot read it"),
         (lambda t: t.update(normalizer={"normalizers": [1]}), "the tokenizers package cannot read it"),
+        (lambda t: t.update(normalizer={"type": "Lowercase", "normalizers": [1]}), "no normalizer"),
         (lambda t: t.update(pre_tokenizer=3), "the tokenizers package cannot read it"),
     ],
 )
@@ -327,7 +329,7 @@ def test_what_llama_cpp_cannot_have_is_one_clear_line(
 
 
 def test_missing_ids_are_padded(folder: Path) -> None:
-    """config.json's vocabulary is often larger than the tokenizer's."""
+    """The vocabulary size in config.json is often larger than that of the tokenizer."""
     checkpoint = open_checkpoint(folder)
     vocabulary = make_vocabulary(checkpoint, N_VOCAB + 2)
     assert vocabulary.tokens[-2:] == [f"[PAD{N_VOCAB}]", f"[PAD{N_VOCAB + 1}]"]
@@ -339,7 +341,7 @@ def test_missing_ids_are_padded(folder: Path) -> None:
 
 
 def test_bos_eos_and_special_ids(folder: Path) -> None:
-    """Who decides: the post-processor over tokenizer_config.json, texts over numbers, several EOS kept."""
+    """The post-processor precedes tokenizer_config.json, texts precede ids, and several EOS are kept."""
 
     def vocabulary() -> Any:
         return make_vocabulary(open_checkpoint(folder), N_VOCAB)
@@ -358,7 +360,7 @@ def test_bos_eos_and_special_ids(folder: Path) -> None:
 
 
 def test_bos_is_not_invented(folder: Path) -> None:
-    """As in transformers: config.json's number counts only where there is no tokenizer_config.json."""
+    """As in transformers: the id in config.json counts only without a tokenizer_config.json."""
 
     def bos() -> tuple[int | None, bool]:
         vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
@@ -378,7 +380,7 @@ def test_bos_is_not_invented(folder: Path) -> None:
 def test_more_eos_ids_than_a_gguf_holds(folder: Path) -> None:
     change_json(folder / "generation_config.json", lambda c: c.update(eos_token_id=[4, 2, 3, 0, 2]))
     done = convert(folder, quant="BF16", out=folder / "x.gguf")
-    assert "a GGUF holds three EOS tokens; '<|pad|>' will not end an answer" in done.warnings
+    assert "a GGUF can store only three EOS tokens; '<|pad|>' will not end an answer" in done.warnings
     assert read_model_file(done.path).end_ids == (4, 2, 3)
 
 

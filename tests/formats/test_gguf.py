@@ -91,6 +91,7 @@ def test_says_what_the_file_says(whole: Path) -> None:
     assert "tokenizer.ggml.tokens" not in metadata
 
 
+@pytest.mark.slow
 def test_agrees_with_the_gguf_package(smollm2_q4: Path) -> None:
     reader = gguf.GGUFReader(smollm2_q4)
     ours = [(t.name, t.shape, t.type, t.offset, t.n_bytes) for t in read_tensors(smollm2_q4)]

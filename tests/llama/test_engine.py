@@ -1,4 +1,4 @@
-"""Sequences that branch, share batches and come and go change no answer, and no token is read twice.
+"""Sequences that branch, share batches, and come and go change no answer, and no token is read twice.
 
 pytest tests/llama/test_engine.py
 """
@@ -12,8 +12,12 @@ import pytest
 
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
-from edge.llama.engine import Engine, Job, Logits, Writer
+from edge.llama.engine import Engine
+from edge.llama.jobs import Job, Logits, Writer
+from edge.llama.loading import Loading
 from edge.llama.prefixes import branch_points, distinct_tokens, reading_order
+
+pytestmark = pytest.mark.slow
 
 CELLS, SEQUENCES = 1536, 12
 Read = list[np.ndarray]
@@ -26,14 +30,14 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def engine(path: Path):
-    engine = Engine(path, threads=1)
+    engine = Engine(path, Loading(threads=1))
     engine.reserve(CELLS, SEQUENCES)
     yield engine
     engine.close()
 
 
 def script(*parts: Sequence[int]) -> Writer[Read]:
-    """Writes these tokens whatever the logits; returns the logits after the prompt and after each part."""
+    """Writes these tokens for any logits; returns the logits after the prompt and after each part."""
     read = [(yield []).copy()]
     for part in parts:
         read.append((yield list(part)).copy())
@@ -56,7 +60,7 @@ def ask(engine: Engine, prompt: Sequence[int], *parts: Sequence[int], owner: obj
 
 
 def alike(a: np.ndarray, b: np.ndarray) -> bool:
-    """The same but for rounding: other batch sizes take other kernels. A wrong position or state is far off this."""
+    """Equal except for rounding: other batch sizes use other kernels. A wrong position or state differs much more."""
     return float(np.corrcoef(a, b)[0, 1]) > 0.998
 
 
@@ -84,10 +88,10 @@ def random_tree(seed: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_pass_reads_each_token_once_and_answers_as_an_empty_cache_does(path: Path, seed: int) -> None:
-    """Exact mode: to the last letter and, seen in the logits, to the last bit."""
+    """Exact mode: the logits are equal to the last bit."""
     prompts = random_tree(seed)
     cuts = branch_points(prompts)
-    engine = Engine(path, threads=1)
+    engine = Engine(path, Loading(threads=1))
     engine.reserve(CELLS, SEQUENCES)
     jobs = [
         Job(prompt, script([30], [31, 32]), 3, points) for prompt, points in zip(prompts, cuts, strict=True)
@@ -97,7 +101,7 @@ def test_one_pass_reads_each_token_once_and_answers_as_an_empty_cache_does(path:
     assert engine.answer_tokens_decoded == 3 * len(prompts)
     engine.close()
     for i in random.Random(seed).sample(range(len(prompts)), 4):
-        alone = Engine(path, threads=1)
+        alone = Engine(path, Loading(threads=1))
         alone.reserve(len(prompts[i]) + 3, 2)
         [(_, fresh)] = alone.run([Job(prompts[i], script([30], [31, 32]), 3, cuts[i])])
         alone.close()
@@ -105,12 +109,12 @@ def test_one_pass_reads_each_token_once_and_answers_as_an_empty_cache_does(path:
 
 
 def test_going_on_after_an_interruption_gives_the_same_bits(path: Path) -> None:
-    """Rows done before are left out; where reading stops depends on all."""
+    """Finished rows are not read again; where reading stops depends on all rows."""
     prompts = random_tree(7)
     cuts = branch_points(prompts)
 
     def answers(indices: list[int]) -> dict[int, Read]:
-        engine = Engine(path, threads=1)
+        engine = Engine(path, Loading(threads=1))
         engine.reserve(CELLS, SEQUENCES)
         jobs = [Job(prompts[i], script([30, 31], [40]), 3, cuts[i]) for i in indices]
         found = {indices[k]: read for k, read in engine.run(jobs)}
@@ -144,7 +148,7 @@ def test_little_room_costs_reading_and_no_answer(
     path: Path, cells: int, sequences: int, parallel: int
 ) -> None:
     prompts = random_tree(5)
-    engine = Engine(path, threads=1)
+    engine = Engine(path, Loading(threads=1))
     engine.reserve(cells, sequences)
     jobs = [
         Job(prompt, script([30]), 40, points)
@@ -159,7 +163,7 @@ def test_little_room_costs_reading_and_no_answer(
 
 
 def test_a_finished_answer_is_replaced_at_once(engine: Engine) -> None:
-    """Two at a time: while the first writes on, the others come and go beside it."""
+    """Two at a time: while the first is written, the others come and go beside it."""
     prompt = list(range(30, 80))
     lengths = [40, 3, 3, 3, 3]
     jobs = [Job([*prompt, 90 + i], greedy(n), n) for i, n in enumerate(lengths)]
@@ -178,14 +182,14 @@ def test_a_longer_prompt_reads_only_what_is_new(engine: Engine) -> None:
 
 
 def test_a_prompt_goes_on_from_an_answer_or_from_before_it(engine: Engine) -> None:
-    """A conversation: the next prompt holds the answer, or leaves it out as templates do with thoughts."""
+    """A conversation: the next prompt contains the answer, or omits it as chat templates omit thoughts."""
     prompt = [20 + (i * 3) % 307 for i in range(300)]
     ask(engine, prompt, [40, 41], [42], owner="talk")
-    told = engine.prompt_tokens_decoded
+    before = engine.prompt_tokens_decoded
     on = ask(engine, [*prompt, 40, 41, 42, 50, 51], owner="talk")[0]
-    assert engine.prompt_tokens_decoded == told + 2
+    assert engine.prompt_tokens_decoded == before + 2
     without = ask(engine, [*prompt, 60, 61], owner="talk")[0]
-    assert engine.prompt_tokens_decoded == told + 4
+    assert engine.prompt_tokens_decoded == before + 4
     engine.forget("talk")
     assert alike(on, ask(engine, [*prompt, 40, 41, 42, 50, 51])[0])
     assert alike(without, ask(engine, [*prompt, 60, 61])[0])
@@ -202,7 +206,7 @@ def test_conversations_take_turns(engine: Engine) -> None:
 
 
 def test_a_larger_cache_takes_along_what_was_held(path: Path) -> None:
-    engine = Engine(path, threads=1)
+    engine = Engine(path, Loading(threads=1))
     engine.reserve(512, 4)
     prompt = [20 + (i * 5) % 311 for i in range(400)]
     ask(engine, prompt, [33], owner="talk")
@@ -223,7 +227,7 @@ def test_writing_together_or_one_by_one_is_the_same_answer(engine: Engine) -> No
 
 
 def test_an_interrupted_run_leaves_nothing_behind(engine: Engine) -> None:
-    """Whether the consumer stops asking or a writer fails: all sequences are free again."""
+    """If the consumer stops or a writer fails, all sequences are free again."""
     prompts = random_tree(3)
     fresh = ask(engine, prompts[0], [30])
 
@@ -275,7 +279,7 @@ def test_what_does_not_fit_is_refused_and_the_engine_goes_on(engine: Engine) -> 
 
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
 def test_a_quantized_cache_answers_alike(path: Path, engine: Engine, kv_type: str) -> None:
-    small = Engine(path, threads=1, kv_type=kv_type)
+    small = Engine(path, Loading(threads=1, kv_type=kv_type))
     small.reserve(CELLS, SEQUENCES)
     assert small.flash_attention and not engine.flash_attention
     prompt = list(range(50, 250))
@@ -287,14 +291,14 @@ def test_a_quantized_cache_answers_alike(path: Path, engine: Engine, kv_type: st
 
 def test_bad_settings_and_a_closed_engine_are_refused(tiny_bf16: Path) -> None:
     with pytest.raises(EdgeError, match="513 threads"):
-        Engine(tiny_bf16, threads=513)
+        Engine(tiny_bf16, Loading(threads=513))
     with pytest.raises(EdgeError, match="q5_0"):
-        Engine(tiny_bf16, kv_type="q5_0")
+        Engine(tiny_bf16, Loading(kv_type="q5_0"))
     with pytest.raises(EdgeError, match="flash attention"):
-        Engine(tiny_bf16, kv_type="q8_0", flash_attention=False)
+        Engine(tiny_bf16, Loading(kv_type="q8_0", flash_attention=False))
     with pytest.raises(EdgeError, match="batch"):
-        Engine(tiny_bf16, batch=0)
-    engine = Engine(tiny_bf16, threads=1)
+        Engine(tiny_bf16, Loading(batch=0))
+    engine = Engine(tiny_bf16, Loading(threads=1))
     engine.close()
     engine.close()
     for call in (lambda: engine.reserve(10, 2), lambda: ask(engine, [20])):

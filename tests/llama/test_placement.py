@@ -1,5 +1,5 @@
-"""Placement: the memory estimate agrees with what llama.cpp allocates, the choices follow the memory, and what an error
-offers really fits.
+"""Placement: the memory estimate agrees with llama.cpp's allocations, the choices follow the memory, and the options
+that an error offers really fit.
 
 .venv/bin/pytest tests/llama/test_placement.py
 """
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from edge.errors import ContextError, EdgeError
 from edge.formats.gguf import read_metadata
 from edge.llama.devices import Device
+from edge.llama.loading import Loading
 from edge.llama.memory import Shape, buffers, kv_bytes, read_shape, shape_of
 from edge.llama.placement import Placement, place
 from edge.system.machine import Memory
@@ -93,7 +94,7 @@ def test_estimates_agree_with_what_llama_cpp_allocates(model: str, request: pyte
 
 
 def test_a_machine_with_plenty(smol: Shape) -> None:
-    plan = place(smol, [1000] * 19 + [4000], 128, memory=PLENTY, threads=2)
+    plan = place(smol, [1000] * 19 + [4000], 128, memory=PLENTY, loading=Loading(threads=2))
     assert (plan.gpu_layers, plan.threads, plan.batch, plan.mmap) == (0, 2, 512, True)
     assert (plan.kv_type, plan.flash_attention) == ("f16", False)
     assert plan.parallel == 8
@@ -101,16 +102,19 @@ def test_a_machine_with_plenty(smol: Shape) -> None:
     assert plan.cells % 256 == 0
     assert "\n" not in str(plan)
     assert str(plan).startswith(
-        f"placement: CPU, 2 threads, 8 answers at once, cache of {plan.cells:,} tokens (f16, "
+        f"placement: CPU, 2 threads, 8 answers at a time, cache of {plan.cells:,} tokens (f16, "
     )
     assert str(plan).endswith(" of 1,000.0 GB free")
     assert place(smol, [500] * 3, 128, memory=PLENTY).parallel == 3  # no more answers than rows
 
 
 def test_answers_that_have_their_part_of_the_cache_to_themselves(smol: Shape) -> None:
-    plan = place(smol, None, 128, memory=PLENTY, context=1000, parallel=4, apart=True)
+    plan = place(smol, None, 128, memory=PLENTY, apart=True, loading=Loading(context=1000, parallel=4))
     assert (plan.parallel, plan.sequences, plan.cells) == (4, 4, 4 * 1024)
-    assert place(smol, None, 128, memory=PLENTY, context=1000, parallel=1, apart=True).cells == 2 * 1024
+    assert (
+        place(smol, None, 128, memory=PLENTY, apart=True, loading=Loading(context=1000, parallel=1)).cells
+        == 2 * 1024
+    )
 
 
 def test_what_is_named_stays(tiny: Shape) -> None:
@@ -119,20 +123,15 @@ def test_what_is_named_stays(tiny: Shape) -> None:
         [300, 200],
         100,
         memory=PLENTY,
-        context=600,
-        parallel=5,
-        threads=3,
-        batch=64,
-        kv_type="q8_0",
-        mmap=False,
         branches=7,
+        loading=Loading(context=600, parallel=5, threads=3, batch=64, kv_type="q8_0", mmap=False),
     )
     assert (plan.parallel, plan.threads, plan.batch, plan.kv_type) == (5, 3, 64, "q8_0")
     assert plan.flash_attention  # a quantized cache needs it
     assert not plan.mmap and "no mmap" in str(plan)
     assert plan.cells == 768  # the context bounds the cache
     assert plan.sequences == 5 + 1 + 7
-    on = place(tiny, [300], 100, memory=PLENTY, flash_attention=True)
+    on = place(tiny, [300], 100, memory=PLENTY, loading=Loading(flash_attention=True))
     assert on.flash_attention and "flash attention on" in str(on)
 
 
@@ -141,7 +140,7 @@ def test_where_nothing_is_known(tiny: Shape) -> None:
     assert plan.cells == 8192
     assert plan.parallel == 8
     assert "unknown memory" in str(plan)
-    assert place(tiny, None, 1024, memory=PLENTY, context=1000).cells == 1024
+    assert place(tiny, None, 1024, memory=PLENTY, loading=Loading(context=1000)).cells == 1024
 
 
 def needed(plan: Placement) -> int:
@@ -173,7 +172,7 @@ def test_less_memory_takes_less_and_keeps_its_order(smol: Shape) -> None:
 
 def test_named_answers_at_once_share_a_smaller_cache(smol: Shape) -> None:
     free = Memory(None, 330 * 10**6)
-    plan = place(smol, [2000] * 20, 512, memory=free, parallel=16)
+    plan = place(smol, [2000] * 20, 512, memory=free, loading=Loading(parallel=16))
     assert plan.parallel == 16
     assert 2000 + 512 <= plan.cells < 2000 + 16 * 512
 
@@ -202,7 +201,7 @@ def test_what_is_offered_fits(
     memory = Memory(None, available * 10**6)
     prompts = lengths if known else None
     try:
-        plan = place(smol, prompts, max_tokens, memory=memory, **named)
+        plan = place(smol, prompts, max_tokens, memory=memory, loading=Loading(**named))
     except ContextError as error:
         message = str(error)
     else:
@@ -219,10 +218,7 @@ def test_what_is_offered_fits(
                 [min(lengths)],
                 max_tokens,
                 memory=memory,
-                parallel=1,
-                batch=64,
-                kv_type="q4_0",
-                context=min(lengths) + max_tokens,
+                loading=Loading(parallel=1, batch=64, kv_type="q4_0", context=min(lengths) + max_tokens),
             )
         return
     for offer in offers.split(" or "):
@@ -239,7 +235,7 @@ def test_what_is_offered_fits(
             else:
                 changed[{"ctx": "context"}.get(option, option)] = int(number)
         assert changed != named
-        place(smol, rows, max_tokens, memory=memory, **changed)
+        place(smol, rows, max_tokens, memory=memory, loading=Loading(**changed))
 
 
 def test_layers_follow_the_gpu(smol: Shape) -> None:
@@ -257,9 +253,12 @@ def test_layers_follow_the_gpu(smol: Shape) -> None:
     assert part.uses[0].needed <= 0.9 * 2e8 < part.uses[0].needed + max(smol.layer_weights) + part.kv_cache
     none = place(smol, prompts, 128, memory=host, devices=[gpu(1e8)])
     assert (none.gpu_layers, none.device, none.parallel, none.flash_attention) == (0, "CPU", 8, False)
-    assert place(smol, prompts, 128, memory=host, devices=[gpu(8e9)], gpu_layers=0).device == "CPU"
+    assert (
+        place(smol, prompts, 128, memory=host, devices=[gpu(8e9)], loading=Loading(gpu_layers=0)).device
+        == "CPU"
+    )
     with pytest.raises(ContextError, match=r"free on CUDA0.*What would fit: --gpu-layers 0"):
-        place(smol, prompts, 128, memory=host, devices=[gpu(2e8)], gpu_layers=-1)
+        place(smol, prompts, 128, memory=host, devices=[gpu(2e8)], loading=Loading(gpu_layers=-1))
 
 
 def test_one_memory_for_both(smol: Shape) -> None:
@@ -284,36 +283,36 @@ def test_a_hybrid_pays_for_its_sequences(tiny: Shape) -> None:
 @pytest.mark.parametrize(
     ("named", "says"),
     [
-        ({"kv_type": "q5_0"}, "q5_0 is no type of the cache: choose one of f16, q8_0, q4_0"),
+        ({"kv_type": "q5_0"}, "q5_0 is not a type of the KV cache: choose one of f16, q8_0, q4_0"),
         ({"kv_type": "q8_0", "flash_attention": False}, "--kv-type q8_0 needs flash attention"),
         ({"parallel": 65}, "--parallel is 65; it must be from 1 to 64"),
         ({"parallel": 0}, "--parallel is 0"),
         ({"batch": 0}, "--batch is 0"),
-        ({"context": 9000}, "has a context of at most 8192 tokens, not 9000"),
+        ({"context": 9000}, "has a context length of 8192 tokens, less than 9000"),
         ({"context": 500}, "a prompt of 1000 tokens and an answer of 128 do not fit into a context of 500"),
     ],
 )
 def test_what_no_memory_makes_right(smol: Shape, named: dict[str, Any], says: str) -> None:
     with pytest.raises(EdgeError, match=re.escape(says)) as caught:
-        place(smol, [1000], 128, memory=PLENTY, **named)
+        place(smol, [1000], 128, memory=PLENTY, loading=Loading(**named))
     assert "\n" not in str(caught.value)
 
 
 def test_a_quantized_cache_needs_whole_blocks(smol: Shape) -> None:
     odd = replace(smol, head_widths=(80, 80))
     with pytest.raises(EdgeError, match="whose width is a multiple of 32; these have 80 and 80: take f16"):
-        place(odd, [1000], 128, memory=PLENTY, kv_type="q8_0")
+        place(odd, [1000], 128, memory=PLENTY, loading=Loading(kv_type="q8_0"))
     with pytest.raises(ContextError) as caught:
         place(odd, [4000], 128, memory=Memory(None, 270 * 10**6))
     assert "--kv-type" not in str(caught.value)
     assert [kv_bytes(64, 256, kind) for kind in ("f16", "q8_0", "q4_0")] == [32768, 17408, 9216]
 
 
-def test_metadata_that_do_not_tell(smollm2_q4: Path) -> None:
+def test_missing_metadata_are_an_error(smollm2_q4: Path) -> None:
     metadata = read_metadata(smollm2_q4)
     for missing in ("block_count", "embedding_length", "attention.head_count"):
         kept = {key: value for key, value in metadata.items() if key != f"llama.{missing}"}
-        with pytest.raises(EdgeError, match=f"lack {re.escape(missing)}"):
+        with pytest.raises(EdgeError, match=f"do not contain {re.escape(missing)}"):
             shape_of(kept, 49152)
     with pytest.raises(EdgeError, match="for 2 of 30 layers"):
         shape_of({**metadata, "llama.attention.head_count_kv": [3, 3]}, 49152)

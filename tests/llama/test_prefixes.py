@@ -1,4 +1,4 @@
-"""The prefix tree of prompts, against its definition.
+"""The prefix tree of prompts agrees with its definition.
 
 pytest tests/llama/test_prefixes.py
 """

@@ -2,8 +2,8 @@
 
     pytest tests/llama/test_types.py
 
-The peer is llama_model_quantize of the installed library on the file that edge writes in the checkpoint's dtype. That
-this file is what llama.cpp's converter writes is scripts/compare_with_llama_cpp.py's matter, since it needs torch.
+The peer is llama_model_quantize of the installed library, on the file that edge writes in the checkpoint's dtype.
+scripts/compare_with_llama_cpp.py compares this file with that of llama.cpp's converter, which needs torch.
 """
 
 import json
@@ -16,10 +16,12 @@ import gguf
 import numpy as np
 import pytest
 
-from edge.convert import convert
+from edge.convert import TensorTypes, convert
 from edge.errors import ConversionError
 from edge.formats.gguf import read_metadata, read_tensors
 from edge.llama.types import NEEDS_IMATRIX, QUANT_TYPES
+
+pytestmark = pytest.mark.slow
 
 QUANTIZED = [name for name in QUANT_TYPES if name not in ("F32", "F16", "BF16")]
 
@@ -71,7 +73,7 @@ def peer(source: Path, matrix: Path | None, wanted: list[tuple[Path, str, dict[s
 
 
 def matrix_for(model: Path, path: Path) -> Path:
-    """An importance matrix with random values for a model's matrices; one expert of each stack was never seen."""
+    """An importance matrix with random values for a model's matrices; one expert of each stack has no counts."""
     random = np.random.default_rng(5)
     writer = gguf.GGUFWriter(path, "")
     writer.add_type("imatrix")
@@ -149,34 +151,39 @@ def test_types_of_single_tensors(random_small_moe_folder: Path, tmp_path: Path) 
         folder,
         quant="Q3_K_M",
         out=tmp_path / "x.gguf",
-        tensor_types=[("ffn_down", "Q8_0"), (r"blk\.\d\.attn", "q6_k")],
-        token_embedding_type="IQ4_NL",
+        tensor_types=TensorTypes([("ffn_down", "Q8_0"), (r"blk\.\d\.attn", "q6_k")], embedding="IQ4_NL"),
         check=False,
     )
     assert contents(ours.path) == contents(tmp_path / "1.gguf")
     assert {"Q8_0", "Q6_K", "IQ4_NL"} <= {kind for _, kind, _, _ in contents(ours.path)}
     peer(floats, None, [(tmp_path / "2.gguf", "Q4_0", {"output_tensor_type": q8})])
-    ours = convert(folder, quant="Q4_0", out=tmp_path / "x.gguf", output_tensor_type="q8_0", check=False)
+    types = TensorTypes(output="q8_0")
+    ours = convert(folder, quant="Q4_0", out=tmp_path / "x.gguf", tensor_types=types, check=False)
     assert contents(ours.path) == contents(tmp_path / "2.gguf")
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
+    ("quant", "types", "problem"),
     [
-        ({"tensor_types": [("ffn", "q9")]}, "q9 is no type of ggml; one of "),
-        ({"output_tensor_type": "x"}, "x is no type of ggml"),
-        ({"output_tensor_type": "q8_k"}, "q8_k is no type of ggml"),
-        ({"tensor_types": [("(", "q8_0")]}, "llama.cpp cannot quantize it: "),
-        ({"tensor_types": [("ffn_down", "iq2_xs")]}, "needs an importance matrix: give one with --imatrix"),
-        ({"token_embedding_type": "iq1_s"}, "needs an importance matrix: give one with --imatrix"),
-        ({"quant": "F16", "output_tensor_type": "q8_0"}, "not for F16"),
+        ("Q4_K_M", TensorTypes([("ffn", "q9")]), "q9 is not a ggml type; choose one of "),
+        ("Q4_K_M", TensorTypes(output="x"), "x is not a ggml type"),
+        ("Q4_K_M", TensorTypes(output="q8_k"), "q8_k is not a ggml type"),
+        ("Q4_K_M", TensorTypes([("(", "q8_0")]), "llama.cpp cannot quantize it: "),
+        (
+            "Q4_K_M",
+            TensorTypes([("ffn_down", "iq2_xs")]),
+            "needs an importance matrix: give one with --imatrix",
+        ),
+        ("Q4_K_M", TensorTypes(embedding="iq1_s"), "needs an importance matrix: give one with --imatrix"),
+        ("F16", TensorTypes(output="q8_0"), "F16 is not a quantized type"),
     ],
 )
 def test_wrong_types_are_refused(
-    options: dict[str, Any], problem: str, random_small_moe_folder: Path, tmp_path: Path
+    quant: str, types: TensorTypes, problem: str, random_small_moe_folder: Path, tmp_path: Path
 ) -> None:
+    out = tmp_path / "x.gguf"
     with pytest.raises(ConversionError) as caught:
-        convert(random_small_moe_folder, out=tmp_path / "x.gguf", check=False, **options)
+        convert(random_small_moe_folder, quant=quant, out=out, tensor_types=types, check=False)
     assert problem in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -187,7 +194,7 @@ def test_a_matrix_of_another_model_is_refused(
     other = convert(random_lfm2moe_folder, quant="BF16", out=tmp_path / "bf16.gguf", check=False).path
     matrix = matrix_for(other, tmp_path / "imatrix.gguf")
     with pytest.raises(
-        ConversionError, match=r"it was made for another model|the importance matrix has none"
+        ConversionError, match=r"it was made for another model|the given one has no weights for it"
     ):
         convert(random_small_moe_folder, quant="IQ2_XS", out=tmp_path / "x.gguf", imatrix=matrix)
     assert not (tmp_path / "x.gguf").exists()
@@ -214,18 +221,23 @@ def test_a_matrix_without_an_entry_for_the_model_is_refused(
     assert not (tmp_path / "x.gguf").exists()
 
 
-def test_calibrated_in_one_go(tiny_folder: Path, tmp_path: Path) -> None:
+def test_calibrated_in_one_go(tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As with the matrix made first; nothing but the output and the matrix stays; no input is ever overwritten."""
     lines = (tiny_folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(lines[:4]) + "\n", encoding="utf-8")
-    one = convert(tiny_folder, quant="Q2_K_S", out=tmp_path / "a.gguf", calibrate=rows, threads=1)
+    said: list[str] = []
+    one = convert(
+        tiny_folder, quant="Q2_K_S", out=tmp_path / "a.gguf", calibrate=rows, threads=1, say=said.append
+    )
     matrix = tmp_path / "a.gguf.imatrix"
+    assert said[0].startswith(f"{matrix}: ") and not any("\n" in line for line in said)
+    assert capfd.readouterr() == ("", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "a.gguf.imatrix", "rows.jsonl"]
     two = convert(tiny_folder, quant="Q2_K_S", out=tmp_path / "b.gguf", imatrix=matrix, threads=1)
     assert contents(one.path) == contents(two.path)
     for options in ({"calibrate": rows, "out": rows}, {"imatrix": matrix, "out": matrix}):
         before = options["out"].read_bytes()
-        with pytest.raises(ConversionError, match="is what it would be made from"):
+        with pytest.raises(ConversionError, match="is an input of this conversion"):
             convert(tiny_folder, quant="Q4_0", **options)
         assert options["out"].read_bytes() == before

@@ -1,4 +1,4 @@
-"""A GGUF's vocabulary in llama.cpp: text to ids and back, and what a damaged file is told.
+"""The vocabulary of a GGUF in llama.cpp: text to ids and back, and the errors of damaged files.
 
 pytest tests/llama/test_vocabulary.py
 """
@@ -13,6 +13,7 @@ from edge.errors import ModelFileError, PromptError
 from edge.formats.checksum import KEY
 from edge.llama.encode import encode_with
 from edge.llama.engine import Engine
+from edge.llama.loading import Loading
 from edge.llama.vocabulary import file_vocabulary
 
 
@@ -36,7 +37,7 @@ def test_encodes_as_the_checkpoint_does(model: Path, random_llama_folder: Path) 
 
 
 def test_without_an_eos_no_answer_could_end(model: Path, tmp_path: Path) -> None:
-    """Its prompts can still be looked at."""
+    """Its prompts can still be encoded."""
     path = tmp_path / "x.gguf"
     path.write_bytes(
         model.read_bytes()
@@ -46,7 +47,7 @@ def test_without_an_eos_no_answer_could_end(model: Path, tmp_path: Path) -> None
     with file_vocabulary(path) as vocabulary:
         assert vocabulary.encode("ls") == encode_with(model, "ls")
         assert not vocabulary.end_ids
-        with pytest.raises(ModelFileError, match="names no EOS token, so that no answer could end"):
+        with pytest.raises(ModelFileError, match="names no EOS token, so no answer could end"):
             vocabulary.matcher_tokens()
     with file_vocabulary(model) as vocabulary:
         assert vocabulary.matcher_tokens().eos_token in vocabulary.end_ids
@@ -62,7 +63,7 @@ def test_the_first_error_is_named(model: Path, tmp_path: Path) -> None:
     path.write_bytes(data)
     for _ in range(2):  # nor is it remembered from one call to the next
         with pytest.raises(ModelFileError, match="wrong shape") as caught:
-            Engine(path, threads=1)
+            Engine(path, Loading(threads=1))
         assert "\n" not in str(caught.value)
     at = data.index(b"tokenizer.ggml.pre") + len(b"tokenizer.ggml.pre") + 4 + 8
     data[at] ^= 1

@@ -1,4 +1,4 @@
-"""The importance matrix that edge computes: against transformers in float32, and after every kind of interruption.
+"""edge imatrix: compared with transformers in float32, and after every kind of interruption.
 
 pytest tests/measure/test_calibrate.py
 """
@@ -21,8 +21,11 @@ from edge.errors import ContextError, EdgeError, ModelFileError, ReplayError, Re
 from edge.formats.checksum import KEY
 from edge.formats.gguf import read_tensors
 from edge.formats.imatrix import Imatrix, read_imatrix
-from edge.measure.calibrate import RARE, calibrate
+from edge.measure.calibrate import calibrate
+from edge.measure.experts import RARE
 from edge.system.paths import embedded_rows
+
+pytestmark = pytest.mark.slow
 
 ROWS = 24
 TEXT = Path(__file__).resolve().parents[1] / "helpers" / "plain_text.txt"
@@ -36,7 +39,7 @@ def tiny_f32(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first held-out rows: steps that extend each other, thoughts, system messages."""
+    """The first embedded rows: steps that extend each other, thoughts, system messages."""
     lines = embedded_rows().read_text("utf-8").splitlines(keepends=True)[:ROWS]
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join(lines), "utf-8")
@@ -91,7 +94,7 @@ class Expected:
     }
 
     def __init__(self, folder: Path, sequences: Sequence[list[int]], *, once: bool) -> None:
-        """`once`: a token whose whole beginning was there before does not count again."""
+        """`once`: a token does not count again if an earlier sequence begins with the same tokens up to it."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -144,9 +147,9 @@ class Expected:
         return hook
 
     def check(self, found: Imatrix, *, column: float, rerouted: int) -> None:
-        """Each column's sum within a share of it (or of a tenth of the mean), the whole within a thousandth.
-
-        `rerouted`: tokens of a layer that may go to another expert than here, which is decided by a hair at times.
+        """Compare sums and counts. `column`: the largest error of a column's sum, as a share of it (or of a tenth of
+        the mean if that is more). A tensor's sum may differ by a thousandth. `rerouted`: tokens of a layer that may go
+        to another expert, because the scores of two experts are almost equal.
         """
         assert found.entries.keys() == self.sums.keys()
         for name, entry in found.entries.items():
@@ -228,7 +231,7 @@ def test_a_row_given_twice_counts_once(tiny_q4: Path, rows: Path, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def whole(tiny_q4: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The matrix that nothing disturbed."""
+    """The matrix of a calibration without interruption."""
     return calibrate(
         tiny_q4, tmp_path_factory.mktemp("whole") / "m.gguf", rows=rows, threads=1
     ).path.read_bytes()
@@ -246,7 +249,7 @@ calibrate(model, out, rows=rows, threads=1, save_every=float(every), progress=to
 
 
 def test_killed_again_and_again(tiny_q4: Path, rows: Path, whole: bytes, tmp_path: Path) -> None:
-    """Also in the middle of a branch, whose beginning must then be read again and not be counted again."""
+    """Also in the middle of a branch: its beginning is then read again, but not counted again."""
     out = tmp_path / "m.gguf"
     for at in (300, 301, 800, 1300, 1700):
         process = subprocess.run(
@@ -261,7 +264,7 @@ def test_killed_again_and_again(tiny_q4: Path, rows: Path, whole: bytes, tmp_pat
 
 
 def test_interrupted_again_and_again(tiny_q4: Path, rows: Path, whole: bytes, tmp_path: Path) -> None:
-    """By Ctrl-C after each sixth batch, which is before, at and behind the end of a row."""
+    """Ctrl-C after each sixth batch: before, at and after the end of a row."""
     out, begun = tmp_path / "m.gguf", 0
     while not out.exists():
         calls = 0
@@ -302,7 +305,7 @@ def test_a_text_goes_on_too(tiny_q4: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def partial(tiny_q4: Path, rows: Path, tmp_path: Path) -> Iterator[Path]:
-    """What a run left that was stopped in its middle."""
+    """The partial file of an interrupted calibration."""
 
     def told(counted: int, total: int) -> None:
         if counted > total / 2:
@@ -339,8 +342,8 @@ def test_a_damaged_partial_is_refused(tiny_q4: Path, rows: Path, partial: Path, 
     for data, said in (
         (whole[:-1], "is damaged"),
         (whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], "is damaged"),
-        (b"", "no calibration of edge"),
-        (b"my notes\n", "no calibration of edge"),
+        (b"", "is not a calibration file of edge"),
+        (b"my notes\n", "is not a calibration file of edge"),
     ):
         partial.write_bytes(data)
         with pytest.raises(ModelFileError, match=said):
@@ -364,7 +367,7 @@ def changed(model: Path, tensor: str, values: dict[int, float], out: Path) -> Pa
 
 
 def test_an_expert_never_at_work(tiny_q4: Path, rows: Path, whole: bytes, tmp_path: Path) -> None:
-    """One is made so by its bias in the routing; it is reported, and weighs 1 without touching the others."""
+    """The router's bias excludes one expert: it is reported and gets weight 1, and the others keep their values."""
     model = changed(tiny_q4, "blk.2.exp_probs_b.bias", {1: -1e4}, tmp_path / "tiny.gguf")
     done = calibrate(model, tmp_path / "m.gguf", rows=rows, threads=1)
     assert [layer.never for layer in done.experts] == [(1,), (), (), ()]
@@ -386,7 +389,7 @@ def test_experts_seldom_at_work(tiny_q4: Path, tmp_path: Path) -> None:
     assert sum(layer[1] for layer in layers) > 0
     assert [(len(layer.never), len(layer.rare)) for layer in done.experts] == [(n[0], n[1]) for n in layers]
     assert f"fewer than {RARE} tokens" in str(done)
-    assert "| none  | 0–3 " in str(done)  # there are only 64 tokens
+    assert "| none      | 0–3 " in str(done)  # there are only 64 tokens
 
 
 # --- bad input ---
@@ -420,7 +423,7 @@ def test_arguments_that_make_no_sense(tiny_q4: Path, rows: Path, tmp_path: Path)
         (ReplayError, "is not UTF-8", {"text": latin}),
         (ReplayError, "cannot be read", {"text": tmp_path / "missing"}),
         (ReplayError, "cannot be read", {"rows": tmp_path / "missing"}),
-        (ReplayError, "holds no rows", {"rows": empty}),
+        (ReplayError, "contains no rows", {"rows": empty}),
     ]
     for kind, said, arguments in cases:
         with pytest.raises(kind, match=said) as error:

@@ -1,4 +1,4 @@
-"""The KL divergence from what is kept, against the sum over the whole vocabulary.
+"""The KL divergence from a kept distribution, compared with the sum over the whole vocabulary.
 
 pytest tests/measure/test_divergence.py
 """
@@ -38,7 +38,7 @@ def test_the_error_is_within_the_bound(
 
 @pytest.mark.parametrize(("sharpness", "share"), [(0.5, 0.4), (2, 0.3), (12, 0.01)])
 def test_the_bound_says_something_and_the_error_is_far_below_it(sharpness: float, share: float) -> None:
-    # Like a quantization's: small noise on a wide vocabulary, which is nearly flat in the first case.
+    # As in a quantization: small noise on a large vocabulary. The first distribution is almost flat.
     rng = np.random.default_rng(1)
     p = (sharpness * rng.standard_normal(50000)).astype(np.float32)
     q = (p + 0.2 * rng.standard_normal(50000)).astype(np.float32)

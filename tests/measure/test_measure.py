@@ -1,4 +1,4 @@
-"""`edge measure` against transformers, a direct computation and llama-perplexity.
+"""edge measure: compared with transformers, with a direct computation and with llama-perplexity.
 
 pytest tests/measure/test_measure.py
 """
@@ -21,11 +21,14 @@ from edge.cli.main import app
 from edge.errors import ContextError, EdgeError, ModelFileError, ResultError
 from edge.formats.gguf import read_model_file
 from edge.llama.encode import encode_with
+from edge.llama.loading import Loading
 from edge.llama.prefixes import distinct_tokens
 from edge.measure.run import base_scores, measure
 from edge.measure.spans import token_fields
 from edge.prompt import prompt_source, render_prompt
 from edge.replay.rows import read_rows
+
+pytestmark = pytest.mark.slow
 
 ROWS = ROOT / "models" / "tiny-terminal" / "eval.jsonl"
 FEW = 12
@@ -37,7 +40,7 @@ def tiny_f32(tiny_folder: Path) -> Path:
 
 
 def given(model: Path, limit: int = FEW) -> list[tuple[list[int], int]]:
-    """Of each row its prompt and answer in tokens, and where the answer begins."""
+    """The prompt and answer of each row in tokens, and the index where the answer begins."""
     source = prompt_source(model)
     found = []
     for row in read_rows(ROWS, limit):
@@ -53,7 +56,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def direct(model: Path) -> list[np.ndarray]:
-    """Log probabilities at each position of each answer, its end too: each row read alone by llama_cpp itself."""
+    """Log probabilities at each position of each answer and at its end. llama_cpp reads each row separately."""
     import llama_cpp
 
     llm = llama_cpp.Llama(
@@ -78,7 +81,7 @@ def test_likelihoods_are_those_of_transformers(tiny_folder: Path, tiny_f32: Path
     import torch
     from transformers import AutoModelForCausalLM
 
-    ours = measure(tiny_f32, tmp_path / "m.json", replay=ROWS, limit=FEW, threads=1)
+    ours = measure(tiny_f32, tmp_path / "m.json", replay=ROWS, limit=FEW, loading=Loading(threads=1))
     assert "base_nll" not in ours["aggregate"] and "kl_mean" not in ours["aggregate"]
     model = AutoModelForCausalLM.from_pretrained(
         tiny_folder, dtype=torch.float32, attn_implementation="eager"
@@ -93,7 +96,9 @@ def test_likelihoods_are_those_of_transformers(tiny_folder: Path, tiny_f32: Path
 
 
 def test_figures_are_those_of_the_whole_distributions(tiny_bf16: Path, tiny_q4: Path, tmp_path: Path) -> None:
-    ours = measure(tiny_q4, tmp_path / "m.json", base=tiny_bf16, replay=ROWS, limit=FEW, threads=1)
+    ours = measure(
+        tiny_q4, tmp_path / "m.json", base=tiny_bf16, replay=ROWS, limit=FEW, loading=Loading(threads=1)
+    )
     figures = ours["aggregate"]
     p, q = direct(tiny_bf16), direct(tiny_q4)
     kl = [(np.exp(a) * (a - b)).sum(1) for a, b in zip(p, q, strict=True)]
@@ -109,7 +114,9 @@ def test_figures_are_those_of_the_whole_distributions(tiny_bf16: Path, tiny_q4: 
     for line, expected in list(zip(lines, kl, strict=False))[:6]:
         row = tmp_path / "row.jsonl"
         row.write_text(line)
-        alone = measure(tiny_q4, tmp_path / "row.json", base=tiny_bf16, replay=row, threads=1)["aggregate"]
+        alone = measure(
+            tiny_q4, tmp_path / "row.json", base=tiny_bf16, replay=row, loading=Loading(threads=1)
+        )["aggregate"]
         assert abs(alone["kl_mean"] - expected.mean()) <= alone["kl_error_bound"] + 1e-8
         assert alone["kl_max"] == pytest.approx(expected.max(), rel=1e-2)
         for name in ("median", "p90", "p99"):
@@ -135,7 +142,9 @@ def test_figures_are_those_of_the_whole_distributions(tiny_bf16: Path, tiny_q4: 
 
 
 def test_a_model_against_itself(tiny_q4: Path, tmp_path: Path) -> None:
-    done = measure(tiny_q4, tmp_path / "m.json", base=tiny_q4, replay=ROWS, limit=FEW, threads=1)
+    done = measure(
+        tiny_q4, tmp_path / "m.json", base=tiny_q4, replay=ROWS, limit=FEW, loading=Loading(threads=1)
+    )
     figures = done["aggregate"]
     assert figures["kl_mean"] == figures["kl_max"] == figures["nll_difference"] == 0
     assert figures["top1_agreement_pct"] == 100
@@ -144,13 +153,13 @@ def test_a_model_against_itself(tiny_q4: Path, tmp_path: Path) -> None:
 
 
 def test_every_distinct_token_is_decoded_once(tiny_q4: Path, tmp_path: Path) -> None:
-    done = measure(tiny_q4, tmp_path / "m.json", replay=ROWS, threads=1)
+    done = measure(tiny_q4, tmp_path / "m.json", replay=ROWS, loading=Loading(threads=1))
     sequences = [tokens for tokens, _ in given(tiny_q4, 1000)]
     assert done["method"]["tokens_decoded"] == distinct_tokens(sequences) < sum(map(len, sequences))
 
 
 def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp_path: Path) -> None:
-    how: dict[str, Any] = {"replay": ROWS, "limit": 4, "threads": 1}
+    how: dict[str, Any] = {"replay": ROWS, "limit": 4, "loading": Loading(threads=1)}
     at_once = measure(tiny_q4, tmp_path / "a.json", base=tiny_bf16, keep_base=True, **how)
     kept = tmp_path / "a.json.base-scores"
     other = base_scores(tiny_bf16, tmp_path / "base.scores", **how)
@@ -160,9 +169,9 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
         for name in ("aggregate", "per_step", "intervals", "base_sha256"):
             assert found[name] == at_once[name]
     with pytest.raises(ResultError, match=r"not of what is measured here; they differ in rows, tokens"):
-        measure(tiny_q4, tmp_path / "c.json", base=other, replay=ROWS, limit=3, threads=1)
+        measure(tiny_q4, tmp_path / "c.json", base=other, replay=ROWS, limit=3, loading=Loading(threads=1))
     with pytest.raises(ResultError, match="differ in batch"):
-        measure(tiny_q4, tmp_path / "c.json", base=other, batch=64, **how)
+        measure(tiny_q4, tmp_path / "c.json", base=other, **{**how, "loading": Loading(threads=1, batch=64)})
     data = bytearray(other.read_bytes())
     for place in (len(data) // 2, len(data) - 3):
         damaged = bytearray(data)
@@ -173,7 +182,7 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
     (tmp_path / "damaged").write_bytes(data[:-100])
     with pytest.raises(ResultError, match="damaged"):
         measure(tiny_q4, tmp_path / "c.json", base=tmp_path / "damaged", **how)
-    # What stands at the kept scores' place is used again, but never another base's.
+    # Kept base scores are used again, but never those of another base.
     measure(tiny_q4, tmp_path / "a.json", base=tiny_bf16, keep_base=True, **how)
     with pytest.raises(ResultError, match="of another base"):
         measure(tiny_q4, tmp_path / "a.json", base=tiny_q4, keep_base=True, **how)
@@ -181,17 +190,21 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
 
 
 def test_other_vocabularies_are_refused(tiny_q4: Path, smollm2_q4: Path, tmp_path: Path) -> None:
-    scores = base_scores(tiny_q4, tmp_path / "scores", replay=ROWS, limit=1, threads=1)
+    scores = base_scores(tiny_q4, tmp_path / "scores", replay=ROWS, limit=1, loading=Loading(threads=1))
     for base in (tiny_q4, scores):
         with pytest.raises(ModelFileError, match="vocabulary is another"):
-            measure(smollm2_q4, tmp_path / "m.json", base=base, replay=ROWS, limit=1, threads=1)
+            measure(
+                smollm2_q4, tmp_path / "m.json", base=base, replay=ROWS, limit=1, loading=Loading(threads=1)
+            )
 
 
 def test_what_cannot_be_measured(tiny_q4: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.json"
     with pytest.raises(ContextError, match="--skip-too-long"):
-        measure(tiny_q4, out, replay=ROWS, context=150, threads=1)
-    done = measure(tiny_q4, out, replay=ROWS, context=150, limit=30, skip_too_long=True, threads=1)
+        measure(tiny_q4, out, replay=ROWS, loading=Loading(context=150, threads=1))
+    done = measure(
+        tiny_q4, out, replay=ROWS, limit=30, skip_too_long=True, loading=Loading(context=150, threads=1)
+    )
     skipped = done["method"]["skipped_too_long"]
     assert 0 < skipped < 30 and done["aggregate"]["rows"] == 30 - skipped
     with pytest.raises(ResultError, match="made from"):
@@ -231,23 +244,25 @@ def test_stopped_in_the_middle(which: signal.Signals, tiny_bf16: Path, tiny_q4: 
     assert not out.exists()
     if which == signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted in the base, after" in told and "nothing was written" in told
+        assert "interrupted in the base after" in told and "nothing was written" in told
         assert not list(tmp_path.iterdir())
     else:
         assert len(list(tmp_path.iterdir())) == 1  # what it was writing
-    measure(tiny_q4, out, replay=ROWS, limit=1, threads=1)
+    measure(tiny_q4, out, replay=ROWS, limit=1, loading=Loading(threads=1))
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
 
 
 def test_a_text_is_cut_as_llama_perplexity_cuts_it(tiny_q4: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("A sentence of some words, <|im_end|> among them.\n" * 80)
-    done = measure(tiny_q4, tmp_path / "m.json", base=tiny_q4, text=text, chunk=128, limit=3, threads=1)
+    done = measure(
+        tiny_q4, tmp_path / "m.json", base=tiny_q4, text=text, chunk=128, limit=3, loading=Loading(threads=1)
+    )
     assert done["kind"] == "text" and done["method"]["chunk"] == 128
     assert [step["tokens"] for step in done["per_step"]] == [63, 63, 63]
     assert "by_position" not in done and "first_command_prob" not in done["aggregate"]
     with pytest.raises(EdgeError, match="at least two chunks"):
-        measure(tiny_q4, tmp_path / "m.json", text=text, chunk=2048, threads=1)
+        measure(tiny_q4, tmp_path / "m.json", text=text, chunk=2048, loading=Loading(threads=1))
 
 
 def test_agreement_with_llama_perplexity(

@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from edge.answer.answering import Answering
 from edge.errors import ContextError, ReplayError
+from edge.llama.loading import Loading
 from edge.metrics import aggregate, score_step
 from edge.replay.rows import read_rows
 from edge.replay.run import evaluate
 from edge.replay.score import score
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def result(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("eval") / "bf16.json"
-    evaluate(tiny_bf16, embedded_rows(), out, max_tokens=256, constrained=False)
+    evaluate(tiny_bf16, embedded_rows(), out, answering=Answering(max_tokens=256, constrained=False))
     return json.loads(out.read_text())
 
 
@@ -58,7 +62,9 @@ def test_the_engine_counts_what_it_read(result: dict) -> None:
 
 def test_constrained_answers_are_all_valid(tiny_q4: Path, tmp_path: Path) -> None:
     for budget in (7, 40, 256):
-        done = evaluate(tiny_q4, embedded_rows(), tmp_path / "out.json", limit=20, max_tokens=budget)
+        done = evaluate(
+            tiny_q4, embedded_rows(), tmp_path / "out.json", limit=20, answering=Answering(max_tokens=budget)
+        )
         assert done["aggregate"]["valid_json_pct"] == 100.0
         assert done["aggregate"]["steps"] == 20
         assert json.loads((tmp_path / "out.json").read_text())["aggregate"] == done["aggregate"]
@@ -71,18 +77,29 @@ def test_rows_that_are_too_long_are_named_or_left_out(tiny_q4: Path, tmp_path: P
     replay.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.json"
     with pytest.raises(ContextError, match=rows[1]["task_id"]):
-        evaluate(tiny_q4, replay, out, max_tokens=32, n_ctx=1024)
+        evaluate(tiny_q4, replay, out, answering=Answering(max_tokens=32), loading=Loading(context=1024))
     assert not out.exists()
-    done = evaluate(tiny_q4, replay, out, max_tokens=32, n_ctx=1024, skip_too_long=True)
+    done = evaluate(
+        tiny_q4,
+        replay,
+        out,
+        skip_too_long=True,
+        answering=Answering(max_tokens=32),
+        loading=Loading(context=1024),
+    )
     assert done["aggregate"]["steps"] == 2 and done["sampling"]["skipped_too_long"] == 1
 
 
 def test_rows_of_another_result(tiny_q4: Path, result: dict, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**result, "per_step": result["per_step"][3:8]}))
-    done = evaluate(tiny_q4, embedded_rows(), tmp_path / "o.json", rows_of=other, max_tokens=8)
+    done = evaluate(
+        tiny_q4, embedded_rows(), tmp_path / "o.json", rows_of=other, answering=Answering(max_tokens=8)
+    )
     assert [s["task_id"] for s in done["per_step"]] == [s["task_id"] for s in result["per_step"][3:8]]
     extra = dict(result["per_step"][0], task_id="unknown")
     other.write_text(json.dumps({**result, "per_step": [extra]}))
     with pytest.raises(ReplayError, match="0 of the 1"):
-        evaluate(tiny_q4, embedded_rows(), tmp_path / "o.json", rows_of=other, max_tokens=8)
+        evaluate(
+            tiny_q4, embedded_rows(), tmp_path / "o.json", rows_of=other, answering=Answering(max_tokens=8)
+        )

@@ -19,13 +19,15 @@ from hypothesis import strategies as st
 
 from edge.errors import ResultError
 from edge.replay.journal import Journal, journal_path
-from edge.replay.rows import read_rows, rows_sha256
+from edge.replay.result import step_result
+from edge.replay.rows import Row, read_rows, rows_sha256
 
 RUN = {"edge": "0.1.0", "max_tokens": 128, "sampling": {"temperature": 0.0, "seed": None}, "model": "ab" * 32}
 
 
 def step(number: int, **fields: Any) -> dict[str, Any]:
-    return {"task_id": "tâche", "sample_idx": 0, "step_idx": number, "pred_text": f"{{{number}}}\n", **fields}
+    row = Row("tâche", 0, number, None, "s", "g", [], "{}")
+    return {**step_result(row, f"{{{number}}}\n"), **fields}
 
 
 STEPS = [step(number) for number in range(4)]
@@ -142,7 +144,7 @@ def test_a_damaged_line_can_be_taken_out(path: Path) -> None:
     lines = write(path, STEPS).splitlines(keepends=True)
     lines[2] = lines[2].replace(b"{1}", b"{9}")
     path.write_bytes(b"".join(lines))
-    with pytest.raises(ResultError, match=r"journal:3: is damaged: delete that line, .* or the file"):
+    with pytest.raises(ResultError, match=r"journal:3: is damaged; delete that line .* or the file"):
         read(path)
     path.write_bytes(b"".join(lines[:2] + lines[3:]))
     assert read(path) == [STEPS[0], STEPS[2], STEPS[3]]
@@ -205,7 +207,7 @@ def test_remove(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"my notes\n", b'{"crc": 1}\n', b'{"per_step": []}', b"\0" * 50, b"["])
 def test_a_file_of_others_is_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(ResultError, match="is not a journal of edge eval: move it away"):
+    with pytest.raises(ResultError, match="is not a journal of edge eval; move it away"):
         Journal.open(path, RUN)
     assert path.read_bytes() == content
 
@@ -234,6 +236,7 @@ def test_a_line_made_by_hand_is_no_crash(path: Path) -> None:
         b"[1]",
         b"null",
         b'{"task_id":3,"step_idx":0}',
+        b'{"task_id":"t","step_idx":0,"pred_text":"without its scores"}',
         b"[" * 100_000,
         b"{\xff}",
         b"nonsense",
@@ -274,9 +277,11 @@ APPENDS = """
 import itertools, sys
 from pathlib import Path
 from edge.replay.journal import Journal
+from edge.replay.result import step_result
+from edge.replay.rows import Row
 with Journal.open(Path(sys.argv[1]), {}) as journal:
     for number in itertools.count(len(journal.done)):
-        journal.append({"task_id": "t", "step_idx": number, "pred_text": "x" * number})
+        journal.append(step_result(Row("t", 0, number, None, "s", "g", [], "{}"), "x" * number))
         print(number, flush=True)
 """
 
@@ -303,7 +308,7 @@ def test_one_process_at_a_time(path: Path) -> None:
     with Journal.open(path, RUN) as journal:
         journal.append(STEPS[0])
         with pytest.raises(
-            ResultError, match="another edge eval is writing it: let it finish, or choose another"
+            ResultError, match="another edge eval is writing it; let it finish, or choose another"
         ):
             Journal.open(path, RUN)
         journal.append(STEPS[1])

@@ -106,11 +106,18 @@ def test_a_minimal_file_is_enough(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("name = ", "cannot be read as TOML"),
-        ('name = "m"', "'description' is missing"),
-        (GOOD.replace("512", '"512"'), "'context' is of a wrong type"),
-        (GOOD.replace("= 1\n", "= true\n"), "'memory_gb' is of a wrong type"),
+        ('name = "m"', "description is missing"),
+        (GOOD.replace("512", '"512"'), "context is '512'; it must be a whole number"),
+        (GOOD.replace("= 1\n", "= true\n"), "memory_gb is true; it must be a number"),
         (GOOD + "hub = 1\n", "unknown key 'hub'"),
-        (GOOD + '[reference]\navg_command_f1 = "0.5"\n', "'avg_command_f1' is no number"),
+        (
+            GOOD + '[reference]\navg_command_f1 = "0.5"\n',
+            "reference.avg_command_f1 is '0.5'; it must be a number",
+        ),
+        (
+            GOOD + "[reference_run]\nmax_tokens = 1.5\n",
+            "reference_run.max_tokens is 1.5; it must be a whole number",
+        ),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:

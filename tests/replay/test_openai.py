@@ -26,12 +26,17 @@ from typing import Any
 import pytest
 
 from edge.answer.action import parse_action
+from edge.answer.answering import Answering
+from edge.answer.sampling import Sampling
 from edge.errors import BackendError, EdgeError
-from edge.replay.openai import evaluate_server
+from edge.llama.loading import Loading
+from edge.replay.openai import Service, evaluate_server
 from edge.replay.rows import read_rows
 from edge.replay.run import evaluate
 from edge.runner import Runner
 from edge.system.paths import embedded_rows
+
+pytestmark = pytest.mark.slow
 
 LIMIT = 6
 MAX_TOKENS = 160
@@ -50,10 +55,8 @@ def local(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         embedded_rows(),
         out,
         limit=LIMIT,
-        max_tokens=MAX_TOKENS,
-        constrained=False,
-        parallel=1,
-        threads=1,
+        answering=Answering(max_tokens=MAX_TOKENS, constrained=False),
+        loading=Loading(parallel=1, threads=1),
     )
 
 
@@ -91,8 +94,8 @@ def test_a_llama_server_gives_the_local_engines_answers(
             tmp_path / f"{name}.json",
             model=source,
             limit=LIMIT,
-            max_tokens=MAX_TOKENS,
-            concurrency=2,
+            answering=Answering(max_tokens=MAX_TOKENS, constrained=False),
+            service=Service(concurrency=2),
         )
         # Two slots are batched as they come; the embedded model is sure enough of its tokens for that not to matter.
         assert texts(result) == texts(local)
@@ -114,8 +117,8 @@ def test_a_llama_server_that_renders_the_chat_itself(
         embedded_rows(),
         tmp_path / "chat.json",
         limit=LIMIT,
-        max_tokens=MAX_TOKENS,
-        concurrency=2,
+        answering=Answering(max_tokens=MAX_TOKENS, constrained=False),
+        service=Service(concurrency=2),
     )
     assert texts(result) == texts(local)
     assert [step["prompt_sha256"] for step in result["per_step"]] == [None] * LIMIT
@@ -133,8 +136,7 @@ def test_structured_answers_of_a_llama_server_are_actions(
         tmp_path / "structured.json",
         model=tiny_bf16 if with_model else None,
         limit=LIMIT,
-        max_tokens=400,
-        structured=True,
+        answering=Answering(max_tokens=400, constrained=True),
     )
     finished = [step for step in result["per_step"] if step["finish_reason"] == "stop"]
     assert finished
@@ -236,8 +238,22 @@ def serving(server: Fake) -> Iterator[Fake]:
 
 
 def asked_of(server: Fake, model: Path | None, out: Path, **options: Any) -> dict[str, Any]:
-    given = {"limit": LIMIT, "max_tokens": MAX_TOKENS, "concurrency": 3, "pause": 0.01, **options}
-    return evaluate_server(server.url, embedded_rows(), out, model=model, **given)
+    names = ("served_model", "concurrency", "timeout", "pause")
+    service = {name: options.pop(name) for name in names if name in options}
+    answering = Answering(
+        options.pop("max_tokens", MAX_TOKENS),
+        options.pop("sampling", Sampling()),
+        constrained=options.pop("structured", False),
+    )
+    return evaluate_server(
+        server.url,
+        embedded_rows(),
+        out,
+        model=model,
+        service=Service(**{"concurrency": 3, "pause": 0.01, **service}),
+        answering=answering,
+        **{"limit": LIMIT, **options},
+    )
 
 
 def hang_up(handler: BaseHTTPRequestHandler) -> None:

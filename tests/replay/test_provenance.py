@@ -13,7 +13,9 @@ import pytest
 from gguf import GGUFReader
 from safetensors import safe_open
 
+from edge.answer.answering import Answering
 from edge.answer.style import load_grammar
+from edge.llama.loading import Loading
 from edge.prompt import prompt_source, render_prompt
 from edge.replay.provenance import folder_provenance, gguf_provenance, provenance
 from edge.replay.result import read_result
@@ -22,6 +24,8 @@ from edge.replay.run import evaluate
 from edge.replay.score import score
 from edge.system.machine import peak_memory
 from edge.system.paths import embedded_rows
+
+pytestmark = pytest.mark.slow
 
 ROWS = 3
 HEX = set("0123456789abcdef")
@@ -34,7 +38,14 @@ def sha256(data: bytes) -> str:
 @pytest.fixture(scope="module")
 def result(tiny_q4: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("provenance") / "result.json"
-    evaluate(tiny_q4, embedded_rows(), out, limit=ROWS, max_tokens=8, threads=1, parallel=1)
+    evaluate(
+        tiny_q4,
+        embedded_rows(),
+        out,
+        limit=ROWS,
+        answering=Answering(max_tokens=8),
+        loading=Loading(threads=1, parallel=1),
+    )
     return read_result(out)
 
 
@@ -52,7 +63,7 @@ def test_a_result_says_what_it_is_of(result: dict[str, Any], tiny_q4: Path, tiny
     assert told["rows_file_sha256"] == sha256(embedded_rows().read_bytes())
     assert told["rows_sha256"] == rows_sha256(read_rows(embedded_rows(), ROWS))
     assert told["threads"] == 1 and told["platform"] and told["cpu"]
-    assert set(told) == set(provenance())
+    assert set(told) == set(provenance({}))
     assert result["engine"]["peak_memory_bytes"] > tiny_q4.stat().st_size
 
 

@@ -79,15 +79,15 @@ BAD: dict[str, tuple[Any, str]] = {
     "deep": (b"[" * 100_000, "not JSON"),
     "no task": (without("task_id"), "task_id is missing"),
     "empty task": (ROW | {"task_id": ""}, "task_id is ''"),
-    "task number": (ROW | {"task_id": 3}, "task_id is '3': it must be a text"),
+    "task number": (ROW | {"task_id": 3}, "task_id is 3; it must be a non-empty string"),
     "no step": (without("step_idx"), "step_idx is missing"),
-    "step text": (ROW | {"step_idx": "2"}, "step_idx is '2': it must be a whole number from 0"),
-    "step below 0": (ROW | {"step_idx": -1}, "step_idx is '-1'"),
-    "step bool": (ROW | {"step_idx": True}, "step_idx is 'True'"),
-    "step fraction": (ROW | {"step_idx": 1.5}, "step_idx is '1.5'"),
+    "step text": (ROW | {"step_idx": "2"}, "step_idx is '2'; it must be a non-negative whole number"),
+    "step below 0": (ROW | {"step_idx": -1}, "step_idx is -1; "),
+    "step bool": (ROW | {"step_idx": True}, "step_idx is true; "),
+    "step fraction": (ROW | {"step_idx": 1.5}, "step_idx is 1.5; "),
     "sample text": (ROW | {"sample_idx": "0"}, "sample_idx is '0'"),
-    "total text": (ROW | {"total_steps": "5"}, "total_steps is '5': it must be a whole number or left out"),
-    "group list": (ROW | {"source_group": []}, r"source_group is '\[\]'"),
+    "total text": (ROW | {"total_steps": "5"}, "total_steps is '5'; it must be a whole number or null"),
+    "group list": (ROW | {"source_group": []}, "source_group is a list; it must be a string or null"),
     "no reference": (without("ref_raw"), "ref_raw is missing"),
     "reference null": (ROW | {"ref_raw": None}, "ref_raw is null"),
     "no messages": (without("messages", "prompt"), "messages is missing, and there is no prompt"),
@@ -113,17 +113,17 @@ def test_a_damaged_line_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_step_that_is_there_twice_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ROW, ROW | {"sample_idx": 0}, ROW | {"ref_raw": "other"})
-    with pytest.raises(ReplayError, match=r":3: t step 2 sample 1 is there twice, first in line 1"):
+    with pytest.raises(ReplayError, match=r":3: duplicate row for t step 2 sample 1; the first is in line 1"):
         read_rows(path)
     path = write(tmp_path / "rows.jsonl", without("sample_idx"), ROW | {"sample_idx": 0})
-    with pytest.raises(ReplayError, match=r":2: t step 2 is there twice"):
+    with pytest.raises(ReplayError, match=r":2: duplicate row for t step 2; "):
         read_rows(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \n\r\n"])
 def test_no_rows(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "rows.jsonl").write_bytes(data)
-    with pytest.raises(ReplayError, match="holds no rows"):
+    with pytest.raises(ReplayError, match="contains no rows"):
         read_rows(tmp_path / "rows.jsonl")
 
 

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from edge.replay.journal import Journal
-from edge.replay.result import step_key
+from edge.replay.rows import step_key
 from edge.system.paths import embedded_rows
+
+pytestmark = pytest.mark.slow
 
 ROWS = 80
 ARGUMENTS = {"--limit": ROWS, "--max-tokens": 48, "--parallel": 1, "--threads": 1}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from edge.errors import EdgeError, ReplayError, ResultError
-from edge.replay.result import read_result, step_key, step_result, whole_text, write_result
-from edge.replay.rows import read_rows
+from edge.replay.result import read_result, step_result, whole_text, write_result
+from edge.replay.rows import read_rows, step_key
 from edge.replay.score import score
 from edge.system.places import check_place, write_json
 
@@ -81,13 +81,17 @@ PROBLEMS: dict[str, tuple[list[Any], str]] = {
     "unknown sample": ([prediction("t", 0, sample_idx=1)], r"mine.jsonl:1: t step 0 sample 1 is not among"),
     "twice": (
         [prediction("t", 0), prediction("t", 0, "x")],
-        r"mine.jsonl:2: t step 0 is there twice, first in line 1",
+        r"mine.jsonl:2: duplicate prediction for t step 0; the first is in line 1",
     ),
     "no text": ([{"task_id": "t", "step_idx": 0}], r"mine.jsonl:1: pred_text is missing"),
     "text null": ([prediction("t", 0) | {"pred_text": None}], "mine.jsonl:1: pred_text is null"),
     "no step": ([{"task_id": "t", "pred_text": ""}], r"mine.jsonl:1: step_idx is missing"),
     "list": ([[]], r"mine.jsonl:1: not a JSON object"),
-    "empty": ([], r"mine.jsonl: holds no predictions"),
+    "counter": (
+        [prediction("t", 0, prompt_tokens="9")],
+        "mine.jsonl:1: prompt_tokens is '9'; it must be a non-neg",
+    ),
+    "empty": ([], r"mine.jsonl: contains no predictions"),
 }
 
 
@@ -113,7 +117,7 @@ def test_partial(tmp_path: Path, replay: Path) -> None:
     answers = write(tmp_path / "mine.jsonl", [prediction("t", 1)])
     result = score(answers, replay, tmp_path / "result.json", partial=True)
     assert result["aggregate"]["steps"] == 1 and result["engine"] == {"rows_missing": 2}
-    with pytest.raises(ReplayError, match=r"none\.jsonl: holds no predictions"):
+    with pytest.raises(ReplayError, match=r"none\.jsonl: contains no predictions"):
         score(write(tmp_path / "none.jsonl", []), replay, tmp_path / "result.json", partial=True)
 
 
@@ -163,17 +167,23 @@ def test_whole_text() -> None:
 
 
 CHANGES: dict[str, tuple[Any, str]] = {
-    "task": ({"task_id": 3}, "task_id is '3': it must be a text"),
-    "step": ({"step_idx": "x"}, "step_idx is 'x': it must be a whole number from 0"),
-    "sample": ({"sample_idx": -1}, "sample_idx is '-1': it must be a whole number from 0"),
-    "flag": ({"valid_json": 1}, "valid_json is '1': it must be true or false"),
+    "task": ({"task_id": 3}, "task_id is 3; it must be a non-empty string"),
+    "step": ({"step_idx": "x"}, "step_idx is 'x'; it must be a non-negative whole number"),
+    "sample": ({"sample_idx": -1}, "sample_idx is -1; it must be a non-negative whole number or null"),
+    "flag": ({"valid_json": 1}, "valid_json is 1; it must be true or false"),
     "complete": (
         {"pred_task_complete": "yes"},
-        "pred_task_complete is 'yes': it must be true, false or null",
+        "pred_task_complete is 'yes'; it must be true, false or null",
     ),
-    "units": ({"pred_command_units": [1]}, "pred_command_units is .* it must be a list of texts"),
-    "NaN": ({"command_f1": float("nan")}, "command_f1 is 'nan': it must be a number from 0 to 1"),
-    "percent": ({"command_recall": 54.3}, "command_recall is '54.3': it must be a number from 0 to 1"),
+    "units": ({"pred_command_units": [1]}, "pred_command_units is a list; it must be a list of strings"),
+    "NaN": ({"command_f1": float("nan")}, "command_f1 is nan; it must be a number"),
+    "percent": ({"command_recall": 54.3}, "command_recall is 54.3; it must be a number from 0 to 1"),
+    "hash": ({"row_sha256": 1}, "row_sha256 is 1; it must be a string or null"),
+    "text": ({"pred_text": ["x"]}, "pred_text is a list; it must be a string or null"),
+    "counter": (
+        {"prompt_tokens": "9"},
+        "prompt_tokens is '9'; it must be a non-negative whole number or null",
+    ),
 }
 
 
@@ -191,6 +201,28 @@ def test_damaged_steps_are_named(tmp_path: Path, replay: Path, name: str) -> Non
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
+        (b'{"per_step": [], "sampling": "greedy"}', "sampling is 'greedy'; it must be an object"),
+        (
+            b'{"per_step": [], "sampling": {"temperature": "hot"}}',
+            "sampling.temperature is 'hot'; it must be a number",
+        ),
+        (b'{"per_step": [], "model": 3}', "model is 3; it must be a string or null"),
+        (
+            b'{"per_step": [], "engine": {"parallel": 1.5}}',
+            "engine.parallel is 1.5; it must be a whole number or null",
+        ),
+        (
+            b'{"aggregate": {"avg_command_f1": "0.5"}}',
+            "aggregate.avg_command_f1 is '0.5'; it must be a number",
+        ),
+        (
+            b'{"aggregate": {"by_bucket": {"early": {"avg_command_f1": true}}}}',
+            r"aggregate.by_bucket\['early'\].avg_command_f1 is true; it must be a number",
+        ),
+        (
+            b'{"per_step": [], "provenance": {"tensor_types": {"F32": 3}}}',
+            r"provenance.tensor_types\['F32'\] is 3; it must be an object",
+        ),
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
         (b"\xff\xfe{}", "is not JSON"),
@@ -214,10 +246,16 @@ def test_other_places(tmp_path: Path, replay: Path) -> None:
     step = step_result(read_rows(replay)[0], REF)
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"per_step": [step, step]}), encoding="utf-8")
-    with pytest.raises(ResultError, match=r"per_step\[1\]: t step 0 is there twice, first in per_step\[0\]"):
+    with pytest.raises(
+        ResultError, match=r"per_step\[1\]: duplicate of t step 0, which is also per_step\[0\]"
+    ):
         read_result(path)
     path.write_text('{"aggregate": {"avg_command_f1": 0.5}}', encoding="utf-8")
     assert read_result(path)["per_step"] == []
+    path.write_text(
+        '{"per_step": [], "engine": null, "aggregate": {"valid_json_pct": null}}', encoding="utf-8"
+    )
+    assert read_result(path) == {"per_step": [], "aggregate": {}}
     with pytest.raises(ResultError, match="No such file"):
         read_result(tmp_path / "none.json")
     for name in ("bucket", "source_group", "sample_idx"):

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from edge.answer.answering import Answering
 from edge.errors import BackendError, CheckpointError
 from edge.replay.vllm import evaluate_vllm
 from edge.system.paths import embedded_rows
+
+pytestmark = pytest.mark.slow
 
 HERE = importlib.util.find_spec("vllm") is not None
 
@@ -33,7 +36,9 @@ def test_a_gguf_is_no_checkpoint(tiny_q4: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not HERE, reason="vllm is not installed")
 def test_answers_of_vllm(smollm2_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    result = evaluate_vllm(smollm2_folder, embedded_rows(), out, limit=3, max_tokens=16)
+    result = evaluate_vllm(
+        smollm2_folder, embedded_rows(), out, limit=3, answering=Answering(max_tokens=16, constrained=False)
+    )
     assert json.loads(out.read_text())["aggregate"] == result["aggregate"]
     assert [step["completion_tokens"] for step in result["per_step"]] == [16] * 3
     assert result["provenance"]["backend"] == "vllm"

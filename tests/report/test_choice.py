@@ -1,4 +1,4 @@
-"""Which quantization a sweep chooses, and what it says of it.
+"""The quantization that a sweep chooses, and its reason.
 
 pytest tests/report/test_choice.py
 """
@@ -45,7 +45,7 @@ def test_a_budget_that_nothing_fits_names_the_smallest() -> None:
 
 def test_a_largest_loss_takes_the_smallest_file_that_surely_keeps_it() -> None:
     assert choose(FOUR, max_loss=1.5).quant == "Q4_K_M"
-    assert "surely" in choose(FOUR, max_loss=1.5).why
+    assert "whole 95 % interval" in choose(FOUR, max_loss=1.5).why
     assert choose(FOUR, max_loss=1.0).quant == "Q6_K"  # Q4_K_M lost 0.6, but perhaps 1.5
     assert choose(FOUR, max_loss=10.0).quant == "Q2_K"
 
@@ -53,14 +53,14 @@ def test_a_largest_loss_takes_the_smallest_file_that_surely_keeps_it() -> None:
 def test_where_none_is_sure_it_says_so() -> None:
     choice = choose(FOUR, max_loss=0.05)
     assert choice.quant == "Q6_K"
-    assert "surely" not in choice.why and "too few to be sure" in choice.why
+    assert "whole" not in choice.why and "too few to be sure" in choice.why
     assert "gained 0.30 points" in choice.why and "-0.10 to +0.70" in choice.why
 
 
 def test_where_all_lose_more_none_is_chosen() -> None:
     choice = choose([candidate("Q4_K_M", 45, 3.0), candidate("Q2_K", 30, 5.0)], max_loss=1.0)
     assert choice.quant is None
-    assert "Q4_K_M comes nearest" in choice.why and "lost 3.00 points" in choice.why
+    assert "Q4_K_M lost the least" in choice.why and "lost 3.00 points" in choice.why
 
 
 def test_budget_and_loss_together() -> None:
@@ -71,4 +71,4 @@ def test_budget_and_loss_together() -> None:
 def test_too_few_tasks_have_no_interval() -> None:
     choice = choose([candidate("Q8_0", 80, 0.0, None)], max_loss=1.0)
     assert choice.quant == "Q8_0"
-    assert "too few tasks" in choice.why and "surely" not in choice.why
+    assert "too few tasks" in choice.why and "whole" not in choice.why

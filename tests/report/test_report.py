@@ -1,4 +1,4 @@
-"""`edge report`: the page's figures are those of the files, it loads nothing, and nothing in a file can break it.
+"""edge report: the page shows the figures of the files, loads nothing, and no text in a file can break it.
 
 pytest tests/report/test_report.py
 """
@@ -19,8 +19,10 @@ from conftest import ROOT, converted
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.answer.answering import Answering
 from edge.compare.run import compare
 from edge.errors import ReplayError, ResultError
+from edge.llama.loading import Loading
 from edge.replay.result import step_result, write_result
 from edge.replay.rows import Row
 from edge.replay.run import evaluate
@@ -33,12 +35,14 @@ from edge.report.worse import diff
 from edge.system.paths import embedded_rows
 from edge.system.text import visible
 
+pytestmark = pytest.mark.slow
+
 _VOID = {"meta", "br", "link", "img", "input", "hr", "path", "use", "rect"}
 HOSTILE = "</td></pre><script>alert(1)</script>\x1b[31m\u202eevil\x00\ud800 {{7*7}} $\\frac{1}{2}$ &lt; \"'"
 
 
 class Page(HTMLParser):
-    """Checks the nesting of tags; gathers tags, ids and the text of tables' cells by table id."""
+    """Checks the nesting of tags, and collects tags, ids and the text of table cells."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -80,7 +84,7 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def cells(self, table: str) -> dict[str, list[str]]:
-        """The rows of a table by what their first cell begins with."""
+        """The rows of a table, by their first cell."""
         return {row[0]: row[1:] for row in self.tables[self.ids[table]][1:]}
 
 
@@ -120,7 +124,7 @@ def band(name: dict[str, Any], mean: float) -> dict[str, Any]:
 
 
 def measurement(path: Path, result: Path, mean: float, **more: Any) -> Path:
-    """A measurement in the form that `edge measure` writes, of a result's model."""
+    """A measurement JSON as edge measure writes it, for the model of a result."""
     told = {
         "measurement": 1,
         "model_sha256": json.loads(result.read_text())["provenance"]["model_sha256"],
@@ -153,20 +157,27 @@ def measurement(path: Path, result: Path, mean: float, **more: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tiny_bf16: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real results of the embedded model, in bf16 and as badly quantized as can be, and a measurement."""
+    """Real results of the embedded model in bf16 and in Q2_K, and a measurement."""
     folder = tmp_path_factory.mktemp("report")
     models = {"bf16": tiny_bf16, "Q2_K": converted(tiny_folder, "tiny-terminal-Q2_K.gguf", "Q2_K")}
     made = {}
     for name, model in models.items():
         made[name] = folder / f"tiny-{name}.json"
-        evaluate(model, embedded_rows(), made[name], limit=60, max_tokens=160, threads=1, quiet=True)
+        evaluate(
+            model,
+            embedded_rows(),
+            made[name],
+            limit=60,
+            answering=Answering(max_tokens=160),
+            loading=Loading(threads=1),
+        )
     made["measured"] = measurement(folder / "measured.json", made["Q2_K"], 0.1234567)
     return made
 
 
 @pytest.fixture(scope="module")
 def made(files: dict[str, Path]) -> tuple[Report, Path]:
-    """One report with everything, and the folder that it is in."""
+    """A report with all outputs, and their folder."""
     folder = files["bf16"].parent / "out"
     found = report(
         [files["bf16"], files["Q2_K"], files["measured"]],
@@ -311,15 +322,16 @@ def test_without_a_reference_nothing_is_compared(files: dict[str, Path], tmp_pat
     found = report([files["Q2_K"]], tmp_path / "r.html")
     assert found.comparison is None and found.reference is None
     page = check_page(tmp_path / "r.html")
-    assert "without a reference" in page.text and "Differences to" not in page.text
-    # Of several results the only unquantized one is the reference; of two nobody can tell.
+    assert "without a reference" in page.text and "Differences from" not in page.text
+    # The only unquantized one of several results is the reference. With two of them there is no reference.
     assert report([files["Q2_K"], files["bf16"]], tmp_path / "r.html").entries[0].label == "bf16"
     twin = tmp_path / "twin-bf16.json"
     twin.write_bytes(files["bf16"].read_bytes())
     found = report([files["bf16"], twin, files["Q2_K"]], tmp_path / "r.html")
     assert found.comparison is None
     assert found.notes == (
-        "No reference was named and 2 of the results are unquantized, so nothing is compared: --reference names one.",
+        "No reference was given and 2 of the results are unquantized, so edge compared nothing. "
+        "Give one with --reference.",
     )
 
 
@@ -332,7 +344,7 @@ def test_published_figures_are_marked_wherever_they_stand(
     assert published[2] == "52.30†" and "49.5†" in published and "76.9†" in published
     assert not any("†" in cell for cell in ours) and "not paired" in ours[3]
     assert "| LFM2.5-8B-A1B-Terminal-ToolBench-Full-SFT-1Epoch †" in (tmp_path / "r.md").read_text()
-    # A vLLM result file is one that edge did not measure either. Half of its own answers are taken away here.
+    # edge did not measure a vLLM result either. Here half of its answers are emptied.
     vllm = shared / "data" / "smollm2_vllm_bf16.json"
     half = json.loads(vllm.read_text())
     half["provenance"] = {"edge": "0.1.0", "backend": "vllm", "quantization": "Q4_0"}
@@ -344,7 +356,7 @@ def test_published_figures_are_marked_wherever_they_stand(
     page = check_page(tmp_path / "r.html")
     assert [entry.published for entry in found.entries] == [True, False]
     assert found.compared[0].worse
-    assert "first 1,200 characters was published" not in page.text
+    assert "first 1,200 characters" not in page.text
     first, second = page.cells("quantizations").values()
     assert first[0].startswith("13.29†") and "†" not in second[0]
 
@@ -387,11 +399,11 @@ def hostile(path: Path, right: bool) -> Path:
         )
         for i in range(6)
     ]
-    engine = {HOSTILE: HOSTILE, "completion_tokens": HOSTILE}
+    engine = {HOSTILE: HOSTILE}
     provenance = {
         "model_sha256": "ab" * 32,
         "source": HOSTILE,
-        "tensor_types": {HOSTILE: 3},
+        "tensor_types": {HOSTILE: {"tensors": 3, "bytes": 9}},
         "model_bytes": 10**6,
         "imatrix": {"a": HOSTILE},
     }
@@ -431,7 +443,10 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Path], Path], dict[str, Any]], str]]
     "no result": (lambda f, t: {"results": [cut(t / "c.json", b"[1]")]}, "is not a result"),
     "twice": (lambda f, t: {"results": [f["Q2_K"], f["Q2_K"]]}, "is given twice"),
     "a measurement alone": (lambda f, t: {"results": [f["measured"]]}, "is a measurement: give the result"),
-    "of another model": (lambda f, t: {"results": [f["bf16"], f["measured"]]}, "no result is of that model"),
+    "of another model": (
+        lambda f, t: {"results": [f["bf16"], f["measured"]]},
+        "no result is about that model",
+    ),
     "of the future": (
         lambda f, t: {"results": [f["Q2_K"], measurement(t / "m.json", f["Q2_K"], 0.1, measurement=2)]},
         "is a measurement of format 2",
@@ -455,7 +470,7 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Path], Path], dict[str, Any]], str]]
         "there is no other result",
     ),
     "unknown reference": (lambda f, t: {"results": [f["Q2_K"]], "reference": "gpt-9"}, "no known model"),
-    "no folder": (lambda f, t: {"results": [f["Q2_K"]], "plots": f["bf16"]}, "--plots wants one"),
+    "no folder": (lambda f, t: {"results": [f["Q2_K"]], "plots": f["bf16"]}, "give a folder with --plots"),
     "two outputs in one": (lambda f, t: {"results": [f["Q2_K"]], "markdown": t / "r.html"}, "two outputs"),
 }
 
@@ -479,17 +494,19 @@ def test_no_input_is_written_over_and_rows_must_be_those_of_the_results(
     files: dict[str, Path], shared: Path, tmp_path: Path
 ) -> None:
     before = files["Q2_K"].read_bytes()
-    with pytest.raises(ResultError, match="is one of the files that the report is made of"):
+    with pytest.raises(ResultError, match="is one of the input files"):
         report([files["Q2_K"]], files["Q2_K"], files["bf16"])
     assert files["Q2_K"].read_bytes() == before
     other = shared / "data" / "replay_terminal_dev.jsonl"
-    with pytest.raises(ReplayError, match="rows of --replay lack tiny-"):
+    with pytest.raises(ReplayError, match="rows of --replay do not contain tiny-"):
         report([files["Q2_K"]], tmp_path / "r.html", files["bf16"], replay=other)
     changed = [json.loads(line) | {"ref_raw": "{}"} for line in embedded_rows().read_text().splitlines()]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
-    with pytest.raises(ReplayError, match="has another answer in the rows"):
+    with pytest.raises(
+        ReplayError, match="reference answer in the rows of --replay is not that of the results"
+    ):
         report([files["Q2_K"]], tmp_path / "r.html", files["bf16"], replay=tmp_path / "rows.jsonl")
-    with pytest.raises(ResultError, match="no step can be joined"):
+    with pytest.raises(ResultError, match="has no step in common"):
         report([files["Q2_K"]], tmp_path / "r.html", shared / "data" / "smollm2_vllm_bf16.json")
     assert not (tmp_path / "r.html").exists()
     done = edge("report", tmp_path / "nope.json", "--out", tmp_path / "r.html")
@@ -554,8 +571,8 @@ def test_the_verdict_is_about_the_quantized_ones(files: dict[str, Path], tmp_pat
     score = next(figure for figure in part.figures if figure.name == "score")
     assert ("No loss" in leads[0]) == (score.low <= 0 <= score.high)
     assert leads[1] == (
-        "Mean KL divergence from the base model tiny-bf16.gguf, in nats a token: 0.123 for tiny-Q2_K; "
-        "both find the same token likeliest for 93.3 % of tokens."
+        "Mean KL divergence from the base model tiny-bf16.gguf, in nats per token: 0.123 for tiny-Q2_K. "
+        "The file and the base have the same most probable token for 93.3 % of the tokens."
     )
 
 

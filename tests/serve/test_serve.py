@@ -1,4 +1,4 @@
-"""`edge serve` from the outside: the real openai client, the real Terminus-2 parser, odd clients, many at once.
+"""`edge serve` from outside: the real openai client, the real Terminus-2 parser, unusual clients, many in parallel.
 
 .venv/bin/pytest tests/serve/test_serve.py
 """
@@ -27,11 +27,14 @@ from edge.answer.action import parse_action
 from edge.answer.guided import text_answer
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer
+from edge.llama.loading import Loading
 from edge.llama.serving import ServingEngine
 from edge.replay.rows import read_rows
 from edge.runner import Runner
 from edge.serve.model import ServedModel, Ticket
 from edge.system.paths import embedded_rows
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = {"type": "strange"}
@@ -347,7 +350,7 @@ def test_requests_that_do_not_arrive_are_ended(tiny_q4: Path) -> None:
         port = int(server.rpartition(":")[2])
 
         def send(*parts: bytes) -> bytes:
-            """What the server says to a request that comes in parts, half a second apart, until it hangs up."""
+            """The server's answer to a request in parts, half a second apart, until it closes the connection."""
             with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
                 with contextlib.suppress(ConnectionError):
                     for part in parts:
@@ -401,7 +404,7 @@ def test_a_client_that_goes_away_frees_its_place(tiny_q4: Path) -> None:
 
 
 def test_a_body_on_its_way_has_its_place_and_long_prompts_are_refused_early(tiny_q4: Path) -> None:
-    """So that what a server holds of requests is bounded by the places there are."""
+    """The number of places limits the memory for requests."""
     with serving(tiny_q4, "--parallel", "1", "--queue", "1") as server:
         port = int(server.rpartition(":")[2])
         ask: Any = {"messages": [{"role": "user", "content": "x " * (6 << 20)}], "max_tokens": 4}
@@ -461,7 +464,7 @@ def test_a_client_that_goes_away_while_its_last_token_is_computed(tiny_q4: Path)
         finally:
             served.stop()
 
-    with Runner.load(tiny_q4, threads=1, engine_class=ServingEngine) as runner:
+    with Runner.open(tiny_q4, Loading(threads=1), ServingEngine) as runner:
         runner.engine.reserve(2048, 2)
         assert isinstance(asyncio.run(run(runner)), Answer)
 

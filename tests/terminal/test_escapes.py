@@ -17,7 +17,10 @@ from escapes import POSSIBLE, Shell, World, free, has, sandboxed
 
 from edge.terminal.check import WORK
 
-pytestmark = pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed"),
+]
 
 HERE = Path(__file__).parent
 ids = [attempt.name for attempt in SHELL_ATTEMPTS]

@@ -20,7 +20,10 @@ from edge.terminal.check import WORK
 from edge.terminal.sandbox import Limits
 from edge.terminal.tmux import SCREEN_BYTES, Terminal
 
-pytestmark = pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed"),
+]
 PYTHON = pytest.mark.skipif(not has("python3"), reason="there is no python3 in /usr/bin")
 
 

@@ -24,7 +24,10 @@ from edge.terminal.sandbox import Sandbox
 from edge.terminal.seccomp import seccomp_filter
 from edge.terminal.tmux import Terminal
 
-pytestmark = pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not POSSIBLE, reason="bubblewrap, tmux, bash, tar or awk is not installed"),
+]
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -18,7 +18,10 @@ import pytest
 from edge.errors import AgentError
 from edge.terminal.tmux import SHELL, Terminal, is_key_name, limit_output
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from edge.terminal.archive import HEAD
 from edge.terminal.packed import copy_archive, pack, read_base
 from edge.terminal.workfolder import Changes, compare
 
-pytestmark = pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar")]
 MOST = 10 << 20
 
 

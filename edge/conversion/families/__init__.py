@@ -1,13 +1,12 @@
-"""What differs between model architectures: one table each of tensor names, shapes, transforms,
-hyper-parameters.
+"""The supported model architectures: for each, a table of tensor names, shapes, changes and hyper-parameters.
 
-To add a family, add one `Family` to FAMILIES: its rows say which stored tensor becomes which GGUF tensor, in
-which shape, and what is done to it on the way. Names on the GGUF side are llama.cpp's (gguf-py's
-constants.py); which tensors are always float32 follows llama.cpp's converter, since its kernels for them
-know nothing else. docs/families.md lists what is supported, what is refused, and how each family was checked.
+To add a family, add a `Family` to FAMILIES. Its rows map a stored tensor to a GGUF tensor, with the shape and the
+change of the values. GGUF names are those of llama.cpp (gguf-py's constants.py). As in llama.cpp's converter, some
+tensors are always float32, because llama.cpp's kernels for them support no other type. docs/families.md lists what is
+supported, what is refused, and how each family was checked.
 
-Axes in a row's shape: V vocabulary, E embedding, F feed-forward, H query heads x head width, K key/value
-heads x head width, D head width, X experts, M an expert's feed-forward; each family's file names its own.
+Axes in the shape of a row: V vocabulary, E embedding, F feed-forward, H query heads x head width, K key/value
+heads x head width, D head width, X experts, M feed-forward of an expert. Further axes are explained in each file.
 """
 
 from edge.conversion.families.gemma3 import GEMMA3
@@ -42,8 +41,10 @@ FAMILIES = {
 
 
 def make_plan(checkpoint: Checkpoint) -> Plan:
-    """What the GGUF of a checkpoint holds. Raises ConversionError, see `edge.conversion.plan.match`; unknown
-    architecture.
+    """Plan the GGUF of a checkpoint.
+
+    Raises ConversionError if the architecture is unknown, if the checkpoint is already quantized, and as
+    `edge.conversion.plan.match` does.
     """
     config = Config(str(checkpoint.folder / "config.json"), text_values(checkpoint.config))
     names = checkpoint.config.get("architectures")
@@ -54,6 +55,6 @@ def make_plan(checkpoint: Checkpoint) -> Plan:
         raise ConversionError(f"{config.where}: {name} is not supported; edge converts {', '.join(FAMILIES)}")
     if config.values.get("quantization_config"):
         raise ConversionError(
-            f"{config.where}: the checkpoint is quantized already; convert the original one"
+            f"{config.where}: the checkpoint is already quantized; convert the original checkpoint"
         )
     return match(checkpoint, config, FAMILIES[name])

@@ -1,22 +1,23 @@
-"""Hyper-parameters that families share: attention's widths, rotary positions, experts, sliding windows."""
-
-from typing import Any
+"""Hyper-parameters that families share: attention sizes, rotary positions, experts, sliding windows."""
 
 from edge.conversion.plan import Config, Dims, Value
 from edge.errors import ConversionError
 
-_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS: llama.cpp asserts it, beyond it the process would end
+_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS: above it an assertion of llama.cpp stops the process
 
 
 def attention_dims(config: Config, *, kv_heads: int | None = None, head: int | None = None) -> Dims:
-    """V, E, H, K and D; `kv_heads` and `head` (a width) are transformers' defaults where those are fixed numbers."""
+    """The axes V, E, H, K and D. Raises ConversionError if the numbers of heads and their widths do not fit.
+
+    `kv_heads` and `head` (a width): transformers' defaults of this family, if they are fixed numbers.
+    """
     width = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     kv_heads = config.integer("num_key_value_heads", default=kv_heads or heads)
     if heads % kv_heads:
         raise ConversionError(f"{config.where}: {heads} heads cannot share {kv_heads} key/value heads evenly")
     if head is None and config.values.get("head_dim") is None and width % heads:
-        raise ConversionError(f"{config.where}: hidden_size {width} is no multiple of {heads} heads")
+        raise ConversionError(f"{config.where}: hidden_size {width} is not a multiple of {heads} heads")
     head = config.integer("head_dim", default=head or width // heads)
     if head % 2:
         raise ConversionError(f"{config.where}: head width {head} is odd; rotary positions need pairs")
@@ -24,23 +25,23 @@ def attention_dims(config: Config, *, kv_heads: int | None = None, head: int | N
 
 
 def expert_dims(config: Config, used: str) -> Dims:
-    """X and M. `used` is the key that says how many experts a token takes."""
+    """The axes X and M. `used`: the key with the number of experts per token. Raises ConversionError if too many."""
     experts = config.integer("num_experts", "num_local_experts")
     if not config.integer(used) <= experts <= _MAX_EXPERTS:
         raise ConversionError(
-            f"{config.where}: {config.integer(used)} of {experts} experts a token; "
-            f"llama.cpp takes at most {_MAX_EXPERTS}, and no more a token than there are"
+            f"{config.where}: {config.integer(used)} of {experts} experts per token; "
+            f"llama.cpp takes at most {_MAX_EXPERTS} experts, and per token at most all of them"
         )
     return {"X": experts, "M": config.integer("moe_intermediate_size")}
 
 
 def all_layers(config: Config) -> list[set[str]]:
-    """The layers of a model whose layers are all of one kind."""
+    """The layers of a model that has one kind of layer."""
     return [{"all"}] * config.integer("num_hidden_layers")
 
 
 def layer_types(config: Config, default: list[str], other: str) -> list[str]:
-    """layer_types: each layer is full_attention or `other`. Raises ConversionError."""
+    """The value of layer_types. Raises ConversionError if a layer is not full_attention or `other`."""
     types = config.values.get("layer_types")
     if types is None:
         return default
@@ -50,13 +51,13 @@ def layer_types(config: Config, default: list[str], other: str) -> list[str]:
         or not all(kind in ("full_attention", other) for kind in types)
     ):
         raise ConversionError(
-            f"{config.where}: layer_types does not name full_attention or {other} for {len(default)} layers"
+            f"{config.where}: layer_types must list full_attention or {other} for each of {len(default)} layers"
         )
     return types
 
 
 def size_metadata(config: Config, dims: Dims, layers: int | None = None) -> list[tuple[str, Value]]:
-    """What every architecture says of its size, but for the key/value heads; `layers` if not num_hidden_layers."""
+    """The size metadata of every architecture, without key/value heads. `layers` replaces num_hidden_layers."""
     return [
         ("block_count", layers or config.integer("num_hidden_layers")),
         ("context_length", config.integer("max_position_embeddings")),
@@ -66,6 +67,7 @@ def size_metadata(config: Config, dims: Dims, layers: int | None = None) -> list
 
 
 def head_metadata(dims: Dims) -> list[tuple[str, Value]]:
+    """The metadata of key/value heads and head widths."""
     return [
         ("attention.head_count_kv", dims["K"] // dims["D"]),
         ("attention.key_length", dims["D"]),
@@ -74,31 +76,35 @@ def head_metadata(dims: Dims) -> list[tuple[str, Value]]:
 
 
 def norm_epsilon(config: Config) -> tuple[str, Value]:
+    """The epsilon of the RMS norms, from rms_norm_eps."""
     return ("attention.layer_norm_rms_epsilon", config.number("rms_norm_eps", default=1e-6))
 
 
 def no_window(config: Config, window: int | None) -> None:
-    """Refuse a sliding window that would show: llama.cpp runs this architecture with full attention only."""
+    """Raises ConversionError if a sliding window is smaller than the context.
+
+    llama.cpp runs this architecture with full attention only, so such a model would compute other results.
+    """
     context = config.integer("max_position_embeddings")
     if window is not None and window < context:
         raise ConversionError(
-            f"{config.where}: llama.cpp runs no sliding window for this architecture, and {window} positions are fewer "
-            f"than max_position_embeddings {context}; set that to {window} to convert what it can run"
+            f"{config.where}: llama.cpp has no sliding window for this architecture, and the window of {window} is "
+            f"smaller than max_position_embeddings {context}; set max_position_embeddings to {window} to convert it"
         )
 
 
 def rope(
     config: Config, default_theta: float, layer_type: str | None = None, theta: str = "rope_theta"
 ) -> tuple[str, Config]:
-    """The rotary embedding's kind and parameters, rope_theta among them, for one type of layer where they differ.
+    """The kind and the parameters of the rotary embedding, including rope_theta, of all layers or of one type.
 
-    transformers 5 keeps all of it in rope_parameters, transformers 4 in rope_theta (or `theta`) and rope_scaling.
+    transformers 5 stores them in rope_parameters, transformers 4 in rope_theta (or the key `theta`) and rope_scaling.
     """
-    given: dict[str, Any] = {"rope_theta": config.number(theta, default=default_theta)}
+    given: dict[str, object] = {"rope_theta": config.number(theta, default=default_theta)}
     for key in ("rope_scaling", "rope_parameters"):
         value = config.values.get(key)
         if isinstance(value, dict) and layer_type is not None:
-            # One set for all is the full layers': the sliding ones have a base of their own and no scaling.
+            # A single set belongs to the full layers: sliding layers have their own base and no scaling.
             nested = not value.keys().isdisjoint(("full_attention", "sliding_attention"))
             value = value.get(layer_type) if nested or layer_type != "full_attention" else value
         if isinstance(value, dict):
@@ -109,8 +115,9 @@ def rope(
 
 
 def rope_metadata(kind: str, parameters: Config, context: int, kinds: set[str]) -> list[tuple[str, Value]]:
-    """rope.* of one of the `kinds` that an architecture runs. Raises ConversionError: another kind, or parameters of
-    YaRN that llama.cpp has built in and that are not so here.
+    """The rope.* metadata. `kinds`: the kinds that llama.cpp runs for this architecture.
+
+    Raises ConversionError for another kind, and for YaRN parameters that differ from those built into llama.cpp.
     """
     if kind not in kinds:
         raise ConversionError(
@@ -132,7 +139,7 @@ def rope_metadata(kind: str, parameters: Config, context: int, kinds: set[str]) 
 
 
 def yarn_metadata(parameters: Config, context: int) -> list[tuple[str, Value]]:
-    """rope.scaling.* of YaRN. Raises ConversionError: parameters that llama.cpp does not read."""
+    """The rope.scaling.* metadata of YaRN. Raises ConversionError for parameters that llama.cpp does not read."""
     parameters.must_be("truncate", True, True)
     for key in ("attention_factor", "attn_factor", "extrapolation_factor"):
         parameters.must_be(key, None, None)
@@ -149,7 +156,7 @@ def yarn_metadata(parameters: Config, context: int) -> list[tuple[str, Value]]:
 def full_rope(
     config: Config, default_theta: float, kinds: set[str]
 ) -> tuple[str, Config, list[tuple[str, Value]]]:
-    """`rope` and `rope_metadata` of a model that rotates whole heads, the same way in every layer."""
+    """`rope` and `rope_metadata` of a model that rotates whole heads, in the same way in every layer."""
     kind, parameters = rope(config, default_theta)
     parameters.must_be("partial_rotary_factor", 1.0, 1.0)
     context = config.integer("max_position_embeddings")

@@ -1,4 +1,7 @@
-"""Gemma 3's text model: sliding layers with a full one in every six, all norms stored as their difference from 1."""
+"""Gemma 3's text model: every sixth layer has full attention, the others a sliding window.
+
+The checkpoint stores each norm as its difference from 1.
+"""
 
 from edge.conversion.families.common import (
     attention_dims,
@@ -12,7 +15,7 @@ from edge.conversion.families.common import (
 from edge.conversion.plan import PLUS_ONE, Config, Dims, Family, Row, Value
 from edge.errors import ConversionError
 
-_PATTERN = 6  # llama.cpp's own, where the GGUF names none
+_PATTERN = 6  # llama.cpp's default, if the GGUF has no pattern
 _ROWS = (
     Row("token_embd.weight", "embed_tokens.weight", "V E"),
     Row("output_norm.weight", "norm.weight", "E", change=PLUS_ONE),
@@ -45,7 +48,7 @@ def _dims(config: Config) -> Dims:
     if config.values.get("use_bidirectional_attention"):
         raise ConversionError(f"{config.where}: use_bidirectional_attention is not supported by llama.cpp")
     dims = attention_dims(config)
-    # llama.cpp tells the 27B by its layers; only there the scale comes from the embedding.
+    # llama.cpp recognizes the 27B model by its 62 layers. Only there the scale comes from the embedding width.
     large = config.integer("num_hidden_layers") == 62
     scale = dims["E"] // (dims["H"] // dims["D"]) if large else dims["D"]
     config.must_be("query_pre_attn_scalar", scale, None)
@@ -59,7 +62,7 @@ def _types(config: Config) -> list[str]:
 
 
 def sliding_pattern(count: int, every: int) -> list[str]:
-    """Sliding layers with a full one at the end of `every` so many."""
+    """The types of `count` layers: sliding, and full if the number of the layer, from 1, is a multiple of `every`."""
     return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
 
 
@@ -97,7 +100,7 @@ def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
     return metadata
 
 
-# The parents' text_config names little more than the sizes that differ from these.
+# The text_config of multimodal models contains little more than the sizes that differ from these.
 _DEFAULTS = {
     "vocab_size": 262_208,
     "hidden_size": 2304,

@@ -1,10 +1,10 @@
 """Gemma 4's text models: E2B and E4B (per-layer embeddings, shared keys and values), 26B-A4B (experts), 31B.
 
-Sliding and full layers differ in their heads: axes H, K, D belong to the sliding ones, G, J, W to the full ones.
-P is an embedding of one layer, N all layers' of them.
+Sliding and full layers have different heads: axes H, K, D belong to sliding layers, G, J, W to full layers.
+P is the width of a per-layer embedding, N the sum of P over all layers.
 
-The full layers rotate a part of each head, the pairs spread over all of it. llama.cpp does so with frequency factors
-that stop the other pairs. Unlike Gemma 3's, the norms are stored as they are.
+The full layers rotate only some pairs of each head. llama.cpp does this with frequency factors that stop the other
+pairs. Unlike Gemma 3, the checkpoint stores the norms unchanged.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ from edge.conversion.families.gemma3 import sliding_pattern
 from edge.conversion.plan import Config, Dims, Family, Row, TensorPlan, Value, made
 from edge.errors import ConversionError
 
-_STOPPED = 1e30  # llama.cpp's converter's factor for a pair that is not rotated
+_STOPPED = 1e30  # the factor of llama.cpp's converter for a pair that is not rotated
 
 _ROWS = (
     Row("token_embd.weight", "embed_tokens.weight", "V E"),
@@ -43,7 +43,7 @@ _ROWS = (
     Row("blk.{i}.attn_v.weight", "layers.{i}.self_attn.v_proj.weight", "J E", "full own values"),
     Row("blk.{i}.attn_k_norm.weight", "layers.{i}.self_attn.k_norm.weight", "D", "sliding own"),
     Row("blk.{i}.attn_k_norm.weight", "layers.{i}.self_attn.k_norm.weight", "W", "full own"),
-    # Published checkpoints keep what a layer that takes another's keys and values had before.
+    # Published checkpoints still have these tensors in layers that share the keys and values of another layer.
     Row(
         "blk.{i}.attn_k.weight", "layers.{i}.self_attn.k_proj.weight", "K E", "sliding shared", optional=True
     ),
@@ -125,9 +125,9 @@ def _moe(config: Config) -> bool:
 
 
 def _full_heads(config: Config) -> tuple[int, int | None]:
-    """A full layer's head width and number of key/value heads, None if that is the sliding layers'.
+    """The head width of full layers, and their number of key/value heads (None: the same as in sliding layers).
 
-    Published checkpoints say so in keys of their own, transformers 5 with an entry for each full layer.
+    Published checkpoints have separate keys for them; transformers 5 writes an entry for each full layer.
     """
     layers = config.values.get("per_layer_config")
     if isinstance(layers, dict) and layers:
@@ -149,21 +149,23 @@ def _types(config: Config) -> list[str]:
     types = layer_types(config, default, "sliding_attention")
     if types[-1] != "full_attention":
         raise ConversionError(
-            f"{config.where}: the last layer is {types[-1]}; in Gemma 4 it is full_attention"
+            f"{config.where}: the last layer is {types[-1]}; in Gemma 4 it must be full_attention"
         )
     return types
 
 
 def _own(config: Config) -> int:
-    """How many layers have keys and values of their own. Raises ConversionError where llama.cpp would take another
-    layer's than transformers for the rest: it takes the last full one and, before it, a sliding one.
+    """The number of layers that have their own keys and values.
+
+    The other layers share those of a layer before them. Raises ConversionError if llama.cpp would use another layer
+    than transformers: llama.cpp uses the last two layers of this number, which must be a sliding and a full layer.
     """
     types = _types(config)
     own = len(types) - config.integer("num_kv_shared_layers", default=0, least=0)
     if own < 2 or (own < len(types) and types[own - 2 : own] != ["sliding_attention", "full_attention"]):
         raise ConversionError(
-            f"{config.where}: llama.cpp wants two layers with keys and values of their own, and before shared ones "
-            "a sliding and a full layer"
+            f"{config.where}: llama.cpp needs two layers with their own keys and values, and directly before layers "
+            "that share them a sliding and a full layer"
         )
     return own
 
@@ -185,7 +187,7 @@ def _layers(config: Config) -> list[set[str]]:
 
 
 def _rope(config: Config) -> tuple[Config, Config]:
-    """The full and the sliding layers' parameters. Raises ConversionError: kinds that llama.cpp does not run."""
+    """The parameters of full and of sliding layers. Raises ConversionError for kinds that llama.cpp does not run."""
     kind, full = rope(config, 1_000_000.0, "full_attention")
     sliding_kind, sliding = rope(config, 10_000.0, "sliding_attention", theta="rope_local_base_freq")
     wanted = ("default" if config.values.get("rope_parameters") is None else "proportional", "default")

@@ -1,4 +1,4 @@
-"""Lfm2 and Lfm2-MoE: short convolutions with some attention layers between. L is the convolution's length."""
+"""Lfm2 and Lfm2-MoE: short convolutions and some attention layers. L is the length of the convolution."""
 
 from edge.conversion.families.common import attention_dims, expert_dims, full_rope, size_metadata
 from edge.conversion.plan import GATE_HALF, KEEP, SQUEEZE, UP_HALF, Config, Dims, Family, Row, Value
@@ -16,8 +16,9 @@ def _lfm2_dims(config: Config) -> Dims:
 
 
 def _lfm2_feed_forward(config: Config) -> int:
-    """The dense width. Lfm2 (not Lfm2Moe) derives it from intermediate_size in Llama 2's way, unless told
-    not to.
+    """The dense width. Lfm2 (not Lfm2-MoE) derives it from intermediate_size as Llama 2 does.
+
+    config.json can turn that off with block_auto_adjust_ff_dim.
     """
     width = config.integer("block_ff_dim", "intermediate_size")
     if not config.flag("block_auto_adjust_ff_dim", default=True):
@@ -38,7 +39,7 @@ def _lfm2moe_dims(config: Config) -> Dims:
 
 
 def _lfm2_layers(config: Config) -> list[set[str]]:
-    """Each layer's kinds: attention or conv, dense or moe."""
+    """For each layer: attention or conv, dense or moe. Raises ConversionError for other layer types."""
     count = config.integer("num_hidden_layers")
     types = config.values.get("layer_types")
     if types is None:
@@ -51,14 +52,15 @@ def _lfm2_layers(config: Config) -> list[set[str]]:
         or not all(kind in ("full_attention", "conv") for kind in types)
     ):
         raise ConversionError(
-            f"{config.where}: layer_types does not name full_attention or conv for {count} layers"
+            f"{config.where}: layer_types must list full_attention or conv for each of {count} layers"
         )
     if len(set(types)) < 2:
-        # Its memory for hybrids asserts that both kinds have tensors.
+        # llama.cpp's memory for hybrid models asserts that both kinds have tensors.
         raise ConversionError(
             f"{config.where}: all {count} layers are {types[0]}; llama.cpp needs both kinds"
         )
-    moe = config.values["architectures"][0] == "Lfm2MoeForCausalLM"
+    names = config.values.get("architectures")
+    moe = isinstance(names, list) and names[0] == "Lfm2MoeForCausalLM"
     n_dense = config.integer("num_dense_layers", default=2, least=0) if moe else count
     biased = "biased" if config.flag("use_expert_bias", default=True) else "unbiased"
     attention = {"full_attention": "attention", "conv": "conv"}
@@ -69,7 +71,7 @@ def _lfm2_layers(config: Config) -> list[set[str]]:
 
 def _lfm2_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
     kv_heads = dims["K"] // dims["D"]
-    # llama.cpp tells the convolutions by their having no key/value heads.
+    # In llama.cpp, a layer with 0 key/value heads is a convolution.
     per_layer = [kv_heads if "attention" in kinds else 0 for kinds in _lfm2_layers(config)]
     return [
         *size_metadata(config, dims),

@@ -1,5 +1,7 @@
-"""Llama; Mistral, which llama.cpp runs as a Llama without a sliding window; Ministral 3 and Mistral Small 3, which have
-a name of their own there, and the former a scale on its queries that grows with the position.
+"""Llama, Mistral, Ministral 3 and Mistral Small 3.
+
+llama.cpp runs Mistral as a Llama without a sliding window. Ministral 3 and Mistral Small 3 have their own architecture
+name in llama.cpp. Ministral 3 scales its queries by a factor that grows with the position.
 """
 
 import math
@@ -24,7 +26,7 @@ _KINDS = {"default", "linear", "llama3", "yarn"}
 
 
 def _interleave(array: Array, dims: Dims) -> Array:
-    """Rows of each head from transformers' order (first half, second half) to llama.cpp's rotated pairs."""
+    """Reorder the rows of each head: from transformers' order (first half, second half) to pairs, as in llama.cpp."""
     pairs = array.reshape(-1, 2, dims["D"] // 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)
 
@@ -60,14 +62,16 @@ def _llama_dims(config: Config, kv_heads: int | None = None) -> Dims:
 
 
 def _mistral_dims(config: Config) -> Dims:
-    window = config.values.get("sliding_window", 4096)  # transformers' default; null is none
+    window = config.values.get("sliding_window", 4096)  # transformers' default; null means no window
     no_window(config, None if window is None else config.integer("sliding_window", default=4096))
     return _llama_dims(config, kv_heads=8)
 
 
 def _llama3_factors(rope: Config, head: int) -> Array:
-    """Llama 3.1's frequency scaling: long waves are stretched by `factor`, short ones kept, those between
-    blended.
+    """The frequency factors of Llama 3.1, float32, one for each rotated pair.
+
+    With wave = 2 pi theta^(2i/head) and b = clip((context/wave - low) / (high - low), 0, 1), the factor is
+    1 / ((1 - b) / factor + b): long waves are stretched by `factor`, short waves are unchanged.
     """
     factor = rope.number("factor", default=8.0)
     low = rope.number("low_freq_factor", default=1.0)
@@ -117,7 +121,7 @@ def _mistral3_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
     if kind != "yarn":
         raise ConversionError(f"{config.where}: rope type {kind!r} is not supported; Ministral 3's is 'yarn'")
     parameters.must_be("partial_rotary_factor", 1.0, 1.0)
-    parameters.must_be("mscale", 1.0, 1.0)  # llama.cpp has it built in
+    parameters.must_be("mscale", 1.0, 1.0)  # built into llama.cpp
     return [
         *_size(config, dims),
         ("rope.freq_base", parameters.number("rope_theta")),
@@ -129,5 +133,5 @@ def _mistral3_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
 
 LLAMA = Family("llama", _ROWS, _llama_dims, all_layers, _metadata, tied=False, extra=_extra)
 MISTRAL = Family("llama", _ROWS, _mistral_dims, all_layers, _metadata, tied=False, extra=_extra)
-# Where config.json does not say whether the output matrix is the embedding, the stored tensors do.
+# If config.json has no tie_word_embeddings, the stored tensors decide.
 MISTRAL3 = Family("mistral3", _ROWS, _mistral3_dims, all_layers, _mistral3_metadata, tied=None)

@@ -1,4 +1,4 @@
-"""Qwen2 and 2.5, Qwen3, Qwen3-MoE: full attention, rotated in halves as transformers stores it."""
+"""Qwen2, Qwen2.5, Qwen3 and Qwen3-MoE: full attention; llama.cpp rotates halves of a head, as transformers does."""
 
 from edge.conversion.families.common import (
     all_layers,
@@ -65,7 +65,7 @@ MOE_ROWS = (
 
 
 def _window(config: Config) -> None:
-    """Refuse use_sliding_window where it would show."""
+    """Raises ConversionError if use_sliding_window changes the results."""
     if not config.flag("use_sliding_window", default=False):
         return
     count = config.integer("num_hidden_layers")
@@ -83,7 +83,7 @@ def _qwen2_dims(config: Config) -> Dims:
     if dims["H"] != dims["E"]:
         raise ConversionError(
             f"{config.where}: heads x head width is {dims['H']}, but hidden_size is {dims['E']}; "
-            "llama.cpp's Qwen2 has them equal"
+            "llama.cpp's Qwen2 needs equal values"
         )
     return dims | {"F": config.integer("intermediate_size")}
 
@@ -138,7 +138,7 @@ def _qwen3moe_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
         ("expert_used_count", config.integer("num_experts_per_tok")),
         ("expert_feed_forward_length", dims["M"]),
     ]
-    shared = "shared_expert_intermediate_size"  # 0 in some: there is none
+    shared = "shared_expert_intermediate_size"  # 0 in some files: no shared expert
     if config.values.get(shared) is not None:
         config.must_be(shared, 0, 0)
         metadata.append(("expert_shared_feed_forward_length", 0))

@@ -1,14 +1,14 @@
-"""Qwen3.5, dense and MoE: gated delta nets with a full attention layer every so often.
+"""Qwen3.5, dense and MoE: gated delta nets, with full attention in every fourth layer by default.
 
-Axes of its own: Q the delta net's keys (heads x width), U its values, T its value heads, L the convolution's
-length, S the shared expert's feed-forward.
+Further axes: Q keys of the delta net (heads x width), U its values, T its value heads, L length of the convolution,
+S feed-forward of the shared expert.
 
-The delta net's value heads are grouped by key head in a checkpoint; llama.cpp repeats the key heads as a whole,
-so it wants the first value head of each group, then the second of each, and so on. A_log becomes -exp(A_log),
-and all norms but the delta net's own are stored as their difference from 1.
+A checkpoint groups the value heads of the delta net by key head. llama.cpp repeats the list of key heads instead. The
+GGUF therefore has the first value head of each group, then the second of each group, and so on. A_log becomes
+-exp(A_log). The checkpoint stores all norms except that of the delta net as their difference from 1.
 
-Multi-token prediction (MTP) layers come last in a GGUF, as in llama.cpp's converter, where the checkpoint holds
-them; edge's runner does not use them.
+A GGUF has multi-token prediction (MTP) layers last, as in llama.cpp's converter, if the checkpoint has them. edge does
+not use them.
 """
 
 import re
@@ -30,29 +30,30 @@ from edge.conversion.families.qwen import MOE_ROWS
 from edge.conversion.plan import PLUS_ONE, Array, Change, Config, Dims, Family, Row, Stored, Value
 from edge.errors import ConversionError
 
-_SECTIONS = [11, 11, 10]  # transformers' mrope_section where config.json names none
+_SECTIONS = [11, 11, 10]  # transformers' default of mrope_section
 
 
 def _tiled(array: Array, dims: Dims, width: int) -> Array:
-    """Rows of `width` a value head, from grouped by key head to one of each group in turn."""
+    """Reorder value heads of `width` rows: from groups by key head to one head of each group in turn."""
     groups = dims["key_heads"]
     return array.reshape(groups, -1, width, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
 
 
 def _tiled_values(array: Array, dims: Dims) -> Array:
-    """Queries and keys as they are, then the values, tiled."""
+    """Queries and keys unchanged, then the values, reordered."""
     keys = 2 * dims["Q"]
     return np.concatenate([array[:keys], _tiled(array[keys:], dims, dims["head"])])
 
 
 def _decay(array: Array) -> Array:
-    """-exp(A_log), rounded once: the nearest float32, which numpy's own float32 exponential often misses."""
-    with np.errstate(over="ignore"):  # infinity is found by the converter
+    """-exp(A_log) in float64, rounded to the nearest float32: numpy's float32 exponential is less exact."""
+    with np.errstate(over="ignore"):  # write_weights reports infinity
         values: Array = (-np.exp(array.astype(np.float64))).astype(np.float32)
     return values
 
 
 def _tiled_columns(array: Array, dims: Dims) -> Array:
+    """The same reordering for columns."""
     heads = array.reshape(len(array), dims["key_heads"], -1, dims["head"])
     return heads.swapaxes(1, 2).reshape(array.shape)
 
@@ -77,7 +78,7 @@ _ROWS = (
         "E",
         change=PLUS_ONE,
     ),
-    # Queries and their gates, a head at a time
+    # For each head its queries, then their gates
     Row("blk.{i}.attn_q.weight", "layers.{i}.self_attn.q_proj.weight", "2H E", "full_attention"),
     Row("blk.{i}.attn_k.weight", "layers.{i}.self_attn.k_proj.weight", "K E", "full_attention"),
     Row("blk.{i}.attn_v.weight", "layers.{i}.self_attn.v_proj.weight", "K E", "full_attention"),
@@ -161,7 +162,11 @@ _SHARED_ROWS = (
 
 
 def _adapt(config: Config, stored: Stored) -> tuple[Config, Stored, list[str]]:
-    """MTP's tensors named as a layer after the last one; their number noted, 0 if config.json alone has them."""
+    """Rename the MTP tensors to those of a layer after the last layer.
+
+    Sets mtp_num_hidden_layers to the number of MTP layers in the checkpoint, which can be 0 although config.json has
+    another number. Raises ConversionError for more than one.
+    """
     count = config.integer("num_hidden_layers")
     renamed: Stored = {}
     n_mtp = 0
@@ -173,14 +178,14 @@ def _adapt(config: Config, stored: Stored) -> tuple[Config, Stored, list[str]]:
         elif name.startswith("mtp."):
             name = f"layers.{count}.{name}"
         renamed[name] = tensor
-    told = config.integer("mtp_num_hidden_layers", default=n_mtp, least=0)
+    configured = config.integer("mtp_num_hidden_layers", default=n_mtp, least=0)
     notes = []
     if n_mtp > 1:
-        raise ConversionError(f"{config.where}: {n_mtp} MTP layers; llama.cpp's converter knows one")
+        raise ConversionError(f"{config.where}: {n_mtp} MTP layers; llama.cpp's converter supports one")
     if n_mtp:
-        notes.append("the MTP layer was kept, as llama.cpp's converter does; edge does not run it")
-    elif told:
-        notes.append(f"config.json names {told} MTP layers, but the checkpoint holds none")
+        notes.append("edge converts the MTP layer, as llama.cpp's converter does, but does not run it")
+    elif configured:
+        notes.append(f"config.json has {configured} MTP layers, but the checkpoint has none")
     return replace(config, values=config.values | {"mtp_num_hidden_layers": n_mtp}), renamed, notes
 
 
@@ -228,7 +233,7 @@ def _layers(config: Config) -> list[set[str]]:
     default = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(count)]
     types = layer_types(config, default, "linear_attention")
     if len(set(types)) < 2:
-        # Its memory for hybrids asserts that both kinds have tensors.
+        # llama.cpp's memory for hybrid models asserts that both kinds have tensors.
         raise ConversionError(
             f"{config.where}: all {count} layers are {types[0]}; llama.cpp needs both kinds"
         )
@@ -262,10 +267,10 @@ def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
 
 
 def _sections(parameters: Config, pairs: int, width: int) -> list[int]:
-    """Which of the rotated pairs follow time, height and width: in turn, so many of each.
+    """rope.dimension_sections: how many of the rotated pairs follow time, height and width, which alternate.
 
-    All three are a text token's position; llama.cpp gives a pair beyond them none, and asserts that they fit into
-    the head. Raises ConversionError.
+    For text all three are the position of the token. llama.cpp does not rotate a pair outside the sections, and
+    asserts that they fit into the head. Raises ConversionError if the sections do not fit or miss a pair.
     """
     sections = parameters.values.get("mrope_section", _SECTIONS)
     if (
@@ -289,7 +294,7 @@ def _dense_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
 
 
 def _moe_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
-    dense = config.integer("intermediate_size", default=0, least=0)  # named, but of no use, in some
+    dense = config.integer("intermediate_size", default=0, least=0)  # some files have it, without effect
     return [
         *_metadata(config, dims),
         *([("feed_forward_length", dense)] if dense else []),

@@ -1,0 +1,46 @@
+"""An action of the model before anybody has decided on it, and its JSON."""
+
+import json
+from dataclasses import dataclass
+from typing import TypedDict
+
+from edge.answer.action import Command
+
+
+class CommandFields(TypedDict):
+    """A command in JSON. `duration`: seconds to wait after the keystrokes."""
+
+    keystrokes: str
+    duration: float
+
+
+class ActionFields(TypedDict):
+    """An action in JSON, in the order of edge/grammar.gbnf."""
+
+    analysis: str
+    plan: str
+    commands: list[CommandFields]
+    task_complete: bool
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the model proposes to type."""
+
+    analysis: str
+    plan: str
+    commands: tuple[Command, ...]
+    task_complete: bool
+
+    def fields(self) -> ActionFields:
+        """The action as JSON values."""
+        return {
+            "analysis": self.analysis,
+            "plan": self.plan,
+            "commands": [{"keystrokes": c.keystrokes, "duration": c.duration} for c in self.commands],
+            "task_complete": self.task_complete,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The action as JSON text."""
+        return json.dumps(self.fields(), ensure_ascii=False, indent=indent)

@@ -1,0 +1,362 @@
+"""One session of an agent, from its options to its end: resume, sandbox, gates, loop, and bringing changes back.
+
+`edge agent` calls `run_session`. Everything that a person sees goes through the `Interface` of the caller.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from edge.agent.allow import read_allowlist
+from edge.agent.gate import Gate, all_of, allow_gate, closed_gate, open_gate
+from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
+from edge.agent.proposal import Proposal
+from edge.agent.record import Record, archive_path, new_record_path
+from edge.agent.review import ask, discard_typed_ahead, review_gate
+from edge.agent.show import highlighted, shown_proposal
+from edge.agent.wording import read_template
+from edge.agent.workplace import Workplace, open_workplace
+from edge.answer.answering import Answering
+from edge.errors import AgentError
+from edge.llama.loading import Loading
+from edge.runner import Runner
+from edge.terminal.check import Limits as SandboxLimits
+from edge.terminal.tmux import check_terminal
+
+if TYPE_CHECKING:
+    from edge.terminal.sandbox import Sandbox
+
+_OUTCOMES: dict[Outcome, str] = {
+    "complete": "the model says that the task is complete",
+    "stopped": "stopped",
+    "steps": "the step limit was reached",
+    "time": "the time limit was reached",
+    "refusals": "too many actions in a row were refused",
+    "ended": "the terminal has ended",
+    "interrupted": "interrupted",
+}
+_DRY_RUN = "dry run: edge typed nothing. Choose a gate: --review, --allow FILE, or --sandbox --yes"
+
+
+@dataclass(frozen=True)
+class Permission:
+    """What gives edge the permission to type. `person`: somebody is at the terminal and can answer."""
+
+    person: bool
+    review: bool = False
+    allow: Path | None = None
+    sandbox: bool = False
+    yes: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether the person decides on each action."""
+        return self.review or (self.person and not self.yes and self.allow is None)
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """The options of a session. Exactly one of `task` and `resume` is not None."""
+
+    task: str | None
+    permission: Permission
+    workdir: Path | None = None
+    """By default the current folder."""
+    model: Path | None = None
+    record: Path | None = None
+    """By default in the user's state folder."""
+    resume: Path | None = None
+    """A session record to continue."""
+    template: Path | None = None
+    """Another first prompt; see `wording.read_template`."""
+    limits: Limits = field(default_factory=Limits)
+    sandbox: SandboxLimits = field(default_factory=SandboxLimits)
+    dot_files: bool = False
+    """Bring back names that begin with a dot, and files that agents read as instructions."""
+    loading: Loading = field(default_factory=Loading)
+    answering: Answering = field(default_factory=Answering)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a session reaches a person."""
+
+    console: Console
+    """Shows actions, screens, changes and questions, and reads the answers."""
+    say: Callable[[str], None]
+    """Receives notes of one line."""
+    waiting: Callable[[], AbstractContextManager[None]]
+    """Makes the context in which the model reads and writes."""
+    default_model: Callable[[], Path]
+    """Finds or makes the model of a session that names none."""
+    quiet: bool = False
+    """Show no actions and no screens, unless the person decides on them."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a session ended. `text`: one line for the person; None if there is nothing to say."""
+
+    outcome: Outcome
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """An option that does not fit the other options, and the reason."""
+
+    option: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The files of a session. `folder`: the work folder. `archive`: the sandbox's copy of it."""
+
+    record: Path
+    archive: Path
+    folder: Path
+    model: Path
+
+
+def option_conflict(options: SessionOptions) -> Conflict | None:
+    """The first conflict between the options; None if they fit together."""
+    return next(_conflicts(options), None)
+
+
+def _conflicts(options: SessionOptions) -> Iterator[Conflict]:
+    permission, task = options.permission, options.task
+    if permission.yes and not permission.sandbox:
+        yield Conflict("--yes", "unattended runs need the sandbox: add --sandbox")
+    if permission.yes and permission.review:
+        yield Conflict("--yes", "--review asks, and --yes does not ask: use one of them")
+    if permission.review and not permission.person:
+        yield Conflict("--review", "this is not a terminal, so edge cannot ask: use --sandbox --yes")
+    if permission.sandbox and not (permission.yes or permission.person):
+        yield Conflict("--sandbox", "this is not a terminal, so edge cannot ask: add --yes")
+    if permission.allow is not None and not (permission.sandbox or permission.person):
+        yield Conflict("--allow", "an allowlist is not enough for an unattended run: add --sandbox --yes")
+    if (task is None) == (options.resume is None):
+        yield Conflict("TASK", "give a TASK, or a session record with --resume")
+    for option, value, what in (
+        ("--record", options.record, "record"),
+        ("--workdir", options.workdir, "work folder"),
+        ("--prompt-template", options.template, "prompt"),
+    ):
+        if options.resume is not None and value is not None:
+            yield Conflict(option, f"--resume uses the {what} of the session: remove {option}")
+    if task is not None and (not task.strip() or any("\ud800" <= c <= "\udfff" for c in task)):
+        yield Conflict("TASK", "the task is empty, or not UTF-8 text")
+
+
+def run_session(options: SessionOptions, interface: Interface) -> Ending:
+    """Run one session, or bring back what a complete session held back.
+
+    Check the options with `option_conflict` first. Raises EdgeError: a file cannot be read or written, the model cannot
+    be loaded, or the sandbox or the terminal does not start or fails.
+    """
+    check_terminal()
+    template = None if options.template is None else read_template(options.template)
+    gate = make_gate(options.permission, interface)
+    with ExitStack() as stack:
+        resumed = None if options.resume is None else stack.enter_context(_resume(options.resume, options))
+        paths = _paths(options, resumed, interface)
+        if resumed is not None and resumed.outcome == "complete":
+            with _make_sandbox(options, paths, interface) as sandbox:
+                _bring_back(sandbox, paths.archive, options, interface)
+            return Ending("complete")
+        runner = stack.enter_context(Runner.open(paths.model, options.loading))
+        record = resumed or stack.enter_context(_new_record(options, paths))
+        lost = options.permission.sandbox and _lost_action(resumed, paths.archive)
+        show = _show(options, interface)
+        workplace = stack.enter_context(_start(options, paths, record, interface, show))
+        agent = Agent(
+            runner=runner,
+            workplace=workplace,
+            gate=gate,
+            record=record,
+            show=show,
+            context=min(options.loading.context or DEFAULT_CONTEXT, runner.context_length),
+            limits=options.limits,
+            answering=options.answering,
+            template=template,
+            lost=lost,
+            waiting=interface.waiting,
+        )
+        outcome = agent.run()
+        if gate is closed_gate and outcome == "stopped":
+            return Ending(outcome, _DRY_RUN)
+        if workplace.sandbox is not None and record.rows:
+            if outcome in ("interrupted", "ended"):
+                _keep_archive(paths.archive, interface)
+            else:
+                _bring_back(workplace.sandbox, paths.archive, options, interface)
+        processes = workplace.terminal.close()
+    for process in processes:
+        interface.say(f"still running: {process}")
+    return Ending(outcome, _summary(outcome, record))
+
+
+def make_gate(permission: Permission, interface: Interface) -> Gate:
+    """The gate that these permissions describe; `closed_gate` without any. Raises AllowError."""
+    gates: list[Gate] = []
+    if permission.allow is not None:
+        allowlist = read_allowlist(permission.allow)
+        for warning in allowlist.warnings:
+            interface.say(warning)
+        gates.append(allow_gate(allowlist))
+    if permission.asks:
+        gates.append(review_gate(interface.console))
+    if permission.yes and not gates:
+        gates.append(open_gate)
+    return all_of(gates) if gates else closed_gate
+
+
+def _resume(path: Path, options: SessionOptions) -> Record:
+    """Open the record of a session to continue it, with or without a sandbox as before."""
+    wants_sandbox = options.permission.sandbox
+    record = Record.resume(path, completed=wants_sandbox and archive_path(path).exists())
+    had_sandbox = bool(record.facts.get("sandbox"))
+    if had_sandbox != wants_sandbox:
+        record.close()
+        how, change = ("in", "add") if had_sandbox else ("without", "remove")
+        raise AgentError(f"{path}: this session began {how} a sandbox: {change} --sandbox")
+    return record
+
+
+def _paths(options: SessionOptions, resumed: Record | None, interface: Interface) -> _Paths:
+    folder, model = options.workdir, options.model
+    if resumed is not None:
+        folder = Path(resumed.facts.get("workdir", ""))
+        if model is None:
+            if "model" not in resumed.facts:
+                raise AgentError(f"{resumed.path}: does not name its model: add --model FILE")
+            model = Path(resumed.facts["model"])
+    folder = folder or Path()
+    if not folder.is_dir():
+        raise AgentError(f"{folder}: is not a folder: choose another --workdir")
+    record = options.resume or options.record or new_record_path(options.task or "")
+    return _Paths(record, archive_path(record), folder.resolve(), model or interface.default_model())
+
+
+def _new_record(options: SessionOptions, paths: _Paths) -> Record:
+    if options.permission.sandbox and os.path.lexists(paths.archive):
+        raise AgentError(
+            f"{paths.archive}: already exists, and is the work folder of another session: choose another --record, "
+            "or remove it"
+        )
+    return Record.create(
+        paths.record,
+        {
+            "task": options.task or "",
+            "model": str(paths.model.absolute()),
+            "workdir": str(paths.folder),
+            "sandbox": options.permission.sandbox,
+        },
+    )
+
+
+def _lost_action(resumed: Record | None, archive: Path) -> bool:
+    """Whether the archive misses the last action: a session writes the row first, and the archive after the action."""
+    if resumed is None or resumed.outcome is not None:
+        return False
+    return not archive.exists() or archive.stat().st_mtime_ns < resumed.last_written
+
+
+@contextlib.contextmanager
+def _start(
+    options: SessionOptions,
+    paths: _Paths,
+    record: Record,
+    interface: Interface,
+    say: Callable[[str], None],
+) -> Iterator[Workplace]:
+    """Start the sandbox and the terminal. If they do not start, remove a new record."""
+    with ExitStack() as stack:
+        try:
+            sandbox = None
+            if options.permission.sandbox:
+                sandbox = stack.enter_context(_make_sandbox(options, paths, interface))
+            line_by_line = options.permission.allow is not None
+            workplace = open_workplace(paths.folder, sandbox, line_by_line=line_by_line, say=say)
+            started = stack.enter_context(workplace)
+        except BaseException:
+            if not record.rows:
+                record.finish("ended", "")
+            raise
+        yield started
+
+
+def _make_sandbox(options: SessionOptions, paths: _Paths, interface: Interface) -> "Sandbox":
+    """Prepare the sandbox. The session's own files are protected: they never come back, even from the work folder."""
+    from edge.terminal.sandbox import Sandbox  # it needs Linux
+
+    files = (paths.record, paths.archive, options.permission.allow, options.template, paths.model)
+    protected = [file for file in files if file is not None]
+    archive = paths.archive if paths.archive.exists() else None
+    sandbox = Sandbox.prepare(paths.folder, options.sandbox, archive, protected)
+    if sandbox.left_out:
+        more = " …" if len(sandbox.left_out) > 5 else ""
+        interface.say(
+            f"not in the sandbox, because unreadable or not regular files: {', '.join(sandbox.left_out[:5])}{more}"
+        )
+    return sandbox
+
+
+def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal | str], None]:
+    """Shows actions and screens on the console; nothing if the session is quiet and the person does not decide."""
+
+    def show(what: Proposal | str) -> None:
+        if not interface.quiet or options.permission.asks:
+            interface.console.print(shown_proposal(what) if isinstance(what, Proposal) else highlighted(what))
+
+    return show
+
+
+def _keep_archive(archive: Path, interface: Interface) -> None:
+    """Say that edge does not bring back the work of a session that did not end by itself."""
+    where = f"; the work folder after the last whole step is in {archive}" if archive.exists() else ""
+    interface.say(f"nothing was brought back{where}")
+
+
+def _bring_back(sandbox: "Sandbox", archive: Path, options: SessionOptions, interface: Interface) -> None:
+    """Show what changed in the sandbox, and bring it back if the person, or --yes, agrees."""
+    changes = sandbox.changes(archive, dot_files=options.dot_files)
+    interface.console.print(str(changes), markup=False)
+    if changes and not options.permission.yes and not _agrees(interface.console):
+        interface.say(f"nothing was brought back; the agent's work folder is in {archive}")
+        return
+    withheld = changes.withheld
+    if changes:
+        withheld = sandbox.bring_back(archive, dot_files=options.dot_files).withheld
+        for place, why in withheld[len(changes.withheld) :]:
+            interface.say(f"{place}: not brought back: {why}")
+    if withheld:
+        interface.say(f"what was not brought back is in {archive}, the agent's work folder")
+    else:
+        archive.unlink(missing_ok=True)
+
+
+def _agrees(console: Console) -> bool:
+    discard_typed_ahead()
+    try:
+        answer = ask(console, "Bring these changes back into the folder? [y/N] ")
+    except KeyboardInterrupt:
+        return False
+    if answer is None:
+        console.print()
+    return (answer or "").lower() in ("y", "yes")
+
+
+def _summary(outcome: Outcome, record: Record) -> str:
+    text = _OUTCOMES[outcome]
+    if not record.rows:
+        return text
+    text += f"; session record: {record.path}"
+    return f"{text}; continue it with --resume" if outcome == "interrupted" else text

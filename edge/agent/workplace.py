@@ -1,0 +1,97 @@
+"""The place where an agent works: a terminal, and maybe a sandbox around its shell."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.agent.wording import not_typed
+from edge.answer.action import Command
+from edge.errors import AgentError
+from edge.terminal.tmux import MAX_DURATION, SHELL, Terminal
+
+if TYPE_CHECKING:
+    from edge.terminal.sandbox import Sandbox
+
+
+@dataclass
+class Workplace:
+    """A terminal that runs a shell in a folder. Make it with `open_workplace`.
+
+    `say` receives lines for a person.
+    """
+
+    terminal: Terminal
+    folder: Path
+    say: Callable[[str], None]
+    sandbox: "Sandbox | None" = None
+    line_by_line: bool = False
+    """Type a line only when the shell waits for it, because an allowlist allowed it as a command of the shell."""
+    notes: list[str] = field(default_factory=list, init=False)
+    """Notes for the model about the last `type`."""
+
+    def type(self, commands: Sequence[Command], late: Callable[[], bool]) -> bool:
+        """Type the commands in order; False if the terminal has ended and cannot continue.
+
+        Stops early when `late` returns True. Raises AgentError if tmux fails.
+        """
+        self.notes = []
+
+        def stop() -> bool:
+            return late() or self._trouble() is not None
+
+        for number, command in enumerate(commands, 1):
+            if stop():
+                if late():
+                    self.say(
+                        f"The time limit was reached: edge did not type command {number} or what follows it."
+                    )
+                break
+            if self.terminal.ended and not self._restart_shell():
+                return False
+            send = self.terminal.send_lines if self.line_by_line else self.terminal.send
+            if send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop) is False:
+                self.notes.append(not_typed(number))
+                self.say(self.notes[-1])
+                break
+        if trouble := self._trouble():
+            self.say(f"The sandbox has ended: {trouble}")
+            return False
+        return not self.terminal.ended or self._restart_shell()
+
+    def save(self, archive: Path) -> None:
+        """Save the work folder of the sandbox to an archive; without a sandbox, do nothing. Raises SandboxError."""
+        if self.sandbox is not None:
+            self.sandbox.save(archive)
+
+    def last_output(self) -> str:
+        """What is new in the terminal; empty if tmux has ended."""
+        try:
+            return self.terminal.output()
+        except AgentError:
+            return ""
+
+    def _trouble(self) -> str | None:
+        return None if self.sandbox is None else self.sandbox.trouble()
+
+    def _restart_shell(self) -> bool:
+        if self.sandbox is not None:
+            self.say(f"The sandbox has ended: {self._trouble() or 'its shell has ended'}")
+            return False
+        self.terminal.restart(SHELL, cwd=self.folder)
+        return True
+
+
+@contextlib.contextmanager
+def open_workplace(
+    folder: Path, sandbox: "Sandbox | None", *, line_by_line: bool, say: Callable[[str], None]
+) -> Iterator[Workplace]:
+    """Start a terminal in the folder, or in the sandbox with its copy of the folder.
+
+    Ends what runs in it, but not the sandbox. Raises AgentError or SandboxError if it does not start.
+    """
+    argv = SHELL if sandbox is None else sandbox.argv
+    ready = None if sandbox is None else sandbox.wait_ready
+    with Terminal.start(argv, cwd=folder, ready=ready) as terminal:
+        yield Workplace(terminal, folder, say, sandbox, line_by_line)
