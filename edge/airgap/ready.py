@@ -250,9 +250,7 @@ def _files() -> Iterator[Check]:
         yield _failed("known models", str(error), needed=False)
         return
     published = sum(bool(model.reference) for model in known)
-    yield Check(
-        "known models", bool(known), False, f"{len(known)}, {published} with published figures"
-    )
+    yield Check("known models", bool(known), False, f"{len(known)}, {published} with published figures")
 
 
 def _readable(name: str, paths: list[Path], read: Callable[[Path], str]) -> Check:
