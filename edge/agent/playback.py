@@ -8,7 +8,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from edge.agent.proposal import Proposal
-from edge.agent.show import shown_proposal, visible
+from edge.agent.show import highlighted, shown_proposal
 from edge.answer.action import parse_action
 from edge.errors import GrammarError, ReplayError
 from edge.llama.vocabulary import THINK_CLOSE
@@ -47,23 +47,23 @@ def _show_end(path: Path, console: Console, task_id: str | None) -> None:
     for _, fields in read_lines(path, torn=True):
         session = fields.get("session")
         if task_id in (None, fields["task_id"]) and isinstance(session, dict) and "outcome" in session:
-            console.print(visible(str(session.get("output", ""))), end="\n\n")
+            console.print(highlighted(str(session.get("output", ""))), end="\n\n")
             console.print(Rule(Text(f"ended: {printable(str(session['outcome']))}")))
 
 
 def _shown_message(message: Message) -> Text:
     content = message.get("content")
     text = content if isinstance(content, str) else str(content)
-    return Text(f"[{printable(message['role'])}]\n", "dim").append_text(visible(text))
+    return Text(f"[{printable(message['role'])}]\n", "dim").append_text(highlighted(text))
 
 
 def _shown_answer(raw: str) -> Text:
     thought, closing, answer = raw.rpartition(THINK_CLOSE)
-    shown = visible(thought + closing)
+    shown = highlighted(thought + closing)
     if closing:
         shown.stylize("dim")
         shown.append("\n")
     try:
         return shown.append_text(shown_proposal(Proposal(**parse_action(answer.strip()))))
     except GrammarError:
-        return shown.append_text(visible(answer.strip()))
+        return shown.append_text(highlighted(answer.strip()))

@@ -23,12 +23,11 @@ from edge.errors import AgentError
 from edge.metrics import command_units
 from edge.prompt import Message
 from edge.replay.rows import read_lines, read_rows
-from edge.system.files import whole_file
+from edge.system.files import BINARY, NO_LINK, make_private, whole_file
 from edge.system.locks import try_lock
 from edge.system.paths import state_folder
 
 SOURCE = "edge agent"
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 class SessionFacts(TypedDict):
@@ -111,7 +110,8 @@ class Record:
         """Begin a record. Raises AgentError if the file exists or cannot be written."""
         with _one_line_errors(path, "cannot be written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | _NOFOLLOW, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | NO_LINK | BINARY
+            descriptor = os.open(path, flags, 0o600)
         record = cls(path, facts, [], descriptor)
         record._lock()
         return record
@@ -124,7 +124,7 @@ class Record:
         session record, another process writes it, or its task is complete.
         """
         with _one_line_errors(path, "cannot be read"):
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | _NOFOLLOW)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | NO_LINK | BINARY)
         try:
             record = cls(path, {"task": ""}, [], descriptor)
             record._lock()
@@ -204,7 +204,7 @@ class Record:
             row["session"].pop("outcome", None)
         self.rows[-1]["session"] |= {"outcome": outcome, "output": output}
         with _one_line_errors(self.path, "cannot be written"), whole_file(self.path) as (_, descriptor):
-            os.fchmod(descriptor, 0o600)
+            make_private(descriptor)
             for row in self.rows:
                 _write(descriptor, row)
 

@@ -19,7 +19,7 @@ from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, archive_path, new_record_path
 from edge.agent.review import ask, discard_typed_ahead, review_gate
-from edge.agent.show import shown_proposal, visible
+from edge.agent.show import highlighted, shown_proposal
 from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
 from edge.answer.answering import Answering
@@ -27,6 +27,7 @@ from edge.errors import AgentError
 from edge.llama.loading import Loading
 from edge.runner import Runner
 from edge.terminal.check import Limits as SandboxLimits
+from edge.terminal.tmux import check_terminal
 
 if TYPE_CHECKING:
     from edge.terminal.sandbox import Sandbox
@@ -160,6 +161,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
     Check the options with `option_conflict` first. Raises EdgeError: a file cannot be read or written, the model cannot
     be loaded, or the sandbox or the terminal does not start or fails.
     """
+    check_terminal()
     template = None if options.template is None else read_template(options.template)
     gate = make_gate(options.permission, interface)
     with ExitStack() as stack:
@@ -312,7 +314,7 @@ def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal |
 
     def show(what: Proposal | str) -> None:
         if not interface.quiet or options.permission.asks:
-            interface.console.print(shown_proposal(what) if isinstance(what, Proposal) else visible(what))
+            interface.console.print(shown_proposal(what) if isinstance(what, Proposal) else highlighted(what))
 
     return show
 

@@ -11,12 +11,12 @@ _RISK = "bold red"
 _HIDDEN = "reverse"
 
 
-def visible(text: str) -> Text:
-    """The text with control characters and other invisible characters as escapes."""
-    return _visible(text, keys=False)[0]
+def highlighted(text: str) -> Text:
+    """`edge.system.text.printable` for a console: the text with line breaks, and its escapes highlighted."""
+    return _highlighted(text, keys=False)[0]
 
 
-def _visible(text: str, *, keys: bool) -> tuple[Text, list[int]]:
+def _highlighted(text: str, *, keys: bool) -> tuple[Text, list[int]]:
     """The text with escapes, and where each character of `text` begins in it. `keys`: show line breaks as ⏎ too."""
     shown = Text()
     places = []
@@ -34,9 +34,9 @@ def shown_proposal(proposal: Proposal) -> Text:
     """The analysis, the plan, and the keystrokes of each command, with their risks marked and listed below them."""
     text = Text()
     for name, value in (("analysis", proposal.analysis), ("plan", proposal.plan)):
-        text.append(f"{name}: ", "bold").append_text(visible(value.strip())).append("\n")
+        text.append(f"{name}: ", "bold").append_text(highlighted(value.strip())).append("\n")
     for number, command in enumerate(proposal.commands, 1):
-        keys, places = _visible(command.keystrokes, keys=True)
+        keys, places = _highlighted(command.keystrokes, keys=True)
         marked = risks(command.keystrokes)
         for risk in marked:
             keys.stylize(_RISK, places[risk.start], places[risk.end])
@@ -51,7 +51,7 @@ def shown_proposal(proposal: Proposal) -> Text:
         for kind in dict.fromkeys(risk.kind for risk in marked):
             parts = [command.keystrokes[risk.start : risk.end] for risk in marked if risk.kind == kind]
             text.append("     ! ", _RISK).append(f"{kind}: ")
-            text.append_text(visible(", ".join(part.strip() for part in parts)[:200])).append("\n")
+            text.append_text(highlighted(", ".join(part.strip() for part in parts)[:200])).append("\n")
     if not proposal.commands:
         text.append("     (no commands)\n", "dim")
     if proposal.task_complete:

@@ -6,6 +6,7 @@ edge copies the files into the tar in small pieces. edge/airgap/manifest.py defi
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,13 @@ def bundle(
     Raises BundleError if the bundle cannot be made. Raises ModelFileError, ReplayError or ResultError for a damaged
     input file. Raises Interrupted on Ctrl-C.
     """
+    if sys.platform == "win32":
+        raise BundleError(
+            f"edge bundle needs a POSIX shell for {INSTALL}, which Windows does not have: use WSL"
+        )
     if not models:
         raise BundleError("a bundle needs a model: give one with --model FILE")
+
     check_place(out)
     _, through = place_of(out)
     if through:

@@ -36,6 +36,7 @@ from edge.airgap.manifest import (
     tar_size,
 )
 from edge.errors import BundleError, Interrupted
+from edge.system.files import BINARY
 from edge.system.locks import lock_folder
 from edge.system.machine import free_disk
 from edge.system.progress import Progress
@@ -86,6 +87,10 @@ def unbundle(
     """
     if not str(path) or not str(to):
         raise BundleError("the name of the bundle or of the folder is empty")
+    if install and sys.platform == "win32":
+        raise BundleError(
+            f"{path}: its {INSTALL} needs a POSIX shell, which Windows does not have: use WSL, or --no-install"
+        )
     try:
         if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
             raise BundleError(f"{to}: already exists: name a new folder")
@@ -216,7 +221,7 @@ def _new_file(folder: Path | None, path: str) -> Iterator[BinaryIO]:
         return
     place = folder / path
     place.parent.mkdir(exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY
     with os.fdopen(os.open(place, flags, 0o755 if path == INSTALL else 0o644), "wb") as file:
         yield file
         file.flush()
@@ -295,8 +300,11 @@ def _install(folder: Path, python: str) -> None:
                 f"interrupted; {folder} is checked and unpacked; to install it: sh {folder / INSTALL}"
             ) from None
         finally:
-            if child.poll() is None:  # the script then removes the incomplete environment
+            if (
+                sys.platform != "win32" and child.poll() is None
+            ):  # the script then removes the incomplete environment
                 os.killpg(child.pid, signal.SIGTERM)
+
                 child.communicate()
     if child.returncode:
         lines = [line.removeprefix("error: ") for line in errors.splitlines() if line.strip()]

@@ -1,13 +1,13 @@
-"""CRC-32 sums of a GGUF's header and of each of its tensors: `edge convert` writes them, loading checks them.
+"""CRC-32 checksums of a GGUF's header and of each tensor: `edge convert` writes them, loading a model checks them.
 
-They stand in the metadata, as a text under `edge.crc32`, in hexadecimal digits:
+The metadata key `edge.crc32` holds them as a string of hexadecimal digits:
 
-    16  the whole file's size in bytes
-     8  the CRC-32 of the header, with this text itself taken as zeros
-     8  that of each tensor's data, in the file's order
+    16  the size of the whole file in bytes
+     8  the CRC-32 of the header, in which this string counts as zeros
+     8  the CRC-32 of each tensor's data, in the order of the file
 
-A CRC-32 finds every flipped bit and every damage within 32 bits, and misses one of four billion others. A file of
-another size than it says was written anew by another program, which copied the text: it tells nothing then.
+A CRC-32 finds every flipped bit and all damage within 32 bits; of other damage it misses one case in four billion. If
+the file has another size, another program rewrote it and copied the string, which then says nothing about the file.
 """
 
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from edge.errors import ModelFileError
 from edge.formats.gguf import TensorInfo, read_layout, recall, remember
+from edge.system.files import read_at, write_at
 from edge.system.machine import physical_cores
 
 KEY = "edge.crc32"
@@ -29,25 +30,25 @@ _MAX_READERS = 8
 
 
 def blank(n_tensors: int) -> str:
-    """The text in a header whose data is still to come."""
+    """The string for a header whose tensor data is not written yet."""
     return "0" * (_SIZE_DIGITS + _DIGITS * (1 + n_tensors))
 
 
 def seal(path: Path, descriptor: int) -> None:
-    """Put the checksums of a finished file into the place that its header has for them. Raises OSError."""
+    """Write the checksums of a finished file over the `blank` string in its header. Raises OSError."""
     tensors, header_end, (begin, end) = read_layout(path, KEY)
     size = os.fstat(descriptor).st_size
     header = _header_crc(descriptor, header_end, begin, end)
     sums = [header, *_crcs(descriptor, tensors)]
     text = f"{size:0{_SIZE_DIGITS}x}" + "".join(f"{crc:0{_DIGITS}x}" for crc in sums)
     assert len(text) == end - begin
-    os.pwrite(descriptor, text.encode(), begin)
+    write_at(descriptor, memoryview(text.encode()), begin)
 
 
 def damage(path: Path, *, data: bool = True) -> list[str] | None:
-    """What differs from the checksums, one line each; None where a file has none that are its own.
+    """What differs from the checksums, one line each. None: the file has no checksums, or those of another file.
 
-    Without `data` the header alone is read. Raises ModelFileError where the file cannot be read.
+    Without `data` it reads the header only. Raises ModelFileError if the file cannot be read.
     """
     tensors, header_end, (begin, end) = read_layout(path, KEY)
     if begin == end:
@@ -56,10 +57,10 @@ def damage(path: Path, *, data: bool = True) -> list[str] | None:
         with path.open("rb") as stream:
             descriptor = stream.fileno()
             size = os.fstat(descriptor).st_size
-            text = os.pread(descriptor, end - begin, begin).decode("ascii", "replace")
+            text = read_at(descriptor, end - begin, begin).decode("ascii", "replace")
             if end - begin != len(blank(len(tensors))) or not re.fullmatch("[0-9a-f]+", text):
-                return ["its checksums are no checksums"]
-            if text == blank(len(tensors)):  # a conversion looks at its own file before the data is there
+                return [f"{KEY} does not hold checksums"]
+            if text == blank(len(tensors)):  # a conversion reads its own file before the data is written
                 return []
             if int(text[:_SIZE_DIGITS], 16) != size:
                 return None
@@ -78,10 +79,10 @@ def damage(path: Path, *, data: bool = True) -> list[str] | None:
 
 
 def check(path: Path, *, data: bool = True) -> bool:
-    """Whether a file has checksums. Raises ModelFileError where it is not as `edge convert` wrote it.
+    """Whether a file has checksums. Raises ModelFileError if it is not as `edge convert` wrote it.
 
-    That the data were right is remembered as SHA-256 sums are, by path, size and modification time, so that a file is
-    read in full once. Without `data` the header alone is checked.
+    A file is read in full once: edge remembers a correct one by path, size and modification time (see
+    `gguf.remember`). Without `data` it checks the header only.
     """
     data = data and recall(path, "crc32") is None
     found = damage(path, data=data)
@@ -94,13 +95,13 @@ def check(path: Path, *, data: bool = True) -> bool:
 
 
 def _header_crc(descriptor: int, length: int, begin: int, end: int) -> int:
-    """Of the first `length` bytes, those from `begin` to `end` as zeros."""
+    """The CRC-32 of the first `length` bytes, with the characters from `begin` to `end` as "0"."""
     crc = _crc(descriptor, 0, begin)
     return _crc(descriptor, end, length, zlib.crc32(b"0" * (end - begin), crc))
 
 
 def _crcs(descriptor: int, tensors: Sequence[TensorInfo]) -> list[int]:
-    """Of each tensor, on all cores: reading and adding up both let go of Python's lock."""
+    """The CRC-32 of each tensor's data. It uses all cores: reading and summing both release Python's lock."""
 
     def one(tensor: TensorInfo) -> int:
         return _crc(descriptor, tensor.offset, tensor.offset + tensor.n_bytes)
@@ -110,11 +111,12 @@ def _crcs(descriptor: int, tensors: Sequence[TensorInfo]) -> list[int]:
 
 
 def _crc(descriptor: int, begin: int, end: int, crc: int = 0) -> int:
-    # Read, not mapped: a disk's fault is an error then, and ends no process.
+    # Read, not mapped: a disk error then raises OSError and does not kill the process.
     while begin < end:
-        data = os.pread(descriptor, min(_CHUNK, end - begin), begin)
+        data = read_at(descriptor, min(_CHUNK, end - begin), begin)
         if not data:
-            raise OSError("it became shorter while it was read")
+            raise OSError("it became shorter during reading")
+
         crc = zlib.crc32(data, crc)
         begin += len(data)
     return crc

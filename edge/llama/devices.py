@@ -78,13 +78,16 @@ def _ggml() -> ctypes.CDLL:
     A wheel has libggml.so and libggml.so.0 as two files. The first name would load a second ggml, without the backends
     that the other one loaded.
     """
+    library: ctypes.CDLL
     if sys.platform == "win32":  # only the exports of one library are visible
         from llama_cpp._ggml import libggml
 
-        return libggml  # type: ignore[no-any-return]
-    from llama_cpp import llama_cpp as lib
+        library = libggml
+    else:
+        from llama_cpp import llama_cpp as lib
 
-    return lib._lib  # type: ignore[no-any-return]
+        library = lib._lib
+    return library
 
 
 @dataclass(frozen=True)

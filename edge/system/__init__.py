@@ -1,10 +1,10 @@
 """The machine: files, locks, child processes, folders, signals, text. Knows nothing of models.
 
-files     a file that gets its name when it is whole
-locks     the file lock
+files     complete files only; reads and writes at an offset
+locks     the lock of a file or folder
 child     runs a module of edge as a child process
-folders   temporary folders that do not stay
-places    whether an output can be written; text and JSON files
+folders   temporary folders that are removed
+places    checks whether an output can be written; text and JSON files
 paths     where shipped models, caches and sessions are
 signals   signals held back where their exception would be lost
 typed_json  JSON values checked against a TypedDict

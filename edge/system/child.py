@@ -1,4 +1,4 @@
-"""Child processes: a module of edge run as a program, where llama.cpp may end the whole process."""
+"""Child processes: a module of edge run as a program, because llama.cpp may stop the whole process."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def run_module(
     module: str, *arguments: str, stdin: str = "", timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module` with this interpreter and this copy of edge, and wait for its end.
+    """Run `python -m module` with this interpreter and this copy of edge, and wait until it ends.
 
-    Texts are UTF-8; bytes that are not come as surrogate escapes. `timeout` is in seconds. Raises
-    subprocess.TimeoutExpired and OSError.
+    Input and output are UTF-8; other bytes become surrogate escapes. `timeout` is in seconds. Raises
+    subprocess.TimeoutExpired, and OSError if the process does not start.
     """
     paths = [str(_PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
@@ -37,5 +37,5 @@ def run_module(
 
 
 def signal_name(status: int) -> str | None:
-    """The name of the signal that ended a process, from its exit status; None if it exited."""
+    """The name of the signal that ended a process, from its exit status; None if the process exited."""
     return signal.Signals(-status).name if status < 0 else None

@@ -1,4 +1,4 @@
-"""Temporary folders for this user alone; those of processes that were killed go when the next one is made."""
+"""Temporary folders that only this user can open. The next one that is made removes those of killed processes."""
 
 import atexit
 import contextlib
@@ -16,11 +16,14 @@ from edge.system.signals import signals_later
 
 _YOUNG = 60.0  # seconds in which another process may not have locked its new folder yet
 _MARK = ".edge-scratch"
-_locks: dict[Path, int | None] = {}  # of the folders that are there
+_locks: dict[Path, int | None] = {}  # by existing folder: the descriptor that holds its lock
 
 
 def make_folder(prefix: str) -> Path:
-    """A new folder of mode 0700 whose name begins so, locked by this process; `remove_folder` ends both."""
+    """Make a folder of mode 0700 whose name begins with `prefix`, locked by this process.
+
+    `remove_folder` removes it and releases the lock. Raises OSError.
+    """
     _sweep(prefix)
     with signals_later():
         folder = Path(tempfile.mkdtemp(prefix=prefix))
@@ -31,6 +34,7 @@ def make_folder(prefix: str) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
+    """Remove a folder that `make_folder` made. What cannot be removed stays."""
     shutil.rmtree(folder, ignore_errors=True)
     if (descriptor := _locks.pop(folder, None)) is not None:
         os.close(descriptor)
@@ -38,12 +42,13 @@ def remove_folder(folder: Path) -> None:
 
 @atexit.register
 def _remove_all() -> None:
-    """Those that a signal left between the making of a folder and what was to remove it."""
+    """Remove the folders that a signal kept `remove_folder` from."""
     for folder in list(_locks):
         remove_folder(folder)
 
 
 def _sweep(prefix: str) -> None:
+    """Remove the folders that killed processes left. Windows has no lock for folders: there they stay."""
     with contextlib.suppress(OSError):
         for place in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             with contextlib.suppress(OSError):
@@ -57,13 +62,15 @@ def _sweep(prefix: str) -> None:
 
 
 def _made_by_edge(place: Path, prefix: str) -> bool:
-    """Whether it is one of these folders and not somebody's own of a like name."""
+    """Whether `make_folder` made it for this user, and not another program under a similar name."""
+    if sys.platform == "win32":
+        return False
     state, mark = place.lstat(), (place / _MARK).lstat()
     return (
         re.fullmatch(r"[a-z0-9_]{8}", place.name.removeprefix(prefix)) is not None
         and stat.S_ISDIR(state.st_mode)
         and stat.S_IMODE(state.st_mode) == 0o700
-        and state.st_uid == mark.st_uid == (0 if sys.platform == "win32" else os.geteuid())
+        and state.st_uid == mark.st_uid == os.geteuid()
         and stat.S_ISREG(mark.st_mode)
         and time.time() - state.st_mtime >= _YOUNG
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def file_sha256(path: Path | str) -> str | None:
-    """The SHA-256 of a file of rows in hexadecimal; None for what cannot be read twice, such as a pipe."""
+    """The SHA-256 of a regular file in hexadecimal. None if it is another kind of file or cannot be read."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -23,7 +23,7 @@ def text_sha256(text: str | None) -> str | None:
 
 
 def package_version(package: str) -> str | None:
-    """The version of an installed package, None where it is not installed."""
+    """The version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""What this machine has: cores, memory, disk, the devices that llama.cpp finds. Standard library only, so that it
-answers even where nothing else installs.
+"""What this machine has: cores, memory, disk.
 
-A number that the system does not tell is None, never a guess, except `physical_cores`, which always answers.
+Imports the standard library only, so that it works where nothing else is installed. A number that the system does not
+report is None, never a guess; only `physical_cores` always gives one.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ MAX_THREADS = 512  # GGML_MAX_N_THREADS; more end the process
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory in bytes, already lowered to the limits of the container and of the process that we are."""
+    """Main memory in bytes, after the limits of the container and of this process."""
 
     total: int | None
     available: int | None
@@ -29,12 +29,11 @@ class Memory:
 def physical_cores() -> int:
     """Physical cores that this process may use: at least 1.
 
-    Two hyper-threads of one core count once: llama.cpp's matrix products gain nothing from the second.
-    A CPU affinity (taskset) and a container's CPU quota lower the number.
+    The two hyper-threads of a core count once: the second does not speed up llama.cpp's matrix products. A CPU
+    affinity (taskset) and a container's CPU quota lower the number.
     """
     if sys.platform == "darwin":
-        # Apple's chips mix fast and slow cores; level 0 holds the fast ones, and slow ones make the fast ones
-        # wait.
+        # Apple's chips have fast and slow cores. Level 0 is the fast ones; with slow ones added, the fast ones wait.
         cores = _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or os.cpu_count() or 1
     elif sys.platform == "linux":
         cores = _linux_cores()
@@ -44,7 +43,7 @@ def physical_cores() -> int:
 
 
 def memory() -> Memory:
-    """Total memory, and what a new process can get without swapping."""
+    """Total memory, and how much a new process can get without swapping."""
     if sys.platform == "darwin":
         return Memory(_sysctl("hw.memsize"), _darwin_available())
     if sys.platform != "linux":
@@ -70,9 +69,9 @@ def memory() -> Memory:
 
 
 def address_space_left() -> int | None:
-    """How much this process may still allocate where `ulimit -v` limits it, in bytes; None where nothing does.
+    """Bytes that this process may still allocate under `ulimit -v`; None without such a limit.
 
-    llama.cpp ends the process where it is refused memory in some places: this tells before.
+    llama.cpp stops the process in some places if an allocation fails, so edge checks before.
     """
     if sys.platform != "linux":
         return None
@@ -86,19 +85,19 @@ def address_space_left() -> int | None:
 
 
 def peak_memory() -> int | None:
-    """The most main memory that this process has had at a time, in bytes, mapped pages included (ru_maxrss)."""
+    """The largest main memory of this process so far, in bytes, mapped pages included (ru_maxrss)."""
     if sys.platform == "win32":
         return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes elsewhere
+    return peak if sys.platform == "darwin" else peak * 1024  # other systems count in KiB
 
 
 def forget_peak_memory() -> None:
-    """Let `peak_memory` count from now on, where the system can: on Linux. Elsewhere it goes on as it was.
+    """Let `peak_memory` count from now on. Only Linux can do this; elsewhere nothing changes.
 
-    What was freed is given back first, where the C library can (glibc): it would count as in use.
+    First returns freed memory to the system, where the C library can (glibc): it would count as in use.
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
@@ -108,7 +107,7 @@ def forget_peak_memory() -> None:
 
 
 def free_disk(path: Path) -> int:
-    """Free bytes on the disk that holds `path`, or would hold it once it exists."""
+    """Free bytes on the disk of `path`, which need not exist."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -116,7 +115,7 @@ def free_disk(path: Path) -> int:
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker writes it, else its architecture."""
+    """The processor's full name, or its architecture if the system does not report a name."""
     if sys.platform == "darwin":
         name = _run("sysctl", "-n", "machdep.cpu.brand_string").strip()
     else:
@@ -126,11 +125,11 @@ def cpu_name() -> str:
 
 
 def _linux_cores() -> int:
-    cpus = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
     cores = set()
-    for cpu in cpus:
-        # All hyper-threads of a core list the same siblings; a system that does not tell has one core per
-        # CPU.
+    for cpu in os.sched_getaffinity(0):
+        # All hyper-threads of a core list the same siblings. Without a list, each CPU counts as a core.
         siblings = _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip()
         cores.add(siblings or str(cpu))
     count = len(cores)

@@ -1,6 +1,6 @@
-"""Where things lie: what ships with edge, the user's models, the cache.
+"""Where things are: the models that ship with edge, the user's models, the cache, recorded sessions.
 
-Standard library only: the command line imports this at its start.
+Imports the standard library only: the command line imports this module at its start.
 """
 
 import os
@@ -13,8 +13,8 @@ EMBEDDED_NAME = "tiny-terminal"
 def shipped_models() -> Path:
     """The folder with the known models' TOML files and the embedded checkpoint.
 
-    A wheel carries it inside the package as edge/_models; a checkout (also one installed with `pip install
-    -e`) has it next to the package as models/.
+    In a wheel it is inside the package as edge/_models. In a checkout (also with `pip install -e`) it is next to
+    the package as models/.
     """
     package = Path(__file__).resolve().parent.parent
     inside = package / "_models"
@@ -32,7 +32,7 @@ def embedded_rows() -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for edge: $EDGE_CACHE, else the system's usual place. Not created here."""
+    """The user's cache folder for edge: $EDGE_CACHE, else the system's usual place. It may not exist yet."""
     own = os.environ.get("EDGE_CACHE")
     if own:
         return Path(own).expanduser()
@@ -44,21 +44,25 @@ def cache_folder() -> Path:
 
 
 def model_folder() -> Path:
-    """The folder for converted models: ./models, else (no right to write) the cache's. Not created here."""
+    """The folder for converted models: ./models, or the cache folder's where the user may not write that.
+
+    It may not exist yet.
+    """
     here = Path("models")
     place = here if here.exists() else Path()
     return here if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else cache_folder() / "models"
 
 
 def converted_models() -> list[Path]:
-    """Every GGUF in ./models and in the cache folder's models, the newest first, by name where they are as old."""
+    """Every GGUF in ./models and in the cache folder's models, the newest first; those of one time by name."""
     folders = (Path("models"), cache_folder() / "models")
     files = [path for folder in folders for path in folder.glob("*.gguf") if path.is_file()]
     return sorted(files, key=lambda path: (-path.stat().st_mtime_ns, path))
 
 
 def state_folder() -> Path:
-    """The user's folder for recorded sessions: $EDGE_STATE, else the system's usual place. Not created here."""
+    """The user's folder for recorded sessions: $EDGE_STATE, else the system's usual place. It may not exist yet."""
+
     own = os.environ.get("EDGE_STATE")
     if own:
         return Path(own).expanduser()

@@ -1,4 +1,4 @@
-"""Where output may be written: checks before the work, whole files after it; and text files read."""
+"""Output files: a check that they can be written before the work, a complete file after it. Also reads text files."""
 
 import errno
 import json
@@ -10,15 +10,15 @@ from pathlib import Path
 from edge.errors import EdgeError, ReplayError, ResultError
 from edge.system.files import whole_file, write_at
 
-# What is opened here is where a stream of this process goes, even a file: it is never to be replaced.
+# A path below these is a stream of this process, even where that is a file: edge never replaces it.
 _STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 
 def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, streams: bool = True) -> None:
-    """Make sure that a file can be written there, before the work whose result it holds. Nothing is left behind.
+    """Check that a file can be written at `path`, before the work whose result it is to hold. Leaves nothing behind.
 
-    `streams`: a device or a FIFO is allowed. Raises `error` for an empty name, a folder, a parent that is a file, and a
-    place where nothing can be written.
+    `streams`: a device or a FIFO is allowed. Raises `error` for an empty name, a folder, a parent that is a file, and
+    a place where nothing can be written.
     """
     if not str(path):
         raise error("the name of the file to write is empty")
@@ -35,25 +35,25 @@ def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, strea
         folder = next(parent for parent in place.parents if parent.exists())
         if not folder.is_dir():
             raise error(f"{path}: cannot be written: {folder} is a file, not a folder")
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell: /proc, a read-only mount
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not show /proc or a read-only mount
             pass
     except (OSError, ValueError) as problem:
         raise error(f"{path}: cannot be written: {_why(problem)}") from None
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """Write JSON text in UTF-8, whole or not at all. Raises ResultError where the place cannot be written.
+    """Write a value as JSON in UTF-8: the complete file, or none. Raises ResultError if `path` cannot be written.
 
-    Where `path` is a link, the file that it points to is written; a device or FIFO is written through.
+    If `path` is a link, the file that it points to is replaced. A device or a FIFO is written to directly.
     """
     check_place(path)
     text = json.dumps(value, ensure_ascii=False, indent=1)
-    # A model's JSON may hold half of a surrogate pair. UTF-8 cannot; the escape that replaces it is valid JSON.
+    # A model's JSON may hold half of a surrogate pair, which UTF-8 cannot encode; its escape is valid JSON.
     data = text.encode("utf-8", "backslashreplace") + b"\n"
     place, through = place_of(path)
     try:
         if through:
-            with place.open("ab") as file:  # what stdout is redirected to may hold something already
+            with place.open("ab") as file:  # the file that stdout is redirected to may have content already
                 file.write(data)
             return
         with whole_file(place) as (_, descriptor):
@@ -63,7 +63,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 
 def place_of(path: Path | str) -> tuple[Path, bool]:
-    """Where to write, links followed, and whether it is to be written through: a device, a FIFO, /dev/stdout."""
+    """The place to write, with links followed, and whether to write to it directly: a device, a FIFO, /dev/stdout."""
     given = Path(path)
     if given.parent in _STREAMS:
         return given, given.exists()
@@ -81,7 +81,8 @@ def _why(error: OSError | ValueError) -> str:
 
 
 def read_text(path: Path | str) -> str:
-    """A whole text file, such as a terminal's screen. Raises ReplayError where it cannot be read as UTF-8."""
+    """The text of a file in UTF-8, such as a terminal's screen. Raises ReplayError if it cannot be read."""
+
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:

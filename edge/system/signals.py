@@ -1,4 +1,4 @@
-"""Signals that must not raise where an exception would be lost, or would leave something half made."""
+"""Signals that are held back while their exception would be lost or would leave something half made."""
 
 import contextlib
 import signal
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def signals_later() -> Iterator[None]:
-    """Hold Ctrl-C, SIGTERM and SIGHUP back until its end: what they raise is raised there.
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the end of the block. Their handlers run there.
 
-    Python loses what is raised in a callback: that by which llama.cpp logs, or those around a fork. A mask would not
-    do: another thread takes the signal then, and the handler runs in the main thread all the same.
+    Python loses an exception that a callback from C raises: llama.cpp's log callback, or one around a fork. A signal
+    mask does not help: another thread then takes the signal, and Python still runs the handler in the main thread.
     """
-    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # only the main thread runs handlers
         yield
         return
     noted: list[int] = []

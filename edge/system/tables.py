@@ -1,20 +1,22 @@
-"""Markdown tables that also read well in a terminal, made of texts that nobody has checked."""
+"""Markdown tables that also read well in a terminal. The texts in them are not trusted."""
 
 import re
 import unicodedata
 from collections.abc import Sequence
 
+from edge.system.text import masked
+
 
 def clean(text: str) -> str:
-    """One line of text for a table cell: nothing in it can steer a terminal or break the table."""
-    return "".join(char if char.isprintable() else "·" for char in text).replace("|", "\\|")
+    """A text as one line for a table cell: it can neither steer a terminal nor break the table."""
+    return masked(text).replace("|", "\\|")
 
 
 def code(text: str, width: int = 36) -> str:
-    """A command as inline code, cut to `width` columns; "(none)" for an empty one."""
+    """A command as inline code for a table cell, cut to `width` columns; "(none)" for an empty one."""
     if not text:
         return "(none)"
-    shown = "".join(char if char.isprintable() else "·" for char in text[: width + 1])
+    shown = masked(text[: width + 1])
     while display_width(shown) > width:
         shown = shown[:-2] + "…"
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
@@ -23,7 +25,7 @@ def code(text: str, width: int = 36) -> str:
 
 
 def display_width(text: str) -> int:
-    """Columns in a terminal: two for wide characters, none for combining ones."""
+    """Columns in a terminal: two for wide characters, none for combining ones, else one."""
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
         for char in text
@@ -31,7 +33,7 @@ def display_width(text: str) -> int:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """The lines of a Markdown table with its columns aligned, those in `right` to the right."""
+    """The lines of a Markdown table. Columns are aligned to the left, those whose index is in `right` to the right."""
     widths = [
         max(3, *(display_width(row[column]) for row in [header, *rows])) for column in range(len(header))
     ]

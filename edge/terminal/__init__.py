@@ -2,8 +2,11 @@
 
 tmux        a real terminal in its own tmux server
 sandbox     a shell without network, on a copy of the work folder
-check       what holds in the sandbox, checked from outside
+channel     reads what the sandbox answers
+check       checks from outside that the sandbox is in force
 seccomp     the filter of system calls
 archive     strict reader for untrusted tar archives
-workfolder  the work folder packed, compared and brought back
+packed      the archive of a work folder
+workfolder  compares the work folder with an archive and brings changes back
+opened      opens files and folders without following links
 """

@@ -1,7 +1,7 @@
-"""Tar archives of a work folder, read as strictly as what comes out of a sandbox wants to be.
+"""Strict reader for untrusted tar archives, and the blocks to write one.
 
 The format is GNU tar's (POSIX ustar headers, `L` and `K` entries before long names). Every path begins with "./" and
-has no "..", each folder comes before what lies in it, no path comes twice. One file of edge's own may come first.
+has no "..". Each folder comes before its content. No path occurs twice. The first file may be edge's own (HEAD).
 """
 
 import json
@@ -15,7 +15,7 @@ from edge.errors import SandboxError
 
 Kind = Literal["file", "folder", "link", "hard link", "special"]
 Read = Callable[[int], bytes]
-"""So many bytes, fewer only at the end."""
+"""Reads up to that many bytes; no bytes at the end."""
 
 MOST_ENTRIES = 200_000
 HEAD = "edge-base.json"
@@ -39,41 +39,42 @@ _TYPES: dict[Kind, bytes] = {"file": tarfile.REGTYPE, "folder": tarfile.DIRTYPE,
 
 @dataclass(frozen=True)
 class Entry:
-    """What an archive says of one path."""
+    """What an archive says about one path."""
 
     path: str
-    """Without "./", as `os.fsdecode` gives it; empty for the folder itself."""
+    """Without "./", as `os.fsdecode` returns it; empty for the work folder itself."""
     kind: Kind
     executable: bool = False
     size: int = 0
     mtime: int = 0
     target: str = ""
-    """Of a link."""
+    """Where a link leads."""
 
 
 def read_entries(
     read: Read, most: int, head: Callable[[Any], None] | None = None
 ) -> Iterator[tuple[Entry, Iterator[bytes]]]:
-    """Each entry with its content, which is to be taken before the next entry.
+    """Each entry with its content. Read the content before the next entry.
 
-    `most`: bytes of content in all. `head` gets the value of edge's own file, where the archive has one; without `head`
-    none may be there. Raises SandboxError: cut short, too long, or not as the module says.
+    `most`: bytes of content of all entries together. `head` receives the JSON value of edge's own file, if the archive
+    has one; without `head` that file is an error. Raises SandboxError if the archive is truncated, too large, or
+    breaks a rule of this module.
     """
     archive = _Archive(read, most)
-    seen: dict[str, bool] = {}  # whether it is a folder
-    while (found := archive.next(allow_head=head is not None and not seen)) is not None:
-        entry, content = found
+    seen: dict[str, bool] = {}  # each path, and whether it is a folder
+    while (step := archive.next(allow_head=head is not None and not seen)) is not None:
+        entry, content = step
         if entry is None:
             assert head is not None
             try:
                 head(json.loads(b"".join(content)))
             except (ValueError, RecursionError):
-                raise _damaged("its first file is no JSON") from None
+                raise _damaged("its first file is not JSON") from None
             continue
         parent = entry.path.rpartition("/")[0]
         if entry.path in seen or len(seen) >= MOST_ENTRIES:
             raise _damaged(
-                "a path comes twice" if entry.path in seen else f"more than {MOST_ENTRIES:,} files"
+                "a path occurs twice" if entry.path in seen else f"more than {MOST_ENTRIES:,} files"
             )
         if entry.path and not seen.get(parent, False):
             raise _damaged("a file comes before its folder")
@@ -90,20 +91,20 @@ class _Archive:
         self._read, self._left = read, most
 
     def next(self, allow_head: bool) -> tuple[Entry | None, Iterator[bytes]] | None:
-        """The next entry and its content; without an entry, edge's own file; None at the end."""
+        """The next entry and its content. An entry of None means edge's own file. None at the end."""
         long: dict[bytes, bytes] = {}
         while True:
             block = self._exactly(_BLOCK)
             if block == bytes(_BLOCK):
                 if self._exactly(_BLOCK) != bytes(_BLOCK) or long:
-                    raise _damaged("its end")
+                    raise _damaged("its end is not as it must be")
                 return None
             kind, size = block[156:157], _number(block[124:136])
             if sum(block) - sum(block[148:156]) + 8 * 32 != _number(block[148:156]):
-                raise _damaged("a checksum")
+                raise _damaged("a checksum is wrong")
             if kind in (b"L", b"K"):
                 if not 0 < size <= _LONGEST + 1 or kind in long:
-                    raise _damaged("a long name")
+                    raise _damaged("a long name is not allowed")
                 long[kind] = b"".join(self._content(size)).partition(b"\0")[0]
                 continue
             name, target = (
@@ -114,7 +115,7 @@ class _Archive:
             if kind not in _KINDS:
                 raise _damaged(f"an entry of the unknown type {kind!r}")
             if _KINDS[kind] != "file" and size:
-                raise _damaged("a link or folder with content")
+                raise _damaged("a link or folder has content")
             if name == HEAD.encode() and allow_head and _KINDS[kind] == "file" and size <= _HEAD_BYTES:
                 return None, self._content(size)
             entry = Entry(
@@ -126,11 +127,11 @@ class _Archive:
                 os.fsdecode(target),
             )
             if not entry.path and entry.kind != "folder":
-                raise _damaged("the work folder is no folder")
+                raise _damaged("the work folder is not a folder")
             return entry, self._content(size)
 
     def _content(self, size: int) -> Iterator[bytes]:
-        if size > self._left:  # before anything is taken of it
+        if size > self._left:  # before it is read
             raise _too_long()
         self._left -= size
         left = size
@@ -145,21 +146,21 @@ class _Archive:
         while len(data) < count:
             more = self._read(count - len(data))
             if not more:
-                raise _damaged("it is cut short")
+                raise _damaged("it is truncated")
             data += more
         return data
 
 
 def _number(field: bytes) -> int:
-    """A number of a header: octal, or of base 256 where the first bit is set."""
+    """A number of a header: octal digits, or base 256 if the first bit is set."""
     if field[0] == 0x80:
         number = int.from_bytes(field[1:], "big")
         if number >> 62:
-            raise _damaged("a number")
+            raise _damaged("a number is too large")
         return number
     text = field.strip(b" \0")
-    if not all(c in b"01234567" for c in text):  # int() takes signs and underscores too
-        raise _damaged("a number")
+    if not all(c in b"01234567" for c in text):  # int() also accepts signs and underscores
+        raise _damaged("a number is not octal")
     return int(text or b"0", 8)
 
 
@@ -169,20 +170,20 @@ def _path(name: bytes) -> str:
     name = name.removesuffix(b"/")
     parts = name.split(b"/")
     if len(name) > _LONGEST or parts[0] != b"." or any(part in (b"", b".", b"..") for part in parts[1:]):
-        raise _damaged("a path that is not below the work folder")
+        raise _damaged("a path is not below the work folder")
     return os.fsdecode(b"/".join(parts[1:]))
 
 
 def _damaged(what: str) -> SandboxError:
-    return SandboxError(f"the archive of the work folder is not as edge makes them ({what})")
+    return SandboxError(f"the archive of the work folder is damaged ({what}): edge does not use it")
 
 
 def _too_long() -> SandboxError:
-    return SandboxError("the work folder holds more than the limit on its size")
+    return SandboxError("the work folder is larger than its limit: choose a larger --disk")
 
 
 def header(entry: Entry) -> bytes:
-    """The blocks that begin a file, folder or link in an archive."""
+    """The header blocks of a file, folder or link in an archive."""
     info = tarfile.TarInfo(f"./{entry.path}" if entry.path else ".")
     info.type, info.size, info.mtime, info.linkname = (
         _TYPES[entry.kind],
@@ -195,18 +196,19 @@ def header(entry: Entry) -> bytes:
 
 
 def head_blocks(value: Any) -> bytes:
-    """edge's own file, which comes first."""
+    """The blocks of edge's own file with a JSON value; it is first in an archive. Raises SandboxError if too large."""
     data = json.dumps(value, separators=(",", ":")).encode()
     if len(data) > _HEAD_BYTES:
-        raise SandboxError("the work folder holds too many files: choose a smaller one")
+        raise SandboxError("the work folder has too many files: choose a smaller --workdir")
     info = tarfile.TarInfo(HEAD)
     info.size = len(data)
     return info.tobuf(tarfile.GNU_FORMAT) + data + padding(len(data))
 
 
 def padding(size: int) -> bytes:
-    """What fills a content's last block."""
+    """The zeros that fill the last block of a content of `size` bytes."""
     return bytes(-size % _BLOCK)
 
 
 END = bytes(2 * _BLOCK)
+"""The blocks that end an archive."""

@@ -1,4 +1,4 @@
-"""What holds in a sandbox, looked at from outside in /proc: before anything is typed, and its memory all the time."""
+"""Checks from outside, in /proc, that a sandbox is in force, and how much memory it uses. Linux only."""
 
 import os
 import stat
@@ -13,28 +13,32 @@ _DEVICES = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urand
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes and counts for all that runs in the sandbox. `disk`: of the work folder, which lies in memory."""
+    """Limits for all processes in the sandbox together, in bytes and counts."""
 
     memory: int = 2 << 30
     disk: int = 1 << 30
+    """Size of the work folder, which is in memory."""
     temporary: int = 256 << 20
-    """Of /tmp, the home and /dev/shm each."""
+    """Size of /tmp, of the home folder and of /dev/shm, each."""
     processes: int = 128
     reserve: int = 256 << 20
-    """The machine's memory that must be left: below it, the sandbox is ended."""
+    """The machine's free memory below which edge ends the sandbox."""
 
 
 def fault(pid: int, user: int, limits: Limits) -> str | None:
-    """What does not hold in a sandbox: its process 1 is `pid` outside, and `user` should run it. None: all holds."""
+    """The first protection that is not in force in a sandbox; None if all are.
+
+    `pid`: the sandbox's process 1, as the outside numbers it. `user`: the user who must own it.
+    """
     try:
         children = _children(pid)
         if len(children) != 1:
-            return "something else runs in it"
+            return "another program runs in it"
         for process in (pid, children[0]):
             if wrong := _process_fault(process, user):
                 return wrong
         if _status(pid)["NSpid"].split()[-1] != "1":
-            return "it has no process numbers of its own"
+            return "it shares process numbers with this system"
         for name in _NAMESPACES:
             if os.stat(f"/proc/{pid}/ns/{name}").st_ino == os.stat(f"/proc/self/ns/{name}").st_ino:
                 return f"it shares the {name} namespace"
@@ -49,7 +53,7 @@ def fault(pid: int, user: int, limits: Limits) -> str | None:
 def _process_fault(pid: int, user: int) -> str | None:
     state = _status(pid)
     if user == 0 or set(state["Uid"].split()) != {str(user)}:
-        return "it runs as another user than it should"
+        return "it runs as the wrong user"
     if any(int(state[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")):
         return "it has capabilities"
     if state["NoNewPrivs"] != "1":
@@ -59,7 +63,7 @@ def _process_fault(pid: int, user: int) -> str | None:
     for place in Path(f"/proc/{pid}/fd").iterdir():
         kind = place.stat().st_mode
         if stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISSOCK(kind):
-            return f"it holds a file of this system open ({os.readlink(place)})"
+            return f"it has a file of this system open ({os.readlink(place)})"
     return None
 
 
@@ -102,10 +106,10 @@ def _limit_fault(pid: int, limits: Limits) -> str | None:
 
 
 def memory_in_use(pid: int, limit: int) -> int:
-    """Bytes that a process and all that descend from it hold: anonymous and shared memory, no files mapped.
+    """Bytes that a process and its descendants use: anonymous and shared memory, without mapped files.
 
-    What processes share is counted once for each; only where that is above `limit` is it divided among them, which
-    takes longer.
+    First counts shared memory once for each process. Only if that is above `limit` does it divide shared memory among
+    the processes, which takes longer.
     """
     processes = _family(pid)
     used = sum(_sum(f"/proc/{process}/status", ("RssAnon", "RssShmem", "VmPTE")) for process in processes)
@@ -120,7 +124,7 @@ def memory_in_use(pid: int, limit: int) -> int:
 
 
 def memory_of_machine() -> int:
-    """Bytes of memory that this machine could still give."""
+    """Bytes of memory that this machine has left."""
     return _sum("/proc/meminfo", ("MemAvailable",))
 
 
@@ -148,7 +152,7 @@ def _status(pid: int) -> dict[str, str]:
 
 
 def _sum(place: str, names: tuple[str, ...]) -> int:
-    """The sum of these lines of a file in /proc, which are in kB, as bytes; 0 where the process has ended."""
+    """The sum of these lines of a file in /proc, given in kB, as bytes; 0 if the process has ended."""
     total = 0
     try:
         for line in Path(place).read_text(errors="replace").splitlines():

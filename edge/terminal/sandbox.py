@@ -1,14 +1,13 @@
-"""`--sandbox`: a shell without network, with a copy of the work folder, from which nothing else can be reached.
+"""`--sandbox`: a shell without network on a copy of the work folder, which can reach nothing else. Linux only.
 
-bubblewrap makes it, of namespaces that the kernel keeps apart. The file system in it is built from nothing: programs
-and libraries read-only, /tmp, the home and the work folder in memory and of bounded size. So there is no home folder,
-no /run, no socket to reach. Limits hold for each process (rlimits, which an unprivileged user cannot raise) and for all
-together (processes; memory, watched from outside). Nothing is typed before what holds has been checked, from outside
-too; if anything of it cannot be had, SandboxError, and nothing runs. docs/safety.md says what was tried against it.
+bubblewrap makes the sandbox from kernel namespaces. Its file system is new: programs and libraries are read-only; /tmp,
+the home folder and the work folder are in memory and of limited size. It has no user's home, no /run and no socket.
+Limits apply to each process (rlimits, which an unprivileged user cannot raise) and to all together (processes; memory,
+which edge watches from outside). edge checks every protection, also from outside, before it types anything. If one is
+not in force, it raises SandboxError and runs nothing. docs/safety.md lists the escape attempts in the tests.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -18,27 +17,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from edge.errors import SandboxError
-from edge.system.files import whole_file
+from edge.system.files import make_private, whole_file
 from edge.system.folders import make_folder, remove_folder
+from edge.terminal.channel import Channel, Silent
 from edge.terminal.check import HOME, WORK, fault, memory_in_use, memory_of_machine
-from edge.terminal.check import (
-    Limits as Limits,
-)  # `from edge.terminal.sandbox import Limits` is how it is meant
+from edge.terminal.check import Limits as Limits  # part of this module's interface
+from edge.terminal.packed import Base, copy_archive, pack, read_base
 from edge.terminal.seccomp import seccomp_filter
 from edge.terminal.tmux import PROMPT
-from edge.terminal.workfolder import Base, Changes, compare, copy_archive, pack, read_base
+from edge.terminal.workfolder import Changes, compare
 
-_USER = 1000  # within the sandbox
-_ROOT_BECOMES = 64_999  # the real user where edge runs as root: one that owns nothing
-_PATIENCE = 60.0  # seconds for the sandbox to start or to hand over the work folder
-_WATCH = 0.1  # seconds
-_BEGIN = "/run/edge"  # within the sandbox
+NEEDS_LINUX = "the sandbox needs Linux and its namespaces: use --review, or WSL on Windows"
+_USER = 1000  # inside the sandbox
+_ROOT_BECOMES = 64_999  # the real user if edge runs as root: one that owns nothing
+_PATIENCE = 60.0  # seconds for the sandbox to start or to send the work folder
+_WATCH = 0.1  # seconds between two checks of the memory
+_BEGIN = "/run/edge"  # the supervisor inside the sandbox
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 _PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -49,15 +49,15 @@ _ETC = (
     *("fonts", "bash_completion", "inputrc", "gitconfig", "protocols", "services", "vim", "nanorc"),
 )
 
-# Outside: opens what edge and the sandbox say to each other by, before root's rights are given up. bubblewrap's own
-# complaints go to edge. The environment is empty: what bubblewrap began with can be read in /proc/1/environ.
+# Runs outside: opens the pipes and files between edge and the sandbox before root privileges are dropped. Errors of
+# bubblewrap go to edge. The environment is empty, because the sandbox can read bubblewrap's in /proc/1/environ.
 _OPEN = """
 cd / && unset OLDPWD && exec 3< "$1/ask" 4> "$1/answer" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
   9< "$1/seccomp" 10> "$1/info" 11< "$1/arguments" 12< "$1/begin" 2>&4 && shift && exec "$@"
 """
 
-# Inside, before anything of the model's: limits, the work folder, then one shell after another. The limit on processes
-# is tried with awk, which gives up at once where bash would try again for seconds.
+# Runs inside, before any of the model's commands: limits, the work folder, then one shell after another. awk tests the
+# limit on processes, because it fails at once; bash would try again for seconds.
 _SUPERVISOR = r"""
 exec 2>&1
 trap : INT QUIT HUP TERM TSTP
@@ -78,7 +78,7 @@ serve() {
         tar -c --format=gnu -b 1 --hard-dereference -C "$WORK" -f - .
         printf '%d\n' "$?"
         ;;
-      mend) chmod -R u+rwX "$WORK" ;;
+      unlock) chmod -R u+rwX "$WORK" ;;
     esac
   done < /dev/null >&4 2> /dev/null
 }
@@ -98,20 +98,20 @@ DEFAULT = Limits()
 
 @dataclass
 class Sandbox:
-    """A sandbox for one session. Made by `prepare`; a terminal runs `argv`; its `with` ends all that runs in it."""
+    """The sandbox of one session. `prepare` makes it; a terminal runs `argv`. Its `with` ends all that runs in it."""
 
     workdir: Path
     limits: Limits
     argv: list[str]
     left_out: tuple[str, ...]
-    """What of the work folder the sandbox has not: sockets, devices, what cannot be read."""
+    """Paths of the work folder that are not in the sandbox: sockets, devices, and what cannot be read."""
     _protected: tuple[Path, ...]
     _folder: Path
     _before: Base
     _ask: int
     _answer: int
     _info: int
-    _pid: int | None = None  # of the sandbox's process 1, as it is called outside
+    _pid: int | None = None  # the sandbox's process 1, as the outside numbers it
     _pidfd: int | None = None
     _trouble: str | None = None
     _closing: threading.Event = field(default_factory=threading.Event)
@@ -125,48 +125,32 @@ class Sandbox:
         packed: Path | None = None,
         protected: Collection[Path] = (),
     ) -> "Sandbox":
-        """Pack the work folder and write down how the sandbox begins.
+        """Pack the work folder and write the files that start the sandbox. It does not run yet.
 
-        `packed`: an archive of `save`'s to go on from. `protected`: files and folders that are never brought back,
-        whatever the sandbox did to them. Raises SandboxError where this system has no sandbox, or the folder is too
-        large for it.
+        `packed`: an archive that `save` wrote, to resume from. `protected`: files and folders that are never brought
+        back, whatever the sandbox did to them. Raises SandboxError if this system cannot run the sandbox or if the
+        folder is too large for it.
         """
         if sys.platform != "linux":
-            raise SandboxError("the sandbox needs Linux: its namespaces are what keeps a program in")
-        tools = {
-            name: _tool(name) for name in ("env", "bash", "bwrap", "tar", "awk", "chmod", "sleep", "stty")
-        }
-        become: list[str] = []
-        if os.geteuid() == 0:
-            user = str(_ROOT_BECOMES)
-            become = [_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs"]
-            become += ["--inh-caps=-all", "--bounding-set=-all"]
-        if os.stat(tools["bwrap"]).st_mode & 0o4000:
-            raise SandboxError(
-                f"{tools['bwrap']} is setuid, which has no --disable-userns: see docs/safety.md, or use --review"
-            )
+            raise SandboxError(NEEDS_LINUX)
+        import fcntl
+
         folder = make_folder("edge-sandbox-")
-        opened: list[int] = []
+        pipes: list[int] = []
         try:
-            left_out: tuple[str, ...] = ()
-            if packed is None:
-                left_out = pack(workdir, folder / "in.tar", limits.disk)
+            argv = _command(folder, limits)
+            left_out = pack(workdir, folder / "in.tar", limits.disk) if packed is None else ()
             before = read_base(packed or folder / "in.tar")
             if packed is not None:
                 shutil.copyfile(packed, folder / "in.tar")
-            (folder / "passwd").write_text(f"agent:x:{_USER}:{_USER}::{HOME}:/bin/bash\n")
-            (folder / "group").write_text(f"agent:x:{_USER}:\n")
-            (folder / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
-            (folder / "seccomp").write_bytes(seccomp_filter())
-            (folder / "begin").write_text(_SUPERVISOR)
-            (folder / "arguments").write_text("".join(f"{word}\0" for word in _arguments(limits)))
+            _write_files(folder, limits)
             for name, flags in (("ask", os.O_RDWR), ("answer", os.O_RDONLY), ("info", os.O_RDONLY)):
                 os.mkfifo(folder / name, 0o600)
-                opened.append(os.open(folder / name, flags | os.O_NONBLOCK | os.O_CLOEXEC))
-            with contextlib.suppress(OSError):  # larger steps are faster
-                fcntl.fcntl(opened[1], fcntl.F_SETPIPE_SZ, 1 << 20)
+                pipes.append(os.open(folder / name, flags | os.O_NONBLOCK | os.O_CLOEXEC))
+            with contextlib.suppress(OSError):  # a larger pipe is faster
+                fcntl.fcntl(pipes[1], fcntl.F_SETPIPE_SZ, 1 << 20)
         except BaseException as error:
-            for descriptor in opened:
+            for descriptor in pipes:
                 os.close(descriptor)
             remove_folder(folder)
             if isinstance(error, OSError):
@@ -174,72 +158,62 @@ class Sandbox:
                     f"the sandbox cannot be prepared: {error.filename or folder}: {error.strerror}"
                 ) from None
             raise
-        argv = [
-            tools["env"],
-            "-i",
-            f"PATH={_PATH}",
-            tools["bash"],
-            "--noprofile",
-            "--norc",
-            "-c",
-            _OPEN,
-            "edge",
-        ]
-        largest = max(limits.disk, limits.temporary)
-        argv += [str(folder), *become, tools["bwrap"], "--args", "11", "bash", "--noprofile", "--norc"]
-        argv += ["-c", f". {_BEGIN}", "edge"]  # so it is read in full before it begins, and closed
-        argv += [str(limits.processes), str(limits.memory // 1024), str(largest // 1024)]
-        ask, answer, info = opened
+        ask, answer, info = pipes
         return cls(workdir, limits, argv, left_out, tuple(protected), folder, before, ask, answer, info)
 
     def wait_ready(self, patience: float = _PATIENCE) -> None:
-        """Wait until the sandbox has begun, and check it. Raises SandboxError if not; type nothing then."""
-        stream = _Stream(self._answer, time.monotonic() + patience, lambda: None)
-        told: list[str] = []
+        """Wait until the sandbox runs, and check it. Raises SandboxError if it is not safe: then type nothing."""
+        if sys.platform != "linux":
+            raise SandboxError(NEEDS_LINUX)
+        channel = Channel(self._answer, time.monotonic() + patience, lambda: None)
+        lines: list[str] = []
         try:
-            while (line := stream.line()) != b"ready":
-                told.append(line.decode(errors="replace"))
+            while (line := channel.line()) != b"ready":
+                lines.append(line.decode(errors="replace"))
                 if line.startswith(b"no "):
-                    raise SandboxError(f"the sandbox is not safe here: {told[-1][3:]}; nothing was run")
-                if len(told) > 100:
-                    raise SandboxError("the sandbox says too much")
-        except _Silent as error:
-            raise SandboxError(f"the sandbox does not start: {_advice(told) or error}") from None
+                    raise SandboxError(f"the sandbox is not safe here: {lines[-1][3:]}; edge ran nothing")
+                if len(lines) > 100:
+                    raise SandboxError("the sandbox does not start: its answer is too long")
+        except Silent as error:
+            raise SandboxError(f"the sandbox does not start: {_advice(lines) or error}") from None
         self._find()
         assert self._pid is not None
         real_user = _ROOT_BECOMES if os.geteuid() == 0 else os.geteuid()
         if wrong := fault(self._pid, real_user, self.limits):
             self.close()
-            raise SandboxError(f"the sandbox is not safe here: {wrong}; nothing was run")
+            raise SandboxError(f"the sandbox is not safe here: {wrong}; edge ran nothing")
         (self._folder / "in.tar").unlink(missing_ok=True)
         os.write(self._ask, b"go\n")
         self._watcher = threading.Thread(target=self._watch, name="edge-sandbox", daemon=True)
         self._watcher.start()
 
     def save(self, to: Path) -> None:
-        """Keep the work folder as it is now, and what it was at first, as an archive. Raises SandboxError."""
+        """Write the work folder as it is now, with its first base, to the archive `to`. Raises SandboxError."""
         try:
             status = self._fetch(to)
-            if status > 1:  # files that their owner may not read; 1: some changed while they were read
-                os.write(self._ask, b"mend\n")
+            if status > 1:  # the owner may not read some files; 1 means that some changed during the read
+                os.write(self._ask, b"unlock\n")
                 status = self._fetch(to)
         except BlockingIOError:
-            raise SandboxError("the work folder cannot be had: the sandbox does not answer") from None
+            raise SandboxError("the work folder cannot be saved: the sandbox does not answer") from None
         if status > 1:
-            raise SandboxError("the work folder cannot be had: not all of it can be read")
+            raise SandboxError("the work folder cannot be saved: some of its files cannot be read")
 
     def trouble(self) -> str | None:
-        """Why the sandbox was ended from outside, or that it has ended; None while it runs."""
+        """Why the sandbox has ended; None while it runs."""
         if self._trouble is None and self._pidfd is not None and _readable(self._pidfd):
-            self._trouble = "it is not running any more"
+            self._trouble = "it is no longer running"
         return self._trouble
 
     def changes(self, packed: Path, *, dot_files: bool = False) -> Changes:
-        """What a saved archive changes in the work folder. Raises SandboxError, OSError."""
+        """What a saved archive would change in the work folder. Raises SandboxError, OSError."""
         return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected).changes
 
     def bring_back(self, packed: Path, *, dot_files: bool = False) -> Changes:
-        """Make these changes there; what could be made. The archive keeps the rest. Raises SandboxError, OSError."""
+        """Make the changes of a saved archive in the work folder, and return them. The archive keeps the rest.
+
+        Raises SandboxError, OSError.
+        """
         comparison = compare(self.workdir, packed, dot_files=dot_files, protected=self._protected)
         done = comparison.apply()
         if done.withheld:
@@ -247,7 +221,7 @@ class Sandbox:
         return done
 
     def close(self) -> None:
-        """End all that runs in it; when this returns, nothing does."""
+        """End all processes of the sandbox, and wait until they have ended."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -257,7 +231,7 @@ class Sandbox:
         self._kill()
         if self._watcher is not None:
             self._watcher.join()
-        if self._pidfd is not None:  # process 1 ends after all others of its namespace
+        if self._pidfd is not None:  # process 1 ends last in its namespace
             select.select([self._pidfd], [], [], _PATIENCE)
         for descriptor in (self._ask, self._answer, self._info, self._pidfd):
             if descriptor is not None:
@@ -274,7 +248,9 @@ class Sandbox:
         self.close()
 
     def _find(self) -> None:
-        """Take hold of the sandbox's process 1, which bubblewrap has told the number of."""
+        """Open a pidfd of the sandbox's process 1, whose number bubblewrap reports."""
+        if sys.platform != "linux":
+            raise SandboxError(NEEDS_LINUX)
         try:
             self._pid = int(json.loads(os.read(self._info, 4096))["child-pid"])
             self._pidfd = os.pidfd_open(self._pid)
@@ -282,17 +258,19 @@ class Sandbox:
             raise SandboxError("the sandbox does not start: bubblewrap has ended") from None
 
     def _kill(self) -> None:
+        if sys.platform != "linux":
+            raise SandboxError(NEEDS_LINUX)
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _watch(self) -> None:
-        """End the sandbox when what runs in it takes too much memory, or the machine has too little left."""
+        """End the sandbox if its processes use too much memory, or if the machine has too little left."""
         assert self._pid is not None
         while not self._closing.wait(_WATCH) and self.trouble() is None:
             trouble = None
             if (used := memory_in_use(self._pid, self.limits.memory)) > self.limits.memory:
-                trouble = f"its processes took {used >> 20:,} MiB of memory"
+                trouble = f"its processes used {used >> 20:,} MiB of memory"
             elif (left := memory_of_machine()) < self.limits.reserve:
                 trouble = f"this machine had only {left >> 20:,} MiB of memory left"
             if trouble:
@@ -300,92 +278,67 @@ class Sandbox:
                 self._kill()
 
     def _fetch(self, to: Path) -> int:
-        """Have the work folder sent, to `to`; tar's exit status, with which `to` is kept if it is 0 or 1."""
+        """Receive the work folder as the archive `to`. Returns tar's exit status; above 1 nothing is written."""
         token = secrets.token_hex(8)
-        stream = _Stream(self._answer, time.monotonic() + _PATIENCE, self.trouble)
+        channel = Channel(self._answer, time.monotonic() + _PATIENCE, self.trouble)
         try:
             os.write(self._ask, f"save {token}\n".encode())
-            stream.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
+            channel.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
             with contextlib.suppress(_Unread), whole_file(to) as (_, descriptor):
-                os.fchmod(descriptor, 0o600)
+                make_private(descriptor)
                 with open(descriptor, "wb", closefd=False) as file:
-                    copy_archive(stream.read, self._before, file, self.limits.disk)
-                line = stream.line()
+                    copy_archive(channel.read, self._before, file, self.limits.disk)
+                line = channel.line()
                 status = int(line) if line.isdigit() and len(line) < 4 else 255
                 if status > 1:
                     raise _Unread
             return status
-        except _Silent as error:
-            raise SandboxError(f"the work folder cannot be had: {error}") from None
+        except Silent as error:
+            raise SandboxError(f"the work folder cannot be saved: {error}") from None
         except OSError as error:
             if isinstance(error, BlockingIOError):
                 raise
             raise SandboxError(f"{to}: cannot be written: {error.strerror or error}") from None
 
 
-class _Silent(Exception):
-    """The sandbox does not say what it should."""
-
-
 class _Unread(Exception):
-    """Not all of the work folder could be read."""
+    """Some of the work folder could not be read."""
 
 
-@dataclass
-class _Stream:
-    """What the sandbox says, until `end` by time.monotonic(). It is not trusted."""
+def _command(folder: Path, limits: Limits) -> list[str]:
+    """The command that starts the sandbox from the files in `folder`. Raises SandboxError if a tool is missing."""
+    if sys.platform != "linux":
+        raise SandboxError(NEEDS_LINUX)
+    tools = {name: _tool(name) for name in ("env", "bash", "bwrap", "tar", "awk", "chmod", "sleep", "stty")}
+    become: list[str] = []
+    if os.geteuid() == 0:
+        user = str(_ROOT_BECOMES)
+        become = [_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs"]
+        become += ["--inh-caps=-all", "--bounding-set=-all"]
+    if os.stat(tools["bwrap"]).st_mode & 0o4000:
+        raise SandboxError(
+            f"{tools['bwrap']} is setuid and then has no --disable-userns: see docs/safety.md, or use --review"
+        )
+    plain = ["--noprofile", "--norc", "-c"]
+    largest = max(limits.disk, limits.temporary)
+    argv = [tools["env"], "-i", f"PATH={_PATH}", tools["bash"], *plain, _OPEN, "edge", str(folder)]
+    # "." makes bash read the whole supervisor before it runs it, and close the file.
+    argv += [*become, tools["bwrap"], "--args", "11", "bash", *plain, f". {_BEGIN}", "edge"]
+    return [*argv, str(limits.processes), str(limits.memory // 1024), str(largest // 1024)]
 
-    _descriptor: int
-    _end: float
-    _trouble: Callable[[], str | None]
-    _buffer: bytearray = field(default_factory=bytearray)
 
-    def read(self, count: int) -> bytes:
-        """From one to `count` bytes. Raises _Silent."""
-        if not self._buffer:
-            self._fill()
-        data = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return data
-
-    def line(self) -> bytes:
-        """Up to the next line's end, which is left out. Raises _Silent."""
-        while (place := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > 1 << 16:
-                raise _Silent("it says too much")
-            self._fill()
-        line = bytes(self._buffer[:place])
-        del self._buffer[: place + 1]
-        return line
-
-    def skip_to(self, mark: bytes, most: int) -> None:
-        """Past the next `mark`: what comes before it is left from an earlier question. Raises _Silent."""
-        while (place := self._buffer.find(mark)) < 0:
-            most -= len(self._buffer)
-            if most < 0:
-                raise _Silent("it says something else")
-            del self._buffer[: -len(mark)]
-            self._fill()
-        del self._buffer[: place + len(mark)]
-
-    def _fill(self) -> None:
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
-        while True:
-            if time.monotonic() > self._end:
-                raise _Silent("it does not answer in time")
-            for _, event in poll.poll(100):
-                if event & select.POLLIN and (data := os.read(self._descriptor, 1 << 20)):
-                    self._buffer += data
-                    return
-                if event & select.POLLHUP:
-                    raise _Silent("it has ended")
-            if trouble := self._trouble():
-                raise _Silent(f"it has ended: {trouble}")
+def _write_files(folder: Path, limits: Limits) -> None:
+    """Write the files that the sandbox starts with."""
+    (folder / "passwd").write_text(f"agent:x:{_USER}:{_USER}::{HOME}:/bin/bash\n")
+    (folder / "group").write_text(f"agent:x:{_USER}:\n")
+    (folder / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
+    (folder / "seccomp").write_bytes(seccomp_filter())
+    (folder / "begin").write_text(_SUPERVISOR)
+    (folder / "arguments").write_text("".join(f"{word}\0" for word in _arguments(limits)))
 
 
 def _tool(name: str) -> str:
-    """Where the sandbox finds a program that it needs."""
+    """The path of a program that the sandbox needs. Raises SandboxError if it is missing."""
     if (place := shutil.which(name, path=_PATH)) is None:
         package = {"bwrap": "bubblewrap", "setpriv": "util-linux", "awk": "mawk"}.get(name, name)
         raise SandboxError(
@@ -395,7 +348,7 @@ def _tool(name: str) -> str:
 
 
 def _arguments(limits: Limits) -> list[str]:
-    """bubblewrap's arguments, by --args: a list of processes shows others."""
+    """bubblewrap's arguments. It reads them from a file (--args), so that a list of processes does not show them."""
     binds: list[str] = ["--ro-bind", "/usr", "/usr"]
     for name in _PROGRAMS:
         place = Path("/", name)
@@ -422,18 +375,8 @@ def _arguments(limits: Limits) -> list[str]:
     }
     return [
         *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--cap-drop", "ALL"),
-        *(
-            "--uid",
-            str(_USER),
-            "--gid",
-            str(_USER),
-            "--hostname",
-            "sandbox",
-            "--seccomp",
-            "9",
-            "--info-fd",
-            "10",
-        ),
+        *("--uid", str(_USER), "--gid", str(_USER), "--hostname", "sandbox"),
+        *("--seccomp", "9", "--info-fd", "10"),
         *binds,
         *("--proc", "/proc", "--dev", "/dev", "--size", small, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
         *("--perms", "1777", "--size", small, "--tmpfs", "/tmp", "--size", small, "--tmpfs", HOME),
@@ -442,18 +385,18 @@ def _arguments(limits: Limits) -> list[str]:
     ]
 
 
-def _advice(told: list[str]) -> str:
-    """What bubblewrap complained of, and what helps."""
-    said = "; ".join(line.strip() for line in told[:3] if line.strip())
-    if not said:
+def _advice(lines: list[str]) -> str:
+    """bubblewrap's error lines as one text, and what helps; empty without lines."""
+    text = "; ".join(line.strip() for line in lines[:3] if line.strip())
+    if not text:
         return ""
-    if "--disable-userns" in said or "--size" in said:
-        return f"{said}; bubblewrap 0.8 or newer is needed"
-    if any(word in said for word in ("uid map", "namespace", "Operation not permitted", "Permission denied")):
+    if "--disable-userns" in text or "--size" in text:
+        return f"{text}; install bubblewrap 0.8 or newer"
+    if any(word in text for word in ("uid map", "namespace", "Operation not permitted", "Permission denied")):
         return (
-            f"{said}; this system allows no unprivileged user namespaces: see docs/safety.md, or use --review"
+            f"{text}; this system allows no unprivileged user namespaces: see docs/safety.md, or use --review"
         )
-    return f"{said}; see docs/safety.md, or use --review"
+    return f"{text}; see docs/safety.md, or use --review"
 
 
 def _readable(descriptor: int) -> bool:

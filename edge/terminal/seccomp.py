@@ -1,6 +1,6 @@
-"""The sandbox's filter of system calls: what no program in it needs, and what would reach around its namespaces.
+"""The sandbox's filter of system calls: refuses what no program there needs and what could bypass the namespaces.
 
-A classic BPF program as seccomp(2) takes it, for x86-64 and ARM64. Numbers: the kernel's arch/x86/entry/syscalls/
+A classic BPF program for seccomp(2), for x86-64 and ARM64. The numbers are from the kernel's arch/x86/entry/syscalls/
 syscall_64.tbl and include/uapi/asm-generic/unistd.h. The choice follows the filters of Flatpak and Docker.
 """
 
@@ -10,9 +10,9 @@ import struct
 
 from edge.errors import SandboxError
 
-# Each refused with EPERM, by its number on x86-64 and on ARM64 (None: not there).
+# Refused with EPERM; the numbers on x86-64 and on ARM64 (None: no such call).
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
-    # The kernel's key rings: the person's session ring is inherited and would be readable.
+    # The kernel's key rings: the sandbox inherits the user's session ring and could read it.
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
@@ -33,13 +33,13 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "open_tree_attr": (467, 467),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
-    # Other processes' memory and files: pid 1 and the process that answers edge among them.
+    # Memory and files of other processes, such as pid 1 and the process that answers edge.
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
     "kcmp": (312, 272),
-    # Parts of the kernel where errors were found again and again, and that programs do without.
+    # Parts of the kernel with many past vulnerabilities, which programs do not need.
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
@@ -50,7 +50,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "lookup_dcookie": (212, 18),
     "modify_ldt": (154, None),
     "uselib": (134, None),
-    # The machine itself; these need capabilities as well.
+    # The machine itself. These need capabilities too.
     "kexec_load": (246, 104),
     "kexec_file_load": (320, 294),
     "init_module": (175, 105),
@@ -69,8 +69,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "ioperm": (173, None),
     "vhangup": (153, 58),
 }
-# Refused with ENOSYS, so that programs take another way. clone3 hides its flags in memory; the last three hold memory
-# that counts for no process and in no file system of bounded size.
+# Refused with ENOSYS, so that programs use another call. The filter cannot read the flags of clone3 in memory. The last
+# three allocate memory that no limit of a process or file system covers.
 _MISSING: dict[str, tuple[int | None, int | None]] = {
     "clone3": (435, 435),
     "memfd_create": (319, 279),
@@ -79,7 +79,7 @@ _MISSING: dict[str, tuple[int | None, int | None]] = {
 }
 _CLONE, _IOCTL, _SOCKET, _SOCKETPAIR = (56, 220), (16, 29), (41, 198), (53, 199)
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
-_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put what others then seem to have typed
+_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: insert input as if it was typed
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -92,18 +92,20 @@ def supported() -> bool:
     return platform.machine() in _ARCHITECTURES
 
 
-def seccomp_filter() -> bytes:
-    """The filter for this machine, as an array of `struct sock_filter`. Raises SandboxError on other processors.
+_Line = tuple[int, int, int, int]
+"""One `struct sock_filter`: code, jump if true, jump if false, operand."""
 
-    Sockets are left to the families that the network namespace contains: AF_VSOCK, for one, reaches a virtual
-    machine's host from every namespace.
-    """
+
+def seccomp_filter() -> bytes:
+    """The filter for this machine, as an array of `struct sock_filter`. Raises SandboxError on other processors."""
     if not supported():
-        raise SandboxError(f"the sandbox knows x86-64 and ARM64, this is {platform.machine()}: use --review")
+        raise SandboxError(
+            f"the sandbox supports x86-64 and ARM64 only, and this is {platform.machine()}: use --review"
+        )
     column, architecture = _ARCHITECTURES[platform.machine()]
     refuse, missing = _ERROR | errno.EPERM, _ERROR | errno.ENOSYS
-    program: list[tuple[int, int, int, int]] = [
-        (_LOAD, 0, 0, 4),  # the architecture: a 32-bit program counts its calls otherwise
+    program: list[_Line] = [
+        (_LOAD, 0, 0, 4),  # the architecture: a 32-bit program numbers its calls differently
         (_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, missing),
         (_LOAD, 0, 0, 0),
@@ -114,48 +116,45 @@ def seccomp_filter() -> bytes:
         for numbers in names.values():
             if (number := numbers[column]) is not None:
                 program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
-
-    def block(number: int, *lines: tuple[int, int, int, int]) -> None:
-        program.extend([(_EQUAL, 0, len(lines), number), *lines])
-
-    block(
-        _CLONE[column],
-        _argument(0),
-        (_ANY_BIT, 0, 1, _NEW_NAMESPACES),
-        (_RETURN, 0, 0, refuse),
-        (_RETURN, 0, 0, _ALLOW),
-    )
-    block(
-        _IOCTL[column],
-        _argument(1),  # the kernel reads its lower 32 bits alone
-        (_EQUAL, 1, 0, _TERMINAL_INPUT[0]),
-        (_EQUAL, 0, 1, _TERMINAL_INPUT[1]),
-        (_RETURN, 0, 0, refuse),
-        (_RETURN, 0, 0, _ALLOW),
-    )
-    block(
-        _SOCKET[column],
-        _argument(0),
-        (_EQUAL, 5, 0, _UNIX),
-        (_EQUAL, 4, 0, _INET),
-        (_EQUAL, 3, 0, _INET6),
-        (_EQUAL, 0, 3, _NETLINK),
-        _argument(2),
-        (_EQUAL, 0, 1, 0),  # NETLINK_ROUTE, which getifaddrs asks
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, refuse),
-    )
-    block(
-        _SOCKETPAIR[column],
-        _argument(0),
-        (_EQUAL, 1, 0, _UNIX),
-        (_RETURN, 0, 0, refuse),
-        (_RETURN, 0, 0, _ALLOW),
-    )
+    for number, lines in _by_argument(column, refuse):
+        program += [(_EQUAL, 0, len(lines), number), *lines]
     program.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *line) for line in program)
 
 
-def _argument(index: int) -> tuple[int, int, int, int]:
+def _by_argument(column: int, refuse: int) -> list[tuple[int, list[_Line]]]:
+    """The calls that the filter allows with some arguments only: each call's number, and the lines that decide."""
+    allow_or_refuse: list[_Line] = [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, refuse)]
+    refuse_or_allow = allow_or_refuse[::-1]
+    return [
+        (_CLONE[column], [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), *refuse_or_allow]),
+        (
+            _IOCTL[column],
+            [
+                _argument(1),  # the kernel reads only its lower 32 bits
+                (_EQUAL, 1, 0, _TERMINAL_INPUT[0]),
+                (_EQUAL, 0, 1, _TERMINAL_INPUT[1]),
+                *refuse_or_allow,
+            ],
+        ),
+        # Only families that the network namespace contains. AF_VSOCK reaches a virtual machine's host from any of them.
+        (
+            _SOCKET[column],
+            [
+                _argument(0),
+                (_EQUAL, 5, 0, _UNIX),
+                (_EQUAL, 4, 0, _INET),
+                (_EQUAL, 3, 0, _INET6),
+                (_EQUAL, 0, 3, _NETLINK),
+                _argument(2),
+                (_EQUAL, 0, 1, 0),  # NETLINK_ROUTE, which getifaddrs uses
+                *allow_or_refuse,
+            ],
+        ),
+        (_SOCKETPAIR[column], [_argument(0), (_EQUAL, 1, 0, _UNIX), *refuse_or_allow]),
+    ]
+
+
+def _argument(index: int) -> _Line:
     """Load the lower half of a call's argument; both architectures are little-endian."""
     return (_LOAD, 0, 0, 16 + 8 * index)

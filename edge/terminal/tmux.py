@@ -1,9 +1,9 @@
-"""A real terminal in a tmux server of its own: keystrokes in, the screen out.
+"""A real terminal in a separate tmux server: sends keystrokes, reads the screen. Needs tmux, which Windows lacks.
 
-The server belongs to one session: its socket lies in a folder that only this user can open, it reads no configuration
-file, has no prefix key and no key bindings, and ends with the process that began it, however that ends. What is typed
-goes to the pane as bytes (`send-keys -H`), so that tmux finds neither commands nor key names in it; only keystrokes
-that are a key's name as a whole, such as C-c, are sent as that key, as the Terminus-2 agent of Terminal-Bench does.
+The server belongs to one session. Its socket is in a folder that only this user can open. It reads no configuration
+file of the user, has no prefix key and no key bindings, and ends with the process that started it. Keystrokes go to the
+pane as bytes (`send-keys -H`), so tmux finds neither commands nor key names in them. The only exception: keystrokes
+that are exactly the name of a key, such as C-c, go as that key, as in the Terminus-2 agent of Terminal-Bench.
 """
 
 import ctypes
@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-if sys.platform != "win32":
-    import termios
-
 from edge.errors import AgentError
 from edge.system.folders import make_folder, remove_folder
 from edge.system.signals import signals_later
@@ -31,9 +28,9 @@ COLUMNS, LINES = 160, 40
 SCROLLBACK = 5000  # lines
 SCREEN_BYTES = 10_000
 
-# bash as its parser reads it: no start-up files, no history expansion, no key bindings or hooks of the person's own.
+# bash without start-up files, history expansion, and the user's key bindings and hooks.
 SHELL = ("bash", "--noprofile", "--norc", "+o", "histexpand", "-i")
-# The shell's process and the number of its prompt go into the pane's title, which only `Terminal.prompt` reads.
+# The prompt also sets the pane's title to the shell's process and the prompt's number, for `Terminal.prompt`.
 PROMPT = r"\[\e]2;$$.\#\a\]\u@\h:\w\$ "
 
 _CONFIGURATION = f"""
@@ -58,18 +55,16 @@ _KEY_NAME = re.compile(
     r"(?:[CMS]-)*(?:[CM]-[!-~]|Enter|Escape|Space|Tab|BTab|BSpace|Delete|DC|Insert|IC|Home|End|PageUp|PPage|PgUp"
     r"|PageDown|NPage|PgDn|Up|Down|Left|Right|F[1-9]|F1[0-2])|\^[@-_a-z]"
 )
-_CHUNK = (
-    4000  # bytes a call, which stand together in what the shell reads: tmux takes about 16 KiB of arguments
-)
-# C-g, C-e, C-u: drops what stands in the shell's line. Nobody has typed that: tmux answers what programs, or files that
-# are shown, ask a terminal (its colour, where its cursor is), and the answer would be the beginning of a command.
-_ANEW = b"\x07\x05\x15"
+_CHUNK = 4000  # bytes a call: tmux takes about 16 KiB of arguments
+# C-g, C-e, C-u: empties the shell's line. A program or a printed file can ask the terminal for its colour or cursor.
+# tmux types the answer into that line, and it would become the beginning of the next command.
+_EMPTY_LINE = b"\x07\x05\x15"
 _END_A_LINE = {"Enter", "C-m", "C-j", "C-c", "C-d"}
 _LONGEST_SOCKET = 103  # bytes of a socket's path; Linux takes 107, macOS 103
-_PATIENCE = 20.0  # seconds for an answer of tmux's
+_PATIENCE = 20.0  # seconds for an answer of tmux
 _POLL = 0.05  # seconds
-_PROMPT_PATIENCE = 5.0  # seconds at least that the shell's prompt is waited for
-# Variables that run something in every shell, or that belong to the terminal around this one.
+_PROMPT_PATIENCE = 5.0  # minimum seconds to wait for the shell's prompt
+# Variables that run something in every shell, or that belong to the terminal outside.
 _DROPPED = {
     "TMUX",
     "TMUX_PANE",
@@ -86,12 +81,12 @@ _DROPPED = {
 
 
 def is_key_name(keystrokes: str) -> bool:
-    """Whether these keystrokes, as a whole, are the name of a key in tmux (C-c, Up, F1) and not text."""
+    """Whether these keystrokes are exactly the name of a key in tmux (C-c, Up, F1), and not text."""
     return _KEY_NAME.fullmatch(keystrokes) is not None
 
 
 def limit_output(text: str, most: int = SCREEN_BYTES) -> str:
-    """The text's first and last half where it is longer than `most` bytes of UTF-8, with a line between them."""
+    """The text, cut in its middle to `most` bytes of UTF-8; a line there says how many bytes are left out."""
     data = text.encode()
     if len(data) <= most:
         return text
@@ -102,7 +97,7 @@ def limit_output(text: str, most: int = SCREEN_BYTES) -> str:
 
 
 def shell_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment for a shell that starts as every other: without hooks, history or own prompts."""
+    """This process's environment for a shell without the user's hooks, history and prompts, with `extra` added."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -115,23 +110,23 @@ def shell_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "LESSHISTFILE": "-",
     }
     locale = next((environment[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(name)), "")
-    if not re.search("utf-?8", locale, re.IGNORECASE):  # else readline shows what is typed as numbers
+    if not re.search("utf-?8", locale, re.IGNORECASE):  # readline would show other characters as numbers
         environment["LC_ALL"] = "C.UTF-8"
     return environment | dict(extra or {})
 
 
 @dataclass
 class Terminal:
-    """One pane, in which a program runs. Made by `Terminal.start`; its `with` ends all that runs in it."""
+    """One pane in which a program runs. `Terminal.start` makes it; its `with` ends all that runs in it."""
 
     folder: Path
-    """Private to this session: the socket, and whatever a sandbox keeps beside it."""
+    """Private to this session: the socket, the configuration and the log of tmux."""
     _server: subprocess.Popen[bytes]
     _mark: str
-    _row: int = 0  # of the cursor when the output was last read, and the text there
-    _row_text: str = ""
+    _row: int = 0  # the cursor's row when the output was last read
+    _row_text: str = ""  # the text of that row
     _typed_at: str | None = None  # the prompt at which `send_lines` typed last
-    _in_line: bool = False  # whether what was typed last is a part of a line
+    _in_line: bool = False  # whether the last keystrokes ended within a line
 
     @classmethod
     def start(
@@ -144,43 +139,24 @@ class Terminal:
         columns: int = COLUMNS,
         lines: int = LINES,
     ) -> "Terminal":
-        """Begin a terminal in which `argv` (at least two words, or else a shell reads it) runs, in the folder `cwd`.
+        """Start a terminal that runs `argv` in the folder `cwd`.
 
-        `env`: its environment, by default `shell_environment()`. `ready` is called once it has begun, and may raise;
-        then it shows something on the screen. Raises AgentError where tmux is missing or the program does not start.
+        `argv`: at least two words; tmux gives a single word to a shell. `env`: its environment, by default
+        `shell_environment()`. `ready`: called once the program has started; it must wait until the program shows
+        something on the screen, and may raise. Raises AgentError if tmux is missing or the program does not start.
         """
-        tmux = shutil.which("tmux")
-        if tmux is None:
-            raise AgentError("tmux is not installed; on Debian and Ubuntu: apt-get install tmux")
+        tmux = check_terminal()
         if len(argv) < 2:
             raise ValueError("tmux would give a single word to a shell")
         if not Path(cwd).is_dir():
-            raise AgentError(f"{cwd}: is no folder to work in")
+            raise AgentError(f"{cwd}: is not a folder: choose another --workdir")
         folder = make_folder("edge-terminal-")
-        mark = folder.name
         try:
-            if len(os.fsencode(folder / "tmux")) > _LONGEST_SOCKET:
-                raise AgentError(
-                    f"{folder}: too long a path for tmux's socket: set TMPDIR to a shorter folder"
-                )
-            (folder / "tmux.conf").write_text(_CONFIGURATION)
-            environment = dict(shell_environment() if env is None else env)
-            # With a function to run before exec, Python forks by callbacks in which a signal's exception would be lost.
-            with (folder / "log").open("wb") as log, signals_later():
-                server = subprocess.Popen(
-                    [tmux, "-u", "-S", str(folder / "tmux"), "-f", str(folder / "tmux.conf"), "-D"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment | {"EDGE_SESSION": mark, "TERM": "xterm-256color"},
-                    cwd="/",
-                    start_new_session=True,  # a C-c meant for edge is not for what runs in the terminal
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-                )
+            server = _start_server(tmux, folder, dict(shell_environment() if env is None else env))
         except BaseException:
             remove_folder(folder)
             raise
-        terminal = cls(folder, server, mark)
+        terminal = cls(folder, server, folder.name)
         try:
             terminal._until(lambda: (folder / "tmux").exists(), "tmux does not start")
             size = ("-x", str(columns), "-y", str(lines))
@@ -200,9 +176,9 @@ class Terminal:
     def send(self, keystrokes: str, duration: float = 0.0, *, stop: Callable[[], bool] | None = None) -> None:
         """Send keystrokes as they are, then wait `duration` seconds (at most 60); see `wait`.
 
-        Text goes as its bytes in UTF-8, nothing added: a command runs if it ends with a line break. Empty
-        keystrokes only wait. A line that begins at the shell's prompt begins it anew, see `_ANEW`. Raises AgentError
-        where the terminal has ended.
+        Text goes as UTF-8 with nothing added: a command runs only if it ends with a line break. Empty keystrokes only
+        wait. At the shell's prompt, the line is emptied first (see `_EMPTY_LINE`). Raises AgentError if the terminal
+        has ended.
         """
         if is_key_name(keystrokes):
             self._tmux("send-keys", "-t", "edge", keystrokes)
@@ -212,7 +188,7 @@ class Terminal:
         self.wait(duration, stop=stop)
 
     def _type(self, text: str, *, at_prompt: bool) -> None:
-        data = (_ANEW if at_prompt and not self._in_line else b"") + text.encode(errors="replace")
+        data = (_EMPTY_LINE if at_prompt and not self._in_line else b"") + text.encode(errors="replace")
         for begin in range(0, len(data), _CHUNK):
             chunk = data[begin : begin + _CHUNK]
             self._tmux("send-keys", "-t", "edge", "-H", *(f"{byte:02x}" for byte in chunk))
@@ -221,19 +197,19 @@ class Terminal:
     def send_lines(
         self, keystrokes: str, duration: float = 0.0, *, stop: Callable[[], bool] | None = None
     ) -> bool:
-        """As `send`, but line by line, each once the shell waits for it at its prompt; whether all was typed.
+        """Like `send`, but line by line, each when the shell waits at its prompt. Returns whether it typed all lines.
 
-        A program that runs would read the keystrokes in the shell's place, maybe a part of a line: what is left of it
-        is then another command than the one that somebody allowed. Prompts are waited for `duration`, at least 5
-        seconds. Keys are sent at any time. Raises AgentError where the terminal has ended.
+        Otherwise a running program could read a part of a line, and the shell would run the rest: a command that
+        nobody allowed. It waits `duration` for each prompt, at least 5 seconds. Keys do not wait for a prompt. Raises
+        AgentError if the terminal has ended.
         """
         begin = time.monotonic()
         end = begin + max(min(duration, MAX_DURATION), _PROMPT_PATIENCE)
         if is_key_name(keystrokes):
-            # A key such as C-c drops what was typed and not yet read; that line must be with the shell by then.
+            # A key such as C-c drops typed characters that nothing has read yet: first let the shell read its line.
             while self._typed_at is not None and self.prompt() == self._typed_at:
                 if time.monotonic() > end:
-                    self._typed_at = None  # it never came there
+                    self._typed_at = None  # the shell never read it
                 self.wait(_POLL, stop=stop)
             self.send(keystrokes)
         for line in [] if is_key_name(keystrokes) else re.findall(r"[^\n]*\n|[^\n]+", keystrokes):
@@ -241,14 +217,14 @@ class Terminal:
                 if time.monotonic() > end or self.ended or (stop is not None and stop()):
                     return False
                 self.wait(_POLL, stop=stop)
-            if line.strip():  # after an empty line the same prompt comes again
+            if line.strip():  # an empty line brings the same prompt again
                 self._typed_at = prompt
             self._type(line, at_prompt=True)
         self.wait(duration - (time.monotonic() - begin), stop=stop)
         return True
 
     def prompt(self) -> str | None:
-        """A name for the prompt at which the shell waits; None while something else has the keyboard."""
+        """A name for the prompt at which the shell waits; None while another program reads the keyboard."""
         state = self._tmux(
             "display-message",
             "-p",
@@ -260,20 +236,20 @@ class Terminal:
         return title if _line_editor_is_on(tty) and _is_shell(pid, program) else None
 
     def wait(self, duration: float, *, stop: Callable[[], bool] | None = None) -> None:
-        """Wait so many seconds, at most 60; less where the program ends or `stop` says so."""
+        """Wait `duration` seconds, at most 60; less if the program ends or `stop` returns true."""
         end = time.monotonic() + min(max(duration, 0.0), MAX_DURATION)
         while (left := end - time.monotonic()) > 0 and not (stop is not None and stop()) and not self.ended:
             time.sleep(min(left, _POLL))
 
     def screen(self) -> str:
-        """What the terminal shows now, without blank lines at its end."""
+        """The text on the screen now, without blank lines at its end."""
         return self._tmux("capture-pane", "-p", "-t", "edge").rstrip()
 
     def output(self, most: int = SCREEN_BYTES) -> str:
-        """What is new since the last call, from the line on which the cursor stood then; at most `most` bytes.
+        """The output since the last call, from the line of the cursor at that time; about `most` bytes at most.
 
-        Under the heading "New Terminal Output:". Where that cannot be told (a program fills the screen, it was
-        cleared, nothing is new) the whole screen, under "Current Terminal Screen:".
+        It is under the heading "New Terminal Output:". If nothing is new or edge cannot find what is new (a program
+        fills the screen, the screen was cleared), it is the whole screen under "Current Terminal Screen:".
         """
         text = self._new_lines()
         heading = "New Terminal Output:"
@@ -289,13 +265,13 @@ class Terminal:
         history, row, full_screen = map(int, state.split())
         if full_screen or (not history and row < self._row):
             return None
-        if history >= SCROLLBACK * 9 // 10:  # tmux drops a tenth when it is full; all that is left is new
+        if history >= SCROLLBACK * 9 // 10:  # tmux drops a tenth of a full history; all of the rest is new
             return self._tmux("capture-pane", "-p", "-t", "edge", "-S", "-").rstrip()
         text = self._tmux("capture-pane", "-p", "-t", "edge", "-S", str(self._row - history)).rstrip()
         return text if text.startswith(self._row_text) else None
 
     def _mark_place(self) -> None:
-        """Remember where the cursor is, and forget what has scrolled away."""
+        """Remember the row of the cursor, and clear the history."""
         row = int(self._tmux("display-message", "-p", "-t", "edge", "#{cursor_y}"))
         self._row, self._row_text = row, "\n".join(self.screen().split("\n")[row : row + 1]).rstrip()
         self._tmux("clear-history", "-t", "edge")
@@ -317,9 +293,9 @@ class Terminal:
         self._mark_place()
 
     def close(self) -> list[str]:
-        """End the terminal and what runs in it; what goes on nevertheless, as "PID command", for a person to see."""
+        """End the terminal and its programs. Returns the programs that still run, as "PID command"."""
         if self._server.poll() is None:
-            self._server.terminate()  # hangs up on the pane, as closing a window does
+            self._server.terminate()  # tmux sends SIGHUP to the pane, as if its window was closed
             try:
                 self._server.wait(5)
             except subprocess.TimeoutExpired:
@@ -345,9 +321,9 @@ class Terminal:
                 timeout=_PATIENCE,
             )
         except subprocess.TimeoutExpired:
-            raise AgentError(f"tmux does not answer for {_PATIENCE:.0f} seconds") from None
+            raise AgentError(f"tmux has not answered for {_PATIENCE:.0f} seconds") from None
         if run.returncode:
-            raise AgentError(f"the terminal is gone: {run.stderr.decode(errors='replace').strip()}")
+            raise AgentError(f"the terminal has ended: {run.stderr.decode(errors='replace').strip()}")
         return run.stdout.decode(errors="replace")
 
     def _until(self, done: Callable[[], object], complaint: str) -> None:
@@ -359,8 +335,44 @@ class Terminal:
             time.sleep(_POLL)
 
 
+def check_terminal() -> str:
+    """The path of tmux. Raises AgentError if this system has no tmux, and says how to get it."""
+    if sys.platform == "win32":
+        raise AgentError("edge agent needs tmux, which Windows does not have: use WSL")
+    tmux = shutil.which("tmux")
+    if tmux is None:
+        how = (
+            "brew install tmux" if sys.platform == "darwin" else "on Debian and Ubuntu: apt-get install tmux"
+        )
+        raise AgentError(f"edge agent needs tmux, which is not installed; {how}")
+    return tmux
+
+
+def _start_server(tmux: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a tmux server whose socket, configuration and log are in `folder`."""
+    if len(os.fsencode(folder / "tmux")) > _LONGEST_SOCKET:
+        raise AgentError(f"{folder}: the path is too long for tmux's socket: set TMPDIR to a shorter folder")
+    (folder / "tmux.conf").write_text(_CONFIGURATION)
+    # With a preexec_fn, Python forks through callbacks that would lose the exception of a signal.
+    with (folder / "log").open("wb") as log, signals_later():
+        return subprocess.Popen(
+            [tmux, "-u", "-S", str(folder / "tmux"), "-f", str(folder / "tmux.conf"), "-D"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment | {"EDGE_SESSION": folder.name, "TERM": "xterm-256color"},
+            cwd="/",
+            start_new_session=True,  # a C-c for edge must not reach the programs in the terminal
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
 def _line_editor_is_on(tty: str) -> bool:
-    """Whether keys reach the reading program one by one, as readline has it at a prompt and bash nowhere else."""
+    """Whether keys reach the program one by one. At a prompt, readline sets this; bash sets it nowhere else."""
+    if sys.platform == "win32":
+        return False
+    import termios
+
     try:
         descriptor = os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:
@@ -374,7 +386,7 @@ def _line_editor_is_on(tty: str) -> bool:
 
 
 def _is_shell(pid: str, program: str) -> bool:
-    """Whether the program in the foreground of process `pid`'s terminal is SHELL, called `program` by tmux."""
+    """Whether SHELL has the keyboard of process `pid`'s terminal; tmux calls the program there `program`."""
     if sys.platform != "linux":
         return program == SHELL[0]
     try:
@@ -386,11 +398,12 @@ def _is_shell(pid: str, program: str) -> bool:
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _marked(mark: str) -> list[str]:
-    """The processes whose environment carries this session's mark, where the system tells (Linux)."""
+    """The processes with this session's mark in their environment, as "PID command"; Linux only."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,7 +1,7 @@
-"""The work folder: packed for a sandbox, and what changed there brought back with care.
+"""The work folder: compared with an archive from the sandbox, and changed as the archive says.
 
-What comes back is untrusted. Nothing in the person's folder is written through a symbolic link, and nothing that the
-person changed meanwhile is overwritten or deleted.
+The archive from the sandbox is untrusted. edge never writes through a symbolic link in the user's folder, and never
+overwrites or deletes what the user changed during the session.
 """
 
 import contextlib
@@ -10,42 +10,28 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from edge.errors import SandboxError
-from edge.system.files import whole_file
+from edge.system.files import make_private, whole_file
 from edge.system.text import printable
-from edge.terminal.archive import END, MOST_ENTRIES, Entry, Kind, head_blocks, header, padding, read_entries
+from edge.terminal.archive import Entry
+from edge.terminal.opened import NEEDS_POSIX, create_file, folder_of, open_file, open_folder
+from edge.terminal.packed import Base, Item, open_archive, write_archive
 
 _PIECE = 1 << 20
-_OVERHEAD = 4096  # bytes of an archive for each file, at most: names, headers, padding
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# Read unasked by other agents, as instructions.
+_CHANGED = "it changed in your folder during the session"
+# Other agents read these files as instructions without being asked to.
 _INSTRUCTIONS = {"agents.md", "agent.md", "claude.md", "gemini.md", "copilot-instructions.md"}
 
 
 @dataclass(frozen=True)
-class Item:
-    """What lies at a path, as far as edge compares it."""
-
-    kind: Kind
-    executable: bool = False
-    content: str = ""
-    """SHA-256 of a file, in hexadecimal; the target of a link."""
-
-
-Base = dict[str, Item]
-"""The work folder when it was packed, by path."""
-
-
-@dataclass(frozen=True)
 class Changes:
-    """What a session did to the folder, as relative paths; `withheld` with the reason why it is not brought back."""
+    """What a session changed in the folder, as relative paths. `withheld`: what edge does not bring back, and why."""
 
     new: list[str]
     changed: list[str]
@@ -62,131 +48,27 @@ class Changes:
         if len(lines) > 200:
             lines = [*lines[:200], f"  … {len(lines) - 200:,} more"]
         return "\n".join(
-            ["Changes in the work folder:" if lines else "The work folder is as it was.", *lines]
+            ["Changes in the work folder:" if lines else "The work folder is unchanged.", *lines]
         )
-
-
-def pack(folder: Path, to: Path, most: int) -> tuple[str, ...]:
-    """Write the folder to the new file `to`, as an archive that begins with what lies there now.
-
-    Returns the paths that are left out: sockets, devices, FIFOs, what cannot be read. `most`: bytes of content.
-    Raises SandboxError: more than that, or more than 200,000 files.
-    """
-    base: Base = {}
-    left_out: list[str] = []
-    total = 0
-    with contextlib.ExitStack() as stack:
-        body = stack.enter_context(_temporary(to.with_name(to.name + ".body")))
-
-        def add(descriptor: int, path: str) -> None:
-            nonlocal total
-            with os.scandir(descriptor) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-            for one in entries:
-                name = f"{path}/{one.name}" if path else one.name
-                state = os.stat(one.name, dir_fd=descriptor, follow_symlinks=False)
-                total += _OVERHEAD + (state.st_size if stat.S_ISREG(state.st_mode) else 0)
-                if total > most or len(base) >= MOST_ENTRIES:
-                    raise SandboxError(
-                        f"{folder}: holds more than the sandbox takes ({most:,} bytes, {MOST_ENTRIES:,} files): "
-                        "choose a smaller --workdir or a larger --disk"
-                    )
-                try:
-                    if stat.S_ISDIR(state.st_mode):
-                        with _opened(one.name, _FOLDER, descriptor) as inner:
-                            base[name] = Item("folder", True)
-                            body.write(header(Entry(name, "folder", mtime=int(state.st_mtime))))
-                            add(inner, name)
-                    elif stat.S_ISLNK(state.st_mode):
-                        target = os.readlink(one.name, dir_fd=descriptor)
-                        base[name] = Item("link", True, target)
-                        body.write(header(Entry(name, "link", mtime=int(state.st_mtime), target=target)))
-                    elif stat.S_ISREG(state.st_mode):
-                        with _opened(one.name, _FILE, descriptor) as file:
-                            base[name] = _pack_file(file, name, body)
-                    else:
-                        left_out.append(name)
-                except PermissionError:
-                    left_out.append(name)
-
-        try:
-            with _opened(str(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as root:
-                body.write(header(Entry("", "folder")))
-                add(root, "")
-        except OSError as error:
-            raise SandboxError(
-                f"{folder}: cannot be packed for the sandbox: {error.filename}: {error.strerror}"
-            ) from None
-        except RecursionError:
-            raise SandboxError(f"{folder}: holds folders too deep to be packed: choose another") from None
-        body.write(END)
-        body.seek(0)
-        with _private(to) as file:
-            file.write(head_blocks({path: [i.kind, i.executable, i.content] for path, i in base.items()}))
-            while piece := body.read(_PIECE):
-                file.write(piece)
-    return tuple(left_out)
-
-
-def _pack_file(descriptor: int, path: str, body: BinaryIO) -> Item:
-    """A file of the size that it has now, whatever is written to it meanwhile."""
-    state = os.fstat(descriptor)
-    if not stat.S_ISREG(state.st_mode):
-        raise OSError(0, "changes its kind while it is read", path)
-    executable = bool(state.st_mode & 0o100)
-    body.write(header(Entry(path, "file", executable, state.st_size, int(state.st_mtime))))
-    digest, left = hashlib.sha256(), state.st_size
-    while left:
-        piece = os.read(descriptor, min(left, _PIECE)) or bytes(min(left, _PIECE))
-        digest.update(piece)
-        body.write(piece)
-        left -= len(piece)
-    body.write(padding(state.st_size))
-    return Item("file", executable, digest.hexdigest())
-
-
-def read_base(packed: Path) -> Base:
-    """The folder as it was when it was first packed. Raises SandboxError."""
-    with _archive(packed) as (entries, base):
-        next(entries)
-        return base
-
-
-def copy_archive(read: Callable[[int], bytes], base: Base, file: BinaryIO, most: int) -> None:
-    """Write what a sandbox sends as an archive to `file`, each header anew. Raises SandboxError."""
-    _write_archive(read_entries(read, most), base, file)
-
-
-def _write_archive(entries: Iterator[tuple[Entry, Iterator[bytes]]], base: Base, file: BinaryIO) -> None:
-    file.write(head_blocks({path: [i.kind, i.executable, i.content] for path, i in base.items()}))
-    for entry, content in entries:
-        if entry.kind in ("file", "folder", "link"):
-            file.write(header(entry))
-            for piece in content:
-                file.write(piece)
-            file.write(padding(entry.size))
-        else:  # kept to be told of, as a link that leads nowhere
-            file.write(header(Entry(entry.path, "link", target=f"/{entry.kind}")))
-    file.write(END)
 
 
 @dataclass
 class Comparison:
-    """An archive held against the folder that it came from; made by `compare`."""
+    """The difference between an archive and the folder that it came from. Made by `compare`."""
 
     changes: Changes
     _folder: Path
     _packed: Path
     _base: Base
     _after: Base  # what the archive holds
-    _write: dict[str, Item | None]  # the paths to be written, with what lies there now
+    _write: dict[str, Item | None]  # the paths to write, with what is there now
 
     def apply(self) -> Changes:
-        """Bring the changes into the folder. What cannot be written, or changed since, is withheld."""
+        """Make the changes in the folder. What cannot be written, or changed since `compare`, is withheld."""
         failed: dict[str, str] = {}
         with (
-            _opened(str(self._folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as root,
-            _archive(self._packed) as (entries, _),
+            open_folder(self._folder) as root,
+            open_archive(self._packed) as (entries, _),
         ):
             for entry, content in entries:
                 if entry.path in self._write:
@@ -194,7 +76,9 @@ class Comparison:
                         _write_entry(root, entry, content, self._write[entry.path])
                     except (OSError, SandboxError) as error:
                         failed[entry.path] = _why(error)
-            for path in sorted(self.changes.deleted, reverse=True):  # what lies in a folder before the folder
+            for path in sorted(
+                self.changes.deleted, reverse=True
+            ):  # the content of a folder before the folder
                 try:
                     _delete(root, path, self._base)
                 except (OSError, SandboxError) as error:
@@ -211,105 +95,124 @@ class Comparison:
         )
 
     def keep_rest(self, done: Changes) -> None:
-        """What `apply` brought back is no change of the archive any more; the rest of it still is."""
+        """Rewrite the archive so that what `apply` brought back (`done`) no longer counts as a change."""
         base = {path: item for path, item in self._base.items() if path not in done.deleted}
         base |= {path: self._after[path] for path in (*done.new, *done.changed)}
-        with _archive(self._packed) as (entries, _), whole_file(self._packed) as (_, descriptor):
-            os.fchmod(descriptor, 0o600)
+        with open_archive(self._packed) as (entries, _), whole_file(self._packed) as (_, descriptor):
+            make_private(descriptor)
             with open(descriptor, "wb", closefd=False) as file:
-                _write_archive(entries, base, file)
+                write_archive(entries, base, file)
 
 
 def compare(
     folder: Path, packed: Path, *, dot_files: bool = False, protected: Collection[Path] = ()
 ) -> Comparison:
-    """Hold an archive against the folder that it was packed from, as both are now.
+    """Compare an archive with the folder that it was packed from, as both are now.
 
-    `dot_files`: whether names that begin with a dot are brought back too. `protected`: files and folders that never
-    are. Raises SandboxError for a damaged archive.
+    `dot_files`: also bring back names that begin with a dot. `protected`: files and folders that are never brought
+    back. Raises SandboxError for a damaged archive, OSError if the folder cannot be opened.
     """
     guarded = {Path(os.path.realpath(path)) for path in protected}
     place = Path(os.path.realpath(folder))
-    new: list[str] = []
-    changed: list[str] = []
-    deleted: list[str] = []
-    withheld: dict[tuple[str, str], int] = {}
-    write: dict[str, Item | None] = {}
-    after: Base = {}
+    with open_folder(folder) as root, open_archive(packed) as (entries, base):
+        comparer = _Comparer(root, place, guarded, dot_files)
+        for entry, content in entries:
+            if entry.path:
+                comparer.see(entry.path, _item(entry, content), base.get(entry.path))
+        for path, before in base.items():
+            comparer.see_missing(path, before)
+    return Comparison(comparer.changes(), folder, packed, base, comparer.after, comparer.write)
 
-    def keep(path: str, reason: str) -> None:
-        withheld[path, reason] = withheld.get((path, reason), 0) + 1
 
-    def refused(path: str) -> tuple[str, str] | None:
-        """The part of the path that may not be changed, and why."""
+@dataclass
+class _Comparer:
+    """Sorts each path of an archive into what to write, what to delete and what to withhold."""
+
+    root: int
+    place: Path
+    guarded: set[Path]
+    dot_files: bool
+    new: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    withheld: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Path and reason; how many changes it stands for."""
+    write: dict[str, Item | None] = field(default_factory=dict)
+    after: Base = field(default_factory=dict)
+
+    def see(self, path: str, item: Item, before: Item | None) -> None:
+        """A path of the archive: what is there in the sandbox, and what was there when the folder was packed."""
+        self.after[path] = item
+        if item == before:
+            return
+        if reason := self._refusal(path):
+            self._withhold(*reason)
+            return
+        if item.kind == "link" and (why := _leads_out(path, item.content, self.dot_files)):
+            self._withhold(path, why)
+            return
+        now = _now(self.root, path)
+        if now == item:
+            return
+        if now != before:
+            self._withhold(path, _CHANGED)
+        elif before is not None and "folder" in (before.kind, item.kind):
+            self._withhold(path, f"it was a {before.kind} and is now a {item.kind}")
+        else:
+            self.write[path] = now
+            (self.new if before is None else self.changed).append(path)
+
+    def see_missing(self, path: str, before: Item) -> None:
+        """A path of the packed folder, which the sandbox deleted unless `see` has seen it."""
+        if path in self.after or (now := _now(self.root, path)) is None:
+            return
+        if reason := self._refusal(path):
+            self._withhold(*reason)
+        elif now == before:
+            self.deleted.append(path)
+        else:
+            self._withhold(path, "the sandbox deleted it, but it changed in your folder during the session")
+
+    def changes(self) -> Changes:
+        """All that was seen. A folder that still contains something withheld is not deleted."""
+        kept = {
+            "/".join(path.split("/")[:end])
+            for path, _ in self.withheld
+            for end in range(1, path.count("/") + 1)
+        }
+        reasons = [
+            (path, reason if count == 1 else f"{reason} ({count:,} changes)")
+            for (path, reason), count in self.withheld.items()
+        ]
+        deleted = sorted(path for path in self.deleted if path not in kept)
+        return Changes(sorted(self.new), sorted(self.changed), deleted, sorted(reasons))
+
+    def _withhold(self, path: str, reason: str) -> None:
+        self.withheld[path, reason] = self.withheld.get((path, reason), 0) + 1
+
+    def _refusal(self, path: str) -> tuple[str, str] | None:
+        """The part of the path that may not change, and why."""
         parts = path.split("/")
         for end, part in enumerate(parts, 1):
             here = "/".join(parts[:end])
-            if part.startswith(".") and not dot_files:
-                return here, "its name begins with a dot (--dot-files brings such files back)"
+            if part.startswith(".") and not self.dot_files:
+                return here, "its name begins with a dot (--dot-files brings it back)"
             if part.startswith("-"):
                 return here, "its name begins with a dash, as options do"
             if _CONTROL.search(part):
-                return here, "its name holds control characters"
-            if part.casefold() in _INSTRUCTIONS and not dot_files:
-                return here, "other agents read it as instructions (--dot-files brings such files back)"
-        if any((place / path).is_relative_to(one) or one.is_relative_to(place / path) for one in guarded):
-            return path, "it belongs to this session: a record, a list of what is allowed"
+                return here, "its name contains control characters"
+            if part.casefold() in _INSTRUCTIONS and not self.dot_files:
+                return here, "other agents read it as instructions (--dot-files brings it back)"
+        full = self.place / path
+        if any(full.is_relative_to(one) or one.is_relative_to(full) for one in self.guarded):
+            return path, "it belongs to this session: the record, the allowlist, the prompt or the model"
         return None
-
-    with (
-        _opened(str(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as root,
-        _archive(packed) as (entries, base),
-    ):
-        for entry, content in entries:
-            if not entry.path:
-                continue
-            item = _item(entry, content)
-            path, before = entry.path, base.get(entry.path)
-            after[path] = item
-            if item == before:
-                continue
-            if reason := refused(path):
-                keep(*reason)
-                continue
-            if item.kind == "link" and (why := _leads_out(path, item.content, dot_files)):
-                keep(path, why)
-                continue
-            now = _now(root, path)
-            if now == item:
-                continue
-            if now != before:
-                keep(path, "it changed in your folder meanwhile")
-            elif before is not None and "folder" in (before.kind, item.kind):
-                keep(path, f"it was a {before.kind} and is a {item.kind}")
-            else:
-                write[path] = now
-                (new if before is None else changed).append(path)
-        for path, before in base.items():
-            if path in after or (now := _now(root, path)) is None:
-                continue
-            if reason := refused(path):
-                keep(*reason)
-            elif now == before:
-                deleted.append(path)
-            else:
-                keep(path, "it is deleted in the sandbox, but changed in your folder meanwhile")
-    kept = {  # gone in the sandbox, but they still hold something that is not
-        "/".join(path.split("/")[:end]) for path, _ in withheld for end in range(1, path.count("/") + 1)
-    }
-    told = [
-        (path, reason if count == 1 else f"{reason} ({count:,} changes)")
-        for (path, reason), count in withheld.items()
-    ]
-    deleted = sorted(path for path in deleted if path not in kept)
-    changes = Changes(sorted(new), sorted(changed), deleted, sorted(told))
-    return Comparison(changes, folder, packed, base, after, write)
 
 
 def _leads_out(path: str, target: str, dot_files: bool) -> str | None:
-    """Why a link is not brought back; None where it leads to a place in the folder.
+    """Why a link is not brought back; None if it leads to a place in the folder.
 
-    ".." only at the beginning, where the folders above are real ones: after another name it may follow a link.
+    ".." is allowed only at the beginning of the target: after another name it may follow a link.
     """
     if target in ("/hard link", "/special"):
         return f"it is a {target[1:]}" if target == "/hard link" else "it is a device, a FIFO or a socket"
@@ -321,7 +224,7 @@ def _leads_out(path: str, target: str, dot_files: bool) -> str | None:
     if target.startswith("/") or up > path.count("/") or ".." in names[up:] or not target:
         return "it is a link that may leave the folder"
     if _CONTROL.search(target):
-        return "it is a link with control characters"
+        return "it is a link whose target contains control characters"
     if not dot_files and any(name.startswith(".") for name in names[up:]):
         return "it is a link to a name that begins with a dot"
     return None
@@ -336,21 +239,10 @@ def _item(entry: Entry, content: Iterator[bytes]) -> Item:
     return Item(entry.kind, True, entry.target)
 
 
-@contextlib.contextmanager
-def _parent(root: int, path: str) -> Iterator[tuple[int, str]]:
-    """The folder of a path, open, reached through real folders alone, and the last name. Raises OSError."""
-    *folders, name = path.split("/")
-    with contextlib.ExitStack() as stack:
-        here = root
-        for folder in folders:
-            here = stack.enter_context(_opened(folder, _FOLDER, here))
-        yield here, name
-
-
 def _now(root: int, path: str) -> Item | None:
-    """What lies at a path of the person's folder; None for nothing, a special item for what cannot be told."""
+    """What is at a path of the user's folder; None for nothing, a special item for what cannot be read."""
     try:
-        with _parent(root, path) as (parent, name):
+        with folder_of(root, path) as (parent, name):
             return _state(parent, name)
     except FileNotFoundError:
         return None
@@ -370,14 +262,14 @@ def _state(parent: int, name: str) -> Item | None:
     if not stat.S_ISREG(state.st_mode):
         return Item("special")
     digest = hashlib.sha256()
-    with _opened(name, _FILE, parent) as file:
+    with open_file(name, parent) as file:
         while piece := os.read(file, _PIECE):
             digest.update(piece)
     return Item("file", bool(state.st_mode & 0o100), digest.hexdigest())
 
 
 def _write_entry(root: int, entry: Entry, content: Iterator[bytes], expected: Item | None) -> None:
-    with _parent(root, entry.path) as (parent, name):
+    with folder_of(root, entry.path) as (parent, name):
         if entry.kind == "folder":
             os.mkdir(name, dir_fd=parent)
             _own(root, parent, name)
@@ -391,7 +283,7 @@ def _write_entry(root: int, entry: Entry, content: Iterator[bytes], expected: It
             if expected is None:
                 _own(root, parent, temporary)
             if _state(parent, name) != expected:
-                raise SandboxError("it changed in your folder meanwhile")
+                raise SandboxError(_CHANGED)
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -400,8 +292,9 @@ def _write_entry(root: int, entry: Entry, content: Iterator[bytes], expected: It
 
 
 def _write_file(parent: int, name: str, temporary: str, entry: Entry, content: Iterator[bytes]) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(temporary, flags, 0o777 if entry.executable else 0o666, dir_fd=parent), "wb") as file:
+    if sys.platform == "win32":
+        raise SandboxError(NEEDS_POSIX)
+    with open(create_file(temporary, 0o777 if entry.executable else 0o666, parent), "wb") as file:
         for piece in content:
             file.write(piece)
         with contextlib.suppress(FileNotFoundError):  # a changed file keeps its owner and mode
@@ -419,19 +312,21 @@ def _write_file(parent: int, name: str, temporary: str, entry: Entry, content: I
 
 
 def _own(root: int, parent: int, name: str) -> None:
-    """Where edge is root, what is new belongs to whom the work folder belongs to."""
+    """If edge runs as root, give a new file to the owner of the work folder."""
+    if sys.platform == "win32":
+        raise SandboxError(NEEDS_POSIX)
     if os.geteuid() == 0:
         owner = os.fstat(root)
         os.chown(name, owner.st_uid, owner.st_gid, dir_fd=parent, follow_symlinks=False)
 
 
 def _delete(root: int, path: str, base: Base) -> None:
-    with _parent(root, path) as (parent, name):
+    with folder_of(root, path) as (parent, name):
         now = _state(parent, name)
         if now is None:
             return
         if now != base[path]:
-            raise SandboxError("it changed in your folder meanwhile")
+            raise SandboxError(_CHANGED)
         if now.kind == "folder":
             os.rmdir(name, dir_fd=parent)
         else:
@@ -440,54 +335,3 @@ def _delete(root: int, path: str, base: Base) -> None:
 
 def _why(error: Exception) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-
-
-@contextlib.contextmanager
-def _opened(path: str, flags: int, folder: int | None = None) -> Iterator[int]:
-    descriptor = os.open(path, flags, dir_fd=folder)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _private(path: Path) -> Iterator[BinaryIO]:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o600), "w+b") as file:
-        yield file
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[BinaryIO]:
-    with _private(path) as file:
-        path.unlink()
-        yield file
-
-
-@contextlib.contextmanager
-def _archive(packed: Path) -> Iterator[tuple[Iterator[tuple[Entry, Iterator[bytes]]], Base]]:
-    """The entries of an archive on disk, and its base: empty until the first entry is taken."""
-    base: Base = {}
-    try:
-        with packed.open("rb") as file:
-            state = os.fstat(file.fileno())
-            if not stat.S_ISREG(state.st_mode):
-                raise SandboxError("it is no regular file")
-            yield read_entries(file.read, state.st_size, lambda value: _read_base(value, base)), base
-    except SandboxError as error:
-        raise SandboxError(f"{packed}: {error}") from None
-    except OSError as error:
-        raise SandboxError(f"{packed}: {error.strerror or error}") from None
-
-
-def _read_base(value: Any, base: Base) -> None:
-    try:
-        for path, (kind, executable, content) in value.items():
-            parts = path.split("/")
-            known = kind in ("file", "folder", "link") and isinstance(executable, bool)
-            if not known or not isinstance(content, str) or any(part in ("", ".", "..") for part in parts):
-                raise ValueError
-            base[path] = Item(kind, executable, content)
-    except (AttributeError, TypeError, ValueError):
-        raise SandboxError("its list of files is damaged") from None

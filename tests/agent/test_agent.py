@@ -32,9 +32,9 @@ from edge.answer.action import Command
 from edge.errors import AgentError, EdgeError, PromptError
 from edge.replay.rows import read_rows
 from edge.system.folders import make_folder, remove_folder
+from edge.terminal.packed import copy_archive
 from edge.terminal.sandbox import Sandbox
 from edge.terminal.tmux import Terminal
-from edge.terminal.workfolder import copy_archive
 
 ROOT = Path(__file__).resolve().parents[2]
 EDGE = [sys.executable, "-c", "from edge.cli.main import main; main()"]

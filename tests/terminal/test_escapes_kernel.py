@@ -346,7 +346,7 @@ def test_full_disks(world: World, tmp_path: Path) -> None:
         shell.sandbox.save(tmp_path / "full.tar")
         assert (tmp_path / "full.tar").stat().st_size < SMALL.disk + (1 << 20)
         shell.run(f"cd {WORK}; rm -f zeros*; truncate -s 20M hole1 hole2 hole3\n")
-        with pytest.raises(SandboxError, match="more than the limit"):  # what has no blocks, but a size
+        with pytest.raises(SandboxError, match="larger than its limit"):  # what has no blocks, but a size
             shell.sandbox.save(tmp_path / "holes.tar")
         assert not (tmp_path / "holes.tar").exists()
         shell.run("rm -f hole*\n")
@@ -458,7 +458,7 @@ def test_what_edge_is_told_by_the_sandbox(
         answering = next(pid for pid in shell.inside() if status(pid)["NSpid"].split()[-1] not in ("1", "2"))
         inside = status(answering)["NSpid"].split()[-1]
         shell.run(f"kill -STOP {inside}\n")
-        with pytest.raises(SandboxError, match="cannot be had: it does not answer in time"):
+        with pytest.raises(SandboxError, match="cannot be saved: it does not answer in time"):
             shell.sandbox.save(kept)
         shell.run("for f in /proc/2/fd/4 /proc/1/fd/2; do timeout 3 yes edge > $f & done; sleep 0.2\n")
         shell.run(f"kill -CONT {inside}\n")
@@ -466,7 +466,7 @@ def test_what_edge_is_told_by_the_sandbox(
         shell.sandbox.save(kept)  # what was left of the first answer, or put there since, is passed over
         assert not shell.sandbox.changes(kept)
         shell.run(f"kill -9 {inside}\n")
-        with pytest.raises(SandboxError, match="cannot be had"):
+        with pytest.raises(SandboxError, match="cannot be saved"):
             shell.sandbox.save(tmp_path / "never.tar")
         assert [path.name for path in tmp_path.iterdir()] == ["kept.tar"]
 

@@ -117,7 +117,7 @@ def adding(*words: str) -> Callable[[list[str]], list[str]]:
     ("edit", "complaint"),
     [
         (adding("--share-net"), "it shares the net namespace|there is a network"),
-        (without("--seccomp", "9"), "filter of system calls|holds a file of this system open"),
+        (without("--seccomp", "9"), "filter of system calls|has a file of this system open"),
         (without("--remount-ro", "/"), "/ can be written"),
         (without("--remount-ro", "/dev"), "/dev can be written"),
         (adding("--bind", "/tmp", "/tmp/more"), "/tmp/more can be written"),
@@ -157,7 +157,7 @@ import os, sys, tempfile
 from pathlib import Path
 from edge.errors import EdgeError
 from edge.terminal.sandbox import Limits, Sandbox
-from edge.terminal import Terminal
+from edge.terminal.tmux import Terminal
 with tempfile.TemporaryDirectory() as place:
     work = Path(place) / "work"
     work.mkdir()

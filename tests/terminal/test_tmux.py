@@ -160,7 +160,7 @@ def test_what_goes_on_after_the_end_is_told(tmp_path: Path) -> None:
 def test_a_killed_edge_leaves_no_terminal_behind(tmp_path: Path) -> None:
     code = f"""
 import sys, time
-from edge.terminal import Terminal
+from edge.terminal.tmux import Terminal
 terminal = Terminal.start(cwd={str(tmp_path)!r})
 terminal.send("echo $$ > pid; sleep 1000\\n")
 print(terminal.folder, flush=True)
@@ -178,11 +178,11 @@ time.sleep(1000)
 
 
 def test_what_cannot_be_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AgentError, match="is no folder to work in"):
+    with pytest.raises(AgentError, match="is not a folder"):
         Terminal.start(cwd=tmp_path / "none")
-    with pytest.raises(AgentError, match="gone"), Terminal.start(cwd=tmp_path) as terminal:
+    with pytest.raises(AgentError, match="has ended"), Terminal.start(cwd=tmp_path) as terminal:
         terminal.close()
         terminal.send("ls\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(AgentError, match="tmux is not installed"):
+    with pytest.raises(AgentError, match="needs tmux, which is not installed"):
         Terminal.start(cwd=tmp_path)

@@ -1,0 +1,200 @@
+"""The archive of a work folder: packed for the sandbox, copied from the sandbox, read back.
+
+Every archive begins with the base: a list of what was in the folder when it was first packed.
+"""
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from edge.errors import SandboxError
+from edge.terminal.archive import END, MOST_ENTRIES, Entry, Kind, head_blocks, header, padding, read_entries
+from edge.terminal.opened import create_file, open_file, open_folder
+
+_PIECE = 1 << 20
+_OVERHEAD = 4096  # most bytes of an archive for each file besides its content: names, headers, padding
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is at a path, as far as edge compares it."""
+
+    kind: Kind
+    executable: bool = False
+    content: str = ""
+    """SHA-256 of a file, in hexadecimal; the target of a link."""
+
+
+Base = dict[str, Item]
+"""The work folder as it was when it was packed, by path."""
+
+
+def pack(folder: Path, to: Path, most: int) -> tuple[str, ...]:
+    """Write a folder to the new file `to` as an archive, which begins with a list of what is in the folder now.
+
+    Returns the paths that are left out: sockets, devices, FIFOs, and what cannot be read. `most`: bytes of the
+    archive. Raises SandboxError if there are more, or more than 200,000 files.
+    """
+    with _temporary(to.with_name(to.name + ".body")) as body:
+        packer = _Packer(folder, most, body)
+        try:
+            with open_folder(folder) as root:
+                body.write(header(Entry("", "folder")))
+                packer.add(root, "")
+        except OSError as error:
+            raise SandboxError(
+                f"{folder}: cannot be packed for the sandbox: {error.filename}: {error.strerror}"
+            ) from None
+        except RecursionError:
+            raise SandboxError(
+                f"{folder}: its folders are nested too deep for the sandbox: choose another --workdir"
+            ) from None
+        body.write(END)
+        body.seek(0)
+        with _private(to) as file:
+            file.write(_head(packer.base))
+            while piece := body.read(_PIECE):
+                file.write(piece)
+    return tuple(packer.left_out)
+
+
+@dataclass
+class _Packer:
+    """Writes the entries of a folder to `body`."""
+
+    folder: Path
+    most: int
+    body: BinaryIO
+    base: Base = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, descriptor: int, path: str) -> None:
+        """Add all that is in the open folder `descriptor`, which is at `path` below the work folder."""
+        with os.scandir(descriptor) as scan:
+            names = sorted(entry.name for entry in scan)
+        for name in names:
+            state = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            self.total += _OVERHEAD + (state.st_size if stat.S_ISREG(state.st_mode) else 0)
+            if self.total > self.most or len(self.base) >= MOST_ENTRIES:
+                raise SandboxError(
+                    f"{self.folder}: too large for the sandbox ({self.most:,} bytes, {MOST_ENTRIES:,} files): "
+                    "choose a smaller --workdir or a larger --disk"
+                )
+            full = f"{path}/{name}" if path else name
+            try:
+                self._add_one(descriptor, name, full, state)
+            except PermissionError:
+                self.left_out.append(full)
+
+    def _add_one(self, parent: int, name: str, path: str, state: os.stat_result) -> None:
+        if stat.S_ISDIR(state.st_mode):
+            with open_folder(name, parent) as inner:
+                self.base[path] = Item("folder", True)
+                self.body.write(header(Entry(path, "folder", mtime=int(state.st_mtime))))
+                self.add(inner, path)
+        elif stat.S_ISLNK(state.st_mode):
+            target = os.readlink(name, dir_fd=parent)
+            self.base[path] = Item("link", True, target)
+            self.body.write(header(Entry(path, "link", mtime=int(state.st_mtime), target=target)))
+        elif stat.S_ISREG(state.st_mode):
+            with open_file(name, parent) as file:
+                self.base[path] = _pack_file(file, path, self.body)
+        else:
+            self.left_out.append(path)
+
+
+def _pack_file(descriptor: int, path: str, body: BinaryIO) -> Item:
+    """Write a file with the size that it has now, even if another program changes it during the read."""
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(0, "is not a regular file any more", path)
+    executable = bool(state.st_mode & 0o100)
+    body.write(header(Entry(path, "file", executable, state.st_size, int(state.st_mtime))))
+    digest, left = hashlib.sha256(), state.st_size
+    while left:
+        piece = os.read(descriptor, min(left, _PIECE)) or bytes(min(left, _PIECE))
+        digest.update(piece)
+        body.write(piece)
+        left -= len(piece)
+    body.write(padding(state.st_size))
+    return Item("file", executable, digest.hexdigest())
+
+
+def read_base(packed: Path) -> Base:
+    """The folder as it was when it was first packed. Raises SandboxError if the archive is damaged."""
+    with open_archive(packed) as (entries, base):
+        next(entries)
+        return base
+
+
+def copy_archive(read: Callable[[int], bytes], base: Base, file: BinaryIO, most: int) -> None:
+    """Copy the archive that a sandbox sends to `file`, with `base` first and every header written by edge.
+
+    `most`: bytes of content. Raises SandboxError if the archive is damaged or too large.
+    """
+    write_archive(read_entries(read, most), base, file)
+
+
+def write_archive(entries: Iterator[tuple[Entry, Iterator[bytes]]], base: Base, file: BinaryIO) -> None:
+    """Write `base` and the entries to `file`. Hard links and devices become links to nowhere."""
+    file.write(_head(base))
+    for entry, content in entries:
+        if entry.kind in ("file", "folder", "link"):
+            file.write(header(entry))
+            for piece in content:
+                file.write(piece)
+            file.write(padding(entry.size))
+        else:  # kept as a link to nowhere, so that `compare` can report it
+            file.write(header(Entry(entry.path, "link", target=f"/{entry.kind}")))
+    file.write(END)
+
+
+def _head(base: Base) -> bytes:
+    return head_blocks({path: [item.kind, item.executable, item.content] for path, item in base.items()})
+
+
+@contextlib.contextmanager
+def _private(path: Path) -> Iterator[BinaryIO]:
+    with open(create_file(path, 0o600), "w+b") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[BinaryIO]:
+    with _private(path) as file:
+        path.unlink()
+        yield file
+
+
+@contextlib.contextmanager
+def open_archive(packed: Path) -> Iterator[tuple[Iterator[tuple[Entry, Iterator[bytes]]], Base]]:
+    """The entries of an archive on disk, and its base, which is empty until the first entry is read."""
+    base: Base = {}
+    try:
+        with packed.open("rb") as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise SandboxError("is not a regular file")
+            yield read_entries(file.read, state.st_size, lambda value: _read_base(value, base)), base
+    except SandboxError as error:
+        raise SandboxError(f"{packed}: {error}") from None
+    except OSError as error:
+        raise SandboxError(f"{packed}: {error.strerror or error}") from None
+
+
+def _read_base(value: Any, base: Base) -> None:
+    try:
+        for path, (kind, executable, content) in value.items():
+            parts = path.split("/")
+            known = kind in ("file", "folder", "link") and isinstance(executable, bool)
+            if not known or not isinstance(content, str) or any(part in ("", ".", "..") for part in parts):
+                raise ValueError
+            base[path] = Item(kind, executable, content)
+    except (AttributeError, TypeError, ValueError):
+        raise SandboxError("its list of files is damaged: remove it and start a new session") from None
