@@ -61,7 +61,17 @@ def test_macos_has_no_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_agent_command_says_so_in_one_line(tmp_path: Path) -> None:
     code = "import edge.agent.session, sys; sys.platform = 'win32'; from edge.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "agent", "a task", "--model", "none.gguf", "--workdir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "agent",
+        "a task",
+        "--model",
+        "none.gguf",
+        "--workdir",
+        str(tmp_path),
+    ]
     run = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
