@@ -1,10 +1,10 @@
-"""The child program that tries what may end a process: a model file, an answer, the import of every dependency.
+"""The child program that tries what can stop a process: a model file, an answer, the import of each dependency.
 
     python -m edge.probe try FILE      load a GGUF on the CPU and write a few tokens of an action
-    python -m edge.probe answer FILE   the same with a task and its time, as one JSON line
-    python -m edge.probe imports       import every dependency, one JSON line before and after each
+    python -m edge.probe answer FILE   load a GGUF, answer a task, and print the seconds as one JSON line
+    python -m edge.probe imports       import each dependency; print one JSON line before and after each
 
-It is started only as a process (edge/system/child.py). Exit code 1: the reason is on stderr.
+edge starts it only as a process (edge/system/child.py). With exit code 1, the reason is on stderr.
 """
 
 import importlib
@@ -13,15 +13,18 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
 
-_BUDGET = 24  # tokens of the answer that is tried
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+_MAX_TOKENS = 24  # of the answer
 
 
 def try_file(path: str) -> None:
-    """Load a file that may be damaged and run it once. Raises EdgeError, unless llama.cpp ends the process."""
+    """Load a file that can be damaged and run it once. Raises EdgeError, or llama.cpp stops the process."""
     from edge.llama.loading import Loading
     from edge.runner import Runner
 
@@ -30,72 +33,91 @@ def try_file(path: str) -> None:
 
 
 def write_answer(path: str) -> None:
-    """Load a model and write one short action, so that a product with weights of each of its types is computed."""
+    """Load a model and write one short action. This multiplies with weights of each of the model's types."""
     from edge.answer.action import parse_action
     from edge.prompt import task_messages
     from edge.runner import Runner
 
     began = time.monotonic()
     with Runner.load(path) as runner:
-        action = runner.act(task_messages("List the files here."), _BUDGET)
+        action = runner.act(task_messages("List the files here."), _MAX_TOKENS)
     parse_action(action.text)
     _print(seconds=time.monotonic() - began)
 
 
 def import_all() -> None:
-    """Import what edge needs, one JSON line before and after each, then llama.cpp and what it is."""
+    """Import every dependency of edge, then llama.cpp. Print one JSON line before and after each.
+
+    `{"importing": name}` comes before; `{"name": …, "version": …}` or `{"name": …, "error": …}` comes after. The last
+    line is `{"llama": {…}}`.
+    """
     from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(text) for text in distribution("terminal-edge").requires or ()]
+    except PackageNotFoundError:
+        _print(
+            name="terminal-edge",
+            error="is not installed: install it with pip, or with install.sh of a bundle",
+        )
+        wanted = []
+    modules = _modules()
+    for requirement in wanted:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):  # not only for an extra
+            _import(requirement, modules)
+    _print(importing="llama.cpp")
+    _print(llama=_llama())
+
+
+def _modules() -> dict[str, list[str]]:
+    """The modules of each installed package, by the canonical name of the package."""
     from packaging.utils import canonicalize_name
 
     modules: dict[str, list[str]] = {}
     for module, names in packages_distributions().items():
         for name in names:
             modules.setdefault(canonicalize_name(name), []).append(module)
+    return modules
+
+
+def _import(requirement: "Requirement", modules: dict[str, list[str]]) -> None:
+    from packaging.utils import canonicalize_name
+
+    name = canonicalize_name(requirement.name)
+    _print(importing=name)
     try:
-        wanted = [Requirement(text) for text in distribution("terminal-edge").requires or ()]
+        installed = distribution(name).version
+        if not requirement.specifier.contains(installed, prereleases=True):
+            _print(name=name, error=f"version {installed} is installed, edge needs {requirement.specifier}")
+            return
+        for module in modules.get(name, []):
+            if module.isidentifier() and not module.startswith("_"):
+                importlib.import_module(module)
     except PackageNotFoundError:
-        _print(
-            name="terminal-edge", error="is not installed here: pip install it, or sh install.sh of a bundle"
-        )
-        wanted = []
-    for requirement in wanted:
-        extra = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
-        if extra:
-            continue
-        name = canonicalize_name(requirement.name)
-        _print(begins=name)
-        try:
-            installed = distribution(name).version
-            if not requirement.specifier.contains(installed, prereleases=True):
-                raise ImportError(f"is {installed}, edge needs {requirement.specifier}")
-            for module in modules.get(name, []):
-                if module.isidentifier() and not module.startswith("_"):
-                    importlib.import_module(module)
-        except PackageNotFoundError:
-            _print(name=name, error=f"is not installed; edge needs {requirement.specifier or 'it'}")
-        except Exception as error:  # whatever a package raises when it is imported
-            _print(
-                name=name, error=f"cannot be imported: {' '.join(str(error).split()) or type(error).__name__}"
-            )
-        else:
-            _print(name=name, version=installed)
-    _print(begins="llama.cpp")
+        _print(name=name, error=f"is not installed; edge needs {name}{requirement.specifier}")
+    except Exception as error:  # a package can raise anything when it is imported
+        reason = " ".join(str(error).split()) or type(error).__name__
+        _print(name=name, error=f"cannot be imported: {reason}")
+    else:
+        _print(name=name, version=installed)
+
+
+def _llama() -> dict[str, Any]:
+    """What llama.cpp is: its version, CPU features, number of devices, and the CPU library that it loaded."""
     from edge.llama.devices import devices, inspect_llama
 
-    found = inspect_llama(devices())
+    llama = inspect_llama(devices())
     loaded = ""
     if sys.platform == "linux":
         mapped = Path("/proc/self/maps").read_text().split()
         loaded = next((Path(place).name for place in mapped if "libggml-cpu" in place), "")
-    _print(
-        llama={
-            "error": found.error,
-            "ggml": found.ggml,
-            "features": found.cpu_features,
-            "devices": len(found.devices),
-            "loaded": loaded,
-        }
-    )
+    return {
+        "error": llama.error,
+        "ggml": llama.ggml,
+        "features": llama.cpu_features,
+        "devices": len(llama.devices),
+        "loaded": loaded,
+    }
 
 
 def _print(**fields: Any) -> None:
@@ -103,7 +125,7 @@ def _print(**fields: Any) -> None:
 
 
 def main() -> int:
-    """Run what the command line names. Returns the exit code."""
+    """Run the program that the command line names. Returns the exit code."""
     programs = {"try": try_file, "answer": write_answer}
     try:
         if sys.argv[1] == "imports":

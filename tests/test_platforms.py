@@ -60,7 +60,11 @@ def test_macos_has_no_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_agent_command_says_so_in_one_line(tmp_path: Path) -> None:
-    code = "import edge.agent.session, sys; sys.platform = 'win32'; from edge.cli.main import main; main()"
+    # All that looks at the platform when it is imported comes first.
+    code = (
+        "import edge.cli.main, edge.agent.session, edge.runner, sys, sysconfig; sysconfig.get_config_vars();"
+        "sys.platform = 'win32'; edge.cli.main.main()"
+    )
     command = [
         sys.executable,
         "-c",

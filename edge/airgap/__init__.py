@@ -1,9 +1,9 @@
-"""Work without a network: what a machine has, what a bundle carries.
+"""Work without a network: check a machine, and carry edge to it in a bundle.
 
-doctor    versions, devices, memory, and whether a model fits
-ready     tries everything that edge needs without a network
-manifest  the contents of a bundle, byte by byte
-wheels    the wheels of edge and its dependencies
+doctor    reports versions, devices and memory, and whether a model fits
+ready     tries everything that edge needs, without a network
+manifest  defines the contents of a bundle, byte by byte
+wheels    makes the wheels of edge and its dependencies
 bundle    writes a bundle: one tar file
 unbundle  checks, unpacks and installs a bundle
 """

@@ -1,14 +1,13 @@
-"""`edge bundle`: models, rows, references and all that installs edge, in one tar for a machine without a network.
+"""Write a bundle: models, rows, references and everything that installs edge, in one tar.
 
-The tar is written as it is read: nothing of it is held in memory or on the disk twice. What each byte must be stands in
-edge/airgap/manifest.py.
+edge copies the files into the tar in small pieces. edge/airgap/manifest.py defines every byte of the tar.
 """
 
 import hashlib
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from edge.airgap.manifest import (
     tar_size,
 )
 from edge.airgap.wheels import Needed, make_wheels, target
-from edge.errors import BundleError
+from edge.errors import BundleError, Interrupted
 from edge.formats.gguf import read_model_file
 from edge.replay.result import read_result
 from edge.replay.rows import read_rows
@@ -34,15 +33,16 @@ from edge.system.machine import free_disk
 from edge.system.paths import cache_folder
 from edge.system.places import check_place, place_of
 from edge.system.progress import Progress
-from edge.system.text import size as in_words
+from edge.system.text import size
 from edge.version import __version__
 
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # bytes
+_ORDER = ("rows", "references", "wheels", "models")  # in the tar: small files first
 
 
 @dataclass(frozen=True)
 class Bundled:
-    """A finished bundle. `sha256`: of its manifest, which names that of everything else."""
+    """A finished bundle. `sha256` is that of the manifest, which has the SHA-256 of every other file."""
 
     path: Path
     n_bytes: int
@@ -51,13 +51,11 @@ class Bundled:
 
     def __str__(self) -> str:
         manifest, machine = self.manifest, self.manifest.machine
-        lines = [f"{self.path}: {in_words(self.n_bytes)}, {len(manifest.files)} files"]
+        lines = [f"{self.path}: {size(self.n_bytes)}, {len(manifest.files)} files"]
         for folder in ("models", "rows", "references", "wheels"):
             files = [member for member in manifest.files if member.folder == folder]
             if files:
-                lines.append(
-                    f"  {folder:10} {len(files):3}  {in_words(sum(member.size for member in files))}"
-                )
+                lines.append(f"  {folder:10} {len(files):3}  {size(sum(member.size for member in files))}")
         lines.append(
             f"for {machine.implementation} {machine.python} on {machine.system} {machine.machine}"
             + (f", glibc {machine.glibc} or newer" if machine.glibc else "")
@@ -75,15 +73,17 @@ def bundle(
     rows: Sequence[Path] = (),
     references: Sequence[Path] = (),
     wheels: Path | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Bundled:
-    """Write a bundle to `out`, whole or not at all.
+    """Write a bundle to `out`. If this fails, there is no file at `out`.
 
-    `models`: GGUFs; `rows`: replay rows; `references`: result JSONs. `wheels`: a folder whose wheels are taken, and
-    where the others are put; default: one in the user's cache. `tell` gets lines on the wheels, `progress` bytes.
+    `models` are GGUFs, `rows` files of replay rows, `references` result JSONs. edge takes wheels from the folder
+    `wheels` and puts new ones there; the default is a folder in the user's cache. `say` receives lines about the
+    wheels; `progress` receives the bytes done and the total.
 
-    Raises BundleError; ModelFileError, ReplayError and ResultError for a file that is not what it is given as.
+    Raises BundleError if the bundle cannot be made. Raises ModelFileError, ReplayError or ResultError for a damaged
+    input file. Raises Interrupted on Ctrl-C.
     """
     if sys.platform == "win32":
         raise BundleError(
@@ -95,22 +95,25 @@ def bundle(
     check_place(out)
     _, through = place_of(out)
     if through:
-        raise BundleError(f"{out}: is no place for a bundle: give the name of a file")
+        raise BundleError(f"{out}: is not a regular file: give another name with --out")
     sources: dict[str, Path] = {}
     for folder, paths in (("rows", rows), ("references", references), ("models", models)):
         for path in paths:
             _add(sources, folder, path)
     for path in sources.values():
         if out.exists() and os.path.samefile(path, out):
-            raise BundleError(f"{out}: is to be read, it cannot be the bundle too")
+            raise BundleError(f"{out}: is also an input file: give another name with --out")
     for path in models:
         read_model_file(path)
     for path in rows:
         read_rows(path)
     for path in references:
         read_result(path)
-    wanted, made = make_wheels(wheels or cache_folder() / "wheels", tell)
-    return pack(out, sources, wanted, made, progress)
+    try:
+        wanted, made = make_wheels(wheels or cache_folder() / "wheels", say)
+        return pack(out, sources, wanted, made, progress)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; no bundle was written; finished wheels are kept") from None
 
 
 def pack(
@@ -120,15 +123,16 @@ def pack(
     wheels: Mapping[str, Path],
     progress: Progress = lambda done, total: None,
 ) -> Bundled:
-    """Write a bundle of these files: `sources` by their path in the bundle, `wheels` by their package.
+    """Write a bundle of these files: `sources` by path in the bundle, `wheels` by package name.
 
-    The files are read twice, for the manifest and for the tar. Raises BundleError.
+    Reads each file twice: for the manifest and for the tar. Raises BundleError.
     """
     files = {**sources, **{f"wheels/{path.name}": path for path in wheels.values()}}
     total = sum(path.stat().st_size for path in files.values())
     if (free := free_disk(out.absolute().parent)) < total:
         raise BundleError(
-            f"{out}: the bundle takes {in_words(total)}, of which {in_words(free)} are free there"
+            f"{out}: the bundle needs {size(total)}, the disk has {size(free)} free: "
+            "free some space, or give another disk with --out"
         )
     done = 0
 
@@ -147,10 +151,7 @@ def pack(
         REQUIREMENTS: "".join(pins).encode(),
     }
     own = [Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in texts.items()]
-    order = {
-        folder: number for number, folder in enumerate(("rows", "references", "wheels", "models"))
-    }  # small ones first
-    rest = sorted(members.values(), key=lambda member: (order[member.folder], member.path))
+    rest = sorted(members.values(), key=lambda member: (_ORDER.index(member.folder), member.path))
     manifest = Manifest(
         __version__, target(list(wheels.values())), wanted.extras, wanted.packages, (*own, *rest)
     )
@@ -165,25 +166,27 @@ def pack(
 def _add(sources: dict[str, Path], folder: str, path: Path) -> None:
     name = path.name
     if problem := check_name(name):
-        raise BundleError(f"{path}: its name {problem}: rename it")
+        raise BundleError(f"{path}: its name {problem}: rename the file")
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise BundleError(f"{path}: is no file")
+            raise BundleError(f"{path}: is not a file")
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from None
     place = f"{folder}/{name}"
     if same := next((known for known in sources if known.lower() == place.lower()), None):
-        raise BundleError(f"{path}: there is another {same} ({sources[same]}): rename one of them")
+        raise BundleError(
+            f"{path}: would be {same} in the bundle, as would {sources[same]}: rename one of them"
+        )
     sources[place] = path
 
 
 def _member(name: str, path: Path, count: Callable[[int], None]) -> Member:
-    digest, size = hashlib.sha256(), 0
+    digest, n_bytes = hashlib.sha256(), 0
     for piece in _pieces(path):
         digest.update(piece)
-        size += len(piece)
+        n_bytes += len(piece)
         count(len(piece))
-    return Member(name, size, digest.hexdigest())
+    return Member(name, n_bytes, digest.hexdigest())
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -219,27 +222,27 @@ def _write(
 
             written += _put(descriptor, member.path, pieces(), member.size)
             if digest.hexdigest() != member.sha256:
-                raise BundleError(f"{path}: was changed while it was bundled; try again")
-        _all(descriptor, tar_end(written))
+                raise BundleError(f"{path}: changed while edge bundled it; try again")
+        _write_all(descriptor, tar_end(written))
 
 
-def _put(descriptor: int, name: str, pieces: Sequence[bytes] | Iterator[bytes], size: int) -> int:
-    """Write a member; returns its bytes in the tar."""
-    head = header(name, size)
-    _all(descriptor, head)
-    left = size
+def _put(descriptor: int, name: str, pieces: Iterable[bytes], n_bytes: int) -> int:
+    """Write a member of `n_bytes`. Returns the bytes that it takes in the tar."""
+    head = header(name, n_bytes)
+    _write_all(descriptor, head)
+    left = n_bytes
     for piece in pieces:
         left -= len(piece)
         if left < 0:
             break
-        _all(descriptor, piece)
+        _write_all(descriptor, piece)
     if left:
-        raise BundleError(f"{name}: its size was changed while it was bundled; try again")
-    _all(descriptor, padding(size))
-    return len(head) + size + len(padding(size))
+        raise BundleError(f"{name}: its size changed while edge bundled it; try again")
+    _write_all(descriptor, padding(n_bytes))
+    return len(head) + n_bytes + len(padding(n_bytes))
 
 
-def _all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

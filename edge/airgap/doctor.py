@@ -1,12 +1,11 @@
-"""What `edge doctor` tells: versions, llama.cpp's devices, the machine, and whether a model would fit.
+"""Report versions, llama.cpp's devices, the machine, and whether a model fits: `edge doctor`.
 
-Data first: `doctor` collects a Report, whose `to_text` and `to_json` show it. It answers also where llama.cpp
-cannot be imported, which is when it is needed most.
+This also works if llama.cpp cannot be imported.
 """
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,11 +34,11 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Fit:
-    """What a model needs at a context, in bytes, and how `edge` would run it here; see footprint.Buffers.
+    """What a model needs for a context length, in bytes (edge.llama.memory.Buffers), and how edge would run it here.
 
-    `weights` is the file's size: it is memory-mapped, but slow unless all of it stays in memory. `placement` is
-    None where it does not fit; `advice` then says what would, and the other figures are those of one answer
-    at a time with flash attention. `fits` is None where the system does not tell its free memory.
+    `weights` is the size of the file: edge maps it into memory, and it is slow unless all of it stays there. If the
+    model does not fit, `placement` is None and `advice` says what fits; the other figures are then those of one answer
+    at a time with flash attention. `fits` is None if the system does not report its free memory.
     """
 
     model: str
@@ -57,18 +56,19 @@ class Fit:
     available: int | None
     fits: bool | None
     largest_context: int | None
-    """The longest context that fits into the available memory, in steps of 256 tokens; 0: none does."""
+    """The longest context that fits into the available memory, in steps of 256 tokens; 0 if none fits."""
     placement: Placement | None
     advice: str | None
 
     @property
     def total(self) -> int:
+        """All bytes together."""
         return self.weights + self.kv_cache + self.state + self.compute + self.output
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that `edge doctor` knows. Sizes in bytes."""
+    """The report of `edge doctor`. Sizes are in bytes; a value that the system does not report is None."""
 
     edge: str
     python: str
@@ -84,6 +84,7 @@ class Report:
     fit: Fit | None
 
     def to_json(self) -> str:
+        """The report as a JSON object, indented."""
         data = asdict(self)
         if self.fit is not None:
             data["fit"]["total"] = self.fit.total
@@ -93,9 +94,11 @@ class Report:
         return self.to_text()
 
     def to_text(self) -> str:
+        """The report as text of several lines."""
         lines = [f"edge {self.edge}, Python {self.python}, {self.system}"]
         lines.append(
-            "packages    " + ", ".join(f"{name} {got or 'missing'}" for name, got in self.packages.items())
+            "packages    "
+            + ", ".join(f"{name} {found or 'missing'}" for name, found in self.packages.items())
         )
         if self.llama.error is not None:
             lines.append(f"llama.cpp   cannot be used: {self.llama.error}")
@@ -107,7 +110,7 @@ class Report:
             lines.append(
                 "GPU         layers are offloaded"
                 if self.llama.gpu_offload
-                else "GPU         none: llama.cpp was built without a GPU backend, or finds no device (docs/gpu.md)"
+                else "GPU         none: llama.cpp has no GPU backend or finds no GPU (docs/gpu.md)"
             )
         lines.append(f"CPU         {self.cpu}, {_count(self.physical_cores, 'physical core')}")
         lines.append(f"memory      {_gb(self.memory_available)} available of {_gb(self.memory_total)}")
@@ -118,12 +121,12 @@ class Report:
 
 
 def doctor(model: Path | None = None, context: int | None = None) -> Report:
-    """Look at this machine, and at `model` (a GGUF) if one is given.
+    """Examine this machine, and `model` (a GGUF) if there is one.
 
-    `context`: tokens, prompt and answer together; default 8,192 or the model's own maximum if that is
-    smaller. Raises ModelFileError if `model` is missing or damaged, ContextError for a context beyond its maximum.
+    `context` is in tokens, prompt and answer together; the default is 8,192, or the model's maximum if that is smaller.
+    Raises ModelFileError if `model` is missing or damaged, ContextError for a context longer than its maximum.
     """
-    main = memory()
+    main_memory = memory()
     found = devices()
     folder = model_folder().absolute()
     llama = inspect_llama(found)
@@ -135,18 +138,19 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
         llama=llama,
         cpu=cpu_name(),
         physical_cores=physical_cores(),
-        memory_total=main.total,
-        memory_available=main.available,
+        memory_total=main_memory.total,
+        memory_available=main_memory.available,
         model_folder=str(folder),
         disk_free=free_disk(folder),
-        fit=None if model is None else fit(model, main, found, context=context),
+        fit=None if model is None else fit(model, main_memory, found, context=context),
     )
 
 
 def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: int | None = None) -> Fit:
-    """Whether and how the GGUF `model` fits into this memory and these devices.
+    """Whether and how the GGUF `model` fits into this memory and these devices (`found`).
 
-    Raises ModelFileError if it cannot be read, ContextError for a context that it does not have.
+    `context` as in `doctor`. Raises ModelFileError if edge cannot read the file, ContextError for a context longer than
+    its maximum.
     """
     file = read_model_file(model)
     if context is not None and context > file.context_length > 0:
@@ -171,18 +175,6 @@ def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: i
         flash_attention=placement is None or placement.flash_attention,
     )
     known = memory.available is not None
-    largest = None
-    if known:
-        # Memory grows with the context, so halve the range between what fits (low) and what does not (high).
-        low, high = 0, max(file.context_length, chosen) // CELLS_STEP + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            try:
-                plan(min(middle * CELLS_STEP, file.context_length or middle * CELLS_STEP))
-                low = middle
-            except ContextError:
-                high = middle
-        largest = low * CELLS_STEP
     return Fit(
         model=str(model),
         file_type=file.file_type,
@@ -198,10 +190,24 @@ def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: i
         flash_attention=placement is None or placement.flash_attention,
         available=memory.available,
         fits=placement is not None if known else None,
-        largest_context=largest,
+        largest_context=_largest(plan, file.context_length, chosen) if known else None,
         placement=placement,
         advice=advice,
     )
+
+
+def _largest(plan: Callable[[int], Placement], maximum: int, chosen: int) -> int:
+    """The longest context that fits, in steps of CELLS_STEP tokens. `maximum` is the model's, 0 if unknown."""
+    # Memory grows with the context: halve the range between what fits (low) and what does not (high).
+    low, high = 0, max(maximum, chosen) // CELLS_STEP + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            plan(min(middle * CELLS_STEP, maximum or middle * CELLS_STEP))
+            low = middle
+        except ContextError:
+            high = middle
+    return low * CELLS_STEP
 
 
 def _version(package: str) -> str | None:
@@ -212,7 +218,9 @@ def _version(package: str) -> str | None:
 
 
 def _device_line(device: Device) -> str:
-    own = device.kind != "CPU" and device.memory_total  # a CPU's is the machine's, told below
+    own = (
+        device.kind != "CPU" and device.memory_total
+    )  # the memory of a CPU is main memory, which has its own line
     space = f", {_gb(device.memory_free)} free of {_gb(device.memory_total)}" if own else ""
     return f"{device.name}: {device.description} ({device.kind}){space}"
 
@@ -223,7 +231,7 @@ def _fit_lines(fit: Fit) -> list[str]:
         layers if fit.attention_layers == fit.layers else f"{fit.attention_layers} of {layers} with attention"
     )
     lines = [
-        f"model       {fit.model} ({fit.file_type}), context {fit.context:,} of at most {fit.context_max:,}",
+        f"model       {fit.model} ({fit.file_type}), context {fit.context:,} of at most {fit.context_max:,} tokens",
         f"  weights   {_gb(fit.weights)}",
         f"  KV cache  {_gb(fit.kv_cache)} ({with_attention})",
         *([f"  state     {_gb(fit.state)}"] if fit.state else []),
@@ -234,11 +242,11 @@ def _fit_lines(fit: Fit) -> list[str]:
     if fit.advice is not None:
         lines.append(f"  fits?     NO: {fit.advice}")
     elif fit.fits is None:
-        lines.append("  fits?     unknown: this system does not tell its free memory")
+        lines.append("  fits?     unknown: this system does not report its free memory")
     else:
         lines.append(f"  fits?     yes: {_gb(fit.available)} available")
     if fit.largest_context is not None:
-        lines.append(f"  largest context that fits: {fit.largest_context:,}")
+        lines.append(f"  largest context that fits: {fit.largest_context:,} tokens")
     if fit.placement is not None:
         lines.append(f"  {fit.placement}")
     return lines

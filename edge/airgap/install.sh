@@ -1,19 +1,19 @@
 #!/bin/sh
-# Installs edge from this bundle, without a network: checks every file, then makes a virtual environment in this folder.
+# Install edge from this bundle without a network: check every file, then make a virtual environment in this folder.
 #
-#   sh install.sh [--python PYTHON]     PYTHON: default python3; it must be of the version that the bundle is for
+#   sh install.sh [--python PYTHON]     PYTHON: the Python to use, of the bundle's version; default: python3
 #
-# It needs that Python with venv and ensurepip (Debian: python3-venv), nothing else.
+# This Python needs venv and ensurepip (Debian: python3-venv).
 set -eu
 python=python3
 while [ $# -gt 0 ]; do
     case $1 in
-        --python) [ $# -gt 1 ] || { echo 'error: --python needs a program' >&2; exit 2; }; python=$2; shift 2 ;;
+        --python) [ $# -gt 1 ] || { echo 'error: --python: give the name of a Python program' >&2; exit 2; }; python=$2; shift 2 ;;
         *) echo "usage: sh install.sh [--python PYTHON]" >&2; exit 2 ;;
     esac
 done
 CDPATH='' cd -P -- "$(dirname -- "$0")"
-command -v "$python" >/dev/null 2>&1 || { echo "error: $python: no such program; name one with --python" >&2; exit 1; }
+command -v "$python" >/dev/null 2>&1 || { echo "error: $python: no such program; name another with --python" >&2; exit 1; }
 
 "$python" -I - <<'CHECK'
 import sys
@@ -23,7 +23,7 @@ def fail(text):
     sys.exit(1)
 
 if sys.version_info < (3, 11):
-    fail(f"{sys.executable} is Python {sys.version.split()[0]}; edge needs 3.11 or newer: name one with --python")
+    fail(f"{sys.executable} is Python {sys.version.split()[0]}; edge needs 3.11 or newer: name another with --python")
 import hashlib, importlib.util, json, os, platform, stat
 
 try:
@@ -32,7 +32,7 @@ try:
     manifest = json.loads(data)
     machine, files = manifest["machine"], manifest["files"]
     if manifest["version"] != 1:
-        fail("this bundle is of another format than its install.sh")
+        fail("manifest.json: has another format than this install.sh; unpack the bundle again")
     here = {
         "implementation": sys.implementation.name,
         "python": ".".join(platform.python_version_tuple()[:2]),
@@ -41,8 +41,8 @@ try:
     }
     for name, value in here.items():
         if machine[name] != value:
-            fail(f"this bundle is for {name} {machine[name]}, not {value} ({sys.executable}); name another with --python, "
-                 "or make a bundle on a machine of this kind")
+            fail(f"this bundle is for {name} {machine[name]}, not {value} ({sys.executable}): name another Python with "
+                 "--python, or make a bundle on a machine of this kind")
     known = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ())
     try:
         glibc = os.confstr("CS_GNU_LIBC_VERSION") if known else None
@@ -50,36 +50,37 @@ try:
         glibc = None
     number = lambda text: [int(part) for part in text.split(".")]
     if machine["glibc"] and (glibc is None or number(glibc.split()[-1]) < number(machine["glibc"])):
-        fail(f"this bundle needs glibc {machine['glibc']}, here is {glibc or 'none'}: make it on an older system")
+        fail(f"this bundle needs glibc {machine['glibc']} or newer, this machine has {glibc or 'none'}: make the bundle on "
+             "an older system")
     for name in ("venv", "ensurepip"):
         if importlib.util.find_spec(name) is None:
-            fail(f"{sys.executable} has no {name}, which installs the wheels (Debian: python3-venv)")
+            fail(f"{sys.executable} has no module {name}: install it (Debian: python3-venv)")
     listed = {file["path"] for file in files}
-    for name in sorted(os.listdir("wheels")):  # pip takes what it finds there
+    for name in sorted(os.listdir("wheels")):  # pip uses what it finds there
         if f"wheels/{name}" not in listed:
-            fail(f"wheels/{name} is not in the manifest; unpack the bundle again, into an empty folder")
+            fail(f"wheels/{name} is not in the manifest; unpack the bundle again in an empty folder")
     done = 0
     for file in files:
         path = file["path"]
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size != file["size"]:
-            fail(f"{path}: is not the file of the manifest (another size, or a link); fetch the bundle again")
+            fail(f"{path}: is a link, or has another size than in the manifest; fetch the bundle again")
         digest = hashlib.sha256()
         with open(path, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
         if digest.hexdigest() != file["sha256"]:
-            fail(f"{path}: its SHA-256 is not that of the manifest: damaged; fetch the bundle again")
+            fail(f"{path}: is damaged: its SHA-256 differs from the manifest; fetch the bundle again")
         done += file["size"]
 except OSError as error:
     fail(f"{error.filename}: {error.strerror}; unpack the bundle again")
 except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-    fail(f"manifest.json: damaged: {error!r}; fetch the bundle again")
+    fail(f"manifest.json: is damaged: {error!r}; fetch the bundle again")
 print(f"checked: {len(files)} files, {done / 1e6:,.1f} MB; SHA-256 of the manifest {hashlib.sha256(data).hexdigest()}")
 CHECK
 
 if [ -e venv ]; then
-    echo "error: $PWD/venv is there already; remove it to install anew" >&2
+    echo "error: $PWD/venv: already exists; remove it to install again" >&2
     exit 1
 fi
 trap 'status=$?; [ $status -eq 0 ] || rm -rf venv; exit $status' EXIT
@@ -87,7 +88,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 echo "installing into $PWD/venv …"
 "$python" -I -m venv venv
-# No configuration, no index, no cache: only the wheels here, of which pip checks the SHA-256 once more.
+# No configuration, no index, no cache: pip uses only the wheels here, and checks their SHA-256 again.
 PIP_CONFIG_FILE=/dev/null venv/bin/python -I -m pip --isolated --disable-pip-version-check --no-cache-dir \
     install --quiet --no-input --no-index --find-links wheels --no-deps --require-hashes --requirement requirements.txt
 PIP_CONFIG_FILE=/dev/null venv/bin/python -I -m pip --isolated --disable-pip-version-check check
@@ -96,4 +97,4 @@ trap - EXIT INT TERM
 echo
 venv/bin/edge doctor --offline
 echo
-echo "installed. Use it in this folder: cd $PWD && venv/bin/edge run 'List the Python files here.'"
+echo "Installed. To use it, work in this folder: cd $PWD && venv/bin/edge run 'List the Python files here.'"

@@ -1,24 +1,24 @@
-# How edge has llama.cpp built. CMake reads this file when llama-cpp-python's build begins (CMAKE_PROJECT_llama_cpp_INCLUDE in the
-# Makefile, and in edge/airgap/wheels.py for bundles).
+# Build options of llama.cpp for edge. CMake reads this file at the start of llama-cpp-python's build: the Makefile and, for
+# bundles, edge/airgap/wheels.py set CMAKE_PROJECT_llama_cpp_INCLUDE.
 
-# llama-cpp-python compiles, beside the libraries that edge loads (ggml and llama), llama.cpp's helper code for its own programs.
-# With LLAVA_BUILD=OFF, 83 build steps are left of 193 (llama-cpp-python 0.3.36).
+# edge loads only the libraries ggml and llama. Do not compile the helper code of llama.cpp's programs. Together with
+# LLAVA_BUILD=OFF, this leaves 83 of 193 build steps (llama-cpp-python 0.3.36).
 set(LLAMA_BUILD_COMMON OFF)
 
-# Where the processor has AMX, GCC drops the stores that fill llama.cpp's tile configuration (its _tile_loadconfig names 8 of the 64
-# bytes as read), and the first product of quantized weights ends the process: llama.cpp's pull request 26954. So GCC builds without AMX.
+# GCC must not use AMX. Its _tile_loadconfig declares only 8 of 64 bytes as read, so GCC drops the stores that fill llama.cpp's
+# tile configuration. The first product of quantized weights then stops the process (llama.cpp's pull request 26954).
 if (CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|amd64|AMD64")
     add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 endif ()
 
-# A build for any processor of its kind (GGML_CPU_ALL_VARIANTS): one library for each generation, the best is loaded at run time.
+# A build for every processor (GGML_CPU_ALL_VARIANTS): one library for each generation. llama.cpp loads the best one at run time.
 if (GGML_CPU_ALL_VARIANTS)
-    # llama-cpp-python installs the libraries that it knows by name, to llama_cpp/lib; the variants must lie beside them.
+    # llama-cpp-python installs the libraries that it knows by name in llama_cpp/lib. The variants must be in the same folder.
     set(CMAKE_INSTALL_BINDIR llama_cpp/lib)
     set(CMAKE_INSTALL_LIBDIR llama_cpp/lib)
     set(CMAKE_INSTALL_RPATH "$ORIGIN")
 
-    # A variant's own flags come after those above, so its AMX is taken out by name, once all targets are known.
+    # The flags of a variant come after those above. So remove its AMX flags by name, after all targets are defined.
     function(edge_without_amx)
         if (TARGET ggml-cpu-sapphirerapids)
             foreach (property COMPILE_OPTIONS COMPILE_DEFINITIONS)
@@ -30,7 +30,7 @@ if (GGML_CPU_ALL_VARIANTS)
     endfunction ()
     cmake_language(DEFER CALL edge_without_amx)
 
-    # OpenMP's library is not on every machine (Debian's libgomp1), so the compiler's own goes along.
+    # Not every machine has the OpenMP library (Debian's libgomp1). Install the one of the compiler too.
     if (CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
         execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libgomp.so.1
             OUTPUT_VARIABLE edge_gomp OUTPUT_STRIP_TRAILING_WHITESPACE)

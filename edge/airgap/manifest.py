@@ -1,12 +1,12 @@
-"""What a bundle holds: its manifest, read and checked, and its bytes as a tar, of which the manifest leaves none open.
+"""The format of a bundle: the manifest, and the bytes of the tar file, which the manifest determines.
 
-    edge-bundle/manifest.json          first: everything below with its size and SHA-256, versions, for which machines
-    edge-bundle/install.sh             installs without edge and without a network
-    edge-bundle/requirements.txt       each package's version and its wheel's SHA-256, for pip
+    edge-bundle/manifest.json          first: size and SHA-256 of every other file, versions, target machine
+    edge-bundle/install.sh             installs the bundle without edge and without a network
+    edge-bundle/requirements.txt       version and wheel SHA-256 of each package, for pip
     edge-bundle/models/, rows/, references/, wheels/
 
-A member's header follows from its path and size alone (no times, no owners), so the same files give the same tar, and
-a reader knows each byte between two files before it reads it.
+The header of a member depends only on its path and size: it has no times and no owners. So the same files give the
+same tar, and a reader knows every byte between two files before it reads it.
 """
 
 import json
@@ -22,18 +22,18 @@ MANIFEST = "manifest.json"
 INSTALL = "install.sh"
 REQUIREMENTS = "requirements.txt"
 FOLDERS = ("models", "rows", "references", "wheels")
-LARGEST_MANIFEST = 4 << 20
+LARGEST_MANIFEST = 4 << 20  # bytes
 _FORMAT, _VERSION = "edge-bundle", 1
 _MOST_FILES = 10_000
-_LONGEST_NAME = 200  # bytes of UTF-8; file systems allow 255, and a temporary name is longer
-_LARGEST_FILE = 1 << 50
-_MTIME = 315532800  # 1980-01-01, the earliest time that every archive format knows
+_LONGEST_NAME = 200  # bytes of UTF-8; file systems allow 255, and temporary names are longer
+_LARGEST_FILE = 1 << 50  # bytes
+_MTIME = 315532800  # 1980-01-01, the earliest time that every archive format supports
 _BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a bundle: its path below the top folder, bytes, SHA-256 in hexadecimal."""
+    """A file of a bundle: its path in the top folder, its size in bytes, its SHA-256 in hexadecimal."""
 
     path: str
     size: int
@@ -46,24 +46,25 @@ class Member:
 
 @dataclass(frozen=True)
 class Machine:
-    """For which machines the wheels are. `glibc` and `glibcxx`: the oldest versions that they run with, empty where
-    the system has none.
+    """The machines that the wheels run on.
+
+    `glibc` and `glibcxx` are the oldest versions that the wheels run with. They are empty if the wheels need none.
     """
 
     python: str
-    """Such as 3.11: the minor version must be the same."""
+    """For example 3.11: the minor version must be the same."""
     implementation: str
     system: str
     machine: str
     glibc: str
     glibcxx: str
     processors: tuple[str, ...]
-    """The generations that llama.cpp was built for; empty: for the one that the build's machine has."""
+    """The processor generations that llama.cpp was built for. Empty: only the processor of the build machine."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of a bundle's files but the manifest itself, in the order in which the tar has them."""
+    """The contents of a bundle. `files` has every file except the manifest, in the order of the tar."""
 
     edge: str
     machine: Machine
@@ -72,17 +73,18 @@ class Manifest:
     files: tuple[Member, ...] = field(default=())
 
     def to_bytes(self) -> bytes:
+        """The manifest as JSON in UTF-8, in the only spelling that `read_manifest` accepts."""
         data = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
         return json.dumps(data, indent=1, ensure_ascii=False, sort_keys=False).encode() + b"\n"
 
     @property
     def size(self) -> int:
-        """Bytes of all files, the manifest left out."""
+        """Bytes of all files except the manifest."""
         return sum(member.size for member in self.files)
 
 
 def header(path: str, size: int) -> bytes:
-    """A member's header in the tar, of one block or, for what ustar cannot say, of several (pax)."""
+    """The tar header of a member: one block, or several (pax) if ustar cannot hold the name or the size."""
     entry = tarfile.TarInfo(f"{TOP}/{path}")
     entry.size, entry.mtime = size, _MTIME
     entry.mode = 0o755 if path == INSTALL else 0o644
@@ -90,17 +92,17 @@ def header(path: str, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What follows a member's data up to the next block."""
+    """The zeros between the data of a member and the next block."""
     return bytes(-size % _BLOCK)
 
 
 def tar_end(before: int) -> bytes:
-    """What ends a tar of `before` bytes: two blocks of zeros, and more up to a whole record."""
+    """The end of a tar of `before` bytes: two blocks of zeros, then zeros up to a full record."""
     return bytes(2 * _BLOCK + -(before + 2 * _BLOCK) % tarfile.RECORDSIZE)
 
 
 def tar_size(manifest: Manifest) -> int:
-    """Bytes of the whole tar."""
+    """Size of the whole tar in bytes."""
     own = len(manifest.to_bytes())
     parts = [(MANIFEST, own), *((member.path, member.size) for member in manifest.files)]
     before = sum(len(header(path, size)) + size + len(padding(size)) for path, size in parts)
@@ -108,28 +110,29 @@ def tar_size(manifest: Manifest) -> int:
 
 
 def check_name(name: str) -> str | None:
-    """Why a file of this name cannot be in a bundle; None: it can."""
+    """Why a bundle cannot have a file of this name; None if it can."""
     if not name.isprintable() or "\ufffd" in name or re.search(r'[/\\:*?"<>|]', name):
-        return "holds a character that not every file system takes"
+        return "has a character that some file systems do not allow"
     if name[:1] in ("", ".", "-", " ") or name[-1] in (".", " "):
-        return "begins or ends with what a file system or a command could misread"
+        return "begins or ends with a character that a file system or a command can misread"
     if len(name.encode()) > _LONGEST_NAME:
         return f"is longer than {_LONGEST_NAME} bytes"
     return None
 
 
 def read_manifest(data: bytes, where: str) -> Manifest:
-    """A manifest, checked: every path lies in a folder that a bundle has, none is there twice, sizes are sane.
+    """Read and check a manifest: allowed paths, no duplicates, plausible sizes.
 
-    Raises BundleError that begins with `where`.
+    Raises BundleError for anything else. Its message begins with `where`.
     """
     try:
         fields = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
         if fields["format"] != _FORMAT or type(fields["version"]) is not int:
-            raise BundleError(f"{where}: its manifest is not that of a bundle of edge")
+            raise BundleError(f"{where}: is not an edge bundle: its manifest has another format")
         if fields["version"] != _VERSION:
             raise BundleError(
-                f"{where}: is a bundle of format {fields['version']}, this edge reads {_VERSION}: install a newer one"
+                f"{where}: has bundle format {fields['version']}, but this edge reads format {_VERSION}: "
+                "install a newer edge"
             )
         manifest = Manifest(
             edge=_text(fields["edge"]),
@@ -143,19 +146,19 @@ def read_manifest(data: bytes, where: str) -> Manifest:
         )
         files = manifest.files
         if len(files) > _MOST_FILES:
-            raise ValueError(f"{len(files):,} files")
+            raise ValueError(f"{len(files):,} files, more than {_MOST_FILES:,}")
         for member in files:
             _check_member(member)
-        # In lower case, as some file systems compare names.
+        # Some file systems ignore case.
         paths = [member.path.lower() for member in files]
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
-            raise ValueError(f"{twice!r} is there twice")
+            raise ValueError(f"duplicate path {twice!r}")
         for path in (INSTALL, REQUIREMENTS):
             if path not in paths:
                 raise ValueError(f"{path} is missing")
         if manifest.to_bytes() != data:
-            raise ValueError("it is not written as edge writes it")
+            raise ValueError("its spelling is not the one that edge writes")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise BundleError(f"{where}: its manifest is damaged: {reason}; fetch the bundle again") from None
@@ -165,24 +168,24 @@ def read_manifest(data: bytes, where: str) -> Manifest:
 def _check_member(member: Member) -> None:
     path, size, digest = member.path, member.size, member.sha256
     if not isinstance(path, str):
-        raise ValueError("a path is no text")
+        raise ValueError("a path is not a string")
     folder, _, name = path.rpartition("/")
     if path not in (INSTALL, REQUIREMENTS) and (folder not in FOLDERS or check_name(name) is not None):
-        raise ValueError(f"{path!r} is no place in a bundle")
+        raise ValueError(f"the path {path!r} is not allowed in a bundle")
     if type(size) is not int or not 0 <= size <= _LARGEST_FILE:
-        raise ValueError(f"{path}: {size!r} is no size")
+        raise ValueError(f"{path}: {size!r} is not a size")
     if not isinstance(digest, str) or re.fullmatch("[0-9a-f]{64}", digest) is None:
-        raise ValueError(f"{path}: {digest!r} is no SHA-256")
+        raise ValueError(f"{path}: {digest!r} is not a SHA-256")
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not a string")
     return value
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("duplicate key")
     return fields

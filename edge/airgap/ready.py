@@ -1,7 +1,7 @@
-"""`edge doctor --offline`: whether this machine has all that edge needs, each thing tried and not only looked for.
+"""Try everything that edge needs without a network: `edge doctor --offline`.
 
-What could end the process (a library built for another processor does) is tried in a process of its own:
-edge/probe.py.
+A check that can stop the process runs in a child process, edge/probe.py. For example, a library for another processor
+stops the process.
 """
 
 import json
@@ -22,11 +22,12 @@ from edge.replay.known import known_models
 from edge.system.child import run_module, signal_name
 from edge.system.machine import cpu_name, free_disk, memory
 from edge.system.paths import converted_models, embedded_checkpoint, embedded_rows, model_folder
+from edge.system.text import size
 from edge.version import __version__
 
-_PATIENCE = 600.0  # seconds for a large model's first answer
-_LEAST_DISK = 10**9  # journals, results, a small model
-# The names of llama.cpp's features in /proc/cpuinfo; those without one here are told, not checked.
+_PATIENCE = 600.0  # seconds for the first answer of a large model
+_LEAST_DISK = 10**9  # bytes for journals, results and a small model
+# llama.cpp's names of CPU features, and those of /proc/cpuinfo. edge does not check other features.
 _CPU_FLAGS = {
     "SSE3": "pni",
     "SSSE3": "ssse3",
@@ -46,7 +47,10 @@ _CPU_FLAGS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One thing. `ok` is False where it is missing; `needed`: without it nothing works, else only what `text` names."""
+    """The result of one check.
+
+    If a check that is not `ok` is `needed`, edge does not work. Otherwise only what `text` names does not work.
+    """
 
     name: str
     ok: bool
@@ -54,13 +58,13 @@ class Check:
     text: str
 
     def __str__(self) -> str:
-        state = "ok     " if self.ok else "MISSING" if self.needed else "without"
+        state = "ok     " if self.ok else "FAILED " if self.needed else "warning"
         return f"{state}  {self.name:12} {' '.join(self.text.split())}"
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """All checks; `ready` unless something needed is missing."""
+    """The results of all checks. `ready` is False if a needed check failed."""
 
     checks: tuple[Check, ...]
 
@@ -69,89 +73,99 @@ class Readiness:
         return all(check.ok or not check.needed for check in self.checks)
 
     def to_json(self) -> str:
+        """The results as a JSON object, indented."""
         data = {"ready": self.ready, "checks": [asdict(check) for check in self.checks]}
         return json.dumps(data, indent=2, ensure_ascii=False)
 
     def to_text(self) -> str:
-        missing = [check.name for check in self.checks if check.needed and not check.ok]
-        end = "ready: nothing here asks for a network" if self.ready else f"not ready: {', '.join(missing)}"
+        """The results as text: one line for each check, then a line with the conclusion."""
+        failed = [check.name for check in self.checks if check.needed and not check.ok]
+        end = "ready: edge works here without a network" if self.ready else f"not ready: {', '.join(failed)}"
         return "\n".join([*map(str, self.checks), end])
 
 
 def offline(model: Path | None = None, context: int | None = None) -> Readiness:
-    """Try all that edge needs without a network. `model`: a GGUF, by default the one that commands would take;
-    `context`: tokens to reckon with.
+    """Try everything that edge needs without a network.
+
+    `model` is a GGUF; the default is the one that commands use. `context` is the context length in tokens.
     """
-    found: list[Check] = []
-    found.append(
-        Check("edge", True, True, f"{__version__}, Python {platform.python_version()} ({sys.executable})")
-    )
-    found += _imports()
-    # A model and rows are read in this process, with packages that by now are known to load.
-    if all(check.ok for check in found):
-        found += _model(model, context)
-        found += _files()
-    found += [_disk(), *_agent(), _serve()]
-    found.append(
-        Check(
-            "network", True, True, "not asked for: local files need no HF_HUB_OFFLINE and no cache of the hub"
-        )
-    )
-    return Readiness(tuple(found))
+    checks = [_passed("edge", f"{__version__}, Python {platform.python_version()} ({sys.executable})")]
+    checks += _imports()
+    # The next checks import packages in this process. Run them only if every package can be imported.
+    if all(check.ok for check in checks):
+        checks += _model(model, context)
+        checks += _files()
+    checks += [_disk(), *_agent(), _serve()]
+    checks.append(_passed("network", "not needed: local files need no HF_HUB_OFFLINE and no hub cache"))
+    return Readiness(tuple(checks))
 
 
-def _child(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Run edge/probe.py; its status, the JSON lines that it printed, the last line of its errors."""
+def _passed(name: str, text: str, *, needed: bool = True) -> Check:
+    return Check(name, True, needed, text)
+
+
+def _failed(name: str, text: str, *, needed: bool = True) -> Check:
+    return Check(name, False, needed, text)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The end of a child process: its exit status, the JSON lines that it printed, its last line of errors."""
+
+    status: int
+    lines: list[dict[str, Any]]
+    error: str
+
+
+def _probe(*arguments: str) -> _Probe:
+    """Run edge/probe.py."""
     try:
-        run = run_module("edge.probe", *arguments, timeout=_PATIENCE)
+        child = run_module("edge.probe", *arguments, timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
-        return 1, [], f"no end after {_PATIENCE:.0f} s"
-    told = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    if name := signal_name(run.returncode):
-        return run.returncode, told, f"ended by {name}"
-    errors = [line for line in run.stderr.splitlines() if line.strip()]
-    return run.returncode, told, errors[-1] if errors else ""
+        return _Probe(1, [], f"no result after {_PATIENCE:.0f} s")
+    lines = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
+    if name := signal_name(child.returncode):
+        return _Probe(child.returncode, lines, f"stopped by {name}")
+    errors = [line for line in child.stderr.splitlines() if line.strip()]
+    return _Probe(child.returncode, lines, errors[-1] if errors else "")
 
 
 def _imports() -> Iterator[Check]:
-    status, told, error = _child("imports")
-    wrong = [entry for entry in told if entry.get("error")]
-    versions = [
-        f"{entry['name']} {entry['version']}" for entry in told if not entry.get("error") and "name" in entry
-    ]
-    begun = next((entry["begins"] for entry in reversed(told) if "begins" in entry), "edge")
-    if status and told and "begins" in told[-1]:
-        wrong.append({"name": begun, "error": error})
-    elif status:
-        wrong.append({"name": "dependencies", "error": error})
-    if versions:
-        yield Check("packages", True, True, ", ".join(versions))
-    for entry in wrong:
-        yield Check(entry["name"], False, True, entry["error"])
-    llama = next((entry["llama"] for entry in told if "llama" in entry), None)
-    if llama is None:
-        yield Check("llama.cpp", False, True, "cannot be loaded: install llama-cpp-python for this machine")
-        return
-    if llama["error"] or not llama["devices"]:
-        why = llama["error"] or "finds nothing to compute on: its libraries are for other processors"
-        yield Check("llama.cpp", False, True, why)
-        return
-    lacking = _lacking(llama["features"])
-    if lacking:
-        built = f"is built for {', '.join(lacking)}, which {cpu_name()} lacks: build it anew here, or use a bundle"
-        yield Check("llama.cpp", False, True, built)
-        return
-    loaded = f", from {llama['loaded']}" if llama["loaded"] else ""
-    yield Check(
-        "llama.cpp",
-        True,
-        True,
-        f"ggml {llama['ggml']}{loaded}: {' '.join(llama['features'])}; {cpu_name()} has them",
-    )
+    probe = _probe("imports")
+    packages = [line for line in probe.lines if "name" in line]
+    good = [f"{line['name']} {line['version']}" for line in packages if "version" in line]
+    if good:
+        yield _passed("packages", ", ".join(good))
+    for line in packages:
+        if "error" in line:
+            yield _failed(line["name"], line["error"])
+    if probe.status:  # the import that began last stopped the child
+        last = probe.lines[-1] if probe.lines else {}
+        yield _failed(last.get("importing", "dependencies"), probe.error)
+    yield _llama(next((line["llama"] for line in probe.lines if "llama" in line), None))
 
 
-def _lacking(features: list[str]) -> list[str]:
-    """Features that llama.cpp was built for and this processor does not have."""
+def _llama(found: dict[str, Any] | None) -> Check:
+    """`found` is what edge/probe.py prints about llama.cpp, None if it could not."""
+    if found is None:
+        return _failed("llama.cpp", "cannot be loaded: install llama-cpp-python for this machine")
+    if found["error"]:
+        return _failed("llama.cpp", found["error"])
+    if not found["devices"]:
+        return _failed("llama.cpp", "finds no device to compute on: its libraries are for other processors")
+    if missing := _missing_features(found["features"]):
+        return _failed(
+            "llama.cpp",
+            f"is built for {', '.join(missing)}, and {cpu_name()} does not have it: "
+            "build llama.cpp again on this machine, or use a bundle",
+        )
+    library = f", from {found['loaded']}" if found["loaded"] else ""
+    features = " ".join(found["features"])
+    return _passed("llama.cpp", f"ggml {found['ggml']}{library}: {features}; {cpu_name()} has these features")
+
+
+def _missing_features(features: list[str]) -> list[str]:
+    """The features that llama.cpp was built for and that this processor does not have."""
     try:
         info = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -163,70 +177,65 @@ def _lacking(features: list[str]) -> list[str]:
 
 
 def _model(model: Path | None, context: int | None) -> Iterator[Check]:
-    from edge.airgap.doctor import fit
     from edge.formats.gguf import read_metadata, read_model_file
-    from edge.system.text import size
 
     path = model or next(iter(converted_models()), None)
     if path is None:
-        there = (embedded_checkpoint() / "model.safetensors").is_file()
-        text = (
-            "no GGUF yet; the embedded checkpoint is converted when a command first needs one"
-            if there
-            else "none in models/, and no embedded checkpoint: name one with --model FILE"
-        )
-        yield Check("model", there, True, text)
+        yield _no_model()
         return
     try:
         file = read_model_file(path)
-        metadata = read_metadata(path)
+        tokenizer = read_metadata(path).get("tokenizer.ggml.model")
     except EdgeError as error:
-        yield Check("model", False, True, str(error))
+        yield _failed("model", str(error))
         return
-    yield Check(
-        "model",
-        True,
-        True,
-        f"{path}: {file.file_type}, {size(file.n_bytes)}, context {file.context_length:,}",
+    yield _passed(
+        "model", f"{path}: {file.file_type}, {size(file.n_bytes)}, context {file.context_length:,} tokens"
     )
-    kind = metadata.get("tokenizer.ggml.model")
-    yield Check(
-        "tokenizer",
-        file.n_vocab > 0 and kind is not None,
-        True,
-        f"inside the file: {kind}, {file.n_vocab:,} tokens"
-        if file.n_vocab
-        else f"{path}: holds no vocabulary",
-    )
-    yield Check(
-        "template",
-        file.chat_template is not None,
-        False,
-        "inside the file" if file.chat_template is not None else "none in the file: prompts are a fallback's",
-    )
+    if file.n_vocab and tokenizer is not None:
+        yield _passed("tokenizer", f"in the file: {tokenizer}, {file.n_vocab:,} tokens")
+    else:
+        yield _failed("tokenizer", f"{path}: has no vocabulary: convert the model again")
+    if file.chat_template is not None:
+        yield _passed("template", "in the file", needed=False)
+    else:
+        yield _failed("template", "not in the file: edge uses a fallback for prompts", needed=False)
+    memory_check = _memory(path, context)
+    yield memory_check
+    if memory_check.ok:
+        yield _answer(path)
+
+
+def _no_model() -> Check:
+    if (embedded_checkpoint() / "model.safetensors").is_file():
+        return _passed("model", "no GGUF yet: edge converts the embedded checkpoint when a command needs it")
+    return _failed("model", "no GGUF in models/ and no embedded checkpoint: name a GGUF with --model FILE")
+
+
+def _memory(path: Path, context: int | None) -> Check:
+    from edge.airgap.doctor import fit
+
     try:
         need = fit(path, memory(), devices(), context=context)
     except EdgeError as error:
-        yield Check("memory", False, True, str(error))
-        return
+        return _failed("memory", str(error))
     if need.fits is False:
-        yield Check("memory", False, True, need.advice or f"{path} does not fit")
-        return
+        return _failed("memory", need.advice or f"{path}: does not fit")
     available = "unknown" if need.available is None else size(need.available)
-    yield Check(
-        "memory", True, True, f"{size(need.total)} at a context of {need.context:,}, of {available} available"
+    return _passed(
+        "memory", f"{size(need.total)} for a context of {need.context:,} tokens; {available} available"
     )
-    status, told, last = _child("answer", str(path))
-    if status or not told:
-        yield Check("answer", False, True, f"{path}: {last or 'no answer'}")
-        return
-    yield Check(
-        "answer", True, True, "a valid action in {seconds:.1f} s, its loading included".format(**told[0])
-    )
+
+
+def _answer(path: Path) -> Check:
+    probe = _probe("answer", str(path))
+    if probe.status or not probe.lines:
+        return _failed("answer", f"{path}: {probe.error or 'no answer'}")
+    return _passed("answer", f"a valid action in {probe.lines[0]['seconds']:.1f} s, loading included")
 
 
 def _files() -> Iterator[Check]:
-    """Rows and references: those of a bundle in the current folder, else the ones that ship with edge."""
+    """Rows and references: those of a bundle in the current folder, else those that edge contains."""
     from edge.replay.result import read_result
     from edge.replay.rows import read_rows
 
@@ -238,56 +247,58 @@ def _files() -> Iterator[Check]:
     try:
         known = known_models()
     except EdgeError as error:
-        yield Check("known models", False, False, str(error))
+        yield _failed("known models", str(error), needed=False)
         return
     published = sum(bool(model.reference) for model in known)
     yield Check("known models", bool(known), False, f"{len(known)}, {published} with published figures")
 
 
 def _readable(name: str, paths: list[Path], read: Callable[[Path], str]) -> Check:
-    told = []
+    texts = []
     for path in paths:
         try:
-            told.append(f"{path}: {read(path)}")
+            texts.append(f"{path}: {read(path)}")
         except EdgeError as error:
-            return Check(name, False, False, str(error))
-    return Check(name, bool(told), False, "; ".join(told) or "none here: name a file with --replay")
+            return _failed(name, str(error), needed=False)
+    if not texts:
+        return _failed(name, "none here: name a file with --replay", needed=False)
+    return _passed(name, "; ".join(texts), needed=False)
 
 
 def _disk() -> Check:
     folder = model_folder().absolute()
     free = free_disk(folder)
-    advice = "" if free >= _LEAST_DISK else f": less than {_LEAST_DISK / 1e9:.0f} GB, results may not fit"
-    return Check("disk", free >= _LEAST_DISK, True, f"{free / 1e9:,.1f} GB free in {folder}{advice}")
+    if free < _LEAST_DISK:
+        return _failed("disk", f"{size(free)} free in {folder}: edge needs {size(_LEAST_DISK)} for results")
+    return _passed("disk", f"{size(free)} free in {folder}")
 
 
 def _agent() -> Iterator[Check]:
-    """A shell in a terminal, and one in the sandbox, begun and ended again."""
+    """Start a shell in a terminal, and one in the sandbox, and stop them."""
     from edge.terminal.sandbox import Sandbox
     from edge.terminal.tmux import SHELL, Terminal
 
-    needs = "edge agent needs it, all else works"
     with tempfile.TemporaryDirectory() as folder:
         try:
             with Terminal.start(SHELL, cwd=folder):
-                yield Check("tmux", True, False, f"{shutil.which('tmux')}: a shell begins in it")
+                yield _passed("tmux", f"{shutil.which('tmux')}: starts a shell", needed=False)
         except EdgeError as error:
-            yield Check("tmux", False, False, f"{error} ({needs})")
-            yield Check("sandbox", False, False, "cannot be tried without tmux")
+            yield _failed("tmux", f"{error} (only edge agent needs it)", needed=False)
+            yield _failed("sandbox", "cannot be tried without tmux", needed=False)
             return
         try:
             with (
                 Sandbox.prepare(Path(folder)) as sandbox,
                 Terminal.start(sandbox.argv, cwd=folder, ready=sandbox.wait_ready),
             ):
-                yield Check("sandbox", True, False, "begins, and holds what it should")
+                yield _passed("sandbox", "starts, and passes its safety checks", needed=False)
         except EdgeError as error:
-            yield Check("sandbox", False, False, f"{error} (edge agent --sandbox needs it, all else works)")
+            yield _failed("sandbox", f"{error} (only edge agent --sandbox needs it)", needed=False)
 
 
 def _serve() -> Check:
-    lacking = [name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if lacking:
-        text = f"{lacking[0]} is missing: edge serve needs the extra serve, all else works"
-        return Check("serve", False, False, text)
-    return Check("serve", True, False, "its packages are here")
+    missing = [name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        text = f"{missing[0]} is not installed (only edge serve needs it: the extra serve)"
+        return _failed("serve", text, needed=False)
+    return _passed("serve", "its packages are installed", needed=False)

@@ -1,9 +1,9 @@
-"""`edge unbundle`: a bundle checked to its last byte, unpacked, and installed without a network.
+"""Check a bundle byte by byte, unpack it and install it, without a network.
 
-Nothing in the tar is followed: the manifest comes first, and from it follows every other byte but the files' own, whose
-SHA-256 it names (edge/airgap/manifest.py). A link, a device, a path that leaves the folder, a second or an
-unlisted member is
-a header that cannot be there. All of it is checked once before anything is written, and again while it is written.
+edge trusts nothing in the tar. The manifest comes first. It determines every other byte except the contents of the
+files, and it has their SHA-256 (edge/airgap/manifest.py). So a link, a device, a path that leaves the folder, or a
+duplicate or unlisted member is a header that cannot be there. edge checks the whole tar before it writes anything, and
+again while it writes.
 """
 
 import contextlib
@@ -28,26 +28,35 @@ from edge.airgap.manifest import (
     TOP,
     Machine,
     Manifest,
+    Member,
     header,
     padding,
     read_manifest,
     tar_end,
     tar_size,
 )
-from edge.errors import BundleError
+from edge.errors import BundleError, Interrupted
 from edge.system.files import BINARY
 from edge.system.locks import lock_folder
 from edge.system.machine import free_disk
-from edge.system.progress import bar
-from edge.system.text import size as in_words
+from edge.system.progress import Progress
+from edge.system.text import size
 
-_PIECE = 1 << 20
-_INSTALLED = 5  # bytes that a byte of wheels takes once it is installed, at most (docs/air-gap.md)
+_PIECE = 1 << 20  # bytes
+_INSTALLED = 5  # most bytes on the disk for each byte of wheels (docs/air-gap.md)
+_KINDS = {
+    tarfile.REGTYPE: "another file",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+}
 
 
 @dataclass(frozen=True)
 class Unbundled:
-    """An unpacked bundle. `installed`: whether its virtual environment, `folder`/venv, was made."""
+    """An unpacked bundle. `sha256` is that of its manifest. `installed`: whether edge is installed in folder/venv."""
 
     folder: Path
     manifest: Manifest
@@ -55,9 +64,9 @@ class Unbundled:
     installed: bool
 
     def __str__(self) -> str:
-        files = f"{len(self.manifest.files)} files, {in_words(self.manifest.size)}"
-        text = f"{self.folder}: {files}, all as its manifest says; SHA-256 of the manifest {self.sha256}"
-        return text if self.installed else f"{text}\nnot installed yet: sh {self.folder / INSTALL}"
+        files = f"{len(self.manifest.files)} files, {size(self.manifest.size)}"
+        text = f"{self.folder}: {files}, checked; SHA-256 of the manifest {self.sha256}"
+        return text if self.installed else f"{text}\nTo install it: sh {self.folder / INSTALL}"
 
 
 def unbundle(
@@ -66,45 +75,32 @@ def unbundle(
     *,
     install: bool = True,
     python: str | None = None,
-    progress: bool = False,
+    progress: Progress = lambda done, total: None,
 ) -> Unbundled:
-    """Check the bundle at `path`, unpack it to the folder `to`, which must be new or empty, and install it there.
+    """Check the bundle at `path`, unpack it to `to` (a new or empty folder), and install it there.
 
-    `python`: the interpreter to install with; default: the one that runs this. What installing prints goes to
-    standard output; `progress` shows a bar while the bundle is read. Raises BundleError; nothing is at `to` then,
-    unless it was installing that failed.
+    `python` is the interpreter to install with; the default is the one that runs this. The output of the installation
+    goes to standard output. `progress` receives the bytes done and the total while edge reads the bundle.
+
+    Raises BundleError. Then `to` is as it was, unless the installation failed. Raises Interrupted if Ctrl-C stops the
+    installation.
     """
     if not str(path) or not str(to):
-        raise BundleError("the name of a bundle or of a folder is empty")
+        raise BundleError("the name of the bundle or of the folder is empty")
     if install and sys.platform == "win32":
         raise BundleError(
             f"{path}: its {INSTALL} needs a POSIX shell, which Windows does not have: use WSL, or --no-install"
         )
     try:
         if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
-            raise BundleError(f"{to}: is there already: name a new folder")
+            raise BundleError(f"{to}: already exists: name a new folder")
         with path.open("rb") as stream:
-            manifest = _check(stream, str(path), None, lambda n_bytes: None, only_manifest=True)
+            tar = _Tar(stream, str(path))
+            manifest = tar.manifest()
             if install:
                 _check_machine(manifest.machine, path, python)
-            wheels = sum(member.size for member in manifest.files if member.folder == "wheels")
-            room = manifest.size + (_INSTALLED * wheels if install else 0)
-            if (free := free_disk(to.absolute().parent)) < room:
-                raise BundleError(f"{to}: takes {in_words(room)}, of which {in_words(free)} are free there")
-            with bar("checking", show=progress, unit="bytes") as watch:
-                done = 0
-
-                def count(n_bytes: int) -> None:
-                    nonlocal done
-                    done += n_bytes
-                    watch(done, 2 * manifest.size)
-
-                _check(stream, str(path), None, count)
-                with _folder_beside(to) as temporary:
-                    again = _check(stream, str(path), temporary, count)
-                    if again != manifest:
-                        raise BundleError(f"{path}: was changed while it was read; try again")
-                    os.rename(temporary, to)
+            _check_room(manifest, to, install)
+            _unpack(tar, manifest, to, progress)
     except OSError as error:
         where = error.filename if isinstance(error.filename, (str, bytes)) else to
         raise BundleError(f"{os.fsdecode(where)}: {error.strerror or error}") from None
@@ -113,91 +109,112 @@ def unbundle(
     return Unbundled(to, manifest, hashlib.sha256(manifest.to_bytes()).hexdigest(), install)
 
 
-def _check(
-    stream: BinaryIO,
-    where: str,
-    folder: Path | None,
-    count: Callable[[int], None],
-    *,
-    only_manifest: bool = False,
-) -> Manifest:
-    """Read a bundle from its beginning; its files are written to `folder`, if there is one, while they are checked.
+def _unpack(tar: "_Tar", manifest: Manifest, to: Path, progress: Progress) -> None:
+    """Check the whole tar, then check it again while its files are written. Raises BundleError, OSError."""
+    done = 0
 
-    Raises BundleError at the first byte that is not as it must be, OSError.
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        progress(done, 2 * manifest.size)
+
+    tar.read(None, count)
+    with _folder_beside(to) as temporary:
+        if tar.read(temporary, count) != manifest:
+            raise BundleError(f"{tar.where}: changed while edge read it; try again")
+        os.rename(temporary, to)
+
+
+class _Tar:
+    """A bundle to read, byte by byte as its manifest says. `where` names it in errors.
+
+    The methods raise BundleError at the first wrong byte, and OSError.
     """
-    stream.seek(0)
-    total = os.fstat(stream.fileno()).st_size
-    first = stream.read(tarfile.BLOCKSIZE)
-    try:
-        size = tarfile.TarInfo.frombuf(first, "utf-8", "surrogateescape").size
-    except tarfile.HeaderError:
-        size = -1
-    if not 0 < size <= LARGEST_MANIFEST or first != header(MANIFEST, size):
-        raise BundleError(
-            f"{where}: is no bundle: it does not begin with the manifest that edge bundle writes"
-        )
-    data = stream.read(size)
-    if len(data) < size:
-        raise BundleError(f"{where}: truncated in its manifest; fetch it again")
-    manifest = read_manifest(data, where)
-    if total != (whole := tar_size(manifest)):
-        problem = "is truncated" if total < whole else "has bytes that its manifest does not know"
-        raise BundleError(f"{where}: {problem}: {total:,} bytes, not {whole:,}; fetch it again")
-    if only_manifest:
+
+    def __init__(self, stream: BinaryIO, where: str) -> None:
+        self._stream = stream
+        self.where = where
+
+    def manifest(self) -> Manifest:
+        """Read the manifest at the beginning of the tar, and check the size of the tar against it."""
+        self._stream.seek(0)
+        total = os.fstat(self._stream.fileno()).st_size
+        first = self._stream.read(tarfile.BLOCKSIZE)
+        try:
+            n_bytes = tarfile.TarInfo.frombuf(first, "utf-8", "surrogateescape").size
+        except tarfile.HeaderError:
+            n_bytes = -1
+        if not 0 < n_bytes <= LARGEST_MANIFEST or first != header(MANIFEST, n_bytes):
+            raise BundleError(
+                f"{self.where}: is not an edge bundle: it does not begin with a manifest of edge bundle"
+            )
+        data = self._stream.read(n_bytes)
+        if len(data) < n_bytes:
+            raise BundleError(f"{self.where}: is truncated in its manifest; fetch the bundle again")
+        manifest = read_manifest(data, self.where)
+        if total != (whole := tar_size(manifest)):
+            problem = "is truncated" if total < whole else "has bytes that its manifest does not list"
+            raise BundleError(
+                f"{self.where}: {problem}: {total:,} bytes, not {whole:,}; fetch the bundle again"
+            )
         return manifest
-    _expect(stream, padding(size), where, MANIFEST)
-    if folder is not None:
+
+    def read(self, folder: Path | None, count: Callable[[int], None]) -> Manifest:
+        """Read and check the whole tar; write its files to `folder` if there is one. `count` receives bytes."""
+        manifest = self.manifest()
+        data = manifest.to_bytes()
+        self._expect(padding(len(data)), f"after {MANIFEST}")
         with _new_file(folder, MANIFEST) as file:
             file.write(data)
-    for member in manifest.files:
-        _expect_header(stream, header(member.path, member.size), where, member.path)
+        for member in manifest.files:
+            self._expect_header(member)
+            with _new_file(folder, member.path) as file:
+                self._copy(member, file, count)
+            self._expect(padding(member.size), f"after {member.path}")
+        self._expect(tar_end(self._stream.tell()), "at its end")
+        if self._stream.read(1):
+            raise BundleError(f"{self.where}: has bytes after its end; fetch the bundle again")
+        return manifest
+
+    def _copy(self, member: Member, file: BinaryIO, count: Callable[[int], None]) -> None:
         digest, left = hashlib.sha256(), member.size
-        with _new_file(folder, member.path) as file:
-            while left:
-                piece = stream.read(min(left, _PIECE))
-                if not piece:
-                    raise BundleError(f"{where}: truncated in {member.path}; fetch it again")
-                digest.update(piece)
-                file.write(piece)
-                left -= len(piece)
-                count(len(piece))
-            if digest.hexdigest() != member.sha256:
-                raise BundleError(
-                    f"{where}: {member.path} is damaged: its SHA-256 is another; fetch it again"
-                )
-        _expect(stream, padding(member.size), where, member.path)
-    _expect(stream, tar_end(stream.tell()), where, "its end")
-    if stream.read(1):
-        raise BundleError(f"{where}: has bytes behind its end; fetch it again")
-    return manifest
+        while left:
+            piece = self._stream.read(min(left, _PIECE))
+            if not piece:
+                raise BundleError(f"{self.where}: is truncated in {member.path}; fetch the bundle again")
+            digest.update(piece)
+            file.write(piece)
+            left -= len(piece)
+            count(len(piece))
+        if digest.hexdigest() != member.sha256:
+            raise BundleError(
+                f"{self.where}: {member.path} is damaged: its SHA-256 differs from the manifest; "
+                "fetch the bundle again"
+            )
 
+    def _expect(self, wanted: bytes, place: str) -> None:
+        if self._stream.read(len(wanted)) != wanted:
+            raise BundleError(f"{self.where}: is damaged {place}; fetch the bundle again")
 
-def _expect(stream: BinaryIO, wanted: bytes, where: str, what: str) -> None:
-    if stream.read(len(wanted)) != wanted:
-        raise BundleError(f"{where}: damaged behind {what}; fetch it again")
-
-
-def _expect_header(stream: BinaryIO, wanted: bytes, where: str, path: str) -> None:
-    found = stream.read(len(wanted))
-    if found == wanted:
-        return
-    try:
-        entry = tarfile.TarInfo.frombuf(found[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-        kind = {tarfile.REGTYPE: "", tarfile.DIRTYPE: "a folder, ", tarfile.SYMTYPE: "a symbolic link, "}
-        kind |= {
-            tarfile.LNKTYPE: "a hard link, ",
-            tarfile.CHRTYPE: "a device, ",
-            tarfile.BLKTYPE: "a device, ",
-        }
-        problem = f"{kind.get(entry.type, 'something else, ')}{entry.name!r} of {entry.size:,} bytes"
-    except tarfile.HeaderError:
-        problem = "what is no header of a tar"
-    raise BundleError(f"{where}: holds {problem} in the place of {TOP}/{path}; fetch it again")
+    def _expect_header(self, member: Member) -> None:
+        wanted = header(member.path, member.size)
+        block = self._stream.read(len(wanted))
+        if block == wanted:
+            return
+        try:
+            entry = tarfile.TarInfo.frombuf(block[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+            kind = _KINDS.get(entry.type, "something else")
+            problem = f"{kind}, {entry.name!r} of {entry.size:,} bytes,"
+        except tarfile.HeaderError:
+            problem = "no valid tar header"
+        raise BundleError(
+            f"{self.where}: has {problem} in the place of {TOP}/{member.path}; fetch the bundle again"
+        )
 
 
 @contextlib.contextmanager
 def _new_file(folder: Path | None, path: str) -> Iterator[BinaryIO]:
-    """A new file below `folder`, on the disk once it is closed; without a folder one that takes everything."""
+    """A new file in `folder`, synchronized to the disk at the end. Without a folder: the null device."""
     if folder is None:
         with open(os.devnull, "wb") as nothing:
             yield nothing
@@ -213,8 +230,9 @@ def _new_file(folder: Path | None, path: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _folder_beside(place: Path) -> Iterator[Path]:
-    """A temporary folder beside `place`; removed at the end, unless it was renamed. What killed processes left goes
-    too: a lock tells whether a folder is in use.
+    """A temporary folder beside `place`, removed at the end unless it was renamed.
+
+    Also removes the folders of killed processes: a lock shows whether a folder is in use.
     """
     parent = place.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +254,7 @@ def _folder_beside(place: Path) -> Iterator[Path]:
 
 
 def _check_machine(machine: Machine, path: Path, python: str | None) -> None:
-    """Refuse what cannot be installed here before it is unpacked; install.sh asks the interpreter itself once more."""
+    """Raise BundleError if the bundle is for another machine. install.sh asks the interpreter itself again."""
     here = {"system": platform.system(), "machine": platform.machine()}
     if python is None:
         here["implementation"] = sys.implementation.name
@@ -244,10 +262,20 @@ def _check_machine(machine: Machine, path: Path, python: str | None) -> None:
     for name, value in here.items():
         if getattr(machine, name) != value:
             raise BundleError(
-                f"{path}: is for {name} {getattr(machine, name)}, this is {value}: "
-                + ("name another with --python, or " if name in ("python", "implementation") else "")
-                + "unpack it with --no-install"
+                f"{path}: is for {name} {getattr(machine, name)}, this machine has {value}: "
+                + ("name another Python with --python, or " if name in ("python", "implementation") else "")
+                + "only unpack the bundle with --no-install"
             )
+
+
+def _check_room(manifest: Manifest, to: Path, install: bool) -> None:
+    wheels = sum(member.size for member in manifest.files if member.folder == "wheels")
+    needed = manifest.size + (_INSTALLED * wheels if install else 0)
+    if (free := free_disk(to.absolute().parent)) < needed:
+        raise BundleError(
+            f"{to}: the bundle needs {size(needed)}, the disk has {size(free)} free: "
+            "free some space, or name a folder on another disk"
+        )
 
 
 def _install(folder: Path, python: str) -> None:
@@ -263,22 +291,24 @@ def _install(folder: Path, python: str) -> None:
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise BundleError(f"{folder}: unpacked, but there is no sh to run {INSTALL}") from None
+        raise BundleError(f"{folder}: is unpacked, but there is no sh to run {INSTALL}") from None
     with child:
         try:
             _, errors = child.communicate()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted; {folder} is unpacked and checked, sh {folder / INSTALL} installs it"
+            raise Interrupted(
+                f"interrupted; {folder} is checked and unpacked; to install it: sh {folder / INSTALL}"
             ) from None
         finally:
-            if sys.platform != "win32" and child.poll() is None:  # the script removes what it has made
+            if (
+                sys.platform != "win32" and child.poll() is None
+            ):  # the script then removes the incomplete environment
                 os.killpg(child.pid, signal.SIGTERM)
 
                 child.communicate()
     if child.returncode:
         lines = [line.removeprefix("error: ") for line in errors.splitlines() if line.strip()]
-        reason = lines[-1] if lines else "edge doctor --offline tells what is missing"
+        reason = lines[-1] if lines else "edge doctor --offline reports what is missing"
         raise BundleError(
-            f"{folder}: unpacked and checked, but not ready: {reason}; sh {folder / INSTALL} tries again"
+            f"{folder}: is unpacked, but not installed: {reason}; to try again: sh {folder / INSTALL}"
         )

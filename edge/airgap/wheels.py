@@ -1,8 +1,9 @@
-"""The wheels of edge and all it needs, for this platform and Python: those at hand, the others fetched or built.
+"""Make the wheels of edge and its dependencies, for this platform and this Python.
 
-llama.cpp is built anew for a bundle: pip's ordinary build is for the processor that it runs on. Everything else has the
-version that is installed here. Of edge itself the wheel is made from the checkout that it runs from, or put together
-again from its installed files, each of which must still have the SHA-256 with which it was installed.
+Each package has the version that is installed here. edge uses the wheels that a folder already has, and pip fetches or
+builds the others. edge builds llama.cpp for every processor generation, because pip's ordinary build is only for the
+processor that it runs on. edge makes its own wheel from the checkout that it runs from, or again from its installed
+files. Each installed file must still have the SHA-256 of its installation.
 """
 
 import base64
@@ -37,27 +38,27 @@ from edge.errors import BundleError
 from edge.version import __version__
 
 EDGE, LLAMA = "terminal-edge", "llama-cpp-python"
-_EXTRAS = ("serve",)  # what commands need; never `test`, which brings torch
+_EXTRAS = ("serve",)  # extras that commands need; never `test`, which installs torch
 _NO_NETWORK = re.compile(
     r"Failed to establish a new connection|NameResolutionError|Network is unreachable|ConnectTimeout|"
     r"Temporary failure in name resolution|Max retries exceeded|ProxyError|No route to host"
 )
 _ADDED_BY_PIP = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
-_TELL_EVERY = 30.0  # seconds
+_SAY_EVERY = 30.0  # seconds between two lines about a build
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What a bundle installs: versions by canonical name, edge's own among them; the extras that come along."""
+    """What a bundle installs: the version of each package by canonical name, edge included, and edge's extras."""
 
     packages: dict[str, str]
     extras: tuple[str, ...]
 
 
 def needed(own_wheel: Path) -> Needed:
-    """edge, whose wheel this is, and everything that it needs, in the versions installed here.
+    """edge (`own_wheel` is its wheel) and its dependencies, in the versions that are installed here.
 
-    An extra comes along where all of its packages are installed. Raises BundleError where something else is not.
+    Includes an extra if all of its packages are installed. Raises BundleError if another package is missing.
     """
     (info,) = (path for path in zipfile.Path(own_wheel).iterdir() if path.name.endswith(".dist-info"))
     own = PathDistribution(cast(Any, info))
@@ -67,7 +68,7 @@ def needed(own_wheel: Path) -> Needed:
         _follow(own, (), found, set())
     except PackageNotFoundError as error:
         raise BundleError(
-            f"{error.name} is not installed in {sys.prefix}, which edge needs: pip install it"
+            f"{error.name}: is not installed in {sys.prefix}, and edge needs it: install it with pip"
         ) from None
     for extra in _EXTRAS:
         more = dict(found)
@@ -96,51 +97,53 @@ def _follow(
             installed = distribution(wanted.name)
             if not wanted.specifier.contains(installed.version, prereleases=True):
                 raise BundleError(
-                    f"{wanted.name} {installed.version} is installed, {package.name} needs {wanted.specifier}: "
-                    f"pip install '{wanted.name}{wanted.specifier}'"
+                    f"{wanted.name}: version {installed.version} is installed, {package.name} needs "
+                    f"{wanted.specifier}: pip install '{wanted.name}{wanted.specifier}'"
                 )
             _follow(installed, tuple(wanted.extras), found, seen)
 
 
-def make_wheels(folder: Path, tell: Callable[[str], None]) -> tuple[Needed, dict[str, Path]]:
-    """What is needed, and a wheel of each, by canonical name. Those in `folder` are taken, the others made and put
-    there; edge's own is always made anew. `tell` gets lines on what is done. Raises BundleError.
+def make_wheels(folder: Path, say: Callable[[str], None] | None = None) -> tuple[Needed, dict[str, Path]]:
+    """The packages of a bundle, and the wheel of each by canonical name.
+
+    Uses the wheels in `folder`, and puts the others there. Always makes edge's own wheel again. `say` receives lines
+    about the work. Raises BundleError.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = needed(_make_edge(folder))
-        return wanted, _make_others(wanted, folder, tell)
+        wanted = needed(make_edge(folder))
+        return wanted, _make_others(wanted, folder, say or (lambda text: None))
     except OSError as error:
         raise BundleError(f"{error.filename or folder}: {error.strerror or error}") from None
 
 
-def _make_others(wanted: Needed, folder: Path, tell: Callable[[str], None]) -> dict[str, Path]:
-    have = _at_hand(wanted, folder)
+def _make_others(wanted: Needed, folder: Path, say: Callable[[str], None]) -> dict[str, Path]:
+    have = _usable(wanted, folder)
     if LLAMA in have:
         _check_portable(have[LLAMA])
     missing = [name for name in wanted.packages if name not in have]
     if LLAMA in missing:
         check_compiler()
     if others := [name for name in missing if name != LLAMA]:
-        tell(f"fetching {len(others)} of {len(wanted.packages)} wheels into {folder}")
+        say(f"fetching {len(others)} of {len(wanted.packages)} wheels into {folder}")
         pins = [f"{name}=={wanted.packages[name]}" for name in others]
         _pip_wheel(pins, folder, ", ".join(pins[:3]) + (" …" if len(pins) > 3 else ""))
     if LLAMA in missing:
-        _build_llama(wanted.packages[LLAMA], folder, tell)
-    have = _at_hand(wanted, folder)
+        _build_llama(wanted.packages[LLAMA], folder, say)
+    have = _usable(wanted, folder)
     if lost := [name for name in wanted.packages if name not in have]:
         raise BundleError(
-            f"{folder}: pip made no wheel of {lost[0]} {wanted.packages[lost[0]]} for this Python; remove its files "
-            "there and try again"
+            f"{folder}: pip made no wheel of {lost[0]} {wanted.packages[lost[0]]} for this Python; remove the "
+            "wheels of this package there and try again"
         )
     _check_portable(have[LLAMA])
     return have
 
 
 def target(wheels: Sequence[Path]) -> Machine:
-    """For which machines these wheels are, by their names and by what their libraries ask of the C library.
+    """The machines that these wheels run on, from their names and from the symbol versions that their libraries need.
 
-    Raises BundleError for a wheel that cannot be read.
+    Raises BundleError if a wheel cannot be read.
     """
     oldest = {"glibc": (0, 0), "glibcxx": (0, 0)}
     processors: list[str] = []
@@ -149,7 +152,7 @@ def target(wheels: Sequence[Path]) -> Machine:
         if many:
             oldest["glibc"] = max(oldest["glibc"], min(many))
         if "-linux_" not in wheel.name:
-            continue  # made for many Linux systems, its name says for which
+            continue  # its name has the glibc version, or it needs none
         for name, data in _libraries(wheel):
             processors += re.findall(r"libggml-cpu-(\w+)\.so$", name)
             for key, pattern in (
@@ -175,11 +178,11 @@ def _libraries(wheel: Path) -> list[tuple[str, bytes]]:
             names = [name for name in archive.namelist() if re.search(r"\.so(\.[\d.]+)?$", name)]
             return [(name, archive.read(name)) for name in names]
     except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise BundleError(f"{wheel}: is no whole wheel: {error}; remove it") from None
+        raise BundleError(f"{wheel}: is not a complete wheel ({error}): remove it and try again") from None
 
 
-def _at_hand(wanted: Needed, folder: Path) -> dict[str, Path]:
-    """The wheels in a folder that this Python can install, of the wanted versions; the best of several."""
+def _usable(wanted: Needed, folder: Path) -> dict[str, Path]:
+    """The wheels in `folder` of the wanted versions that this Python can install: the best one of each package."""
     rank = {tag: index for index, tag in enumerate(sys_tags())}
     best: dict[str, tuple[int, Path]] = {}
     for path in sorted(folder.glob("*.whl")):
@@ -196,31 +199,31 @@ def _at_hand(wanted: Needed, folder: Path) -> dict[str, Path]:
 
 
 def _all_variants() -> bool:
-    """Whether llama.cpp is built once for each generation of processors; elsewhere for the oldest of the kind."""
+    """Whether edge builds llama.cpp for each processor generation. Elsewhere: only for the oldest processor."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 def _check_portable(wheel: Path) -> None:
     if _all_variants() and not any("libggml-cpu-x64.so" in name for name, _ in _libraries(wheel)):
         raise BundleError(
-            f"{wheel}: is built for one processor; remove it, and edge bundle builds one for all"
+            f"{wheel}: is built for one processor: remove it, and edge bundle builds one for all processors"
         )
 
 
 def check_compiler() -> None:
-    """Raise BundleError where there is no C or C++ compiler. Windows' is not found by name, and not looked for."""
+    """Raise BundleError if there is no C or C++ compiler. Windows has no fixed name for it: no check there."""
     if sys.platform == "win32":
         return
     for variable, names in (("CC", ("cc", "gcc", "clang")), ("CXX", ("c++", "g++", "clang++"))):
         own = shlex.split(os.environ.get(variable, ""))[:1]
         if not any(shutil.which(name) for name in own or names):
             raise BundleError(
-                f"{own[0] if own else names[0]}: no such compiler, and llama.cpp must be built for the bundle: "
-                "install one (Debian: build-essential), or give --wheels a folder with a wheel built elsewhere"
+                f"{own[0] if own else names[0]}: no such compiler, and edge must build llama.cpp for the bundle: "
+                "install one (Debian: build-essential), or give a folder with a finished wheel with --wheels"
             )
 
 
-def _build_llama(version: str, folder: Path, tell: Callable[[str], None]) -> None:
+def _build_llama(version: str, folder: Path, say: Callable[[str], None]) -> None:
     check_compiler()
     flags = [
         "-DLLAVA_BUILD=OFF",
@@ -228,28 +231,30 @@ def _build_llama(version: str, folder: Path, tell: Callable[[str], None]) -> Non
         "-DGGML_NATIVE=OFF",
         *(("-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON") if _all_variants() else ()),
     ]
-    kind = "every generation of " if _all_variants() else "any "
-    tell(
-        f"building llama.cpp (llama-cpp-python {version}) for {kind}{platform.machine()}; this takes minutes"
+    processors = (
+        f"every generation of {platform.machine()} processors"
+        if _all_variants()
+        else f"any {platform.machine()} processor"
     )
-    began = told = time.monotonic()
+    say(f"building llama.cpp (llama-cpp-python {version}) for {processors}; this takes some minutes")
+    began = said = time.monotonic()
 
     def watch(line: str) -> None:
-        nonlocal told
+        nonlocal said
         step = re.match(r"\s*\[(\d+)/(\d+)\]", line)
-        if step and time.monotonic() - told >= _TELL_EVERY:
-            told = time.monotonic()
-            tell(f"llama.cpp: step {step[1]} of {step[2]}, {(told - began) / 60:.1f} min")
+        if step and time.monotonic() - said >= _SAY_EVERY:
+            said = time.monotonic()
+            say(f"llama.cpp: step {step[1]} of {step[2]}, {(said - began) / 60:.1f} min")
 
     _pip_wheel(
         [f"{LLAMA}=={version}", "--no-binary", LLAMA, "--no-cache-dir", "--verbose"],
         folder,
         f"llama-cpp-python {version}",
         watch=watch,
-        # What the person sets comes last and wins.
+        # The user's own flags come last, so that they win.
         CMAKE_ARGS=f"{shlex.join(flags)} {os.environ.get('CMAKE_ARGS', '')}".strip(),
     )
-    tell(f"llama.cpp is built: {(time.monotonic() - began) / 60:.1f} min")
+    say(f"llama.cpp is built: {(time.monotonic() - began) / 60:.1f} min")
 
 
 def _pip_wheel(
@@ -260,10 +265,10 @@ def _pip_wheel(
     watch: Callable[[str], None] = lambda line: None,
     **environment: str,
 ) -> None:
-    """`pip wheel --no-deps`; the wheels get into `folder` once all are whole. Raises BundleError."""
+    """Run `pip wheel --no-deps`; move the wheels to `folder` when all are complete. Raises BundleError."""
     if importlib.util.find_spec("pip") is None:
         raise BundleError(
-            f"{sys.executable} has no pip, which makes the wheels: {sys.executable} -m ensurepip"
+            f"{sys.executable}: has no pip to make the wheels with: run {sys.executable} -m ensurepip"
         )
     with tempfile.TemporaryDirectory(prefix=".edge-", suffix=".tmp", dir=folder) as temporary:
         command = [
@@ -288,7 +293,7 @@ def _pip_wheel(
                     watch(line)
                 status = child.wait()
             finally:
-                if child.poll() is None:  # interrupted: the compilers end with it
+                if child.poll() is None:  # interrupted: stop the compilers too
                     if sys.platform != "win32":
                         os.killpg(child.pid, signal.SIGTERM)
                     child.kill()
@@ -300,16 +305,15 @@ def _pip_wheel(
 
 def _why(lines: Sequence[str], what: str, store: Path) -> str:
     if any(_NO_NETWORK.search(line) for line in lines):
-        return (
-            f"{what}: no network, and not in {store}: connect, or give --wheels a folder that has the wheels"
-        )
+        return f"{what}: no network, and not in {store}: connect, or give a folder that has the wheels with --wheels"
     errors = [line for line in lines if re.match(r"(ERROR|error|CMake Error|FAILED)\b", line)]
     compiler = [line for line in lines if re.search(r"\b(fatal )?error: ", line)]
-    reason = (compiler or errors or list(lines) or ["no reason given"])[0]
-    return f"{what}: pip cannot make its wheel: {reason.removeprefix('ERROR: ')}"
+    reason = (compiler or errors or list(lines) or ["pip gives no reason"])[0]
+    return f"{what}: pip cannot make the wheel: {reason.removeprefix('ERROR: ')}"
 
 
-def _make_edge(folder: Path) -> Path:
+def make_edge(folder: Path) -> Path:
+    """Make the wheel of this edge in `folder`, from its checkout or its installed files. Raises BundleError."""
     package = Path(__file__).resolve().parent.parent
     checkout = package.parent
     place = folder / f"terminal_edge-{__version__}-py3-none-any.whl"
@@ -321,14 +325,16 @@ def _make_edge(folder: Path) -> Path:
             [*(["--no-build-isolation"] if ready else []), str(checkout)], folder, f"edge {__version__}"
         )
     else:
-        raise BundleError(f"{package}: neither a checkout nor installed from a wheel: install edge with pip")
+        raise BundleError(
+            f"{package}: is not in a checkout and not installed from a wheel: install edge with pip"
+        )
     return place
 
 
 def repack(package: Distribution, place: Path) -> None:
-    """Write an installed package's wheel to `place`, from the files that its RECORD lists (PEP 376, PEP 427).
+    """Write the wheel of an installed package to `place`, from the files in its RECORD (PEP 376, PEP 427).
 
-    Raises BundleError where a file was changed since, or none is listed.
+    Raises BundleError if a file changed after the installation, or if the RECORD has no files.
     """
     files = sorted(package.files or (), key=str)
     info = next((file.parts[0] for file in files if file.parts[0].endswith(".dist-info")), "")
@@ -339,20 +345,21 @@ def repack(package: Distribution, place: Path) -> None:
             for file in files:
                 name = file.as_posix()
                 if ".." in file.parts or "__pycache__" in file.parts:
-                    continue  # the program in bin and compiled modules, which each installation makes
+                    continue  # each installation makes its own programs and compiled modules
                 if file.parts[0] == info and file.name in _ADDED_BY_PIP:
                     continue
                 data = Path(str(package.locate_file(file))).read_bytes()
                 digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
                 if file.hash is None or file.hash.value != digest:
                     raise BundleError(
-                        f"{package.locate_file(file)}: was changed since it was installed; install {package.name} anew"
+                        f"{package.locate_file(file)}: changed after its installation: "
+                        f"install {package.name} again"
                     )
                 rows.append((name, f"sha256={digest}", len(data)))
                 _add(archive, name, data)
             if all(name.startswith(f"{info}/") for name, _, _ in rows):
                 raise BundleError(
-                    f"{package.name} {package.version}: its installed files are not listed; install it with pip"
+                    f"{package.name} {package.version}: its RECORD lists no installed files: install it with pip"
                 )
             rows.append((f"{info}/RECORD", "", ""))
             text = io.StringIO()
@@ -366,6 +373,6 @@ def repack(package: Distribution, place: Path) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    entry = zipfile.ZipInfo(name)  # of 1980, so that the same files give the same wheel
+    entry = zipfile.ZipInfo(name)  # its time is 1980, so the same files give the same wheel
     entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
     archive.writestr(entry, data)

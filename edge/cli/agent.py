@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Interrupted, Threads, note
+from edge.cli.common import Threads, note
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -26,6 +26,7 @@ from edge.cli.options import (
     TopP,
     think_tokens,
 )
+from edge.errors import Interrupted
 
 if TYPE_CHECKING:
     from edge.agent.session import SessionOptions
@@ -191,7 +192,4 @@ def replay(
     from edge.agent.playback import play
 
     seconds = (1.0 if sys.stdout.isatty() else 0.0) if delay is None else delay
-    try:
-        play(file, Console(highlight=False, soft_wrap=True), task_id=task_id, delay=seconds)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted") from None
+    play(file, Console(highlight=False, soft_wrap=True), task_id=task_id, delay=seconds)

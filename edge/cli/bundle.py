@@ -1,64 +1,68 @@
-"""The commands about the air gap: bundle, unbundle. Heavy modules are imported where used."""
+"""The commands `edge bundle` and `edge unbundle`. They import heavy modules only when they run."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edge.cli.common import Interrupted, note
+from edge.cli.common import note
 
 
 def bundle(
-    model: Annotated[list[Path], typer.Option("--model", "-m", help="A GGUF; repeatable.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The tar to write.")],
+    model: Annotated[
+        list[Path], typer.Option("--model", "-m", metavar="<path>", help="GGUF to include; repeatable.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle (tar) to write.")],
     replay: Annotated[
-        list[Path] | None, typer.Option("--replay", "-r", help="Replay rows to take along; repeatable.")
+        list[Path] | None,
+        typer.Option("--replay", "-r", metavar="<path>", help="File of replay rows to include; repeatable."),
     ] = None,
     reference: Annotated[
-        list[Path] | None, typer.Option(help="A result JSON to compare with there; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="<path>", help="Result JSON to include for edge compare; repeatable."),
     ] = None,
     wheels: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Take wheels from here and keep new ones here. Default: in the cache folder."
+            metavar="DIR",
+            help="Folder to take wheels from and put new ones in. Default: in the cache folder.",
         ),
     ] = None,
 ) -> None:
-    """Put models, rows, references and all that installs edge into one tar, for a machine without a network."""
+    """Make a bundle for a machine without a network.
+
+    A bundle is one tar file: models, rows, references, and the wheels and the script that install edge.
+    """
     from edge.airgap.bundle import bundle as run_bundle
     from edge.system.progress import bar
 
-    try:
-        with bar("bundling", show=True, unit="bytes") as watch:
-            done = run_bundle(
-                model,
-                out,
-                rows=replay or (),
-                references=reference or (),
-                wheels=wheels,
-                tell=note,
-                progress=watch,
-            )
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; no bundle was written, wheels that were finished are kept") from None
-    typer.echo(done)
+    with bar("bundling", show=True, unit="bytes") as progress:
+        bundled = run_bundle(
+            model,
+            out,
+            rows=replay or (),
+            references=reference or (),
+            wheels=wheels,
+            say=note,
+            progress=progress,
+        )
+    typer.echo(bundled)
 
 
 def unbundle(
-    file: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A tar of edge bundle.")],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make.")],
+    file: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Tar file that edge bundle wrote.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New folder to unpack to.")],
     install: Annotated[
-        bool, typer.Option("--install/--no-install", help="Install edge there too, in DIR/venv.")
+        bool, typer.Option("--install/--no-install", help="Install edge in DIR/venv, or only unpack.")
     ] = True,
     python: Annotated[
-        str | None, typer.Option(help="The Python to install with. Default: the one that runs edge.")
+        str | None, typer.Option(help="Python to install with. Default: the one that runs edge.")
     ] = None,
 ) -> None:
-    """Check a bundle to its last byte, unpack it and install it, without a network."""
+    """Check, unpack and install a bundle, without a network."""
     from edge.airgap.unbundle import unbundle as run_unbundle
+    from edge.system.progress import bar
 
-    try:
-        done = run_unbundle(file, to, install=install, python=python, progress=True)
-    except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop) or "interrupted; nothing was written") from None
-    typer.echo(done)
+    with bar("checking", show=True, unit="bytes") as progress:
+        unbundled = run_unbundle(file, to, install=install, python=python, progress=progress)
+    typer.echo(unbundled)

@@ -1,4 +1,4 @@
-"""What every command of the command line shares: notes, tables, an interruption."""
+"""What the commands share: the option --threads, notes, tables, lines of progress."""
 
 import re
 from pathlib import Path
@@ -11,20 +11,18 @@ from edge.system.text import printable
 if TYPE_CHECKING:
     from edge.prompt import Rendered
 
-Threads = Annotated[int | None, typer.Option(min=1, max=512, help="Default: the physical cores.")]
-
-
-class Interrupted(Exception):
-    """Ctrl-C, with a line on what is kept."""
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=512, help="CPU threads. Default: the number of physical cores.")
+]
 
 
 def note(text: str) -> None:
-    """A line on stderr that is no error."""
+    """Print a note on stderr: not an error."""
     typer.echo(f"note: {printable(text, lines=True)}", err=True)
 
 
 def table(header: list[str], rows: list[tuple[str, ...]]) -> None:
-    """Columns on stdout."""
+    """Print rows in aligned columns on stdout."""
     lines = [tuple(header), *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
@@ -32,12 +30,12 @@ def table(header: list[str], rows: list[tuple[str, ...]]) -> None:
 
 
 def progress_line(text: str) -> None:
-    """A line of progress on stderr."""
+    """Print a line of progress on stderr."""
     typer.echo(printable(text), err=True)
 
 
 def note_fallback(model: Path, rendered: "Rendered") -> None:
-    """A note if a prompt was not made by the model's own chat template."""
+    """Print a note if the prompt does not come from the model's own chat template."""
     if rendered.status != "chat_template":
         why = (
             f"its chat template cannot be rendered ({rendered.reason})"
@@ -48,5 +46,5 @@ def note_fallback(model: Path, rendered: "Rendered") -> None:
 
 
 def shown_json(text: str) -> str:
-    """JSON with the control characters that a terminal may obey as escapes; JSON's own escapes cover the others."""
+    """JSON text that cannot control a terminal: U+007F to U+009F are escaped. JSON escapes those below U+0020."""
     return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)

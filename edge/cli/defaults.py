@@ -1,4 +1,4 @@
-"""The model that a command takes when none is named: the newest in models/, else the embedded one."""
+"""The default model of commands: the newest GGUF in models/, else the embedded model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ _QUANT = "Q4_K_M"
 
 
 def default_model(note: Callable[[str], None]) -> Path:
-    """The newest GGUF at hand; else the embedded checkpoint, converted once; `note` says so.
+    """The newest GGUF in models/ or the cache folder; else the embedded checkpoint, which edge converts once.
 
-    Raises ModelFileError where this installation carries no embedded checkpoint.
+    `note` receives a line about the choice. Raises ModelFileError if this installation has no embedded checkpoint.
     """
     found = converted_models()
     if found:
@@ -23,6 +23,6 @@ def default_model(note: Callable[[str], None]) -> Path:
         raise ModelFileError(f"{checkpoint}: the embedded model is missing; name a GGUF with --model FILE")
     out = model_folder() / f"{EMBEDDED_NAME}-{_QUANT}.gguf"
     note(f"no model in models/ yet; converting the embedded {EMBEDDED_NAME} to {out}")
-    from edge.convert import convert  # only here, since it is not needed to run a model
+    from edge.convert import convert  # a heavy import, which only this case needs
 
     return convert(checkpoint, quant=_QUANT, out=out).path

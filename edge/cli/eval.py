@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edge.cli.common import Interrupted, Threads, note, progress_line
+from edge.cli.common import Threads, note, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edge.llama.loading import Loading
     from edge.replay.stored_result import Result
 
-# The options that only some backends have.
+# Options that only some backends have.
 _ONLY = {
     "edge": (
         "unconstrained think text_share style parallel gpu_layers threads batch kv_type flash_attention mmap".split()
@@ -47,35 +47,36 @@ def evaluate(
     context: typer.Context,
     replay: Annotated[
         Path | None,
-        typer.Option("--replay", "-r", help="Replay rows (JSON Lines). Default: the embedded set."),
+        typer.Option("--replay", "-r", help="Replay rows (JSON Lines). Default: the embedded rows."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The result JSON to write.")] = Path("result.json"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Result JSON to write.")] = Path("result.json"),
     model: Annotated[
         Path | None,
         typer.Option(
             "--model",
             "-m",
-            help="A GGUF. Default: the newest in models/, else the embedded model. With vllm a Hugging Face folder; "
-            "with openai a GGUF or folder that writes the prompts, else the server does.",
+            help="GGUF to evaluate. Default: the newest in models/, else the embedded model. vllm: a Hugging Face "
+            "folder. openai: a GGUF or folder that renders the prompts; without it, the server renders them.",
         ),
     ] = None,
     backend: Annotated[
         Literal["edge", "vllm", "openai"],
         typer.Option(
             metavar="edge|vllm|openai",
-            help="Who answers: edge itself, vLLM in this process, or a server that speaks OpenAI's API.",
+            help="Engine that answers: edge itself, vLLM in this process, or a server with the OpenAI API.",
         ),
     ] = "edge",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
     rows_of: Annotated[
-        Path | None, typer.Option("--rows-of", help="Only the steps that this result JSON holds.")
+        Path | None, typer.Option("--rows-of", help="Use only the steps of this result JSON.")
     ] = None,
     max_tokens: MaxTokens = 1024,
     unconstrained: Annotated[
-        bool, typer.Option("--unconstrained", help="Without the grammar, as vLLM runs.")
+        bool, typer.Option("--unconstrained", help="Answer without the grammar, as vLLM does.")
     ] = False,
     structured: Annotated[
-        bool, typer.Option("--structured", help="vllm, openai: keep to the action's JSON schema.")
+        bool,
+        typer.Option("--structured", help="vllm, openai: constrain answers to the action's JSON schema."),
     ] = False,
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
@@ -94,13 +95,15 @@ def evaluate(
         typer.Option(
             min=1,
             max=64,
-            help="Answers written at once. Default: 8 on CPUs, 16 on a GPU, less where memory is short. 1 is exact: "
-            "byte for byte those of an empty cache.",
+            help="Maximum number of answers written at the same time. Default: 8 on CPUs, 16 on a GPU, fewer if memory "
+            "is short. 1 is exact: the answers are byte for byte those of an empty KV cache.",
         ),
     ] = None,
     ctx: Annotated[
         int | None,
-        typer.Option(min=1, help="Most tokens of a row, and of the cache. Default: what the model has."),
+        typer.Option(
+            min=1, help="Maximum tokens of a row, and of the KV cache. Default: the model's context length."
+        ),
     ] = None,
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
@@ -108,24 +111,34 @@ def evaluate(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
-    tp: Annotated[int, typer.Option(min=1, help="vllm: GPUs that share the model.")] = 1,
-    dtype: Annotated[str, typer.Option(help="vllm: what it computes in.")] = "bfloat16",
+    tp: Annotated[int, typer.Option(min=1, help="vllm: number of GPUs to split the model over.")] = 1,
+    dtype: Annotated[str, typer.Option(help="vllm: number type to compute in.")] = "bfloat16",
     base_url: Annotated[
         str | None,
         typer.Option(
             "--base-url",
-            help="openai: the server, such as http://localhost:8000/v1; its key is read from OPENAI_API_KEY.",
+            help="openai: URL of the server, for example http://localhost:8000/v1. edge reads its key from "
+            "OPENAI_API_KEY.",
         ),
     ] = None,
     served_model: Annotated[
         str | None,
-        typer.Option("--served-model", help="openai: the model's name there. Default: the only one."),
+        typer.Option(
+            "--served-model", help="openai: name of the model on the server. Default: the only one there."
+        ),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="openai: requests at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=1, help="openai: seconds for an answer.")] = 600.0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no placement and no progress.")] = False,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=1024, help="openai: maximum number of requests at the same time.")
+    ] = 8,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="openai: maximum seconds to wait for an answer.")
+    ] = 600.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no placement and no progress.")] = False,
 ) -> None:
-    """Replay recorded steps with a model and score its answers. Interrupted, it goes on when started again."""
+    """Replay recorded steps with a model and score its answers.
+
+    If it is interrupted, run the same command again to resume.
+    """
     _check_options(context, backend)
     if backend == "openai" and base_url is None:
         raise typer.BadParameter("--backend openai needs the server's URL", param_hint="--base-url")
@@ -142,23 +155,20 @@ def evaluate(
     constrained = structured if backend != "edge" else not unconstrained
     answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
     rows, say = replay or embedded_rows(), None if quiet else progress_line
-    asked = _Asked(rows, out, limit, rows_of, skip_too_long, answering, ctx, say)
+    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, ctx, say)
     loading = Loading(gpu_layers, threads, ctx, parallel, batch, kv_type, flash_attention, mmap)
-    try:
-        if backend == "vllm":
-            result = _by_vllm(model, asked, dtype, tp)
-        elif backend == "openai":
-            result = _by_server(base_url or "", model, asked, served_model, concurrency, timeout)
-        else:
-            result = _by_edge(model, asked, loading)
-    except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop) or "interrupted; run the same command again to go on") from None
+    if backend == "vllm":
+        result = _by_vllm(model, work, dtype, tp)
+    elif backend == "openai":
+        result = _by_server(base_url or "", model, work, served_model, concurrency, timeout)
+    else:
+        result = _by_edge(model, work, loading)
     print_scores(result, out)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What every backend is asked."""
+class _Work:
+    """What every backend needs."""
 
     rows: Path
     out: Path
@@ -170,45 +180,45 @@ class _Asked:
     say: Callable[[str], None] | None
 
 
-def _by_edge(model: Path | None, asked: _Asked, loading: "Loading") -> "Result":
+def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
     from edge.cli.defaults import default_model
     from edge.replay import evaluate as run_evaluate
 
     return run_evaluate(
         model or default_model(note),
-        asked.rows,
-        asked.out,
-        limit=asked.limit,
-        rows_of=asked.rows_of,
-        skip_too_long=asked.skip_too_long,
-        answering=asked.answering,
+        work.rows,
+        work.out,
+        limit=work.limit,
+        rows_of=work.rows_of,
+        skip_too_long=work.skip_too_long,
+        answering=work.answering,
         loading=loading,
-        say=asked.say,
+        say=work.say,
     )
 
 
-def _by_vllm(model: Path | None, asked: _Asked, dtype: str, tp: int) -> "Result":
+def _by_vllm(model: Path | None, work: _Work, dtype: str, tp: int) -> "Result":
     from edge.replay.vllm import VllmOptions, evaluate_vllm
 
     assert model is not None
     return evaluate_vllm(
         model,
-        asked.rows,
-        asked.out,
-        limit=asked.limit,
-        rows_of=asked.rows_of,
-        skip_too_long=asked.skip_too_long,
-        answering=asked.answering,
-        context=asked.context,
+        work.rows,
+        work.out,
+        limit=work.limit,
+        rows_of=work.rows_of,
+        skip_too_long=work.skip_too_long,
+        answering=work.answering,
+        context=work.context,
         engine=VllmOptions(dtype, tp),
-        say=asked.say,
+        say=work.say,
     )
 
 
 def _by_server(
     base_url: str,
     model: Path | None,
-    asked: _Asked,
+    work: _Work,
     served_model: str | None,
     concurrency: int,
     timeout: float,
@@ -217,21 +227,21 @@ def _by_server(
 
     return evaluate_server(
         base_url,
-        asked.rows,
-        asked.out,
+        work.rows,
+        work.out,
         model=model,
         service=Service(served_model, concurrency, timeout),
-        limit=asked.limit,
-        rows_of=asked.rows_of,
-        skip_too_long=asked.skip_too_long,
-        answering=asked.answering,
-        context=asked.context,
-        say=asked.say,
+        limit=work.limit,
+        rows_of=work.rows_of,
+        skip_too_long=work.skip_too_long,
+        answering=work.answering,
+        context=work.context,
+        say=work.say,
     )
 
 
 def _check_options(context: typer.Context, backend: str) -> None:
-    """Raises typer.BadParameter for an option that another backend has and the chosen one has not."""
+    """Raises typer.BadParameter for an option of another backend."""
     for name in sorted({name for names in _ONLY.values() for name in names} - set(_ONLY[backend])):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":

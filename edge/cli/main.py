@@ -1,4 +1,4 @@
-"""The command line: parse options, call one function, print. Heavy modules are imported where used."""
+"""The command line: the order of the commands, errors and exit codes."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import typer
 
 from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
-from edge.cli.common import Interrupted, note_fallback
+from edge.cli.common import note_fallback
 from edge.cli.eval import evaluate
 from edge.cli.measure import measure
 from edge.cli.models import convert, doctor, imatrix, inspect, models
@@ -27,7 +27,7 @@ from edge.version import __version__
 
 app = typer.Typer(
     name="edge",
-    help="Quantize a terminal agent's checkpoint, run it offline with guaranteed JSON, measure what it cost.",
+    help="Quantize the checkpoint of a terminal agent, run it offline with valid JSON, and measure the loss.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -35,32 +35,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command()(convert)
-app.command()(imatrix)
-app.command()(inspect)
 
-
-app.command()(run)
-app.command()(agent)
-app.command()(replay)
-app.command()(serve)
-app.command(name="eval")(evaluate)
-app.command()(score)
-app.command()(compare)
-app.command()(measure)
-app.command()(sweep)
-app.command()(report)
-
-
-@app.command()
 def prompt(
-    messages: Annotated[Path, typer.Option(help="A JSON file with the messages.")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="A GGUF or a Hugging Face folder.")],
+    messages: Annotated[Path, typer.Option(help="JSON file with the messages.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="GGUF or Hugging Face folder.")],
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Print the token ids instead of the text.")
     ] = False,
 ) -> None:
-    """Print the prompt that a model gets for some messages."""
+    """Print the prompt that a model gets for given messages."""
     from edge.prompt import prompt_source, read_messages, render_prompt
 
     chat = read_messages(messages)
@@ -74,6 +57,21 @@ def prompt(
         typer.echo(rendered.text, nl=sys.stdout is not None and sys.stdout.isatty())
 
 
+# `edge --help` lists them in this order.
+app.command()(convert)
+app.command()(run)
+app.command()(agent)
+app.command()(serve)
+app.command(name="eval")(evaluate)
+app.command()(compare)
+app.command()(report)
+app.command()(sweep)
+app.command()(measure)
+app.command()(score)
+app.command()(replay)
+app.command()(prompt)
+app.command()(imatrix)
+app.command()(inspect)
 app.command()(models)
 app.command()(doctor)
 app.command()(bundle)
@@ -95,27 +93,32 @@ def _edge(
     pass
 
 
+def _interruption(stop: BaseException) -> str:
+    """The text of the KeyboardInterrupt (edge.errors.Interrupted has one) that Typer turned into `stop`."""
+    cause: BaseException | None = stop
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return str(cause or "") or "interrupted; nothing was written"
+
+
 def main() -> NoReturn:
-    """The `edge` command: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
-    # So that temporary files are removed; Windows has no SIGHUP.
+    """The program `edge`. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    # Exit by exception, so that temporary files are removed. Windows has no SIGHUP.
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the one of a terminal that is closed
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     limited = address_space_left() is not None
     if limited:
-        # Each of OpenBLAS's threads takes 32 MB at its start, and it raises SIGINT where it gets none.
+        # Each thread of OpenBLAS takes 32 MB at its start. If it gets less, OpenBLAS raises SIGINT.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(prog_name="edge")
     except EdgeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except Interrupted as stop:
-        typer.echo(str(stop), err=True)
-        sys.exit(130)
     except SystemExit as stop:
-        if stop.code == 130:
-            typer.echo("interrupted; nothing was written", err=True)
+        if stop.code == 130:  # Typer turns KeyboardInterrupt into this
+            typer.echo(printable(_interruption(stop)), err=True)
         raise
     except (MemoryError, ImportError) as error:
         if isinstance(error, ImportError) and not limited:

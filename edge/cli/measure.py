@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Interrupted, Threads, note, progress_line
+from edge.cli.common import Threads, note, progress_line
 
 if TYPE_CHECKING:
     from edge.measure.schema import Measurement
@@ -54,10 +54,11 @@ def measure(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
 ) -> None:
-    """Measure the cost of quantization on given texts: likelihood, KL divergence from the base, top-1 agreement.
+    """Measure the cost of quantization on given texts.
 
-    First the base and then the model read the reference answers of replay rows, or a plain text. Only one of them is in
-    memory at a time. These figures have far less noise than scores of generated answers.
+    The figures are the likelihood, the KL divergence from the base and the top-1 agreement. First the base and
+    then the model read the reference answers of replay rows, or a plain text. Only one of them is in memory at
+    a time. These figures have far less noise than scores of generated answers.
     """
     if (replay is None) == (text is None):
         raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
@@ -67,22 +68,19 @@ def measure(
     from edge.llama.loading import Loading
     from edge.measure import measure as run_measure
 
-    try:
-        done = run_measure(
-            model,
-            out,
-            base=base,
-            replay=replay,
-            text=text,
-            chunk=chunk,
-            limit=limit,
-            skip_too_long=skip_too_long,
-            loading=Loading(gpu_layers=gpu_layers, threads=threads, context=ctx, batch=batch),
-            keep_base=keep_base,
-            say=None if quiet else progress_line,
-        )
-    except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop) or "interrupted; nothing was written") from None
+    done = run_measure(
+        model,
+        out,
+        base=base,
+        replay=replay,
+        text=text,
+        chunk=chunk,
+        limit=limit,
+        skip_too_long=skip_too_long,
+        loading=Loading(gpu_layers=gpu_layers, threads=threads, context=ctx, batch=batch),
+        keep_base=keep_base,
+        say=None if quiet else progress_line,
+    )
     if not quiet:
         for line in done["method"]["notes"]:
             note(line)

@@ -1,4 +1,4 @@
-"""Options that commands share: how an answer is chosen, and where it is computed."""
+"""Options that commands share: how edge samples an answer, and where llama.cpp computes it."""
 
 import re
 from pathlib import Path
@@ -8,61 +8,78 @@ import typer
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", "-m", help="A GGUF. Default: the newest in models/, else the embedded model."),
+    typer.Option(
+        "--model", "-m", help="GGUF to use. Default: the newest in models/, else the embedded model."
+    ),
 ]
 GpuLayers = Annotated[
     int | None,
-    typer.Option("--gpu-layers", min=-1, help="Layers to offload. Default: all that fit; -1 is all, 0 none."),
+    typer.Option(
+        "--gpu-layers", min=-1, help="Layers on the GPU; -1 for all, 0 for none. Default: all that fit."
+    ),
 ]
 KvType = Annotated[
     Literal["f16", "q8_0", "q4_0"],
-    typer.Option("--kv-type", help="Numbers of the cache; the smaller ones need flash attention."),
+    typer.Option("--kv-type", help="Number type of the KV cache. q8_0 and q4_0 need flash attention."),
 ]
 FlashAttention = Annotated[
     bool | None,
     typer.Option(
         "--flash-attention/--no-flash-attention",
-        help="Default: on with a GPU or a quantized cache; in eval also where memory is short.",
+        help="Use flash attention. Default: with a GPU or a quantized KV cache; in eval also if memory is short.",
     ),
 ]
-Batch = Annotated[int | None, typer.Option(min=1, help="Tokens decoded at once. Default: 512.")]
-Mmap = Annotated[
-    bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read it in whole.")
-]
+Batch = Annotated[int | None, typer.Option(min=1, help="Tokens decoded in one batch. Default: 512.")]
+Mmap = Annotated[bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read all of it.")]
 Style = Annotated[
     Literal["auto", "compact", "indented", "free"],
     typer.Option(
         metavar="auto|compact|indented|free",
-        help="White space of the JSON; auto: the model's own, then forced.",
+        help="White space in the JSON. auto: the model chooses first, then edge enforces its choice.",
     ),
 ]
 MaxTokens = Annotated[
-    int, typer.Option("--max-tokens", min=1, help="Budget of an answer, its thought included.")
+    int, typer.Option("--max-tokens", min=1, help="Maximum tokens of an answer, its thought included.")
 ]
 TextShare = Annotated[
     float,
-    typer.Option("--text-share", min=0, max=1, help="Share of the budget for analysis and plan together."),
+    typer.Option(
+        "--text-share", min=0, max=1, help="Share of --max-tokens for the analysis and the plan together."
+    ),
 ]
 Think = Annotated[
     str | None,
     typer.Option(
-        "--think", metavar="off|N", help="Most tokens for a thought. Default: a quarter of the budget."
+        "--think", metavar="off|N", help="Maximum tokens of a thought. Default: a quarter of --max-tokens."
     ),
 ]
-Temperature = Annotated[float, typer.Option(min=0, help="0 takes the best token.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Sample from this share of the probability.")]
-TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from this many tokens; 0 is off.")]
-MinP = Annotated[float, typer.Option("--min-p", help="Leave out tokens below this share of the best one's.")]
-Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 makes repeats rarer.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")]
+Temperature = Annotated[
+    float, typer.Option(min=0, help="Sampling temperature; 0 takes the most likely token.")
+]
+TopP = Annotated[
+    float,
+    typer.Option("--top-p", help="Sample from the likeliest tokens with this total probability; 1 is off."),
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", min=0, help="Sample from this number of likeliest tokens; 0 is off.")
+]
+MinP = Annotated[
+    float, typer.Option("--min-p", help="Skip tokens below this share of the highest probability; 0 is off.")
+]
+Penalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Values above 1 make repetition less likely; 1 is off.")
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Seed for repeatable sampling. Default: a random seed.")
+]
 
 
 def think_tokens(value: str | None) -> int | None:
-    """The number of tokens that --think names, None where it names none. Raises typer.BadParameter."""
+    """The value of --think in tokens; None if the option is not given. Raises typer.BadParameter."""
     if value is None:
         return None
     if value == "off":
         return 0
     if re.fullmatch("[0-9]{1,9}", value):
         return int(value)
-    raise typer.BadParameter("must be off or a number of tokens", param_hint="--think")
+    raise typer.BadParameter("must be off, or a number of tokens", param_hint="--think")

@@ -43,7 +43,10 @@ def report(
         str, typer.Option(help="Heading of the page. Default: from the names of the models.")
     ] = "",
 ) -> None:
-    """Write one page about the cost of quantization: verdict, tables, plots, and the steps that got worse."""
+    """Write a page about the cost of quantization.
+
+    The page has a verdict, tables, plots, and the steps that got worse.
+    """
     from edge.report.build import report as write_report
 
     write_report(

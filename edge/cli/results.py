@@ -49,7 +49,10 @@ def compare(
         Path | None, typer.Option("--json", help="Also write the comparison as JSON.")
     ] = None,
 ) -> None:
-    """Compare results with a reference, step by step, or with each other, by cause."""
+    """Compare results with a reference or with each other.
+
+    With --reference, the comparison is step by step. With --causes, it is by what differs between two results.
+    """
     from edge.compare.causes import causes as find_causes
     from edge.compare.causes import causes_json, causes_markdown
     from edge.compare.run import compare as run_compare

@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 
 def run(
     task: Annotated[
-        str | None, typer.Argument(metavar="TASK", help="What to do. Default: standard input.")
+        str | None,
+        typer.Argument(metavar="TASK", help="What the model must do. Default: read it from standard input."),
     ] = None,
     model: ModelOption = None,
-    screen: Annotated[Path | None, typer.Option(help="A file with what the terminal shows now.")] = None,
+    screen: Annotated[
+        Path | None, typer.Option(help="File with the current text of the terminal's screen.")
+    ] = None,
     messages: Annotated[
-        Path | None, typer.Option(help="A JSON file with the whole conversation, instead of a task.")
+        Path | None, typer.Option(help="JSON file with the whole conversation, instead of TASK and --screen.")
     ] = None,
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 0.0,
@@ -56,7 +59,7 @@ def run(
     text_share: TextShare = 0.6,
     style: Style = "auto",
     as_json: Annotated[
-        bool, typer.Option("--json", help="The action with its metadata, as one JSON object.")
+        bool, typer.Option("--json", help="Print the action and its metadata as one JSON object.")
     ] = False,
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
@@ -64,9 +67,12 @@ def run(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not tell where the model is placed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print where the model is placed.")] = False,
 ) -> None:
-    """Ask for the next action. It is only printed: review it before you run any of it."""
+    """Ask a model for the next action and print it.
+
+    edge does not run the action. Review it before you run any part of it.
+    """
     thought = think_tokens(think)
     task = _task(task, screen, messages)
 

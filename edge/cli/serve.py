@@ -1,4 +1,4 @@
-"""The command line's part about serving."""
+"""The command `edge serve`. It imports heavy modules only when it runs."""
 
 import os
 import re
@@ -17,28 +17,46 @@ _KEY = "EDGE_API_KEY"
 def serve(
     model: ModelOption = None,
     host: Annotated[
-        str, typer.Option(help=f"Address to serve on. Another than this machine's own needs a key in {_KEY}.")
+        str, typer.Option(help="Address to listen on. An address other than localhost needs an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8080,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help=f"A file with the key that clients must give. Default: {_KEY}."),
+        typer.Option(
+            metavar="FILE",
+            help=f"File with the API key that clients must send. Default: the variable {_KEY}.",
+        ),
     ] = None,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Answers written at once.")] = 4,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get status 429.")] = 64,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=64, help="Maximum number of answers written at the same time.")
+    ] = 4,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Maximum number of waiting requests; further ones get status 429.")
+    ] = 64,
     context: Annotated[
         int | None,
-        typer.Option(min=64, help="Tokens of a prompt and its answer. Default: the model's, at most 8,192."),
+        typer.Option(
+            min=64, help="Maximum tokens of a prompt and its answer. Default: the model's, at most 8,192."
+        ),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Budget of a chat answer that asks for none.")
+        int,
+        typer.Option(
+            "--max-tokens", min=1, help="Maximum tokens of a chat answer whose request has no maximum."
+        ),
     ] = 1024,
-    body_limit: Annotated[int, typer.Option(min=1, help="MiB that a request may have.")] = 16,
+    body_limit: Annotated[int, typer.Option(min=1, help="Maximum request size in MiB.")] = 16,
     receive_timeout: Annotated[
-        int, typer.Option(min=1, help="Seconds in which a request's head must arrive, and its body.")
+        int, typer.Option(min=1, help="Maximum seconds to receive the head of a request, and its body.")
     ] = 30,
     cache_ram: Annotated[
-        int, typer.Option(min=0, help="MiB of prompts and answers kept for those that begin the same.")
+        int,
+        typer.Option(
+            min=0,
+            help="Memory in MiB to keep prompts and answers, for later prompts that begin with the same text.",
+        ),
     ] = 1024,
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
@@ -47,7 +65,10 @@ def serve(
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
 ) -> None:
-    """Serve a model to agents over an OpenAI-compatible API. Each chat answer is a valid action by default."""
+    """Serve a model to agents over an OpenAI-compatible API.
+
+    By default, each chat answer is a valid action.
+    """
     try:
         from edge.serve import server
     except ImportError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Interrupted, Threads, progress_line
+from edge.cli.common import Threads, progress_line
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -76,7 +76,10 @@ def sweep(
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no stages and no progress.")] = False,
 ) -> None:
-    """Convert, evaluate and measure several quantizations, and write a report. An interrupted sweep can resume."""
+    """Convert, evaluate and measure several quantizations.
+
+    Writes a report. If it is interrupted, run the same command again to resume.
+    """
     limit = None if budget is None else _bytes(budget)
     from edge.answer.answering import Answering
     from edge.llama.loading import Loading
@@ -84,28 +87,25 @@ def sweep(
     from edge.sweep import sweep as run_sweep
     from edge.system.paths import embedded_rows
 
-    try:
-        done = run_sweep(
-            source,
-            [name for name in quants.replace(" ", "").split(",") if name],
-            replay or embedded_rows(),
-            out,
-            SweepOptions(
-                reference=reference,
-                calibrate_on=calibrate,
-                keep=keep,
-                budget=limit,
-                max_loss=max_loss,
-                revision=revision,
-                offline=offline,
-                skip_too_long=skip_too_long,
-            ),
-            answering=Answering(max_tokens, constrained=not unconstrained),
-            loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
-            say=None if quiet else progress_line,
-        )
-    except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop)) from None
+    done = run_sweep(
+        source,
+        [name for name in quants.replace(" ", "").split(",") if name],
+        replay or embedded_rows(),
+        out,
+        SweepOptions(
+            reference=reference,
+            calibrate_on=calibrate,
+            keep=keep,
+            budget=limit,
+            max_loss=max_loss,
+            revision=revision,
+            offline=offline,
+            skip_too_long=skip_too_long,
+        ),
+        answering=Answering(max_tokens, constrained=not unconstrained),
+        loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
+        say=None if quiet else progress_line,
+    )
     typer.echo(str(done.page))
     if done.choice is not None:
         typer.echo(done.choice.why)

@@ -1,7 +1,7 @@
-"""Replay recorded steps through an OpenAI-compatible server: how a reference is made on the engine that serves a model.
+"""Replay recorded steps through an OpenAI-compatible server: a reference from the engine that serves a model.
 
-With a tokenizer and template at hand the prompts are rendered and tokenized here and sent as token ids, so that the
-server adds nothing to them; without, the server gets the messages and renders them itself.
+With a tokenizer and a chat template, edge renders and tokenizes the prompts and sends token ids, so that the server
+adds nothing to them. Without them, the server gets the messages and renders them itself.
 """
 
 from collections.abc import Callable
@@ -69,8 +69,8 @@ def evaluate_server(
     with its answer, by default what `model` says. `answering.constrained` asks the server to keep to the JSON schema of
     an action.
 
-    Raises BackendError where the server cannot be reached, refuses a request or keeps failing; what is answered by then
-    is kept in the journal. Raises ContextError, ReplayError, ResultError, ModelFileError, CheckpointError, PromptError.
+    Raises BackendError if the server cannot be reached, refuses a request or keeps failing; the journal keeps the
+    answers until then. Raises ContextError, ReplayError, ResultError, ModelFileError, CheckpointError, PromptError.
     """
     check_place(out)
     rows = chosen_rows(replay, limit, rows_of)
@@ -186,9 +186,9 @@ def _served(server: Server, wanted: str | None) -> tuple[str, str]:
 
 
 def _completes(server: Server, name: str, prompt: list[int]) -> bool:
-    """Whether the server completes a prompt given as token ids; one that has chats alone says that there is nothing.
+    """Whether the server completes a prompt of token ids. A server with only chats answers "not found".
 
-    Raises Refused where it has completions but takes no ids: the same prompt as a text might get a second BOS unseen.
+    Raises Refused if it has completions but takes no ids: as a text the same prompt might get a second BOS.
     """
     try:
         server.complete({"model": name, "prompt": prompt[:1], "max_tokens": 1, "temperature": 0})
@@ -203,8 +203,11 @@ def _completes(server: Server, name: str, prompt: list[int]) -> bool:
 
 
 def _sampling_fields(sampling: Sampling, kind: str) -> dict[str, Any]:
-    """The sampling as a request names it. Servers have defaults of their own, so that where a server is known to read
-    a field it is told, off or not; others get only what was asked for."""
+    """The sampling fields of a request.
+
+    Servers have their own defaults. So a server that is known to read a field gets it, also if it is off; other servers
+    get only what differs from the default.
+    """
     fields: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if sampling.seed is not None:
         fields["seed"] = sampling.seed

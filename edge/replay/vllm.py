@@ -1,7 +1,7 @@
-"""Replay recorded steps with a checkpoint in vLLM, through its Python API: how a bf16 reference is made.
+"""Replay recorded steps with a checkpoint in vLLM, through its Python API: a bf16 reference.
 
-The prompts are rendered and tokenized here, as for edge's own engine, so that vLLM adds nothing to them. vLLM is no
-dependency of edge: it is imported when it is used, and llama.cpp is not needed beside it.
+edge renders and tokenizes the prompts, as for its own engine, so that vLLM adds nothing to them. vLLM is not a
+dependency of edge: it is imported when it is used. llama.cpp is not needed for it.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from edge.system.machine import peak_memory
 from edge.system.places import check_place
 from edge.version import __version__
 
-# Settings of vLLM that edge makes where the user's environment has none. In one process its scheduling is the same in
-# each run, an error keeps its own words, and nothing is left behind where edge is killed. The log is long.
+# Settings of vLLM, unless the user's environment has them. In one process the scheduling is the same in each run, an
+# error keeps its own words, and no process stays if edge is killed. The log is long.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 _CPU_CACHE = "4"
-"""GiB for the cache on CPUs. vLLM's own choice, 92 % of the machine's memory, fails wherever something else runs."""
+"""GiB for the cache on CPUs. vLLM's own choice, 92 % of the machine's memory, fails if another program runs."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def evaluate_vllm(
 
     `answering.constrained` makes vLLM keep to the JSON schema of an action. `context` is vLLM's max_model_len (default:
     the context length of the model).
-    Raises BackendError where vLLM is not installed or fails, CheckpointError, ContextError, ReplayError, ResultError.
+    Raises BackendError if vLLM is not installed or fails, CheckpointError, ContextError, ReplayError, ResultError.
     """
     check_place(out)
     folder = Path(model)
@@ -126,7 +126,7 @@ def evaluate_vllm(
 
     def head(work: EngineCounters) -> Head:
         threads = work.pop("threads", None)
-        # that of this process alone, which with several GPUs is not the one that holds the model
+        # of this process, which does not hold the model if there are several GPUs
         peak = peak_memory() if work and tp == 1 else None
         return {
             "model": f"{folder.resolve().name} ({dtype}, vLLM)",
@@ -163,7 +163,7 @@ def evaluate_vllm(
 
 
 def _vllm() -> tuple[Callable[..., Any], str]:
-    """vLLM's `LLM`, and the name of the device that it runs on. Raises BackendError where it is not installed."""
+    """vLLM's `LLM`, and the name of its device. Raises BackendError if vLLM is not installed."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -188,7 +188,7 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _told(model: str) -> Iterator[None]:
-    """vLLM raises whatever its parts raise; one line of it is told."""
+    """Turns any exception of vLLM into a BackendError of one line."""
     try:
         yield
     except Exception as error:
@@ -221,8 +221,8 @@ def _answer(
         engine = llm_class(**options).llm_engine
     prompts = recorder.asked.prompts
     with recorder.watched(say=say):
-        # All at once: vLLM batches them as its memory allows. Stepped by hand, each answer is kept when it is whole;
-        # `LLM.generate` gives none before the last.
+        # All requests together: vLLM batches them as its memory allows. Stepping by hand keeps each answer when it is
+        # whole; `LLM.generate` gives none before the last.
         with _told(model):
             for i in recorder.wanted:
                 engine.add_request(str(i), {"prompt_token_ids": prompts[i]}, params)

@@ -61,7 +61,7 @@ def report(
 
 @dataclass(frozen=True)
 class _Outputs:
-    """Where a report is written; None for what is not asked for."""
+    """Where a report is written; None for a part that is not wanted."""
 
     page: Path
     markdown: Path | None

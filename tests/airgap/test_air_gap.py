@@ -1,11 +1,12 @@
-"""The air gap: every command works in a network namespace with no interface and does not even try to connect, as strace
-shows; a bundle is installed there, and two folders made from it give the same answers.
+"""Every command works without a network and does not try to connect; bundles install without a network.
+
+The commands run under strace in a network namespace without an interface.
 
 .venv/bin/pytest tests/airgap/test_air_gap.py
 EDGE_TEST_WHEELS=DIR .venv/bin/pytest tests/airgap/test_air_gap.py
-    with the wheels that `edge bundle --wheels DIR` made; build/wheels is used if it exists
+    with the wheels that `edge bundle --wheels DIR` made; the default is build/wheels, if it exists
 
-Without such wheels the bundles here are of what is installed, with this processor's llama.cpp.
+Without these wheels, the tests make bundles from the installed packages, with llama.cpp for this processor.
 """
 
 import json
@@ -29,13 +30,13 @@ from edge.answer.action import parse_action
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-# Every call that could reach another machine, also one that asks for a name: a lookup sends to a server's address.
+# Every call that can reach another machine. A name lookup sends to the address of a name server.
 CALLS = "trace=connect,sendto,sendmsg,sendmmsg,socket"
 REACHES_OUT = re.compile(r"\b(connect|sendto|sendmsg|sendmmsg)\(.*AF_INET")
 
 
 def no_network() -> list[str]:
-    """What begins a command in a network namespace without an interface that is up."""
+    """The prefix that runs a command in a network namespace without an active interface."""
     unshare = shutil.which("unshare")
     if unshare is None:
         pytest.skip("unshare is not installed")
@@ -50,7 +51,7 @@ PORTABLE = Path(os.environ.get("EDGE_TEST_WHEELS", ROOT / "build" / "wheels"))
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Needed, dict[str, Path]]:
-    """What a bundle needs and the wheels: those of `edge bundle` where they are, else of what is installed here."""
+    """The packages and wheels of a bundle: from PORTABLE if it has them, else made from the installed packages."""
     if any(PORTABLE.glob("llama_cpp_python-*.whl")):
         return make_wheels(PORTABLE, print)
     pytest.importorskip("hatchling", reason="hatchling is not installed (make test installs it)")
@@ -90,7 +91,7 @@ def wheel_of(package: Distribution, folder: Path) -> Path:
 
 
 def strace(log: Path) -> list[str]:
-    """What begins a command whose calls, and those of all that it starts, get into `log`."""
+    """The prefix that writes the calls of a command and of its child processes to `log`."""
     if sys.platform != "linux" or shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     command = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", CALLS, "-e", "signal=none", "-o", str(log)]
@@ -100,7 +101,7 @@ def strace(log: Path) -> list[str]:
 
 
 def in_namespace(command: Sequence[object], home: Path, cwd: Path) -> str:
-    """What a command prints without a network."""
+    """The output of a command that runs without a network."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "EDGE_"))}
     environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home / "cache")}
     run = subprocess.run(
@@ -117,7 +118,7 @@ def in_namespace(command: Sequence[object], home: Path, cwd: Path) -> str:
 
 
 def tried(log: Path) -> list[str]:
-    """The calls by which a traced command tried to reach a network."""
+    """The calls with which a traced command tried to reach a network."""
     return [line for line in log.read_text(errors="replace").splitlines() if REACHES_OUT.search(line)]
 
 
@@ -133,18 +134,18 @@ def tried(log: Path) -> list[str]:
     ],
 )
 def test_an_attempt_to_reach_out_is_seen(attempt: str, tmp_path: Path) -> None:
-    """So that the tests below can fail. None of these leaves the namespace."""
+    """So the tests below can fail. None of these attempts leaves the namespace."""
     code = f"import socket, sys\ntry: {attempt}\nexcept OSError: pass"
     in_namespace([*strace(tmp_path / "log"), sys.executable, "-c", code], tmp_path, tmp_path)
     assert tried(tmp_path / "log")
 
 
 def run_all(commands: Sequence[Sequence[object]], folder: Path, statuses: Sequence[int] = (0,)) -> list[str]:
-    """Run edge's commands one after the other, in one process and without a network; what tried to reach one."""
+    """Run commands of edge in one process without a network. Returns the calls that tried to reach one."""
     script = folder / "commands.json"
     script.write_text(json.dumps([[str(word) for word in command] for command in commands]))
     code = (
-        "import json, sys; from edge.cli import app\n"
+        "import json, sys; from edge.cli.main import app\n"
         "for command in json.load(open(sys.argv[1])):\n"
         "    try: app(command, prog_name='edge')\n"
         f"    except SystemExit as end: assert (end.code or 0) in {statuses!r}, (command, end.code)\n"
@@ -192,7 +193,7 @@ def test_no_command_tries_to_reach_a_network(tmp_path: Path, tiny_folder: Path, 
 
 
 def test_the_agent_tries_no_network(tmp_path: Path, tiny_q4: Path) -> None:
-    """Also in its sandbox, whose own processes strace follows too."""
+    """strace also follows the processes in the sandbox."""
     if shutil.which("tmux") is None or shutil.which("bwrap") is None:
         pytest.skip("tmux or bubblewrap is not installed")
     folder = tmp_path / "folder"
@@ -204,12 +205,12 @@ def test_the_agent_tries_no_network(tmp_path: Path, tiny_q4: Path) -> None:
         ["agent", "Remove the file old.log.", *little, "--sandbox", "--yes", "--record", "session.jsonl"],
         ["replay", "session.jsonl"],
     ]
-    assert run_all(commands, tmp_path, statuses=(0, 1)) == []  # 1: two steps were not enough
+    assert run_all(commands, tmp_path, statuses=(0, 1)) == []  # 1: the task is not complete after two steps
     assert not (folder / "old.log").exists()
 
 
-# Run in a namespace: the loopback, and no other interface, is brought up (SIOCSIFFLAGS, IFF_UP); the server that the
-# arguments start is asked once and stopped.
+# Runs in a namespace: activates only the loopback interface (SIOCSIFFLAGS, IFF_UP), starts the server that the
+# arguments name, sends it one request and stops it.
 ASK = """
 import fcntl, json, os, re, signal, socket, struct, subprocess, sys, urllib.request
 with socket.socket() as any_socket:
@@ -221,7 +222,7 @@ head = {"Content-Type": "application/json"}
 request = urllib.request.Request(found[0] + "/v1/chat/completions", json.dumps(body).encode(), head)
 with urllib.request.urlopen(request, timeout=120) as answer:
     print(json.load(answer)["choices"][0]["message"]["content"])
-os.killpg(server.pid, signal.SIGINT)  # strace itself blocks it
+os.killpg(server.pid, signal.SIGINT)  # strace blocks it for itself
 server.communicate(timeout=60)
 """
 
@@ -235,7 +236,7 @@ def test_the_server_answers_and_reaches_out_to_nobody(tmp_path: Path, tiny_q4: P
     assert tried(tmp_path / "log") == []
 
 
-def test_bundling_at_hand_wheels_tries_no_network(tmp_path: Path, tiny_q4: Path, tiny_folder: Path) -> None:
+def test_bundling_finished_wheels_tries_no_network(tmp_path: Path, tiny_q4: Path, tiny_folder: Path) -> None:
     if not any(PORTABLE.glob("llama_cpp_python-*.whl")):
         pytest.skip(f"no wheels in {PORTABLE} (edge bundle --wheels makes them, which takes minutes)")
     rows = tiny_folder / "eval.jsonl"
@@ -252,7 +253,7 @@ def test_unbundling_tries_no_network(
 
 
 def edge(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """An installed bundle's own edge, in its folder, without a network and with a clean environment."""
+    """Run the edge of an installed bundle in its folder, without a network, in a clean environment."""
     return subprocess.run(
         [*no_network(), folder / "venv" / "bin" / "edge", *map(str, arguments)],
         cwd=folder,
@@ -264,7 +265,7 @@ def edge(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def same(result: Any) -> Any:
-    """A result without what two runs of the same may differ in: times, and memory, which is measured."""
+    """A result without the values that can differ between two equal runs: times, paths, measured memory."""
     different = (
         "timestamp",
         "seconds",
@@ -286,7 +287,7 @@ def same(result: Any) -> Any:
 def test_a_bundle_installed_twice_answers_the_same(
     tmp_path: Path, tiny_q4: Path, tiny_folder: Path, wheels: tuple[Needed, dict[str, Path]]
 ) -> None:
-    """Bundled here, then without a network unpacked and installed once by tar and install.sh, once by unbundle."""
+    """Install one bundle twice without a network: with tar and install.sh, and with edge unbundle."""
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(b"".join((tiny_folder / "eval.jsonl").read_bytes().splitlines(keepends=True)[:12]))
     sources = {"models/tiny.gguf": tiny_q4, "rows/rows.jsonl": rows}
@@ -303,7 +304,7 @@ def test_a_bundle_installed_twice_answers_the_same(
     command = [*no_network(), "sh", by_tar / "install.sh", "--python", sys.executable]
     run = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert done.sha256 in run.stdout and "ready: nothing here asks for a network" in run.stdout
+    assert done.sha256 in run.stdout and "ready: edge works here without a network" in run.stdout
     run = edge(by_tar, "unbundle", done.path, "--to", by_edge)
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -384,15 +385,15 @@ def test_the_install_script_checks_before_it_installs(tmp_path: Path, tiny_q4: P
     for text in ("", "{}", "[]", "\xff", '{"version": 1, "machine": {}, "files": []}'):
         fresh()
         (folder / "manifest.json").write_text(text, encoding="latin-1")
-        damaged_install(folder, "manifest.json: damaged")
+        damaged_install(folder, "manifest.json: is damaged")
     fresh()
     (folder / "venv").mkdir()
     run = subprocess.run(
         ["sh", folder / "install.sh", "--python", sys.executable], capture_output=True, text=True
     )
-    assert run.returncode == 1 and "is there already" in run.stderr and (folder / "venv").is_dir()
+    assert run.returncode == 1 and "already exists" in run.stderr and (folder / "venv").is_dir()
 
 
 @pytest.mark.skipif(shutil.which("dash") is None, reason="dash is not installed")
 def test_the_install_script_is_plain_shell() -> None:
-    subprocess.run(["dash", "-n", ROOT / "edge" / "install.sh"], check=True)
+    subprocess.run(["dash", "-n", ROOT / "edge" / "airgap" / "install.sh"], check=True)

@@ -1,6 +1,7 @@
-"""`edge bundle` and `edge unbundle`: the same files give the same tar, and of a tar that is not as its manifest says
-nothing is left. The bundles here have a real model, real rows and results, and no wheels but edge's own where one is
-needed; tests/airgap/test_air_gap.py installs whole ones.
+"""`edge bundle` and `edge unbundle`: the same files give the same tar, and a damaged tar leaves no files.
+
+The bundles here have a real model, real rows and results, but no wheels, except edge's own where a test needs it.
+tests/airgap/test_air_gap.py installs complete bundles.
 
 .venv/bin/pytest tests/airgap/test_bundle.py
 """
@@ -36,7 +37,7 @@ NOTHING = Needed({}, ())
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory, tiny_q4: Path, tiny_folder: Path) -> dict[str, Path]:
-    """A model, rows and a result, by their places in a bundle."""
+    """A model, rows and a result, by path in the bundle."""
     from edge.replay.result import step_result, write_result
     from edge.replay.rows import read_rows
 
@@ -61,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, Path]) ->
 
 
 def small(path: Path, sources: dict[str, Path]) -> Manifest:
-    """A bundle without the model, to be changed many times."""
+    """A bundle without the model, which tests can change many times."""
     return pack(
         path, {name: file for name, file in sources.items() if not name.startswith("models")}, NOTHING, {}
     ).manifest
@@ -72,7 +73,7 @@ def nothing_left(folder: Path, *known: str) -> None:
 
 
 def refused(path: Path, *words: str, to: Path | None = None) -> str:
-    """The one line with which a bundle is refused; nothing is left of it."""
+    """The one-line error of a refused bundle, which leaves no files."""
     to = to or path.parent / "target"
     before = sorted(path.parent.rglob("*"))
     with pytest.raises(BundleError) as caught:
@@ -123,7 +124,7 @@ def test_unbundled_files_are_those_that_went_in(
     for file in manifest["files"]:
         data = (done.folder / file["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["size"], file["sha256"])
-    assert "not installed yet: sh " in str(done)
+    assert "To install it: sh " in str(done)
     nothing_left(tmp_path / "new", "target")
 
 
@@ -141,7 +142,7 @@ def test_a_target_that_is_there_stays(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("full", "file", "link"):
-        with pytest.raises(BundleError, match=f"{name}: is there already"):
+        with pytest.raises(BundleError, match=f"{name}: already exists"):
             unbundle(whole, tmp_path / name, install=False)
     assert (tmp_path / "full" / "file").read_text() == (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
@@ -153,16 +154,16 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
     other = tmp_path / "other.tar"
     with tarfile.open(other, "w") as archive:
         archive.add(ROOT / "pyproject.toml", "edge-bundle/manifest.json")
-    refused(other, "other.tar", "is no bundle")
+    refused(other, "other.tar", "is not an edge bundle")
     for data in (b"", b"x", bytes(10240), os.urandom(20000)):
         other.write_bytes(data)
-        refused(other, "other.tar", "is no bundle")
+        refused(other, "other.tar", "is not an edge bundle")
     refused(tmp_path, str(tmp_path))
     refused(tmp_path / "none.tar", "none.tar")
 
 
 def test_each_kind_of_hostile_member_is_refused(sources: dict[str, Path], tmp_path: Path) -> None:
-    """Members of a true bundle replaced by what tar can hold besides files."""
+    """Replace a member of a valid bundle by each other kind of tar entry."""
     path = tmp_path / "bundle.tar"
     manifest = small(path, sources)
     true = path.read_bytes()
@@ -191,13 +192,13 @@ def test_each_kind_of_hostile_member_is_refused(sources: dict[str, Path], tmp_pa
         "something else,": entry("edge-bundle/" + "x" * 5000),  # a pax header
         f"{member.size + 1:,} bytes": entry(place, size=member.size + 1),
         f"{7 << 30:,} bytes": entry(place, size=7 << 30),
-        "no header": b"\xff" * 512,
-        "is no header": bytes(512),
+        "no valid tar header": b"\xff" * 512,
+        "valid tar header in": bytes(512),
     }
     for word, head in hostile.items():
         path.write_bytes(true[:at] + head[:512] + true[at + 512 :])
         assert f"in the place of {place}" in refused(path, word)
-    # The same, with the whole member there and the total as it should be; and a link that a later member goes through.
+    # The same with the complete member and the right total size, and a link before a later member.
     rest = true[end:]
     for head in (entry(place, tarfile.SYMTYPE, "/tmp", 0), entry(place), b""):
         path.write_bytes((true[:at] + head + rest).ljust(len(true), b"\0"))
@@ -210,10 +211,10 @@ def test_more_and_less_than_the_manifest_says(sources: dict[str, Path], tmp_path
     true = path.read_bytes()
     for cut in (1, 512, 5000, len(true) // 2, len(true) - 100, len(true) - 700):
         path.write_bytes(true[:-cut])
-        refused(path, "truncated" if len(true) - cut > 512 else "is no bundle")
+        refused(path, "truncated" if len(true) - cut > 512 else "is not an edge bundle")
     for more in (b"x", bytes(512), true):
         path.write_bytes(true + more)
-        refused(path, "has bytes that its manifest does not know")
+        refused(path, "has bytes that its manifest does not list")
 
 
 def test_members_in_another_order(sources: dict[str, Path], tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_members_in_another_order(sources: dict[str, Path], tmp_path: Path) -> N
 
 
 def with_manifest(true: bytes, manifest: Manifest, change: Callable[[dict[str, object]], object]) -> bytes:
-    """The bundle with another manifest, its data and its end as they were."""
+    """The bundle with a changed manifest and the same files."""
     old = manifest.to_bytes()
     begin = len(header(MANIFEST, len(old))) + len(old) + len(padding(len(old)))
     fields = json.loads(old)
@@ -267,24 +268,24 @@ def test_manifests_that_are_none(sources: dict[str, Path], tmp_path: Path) -> No
     manifest = small(path, sources)
     true = path.read_bytes()
     changes: list[tuple[str, Callable[[dict[str, object]], object]]] = [
-        ("is there twice", lambda fields: fields["files"].append(fields["files"][0])),  # type: ignore[attr-defined]
+        ("duplicate path", lambda fields: fields["files"].append(fields["files"][0])),  # type: ignore[attr-defined]
         (
-            "is there twice",
+            "duplicate path",
             lambda fields: fields["files"].append({**fields["files"][2], "path": "rows/ROWS.jsonl"}),
         ),  # type: ignore[attr-defined, index]
         ("install.sh is missing", lambda fields: fields["files"].pop(0)),  # type: ignore[attr-defined]
-        ("no SHA-256", lambda fields: fields["files"][0].update(sha256="0" * 63)),  # type: ignore[index]
-        ("no size", lambda fields: fields["files"][0].update(size=-1)),  # type: ignore[index]
-        ("no size", lambda fields: fields["files"][0].update(size=1 << 70)),  # type: ignore[index]
-        ("no size", lambda fields: fields["files"][0].update(size=True)),  # type: ignore[index]
-        ("no size", lambda fields: fields["files"][0].update(size=1.5)),  # type: ignore[index]
+        ("is not a SHA-256", lambda fields: fields["files"][0].update(sha256="0" * 63)),  # type: ignore[index]
+        ("is not a size", lambda fields: fields["files"][0].update(size=-1)),  # type: ignore[index]
+        ("is not a size", lambda fields: fields["files"][0].update(size=1 << 70)),  # type: ignore[index]
+        ("is not a size", lambda fields: fields["files"][0].update(size=True)),  # type: ignore[index]
+        ("is not a size", lambda fields: fields["files"][0].update(size=1.5)),  # type: ignore[index]
         ("damaged", lambda fields: fields["files"][0].update(mode=0o4755)),  # type: ignore[index]
         ("damaged", lambda fields: fields.update(extra=1)),
         ("lacks 'machine'", lambda fields: fields.pop("machine")),
         ("damaged", lambda fields: fields.update(files={})),
         ("damaged", lambda fields: fields.update(files=[1])),
-        ("is no text", lambda fields: fields.update(packages={"numpy": 1})),
-        ("not that of a bundle", lambda fields: fields.update(format="tar")),
+        ("is not a string", lambda fields: fields.update(packages={"numpy": 1})),
+        ("is not an edge bundle", lambda fields: fields.update(format="tar")),
         ("format 2", lambda fields: fields.update(version=2)),
         ("is truncated", lambda fields: fields["files"][2].update(size=1 << 49)),  # type: ignore[index]
     ]
@@ -292,7 +293,7 @@ def test_manifests_that_are_none(sources: dict[str, Path], tmp_path: Path) -> No
         path.write_bytes(with_manifest(true, manifest, change))
         refused(path, word)
     path.write_bytes(with_manifest(true, manifest, lambda fields: None))
-    assert path.read_bytes() == true  # so that what is refused above is refused for its change
+    assert path.read_bytes() == true  # so the refusals above are due to the changes
     deep = b"[" * 100_000
     path.write_bytes(header(MANIFEST, len(deep)) + deep + padding(len(deep)))
     refused(path, "its manifest is damaged")
@@ -303,7 +304,7 @@ def test_manifests_that_are_none(sources: dict[str, Path], tmp_path: Path) -> No
 def test_no_flipped_bit_gets_through(
     tmp_path_factory: pytest.TempPathFactory, sources: dict[str, Path], seed: int, count: int
 ) -> None:
-    """Bits anywhere in a bundle: each one is noticed, for its bytes are all determined."""
+    """Flip bits anywhere in a bundle: edge finds each one, because every byte is determined."""
     folder = tmp_path_factory.mktemp("flip")
     path = folder / "bundle.tar"
     small(path, sources)
@@ -330,16 +331,16 @@ def test_a_file_that_changes_while_it_is_bundled(sources: dict[str, Path], tmp_p
         rows.write_bytes(sources["rows/rows.jsonl"].read_bytes())
 
         def change(done: int, total: int, data: bytes = data) -> None:
-            if done == size:  # it has been read once
+            if done == size:  # the first read is complete
                 rows.write_bytes(data)
 
-        with pytest.raises(BundleError, match="was changed while it was bundled"):
+        with pytest.raises(BundleError, match="changed while edge bundled it"):
             pack(tmp_path / "out.tar", {"rows/rows.jsonl": rows}, NOTHING, {}, change)
         nothing_left(tmp_path, "rows.jsonl")
 
 
 def limited(tmp_path: Path, code: str, *arguments: object) -> str:
-    """What a process prints whose files may have 2 MB each: to it the disk is full."""
+    """The output of a process that can write at most 2 MB to a file, as if the disk were full."""
     run = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20)),
@@ -383,7 +384,7 @@ def test_what_cannot_be_bundled(
     def fails(word: str, models: list[Path], out: Path = tmp_path / "out.tar", **more: object) -> None:
         with pytest.raises(EdgeError, match=word):
             bundle(models, out, wheels=tmp_path / "wheels", **more)  # type: ignore[arg-type]
-        assert not (tmp_path / "wheels").exists()  # refused before anything is built
+        assert not (tmp_path / "wheels").exists()  # refused before edge builds anything
 
     rows = sources["rows/rows.jsonl"]
     broken = tmp_path / "broken.gguf"
@@ -396,32 +397,32 @@ def test_what_cannot_be_bundled(
     fails("needs a model", [])
     fails("broken.gguf", [broken])
     fails("none.gguf", [tmp_path / "none.gguf"])
-    fails("is no file", [tmp_path])
+    fails("is not a file", [tmp_path])
     fails("rename one of them", [tiny_q4, twice])
-    fails("rename it", [hidden])
+    fails("rename the file", [hidden])
     fails("rows.jsonl", [rows])
     fails("tiny", [tiny_q4], rows=[tiny_q4])
     fails("rows.jsonl", [tiny_q4], references=[rows])
-    fails("is to be read", [twice], out=twice)
+    fails("is also an input file", [twice], out=twice)
     fails("is a folder", [tiny_q4], out=tmp_path)
-    fails("no place for a bundle", [tiny_q4], out=Path("/dev/null"))
+    fails("is not a regular file", [tiny_q4], out=Path("/dev/null"))
     assert twice.read_bytes() == tiny_q4.read_bytes()
 
 
 def test_the_wheels_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each reason in one line: no network, no compiler, a llama.cpp for this processor alone."""
+    """One line for each reason: no network, no compiler, llama.cpp for only this processor."""
     for name in list(os.environ):
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_INDEX_URL", "https://127.0.0.1:9/simple")  # where nobody listens
+    monkeypatch.setenv("PIP_INDEX_URL", "https://127.0.0.1:9/simple")  # no server listens there
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_RETRIES", "0")
     pytest.importorskip("hatchling", reason="hatchling is not installed (make test installs it)")
-    told: list[str] = []
-    with pytest.raises(BundleError, match=r"no network, and not in .*wheels: connect, or give --wheels"):
-        make_wheels(tmp_path / "wheels", told.append)
-    assert told and told[0].startswith("fetching ")
+    said: list[str] = []
+    with pytest.raises(BundleError, match=r"no network, and not in .*wheels: connect, or give a folder"):
+        make_wheels(tmp_path / "wheels", said.append)
+    assert said and said[0].startswith("fetching ")
     (own,) = (tmp_path / "wheels").iterdir()
     assert own.name.startswith("terminal_edge-")
     if sys.platform != "linux":
@@ -436,7 +437,7 @@ def test_the_wheels_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with zipfile.ZipFile(native, "w") as archive:
         archive.writestr("llama_cpp/lib/libggml-cpu.so", b"")
     with pytest.raises(BundleError, match="is built for one processor"):
-        make_wheels(tmp_path / "wheels", told.append)
+        make_wheels(tmp_path / "wheels", said.append)
 
 
 def test_no_compiler_is_said_before_anything_is_fetched(
@@ -458,7 +459,7 @@ def test_no_compiler_is_said_before_anything_is_fetched(
 
 
 def test_an_installed_edge_is_put_together_again(tmp_path: Path) -> None:
-    """The wheel of a checkout, installed, gives the same files as a wheel; changed since, it is refused."""
+    """The installed wheel of a checkout gives the same wheel again. A changed file is refused."""
     pytest.importorskip("hatchling", reason="hatchling is not installed (make test installs it)")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     made, site, again = tmp_path / "made", tmp_path / "site", tmp_path / "again"
@@ -467,8 +468,8 @@ def test_an_installed_edge_is_put_together_again(tmp_path: Path) -> None:
     subprocess.run([*pip, "install", "-q", "--no-deps", "--no-compile", "--target", site, first], check=True)
     code = (
         "import sys; from pathlib import Path\n"
-        "from edge.airgap.wheels import _make_edge; from edge.errors import EdgeError\n"
-        "try: print(_make_edge(Path(sys.argv[1])))\n"
+        "from edge.airgap.wheels import make_edge; from edge.errors import EdgeError\n"
+        "try: print(make_edge(Path(sys.argv[1])))\n"
         "except EdgeError as error: print(error)"
     )
 
@@ -501,5 +502,5 @@ def test_an_installed_edge_is_put_together_again(tmp_path: Path) -> None:
     second.unlink()
     with (site / "edge" / "errors.py").open("a") as file:
         file.write("\n")
-    assert "errors.py: was changed since it was installed" in run()
+    assert "errors.py: changed after its installation" in run()
     assert not any(again.iterdir())

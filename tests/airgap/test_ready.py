@@ -1,4 +1,4 @@
-"""`edge doctor --offline`: it says yes where all is there, and names what is missing where not.
+"""`edge doctor --offline`: it says ready if everything works, else it names what failed.
 
 .venv/bin/pytest tests/airgap/test_ready.py
 """
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def doctor(
     cwd: Path, *arguments: object, site: Path | None = None, path: str | None = None
 ) -> tuple[int, str]:
-    """Exit code and output. `site`: a folder with modules that stand before all others."""
+    """Exit code and output. `site`: a folder whose modules come before all others."""
     run = subprocess.run(
         [
             sys.executable,
@@ -49,9 +49,9 @@ def doctor(
 
 def test_a_machine_that_has_all(tmp_path: Path, tiny_q4: Path) -> None:
     code, text = doctor(tmp_path, "--model", tiny_q4, "--json")
-    found = json.loads(text)
-    checks = {check["name"]: check for check in found["checks"]}
-    assert code == 0 and found["ready"], text
+    report = json.loads(text)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert code == 0 and report["ready"], text
     for name in (
         "packages",
         "llama.cpp",
@@ -71,7 +71,7 @@ def test_a_machine_that_has_all(tmp_path: Path, tiny_q4: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path, tiny_q4: Path) -> None:
-    """A damaged model, rows and results that cannot be read, no tmux: one line each, and only the model is needed."""
+    """One line each for a damaged model, rows, results and no tmux. Only the model is needed."""
     broken = tmp_path / "models" / "broken.gguf"
     broken.parent.mkdir()
     broken.write_bytes(tiny_q4.read_bytes()[:5000])
@@ -82,10 +82,10 @@ def test_what_is_missing_is_named(tmp_path: Path, tiny_q4: Path) -> None:
     code, text = doctor(tmp_path, path="")
     assert code == 1
     lines = {line[9:].split("  ")[0]: line for line in text.splitlines() if line[7:9] == "  "}
-    assert lines["model"].startswith("MISSING") and "broken.gguf" in lines["model"]
-    assert lines["rows"].startswith("without") and "rows.jsonl:1" in lines["rows"]
-    assert lines["references"].startswith("without") and "result.json" in lines["references"]
-    assert lines["tmux"].startswith("without") and lines["sandbox"].startswith("without")
+    assert lines["model"].startswith("FAILED ") and "broken.gguf" in lines["model"]
+    assert lines["rows"].startswith("warning") and "rows.jsonl:1" in lines["rows"]
+    assert lines["references"].startswith("warning") and "result.json" in lines["references"]
+    assert lines["tmux"].startswith("warning") and lines["sandbox"].startswith("warning")
     assert lines["llama.cpp"].startswith("ok")
     assert text.splitlines()[-1] == "not ready: model"
 
@@ -96,21 +96,21 @@ def test_programs_that_do_not_work_are_not_ok(tmp_path: Path, tiny_q4: Path) -> 
     (tmp_path / "bin" / "tmux").chmod(0o755)
     code, text = doctor(tmp_path, "--model", tiny_q4, path=str(tmp_path / "bin"))
     assert code == 0
-    assert "without  tmux         tmux does not start" in text and "without  sandbox" in text
+    assert "warning  tmux         tmux does not start" in text and "warning  sandbox" in text
 
 
 def test_a_library_that_ends_the_process(tmp_path: Path, tiny_q4: Path) -> None:
-    """Built for another processor, a library ends the process that loads it: that is told, not shared."""
+    """A library for another processor stops the process that loads it. edge reports this and continues."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
     code, text = doctor(tmp_path, "--model", tiny_q4, site=site)
-    assert code == 1 and re.search("^MISSING .*ended by SIGILL$", text, re.MULTILINE), text
+    assert code == 1 and re.search("^FAILED  .*stopped by SIGILL$", text, re.MULTILINE), text
     (site / "numpy.py").unlink()
     (site / "llguidance.py").write_text("raise ImportError('libc.so.6: version `GLIBC_2.99 not found')\n")
     code, text = doctor(tmp_path, "--model", tiny_q4, site=site)
     assert code == 1
-    assert "MISSING  llguidance   cannot be imported: libc.so.6: version `GLIBC_2.99 not found" in text
+    assert "FAILED   llguidance   cannot be imported: libc.so.6: version `GLIBC_2.99 not found" in text
     assert text.splitlines()[-1].startswith("not ready: llguidance")
 
 
@@ -121,6 +121,6 @@ def test_a_context_that_does_not_fit(tmp_path: Path, tiny_q4: Path) -> None:
 
 @pytest.mark.parametrize(("needed", "ready"), [(True, False), (False, True)])
 def test_only_what_is_needed_counts(needed: bool, ready: bool) -> None:
-    found = Readiness((Check("edge", True, True, "1"), Check("x", False, needed, "no\nx")))
-    assert found.ready is ready
-    assert "no x" in found.to_text() and len(found.to_text().splitlines()) == 3
+    report = Readiness((Check("edge", True, True, "1"), Check("x", False, needed, "no\nx")))
+    assert report.ready is ready
+    assert "no x" in report.to_text() and len(report.to_text().splitlines()) == 3

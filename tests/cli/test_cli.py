@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what it prints, its exit codes, one line for anything wrong.
+"""The command line: help texts, outputs, exit codes, and one line for each error.
 
 pytest tests/cli/test_cli.py
 """
@@ -15,7 +15,12 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = ["convert", "run", "eval", "score", "compare", "report", "prompt", "models", "doctor"]
+# In the order of `edge --help`: from the first use to the rare one.
+COMMANDS = [
+    *("convert", "run", "agent", "serve", "eval", "compare", "report", "sweep", "measure", "score"),
+    *("replay", "prompt", "imatrix", "inspect", "models", "doctor", "bundle", "unbundle"),
+]
+LONGEST_SUMMARY = 62  # characters; longer ones are cut in 80 columns
 
 
 def edge(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -48,14 +53,22 @@ def one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: st
         assert word in done.stderr
 
 
+def test_the_list_of_commands() -> None:
+    done = edge("--help")
+    assert done.returncode == 0
+    lines = [line.split(maxsplit=1) for line in done.stdout.split("Commands:\n")[1].splitlines()]
+    assert [name for name, _ in lines] == COMMANDS
+    for name, summary in lines:
+        assert re.fullmatch(r"[A-Z].*[^.]\.", summary) and len(summary) <= LONGEST_SUMMARY, name
+
+
 def test_help_of_every_command() -> None:
-    assert edge("--help").returncode == 0
     for command in COMMANDS:
         done = edge(command, "--help")
         assert done.returncode == 0 and "Usage: " in done.stdout
         options = re.split(r"\n  (?=-)", done.stdout.split("Options:")[1])[1:]
         assert options
-        for option in options:  # each says what it is for, after its name and value
+        for option in options:  # a name, a value, then a sentence
             assert re.search(r"(  |\n {4,})\w[^\n]{8,}", option), option
 
 
@@ -84,6 +97,24 @@ def test_no_torch_and_nothing_heavy_before_it_is_needed() -> None:
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     one_line_error(edge(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ("Interrupted('interrupted after 3 steps\\x1b[2J')", "interrupted after 3 steps\\x1b[2J"),
+        ("KeyboardInterrupt()", "interrupted; nothing was written"),
+    ],
+)
+def test_an_interruption_is_one_line_and_exit_code_130(error: str, line: str) -> None:
+    code = (
+        "import edge.replay.score\nfrom edge.errors import Interrupted\n"
+        f"def stop(*arguments, **options): raise {error}\n"
+        "edge.replay.score.score = stop\nfrom edge.cli.main import main\nmain()"
+    )
+    command = [sys.executable, "-c", code, "score", "predictions.jsonl", "--replay", "rows.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{line}\n")
 
 
 def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -> None:
@@ -142,7 +173,7 @@ def test_run_prints_the_action_alone_to_a_pipe(tiny_q4: Path, tmp_path: Path) ->
 
 
 def test_a_terminal_sees_the_answer_as_it_is_written(tiny_q4: Path) -> None:
-    """Through a real pseudo-terminal: the text comes in several pieces and never with an open command."""
+    """On a pseudo-terminal, the text comes in several pieces, and no piece ends in an open command."""
     parent, child = pty.openpty()
     code = "from edge.cli.main import main; main()"
     command = [
@@ -162,7 +193,7 @@ def test_a_terminal_sees_the_answer_as_it_is_written(tiny_q4: Path) -> None:
         while True:
             try:
                 piece = os.read(parent, 4096)
-            except OSError:  # Linux ends a pseudo-terminal like this
+            except OSError:  # Linux reports the end of a pseudo-terminal in this way
                 break
             if not piece:
                 break
