@@ -243,7 +243,7 @@ def test_gemma_folder_takes_its_size_from_its_tensors(tmp_path: Path) -> None:
     os.truncate(folder / "model-2.safetensors", 8 + len(header) + 62 * 10**9)
     assert render_prompt(ROWS, prompt_source(folder)).text == GEMMA + "<|channel>thought\n<channel|>"
     (folder / "model-2.safetensors").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match=r"model-2\.safetensors: truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors: truncated, or not a safetensors file"):
         prompt_source(folder)
 
 

@@ -1,12 +1,12 @@
-"""Models on disk. Nothing in these files is trusted.
+"""Models on disk. edge does not trust these files.
 
-stored         safetensors headers and small files of a checkpoint
+stored         JSON and safetensors headers of a checkpoint
 checkpoint     a Hugging Face checkpoint folder
-lora           a LoRA adapter, merged into a checkpoint
+lora           merges a LoRA adapter into a checkpoint
 floats         number formats: bf16, f16, f32
-chat_template  a chat template, rendered as transformers does
+chat_template  renders a chat template as transformers does
 gguf           a GGUF on disk: header, metadata, tensors
 facts          what a GGUF says about itself
-checksum       CRC-32 sums of a GGUF
+checksum       CRC-32 checksums of a GGUF
 imatrix        importance matrix files
 """

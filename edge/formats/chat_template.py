@@ -1,11 +1,11 @@
-"""A chat template, rendered as transformers renders it, within limits of work and text.
+"""Renders a chat template as transformers does, with limits on work and text.
 
-Chat templates are Jinja programs that come with a checkpoint from anywhere. jinja2's sandbox keeps them
-from Python's insides; the work counted here keeps them from looping for ever and from filling the memory: what
-would make a long text is measured before it does. Counting never changes what a template writes.
+A chat template is a Jinja program from an untrusted checkpoint. jinja2's sandbox hides Python's internals from it. This
+module also counts its work, so that it can neither loop forever nor fill the memory: it measures a long text before the
+template makes it. Counting never changes the output.
 
-Source of the settings: transformers' `utils/chat_template_utils.py` (5.x), with whose output
-tests/formats/test_chat_template.py compares this one byte for byte.
+The settings are those of transformers' `utils/chat_template_utils.py` (5.x). tests/formats/test_chat_template.py
+compares both outputs byte for byte.
 """
 
 import functools
@@ -27,20 +27,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_WORK = 2_000_000  # a few seconds, and many times what real templates take; see _spend
+MAX_WORK = 2_000_000  # a few seconds, and many times the work of real templates; see _spend
 MAX_SIZE = 1 << 25  # bytes of one value, or of the prompt
-MAX_WIDTH = 10**6  # a number where it may be a width
-MAX_BITS = 1 << 16  # of a product or power
+MAX_WIDTH = 10**6  # a number that may be a width
+MAX_BITS = 1 << 16  # bits of a product or power
 
 _work_left: ContextVar[int] = ContextVar("work_left", default=MAX_WORK)
 
 
 class TooMuchWork(Exception):
-    """The template loops or grows without end."""
+    """The template loops too often or makes too much text."""
 
 
 def _spend(value: Any = None, rounds: int = 1) -> Any:
-    # A round of a loop costs 1, as do 128 bytes, since the work left also bounds the memory in use.
+    # A round of a loop costs 1, and 128 bytes cost 1: the work left also limits the memory in use.
     size = 0
     if isinstance(value, str):
         size = len(value) * (1 if value.isascii() else 4)
@@ -54,7 +54,7 @@ def _spend(value: Any = None, rounds: int = 1) -> Any:
 
 
 def _limit(size: int) -> None:
-    """Refuse a value of more characters than that, before it is made."""
+    """Raise TooMuchWork for a value of more than MAX_SIZE characters, before the template makes it."""
     if size > MAX_SIZE:
         raise TooMuchWork("it makes too much text")
 
@@ -65,9 +65,9 @@ _CONTAINERS = (list, tuple, set, Mapping, KeysView, ValuesView, ItemsView)
 
 
 def _measure(value: Any) -> tuple[int, int]:
-    """A value as text: its characters, about and not fewer, and how many values lie in it. Stops at too many.
+    """An upper estimate of a value's characters as text, and how many values are in it. Raises TooMuchWork.
 
-    A list may hold the same text many times over, and its text is then far longer than what it takes in memory.
+    A list can hold the same text many times; as text it is then much longer than in memory.
     """
     size, count, stack = 0, 0, [iter((value,))]
     while stack:
@@ -91,7 +91,7 @@ def _measure(value: Any) -> tuple[int, int]:
 
 
 def _measured(value: Any) -> Any:
-    """The value, if its text is not too long; for what is about to become text."""
+    """The value, if its text is not too long. For values that are about to become text."""
     if not isinstance(value, str):
         _measure(value)
     return value
@@ -99,9 +99,9 @@ def _measured(value: Any) -> Any:
 
 def _limit_replace(text: Any, old: Any, new: Any, count: Any = -1) -> None:
     text, old, new = (item if isinstance(item, bytes) else str(_measured(item)) for item in (text, old, new))
-    found = text.count(old)
-    found = min(found, count) if isinstance(count, int) and count >= 0 else found
-    _limit(len(text) + found * len(new))
+    times = text.count(old)
+    times = min(times, count) if isinstance(count, int) and count >= 0 else times
+    _limit(len(text) + times * len(new))
 
 
 def _limit_join(items: Any, separator: Any) -> None:
@@ -111,7 +111,7 @@ def _limit_join(items: Any, separator: Any) -> None:
 
 
 def _limit_format(text: Any, values: Sequence[Any], each_once: bool = False) -> None:
-    """For `%` and str.format; `each_once`: no value is written twice."""
+    """For `%` and str.format. `each_once`: the text contains no value twice."""
     text = text.decode("latin-1") if isinstance(text, bytes) else str(text)
     if _WIDE.search(text):
         raise TooMuchWork("it asks for a width of six digits or more")
@@ -131,8 +131,14 @@ def _limit_percent(text: Any, values: Any) -> None:
         _limit_format(text, values if isinstance(values, tuple) else (values,), each_once=True)
 
 
+_TEXT_FILTERS = (
+    *("string", "escape", "e", "forceescape", "safe"),
+    *("urlencode", "xmlattr", "upper", "lower", "title"),
+)
+
+
 def _limit_filter(name: str, value: Any, args: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """What a filter would make of a value, before it does; the sizes of others are near their input's."""
+    """Raise TooMuchWork if a filter would make too long a text. Other filters make about as much as they get."""
     given = [*args, *named.values()]
     if name == "replace":
         _limit_replace(value, *(given[:2] if len(given) > 1 else ("", "")))
@@ -140,38 +146,21 @@ def _limit_filter(name: str, value: Any, args: Sequence[Any], named: Mapping[str
         _limit_join(value, named.get("d", args[0] if args else ""))
     elif name == "format":
         _limit_percent(value, named or tuple(args))
-    elif name == "sum":  # of lists: each step copies what there is
+    elif name == "sum":  # with lists, each step copies the whole list
         size, count = _measure(value)
         numbers = isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value)
         _limit(0 if numbers else size * count)
     elif name in ("indent", "wordwrap", "urlize", "tojson", "pprint"):
         size, count = _measure(value)
-        if isinstance(value, str):  # a line, word or link of it is what gets longer
+        if isinstance(value, str):  # its lines, words or links get longer
             count = 1 + (
                 value.count("\n") if name == "indent" else len(value) // (1 if len(given) > 2 else 4)
             )
-        wide = sum(
-            item
-            if isinstance(item, int) and name != "wordwrap"
-            else 0
-            if isinstance(item, int)
-            else _measure(item)[0]
-            for item in given
-        )
-        # Each level of a nested value is indented once more.
+        widths = [] if name == "wordwrap" else [item for item in given if isinstance(item, int)]
+        wide = sum(widths) + sum(_measure(item)[0] for item in given if not isinstance(item, int))
+        # Each level of a nested value has one more indentation.
         _limit(size + count * wide * (_depth(value) if name == "tojson" else 1))
-    elif name in (
-        "string",
-        "escape",
-        "e",
-        "forceescape",
-        "safe",
-        "urlencode",
-        "xmlattr",
-        "upper",
-        "lower",
-        "title",
-    ):
+    elif name in _TEXT_FILTERS:
         _measured(value)
 
 
@@ -202,7 +191,7 @@ def _check_widths(values: Iterable[Any]) -> None:
             raise TooMuchWork(f"it asks for a width of {value:g}")
 
 
-# A width of six digits within "%…d" or "{:…}".
+# A width of six digits in "%…d" or "{:…}".
 _WIDE = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*\d{6}|\d{6}[^{}]*\}")
 
 
@@ -215,7 +204,7 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
 def _limited_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
     before = 1 + hasattr(filter_, "jinja_pass_arg")  # the filtered value itself may be any number
 
-    @functools.wraps(filter_)  # also carries over the mark that asks jinja2 for the context
+    @functools.wraps(filter_)  # this also copies the mark with which jinja2 passes the context
     def limited(*args: Any, **kwargs: Any) -> Any:
         if name not in ("default", "d"):
             _check_widths((*args[before:], *kwargs.values()))
@@ -229,7 +218,7 @@ def _limited_filter(name: str, filter_: Callable[..., Any]) -> Callable[..., Any
 
 
 class _Counting(NodeTransformer):
-    """Puts the count into each loop and each joined text of a parsed template."""
+    """Adds the count to each loop and each joined text of a parsed template."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -245,13 +234,13 @@ class _Counting(NodeTransformer):
 
     def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:
         self.generic_visit(node)
-        if node.filter is None:  # a filter's own value is counted anyway
+        if node.filter is None:  # the value of a filter is counted already
             node.filter = nodes.Filter(None, "_spent", [], [], None, None, lineno=node.lineno)
         return node
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the assistant wrote; it writes its body."""
+    """`{% generation %}…{% endgeneration %}` marks text of the assistant. It writes its body unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -265,7 +254,7 @@ class _GenerationTag(Extension):
 
 
 class _Namespace(Namespace):
-    """jinja2's namespace(), without names that begin with an underscore."""
+    """jinja2's namespace(), which refuses names that begin with an underscore."""
 
     def __init__(
         *args: Any, **kwargs: Any
@@ -286,7 +275,7 @@ def _check_name(name: object) -> None:
 
 
 class _Dict:
-    """`dict` for templates, without the class's other attributes."""
+    """`dict` for templates, without the other attributes of the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -300,7 +289,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    _limit(len(format) * 64)  # no field of it is longer
+    _limit(len(format) * 64)  # no field makes more characters
     return datetime.now().strftime(format)
 
 
@@ -311,7 +300,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja2's own filter escapes HTML; prompts must not.
+    # jinja2's own filter escapes HTML, which is wrong for prompts.
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -325,7 +314,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_GenerationTag, loopcontrols],
-            finalize=lambda value: _spend(_measured(value), rounds=0),  # each value that is written
+            finalize=lambda value: _spend(_measured(value), rounds=0),  # called for each written value
         )
         self.filters["tojson"] = _tojson
         self.filters = {name: _limited_filter(name, filter_) for name, filter_ in self.filters.items()}
@@ -336,7 +325,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "dict": _Dict(),
             "namespace": _Namespace,
         }
-        del self.globals["lipsum"]  # random text, as much as asked for
+        del self.globals["lipsum"]  # makes random text of any length
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         of = getattr(__obj, "__self__", None)
@@ -351,7 +340,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if isinstance(left, int) and isinstance(right, int):
-            # Bits of the result: their sum for a product, about the first times the second for a power.
+            # Bits of the result: the sum of both for a product, about bits times exponent for a power.
             bits = left.bit_length() + right.bit_length() if operator == "*" else 0
             bits = left.bit_length() * right if operator == "**" else bits
             if bits > MAX_BITS:
@@ -385,7 +374,7 @@ def _compiled(template: str) -> jinja2.Template:
     return jinja2.Template.from_code(sandbox, sandbox.compile(tree), sandbox.make_globals(None))
 
 
-# Attributes through which Python code gets out of a template, also as an argument of `attr` and `map`.
+# Attributes with which a template could reach Python's internals, also as an argument of `attr` and `map`.
 _INSIDES = re.compile(
     r"(?:\w+\.)*__(?:class|bases?|mro|subclasses|globals|builtins|import|init|new|dict|code|func|self|module|"
     r"getattribute|getattr|reduce|reduce_ex|call|closure|loader)__(?:\.\w+)*"
@@ -402,17 +391,17 @@ _SAMPLES: tuple[list[dict[str, str]], ...] = (
 
 
 def find_hostile(template: str, tokens: Mapping[str, str]) -> str | None:
-    """What a template does that no honest one does, as a clause; None where nothing is found.
+    """What a template does that no honest template does, as a clause; None if it finds nothing.
 
-    Reaching for Python's insides is found wherever it stands, looping and growing where a short conversation shows
-    them. `tokens` are the special tokens by name, such as `bos_token`.
+    It finds access to Python's internals anywhere in the template, and endless loops and growth only as far as a short
+    conversation shows them. `tokens`: the special tokens by name, such as `bos_token`.
     """
     try:
         for node in _Sandbox().parse(template).find_all((nodes.Getattr, nodes.Const)):
             name = node.attr if isinstance(node, nodes.Getattr) else getattr(node, "value", None)
             if isinstance(name, str) and _INSIDES.fullmatch(name):
-                return f"it reaches for {name}"
-    except Exception:  # it cannot be used at all; whoever renders it says why
+                return f"it accesses {name}"
+    except Exception:  # it cannot be parsed: `render` reports why
         return None
     for messages in _SAMPLES:
         variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
@@ -423,17 +412,17 @@ def find_hostile(template: str, tokens: Mapping[str, str]) -> str | None:
         except RecursionError:
             return "it calls itself without end"
         except jinja2.exceptions.SecurityError as error:
-            if "'_" in str(error):  # not one that tries to change a message, which transformers refuses too
+            if "'_" in str(error):  # else it tries to change a message, which transformers refuses too
                 return " ".join(str(error).split())
-        except Exception:  # many want another conversation
+        except Exception:  # many templates need another kind of conversation
             continue
     return None
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
-    """The text of a template for these variables, which must be plain JSON-like values.
+    """The text of a template for these variables, which must be plain JSON values.
 
-    Raises whatever the template raises: jinja2's errors, TypeError and the like, and TooMuchWork.
+    Raises TooMuchWork, and whatever the template raises: jinja2's errors, TypeError and others.
     """
     token = _work_left.set(MAX_WORK)
     try:

@@ -1,8 +1,8 @@
-"""A Hugging Face checkpoint on disk: a local folder, or a hub id that is fetched first.
+"""A Hugging Face checkpoint on disk: a local folder, or a repository that edge downloads from the hub.
 
-Reads config.json, safetensors (one file or shards), tokenizer.json, tokenizer_config.json and the chat
-template. Weights stay on disk; one tensor at a time is mapped into memory.
-No Python code of a checkpoint is ever run; its chat template runs in a sandbox (edge/formats/chat_template.py).
+Reads config.json, safetensors (one file or shards), tokenizer.json, tokenizer_config.json and the chat template.
+Weights stay on disk; edge maps one tensor at a time into memory. edge never runs Python code of a checkpoint. Its chat
+template runs in a sandbox (edge/formats/chat_template.py).
 """
 
 import os
@@ -26,7 +26,7 @@ __all__ = [
     "read_tokenizer_config",
 ]
 
-_MAX_TEMPLATE = 1 << 18  # bytes; the longest known has 30,000
+_MAX_TEMPLATE = 1 << 18  # bytes; the longest known template has 30,000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _SMALL_FILES = [
@@ -47,10 +47,11 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, read and checked: `source` is what the user gave, `name` fits a file name.
+    """A checkpoint folder, read and checked.
 
-    `revision`: the hub's commit, where the folder tells it. `adapter`: the LoRA adapter merged into its tensors,
-    `notes`: what its user should know about that; see edge/formats/lora.py.
+    `source`: the folder or hub id that the user gave. `name`: a name that is safe in file names. `revision`: the
+    commit on the hub, if the folder contains it. `adapter`: the names of the LoRA adapters merged into the tensors, and
+    `notes`: lines about them for the user (see edge/formats/lora.py).
     """
 
     folder: Path
@@ -69,9 +70,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype of most of its bytes: BF16, F16 or F32. Fine-tunes mix a few F32 tensors into a BF16
-        one.
-        """
+        """The dtype of most bytes: BF16, F16 or F32. A fine-tune in BF16 often has a few tensors in F32."""
         n_bytes = {"BF16": 0, "F16": 0, "F32": 0}
         for tensor in self.tensors.values():
             if tensor.dtype in n_bytes:
@@ -80,17 +79,16 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
-    """Open a local folder, or a hub id such as `org/name` (fetched into the Hugging Face cache with
-    HF_TOKEN).
+    """Open a local folder, or a hub id such as `owner/name`, downloaded into the Hugging Face cache with HF_TOKEN.
 
-    Reads every header, no weights. Raises CheckpointError: nothing there, gated, offline and not cached, a
-    missing or truncated file, bad JSON.
+    Reads every header but no weights. Raises CheckpointError if there is no checkpoint, if the repository is gated or
+    not in the cache while `offline`, or if a file is missing, truncated or damaged.
     """
     folder, hub_id = locate(source, revision=revision, offline=offline)
     if not os.path.lexists(folder / "config.json"):
         if os.path.lexists(folder / "adapter_config.json"):
             raise CheckpointError(f"{folder}: is a LoRA adapter; convert its base model with --lora {folder}")
-        raise CheckpointError(f"{folder}: no config.json; this is not a Hugging Face checkpoint")
+        raise CheckpointError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
     if not os.path.lexists(folder / "tokenizer.json"):
         raise CheckpointError(_no_tokenizer(folder))
     tokenizer_config = read_tokenizer_config(folder)
@@ -110,9 +108,9 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json with the special tokens of special_tokens_map.json, where older checkpoints keep them.
+    """tokenizer_config.json, with the special tokens that older checkpoints keep in special_tokens_map.json.
 
-    {} if there is neither. Raises CheckpointError.
+    {} if neither file exists. Raises CheckpointError.
     """
     config = read_json(folder / "tokenizer_config.json", missing_ok=True)
     if "added_tokens_decoder" not in config:
@@ -121,11 +119,10 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
 
 
 def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """The chat template of a checkpoint folder, None if it has none; "" if its file is empty.
+    """The chat template of a checkpoint folder; None if it has none, "" if its file is empty.
 
-    As in transformers' tokenizers the .jinja files go before tokenizer_config.json, and of several named
-    templates it is `default` that counts. chat_template.json, which only processors read, comes last.
-    Raises CheckpointError.
+    The order is that of transformers: .jinja files, then tokenizer_config.json, then chat_template.json, which only
+    processors read. Of several named templates `default` counts. Raises CheckpointError.
     """
     files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
     if os.path.lexists(folder / "chat_template.jinja"):
@@ -154,35 +151,37 @@ def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | 
 
 
 def _checked_template(file: Path, template: str) -> str:
-    """The template, if a GGUF can hold it and llama.cpp, which reads a C string, sees all of it."""
+    """The template. Raises CheckpointError if it is too long or if a GGUF cannot hold it as a C string in UTF-8."""
     if len(template) > _MAX_TEMPLATE:
         raise CheckpointError(
-            f"{file}: a chat template of {len(template):,} characters; edge takes {_MAX_TEMPLATE:,}"
+            f"{file}: its chat template has {len(template):,} characters; edge reads at most {_MAX_TEMPLATE:,}"
         )
     if "\0" in template or re.search("[\ud800-\udfff]", template):
-        raise CheckpointError(f"{file}: its chat template holds a NUL or half of a surrogate pair")
+        raise CheckpointError(
+            f"{file}: its chat template holds a NUL or half of a surrogate pair; remove that character"
+        )
     return template
 
 
 def locate(
     source: str | Path, *, revision: str | None = None, offline: bool = False
 ) -> tuple[Path, str | None]:
-    """The folder of a checkpoint and its hub id (None for a local folder); fetches the needed files.
+    """The folder of a checkpoint and its hub id (None for a local folder). Downloads the needed files from the hub.
 
-    Raises CheckpointError with what to do about it.
+    Raises CheckpointError if there is no such folder or repository, or if it cannot be downloaded.
     """
     if not str(source):
         raise CheckpointError("the source is empty; give a checkpoint folder or a hub id (owner/name)")
-    path = Path(os.path.expanduser(source))  # Path's own fails where there is no such user
+    path = Path(os.path.expanduser(source))  # Path.expanduser fails if there is no such user
     if path.is_dir():
         return path, None
     if path.is_file():
         raise CheckpointError(
-            f"{path} is a file; give the folder that holds config.json and the safetensors files"
+            f"{path}: is a file; give the folder that holds config.json and the safetensors files"
         )
     text = str(source)
     if not _HUB_ID.fullmatch(text):
-        raise CheckpointError(f"{text}: no such folder, and not a hub id of the form organisation/name")
+        raise CheckpointError(f"{text}: no such folder, and not a hub id of the form owner/name")
     folder = _download(text, _SMALL_FILES, revision, offline)
     index = folder / "model.safetensors.index.json"
     weights = sorted(_shards(index)) if index.is_file() else ["model.safetensors"]
@@ -190,7 +189,7 @@ def locate(
 
 
 def _download(hub_id: str, files: list[str], revision: str | None, offline: bool) -> Path:
-    """huggingface_hub's snapshot folder with at least the named files that the repository has."""
+    """The snapshot folder in the Hugging Face cache, with those of the named files that the repository has."""
     from huggingface_hub import errors, snapshot_download
 
     where = hub_id if revision is None else f"{hub_id} (revision {revision})"
@@ -200,25 +199,25 @@ def _download(hub_id: str, files: list[str], revision: str | None, offline: bool
         )
     except errors.GatedRepoError:
         problem = (
-            "is gated; accept its terms on huggingface.co, then set HF_TOKEN to a token that may read it"
+            "is gated; accept its terms on huggingface.co, then set HF_TOKEN to a token with read access"
         )
     except errors.RepositoryNotFoundError:
-        problem = "is neither a local folder nor a public hub repository (a private one needs HF_TOKEN)"
+        problem = "is neither a local folder nor a public hub repository; a private one needs HF_TOKEN"
     except errors.RevisionNotFoundError:
-        problem = "has no such revision"
+        problem = "has no such revision; check --revision"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         problem = (
-            "is not complete in the local Hugging Face cache; run once without --offline, or copy it here"
+            "is not complete in the local Hugging Face cache; run once without --offline, or give a local folder"
             if offline
             else "cannot be fetched and is not in the local cache; check the network, or give a local folder"
         )
-    except (OSError, ValueError) as error:  # HTTP errors are OSErrors, a malformed id is a ValueError
+    except (OSError, ValueError) as error:  # an HTTP error is an OSError, a malformed id a ValueError
         problem = f"cannot be fetched: {' '.join(str(error).split())[:200]}"
     raise CheckpointError(f"{where} {problem}")
 
 
 def _revision(folder: Path) -> str | None:
-    """The hub's commit of a folder in its cache, or of one that `hf download --local-dir` has written."""
+    """The hub's commit of a folder in the cache, or of one that `hf download --local-dir` wrote; else None."""
     full = folder.resolve()
     if full.parent.name == "snapshots" and _COMMIT.fullmatch(full.name):
         return full.name
@@ -233,7 +232,7 @@ def _revision(folder: Path) -> str | None:
 
 
 def checkpoint_name(folder: Path, hub_id: str | None = None) -> str:
-    """A short name for file names: the repository's, else the folder's (not a hub cache's bare hash)."""
+    """A short name for file names: the name of the repository, else of the folder."""
     full = folder.resolve()
     name = full.name
     if hub_id is not None:
@@ -246,23 +245,23 @@ def checkpoint_name(folder: Path, hub_id: str | None = None) -> str:
 def _no_tokenizer(folder: Path) -> str:
     if (folder / "tokenizer.model").is_file():
         return (
-            f"{folder}: has tokenizer.model but no tokenizer.json; make one with "
+            f"{folder}: has tokenizer.model but no tokenizer.json; make it with "
             f"transformers.AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         )
-    return f"{folder}: no tokenizer.json; copy it from the model that the checkpoint was trained from"
+    return f"{folder}: no tokenizer.json; copy it from the base model of the checkpoint"
 
 
 def _shards(index: Path) -> dict[str, list[str]]:
-    """The tensor names of each file that a safetensors index lists."""
+    """The tensor names of each file in a safetensors index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map")
+        raise CheckpointError(f"{index}: has no weight_map; fetch it again")
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
-        # A name with a folder in it could point anywhere on the disk; one with a * would fetch anything.
+        # A name with a folder in it could point anywhere on the disk; one with a * could download anything.
         if not isinstance(file, str) or not _SHARD.fullmatch(file):
             raise CheckpointError(
-                f"{index}: {name} lies in {file!r}, which is no plain file name of safetensors"
+                f"{index}: lists {name} in {file!r}, which is not a plain safetensors file name; fetch it again"
             )
         shards.setdefault(file, []).append(name)
     return shards
@@ -279,12 +278,14 @@ def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
             missing = [name for name in shards[file] if name not in stored]
             if missing:
                 raise CheckpointError(
-                    f"{folder / file}: lacks {missing[0]}, which {index.name} says is there"
+                    f"{folder / file}: does not contain {missing[0]}, which {index.name} lists; fetch both again"
                 )
             for name in stored:
                 if place.get(name) != file:
-                    other = f"says lies in {place[name]}" if name in place else "does not list"
-                    raise CheckpointError(f"{folder / file}: holds {name}, which {index.name} {other}")
+                    other = f"lists in {place[name]}" if name in place else "does not list"
+                    raise CheckpointError(
+                        f"{folder / file}: contains {name}, which {index.name} {other}; fetch both again"
+                    )
             tensors |= stored
         return tensors
     single = folder / "model.safetensors"
@@ -293,12 +294,15 @@ def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         raise CheckpointError(
-            f"{folder}: has {others[0]} but neither model.safetensors nor model.safetensors.index.json"
+            f"{folder}: has {others[0]}, but not model.safetensors or model.safetensors.index.json; "
+            "save it again with save_pretrained"
         )
     pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickled:
         raise CheckpointError(
-            f"{folder}: its weights are pickled ({pickled[0]}), which can run code; save them as safetensors "
-            "(save_pretrained does)"
+            f"{folder}: its weights are pickled ({pickled[0]}), which can run code; save them as safetensors with "
+            "save_pretrained"
         )
-    raise CheckpointError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+    raise CheckpointError(
+        f"{folder}: no model.safetensors and no model.safetensors.index.json; fetch the weights"
+    )

@@ -1,13 +1,12 @@
 """What a GGUF says about itself: its tensor types, its source, its calibration."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from edge.formats.gguf import (
-    TensorInfo,
-)
+from edge.formats.gguf import TensorInfo
 
-# Where a file comes from and what was done to it, in the order of its showing: key, what it is called.
+# The origin of a file, in the order of display: metadata key and display name.
 _ORIGIN = (
     ("general.source.huggingface.repository", "hub id"),
     ("general.source.repo_url", "repository"),
@@ -30,7 +29,7 @@ _CALIBRATION = (
 
 @dataclass(frozen=True)
 class TypeShare:
-    """The tensors of one type: how many, their parameters, their bytes."""
+    """The tensors of one type: their number, parameters and bytes."""
 
     type: str
     tensors: int
@@ -39,27 +38,24 @@ class TypeShare:
 
 
 def origin(metadata: dict[str, Any]) -> dict[str, str]:
-    """Where a GGUF comes from, by its metadata: "hub id", "repository", "revision" and the like, as far as told."""
-    return _found(metadata, _ORIGIN)
+    """Where a GGUF comes from, by display name ("hub id", "repository", "revision", …), as far as its metadata says."""
+    return _present(metadata, _ORIGIN)
 
 
 def calibration(metadata: dict[str, Any]) -> dict[str, str]:
-    """What a GGUF's metadata tell of its importance matrix: "matrix", "text", "tensors", "chunks"; {} without one."""
-    return _found(metadata, _CALIBRATION)
+    """The importance matrix of a GGUF, as its metadata says: "matrix", "text", "tensors", "chunks"; {} without one."""
+    return _present(metadata, _CALIBRATION)
 
 
 def type_shares(tensors: list[TensorInfo]) -> tuple[TypeShare, ...]:
-    """The tensors by type, the largest type first."""
-    found: dict[str, tuple[int, int, int]] = {}
+    """The tensors by type, with the type of the most bytes first."""
+    sums: dict[str, tuple[int, int, int]] = {}
     for tensor in tensors:
-        count, parameters, n_bytes = found.get(tensor.type, (0, 0, 0))
-        values = 1
-        for length in tensor.shape:
-            values *= length
-        found[tensor.type] = (count + 1, parameters + values, n_bytes + tensor.n_bytes)
-    shares = [TypeShare(name, *numbers) for name, numbers in found.items()]
+        count, parameters, n_bytes = sums.get(tensor.type, (0, 0, 0))
+        sums[tensor.type] = (count + 1, parameters + math.prod(tensor.shape), n_bytes + tensor.n_bytes)
+    shares = [TypeShare(name, *numbers) for name, numbers in sums.items()]
     return tuple(sorted(shares, key=lambda share: -share.n_bytes))
 
 
-def _found(metadata: dict[str, Any], keys: tuple[tuple[str, str], ...]) -> dict[str, str]:
+def _present(metadata: dict[str, Any], keys: tuple[tuple[str, str], ...]) -> dict[str, str]:
     return {name: str(metadata[key]) for key, name in keys if metadata.get(key) not in (None, "")}

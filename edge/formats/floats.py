@@ -1,4 +1,4 @@
-"""The float types of a checkpoint, cast without torch: numpy has no bfloat16, whose bits are kept as uint16."""
+"""Casts between the float types of a checkpoint without torch. numpy has no bfloat16: its bits are uint16 here."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def widen(values: npt.NDArray[Any], dtype: str) -> Floats:
-    """Values of a dtype (BF16, F16 or F32) as float32, without loss. A bfloat16 is the upper half of one."""
+    """Values of a dtype (BF16, F16 or F32) as float32, without loss. A bfloat16 is the upper half of a float32."""
     if dtype == "BF16":
         bits: npt.NDArray[np.uint32] = np.left_shift(values, 16, dtype=np.uint32)
         return bits.view(np.float32)
@@ -17,7 +17,7 @@ def widen(values: npt.NDArray[Any], dtype: str) -> Floats:
 
 
 def narrow(values: Floats, dtype: str) -> npt.NDArray[Any]:
-    """float32 in a dtype, rounded to nearest, ties to even. What is too large becomes infinite, NaN anything."""
+    """float32 values in a dtype, rounded to nearest, ties to even. Large values become infinite; NaN is undefined."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(values).view(np.uint32)
         rounded: npt.NDArray[Any] = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -1,9 +1,8 @@
-"""A GGUF on disk: its header read and checked before llama.cpp sees it, which ends the process over a bad
-one.
+"""Reads and checks the header of a GGUF before llama.cpp does, because llama.cpp stops the process at a bad header.
 
-The GGUF format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): the magic, a version, the counts
-of tensors and metadata entries, the metadata, one line for each tensor, then the tensors' data, aligned.
-No llama.cpp call is made here.
+The GGUF format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): the magic, a version, the counts of tensors
+and metadata entries, the metadata, one entry for each tensor, then the tensors' data, aligned. This module does not
+call llama.cpp.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama_rope_scaling_type_from_string
 _KEPT_ITEMS = (
-    4096  # longer arrays of numbers (scores, token types) and all arrays of strings are only counted
+    4096  # items of the longest array of numbers in the metadata; of other arrays only the place is kept
 )
 
 # Block length and bytes of each tensor type; Q2_0 is newer than the gguf package on PyPI.
@@ -48,9 +47,7 @@ _FILE_TYPES: dict[int, str] = {int(kind): kind.name.split("_", 1)[-1] for kind i
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a GGUF: `shape` in ggml's order (row length first), `offset` and `n_bytes` in the
-    file.
-    """
+    """One tensor of a GGUF. `shape`: in ggml's order, row length first; `offset`: in bytes in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,9 +58,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a GGUF says about itself. `bits_per_weight` is that of the tensors' data, the header left out.
+    """What a GGUF says about itself.
 
-    `end_ids` are the tokens that end an answer: of the sequence, the turn and the message, where there are such.
+    `bits_per_weight`: of the tensors' data, without the header. `end_ids`: the tokens that end an answer (end of
+    sequence, of turn, of message), as far as the model has them.
     """
 
     path: Path
@@ -88,17 +86,15 @@ class ModelFile:
 @dataclass(frozen=True)
 class _Header:
     metadata: dict[str, Any]  # scalars, strings, short lists of numbers
-    arrays: dict[str, tuple[int, int, int]]  # every array: item type, count, where its items begin
-    texts: dict[str, tuple[int, int]]  # every text: where it begins and ends
+    arrays: dict[str, tuple[int, int, int]]  # every array: item type, count, first byte of its items
+    texts: dict[str, tuple[int, int]]  # every string: its first byte and the byte after it
     tensors: list[TensorInfo]
-    end: int  # where the header ends, in bytes
+    end: int  # the byte after the header
     alignment: int
 
 
 class _Reader:
-    """Reads a header's fields in turn; every length is held against what is left of the file before it is
-    used.
-    """
+    """Reads the fields of a header in order. It compares every length with the rest of the file before using it."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path = path
@@ -109,7 +105,7 @@ class _Reader:
         return ModelFileError(f"{self.path}: {problem}; convert or fetch it again")
 
     def skip(self, n_bytes: int) -> int:
-        """Move past n_bytes and return where they begin."""
+        """Move past n_bytes and return the first of them."""
         begin = self.at
         if n_bytes > len(self.data) - begin:
             raise self.fail(f"truncated or damaged at byte {begin:,}")
@@ -130,17 +126,17 @@ class _Reader:
         begin = self.at
         if kind == _STRING:
             if count > len(self.data) // 8:
-                raise self.fail(f"an array of {count:,} strings cannot fit")
+                raise self.fail(f"truncated or damaged: an array of {count:,} strings cannot fit")
             unpack = struct.Struct("<Q").unpack_from
             at, end = begin, len(self.data)
-            for _ in range(count):  # up to hundreds of thousands of tokens: kept tight
+            for _ in range(count):  # a fast loop: there may be hundreds of thousands of tokens
                 if at > end - 8:
                     break
                 at += 8 + unpack(self.data, at)[0]
             self.skip(at - begin)
             return (kind, count, begin), None
         if kind not in _SCALARS:
-            raise self.fail(f"an array of unknown type {kind}")
+            raise self.fail(f"damaged: an array of the unknown type {kind}")
         self.skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
         items = None
         if count <= _KEPT_ITEMS:
@@ -148,7 +144,7 @@ class _Reader:
         return (kind, count, begin), items
 
     def strings(self, count: int, begin: int) -> list[bytes]:
-        """The items of an array of strings that was read before."""
+        """The items of an array of strings that `array` has read."""
         unpack, data, at = struct.Struct("<Q").unpack_from, self.data, begin
         items = []
         for _ in range(count):
@@ -159,10 +155,10 @@ class _Reader:
 
 
 def read_model_file(path: str | Path) -> ModelFile:
-    """Read and check a GGUF's header: some 10 ms for 50,000 tokens, no weights.
+    """Read and check the header of a GGUF, without the weights: about 10 ms for 50,000 tokens.
 
-    Raises ModelFileError: missing, no GGUF, truncated (also if only tensor data is missing), damaged, no
-    vocabulary, or numbers on which llama.cpp would end the process.
+    Raises ModelFileError if the file is missing, not a GGUF, truncated (also within the tensor data) or damaged, if it
+    has no vocabulary, or if it has numbers at which llama.cpp would stop the process.
     """
     path = Path(path)
     with _opened(path) as reader:
@@ -170,13 +166,13 @@ def read_model_file(path: str | Path) -> ModelFile:
         metadata = header.metadata
         architecture = _text(metadata, "general.architecture")
         if architecture is None:
-            raise reader.fail("names no architecture")
+            raise reader.fail("damaged: general.architecture is missing")
         tokens = _vocabulary(reader, header)
         n_vocab = len(tokens)
         _check_numbers(reader, metadata, architecture)
         n_params = sum(math.prod(tensor.shape) for tensor in header.tensors)
         if not n_params:
-            raise reader.fail("holds no tensors")
+            raise reader.fail("has no tensors")
         bos_id = _token_id(metadata, "tokenizer.ggml.bos_token_id", n_vocab)
         eos_id, *further = (
             _token_id(metadata, f"tokenizer.ggml.{kind}_token_id", n_vocab) for kind in ("eos", "eot", "eom")
@@ -205,22 +201,22 @@ def read_model_file(path: str | Path) -> ModelFile:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """A GGUF's metadata without the vocabulary: numbers, booleans, strings and lists of up to 4,096 numbers.
 
-    Raises ModelFileError as read_model_file does.
+    Raises ModelFileError if the header is missing or damaged.
     """
     with _opened(Path(path)) as reader:
         return _read_header(reader).metadata
 
 
 def read_tensors(path: str | Path) -> list[TensorInfo]:
-    """Name, shape, type and place of each tensor of a GGUF. Raises ModelFileError as read_model_file does."""
+    """The tensors of a GGUF, in the order of the file. Raises ModelFileError if the header is missing or damaged."""
     with _opened(Path(path)) as reader:
         return _read_header(reader).tensors
 
 
 def read_array(path: str | Path, key: str) -> list[Any]:
-    """The items of one of a GGUF's arrays, however long: numbers, or texts as bytes; [] if it has no such array.
+    """All items of an array in a GGUF's metadata: numbers, or strings as bytes. [] if it has no array of that name.
 
-    Raises ModelFileError as read_model_file does.
+    Raises ModelFileError if the header is missing or damaged.
     """
     with _opened(Path(path)) as reader:
         kind, count, begin = _read_header(reader).arrays.get(key, (0, 0, 0))
@@ -230,9 +226,9 @@ def read_array(path: str | Path, key: str) -> list[Any]:
 
 
 def read_layout(path: str | Path, key: str) -> tuple[list[TensorInfo], int, tuple[int, int]]:
-    """A GGUF's tensors, where its header ends, and where the text `key` of its metadata lies; (0, 0) for none.
+    """A GGUF's tensors, the byte after its header, and where the metadata string `key` begins and ends.
 
-    Raises ModelFileError as read_model_file does.
+    The last two are (0, 0) without that string. Raises ModelFileError if the header is missing or damaged.
     """
     with _opened(Path(path)) as reader:
         header = _read_header(reader)
@@ -240,9 +236,9 @@ def read_layout(path: str | Path, key: str) -> tuple[list[TensorInfo], int, tupl
 
 
 def read_padding(path: str | Path) -> list[tuple[int, int]]:
-    """Where a GGUF's bytes belong to nothing, each place as its begin and end: the alignment's, and those at its end.
+    """The unused bytes of a GGUF, as pairs of the first byte and the byte after: padding, and bytes at the end.
 
-    Raises ModelFileError as read_model_file does.
+    Raises ModelFileError if the header is missing or damaged.
     """
     with _opened(Path(path)) as reader:
         header = _read_header(reader)
@@ -255,10 +251,10 @@ def read_padding(path: str | Path) -> list[tuple[int, int]]:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file in hexadecimal: a model's identity.
+    """The SHA-256 of a file in hexadecimal, which identifies a model.
 
-    Remembered in the user's cache folder by path, size and modification time; without a writable one it is
-    computed each time. Raises ModelFileError: missing or unreadable.
+    edge remembers it in the user's cache folder by path, size and modification time. Raises ModelFileError if the file
+    is missing or cannot be read.
     """
     path = Path(path)
     known = recall(path, "sha256")
@@ -274,33 +270,33 @@ def sha256(path: str | Path) -> str:
 
 
 def recall(path: Path, what: str) -> str | None:
-    """What was remembered of a file, unless its size or modification time has changed since.
+    """The remembered value of a file; None if there is none, or if its size or modification time has changed.
 
-    Raises ModelFileError: missing or unreadable.
+    Raises ModelFileError if the file is missing or cannot be read.
     """
     memory, key = _memory(path, what)
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
         return str(known[what]) if known["file"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not remembered, or damaged: found anew
+        return None  # not remembered, or damaged: the caller computes it again
 
 
 def remember(path: Path, what: str, value: str) -> None:
-    """Keep something about a file, as it is now, in the user's cache folder."""
+    """Remember a value of a file as it is now, in the user's cache folder, if that can be written."""
     memory, key = _memory(path, what)
     temporary = memory.with_suffix(f".{os.getpid()}.tmp")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps({"file": key, what: value}), encoding="utf-8")
         temporary.replace(memory)
-    except OSError:  # a cache that cannot be written only costs time
+    except OSError:  # without the cache, the next call takes longer
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def _memory(path: Path, what: str) -> tuple[Path, str]:
-    """Where something about a file is remembered, and by what."""
+    """The cache file for a value of a file, and the key that must be in it."""
     status = _status(path)
     try:
         key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
@@ -311,7 +307,7 @@ def _memory(path: Path, what: str) -> tuple[Path, str]:
 
 
 def _status(path: Path) -> os.stat_result:
-    """The file's status, if it is a regular one; a FIFO or a device is not even opened, since it may wait."""
+    """The status of a regular file. edge does not open a FIFO or a device, because that may block."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -321,7 +317,7 @@ def _status(path: Path) -> os.stat_result:
     except ValueError as error:  # a NUL in the path
         raise ModelFileError(f"{str(path)!r}: cannot be read: {error}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise ModelFileError(f"{path}: is a folder, not a GGUF; `edge convert {path}` makes one of it")
+        raise ModelFileError(f"{path}: is a folder, not a GGUF; make a GGUF with `edge convert {path}`")
     if not stat.S_ISREG(status.st_mode):
         raise ModelFileError(f"{path}: is not a regular file; give the path of a GGUF")
     return status
@@ -329,7 +325,7 @@ def _status(path: Path) -> os.stat_result:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_Reader]:
-    """The file mapped and its reader, or one clear error."""
+    """A reader of the file, which is mapped into memory."""
     _status(path)
     try:
         with path.open("rb") as stream:
@@ -344,20 +340,20 @@ def _opened(path: Path) -> Iterator[_Reader]:
 
 def _read_header(reader: _Reader) -> _Header:
     if reader.data[:4] != b"GGUF":
-        raise reader.fail("is no GGUF file")
+        raise reader.fail("is not a GGUF file")
     reader.at = 4
     version = reader.scalar("I")
     if version not in (2, 3):
         hint = " (big-endian)" if version & 0xFFFF == 0 else ""
-        raise reader.fail(f"is a GGUF of version {version}{hint}, not 2 or 3")
+        raise reader.fail(f"is a GGUF of version {version}{hint}; edge reads versions 2 and 3")
     n_tensors, n_entries = reader.scalar("Q"), reader.scalar("Q")
     metadata: dict[str, Any] = {}
     arrays: dict[str, tuple[int, int, int]] = {}
     texts: dict[str, tuple[int, int]] = {}
-    for _ in range(n_entries):  # an absurd count runs into the end of the file at once
+    for _ in range(n_entries):  # too large a count soon reaches the end of the file
         key, kind = reader.string(), reader.scalar("I")
         if key in metadata or key in arrays:
-            raise reader.fail(f"damaged: {key[:80]!r} occurs twice")
+            raise reader.fail(f"damaged: the key {key[:80]!r} occurs twice")
         if kind == _ARRAY:
             arrays[key], items = reader.array()
             if items is not None:
@@ -369,38 +365,40 @@ def _read_header(reader: _Reader) -> _Header:
         elif kind in _SCALARS:
             metadata[key] = reader.scalar(_SCALARS[kind])
         else:
-            raise reader.fail(f"damaged: {key[:80]!r} is of unknown type {kind}")
+            raise reader.fail(f"damaged: {key[:80]!r} has the unknown type {kind}")
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        raise reader.fail(f"damaged: an alignment of {alignment!r}")
+        raise reader.fail(f"damaged: general.alignment is {str(alignment)[:40]!r}, not a power of two")
     tensors = list(_read_tensors(reader, n_tensors, alignment))
     return _Header(metadata, arrays, texts, tensors, reader.at, alignment)
 
 
 def _read_tensors(reader: _Reader, count: int, alignment: int) -> Iterator[TensorInfo]:
-    """The tensors' lines, each held against the file's end; ggml wants them without gaps, in order."""
-    lines: list[tuple[str, tuple[int, ...], int, int, int]] = []
+    """The entries of the tensors, checked against the file. ggml demands that they are in order, without gaps."""
+    entries: list[tuple[str, tuple[int, ...], int, int, int]] = []
     names: set[str] = set()
     expected = 0
     for _ in range(count):
         name = reader.string()
         n_dimensions = reader.scalar("I")
-        if n_dimensions > _MAX_DIMENSIONS or len(name.encode()) >= _MAX_NAME or name in names:
-            raise reader.fail(f"damaged: tensor {name[:80]!r} with {n_dimensions} dimensions")
+        if n_dimensions > _MAX_DIMENSIONS:
+            raise reader.fail(f"damaged: the tensor {name[:80]!r} has {n_dimensions} dimensions")
+        if len(name.encode()) >= _MAX_NAME or name in names:
+            raise reader.fail(f"damaged: the tensor name {name[:80]!r} is too long or occurs twice")
         names.add(name)
         shape = tuple(reader.scalar("Q") for _ in range(n_dimensions))
         kind, offset = reader.scalar("I"), reader.scalar("Q")
         block, block_bytes = _BLOCKS.get(kind, (0, 0))
         row = shape[0] if shape else 1
         if not block or row % block or math.prod(shape) >= 1 << 62:
-            raise reader.fail(f"damaged: {name!r} of shape {list(shape)} and type {kind}")
+            raise reader.fail(f"damaged: {name!r} has the shape {list(shape)} and the type {kind}")
         n_bytes = math.prod(shape) // block * block_bytes
         if offset != expected:
-            raise reader.fail(f"damaged: {name!r} lies at {offset:,}, not at {expected:,}")
+            raise reader.fail(f"damaged: {name!r} is at byte {offset:,} of the data, not at {expected:,}")
         expected += -(-n_bytes // alignment) * alignment
-        lines.append((name, shape, kind, offset, n_bytes))
+        entries.append((name, shape, kind, offset, n_bytes))
     begin = -(-reader.at // alignment) * alignment
-    for name, shape, kind, offset, n_bytes in lines:
+    for name, shape, kind, offset, n_bytes in entries:
         end = begin + offset + n_bytes
         if end > len(reader.data):
             raise reader.fail(f"truncated: {name} ends at byte {end:,}, the file at {len(reader.data):,}")
@@ -408,13 +406,13 @@ def _read_tensors(reader: _Reader, count: int, alignment: int) -> Iterator[Tenso
 
 
 def _vocabulary(reader: _Reader, header: _Header) -> list[bytes]:
-    """The tokens' texts, held against what llama.cpp asserts of them."""
+    """The tokens as bytes, checked for what llama.cpp asserts about them."""
     model = _text(header.metadata, "tokenizer.ggml.model")
     kind, count, begin = header.arrays.get("tokenizer.ggml.tokens", (0, 0, 0))
     if model in (None, "none", "no_vocab") or kind != _STRING or not count:
-        raise reader.fail("holds no vocabulary")
+        raise reader.fail("has no vocabulary")
     tokens = reader.strings(count, begin)
-    # As C strings, and with a name for an empty one, each text must occur once.
+    # Each token must occur once, as a C string and with llama.cpp's name for an empty one.
     texts = [token.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)]
     seen = {text: i for i, text in enumerate(texts)}
     if len(seen) < count:
@@ -428,33 +426,35 @@ def _vocabulary(reader: _Reader, header: _Header) -> list[bytes]:
 
 
 def _check_numbers(reader: _Reader, metadata: dict[str, Any], architecture: str) -> None:
-    """Hold against llama.cpp's assertions what it reads of every architecture (llama_model_base::load_hparams)."""
+    """Check the numbers that llama.cpp asserts for every architecture (llama_model_base::load_hparams)."""
 
     def number(key: str) -> int:
         value = metadata.get(f"{architecture}.{key}", 0)
-        values = value if isinstance(value, list) else [value]  # one for each layer
+        values = value if isinstance(value, list) else [value]  # a list has one item for each layer
         return max((item for item in values if type(item) is int), default=0)
 
     layers = number("block_count")
     if f"{architecture}.block_count" in metadata and not 1 <= layers <= _MAX_LAYERS:
-        raise reader.fail(f"damaged: {layers:,} layers; llama.cpp takes 1 to {_MAX_LAYERS}")
+        raise reader.fail(f"damaged: it has {layers:,} layers; llama.cpp reads 1 to {_MAX_LAYERS}")
     if number("nextn_predict_layers") > layers:
-        raise reader.fail(f"damaged: {number('nextn_predict_layers'):,} of {layers:,} layers look ahead")
+        raise reader.fail(
+            f"damaged: {number('nextn_predict_layers'):,} of {layers:,} layers are prediction layers"
+        )
     experts, used = number("expert_count"), number("expert_used_count")
     if experts > _MAX_EXPERTS or used > experts or (experts and not used):
         raise reader.fail(
-            f"damaged: {used:,} of {experts:,} experts a token; llama.cpp has {_MAX_EXPERTS} at most"
+            f"damaged: {used:,} of {experts:,} experts for each token; llama.cpp reads at most {_MAX_EXPERTS}"
         )
     groups, used = number("expert_group_count"), number("expert_group_used_count")
     if groups and (groups >= experts or (groups > 1 and (experts % groups or not 0 < used < groups))):
-        raise reader.fail(f"damaged: {used:,} of {groups:,} groups of {experts:,} experts")
+        raise reader.fail(f"damaged: {used:,} of {groups:,} groups for each token, of {experts:,} experts")
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if isinstance(scaling, str) and scaling not in _ROPE_SCALINGS:
-        raise reader.fail(f"damaged: a rope scaling of type {scaling[:40]!r}")
+        raise reader.fail(f"damaged: the unknown rope scaling type {scaling[:40]!r}")
 
 
 def _file_type(header: _Header) -> str:
-    """The quantization as its maker named it (Q4_K_M), else the type of most of the tensors' bytes."""
+    """The quantization type in the metadata (Q4_K_M), else the type of most of the tensors' bytes."""
     number = header.metadata.get("general.file_type")
     if type(number) is int and number in _FILE_TYPES:
         return _FILE_TYPES[number]

@@ -1,10 +1,10 @@
-"""The importance matrix: how strongly each column of each weight is driven, in the GGUF form that llama.cpp uses.
+"""Reads and writes importance matrices (imatrix files): how much each column of each weight matrix matters.
 
-For each weight matrix the file holds `<tensor>.in_sum2`, the sum over tokens of the squares of what the matrix is
-multiplied with, one value a column, and `<tensor>.counts`, over how many tokens; for stacked experts a row of values
-and a count for each expert. `imatrix.datasets`, `.chunk_count` and `.chunk_size` say what it was computed from. The
-form is that of llama.cpp's tools/imatrix/imatrix.cpp (writing) and common/imatrix-loader.cpp (reading); what is made
-of the values is in tools/quantize/quantize.cpp.
+The format is the GGUF that llama.cpp uses. For each weight matrix the file has `<tensor>.in_sum2`: for each column, the
+sum over tokens of the squared inputs of the matrix; and `<tensor>.counts`: the number of tokens. Stacked experts have a
+row of values and a count for each expert. `imatrix.datasets`, `.chunk_count` and `.chunk_size` say what the matrix was
+computed from. Sources: llama.cpp's tools/imatrix/imatrix.cpp (writing), common/imatrix-loader.cpp (reading) and
+tools/quantize/quantize.cpp (use).
 """
 
 import contextlib
@@ -27,15 +27,15 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 _U32, _STRING, _ARRAY = 4, 8, 9  # enum gguf_type
 _ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 _MAX_NAME = 64  # GGML_MAX_NAME
-_OVERRIDE = 127  # bytes of a text that llama_model_kv_override holds
+_OVERRIDE = 127  # bytes of the longest string in a llama_model_kv_override
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What was added up for one tensor.
+    """The sums of one tensor.
 
-    `in_sum2`: float32 of shape (n, columns), `counts`: int64 of shape (n,). n is the number of experts for stacked
-    experts, else 1 (a tensor of several matrices without experts has all their columns in one row).
+    `in_sum2`: float32 of shape (n, columns); `counts`: int64 of shape (n,). n is the number of stacked experts, else 1.
+    A tensor of several matrices that are not experts has all their columns in one row.
     """
 
     in_sum2: NDArray[np.float32]
@@ -44,7 +44,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance matrix. `datasets` are the names of the files it was computed from, the latest last."""
+    """An importance matrix. `datasets`: the names of the files that it was computed from, the latest last."""
 
     entries: Mapping[str, Sums]
     datasets: tuple[str, ...]
@@ -52,9 +52,9 @@ class Imatrix:
     chunk_size: int
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """By tensor name, flat float32 of n * columns: exactly what llama-quantize gives to llama_model_quantize.
+        """The mean squares by tensor name: flat float32 of n * columns, as llama-quantize gives llama_model_quantize.
 
-        The mean of the squares, in float32; 1 in all columns of an expert that was never counted.
+        All columns of an expert without tokens are 1.
         """
         result = {}
         for name, entry in self.entries.items():
@@ -65,9 +65,9 @@ class Imatrix:
         return result
 
     def metadata(self, file: str) -> list[tuple[str, str | int]]:
-        """What llama-quantize writes into a model that it quantized with this matrix, in its order.
+        """The metadata that llama-quantize writes into a model quantized with this matrix, in its order.
 
-        `file` is the matrix' name as the user gave it. Numbers are of GGUF's type UINT32.
+        `file`: the name of the matrix file as the user gave it. Numbers have GGUF's type UINT32.
         """
         entries: list[tuple[str, str | int]] = [("quantize.imatrix.file", _cut(file))]
         if self.datasets:
@@ -81,8 +81,8 @@ class Imatrix:
 def read_imatrix(path: str | Path) -> Imatrix:
     """Read and check an importance matrix that edge or llama-imatrix wrote.
 
-    Raises ModelFileError: missing, damaged, another kind of GGUF, the older .dat form, without the three entries that
-    llama-quantize asks for, or with values that are no sums of squares.
+    Raises ModelFileError if the file is missing or damaged, another kind of GGUF or the older .dat format, if it lacks
+    one of the three entries that llama-quantize needs, or if a value is not a sum of squares.
     """
     path = Path(path)
     _refuse_dat(path)
@@ -91,7 +91,7 @@ def read_imatrix(path: str | Path) -> Imatrix:
     kind = metadata.get("general.type", "imatrix")
     numbers = metadata.get(CHUNK_COUNT), metadata.get(CHUNK_SIZE)
     if kind != "imatrix" or not any(name.endswith(_SUMS) for name in tensors):
-        raise ModelFileError(f"{path}: is a GGUF, but no importance matrix; `edge imatrix` makes one")
+        raise ModelFileError(f"{path}: is a GGUF, but not an importance matrix; make one with `edge imatrix`")
     datasets = _datasets(path)
     if datasets is None or any(type(number) is not int or number < 0 for number in numbers):
         missing = ", ".join(
@@ -99,7 +99,7 @@ def read_imatrix(path: str | Path) -> Imatrix:
             for name, there in ((DATASETS, datasets), (CHUNK_COUNT, numbers[0]), (CHUNK_SIZE, numbers[1]))
             if there is None
         )
-        raise _damaged(path, f"{missing} is missing" if missing else "its chunk numbers are no numbers")
+        raise _damaged(path, f"{missing} is missing" if missing else "its chunk numbers are not integers")
     entries = {}
     names = {name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)}
     names |= {name.removesuffix(_COUNTS) for name in tensors if name.endswith(_COUNTS)}
@@ -112,9 +112,9 @@ def read_imatrix(path: str | Path) -> Imatrix:
 
 
 def write_imatrix(path: str | Path, imatrix: Imatrix) -> None:
-    """Write the file, whole or not at all, as llama-imatrix writes it, to the byte.
+    """Write the file, complete or not at all, with the same bytes as llama-imatrix.
 
-    Raises ModelFileError where it cannot be written, or where llama.cpp could not read it back.
+    Raises ModelFileError if it cannot be written, or if llama.cpp could not read it again.
     """
     names = sorted(imatrix.entries)
     infos, blocks, offset = [], [], 0
@@ -127,7 +127,9 @@ def write_imatrix(path: str | Path, imatrix: Imatrix) -> None:
         ):
             full = (name + suffix).encode()
             if len(full) >= _MAX_NAME or not rows * columns or not np.isfinite(values).all():
-                raise ModelFileError(f"{path}: {name} cannot be written: its name or its values do not fit")
+                raise ModelFileError(
+                    f"{path}: {name} cannot be written: its name is too long, or its values are empty or not finite"
+                )
             data = values.astype("<f4").tobytes()
             dimensions = shape if rows > 1 else shape[:1]
             infos.append(
@@ -154,9 +156,9 @@ def write_imatrix(path: str | Path, imatrix: Imatrix) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` at the end of the `with`, and never does where that fails.
+    """A new file that replaces `path` at the end of the `with`, unless the block raises.
 
-    A link is followed and stays. Raises ModelFileError where it cannot be written.
+    If `path` is a link, the file that it points to is replaced. Raises ModelFileError if it cannot be written.
     """
     try:
         with (
@@ -173,17 +175,17 @@ def _refuse_dat(path: Path) -> None:
         with path.open("rb") as file:
             begin = file.read(12)
     except OSError:
-        return  # read_metadata tells why
-    # The older form begins with the number of entries, the length of the first name, and that name.
+        return  # read_metadata reports the error
+    # The older format begins with the number of entries, the length of the first name, and that name.
     if begin[:4] != b"GGUF" and begin[8:] in (b"blk.", b"outp", b"toke"):
         raise ModelFileError(
-            f"{path}: is an importance matrix in the older .dat form; "
-            f"`llama-imatrix --in-file {path} -o NEW.gguf` turns it into a GGUF"
+            f"{path}: is an importance matrix in the older .dat format; "
+            f"make a GGUF of it with `llama-imatrix --in-file {path} -o NEW.gguf`"
         )
 
 
 def _datasets(path: Path) -> tuple[str, ...] | None:
-    """The datasets' names; None where the entry is missing."""
+    """The names of the datasets; None if the entry is missing."""
     from gguf import GGUFReader
 
     try:
@@ -191,16 +193,16 @@ def _datasets(path: Path) -> tuple[str, ...] | None:
         if field is None:
             return None
         value = field.contents() if field.data or len(field.types) > 1 else []
-    except Exception as error:  # the header was checked before, but not by this package's rules
+    except Exception as error:  # the gguf package has other rules than the check of the header
         raise _damaged(path, " ".join(str(error).split())) from None
-    if not isinstance(value, list):  # llama.cpp takes a list of texts or nothing
+    if not isinstance(value, list):  # llama.cpp ignores anything but a list of strings
         return ()
     return tuple(item for item in value if isinstance(item, str))
 
 
 def _entry(path: Path, name: str, sums: TensorInfo, counts: TensorInfo) -> Sums:
     if sums.type != "F32" or counts.type != "F32":
-        raise _damaged(path, f"{name} is of type {sums.type} and {counts.type}, not F32")
+        raise _damaged(path, f"{name} has the types {sums.type} and {counts.type}, not F32")
     values, numbers = (_values(path, tensor) for tensor in (sums, counts))
     if not len(numbers) or not len(values) or len(values) % len(numbers):
         raise _damaged(path, f"{name} has {len(values)} sums for {len(numbers)} counts")
@@ -221,7 +223,7 @@ def _values(path: Path, tensor: TensorInfo) -> NDArray[np.float32]:
 
 def _damaged(path: Path, problem: str) -> ModelFileError:
     return ModelFileError(
-        f"{path}: is no whole importance matrix: {problem}; make it again with `edge imatrix`"
+        f"{path}: is a damaged importance matrix: {problem}; make it again with `edge imatrix`"
     )
 
 
@@ -230,6 +232,6 @@ def _text(data: bytes) -> bytes:
 
 
 def _cut(text: str) -> str:
-    """As much of a text as an override of llama.cpp holds; a character cut in two is left out."""
+    """The text, cut to what an override of llama.cpp holds, at the end of a character."""
     data = text.encode("utf-8", "surrogateescape")
     return data[:_OVERRIDE].decode("utf-8", "ignore" if len(data) > _OVERRIDE else "surrogateescape")

@@ -1,11 +1,10 @@
-"""A LoRA adapter merged into its base while that is converted: `--lora FOLDER`.
+"""Merges a LoRA adapter into its base model during conversion: `--lora FOLDER`.
 
-The folder is what the peft package saves: adapter_config.json and adapter_model.safetensors. Nothing is written:
-the checkpoint that comes back has the same tensors, but those that the adapter changes compute themselves when
-they are read, as peft's `merge_and_unload` does it: W + scale · B·A in float32, then rounded to the base's dtype.
+The folder is one that the peft package saves, with adapter_config.json and adapter_model.safetensors. edge writes
+nothing: the new checkpoint has the same tensors, but each tensor that the adapter changes is computed when it is read.
+The formula is that of peft's `merge_and_unload`: W + scale · B·A in float32, then rounded to the dtype of the base.
 
-Formats and formulas: peft 0.21, tuners/lora/layer.py (Linear, Embedding, ParamWrapper) and
-utils/save_and_load.py.
+Formats and formulas: peft 0.21, tuners/lora/layer.py (Linear, Embedding, ParamWrapper) and utils/save_and_load.py.
 """
 
 import math
@@ -33,15 +32,15 @@ from edge.formats.checkpoint import (
 from edge.formats.floats import Floats, narrow, widen
 
 _MAX_RANK = 4096
-_BLOCK = 1 << 22  # values computed at a time, so that what is in float32 stays small
+_BLOCK = 1 << 22  # values computed at a time, to keep the float32 memory small
 
-# Wrappers that peft, training frameworks and multimodal parents put before a module's name.
+# Prefixes that peft, training frameworks and multimodal models put before a module's name.
 _WRAPPERS = re.compile(r"^(?:(?:model|language_model|_orig_mod|module|base_model)\.)+")
-# `….lora_A.weight`, in older files `….lora_A.default.weight`; an embedding's two have no `.weight`.
+# `….lora_A.weight`, in older files `….lora_A.default.weight`; the factors of an embedding have no `.weight`.
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?")
 _SAVED = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|base_layer)(?=\.(?:weight|bias)$)")
 
-# What makes an adapter more than W + scale · B·A: the key in adapter_config.json, and its name.
+# Methods other than W + scale · B·A: the key in adapter_config.json, and the name of the method.
 _OTHER_METHODS = {
     "use_dora": "DoRA",
     "lora_bias": "LoRA with biases",
@@ -55,9 +54,10 @@ _OTHER_METHODS = {
     "monteclora_config": "MonteCLoRA",
     "kasa_config": "KaSA",
 }
-_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # those that leave the base as it is
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # values that do not change the base
 
-# Experts that transformers 5 keeps fused in memory: as stored one by one, and which part of the rows each is.
+# Experts that transformers 5 keeps fused in memory: the names of their separate tensors, the index of each part of the
+# rows, and the number of parts.
 _ONE_BY_ONE = {
     "gate_up_proj": (("w1", 0, 2), ("w3", 1, 2), ("gate_proj", 0, 2), ("up_proj", 1, 2)),
     "down_proj": (("w2", 0, 1), ("down_proj", 0, 1)),
@@ -66,10 +66,10 @@ _ONE_BY_ONE = {
 
 @dataclass(frozen=True)
 class MergedTensor(StoredTensor):
-    """A base tensor that an adapter changes by scale · B·A; `factors(i)` are the i-th matrix's B and A in float32.
+    """A base tensor that an adapter changes by scale · B·A.
 
-    `rounded`: the change is rounded to the base's dtype before it is added, as peft does for embeddings and fused
-    experts.
+    `factors(i)`: B and A of the i-th matrix, in float32. `rounded`: the change is rounded to the base's dtype before it
+    is added, as in peft for embeddings and fused experts.
     """
 
     base: StoredTensor
@@ -79,7 +79,7 @@ class MergedTensor(StoredTensor):
     adapter_file: Path
 
     def read(self) -> npt.NDArray[Any]:
-        """As StoredTensor.read, computed in blocks of rows. Raises CheckpointError for values that are not finite."""
+        """Like StoredTensor.read, computed in blocks of rows. Raises CheckpointError if a value is not finite."""
         values = self.base.read()
         merged = np.empty(self.shape, values.dtype)
         step = max(1, _BLOCK // self.shape[-1])
@@ -98,70 +98,52 @@ class MergedTensor(StoredTensor):
         result = narrow(values, self.dtype)
         if not (np.isfinite(values).all() and np.isfinite(widen(result, self.dtype)).all()):
             raise CheckpointError(
-                f"{self.adapter_file}: merged into {self.name} it gives NaN or Inf; the adapter or its base is broken"
+                f"{self.adapter_file}: merged into {self.name} it gives NaN or Inf; use another adapter or base model"
             )
         return result
 
 
 @dataclass(frozen=True)
 class ReplacedTensor(StoredTensor):
-    """A base tensor in whose place the adapter brings one of its own, in the base's dtype."""
+    """A base tensor that the adapter replaces with its own, in the base's dtype."""
 
     other: StoredTensor
 
     def read(self) -> npt.NDArray[Any]:
-        """As StoredTensor.read. Raises CheckpointError for values that are not finite."""
+        """Like StoredTensor.read. Raises CheckpointError if a value is not finite."""
         values = widen(self.other.read(), self.other.dtype)
         result = narrow(values, self.dtype)
         if not (np.isfinite(values).all() and np.isfinite(widen(result, self.dtype)).all()):
             raise CheckpointError(
-                f"{self.other.file}: {self.other.name} holds NaN or Inf; the adapter is broken"
+                f"{self.other.file}: {self.other.name} holds NaN or Inf; use another adapter"
             )
         return result
 
 
 def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """The checkpoint with a LoRA adapter merged into its tensors when they are read.
+    """A checkpoint whose tensors have a LoRA adapter merged into them when they are read.
 
-    A chat template beside the adapter takes the place of the base's: it is the one that was trained with. `adapter`
-    and `notes` of the result say what was done. Raises CheckpointError: no adapter, of another method than
-    LoRA, a tensor of it that finds no place in the base or does not fit there.
+    A chat template beside the adapter replaces that of the base, because the adapter was trained with it. `adapter` and
+    `notes` of the result say what edge did. Raises CheckpointError if there is no adapter, if its method is not LoRA,
+    or if a tensor of it is not in the base or does not fit there.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give one that holds adapter_config.json")
-    where = folder / "adapter_config.json"
-    if not os.path.lexists(where):
-        raise CheckpointError(f"{folder}: no adapter_config.json; this is no adapter that peft saved")
-    config = read_json(where)
-    _check_method(where, config)
-    file = folder / "adapter_model.safetensors"
-    if not os.path.lexists(file):
-        pickled = os.path.lexists(folder / "adapter_model.bin")
-        why = "is pickled, which can run code; save it as safetensors" if pickled else "is missing"
-        raise CheckpointError(f"{file}: {why}")
+    config, file = _open_adapter(folder)
     factors, whole = _sorted_tensors(file)
+    if not factors and not whole:
+        raise CheckpointError(f"{file}: has no tensors, so edge cannot merge it; save the adapter again")
     tensors = dict(checkpoint.tensors)
     bases = {bare_name(name): name for name in tensors}
-    if _tied(checkpoint.config) and "embed_tokens.weight" in whole:
-        whole.pop("lm_head.weight", None)  # peft saves both, one the other's copy
-    for name, other in whole.items():
-        if name.startswith("lm_head.") and _tied(checkpoint.config):
-            raise CheckpointError(f"{file}: it changes lm_head, which the base shares with its embeddings")
-        base = _base(file, bases, tensors, name, other.name)
-        if other.shape != base.shape:
+    if _tied(checkpoint.config):
+        if "embed_tokens.weight" in whole:
+            whole.pop("lm_head.weight", None)  # peft saves both, and one is a copy of the other
+        if "lm_head" in factors or any(name.startswith("lm_head.") for name in whole):
             raise CheckpointError(
-                f"{file}: {other.name} is {list(other.shape)}, but the base's is {list(base.shape)}; "
-                "is it another base model?"
+                f"{file}: it changes lm_head, which the base shares with its embeddings; train it without lm_head"
             )
-        _check_floats(other)
-        tensors[base.name] = ReplacedTensor(*_fields(base), other)
+    for name, other in whole.items():
+        tensors |= _replaced(file, bases, tensors, name, other)
     for module, pair in factors.items():
-        if module == "lm_head" and _tied(checkpoint.config):
-            raise CheckpointError(f"{file}: it changes lm_head, which the base shares with its embeddings")
-        for merged in _merge(file, config, module, pair, bases, tensors):
-            tensors[merged.name] = merged
-    if not factors and not whole:
-        raise CheckpointError(f"{file}: holds no tensors; there is nothing to merge")
+        tensors |= {merged.name: merged for merged in _merge(file, config, module, pair, bases, tensors)}
     n_modules = len(factors.keys() | {name.removesuffix(".weight") for name in whole})
     template, notes = _template(checkpoint, folder)
     return replace(
@@ -178,66 +160,85 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def bare_name(name: str) -> str:
-    """A tensor's name without the wrappers before it."""
+    """A tensor's name without the prefixes of wrappers."""
     return _WRAPPERS.sub("", name)
 
 
 # --- the adapter's configuration ---
 
 
+def _open_adapter(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The configuration of an adapter and the file with its weights."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give the folder with adapter_config.json")
+    where = folder / "adapter_config.json"
+    if not os.path.lexists(where):
+        raise CheckpointError(f"{folder}: no adapter_config.json; give a folder that peft saved")
+    config = read_json(where)
+    _check_method(where, config)
+    file = folder / "adapter_model.safetensors"
+    if not os.path.lexists(file):
+        pickled = os.path.lexists(folder / "adapter_model.bin")
+        why = "is pickled, which can run code; save it as safetensors" if pickled else "is missing; fetch it"
+        raise CheckpointError(f"{file}: {why}")
+    return config, file
+
+
 def _check_method(where: Path, config: dict[str, Any]) -> None:
     """Raise CheckpointError for anything but plain LoRA."""
+    elsewhere = "merge it with peft's merge_and_unload and convert the result"
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{where}: is of peft_type {str(kind)[:40]!r}; edge merges LORA only")
+        raise CheckpointError(f"{where}: peft_type is {str(kind)[:40]!r}; edge merges LORA only: {elsewhere}")
     for key, name in _OTHER_METHODS.items():
         if config.get(key):
-            raise CheckpointError(
-                f"{where}: {key} is set; edge does not merge {name}, peft's merge_and_unload does"
-            )
+            raise CheckpointError(f"{where}: {key} is set; edge does not merge {name}: {elsewhere}")
     if config.get("bias", "none") != "none":
         raise CheckpointError(
-            f"{where}: bias is {str(config['bias'])[:40]!r}; edge merges adapters without biases only"
+            f"{where}: bias is {str(config['bias'])[:40]!r}; edge merges adapters without biases only: {elsewhere}"
         )
     init = config.get("init_lora_weights", True)
     if not any(init is plain or (isinstance(init, str) and init == plain) for plain in _PLAIN_INITS):
         raise CheckpointError(
             f"{where}: init_lora_weights {str(init)[:40]!r} changes the base too; "
-            "convert the adapter to plain LoRA when saving it (path_initial_model_for_weight_conversion)"
+            "save the adapter as plain LoRA (path_initial_model_for_weight_conversion)"
         )
 
 
 def _scale(where: Path, config: dict[str, Any], module: str, rank: int) -> float:
-    """What B·A is multiplied with in a module, whose rank must be as configured."""
+    """The factor of B·A in a module. Raises CheckpointError if `rank` is not the configured rank."""
     configured = _pattern_value(where, config, "rank_pattern", module, config.get("r"))
     if configured != rank:
-        raise CheckpointError(f"{where}: {module} has rank {rank}, but r is {str(configured)[:40]} there")
+        raise CheckpointError(
+            f"{where}: {module} has rank {rank}, but r is {str(configured)[:40]} there; fetch the adapter again"
+        )
     alpha = _pattern_value(where, config, "alpha_pattern", module, config.get("lora_alpha"))
     if rank > _MAX_RANK:
-        raise CheckpointError(f"{where}: a rank of {rank:,}; edge merges ranks up to {_MAX_RANK:,}")
+        raise CheckpointError(f"{where}: {module} has rank {rank:,}; edge merges ranks up to {_MAX_RANK:,}")
     if type(alpha) not in (int, float) or not abs(alpha) < 1e9:
-        raise CheckpointError(f"{where}: lora_alpha is {str(alpha)[:40]!r} for {module}, not a number")
+        raise CheckpointError(
+            f"{where}: lora_alpha is {str(alpha)[:40]!r} for {module}, not a number; fetch the adapter again"
+        )
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def _pattern_value(where: Path, config: dict[str, Any], key: str, module: str, default: Any) -> Any:
-    """rank_pattern's or alpha_pattern's value for a module: that of the first pattern that matches its name's end."""
+    """The value of rank_pattern or alpha_pattern for a module: the first pattern that matches the end of its name."""
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
-        raise CheckpointError(f"{where}: {key} is no map of patterns")
+        raise CheckpointError(f"{where}: {key} is not a map of patterns; fetch the adapter again")
     for pattern, value in patterns.items():
-        if (
-            len(pattern) > 200 or len(re.findall(r"[*+?{]", pattern)) > 3
-        ):  # a hostile one would match for ever
+        # A hostile pattern could match forever.
+        if len(pattern) > 200 or len(re.findall(r"[*+?{]", pattern)) > 3:
             raise CheckpointError(
-                f"{where}: {key} holds {pattern[:80]!r}; edge takes at most three repeats in a pattern"
+                f"{where}: {key} holds {pattern[:80]!r}; edge allows at most three repeats in a pattern"
             )
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
             raise CheckpointError(
-                f"{where}: {key} holds {pattern[:80]!r}, no regular expression: {error}"
+                f"{where}: {key} holds {pattern[:80]!r}, which is not a regular expression: {error}"
             ) from None
     return default
 
@@ -248,34 +249,56 @@ def _pattern_value(where: Path, config: dict[str, Any], key: str, module: str, d
 def _sorted_tensors(
     file: Path,
 ) -> tuple[dict[str, tuple[StoredTensor, StoredTensor]], dict[str, StoredTensor]]:
-    """The A and B of each module, and the whole tensors, by their names in the base, wrappers left out."""
+    """A and B of each module, and the replaced tensors, by their bare names in the base."""
     halves: dict[str, dict[str, StoredTensor]] = {}
     whole: dict[str, StoredTensor] = {}
     for name, tensor in read_header(file).items():
-        found = _FACTOR.fullmatch(name)
-        if found is None and "lora_" in name:
-            raise CheckpointError(f"{file}: {name} is no part of plain LoRA; edge does not merge it")
-        if found is None:
+        match = _FACTOR.fullmatch(name)
+        if match is None and "lora_" in name:
+            raise CheckpointError(
+                f"{file}: {name} is not part of plain LoRA; merge it with peft and convert the result"
+            )
+        if match is None:
             bare = bare_name(_SAVED.sub("", name))
             if bare in whole:
-                raise CheckpointError(f"{file}: {name} and {whole[bare].name} are the same tensor twice")
+                raise CheckpointError(
+                    f"{file}: {name} and {whole[bare].name} are the same tensor; remove one of them"
+                )
             whole[bare] = tensor
             continue
-        module, _, half = found.groups()
-        _check_floats(tensor)
+        module, _, half = match.groups()
+        tensor.check_dtype()
         pair = halves.setdefault(bare_name(module), {})
         if half in pair:
             raise CheckpointError(
-                f"{file}: {name} and {pair[half].name} are two adapters in one file; give one"
+                f"{file}: {name} and {pair[half].name} are two adapters in one file; save them separately"
             )
         if len(tensor.shape) != 2 or 0 in tensor.shape:
-            raise CheckpointError(f"{file}: {name} is {list(tensor.shape)}, no matrix")
+            raise CheckpointError(
+                f"{file}: {name} has the shape {list(tensor.shape)}, not that of a matrix; fetch it again"
+            )
         pair[half] = tensor
     for pair in halves.values():
         if len(pair) < 2:
             (half,) = pair
-            raise CheckpointError(f"{file}: {pair[half].name} has no lora_{'BA'['AB'.index(half)]} beside it")
+            raise CheckpointError(
+                f"{file}: {pair[half].name} has no lora_{'BA'['AB'.index(half)]} beside it; fetch it again"
+            )
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}, whole
+
+
+def _replaced(
+    file: Path, bases: dict[str, str], tensors: dict[str, StoredTensor], name: str, other: StoredTensor
+) -> dict[str, StoredTensor]:
+    """The base tensor with a bare name, replaced by one of the adapter."""
+    base = _base(file, bases, tensors, name, other.name)
+    if other.shape != base.shape:
+        raise CheckpointError(
+            f"{file}: {other.name} is {list(other.shape)}, but the base's is {list(base.shape)}; "
+            "is the adapter for another base model?"
+        )
+    other.check_dtype()
+    return {base.name: ReplacedTensor(*_fields(base), other)}
 
 
 def _merge(
@@ -286,7 +309,7 @@ def _merge(
     bases: dict[str, str],
     tensors: dict[str, StoredTensor],
 ) -> list[MergedTensor]:
-    """What becomes of the base's tensors that a module's pair of factors changes."""
+    """The base tensors that the two factors of a module change, merged."""
     where = file.with_name("adapter_config.json")
     owner = re.sub(r"(?:\.base_layer)+$", "", module)
     if owner.endswith(".experts") and config.get("target_parameters"):
@@ -300,7 +323,7 @@ def _merge(
     if b.shape[1] != rank or base.shape != wanted:
         raise CheckpointError(
             f"{file}: {a.name} {list(a.shape)} and {b.name} {list(b.shape)} do not fit the base's "
-            f"{list(base.shape)}; is it another base model?"
+            f"{list(base.shape)}; is the adapter for another base model?"
         )
     scale = _scale(where, config, _full_name(a), rank)
 
@@ -312,9 +335,9 @@ def _merge(
 
 
 def _full_name(a: StoredTensor) -> str:
-    """The name of a factor's module in the model that peft trained, as patterns in its configuration see it."""
-    found = _FACTOR.fullmatch(a.name)
-    module = found[1] if found else a.name
+    """The name of a factor's module in the model that peft trained. Patterns in the configuration match it."""
+    match = _FACTOR.fullmatch(a.name)
+    module = match[1] if match else a.name
     return re.sub(r"(?:\.base_layer)+$", "", module.removeprefix("base_model.model."))
 
 
@@ -326,10 +349,10 @@ def _merge_experts(
     bases: dict[str, str],
     tensors: dict[str, StoredTensor],
 ) -> list[MergedTensor]:
-    """Factors of fused experts (peft's `target_parameters`), for a base that stores them fused or one by one.
+    """The experts that factors of peft's `target_parameters` change, for a base that stores them fused or separately.
 
-    With X experts and rank r, A is [X · r, in], expert by expert, B is [out, r · X], the expert changing fastest.
-    Two parameters of a module have names that do not tell which is which; their shapes do.
+    With X experts and rank r, A is [X · r, in], one expert after another, and B is [out, r · X], with the expert as the
+    fastest index. The names do not say which of a module's two parameters they belong to; the shapes do.
     """
     where = file.with_name("adapter_config.json")
     a, b = pair
@@ -365,7 +388,7 @@ def _merge_experts(
         return merged
     raise CheckpointError(
         f"{file}: {a.name} {list(a.shape)} and {b.name} {list(b.shape)} fit no experts of the base; "
-        "is it another base model?"
+        "is the adapter for another base model?"
     )
 
 
@@ -383,11 +406,13 @@ def _expert_factors(
 def _base(
     file: Path, bases: dict[str, str], tensors: dict[str, StoredTensor], wanted: str, name: str
 ) -> StoredTensor:
-    """The base's tensor of a bare name."""
+    """The base tensor with the bare name `wanted`, for the adapter's tensor `name`."""
     if wanted not in bases:
-        raise CheckpointError(f"{file}: {name} finds no {wanted} in the base; is it another base model?")
+        raise CheckpointError(
+            f"{file}: {name} needs {wanted} in the base, which has none; is the adapter for another base model?"
+        )
     base = tensors[bases[wanted]]
-    _check_floats(base)
+    base.check_dtype()
     return base
 
 
@@ -395,15 +420,8 @@ def _fields(tensor: StoredTensor) -> tuple[str, str, tuple[int, ...], Path, int,
     return tensor.name, tensor.dtype, tensor.shape, tensor.file, tensor.offset, tensor.n_bytes
 
 
-def _check_floats(tensor: StoredTensor) -> None:
-    if tensor.dtype not in ("BF16", "F16", "F32"):
-        raise CheckpointError(
-            f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}; edge reads BF16, F16 and F32"
-        )
-
-
 def _tied(config: dict[str, Any]) -> bool:
-    """Whether config.json says that the output matrix is the embeddings'."""
+    """Whether config.json says that the output matrix is that of the embeddings."""
     text = config.get("text_config")
     for values in (config, text if isinstance(text, dict) else {}):
         for key in ("tie_embedding", "tie_word_embeddings"):
@@ -413,18 +431,15 @@ def _tied(config: dict[str, Any]) -> bool:
 
 
 def _template(checkpoint: Checkpoint, folder: Path) -> tuple[str | None, list[str]]:
-    """The chat template to use, and what to say of the tokenizer files beside the adapter."""
+    """The chat template to use, and notes about the tokenizer files beside the adapter."""
     notes = []
     if os.path.lexists(folder / "tokenizer.json") and (
         read_json(folder / "tokenizer.json").get("model") != checkpoint.tokenizer.get("model")
     ):
         notes.append(
-            f"{folder / 'tokenizer.json'} has another vocabulary than the base's; the base's was taken"
+            f"{folder / 'tokenizer.json'} has another vocabulary than the base's; edge uses the base's"
         )
     template = read_chat_template(folder, read_tokenizer_config(folder))
     if template is None or template == checkpoint.chat_template:
         return checkpoint.chat_template, notes
     return template, [*notes, f"the chat template is the adapter's ({folder}), not the base's"]
-
-
-# --- numbers ---

@@ -1,11 +1,11 @@
-"""A checkpoint's files on disk: JSON and safetensors headers, read and checked; weights, mapped when asked for.
+"""The files of a checkpoint on disk: reads and checks JSON and safetensors headers, and maps weights into memory.
 
-The safetensors format: 8 bytes little-endian header length, a JSON header that gives each tensor's dtype,
-shape and byte range, then the data, without gaps (https://huggingface.co/docs/safetensors). We parse it
-ourselves, since its numpy mode knows no bfloat16 and its errors do not name the tensor.
+The safetensors format: 8 bytes with the length of the header (little-endian), a JSON header with dtype, shape and byte
+range of each tensor, then the data without gaps (https://huggingface.co/docs/safetensors). edge parses it itself,
+because the numpy mode of the safetensors package has no bfloat16 and its errors do not name the tensor.
 
-Whatever a file holds, reading it takes bounded time and memory: only regular files are opened, and none but
-weights beyond the sizes below.
+Time and memory are bounded whatever a file contains: edge opens only regular files, and only weights may be larger
+than the limits below.
 """
 
 import errno
@@ -27,24 +27,24 @@ _ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16
 _ITEM_BYTES |= {"U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
 _READABLE: dict[str, npt.DTypeLike] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
-# Bytes. The largest tokenizer.json known has 33 MB, a header of 100,000 tensors 15 MB, a chat template 30 kB.
+# Bytes. The largest known tokenizer.json has 33 MB; the header of 100,000 tensors has 15 MB.
 _MAX_JSON = _MAX_HEADER = 1 << 26
 _MAX_NAME = 512  # characters of a tensor's name
 _MAX_DIMENSIONS = 8
 
-# What lies under the name of another kind of file: how it begins, and what to say of it.
-_LFS = "is a Git LFS pointer, not the file itself; `git lfs pull` fetches it"
+# Other kinds of file under the name of a safetensors file: the first bytes, and the fault.
+_LFS = "is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
 _DISGUISES = (
     (b"version https://git-lfs", _LFS),
-    (b"PK\x03\x04", "is a PyTorch pickle, no safetensors file; save it with save_pretrained"),
-    (b"\x80\x02", "is a Python pickle, no safetensors file; save it with save_pretrained"),
-    (b"GGUF", "is a GGUF, no safetensors file; convert the checkpoint that it was made from"),
+    (b"PK\x03\x04", "is a PyTorch pickle, not a safetensors file; save it with save_pretrained"),
+    (b"\x80\x02", "is a Python pickle, not a safetensors file; save it with save_pretrained"),
+    (b"GGUF", "is a GGUF, not a safetensors file; convert the checkpoint that it was made from"),
 )
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a checkpoint, still on disk: `dtype` is safetensors' name, `offset` is in bytes."""
+    """One tensor of a checkpoint, on disk. `dtype`: its name in safetensors; `offset`: in bytes in the file."""
 
     name: str
     dtype: str
@@ -54,47 +54,53 @@ class StoredTensor:
     n_bytes: int
 
     def read(self) -> npt.NDArray[Any]:
-        """Its values, mapped from the file, in its shape: float16, float32, or uint16 with a bfloat16's bits.
+        """The values in their shape, mapped from the file: float16, float32, or the bits of bfloat16 as uint16.
 
-        Raises CheckpointError if it is of another dtype.
+        Raises CheckpointError for any other dtype, or if the file has changed since its header was read.
         """
-        if self.dtype not in _READABLE:
-            raise CheckpointError(
-                f"{self.file}: {self.name} is stored as {self.dtype}; edge reads BF16, F16 and F32"
-            )
+        self.check_dtype()
         if self.n_bytes == 0:
             return np.empty(self.shape, _READABLE[self.dtype])
         try:
             return np.memmap(self.file, _READABLE[self.dtype], "r", self.offset, self.shape)
-        except (OSError, ValueError) as error:  # it was whole when its header was read
+        except (OSError, ValueError) as error:  # its header fitted the file before
             raise CheckpointError(f"{self.file}: {self.name} cannot be read: {error}") from None
+
+    def check_dtype(self) -> None:
+        """Raise CheckpointError unless the dtype is BF16, F16 or F32."""
+        if self.dtype not in _READABLE:
+            raise _unreadable(self.file, self.name, self.dtype)
 
 
 def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    """The JSON object in a file, {} if it is missing and may be.
+    """The JSON object in a file; {} for a missing file with `missing_ok`.
 
-    Raises CheckpointError: not a JSON object, no regular file, too large, a key that occurs twice.
+    Raises CheckpointError if the file is missing, not a regular file or too large, if it is not a JSON object, or if
+    a key occurs twice.
     """
     try:
         value = _parse(read_small(path, _MAX_JSON).decode("utf-8-sig"))
     except FileNotFoundError:
         if missing_ok:
             return {}
-        raise CheckpointError(f"{path}: no such file") from None
+        raise CheckpointError(f"{path}: no such file; fetch the checkpoint again") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch it again") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object")
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object; fetch it again")
     return value
 
 
 def read_small(path: Path, limit: int) -> bytes:
-    """A small file's bytes. Raises FileNotFoundError, and CheckpointError for a file that is not to be opened."""
+    """The bytes of a file of at most `limit` bytes.
+
+    Raises FileNotFoundError, and CheckpointError if it is too large, not a regular file, or a Git LFS pointer.
+    """
     try:
         size = _size(path)
         if size > limit:
             raise CheckpointError(
-                f"{path}: holds {size:,} bytes; edge reads at most {limit:,} of such a file"
+                f"{path}: holds {size:,} bytes; edge reads at most {limit:,} here; fetch it again"
             )
         with path.open("rb") as stream:
             data = stream.read(limit)
@@ -108,12 +114,15 @@ def read_small(path: Path, limit: int) -> bytes:
 
 
 def _size(path: Path) -> int:
-    """A regular file's size. Raises OSError; CheckpointError for a FIFO or a device, which may wait or never end."""
+    """The size of a regular file in bytes.
+
+    Raises OSError; CheckpointError for a bad link, and for a FIFO or a device, whose read may block or never end.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
         if path.is_symlink():
-            raise CheckpointError(f"{path}: is a link to a file that is not there; fetch it again") from None
+            raise CheckpointError(f"{path}: is a link to a missing file; fetch it again") from None
         raise
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -127,23 +136,34 @@ def _size(path: Path) -> int:
 
 
 def _parse(text: str) -> Any:
-    """JSON in which no object names a key twice: programs disagree on which of the two then counts."""
+    """Parse JSON. Raises ValueError if a key occurs twice in an object: programs disagree on which value counts."""
     return json.loads(text, object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice[:80]!r} occurs twice")
-    return found
+    return values
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file; together they are all of its data, without gaps or overlaps.
+    """The tensors of one safetensors file by name. Together they cover all of its data, without gaps or overlaps.
 
-    Raises CheckpointError: missing, truncated, a damaged header, a range that does not fit.
+    Raises CheckpointError if the file is missing or truncated, or if its header is damaged or does not fit the file.
     """
+    header, start, size = _read_json_header(file)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(file, "its __metadata__ is not a map of strings")
+    tensors = {name: _stored_tensor(file, size, start, name, entry) for name, entry in header.items()}
+    _check_layout(file, tensors.values(), start, size)
+    return tensors
+
+
+def _read_json_header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The header of a safetensors file, the byte where its data begins, and the size of the file."""
     try:
         size = _size(file)
         with file.open("rb") as stream:
@@ -151,79 +171,71 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(first, "little")
             if size < 8 or length > size - 8:
                 beginning = first + stream.read(32)
-                found = [problem for magic, problem in _DISGUISES if beginning.startswith(magic)]
-                problem = f"truncated or no safetensors file ({size:,} bytes); fetch it again"
-                raise CheckpointError(f"{file}: {(found or [problem])[0]}")
+                problems = [problem for magic, problem in _DISGUISES if beginning.startswith(magic)]
+                problems.append(f"truncated, or not a safetensors file ({size:,} bytes); fetch it again")
+                raise CheckpointError(f"{file}: {problems[0]}")
             if length > _MAX_HEADER:
                 raise CheckpointError(
-                    f"{file}: a header of {length:,} bytes; edge reads at most {_MAX_HEADER:,}"
+                    f"{file}: has a header of {length:,} bytes; edge reads at most {_MAX_HEADER:,}; fetch it again"
                 )
             header = _parse(stream.read(length).decode("utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file; a shard is missing, fetch it again") from None
+        raise CheckpointError(f"{file}: no such file; fetch the checkpoint again") from None
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         twice = f" ({error})" if "occurs twice" in str(error) else ""
-        raise CheckpointError(
-            f"{file}: its header is no JSON{twice}; the file is damaged, fetch it again"
-        ) from None
+        raise _damaged(file, f"its header is not valid JSON{twice}") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{file}: its header is no JSON object; the file is damaged, fetch it again")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(
-            f"{file}: its __metadata__ is no map of texts; the file is damaged, fetch it again"
-        )
-    start = 8 + length
-    tensors = {name: _stored_tensor(file, size, start, name, entry) for name, entry in header.items()}
-    _check_layout(file, tensors.values(), start, size)
-    return tensors
+        raise _damaged(file, "its header is not a JSON object")
+    return header, 8 + length, size
 
 
 def _check_layout(file: Path, tensors: Iterable[StoredTensor], start: int, size: int) -> None:
-    """Every byte of the data belongs to one tensor, as the format has it."""
+    """Raise CheckpointError unless every byte of the data belongs to exactly one tensor, as the format demands."""
     at = start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes)):
         if tensor.offset != at:
             how = "overlaps another tensor" if tensor.offset < at else "leaves a gap before it"
-            raise CheckpointError(
-                f"{file}: {tensor.name} {how} ({abs(tensor.offset - at):,} bytes); the file is damaged, fetch it again"
-            )
+            raise _damaged(file, f"{tensor.name} {how} ({abs(tensor.offset - at):,} bytes)")
         at += tensor.n_bytes
     if at != size:
-        raise CheckpointError(
-            f"{file}: {size - at:,} bytes after the last tensor; the file is damaged, fetch it again"
-        )
+        raise _damaged(file, f"has {size - at:,} bytes after the last tensor")
 
 
 def _stored_tensor(file: Path, size: int, start: int, name: str, entry: object) -> StoredTensor:
-    """One entry of a safetensors header; `start` is where the data begins, in bytes."""
+    """One entry of a safetensors header. `start`: the byte where the data begins."""
     if not name or len(name) > _MAX_NAME or not name.isprintable():
-        raise CheckpointError(
-            f"{file}: {name[:40]!a} is no name of a tensor; the file is damaged, fetch it again"
-        )
+        raise _damaged(file, f"{name[:40]!a} is not a tensor name")
     fields = entry if isinstance(entry, dict) else {}
     dtype = fields.get("dtype")
     shape, span = _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
     if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
-        raise CheckpointError(f"{file}: the header's entry for {name} is malformed; fetch the file again")
+        raise _damaged(file, f"the header's entry for {name} is malformed")
     if dtype not in _ITEM_BYTES:
-        raise CheckpointError(f"{file}: {name} is stored as {dtype[:40]}; edge reads BF16, F16 and F32")
+        raise _unreadable(file, name, dtype[:40])
     begin, end = span
     if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
-        raise CheckpointError(
-            f"{file}: {name} holds {end - begin:,} bytes, which does not fit {dtype} {shape}"
-        )
+        raise _damaged(file, f"{name} has {end - begin:,} bytes, which does not fit {dtype} {shape}")
     if start + end > size:
         raise CheckpointError(
-            f"{file}: truncated: {name} ends at byte {start + end:,} of {size:,}; fetch the file again"
+            f"{file}: truncated: {name} ends at byte {start + end:,}, the file at {size:,}; fetch it again"
         )
     return StoredTensor(name, dtype, tuple(shape), file, start + begin, end - begin)
 
 
 def _counts(value: object) -> list[int] | None:
-    """The value if it is a short list of sane counts, else None."""
+    """The value if it is a short list of counts below 2^62, else None."""
     if isinstance(value, list) and len(value) <= _MAX_DIMENSIONS:
         return value if all(type(n) is int and 0 <= n < 1 << 62 for n in value) else None
     return None
+
+
+def _damaged(file: Path, problem: str) -> CheckpointError:
+    return CheckpointError(f"{file}: {problem}; the file is damaged, fetch it again")
+
+
+def _unreadable(file: Path, name: str, dtype: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: {name} is stored as {dtype}; edge reads BF16, F16 and F32: save the checkpoint in one of them"
+    )

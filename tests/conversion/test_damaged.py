@@ -311,10 +311,10 @@ CASES: dict[str, tuple[Damage, str]] = {
         lambda f: os.truncate(f / "model.safetensors", (f / "model.safetensors").stat().st_size // 2),
         "truncated: ",
     ),
-    "an empty file": (text("model.safetensors", b""), "truncated or no safetensors file (0 bytes)"),
+    "an empty file": (text("model.safetensors", b""), "truncated, or not a safetensors file (0 bytes)"),
     "a header longer than the file": (
         text("model.safetensors", struct.pack("<Q", 1 << 40) + b"{}"),
-        "truncated or no safetensors file",
+        "truncated, or not a safetensors file",
     ),
     "a header of 2 GB": (
         sparse("model.safetensors", struct.pack("<Q", 1 << 31) + b"{", 1 << 32),
@@ -324,7 +324,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "a gap between tensors": (gap, "leaves a gap before it (64 bytes)"),
     "bytes after the last tensor": (longer, "100 bytes after the last tensor"),
     "negative offsets": (entry(NORM, data_offsets=[-512, 0]), f"the header's entry for {NORM} is malformed"),
-    "offsets in the wrong order": (entry(NORM, data_offsets=[512, 0]), "holds -512 bytes"),
+    "offsets in the wrong order": (entry(NORM, data_offsets=[512, 0]), "has -512 bytes"),
     "offsets beyond the file": (entry(NORM, data_offsets=[1 << 50, (1 << 50) + 512]), "truncated: "),
     "offsets that are no integers": (entry(NORM, data_offsets=[0.0, 512.0]), "is malformed"),
     "a shape that does not fit its bytes": (entry(NORM, shape=[255]), "which does not fit BF16 [255]"),
@@ -353,7 +353,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     ),
     "two tensors of one name in two shards": (
         sharded(same_tensor_twice),
-        "says lies in model-00002-of-00002",
+        "lists in model-00002-of-00002",
     ),
     "one tensor under two names": (
         header(lambda e: e.update({"model.language_model.embedding_norm.weight": entry_of("BF16", [0], e)})),
@@ -363,23 +363,23 @@ CASES: dict[str, tuple[Damage, str]] = {
         header(lambda e: e.update({NORM + "_": e.pop(NORM)})),
         "lacks embedding_norm.weight",
     ),
-    "a NUL in a name": (renamed("a\0b"), r"'a\x00b' is no name of a tensor"),
+    "a NUL in a name": (renamed("a\0b"), r"'a\x00b' is not a tensor name"),
     "a name that steers the terminal": (
         renamed("\x1b]0;pwned\x07\nerror: all is well"),
-        "is no name of a tensor",
+        "is not a tensor name",
     ),
-    "a name of 100,000 characters": (renamed("a" * 100_000), "is no name of a tensor"),
-    "half of a surrogate pair in a name": (renamed("a\ud800"), "is no name of a tensor"),
+    "a name of 100,000 characters": (renamed("a" * 100_000), "is not a tensor name"),
+    "half of a surrogate pair in a name": (renamed("a\ud800"), "is not a tensor name"),
     "metadata that is no text": (
         header(lambda e: e.update({"__metadata__": {"format": {"a": 1}}})),
-        "its __metadata__ is no map of texts",
+        "its __metadata__ is not a map of strings",
     ),
     "a header that is no UTF-8": (
         raw_header(lambda raw: raw.replace(b"model.", b"mod\xff.")),
-        "its header is no JSON",
+        "its header is not valid JSON",
     ),
-    "a header that is a list": (raw_header(lambda raw: b"[" + raw + b"]"), "its header is no JSON object"),
-    "a header 100,000 levels deep": (raw_header(lambda raw: DEEP), "its header is no JSON"),
+    "a header that is a list": (raw_header(lambda raw: b"[" + raw + b"]"), "its header is not a JSON object"),
+    "a header 100,000 levels deep": (raw_header(lambda raw: DEEP), "its header is not valid JSON"),
     "a pickle in place of safetensors": (pickled, "its weights are pickled (pytorch_model.bin)"),
     "a pickle under the name of safetensors": (
         text("model.safetensors", b"\x80\x02csubprocess\ncall\n" + bytes(100)),
@@ -402,7 +402,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     ),
     "weights that are a link to nothing": (
         link("model.safetensors", "blob"),
-        "is a link to a file that is not there",
+        "is a link to a missing file",
     ),
     # --- the index ---
     "an index naming a missing shard": (
@@ -411,19 +411,19 @@ CASES: dict[str, tuple[Damage, str]] = {
     ),
     "an index naming a file outside the folder": (
         sharded(lambda f, place: place.update({NORM: "../other/model.safetensors"})),
-        "which is no plain file name of safetensors",
+        "which is not a plain safetensors file name",
     ),
     "an index naming a device": (
         sharded(lambda f, place: place.update({NORM: "/dev/zero"})),
-        "which is no plain file name of safetensors",
+        "which is not a plain safetensors file name",
     ),
     "an index naming a tensor that is not there": (
         sharded(lambda f, place: place.update({"x": "model-00001-of-00002.safetensors"})),
-        "lacks x, which model.safetensors.index.json says is there",
+        "does not contain x, which model.safetensors.index.json lists",
     ),
     "an index that leaves out a tensor": (
         sharded(lambda f, place: place.pop(NORM)),
-        f"holds {NORM}, which model.safetensors.index.json does not list",
+        f"contains {NORM}, which model.safetensors.index.json does not list",
     ),
     "an index without a map": (text("model.safetensors.index.json", "{}"), "has no weight_map"),
     "an index with a key twice": (
@@ -517,13 +517,13 @@ CASES: dict[str, tuple[Damage, str]] = {
         text("chat_template.jinja", "{% for i in range(99999) %}{{ 'a' * 1000000 }}{% endfor %}"),
         "too much text",
     ),
-    "a chat template that reaches for attributes": (
+    "a chat template that accesses attributes": (
         text("chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}"),
-        "reaches for",
+        "it accesses __",
     ),
     "a chat template that does so in one case only": (
         text("chat_template.jinja", "{% if messages | length > 99 %}{{ messages['__class__'] }}{% endif %}x"),
-        "reaches for",
+        "it accesses __",
     ),
     "a chat template that is a device": (link("chat_template.jinja", "/dev/zero"), "is not a regular file"),
     "a chat template of 100 MB": (

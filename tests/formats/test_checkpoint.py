@@ -89,10 +89,10 @@ def test_reads_shards(folder: Path) -> None:
     assert tensors["d"].read().tolist() == [1.0, 2.0]
 
     index.write_text(json.dumps({"weight_map": {**weight_map, "e": "model-00002-of-00002.safetensors"}}))
-    assert "lacks e" in refused(folder)
+    assert "does not contain e" in refused(folder)
     for name in ("../../etc/passwd", "../a.safetensors", "*", "*.safetensors", "..", "", ".safetensors\n", 3):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
-        assert "no plain file name" in refused(folder)
+        assert "not a plain safetensors file name" in refused(folder)
     index.write_text(json.dumps({"weight_map": weight_map}))
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert "model-00002-of-00002.safetensors: no such file" in refused(folder)
@@ -127,10 +127,10 @@ Damage = Callable[[Path], object]
             lambda f: os.truncate(f / "model.safetensors", (f / "model.safetensors").stat().st_size - 1),
             "truncated",
         ),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 300), "truncated or no safetensors"),
-        (lambda f: write_safetensors(f / "model.safetensors", b"nonsense"), "no JSON"),
-        (lambda f: write_safetensors(f / "model.safetensors", b"[" * 100_000), "no JSON"),
-        (lambda f: write_safetensors(f / "model.safetensors", b"[]"), "no JSON object"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 300), "truncated, or not a safetensors"),
+        (lambda f: write_safetensors(f / "model.safetensors", b"nonsense"), "not valid JSON"),
+        (lambda f: write_safetensors(f / "model.safetensors", b"[" * 100_000), "not valid JSON"),
+        (lambda f: write_safetensors(f / "model.safetensors", b"[]"), "not a JSON object"),
         (lambda f: write_safetensors(f / "model.safetensors", {"a": 1}), "malformed"),
         (lambda f: write_safetensors(f / "model.safetensors", {"a": entry("F32", [-1], 0, 4)}), "malformed"),
         (

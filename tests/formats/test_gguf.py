@@ -148,12 +148,12 @@ HEADER = struct.Struct("<4sIQQ")
     ("data", "problem"),
     [
         (b"", "is empty"),
-        (b"GG", "no GGUF"),
-        (b"\0" * 4096, "no GGUF"),
-        (b"PK\x03\x04" + b"x" * 100, "no GGUF"),
+        (b"GG", "is not a GGUF file"),
+        (b"\0" * 4096, "is not a GGUF file"),
+        (b"PK\x03\x04" + b"x" * 100, "is not a GGUF file"),
         (HEADER.pack(b"GGUF", 1, 0, 0), "version 1"),
         (HEADER.pack(b"GGUF", 3 << 24, 0, 0), "big-endian"),
-        (HEADER.pack(b"GGUF", 3, 0, 0), "no architecture"),
+        (HEADER.pack(b"GGUF", 3, 0, 0), "general.architecture is missing"),
         (HEADER.pack(b"GGUF", 3, 1 << 60, 0), "truncated"),
         (HEADER.pack(b"GGUF", 3, 0, 1 << 60), "truncated"),
         (HEADER.pack(b"GGUF", 3, 0, 1) + struct.pack("<Q", 1 << 63), "truncated"),
@@ -171,7 +171,7 @@ def test_damaged_headers(data: bytes, problem: str, tmp_path: Path) -> None:
 
 def test_missing_and_no_file(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "nothing.gguf")
-    assert f"is a folder, not a GGUF; `edge convert {tmp_path}`" in refused(tmp_path)
+    assert f"is a folder, not a GGUF; make a GGUF with `edge convert {tmp_path}`" in refused(tmp_path)
     os.mkfifo(tmp_path / "fifo")
     assert "is not a regular file" in refused(tmp_path / "fifo")
     assert "is not a regular file" in refused(Path("/dev/zero"))
@@ -190,21 +190,24 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
         ({"tokens": ["<s>", "</s>", "a", "a"]}, "the token 'a' occurs twice"),
         ({"tokens": ["<s>", "</s>", "a\0b", "a\0c"]}, "the token 'a' occurs twice"),
         ({"tokens": ["<s>", "</s>", "", "[EMPTY_2]"]}, "the token '[EMPTY_2]' occurs twice"),
-        ({"model": "no_vocab"}, "holds no vocabulary"),
-        ({"model": "none"}, "holds no vocabulary"),
-        ({"model": None}, "holds no vocabulary"),
-        ({"tokens": None}, "holds no vocabulary"),
+        ({"model": "no_vocab"}, "has no vocabulary"),
+        ({"model": "none"}, "has no vocabulary"),
+        ({"model": None}, "has no vocabulary"),
+        ({"tokens": None}, "has no vocabulary"),
         ({"model": "llama"}, "no token for the byte 0x00"),
         ({"model": "llama", "tokens": ["<s>", "</s>", *BYTES[:-1]]}, "no token for the byte 0xFF"),
-        ({"expert_count": 4, "expert_used_count": 9}, "9 of 4 experts a token"),
-        ({"expert_used_count": 1}, "1 of 0 experts a token"),
-        ({"expert_count": 4}, "0 of 4 experts a token"),
-        ({"expert_count": 2000, "expert_used_count": 1}, "1 of 2,000 experts a token"),
-        ({"expert_count": 4, "expert_used_count": 1, "expert_group_count": 4}, "groups of 4 experts"),
+        ({"expert_count": 4, "expert_used_count": 9}, "9 of 4 experts for each token"),
+        ({"expert_used_count": 1}, "1 of 0 experts for each token"),
+        ({"expert_count": 4}, "0 of 4 experts for each token"),
+        ({"expert_count": 2000, "expert_used_count": 1}, "1 of 2,000 experts for each token"),
+        (
+            {"expert_count": 4, "expert_used_count": 1, "expert_group_count": 4},
+            "groups for each token, of 4 experts",
+        ),
         ({"block_count": 0}, "0 layers"),
         ({"block_count": 513}, "513 layers"),
-        ({"block_count": 2, "nextn_predict_layers": 3}, "3 of 2 layers look ahead"),
-        ({"rope.scaling.type": "spiral"}, "a rope scaling of type 'spiral'"),
+        ({"block_count": 2, "nextn_predict_layers": 3}, "3 of 2 layers are prediction layers"),
+        ({"rope.scaling.type": "spiral"}, "the unknown rope scaling type 'spiral'"),
     ],
 )
 def test_what_ends_llama_cpp_is_refused(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def other(path: Path, **changes: object) -> None:
 
 
 BAD: dict[str, tuple[dict[str, object], str]] = {
-    "a model": ({"type": "model"}, "no importance matrix"),
-    "no sums": ({"in_sum2": None}, "no importance matrix"),
+    "a model": ({"type": "model"}, "not an importance matrix"),
+    "no sums": ({"in_sum2": None}, "not an importance matrix"),
     "no counts": ({"counts": None}, "sums only"),
     "no datasets": ({"datasets": None}, "imatrix.datasets is missing"),
     "no chunk count": ({"count": None}, "imatrix.chunk_count is missing"),
@@ -205,8 +205,8 @@ def make_dat(path: Path) -> None:
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "is a folder"),
         (lambda path: path.write_bytes(b""), "is empty"),
-        (lambda path: path.write_text("blk.0.attn_q.weight 1 2 3"), "is no GGUF file"),
-        (make_dat, "older .dat form"),
+        (lambda path: path.write_text("blk.0.attn_q.weight 1 2 3"), "is not a GGUF file"),
+        (make_dat, "older .dat format"),
     ],
 )
 def test_no_matrix_at_all(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_no_matrix_at_all(make: Callable[[Path], object], said: str, tmp_path: P
 
 
 def test_a_model_is_no_matrix(tiny_q4: Path) -> None:
-    with pytest.raises(ModelFileError, match="no importance matrix"):
+    with pytest.raises(ModelFileError, match="not an importance matrix"):
         read_imatrix(tiny_q4)
 
 

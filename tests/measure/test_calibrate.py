@@ -433,7 +433,7 @@ def test_arguments_that_make_no_sense(tiny_q4: Path, rows: Path, tmp_path: Path)
         calibrate(tiny_q4, tmp_path, rows=rows)
     with pytest.raises(ModelFileError, match="not a regular file"):
         calibrate(tiny_q4, "/dev/null", rows=rows)
-    with pytest.raises(ModelFileError, match="no GGUF"):
+    with pytest.raises(ModelFileError, match="is not a GGUF"):
         calibrate(TEXT, out, rows=rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "latin.txt", "short.txt"]
 
