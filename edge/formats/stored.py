@@ -85,7 +85,7 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
             return {}
         raise CheckpointError(f"{path}: no such file; fetch the checkpoint again") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch it again") from None
+        raise CheckpointError(f"{path}: cannot be read as JSON: {_fault(error)}; fetch it again") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object; fetch it again")
     return value
@@ -138,6 +138,16 @@ def _size(path: Path) -> int:
 def _parse(text: str) -> Any:
     """Parse JSON. Raises ValueError if a key occurs twice in an object: programs disagree on which value counts."""
     return json.loads(text, object_pairs_hook=_unique)
+
+
+def _fault(error: ValueError | RecursionError) -> str:
+    """What is wrong with a JSON text, from what its parser raised."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    text = str(error)
+    return "a number has too many digits" if text.startswith("Exceeds the limit") else text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
