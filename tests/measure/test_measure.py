@@ -168,7 +168,7 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
         found = measure(tiny_q4, tmp_path / "b.json", base=base, **how)
         for name in ("aggregate", "per_step", "intervals", "base_sha256"):
             assert found[name] == at_once[name]
-    with pytest.raises(ResultError, match=r"not of what is measured here; they differ in rows, tokens"):
+    with pytest.raises(ResultError, match=r"was made for another measurement; they differ in rows, tokens"):
         measure(tiny_q4, tmp_path / "c.json", base=other, replay=ROWS, limit=3, loading=Loading(threads=1))
     with pytest.raises(ResultError, match="differ in batch"):
         measure(tiny_q4, tmp_path / "c.json", base=other, **{**how, "loading": Loading(threads=1, batch=64)})
@@ -192,7 +192,7 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
 def test_other_vocabularies_are_refused(tiny_q4: Path, smollm2_q4: Path, tmp_path: Path) -> None:
     scores = base_scores(tiny_q4, tmp_path / "scores", replay=ROWS, limit=1, loading=Loading(threads=1))
     for base in (tiny_q4, scores):
-        with pytest.raises(ModelFileError, match="vocabulary is another"):
+        with pytest.raises(ModelFileError, match="vocabulary differs from that of"):
             measure(
                 smollm2_q4, tmp_path / "m.json", base=base, replay=ROWS, limit=1, loading=Loading(threads=1)
             )
@@ -207,9 +207,9 @@ def test_what_cannot_be_measured(tiny_q4: Path, tmp_path: Path) -> None:
     )
     skipped = done["method"]["skipped_too_long"]
     assert 0 < skipped < 30 and done["aggregate"]["rows"] == 30 - skipped
-    with pytest.raises(ResultError, match="made from"):
+    with pytest.raises(ResultError, match="is an input"):
         measure(tiny_q4, tiny_q4, replay=ROWS)
-    with pytest.raises(EdgeError, match="give one of them"):
+    with pytest.raises(EdgeError, match="give either replay rows or a text"):
         measure(tiny_q4, out)
     with pytest.raises(EdgeError, match="GGUF"):
         measure(tiny_q4, out, base=ROWS, replay=ROWS)
