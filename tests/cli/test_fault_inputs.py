@@ -291,7 +291,7 @@ ROWS: dict[str, tuple[bytes, tuple[str, str, str]]] = {
     "content that is empty": (line(messages=said(("user", "")), ref_raw=""), ("",) * 3),
     "an unknown role": (line(messages=said(("wizard", "hi"))), ("",) * 3),
     "NUL in a text": (line(messages=said(("user", "a\0b"))), ("",) * 3),
-    "1,000 turns": (line(messages=said(*TURNS)), ("", "", "do not fit into 512")),
+    "1,000 turns": (line(messages=said(*TURNS)), ("", "", "does not fit into a context of 512")),
     "a message of 10 MB": (  # imatrix leaves out what is too long, with a note
         line(messages=said(("user", MEGABYTES))),
         ("absurd step 0 has", "", "absurd step 0 has"),

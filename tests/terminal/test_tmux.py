@@ -149,7 +149,9 @@ def test_hooks_of_the_persons_own_shell_do_not_run(tmp_path: Path, monkeypatch: 
 
 def test_what_goes_on_after_the_end_is_told(tmp_path: Path) -> None:
     with Terminal.start(cwd=tmp_path) as terminal:
-        terminal.send("nohup sleep 987 > /dev/null & disown; echo began\n")
+        terminal.send(
+            "nohup sleep 987 > /dev/null & disown; until grep -q ^sleep /proc/$!/cmdline; do :; done; echo began\n"
+        )
         until(lambda: "\nbegan" in terminal.screen())
         left = terminal.close()
     assert [line.split(" ", 1)[1] for line in left] == ["sleep 987"]
