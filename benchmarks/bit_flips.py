@@ -33,7 +33,7 @@ MEMORY = 2 << 30  # bytes of address space beyond what the imports take
 
 def ask(model: Path, max_tokens: int) -> tuple[int, str, str]:
     """Run `edge run` in a forked process; return its exit status, stdout and stderr."""
-    from edge.cli import main
+    from edge.cli.main import main
 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()

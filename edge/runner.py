@@ -25,7 +25,8 @@ from edge.answer.writer import Answer, action_answer, free_answer
 from edge.errors import ContextError
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.llama.devices import devices
-from edge.llama.engine import Engine, Job, Writer
+from edge.llama.engine import Engine
+from edge.llama.jobs import Job, Writer
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import place
 from edge.llama.prefixes import branch_points, common_length, depth_held, reading_order
@@ -204,6 +205,11 @@ class Runner:
     def context_length(self) -> int:
         """The maximum number of tokens of a prompt and its answer together."""
         return self.engine.context_length
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether the engine uses flash attention."""
+        return self.engine.flash_attention
 
     @property
     def n_vocab(self) -> int:

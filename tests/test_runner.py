@@ -158,9 +158,7 @@ def test_one_at_a_time_a_replay_answers_as_each_prompt_alone(tiny_q4: Path, cons
     """Exact mode on the hybrid: byte for byte, and each distinct token is read once."""
     with Runner.load(tiny_q4) as runner:
         prompts = [runner.encode(runner.render(row.messages).text) for row in read_rows(embedded_rows(), 24)]
-        whole = dict(
-            runner.answers(prompts, Answering(Answering(Answering(Answering(96, constrained=constrained)))))
-        )
+        whole = dict(runner.answers(prompts, Answering(96, constrained=constrained)))
         assert runner.engine.prompt_tokens_decoded == distinct_tokens(prompts) < sum(map(len, prompts))
     assert sorted(whole) == list(range(len(prompts)))
     for i in range(0, len(prompts), 3):
@@ -168,7 +166,7 @@ def test_one_at_a_time_a_replay_answers_as_each_prompt_alone(tiny_q4: Path, cons
             assert list(
                 fresh.answers(
                     prompts,
-                    Answering(Answering(Answering(Answering(96, constrained=constrained)))),
+                    Answering(96, constrained=constrained),
                     wanted={i},
                 )
             ) == [(i, whole[i])]
@@ -179,32 +177,30 @@ def test_recorded_steps_are_answered_as_each_alone(smollm2_q4: Path, shared: Pat
     messages = replay_messages(shared, 5)
     with Runner.load(smollm2_q4) as runner:
         prompts = [runner.encode(runner.render(conversation).text) for conversation in messages]
-        whole = dict(runner.answers(prompts, Answering(Answering(Answering(Answering(24))))))
+        whole = dict(runner.answers(prompts, Answering(24)))
         assert runner.engine.prompt_tokens_decoded == distinct_tokens(prompts)
     for i in (1, 4):
         with Runner.load(smollm2_q4) as fresh:
-            assert dict(
-                fresh.answers(prompts, Answering(Answering(Answering(Answering(24)))), wanted={i})
-            ) == {i: whole[i]}
+            assert dict(fresh.answers(prompts, Answering(24), wanted={i})) == {i: whole[i]}
 
 
 def test_a_runner_closed_in_the_middle_of_a_replay_ends_it_with_one_line(tiny_q4: Path) -> None:
     with Runner.load(tiny_q4) as runner:
         prompts = [runner.encode(runner.render(row.messages).text) for row in read_rows(embedded_rows(), 12)]
-        running = runner.answers(prompts, Answering(Answering(Answering(Answering(32)))), parallel=4)
+        running = runner.answers(prompts, Answering(32), parallel=4)
         next(running)
     with pytest.raises(EdgeError, match="in the middle"):
         list(running)
     with Runner.load(tiny_q4) as runner:
-        left = runner.answers(prompts, Answering(Answering(Answering(Answering(32)))), parallel=4)
+        left = runner.answers(prompts, Answering(32), parallel=4)
         next(left)
     left.close()  # llama.cpp would end the process if it were asked to free anything now
 
 
 def test_together_the_answers_are_nearly_the_same(tiny: Runner) -> None:
     prompts = [tiny.encode(tiny.render(row.messages).text) for row in read_rows(embedded_rows(), 40)]
-    exact = dict(tiny.answers(prompts, Answering(Answering(Answering(Answering(96))))))
-    together = dict(tiny.answers(prompts, Answering(Answering(Answering(Answering(96)))), parallel=6))
+    exact = dict(tiny.answers(prompts, Answering(96)))
+    together = dict(tiny.answers(prompts, Answering(96), parallel=6))
     assert sum(exact[i].text == together[i].text for i in exact) >= 34
     for answer in together.values():
         parse_action(answer.text)

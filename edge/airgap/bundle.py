@@ -76,7 +76,7 @@ def bundle(
     say: Callable[[str], None] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Bundled:
-    """Write a bundle to `out`. If this fails, there is no file at `out`.
+    """Write a bundle to `out`. If this fails, `out` is as it was.
 
     `models` are GGUFs, `rows` files of replay rows, `references` result JSONs. edge takes wheels from the folder
     `wheels` and puts new ones there; the default is a folder in the user's cache. `say` receives lines about the

@@ -98,7 +98,7 @@ class Report:
         lines = [f"edge {self.edge}, Python {self.python}, {self.system}"]
         lines.append(
             "packages    "
-            + ", ".join(f"{name} {found or 'missing'}" for name, found in self.packages.items())
+            + ", ".join(f"{name} {number or 'missing'}" for name, number in self.packages.items())
         )
         if self.llama.error is not None:
             lines.append(f"llama.cpp   cannot be used: {self.llama.error}")
@@ -127,9 +127,9 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
     Raises ModelFileError if `model` is missing or damaged, ContextError for a context longer than its maximum.
     """
     main_memory = memory()
-    found = devices()
+    machine_devices = devices()
     folder = model_folder().absolute()
-    llama = inspect_llama(found)
+    llama = inspect_llama(machine_devices)
     return Report(
         edge=__version__,
         python=platform.python_version(),
@@ -142,12 +142,14 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
         memory_available=main_memory.available,
         model_folder=str(folder),
         disk_free=free_disk(folder),
-        fit=None if model is None else fit(model, main_memory, found, context=context),
+        fit=None if model is None else fit(model, main_memory, machine_devices, context=context),
     )
 
 
-def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: int | None = None) -> Fit:
-    """Whether and how the GGUF `model` fits into this memory and these devices (`found`).
+def fit(
+    model: Path, memory: Memory, machine_devices: Sequence[Device] = (), *, context: int | None = None
+) -> Fit:
+    """Whether and how the GGUF `model` fits into this memory and these devices (`machine_devices`).
 
     `context` as in `doctor`. Raises ModelFileError if edge cannot read the file, ContextError for a context longer than
     its maximum.
@@ -161,7 +163,7 @@ def fit(model: Path, memory: Memory, found: Sequence[Device] = (), *, context: i
     chosen = context or min(DEFAULT_CONTEXT, file.context_length or DEFAULT_CONTEXT)
 
     def plan(tokens: int) -> Placement:
-        return place(shape, None, 0, memory=memory, devices=found, loading=Loading(context=tokens))
+        return place(shape, None, 0, memory=memory, devices=machine_devices, loading=Loading(context=tokens))
 
     placement, advice = None, None
     try:

@@ -145,23 +145,23 @@ def _imports() -> Iterator[Check]:
     yield _llama(next((line["llama"] for line in probe.lines if "llama" in line), None))
 
 
-def _llama(found: dict[str, Any] | None) -> Check:
-    """`found` is what edge/probe.py prints about llama.cpp, None if it could not."""
-    if found is None:
+def _llama(llama: dict[str, Any] | None) -> Check:
+    """`llama` is what edge/probe.py prints about llama.cpp, None if it could not."""
+    if llama is None:
         return _failed("llama.cpp", "cannot be loaded: install llama-cpp-python for this machine")
-    if found["error"]:
-        return _failed("llama.cpp", found["error"])
-    if not found["devices"]:
+    if llama["error"]:
+        return _failed("llama.cpp", llama["error"])
+    if not llama["devices"]:
         return _failed("llama.cpp", "finds no device to compute on: its libraries are for other processors")
-    if missing := _missing_features(found["features"]):
+    if missing := _missing_features(llama["features"]):
         return _failed(
             "llama.cpp",
             f"is built for {', '.join(missing)}, and {cpu_name()} does not have it: "
             "build llama.cpp again on this machine, or use a bundle",
         )
-    library = f", from {found['loaded']}" if found["loaded"] else ""
-    features = " ".join(found["features"])
-    return _passed("llama.cpp", f"ggml {found['ggml']}{library}: {features}; {cpu_name()} has these features")
+    library = f", from {llama['loaded']}" if llama["loaded"] else ""
+    features = " ".join(llama["features"])
+    return _passed("llama.cpp", f"ggml {llama['ggml']}{library}: {features}; {cpu_name()} has these features")
 
 
 def _missing_features(features: list[str]) -> list[str]:

@@ -62,29 +62,29 @@ def needed(own_wheel: Path) -> Needed:
     """
     (info,) = (path for path in zipfile.Path(own_wheel).iterdir() if path.name.endswith(".dist-info"))
     own = PathDistribution(cast(Any, info))
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     extras = []
     try:
-        _follow(own, (), found, set())
+        _follow(own, (), versions, set())
     except PackageNotFoundError as error:
         raise BundleError(
             f"{error.name}: is not installed in {sys.prefix}, and edge needs it: install it with pip"
         ) from None
     for extra in _EXTRAS:
-        more = dict(found)
+        more = dict(versions)
         try:
             _follow(own, (extra,), more, set())
         except PackageNotFoundError:
             continue
-        found = more
+        versions = more
         extras.append(extra)
-    return Needed(dict(sorted(found.items())), tuple(extras))
+    return Needed(dict(sorted(versions.items())), tuple(extras))
 
 
 def _follow(
-    package: Distribution, extras: Sequence[str], found: dict[str, str], seen: set[tuple[str, str]]
+    package: Distribution, extras: Sequence[str], versions: dict[str, str], seen: set[tuple[str, str]]
 ) -> None:
-    found[canonicalize_name(package.name)] = package.version
+    versions[canonicalize_name(package.name)] = package.version
     for text in package.requires or ():
         wanted = Requirement(text)
         if wanted.marker is not None and not any(
@@ -100,7 +100,7 @@ def _follow(
                     f"{wanted.name}: version {installed.version} is installed, {package.name} needs "
                     f"{wanted.specifier}: pip install '{wanted.name}{wanted.specifier}'"
                 )
-            _follow(installed, tuple(wanted.extras), found, seen)
+            _follow(installed, tuple(wanted.extras), versions, seen)
 
 
 def make_wheels(folder: Path, say: Callable[[str], None] | None = None) -> tuple[Needed, dict[str, Path]]:

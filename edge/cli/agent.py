@@ -172,7 +172,7 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
     )
     ending = run_session(options, interface)
     if ending.outcome == "interrupted":
-        raise Interrupted(ending.text)
+        raise Interrupted(ending.text or "interrupted")
     if ending.text is not None:
         note(ending.text)
     if ending.outcome not in ("complete", "stopped"):

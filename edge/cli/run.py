@@ -98,7 +98,7 @@ def run(
         note_fallback(path, rendered)
         prompt = runner.encode(rendered.text)
         if len(prompt) + max_tokens <= runner.context_length:
-            used = replace(loading, flash_attention=runner.engine.flash_attention)
+            used = replace(loading, flash_attention=runner.flash_attention)
             _print_placement(
                 lambda: place(
                     runner.model_file, [len(prompt)], max_tokens, memory=free, devices=found, loading=used

@@ -20,13 +20,11 @@ import numpy as np
 from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
 from edge.llama.cache import KV_TYPES, Cache, State
-from edge.llama.jobs import Job, Logits, Writer
+from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
 from edge.llama.prefixes import common_length, distinct_tokens
 from edge.system.machine import MAX_THREADS, physical_cores
-
-__all__ = ["Engine", "Job", "PromptReading", "RunningJob", "Writer"]
 
 T = TypeVar("T")
 # Cells beyond a prompt's own that the answers written beside it may hold. Without a GPU, attention runs over all cells

@@ -89,7 +89,7 @@ def serve(
                 loading,
                 context=context,
                 parallel=parallel,
-                flash_attention=runner.engine.flash_attention,
+                flash_attention=runner.flash_attention,
             )
             budget = min(limits.max_tokens, context // 2)
             with contextlib.suppress(EdgeError):  # reserve reports it if it does not fit

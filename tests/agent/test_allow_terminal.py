@@ -159,7 +159,7 @@ def test_what_a_file_asks_the_terminal_is_no_part_of_a_command(
 
 def test_without_a_new_line_the_answer_is_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test above would see if edge did not clear the line."""
-    monkeypatch.setattr("edge.terminal.tmux._ANEW", b"")
+    monkeypatch.setattr("edge.terminal.tmux._EMPTY_LINE", b"")
     asking(tmp_path, FIRST)
     with Terminal.start(cwd=tmp_path) as terminal:
         for line in ("cat README\n", "ls\n"):

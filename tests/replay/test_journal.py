@@ -86,7 +86,7 @@ values = st.recursive(
 
 
 @settings(deadline=None)
-@given(st.lists(st.dictionaries(texts, values, max_size=4), min_size=1, max_size=4))
+@given(st.lists(st.dictionaries(texts.map("further {}".format), values, max_size=4), min_size=1, max_size=4))
 def test_steps_come_back_as_they_were(place: Path, fields: list[dict[str, Any]]) -> None:
     steps = [{**field, **STEPS[number]} for number, field in enumerate(fields)]
     write(place, steps)
