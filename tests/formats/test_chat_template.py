@@ -1,10 +1,10 @@
-"""Chat templates render as transformers renders them, byte for byte, and a hostile one is stopped.
+"""Chat templates: edge renders them as transformers does, byte for byte, and stops a hostile one.
 
 Run: .venv/bin/python -m pytest tests/formats/test_chat_template.py
-llama.cpp's templates are read from the llama-cpp-python sdist in build/sdist, where `make test` puts it; their tests
-are skipped where there is none.
+The tests read llama.cpp's templates from the llama-cpp-python sdist in build/sdist, where `make test` puts it. They
+are skipped without it.
 """
-# ruff: noqa: E501  one template a line reads best
+# ruff: noqa: E501  one line for each template
 
 import functools
 import json
@@ -90,7 +90,7 @@ SMOLLM2 = (
 
 
 def find_templates() -> dict[str, str]:
-    """llama.cpp's chat templates by name, from the sdist of llama-cpp-python; none if it is not there."""
+    """llama.cpp's chat templates by name, from the sdist of llama-cpp-python; empty without it."""
     templates = {}
     for sdist in sorted((ROOT / "build" / "sdist").glob("llama_cpp_python-*.tar.gz"))[-1:]:
         with tarfile.open(sdist) as archive:
@@ -104,13 +104,13 @@ def find_templates() -> dict[str, str]:
 
 TEMPLATES = find_templates()
 needs_templates = pytest.mark.skipif(
-    not TEMPLATES, reason="build/sdist holds no llama-cpp-python sdist (make test fetches it)"
+    not TEMPLATES, reason="there is no llama-cpp-python sdist in build/sdist (make test fetches it)"
 )
 
 
 @functools.cache
 def tokenizer(**special_tokens: str) -> Any:
-    """A real transformers tokenizer, since the chat template machinery hangs on one."""
+    """A real transformers tokenizer, which its chat template code needs."""
     vocabulary = {token: i for i, token in enumerate(["a", *special_tokens.values()])}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **special_tokens)
@@ -119,7 +119,7 @@ def tokenizer(**special_tokens: str) -> Any:
 def both(
     template: str, messages: list[dict[str, Any]], tokens: dict[str, str], **variables: Any
 ) -> tuple[str | None, str]:
-    """What transformers makes of the messages (None: it cannot), and what edge does ("": it cannot)."""
+    """The output of transformers (None: it raises), and of edge ("": it raises)."""
     reference = tokenizer(**tokens)
     try:
         expected = reference.apply_chat_template(
@@ -164,7 +164,7 @@ def test_which_real_templates_take_a_plain_message() -> None:
         if both(template, CONVERSATIONS["plain"], SPECIAL)[0] is None
     }
     assert len(TEMPLATES) >= 70
-    assert refused == {  # they want tools, or a function that transformers does not have
+    assert refused == {  # they need tools, or a function that transformers does not have
         "CohereForAI-c4ai-command-r-plus-tool_use",
         "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
         "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
@@ -191,7 +191,7 @@ def test_checkpoints(name: str, request: pytest.FixtureRequest) -> None:
     for messages in CONVERSATIONS.values():
         try:
             expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TypeError:  # neither takes a list of parts
+        except TypeError:  # neither accepts a list of parts
             assert render_prompt(messages, source).status == "chatml_fallback"
         else:
             assert render_prompt(messages, source) == Rendered(expected, "chat_template")
@@ -272,7 +272,7 @@ def test_features(name: str, tokens: dict[str, str]) -> None:
 
 
 def test_features_render() -> None:
-    """Most of the features above are things that work, not only things that fail alike."""
+    """Most of the features above work; they do not only fail in the same way."""
     working = [
         name for name, template in FEATURES.items() if both(template, CONVERSATIONS["turns"], SPECIAL)[0]
     ]
@@ -373,7 +373,7 @@ def test_hostile_templates_are_stopped(name: str) -> None:
 
 
 def test_hostile_templates_take_little_memory() -> None:
-    """What would fill the memory is refused before it is made, not after. Those that only loop are left out."""
+    """edge refuses a value that would fill the memory before the template makes it. Without those that only loop."""
     templates = {
         name: text
         for name, text in HOSTILE.items()
@@ -411,7 +411,7 @@ def test_no_honest_template_is_taken_for_hostile() -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        # The other two are no templates that could be used: the one names what is not there, the other a type's error.
+        # Nobody can use the other two templates: one names something undefined, the other has a type error.
         *(text for name, text in HOSTILE.items() if name not in ("lipsum", "join of itself")),
         "{{ ''.__class__ }}",
         "{{ ''['__cla' ~ 'ss__'].mro() }}",

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: local folders in every state of damage, and a hub over HTTP with gates, tokens and a cache.
+"""Reads checkpoints: damaged local folders, and a hub over HTTP with gated repositories, tokens and a cache.
 
 pytest tests/formats/test_checkpoint.py
 """
@@ -33,7 +33,7 @@ def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A minimal checkpoint with one tensor of each dtype that is read."""
+    """A minimal checkpoint with one tensor of each dtype that edge reads."""
     path = tmp_path / "my model"
     path.mkdir()
     (path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path | str) -> str:
-    """The one line that opening the checkpoint fails with."""
+    """The error line of opening the checkpoint."""
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder)
     assert "\n" not in str(caught.value)
@@ -229,7 +229,7 @@ for options in json.loads(sys.argv[1]):
 
 
 class Hub:
-    """The part of huggingface.co that a download needs, over HTTP on this machine, for one repository `org/name`."""
+    """The part of huggingface.co that a download needs, as a local HTTP server with one repository `org/name`."""
 
     def __init__(self, folder: Path, token: str | None) -> None:
         self.asked: list[str] = []
@@ -299,7 +299,7 @@ def start_hub() -> Iterator[Callable[..., Hub]]:
 
 
 def ask(hub: Hub | None, home: Path, *options: dict[str, Any], token: str = "") -> list[str]:
-    """What open_checkpoint says in a fresh process, whose hub is `hub` (None: an address where nobody listens)."""
+    """The output of open_checkpoint in a new process with this hub (None: an address where nothing listens)."""
     port = hub.server.server_port if hub else 9
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {
@@ -338,7 +338,7 @@ def test_hub_id_is_fetched_once_and_then_works_offline(
     assert commit == "opened name 4"
 
     cached, unreachable = ask(None, home, online, missing)
-    assert cached == "opened name 4"  # no network: the cache serves
+    assert cached == "opened name 4"  # no network: from the cache
     assert "cannot be fetched and is not in the local cache" in unreachable
 
 

@@ -1,4 +1,4 @@
-"""Reading a GGUF's header: right for real files, one clear error for every kind of damage.
+"""Reads the header of a GGUF: correct for real files, one clear error for each kind of damage.
 
 pytest tests/formats/test_gguf.py
 """
@@ -25,7 +25,7 @@ TOKENS = ["<s>", "</s>", "a", "é"]
 def write_gguf(
     path: Path, *, model: str | None = "gpt2", tokens: list[str] | None = TOKENS, **numbers: int | str
 ) -> None:
-    """A small but whole GGUF: every kind of metadata, tensors of three types."""
+    """A small, complete GGUF with every kind of metadata and tensors of three types."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("small")
     writer.add_context_length(64)
@@ -125,7 +125,7 @@ def test_sha256_is_remembered_until_the_file_changes(
     status = file.stat()
     file.write_bytes(b"two")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    # Same path, size and time: the remembered sum proves that it was not read again.
+    # Same path, size and time: the old sum shows that edge did not read it again.
     assert sha256(file) == hashlib.sha256(b"one").hexdigest()
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert sha256(file) == hashlib.sha256(b"two").hexdigest()
@@ -217,7 +217,7 @@ def test_what_ends_llama_cpp_is_refused(changes: dict[str, Any], problem: str, t
 
 
 def test_end_ids(tmp_path: Path) -> None:
-    """EOS, end of turn, end of message, each once and only if there is such a token."""
+    """EOS, end of turn, end of message, each once, and only if that token exists."""
     path = tmp_path / "x.gguf"
     for ids, wanted in (
         ({"eot_token_id": 2, "eom_token_id": 1}, (1, 2)),
@@ -233,7 +233,7 @@ def test_end_ids(tmp_path: Path) -> None:
 
 
 def test_cut_anywhere(whole: Path, tmp_path: Path) -> None:
-    """A download that stopped: every length but the whole one (and its last padding) is an error."""
+    """An incomplete download: every length except the full one (and its last padding) is an error."""
     data = whole.read_bytes()
     end = max(tensor.offset + tensor.n_bytes for tensor in read_tensors(whole))
     path = tmp_path / "cut.gguf"
@@ -251,7 +251,7 @@ def test_cut_anywhere(whole: Path, tmp_path: Path) -> None:
     ),
 )
 def test_overwritten_anywhere(whole: Path, tmp_path: Path, at: int, bytes_: bytes) -> None:
-    """Random bytes or absurd counts written over the header: a clear error or a readable file, in no time."""
+    """Random bytes or absurd counts written over the header: a clear error or a readable file, quickly."""
     data = bytearray(whole.read_bytes())
     at %= min(tensor.offset for tensor in read_tensors(whole))
     data[at : at + len(bytes_)] = bytes_

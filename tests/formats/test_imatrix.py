@@ -1,4 +1,4 @@
-"""The importance matrix' file: what is written is read back, by others too, and what is damaged is refused in one line.
+"""Importance matrix files: edge and others read back what edge writes; a damaged file gives one error line.
 
 pytest tests/formats/test_imatrix.py
 """
@@ -89,7 +89,7 @@ def test_the_gguf_package_reads_it(tmp_path: Path) -> None:
 
 
 def test_llama_imatrix_writes_the_same_bytes(tmp_path: Path) -> None:
-    """The checksum is that of what llama-imatrix (llama-cpp-python 0.3.36) wrote: `--in-file SMALL.gguf -c 5 -b 5`."""
+    """The checksum is that of llama-imatrix (llama-cpp-python 0.3.36) with `--in-file SMALL.gguf -c 5 -b 5`."""
     write_imatrix(tmp_path / "m.gguf", SMALL)
     wanted = "268a5cae89f735c341c1acf1ffee93da04e186c931c35a35a23148ecfda3ac94"
     assert hashlib.sha256((tmp_path / "m.gguf").read_bytes()).hexdigest() == wanted
@@ -122,7 +122,7 @@ def test_metadata_is_that_of_llama_quantize() -> None:
 
 
 def test_a_file_of_another_writer(tmp_path: Path) -> None:
-    """Other tensors, other metadata, counts of a half, an order of its own: as llama-quantize takes it."""
+    """Other tensors, metadata and order, and a count of 2.5: edge reads it as llama-quantize does."""
     writer = GGUFWriter(tmp_path / "other.gguf", "none")
     writer.add_type("imatrix")
     writer.add_uint32("imatrix.chunk_size", 512)
@@ -141,7 +141,7 @@ def test_a_file_of_another_writer(tmp_path: Path) -> None:
 
 
 def other(path: Path, **changes: object) -> None:
-    """SMALL's first tensor in a file that lacks something or has something wrong."""
+    """SMALL's first tensor in a file with something missing or wrong."""
     values: dict[str, object] = {
         "type": "imatrix",
         "count": 1,

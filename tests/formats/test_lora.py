@@ -1,9 +1,9 @@
-"""LoRA adapters merged into their base: bit for bit what peft's merge_and_unload gives, or one line.
+"""LoRA adapters merged into their base: the same bits as from peft's merge_and_unload, or one error line.
 
     pytest tests/formats/test_lora.py
 
-The factors in the tests by formula are small multiples of 1/8, so that no order of adding rounds them otherwise.
-Those against the peft package run where it is installed (pip install peft).
+The factors in the tests of the formula are small multiples of 1/8, so that every order of the sum gives the same bits.
+The comparisons with the peft package run where it is installed (pip install peft).
 """
 
 import json
@@ -92,7 +92,7 @@ def same(got: Tensors, wanted: Tensors) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_matrix(dtype: str, tmp_path: Path) -> None:
-    """W + scale · B·A in float32, once rounded; every other tensor stays as it is, and mapped."""
+    """W + scale · B·A in float32, rounded once. Every other tensor is unchanged and mapped."""
     tensors = base_tensors(DTYPES[dtype])
     name = f"model.{Q}"
     factors = pair(name)
@@ -152,7 +152,7 @@ def test_scale(config: dict[str, Any], scale: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".weight", ".default.weight", ".my-adapter.weight"])
 @pytest.mark.parametrize("prefix", ["model.", "", "model.language_model.", "language_model.model."])
 def test_names(prefix: str, suffix: str, tmp_path: Path) -> None:
-    """Adapter and base may be wrapped differently, and older files have the adapter's name in theirs."""
+    """Adapter and base may have different prefixes; names in older files contain the adapter's name."""
     tensors = base_tensors(torch.bfloat16)
     factors = pair(f"{prefix}{Q}")
     renamed = {name.replace(".weight", suffix): value for name, value in factors.items()}
@@ -223,7 +223,7 @@ def test_two_adapters_in_turn(tmp_path: Path) -> None:
 
 
 def expert_factors() -> Tensors:
-    """As peft saves them for gate_up_proj, which it wraps first, and down_proj, around that."""
+    """As peft saves them: for gate_up_proj, which it wraps first, and for down_proj, which it wraps around that."""
     rows = RANK * N_EXPERTS
     return {
         f"{EXPERTS}.base_layer.lora_A.weight": eighths(rows, WIDTH, seed=2),
@@ -435,7 +435,7 @@ def test_experts_that_fit_nowhere(tmp_path: Path) -> None:
 
 
 def tune(model: Any, folder: Path, **config: Any) -> Any:
-    """An adapter of random factors, saved by peft; the model with it merged, as peft does."""
+    """Saves an adapter of random factors with peft. Returns the model with the adapter merged by peft."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
     random = torch.Generator().manual_seed(3)
     tuned = peft.get_peft_model(model, peft.LoraConfig(lora_dropout=0.0, task_type="CAUSAL_LM", **config))
@@ -448,7 +448,7 @@ def tune(model: Any, folder: Path, **config: Any) -> Any:
 
 
 def compare_with_peft(base: Path, adapter: Path, model: Any) -> int:
-    """Each tensor is peft's but for the last bit of a few, as sums are rounded in another order; how many changed."""
+    """Each tensor is equal to peft's, except for the last bit of a few. Returns how many the adapter changed."""
     checkpoint, got = merged(base, adapter)
     stored = load_file(base / "model.safetensors")
     theirs = model.state_dict()
@@ -462,7 +462,7 @@ def compare_with_peft(base: Path, adapter: Path, model: Any) -> int:
     return changed
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, for what peft and transformers call
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch warns about calls of peft and transformers
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")  # peft says what it does
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peft_on_llama(dtype: str, tmp_path: Path, one_thread: None) -> None:
@@ -487,11 +487,11 @@ def test_peft_on_llama(dtype: str, tmp_path: Path, one_thread: None) -> None:
     assert compare_with_peft(base, tmp_path / "tuned", model) == 2 * (4 + 2) + 3
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, for what peft and transformers call
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch warns about calls of peft and transformers
 def test_peft_on_fused_experts(
     tmp_path: Path, random_lfm2moe_fused_folder: Path, random_lfm2moe_folder: Path
 ) -> None:
-    """The target's architecture; its experts fused in memory, and on disk either way."""
+    """The LFM2-MoE architecture: experts are fused in memory, and fused or separate on disk."""
     pytest.importorskip("peft", reason="peft is not installed")
     from transformers import AutoModelForCausalLM
 

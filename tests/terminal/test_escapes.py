@@ -1,9 +1,9 @@
-"""Attempts to get out of the sandbox, typed into its real shell; what happened is looked at from outside.
+"""Attempts to escape from the sandbox, typed into its real shell. The tests check the result from outside.
 
 .venv/bin/pytest tests/terminal/test_escapes.py
 EDGE_WRITE_DOCS=1 .venv/bin/pytest tests/terminal/test_escapes.py -k table    writes docs/safety.md
 
-Each attempt stands twice: in the sandbox, where it must touch nothing, and without one, where it must succeed.
+Each attempt runs twice: in the sandbox, where it must not touch anything, and without one, where it must succeed.
 """
 
 import base64
@@ -46,14 +46,14 @@ def outside(world: World) -> Iterator[Shell]:
 
 
 def keystrokes(attempt: Attempt, world: World) -> list[str]:
-    """What is typed. A part may be a piece of a name in braces: several are filled in together."""
+    """The keystrokes of an attempt, with names filled in. A name in braces may be split between two parts."""
     parts = (attempt.script,) if isinstance(attempt.script, str) else attempt.script
     whole = "\0".join(parts).replace("{can\0ary}", "{canary}")
     return whole.format(**world.names).split("\0")
 
 
 def try_it(attempt: Attempt, world: World, shell: Shell) -> tuple[list[str], str]:
-    """What was touched outside, and what the shell showed."""
+    """What the attempt touched outside, and what the shell showed."""
     if not has(*attempt.needs):
         pytest.skip(f"needs {', '.join(attempt.needs)}")
     world.restore()
@@ -90,7 +90,7 @@ def test_it_succeeds_without_a_sandbox(attempt: Attempt, world: World, outside: 
 
 
 def test_the_table_in_the_docs() -> None:
-    """docs/safety.md lists every attempt, and each test that it names is there."""
+    """docs/safety.md lists every attempt, and each test that it names exists."""
     rows = [
         (one.name, one.stops, "test_escapes.py", "test_it_fails_in_the_sandbox") for one in SHELL_ATTEMPTS
     ]

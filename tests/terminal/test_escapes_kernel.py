@@ -1,4 +1,4 @@
-"""Attempts to get out of the sandbox that need a look of their own from outside: processes, limits, the kernel.
+"""Attempts to escape from the sandbox that need their own check from outside: processes, limits, the kernel.
 
 .venv/bin/pytest tests/terminal/test_escapes_kernel.py
 """
@@ -35,7 +35,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def box(world: World) -> Iterator[Shell]:
-    """For attempts that leave the shell as it was."""
+    """For attempts that do not change the shell."""
     with sandboxed(world) as shell:
         yield shell
 
@@ -52,7 +52,7 @@ def status(pid: int) -> dict[str, str]:
 
 
 def named(pids: list[int], name: str) -> list[int]:
-    """Those of the processes whose command line holds this."""
+    """The processes whose command line contains this."""
     found = []
     for pid in pids:
         try:
@@ -77,7 +77,7 @@ def test_background_processes_end_with_the_session(world: World) -> None:
             shell.run(
                 f"({begin}sh -c 'trap : TERM HUP INT; while :; do sleep 1; done' {mark} &) &\n", "disown -a\n"
             )
-        until(lambda: len(named(everything(), mark)) >= 3)  # they are there, and this way to look finds them
+        until(lambda: len(named(everything(), mark)) >= 3)  # the check finds them here
     assert named(everything(), mark) == []
 
 
@@ -93,7 +93,9 @@ def test_processes_outside_cannot_be_ended(world: World, outside: Shell) -> None
         with sandboxed(world) as shell:
             assert shell.sandbox is not None
             shell.terminal.send(f"kill -9 {second.pid}; pkill -9 sleep; killall -9 sleep\n", 0.2)
-            shell.terminal.send("kill -9 1; kill -9 -1; kill -9 2\n")  # itself, and what answers edge
+            shell.terminal.send(
+                "kill -9 1; kill -9 -1; kill -9 2\n"
+            )  # itself, and the process that answers edge
             until(lambda: shell.sandbox is not None and shell.sandbox.trouble())
             with pytest.raises(SandboxError, match="has ended"):
                 shell.sandbox.save(world.folder.parent / "edge-test-never.tar")
@@ -117,7 +119,7 @@ def test_ptrace_of_process_1_and_of_others(world: World, box: Shell) -> None:
         held.wait()
         box.run(f"python3 -c '{trace}' 1 2 {other.pid} & sleep 1\n")
         inside = named(box.inside(), "0x4206")
-        assert inside  # it is at it
+        assert inside  # it runs
         for pid in (other.pid, *box.inside()):
             assert status(pid)["TracerPid"] == "0"
         box.run("kill -9 %1; wait\n")
@@ -165,7 +167,7 @@ def test_no_namespaces_of_its_own(command: str, world: World, box: Shell, outsid
     if not has(command.split()[0]):
         pytest.skip(f"needs {command.split()[0]}")
     mine = os.readlink("/proc/self/ns/user")
-    if not command.startswith("nsenter"):  # another's namespace is no way out of this one
+    if not command.startswith("nsenter"):  # nsenter does not leave this namespace
         outside.run(f"{command} & sleep 0.3\n")
         until(
             lambda: any(
@@ -257,7 +259,7 @@ def test_devices_and_sys(world: World, box: Shell) -> None:
 
 @PYTHON
 def test_keys_of_the_session_ring(world: World, tmp_path: Path) -> None:
-    """In a process of its own, which has a session ring with a key in it and begins a shell with and without."""
+    """A separate process with a key in its session ring starts a shell with and without the sandbox."""
     if sys.maxsize < 2**32 or os.uname().machine not in ("x86_64", "aarch64"):
         pytest.skip("the numbers of the calls are not known here")
     numbers = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
@@ -267,7 +269,7 @@ def test_keys_of_the_session_ring(world: World, tmp_path: Path) -> None:
         or (key := call(numbers[0], b"user", b"edge-test", b"KEY-4711", 8, -3)) < 0
     ):
         pytest.skip("the kernel has no keys")
-    call(numbers[1], 5, key, 0x3F3F0000)  # readable for its user and who has the ring
+    call(numbers[1], 5, key, 0x3F3F0000)  # readable for its user and for processes with the ring
     read = (
         'python3 -c "import ctypes; b = ctypes.create_string_buffer(9);'
         f' ctypes.CDLL(None).syscall({numbers[1]}, 11, {key}, b, 8); print(b.value[::-1])"\n'
@@ -282,7 +284,7 @@ def test_keys_of_the_session_ring(world: World, tmp_path: Path) -> None:
 @PYTHON
 @pytest.mark.parametrize("family", ["AF_VSOCK", "AF_ALG", "AF_PACKET", "AF_NETLINK"])
 def test_sockets_that_no_network_namespace_keeps(family: str, world: World, box: Shell) -> None:
-    """Held open while the process is looked at: which sockets it has."""
+    """Holds sockets open while the test looks at the process."""
     kind = "SOCK_SEQPACKET" if family == "AF_ALG" else "SOCK_STREAM" if family == "AF_VSOCK" else "SOCK_RAW"
     protocol = 9 if family == "AF_NETLINK" else 0  # 9: the kernel's audit
     code = (
@@ -315,7 +317,7 @@ def test_sockets_that_no_network_namespace_keeps(family: str, world: World, box:
 
 
 def test_a_fork_bomb(world: World) -> None:
-    """Of 300 forks at most: the limit is 40."""
+    """At most 300 forks; the limit is 40."""
     seconds = f"60.{os.getpid()}"  # no other process sleeps so long
     with sandboxed(world) as shell:
         shell.terminal.send(f"bash -c 'for i in $(seq 300); do sleep {seconds} & done' 2> /dev/null\n")
@@ -323,7 +325,7 @@ def test_a_fork_bomb(world: World) -> None:
         end = time.monotonic() + 6
         while time.monotonic() < end and most < SMALL.processes - 3:
             most = max(most, len(shell.inside()))
-        assert SMALL.processes // 2 < most  # there was a bomb
+        assert SMALL.processes // 2 < most  # the bomb worked
         assert named(shell.inside(), f"sleep\0{seconds}\0")
         time.sleep(0.5)
         assert len(shell.inside()) <= SMALL.processes + 1  # and process 1, which is bubblewrap
@@ -346,7 +348,7 @@ def test_full_disks(world: World, tmp_path: Path) -> None:
         shell.sandbox.save(tmp_path / "full.tar")
         assert (tmp_path / "full.tar").stat().st_size < SMALL.disk + (1 << 20)
         shell.run(f"cd {WORK}; rm -f zeros*; truncate -s 20M hole1 hole2 hole3\n")
-        with pytest.raises(SandboxError, match="larger than its limit"):  # what has no blocks, but a size
+        with pytest.raises(SandboxError, match="larger than its limit"):  # a size without blocks
             shell.sandbox.save(tmp_path / "holes.tar")
         assert not (tmp_path / "holes.tar").exists()
         shell.run("rm -f hole*\n")
@@ -371,7 +373,7 @@ def test_huge_output(world: World, box: Shell) -> None:
     ids=["by one process", "by many"],
 )
 def test_memory(take: str, world: World) -> None:
-    """256 MiB are allowed: one process gets no more, and for many together the sandbox is ended."""
+    """The limit is 256 MiB: one process gets no more, and edge ends the sandbox if all together use more."""
     with sandboxed(world) as shell:
         assert shell.sandbox is not None
         shell.terminal.send(take + "\n")
@@ -423,7 +425,7 @@ def test_escape_sequences_reach_nothing_around_the_pane(world: World, box: Shell
     def buffers(terminal: Terminal) -> str:
         return terminal._tmux("list-buffers")
 
-    with free(world) as shell:  # where tmux listens to it, this way to look finds it
+    with free(world) as shell:  # the check finds it where tmux allows it
         shell.terminal._tmux("set", "-s", "set-clipboard", "on")
         shell.run(script)
         until(lambda: buffers(shell.terminal))
@@ -433,13 +435,13 @@ def test_escape_sequences_reach_nothing_around_the_pane(world: World, box: Shell
 
 
 def test_tmux_itself(world: World, box: Shell) -> None:
-    """Its prefix and commands, typed and by its socket."""
+    """tmux's prefix and commands, typed and through its socket."""
     run = f"run-shell 'touch {world.folder}/tmux'"
     subprocess.run(
         ["tmux", "-S", str(box.terminal.folder / "tmux"), "run-shell", f"touch {world.folder}/tmux"],
         check=True,
     )
-    until(lambda: (world.folder / "tmux").exists())  # that is what its socket could do
+    until(lambda: (world.folder / "tmux").exists())  # this is possible through its socket
     (world.folder / "tmux").unlink()
     box.run("C-b", f":{run}\n", "C-c", f"tmux -S {box.terminal.folder}/tmux {run}\n", f"tmux new -d {run}\n")
     time.sleep(0.3)
@@ -450,7 +452,7 @@ def test_tmux_itself(world: World, box: Shell) -> None:
 def test_what_edge_is_told_by_the_sandbox(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What answers edge is stopped, then its pipe filled with something else: an error in time, nothing written."""
+    """The process that answers edge stops, then its pipe has other data: an error in time, and no file."""
     monkeypatch.setattr("edge.terminal.sandbox._PATIENCE", 2.0)
     with sandboxed(world) as shell:
         assert shell.sandbox is not None
@@ -463,7 +465,7 @@ def test_what_edge_is_told_by_the_sandbox(
         shell.run("for f in /proc/2/fd/4 /proc/1/fd/2; do timeout 3 yes edge > $f & done; sleep 0.2\n")
         shell.run(f"kill -CONT {inside}\n")
         until(lambda: not named(shell.inside(), "yes"))
-        shell.sandbox.save(kept)  # what was left of the first answer, or put there since, is passed over
+        shell.sandbox.save(kept)  # skips the rest of the first answer and other data
         assert not shell.sandbox.changes(kept)
         shell.run(f"kill -9 {inside}\n")
         with pytest.raises(SandboxError, match="cannot be saved"):
@@ -490,7 +492,7 @@ def test_dot_files_links_and_the_sessions_own_files(world: World, tmp_path: Path
         )
         shell.sandbox.save(tmp_path / "kept.tar")
         changes = shell.sandbox.bring_back(tmp_path / "kept.tar")
-    assert changes.new == ["fine", "soft", "suid"]  # the control: something is brought back
+    assert changes.new == ["fine", "soft", "suid"]  # the control: edge brings these back
     assert {path for path, _ in changes.withheld} >= {
         *(".envrc", ".bashrc", ".git", "allow.toml", "CLAUDE.md", "out", "root", "up", "fifo", "sub")
     }
@@ -503,7 +505,7 @@ def test_dot_files_links_and_the_sessions_own_files(world: World, tmp_path: Path
 
 
 def test_a_hook_in_the_persons_environment_does_not_run(world: World, tmp_path: Path) -> None:
-    """BASH_ENV, ENV, PROMPT_COMMAND, an exported function: of the terminal's own environment."""
+    """BASH_ENV, ENV, PROMPT_COMMAND and an exported function in the terminal's environment."""
     (tmp_path / "hook").write_text("echo hooked-$((1+1))\n")
     poison = {name: f"echo hooked-$((1+1)); . {tmp_path}/hook" for name in ("PROMPT_COMMAND", "PS1")}
     poison |= {

@@ -1,8 +1,8 @@
-"""The sandbox as such: it begins, it is checked, it fails closed, it hands over the work folder.
+"""The sandbox itself: it starts, edge checks it, it fails closed, and it sends the work folder.
 
 .venv/bin/pytest tests/terminal/test_sandbox.py
 
-tests/terminal/test_escapes.py and tests/terminal/test_escapes_kernel.py hold the attempts to get out of it.
+tests/terminal/test_escapes.py and tests/terminal/test_escapes_kernel.py contain the attempts to escape from it.
 """
 
 import os
@@ -52,7 +52,7 @@ def test_a_session_goes_on_from_what_was_saved(world: World, workdir: Path, tmp_
         assert shell.sandbox is not None
         shell.run("echo new > new; rm a; chmod 000 sub/b sub\n")  # unreadable is not deleted
         shell.sandbox.save(kept)
-    assert sorted(os.listdir(workdir)) == ["a", "sub"]  # nothing is brought back unasked
+    assert sorted(os.listdir(workdir)) == ["a", "sub"]  # edge has brought back nothing yet
     with Sandbox.prepare(workdir, SMALL, kept) as again:
         start = Terminal.start(again.argv, cwd="/", env=world.environment(), ready=again.wait_ready)
         with start as terminal:
@@ -132,7 +132,7 @@ def adding(*words: str) -> Callable[[list[str]], list[str]]:
 def test_what_does_not_hold_is_found(
     edit: Callable[[list[str]], list[str]], complaint: str, world: World, workdir: Path
 ) -> None:
-    """bubblewrap gets other arguments than edge's: before anything is typed, that is an error."""
+    """bubblewrap gets other arguments than edge's: that is an error before edge types anything."""
     with Sandbox.prepare(workdir, SMALL) as sandbox:
         place = sandbox._folder / "arguments"
         arguments = place.read_text().rstrip("\0").split("\0")
@@ -175,17 +175,17 @@ with tempfile.TemporaryDirectory() as place:
 
 
 def ordinary(*before: str) -> str:
-    """What the script prints as an ordinary user, begun by these words."""
+    """The output of the script as an ordinary user; `before`: words before its command."""
     python = sys.executable
     if (
         UNPRIVILEGED
         and subprocess.run([*UNPRIVILEGED, "env", python, "-c", ""], capture_output=True).returncode
     ):
-        python = "/usr/bin/python3"  # the one that runs the tests is root's alone
+        python = "/usr/bin/python3"  # only root may run the one of the tests
         new = [*UNPRIVILEGED, "env", python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
         if not Path(python).exists() or subprocess.run(new).returncode:
             pytest.skip("no Python 3.11 that an ordinary user may run")
-    with tempfile.TemporaryDirectory() as place:  # an own copy: the project may lie where only root looks
+    with tempfile.TemporaryDirectory() as place:  # a copy: maybe only root can read the project
         os.chmod(place, 0o777)
         shutil.copytree(
             ROOT / "edge", f"{place}/edge", ignore=shutil.ignore_patterns("__pycache__", "_models")
@@ -229,7 +229,7 @@ def test_where_user_namespaces_are_not_allowed() -> None:
 
 @pytest.mark.skipif(not has("unshare"), reason="there is no unshare")
 def test_where_proc_cannot_be_mounted() -> None:
-    """As in many containers: parts of /proc are covered there."""
+    """As in many containers, which cover parts of /proc."""
     said = ordinary(
         "bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "--tmpfs", "/proc/fs", "--"
     )
@@ -241,7 +241,7 @@ def test_where_proc_cannot_be_mounted() -> None:
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="not for this processor")
 def test_the_filter_on_each_call() -> None:
-    """The program itself, run as the kernel would: what it says to these calls."""
+    """Runs the filter as the kernel would, and checks its answers."""
     column, architecture = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}[platform.machine()]
     program = list(struct.iter_unpack("=HBBI", seccomp_filter()))
 

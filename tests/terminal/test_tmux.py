@@ -40,7 +40,7 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 def test_text_is_typed_as_it_is(terminal: Terminal, tmp_path: Path) -> None:
     text = 'a;b \\; #{pane_id} $(x) `y` %1 wörld 🙂 C-c Enter ~ "quoted" -- -t;'
     terminal.send("cat > out\n")
-    terminal.send(text)  # ends with a semicolon, which tmux takes for the end of a command
+    terminal.send(text)  # tmux would read the semicolon at its end as the end of a command
     terminal.send("\n")
     terminal.send("C-d")
     until(lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_text() == text + "\n")
@@ -76,7 +76,7 @@ def test_output_is_what_is_new(terminal: Terminal, tmp_path: Path) -> None:
     terminal.send("seq 200\n")
     until(lambda: terminal.screen().endswith("200\n" + prompt(tmp_path)))
     new = terminal.output()
-    assert new.split("\n")[2:-1] == [str(i) for i in range(1, 201)]  # further than the screen reaches
+    assert new.split("\n")[2:-1] == [str(i) for i in range(1, 201)]  # more than fits on the screen
     terminal.send("clear\n")
     until(lambda: "\n200\n" not in terminal.screen())  # a folder's name may have a 200 in it
     assert "\n200\n" not in terminal.output()
@@ -149,7 +149,9 @@ def test_hooks_of_the_persons_own_shell_do_not_run(tmp_path: Path, monkeypatch: 
 
 def test_what_goes_on_after_the_end_is_told(tmp_path: Path) -> None:
     with Terminal.start(cwd=tmp_path) as terminal:
-        terminal.send("nohup sleep 987 > /dev/null & disown; echo began\n")
+        terminal.send(
+            "nohup sleep 987 > /dev/null & disown; until grep -q ^sleep /proc/$!/cmdline; do :; done; echo began\n"
+        )
         until(lambda: "\nbegan" in terminal.screen())
         left = terminal.close()
     assert [line.split(" ", 1)[1] for line in left] == ["sleep 987"]

@@ -1,4 +1,4 @@
-"""The work folder: what is packed, what is brought back and what is not, and hostile archives.
+"""The work folder: what edge packs and brings back, what it withholds, and hostile archives.
 
 .venv/bin/pytest tests/terminal/test_workfolder.py
 """
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Inside:
-    """What a sandbox does with a work folder, by the same tar: unpacks it, changes it, sends it."""
+    """Stands for a sandbox: unpacks a work folder with the same tar, changes it, and sends it."""
 
     def __init__(self, folder: Path, place: Path) -> None:
         self.folder, self.place, self.packed = folder, place / "inside", place / "saved.tar"
@@ -94,7 +94,7 @@ def test_nothing_changes_unless_something_did(inside: Inside, folder: Path) -> N
 def test_new_changed_and_deleted(inside: Inside, folder: Path) -> None:
     (inside.place / "new").mkdir()
     (inside.place / "new" / ("n" * 200)).write_text("n\n")  # longer than a header's field
-    (inside.place / "new" / "ö\udcff").write_bytes(b"\0")  # no UTF-8
+    (inside.place / "new" / "ö\udcff").write_bytes(b"\0")  # not UTF-8
     (inside.place / "a").write_text("other\n")
     (inside.place / "run").chmod(0o644)
     (inside.place / "tool").write_text("#!/bin/sh\n")
@@ -116,7 +116,7 @@ def test_new_changed_and_deleted(inside: Inside, folder: Path) -> None:
 
 
 def test_what_was_withheld_is_kept_and_may_come_later(inside: Inside, folder: Path) -> None:
-    """Also when the sandbox went on meanwhile with what was brought back."""
+    """Also if the sandbox has changed the files again since edge brought them back."""
     (inside.place / "a").write_text("other\n")
     (inside.place / "new").write_text("1\n")
     (inside.place / "run").unlink()
@@ -304,7 +304,7 @@ def test_hard_links_and_devices_are_withheld(kind: bytes, inside: Inside, folder
 
 
 def test_a_part_of_an_archive_deletes_nothing(inside: Inside, folder: Path) -> None:
-    """At each block: an archive that ends early is none."""
+    """Cuts the archive at each block: an incomplete archive is an error."""
     inside.save()
     whole = hostile(("./a", {}), ("./b", {"type": tarfile.DIRTYPE}), ("./b/c", {}))
     end = len(hostile(("./a", {}), ("./b", {"type": tarfile.DIRTYPE}), ("./b/c", {}), end=False))
@@ -315,7 +315,7 @@ def test_a_part_of_an_archive_deletes_nothing(inside: Inside, folder: Path) -> N
 
 
 def test_random_damage(inside: Inside, folder: Path) -> None:
-    """An error or an archive of less than its limit, never anything else, and nothing outside of the folder."""
+    """The result is an error or an archive within its limit, and nothing changes outside the folder."""
     whole = hostile(("./a", {}), ("./b", {"type": tarfile.DIRTYPE}), ("./b/" + "c" * 150, {}))
     around = sorted(os.listdir(folder.parent))
     rng = random.Random(0)
