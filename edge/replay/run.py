@@ -5,7 +5,7 @@ Each finished step goes to a journal beside the output; what is there already is
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from edge.llama.devices import devices
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
 from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
+from edge.replay.journal import Identity
 from edge.replay.prepare import chosen_rows, prepare
 from edge.replay.provenance import gguf_provenance, llama_cpp_provenance
 from edge.replay.recorder import Recorder, carry_out
@@ -77,42 +78,71 @@ def evaluate(
     )
     if say is not None:
         say(str(placement))
-    how: SamplingFields = {
-        **sampling_fields(answering.sampling),
-        "max_tokens": answering.max_tokens,
-        "max_model_len": context,
-        "constrained": answering.constrained,
-        "think": answering.think,
-        "text_share": answering.text_share if answering.constrained else None,
-        "style": answering.style if answering.constrained else None,
-    }
-    grammar = text_sha256(load_grammar()) if answering.constrained else None
-    model_sha256 = sha256(file.path)
-    identity = {
-        "edge": __version__,
-        "llama-cpp-python": version("llama-cpp-python"),
-        "model_sha256": model_sha256,
-        "grammar_sha256": grammar,
-        **how,
-        "parallel": loading.parallel,
-        "gpu_layers": loading.gpu_layers,
-        "batch": placement.batch,
-        "kv_type": placement.kv_type,
-        "flash_attention": loading.flash_attention,  # as given: what is chosen may change with the free memory
-    }
+    run = _Run(file, str(model), answering, loading, placement, context, limit, say)
+    return carry_out(out, asked, run.identity(), run.answer, run.head)
 
-    def answer(recorder: Recorder) -> EngineCounters:
-        return _answer(file, recorder, placement, answering, say)
 
-    def head(work: EngineCounters) -> Head:
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation: what is answered, by which model, where and how."""
+
+    file: ModelFile
+    model: str
+    answering: Answering
+    loading: Loading
+    placement: Placement
+    context: int
+    limit: int | None
+    say: Callable[[str], None] | None
+
+    @property
+    def sampling(self) -> SamplingFields:
+        answering = self.answering
+        return {
+            **sampling_fields(answering.sampling),
+            "max_tokens": answering.max_tokens,
+            "max_model_len": self.context,
+            "constrained": answering.constrained,
+            "think": answering.think,
+            "text_share": answering.text_share if answering.constrained else None,
+            "style": answering.style if answering.constrained else None,
+        }
+
+    @property
+    def grammar_sha256(self) -> str | None:
+        return text_sha256(load_grammar()) if self.answering.constrained else None
+
+    def identity(self) -> Identity:
+        """What two runs must share so that one may continue the other."""
+        return {
+            "edge": __version__,
+            "llama-cpp-python": version("llama-cpp-python"),
+            "model_sha256": sha256(self.file.path),
+            "grammar_sha256": self.grammar_sha256,
+            **self.sampling,
+            "parallel": self.loading.parallel,
+            "gpu_layers": self.loading.gpu_layers,
+            "batch": self.placement.batch,
+            "kv_type": self.placement.kv_type,
+            # As given: what `place` chooses may change with the free memory.
+            "flash_attention": self.loading.flash_attention,
+        }
+
+    def answer(self, recorder: Recorder) -> EngineCounters:
+        """Answer the rows that the journal lacks; the counters of this run's work."""
+        return _answer(self.file, recorder, self.placement, self.answering, self.say)
+
+    def head(self, work: EngineCounters) -> Head:
+        """The fields of the result before its steps."""
+        file, placement = self.file, self.placement
         return {
             "model": f"{file.name or file.path.stem} ({file.file_type}, edge)",
-            "model_path": str(model),
-            "model_sha256": model_sha256,
+            "model_path": self.model,
+            "model_sha256": sha256(file.path),
             "lora_path": None,
             "model_short": file.path.stem,
             "gpu": placement.device if placement.gpu_layers else "cpu",
-            "sampling": {**how, "dtype": file.file_type, "backend": "edge", "limit": limit},
+            "sampling": {**self.sampling, "dtype": file.file_type, "backend": "edge", "limit": self.limit},
             "engine": {
                 **_NO_WORK,
                 **work,
@@ -130,12 +160,10 @@ def evaluate(
                 "backend_version": __version__,
                 **llama_cpp_provenance(),
                 **gguf_provenance(file.path),
-                "grammar_sha256": grammar,
+                "grammar_sha256": self.grammar_sha256,
                 "threads": placement.threads,
             },
         }
-
-    return carry_out(out, asked, identity, answer, head)
 
 
 # The counters of one run's work. `prompt_tokens_distinct` counts the nodes of the prefix tree of the answered rows'

@@ -65,7 +65,7 @@ def serve(
     address: Address = DEFAULT_ADDRESS,
     limits: Limits = DEFAULT_LIMITS,
     loading: Loading = DEFAULT_LOADING,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Serve a GGUF until interrupted.
 
@@ -75,42 +75,27 @@ def serve(
     """
     with contextlib.closing(_listen(address.host, address.port)) as listener:
         free, found = memory(), devices()
-        engine_class = partial(ServingEngine, most_kept=limits.cache_ram)
-        with Runner.open(path, loading, engine_class) as runner:
+        with Runner.open(path, loading, partial(ServingEngine, most_kept=limits.cache_ram)) as runner:
             most = runner.context_length
             if loading.context is not None and loading.context > most:
                 say(
                     f"note: the context length of the model is {most:,}; "
                     f"--context {loading.context:,} is reduced to it"
                 )
-            context = min(loading.context or _CONTEXT, most)
-            parallel = loading.parallel or _PARALLEL
+            context, parallel = min(loading.context or _CONTEXT, most), loading.parallel or _PARALLEL
             wanted = replace(
-                loading,
-                context=context,
-                parallel=parallel,
-                flash_attention=runner.flash_attention,
+                loading, context=context, parallel=parallel, flash_attention=runner.flash_attention
             )
             budget = min(limits.max_tokens, context // 2)
             with contextlib.suppress(EdgeError):  # reserve reports it if it does not fit
-                say(
-                    str(
-                        place(
-                            runner.model_file,
-                            None,
-                            budget,
-                            memory=free,
-                            devices=found,
-                            loading=wanted,
-                            apart=True,
-                        )
-                    )
+                placement = place(
+                    runner.model_file, None, budget, memory=free, devices=found, loading=wanted, apart=True
                 )
+                say(str(placement))
             places = max(2, parallel)  # one is read while another is written
             runner.engine.reserve(places * padded(context), places)
-            model = ServedModel(runner, parallel, limits.queue)
             server = Server(
-                model,
+                ServedModel(runner, parallel, limits.queue),
                 path.stem,
                 context,
                 limits.max_tokens,
@@ -118,19 +103,22 @@ def serve(
                 limits.receive_seconds,
                 address.api_key,
             )
-            model.start()
-            try:
-                host, port = listener.getsockname()[:2]
-                shown = f"[{host}]" if ":" in host else host
-                say(
-                    f"serving {path.stem} at http://{shown}:{port}/v1, {parallel} at the same time, "
-                    f"context {context:,}"
-                )
-                uvicorn.Server(_config(server)).run(sockets=[listener])
-            except KeyboardInterrupt:
-                pass
-            finally:
-                model.stop()
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            ready = f"serving {path.stem} at http://{shown}:{port}/v1, {parallel} at the same time, context {context:,}"
+            _run(server, listener, lambda: say(ready))
+
+
+def _run(server: Server, listener: socket.socket, started: Callable[[], None]) -> None:
+    """Serve until interrupted. `started` is called when the model is ready."""
+    server.model.start()
+    try:
+        started()
+        uvicorn.Server(_config(server)).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.model.stop()
 
 
 def _config(server: Server) -> uvicorn.Config:
