@@ -421,3 +421,14 @@ def test_the_lock_file_is_complete_and_names_no_address() -> None:
                 assert match, line
                 locked.add(match[1])
     assert names <= locked, "run `make lock`"
+
+
+def test_tests_that_pages_name_exist() -> None:
+    """`test_x.py::test_name` in a page names a test of that file."""
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    missing = []
+    for page in PAGES:
+        for file, name in re.findall(r"(test_\w+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8")):
+            if file not in files or (name and f"def {name}(" not in files[file]):
+                missing.append(f"{page.name}: {file}::{name}")
+    assert missing == []

@@ -143,7 +143,9 @@ def _conflicts(options: SessionOptions) -> Iterator[Conflict]:
     if permission.allow is not None and not (permission.sandbox or permission.person):
         yield Conflict("--allow", "an allowlist is not enough for an unattended run: add --sandbox --yes")
     if (task is None) == (options.resume is None):
-        yield Conflict("TASK", "give a TASK, or a session record with --resume")
+        both = task is not None
+        why = "--resume takes the task from the session record: leave out TASK"
+        yield Conflict("TASK", why if both else "give a TASK, or a session record with --resume")
     for option, value, what in (
         ("--record", options.record, "record"),
         ("--workdir", options.workdir, "work folder"),

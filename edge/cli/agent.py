@@ -180,7 +180,7 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(help="Session record, or other replay rows.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Session record, or other replay rows.")],
     task_id: Annotated[str | None, typer.Option("--task", help="Show only this task_id.")] = None,
     delay: Annotated[
         float | None, typer.Option(min=0, help="Seconds between steps. Default: 1 on a terminal, else 0.")

@@ -59,7 +59,7 @@ def compare(
     from edge.system.places import check_place, write_json
 
     if reference is None and not causes:
-        raise typer.BadParameter("give --reference, --causes, or both")
+        raise typer.BadParameter("give one of them, or both", param_hint="--reference, --causes")
     if json_out is not None:
         check_place(json_out)
     comparison = None if reference is None else run_compare(results, reference)

@@ -72,7 +72,9 @@ def serve(
     try:
         from edge.serve import server
     except ImportError as error:
-        raise ServeError(f"{error.name} is missing: pip install 'terminal-edge[serve]'") from None
+        raise ServeError(
+            f"{error.name} is missing: in the clone of edge, run pip install -e '.[serve]'"
+        ) from None
     from edge.cli.defaults import default_model
     from edge.llama.loading import Loading
     from edge.system.places import read_text

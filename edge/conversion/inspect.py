@@ -26,6 +26,7 @@ from edge.formats.gguf import (
 )
 from edge.prompt import PromptSource, prompt_source, render_prompt, task_messages
 from edge.system.tables import display_width
+from edge.system.text import masked
 
 if TYPE_CHECKING:
     from edge.conversion.verify import Comparison
@@ -208,7 +209,7 @@ def _template(source: PromptSource) -> Template | None:
 
 def _clean(text: str, width: int = _SHOWN) -> str:
     """A text as one line of at most `width` columns, without control characters."""
-    shown = "".join(char if char.isprintable() else "·" for char in text[: width + 1])
+    shown = masked(text[: width + 1])
     while display_width(shown) > width:
         shown = shown[:-2] + "…"
     return shown

@@ -28,7 +28,7 @@ from edge.system.machine import MAX_THREADS, physical_cores
 
 T = TypeVar("T")
 # Cells beyond a prompt's own that the answers written beside it may hold. Without a GPU, attention runs over all cells
-# in use, of whatever sequence: with two long prompts in the cache, every token of both pays for both.
+# in use, of any sequence: with two long prompts in the cache, every token of both pays for both.
 _FOREIGN = 512
 Entry = tuple[int, int, int, bool]
 """Of a token in a batch: its id, its position, its sequence, and whether the logits after it are wanted."""

@@ -1,4 +1,4 @@
-"""The served model in its own thread: many clients hand in requests, and receive text as it is written."""
+"""The served model in its own thread: many clients submit requests, and receive text as it is written."""
 
 import asyncio
 import queue

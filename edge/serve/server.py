@@ -105,7 +105,8 @@ def serve(
             )
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            ready = f"serving {path.stem} at http://{shown}:{port}/v1, {parallel} at the same time, context {context:,}"
+            url = f"http://{shown}:{port}/v1"
+            ready = f"serving {path.stem} at {url}, {parallel} answers at a time, context {context:,}"
             _run(server, listener, lambda: say(ready))
 
 

@@ -12,7 +12,7 @@ def try_lock(descriptor: int) -> bool | None:
     """Take the lock of an open file without waiting. Closing the descriptor releases it.
 
     True: this process holds it now. False: another process (or another descriptor) holds it. None: the file system
-    has no locks. Call it once a descriptor.
+    has no locks. Call it once per descriptor.
     """
     if sys.platform == "win32":
         import msvcrt

@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def model_folder() -> Path:
-    """The folder for converted models: ./models, or the cache folder's where the user may not write that.
+    """The folder for converted models: ./models, or the cache folder's if ./models is not writable.
 
     It may not exist yet.
     """

@@ -15,7 +15,7 @@ _STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 
 def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, streams: bool = True) -> None:
-    """Check that a file can be written at `path`, before the work whose result it is to hold. Leaves nothing behind.
+    """Check that a file can be written at `path`, before the work starts. Leaves nothing behind.
 
     `streams`: a device or a FIFO is allowed. Raises `error` for an empty name, a folder, a parent that is a file, and
     a place where nothing can be written.

@@ -1,4 +1,4 @@
-r"""Text of others (a model, a file, a program) made safe to show; sizes for people.
+r"""Untrusted text (a model, a file, a program) made safe to show; sizes for people.
 
 A character that `str.isprintable` refuses may steer a terminal, change the order of letters, or be invisible. Three
 functions replace it; choose by where the text goes:
