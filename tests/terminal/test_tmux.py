@@ -30,7 +30,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         yield terminal
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "this did not happen in time"
@@ -150,7 +150,8 @@ def test_hooks_of_the_persons_own_shell_do_not_run(tmp_path: Path, monkeypatch: 
 def test_what_goes_on_after_the_end_is_told(tmp_path: Path) -> None:
     with Terminal.start(cwd=tmp_path) as terminal:
         terminal.send(
-            "nohup sleep 987 > /dev/null & disown; until grep -q ^sleep /proc/$!/cmdline; do :; done; echo began\n"
+            "nohup sleep 987 > /dev/null & disown; "
+            "until grep -q ^sleep /proc/$!/cmdline; do sleep 0.1; done; echo began\n"
         )
         until(lambda: "\nbegan" in terminal.screen())
         left = terminal.close()
