@@ -102,7 +102,7 @@ def test_without_a_gate_nothing_is_typed(folder: Path, tiny_q4: Path) -> None:
         (["--review"], "edge cannot ask"),
         (["--allow", "x.toml"], "not enough for an unattended run"),
         (["--sandbox", "--yes", "--review"], "--review asks"),
-        (["--resume", "x.jsonl"], "give a TASK, or a session record"),
+        (["--resume", "x.jsonl"], "--resume takes the task from the session record"),
     ],
 )
 def test_gates_that_nobody_watches_are_refused(
