@@ -14,17 +14,17 @@ where it was, also inside an evaluation; with more types it does those too.
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
 from edge.compare.intervals import LEAST_TASKS
 from edge.compare.run import compare
 from edge.convert import check_quant, convert
-from edge.errors import ConversionError, Interrupted, ResultError
+from edge.errors import ConversionError, EdgeError, Interrupted, ResultError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.gguf import sha256
 from edge.llama.loading import DEFAULT_LOADING, Loading
@@ -41,6 +41,7 @@ from edge.system.machine import forget_peak_memory, free_disk
 from edge.system.places import check_place, write_json
 from edge.system.progress import bar
 from edge.system.text import size
+from edge.system.typed_json import check
 from edge.version import __version__
 
 __all__ = ["SweepOptions", "Swept", "sweep"]
@@ -211,15 +212,19 @@ class _Sweep:
         return self._named(f"-{name}.measure.json")
 
     def answered(self, name: str) -> bool:
-        return self.state.has(name, "answered") and self.result(name).is_file()
+        return self.state.of(name).get("answered", False) and self.result(name).is_file()
 
     def measured(self, name: str) -> bool:
-        return self.answered(name) and self.state.has(name, "measured") and self.measurement(name).is_file()
+        return (
+            self.answered(name)
+            and self.state.of(name).get("measured", False)
+            and self.measurement(name).is_file()
+        )
 
     def converted(self, name: str) -> Path:
         """The GGUF of a type."""
         path = self.file(name)
-        if path.is_file() and self.state.has(name, "sha256") == sha256(path):
+        if path.is_file() and self.state.of(name).get("sha256") == sha256(path):
             return path
         matrix = None if name in _FLOATS else self.matrix()
         self._say(f"{path}: converting")
@@ -235,7 +240,7 @@ class _Sweep:
         )
         for warning in done.warnings:
             self._say(f"note: {warning}")
-        self.state.note(name, sha256=done.sha256, n_bytes=done.n_bytes)
+        self.state.note(name, {"sha256": done.sha256, "n_bytes": done.n_bytes})
         return path
 
     def answer(self, name: str) -> Path:
@@ -254,7 +259,7 @@ class _Sweep:
                 loading=self.loading,
                 say=self.say,
             )
-            self.state.note(name, answered=True)
+            self.state.note(name, {"answered": True})
         return result
 
     def scores(self) -> Path:
@@ -278,7 +283,7 @@ class _Sweep:
         if rows is None:
             return None
         path = self._named(".imatrix")
-        if not (self.state.has(self.base, "calibrated") and path.is_file()):
+        if not (self.state.of(self.base).get("calibrated") and path.is_file()):
             model = self.converted(self.base)
             with bar("calibrating", show=self.say is not None, unit="tokens") as watch:
                 calibrate(
@@ -289,7 +294,7 @@ class _Sweep:
                     gpu_layers=self.loading.gpu_layers or 0,
                     progress=watch,
                 )
-            self.state.note(self.base, calibrated=True)
+            self.state.note(self.base, {"calibrated": True})
         return path
 
     def measure(self, name: str) -> Path:
@@ -307,7 +312,7 @@ class _Sweep:
                 loading=self._reading,
                 say=self.say,
             )
-            self.state.note(name, measured=True)
+            self.state.note(name, {"measured": True})
         return found
 
     def candidates(self, names: Sequence[str]) -> list[Candidate]:
@@ -322,7 +327,7 @@ class _Sweep:
             found.append(
                 Candidate(
                     name,
-                    self.state.has(name, "n_bytes"),
+                    self.state.of(name)["n_bytes"],
                     score.ours,
                     -(score.difference or 0.0),
                     -score.high if enough and score.high is not None else None,
@@ -353,41 +358,56 @@ class _Sweep:
             path.unlink(missing_ok=True)
 
 
+class _Stage(TypedDict, total=False):
+    """What is done for one type. `sha256` and `n_bytes` are of its GGUF."""
+
+    sha256: str
+    n_bytes: int
+    answered: bool
+    calibrated: bool
+    measured: bool
+
+
+class _Stored(TypedDict):
+    """sweep.json: the settings by which two sweeps are the same, and the stages by the name of each type."""
+
+    sweep: Mapping[str, str | int | bool | None]
+    stages: dict[str, _Stage]
+
+
 @dataclass
 class _State:
-    """The finished stages of a sweep, on disk, by the name of each type."""
+    """The finished stages of a sweep, on disk."""
 
     path: Path
-    identity: dict[str, Any]
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stored: _Stored
 
     @classmethod
-    def open(cls, path: Path, identity: dict[str, Any]) -> "_State":
+    def open(cls, path: Path, settings: Mapping[str, str | int | bool | None]) -> "_State":
         """Resume from the state at `path`, or begin one. Raises ResultError if it is of another sweep, or damaged."""
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            state = cls(path, identity, dict(before["stages"]))
-            changes = differences(dict(before["sweep"]), identity)
+            before = check(json.loads(path.read_text(encoding="utf-8")), _Stored, "it")
         except FileNotFoundError:
-            state, changes = cls(path, identity), ""
-            state.note()
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ResultError(
-                f"{path}: is not the state of a sweep ({' '.join(str(error).split())[:80]}): choose another --out"
-            ) from None
-        if changes:
+            state = cls(path, {"sweep": settings, "stages": {}})
+            write_json(path, state.stored)
+            return state
+        except (OSError, ValueError, RecursionError, EdgeError) as error:
+            why = " ".join(str(error).split())[:80]
+            raise ResultError(f"{path}: is not the state of a sweep ({why}): choose another --out") from None
+        if changes := differences(before["sweep"], settings):
             raise ResultError(
                 f"{path}: holds another sweep ({changes}): use the same arguments to resume, or choose another --out"
             )
-        return state
+        return cls(path, {"sweep": settings, "stages": before["stages"]})
 
-    def has(self, name: str, what: str) -> Any:
-        return self.stages.get(name, {}).get(what)
+    def of(self, name: str) -> _Stage:
+        """What is done for a type."""
+        return self.stored["stages"].get(name, {})
 
-    def note(self, name: str | None = None, **what: Any) -> None:
-        if name is not None:
-            self.stages.setdefault(name, {}).update(what)
-        write_json(self.path, {"sweep": self.identity, "stages": self.stages})
+    def note(self, name: str, done: _Stage) -> None:
+        """Add to what is done for a type."""
+        self.stored["stages"][name] = {**self.of(name), **done}
+        write_json(self.path, self.stored)
 
 
 def _disk_needed(checkpoint: Checkpoint, names: Sequence[str], folder: Path, keep: bool) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ settings.load_profile("fixed")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-models"
+# A shell starts a job in the background with SIGINT ignored, and programs started from here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The folders of whoever runs the tests are neither read nor written: this holds for child processes too.
 USER_HOME = Path.home()
 HOME = Path(tempfile.mkdtemp(prefix="edge-tests-"))
@@ -210,8 +213,17 @@ def terminus() -> Any:
     return module.TerminusJSONPlainParser()
 
 
-# Minutes of the suite are spent in these files: two processes end together if they begin with them.
-LONGEST = ("test_runner.py", "test_types.py", "test_faults.py", "test_engine.py", "test_agent.py")
+# Minutes of the suite are spent in these files: the processes end together if they begin with them.
+LONGEST = (
+    "test_types.py",
+    "test_air_gap.py",
+    "test_runner.py",
+    "test_faults.py",
+    "test_agent.py",
+    "test_docs.py",
+    "test_engine.py",
+    "test_allow_terminal.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

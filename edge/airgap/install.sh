@@ -88,9 +88,11 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 echo "installing into $PWD/venv …"
 "$python" -I -m venv venv
-# No configuration, no index, no cache: pip uses only the wheels here, and checks their SHA-256 again.
+# No configuration, no index, no cache: pip uses only the wheels here, and checks their SHA-256 again. Python compiles
+# each module when it is first used: to compile them all here would take longer than the installation.
 PIP_CONFIG_FILE=/dev/null venv/bin/python -I -m pip --isolated --disable-pip-version-check --no-cache-dir \
-    install --quiet --no-input --no-index --find-links wheels --no-deps --require-hashes --requirement requirements.txt
+    install --quiet --no-input --no-index --find-links wheels --no-deps --no-compile --require-hashes \
+    --requirement requirements.txt
 PIP_CONFIG_FILE=/dev/null venv/bin/python -I -m pip --isolated --disable-pip-version-check check
 trap - EXIT INT TERM
 

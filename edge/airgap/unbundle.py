@@ -12,7 +12,6 @@ import os
 import platform
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -36,6 +35,7 @@ from edge.airgap.manifest import (
     tar_size,
 )
 from edge.errors import BundleError, Interrupted
+from edge.system.child import program_group
 from edge.system.files import BINARY
 from edge.system.locks import lock_folder
 from edge.system.machine import free_disk
@@ -282,30 +282,14 @@ def _install(folder: Path, python: str) -> None:
     command = ["sh", str(folder / INSTALL), "--python", python]
     sys.stdout.flush()
     try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        with program_group(command, stderr=subprocess.PIPE) as child:
+            _, errors = child.communicate()
     except FileNotFoundError:
         raise BundleError(f"{folder}: is unpacked, but there is no sh to run {INSTALL}") from None
-    with child:
-        try:
-            _, errors = child.communicate()
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted; {folder} is checked and unpacked; to install it: sh {folder / INSTALL}"
-            ) from None
-        finally:
-            if (
-                sys.platform != "win32" and child.poll() is None
-            ):  # the script then removes the incomplete environment
-                os.killpg(child.pid, signal.SIGTERM)
-
-                child.communicate()
+    except KeyboardInterrupt:  # the script removed the incomplete environment
+        raise Interrupted(
+            f"interrupted; {folder} is checked and unpacked; to install it: sh {folder / INSTALL}"
+        ) from None
     if child.returncode:
         lines = [line.removeprefix("error: ") for line in errors.splitlines() if line.strip()]
         reason = lines[-1] if lines else "edge doctor --offline reports what is missing"

@@ -16,7 +16,6 @@ import platform
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from edge.airgap.manifest import Machine
 from edge.errors import BundleError
+from edge.system.child import program_group
 from edge.version import __version__
 
 EDGE, LLAMA = "terminal-edge", "llama-cpp-python"
@@ -276,27 +276,14 @@ def _pip_wheel(
             *("--disable-pip-version-check", "--no-input", "--progress-bar", "off", *arguments),
         ]
         lines: deque[str] = deque(maxlen=500)
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, **environment},
-            start_new_session=True,
+        with program_group(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, environment=environment
         ) as child:
-            try:
-                assert child.stdout is not None
-                for line in child.stdout:
-                    lines.append(" ".join(line.split()))
-                    watch(line)
-                status = child.wait()
-            finally:
-                if child.poll() is None:  # interrupted: stop the compilers too
-                    if sys.platform != "win32":
-                        os.killpg(child.pid, signal.SIGTERM)
-                    child.kill()
+            assert child.stdout is not None
+            for line in child.stdout:
+                lines.append(" ".join(line.split()))
+                watch(line)
+            status = child.wait()
         if status:
             raise BundleError(_why(lines, what, folder))
         for wheel in Path(temporary).glob("*.whl"):

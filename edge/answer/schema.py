@@ -7,11 +7,18 @@ of a number. In everything else it agrees with the grammar; tests/answer/test_sc
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from edge.system.hashes import text_sha256
 
 Api = Literal["completions", "chat"]
+
+
+class SchemaFields(TypedDict, total=False):
+    """The fields of a request that ask a server for a JSON schema: one of the two."""
+
+    json_schema: object
+    response_format: object
 
 
 @cache
@@ -30,7 +37,7 @@ def schema_sha256() -> str:
     return str(text_sha256(_text()))
 
 
-def schema_request(api: Api, server: str) -> dict[str, Any]:
+def schema_request(api: Api, server: str) -> SchemaFields:
     """The fields of a request that ask a server for the schema.
 
     `response_format` is OpenAI's; vLLM and SGLang read it in completions too. llama-server reads it only in chats; in

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from edge.compare.findings import LABELS, Figure, Part, interval_text, number, test_text
 from edge.compare.pairing import thought_budget
@@ -131,7 +131,7 @@ def causes(results: Sequence[Path | str]) -> tuple[Cause, ...]:
     return tuple(sorted(found, key=lambda cause: KINDS.index(cause.kind)))
 
 
-def causes_json(found: Sequence[Cause]) -> list[dict[str, Any]]:
+def causes_json(found: Sequence[Cause]) -> list[dict[str, object]]:
     """The causes as JSON values, with every figure."""
     return [asdict(cause) for cause in found]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from edge.compare.verdict import p_text, places
 from edge.replay.rows import describe
@@ -129,7 +129,7 @@ class Comparison:
     paired: bool
     parts: tuple[Part, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All findings as JSON values, including every step that got worse."""
         return asdict(self)
 

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypedDict, TypeGuard
+from typing import BinaryIO, Self, TypedDict, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +52,14 @@ class BaseModel(TypedDict):
     sha256: str
 
 
-class BaseFileHead(TypedDict):
-    """The JSON line of a base-scores file. `identity`: what a measurement must have in common with the file."""
+# What a measurement must have in common with the file. The names and values depend on the kind of text that was read.
+Identity = Mapping[str, str | int | None]
 
-    identity: dict[str, Any]
+
+class BaseFileHead(TypedDict):
+    """The JSON line of a base-scores file."""
+
+    identity: Identity
     base: BaseModel
     n_vocab: int
     nodes: int

