@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edge.errors import ReplayError
 from edge.replay.provenance import provenance
-from edge.replay.result import step_result, write_result
+from edge.replay.result import step_result, stored_run, write_result
 from edge.replay.rows import (
     Key,
     Row,
@@ -20,7 +20,7 @@ from edge.replay.rows import (
 )
 from edge.replay.stored_result import KeyFields, Reported, Result
 from edge.system.hashes import file_sha256
-from edge.system.places import check_place
+from edge.system.outputs import check_output, check_replaced
 from edge.system.typed_json import check
 
 
@@ -44,6 +44,7 @@ def score(
     *,
     model: str | None = None,
     partial: bool = False,
+    force: bool = False,
 ) -> Result:
     """Score predictions against replay rows, write the result JSON to `out` and return it.
 
@@ -54,10 +55,10 @@ def score(
 
     Every row needs a prediction, because the score of a part can be higher than the score of all rows. With `partial`,
     rows without a prediction are left out, and `engine.rows_missing` is their number. A prediction for an unknown row
-    and a second prediction for a row are errors. Raises ReplayError with file, line and step, and ResultError if `out`
-    cannot be written.
+    and a second prediction for a row are errors. A result of another run at `out` is replaced only with `force`.
+    Raises ReplayError with file, line and step, and ResultError if `out` cannot be written.
     """
-    check_place(out)
+    check_output(out, [predictions, replay])
     rows = {row.key: row for row in read_rows(replay)}
     answers = _read_predictions(predictions, replay, rows)
     missing = [key for key in rows if key not in answers]
@@ -68,9 +69,17 @@ def score(
         )
         raise ReplayError(f"{predictions}: {describe(missing[0])}{more} no prediction")
     answered = [(row, answers[key]) for key, row in rows.items() if key in answers]
+    run = {
+        "backend": "predictions",
+        "predictions_sha256": file_sha256(predictions),
+        "rows_sha256": rows_sha256(row for row, _ in answered),
+        "model": model or Path(predictions).stem,
+    }
+    check_replaced(out, run, stored_run, kind="a result", force=force)
     return write_result(
         out,
         {
+            "run": run,
             "model": model or Path(predictions).stem,
             "model_path": str(predictions),
             "eval_path": str(replay),
@@ -83,7 +92,7 @@ def score(
             "engine": {"rows_missing": len(missing)},
             "provenance": provenance(
                 {
-                    "rows_sha256": rows_sha256(row for row, _ in answered),
+                    "rows_sha256": run["rows_sha256"],
                     "rows_file_sha256": file_sha256(replay),
                     "platform": None,  # the machine that wrote the answers is unknown
                     "cpu": None,

@@ -152,8 +152,12 @@ class Provenance(TypedDict, total=False):
 
 
 class Head(TypedDict, total=False):
-    """The top-level fields of a result that are not computed from its steps."""
+    """The top-level fields of a result that are not computed from its steps.
 
+    `run`: all that the answers depend on; a file of another run is not replaced without --force.
+    """
+
+    schema_version: int
     timestamp: object
     model: str | None
     model_path: str | None
@@ -169,6 +173,7 @@ class Head(TypedDict, total=False):
     prompt_template: PromptTemplate
     engine: EngineCounters
     provenance: Provenance
+    run: Mapping[str, object] | None
 
 
 class Summary(Head, total=False):
