@@ -148,7 +148,7 @@ def convert(
     ]
     check_output(out, inputs, error=ConversionError, streams=False)
     replaced = _Replaced(out, force)
-    replaced.check({"architecture": plan.architecture, "type": FTYPES[types.quant]})
+    replaced.check({"architecture": plan.architecture, "type": types.quant})
     warnings = _warnings(model)
     try:
         if calibrate is not None:
@@ -261,7 +261,9 @@ def _header_run(path: Path) -> Run:
     own = {key: value for key, value in metadata.items() if key != KEY}
     return {
         "architecture": metadata.get("general.architecture"),
-        "type": metadata.get("general.file_type"),
+        "type": next(
+            (name for name, number in FTYPES.items() if number == metadata.get("general.file_type")), None
+        ),
         "tensors": text_sha256(listed),
         **own,
     }

@@ -403,7 +403,7 @@ def test_what_cannot_be_bundled(
     fails("rows.jsonl", [rows])
     fails("tiny", [tiny_q4], rows=[tiny_q4])
     fails("rows.jsonl", [tiny_q4], references=[rows])
-    fails("is also an input file", [twice], out=twice)
+    fails("is an input of this command", [twice], out=twice)
     fails("is a folder", [tiny_q4], out=tmp_path)
     fails("is not a regular file", [tiny_q4], out=Path("/dev/null"))
     assert twice.read_bytes() == tiny_q4.read_bytes()
