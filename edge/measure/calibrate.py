@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.errors import EdgeError, Interrupted, ModelFileError
+from edge.errors import EdgeError, Interrupted
 from edge.formats.gguf import ModelFile, read_model_file, read_tensors, sha256
 from edge.formats.imatrix import Imatrix, Sums, read_imatrix, write_imatrix
 from edge.llama.activations import CountingReader, Stopped, interrupts_noted
