@@ -73,7 +73,7 @@ def serve(
         from edge.serve import server
     except ImportError as error:
         raise ServeError(
-            f"{error.name} is missing: in the clone of edge, run pip install -e '.[serve]'"
+            f"{error.name} is not installed, and edge needs it: install edge again, in a clone with pip install ."
         ) from None
     from edge.cli.defaults import default_model
     from edge.llama.loading import Loading
