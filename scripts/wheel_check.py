@@ -201,7 +201,7 @@ def install(workplace: Workplace, python: Python, way: str, wheel: Path) -> tupl
 
 
 def try_commands(workplace: Workplace, folder: Path, environment: Mapping[str, str], version: str) -> None:
-    """Run the block `try` in an empty folder with an empty HOME: a version, doctor, an action. Raises CheckError."""
+    """Run the block `try` in an empty folder with an empty HOME, and check what it prints. Raises CheckError."""
     empty = folder / "empty"
     printed = sh(workplace.blocks["try"], empty, environment, "a first command").splitlines()
     if not printed or printed[0] != f"edge {version}":
@@ -209,6 +209,8 @@ def try_commands(workplace: Workplace, folder: Path, environment: Mapping[str, s
     actions = [line for line in printed if line.startswith("{")]
     if not actions or not isinstance(json.loads(actions[-1]).get("commands"), list):
         raise CheckError(f"edge run prints no action: {printed[-1:]}")
+    if not printed[-1].startswith("ready:"):
+        raise CheckError(f"edge doctor --offline ends with {printed[-1]}")
     if left := sorted(path.name for path in empty.iterdir()):
         print(f"  note: edge left {', '.join(left)} in the folder where it ran")
 
