@@ -31,6 +31,7 @@ from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.measure.calibrate import calibrate
 from edge.measure.run import base_scores, measure
 from edge.replay.journal import differences
+from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import folder_provenance
 from edge.replay.rows import read_rows, rows_sha256
 from edge.replay.run import evaluate
@@ -100,11 +101,13 @@ def sweep(
     answering: Answering = DEFAULT_ANSWERING,
     loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Swept:
     """Convert a checkpoint to each of `quants`, answer and measure the rows of `replay` with each, report into `out`.
 
     Losses and KL divergences are against the base, which is the checkpoint in its own dtype. `edge.report.choice`
-    chooses a file where `options` has a budget or a maximum loss. `say` receives each stage; None is silent.
+    chooses a file where `options` has a budget or a maximum loss. `say` receives each stage, `warn` a line about
+    references that are not actions; None is silent.
 
     The disk space needed is checked before the work. Raises what converting, evaluating, measuring and reporting
     raise, ResultError where `out` holds another sweep, and Interrupted with a line that says how to resume.
@@ -113,7 +116,7 @@ def sweep(
     names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrated) for name in quants))
     if not names:
         raise ConversionError("no quantization type is named: name at least one")
-    rows = read_rows(replay)
+    rows = chosen_rows(replay, None, None, warn)
     calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
     if options.reference is not None:
         find_reference(options.reference)

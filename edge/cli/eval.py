@@ -194,6 +194,7 @@ def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
         answering=work.answering,
         loading=loading,
         say=work.say,
+        warn=note,
     )
 
 
@@ -212,6 +213,7 @@ def _by_vllm(model: Path | None, work: _Work, dtype: str, tp: int) -> "Result":
         context=work.context,
         engine=VllmOptions(dtype, tp),
         say=work.say,
+        warn=note,
     )
 
 
@@ -237,6 +239,7 @@ def _by_server(
         answering=work.answering,
         context=work.context,
         say=work.say,
+        warn=note,
     )
 
 

@@ -13,6 +13,7 @@ from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
 from edge.cli.common import note_fallback
 from edge.cli.eval import evaluate
+from edge.cli.formats import rows, schema
 from edge.cli.measure import measure
 from edge.cli.models import convert, doctor, imatrix, inspect, models
 from edge.cli.report import report
@@ -72,6 +73,8 @@ app.command()(replay)
 app.command()(prompt)
 app.command()(imatrix)
 app.command()(inspect)
+app.command()(schema)
+app.add_typer(rows, name="rows")
 app.command()(models)
 app.command()(doctor)
 app.command()(bundle)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge.cli.common import note
+
 if TYPE_CHECKING:
     from edge.replay.stored_result import Result
 
@@ -26,7 +28,7 @@ def score(
     """Score answers that another engine wrote."""
     from edge.replay.score import score as run_score
 
-    print_scores(run_score(predictions, replay, out, model=model, partial=partial), out)
+    print_scores(run_score(predictions, replay, out, model=model, partial=partial, warn=note), out)
 
 
 def compare(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, progress_line
+from edge.cli.common import Threads, note, progress_line
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -105,6 +105,7 @@ def sweep(
         answering=Answering(max_tokens, constrained=not unconstrained),
         loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
         say=None if quiet else progress_line,
+        warn=note,
     )
     typer.echo(str(done.page))
     if done.choice is not None:

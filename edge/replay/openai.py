@@ -61,6 +61,7 @@ def evaluate_server(
     answering: Answering = FREE,
     context: int | None = None,
     say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Result:
     """As `edge.replay.run.evaluate`, with the answers of the server at `base_url`.
 
@@ -73,7 +74,7 @@ def evaluate_server(
     answers until then. Raises ContextError, ReplayError, ResultError, ModelFileError, CheckpointError, PromptError.
     """
     check_place(out)
-    rows = chosen_rows(replay, limit, rows_of)
+    rows = chosen_rows(replay, limit, rows_of, warn)
     asked = Asked(replay, rows, [], [], [], 0)
     if model is not None:
         most = model_context(Path(model))

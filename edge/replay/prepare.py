@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from edge.formats.checkpoint import read_json
 from edge.formats.gguf import read_model_file
 from edge.llama.encode import encoder
 from edge.prompt import CHAT_TEMPLATE, Rendered, prompt_source, render_prompt
+from edge.replay.check import reference_notes
 from edge.replay.result import read_result
 from edge.replay.rows import Row, describe, read_rows, step_key
 from edge.replay.stored_result import PromptTemplate
@@ -37,11 +38,25 @@ class Asked:
         return text_sha256("\n".join(self.hashes)) if self.hashes else None
 
 
-def chosen_rows(replay: Path | str, limit: int | None, rows_of: Path | str | None) -> list[Row]:
+def chosen_rows(
+    replay: Path | str,
+    limit: int | None,
+    rows_of: Path | str | None,
+    warn: Callable[[str], None] | None = None,
+) -> list[Row]:
     """The rows of a file: only the steps of the result `rows_of`, if given, and of these only the first `limit`.
 
-    Raises ReplayError, also if the file lacks a step of `rows_of`, and ResultError.
+    `warn` receives a line if references of these rows are not actions. Raises ReplayError, also if the file lacks a
+    step of `rows_of`, and ResultError.
     """
+    rows = _chosen(replay, limit, rows_of)
+    if warn is not None:
+        for line in reference_notes(replay, rows):
+            warn(line)
+    return rows
+
+
+def _chosen(replay: Path | str, limit: int | None, rows_of: Path | str | None) -> list[Row]:
     if rows_of is None:
         return read_rows(replay, limit)
     wanted = set(map(step_key, read_result(rows_of)["per_step"]))

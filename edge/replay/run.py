@@ -41,6 +41,7 @@ def evaluate(
     answering: Answering = DEFAULT_ANSWERING,
     loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Result:
     """Answer every row of `replay` and write the result JSON to `out`; returns what was written.
 
@@ -49,13 +50,13 @@ def evaluate(
     is answered, unless `skip_too_long`. Constrained answers are scored by the action alone, unconstrained ones by the
     raw text, as those of vLLM are. With `loading.parallel` 1 (exact mode), unless flash attention or a quantized cache
     is named, each answer is byte for byte that of its prompt alone in an empty cache. `say` receives the lines of
-    progress; None is silent.
+    progress, `warn` a line about references that are not actions; None is silent.
 
     Started again with the same arguments after an interruption, it continues from the journal beside `out`.
     Raises ModelFileError, ReplayError, ResultError, PromptError, and Interrupted with the number of finished steps.
     """
     check_place(out)
-    rows = chosen_rows(replay, limit, rows_of)
+    rows = chosen_rows(replay, limit, rows_of, warn)
     file = read_model_file(Path(model))
     context = loading.context or file.context_length
     if context > file.context_length:

@@ -75,6 +75,7 @@ def evaluate_vllm(
     context: int | None = None,
     engine: VllmOptions = DEFAULT_VLLM,
     say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Result:
     """As `edge.replay.run.evaluate`, with the Hugging Face folder `model` in vLLM.
 
@@ -89,7 +90,7 @@ def evaluate_vllm(
             f"{folder}: is not a folder: --backend vllm runs a Hugging Face checkpoint, not a GGUF"
         )
     llm_class, device = _vllm()
-    rows = chosen_rows(replay, limit, rows_of)
+    rows = chosen_rows(replay, limit, rows_of, warn)
     known = folder_provenance(folder)
     most = model_context(folder)
     context = context or most

@@ -78,7 +78,7 @@ def test_what_fits_comes_back(fields: dict[str, Any]) -> None:
         ({"part": {"share": float("nan")}}, "part.share is nan; it must be a number or null"),
         ({"part": {"share": 10**400}}, f"part.share is 1{'0' * 39}; it must be a number or null"),
         ({"part": {"share": True}}, "part.share is true; it must be a number or null"),
-        ({"part": []}, "part is a list; it must be an object"),
+        ({"part": []}, "part is an empty list; it must be an object"),
         ({"loose": 1}, "loose is 1; it must be an object or null"),
     ],
 )
