@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import note
+from edge.cli.options import Force
 
 
 def bundle(
@@ -28,6 +29,7 @@ def bundle(
             help="Folder to take wheels from and put new ones in. Default: in the cache folder.",
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Make a bundle for a machine without a network.
 
@@ -43,6 +45,7 @@ def bundle(
             rows=replay or (),
             references=reference or (),
             wheels=wheels,
+            force=force,
             say=note,
             progress=progress,
         )

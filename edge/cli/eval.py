@@ -11,6 +11,7 @@ from edge.cli.common import Threads, note, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
+    Force,
     GpuLayers,
     KvType,
     MaxTokens,
@@ -133,6 +134,7 @@ def evaluate(
     timeout: Annotated[
         float, typer.Option(min=1, help="openai: maximum seconds to wait for an answer.")
     ] = 600.0,
+    force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no placement and no progress.")] = False,
 ) -> None:
     """Replay recorded steps with a model and score its answers.
@@ -155,7 +157,7 @@ def evaluate(
     constrained = structured if backend != "edge" else not unconstrained
     answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
     rows, say = replay or embedded_rows(), None if quiet else progress_line
-    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, ctx, say)
+    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, ctx, force, say)
     loading = Loading(gpu_layers, threads, ctx, parallel, batch, kv_type, flash_attention, mmap)
     if backend == "vllm":
         result = _by_vllm(model, work, dtype, tp)
@@ -177,6 +179,7 @@ class _Work:
     skip_too_long: bool
     answering: "Answering"
     context: int | None
+    force: bool
     say: Callable[[str], None] | None
 
 
@@ -193,8 +196,8 @@ def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
         skip_too_long=work.skip_too_long,
         answering=work.answering,
         loading=loading,
+        force=work.force,
         say=work.say,
-        warn=note,
     )
 
 
@@ -212,8 +215,8 @@ def _by_vllm(model: Path | None, work: _Work, dtype: str, tp: int) -> "Result":
         answering=work.answering,
         context=work.context,
         engine=VllmOptions(dtype, tp),
+        force=work.force,
         say=work.say,
-        warn=note,
     )
 
 
@@ -238,8 +241,8 @@ def _by_server(
         skip_too_long=work.skip_too_long,
         answering=work.answering,
         context=work.context,
+        force=work.force,
         say=work.say,
-        warn=note,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.common import Threads, note, progress_line
+from edge.cli.options import Force
 
 if TYPE_CHECKING:
     from edge.measure.schema import Measurement
@@ -52,6 +53,7 @@ def measure(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Tokens decoded in one batch. Default: 512.")
     ] = None,
+    force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
 ) -> None:
     """Measure the cost of quantization on given texts.
@@ -79,6 +81,7 @@ def measure(
         skip_too_long=skip_too_long,
         loading=Loading(gpu_layers=gpu_layers, threads=threads, context=ctx, batch=batch),
         keep_base=keep_base,
+        force=force,
         say=None if quiet else progress_line,
     )
     if not quiet:

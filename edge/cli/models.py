@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, note, progress_line, table
+from edge.cli.options import Force
 from edge.errors import EdgeError
 from edge.replay.known import known_models
 from edge.system.paths import converted_models
@@ -72,6 +73,7 @@ def convert(
         ),
     ] = True,
     threads: Threads = None,
+    force: Force = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to a quantized GGUF."""
     overrides = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in tensor_type or [])]
@@ -82,6 +84,7 @@ def convert(
 
     from edge.convert import TensorTypes
     from edge.convert import convert as run_convert
+    from edge.formats.checkpoint import Hub
 
     converted = run_convert(
         source,
@@ -91,9 +94,9 @@ def convert(
         calibrate=calibrate,
         lora=lora,
         tensor_types=TensorTypes(overrides, output_tensor_type, token_embedding_type),
-        revision=revision,
-        offline=offline,
+        hub=Hub(revision, offline),
         check=check,
+        force=force,
         threads=threads,
         say=progress_line,
     )
@@ -128,6 +131,7 @@ def imatrix(
         int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1 for all.")
     ] = -1,
     threads: Threads = None,
+    force: Force = False,
 ) -> None:
     """Compute an importance matrix from replay rows or a text.
 
@@ -150,6 +154,7 @@ def imatrix(
             threads=threads,
             gpu_layers=gpu_layers,
             process_output=process_output,
+            force=force,
             progress=progress,
         )
     typer.echo(calibrated)

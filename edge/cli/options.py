@@ -29,6 +29,9 @@ FlashAttention = Annotated[
         help="Use flash attention. Default: with a GPU or a quantized KV cache; in eval also if memory is short.",
     ),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a file that another run wrote. An input is never replaced.")
+]
 Batch = Annotated[int | None, typer.Option(min=1, help="Tokens decoded in one batch. Default: 512.")]
 Mmap = Annotated[bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read all of it.")]
 Style = Annotated[

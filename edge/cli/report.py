@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from edge.cli.options import Force
+
 
 def report(
     results: Annotated[
@@ -42,6 +44,7 @@ def report(
     title: Annotated[
         str, typer.Option(help="Heading of the page. Default: from the names of the models.")
     ] = "",
+    force: Force = False,
 ) -> None:
     """Write a page about the cost of quantization.
 
@@ -59,6 +62,7 @@ def report(
         replay=replay,
         title=title,
         notes=notes or (),
+        force=force,
     )
     for path in (out, markdown, plots):
         if path is not None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line
+from edge.cli.common import Threads, progress_line
+from edge.cli.options import Force
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -74,6 +75,7 @@ def sweep(
         int | None, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU. Default: all that fit.")
     ] = None,
     threads: Threads = None,
+    force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no stages and no progress.")] = False,
 ) -> None:
     """Convert, evaluate and measure several quantizations.
@@ -101,11 +103,11 @@ def sweep(
             revision=revision,
             offline=offline,
             skip_too_long=skip_too_long,
+            force=force,
         ),
         answering=Answering(max_tokens, constrained=not unconstrained),
         loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
         say=None if quiet else progress_line,
-        warn=note,
     )
     typer.echo(str(done.page))
     if done.choice is not None:

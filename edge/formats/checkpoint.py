@@ -78,6 +78,19 @@ class Checkpoint:
         return max(n_bytes, key=lambda dtype: n_bytes[dtype])
 
 
+@dataclass(frozen=True)
+class Hub:
+    """Which state of a hub repository is read, and whether edge may connect. A local folder needs neither."""
+
+    revision: str | None = None
+    """Branch, tag or commit; None for main."""
+    offline: bool = False
+    """Use only the hub's local cache."""
+
+
+THE_HUB = Hub()
+
+
 def open_checkpoint(source: str | Path, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
     """Open a local folder, or a hub id such as `owner/name`, downloaded into the Hugging Face cache with HF_TOKEN.
 

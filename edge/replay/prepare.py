@@ -1,12 +1,13 @@
 """Prepare an evaluation: choose the rows, render and tokenize their prompts, and check that they fit the context."""
 
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import ContextError, ReplayError
+from edge.errors import ContextError, EdgeWarning, ReplayError
 from edge.formats.checkpoint import read_json
 from edge.formats.gguf import read_model_file
 from edge.llama.encode import encoder
@@ -38,21 +39,15 @@ class Asked:
         return text_sha256("\n".join(self.hashes)) if self.hashes else None
 
 
-def chosen_rows(
-    replay: Path | str,
-    limit: int | None,
-    rows_of: Path | str | None,
-    warn: Callable[[str], None] | None = None,
-) -> list[Row]:
+def chosen_rows(replay: Path | str, limit: int | None, rows_of: Path | str | None) -> list[Row]:
     """The rows of a file: only the steps of the result `rows_of`, if given, and of these only the first `limit`.
 
-    `warn` receives a line if references of these rows are not actions. Raises ReplayError, also if the file lacks a
-    step of `rows_of`, and ResultError.
+    Issues an EdgeWarning if references of these rows are not actions. Raises ReplayError, also if the file lacks a step
+    of `rows_of`, and ResultError.
     """
     rows = _chosen(replay, limit, rows_of)
-    if warn is not None:
-        for line in reference_notes(replay, rows):
-            warn(line)
+    for line in reference_notes(replay, rows):
+        warnings.warn(line, EdgeWarning, stacklevel=3)
     return rows
 
 

@@ -1,6 +1,6 @@
 """Score answers that another engine wrote for replay rows (`edge score`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -8,7 +8,7 @@ from typing import cast
 from edge.errors import ReplayError
 from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import provenance
-from edge.replay.result import step_result, write_result
+from edge.replay.result import step_result, stored_run, write_result
 from edge.replay.rows import (
     Key,
     Row,
@@ -22,7 +22,7 @@ from edge.replay.rows import (
 )
 from edge.replay.stored_result import Prediction, Reported, Result
 from edge.system.hashes import file_sha256
-from edge.system.places import check_place
+from edge.system.outputs import check_output, check_replaced
 from edge.system.typed_json import problems
 
 
@@ -40,22 +40,22 @@ def score(
     *,
     model: str | None = None,
     partial: bool = False,
-    warn: Callable[[str], None] | None = None,
+    force: bool = False,
 ) -> Result:
     """Score predictions against replay rows, write the result JSON to `out` and return it.
 
     Predictions are JSON Lines with task_id, step_idx and pred_text, and with sample_idx where a step has several
     samples. finish_reason, prompt_tokens, completion_tokens, closed_at_budget and prompt_sha256 are kept. NaN and half
     surrogate pairs are accepted, because other engines write them. `model` is the name of the model, by default the
-    stem of the file. `warn` receives a line about references that are not actions.
+    stem of the file.
 
     Every row needs a prediction, because the score of a part can be higher than the score of all rows. With `partial`,
     rows without a prediction are left out, and `engine.rows_missing` is their number. A prediction for an unknown row
-    and a second prediction for a row are errors. Raises ReplayError with file, line and step, and ResultError if `out`
-    cannot be written.
+    and a second prediction for a row are errors. A result of another run at `out` is replaced only with `force`.
+    Raises ReplayError with file, line and step, and ResultError if `out` cannot be written.
     """
-    check_place(out)
-    rows = {row.key: row for row in chosen_rows(replay, None, None, warn)}
+    check_output(out, [predictions, replay])
+    rows = {row.key: row for row in chosen_rows(replay, None, None)}
     answers = _read_predictions(predictions, replay, rows)
     missing = [key for key in rows if key not in answers]
     if missing and not partial:
@@ -65,9 +65,17 @@ def score(
         )
         raise ReplayError(f"{predictions}: {describe(missing[0])}{more} no prediction")
     answered = [(row, answers[key]) for key, row in rows.items() if key in answers]
+    run = {
+        "backend": "predictions",
+        "predictions_sha256": file_sha256(predictions),
+        "rows_sha256": rows_sha256(row for row, _ in answered),
+        "model": model or Path(predictions).stem,
+    }
+    check_replaced(out, run, stored_run, kind="a result", force=force)
     return write_result(
         out,
         {
+            "run": run,
             "model": model or Path(predictions).stem,
             "model_path": str(predictions),
             "eval_path": str(replay),
@@ -80,7 +88,7 @@ def score(
             "engine": {"rows_missing": len(missing)},
             "provenance": provenance(
                 {
-                    "rows_sha256": rows_sha256(row for row, _ in answered),
+                    "rows_sha256": run["rows_sha256"],
                     "rows_file_sha256": file_sha256(replay),
                     "platform": None,  # the machine that wrote the answers is unknown
                     "cpu": None,

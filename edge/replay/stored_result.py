@@ -247,6 +247,8 @@ class Provenance(TypedDict, total=False):
 class Head(TypedDict, total=False):
     """The top-level fields of a result that are not computed from its steps."""
 
+    schema_version: int
+    """Version of this format; absent in published results and in those of edge 0.2.0 and older."""
     timestamp: object
     """When the result was written (UTC, ISO 8601)."""
     model: str | None
@@ -277,6 +279,8 @@ class Head(TypedDict, total=False):
     """What the run did and used. Only edge writes it."""
     provenance: Provenance
     """Where the result comes from. Only edge writes it."""
+    run: Mapping[str, object] | None
+    """All that the answers depend on; without --force, edge does not replace a file of another run."""
 
 
 class Summary(Head, total=False):

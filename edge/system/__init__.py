@@ -5,6 +5,7 @@ locks     the lock of a file or folder
 child     runs a module of edge as a child process
 folders   temporary folders that are removed
 places    checks whether an output can be written; text and JSON files
+outputs   an output is never an input, nor the output of another run
 paths     where shipped models, caches and sessions are
 signals   signals held back where their exception would be lost
 typed_json  JSON values checked against a TypedDict
