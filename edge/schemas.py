@@ -116,10 +116,84 @@ def _result(title: str) -> dict[str, Any]:
     return schema
 
 
+# docs/measure.md says more about these figures. Likelihoods and divergences are in nats a token.
+_MEASURED = {
+    "timestamp": "When the measurement was written (UTC, ISO 8601).",
+    "model": "Name of the model for people.",
+    "model_path": "The model as the command named it.",
+    "model_sha256": "SHA-256 of the model file.",
+    "base": "Name of the base.",
+    "base_path": "The base as the command named it.",
+    "base_sha256": "SHA-256 of the base.",
+    "eval_path": "The --replay or --text file.",
+    "provenance": "Where the measurement comes from.",
+    "kind": "rows or text.",
+    "method": "How it was measured.",
+    "load_time_sec": "Seconds to load the models.",
+    "measure_time_sec": "Seconds to read the tokens.",
+    "aggregate": "The figures over all tokens.",
+    "intervals": "95 % interval of each mean: [low, high].",
+    "by_position": "Figures by the index of the token in its answer.",
+    "by_field": "Figures by the field of the action that the token writes.",
+    "per_step": "Figures of each row or chunk.",
+    "rows": "Number of rows or chunks.",
+    "tasks": "Number of tasks.",
+    "tokens": "Number of tokens.",
+    "nll": "Mean negative log-likelihood of the reference's tokens.",
+    "base_nll": "The same for the base.",
+    "perplexity": "e to the power of nll; null if it is too large.",
+    "base_perplexity": "The same for the base.",
+    "nll_difference": "nll - base_nll.",
+    "kl_mean": "Mean KL divergence of the model from the base.",
+    "kl_median": "Median of the divergence.",
+    "kl_p90": "Its 90th percentile.",
+    "kl_p99": "Its 99th percentile.",
+    "kl_max": "Its maximum.",
+    "kl_error_bound": "Largest possible error of kl_mean.",
+    "top1_agreement_pct": "Percent of tokens where both models have the same most probable token.",
+    "first_commands": "Number of rows with a first command.",
+    "first_command_prob": "Mean probability of the reference's first command.",
+    "base_first_command_prob": "The same for the base.",
+    "first_command_logprob": "Log probability of the reference's first command.",
+    "base_first_command_logprob": "The same for the base.",
+    "from": "First index of the group.",
+    "to": "Last index of the group.",
+    "field": "analysis, plan, keystrokes, duration, task_complete, structure or other.",
+    "task_id": "Name of the task, or of the chunk.",
+    "sample_idx": "Number of the sample.",
+    "step_idx": "Number of the step.",
+    "source_group": "Group of the row.",
+    "bucket": "early, mid or late; text for chunks.",
+    "prompt_tokens": "Tokens of the prompt.",
+    "row_sha256": "SHA-256 of the row's messages and ref_raw.",
+    "prompt_sha256": "SHA-256 of the rendered prompt.",
+    "top": "Number of tokens whose exact logits are kept of the base.",
+    "lumped_below": "Largest mass of the other tokens that are put together.",
+    "class_width": "Width of the classes of the other tokens, in nats.",
+    "chunk": "--chunk; null for rows.",
+    "context": "--context; null for the model's context length.",
+    "limit": "--limit: only the first N rows or chunks.",
+    "batch": "Tokens decoded in one batch.",
+    "gpu_layers": "Layers on the GPU.",
+    "flash_attention": "Whether flash attention was used, or auto.",
+    "kv_type": "Number type of the KV cache.",
+    "skipped_too_long": "Rows that did not fit into the context and were left out.",
+    "tokens_decoded": "Tokens that the model read.",
+    "first_command": "How first_command_prob is computed.",
+    "notes": "What a reader of the figures must know.",
+    "run": "All that the figures depend on; without --force, edge does not replace a file of another run.",
+    "schema_version": "Version of this format.",
+}
+
+
 def _measurement(title: str) -> dict[str, Any]:
     from edge.measure.schema import FORMAT, Measurement
 
     schema = json_schema(Measurement, title=title)
+    for part in (schema, *schema["$defs"].values()):
+        for name, field in part["properties"].items():
+            if name in _MEASURED and "description" not in field:
+                part["properties"][name] = {"description": _MEASURED[name], **field}
     schema["properties"]["measurement"] = {
         "description": "The version of this format. No other JSON of edge has this field.",
         "const": FORMAT,

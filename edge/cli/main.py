@@ -108,16 +108,16 @@ def _interruption(stop: BaseException) -> str:
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
-    file: str,
-    line: int,
-    out: TextIO | None = None,
-    source: str | None = None,
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     """Print edge's own warnings as notes, and other warnings as Python does."""
     if issubclass(category, EdgeWarning):
         note(str(message))
     else:
-        typer.echo(warnings.formatwarning(message, category, file, line), err=True, nl=False)
+        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
 def main() -> NoReturn:

@@ -96,7 +96,7 @@ def _effect(found: Sequence[tuple[Row, str]], scored: bool) -> str:
         return "edge reads them as plain text"
     zero = sum(not _has_command(row) for row, _ in found)
     if not zero:
-        return "the scorer takes their commands from the raw text"
+        return "the scorer still finds commands in them"
     which = "this row" if len(found) == 1 else "these rows" if zero == len(found) else f"{zero} of these rows"
     return f"every answer to {which} scores 0"
 
@@ -157,7 +157,8 @@ class CheckedRows:
         )
         if self.rows:
             lines.append(
-                f"{self.with_system} rows have a system message, {self.completed} references complete the task"
+                f"system message in {self.with_system} of {_count(self.rows, 'row')}; "
+                f"task completed in {_count(self.completed, 'reference')}"
             )
         if self.without_command:
             lines.append(
