@@ -173,13 +173,7 @@ def test_toml_files_are_valid(tmp_path: Path) -> None:
 # --- the reader and the schema agree ---
 
 # Not in the schemas: 1.0 is a whole number for JSON Schema. So these values have no such number.
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-2, 3)
-    | st.sampled_from([0.5, -1.5])
-    | st.sampled_from(["", "a", "user"])
-)
+SCALARS = st.none() | st.booleans() | st.integers(-2, 3) | st.sampled_from([0.5, -1.5, "", "a", "user"])
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
@@ -215,7 +209,7 @@ ROW = {
         {"role": "system", "content": "x"},
         {"role": "user", "content": [{"type": "text"}], "tool_calls": None},
     ],
-    "ref_raw": "{}",
+    "ref_raw": '{"commands": []}',
 }
 
 
@@ -303,20 +297,20 @@ def page() -> str:
 
 def type_words(field: dict[str, Any]) -> str:
     """The type of a field in words, from its schema."""
-    if "anyOf" in field:
-        return " or ".join(type_words(part) for part in field["anyOf"])
     if "$ref" in field:
         return "object"
     if "const" in field:
         return json.dumps(field["const"])
+    if "enum" in field:
+        return " or ".join(f"`{one}`" for one in field["enum"])
+    if "anyOf" in field:
+        return " or ".join(type_words(part) for part in field["anyOf"])
     kinds = field.get("type", "any value")
     words = []
     for kind in kinds if isinstance(kinds, list) else [kinds]:
         if kind == "array":
-            inner = (
-                type_words(field["items"]).replace("any value", "value") if field.get("items") else "value"
-            )
-            words.append("list" if inner == "value" else f"list of {inner}s")
+            inner = type_words(field["items"])
+            words.append({"any value": "list"}.get(inner, f"list of {inner}{'' if '`' in inner else 's'}"))
         elif kind == "integer" and field.get("minimum") == 0:
             words.append("integer ≥ 0")
         elif kind == "number" and field.get("maximum") == 1:
@@ -329,24 +323,14 @@ def type_words(field: dict[str, Any]) -> str:
 
 
 def table_of(name: str, part: str | None, only: list[str]) -> str:
-    found = schema(name)
-    found = found if part is None else found["$defs"][part]
+    """The fields of a schema, or of one of its parts, as a table; `only` these fields, if there are any."""
+    found = schema(name) if part is None else schema(name)["$defs"][part]
     rows = ["| field | type | meaning |", "|---|---|---|"]
     for field, described in found["properties"].items():
-        if only and field not in only:
-            continue
-        shown = f"**`{field}`**" if field in found.get("required", ()) else f"`{field}`"
-        kind = (
-            "one of " + ", ".join(f"`{key}`" for key in described["items"]["enum"])
-            if "enum" in described.get("items", {})
-            else type_words(described)
-        )
-        about = (
-            described.get("description", "")
-            .replace("|", "\\|")
-            .replace("<think>…</think>", "`<think>…</think>`")
-        )
-        rows.append(f"| {shown} | {kind} | {about} |")
+        if field in only or not only:
+            shown = f"**`{field}`**" if field in found.get("required", ()) else f"`{field}`"
+            about = described.get("description", "").replace("<think>…</think>", "`<think>…</think>`")
+            rows.append(f"| {shown} | {type_words(described)} | {about} |")
     return "\n".join(rows) + "\n"
 
 
@@ -383,9 +367,6 @@ def test_every_field_is_in_a_table() -> None:
         ("known-model", "Aggregate"),
         ("known-model", "GroupFigures"),
     }
-    parts = {
-        (name, *part)
-        for name in NAMES
-        for part in [(), *((key,) for key in schema(name).get("$defs", {}) if key != "Messages")]
-    }
+    parts: set[tuple[str, ...]] = {(name,) for name in NAMES}
+    parts |= {(name, part) for name in NAMES for part in schema(name).get("$defs", {}) if part != "Messages"}
     assert parts - elsewhere == shown

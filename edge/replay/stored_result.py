@@ -28,7 +28,7 @@ class Reported(TypedDict, total=False):
     """How the answer of a step was made, as far as any engine may report it."""
 
     prompt_sha256: str | None
-    """SHA-256 of the rendered prompt; None where a server rendered it."""
+    """SHA-256 of the rendered prompt; null where a server rendered it."""
     finish_reason: str | None
     """Why the answer ended: "stop", or "length" at the token limit."""
     prompt_tokens: Index | None
@@ -155,13 +155,13 @@ class EngineCounters(TypedDict, total=False):
     steps_done_before: int
     """Steps that an interrupted run had answered."""
     prompt_tokens: int
-    """Tokens of all prompts."""
+    """Tokens of the prompts."""
     prompt_tokens_distinct: int
     """Prompt tokens after shared prefixes are counted once."""
     prompt_tokens_decoded: int
     """Prompt tokens that the model really read."""
     completion_tokens: int
-    """Tokens of all answers."""
+    """Tokens of the answers."""
     forced_tokens: int
     """Tokens for which the grammar left no choice."""
     thought_tokens: int

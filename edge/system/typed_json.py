@@ -240,7 +240,7 @@ def _any_of(alternatives: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _object_schema(kind: Any, definitions: dict[str, Any], closed: tuple[Any, ...]) -> dict[str, Any]:
-    about, described = inspect.getdoc(kind) or "", _descriptions(kind)
+    about, described = kind.__dict__.get("__doc__") or "", _descriptions(kind)
     properties = {}
     for name, inner, _ in _fields(kind):
         schema = _schema(inner, definitions, closed)
