@@ -19,7 +19,11 @@ EdgeError
 KeyboardInterrupt
 └── Interrupted       long work was interrupted: the message says what is kept
 
+UserWarning
+└── EdgeWarning       input that edge accepts, but that makes figures misleading
+
 Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
+It prints a warning as a note, once.
 """
 
 from edge.system.text import printable
@@ -94,6 +98,10 @@ class ServeError(EdgeError):
 
 class BundleError(EdgeError):
     """A bundle cannot be made, read or installed."""
+
+
+class EdgeWarning(UserWarning):
+    """Input that edge accepts, but that makes figures misleading, such as a reference that is not an action."""
 
 
 class Interrupted(KeyboardInterrupt):

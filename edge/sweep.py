@@ -30,6 +30,7 @@ from edge.formats.gguf import sha256
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.measure.calibrate import calibrate
 from edge.measure.run import base_scores, measure
+from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import folder_provenance
 from edge.replay.rows import read_rows, rows_sha256
 from edge.replay.run import evaluate
@@ -115,7 +116,7 @@ def sweep(
     names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrated) for name in quants))
     if not names:
         raise ConversionError("no quantization type is named: name at least one")
-    rows = read_rows(replay)
+    rows = chosen_rows(replay, None, None)
     calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
     if options.reference is not None:
         find_reference(options.reference)

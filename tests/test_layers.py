@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "airgap": {"replay", "llama", "formats", "terminal"},
     "convert": {"conversion", "measure", "report", "terminal"},
     "sweep": {"convert", "conversion", "measure", "report", "terminal"},
-    "cli": {"agent", "airgap", "convert", "measure", "report", "serve", "sweep"},
+    "schemas": {"agent", "measure"},
+    "cli": {"agent", "airgap", "convert", "measure", "report", "schemas", "serve", "sweep"},
     "__main__": {"cli"},
     "__init__": {"runner"},
 }

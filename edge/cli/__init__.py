@@ -10,6 +10,7 @@ agent     edge agent, replay
 serve     edge serve
 eval      edge eval
 results   edge score, compare
+formats   edge schema, rows
 measure   edge measure
 sweep     edge sweep
 report    edge report

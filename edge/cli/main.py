@@ -4,15 +4,17 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
-from edge.cli.common import note_fallback
+from edge.cli.common import note, note_fallback
 from edge.cli.eval import evaluate
+from edge.cli.formats import rows, schema
 from edge.cli.measure import measure
 from edge.cli.models import convert, doctor, imatrix, inspect, models
 from edge.cli.report import report
@@ -20,7 +22,7 @@ from edge.cli.results import compare, score
 from edge.cli.run import run
 from edge.cli.serve import serve
 from edge.cli.sweep import sweep
-from edge.errors import EdgeError
+from edge.errors import EdgeError, EdgeWarning
 from edge.system.machine import address_space_left
 from edge.system.text import printable
 from edge.version import __version__
@@ -72,6 +74,8 @@ app.command()(replay)
 app.command()(prompt)
 app.command()(imatrix)
 app.command()(inspect)
+app.command()(schema)
+app.add_typer(rows, name="rows")
 app.command()(models)
 app.command()(doctor)
 app.command()(bundle)
@@ -101,6 +105,21 @@ def _interruption(stop: BaseException) -> str:
     return str(cause or "") or "interrupted; nothing was written"
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print edge's own warnings as notes, and other warnings as Python does."""
+    if issubclass(category, EdgeWarning):
+        note(str(message))
+    else:
+        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
+
+
 def main() -> NoReturn:
     """The program `edge`. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     # Exit by exception, so that temporary files are removed. Windows has no SIGHUP.
@@ -111,6 +130,8 @@ def main() -> NoReturn:
     if limited:
         # Each thread of OpenBLAS takes 32 MB at its start. If it gets less, OpenBLAS raises SIGINT.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    warnings.filterwarnings("once", category=EdgeWarning)
+    warnings.showwarning = _show_warning
     try:
         app(prog_name="edge")
     except EdgeError as error:

@@ -21,22 +21,34 @@ class ReferenceRun(SamplingFields, total=False):
     """How published figures were measured: sampling, engine, and times in seconds. Times are not part of the score."""
 
     avg_sec_per_step: float
+    """Seconds for each step."""
     load_time_sec: float
+    """Seconds to load the model."""
 
 
-class _Toml(TypedDict):
-    """The content of one file."""
+class KnownFields(TypedDict):
+    """The TOML file of a known model."""
 
     name: str
+    """Name of the model for people."""
     hub_id: NotRequired[str]
+    """Repository id on the Hugging Face hub; absent for the embedded model."""
     description: str
+    """What the model is, in one line."""
     prompt_style: str
+    """chat_template: the checkpoint's own; chatml or gemma: the fallback of that name."""
     default_quant: str
+    """Quantization type that edge suggests."""
     context: int
+    """Context length that memory_gb assumes, in tokens."""
     memory_gb: float
+    """Memory to run it in default_quant, in 10^9 bytes."""
     reference: NotRequired[Aggregate]
+    """Published figures, under the names of a result's aggregate."""
     reference_source: NotRequired[str]
+    """Who published the figures."""
     reference_run: NotRequired[ReferenceRun]
+    """How the figures were measured."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +100,10 @@ def read_known(path: Path) -> KnownModel:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EdgeError(f"{path}: cannot be read as TOML: {error}") from None
-    allowed = get_type_hints(_Toml)
+    allowed = get_type_hints(KnownFields)
     if unknown := sorted(data.keys() - allowed.keys()):
         raise EdgeError(f"{path}: unknown key {unknown[0]!r}; the allowed keys are {', '.join(allowed)}")
-    fields = check(data, _Toml, str(path), EdgeError)
+    fields = check(data, KnownFields, str(path), EdgeError)
     return KnownModel(
         name=fields["name"],
         hub_id=fields.get("hub_id", ""),

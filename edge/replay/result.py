@@ -9,12 +9,12 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from edge.errors import ResultError
 from edge.metrics import aggregate, bucket, score_step
 from edge.replay.rows import Key, Row, describe, row_sha256, step_key
-from edge.replay.stored_result import Head, Making, Result, SamplingFields, Step, Summary
+from edge.replay.stored_result import SHARES, Head, Making, Result, SamplingFields, Step, Summary
 from edge.system.outputs import Run
 from edge.system.places import write_json
 from edge.system.typed_json import check
@@ -26,12 +26,6 @@ SCHEMA_VERSION = 1
 """Version of the result's schema. Results without the field are published ones, or of edge 0.2.0 and older."""
 PREVIEW = 1200  # characters of an answer in `pred_preview`, as published
 
-_SHARES: tuple[Literal["first_cmd_exact", "command_precision", "command_recall", "command_f1"], ...] = (
-    "first_cmd_exact",
-    "command_precision",
-    "command_recall",
-    "command_f1",
-)
 _OBJECTS = ("sampling", "prompt_template", "engine", "provenance", "aggregate")
 
 
@@ -145,7 +139,7 @@ def read_step(value: object, where: str) -> Step:
     if isinstance(value, dict):
         _fill(value)
     step = check(value, Step, where)
-    for name in _SHARES:
+    for name in SHARES:
         if not 0 <= step[name] <= 1:
             raise ResultError(f"{where}: {name} is {step[name]}; it must be a number from 0 to 1")
     return step

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from edge.errors import ReplayError
+from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import provenance
 from edge.replay.result import step_result, stored_run, write_result
 from edge.replay.rows import (
@@ -13,21 +15,15 @@ from edge.replay.rows import (
     by_step,
     describe,
     read_lines,
-    read_rows,
     rows_sha256,
+    see,
     step_key,
     without_sample,
 )
-from edge.replay.stored_result import KeyFields, Reported, Result
+from edge.replay.stored_result import Prediction, Reported, Result
 from edge.system.hashes import file_sha256
 from edge.system.outputs import check_output, check_replaced
-from edge.system.typed_json import check
-
-
-class _Fields(KeyFields):
-    """What each line of a predictions file must have."""
-
-    pred_text: str
+from edge.system.typed_json import problems
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def score(
     Raises ReplayError with file, line and step, and ResultError if `out` cannot be written.
     """
     check_output(out, [predictions, replay])
-    rows = {row.key: row for row in read_rows(replay)}
+    rows = {row.key: row for row in chosen_rows(replay, None, None)}
     answers = _read_predictions(predictions, replay, rows)
     missing = [key for key in rows if key not in answers]
     if missing and not partial:
@@ -109,9 +105,11 @@ def _read_predictions(
     """The predictions by the key of their row. Raises ReplayError."""
     steps = by_step(rows)
     answers: dict[Key, _Prediction] = {}
-    for line, value in read_lines(path, strict=False):
+    for line, value in read_lines(path, schema="prediction", strict=False):
         where = f"{path}:{line}"
-        fields = check(value, _Fields, where, ReplayError)
+        if (problem := next(problems(value, Prediction), None)) is not None:
+            raise ReplayError(f"{where}: {problem} ({see('prediction')})")
+        fields = cast(Prediction, value)
         key = step_key(fields)
         if fields.get("sample_idx") is None:
             key = without_sample(key, steps)
@@ -122,7 +120,7 @@ def _read_predictions(
                 f"{where}: duplicate prediction for {describe(key)}; the first is in line {answers[key].line}"
             )
         kept = {name: value[name] for name in Reported.__annotations__ if name in value}
-        answers[key] = _Prediction(line, fields["pred_text"], check(kept, Reported, where, ReplayError))
+        answers[key] = _Prediction(line, fields["pred_text"], cast(Reported, kept))
     if not answers:
-        raise ReplayError(f"{path}: contains no predictions")
+        raise ReplayError(f"{path}: contains no predictions ({see('prediction')})")
     return answers

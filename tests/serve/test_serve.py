@@ -194,7 +194,7 @@ def test_other_formats(client: openai.OpenAI) -> None:
         ({"messages": []}, "messages", "at least one"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "the role 'robot'"),
         ({"messages": [{"role": "user"}]}, "messages", "no content"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages", "neither text nor"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages", "must be a string, a list or null"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "not UTF-8"),
         ({"messages": MESSAGES, "n": 2}, "n", "must be 1"),
         ({"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "at least 1"),
