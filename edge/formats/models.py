@@ -6,7 +6,7 @@ the newest usable one in the user's store. A model wins over the embedded one, w
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge.errors import ModelFileError
@@ -145,12 +145,12 @@ def default_choice() -> Choice:
             why = f"the newest in {place}"
             if not model.demonstration:
                 return Choice(model.path, why, skipped=tuple(skipped))
-            spare = spare or Choice(model.path, why, demonstration=True)
+            spare = spare or Choice(model.path, "the demonstration model; there is no other", None, True)
     if spare is None:
         return Choice(
             None, "there is no usable GGUF in ./models or in the model store", skipped=tuple(skipped)
         )
-    return Choice(spare.path, spare.why, demonstration=True, skipped=tuple(skipped))
+    return replace(spare, skipped=tuple(skipped))
 
 
 def local_model(text: str, *, relative: bool = True) -> Path | None:
