@@ -34,9 +34,9 @@ from edge.replay.rows import read_rows
 from edge.system.files import allocate, temporary_file, whole_file
 from edge.system.hashes import package_version
 from edge.system.machine import MAX_THREADS, physical_cores
-from edge.system.paths import model_folder
 from edge.system.places import check_place, place_of
 from edge.system.progress import bar
+from edge.system.store import store_folder
 from edge.system.text import size
 
 __all__ = ["Converted", "TensorTypes", "convert"]
@@ -116,8 +116,8 @@ def convert(
 ) -> Converted:
     """Convert a checkpoint folder or hub id to a GGUF of type `quant`, one of QUANT_TYPES in any case.
 
-    `out`: a file or a folder, by default models/<name>-<quant>.gguf. If it is a link, edge writes the file that the
-    link points to.
+    `out`: a file or a folder, by default <name>-<quant>.gguf in the user's model store (edge.system.store). If it is a
+    link, edge writes the file that the link points to; not through a link in the store.
     `imatrix`: an importance matrix, a GGUF from `edge imatrix` or llama-imatrix.
     `calibrate`: replay rows to compute an importance matrix from. edge first writes the checkpoint in its own dtype to
     a temporary file, and keeps the matrix as <out>.imatrix.
@@ -220,9 +220,11 @@ def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
 
     Creates nothing. Raises ConversionError if no file can be written there.
     """
-    path = model_folder() / file if out is None else Path(out) if str(out) else out
+    path = store_folder() / file if out is None else Path(out) if str(out) else out
     if isinstance(path, Path) and os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         path = path / file
+    if out is None and path.is_symlink():
+        raise ConversionError(f"{path}: is a link to a model of the same name; choose another one with --out")
     check_place(path, error=ConversionError, streams=False)
     return Path(path), place_of(path)[0]
 
