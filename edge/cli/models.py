@@ -259,7 +259,7 @@ def known_rows() -> list[tuple[str, ...]]:
                 model.hub_id or "(included in edge)",
                 model.default_quant,
                 f"{model.context:,}",
-                f"{model.memory_gb:g} GB",
+                "-" if model.memory_gb is None else f"{model.memory_gb:g} GB",
                 "-" if f1 is None else f"{f1:.4f}",
             )
         )
