@@ -15,6 +15,7 @@ EdgeError
 ├── AllowError        an allowlist cannot be read
 ├── ServeError        a model cannot be served with these options
 ├── SandboxError      the sandbox does not start, or it ended
+├── ConfigError       the file of settings or a variable has a wrong value
 └── BundleError       a bundle cannot be made, read or installed
 
 KeyboardInterrupt
@@ -95,6 +96,10 @@ class SandboxError(EdgeError):
 
 class ServeError(EdgeError):
     """A model cannot be served with these options."""
+
+
+class ConfigError(EdgeError):
+    """The file of settings cannot be read, or it or an environment variable has a wrong value."""
 
 
 class BundleError(EdgeError):

@@ -173,6 +173,8 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             with _make_sandbox(options, paths, interface) as sandbox:
                 _bring_back(sandbox, paths.archive, options, interface)
             return Ending("complete")
+        if not interface.quiet:
+            interface.say(f"model: {paths.model}")
         runner = stack.enter_context(Runner.open(paths.model, options.loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
         lost = options.permission.sandbox and _lost_action(resumed, paths.archive)

@@ -55,7 +55,7 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help="GGUF to evaluate. Default: the newest in models/, else the embedded model. vllm: a Hugging Face "
+            help="GGUF to evaluate: a path or a name in edge models. Default: see edge config. vllm: a Hugging Face "
             "folder. openai: a GGUF or folder that renders the prompts; without it, the server renders them.",
         ),
     ] = None,
@@ -181,11 +181,11 @@ class _Work:
 
 
 def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
-    from edge.cli.defaults import default_model
+    from edge.cli.defaults import chosen_model
     from edge.replay import evaluate as run_evaluate
 
     return run_evaluate(
-        model or default_model(note),
+        chosen_model(model, note),
         work.rows,
         work.out,
         limit=work.limit,

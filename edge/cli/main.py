@@ -12,13 +12,15 @@ import typer
 from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
 from edge.cli.common import note_fallback
+from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.measure import measure
-from edge.cli.models import convert, doctor, imatrix, inspect, models
+from edge.cli.models import convert, doctor, imatrix, inspect
 from edge.cli.report import report
 from edge.cli.results import compare, score
 from edge.cli.run import run
 from edge.cli.serve import serve
+from edge.cli.store import models_app
 from edge.cli.sweep import sweep
 from edge.errors import EdgeError
 from edge.system.machine import address_space_left
@@ -72,7 +74,8 @@ app.command()(replay)
 app.command()(prompt)
 app.command()(imatrix)
 app.command()(inspect)
-app.command()(models)
+app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
 app.command()(doctor)
 app.command()(bundle)
 app.command()(unbundle)
@@ -86,11 +89,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _edge(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    apply_settings(context)
 
 
 def _interruption(stop: BaseException) -> str:

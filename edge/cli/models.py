@@ -1,4 +1,4 @@
-"""The commands `edge convert`, `edge imatrix`, `edge inspect`, `edge models` and `edge doctor`.
+"""The commands `edge convert`, `edge imatrix`, `edge inspect` and `edge doctor`.
 
 They import heavy modules only when they run.
 """
@@ -8,10 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line, table
-from edge.errors import EdgeError
-from edge.replay.known import known_models
-from edge.system.paths import converted_models
+from edge.cli.common import Threads, note, progress_line
 from edge.system.text import size
 
 
@@ -31,7 +28,7 @@ def convert(
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", "-o", metavar="<path>", help="GGUF to write. Default: models/<name>-<quant>.gguf."
+            "--out", "-o", metavar="<path>", help="GGUF to write. Default: <name>-<quant>.gguf in the store."
         ),
     ] = None,
     imatrix: Annotated[
@@ -201,24 +198,13 @@ def inspect(
         raise typer.Exit(1)
 
 
-def models() -> None:
-    """List the known models and the converted GGUFs."""
-    table(["known model", "hub id", "quant", "default context", "memory", "published F1"], known_rows())
-    files = converted_rows()
-    typer.echo()
-    if files:
-        table(["GGUF", "type", "size", "architecture"], files)
-    else:
-        typer.echo("No GGUF in models/ yet. To make one: edge convert SOURCE")
-
-
 def doctor(
     model: Annotated[
         Path | None,
         typer.Option(
             "--model",
             "-m",
-            help="Check whether this GGUF fits. Default with --offline: the newest in models/.",
+            help="Check whether this GGUF fits. Default with --offline: the default model.",
         ),
     ] = None,
     ctx: Annotated[
@@ -246,41 +232,3 @@ def doctor(
 
     report = run_doctor(model, ctx)
     typer.echo(report.to_json() if as_json else report.to_text())
-
-
-def known_rows() -> list[tuple[str, ...]]:
-    """The known models for `edge models`: name, hub id, quantization type, context, memory, published F1."""
-    rows: list[tuple[str, ...]] = []
-    for model in known_models():
-        f1 = model.reference.get("avg_command_f1")
-        rows.append(
-            (
-                model.path.stem,
-                model.hub_id or "(included in edge)",
-                model.default_quant,
-                f"{model.context:,}",
-                "-" if model.memory_gb is None else f"{model.memory_gb:g} GB",
-                "-" if f1 is None else f"{f1:.4f}",
-            )
-        )
-    return rows
-
-
-def converted_rows() -> list[tuple[str, ...]]:
-    """Each GGUF in ./models and the cache folder, newest first: path, quantization type, size, architecture.
-
-    For a damaged file, the error is in the place of the type.
-    """
-    from edge.formats.gguf import (
-        read_model_file,
-    )  # imports numpy and gguf, which the known models do not need
-
-    rows: list[tuple[str, ...]] = []
-    for path in converted_models():
-        try:
-            model = read_model_file(path)
-        except EdgeError as error:
-            rows.append((str(path), f"unusable: {str(error).removeprefix(f'{path}: ')}", "-", "-"))
-        else:
-            rows.append((str(path), model.file_type, size(model.n_bytes), model.architecture))
-    return rows

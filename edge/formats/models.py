@@ -1,4 +1,8 @@
-"""The models that edge finds without a path: which GGUFs of a folder can answer, and which one is the default."""
+"""The models that edge finds by name: which GGUFs of a folder are usable, and which one is the default.
+
+The default: the setting `model` (EDGE_MODEL, or the file of settings), else the newest usable GGUF in ./models, else
+the newest usable one in the user's store. A model wins over the embedded one, whatever their times.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -7,8 +11,9 @@ from pathlib import Path
 
 from edge.errors import ModelFileError
 from edge.formats.gguf import ModelFile, read_model_file
+from edge.system.config import settings
 from edge.system.paths import EMBEDDED_NAME
-from edge.system.store import local_files, store_files
+from edge.system.store import local_files, named_file, store_files
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split model
 
@@ -106,3 +111,57 @@ def stored_models() -> list[FoundModel]:
 def local_models() -> list[FoundModel]:
     """The usable models in ./models, the newest first; none if there is no such folder."""
     return [model for model in found_models(local_files()) if model.usable]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model of a command that names none, and why.
+
+    `path`: None if there is no model, or if the setting names one that is not on this machine. `named`: the text of the
+    setting, None without one. `skipped`: the unusable GGUFs that were newer.
+    """
+
+    path: Path | None
+    why: str
+    named: str | None = None
+    demonstration: bool = False
+    skipped: tuple[FoundModel, ...] = ()
+
+
+def default_choice() -> Choice:
+    """The model that commands use by default. Raises ConfigError if the settings cannot be read."""
+    held = settings()["model"]
+    if isinstance(held.value, str):
+        # A relative path in the file would name another model in each folder.
+        path = local_model(held.value, relative=held.source == "variable")
+        return Choice(path, f"from {held.where}", held.value)
+    skipped: list[FoundModel] = []
+    spare: Choice | None = None
+    for files, place in ((local_files(), "./models"), (store_files(), "the model store")):
+        for model in found_models(files):
+            if not model.usable:
+                skipped.append(model)
+                continue
+            why = f"the newest in {place}"
+            if not model.demonstration:
+                return Choice(model.path, why, skipped=tuple(skipped))
+            spare = spare or Choice(model.path, why, demonstration=True)
+    if spare is None:
+        return Choice(
+            None, "there is no usable GGUF in ./models or in the model store", skipped=tuple(skipped)
+        )
+    return Choice(spare.path, spare.why, demonstration=True, skipped=tuple(skipped))
+
+
+def local_model(text: str, *, relative: bool = True) -> Path | None:
+    """The file that `text` names on this machine: an existing path, else a name in ./models or the store; or None.
+
+    `relative`: a path may begin at the current folder. `~` is the home folder.
+    """
+    try:
+        path = Path(text).expanduser()
+        if (relative or path.is_absolute()) and path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
+        pass
+    return named_file(text)

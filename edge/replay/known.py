@@ -2,8 +2,9 @@
 
 A file has `name`, `description`, `prompt_style`, `default_quant` and `context`. Where they are known, it also has
 `hub_id` (the checkpoint), `gguf_id` (published GGUFs), `licence`, `source` (where these facts were read) and
-`memory_gb`. Where figures were published, it has `reference_source` and the tables `[reference]` (with the names of a result's aggregate)
-and `[reference_run]` (how they were measured). edge converts and runs models that have no such file in the same way.
+`memory_gb`. Where figures were published, it has `reference_source` and the tables `[reference]` (with the names of a
+result's aggregate) and `[reference_run]` (how they were measured). edge converts and runs models that have no such
+file in the same way.
 """
 
 import tomllib
