@@ -14,10 +14,10 @@ from edge.errors import ModelFileError
 from edge.replay.known import KnownModel, known_models
 from edge.system.store import model_name, named_file, store_files
 
-DEFAULT_QUANT = re.compile(r"[\w.-]+", re.ASCII)
+DEFAULT_QUANT = "Q4_K_M"
 
 # What people copy from a browser or from other programs.
-_HUB = re.compile(r"^(?:(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://)", re.IGNORECASE)
+_HUB = re.compile(r"^(?:(?:https?:/{1,2})?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf:/{1,2})", re.IGNORECASE)
 _REFERENCE = re.compile(
     r"(?P<hub_id>[A-Za-z0-9][\w.-]*/[\w.-]*[\w-])(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII
 )
@@ -45,23 +45,29 @@ class Reference:
         return self.quant or (self.known.default_quant if self.known else DEFAULT_QUANT)
 
 
-def resolve(text: str, *, source: bool = False) -> Path | Reference:
+def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | Reference:
     """What a name means. Does not connect.
 
-    `source`: a checkpoint is wanted, so models in the store do not count.
+    `source`: a checkpoint is wanted, so models in the store do not count. `remote`: a model to pull is wanted, so a
+    known name wins over a model of that name in the store.
     Raises ModelFileError, with similar names, if it is not a path, a name or a hub id.
     """
     if not text:
         raise ModelFileError(
             "the name of the model is empty; give a file, a name of `edge models` or owner/name"
         )
-    path = Path(os.path.expanduser(text))
-    if os.path.lexists(path):
-        return path
+    path, known = Path(os.path.expanduser(text)), _known(text)
+    try:
+        if os.path.lexists(path):
+            return path
+    except ValueError:  # a NUL in the name
+        raise ModelFileError(f"{text!r}: is not the name of a file or a model") from None
+    if known is not None and (source or remote):
+        return known
     stored = None if source else named_file(text)
     if stored is not None:
         return stored
-    if (known := _known(text)) is not None:
+    if known is not None:
         return known
     plain = _HUB.sub("", text, count=1)
     if plain == text and _looks_like_path(text):

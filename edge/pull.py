@@ -79,7 +79,7 @@ Confirm = Callable[[Download], None]
 
 
 def pull(
-    name: str | Reference,
+    name: str | Path | Reference,
     *,
     options: HubOptions | None = None,
     confirm: Confirm | None = None,
@@ -92,7 +92,7 @@ def pull(
     repository of safetensors is converted. `confirm` is called before a download; `say` receives lines about progress.
     Raises HubError, CheckpointError, ConversionError or ModelFileError; then the store is unchanged.
     """
-    found = resolve(name) if isinstance(name, str) else name
+    found = resolve(name, remote=True) if isinstance(name, str) else name
     if isinstance(found, Path):
         raise ModelFileError(f"{found}: is here already; only a known model or a hub id can be pulled")
     options = options or HubOptions()

@@ -166,7 +166,7 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
         raise typer.BadParameter(conflict.reason, param_hint=conflict.option)
     permission = options.permission
     if options.model is not None:
-        options = replace(options, model=named_model(str(options.model), note))
+        options = replace(options, model=named_model(options.model.as_posix(), note))
     interface = Interface(
         console=Console(highlight=False, soft_wrap=True),
         say=note,

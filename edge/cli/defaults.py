@@ -21,23 +21,52 @@ def chosen_model(model: Path | None, note: Note, *, announce: bool = False) -> P
     """
     if model is None:
         return default_model(note)
-    path = named_model(str(model), note)
+    path = named_model(model.as_posix(), note)
     if announce:
         note(f"model: {path}")
     return path
 
 
 def named_model(text: str, note: Note) -> Path:
-    """The file of a model: an existing path, or a name in ./models or the store; tiny-terminal is the embedded one.
+    """The file of a model: an existing path, a name in ./models or the store, a known name, or a hub id.
 
-    Any other text is returned as a path: the error for it is that of the reader.
+    A model that is only on the hub is pulled into the store: after a line on stderr, and above 1 GB after a question.
+    tiny-terminal is the embedded model. Raises ModelFileError, with similar names, if there is no such model.
     """
     from edge.formats.models import local_model
 
     path = local_model(text)
-    if path is None and text == EMBEDDED_NAME:
-        path = demonstration(note)
-    return path or Path(text)
+    if path is not None:
+        return path
+    if text == EMBEDDED_NAME:
+        return demonstration(note)
+    from edge.cli.pull import pulled_model
+    from edge.names import resolve
+
+    found = resolve(text)
+    return found if isinstance(found, Path) else pulled_model(found)
+
+
+def checkpoint_source(
+    text: str, *, revision: str | None = None, offline: bool = False, yes: bool | None = None
+) -> tuple[str, str | None, str | None]:
+    """A SOURCE of a checkpoint, its quantization type and its revision, the last two as far as the name says them.
+
+    A folder is returned as it is. A known name or a hub id is downloaded into the hub's cache first, after a line on
+    stderr, and above 1 GB after a question. Raises ModelFileError for an unknown name, HubError for a failed download.
+    """
+    from edge.cli.common import progress_line
+    from edge.cli.pull import ask_first
+    from edge.formats.hub import HubOptions
+    from edge.names import resolve
+    from edge.pull import fetch_source
+
+    found = resolve(text, source=True)
+    if isinstance(found, Path):
+        return str(found), None, revision
+    revision = revision or found.revision
+    source = fetch_source(found, HubOptions(revision, offline), ask_first(yes), progress_line)
+    return source, found.quant or (found.known.default_quant if found.known else None), revision
 
 
 def default_model(note: Note) -> Path:
@@ -103,10 +132,8 @@ def _default(note: Note) -> tuple[Path | None, str, bool]:
     for model in choice.skipped:
         note(f"{model.path}: not usable: {model.problem}")
     if choice.named is not None and choice.path is None:
-        if choice.named != EMBEDDED_NAME:
-            raise ConfigError(
-                f"model is {choice.named!r} ({choice.why}), and there is no such file and no such name in the model "
-                "store; `edge models` lists the names"
-            )
-        return demonstration(note), choice.why, False
+        try:
+            return named_model(choice.named, note), choice.why, False
+        except ModelFileError as error:
+            raise ConfigError(f"model is {choice.named!r} ({choice.why}): {error}") from None
     return choice.path, choice.why if choice.path else "", choice.demonstration

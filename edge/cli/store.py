@@ -54,7 +54,7 @@ def models(context: typer.Context, as_json: Json = False) -> None:
     if choice.path is not None:
         typer.echo(f"\nDefault: {printable(str(choice.path))} ({printable(choice.why)})")
     elif not stored:
-        typer.echo("To add one: edge convert SOURCE. Known models: edge models known")
+        typer.echo("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
 
 
 @models_app.command()
@@ -192,6 +192,8 @@ def _known_facts(model: KnownModel) -> dict[str, Any]:
     return {
         "name": model.path.stem,
         "hub_id": model.hub_id or None,
+        "gguf_id": model.gguf_id or None,
+        "licence": model.licence or None,
         "description": model.description,
         "type": model.default_quant,
         "context": model.context,
@@ -210,9 +212,9 @@ def known_rows() -> list[tuple[str, ...]]:
                 model.path.stem,
                 model.default_quant,
                 f"{model.context:,}",
-                f"{model.memory_gb:g} GB",
+                "-" if model.memory_gb is None else f"{model.memory_gb:g} GB",
                 "-" if f1 is None else f"{f1:.4f}",
-                model.hub_id or "(included in edge)",
+                model.gguf_id or model.hub_id or "(included in edge)",
             )
         )
     return rows
