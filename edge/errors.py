@@ -2,6 +2,7 @@
 
 EdgeError
 ├── CheckpointError   a Hugging Face checkpoint cannot be read
+│   └── HubError      a repository of the Hugging Face hub cannot be read or downloaded
 ├── ConversionError   a checkpoint cannot be converted to a GGUF
 ├── ModelFileError    a GGUF is missing, damaged or of an unknown kind
 ├── ReplayError       replay rows or predictions cannot be read
@@ -43,6 +44,10 @@ class EdgeError(Exception):
 
 class CheckpointError(EdgeError):
     """A Hugging Face checkpoint cannot be read."""
+
+
+class HubError(CheckpointError):
+    """A repository of the Hugging Face hub cannot be read or downloaded."""
 
 
 class ConversionError(EdgeError):

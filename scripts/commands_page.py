@@ -53,7 +53,7 @@ def text(*words):
     return out.getvalue()
 
 def below(*words):
-    """The help text of a command, and those of the commands below it, by their names."""
+    # The help text of a command, and those of the commands below it, by their names.
     found = {" ".join(words): text(*words)}
     commands = found[" ".join(words)].partition("Commands:")[2]
     for name in re.findall(r"^  ([a-z-]+)(?:  |$)", commands, re.MULTILINE):

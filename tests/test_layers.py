@@ -41,7 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "airgap": {"replay", "llama", "formats", "terminal"},
     "convert": {"conversion", "measure", "report", "terminal"},
     "sweep": {"convert", "conversion", "measure", "report", "terminal"},
-    "cli": {"agent", "airgap", "convert", "measure", "report", "serve", "sweep"},
+    "names": {"replay"},
+    "pull": {"convert", "formats", "names", "replay"},
+    "cli": {"agent", "airgap", "convert", "pull", "measure", "report", "serve", "sweep"},
     "__main__": {"cli"},
     "__init__": {"runner"},
 }

@@ -6,6 +6,7 @@ options   options that commands share
 defaults  the model of a command: the named or the default one
 config    edge config; settings as defaults of options
 store     edge models
+pull      edge pull; the question before a large download
 models    edge convert, imatrix, inspect, doctor
 run       edge run
 agent     edge agent, replay

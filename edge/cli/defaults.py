@@ -26,23 +26,52 @@ def chosen_model(model: Path | None, note: Note, *, announce: bool = False) -> P
     """
     if model is None:
         return default_model(note)
-    path = named_model(str(model), note)
+    path = named_model(model.as_posix(), note)
     if announce:
         note(f"model: {path}")
     return path
 
 
 def named_model(text: str, note: Note) -> Path:
-    """The file of a model: an existing path, or a name in ./models or the store; tiny-terminal is the embedded one.
+    """The file of a model: an existing path, a name in ./models or the store, a known name, or a hub id.
 
-    Any other text is returned as a path: the error for it is that of the reader.
+    A model that is only on the hub is pulled into the store: after a line on stderr, and above 1 GB after a question.
+    tiny-terminal is the embedded model. Raises ModelFileError, with similar names, if there is no such model.
     """
     from edge.formats.models import local_model
 
     path = local_model(text)
-    if path is None and text == EMBEDDED_NAME:
-        path = demonstration(note)
-    return path or Path(text)
+    if path is not None:
+        return path
+    if text == EMBEDDED_NAME:
+        return demonstration(note)
+    from edge.cli.pull import pulled_model
+    from edge.names import resolve
+
+    found = resolve(text)
+    return found if isinstance(found, Path) else pulled_model(found)
+
+
+def checkpoint_source(
+    text: str, *, revision: str | None = None, offline: bool = False, yes: bool | None = None
+) -> tuple[str, str | None, str | None]:
+    """A SOURCE of a checkpoint, its quantization type and its revision, the last two as far as the name says them.
+
+    A folder is returned as it is. A known name or a hub id is downloaded into the hub's cache first, after a line on
+    stderr, and above 1 GB after a question. Raises ModelFileError for an unknown name, HubError for a failed download.
+    """
+    from edge.cli.common import progress_line
+    from edge.cli.pull import ask_first
+    from edge.formats.hub import HubOptions
+    from edge.names import resolve
+    from edge.pull import fetch_source
+
+    found = resolve(text, source=True)
+    if isinstance(found, Path):
+        return str(found), None, revision
+    revision = revision or found.revision
+    source = fetch_source(found, HubOptions(revision, offline), ask_first(yes), progress_line)
+    return source, found.quant or (found.known.default_quant if found.known else None), revision
 
 
 def default_model(note: Note) -> Path:
@@ -65,7 +94,7 @@ def agent_model(note: Note, *, person: bool) -> Path:
     choice = _default(note)
     if choice.path is None or (choice.demonstration and choice.named is None):
         advice = (
-            "name one with --model, set EDGE_MODEL, or convert one with `edge convert` "
+            "name one with --model, or get one with `edge pull` or `edge convert` "
             f"(--model {EMBEDDED_NAME} takes the demonstration model)"
         )
         if not person:
@@ -104,14 +133,12 @@ def _default(note: Note) -> "Choice":
     from edge.formats.models import default_choice
 
     choice = default_choice()
-    if choice.path is None and choice.named == EMBEDDED_NAME:
-        return replace(choice, path=demonstration(note))
-    if choice.path is None and choice.named is not None:
-        raise ConfigError(
-            f"model is {choice.named!r} ({choice.why}): no such file, and no such name in the model store; "
-            "`edge models` lists the names"
-        )
-    return choice
+    if choice.path is not None or choice.named is None:
+        return choice
+    try:
+        return replace(choice, path=named_model(choice.named, note))
+    except ModelFileError as error:
+        raise ConfigError(f"model is {choice.named!r} ({choice.why}): {error}") from None
 
 
 def _line(path: Path, choice: "Choice") -> str:
@@ -119,9 +146,6 @@ def _line(path: Path, choice: "Choice") -> str:
     if choice.path is None:
         return f"model: {path} (the demonstration model; there is no other)"
     newer = len(choice.skipped)
-    more = (
-        f"; {newer} newer {'file is' if newer == 1 else 'files are'} not usable, see edge models"
-        if newer
-        else ""
-    )
+    what = "file is" if newer == 1 else "files are"
+    more = f"; {newer} newer {what} not usable, see edge models" if newer else ""
     return f"model: {path} ({choice.why}{more})"

@@ -198,11 +198,14 @@ def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
 
 
 def _by_vllm(model: Path | None, work: _Work, dtype: str, tp: int) -> "Result":
+    from edge.cli.defaults import checkpoint_source
+    from edge.formats.checkpoint import locate
     from edge.replay.vllm import VllmOptions, evaluate_vllm
 
     assert model is not None
+    source, _, revision = checkpoint_source(model.as_posix())
     return evaluate_vllm(
-        model,
+        locate(source, revision=revision)[0],
         work.rows,
         work.out,
         limit=work.limit,
@@ -223,13 +226,14 @@ def _by_server(
     concurrency: int,
     timeout: float,
 ) -> "Result":
+    from edge.cli.defaults import chosen_model
     from edge.replay.openai import Service, evaluate_server
 
     return evaluate_server(
         base_url,
         work.rows,
         work.out,
-        model=model,
+        model=None if model is None else chosen_model(model, note),
         service=Service(served_model, concurrency, timeout),
         limit=work.limit,
         rows_of=work.rows_of,

@@ -11,11 +11,12 @@ import typer
 
 from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
-from edge.cli.common import note_fallback
+from edge.cli.common import note, note_fallback
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.measure import measure
 from edge.cli.models import convert, doctor, imatrix, inspect
+from edge.cli.pull import pull
 from edge.cli.report import report
 from edge.cli.results import compare, score
 from edge.cli.run import run
@@ -46,8 +47,10 @@ def prompt(
     ] = False,
 ) -> None:
     """Print the prompt that a model gets for given messages."""
+    from edge.cli.defaults import chosen_model
     from edge.prompt import prompt_source, read_messages, render_prompt
 
+    model = chosen_model(model, note)
     chat = read_messages(messages)
     rendered = render_prompt(chat, prompt_source(model))
     note_fallback(model, rendered)
@@ -60,6 +63,7 @@ def prompt(
 
 
 # `edge --help` lists them in this order.
+app.command()(pull)
 app.command()(convert)
 app.command()(run)
 app.command()(agent)

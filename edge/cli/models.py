@@ -9,22 +9,26 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, note, progress_line
+from edge.cli.pull import Yes
 from edge.system.text import size
 
 
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="Hugging Face checkpoint: a folder or a hub id (owner/name)."),
+        typer.Argument(
+            metavar="SOURCE", help="Hugging Face checkpoint: a folder, a known name or a hub id (owner/name)."
+        ),
     ],
     quant: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--quant",
             "-q",
-            help="Quantization type: f32, f16, bf16, Q8_0, Q4_K_M, … The error for an unknown type lists them all.",
+            help="Quantization type: f32, f16, bf16, Q8_0, Q4_K_M, … The error for an unknown type lists them all. "
+            "Default: that of the name (org/repo:Q8_0) or of the known model, else Q4_K_M.",
         ),
-    ] = "Q4_K_M",
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -62,6 +66,7 @@ def convert(
     offline: Annotated[
         bool, typer.Option("--offline", help="Do not connect: use only the hub's local cache.")
     ] = False,
+    yes: Yes = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -77,12 +82,14 @@ def convert(
             "must be PATTERN=TYPE, for example ffn_down=q6_k", param_hint="--tensor-type"
         )
 
+    from edge.cli.defaults import checkpoint_source
     from edge.convert import TensorTypes
     from edge.convert import convert as run_convert
 
+    source, named, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
     converted = run_convert(
         source,
-        quant=quant,
+        quant=quant or named or "Q4_K_M",
         out=out,
         imatrix=imatrix,
         calibrate=calibrate,
@@ -133,12 +140,14 @@ def imatrix(
     if (replay is None) == (text is None):
         raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
 
+    from edge.cli.defaults import chosen_model
     from edge.measure.calibrate import calibrate
     from edge.system.progress import bar
 
+    chosen = chosen_model(model, note)
     with bar("reading", show=True, unit="tokens") as progress:
         calibrated = calibrate(
-            model,
+            chosen,
             out,
             rows=replay,
             text=text,
@@ -174,6 +183,7 @@ def inspect(
     lora: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="LoRA adapter that the GGUF was made with.")
     ] = None,
+    yes: Yes = False,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
@@ -181,8 +191,12 @@ def inspect(
 
     The exit code is 1 if something is wrong with the file.
     """
+    from edge.cli.defaults import checkpoint_source, chosen_model
     from edge.conversion.inspect import inspect as run_inspect
 
+    file = chosen_model(file, note)
+    if source is not None:
+        source, _, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
     inspected = run_inspect(
         file,
         verify=verify,
@@ -220,6 +234,9 @@ def doctor(
 
     With --offline, edge tries everything that it needs without a network. The exit code is 1 if it is not ready.
     """
+    from edge.cli.defaults import chosen_model
+
+    model = None if model is None else chosen_model(model, note)
     if offline:
         from edge.airgap.ready import offline as run_offline
 

@@ -56,7 +56,7 @@ def models(context: typer.Context, as_json: Json = False) -> None:
         shown = model_name(choice.path) if in_store else str(choice.path)
         typer.echo(f"\nDefault ({printable(choice.why)}):\n  {printable(shown)}")
     elif not stored:
-        typer.echo("To add one: edge convert SOURCE. Known models: edge models known")
+        typer.echo("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
 
 
 @models_app.command()
@@ -194,6 +194,8 @@ def _known_facts(model: KnownModel) -> dict[str, Any]:
     return {
         "name": model.path.stem,
         "hub_id": model.hub_id or None,
+        "gguf_id": model.gguf_id or None,
+        "licence": model.licence or None,
         "description": model.description,
         "type": model.default_quant,
         "context": model.context,
@@ -212,9 +214,9 @@ def known_rows() -> list[tuple[str, ...]]:
                 model.path.stem,
                 model.default_quant,
                 f"{model.context:,}",
-                f"{model.memory_gb:g} GB",
+                "-" if model.memory_gb is None else f"{model.memory_gb:g} GB",
                 "-" if f1 is None else f"{f1:.4f}",
-                model.hub_id or "(included in edge)",
+                model.gguf_id or model.hub_id or "(included in edge)",
             )
         )
     return rows

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge.errors import ModelFileError
+from edge.errors import ConfigError, ModelFileError
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.system.config import settings
 from edge.system.paths import EMBEDDED_NAME
@@ -129,11 +129,17 @@ class Choice:
 
 
 def default_choice() -> Choice:
-    """The model that commands use by default. Raises ConfigError if the settings cannot be read."""
+    """The model that commands use by default.
+
+    Raises ConfigError if the settings cannot be read, or if the file of settings has a relative path.
+    """
     held = settings()["model"]
     if isinstance(held.value, str):
         # A relative path in the file would name another model in each folder.
-        path = local_model(held.value, relative=held.source == "variable")
+        relative = held.source == "variable"
+        path = local_model(held.value, relative=relative)
+        if path is None and not relative and local_model(held.value) is not None:
+            raise ConfigError(f"{held.where}: model is {held.value!r}; give an absolute path, or a name")
         return Choice(path, f"from {held.where}", held.value)
     skipped: list[FoundModel] = []
     spare: Choice | None = None

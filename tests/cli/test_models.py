@@ -148,7 +148,10 @@ def test_the_order_of_the_choices(user: User, tiny_q4: Path, real: Path) -> None
     assert done.returncode == 0 and str(old) not in done.stderr
     user.set('model = "models/here.gguf"\n')  # in a file, a relative path is a model of nowhere
     done = user.edge(*ASK)
-    assert done.returncode == 1 and str(user.settings) in done.stderr and "models/here.gguf" in done.stderr
+    assert done.returncode == 1 and str(user.settings) in done.stderr and "absolute path" in done.stderr
+    user.set('model = "none-of-these"\n')
+    done = user.edge(*ASK)
+    assert done.returncode == 1 and str(user.settings) in done.stderr and "'none-of-these'" in done.stderr
     done = user.edge("doctor", EDGE_MODEL="old")
     assert f"default     {old} (from EDGE_MODEL)" in done.stdout
 

@@ -81,6 +81,7 @@ def test_memory_of_the_target_is_what_its_shape_needs() -> None:
     assert need.state == 2 * 18 * 2048 * 2 * 4  # two sequences
     weights = 8.3e9 * 4.85 / 8  # llama.cpp's usual bits per weight for Q4_K_M
     needed = (weights + need.total) / 1e9
+    assert model.memory_gb is not None
     assert needed <= model.memory_gb < needed + 0.5
 
 
