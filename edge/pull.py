@@ -423,7 +423,8 @@ def _made_from(place: Path, hub_id: str) -> str | None:
         facts = origin(read_metadata(place))
     except ModelFileError:
         return None
-    if place.is_symlink() or facts.get("hub id") != hub_id or "edge" not in facts:
+    made = facts.get("repository") == f"https://huggingface.co/{hub_id}" and "edge" in facts
+    if place.is_symlink() or not made or "adapter" in facts:
         return None
     return facts.get("revision", "unknown")
 

@@ -26,7 +26,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK = 1 << 20
-_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each try that follows one without a new byte
+_PAUSES = (0.5, 1.0, 2.0)  # seconds before each try that follows one without a new byte
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
