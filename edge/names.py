@@ -57,11 +57,8 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
             "the name of the model is empty; give a file, a name of `edge models` or owner/name"
         )
     path, known = Path(os.path.expanduser(text)), _known(text)
-    try:
-        if os.path.lexists(path):
-            return path
-    except ValueError:  # a NUL in the name
-        raise ModelFileError(f"{text!r}: is not the name of a file or a model") from None
+    if os.path.lexists(path):
+        return path
     if known is not None and (source or remote):
         return known
     stored = None if source else named_file(text)

@@ -94,7 +94,9 @@ def open_repository(hub_id: str, options: HubOptions | None = None) -> Repositor
     options = options or HubOptions()
     if not HUB_ID.fullmatch(hub_id):
         raise HubError(f"{hub_id}: is not a hub id of the form owner/name")
-    if options.revision is not None and not _REVISION.fullmatch(options.revision):
+    if options.revision is not None and (
+        not _REVISION.fullmatch(options.revision) or ".." in options.revision
+    ):
         raise HubError(f"{hub_id}: {options.revision!r} is not a branch, a tag or a commit; check --revision")
     from huggingface_hub import constants
 
@@ -258,7 +260,6 @@ def _fetch(repository: Repository, file: HubFile, say: Say, progress: Callable[[
                 stream.truncate(0)
                 digest = hashlib.sha256()
             digest = _complete(repository, file, stream, digest, progress)
-            stream.flush()
             os.fsync(stream.fileno())
         if digest.hexdigest() != file.sha256:
             partial.unlink(missing_ok=True)
@@ -287,6 +288,7 @@ def _complete(
                     stream.truncate()
                     digest, begin = hashlib.sha256(), 0
                 stream.write(chunk)
+                stream.flush()  # a killed process loses nothing
                 digest.update(chunk)
                 failures = 0
                 progress(stream.tell())
@@ -329,7 +331,7 @@ def _pieces(repository: Repository, name: str, begin: int) -> Iterator[tuple[byt
     ) as response:
         hf_raise_for_status(response)
         first = begin if response.status_code == 206 else 0
-        for chunk in response.iter_bytes(_CHUNK):
+        for chunk in response.iter_bytes():  # as they come: a lost connection loses none of them
             yield chunk, first
 
 
