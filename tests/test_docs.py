@@ -115,6 +115,8 @@ def wrong_words(words: list[str], known: dict[str, set[str]]) -> list[str]:
     name = words[0] if words and not words[0].startswith("-") else ""
     if name not in known:
         return [name]
+    if len(words) > 1 and f"{name} {words[1]}" in known:
+        name = f"{name} {words[1]}"
     used = [word.partition("=")[0] for word in words if re.match(r"--?[A-Za-z]", word)]
     return [option for option in used if option not in known[name]]
 

@@ -16,8 +16,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from edge.system import paths
-
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     "torch",
@@ -66,21 +64,6 @@ def test_version_stands_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dynamic"] == ["version"]
     assert not any(name.startswith(("torch", "llm-")) for name in project["dependencies"])
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_converted_models_go_where_one_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    assert paths.model_folder() == Path("models")
-    (tmp_path / "models").write_text("a file is in the way")
-    assert paths.model_folder() == tmp_path / "cache" / "models"
-    (tmp_path / "models").unlink()
-    for number, folder in enumerate((tmp_path / "models", tmp_path / "cache" / "models")):
-        folder.mkdir(parents=True)
-        (folder / "m.gguf").touch()
-        os.utime(folder / "m.gguf", (number, number))
-    assert paths.converted_models() == [tmp_path / "cache" / "models" / "m.gguf", Path("models/m.gguf")]
 
 
 def test_the_wheel_carries_the_models_and_finds_them(tmp_path: Path) -> None:

@@ -173,8 +173,6 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             with _make_sandbox(options, paths, interface) as sandbox:
                 _bring_back(sandbox, paths.archive, options, interface)
             return Ending("complete")
-        if not interface.quiet:
-            interface.say(f"model: {paths.model}")
         runner = stack.enter_context(Runner.open(paths.model, options.loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
         lost = options.permission.sandbox and _lost_action(resumed, paths.archive)
@@ -242,6 +240,7 @@ def _paths(options: SessionOptions, resumed: Record | None, interface: Interface
             if "model" not in resumed.facts:
                 raise AgentError(f"{resumed.path}: does not name its model: add --model FILE")
             model = Path(resumed.facts["model"])
+            interface.say(f"model: {model}")
     folder = folder or Path()
     if not folder.is_dir():
         raise AgentError(f"{folder}: is not a folder: choose another --workdir")

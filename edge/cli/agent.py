@@ -159,14 +159,14 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
     from rich.console import Console
 
     from edge.agent.session import Interface, option_conflict, run_session
-    from edge.cli.defaults import agent_model, named_model
+    from edge.cli.defaults import agent_model, chosen_model
     from edge.system.progress import waiting
 
     if conflict := option_conflict(options):
         raise typer.BadParameter(conflict.reason, param_hint=conflict.option)
     permission = options.permission
     if options.model is not None:
-        options = replace(options, model=named_model(options.model.as_posix(), note))
+        options = replace(options, model=chosen_model(options.model, note, announce=not quiet))
     interface = Interface(
         console=Console(highlight=False, soft_wrap=True),
         say=note,

@@ -1,6 +1,7 @@
 """The command `edge config`, and the user's settings as defaults of the options of every command."""
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,9 @@ def apply_settings(context: typer.Context) -> None:
     The setting `model` is not among them: edge.cli.defaults finds the model of a command that names none.
     """
     name = context.invoked_subcommand
+    words = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    if not {"-h", "--help"}.isdisjoint(words):
+        return  # a help text needs no settings, and shows edge's own defaults
     commands: dict[str, Any] = getattr(context.command, "commands", {})
     if name is None or name in _UNTOUCHED or name not in commands:
         return

@@ -1,13 +1,18 @@
 """The model of a command: the one that is named, or the default one (docs/models.md)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from edge.errors import ConfigError, ModelFileError
 from edge.system.paths import EMBEDDED_NAME, embedded_checkpoint
 from edge.system.store import store_folder
+
+if TYPE_CHECKING:
+    from edge.formats.models import Choice
 
 _QUANT = "Q4_K_M"
 Note = Callable[[str], None]
@@ -74,30 +79,32 @@ def default_model(note: Note) -> Path:
 
     `note` receives a line about the choice. Raises as `chosen_model`.
     """
-    path, why, _ = _default(note)
-    path = path or demonstration(note)
-    note(f"model: {path}" + (f" ({why})" if why else ""))
+    choice = _default(note)
+    path = choice.path or demonstration(note)
+    note(_line(path, choice))
     return path
 
 
 def agent_model(note: Note, *, person: bool) -> Path:
     """The model of `edge agent` if no option names one. Never the embedded model without a question.
 
-    `person`: somebody can answer the question. Raises ModelFileError if there is no model or nobody agrees.
+    `person`: somebody can answer the question. A setting is an explicit choice, that of the embedded model too.
+    Raises ModelFileError if there is no model or the person does not agree.
     """
-    path, _, embedded = _default(note)
-    if path is not None and not embedded:
-        return path
-    advice = (
-        "name one with --model, set EDGE_MODEL, or convert one with `edge convert` "
-        f"(--model {EMBEDDED_NAME} takes the demonstration model)"
-    )
-    if not person:
-        raise ModelFileError(f"edge agent has no model: {advice}")
-    question = f"The only model here is {EMBEDDED_NAME}, a tiny demonstration model. Use it?"
-    if not typer.confirm(question, err=True):
-        raise ModelFileError(f"no model was chosen: {advice}")
-    return path or demonstration(note)
+    choice = _default(note)
+    if choice.path is None or (choice.demonstration and choice.named is None):
+        advice = (
+            "name one with --model, or get one with `edge pull` or `edge convert` "
+            f"(--model {EMBEDDED_NAME} takes the demonstration model)"
+        )
+        if not person:
+            raise ModelFileError(f"edge agent has no model: {advice}")
+        question = f"The only model here is {EMBEDDED_NAME}, a tiny demonstration model. Use it?"
+        if not typer.confirm(question, err=True):
+            raise ModelFileError(f"no model was chosen: {advice}")
+    path = choice.path or demonstration(note)
+    note(_line(path, choice))
+    return path
 
 
 def demonstration(note: Note) -> Path:
@@ -121,19 +128,24 @@ def demonstration(note: Note) -> Path:
     return convert(checkpoint, quant=_QUANT, out=out).path
 
 
-def _default(note: Note) -> tuple[Path | None, str, bool]:
-    """The default model, why, and whether it is the embedded one, unasked; None if there is no model.
-
-    A setting is an explicit choice, the embedded model included. `note` receives a line for each unusable file.
-    """
+def _default(note: Note) -> "Choice":
+    """The default model. Raises ConfigError if the setting names a model that is not on this machine."""
     from edge.formats.models import default_choice
 
     choice = default_choice()
-    for model in choice.skipped:
-        note(f"{model.path}: not usable: {model.problem}")
-    if choice.named is not None and choice.path is None:
-        try:
-            return named_model(choice.named, note), choice.why, False
-        except ModelFileError as error:
-            raise ConfigError(f"model is {choice.named!r} ({choice.why}): {error}") from None
-    return choice.path, choice.why if choice.path else "", choice.demonstration
+    if choice.path is not None or choice.named is None:
+        return choice
+    try:
+        return replace(choice, path=named_model(choice.named, note))
+    except ModelFileError as error:
+        raise ConfigError(f"model is {choice.named!r} ({choice.why}): {error}") from None
+
+
+def _line(path: Path, choice: "Choice") -> str:
+    """The line about a model that edge chose, with the number of newer files that it could not choose."""
+    if choice.path is None:
+        return f"model: {path} (the demonstration model; there is no other)"
+    newer = len(choice.skipped)
+    what = "file is" if newer == 1 else "files are"
+    more = f"; {newer} newer {what} not usable, see edge models" if newer else ""
+    return f"model: {path} ({choice.why}{more})"

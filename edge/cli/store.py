@@ -52,7 +52,9 @@ def models(context: typer.Context, as_json: Json = False) -> None:
         typer.echo("\nIn ./models:")
         _print_models(local)
     if choice.path is not None:
-        typer.echo(f"\nDefault: {printable(str(choice.path))} ({printable(choice.why)})")
+        in_store = choice.path in store_files()
+        shown = model_name(choice.path) if in_store else str(choice.path)
+        typer.echo(f"\nDefault ({printable(choice.why)}):\n  {printable(shown)}")
     elif not stored:
         typer.echo("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
 

@@ -6,10 +6,10 @@ the newest usable one in the user's store. A model wins over the embedded one, w
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge.errors import ModelFileError
+from edge.errors import ConfigError, ModelFileError
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.system.config import settings
 from edge.system.paths import EMBEDDED_NAME
@@ -129,11 +129,17 @@ class Choice:
 
 
 def default_choice() -> Choice:
-    """The model that commands use by default. Raises ConfigError if the settings cannot be read."""
+    """The model that commands use by default.
+
+    Raises ConfigError if the settings cannot be read, or if the file of settings has a relative path.
+    """
     held = settings()["model"]
     if isinstance(held.value, str):
         # A relative path in the file would name another model in each folder.
-        path = local_model(held.value, relative=held.source == "variable")
+        relative = held.source == "variable"
+        path = local_model(held.value, relative=relative)
+        if path is None and not relative and local_model(held.value) is not None:
+            raise ConfigError(f"{held.where}: model is {held.value!r}; give an absolute path, or a name")
         return Choice(path, f"from {held.where}", held.value)
     skipped: list[FoundModel] = []
     spare: Choice | None = None
@@ -145,12 +151,12 @@ def default_choice() -> Choice:
             why = f"the newest in {place}"
             if not model.demonstration:
                 return Choice(model.path, why, skipped=tuple(skipped))
-            spare = spare or Choice(model.path, why, demonstration=True)
+            spare = spare or Choice(model.path, "the demonstration model; there is no other", None, True)
     if spare is None:
         return Choice(
             None, "there is no usable GGUF in ./models or in the model store", skipped=tuple(skipped)
         )
-    return Choice(spare.path, spare.why, demonstration=True, skipped=tuple(skipped))
+    return replace(spare, skipped=tuple(skipped))
 
 
 def local_model(text: str, *, relative: bool = True) -> Path | None:

@@ -475,9 +475,19 @@ def test_failure_keeps_the_older_file(folder: Path, out: Path) -> None:
 def test_default_output(
     random_small_moe_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The user's store; never ./models, and never through a link to another file."""
     monkeypatch.chdir(tmp_path)
-    assert convert(random_small_moe_folder, quant="F16").path == Path("models/lfm2moe-small-f16.gguf")
-    assert (tmp_path / "models" / "lfm2moe-small-f16.gguf").is_file()
+    monkeypatch.setenv("EDGE_MODELS", str(tmp_path / "store"))
+    (tmp_path / "models").mkdir()
+    written = convert(random_small_moe_folder, quant="F16").path
+    assert written == tmp_path / "store" / "lfm2moe-small-f16.gguf" and written.is_file()
+    assert not any((tmp_path / "models").iterdir())
+    written.rename(tmp_path / "pulled")
+    written.symlink_to(tmp_path / "pulled")
+    before = (tmp_path / "pulled").read_bytes()
+    with pytest.raises(ConversionError, match="is a link to a model of the same name"):
+        convert(random_small_moe_folder, quant="F16")
+    assert (tmp_path / "pulled").read_bytes() == before
 
 
 def test_tokenization_is_checked_by_default(folder: Path, out: Path) -> None:
