@@ -135,6 +135,8 @@ def fetch_source(reference: Reference, options: HubOptions, confirm: Confirm | N
     """Download a checkpoint for a conversion. Returns its hub id, or the folder of the embedded checkpoint."""
     if not reference.hub_id:
         return str(embedded_checkpoint())
+    if reference.file is not None:
+        raise ModelFileError(f"{reference.text}: is a GGUF, not a checkpoint; edge pull {reference.text}")
     repository = open_repository(reference.hub_id, options)
     names = needed_files(repository)
     _confirmed(reference, repository, names, "safetensors", confirm)

@@ -462,6 +462,42 @@ def test_convert_asks_too_and_refuses_ggufs(
 
 # --- what a name means ---
 
+NO_MODEL = "nothing-like-it"
+REPLAY = str(ROOT / "models" / "tiny-terminal" / "eval.jsonl")
+COMMANDS = [
+    ("run", "x", "-m", NO_MODEL),
+    ("agent", "x", "-m", NO_MODEL, "--yes", "--sandbox"),
+    ("serve", "-m", NO_MODEL),
+    ("eval", "-m", NO_MODEL, "--out", "r.json"),
+    ("eval", "-m", NO_MODEL, "--out", "r.json", "--backend", "vllm"),
+    ("eval", "-m", NO_MODEL, "--out", "r.json", "--backend", "openai", "--base-url", "http://127.0.0.1:9"),
+    ("measure", "-m", NO_MODEL, "--replay", REPLAY, "--out", "m.json"),
+    ("imatrix", "-m", NO_MODEL, "--replay", REPLAY, "--out", "i.gguf"),
+    ("prompt", "-m", NO_MODEL, "--messages", REPLAY),
+    ("inspect", NO_MODEL),
+    ("doctor", "-m", NO_MODEL),
+    ("bundle", "-m", NO_MODEL, "--out", "b.tar"),
+    ("pull", NO_MODEL),
+    ("convert", NO_MODEL),
+    ("sweep", NO_MODEL, "--quants", "Q8_0", "--out", "s"),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_every_command_takes_names(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from edge.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    wrong = tuple("lfm2.5-8b-a1b-termnal" if word == NO_MODEL else word for word in words)
+    result = CliRunner().invoke(app, wrong)
+    assert isinstance(result.exception, ModelFileError), (result.exception, result.output)
+    assert "did you mean lfm2.5-8b-a1b-terminal" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
 
 def test_a_known_name_is_pulled_from_its_repository_of_ggufs(
     machine: Machine, tmp_path: Path, start: Callable[..., LocalHub], tiny_q4: Path

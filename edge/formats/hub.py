@@ -145,6 +145,8 @@ def download(
     a line about that. `progress` receives the bytes done and all bytes. Raises HubError if the disk is too full, the
     hub cannot be reached or refuses a file, or a file does not have the SHA-256 that the hub reports.
     """
+    from huggingface_hub import constants
+
     names = list(names)
     missing = repository.missing(names)
     if not missing:
@@ -162,9 +164,10 @@ def download(
                 progress(before + n_bytes, total)
 
         try:
-            if file.sha256 is not None:
+            ours = file.sha256 is not None and file.n_bytes <= constants.MAX_HTTP_DOWNLOAD_SIZE
+            if ours:
                 _fetch(repository, file, say or (lambda text: None), report)
-            _place(repository, file)
+            _place(repository, file, checked=ours)
         except HubError:
             raise
         except Exception as error:
@@ -335,15 +338,19 @@ def _pieces(repository: Repository, name: str, begin: int) -> Iterator[tuple[byt
             yield chunk, first
 
 
-def _place(repository: Repository, file: HubFile) -> None:
-    """Let huggingface_hub put a file into the folder of the commit: a link to its blob, or a small download."""
+def _place(repository: Repository, file: HubFile, *, checked: bool) -> None:
+    """Let huggingface_hub put a file into the folder of the commit: a link to its blob, or a download.
+
+    It downloads small files, and the largest: those that the hub does not send over HTTP in one piece. `checked`: its
+    blob is there, and has the SHA-256 of the hub.
+    """
     from huggingface_hub import hf_hub_download
 
     with _without_bars():
         placed = hf_hub_download(repository.hub_id, file.name, revision=repository.commit)
     found = Path(placed).resolve()
-    if file.sha256 is not None and found.name != file.sha256 and found.parent.name == "blobs":
-        with open(found, "rb") as stream:  # a server whose ETag is not the SHA-256: it was downloaded again
+    if file.sha256 is not None and not (checked and found.name == file.sha256):
+        with open(found, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != file.sha256:
             Path(placed).unlink()
