@@ -9,7 +9,7 @@ import typer
 
 from edge.errors import ConfigError, ModelFileError
 from edge.system.paths import EMBEDDED_NAME, embedded_checkpoint
-from edge.system.store import store_folder
+from edge.system.store import local_model, store_folder
 
 if TYPE_CHECKING:
     from edge.formats.models import Choice
@@ -38,8 +38,6 @@ def named_model(text: str, note: Note) -> Path:
     A model that is only on the hub is pulled into the store: after a line on stderr, and above 1 GB after a question.
     tiny-terminal is the embedded model. Raises ModelFileError, with similar names, if there is no such model.
     """
-    from edge.formats.models import local_model
-
     path = local_model(text)
     if path is not None:
         return path

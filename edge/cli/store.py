@@ -79,9 +79,7 @@ def path(
 
 @models_app.command()
 def rm(
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Names of models in the model store.")
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of models in the model store.")],
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask. Needed if there is no terminal.")
     ] = False,

@@ -13,7 +13,7 @@ from edge.errors import ConfigError, ModelFileError
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.system.config import settings
 from edge.system.paths import EMBEDDED_NAME
-from edge.system.store import local_files, named_file, store_files
+from edge.system.store import local_files, local_model, store_files
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split model
 
@@ -157,17 +157,3 @@ def default_choice() -> Choice:
             None, "there is no usable GGUF in ./models or in the model store", skipped=tuple(skipped)
         )
     return replace(spare, skipped=tuple(skipped))
-
-
-def local_model(text: str, *, relative: bool = True) -> Path | None:
-    """The file that `text` names on this machine: an existing path, else a name in ./models or the store; or None.
-
-    `relative`: a path may begin at the current folder. `~` is the home folder.
-    """
-    try:
-        path = Path(text).expanduser()
-        if (relative or path.is_absolute()) and path.exists():
-            return path
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
-        pass
-    return named_file(text)

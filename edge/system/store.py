@@ -64,6 +64,20 @@ def named_file(name: str) -> Path | None:
     return next(iter(exact or similar), None)
 
 
+def local_model(text: str, *, relative: bool = True) -> Path | None:
+    """The file that `text` names on this machine: an existing path, else a name in ./models or the store; or None.
+
+    `relative`: a path may begin at the current folder. `~` is the home folder.
+    """
+    try:
+        path = Path(text).expanduser()
+        if (relative or path.is_absolute()) and path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
+        pass
+    return named_file(text)
+
+
 def _ggufs(folder: Path) -> list[Path]:
     """The GGUFs of a folder, in the order of their names; none if it cannot be read."""
     try:

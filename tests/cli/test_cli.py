@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 # In the order of `edge --help`: from the first use to the rare one.
 COMMANDS = [
-    *("convert", "run", "agent", "serve", "eval", "compare", "report", "sweep", "measure", "score"),
-    *("replay", "prompt", "imatrix", "inspect", "models", "config", "doctor", "bundle", "unbundle"),
+    *("pull", "convert", "run", "agent", "serve", "eval", "compare", "report", "sweep", "measure", "score"),
+    *("replay", "prompt", "imatrix", "inspect", "doctor", "bundle", "unbundle", "models", "config"),
 ]
 LONGEST_SUMMARY = 62  # characters; longer ones are cut in 80 columns
 

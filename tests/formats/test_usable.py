@@ -1,6 +1,6 @@
 """Which GGUFs of a folder of models are usable: the store, its older place and ./models.
 
-.venv/bin/pytest tests/formats/test_models.py
+.venv/bin/pytest tests/formats/test_usable.py
 """
 
 import os
