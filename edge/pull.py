@@ -135,6 +135,8 @@ def fetch_source(reference: Reference, options: HubOptions, confirm: Confirm | N
     """Download a checkpoint for a conversion. Returns its hub id, or the folder of the embedded checkpoint."""
     if not reference.hub_id:
         return str(embedded_checkpoint())
+    if reference.file is not None:
+        raise ModelFileError(f"{reference.text}: is a GGUF, not a checkpoint; edge pull {reference.text}")
     repository = open_repository(reference.hub_id, options)
     names = needed_files(repository)
     _confirmed(reference, repository, names, "safetensors", confirm)
@@ -422,7 +424,8 @@ def _made_from(place: Path, hub_id: str) -> str | None:
         facts = origin(read_metadata(place))
     except ModelFileError:
         return None
-    if place.is_symlink() or facts.get("hub id") != hub_id or "edge" not in facts:
+    made = facts.get("repository") == f"https://huggingface.co/{hub_id}" and "edge" in facts
+    if place.is_symlink() or not made or "adapter" in facts:
         return None
     return facts.get("revision", "unknown")
 
