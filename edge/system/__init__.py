@@ -6,7 +6,8 @@ child     runs a module of edge as a child process
 folders   temporary folders that are removed
 places    checks whether an output can be written; text and JSON files
 paths     where shipped models, caches and sessions are
-signals   signals held back where their exception would be lost
+signals   signals held back where their exception would be lost, or passed on to C code
+streams   standard streams in any encoding
 typed_json  JSON values checked against a TypedDict
 hashes    SHA-256 of files and texts
 text      other people's text made safe to show; sizes
