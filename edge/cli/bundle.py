@@ -5,21 +5,21 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import note
+from edge.cli.common import note, progress_line
 
 
 def bundle(
     model: Annotated[
-        list[Path], typer.Option("--model", "-m", metavar="<path>", help="GGUF to include; repeatable.")
+        list[Path], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include; repeatable.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle (tar) to write.")],
     replay: Annotated[
         list[Path] | None,
-        typer.Option("--replay", "-r", metavar="<path>", help="File of replay rows to include; repeatable."),
+        typer.Option("--replay", "-r", metavar="FILE", help="File of replay rows to include; repeatable."),
     ] = None,
     reference: Annotated[
         list[Path] | None,
-        typer.Option(metavar="<path>", help="Result JSON to include for edge compare; repeatable."),
+        typer.Option(metavar="FILE", help="Result JSON to include for edge compare; repeatable."),
     ] = None,
     wheels: Annotated[
         Path | None,
@@ -36,7 +36,7 @@ def bundle(
     from edge.airgap.bundle import bundle as run_bundle
     from edge.system.progress import bar
 
-    with bar("bundling", show=True, unit="bytes") as progress:
+    with bar("bundling", progress_line, unit="bytes") as progress:
         bundled = run_bundle(
             model,
             out,
@@ -63,6 +63,6 @@ def unbundle(
     from edge.airgap.unbundle import unbundle as run_unbundle
     from edge.system.progress import bar
 
-    with bar("checking", show=True, unit="bytes") as progress:
+    with bar("checking", progress_line, unit="bytes") as progress:
         unbundled = run_unbundle(file, to, install=install, python=python, progress=progress)
     typer.echo(unbundled)

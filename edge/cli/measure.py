@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.common import Threads, note, progress_line
+from edge.cli.options import Batch, GpuLayers, Verbose, reading_layers
 
 if TYPE_CHECKING:
     from edge.measure.schema import Measurement
@@ -32,10 +33,13 @@ def measure(
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
-    ctx: Annotated[
+    context: Annotated[
         int | None,
         typer.Option(
-            min=2, help="Maximum tokens of a row with its answer. Default: the model's context length."
+            "--context",
+            "--ctx",
+            min=2,
+            help="Maximum tokens of a row with its answer. Default: the model's context length.",
         ),
     ] = None,
     keep_base: Annotated[
@@ -45,14 +49,11 @@ def measure(
             help="Keep the base's distributions as OUT.base-scores, for the --base of other models.",
         ),
     ] = False,
-    gpu_layers: Annotated[
-        int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1 for all.")
-    ] = -1,
+    gpu_layers: GpuLayers = None,
     threads: Threads = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Tokens decoded in one batch. Default: 512.")
-    ] = None,
+    batch: Batch = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure the cost of quantization on given texts.
 
@@ -62,8 +63,10 @@ def measure(
     """
     if (replay is None) == (text is None):
         raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
-    if text is not None and (ctx is not None or skip_too_long):
-        raise typer.BadParameter("is for --replay; a text has --chunk", param_hint="--ctx, --skip-too-long")
+    if text is not None and (context is not None or skip_too_long):
+        raise typer.BadParameter(
+            "is for --replay; a text has --chunk", param_hint="--context, --skip-too-long"
+        )
 
     from edge.llama.loading import Loading
     from edge.measure import measure as run_measure
@@ -77,7 +80,9 @@ def measure(
         chunk=chunk,
         limit=limit,
         skip_too_long=skip_too_long,
-        loading=Loading(gpu_layers=gpu_layers, threads=threads, context=ctx, batch=batch),
+        loading=Loading(
+            gpu_layers=reading_layers(gpu_layers, model, base), threads=threads, context=context, batch=batch
+        ),
         keep_base=keep_base,
         say=None if quiet else progress_line,
     )

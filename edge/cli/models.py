@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, note, progress_line, table
+from edge.cli.options import GpuLayers, Verbose, reading_layers
 from edge.errors import EdgeError
 from edge.replay.known import known_models
 from edge.system.paths import converted_models
@@ -31,7 +32,7 @@ def convert(
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", "-o", metavar="<path>", help="GGUF to write. Default: models/<name>-<quant>.gguf."
+            "--out", "-o", metavar="FILE", help="GGUF to write. Default: models/<name>-<quant>.gguf."
         ),
     ] = None,
     imatrix: Annotated[
@@ -72,6 +73,7 @@ def convert(
         ),
     ] = True,
     threads: Threads = None,
+    verbose: Verbose = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to a quantized GGUF."""
     overrides = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in tensor_type or [])]
@@ -116,18 +118,23 @@ def imatrix(
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-imatrix does.")] = None,
     chunk: Annotated[int, typer.Option(min=2, help="Chunk size of a text, in tokens.")] = 512,
-    ctx: Annotated[
+    context: Annotated[
         int | None,
-        typer.Option(min=2, help="Leave out rows of more tokens. Default: the model's context length."),
+        typer.Option(
+            "--context",
+            "--ctx",
+            min=2,
+            help="Leave out rows of more tokens. Default: the model's context length.",
+        ),
     ] = None,
     process_output: Annotated[
         bool,
         typer.Option("--process-output", help="Include the output matrix."),
     ] = False,
-    gpu_layers: Annotated[
-        int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1 for all.")
-    ] = -1,
+    gpu_layers: GpuLayers = None,
     threads: Threads = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compute an importance matrix from replay rows or a text.
 
@@ -139,16 +146,16 @@ def imatrix(
     from edge.measure.calibrate import calibrate
     from edge.system.progress import bar
 
-    with bar("reading", show=True, unit="tokens") as progress:
+    with bar("reading", None if quiet else progress_line, unit="tokens") as progress:
         calibrated = calibrate(
             model,
             out,
             rows=replay,
             text=text,
             chunk=chunk,
-            context=ctx,
+            context=context,
             threads=threads,
-            gpu_layers=gpu_layers,
+            gpu_layers=reading_layers(gpu_layers, model),
             process_output=process_output,
             progress=progress,
         )
@@ -221,14 +228,20 @@ def doctor(
             help="Check whether this GGUF fits. Default with --offline: the newest in models/.",
         ),
     ] = None,
-    ctx: Annotated[
+    context: Annotated[
         int | None,
-        typer.Option(min=1, help="Context length to check, in tokens. Default: the model's, at most 8,192."),
+        typer.Option(
+            "--context",
+            "--ctx",
+            min=1,
+            help="Context length to check, in tokens. Default: the model's, at most 8,192.",
+        ),
     ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Try everything that edge needs without a network.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show versions, devices and memory, and whether a model fits.
 
@@ -237,14 +250,14 @@ def doctor(
     if offline:
         from edge.airgap.ready import offline as run_offline
 
-        readiness = run_offline(model, ctx)
+        readiness = run_offline(model, context)
         typer.echo(readiness.to_json() if as_json else readiness.to_text())
         if not readiness.ready:
             raise typer.Exit(1)
         return
     from edge.airgap.doctor import doctor as run_doctor
 
-    report = run_doctor(model, ctx)
+    report = run_doctor(model, context)
     typer.echo(report.to_json() if as_json else report.to_text())
 
 

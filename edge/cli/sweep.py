@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, progress_line
+from edge.cli.options import GpuLayers, Verbose, checked_quant
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -18,7 +19,9 @@ def sweep(
             metavar="CHECKPOINT", help="Hugging Face checkpoint: a folder or a hub id (owner/name)."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results and the report.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for the results and the report.")
+    ],
     quants: Annotated[
         str,
         typer.Option(
@@ -70,11 +73,10 @@ def sweep(
     parallel: Annotated[
         int | None, typer.Option(min=1, max=64, help="Answers written in parallel, as in edge eval.")
     ] = None,
-    gpu_layers: Annotated[
-        int | None, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU. Default: all that fit.")
-    ] = None,
+    gpu_layers: GpuLayers = None,
     threads: Threads = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no stages and no progress.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert, evaluate and measure several quantizations.
 
@@ -89,7 +91,7 @@ def sweep(
 
     done = run_sweep(
         source,
-        [name for name in quants.replace(" ", "").split(",") if name],
+        [checked_quant(name, "--quants") for name in quants.replace(" ", "").split(",") if name],
         replay or embedded_rows(),
         out,
         SweepOptions(

@@ -11,7 +11,7 @@ streams   standard streams in any encoding
 typed_json  JSON values checked against a TypedDict
 hashes    SHA-256 of files and texts
 text      other people's text made safe to show; sizes
-tables    Markdown tables
+tables    tables in Markdown and for a terminal
 progress  progress bars and lines
 machine   cores, memory and disk
 """
