@@ -94,11 +94,12 @@ def broken_package(error: BaseException) -> str | None:
     else:  # an old package lacks a name that edge needs
         module = getattr(getattr(error, "obj", None), "__name__", None) or importing[-1]
     name = module.partition(".")[0]
-    if name == "edge":
-        return None
     package = _PACKAGES.get(name, name)
     install = f"{sys.executable} -m pip install"
-    if isinstance(error, ModuleNotFoundError):
-        return f"the package {package} is missing: {install} {package}"
+    if isinstance(error, ModuleNotFoundError) and name != "edge":
+        return f"the package {package} is missing; install it with: {install} {package}"
     why = printable(" ".join(str(error).split()))[-300:]
-    return f"the package {package} does not work here ({why}): {install} --force-reinstall {package}"
+    if name == "edge":  # a module of edge that a package did not let start
+        return f"edge cannot load all of its parts ({why}); edge doctor shows the versions of its packages"
+    again = f"{install} --force-reinstall {package}"
+    return f"the package {package} does not work here ({why}); install it again with: {again}"

@@ -75,7 +75,9 @@ def serve(
     """
     try:
         from edge.serve import server
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name not in ("h11", "prometheus_client", "starlette", "uvicorn"):
+            raise
         raise ServeError(
             f"{error.name} is missing: in the clone of edge, run pip install -e '.[serve]'"
         ) from None

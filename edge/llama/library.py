@@ -19,7 +19,8 @@ from edge.system.signals import STOP_FLAG, signals_later, stop_flag_set
 
 # Bytes beside the buffers: stacks and heaps of threads, the grammar's masks, graphs.
 _BESIDE = 160_000_000
-_GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level
+_DEBUG, _GGML_LOG_LEVEL_ERROR, _CONTINUES = 1, 4, 5  # enum ggml_log_level
+_last_level = [_DEBUG]
 _ABORTED = 2  # of llama_decode
 _first_error: list[str] = []
 # llama.cpp asks before each node of a graph. A C function answers without Python: the flag is an empty string or not.
@@ -30,7 +31,10 @@ _stopped = llama_cpp.ggml_abort_callback(
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
-    pass_on(text.decode("utf-8", "replace"))
+    if level != _CONTINUES:  # the rest of a line has the level of its beginning
+        _last_level[0] = level
+    if _last_level[0] != _DEBUG:
+        pass_on(text.decode("utf-8", "replace"))
     if level == _GGML_LOG_LEVEL_ERROR and not _first_error:
         _first_error.append(" ".join(text.decode("utf-8", "replace").split()))
 

@@ -6,7 +6,7 @@ _listeners: list[Callable[[str], None]] = []
 
 
 def listen(listener: Callable[[str], None]) -> None:
-    """Send all that llama.cpp logs from now on to `listener`: parts of lines, as llama.cpp writes them."""
+    """Send what llama.cpp logs from now on to `listener`, in parts of lines, without the lines for debugging."""
     _listeners[:] = [listener]
 
 
