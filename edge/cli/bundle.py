@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import note, progress_line
+from edge.cli.common import note, progress_line, show
 
 
 def bundle(
@@ -46,7 +46,7 @@ def bundle(
             say=note,
             progress=progress,
         )
-    typer.echo(bundled)
+    show(bundled)
 
 
 def unbundle(
@@ -65,4 +65,4 @@ def unbundle(
 
     with bar("checking", progress_line, unit="bytes") as progress:
         unbundled = run_unbundle(file, to, install=install, python=python, progress=progress)
-    typer.echo(unbundled)
+    show(unbundled)

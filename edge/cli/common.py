@@ -1,17 +1,17 @@
 """What the commands share: the option --threads, notes, tables, lines of progress."""
 
+import os
 import re
-import shutil
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from edge.errors import PromptError
-from edge.system.tables import columns
+from edge.system.tables import columns, fitted
 from edge.system.text import printable
 
 if TYPE_CHECKING:
@@ -32,14 +32,25 @@ def note(text: str) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in aligned columns on stdout, on a terminal in its width. Off a terminal no cell has line breaks."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    for line in columns(header, rows, shutil.get_terminal_size().columns if terminal else None):
+    for line in columns(header, rows, _width(sys.stdout)):
         typer.echo(line)
+
+
+def show(text: object) -> None:
+    """Print a report on stdout; on a terminal, its lines and Markdown tables are wrapped to the width."""
+    typer.echo(fitted(str(text), _width(sys.stdout)))
+
+
+def _width(stream: TextIO | None) -> int | None:
+    """The columns of a terminal; None for another stream."""
+    if stream is None or not stream.isatty():
+        return None
+    return os.get_terminal_size(stream.fileno()).columns or None
 
 
 def progress_line(text: str) -> None:
     """Print a line of progress on stderr."""
-    typer.echo(printable(text), err=True)
+    typer.echo(fitted(printable(text), _width(sys.stderr)), err=True)
 
 
 def note_fallback(model: Path, rendered: "Rendered") -> None:

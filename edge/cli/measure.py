@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line
+from edge.cli.common import Threads, note, progress_line, show
 from edge.cli.options import Batch, GpuLayers, Verbose, reading_layers
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _print(done: "Measurement", out: Path) -> None:
         if isinstance(value, int | float):
             bounds = [format(bound, form) for bound in intervals.get(name) or () if bound is not None]
             lines.append([label, format(value, form), " to ".join(bounds) if len(bounds) == 2 else ""])
-    typer.echo("\n".join(table(("figure", "value", "95 % interval"), lines, right=(1,))))
+    show("\n".join(table(("figure", "value", "95 % interval"), lines, right=(1,))))
     rows = done["kind"] == "rows"
     what = f"{figures['rows']} rows of {figures['tasks']} tasks" if rows else f"{figures['rows']} chunks"
-    typer.echo(f"\n{out}: {figures['tokens']:,} tokens of {what}")
+    show(f"\n{out}: {figures['tokens']:,} tokens of {what}")

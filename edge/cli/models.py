@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line, table
+from edge.cli.common import Threads, note, progress_line, show, table
 from edge.cli.options import GpuLayers, Verbose, reading_layers
 from edge.errors import EdgeError
 from edge.replay.known import known_models
@@ -101,7 +101,7 @@ def convert(
     )
     for warning in converted.warnings:
         note(warning)
-    typer.echo(
+    show(
         f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
         f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
     )
@@ -159,7 +159,7 @@ def imatrix(
             process_output=process_output,
             progress=progress,
         )
-    typer.echo(calibrated)
+    show(calibrated)
 
 
 def inspect(
@@ -203,7 +203,7 @@ def inspect(
         lora=lora,
         threads=threads,
     )
-    typer.echo(inspected.to_json() if as_json else inspected.to_text())
+    typer.echo(inspected.to_json()) if as_json else show(inspected.to_text())
     if not inspected.ok:
         raise typer.Exit(1)
 
@@ -251,14 +251,14 @@ def doctor(
         from edge.airgap.ready import offline as run_offline
 
         readiness = run_offline(model, context)
-        typer.echo(readiness.to_json() if as_json else readiness.to_text())
+        typer.echo(readiness.to_json()) if as_json else show(readiness.to_text())
         if not readiness.ready:
             raise typer.Exit(1)
         return
     from edge.airgap.doctor import doctor as run_doctor
 
     report = run_doctor(model, context)
-    typer.echo(report.to_json() if as_json else report.to_text())
+    typer.echo(report.to_json()) if as_json else show(report.to_text())
 
 
 def known_rows() -> list[tuple[str, ...]]:

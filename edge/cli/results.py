@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge.cli.common import show
+
 if TYPE_CHECKING:
     from edge.replay.stored_result import Result
 
@@ -70,9 +72,9 @@ def compare(
         told = {} if comparison is None else comparison.to_dict()
         write_json(json_out, told if found is None else {**told, "causes": causes_json(found)})
     if comparison is not None:
-        typer.echo(comparison.to_markdown())
+        show(comparison.to_markdown())
     if found is not None:
-        typer.echo(causes_markdown(found))
+        show(causes_markdown(found))
 
 
 def distinct(paths: list[Path]) -> list[Path]:
@@ -83,7 +85,7 @@ def distinct(paths: list[Path]) -> list[Path]:
 def print_scores(result: "Result", out: Path) -> None:
     """Print the headline figures of a result on one line."""
     figures = result["aggregate"]
-    typer.echo(
+    show(
         f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
         f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
     )

@@ -216,4 +216,4 @@ def _print_placement(place: "Callable[[], Placement]", quiet: bool) -> None:
             note(f"{error}; it may be slow or run out of memory")
         return
     if not quiet:
-        typer.echo(placement, err=True)
+        progress_line(str(placement))

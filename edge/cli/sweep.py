@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, progress_line
+from edge.cli.common import Threads, progress_line, show
 from edge.cli.options import GpuLayers, Verbose, checked_quant
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -110,7 +110,7 @@ def sweep(
     )
     typer.echo(str(done.page))
     if done.choice is not None:
-        typer.echo(done.choice.why)
+        show(done.choice.why)
         if done.chosen is not None:
             typer.echo(str(done.chosen))
 

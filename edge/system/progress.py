@@ -20,6 +20,7 @@ from edge.system.text import size
 
 _LOG_EVERY = 10.0  # seconds between two lines
 _BAR, _NARROW_BAR = 40, 10  # columns
+_BARE = 60  # columns of a terminal that has room for a bar beside its text
 _WIDE = 110  # columns of a terminal that has room for the bar of 40
 _RIGHT_MARGIN = 2
 
@@ -47,9 +48,8 @@ def bar(text: str, say: Say, *, unit: Literal["bytes", "tokens"]) -> Iterator[Pr
         return
     console = Console(stderr=True)
     amount = rich_progress.DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    with _display(
-        console, *_texts(), _bar_for(console), amount, rich_progress.TimeRemainingColumn()
-    ) as shown:
+    drawn = [_bar_for(console)] if console.width >= _BARE else []
+    with _display(console, *_texts(), *drawn, amount, rich_progress.TimeRemainingColumn()) as shown:
         task = shown.add_task(text, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
