@@ -190,24 +190,27 @@ def check_quant(quant: str, *, has_imatrix: bool) -> str:
 
 
 def _checked_types(quant: str, single: TensorTypes) -> _Types:
-    """The types by their canonical names and numbers. Raises ConversionError if one is unknown."""
-    name = type_name(quant)
+    """The types by their canonical names and numbers. Raises ConversionError, with its option, if one is unknown."""
+    try:
+        name = type_name(quant)
+    except ConversionError as error:
+        raise ConversionError(str(error), option="--quant") from None
     if name in FLOATS and (single.patterns or single.output or single.embedding):
         raise ConversionError(f"{name} is not a quantized type: types for single tensors cannot be set")
 
-    def number(kind: str) -> int:
+    def number(kind: str, option: str) -> int:
         if kind.lower() not in ggml.types():
             raise ConversionError(
-                f"{kind} is not a ggml type; choose one of {', '.join(sorted(ggml.types()))}"
+                f"{kind} is not a ggml type; choose one of {', '.join(sorted(ggml.types()))}", option=option
             )
         return ggml.types()[kind.lower()]
 
     return _Types(
         name,
         # llama-quantize changes the pattern to lower case too
-        tuple((pattern.lower(), number(kind)) for pattern, kind in single.patterns),
-        None if single.output is None else number(single.output),
-        None if single.embedding is None else number(single.embedding),
+        tuple((pattern.lower(), number(kind, "--tensor-type")) for pattern, kind in single.patterns),
+        None if single.output is None else number(single.output, "--output-tensor-type"),
+        None if single.embedding is None else number(single.embedding, "--token-embedding-type"),
     )
 
 
@@ -335,7 +338,7 @@ def _calibrated(model: _Model, place: Path, rows: Path, force: bool) -> Path:
     check_output(matrix, [rows], error=ConversionError)
     with temporary_file(place) as (floats, descriptor):
         _write(floats, descriptor, model, _Types(model.checkpoint.dtype), None)
-        with bar("calibrating", show=model.say is not None, unit="tokens") as watch:
+        with bar("calibrating", model.say, unit="tokens") as watch:
             done = calibrate(floats, matrix, rows=rows, threads=model.threads, force=force, progress=watch)
     if model.say is not None:
         for line in str(done).splitlines():
@@ -385,7 +388,7 @@ def _write(
     if replaced is not None:
         replaced.check(_header_run(path))
     text = f"quantizing to {types.quant}" if quantized else f"writing {kind}"
-    with bar(text, show=model.say is not None, unit="bytes") as watch:
+    with bar(text, model.say, unit="bytes") as watch:
         write_weights(descriptor, outputs, model.threads or min(physical_cores(), MAX_THREADS), watch)
     seal(path, descriptor)
     return warnings

@@ -102,15 +102,24 @@ def read_messages(path: Path | str) -> list[Message]:
     Raises PromptError if the file cannot be read or contains no messages.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise PromptError(f"{path}: cannot be read: {error.strerror} {_SEE}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PromptError(f"{path}: is not JSON in UTF-8: {error} {_SEE}") from None
+    return parse_messages(text, str(path))
+
+
+def parse_messages(text: str, source: str) -> list[Message]:
+    """As `read_messages`, from the text of a file. `source`: its name in errors."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{source}: is not JSON in UTF-8: {error} {_SEE}") from None
     try:
         return check_messages(value.get("messages") if isinstance(value, dict) else value)
     except PromptError as error:
-        raise PromptError(f"{path}: {error} {_SEE}") from None
+        raise PromptError(f"{source}: {error} {_SEE}") from None
 
 
 def render_chat_template(

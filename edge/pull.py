@@ -282,7 +282,7 @@ def _confirmed(
 
 
 def _downloaded(repository: Repository, names: list[str], say: Say | None) -> Path:
-    with bar("downloading", show=say is not None, unit="bytes") as progress:
+    with bar("downloading", say, unit="bytes") as progress:
         return download(repository, names, say=say, progress=progress)
 
 

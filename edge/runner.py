@@ -85,14 +85,7 @@ class Runner:
         model_file = read_model_file(Path(path))
         gpu_layers = loading.gpu_layers
         if gpu_layers is None:
-            gpu_layers = 0
-            found = devices()
-            if any("GPU" in device.kind for device in found):
-                with contextlib.suppress(ContextError):  # it may still run on the CPU, slowly
-                    wanted = replace(loading, context=None, parallel=1, threads=None, batch=None)
-                    gpu_layers = place(
-                        model_file, None, DEFAULT_MAX_TOKENS, memory=memory(), devices=found, loading=wanted
-                    ).gpu_layers
+            gpu_layers = fitting_layers(model_file, loading)
         return cls(engine_class(model_file.path, replace(loading, gpu_layers=gpu_layers)), model_file)
 
     def render(self, messages: Sequence[Message]) -> Rendered:
@@ -266,6 +259,18 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def fitting_layers(model_file: ModelFile, loading: Loading = DEFAULT_LOADING) -> int:
+    """How many layers fit into the free memory of a GPU with a context of 8,192 tokens; -1 for all, 0 without a GPU."""
+    found = devices()
+    if any("GPU" in device.kind for device in found):
+        with contextlib.suppress(ContextError):  # it may still run on the CPU, slowly
+            wanted = replace(loading, gpu_layers=None, context=None, parallel=1, threads=None, batch=None)
+            return place(
+                model_file, None, DEFAULT_MAX_TOKENS, memory=memory(), devices=found, loading=wanted
+            ).gpu_layers
+    return 0
 
 
 class Session:

@@ -297,7 +297,7 @@ class _Sweep:
         path = self._named(".imatrix")
         if not (self.state.of(self.base).get("calibrated") and path.is_file()):
             model = self.converted(self.base)
-            with bar("calibrating", show=self.say is not None, unit="tokens") as watch:
+            with bar("calibrating", self.say, unit="tokens") as watch:
                 calibrate(
                     model,
                     path,

@@ -1,6 +1,7 @@
 """The command line: options in, one call, print. Only this folder prints.
 
 main      the `edge` command: its subcommands, errors and exit codes
+command   what every command does with its options
 common    notes, tables and lines of progress
 options   options that commands share
 defaults  the model of a command: the named or the default one

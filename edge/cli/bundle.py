@@ -5,22 +5,22 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import note
+from edge.cli.common import note, progress_line, show
 from edge.cli.options import Force
 
 
 def bundle(
     model: Annotated[
-        list[Path], typer.Option("--model", "-m", metavar="<path>", help="GGUF to include; repeatable.")
+        list[Path], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include; repeatable.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle (tar) to write.")],
     replay: Annotated[
         list[Path] | None,
-        typer.Option("--replay", "-r", metavar="<path>", help="File of replay rows to include; repeatable."),
+        typer.Option("--replay", "-r", metavar="FILE", help="File of replay rows to include; repeatable."),
     ] = None,
     reference: Annotated[
         list[Path] | None,
-        typer.Option(metavar="<path>", help="Result JSON to include for edge compare; repeatable."),
+        typer.Option(metavar="FILE", help="Result JSON to include for edge compare; repeatable."),
     ] = None,
     wheels: Annotated[
         Path | None,
@@ -40,7 +40,7 @@ def bundle(
     from edge.system.progress import bar
 
     model = [chosen_model(one, note) for one in model]
-    with bar("bundling", show=True, unit="bytes") as progress:
+    with bar("bundling", progress_line, unit="bytes") as progress:
         bundled = run_bundle(
             model,
             out,
@@ -51,7 +51,7 @@ def bundle(
             say=note,
             progress=progress,
         )
-    typer.echo(bundled)
+    show(bundled)
 
 
 def unbundle(
@@ -68,6 +68,6 @@ def unbundle(
     from edge.airgap.unbundle import unbundle as run_unbundle
     from edge.system.progress import bar
 
-    with bar("checking", show=True, unit="bytes") as progress:
+    with bar("checking", progress_line, unit="bytes") as progress:
         unbundled = run_unbundle(file, to, install=install, python=python, progress=progress)
-    typer.echo(unbundled)
+    show(unbundled)

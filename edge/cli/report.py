@@ -26,7 +26,8 @@ def report(
         Path | None, typer.Option("--markdown", help="Also write a short form in Markdown, for a model card.")
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option("--plots", help="Also write the plots as PNG into this folder.")
+        Path | None,
+        typer.Option("--plots", metavar="FOLDER", help="Also write the plots as PNG into this folder."),
     ] = None,
     worse: Annotated[
         int, typer.Option("--worse", min=0, help="Maximum number of steps that got worse, for each result.")

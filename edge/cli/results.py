@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge.cli.common import show
 from edge.cli.options import Force
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ def compare(
     if json_out is not None:
         write_comparison(json_out, results, reference, comparison, found)
     if comparison is not None:
-        typer.echo(comparison.to_markdown())
+        show(comparison.to_markdown())
     if found is not None:
-        typer.echo(causes_markdown(found))
+        show(causes_markdown(found))
 
 
 def distinct(paths: list[Path]) -> list[Path]:
@@ -86,7 +87,7 @@ def distinct(paths: list[Path]) -> list[Path]:
 def print_scores(result: "Result", out: Path) -> None:
     """Print the headline figures of a result on one line."""
     figures = result["aggregate"]
-    typer.echo(
+    show(
         f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
         f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, note
-from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption
+from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption, Verbose
 from edge.errors import ServeError
 
 _KEY = "EDGE_API_KEY"
@@ -38,7 +38,10 @@ def serve(
     context: Annotated[
         int | None,
         typer.Option(
-            min=64, help="Maximum tokens of a prompt and its answer. Default: the model's, at most 8,192."
+            "--context",
+            "--ctx",
+            min=64,
+            help="Maximum tokens of a prompt and its answer. Default: the model's, at most 8,192.",
         ),
     ] = None,
     max_tokens: Annotated[
@@ -64,6 +67,7 @@ def serve(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    verbose: Verbose = False,
 ) -> None:
     """Serve a model to agents over an OpenAI-compatible API.
 
@@ -71,7 +75,9 @@ def serve(
     """
     try:
         from edge.serve import server
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name not in ("h11", "prometheus_client", "starlette", "uvicorn"):
+            raise
         raise ServeError(
             f"{error.name} is not installed, and edge needs it: install edge again, in a clone with pip install ."
         ) from None

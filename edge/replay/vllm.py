@@ -94,7 +94,7 @@ def evaluate_vllm(
     most = model_context(folder)
     context = context or most
     if context is None:
-        raise ContextError(f"{folder}: config.json does not say how many tokens it takes; give --ctx")
+        raise ContextError(f"{folder}: config.json does not say how many tokens it takes; give --context")
     if most is not None and context > most:
         raise ContextError(f"{folder}: has a context length of {most} tokens, less than {context}")
     asked = prepare(

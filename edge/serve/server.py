@@ -102,6 +102,7 @@ def serve(
                 limits.body,
                 limits.receive_seconds,
                 address.api_key,
+                say,
             )
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
@@ -120,6 +121,7 @@ def _run(server: Server, listener: socket.socket, started: Callable[[], None]) -
         pass
     finally:
         server.model.stop()
+        server.log("stopped")
 
 
 def _config(server: Server) -> uvicorn.Config:

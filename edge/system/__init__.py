@@ -9,11 +9,12 @@ outputs   an output is never an input, nor the output of another run
 paths     where shipped models, caches and sessions are
 store     the folder of the user's models, and ./models
 config    the user's settings: a file and environment variables
-signals   signals held back where their exception would be lost
+signals   signals held back where their exception would be lost, or passed on to C code
+streams   standard streams in any encoding
 typed_json  JSON values checked against a TypedDict
 hashes    SHA-256 of files and texts
 text      other people's text made safe to show; sizes
-tables    Markdown tables
+tables    tables in Markdown and for a terminal
 progress  progress bars and lines
 machine   cores, memory and disk
 """
