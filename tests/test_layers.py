@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runner": {"answer", "llama", "prompt"},
     "probe": {"runner"},
     "replay": {"runner"},
+    "chat": {"runner", "replay"},
     "compare": {"replay"},
     "measure": {"compare", "replay"},
     "report": {"compare", "measure"},
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "airgap": {"replay", "llama", "formats", "terminal"},
     "convert": {"conversion", "measure", "report", "terminal"},
     "sweep": {"convert", "conversion", "measure", "report", "terminal"},
-    "cli": {"agent", "airgap", "convert", "measure", "report", "serve", "sweep"},
+    "cli": {"agent", "airgap", "chat", "convert", "measure", "report", "serve", "sweep"},
     "__main__": {"cli"},
     "__init__": {"runner"},
 }

@@ -6,6 +6,7 @@ options   options that commands share
 defaults  the model that a command takes if none is named
 models    edge convert, imatrix, inspect, models, doctor
 run       edge run
+chat      edge chat
 agent     edge agent, replay
 serve     edge serve
 eval      edge eval

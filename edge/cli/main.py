@@ -11,6 +11,7 @@ import typer
 
 from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
+from edge.cli.chat import chat
 from edge.cli.common import note_fallback
 from edge.cli.eval import evaluate
 from edge.cli.measure import measure
@@ -60,6 +61,7 @@ def prompt(
 # `edge --help` lists them in this order.
 app.command()(convert)
 app.command()(run)
+app.command()(chat)
 app.command()(agent)
 app.command()(serve)
 app.command(name="eval")(evaluate)

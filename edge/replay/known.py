@@ -2,19 +2,20 @@
 
 A file has `name`, `hub_id`, `description`, `prompt_style`, `default_quant`, `context` and `memory_gb`. Where figures
 were published, it also has `reference_source` and the tables `[reference]` (with the names of a result's aggregate) and
-`[reference_run]` (how they were measured). edge converts and runs models that have no such file in the same way.
+`[reference_run]` (how they were measured). `answers = "action"` marks a model that was trained to write actions. edge
+converts and runs models that have no such file in the same way.
 """
 
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, get_type_hints
+from typing import Annotated, Literal, NotRequired, TypedDict, get_type_hints
 
 from edge.errors import EdgeError
 from edge.metrics import Aggregate
 from edge.replay.stored_result import SamplingFields
 from edge.system.paths import shipped_models
-from edge.system.typed_json import check
+from edge.system.typed_json import Rule, check
 
 
 class ReferenceRun(SamplingFields, total=False):
@@ -34,6 +35,7 @@ class _Toml(TypedDict):
     default_quant: str
     context: int
     memory_gb: float
+    answers: NotRequired[Annotated[str, Rule('"action" or "text"', ("action", "text").__contains__)]]
     reference: NotRequired[Aggregate]
     reference_source: NotRequired[str]
     reference_run: NotRequired[ReferenceRun]
@@ -54,6 +56,8 @@ class KnownModel:
     """Context length that `memory_gb` assumes, in tokens, prompt and answer together."""
     memory_gb: float
     """Memory to run it in `default_quant` at `context`, in 10^9 bytes: the estimate of `edge doctor`, rounded up."""
+    answers: Literal["action", "text"]
+    """What `edge chat` answers with by default: actions of a model trained for terminals, or free text."""
     reference: Aggregate
     """Published figures under the names of a result's aggregate; empty where none were published."""
     reference_source: str
@@ -100,6 +104,7 @@ def read_known(path: Path) -> KnownModel:
         default_quant=fields["default_quant"],
         context=fields["context"],
         memory_gb=float(fields["memory_gb"]),
+        answers="action" if fields.get("answers") == "action" else "text",
         reference=fields.get("reference", {}),
         reference_source=fields.get("reference_source", ""),
         reference_run=fields.get("reference_run", {}),

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 # In the order of `edge --help`: from the first use to the rare one.
 COMMANDS = [
-    *("convert", "run", "agent", "serve", "eval", "compare", "report", "sweep", "measure", "score"),
+    *("convert", "run", "chat", "agent", "serve", "eval", "compare", "report", "sweep", "measure", "score"),
     *("replay", "prompt", "imatrix", "inspect", "models", "doctor", "bundle", "unbundle"),
 ]
 LONGEST_SUMMARY = 62  # characters; longer ones are cut in 80 columns
