@@ -20,8 +20,10 @@ class Entry:
 
     @property
     def command(self) -> bool:
-        """Whether it is a line that begins with a slash."""
-        return not self.block and self.text.startswith("/")
+        """Whether it is a line that begins with a slash. Lines that are pasted together are a message."""
+        if self.block or not self.text.startswith("/"):
+            return False
+        return "\n" not in self.text or self.text.split()[0] == "/system"
 
 
 def read_entry(read_line: ReadLine, prompt: str = PROMPT) -> Entry:

@@ -47,7 +47,11 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="System prompt; an empty text for none.")
     ] = None,
     screen: Annotated[
-        Path | None, typer.Option(help="File with a terminal's screen to put beside the first message.")
+        Path | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="File with a terminal's screen to put beside the first message. -: standard input.",
+        ),
     ] = None,
     load: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Continue a conversation that /save wrote.")
@@ -124,6 +128,10 @@ def chat(
     thought = think_tokens(think)
     if message is not None and not message.strip():
         raise typer.BadParameter("the message is empty", param_hint="MESSAGE")
+    if screen == Path("-") and message is None:
+        raise typer.BadParameter(
+            "standard input has the messages; give a MESSAGE, or a file", param_hint="--screen"
+        )
 
     from edge.chat.conversation import Conversation
     from edge.chat.kind import default_answers
@@ -132,7 +140,6 @@ def chat(
     from edge.cli.defaults import default_model
     from edge.llama.loading import Loading
     from edge.runner import Runner
-    from edge.system.places import read_text
 
     path = model or default_model(note)
     kind: AnswerKind = answers or default_answers(path)
@@ -149,12 +156,23 @@ def chat(
         if load is not None:
             load_file(talk, load.expanduser())
         if screen is not None:
-            talk.screen = read_text(screen.expanduser())
+            talk.screen = _screen_text(screen)
         session = _Session(talk, interactive)
         if message is not None:
             session.answer(message)
         else:
             session.run()
+
+
+def _screen_text(screen: Path) -> str:
+    from edge.system.places import read_text
+
+    if screen != Path("-"):
+        return read_text(screen.expanduser())
+    try:
+        return "" if sys.stdin is None else sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise PromptError("standard input: the screen is not UTF-8 text") from None
 
 
 def _sampling(
@@ -317,7 +335,7 @@ class _View:
         if self.thoughts:
             self._dim(safe_text(piece))
         elif self._styled and self._thought_tokens % 8 == 1:
-            self._dim(f"\rthinking: {self._thought_tokens:,} tokens")
+            self._dim(f"\rthinking: {self._tokens()}")
 
     def text(self, piece: str) -> None:
         """A part of the answer."""
@@ -339,7 +357,11 @@ class _View:
             typer.echo(err=True)
         elif self._thought_tokens and self.terminal:
             begin = "\r" if self._styled else ""
-            self._dim(f"{begin}thought: {self._thought_tokens:,} tokens \n")
+            self._dim(f"{begin}thought: {self._tokens()} ")  # one letter less than the line before
+            typer.echo(err=True)
+
+    def _tokens(self) -> str:
+        return f"{self._thought_tokens:,} token{'' if self._thought_tokens == 1 else 's'}"
 
     def _dim(self, text: str) -> None:
         dim = self._styled and not os.environ.get("NO_COLOR")
@@ -407,6 +429,8 @@ def _line_editing() -> Callable[[str], None]:
     except ImportError:  # a Python that was built without it
         return lambda entry: None
     history = History()
+    if "libedit" not in (readline.__doc__ or ""):  # pasted lines are one message; Python turns that off
+        readline.parse_and_bind("set enable-bracketed-paste on")
     readline.set_auto_history(False)
     readline.clear_history()
     for entry in history.entries:
