@@ -252,6 +252,7 @@ BREACHES = [
     ("system/files.py", "from edge.formats.gguf import ModelFile", "system may not import formats"),
     ("llama/engine.py", "from edge.answer.action import Action", "llama may not import answer"),
     ("answer/action.py", "from edge.runner import Runner", "answer may not import runner"),
+    ("chat/commands.py", "from edge.cli.common import note", "chat may not import cli"),
     ("serve/app.py", "from edge.replay.rows import Row", "serve may not import replay"),
     ("replay/rows.py", "from edge.conversion.plan import Plan", "replay may not import conversion"),
     ("cli/run.py", "from edge.conversion.plan import Plan", "cli may not import conversion"),

@@ -278,10 +278,12 @@ class _Session:
     def answer(self, text: str) -> None:
         """Answer one message. On a terminal, Ctrl-C ends only the answer."""
         talk = self.talk
-        view = _View(talk.answers == "action", talk.settings.thoughts, self.interactive)
+        view = _View(talk.answers == "action", talk.settings.thoughts, _is_terminal(sys.stdout))
         with _stoppable(self.interactive) as stopped:
             reply = talk.ask(text, view.text, view.thought, stopped)
         view.end()
+        if self.interactive:
+            typer.echo()
         for line in _notes(talk, reply):
             note(line)
         if not self._fallback_noted:
@@ -347,7 +349,7 @@ class _View:
     def end(self) -> None:
         """End the line of the answer."""
         self._fold()
-        typer.echo("\n" if self.terminal else "")
+        typer.echo()
 
     def _fold(self) -> None:
         if self._folded:

@@ -225,6 +225,15 @@ def test_a_session_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
     assert (tmp_path / "chat_history").stat().st_mode & 0o777 == 0o600
 
 
+def test_one_message_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
+    with terminal(tmp_path, "-m", tiny_q4, "Remove the file old.log.") as person:
+        assert person.end() == 0
+        assert person.all.startswith('{\n  "analysis": "old.log must go.",\n') and person.all.endswith(
+            "\n}\n"
+        )
+    assert not (tmp_path / "chat_history").exists()
+
+
 def test_ctrl_c_ends_only_the_answer(smollm2_q4: Path, tmp_path: Path) -> None:
     with terminal(tmp_path, "-m", smollm2_q4, "--temperature", 0, "--context", 2048) as person:
         person.until(">>> ")
