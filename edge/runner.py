@@ -226,11 +226,24 @@ class Runner:
         owner: object = None,
         held: Sequence[int] = (),
     ) -> Answer:
-        """One answer to a prompt in token ids. `owner`: whose conversation the engine's states belong to.
+        """One answer to a prompt in token ids; `owner` and `held` as in `write`. Raises ContextError."""
+        writer = self._writer(prompt, answering, emit)
+        return self.write(prompt, writer, answering.max_tokens, owner, held)
 
-        `held`: lengths of the prompt at which a state is kept for the owner's next turn. Raises ContextError.
+    def write(
+        self,
+        prompt: Sequence[int],
+        writer: Writer[Answer],
+        max_tokens: int,
+        owner: object = None,
+        held: Sequence[int] = (),
+    ) -> Answer:
+        """Read a prompt in token ids and run the writer of its answer, which takes at most `max_tokens` tokens.
+
+        `owner`: whose conversation the engine's states belong to. `held`: lengths of the prompt at which a state is
+        kept for the owner's next turn. Raises ContextError.
         """
-        needed = len(prompt) + answering.max_tokens
+        needed = len(prompt) + max_tokens
         if needed > self.engine.context_length:
             raise ContextError(
                 f"{self.engine.path}: {needed} tokens do not fit into the context length of this model, "
@@ -245,7 +258,7 @@ class Runner:
                 engine.reserve(max(needed, engine.cells, min(2 * engine.cells, most)), SEQUENCES)
             except ContextError:
                 engine.reserve(needed, SEQUENCES)
-        job = Job(prompt, self._writer(prompt, answering, emit), answering.max_tokens, held=held)
+        job = Job(prompt, writer, max_tokens, held=held)
         return next(self.engine.run([job], owner=owner))[1]
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ store     edge models
 pull      edge pull; the question before a large download
 models    edge convert, imatrix, inspect, doctor
 run       edge run
+chat      edge chat
 agent     edge agent, replay
 serve     edge serve
 eval      edge eval

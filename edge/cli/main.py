@@ -12,6 +12,7 @@ import typer
 
 from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
+from edge.cli.chat import chat
 from edge.cli.command import App
 from edge.cli.common import broken_package, conversation, note, note_fallback
 from edge.cli.config import apply_settings, config_app
@@ -87,6 +88,7 @@ def show_help(
 app.command()(pull)
 app.command()(convert)
 app.command()(run)
+app.command()(chat)
 app.command()(agent)
 app.command()(serve)
 app.command(name="eval")(evaluate)

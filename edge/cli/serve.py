@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,13 @@ def serve(
         typer.Option(
             metavar="FILE",
             help=f"File with the API key that clients must send. Default: the variable {_KEY}.",
+        ),
+    ] = None,
+    answers: Annotated[
+        Literal["action", "text"] | None,
+        typer.Option(
+            metavar="action|text",
+            help="Chat answers of requests without a response_format: actions, or free text. Default: action.",
         ),
     ] = None,
     parallel: Annotated[
@@ -81,6 +88,7 @@ def serve(
         raise ServeError(
             f"{error.name} is not installed, and edge needs it: install edge again, in a clone with pip install ."
         ) from None
+    from edge.chat.kind import default_answers
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
     from edge.system.places import read_text
@@ -90,8 +98,13 @@ def serve(
         key = read_text(api_key_file).strip()
     if key is not None and not re.fullmatch("[!-~]+", key):  # what a header can carry
         raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
+    path = chosen_model(model, note, announce=True)
+    if answers is None and default_answers(path) == "text":
+        note(
+            f"{path.stem} is not known as a terminal model; --answers text serves free text instead of actions"
+        )
     server.serve(
-        chosen_model(model, note, announce=True),
+        path,
         server.Address(host, port, key),
         server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
         Loading(
@@ -105,4 +118,5 @@ def serve(
             mmap=mmap,
         ),
         say=lambda text: typer.echo(text, err=True),
+        answers=answers or "action",
     )

@@ -2,21 +2,21 @@
 
 A file has `name`, `description`, `prompt_style`, `default_quant` and `context`. Where they are known, it also has
 `hub_id` (the checkpoint), `gguf_id` (published GGUFs), `licence`, `source` (where these facts were read) and
-`memory_gb`. Where figures were published, it has `reference_source` and the tables `[reference]` (with the names of a
-result's aggregate) and `[reference_run]` (how they were measured). edge converts and runs models that have no such
-file in the same way.
+`memory_gb`. `answers = "action"` marks a model that was trained to write actions. Where figures were published, the
+file has `reference_source` and the tables `[reference]` (with the names of a result's aggregate) and `[reference_run]`
+(how they were measured). edge converts and runs models that have no such file in the same way.
 """
 
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, get_type_hints
+from typing import Annotated, Literal, NotRequired, TypedDict, get_type_hints
 
 from edge.errors import EdgeError
 from edge.metrics import Aggregate
 from edge.replay.stored_result import SamplingFields
 from edge.system.paths import shipped_models
-from edge.system.typed_json import check
+from edge.system.typed_json import Rule, check
 
 
 class ReferenceRun(SamplingFields, total=False):
@@ -51,6 +51,8 @@ class KnownFields(TypedDict):
     """Context length that memory_gb assumes, in tokens."""
     memory_gb: NotRequired[float]
     """Memory to run it in default_quant, in 10^9 bytes."""
+    answers: NotRequired[Annotated[str, Rule('"action" or "text"', ("action", "text").__contains__)]]
+    """What the model was trained to write: actions, or text (the default)."""
     reference: NotRequired[Aggregate]
     """Published figures, under the names of a result's aggregate."""
     reference_source: NotRequired[str]
@@ -82,6 +84,8 @@ class KnownModel:
     """Memory to run it in `default_quant` at `context`, in 10^9 bytes: the estimate of `edge doctor`, rounded up.
 
     None where it was not computed."""
+    answers: Literal["action", "text"]
+    """What `edge chat` answers with by default: actions of a model trained for terminals, or free text."""
     reference: Aggregate
     """Published figures under the names of a result's aggregate; empty where none were published."""
     reference_source: str
@@ -131,6 +135,7 @@ def read_known(path: Path) -> KnownModel:
         default_quant=fields["default_quant"],
         context=fields["context"],
         memory_gb=float(fields["memory_gb"]) if "memory_gb" in fields else None,
+        answers="action" if fields.get("answers") == "action" else "text",
         reference=fields.get("reference", {}),
         reference_source=fields.get("reference_source", ""),
         reference_run=fields.get("reference_run", {}),

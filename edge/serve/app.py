@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.answer.answering import DEFAULT_TEXT_SHARE
+from edge.answer.answering import DEFAULT_TEXT_SHARE, AnswerKind
 from edge.answer.guided import compile_guide, guided_answer, text_answer
 from edge.answer.writer import Answer, action_answer
 from edge.errors import ContextError, EdgeError, GrammarError, PromptError
@@ -84,6 +84,8 @@ class Server:
     api_key: str | None
     log: Callable[[str], None] = lambda text: None
     """Receives a line for each request, except checks of health and metrics."""
+    answers: AnswerKind = "action"
+    """What a chat request gets that asks for no format."""
     metrics: Metrics = field(default_factory=Metrics)
     began: int = field(default_factory=lambda: int(time.time()))
 
@@ -230,7 +232,7 @@ class _Endpoint:
                 f"the body did not arrive within {self.server.body_seconds:g} seconds", status=408
             ) from None
         body = read_body(bytes(data))
-        return read_chat(body) if self.chat else read_completion(body)
+        return read_chat(body, self.server.answers) if self.chat else read_completion(body)
 
     async def _hand_in(self, ticket: Ticket, request: ClientRequest) -> None:
         server = self.server
