@@ -57,11 +57,8 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
             "the name of the model is empty; give a file, a name of `edge models` or owner/name"
         )
     path, known = Path(os.path.expanduser(text)), _known(text)
-    try:
-        if os.path.lexists(path):
-            return path
-    except ValueError:  # a NUL in the name
-        raise ModelFileError(f"{text!r}: is not the name of a file or a model") from None
+    if os.path.lexists(path):
+        return path
     if known is not None and (source or remote):
         return known
     stored = None if source else named_file(text)
@@ -72,7 +69,7 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
     plain = _HUB.sub("", text, count=1)
     if plain == text and _looks_like_path(text):
         hub = f"; for the hub write hf.co/{text}" if _REFERENCE.fullmatch(text) else ""
-        raise ModelFileError(f"{text}: no such file{similar(text) or hub}")
+        raise ModelFileError(f"{text}: no such {'folder' if source else 'file'}{similar(text) or hub}")
     parts = plain.rstrip("/").split("/", 2)
     browsed = _BROWSED.match(parts[2]) if len(parts) == 3 else None
     if browsed is not None:
@@ -80,7 +77,8 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
     match = _REFERENCE.fullmatch("/".join(parts))
     if match is None:
         raise ModelFileError(
-            f"{text}: no such file, no model of that name here, and not a hub id (owner/name){similar(text)}; "
+            f"{text}: no such {'folder' if source else 'file'}, not the name of a model here, and not a hub id "
+            f"(owner/name){similar(text)}; "
             "`edge models` lists the names"
         )
     return Reference(

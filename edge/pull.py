@@ -135,6 +135,8 @@ def fetch_source(reference: Reference, options: HubOptions, confirm: Confirm | N
     """Download a checkpoint for a conversion. Returns its hub id, or the folder of the embedded checkpoint."""
     if not reference.hub_id:
         return str(embedded_checkpoint())
+    if reference.file is not None:
+        raise ModelFileError(f"{reference.text}: is a GGUF, not a checkpoint; edge pull {reference.text}")
     repository = open_repository(reference.hub_id, options)
     names = needed_files(repository)
     _confirmed(reference, repository, names, "safetensors", confirm)
@@ -233,8 +235,7 @@ def _convert(
                 hub_id,
                 quant=quant,
                 out=place,
-                revision=repository.commit,
-                offline=True,
+                hub=HubOptions(repository.commit, offline=True),
                 threads=threads,
                 say=say,
             )
@@ -281,7 +282,7 @@ def _confirmed(
 
 
 def _downloaded(repository: Repository, names: list[str], say: Say | None) -> Path:
-    with bar("downloading", show=say is not None, unit="bytes") as progress:
+    with bar("downloading", say, unit="bytes") as progress:
         return download(repository, names, say=say, progress=progress)
 
 
@@ -423,7 +424,8 @@ def _made_from(place: Path, hub_id: str) -> str | None:
         facts = origin(read_metadata(place))
     except ModelFileError:
         return None
-    if place.is_symlink() or facts.get("hub id") != hub_id or "edge" not in facts:
+    made = facts.get("repository") == f"https://huggingface.co/{hub_id}" and "edge" in facts
+    if place.is_symlink() or not made or "adapter" in facts:
         return None
     return facts.get("revision", "unknown")
 

@@ -186,7 +186,7 @@ def locate(
     if not HUB_ID.fullmatch(text):
         raise CheckpointError(f"{text}: no such folder, and not a hub id of the form owner/name")
     repository = open_repository(text, HubOptions(revision, offline))
-    with bar("downloading", show=True, unit="bytes") as progress:
+    with bar("downloading", lambda line: None, unit="bytes") as progress:  # a bar on a terminal only
         return download(repository, needed_files(repository), progress=progress), text
 
 
@@ -198,12 +198,14 @@ def needed_files(repository: Repository) -> list[str]:
     names = [
         name for name in repository.files if any(fnmatch.fnmatchcase(name, kind) for kind in _SMALL_FILES)
     ]
+    if repository.absent is not None and not {"config.json", "tokenizer.json"} <= repository.files.keys():
+        raise repository.absent
     index = "model.safetensors.index.json"
     if index in repository.files:
         weights = sorted(_shards(download(repository, [index]) / index))
         absent = [name for name in weights if name not in repository.files]
         if absent:
-            raise CheckpointError(
+            raise repository.absent or CheckpointError(
                 f"{repository.hub_id}: {index} lists {absent[0]}, which the repository does not hold"
             )
         return [*names, *weights]

@@ -26,7 +26,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK = 1 << 20
-_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each try that follows one without a new byte
+_PAUSES = (0.5, 1.0, 2.0)  # seconds before each try that follows one without a new byte
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -41,6 +41,9 @@ class HubOptions:
 
     revision: str | None = None
     offline: bool = False
+
+
+NEWEST = HubOptions()
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ def open_repository(hub_id: str, options: HubOptions | None = None) -> Repositor
     options = options or HubOptions()
     if not HUB_ID.fullmatch(hub_id):
         raise HubError(f"{hub_id}: is not a hub id of the form owner/name")
-    if options.revision is not None and not _REVISION.fullmatch(options.revision):
+    if options.revision is not None and (
+        not _REVISION.fullmatch(options.revision) or ".." in options.revision
+    ):
         raise HubError(f"{hub_id}: {options.revision!r} is not a branch, a tag or a commit; check --revision")
     from huggingface_hub import constants
 
@@ -143,6 +148,8 @@ def download(
     a line about that. `progress` receives the bytes done and all bytes. Raises HubError if the disk is too full, the
     hub cannot be reached or refuses a file, or a file does not have the SHA-256 that the hub reports.
     """
+    from huggingface_hub import constants
+
     names = list(names)
     missing = repository.missing(names)
     if not missing:
@@ -160,9 +167,10 @@ def download(
                 progress(before + n_bytes, total)
 
         try:
-            if file.sha256 is not None:
+            ours = file.sha256 is not None and file.n_bytes <= constants.MAX_HTTP_DOWNLOAD_SIZE
+            if ours:
                 _fetch(repository, file, say or (lambda text: None), report)
-            _place(repository, file)
+            _place(repository, file, checked=ours)
         except HubError:
             raise
         except Exception as error:
@@ -258,7 +266,6 @@ def _fetch(repository: Repository, file: HubFile, say: Say, progress: Callable[[
                 stream.truncate(0)
                 digest = hashlib.sha256()
             digest = _complete(repository, file, stream, digest, progress)
-            stream.flush()
             os.fsync(stream.fileno())
         if digest.hexdigest() != file.sha256:
             partial.unlink(missing_ok=True)
@@ -287,6 +294,7 @@ def _complete(
                     stream.truncate()
                     digest, begin = hashlib.sha256(), 0
                 stream.write(chunk)
+                stream.flush()  # a killed process loses nothing
                 digest.update(chunk)
                 failures = 0
                 progress(stream.tell())
@@ -329,19 +337,23 @@ def _pieces(repository: Repository, name: str, begin: int) -> Iterator[tuple[byt
     ) as response:
         hf_raise_for_status(response)
         first = begin if response.status_code == 206 else 0
-        for chunk in response.iter_bytes(_CHUNK):
+        for chunk in response.iter_bytes():  # as they come: a lost connection loses none of them
             yield chunk, first
 
 
-def _place(repository: Repository, file: HubFile) -> None:
-    """Let huggingface_hub put a file into the folder of the commit: a link to its blob, or a small download."""
+def _place(repository: Repository, file: HubFile, *, checked: bool) -> None:
+    """Let huggingface_hub put a file into the folder of the commit: a link to its blob, or a download.
+
+    It downloads small files, and the largest: those that the hub does not send over HTTP in one piece. `checked`: its
+    blob is there, and has the SHA-256 of the hub.
+    """
     from huggingface_hub import hf_hub_download
 
     with _without_bars():
         placed = hf_hub_download(repository.hub_id, file.name, revision=repository.commit)
     found = Path(placed).resolve()
-    if file.sha256 is not None and found.name != file.sha256 and found.parent.name == "blobs":
-        with open(found, "rb") as stream:  # a server whose ETag is not the SHA-256: it was downloaded again
+    if file.sha256 is not None and not (checked and found.name == file.sha256):
+        with open(found, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != file.sha256:
             Path(placed).unlink()

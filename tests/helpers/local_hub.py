@@ -27,6 +27,9 @@ class LocalHub:
     token: str | None = None  # needed to read files
     granted: bool = True  # whether the account of the token has access
     wrong_sha256: set[str] = field(default_factory=set)  # files whose reported SHA-256 is of other content
+    claimed: dict[str, int] = field(
+        default_factory=dict
+    )  # sizes that the list reports instead of the true ones
     cut: list[int] = field(default_factory=list)  # the next answers of the CDN end after this number of bytes
     no_ranges: bool = False
     slow: threading.Event | None = None  # the CDN waits for it before it answers
@@ -87,7 +90,8 @@ class LocalHub:
             "blobId": hashlib.sha1(data).hexdigest(),
         }
         if name.endswith(LFS):
-            entry["lfs"] = {"sha256": self._sha256(name, data), "size": len(data), "pointerSize": 134}
+            n_bytes = self.claimed.get(name, len(data))
+            entry["lfs"] = {"sha256": self._sha256(name, data), "size": n_bytes, "pointerSize": 134}
         return entry
 
     def _sha256(self, name: str, data: bytes) -> str:
