@@ -171,7 +171,7 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
         raise typer.BadParameter(conflict.reason, param_hint=conflict.option)
     permission = options.permission
     if options.model is not None:
-        options = replace(options, model=chosen_model(options.model, note, announce=not quiet))
+        options = replace(options, model=chosen_model(options.model, note))
     interface = Interface(
         console=Console(highlight=False, soft_wrap=True),
         say=note,

@@ -137,11 +137,11 @@ def chat(
     from edge.chat.kind import default_answers
     from edge.chat.settings import Settings
     from edge.chat.stored import load as load_file
-    from edge.cli.defaults import default_model
+    from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
     from edge.runner import Runner
 
-    path = model or default_model(note)
+    path = chosen_model(model, note)
     kind: AnswerKind = answers or default_answers(path)
     sampling = _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
     loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
