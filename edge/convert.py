@@ -24,16 +24,18 @@ from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError, PromptError
 from edge.formats.chat_template import find_hostile
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
-from edge.formats.checksum import seal
-from edge.formats.gguf import read_model_file, remember, sha256
+from edge.formats.checksum import KEY, seal
+from edge.formats.gguf import read_metadata, read_model_file, read_tensors, remember, sha256
+from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.lora import merge_lora
 from edge.llama import ggml
 from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
 from edge.prompt import render_chat_template
 from edge.replay.rows import read_rows
 from edge.system.files import allocate, temporary_file, whole_file
-from edge.system.hashes import package_version
+from edge.system.hashes import package_version, text_sha256
 from edge.system.machine import MAX_THREADS, physical_cores
+from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.places import check_place, place_of
 from edge.system.progress import bar
 from edge.system.store import store_folder
@@ -108,9 +110,9 @@ def convert(
     calibrate: str | Path | None = None,
     lora: str | Path | None = None,
     tensor_types: TensorTypes | None = None,
-    revision: str | None = None,
-    offline: bool = False,
+    hub: HubOptions = NEWEST,
     check: bool = True,
+    force: bool = False,
     threads: int | None = None,
     say: Say | None = None,
 ) -> Converted:
@@ -123,6 +125,7 @@ def convert(
     a temporary file, and keeps the matrix as <out>.imatrix.
     `lora`: the folder of an adapter to merge. `tensor_types`: types for single tensors.
     `check`: compare llama.cpp's tokenization with the tokenizers package before anything is quantized.
+    `force`: replace a file of another conversion: one with other metadata, tensors or types.
     `say`: receives each line about the progress. If it is given, stderr shows progress bars on a terminal.
 
     Raises CheckpointError or ConversionError if the input or the output is unusable; then `out` is unchanged.
@@ -131,20 +134,28 @@ def convert(
     types = _checked_types(quant, tensor_types or TensorTypes())
     _check_options(types, imatrix, calibrate, threads)
     _place(out, f"model-{types.shown}.gguf")  # before the download
-    checkpoint = open_checkpoint(source, revision=revision, offline=offline)
+    checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
     if lora is not None:
         checkpoint = merge_lora(checkpoint, Path(lora))
     plan = make_plan(checkpoint)
     model = _Model(checkpoint, plan, make_vocabulary(checkpoint, plan.n_vocab), check, threads, say)
     out, place = _place(out, f"{checkpoint.name}-{types.shown}.gguf")
-    given = [Path(path) for path in (imatrix, calibrate) if path is not None]
-    _check_distinct(out, place, [*_files(checkpoint), *given])
+    inputs = [
+        *_files(checkpoint),
+        checkpoint.folder,
+        imatrix,
+        calibrate,
+        *([] if lora is None else [Path(lora)]),
+    ]
+    check_output(out, inputs, error=ConversionError, streams=False)
+    replaced = _Replaced(out, force)
+    replaced.check({"architecture": plan.architecture, "type": types.quant})
     warnings = _warnings(model)
     try:
         if calibrate is not None:
-            imatrix = _calibrated(model, place, Path(calibrate))
+            imatrix = _calibrated(model, place, Path(calibrate), force)
         with whole_file(place) as (temporary, descriptor):
-            warnings += _write(temporary, descriptor, model, types, imatrix)
+            warnings += _write(temporary, descriptor, model, types, imatrix, replaced)
             written, digest = read_model_file(temporary), sha256(temporary)
         remember(place, "sha256", digest)  # saves the next reader a full pass over the file
         remember(place, "crc32", "right")
@@ -179,24 +190,27 @@ def check_quant(quant: str, *, has_imatrix: bool) -> str:
 
 
 def _checked_types(quant: str, single: TensorTypes) -> _Types:
-    """The types by their canonical names and numbers. Raises ConversionError if one is unknown."""
-    name = type_name(quant)
+    """The types by their canonical names and numbers. Raises ConversionError, with its option, if one is unknown."""
+    try:
+        name = type_name(quant)
+    except ConversionError as error:
+        raise ConversionError(str(error), option="--quant") from None
     if name in FLOATS and (single.patterns or single.output or single.embedding):
         raise ConversionError(f"{name} is not a quantized type: types for single tensors cannot be set")
 
-    def number(kind: str) -> int:
+    def number(kind: str, option: str) -> int:
         if kind.lower() not in ggml.types():
             raise ConversionError(
-                f"{kind} is not a ggml type; choose one of {', '.join(sorted(ggml.types()))}"
+                f"{kind} is not a ggml type; choose one of {', '.join(sorted(ggml.types()))}", option=option
             )
         return ggml.types()[kind.lower()]
 
     return _Types(
         name,
         # llama-quantize changes the pattern to lower case too
-        tuple((pattern.lower(), number(kind)) for pattern, kind in single.patterns),
-        None if single.output is None else number(single.output),
-        None if single.embedding is None else number(single.embedding),
+        tuple((pattern.lower(), number(kind, "--tensor-type")) for pattern, kind in single.patterns),
+        None if single.output is None else number(single.output, "--output-tensor-type"),
+        None if single.embedding is None else number(single.embedding, "--token-embedding-type"),
     )
 
 
@@ -229,10 +243,36 @@ def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
     return Path(path), place_of(path)[0]
 
 
-def _check_distinct(out: Path, place: Path, inputs: Sequence[Path]) -> None:
-    """Raises ConversionError if the output is one of the input files."""
-    if any(os.path.realpath(path) == str(place) for path in inputs):
-        raise ConversionError(f"{out}: is an input of this conversion; choose another name with --out")
+@dataclass(frozen=True)
+class _Replaced:
+    """The file that the conversion may replace: none, one of the same conversion, or with `force` any."""
+
+    out: Path
+    force: bool
+
+    def check(self, run: Run) -> None:
+        """Compare the header at `out` with what will be written, as far as `run` says it. Raises ConversionError."""
+
+        def read(path: Path) -> Run:
+            before = _header_run(path)
+            return {name: before.get(name) for name in run}
+
+        check_replaced(self.out, run, read, kind="a GGUF", force=self.force, error=ConversionError)
+
+
+def _header_run(path: Path) -> Run:
+    """What the header of a GGUF says of its conversion. Raises ModelFileError."""
+    metadata, tensors = read_metadata(path), read_tensors(path)
+    listed = "".join(f"{tensor.name} {tensor.type} {tensor.shape}\n" for tensor in tensors)
+    own = {key: value for key, value in metadata.items() if key != KEY}
+    return {
+        "architecture": metadata.get("general.architecture"),
+        "type": next(
+            (name for name, number in FTYPES.items() if number == metadata.get("general.file_type")), None
+        ),
+        "tensors": text_sha256(listed),
+        **own,
+    }
 
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
@@ -289,17 +329,17 @@ def _check_disk(folder: Path, needed: int) -> None:
 # --- the work ---
 
 
-def _calibrated(model: _Model, place: Path, rows: Path) -> Path:
+def _calibrated(model: _Model, place: Path, rows: Path, force: bool) -> Path:
     """Compute the importance matrix of a checkpoint from replay rows. An interrupted run resumes where it stopped."""
     from edge.measure.calibrate import calibrate
 
     read_rows(rows)  # reports bad rows before the long work
     matrix = place.with_name(place.name + ".imatrix")
-    _check_distinct(matrix, Path(os.path.realpath(matrix)), [rows])
+    check_output(matrix, [rows], error=ConversionError)
     with temporary_file(place) as (floats, descriptor):
         _write(floats, descriptor, model, _Types(model.checkpoint.dtype), None)
-        with bar("calibrating", show=model.say is not None, unit="tokens") as watch:
-            done = calibrate(floats, matrix, rows=rows, threads=model.threads, progress=watch)
+        with bar("calibrating", model.say, unit="tokens") as watch:
+            done = calibrate(floats, matrix, rows=rows, threads=model.threads, force=force, progress=watch)
     if model.say is not None:
         for line in str(done).splitlines():
             model.say(line)
@@ -307,9 +347,14 @@ def _calibrated(model: _Model, place: Path, rows: Path) -> Path:
 
 
 def _write(
-    path: Path, descriptor: int, model: _Model, types: _Types, imatrix: str | Path | None
+    path: Path,
+    descriptor: int,
+    model: _Model,
+    types: _Types,
+    imatrix: str | Path | None,
+    replaced: _Replaced | None = None,
 ) -> list[str]:
-    """Write the whole file. Returns the warnings about its types."""
+    """Write the whole file. Returns the warnings about its types. `replaced`: what must be of the same conversion."""
     plan, quantized = model.plan, types.quant not in FLOATS
     kind = model.checkpoint.dtype if quantized else types.quant
     floats = [(tensor, FLOATS[_kind(tensor, kind)]) for tensor in plan.tensors]
@@ -340,8 +385,10 @@ def _write(
     ]
     _check_disk(path.parent, n_bytes)
     allocate(descriptor, n_bytes)
+    if replaced is not None:
+        replaced.check(_header_run(path))
     text = f"quantizing to {types.quant}" if quantized else f"writing {kind}"
-    with bar(text, show=model.say is not None, unit="bytes") as watch:
+    with bar(text, model.say, unit="bytes") as watch:
         write_weights(descriptor, outputs, model.threads or min(physical_cores(), MAX_THREADS), watch)
     seal(path, descriptor)
     return warnings

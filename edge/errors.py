@@ -21,7 +21,11 @@ EdgeError
 KeyboardInterrupt
 └── Interrupted       long work was interrupted: the message says what is kept
 
-Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1.
+UserWarning
+└── EdgeWarning       input that edge accepts, but that makes figures misleading
+
+Each message is one line that names the file, what is wrong and what to do. The command line prints it and exits with 1,
+or with 2 if the value of an option is wrong. It prints a warning as a note, once.
 """
 
 from edge.system.text import printable
@@ -32,8 +36,13 @@ _LONGEST = 2000  # characters of a message
 class EdgeError(Exception):
     """Base of all errors below; catch this to catch them all.
 
-    The message is one printable line, whatever the names and values in a file contain.
+    The message is one printable line, whatever the names and values in a file contain. `option`: the option of the
+    command line whose value is wrong, if it is one; the command then exits with 2.
     """
+
+    def __init__(self, *args: object, option: str | None = None) -> None:
+        super().__init__(*args)
+        self.option = option
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -104,6 +113,10 @@ class ConfigError(EdgeError):
 
 class BundleError(EdgeError):
     """A bundle cannot be made, read or installed."""
+
+
+class EdgeWarning(UserWarning):
+    """Input that edge accepts, but that makes figures misleading, such as a reference that is not an action."""
 
 
 class Interrupted(KeyboardInterrupt):

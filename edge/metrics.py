@@ -45,18 +45,31 @@ class StepScores(TypedDict):
     """The metric fields of one answer."""
 
     bucket: str
+    """early (steps 0 and 1), mid (2 to 4) or late (5 and more)."""
     valid_json: bool
+    """Whether the answer has a JSON object."""
     has_analysis: bool
+    """Whether its analysis is not empty."""
     has_plan: bool
+    """Whether its plan is not empty."""
     ref_task_complete: bool | None
+    """task_complete of the reference; null if it has none."""
     pred_task_complete: bool | None
+    """task_complete of the answer; null if it has none."""
     pred_task_complete_true: bool
+    """Whether both are true."""
     ref_command_units: list[str]
+    """The command lines of the reference."""
     pred_command_units: list[str]
+    """The command lines of the answer."""
     first_cmd_exact: float
+    """1 if the first lines are equal, otherwise 0."""
     command_precision: float
+    """Mean over the answer's lines of the best match in the reference."""
     command_recall: float
+    """Mean over the reference's lines of the best match in the answer."""
     command_f1: float
+    """Harmonic mean of the two. All four are 0 to 1."""
 
 
 class ScoredStep(StepScores):
@@ -70,30 +83,50 @@ class GroupFigures(TypedDict, total=False):
     """The figures of one group of steps; only source groups have `first_cmd_exact_pct`."""
 
     steps: int
+    """Number of steps of the group."""
     avg_command_f1: float
+    """Mean command_f1."""
     first_cmd_exact_pct: float
+    """Percent of steps whose first command line is equal."""
 
 
 class Aggregate(TypedDict, total=False):
     """The figures over many steps. Those that `aggregate` makes have all fields, published ones may lack some."""
 
     steps: int
+    """Number of scored steps."""
     tasks: int
+    """Number of tasks."""
     avg_ref_cmds: float
+    """Mean number of command lines of a reference."""
     avg_pred_cmds: float
+    """Mean number of command lines of an answer."""
     valid_json_pct: float
+    """Percent of answers with a JSON object."""
     has_analysis_pct: float
+    """Percent of answers with an analysis."""
     has_plan_pct: float
+    """Percent of answers with a plan."""
     first_cmd_exact_pct: float
+    """Percent of steps whose first command line is equal."""
     avg_command_precision: float
+    """Mean command_precision, 0 to 1."""
     avg_command_recall: float
+    """Mean command_recall, 0 to 1."""
     avg_command_f1: float
+    """Mean command_f1, 0 to 1. The score is 100 times this figure."""
     complete_true_recall_pct: float
+    """Percent of completed references whose answer also completes the task."""
     premature_complete_rate_pct: float
+    """Percent of the other references whose answer completes the task."""
     empty_commands_pct: float
+    """Percent of answers without a command line that do not complete the task. Only edge writes it."""
     by_bucket: dict[str, GroupFigures]
+    """Figures of early, mid and late steps."""
     by_source_group: dict[str, GroupFigures]
+    """Figures of each source_group."""
     next_action_score: float
+    """100 * (0.7 * avg_command_f1 + 0.3 * first_cmd_exact_pct / 100)."""
 
 
 _FENCE_OPENS = re.compile(r"```(?:json)?\s*(?=\{)")

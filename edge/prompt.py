@@ -12,17 +12,47 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from edge.errors import PromptError
 from edge.formats.chat_template import render
+from edge.system.typed_json import Name, Rule, problems
 
 Message = dict[str, Any]
 """`role` (system, user, assistant, tool) and `content`; a template can read further keys, such as `tool_calls`."""
 
+
+class MessageFields(TypedDict):
+    """One message of a conversation. A chat template can read further fields, such as `reasoning_content`."""
+
+    role: Name
+    """system, user, assistant or tool."""
+    content: NotRequired[str | list[object] | None]
+    """The text, or a list of parts such as {"type": "text", "text": "…"}."""
+    tool_calls: NotRequired[object]
+    """Calls of tools, for templates that write them. A message needs content or tool_calls."""
+
+
+CheckedMessage = Annotated[
+    MessageFields,
+    Rule(
+        "an object with content or tool_calls",
+        lambda message: message.get("content") is not None or message.get("tool_calls") is not None,
+        {
+            "anyOf": [
+                {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+                for name in ("content", "tool_calls")
+            ]
+        },
+    ),
+]
+Messages = Annotated[list[CheckedMessage], Rule("a list of at least one message", bool, {"minItems": 1})]
+"""Messages as JSON, with all their rules."""
+
 # The template statuses in results.
 CHAT_TEMPLATE, CHATML, GEMMA = "chat_template", "chatml_fallback", "gemma_fallback"
 
+_SEE = "(see `edge schema messages`)"
 _OTHER_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
 # Keys of a message that can contain a thought. Most templates read the first, those of gpt-oss the second.
@@ -56,25 +86,14 @@ class Rendered:
 
 def check_messages(value: object) -> list[Message]:
     """Check that `value` is a non-empty list of messages. Raises PromptError that names the first wrong message."""
-    if not isinstance(value, list | tuple) or not value:
-        raise PromptError("the messages are not a list of at least one {role, content} object")
-    for index, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise PromptError(f"message {index} is not a {{role, content}} object")
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not role:
-            raise PromptError(f"message {index} has no role (system, user, assistant or tool)")
-        if content is None and message.get("tool_calls") is None:
-            raise PromptError(f"message {index} ({role}) has no content")
-        if not isinstance(content, str | list | None):
-            raise PromptError(
-                f"message {index} ({role}) has content that is neither text nor a list of parts"
-            )
+    messages = list(value) if isinstance(value, tuple) else value
+    if (problem := next(problems(messages, Messages, "messages"), None)) is not None:
+        raise PromptError(problem)
+    assert isinstance(messages, list)
+    for index, message in enumerate(messages):
         if not _is_utf8(message):
-            raise PromptError(
-                f"message {index} ({role}) is not UTF-8 text: it holds half of a surrogate pair"
-            )
-    return list(value)
+            raise PromptError(f"messages[{index}] is not UTF-8 text: it holds half of a surrogate pair")
+    return list(messages)
 
 
 def read_messages(path: Path | str) -> list[Message]:
@@ -83,15 +102,24 @@ def read_messages(path: Path | str) -> list[Message]:
     Raises PromptError if the file cannot be read or contains no messages.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise PromptError(f"{path}: cannot be read: {error.strerror}") from None
+        raise PromptError(f"{path}: cannot be read: {error.strerror} {_SEE}") from None
+    except ValueError as error:
+        raise PromptError(f"{path}: is not JSON in UTF-8: {error} {_SEE}") from None
+    return parse_messages(text, str(path))
+
+
+def parse_messages(text: str, source: str) -> list[Message]:
+    """As `read_messages`, from the text of a file. `source`: its name in errors."""
+    try:
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"{path}: is not JSON in UTF-8: {error}") from None
+        raise PromptError(f"{source}: is not JSON in UTF-8: {error} {_SEE}") from None
     try:
         return check_messages(value.get("messages") if isinstance(value, dict) else value)
     except PromptError as error:
-        raise PromptError(f"{path}: {error}") from None
+        raise PromptError(f"{source}: {error} {_SEE}") from None
 
 
 def render_chat_template(

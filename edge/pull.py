@@ -237,8 +237,7 @@ def _convert(
                 hub_id,
                 quant=quant,
                 out=place,
-                revision=repository.commit,
-                offline=True,
+                hub=HubOptions(repository.commit, offline=True),
                 threads=threads,
                 say=say,
             )
@@ -285,7 +284,7 @@ def _confirmed(
 
 
 def _downloaded(repository: Repository, names: list[str], say: Say | None) -> Path:
-    with bar("downloading", show=say is not None, unit="bytes") as progress:
+    with bar("downloading", say, unit="bytes") as progress:
         return download(repository, names, say=say, progress=progress)
 
 

@@ -85,14 +85,7 @@ class Runner:
         model_file = read_model_file(Path(path))
         gpu_layers = loading.gpu_layers
         if gpu_layers is None:
-            gpu_layers = 0
-            found = devices()
-            if any("GPU" in device.kind for device in found):
-                with contextlib.suppress(ContextError):  # it may still run on the CPU, slowly
-                    wanted = replace(loading, context=None, parallel=1, threads=None, batch=None)
-                    gpu_layers = place(
-                        model_file, None, DEFAULT_MAX_TOKENS, memory=memory(), devices=found, loading=wanted
-                    ).gpu_layers
+            gpu_layers = fitting_layers(model_file, loading)
         return cls(engine_class(model_file.path, replace(loading, gpu_layers=gpu_layers)), model_file)
 
     def render(self, messages: Sequence[Message]) -> Rendered:
@@ -233,11 +226,24 @@ class Runner:
         owner: object = None,
         held: Sequence[int] = (),
     ) -> Answer:
-        """One answer to a prompt in token ids. `owner`: whose conversation the engine's states belong to.
+        """One answer to a prompt in token ids; `owner` and `held` as in `write`. Raises ContextError."""
+        writer = self._writer(prompt, answering, emit)
+        return self.write(prompt, writer, answering.max_tokens, owner, held)
 
-        `held`: lengths of the prompt at which a state is kept for the owner's next turn. Raises ContextError.
+    def write(
+        self,
+        prompt: Sequence[int],
+        writer: Writer[Answer],
+        max_tokens: int,
+        owner: object = None,
+        held: Sequence[int] = (),
+    ) -> Answer:
+        """Read a prompt in token ids and run the writer of its answer, which takes at most `max_tokens` tokens.
+
+        `owner`: whose conversation the engine's states belong to. `held`: lengths of the prompt at which a state is
+        kept for the owner's next turn. Raises ContextError.
         """
-        needed = len(prompt) + answering.max_tokens
+        needed = len(prompt) + max_tokens
         if needed > self.engine.context_length:
             raise ContextError(
                 f"{self.engine.path}: {needed} tokens do not fit into the context length of this model, "
@@ -252,7 +258,7 @@ class Runner:
                 engine.reserve(max(needed, engine.cells, min(2 * engine.cells, most)), SEQUENCES)
             except ContextError:
                 engine.reserve(needed, SEQUENCES)
-        job = Job(prompt, self._writer(prompt, answering, emit), answering.max_tokens, held=held)
+        job = Job(prompt, writer, max_tokens, held=held)
         return next(self.engine.run([job], owner=owner))[1]
 
     def close(self) -> None:
@@ -266,6 +272,18 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def fitting_layers(model_file: ModelFile, loading: Loading = DEFAULT_LOADING) -> int:
+    """How many layers fit into the free memory of a GPU with a context of 8,192 tokens; -1 for all, 0 without a GPU."""
+    found = devices()
+    if any("GPU" in device.kind for device in found):
+        with contextlib.suppress(ContextError):  # it may still run on the CPU, slowly
+            wanted = replace(loading, gpu_layers=None, context=None, parallel=1, threads=None, batch=None)
+            return place(
+                model_file, None, DEFAULT_MAX_TOKENS, memory=memory(), devices=found, loading=wanted
+            ).gpu_layers
+    return 0
 
 
 class Session:

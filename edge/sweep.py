@@ -27,10 +27,11 @@ from edge.convert import check_quant, convert
 from edge.errors import ConversionError, EdgeError, Interrupted, ResultError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.gguf import sha256
+from edge.formats.hub import HubOptions
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.measure.calibrate import calibrate
 from edge.measure.run import base_scores, measure
-from edge.replay.journal import differences
+from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import folder_provenance
 from edge.replay.rows import read_rows, rows_sha256
 from edge.replay.run import evaluate
@@ -38,7 +39,8 @@ from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
 from edge.report.collect import find_reference
 from edge.system.machine import forget_peak_memory, free_disk
-from edge.system.places import check_place, write_json
+from edge.system.outputs import check_output, differences
+from edge.system.places import write_json
 from edge.system.progress import bar
 from edge.system.text import size
 from edge.system.typed_json import check
@@ -85,6 +87,8 @@ class SweepOptions:
     """Use only the hub's cache."""
     skip_too_long: bool = False
     """Leave out rows that do not fit into the context."""
+    force: bool = False
+    """Replace files in the folder that another run wrote. The files of another sweep are never replaced."""
 
 
 DEFAULT_OPTIONS = SweepOptions()
@@ -113,7 +117,7 @@ def sweep(
     names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrated) for name in quants))
     if not names:
         raise ConversionError("no quantization type is named: name at least one")
-    rows = read_rows(replay)
+    rows = chosen_rows(replay, None, None)
     calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
     if options.reference is not None:
         find_reference(options.reference)
@@ -121,7 +125,13 @@ def sweep(
     base = checkpoint.dtype.lower()
     names = [name for name in names if name != base]
     folder = Path(out)
-    check_place(folder / "sweep.json")
+    check_output(folder / "sweep.json", [replay, options.calibrate_on, options.reference])
+    if not options.force and not (folder / "sweep.json").exists():
+        for path in (folder / "report.html", folder / "report.md"):
+            if path.exists():
+                raise ResultError(
+                    f"{path}: exists, and {folder} holds no sweep; choose another --out, or replace it with --force"
+                )
     disk = _disk_needed(checkpoint, names, folder, options.keep)
     if say is not None:
         say(disk)
@@ -163,6 +173,7 @@ def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
         markdown=page.with_name("report.md"),
         plots=page.with_name("plots"),
         replay=work.replay,
+        force=True,  # a sweep with more types has more results
     )
     choice = chosen = None
     if options.budget is not None or options.max_loss is not None:
@@ -235,8 +246,8 @@ class _Sweep:
             imatrix=matrix,
             threads=self.loading.threads,
             say=self.say,
-            revision=self.options.revision,
-            offline=self.options.offline,
+            hub=HubOptions(self.options.revision, self.options.offline),
+            force=self.options.force,
         )
         for warning in done.warnings:
             self._say(f"note: {warning}")
@@ -257,6 +268,7 @@ class _Sweep:
                 skip_too_long=self.options.skip_too_long,
                 answering=self.answering,
                 loading=self.loading,
+                force=self.options.force,
                 say=self.say,
             )
             self.state.note(name, {"answered": True})
@@ -285,13 +297,14 @@ class _Sweep:
         path = self._named(".imatrix")
         if not (self.state.of(self.base).get("calibrated") and path.is_file()):
             model = self.converted(self.base)
-            with bar("calibrating", show=self.say is not None, unit="tokens") as watch:
+            with bar("calibrating", self.say, unit="tokens") as watch:
                 calibrate(
                     model,
                     path,
                     rows=rows,
                     threads=self.loading.threads,
                     gpu_layers=self.loading.gpu_layers or 0,
+                    force=self.options.force,
                     progress=watch,
                 )
             self.state.note(self.base, {"calibrated": True})
@@ -310,6 +323,7 @@ class _Sweep:
                 replay=self.replay,
                 skip_too_long=self.options.skip_too_long,
                 loading=self._reading,
+                force=self.options.force,
                 say=self.say,
             )
             self.state.note(name, {"measured": True})

@@ -406,11 +406,8 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 def test_the_lock_file_is_complete_and_names_no_address() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["serve"]
-    wanted += project["optional-dependencies"]["test"]
-    names = {re.split(r"[\[<>=~! ;]", text)[0].lower().replace("_", "-") for text in wanted} - {
-        "terminal-edge"
-    }
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    names = {re.split(r"[\[<>=~! ;]", text)[0].lower().replace("_", "-") for text in wanted}
     locked = set()
     files = sorted((ROOT / "requirements").glob("*.txt"))
     assert len(files) == 2

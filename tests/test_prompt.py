@@ -113,11 +113,14 @@ def test_fallbacks_write_text_parts_and_refuse_others() -> None:
     [
         ([], "at least one"),
         ("List files", "at least one"),
-        ([ROWS[0], "x"], "message 1 is not a"),
-        ([{"content": "x"}], "message 0 has no role"),
-        ([{"role": 3, "content": "x"}], "message 0 has no role"),
-        ([{"role": "user"}], r"message 0 \(user\) has no content"),
-        ([{"role": "user", "content": 3}], r"message 0 \(user\) has content that is neither"),
+        ([ROWS[0], "x"], r"messages\[1\] is 'x'; it must be an object"),
+        ([{"content": "x"}], r"messages\[0\].role is missing"),
+        ([{"role": 3, "content": "x"}], r"messages\[0\].role is 3; it must be a non-empty string"),
+        ([{"role": "user"}], r"messages\[0\] is an object; it must be an object with content or tool_calls"),
+        (
+            [{"role": "user", "content": 3}],
+            r"messages\[0\].content is 3; it must be a string, a list or null",
+        ),
     ],
 )
 def test_bad_messages(value: Any, reason: str) -> None:
@@ -137,7 +140,7 @@ def test_read_messages(tmp_path: Path) -> None:
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b"{}", "at least one"),
-        (b'[{"role": "user"}]', "has no content"),
+        (b'[{"role": "user"}]', "content or tool_calls"),
     ]:
         file.write_bytes(data)
         with pytest.raises(PromptError, match=reason) as caught:
@@ -257,9 +260,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", [None, TEMPLATE, "{{ '\ud800' }}"])
 def test_text_that_is_not_utf8(template: str | None) -> None:
     """Python represents bytes of a command line that are not UTF-8 as halves of surrogate pairs."""
-    with pytest.raises(PromptError, match=r"message 1 \(user\) is not UTF-8 text"):
+    with pytest.raises(PromptError, match=r"messages\[1\] is not UTF-8 text"):
         render_prompt([ROWS[0], {"role": "user", "content": "List \udcff"}], source(template))
-    with pytest.raises(PromptError, match=r"message 0 \(user\) is not UTF-8 text"):
+    with pytest.raises(PromptError, match=r"messages\[0\] is not UTF-8 text"):
         check_messages([{"role": "user", "content": [{"type": "text", "text": "\udcff"}]}])
 
 

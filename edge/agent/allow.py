@@ -6,15 +6,16 @@ An allowlist is not a security boundary: it does not control what an allowed pro
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import re2  # type: ignore[import-untyped]
 
 from edge.agent.shell import UnreadableError, read_commands
 from edge.errors import AllowError
+from edge.system.typed_json import Index, Name, check
 from edge.terminal.tmux import is_key_name
 
 # Programs that can run other programs: through their arguments, files that they read, or keys typed into them.
@@ -46,8 +47,28 @@ _SHELL_OWN = frozenset(
     ).split()
 )
 # Keys that do not recall or edit a line. Other keys (Up, Escape, Tab, C-r) would change the line that edge types next.
-_KEYS = ("C-c", "C-d", "C-z", "C-\\")
+KEYS = ("C-c", "C-d", "C-z", "C-\\")
 _MAX_FILE_BYTES = 1_000_000
+
+
+class CommandTable(TypedDict):
+    """A [[command]] table: a program, and what its arguments may be."""
+
+    program: Name
+    """Plain name or path of the program."""
+    arguments: NotRequired[list[str]]
+    """RE2 regular expressions. Each argument must match one of them as a whole. Default: no arguments."""
+    max_arguments: NotRequired[Index]
+    """Maximum number of arguments. Default: 20."""
+
+
+class AllowlistFields(TypedDict):
+    """The TOML file of `edge agent --allow`: what the agent may type without a review."""
+
+    keys: NotRequired[list[str]]
+    """Keys that the agent may press, by their tmux names."""
+    command: NotRequired[list[CommandTable]]
+    """Programs that the agent may call."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +98,21 @@ def read_allowlist(path: Path | str) -> Allowlist:
     Patterns are RE2 regular expressions, whose time is bounded. Raises AllowError if the file is not a valid allowlist.
     """
     data = _toml(Path(path))
-    _known_keys(data, {"keys", "command"}, str(path))
-    keys = _texts(data.get("keys", []), f"{path}: keys")
-    for key in keys:
-        if key not in _KEYS:
-            raise AllowError(f"{path}: keys: {key!r} cannot be allowed; use only {', '.join(_KEYS)}")
+    _known_keys(data, set(AllowlistFields.__annotations__), str(path))
     entries = data.get("command", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AllowError(f"{path}: write each command as a table [[command]]")
-    commands = tuple(_command(entry, f"{path}: command {number}") for number, entry in enumerate(entries, 1))
+    for number, entry in enumerate(entries, 1):
+        _known_keys(entry, set(CommandTable.__annotations__), f"{path}: command {number}")
+    fields = check(data, AllowlistFields, str(path), AllowError)
+    keys = fields.get("keys", [])
+    for key in keys:
+        if key not in KEYS:
+            raise AllowError(f"{path}: keys: {key!r} cannot be allowed; use only {', '.join(KEYS)}")
+    commands = tuple(
+        _command(entry, f"{path}: command {number}")
+        for number, entry in enumerate(fields.get("command", []), 1)
+    )
     warnings = tuple(
         f"{path}: {name} can run other programs through its arguments, its files or keys: allow only arguments that "
         "do not name a program, and use --sandbox"
@@ -120,11 +147,8 @@ def _runs_others(program: str) -> bool:
     return not RUN_OTHERS.isdisjoint((name, bare)) or name.startswith(("ld-linux", "ld.so", "ld-musl"))
 
 
-def _command(entry: dict[str, Any], where: str) -> AllowedCommand:
-    _known_keys(entry, {"program", "arguments", "max_arguments"}, where)
-    program = entry.get("program")
-    if not isinstance(program, str) or not program:
-        raise AllowError(f'{where}: program is missing: write program = "ls"')
+def _command(entry: CommandTable, where: str) -> AllowedCommand:
+    program = entry["program"]
     where = f"{where} ({program})"
     if program in _SHELL_OWN:
         raise AllowError(
@@ -137,11 +161,8 @@ def _command(entry: dict[str, Any], where: str) -> AllowedCommand:
         plain = False
     if not plain:
         raise AllowError(f"{where}: program must be the plain name of a program")
-    patterns = _texts(entry.get("arguments", []), f"{where}: arguments")
-    most = entry.get("max_arguments", 20)
-    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
-        raise AllowError(f"{where}: max_arguments must be a whole number, 0 or more")
-    return AllowedCommand(program, tuple(_pattern(pattern, where) for pattern in patterns), most)
+    patterns = tuple(_pattern(pattern, where) for pattern in entry.get("arguments", []))
+    return AllowedCommand(program, patterns, entry.get("max_arguments", 20))
 
 
 def _pattern(pattern: str, where: str) -> Any:
@@ -158,15 +179,9 @@ def _pattern(pattern: str, where: str) -> Any:
         raise AllowError(f"{where}: {pattern!r} is not an RE2 regular expression: {why}") from None
 
 
-def _known_keys(table: dict[str, Any], known: set[str], where: str) -> None:
+def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(table.keys() - known):
         raise AllowError(f"{where}: unknown key {unknown[0]!r}; use only {', '.join(sorted(known))}")
-
-
-def _texts(value: object, where: str) -> Sequence[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise AllowError(f"{where} must be a list of strings")
-    return value
 
 
 def refusal(allowlist: Allowlist, keystrokes: str) -> str | None:

@@ -8,10 +8,12 @@ from edge.answer.action import Command
 
 
 class CommandFields(TypedDict):
-    """A command in JSON. `duration`: seconds to wait after the keystrokes."""
+    """A command in JSON."""
 
     keystrokes: str
+    """What edge types, unchanged."""
     duration: float
+    """Seconds to wait after the keystrokes."""
 
 
 class ActionFields(TypedDict):

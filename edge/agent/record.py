@@ -34,18 +34,26 @@ class SessionFacts(TypedDict):
     """The facts of a whole session; the first row holds them. `model` and `workdir` are absolute paths."""
 
     task: str
+    """The task that the person gave."""
     model: NotRequired[str]
+    """Absolute path of the GGUF."""
     workdir: NotRequired[str]
+    """Absolute path of the work folder."""
     sandbox: NotRequired[bool]
+    """Whether the session ran in the sandbox."""
 
 
 class StepFacts(TypedDict, total=False):
     """The facts of one step. `model_answer`: the model's version of an action that the person edited."""
 
     time: str
+    """When edge typed the action (ISO 8601)."""
     prompt_tokens: int
+    """Tokens of the prompt."""
     completion_tokens: int
+    """Tokens of the answer."""
     model_answer: str
+    """The model's version of an action that the person edited."""
 
 
 class SessionField(StepFacts, total=False):
@@ -55,32 +63,54 @@ class SessionField(StepFacts, total=False):
     """
 
     task: str
+    """The task that the person gave; first row."""
     model: str
+    """Absolute path of the GGUF; first row."""
     workdir: str
+    """Absolute path of the work folder; first row."""
     sandbox: bool
+    """Whether the session ran in the sandbox; first row."""
     outcome: str
+    """How the session ended; last row."""
     output: str
+    """The last text of the terminal; last row."""
 
 
 class RecordRow(TypedDict):
     """One row of a session record."""
 
     task_id: str
+    """Name of the record."""
     sample_idx: int
+    """Always 0."""
     step_idx: int
+    """Number of the action, from 0."""
     total_steps: int | None
+    """Number of actions; null until the session ends."""
     is_final_step: bool
+    """Whether this is the last action."""
     source: str
+    """Always edge agent."""
     source_group: str
+    """Always edge agent."""
     messages: list[Message]
+    """What the model read."""
     ref_raw: str
+    """The action that edge typed, as JSON text."""
     ref_parse_ok: bool
+    """Always true."""
     ref_analysis: str
+    """Its analysis."""
     ref_plan: str
+    """Its plan."""
     ref_task_complete: bool
+    """Its task_complete."""
     ref_commands: list[CommandFields]
+    """Its commands."""
     ref_command_units: list[str]
+    """Its command lines, as the scorer reads them."""
     session: SessionField
+    """Facts of the session and of the step."""
 
 
 def new_record_path(task: str) -> Path:

@@ -94,7 +94,7 @@ class Interface:
     waiting: Callable[[], AbstractContextManager[None]]
     """Makes the context in which the model reads and writes."""
     default_model: Callable[[], Path]
-    """Finds or makes the model of a session that names none."""
+    """Finds or makes the model of a session that names none, and says which it is."""
     quiet: bool = False
     """Show no actions and no screens, unless the person decides on them."""
 
@@ -175,6 +175,8 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             return Ending("complete")
         runner = stack.enter_context(Runner.open(paths.model, options.loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
+        if not interface.quiet and (options.model is not None or resumed is not None):
+            interface.say(f"model: {paths.model}")  # interface.default_model names the one that it finds
         lost = options.permission.sandbox and _lost_action(resumed, paths.archive)
         show = _show(options, interface)
         workplace = stack.enter_context(_start(options, paths, record, interface, show))
@@ -240,7 +242,6 @@ def _paths(options: SessionOptions, resumed: Record | None, interface: Interface
             if "model" not in resumed.facts:
                 raise AgentError(f"{resumed.path}: does not name its model: add --model FILE")
             model = Path(resumed.facts["model"])
-            interface.say(f"model: {model}")
     folder = folder or Path()
     if not folder.is_dir():
         raise AgentError(f"{folder}: is not a folder: choose another --workdir")

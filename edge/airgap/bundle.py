@@ -7,12 +7,14 @@ import hashlib
 import os
 import stat
 import sys
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.airgap.manifest import (
     INSTALL,
+    LARGEST_MANIFEST,
     MANIFEST,
     REQUIREMENTS,
     Manifest,
@@ -20,6 +22,7 @@ from edge.airgap.manifest import (
     check_name,
     header,
     padding,
+    read_manifest,
     tar_end,
     tar_size,
 )
@@ -29,9 +32,10 @@ from edge.formats.gguf import read_model_file
 from edge.replay.result import read_result
 from edge.replay.rows import read_rows
 from edge.system.files import allocate, whole_file
+from edge.system.hashes import file_sha256
 from edge.system.machine import free_disk
+from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.paths import cache_folder
-from edge.system.places import check_place, place_of
 from edge.system.progress import Progress
 from edge.system.text import size
 from edge.version import __version__
@@ -73,6 +77,7 @@ def bundle(
     rows: Sequence[Path] = (),
     references: Sequence[Path] = (),
     wheels: Path | None = None,
+    force: bool = False,
     say: Callable[[str], None] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Bundled:
@@ -80,7 +85,8 @@ def bundle(
 
     `models` are GGUFs, `rows` files of replay rows, `references` result JSONs. edge takes wheels from the folder
     `wheels` and puts new ones there; the default is a folder in the user's cache. `say` receives lines about the
-    wheels; `progress` receives the bytes done and the total.
+    wheels; `progress` receives the bytes done and the total. A bundle of other files at `out` is replaced only with
+    `force`.
 
     Raises BundleError if the bundle cannot be made. Raises ModelFileError, ReplayError or ResultError for a damaged
     input file. Raises Interrupted on Ctrl-C.
@@ -92,28 +98,41 @@ def bundle(
     if not models:
         raise BundleError("a bundle needs a model: give one with --model FILE")
 
-    check_place(out)
-    _, through = place_of(out)
-    if through:
-        raise BundleError(f"{out}: is not a regular file: give another name with --out")
+    check_output(out, [*models, *rows, *references], error=BundleError, streams=False)
     sources: dict[str, Path] = {}
     for folder, paths in (("rows", rows), ("references", references), ("models", models)):
         for path in paths:
             _add(sources, folder, path)
-    for path in sources.values():
-        if out.exists() and os.path.samefile(path, out):
-            raise BundleError(f"{out}: is also an input file: give another name with --out")
     for path in models:
         read_model_file(path)
     for path in rows:
         read_rows(path)
     for path in references:
         read_result(path)
+    if out.exists():
+        run = {name: file_sha256(path) for name, path in sources.items()}
+        check_replaced(out, run, _stored_run, kind="a bundle", force=force, error=BundleError)
     try:
         wanted, made = make_wheels(wheels or cache_folder() / "wheels", say)
         return pack(out, sources, wanted, made, progress)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; no bundle was written; finished wheels are kept") from None
+
+
+def _stored_run(path: Path) -> Run:
+    """The files of the user in a bundle with their SHA-256. Raises BundleError or ValueError for another file."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            first = tar.next()
+            data = None if first is None else tar.extractfile(first)
+            manifest = read_manifest(b"" if data is None else data.read(LARGEST_MANIFEST), str(path))
+    except (tarfile.TarError, KeyError) as error:
+        raise ValueError(str(error)) from None
+    return {
+        member.path: member.sha256
+        for member in manifest.files
+        if member.folder in ("models", "rows", "references")
+    }
 
 
 def pack(
@@ -152,9 +171,7 @@ def pack(
     }
     own = [Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in texts.items()]
     rest = sorted(members.values(), key=lambda member: (_ORDER.index(member.folder), member.path))
-    manifest = Manifest(
-        __version__, target(list(wheels.values())), wanted.extras, wanted.packages, (*own, *rest)
-    )
+    manifest = Manifest(__version__, target(list(wheels.values())), (), wanted.packages, (*own, *rest))
     texts[MANIFEST] = manifest.to_bytes()
     try:
         _write(out, manifest, texts, files, count)

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +98,7 @@ def offline(model: Path | None = None, context: int | None = None) -> Readiness:
     if all(check.ok for check in checks):
         checks += _model(model, context)
         checks += _files()
-    checks += [_disk(), *_agent(), _serve()]
+    checks += [_disk(), *_agent()]
     checks.append(_passed("network", "not needed: local files need no HF_HUB_OFFLINE and no hub cache"))
     return Readiness(tuple(checks))
 
@@ -309,11 +308,3 @@ def _agent() -> Iterator[Check]:
                 yield _passed("sandbox", "starts, and passes its safety checks", needed=False)
         except EdgeError as error:
             yield _failed("sandbox", f"{error} (only edge agent --sandbox needs it)", needed=False)
-
-
-def _serve() -> Check:
-    missing = [name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        text = f"{missing[0]} is not installed (only edge serve needs it: the extra serve)"
-        return _failed("serve", text, needed=False)
-    return _passed("serve", "its packages are installed", needed=False)

@@ -1,11 +1,15 @@
 """How an answer is written: its budget, its parts, its form, as one value."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from edge.answer.sampling import Sampling
 from edge.answer.style import STYLE_NAMES, StyleName
 from edge.errors import EdgeError
 
+AnswerKind = Literal["action", "text"]
+"""What a conversation consists of: actions under the grammar, or free text."""
+ANSWER_KINDS: tuple[AnswerKind, ...] = ("action", "text")
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_TEXT_SHARE = 0.6
 GREEDY = Sampling()

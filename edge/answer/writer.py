@@ -1,9 +1,10 @@
-"""Write one answer token by token: a thought, the action under its grammar, a valid end at any budget.
+"""Write one answer token by token: a thought, then the action under its grammar with a valid end, or free text.
 
 Answers are generators in the form that the engine takes (`edge.llama.jobs.Writer`): they yield tokens and receive the
 logits after them. So the engine can write many at the same time, and an answer knows nothing of the others.
 """
 
+import codecs
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -148,6 +149,7 @@ def action_answer(
     text_share: float,
     style: StyleName = "auto",
     emit: Callable[[str], None] | None = None,
+    emit_thought: Callable[[str], None] | None = None,
 ) -> Writer[Answer]:
     """An answer whose text is a whole action, with any model, budget or temperature.
 
@@ -156,9 +158,10 @@ def action_answer(
     - style: white space, see `edge.answer.style`; where it leaves no choice, tokens are forced, and decoded together
       with what follows
     - emit: receives the text of the action as it becomes certain
+    - emit_thought: receives the text of the thought, once for each token of it
     """
     writer = TokenWriter(prompt, sampling, max_tokens)
-    thought = yield from _think(writer, vocabulary, think)
+    thought = yield from _think(writer, vocabulary, think, emit_thought)
     action = _ActionText(vocabulary, writer, style, emit)
     text_limit = int(text_share * writer.left)
     text_tokens = 0
@@ -181,6 +184,43 @@ def action_answer(
             break
     closed = not action.constraint.complete
     return writer.answer(action.end(), "length" if closed else "stop", closed=closed, thought=thought)
+
+
+def chat_answer(
+    vocabulary: Vocabulary,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    think: int,
+    emit: Callable[[str], None] | None = None,
+    emit_thought: Callable[[str], None] | None = None,
+) -> Writer[Answer]:
+    """Free text until the checkpoint's own EOS, with the thought kept apart from it.
+
+    `think`, `emit_thought`: as in `action_answer`. `emit` receives the text. The greedy tokens are those of
+    `free_answer`, unless the thought reaches its maximum or has no end.
+    """
+    writer = TokenWriter(prompt, sampling, max_tokens)
+    thought = yield from _think(writer, vocabulary, think, emit_thought)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = ""
+    ended = False
+    allowed: NDArray[np.bool_] | None = None
+    if thought.text is None and vocabulary.think_open is not None:
+        # `_think` has decided that there is no thought: the text does not begin one after all.
+        allowed = np.ones(vocabulary.n_vocab, np.bool_)
+        allowed[vocabulary.think_open] = False
+    while writer.left and not ended:
+        token = writer.sampler.pick((yield from writer.logits()), allowed)
+        allowed = None
+        writer.write(token)
+        ended = token in vocabulary.end_ids
+        piece = decoder.decode(b"" if ended else vocabulary.piece(token), ended or not writer.left)
+        text += piece
+        if emit is not None and piece:
+            emit(piece)
+    return writer.answer(text, "stop" if ended else "length", thought=thought)
 
 
 class _ActionText:
@@ -250,7 +290,10 @@ class _ActionText:
 
 
 def _think(
-    writer: TokenWriter, vocabulary: Vocabulary, think: int
+    writer: TokenWriter,
+    vocabulary: Vocabulary,
+    think: int,
+    emit: Callable[[str], None] | None = None,
 ) -> Generator[Sequence[int], Logits, Thought]:
     """Write the thought, if the chat template has opened one or the model begins one."""
     opening, closing = vocabulary.think_open, vocabulary.think_close
@@ -265,11 +308,14 @@ def _think(
         writer.write(opening)
     begin = len(writer.tokens)
     token = opening
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while len(writer.tokens) < think - 1:
         token = writer.sampler.pick((yield from writer.logits()))
         if token == closing or token in vocabulary.end_ids:
             break
         writer.write(token)
+        if emit is not None:
+            emit(decoder.decode(vocabulary.piece(token)))
     text = vocabulary.text(writer.tokens[begin:])
     writer.forced += token != closing
     writer.write(closing)

@@ -1,6 +1,7 @@
 """The command line: options in, one call, print. Only this folder prints.
 
 main      the `edge` command: its subcommands, errors and exit codes
+command   what every command does with its options
 common    notes, tables and lines of progress
 options   options that commands share
 defaults  the model of a command: the named or the default one
@@ -9,10 +10,12 @@ store     edge models
 pull      edge pull; the question before a large download
 models    edge convert, imatrix, inspect, doctor
 run       edge run
+chat      edge chat
 agent     edge agent, replay
 serve     edge serve
 eval      edge eval
 results   edge score, compare
+formats   edge schema, rows
 measure   edge measure
 sweep     edge sweep
 report    edge report

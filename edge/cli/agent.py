@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note
+from edge.cli.common import Threads, note, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -24,6 +24,7 @@ from edge.cli.options import (
     Think,
     TopK,
     TopP,
+    Verbose,
     think_tokens,
 )
 from edge.errors import Interrupted
@@ -79,7 +80,10 @@ def agent(
     context: Annotated[
         int | None,
         typer.Option(
-            min=256, help="Maximum tokens of a prompt and its answer. Default: the model's, at most 32,768."
+            "--context",
+            "--ctx",
+            min=256,
+            help="Maximum tokens of a prompt and its answer. Default: the model's, at most 32,768.",
         ),
     ] = None,
     memory: Annotated[
@@ -111,6 +115,7 @@ def agent(
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show only how the session ended.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Let a model work on a task in a terminal. edge types nothing without permission.
 
@@ -166,11 +171,11 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
         raise typer.BadParameter(conflict.reason, param_hint=conflict.option)
     permission = options.permission
     if options.model is not None:
-        options = replace(options, model=chosen_model(options.model, note, announce=not quiet))
+        options = replace(options, model=chosen_model(options.model, note))
     interface = Interface(
         console=Console(highlight=False, soft_wrap=True),
         say=note,
-        waiting=partial(waiting, "The model reads and writes", show=not quiet),
+        waiting=partial(waiting, "The model reads and writes", None if quiet else progress_line),
         default_model=partial(agent_model, note, person=permission.person and not permission.yes),
         quiet=quiet,
     )

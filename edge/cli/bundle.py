@@ -5,21 +5,22 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import note
+from edge.cli.common import note, progress_line, show
+from edge.cli.options import Force
 
 
 def bundle(
     model: Annotated[
-        list[Path], typer.Option("--model", "-m", metavar="<path>", help="GGUF to include; repeatable.")
+        list[Path], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include; repeatable.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle (tar) to write.")],
     replay: Annotated[
         list[Path] | None,
-        typer.Option("--replay", "-r", metavar="<path>", help="File of replay rows to include; repeatable."),
+        typer.Option("--replay", "-r", metavar="FILE", help="File of replay rows to include; repeatable."),
     ] = None,
     reference: Annotated[
         list[Path] | None,
-        typer.Option(metavar="<path>", help="Result JSON to include for edge compare; repeatable."),
+        typer.Option(metavar="FILE", help="Result JSON to include for edge compare; repeatable."),
     ] = None,
     wheels: Annotated[
         Path | None,
@@ -28,6 +29,7 @@ def bundle(
             help="Folder to take wheels from and put new ones in. Default: in the cache folder.",
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Make a bundle for a machine without a network.
 
@@ -38,17 +40,18 @@ def bundle(
     from edge.system.progress import bar
 
     model = [chosen_model(one, note) for one in model]
-    with bar("bundling", show=True, unit="bytes") as progress:
+    with bar("bundling", progress_line, unit="bytes") as progress:
         bundled = run_bundle(
             model,
             out,
             rows=replay or (),
             references=reference or (),
             wheels=wheels,
+            force=force,
             say=note,
             progress=progress,
         )
-    typer.echo(bundled)
+    show(bundled)
 
 
 def unbundle(
@@ -65,6 +68,6 @@ def unbundle(
     from edge.airgap.unbundle import unbundle as run_unbundle
     from edge.system.progress import bar
 
-    with bar("checking", show=True, unit="bytes") as progress:
+    with bar("checking", progress_line, unit="bytes") as progress:
         unbundled = run_unbundle(file, to, install=install, python=python, progress=progress)
-    typer.echo(unbundled)
+    show(unbundled)

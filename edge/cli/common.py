@@ -1,16 +1,25 @@
 """What the commands share: the option --threads, notes, tables, lines of progress."""
 
+import os
 import re
+import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from edge.errors import PromptError
+from edge.system.tables import columns, fitted
 from edge.system.text import printable
 
 if TYPE_CHECKING:
-    from edge.prompt import Rendered
+    from edge.prompt import Message, Rendered
 
+_PACKAGES = {"llama_cpp": "llama-cpp-python"}  # those whose module has another name
+
+STDIN = Path("-")
 Threads = Annotated[
     int | None, typer.Option(min=1, max=512, help="CPU threads. Default: the number of physical cores.")
 ]
@@ -21,17 +30,27 @@ def note(text: str) -> None:
     typer.echo(f"note: {printable(text, lines=True)}", err=True)
 
 
-def table(header: list[str], rows: list[tuple[str, ...]]) -> None:
-    """Print rows in aligned columns on stdout."""
-    lines = [tuple(header), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in aligned columns on stdout, on a terminal in its width. Off a terminal no cell has line breaks."""
+    for line in columns(header, rows, _width(sys.stdout)):
+        typer.echo(line)
+
+
+def show(text: object) -> None:
+    """Print a report on stdout; on a terminal, its lines and Markdown tables are wrapped to the width."""
+    typer.echo(fitted(str(text), _width(sys.stdout)))
+
+
+def _width(stream: TextIO | None) -> int | None:
+    """The columns of a terminal; None for another stream."""
+    if stream is None or not stream.isatty():
+        return None
+    return os.get_terminal_size(stream.fileno()).columns or None
 
 
 def progress_line(text: str) -> None:
     """Print a line of progress on stderr."""
-    typer.echo(printable(text), err=True)
+    typer.echo(fitted(printable(text), _width(sys.stderr)), err=True)
 
 
 def note_fallback(model: Path, rendered: "Rendered") -> None:
@@ -48,3 +67,50 @@ def note_fallback(model: Path, rendered: "Rendered") -> None:
 def shown_json(text: str) -> str:
     """JSON text that cannot control a terminal: U+007F to U+009F are escaped. JSON escapes those below U+0020."""
     return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """JSON text on one line with json.dumps's white space. Strings and numbers stay as they are written."""
+    parts = re.findall(r'"(?:[^"\\]|\\.)*"|[^"\s]+', text, re.DOTALL)
+    return "".join(part if part.startswith('"') else re.sub("[:,]", r"\g<0> ", part) for part in parts)
+
+
+def standard_input() -> str:
+    """All of stdin as text. Raises PromptError if it is not UTF-8, typer.BadParameter if it is a terminal."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise typer.BadParameter("standard input is a terminal; give a file, or send text to edge")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is not UTF-8 text (byte {error.start})") from None
+
+
+def conversation(messages: Path) -> "list[Message]":
+    """The messages in a JSON file; `-` is standard input. Raises PromptError."""
+    from edge.prompt import parse_messages, read_messages
+
+    return (
+        parse_messages(standard_input(), "standard input") if messages == STDIN else read_messages(messages)
+    )
+
+
+def broken_package(error: BaseException) -> str | None:
+    """A line about a package that is missing or cannot be imported; None if `error`, caught in main, is another one."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    importing = [frame.f_globals["__name__"] for frame in frames if frame.f_code.co_name == "<module>"]
+    if isinstance(error, MemoryError) or not (importing or isinstance(error, ImportError)):
+        return None
+    if isinstance(error, ImportError) and error.name:
+        module = error.name
+    else:  # an old package lacks a name that edge needs
+        module = getattr(getattr(error, "obj", None), "__name__", None) or importing[-1]
+    name = module.partition(".")[0]
+    package = _PACKAGES.get(name, name)
+    install = f"{sys.executable} -m pip install"
+    if isinstance(error, ModuleNotFoundError) and name != "edge":
+        return f"the package {package} is missing; install it with: {install} {package}"
+    why = printable(" ".join(str(error).split()))[-300:]
+    if name == "edge":  # a module of edge that a package did not let start
+        return f"edge cannot load all of its parts ({why}); edge doctor shows the versions of its packages"
+    again = f"{install} --force-reinstall {package}"
+    return f"the package {package} does not work here ({why}); install it again with: {again}"

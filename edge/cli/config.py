@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edge.cli.command import Command
 from edge.cli.common import table
 from edge.system.config import VERSION, Held, config_file, settings
 from edge.system.store import store_folder
@@ -76,7 +77,7 @@ def config(
     typer.echo(f"\nmodel: {printable(default[0] or 'none yet')} ({printable(default[1])})")
 
 
-@config_app.command()
+@config_app.command(cls=Command)
 def path() -> None:
     """Print the path of the file of settings; it may not exist yet."""
     typer.echo(config_file())

@@ -11,6 +11,7 @@ from edge.cli.common import Threads, note, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
+    Force,
     GpuLayers,
     KvType,
     MaxTokens,
@@ -24,6 +25,7 @@ from edge.cli.options import (
     Think,
     TopK,
     TopP,
+    Verbose,
     think_tokens,
 )
 from edge.cli.results import print_scores
@@ -44,7 +46,7 @@ _ONLY = {
 
 
 def evaluate(
-    context: typer.Context,
+    command: typer.Context,
     replay: Annotated[
         Path | None,
         typer.Option("--replay", "-r", help="Replay rows (JSON Lines). Default: the embedded rows."),
@@ -99,10 +101,13 @@ def evaluate(
             "is short. 1 is exact: the answers are byte for byte those of an empty KV cache.",
         ),
     ] = None,
-    ctx: Annotated[
+    context: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Maximum tokens of a row, and of the KV cache. Default: the model's context length."
+            "--context",
+            "--ctx",
+            min=1,
+            help="Maximum tokens of a row, and of the KV cache. Default: the model's context length.",
         ),
     ] = None,
     gpu_layers: GpuLayers = None,
@@ -133,13 +138,15 @@ def evaluate(
     timeout: Annotated[
         float, typer.Option(min=1, help="openai: maximum seconds to wait for an answer.")
     ] = 600.0,
+    force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no placement and no progress.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Replay recorded steps with a model and score its answers.
 
     If it is interrupted, run the same command again to resume.
     """
-    _check_options(context, backend)
+    _check_options(command, backend)
     if backend == "openai" and base_url is None:
         raise typer.BadParameter("--backend openai needs the server's URL", param_hint="--base-url")
     if backend == "vllm" and model is None:
@@ -155,8 +162,8 @@ def evaluate(
     constrained = structured if backend != "edge" else not unconstrained
     answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
     rows, say = replay or embedded_rows(), None if quiet else progress_line
-    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, ctx, say)
-    loading = Loading(gpu_layers, threads, ctx, parallel, batch, kv_type, flash_attention, mmap)
+    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, context, force, say)
+    loading = Loading(gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap)
     if backend == "vllm":
         result = _by_vllm(model, work, dtype, tp)
     elif backend == "openai":
@@ -177,6 +184,7 @@ class _Work:
     skip_too_long: bool
     answering: "Answering"
     context: int | None
+    force: bool
     say: Callable[[str], None] | None
 
 
@@ -193,6 +201,7 @@ def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
         skip_too_long=work.skip_too_long,
         answering=work.answering,
         loading=loading,
+        force=work.force,
         say=work.say,
     )
 
@@ -214,6 +223,7 @@ def _by_vllm(model: Path | None, work: _Work, dtype: str, tp: int) -> "Result":
         answering=work.answering,
         context=work.context,
         engine=VllmOptions(dtype, tp),
+        force=work.force,
         say=work.say,
     )
 
@@ -240,6 +250,7 @@ def _by_server(
         skip_too_long=work.skip_too_long,
         answering=work.answering,
         context=work.context,
+        force=work.force,
         say=work.say,
     )
 

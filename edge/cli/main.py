@@ -4,18 +4,23 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
-from edge.cli.common import note, note_fallback
+from edge.cli.chat import chat
+from edge.cli.command import App
+from edge.cli.common import broken_package, conversation, note, note_fallback
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
+from edge.cli.formats import rows, schema
 from edge.cli.measure import measure
 from edge.cli.models import convert, doctor, imatrix, inspect
+from edge.cli.options import Verbose
 from edge.cli.pull import pull
 from edge.cli.report import report
 from edge.cli.results import compare, score
@@ -23,16 +28,16 @@ from edge.cli.run import run
 from edge.cli.serve import serve
 from edge.cli.store import models_app
 from edge.cli.sweep import sweep
-from edge.errors import EdgeError
+from edge.errors import EdgeError, EdgeWarning
 from edge.system.machine import address_space_left
+from edge.system.streams import tolerant_streams
 from edge.system.text import printable
 from edge.version import __version__
 
-app = typer.Typer(
+app = App(
     name="edge",
     help="Quantize the checkpoint of a terminal agent, run it offline with valid JSON, and measure the loss.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,18 +45,19 @@ app = typer.Typer(
 
 
 def prompt(
-    messages: Annotated[Path, typer.Option(help="JSON file with the messages.")],
+    messages: Annotated[Path, typer.Option(help="JSON file with the messages; - for standard input.")],
     model: Annotated[Path, typer.Option("--model", "-m", help="GGUF or Hugging Face folder.")],
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Print the token ids instead of the text.")
     ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Print the prompt that a model gets for given messages."""
     from edge.cli.defaults import chosen_model
-    from edge.prompt import prompt_source, read_messages, render_prompt
+    from edge.prompt import prompt_source, render_prompt
 
     model = chosen_model(model, note)
-    chat = read_messages(messages)
+    chat = conversation(messages)
     rendered = render_prompt(chat, prompt_source(model))
     note_fallback(model, rendered)
     if tokens:
@@ -62,10 +68,27 @@ def prompt(
         typer.echo(rendered.text, nl=sys.stdout is not None and sys.stdout.isatty())
 
 
+def show_help(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND", help="Command. Default: edge itself.")
+    ] = None,
+) -> None:
+    """Show the help of a command."""
+    found: Any = context.parent
+    for word in words or ():
+        name, command, _ = found.command.resolve_command(found, [word])
+        found = command.make_context(name, [], parent=found, resilient_parsing=True)
+        if not hasattr(command, "resolve_command"):
+            break
+    typer.echo(found.get_help())
+
+
 # `edge --help` lists them in this order.
 app.command()(pull)
 app.command()(convert)
 app.command()(run)
+app.command()(chat)
 app.command()(agent)
 app.command()(serve)
 app.command(name="eval")(evaluate)
@@ -78,11 +101,14 @@ app.command()(replay)
 app.command()(prompt)
 app.command()(imatrix)
 app.command()(inspect)
+app.command()(schema)
+app.add_typer(rows, name="rows")
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command()(doctor)
 app.command()(bundle)
 app.command()(unbundle)
+app.command(name="help")(show_help)
 
 
 def _version(wanted: bool) -> None:
@@ -95,7 +121,8 @@ def _version(wanted: bool) -> None:
 def _edge(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     apply_settings(context)
@@ -109,33 +136,58 @@ def _interruption(stop: BaseException) -> str:
     return str(cause or "") or "interrupted; nothing was written"
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print edge's own warnings as notes, and other warnings as Python does."""
+    if issubclass(category, EdgeWarning):
+        note(str(message))
+    else:
+        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
+
+
 def main() -> NoReturn:
     """The program `edge`. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     # Exit by exception, so that temporary files are removed. Windows has no SIGHUP.
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, lambda number, _: sys.exit(128 + number))
+    tolerant_streams()
     limited = address_space_left() is not None
     if limited:
         # Each thread of OpenBLAS takes 32 MB at its start. If it gets less, OpenBLAS raises SIGINT.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    warnings.filterwarnings("once", category=EdgeWarning)
+    warnings.showwarning = _show_warning
     try:
-        app(prog_name="edge")
+        app(prog_name="python -m edge" if Path(sys.argv[0]).name == "__main__.py" else "edge")
     except EdgeError as error:
+        if error.option:
+            typer.echo(f"Error: Invalid value for '{error.option}': {error}", err=True)
+            sys.exit(2)
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except SystemExit as stop:
         if stop.code == 130:  # Typer turns KeyboardInterrupt into this
             typer.echo(printable(_interruption(stop)), err=True)
         raise
-    except (MemoryError, ImportError) as error:
-        if isinstance(error, ImportError) and not limited:
+    except (MemoryError, ImportError, RuntimeError, AttributeError, OSError) as error:
+        package = broken_package(error)
+        if package and not limited:
+            typer.echo(f"error: {package}", err=True)
+            sys.exit(1)
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"error: {printable(where)}{error.strerror or error}", err=True)
+            sys.exit(1)
+        if not isinstance(error, MemoryError | ImportError):
             raise
         why = " ".join(str(error).split())[-200:] or "an allocation failed"
         typer.echo(f"error: not enough memory ({why}): raise the limit, or close other programs", err=True)
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {printable(where)}{error.strerror or error}", err=True)
         sys.exit(1)
     sys.exit(0)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line
+from edge.cli.common import Threads, note, progress_line, show
+from edge.cli.options import Batch, Force, GpuLayers, Verbose, reading_layers
 
 if TYPE_CHECKING:
     from edge.measure.schema import Measurement
@@ -32,10 +33,13 @@ def measure(
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
-    ctx: Annotated[
+    context: Annotated[
         int | None,
         typer.Option(
-            min=2, help="Maximum tokens of a row with its answer. Default: the model's context length."
+            "--context",
+            "--ctx",
+            min=2,
+            help="Maximum tokens of a row with its answer. Default: the model's context length.",
         ),
     ] = None,
     keep_base: Annotated[
@@ -45,14 +49,12 @@ def measure(
             help="Keep the base's distributions as OUT.base-scores, for the --base of other models.",
         ),
     ] = False,
-    gpu_layers: Annotated[
-        int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1 for all.")
-    ] = -1,
+    gpu_layers: GpuLayers = None,
     threads: Threads = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Tokens decoded in one batch. Default: 512.")
-    ] = None,
+    batch: Batch = None,
+    force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure the cost of quantization on given texts.
 
@@ -62,24 +64,30 @@ def measure(
     """
     if (replay is None) == (text is None):
         raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
-    if text is not None and (ctx is not None or skip_too_long):
-        raise typer.BadParameter("is for --replay; a text has --chunk", param_hint="--ctx, --skip-too-long")
+    if text is not None and (context is not None or skip_too_long):
+        raise typer.BadParameter(
+            "is for --replay; a text has --chunk", param_hint="--context, --skip-too-long"
+        )
 
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
     from edge.measure import measure as run_measure
 
+    model = chosen_model(model, note)
+    base = None if base is None else chosen_model(base, note)
+    layers = reading_layers(gpu_layers, model, base)
     done = run_measure(
-        chosen_model(model, note),
+        model,
         out,
-        base=None if base is None else chosen_model(base, note),
+        base=base,
         replay=replay,
         text=text,
         chunk=chunk,
         limit=limit,
         skip_too_long=skip_too_long,
-        loading=Loading(gpu_layers=gpu_layers, threads=threads, context=ctx, batch=batch),
+        loading=Loading(gpu_layers=layers, threads=threads, context=context, batch=batch),
         keep_base=keep_base,
+        force=force,
         say=None if quiet else progress_line,
     )
     if not quiet:
@@ -114,7 +122,7 @@ def _print(done: "Measurement", out: Path) -> None:
         if isinstance(value, int | float):
             bounds = [format(bound, form) for bound in intervals.get(name) or () if bound is not None]
             lines.append([label, format(value, form), " to ".join(bounds) if len(bounds) == 2 else ""])
-    typer.echo("\n".join(table(("figure", "value", "95 % interval"), lines, right=(1,))))
+    show("\n".join(table(("figure", "value", "95 % interval"), lines, right=(1,))))
     rows = done["kind"] == "rows"
     what = f"{figures['rows']} rows of {figures['tasks']} tasks" if rows else f"{figures['rows']} chunks"
-    typer.echo(f"\n{out}: {figures['tokens']:,} tokens of {what}")
+    show(f"\n{out}: {figures['tokens']:,} tokens of {what}")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line
+from edge.cli.common import Threads, note, progress_line, show
+from edge.cli.options import Force, GpuLayers, Verbose, reading_layers
 from edge.cli.pull import Yes
 from edge.system.text import size
 
@@ -32,7 +33,7 @@ def convert(
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", "-o", metavar="<path>", help="GGUF to write. Default: <name>-<quant>.gguf in the store."
+            "--out", "-o", metavar="FILE", help="GGUF to write. Default: <name>-<quant>.gguf in the store."
         ),
     ] = None,
     imatrix: Annotated[
@@ -74,6 +75,8 @@ def convert(
         ),
     ] = True,
     threads: Threads = None,
+    force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to a quantized GGUF."""
     overrides = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in tensor_type or [])]
@@ -85,6 +88,7 @@ def convert(
     from edge.cli.defaults import checkpoint_source
     from edge.convert import TensorTypes
     from edge.convert import convert as run_convert
+    from edge.formats.hub import HubOptions
 
     source, named, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
     converted = run_convert(
@@ -95,15 +99,15 @@ def convert(
         calibrate=calibrate,
         lora=lora,
         tensor_types=TensorTypes(overrides, output_tensor_type, token_embedding_type),
-        revision=revision,
-        offline=offline,
+        hub=HubOptions(revision, offline),
         check=check,
+        force=force,
         threads=threads,
         say=progress_line,
     )
     for warning in converted.warnings:
         note(warning)
-    typer.echo(
+    show(
         f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
         f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
     )
@@ -120,18 +124,24 @@ def imatrix(
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-imatrix does.")] = None,
     chunk: Annotated[int, typer.Option(min=2, help="Chunk size of a text, in tokens.")] = 512,
-    ctx: Annotated[
+    context: Annotated[
         int | None,
-        typer.Option(min=2, help="Leave out rows of more tokens. Default: the model's context length."),
+        typer.Option(
+            "--context",
+            "--ctx",
+            min=2,
+            help="Leave out rows of more tokens. Default: the model's context length.",
+        ),
     ] = None,
     process_output: Annotated[
         bool,
         typer.Option("--process-output", help="Include the output matrix."),
     ] = False,
-    gpu_layers: Annotated[
-        int, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1 for all.")
-    ] = -1,
+    gpu_layers: GpuLayers = None,
     threads: Threads = None,
+    force: Force = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compute an importance matrix from replay rows or a text.
 
@@ -144,21 +154,22 @@ def imatrix(
     from edge.measure.calibrate import calibrate
     from edge.system.progress import bar
 
-    chosen = chosen_model(model, note)
-    with bar("reading", show=True, unit="tokens") as progress:
+    model = chosen_model(model, note)
+    with bar("reading", None if quiet else progress_line, unit="tokens") as progress:
         calibrated = calibrate(
-            chosen,
+            model,
             out,
             rows=replay,
             text=text,
             chunk=chunk,
-            context=ctx,
+            context=context,
             threads=threads,
-            gpu_layers=gpu_layers,
+            gpu_layers=reading_layers(gpu_layers, model),
             process_output=process_output,
+            force=force,
             progress=progress,
         )
-    typer.echo(calibrated)
+    show(calibrated)
 
 
 def inspect(
@@ -207,7 +218,7 @@ def inspect(
         lora=lora,
         threads=threads,
     )
-    typer.echo(inspected.to_json() if as_json else inspected.to_text())
+    typer.echo(inspected.to_json()) if as_json else show(inspected.to_text())
     if not inspected.ok:
         raise typer.Exit(1)
 
@@ -221,14 +232,20 @@ def doctor(
             help="Check whether this GGUF fits. Default with --offline: the default model.",
         ),
     ] = None,
-    ctx: Annotated[
+    context: Annotated[
         int | None,
-        typer.Option(min=1, help="Context length to check, in tokens. Default: the model's, at most 8,192."),
+        typer.Option(
+            "--context",
+            "--ctx",
+            min=1,
+            help="Context length to check, in tokens. Default: the model's, at most 8,192.",
+        ),
     ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Try everything that edge needs without a network.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show versions, devices and memory, and whether a model fits.
 
@@ -240,12 +257,12 @@ def doctor(
     if offline:
         from edge.airgap.ready import offline as run_offline
 
-        readiness = run_offline(model, ctx)
-        typer.echo(readiness.to_json() if as_json else readiness.to_text())
+        readiness = run_offline(model, context)
+        typer.echo(readiness.to_json()) if as_json else show(readiness.to_text())
         if not readiness.ready:
             raise typer.Exit(1)
         return
     from edge.airgap.doctor import doctor as run_doctor
 
-    report = run_doctor(model, ctx)
-    typer.echo(report.to_json() if as_json else report.to_text())
+    report = run_doctor(model, context)
+    typer.echo(report.to_json()) if as_json else show(report.to_text())

@@ -1,10 +1,33 @@
 """Options that commands share: how edge samples an answer, and where llama.cpp computes it."""
 
+import contextlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+
+def _show_log(wanted: bool) -> None:
+    """Print llama.cpp's log on stderr, as the parts of lines that llama.cpp writes."""
+    if wanted:
+        from edge.llama.log import listen
+        from edge.system.text import printable
+
+        listen(lambda text: typer.echo(printable(text, lines=True), err=True, nl=False))
+
+
+def _value(fits: Callable[[float], bool], range_: str) -> Callable[[float], float]:
+    """A callback that refuses a number for which `fits` is false."""
+
+    def check(value: float) -> float:
+        if not fits(value):
+            raise typer.BadParameter(f"{value:g} is not {range_}")
+        return value
+
+    return check
+
 
 ModelOption = Annotated[
     Path | None,
@@ -28,6 +51,9 @@ FlashAttention = Annotated[
         "--flash-attention/--no-flash-attention",
         help="Use flash attention. Default: with a GPU or a quantized KV cache; in eval also if memory is short.",
     ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a file that another run wrote. An input is never replaced.")
 ]
 Batch = Annotated[int | None, typer.Option(min=1, help="Tokens decoded in one batch. Default: 512.")]
 Mmap = Annotated[bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read all of it.")]
@@ -58,19 +84,37 @@ Temperature = Annotated[
 ]
 TopP = Annotated[
     float,
-    typer.Option("--top-p", help="Sample from the likeliest tokens with this total probability; 1 is off."),
+    typer.Option(
+        "--top-p",
+        callback=_value(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+        help="Sample from the likeliest tokens with this total probability; 1 is off.",
+    ),
 ]
 TopK = Annotated[
     int, typer.Option("--top-k", min=0, help="Sample from this number of likeliest tokens; 0 is off.")
 ]
 MinP = Annotated[
-    float, typer.Option("--min-p", help="Skip tokens below this share of the highest probability; 0 is off.")
+    float,
+    typer.Option(
+        "--min-p",
+        callback=_value(lambda value: 0 <= value <= 1, "from 0 to 1"),
+        help="Skip tokens below this share of the highest probability; 0 is off.",
+    ),
 ]
 Penalty = Annotated[
-    float, typer.Option("--repetition-penalty", help="Values above 1 make repetition less likely; 1 is off.")
+    float,
+    typer.Option(
+        "--repetition-penalty",
+        callback=_value(lambda value: value > 0, "above 0"),
+        help="Values above 1 make repetition less likely; 1 is off.",
+    ),
 ]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Seed for repeatable sampling. Default: a random seed.")
+]
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_show_log, help="Print llama.cpp's log on stderr.")
 ]
 
 
@@ -83,3 +127,32 @@ def think_tokens(value: str | None) -> int | None:
     if re.fullmatch("[0-9]{1,9}", value):
         return int(value)
     raise typer.BadParameter("must be off, or a number of tokens", param_hint="--think")
+
+
+def checked_quant(quant: str, option: str) -> str:
+    """The name of a quantization type. Raises typer.BadParameter, which names the option, for an unknown one."""
+    from edge.errors import ConversionError
+    from edge.llama.types import type_name
+
+    try:
+        return type_name(quant)
+    except ConversionError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def reading_layers(given: int | None, *files: Path | None) -> int:
+    """--gpu-layers of a command that reads texts: by default what fits of each of these GGUFs; -1 without a GPU."""
+    from edge.errors import EdgeError
+    from edge.formats.gguf import read_model_file
+    from edge.llama.devices import devices
+    from edge.runner import fitting_layers
+
+    if given is not None or not any("GPU" in device.kind for device in devices()):
+        return -1 if given is None else given
+    layers = []
+    for file in files:
+        with contextlib.suppress(
+            EdgeError
+        ):  # the command reports a bad file; a base may be another kind of file
+            layers += [] if file is None else [fitting_layers(read_model_file(file))]
+    return min((n for n in layers if n >= 0), default=-1)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from edge.cli.options import Force
+
 
 def report(
     results: Annotated[
@@ -24,7 +26,8 @@ def report(
         Path | None, typer.Option("--markdown", help="Also write a short form in Markdown, for a model card.")
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option("--plots", help="Also write the plots as PNG into this folder.")
+        Path | None,
+        typer.Option("--plots", metavar="FOLDER", help="Also write the plots as PNG into this folder."),
     ] = None,
     worse: Annotated[
         int, typer.Option("--worse", min=0, help="Maximum number of steps that got worse, for each result.")
@@ -42,6 +45,7 @@ def report(
     title: Annotated[
         str, typer.Option(help="Heading of the page. Default: from the names of the models.")
     ] = "",
+    force: Force = False,
 ) -> None:
     """Write a page about the cost of quantization.
 
@@ -59,6 +63,7 @@ def report(
         replay=replay,
         title=title,
         notes=notes or (),
+        force=force,
     )
     for path in (out, markdown, plots):
         if path is not None:

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge.cli.common import show
+from edge.cli.options import Force
+
 if TYPE_CHECKING:
     from edge.replay.stored_result import Result
 
@@ -22,11 +25,12 @@ def score(
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave out rows that have no prediction.")
     ] = False,
+    force: Force = False,
 ) -> None:
     """Score answers that another engine wrote."""
     from edge.replay.score import score as run_score
 
-    print_scores(run_score(predictions, replay, out, model=model, partial=partial), out)
+    print_scores(run_score(predictions, replay, out, model=model, partial=partial, force=force), out)
 
 
 def compare(
@@ -48,31 +52,31 @@ def compare(
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Also write the comparison as JSON.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Compare results with a reference or with each other.
 
     With --reference, the comparison is step by step. With --causes, it is by what differs between two results.
     """
     from edge.compare.causes import causes as find_causes
-    from edge.compare.causes import causes_json, causes_markdown
+    from edge.compare.causes import causes_markdown
     from edge.compare.run import compare as run_compare
-    from edge.system.places import check_place, write_json
+    from edge.compare.stored import check_comparison, write_comparison
 
     if reference is None and not causes:
         raise typer.BadParameter("give one of them, or both", param_hint="--reference, --causes")
     if json_out is not None:
-        check_place(json_out)
+        check_comparison(json_out, results, reference, causes=causes, force=force)
     comparison = None if reference is None else run_compare(results, reference)
     # A reference that is a result is one of the runs.
     others = [Path(reference)] if reference is not None and comparison and comparison.paired else []
     found = find_causes(distinct([*others, *results])) if causes else None
     if json_out is not None:
-        told = {} if comparison is None else comparison.to_dict()
-        write_json(json_out, told if found is None else {**told, "causes": causes_json(found)})
+        write_comparison(json_out, results, reference, comparison, found)
     if comparison is not None:
-        typer.echo(comparison.to_markdown())
+        show(comparison.to_markdown())
     if found is not None:
-        typer.echo(causes_markdown(found))
+        show(causes_markdown(found))
 
 
 def distinct(paths: list[Path]) -> list[Path]:
@@ -83,7 +87,7 @@ def distinct(paths: list[Path]) -> list[Path]:
 def print_scores(result: "Result", out: Path) -> None:
     """Print the headline figures of a result on one line."""
     figures = result["aggregate"]
-    typer.echo(
+    show(
         f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
         f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
     )

@@ -1,14 +1,25 @@
 """`edge run`: ask a model for one action and print it."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, note_fallback, shown_json
+from edge.cli.common import (
+    STDIN,
+    Threads,
+    conversation,
+    note,
+    note_fallback,
+    one_line,
+    progress_line,
+    shown_json,
+    standard_input,
+)
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -26,6 +37,7 @@ from edge.cli.options import (
     Think,
     TopK,
     TopP,
+    Verbose,
     think_tokens,
 )
 from edge.errors import ContextError, PromptError
@@ -34,19 +46,25 @@ from edge.system.machine import address_space_left
 if TYPE_CHECKING:
     from edge.llama.placement import Placement
     from edge.prompt import Message
+    from edge.runner import Runner
 
 
 def run(
+    command: typer.Context,
     task: Annotated[
         str | None,
         typer.Argument(metavar="TASK", help="What the model must do. Default: read it from standard input."),
     ] = None,
     model: ModelOption = None,
     screen: Annotated[
-        Path | None, typer.Option(help="File with the current text of the terminal's screen.")
+        Path | None,
+        typer.Option(help="File with the current text of the terminal's screen; - for standard input."),
     ] = None,
     messages: Annotated[
-        Path | None, typer.Option(help="JSON file with the whole conversation, instead of TASK and --screen.")
+        Path | None,
+        typer.Option(
+            help="JSON file with the whole conversation, instead of TASK and --screen; - for standard input."
+        ),
     ] = None,
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 0.0,
@@ -67,11 +85,13 @@ def run(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print where the model is placed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no placement and no progress.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Ask a model for the next action and print it.
 
-    edge does not run the action. Review it before you run any part of it.
+    edge does not run the action. Review it before you run any part of it. On a terminal, the action has the model's
+    own white space; in a pipe or a file it is one line, unless you give --style.
     """
     thought = think_tokens(think)
     task = _task(task, screen, messages)
@@ -84,6 +104,7 @@ def run(
     from edge.llama.placement import place
     from edge.runner import Runner
     from edge.system.machine import memory
+    from edge.system.progress import waiting
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     answering = Answering(max_tokens, sampling, thought, text_share, style)
@@ -93,7 +114,10 @@ def run(
     free, found = memory(), devices()
     if gpu_layers and not any("GPU" in device.kind for device in found):
         note("llama.cpp finds no GPU here; --gpu-layers has no effect")
-    with Runner.open(path, loading) as runner:
+    say = None if quiet else progress_line
+    with contextlib.ExitStack() as opened:
+        with waiting(f"loading {path}", say):
+            runner = opened.enter_context(Runner.open(path, loading))
         rendered = runner.render(chat)
         note_fallback(path, rendered)
         prompt = runner.encode(rendered.text)
@@ -105,9 +129,18 @@ def run(
                 ),
                 quiet,
             )
-        stream = sys.stdout is not None and sys.stdout.isatty() and not as_json
-        action = runner.act_on(prompt, answering, _print_piece if stream else None)
-    typer.echo("" if stream else action.to_json() if as_json else action.text)
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        stream = terminal and not as_json
+        with _progress(runner, len(prompt), max_tokens, say) as end:
+
+            def print_piece(text: str) -> None:
+                end()
+                typer.echo(shown_json(text), nl=False)
+
+            action = runner.act_on(prompt, answering, print_piece if stream else None)
+    styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
+    text = action.text if styled else one_line(action.text)
+    typer.echo("" if stream else action.to_json() if as_json else text)
     if action.closed_at_budget and not as_json:
         note(f"the budget of {max_tokens} tokens ended before the answer; edge closed the action validly")
 
@@ -121,7 +154,9 @@ def _task(task: str | None, screen: Path | None, messages: Path | None) -> str |
             raise typer.BadParameter(
                 "give a task, --messages FILE, or a task on standard input", param_hint="TASK"
             )
-        task = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").strip()
+        if screen == STDIN:
+            raise typer.BadParameter("give a task: standard input is the screen", param_hint="TASK")
+        task = standard_input().strip()
         if not task:
             raise typer.BadParameter("standard input is empty", param_hint="TASK")
     elif task is not None and not task.strip():
@@ -132,12 +167,44 @@ def _task(task: str | None, screen: Path | None, messages: Path | None) -> str |
 
 
 def _conversation(task: str | None, screen: Path | None, messages: Path | None) -> "list[Message]":
-    from edge.prompt import read_messages, task_messages
+    from edge.prompt import task_messages
     from edge.system.places import read_text
 
     if messages is not None:
-        return read_messages(messages)
-    return task_messages(task or "", None if screen is None else read_text(screen))
+        return conversation(messages)
+    shown = None if screen is None else standard_input() if screen == STDIN else read_text(screen)
+    return task_messages(task or "", shown)
+
+
+@contextlib.contextmanager
+def _progress(
+    runner: "Runner", prompt_tokens: int, max_tokens: int, say: Callable[[str], None] | None
+) -> Iterator[Callable[[], None]]:
+    """Shows how far the prompt is read, then how far the answer is written, until the yielded function is called."""
+    from edge.system.progress import bar
+
+    engine = runner.engine
+    before = engine.prompt_tokens_decoded, engine.answer_tokens_decoded
+    with contextlib.ExitStack() as shown:
+        show = shown.enter_context(bar("reading the prompt", say, unit="tokens"))
+        reads = True
+
+        def check() -> None:
+            nonlocal show, reads
+            written = engine.answer_tokens_decoded - before[1]
+            if written and reads:
+                shown.close()
+                reads, show = False, shown.enter_context(bar("writing the answer", say, unit="tokens"))
+            read = engine.prompt_tokens_decoded - before[0]
+            show(*((read, prompt_tokens) if reads else (written, max_tokens)))
+
+        def end() -> None:
+            nonlocal show, reads
+            shown.close()
+            reads, show = False, lambda done, total: None
+
+        with runner.before_each_batch(check):
+            yield end
 
 
 def _print_placement(place: "Callable[[], Placement]", quiet: bool) -> None:
@@ -149,8 +216,4 @@ def _print_placement(place: "Callable[[], Placement]", quiet: bool) -> None:
             note(f"{error}; it may be slow or run out of memory")
         return
     if not quiet:
-        typer.echo(placement, err=True)
-
-
-def _print_piece(text: str) -> None:
-    typer.echo(shown_json(text), nl=False)
+        progress_line(str(placement))

@@ -3,12 +3,12 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from edge.cli.common import Threads, note
-from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption
+from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption, Verbose
 from edge.errors import ServeError
 
 _KEY = "EDGE_API_KEY"
@@ -29,6 +29,13 @@ def serve(
             help=f"File with the API key that clients must send. Default: the variable {_KEY}.",
         ),
     ] = None,
+    answers: Annotated[
+        Literal["action", "text"] | None,
+        typer.Option(
+            metavar="action|text",
+            help="Chat answers of requests without a response_format: actions, or free text. Default: action.",
+        ),
+    ] = None,
     parallel: Annotated[
         int, typer.Option(min=1, max=64, help="Maximum number of answers written at the same time.")
     ] = 4,
@@ -38,7 +45,10 @@ def serve(
     context: Annotated[
         int | None,
         typer.Option(
-            min=64, help="Maximum tokens of a prompt and its answer. Default: the model's, at most 8,192."
+            "--context",
+            "--ctx",
+            min=64,
+            help="Maximum tokens of a prompt and its answer. Default: the model's, at most 8,192.",
         ),
     ] = None,
     max_tokens: Annotated[
@@ -64,6 +74,7 @@ def serve(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    verbose: Verbose = False,
 ) -> None:
     """Serve a model to agents over an OpenAI-compatible API.
 
@@ -71,10 +82,13 @@ def serve(
     """
     try:
         from edge.serve import server
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name not in ("h11", "prometheus_client", "starlette", "uvicorn"):
+            raise
         raise ServeError(
-            f"{error.name} is missing: in the clone of edge, run pip install -e '.[serve]'"
+            f"{error.name} is not installed, and edge needs it: install edge again, in a clone with pip install ."
         ) from None
+    from edge.chat.kind import default_answers
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
     from edge.system.places import read_text
@@ -84,8 +98,13 @@ def serve(
         key = read_text(api_key_file).strip()
     if key is not None and not re.fullmatch("[!-~]+", key):  # what a header can carry
         raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
+    path = chosen_model(model, note, announce=True)
+    if answers is None and default_answers(path) == "text":
+        note(
+            f"{path.stem} is not known as a terminal model; --answers text serves free text instead of actions"
+        )
     server.serve(
-        chosen_model(model, note, announce=True),
+        path,
         server.Address(host, port, key),
         server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
         Loading(
@@ -99,4 +118,5 @@ def serve(
             mmap=mmap,
         ),
         say=lambda text: typer.echo(text, err=True),
+        answers=answers or "action",
     )

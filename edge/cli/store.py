@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge.cli.common import note
+from edge.cli.command import Command
+from edge.cli.common import note, table
 from edge.errors import ModelFileError
 from edge.replay.known import KnownModel, known_models
 from edge.system.store import local_files, model_name, named_file, store_files, store_folder
@@ -59,7 +60,7 @@ def models(context: typer.Context, as_json: Json = False) -> None:
         typer.echo("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def known(as_json: Json = False) -> None:
     """List the models that edge knows by name."""
     if as_json:
@@ -69,7 +70,7 @@ def known(as_json: Json = False) -> None:
     listing(["known model", "type", "context", "memory", "F1", "hub id"], known_rows())
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def path(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a model; edge models lists them.")],
 ) -> None:
@@ -77,7 +78,7 @@ def path(
     typer.echo(_named(name, [*local_files(), *store_files()]).absolute())
 
 
-@models_app.command()
+@models_app.command(cls=Command)
 def rm(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of models in the model store.")],
     yes: Annotated[
@@ -221,8 +222,11 @@ def known_rows() -> list[tuple[str, ...]]:
 
 
 def listing(header: list[str], rows: list[tuple[str, ...]]) -> None:
-    """Print rows in columns. If they are wider than the terminal (80 columns without one), each takes more lines."""
-    width = shutil.get_terminal_size((80, 24)).columns
+    """Print rows in columns. On a terminal that is too narrow, each takes more lines, and its name stays whole."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        table(header, rows)
+        return
+    width = shutil.get_terminal_size().columns
     lines = [tuple(header), *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     if sum(widths) + 2 * (len(widths) - 1) <= width:

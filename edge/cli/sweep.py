@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, progress_line
+from edge.cli.common import Threads, progress_line, show
+from edge.cli.options import Force, GpuLayers, Verbose, checked_quant
 from edge.cli.pull import Yes
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -19,7 +20,9 @@ def sweep(
             metavar="CHECKPOINT", help="Hugging Face checkpoint: a folder or a hub id (owner/name)."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results and the report.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for the results and the report.")
+    ],
     quants: Annotated[
         str,
         typer.Option(
@@ -72,11 +75,11 @@ def sweep(
     parallel: Annotated[
         int | None, typer.Option(min=1, max=64, help="Answers written in parallel, as in edge eval.")
     ] = None,
-    gpu_layers: Annotated[
-        int | None, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU. Default: all that fit.")
-    ] = None,
+    gpu_layers: GpuLayers = None,
     threads: Threads = None,
+    force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no stages and no progress.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Convert, evaluate and measure several quantizations.
 
@@ -93,7 +96,7 @@ def sweep(
     source, _, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
     done = run_sweep(
         source,
-        [name for name in quants.replace(" ", "").split(",") if name],
+        [checked_quant(name, "--quants") for name in quants.replace(" ", "").split(",") if name],
         replay or embedded_rows(),
         out,
         SweepOptions(
@@ -105,6 +108,7 @@ def sweep(
             revision=revision,
             offline=offline,
             skip_too_long=skip_too_long,
+            force=force,
         ),
         answering=Answering(max_tokens, constrained=not unconstrained),
         loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
@@ -112,7 +116,7 @@ def sweep(
     )
     typer.echo(str(done.page))
     if done.choice is not None:
-        typer.echo(done.choice.why)
+        show(done.choice.why)
         if done.chosen is not None:
             typer.echo(str(done.chosen))
 

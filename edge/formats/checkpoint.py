@@ -186,7 +186,7 @@ def locate(
     if not HUB_ID.fullmatch(text):
         raise CheckpointError(f"{text}: no such folder, and not a hub id of the form owner/name")
     repository = open_repository(text, HubOptions(revision, offline))
-    with bar("downloading", show=True, unit="bytes") as progress:
+    with bar("downloading", lambda line: None, unit="bytes") as progress:  # a bar on a terminal only
         return download(repository, needed_files(repository), progress=progress), text
 
 

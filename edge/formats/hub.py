@@ -43,6 +43,9 @@ class HubOptions:
     offline: bool = False
 
 
+NEWEST = HubOptions()
+
+
 @dataclass(frozen=True)
 class HubFile:
     """A file of a repository. `sha256`: as the hub reports it; None for small files that are not in LFS."""

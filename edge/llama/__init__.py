@@ -1,6 +1,7 @@
 """The only folder that calls llama.cpp.
 
-library      starts llama.cpp once and keeps its log quiet
+library      starts llama.cpp once, loads models, decodes batches
+log          who receives llama.cpp's log
 tryout       tries an unknown file in a child process
 devices      devices that llama.cpp can compute on
 vocabulary   text to token ids and back

@@ -293,6 +293,7 @@ class Cache:
         params.flash_attn_type = (
             -1 if self._flash_attention and self._offloads else int(self._flash_attention)
         )
+        library.end_early(params)
         library.forget_errors()
         with signals_later():
             self.context = llama_cpp.llama_init_from_model(self._model, params)

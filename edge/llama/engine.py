@@ -117,7 +117,10 @@ class Engine:
         if kv_type not in KV_TYPES:
             raise EdgeError(f"{kv_type} is not a cache type: choose one of {', '.join(KV_TYPES)}")
         if kv_type != "f16" and flash_attention is False:
-            raise EdgeError(f"a cache of type {kv_type} needs flash attention, which was turned off")
+            raise EdgeError(
+                f"a KV cache of type {kv_type} needs flash attention, which was turned off: "
+                "leave out --no-flash-attention, or take --kv-type f16"
+            )
         library.start()
         params = library.model_params()
         params.n_gpu_layers = gpu_layers
@@ -323,11 +326,11 @@ class Engine:
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wanted
         library.forget_errors()
-        status = llama_cpp.llama_decode(self.cache.context, batch)
+        status = library.decode(self.cache.context, batch)
         while (
             status == 1 and self.cache.drop_cheapest()
         ):  # after a move to a larger cache, copies share no cells
-            status = llama_cpp.llama_decode(self.cache.context, batch)
+            status = library.decode(self.cache.context, batch)
         if status == 1:
             raise ContextError(f"{self.path}: an answer outgrew the cache of {self.cells} tokens")
         if status:

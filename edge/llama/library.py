@@ -1,7 +1,8 @@
-"""Start llama.cpp once, load models, and keep its log quiet: only the first error is kept."""
+"""Start llama.cpp once, load models, decode batches. Its log is quiet: only the first error is kept."""
 
 import ctypes
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,29 @@ import llama_cpp
 from edge.errors import ContextError, ModelFileError
 from edge.formats.checksum import check
 from edge.llama.devices import load_backends
+from edge.llama.log import pass_on
 from edge.llama.tryout import try_out
 from edge.system.machine import address_space_left
-from edge.system.signals import signals_later
+from edge.system.signals import STOP_FLAG, signals_later, stop_flag_set
 
 # Bytes beside the buffers: stacks and heaps of threads, the grammar's masks, graphs.
 _BESIDE = 160_000_000
-_GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level
+_DEBUG, _GGML_LOG_LEVEL_ERROR, _CONTINUES = 1, 4, 5  # enum ggml_log_level
+_last_level = [_DEBUG]
+_ABORTED = 2  # of llama_decode
 _first_error: list[str] = []
+# llama.cpp asks before each node of a graph. A C function answers without Python: the flag is an empty string or not.
+_stopped = llama_cpp.ggml_abort_callback(
+    ("strlen", ctypes.CDLL("msvcrt" if sys.platform == "win32" else None))
+)
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+    if level != _CONTINUES:  # the rest of a line has the level of its beginning
+        _last_level[0] = level
+    if _last_level[0] != _DEBUG:
+        pass_on(text.decode("utf-8", "replace"))
     if level == _GGML_LOG_LEVEL_ERROR and not _first_error:
         _first_error.append(" ".join(text.decode("utf-8", "replace").split()))
 
@@ -61,11 +73,30 @@ def load_model(path: Path, params: Any, *, trusted: bool = False) -> Any:
     if not trusted and not check(path, data=not params.vocab_only):
         try_out(path)
     forget_errors()
-    with signals_later():
+    with signals_later() as signals:
+        params.progress_callback = llama_cpp.llama_progress_callback(lambda done, _data: not signals)
         model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise ModelFileError(f"{path}: llama.cpp cannot load it: {last_error()}")
     return model
+
+
+def end_early(params: Any) -> None:
+    """Let a context with these parameters end a batch early for Ctrl-C and SIGTERM. On a GPU it has no effect."""
+    params.abort_callback = _stopped
+    params.abort_callback_data = ctypes.cast(STOP_FLAG, ctypes.c_void_p)
+
+
+def decode(context: Any, batch: Any) -> int:
+    """llama.cpp's status of decoding a batch. Raises KeyboardInterrupt if a signal ended it; see `end_early`.
+
+    The tokens of the batch are then not in the cache; those of a hybrid's sequence may be, so drop it.
+    """
+    with stop_flag_set():
+        status = int(llama_cpp.llama_decode(context, batch))
+    if status == _ABORTED:  # for a handler that raises nothing
+        raise KeyboardInterrupt
+    return status
 
 
 def check_room(problem: str, needed: int) -> None:

@@ -456,7 +456,7 @@ def _with_kv_type(name: str, loading: Loading) -> Loading:
 
 
 def _shorter(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> list[str]:
-    """`--ctx N` with the largest N that fits, if at least one row is left."""
+    """`--context N` with the largest N that fits, if at least one row is left."""
 
     def bounded(context: int) -> _Wish:
         kept = None
@@ -469,7 +469,7 @@ def _shorter(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device
         found = _largest(
             CELLS_STEP, top, lambda cells: _choose(shape, bounded(cells), memory, devices) is not None
         )
-        return [] if found is None else [f"--ctx {found}"]
+        return [] if found is None else [f"--context {found}"]
     lengths = sorted(set(wish.prompts))
     low, high = 0, len(lengths)
     while low < high:  # how many of the lengths fit
@@ -482,5 +482,5 @@ def _shorter(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device
     context = lengths[low - 1] + wish.max_tokens
     kept = bounded(context).prompts or ()
     if len(kept) == len(wish.prompts):
-        return [f"--ctx {context}"]
-    return [f"--ctx {context} --skip-too-long ({len(kept)} of {len(wish.prompts)} rows)"]
+        return [f"--context {context}"]
+    return [f"--context {context} --skip-too-long ({len(kept)} of {len(wish.prompts)} rows)"]

@@ -76,6 +76,8 @@ class Reader:
         params.flash_attn_type = -1 if offloads or flash_attention else 0
         if callback is not None:
             params.cb_eval = callback
+        else:
+            library.end_early(params)
         library.forget_errors()
         with signals_later():
             self._context = llama_cpp.llama_init_from_model(self._model, params)
@@ -102,7 +104,7 @@ class Reader:
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wanted[i]
         library.forget_errors()
-        status = llama_cpp.llama_decode(self._context, batch)
+        status = library.decode(self._context, batch)
         if status:
             raise EdgeError(f"{self.path}: llama.cpp failed with status {status}: {library.last_error()}")
         self.tokens_decoded += len(tokens)

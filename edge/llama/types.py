@@ -88,7 +88,14 @@ def choose_types(
     }
     child = run_module("edge.llama.types", stdin=json.dumps(request))
     if child.returncode:
-        raise ConversionError(f"llama.cpp cannot quantize it: {_reason(child.stderr, child.returncode)}")
+        reason = _reason(child.stderr, child.returncode)
+        if overrides and re.search("regex|expression", reason):  # as C++ libraries name it
+            patterns = ", ".join(pattern for pattern, _ in overrides)
+            raise ConversionError(
+                f"{patterns}: is not a regular expression of C++ ({reason}); for a literal character, put \\ before it",
+                option="--tensor-type",
+            )
+        raise ConversionError(f"llama.cpp cannot quantize it: {reason}")
     types = {name: (new or old).lower() for name, old, new in _TENSOR.findall(child.stdout)}
     fallback = _FALLBACK.search(child.stdout)
     return Types(types, int(fallback[1]) if fallback else 0)

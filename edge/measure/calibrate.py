@@ -6,7 +6,6 @@ tokens. All sequences form a prefix tree. Each node of the tree is read once and
 Text: cut into chunks as llama-imatrix does. Each chunk is read in an empty cache, and all its tokens count.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.errors import EdgeError, Interrupted, ModelFileError
-from edge.formats.gguf import ModelFile, read_model_file, sha256
-from edge.formats.imatrix import Imatrix, Sums, write_imatrix
+from edge.errors import EdgeError, Interrupted
+from edge.formats.gguf import ModelFile, read_model_file, read_tensors, sha256
+from edge.formats.imatrix import Imatrix, Sums, read_imatrix, write_imatrix
 from edge.llama.activations import CountingReader, Stopped, interrupts_noted
 from edge.llama.memory import BATCH
 from edge.llama.prefixes import Corpus
@@ -26,7 +25,8 @@ from edge.measure.corpus import from_rows, from_text
 from edge.measure.experts import LayerExperts, experts_text, layer_experts
 from edge.measure.partial_file import PartialFile
 from edge.system.machine import MAX_THREADS, physical_cores
-from edge.system.places import check_place, place_of
+from edge.system.outputs import Run, check_output, check_replaced
+from edge.system.places import place_of
 from edge.version import __version__
 
 Progress = Callable[[int, int], None]
@@ -89,6 +89,7 @@ def calibrate(
     gpu_layers: int = -1,
     process_output: bool = False,
     save_every: float = 30.0,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Calibration:
     """Compute the importance matrix of a GGUF from replay `rows` or plain `text`, and write it to `out`.
@@ -100,6 +101,7 @@ def calibrate(
 
     The sums are saved beside `out` every `save_every` seconds and on Ctrl-C. The same call resumes from them, and
     refuses the sums of other arguments. With the same number of threads, the finished file is the same to the last bit.
+    A matrix of another run at `out` is replaced only with `force`.
 
     Raises EdgeError, ModelFileError, ReplayError, PromptError, ContextError, ResultError. On Ctrl-C it raises
     Interrupted; the message says how many tokens are done.
@@ -108,7 +110,8 @@ def calibrate(
         raise EdgeError("an importance matrix is computed from rows or from a text: give one of them")
     settings = _Settings(threads or physical_cores(), gpu_layers, process_output, save_every)
     _check_numbers(chunk, context, settings)
-    place = _checked_place(out, model, rows, text)
+    check_output(out, [model, rows, text], streams=False)
+    place, _ = place_of(out)
     begin = time.monotonic()
     file = read_model_file(model)
     corpus = from_text(file, Path(text), chunk) if text else from_rows(file, Path(rows or ""), context)
@@ -122,6 +125,14 @@ def calibrate(
         "gpu_layers": gpu_layers,
         "process_output": process_output,
     }
+    run = {"data": str(corpus.path), "chunk": chunk, "model": file.path.name}
+    check_replaced(
+        out,
+        run,
+        lambda path: _stored_run(path, file),
+        kind="an importance matrix",
+        force=force,
+    )
     partial = PartialFile.read(place.with_name(place.name + ".partial"), identity)
     before = corpus.tokens_until(partial.done)
     with interrupts_noted() as stopped:
@@ -161,15 +172,16 @@ def _check_numbers(chunk: int, context: int | None, settings: _Settings) -> None
             raise EdgeError(f"{name} is {value}; it must be from {least} to {most:,}")
 
 
-def _checked_place(out: str | Path, *inputs: str | Path | None) -> Path:
-    """Where the file is written, links followed. Raises ResultError or ModelFileError if it must not be written."""
-    check_place(out)
-    place, through = place_of(out)
-    if through:
-        raise ModelFileError(f"{out}: is not a regular file; choose another name with --out")
-    if any(os.path.realpath(path) == str(place) for path in inputs if path is not None):
-        raise ModelFileError(f"{out}: is one of the input files; choose another name with --out")
-    return place
+def _stored_run(path: Path, file: ModelFile) -> Run:
+    """What a matrix says of its run: its data and chunk size, and whether it fits the model. Raises ModelFileError."""
+    matrix = read_imatrix(path)
+    columns = {tensor.name: tensor.shape[0] for tensor in read_tensors(file.path)}
+    fits = all(columns.get(name) == sums.in_sum2.shape[1] for name, sums in matrix.entries.items())
+    return {
+        "data": matrix.datasets[-1] if matrix.datasets else None,
+        "chunk": matrix.chunk_size,
+        "model": file.path.name if fits else "another model",
+    }
 
 
 def _how_far(corpus: Corpus, partial: PartialFile) -> str:

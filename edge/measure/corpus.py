@@ -16,6 +16,7 @@ from edge.formats.gguf import ModelFile
 from edge.llama.prefixes import Corpus, common_length, reading_order
 from edge.llama.vocabulary import file_vocabulary
 from edge.prompt import CHAT_TEMPLATE, Rendered, prompt_source, render_prompt
+from edge.replay.check import reference_notes
 from edge.replay.rows import Row, read_rows, rows_sha256
 
 
@@ -44,7 +45,7 @@ def from_rows(file: ModelFile, path: Path, context: int | None) -> Corpus:
             f"{skipped} of {len(rows)} rows are longer than the context of {limit} tokens "
             f"(the longest has {max(map(len, given)):,}) and were left out"
         )
-    notes += fallback_notes(prompts)
+    notes += fallback_notes(prompts) + reference_notes(path, rows, scored=False)
     ordered = [fitting[i] for i in reading_order(fitting)]
     shared = [common_length(a, b) for a, b in pairwise(ordered)]
     return Corpus("rows", path, rows_sha256(rows), ordered, shared, skipped, tuple(notes))

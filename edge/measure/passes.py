@@ -141,7 +141,7 @@ def base_pass(
         with (
             _write_errors(place),
             _opened(file, plan, settings) as reader,
-            bar("reading the base", show=say is not None, unit="tokens") as progress,
+            bar("reading the base", say, unit="tokens") as progress,
         ):
             writer = BaseFileWriter(descriptor, {**head, "n_vocab": reader.n_vocab})
             for logits, log_norm in _nodes(reader, plan, progress):
@@ -183,7 +183,7 @@ def model_pass(
     try:
         with (
             _opened(file, plan, settings) as reader,
-            bar("reading the model", show=say is not None, unit="tokens") as progress,
+            bar("reading the model", say, unit="tokens") as progress,
         ):
             loaded = time.perf_counter()
             records = None if scores is None else scores.records()

@@ -30,6 +30,7 @@ from edge.llama.vocabulary import Vocabulary, file_vocabulary
 from edge.measure.corpus import context_limit, fallback_notes, from_text, rendered_prompts
 from edge.measure.spans import token_fields
 from edge.metrics import bucket
+from edge.replay.check import reference_notes
 from edge.replay.rows import Key, Row, describe, read_rows, row_sha256, rows_sha256
 from edge.system.hashes import text_sha256
 
@@ -160,7 +161,7 @@ def rows_plan(
         notes.append(
             f"{skipped} of {len(rows)} rows are longer than the context of {most} tokens and were left out"
         )
-    notes += fallback_notes(prompts)
+    notes += fallback_notes(prompts) + reference_notes(path, rows, scored=False)
     if unknown := sum(item.fields is None for item in items):
         notes.append(
             f"the model's tokens spell {unknown} of {len(rows)} answers as another text: these have no fields and no "

@@ -4,7 +4,7 @@ Two passes, with one model in memory at a time: the distributions of the base go
 same tokens and is compared position by position. docs/measure.md explains the figures.
 """
 
-import os
+import json
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,7 +23,8 @@ from edge.measure.schema import FORMAT, Measurement, MeasurementHead, Method
 from edge.replay.provenance import gguf_provenance, llama_cpp_provenance, provenance
 from edge.system.files import temporary_file
 from edge.system.hashes import file_sha256
-from edge.system.places import check_place, place_of, write_json
+from edge.system.outputs import Run, check_output, check_replaced
+from edge.system.places import place_of, write_json
 from edge.version import __version__
 
 
@@ -39,6 +40,7 @@ def measure(
     skip_too_long: bool = False,
     loading: Loading = DEFAULT_LOADING,
     keep_base: bool = False,
+    force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Measurement:
     """Measure a GGUF on the reference answers of `replay` or on a plain `text`; write and return the measurement JSON.
@@ -50,10 +52,12 @@ def measure(
     kv_type, flash_attention and parallel must be the defaults.
 
     The distributions of the base are in a temporary file beside `out`. With `keep_base` they stay as OUT.base-scores,
-    and such a file of the same base and data is used again. Raises ModelFileError, ReplayError, PromptError,
+    and such a file of the same base and data is used again. A measurement of another run at `out` is replaced only with
+    `force`. Raises ModelFileError, ReplayError, PromptError,
     ContextError, ResultError, and Interrupted with the number of finished positions.
     """
-    _check_places(out, model, base, replay, text)
+    inputs = (model, base, replay, text)
+    check_output(out, inputs)
     settings = Settings.checked(loading)
     file = read_model_file(model)
     given = None if base is None else Path(base)
@@ -66,6 +70,18 @@ def measure(
     if through:  # no file can be beside it
         place = Path(tempfile.gettempdir()) / "edge-measure"
     kept = place.with_name(f"{place.name}.base-scores")
+    if keep_base and not through:
+        check_output(kept, inputs)
+    of_base = None if base_model is None else sha256(base_model.path)
+    if given is not None and base_model is None:
+        of_base = BaseFile.read(given).head["base"]["sha256"]
+    run = {
+        **identity(plan, vocabulary),
+        "model_sha256": sha256(file.path),
+        "base_sha256": of_base,
+        "gpu_layers": loading.gpu_layers,
+    }
+    check_replaced(out, run, _stored_run, kind="a measurement", force=force)
     # Opened even if it stays empty: this removes what a killed run left under such a name.
     with temporary_file(kept) as (temporary, descriptor):
         scores = None
@@ -86,6 +102,7 @@ def measure(
         method = _method(plan, settings, loading, limit, decoded)
         result: Measurement = {
             **_head(str(model), file, plan, scores, settings),
+            "run": run,
             "method": method,
             "load_time_sec": round(load_time, 3),
             "measure_time_sec": round(read_time, 3),
@@ -164,7 +181,7 @@ def base_scores(
     The arguments are those of `measure`. The file holds the SHA-256 of the base, of its vocabulary and of the data;
     `measure` refuses it with another vocabulary, other rows, texts or settings. Raises what `measure` raises.
     """
-    _check_places(out, model, replay, text)
+    check_output(out, [model, replay, text])
     place, through = place_of(out)
     if through:
         raise ResultError(f"{out}: is not a regular file; choose another name")
@@ -175,11 +192,13 @@ def base_scores(
     return Path(out)
 
 
-def _check_places(out: Path | str, *sources: Path | str | None) -> None:
-    check_place(out)
-    place, through = place_of(out)
-    if not through and any(os.path.realpath(path) == str(place) for path in sources if path is not None):
-        raise ResultError(f"{out}: is an input; choose another name with --out")
+def _stored_run(path: Path) -> Run | None:
+    """The run that wrote a measurement; None if it does not say. Raises ValueError for another file."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict) or "measurement" not in value:
+        raise ValueError("not a measurement")
+    run = value.get("run")
+    return run if isinstance(run, dict) else None
 
 
 def _plan(

@@ -4,6 +4,7 @@ Likelihoods and divergences are in nats a token. The fields `base_*`, `kl_*`, `n
 exist only where the model was compared with a base.
 """
 
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 from edge.replay.stored_result import Provenance
@@ -105,9 +106,10 @@ class Method(TypedDict):
 
 
 class MeasurementHead(TypedDict):
-    """Which model was measured on which data. `kind`: "rows" or "text"."""
+    """Which model was measured on which data. `kind`: "rows" or "text". `run`: all that the figures depend on."""
 
     measurement: int
+    run: NotRequired[Mapping[str, object]]
     timestamp: str
     model: str
     model_path: str

@@ -1,6 +1,7 @@
 """Answer replay rows with a model and write a scored result.
 
 rows           reads and checks replay rows
+check          every problem of a replay file, and references that are not actions
 prepare        renders and tokenizes prompts, and checks that they fit the context
 run            answers rows with a GGUF
 vllm           answers rows with vLLM

@@ -19,7 +19,7 @@ import stat
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,14 +30,12 @@ from edge.replay.result import read_step
 from edge.replay.rows import Key, json_bytes, step_key
 from edge.replay.stored_result import Step
 from edge.system.locks import try_lock
+from edge.system.outputs import Run, differences
 from edge.system.places import place_of
 
 _LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","(run|step)":(.+)\}')
 _BEGIN = b'{"crc32":"'
 _SYNC = 1.0  # seconds between two forced writes to the disk
-
-Identity = Mapping[str, object]
-"""Everything that the steps of a run depend on, as JSON values by name. Error lines use these names."""
 
 
 def journal_path(out: Path | str) -> Path | None:
@@ -62,7 +60,7 @@ class Journal:
     _unsynced: bool = False
 
     @classmethod
-    def open(cls, path: Path | None, identity: Identity) -> Self:
+    def open(cls, path: Path | None, identity: Run) -> Self:
         """Continue the journal at `path`, or start one. Without a path the steps are in memory only.
 
         Bytes after the last whole line come from an interrupted write and are cut off. A journal without a whole step
@@ -186,7 +184,7 @@ def _locked(path: Path) -> io.FileIO:
         file.close()
 
 
-def _read(path: Path, data: bytes) -> tuple[Identity, dict[Key, Step], int]:
+def _read(path: Path, data: bytes) -> tuple[Run, dict[Key, Step], int]:
     """The identity, the steps, and the end of the last whole line. Damaged lines at the very end are left out."""
     if not data.startswith(_BEGIN[: len(data)]):
         raise ResultError(f"{path}: is not a journal of edge eval; move it away, or choose another --out")
@@ -232,38 +230,9 @@ def _line(kind: str, value: object) -> bytes:
     return b'{"crc32":"%08x","%b":%b}\n' % (zlib.crc32(data), kind.encode(), data)
 
 
-def _compare(path: Path, before: Identity, now: Identity, steps: int) -> None:
+def _compare(path: Path, before: Run, now: Run, steps: int) -> None:
     if changes := differences(before, now):
         raise ResultError(
             f"{path}: holds {steps} step{'s' * (steps > 1)} of another evaluation ({changes}); "
             "repeat the earlier command to continue it, choose another --out, or delete the journal"
         )
-
-
-def differences(before: Identity, now: Identity) -> str:
-    """How two identities differ, for people; an empty string if they are equal."""
-    old, new = dict(_flat(before)), dict(_flat(json.loads(json_bytes(now).decode("utf-8", "surrogatepass"))))
-    different = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    changes = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in different[:4]]
-    if len(different) > 4:
-        changes.append(f"{len(different) - 4} more differ")
-    return "; ".join(changes)
-
-
-def _flat(values: Identity, prefix: str = "") -> Iterable[tuple[str, object]]:
-    """(dotted name, value) of everything in nested objects."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _short(value: object) -> str:
-    """A value for people; a checksum is cut to its first digits."""
-    if value is None:
-        return "unset"
-    text = value if isinstance(value, str) else json.dumps(value)
-    if re.fullmatch("[0-9a-f]{64}", text):
-        return f"{text[:12]}…"
-    return text if re.fullmatch(r"[\w.,+-]+", text) else json.dumps(text)

@@ -2,46 +2,63 @@
 
 A file has `name`, `description`, `prompt_style`, `default_quant` and `context`. Where they are known, it also has
 `hub_id` (the checkpoint), `gguf_id` (published GGUFs), `licence`, `source` (where these facts were read) and
-`memory_gb`. Where figures were published, it has `reference_source` and the tables `[reference]` (with the names of a
-result's aggregate) and `[reference_run]` (how they were measured). edge converts and runs models that have no such
-file in the same way.
+`memory_gb`. `answers = "action"` marks a model that was trained to write actions. Where figures were published, the
+file has `reference_source` and the tables `[reference]` (with the names of a result's aggregate) and `[reference_run]`
+(how they were measured). edge converts and runs models that have no such file in the same way.
 """
 
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, get_type_hints
+from typing import Annotated, Literal, NotRequired, TypedDict, get_type_hints
 
 from edge.errors import EdgeError
 from edge.metrics import Aggregate
 from edge.replay.stored_result import SamplingFields
 from edge.system.paths import shipped_models
-from edge.system.typed_json import check
+from edge.system.typed_json import Rule, check
 
 
 class ReferenceRun(SamplingFields, total=False):
     """How published figures were measured: sampling, engine, and times in seconds. Times are not part of the score."""
 
     avg_sec_per_step: float
+    """Seconds for each step."""
     load_time_sec: float
+    """Seconds to load the model."""
 
 
-class _Toml(TypedDict):
-    """The content of one file."""
+class KnownFields(TypedDict):
+    """The TOML file of a known model."""
 
     name: str
+    """Name of the model for people."""
     hub_id: NotRequired[str]
+    """Repository id on the Hugging Face hub; absent for the embedded model."""
     gguf_id: NotRequired[str]
+    """Repository id of its published GGUFs."""
     licence: NotRequired[str]
+    """Licence of the weights, as the hub names it."""
     source: NotRequired[str]
+    """Where these facts come from."""
     description: str
+    """What the model is, in one line."""
     prompt_style: str
+    """chat_template: the checkpoint's own; chatml or gemma: the fallback of that name."""
     default_quant: str
+    """Quantization type that edge suggests."""
     context: int
+    """Context length that memory_gb assumes, in tokens."""
     memory_gb: NotRequired[float]
+    """Memory to run it in default_quant, in 10^9 bytes."""
+    answers: NotRequired[Annotated[str, Rule('"action" or "text"', ("action", "text").__contains__)]]
+    """What the model was trained to write: actions, or text (the default)."""
     reference: NotRequired[Aggregate]
+    """Published figures, under the names of a result's aggregate."""
     reference_source: NotRequired[str]
+    """Who published the figures."""
     reference_run: NotRequired[ReferenceRun]
+    """How the figures were measured."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,8 @@ class KnownModel:
     """Memory to run it in `default_quant` at `context`, in 10^9 bytes: the estimate of `edge doctor`, rounded up.
 
     None where it was not computed."""
+    answers: Literal["action", "text"]
+    """What `edge chat` answers with by default: actions of a model trained for terminals, or free text."""
     reference: Aggregate
     """Published figures under the names of a result's aggregate; empty where none were published."""
     reference_source: str
@@ -101,10 +120,10 @@ def read_known(path: Path) -> KnownModel:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EdgeError(f"{path}: cannot be read as TOML: {error}") from None
-    allowed = get_type_hints(_Toml)
+    allowed = get_type_hints(KnownFields)
     if unknown := sorted(data.keys() - allowed.keys()):
         raise EdgeError(f"{path}: unknown key {unknown[0]!r}; the allowed keys are {', '.join(allowed)}")
-    fields = check(data, _Toml, str(path), EdgeError)
+    fields = check(data, KnownFields, str(path), EdgeError)
     return KnownModel(
         name=fields["name"],
         hub_id=fields.get("hub_id", ""),
@@ -116,6 +135,7 @@ def read_known(path: Path) -> KnownModel:
         default_quant=fields["default_quant"],
         context=fields["context"],
         memory_gb=float(fields["memory_gb"]) if "memory_gb" in fields else None,
+        answers="action" if fields.get("answers") == "action" else "text",
         reference=fields.get("reference", {}),
         reference_source=fields.get("reference_source", ""),
         reference_run=fields.get("reference_run", {}),

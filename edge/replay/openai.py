@@ -15,13 +15,12 @@ from edge.answer.schema import Api, schema_request, schema_sha256
 from edge.errors import BackendError, ContextError
 from edge.prompt import prompt_source
 from edge.replay.client import Refused, Request, Server, Written
-from edge.replay.journal import Identity
 from edge.replay.prepare import Asked, chosen_rows, model_context, prepare
 from edge.replay.recorder import Recorder, carry_out
 from edge.replay.result import sampling_fields
 from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
 from edge.system.hashes import text_sha256
-from edge.system.places import check_place
+from edge.system.outputs import Run, check_output
 from edge.version import __version__
 
 _KINDS = {"llamacpp": "llama-server", "vllm": "vLLM", "sglang": "SGLang"}  # by the models' `owned_by`
@@ -60,6 +59,7 @@ def evaluate_server(
     skip_too_long: bool = False,
     answering: Answering = FREE,
     context: int | None = None,
+    force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Result:
     """As `edge.replay.run.evaluate`, with the answers of the server at `base_url`.
@@ -67,12 +67,12 @@ def evaluate_server(
     `model`: a GGUF or a Hugging Face folder whose chat template and tokenizer write the prompts; without one, or where
     the server has no `completions`, it gets the messages as a chat. `context`: the maximum number of tokens of a row
     with its answer, by default what `model` says. `answering.constrained` asks the server to keep to the JSON schema of
-    an action.
+    an action. `force`: replace the result of another run.
 
     Raises BackendError if the server cannot be reached, refuses a request or keeps failing; the journal keeps the
     answers until then. Raises ContextError, ReplayError, ResultError, ModelFileError, CheckpointError, PromptError.
     """
-    check_place(out)
+    check_output(out, [model, replay, rows_of])
     rows = chosen_rows(replay, limit, rows_of)
     asked = Asked(replay, rows, [], [], [], 0)
     if model is not None:
@@ -107,7 +107,7 @@ def evaluate_server(
             limit,
             say,
         )
-        return carry_out(out, asked, run.identity(), run.answer, run.head)
+        return carry_out(out, asked, run.identity(), run.answer, run.head, force=force)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _Run:
     def grammar_sha256(self) -> str | None:
         return schema_sha256() if self.answering.constrained else None
 
-    def identity(self) -> Identity:
+    def identity(self) -> Run:
         """What two runs must share so that one may continue the other."""
         return {
             "edge": __version__,

@@ -1,16 +1,18 @@
 """Prepare an evaluation: choose the rows, render and tokenize their prompts, and check that they fit the context."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import ContextError, ReplayError
+from edge.errors import ContextError, EdgeWarning, ReplayError
 from edge.formats.checkpoint import read_json
 from edge.formats.gguf import read_model_file
 from edge.llama.encode import encoder
 from edge.prompt import CHAT_TEMPLATE, Rendered, prompt_source, render_prompt
+from edge.replay.check import reference_notes
 from edge.replay.result import read_result
 from edge.replay.rows import Row, describe, read_rows, step_key
 from edge.replay.stored_result import PromptTemplate
@@ -40,8 +42,16 @@ class Asked:
 def chosen_rows(replay: Path | str, limit: int | None, rows_of: Path | str | None) -> list[Row]:
     """The rows of a file: only the steps of the result `rows_of`, if given, and of these only the first `limit`.
 
-    Raises ReplayError, also if the file lacks a step of `rows_of`, and ResultError.
+    Issues an EdgeWarning if references of these rows are not actions. Raises ReplayError, also if the file lacks a step
+    of `rows_of`, and ResultError.
     """
+    rows = _chosen(replay, limit, rows_of)
+    for line in reference_notes(replay, rows):
+        warnings.warn(line, EdgeWarning, stacklevel=3)
+    return rows
+
+
+def _chosen(replay: Path | str, limit: int | None, rows_of: Path | str | None) -> list[Row]:
     if rows_of is None:
         return read_rows(replay, limit)
     wanted = set(map(step_key, read_result(rows_of)["per_step"]))

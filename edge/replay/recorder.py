@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Unpack
 
 from edge.errors import BackendError, Interrupted
-from edge.replay.journal import Identity, Journal, journal_path
+from edge.replay.journal import Journal, journal_path
 from edge.replay.prepare import Asked, template_summary
 from edge.replay.provenance import provenance
-from edge.replay.result import step_result, write_result
+from edge.replay.result import step_result, stored_run, write_result
 from edge.replay.rows import rows_sha256
 from edge.replay.stored_result import EngineCounters, Head, Making, Result
 from edge.system.hashes import file_sha256
+from edge.system.outputs import Run, check_replaced
 from edge.system.progress import Watch
 
 
@@ -66,20 +67,25 @@ class Recorder:
 def carry_out(
     out: Path | str,
     asked: Asked,
-    identity: Identity,
+    run: Run,
     answer: Callable[[Recorder], EngineCounters],
     head: Callable[[EngineCounters], Head],
+    *,
+    force: bool = False,
 ) -> Result:
     """Answer what the journal beside `out` lacks, write the result there and return it.
 
-    `identity`: all that the answers depend on beside the rows and prompts, which are added. `answer` answers the
+    `run`: all that the answers depend on beside the rows and prompts, which are added. `answer` answers the
     recorder's `wanted` rows and returns the run's counters (not called where none is wanted); `head` makes the
-    result's top-level fields of them. Raises ResultError and what `answer` raises; a KeyboardInterrupt is raised
+    result's top-level fields of them. A result of another run is
+    replaced only with `force`. Raises ResultError and what `answer` raises; a KeyboardInterrupt is raised
     again with a line that tells how far it came, a BackendError with what is kept.
     """
     rows = asked.rows
     known = {"rows_sha256": rows_sha256(rows), "prompts_sha256": asked.prompts_sha256}
-    with Journal.open(journal_path(out), {**identity, **known}) as journal:
+    run = {**run, **known}
+    check_replaced(out, run, stored_run, kind="a result", force=force)
+    with Journal.open(journal_path(out), run) as journal:
         recorder = Recorder(
             asked, journal, wanted=[i for i, r in enumerate(rows) if r.key not in journal.done]
         )
@@ -104,6 +110,7 @@ def carry_out(
         summary = template_summary(statuses, lengths)
         result: Head = {
             **told,
+            "run": run,
             "eval_path": str(asked.replay),
             "load_time_sec": round(loaded - began, 3),
             "gen_time_sec": round(ended - loaded, 3) if wanted else 0.0,

@@ -4,30 +4,28 @@ The names are those of the published vLLM results, so tools of either side read 
 answer, its counters and the SHA-256 of its row and prompt. It also adds the top-level `engine` and `provenance`.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from edge.errors import ResultError
 from edge.metrics import aggregate, bucket, score_step
 from edge.replay.rows import Key, Row, describe, row_sha256, step_key
-from edge.replay.stored_result import Head, Making, Result, SamplingFields, Step, Summary
+from edge.replay.stored_result import SHARES, Head, Making, Result, SamplingFields, Step, Summary
+from edge.system.outputs import Run
 from edge.system.places import write_json
 from edge.system.typed_json import check
 
 if TYPE_CHECKING:
     from edge.answer.sampling import Sampling
 
+SCHEMA_VERSION = 1
+"""Version of the result's schema. Results without the field are published ones, or of edge 0.2.0 and older."""
 PREVIEW = 1200  # characters of an answer in `pred_preview`, as published
 
-_SHARES: tuple[Literal["first_cmd_exact", "command_precision", "command_recall", "command_f1"], ...] = (
-    "first_cmd_exact",
-    "command_precision",
-    "command_recall",
-    "command_f1",
-)
 _OBJECTS = ("sampling", "prompt_template", "engine", "provenance", "aggregate")
 
 
@@ -51,10 +49,12 @@ def step_result(row: Row, pred_text: str, **making: Unpack[Making]) -> Step:
 def write_result(path: Path | str, head: Head, per_step: Sequence[Step]) -> Result:
     """Write a result and return it. The file is complete or is not written. Raises ResultError.
 
-    `head` holds the top-level fields, times in seconds. This function adds `timestamp` and `aggregate`.
+    `head` holds the top-level fields, times in seconds. This function adds `schema_version`, `timestamp` and
+    `aggregate`.
     """
     steps = list(per_step)
     result: Result = {
+        "schema_version": SCHEMA_VERSION,
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         **head,
         "aggregate": aggregate(steps),
@@ -100,6 +100,10 @@ def read_result(path: Path | str) -> Result:
             raise ResultError(f"{where}: duplicate of {describe(key)}, which is also per_step[{first[key]}]")
         first[key] = index
         steps.append(step)
+    if isinstance(newer := value.get("schema_version"), int) and newer > SCHEMA_VERSION:
+        raise ResultError(
+            f"{path}: has schema version {newer}; this edge reads up to {SCHEMA_VERSION}: update edge"
+        )
     for name in _OBJECTS:
         if value.get(name) is None:
             value.pop(name, None)
@@ -108,12 +112,34 @@ def read_result(path: Path | str) -> Result:
     return {**check(value, Summary, str(path)), "per_step": steps}
 
 
+def stored_run(path: Path) -> Run | None:
+    """The run that wrote a result; None if the result does not say. Raises ResultError if it is not a result."""
+    return read_result(path).get("run")
+
+
+def run_digest(path: Path | str) -> str:
+    """The SHA-256 of the run that a result or a measurement names, else of the file. Raises ResultError.
+
+    A run that is repeated with the same inputs and settings has the same digest, although its times differ.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    run = value.get("run") if isinstance(value, dict) else None
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode() if run else data).hexdigest()
+
+
 def read_step(value: object, where: str) -> Step:
     """A row of `per_step`, with the defaults of `read_result`, checked. Raises ResultError that begins with `where`."""
     if isinstance(value, dict):
         _fill(value)
     step = check(value, Step, where)
-    for name in _SHARES:
+    for name in SHARES:
         if not 0 <= step[name] <= 1:
             raise ResultError(f"{where}: {name} is {step[name]}; it must be a number from 0 to 1")
     return step

@@ -1,7 +1,7 @@
 """Read replay rows: recorded steps of terminal sessions, each with the messages for the model and a reference answer.
 
 JSON Lines in UTF-8, one row a step, in the published format. The reader is strict: a damaged row raises ReplayError
-with the file and the line, before the evaluation starts.
+with the file and the line, before the evaluation starts. docs/formats.md describes the format for people.
 """
 
 import hashlib
@@ -9,32 +9,53 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
 
 import orjson
 
-from edge.errors import PromptError, ReplayError
-from edge.prompt import Message, check_messages
+from edge.errors import ReplayError
+from edge.prompt import Message, Messages
 from edge.replay.stored_result import KeyFields
-from edge.system.typed_json import check
+from edge.system.typed_json import Rule, problems
 
 Key = tuple[str, int, int]
 """(task_id, sample_idx, step_idx): identifies a step in rows, predictions and results."""
 
 
-class _RowFields(KeyFields):
-    """The fields of a row that edge reads."""
+class RowFields(KeyFields):
+    """A line of a --replay file: a recorded step, with the messages for the model and the reference answer.
 
-    total_steps: NotRequired[int | None]
-    source: NotRequired[str | None]
-    source_group: NotRequired[str | None]
-    messages: NotRequired[object]
+    edge ignores other fields, also the published `ref_*` fields: it parses `ref_raw` itself.
+    """
+
+    messages: NotRequired[Messages | None]
+    """What the model reads. Each task's messages begin with those of its step before."""
     prompt: NotRequired[object]
+    """A text that becomes one user message. edge reads it only if there are no messages."""
     ref_raw: str
+    """The reference answer: an action as JSON text, possibly after a thought in <think>…</think>."""
+    total_steps: NotRequired[int | None]
+    """Number of steps of the task; only shown to people."""
+    source: NotRequired[str | None]
+    """Where the row comes from."""
+    source_group: NotRequired[str | None]
+    """Group for by_source_group of a result. Default: the source, else "unknown"."""
 
 
-class _Prompt(TypedDict):
-    prompt: str
+RowLine = Annotated[
+    RowFields,
+    Rule(
+        "an object with messages, or with a prompt that is a string",
+        lambda row: row.get("messages") is not None or isinstance(row.get("prompt"), str),
+        {
+            "anyOf": [
+                {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+            ]
+        },
+    ),
+]
+"""A line of a --replay file with all its rules."""
 
 
 @dataclass(frozen=True)
@@ -81,40 +102,74 @@ def read_rows(path: Path | str, limit: int | None = None, *, torn: bool = False)
     if limit is not None and limit < 1:
         raise ReplayError(f"{path}: the limit is {limit}; it must be at least 1")
     rows: list[Row] = []
-    seen: dict[Key, int] = {}
-    for line, value in read_lines(path, torn=torn):
-        where = f"{path}:{line}"
-        fields = check(value, _RowFields, where, ReplayError)
-        key = step_key(fields)
-        if key in seen:
-            raise ReplayError(f"{where}: duplicate row for {describe(key)}; the first is in line {seen[key]}")
-        seen[key] = line
-        source = fields.get("source") or ""
-        rows.append(
-            Row(
-                *key,
-                total_steps=fields.get("total_steps"),
-                source=source,
-                source_group=fields.get("source_group") or source or "unknown",
-                messages=_messages(fields, where),
-                ref_raw=fields["ref_raw"],
-            )
-        )
+    for line in row_lines(path, torn=torn):
+        if line.row is None:
+            raise ReplayError(f"{path}:{line.number}: {line.problems[0]} ({see('replay-row')})")
+        rows.append(line.row)
         if len(rows) == limit:
             break
     if not rows:
-        raise ReplayError(f"{path}: contains no rows")
+        raise ReplayError(f"{path}: contains no rows ({see('replay-row')})")
     return rows
 
 
+@dataclass(frozen=True)
+class ReadLine:
+    """A line of a --replay file that is not blank: its number from 1, and its row, or what is wrong with it."""
+
+    number: int
+    row: Row | None
+    problems: tuple[str, ...]
+    fields: Mapping[str, Any]
+    """All fields of the line; empty if it is not a JSON object."""
+
+
+def row_lines(path: Path | str, *, torn: bool = False) -> Iterator[ReadLine]:
+    """Each line of a --replay file that is not blank, with all its problems. `torn` is as in `read_lines`.
+
+    Raises ReplayError if the file cannot be read.
+    """
+    seen: dict[Key, int] = {}
+    for number, fields in _lines(path, "replay-row", strict=True, torn=torn):
+        if isinstance(fields, str):
+            yield ReadLine(number, None, (fields,), {})
+            continue
+        found = tuple(problems(fields, RowLine))
+        if found:
+            yield ReadLine(number, None, found, fields)
+            continue
+        row = _row(fields)
+        first = seen.setdefault(row.key, number)
+        if first != number:
+            twice = f"duplicate row for {describe(row.key)}; the first is in line {first}"
+            yield ReadLine(number, None, (twice,), fields)
+            continue
+        yield ReadLine(number, row, (), fields)
+
+
+def see(schema: str) -> str:
+    """The words of an error line that name the description of a format (edge/schemas.py)."""
+    return f"see `edge schema {schema}`"
+
+
 def read_lines(
-    path: Path | str, *, strict: bool = True, torn: bool = False
+    path: Path | str, *, schema: str = "replay-row", strict: bool = True, torn: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number (from 1) and the JSON object of each line that is not blank. Raises ReplayError.
 
-    `strict` False permits NaN and half surrogate pairs, which Python's json module writes. `torn` leaves out a damaged
-    last line without a line break: its writer was interrupted.
+    `schema`: the name of the format, for error lines. `strict` False permits NaN and half surrogate pairs, which
+    Python's json module writes. `torn` leaves out a damaged last line without a line break: its writer was interrupted.
     """
+    for number, fields in _lines(path, schema, strict=strict, torn=torn):
+        if isinstance(fields, str):
+            raise ReplayError(f"{path}:{number}: {fields} ({see(schema)})")
+        yield number, fields
+
+
+def _lines(
+    path: Path | str, schema: str, *, strict: bool, torn: bool
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The number and the JSON object of each line that is not blank, or what is wrong with the line."""
     try:
         with Path(path).open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -123,19 +178,46 @@ def read_lines(
                 if not line.strip():
                     continue
                 try:
-                    text = line.decode("utf-8")
+                    text = line.decode("utf-8").rstrip("\r\n")
                     fields = orjson.loads(text) if strict else json.loads(text)
                 except (ValueError, RecursionError) as error:
                     if torn and not line.endswith(b"\n"):
                         return
-                    if isinstance(error, UnicodeDecodeError):
-                        raise ReplayError(f"{path}:{number}: is not UTF-8 text") from None
-                    raise ReplayError(f"{path}:{number}: not JSON: {error}") from None
-                if not isinstance(fields, dict):
-                    raise ReplayError(f"{path}:{number}: not a JSON object")
-                yield number, fields
+                    if number == 1 and _is_one_value(Path(path)):
+                        yield (
+                            1,
+                            "not JSON Lines: the file is one JSON value over several lines; write each row on one",
+                        )
+                        return
+                    yield number, _not_json(error)
+                    continue
+                yield number, fields if isinstance(fields, dict) else _no_object(fields)
     except OSError as error:
-        raise ReplayError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ReplayError(f"{path}: cannot be read: {error.strerror or error} ({see(schema)})") from None
+
+
+def _not_json(error: ValueError | RecursionError) -> str:
+    """What is wrong with a line that is not JSON, with its place in the line."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 text (byte {error.start + 1} of the line)"
+    if isinstance(error, json.JSONDecodeError):  # also orjson's
+        return f"not JSON at column {error.pos + 1}: {error.msg}"
+    return "not JSON: " + ("nested too deeply" if isinstance(error, RecursionError) else str(error))
+
+
+def _no_object(value: object) -> str:
+    kind = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(
+        type(value), "a number"
+    )
+    return f"not a JSON object but {kind}"
+
+
+def _is_one_value(path: Path) -> bool:
+    """Whether a whole file is one JSON list or object: a common mistake. Does not read pipes a second time."""
+    try:
+        return path.is_file() and isinstance(orjson.loads(path.read_bytes()), list | dict)
+    except (OSError, ValueError):
+        return False
 
 
 def step_key(fields: KeyFields) -> Key:
@@ -157,16 +239,20 @@ def without_sample(key: Key, steps: Mapping[tuple[str, int], list[Key]]) -> Key:
     return samples[0] if len(samples) == 1 else key
 
 
-def _messages(fields: _RowFields, where: str) -> list[Message]:
+def _row(fields: Mapping[str, Any]) -> Row:
+    """The row of a line without problems."""
+    source = fields.get("source") or ""
     messages = fields.get("messages")
-    if messages is None:
-        if "prompt" not in fields:
-            raise ReplayError(f"{where}: messages is missing, and there is no prompt either")
-        messages = [{"role": "user", "content": check(fields, _Prompt, where, ReplayError)["prompt"]}]
-    try:
-        return check_messages(messages)
-    except PromptError as error:
-        raise ReplayError(f"{where}: {error}") from None
+    return Row(
+        fields["task_id"],
+        fields.get("sample_idx") or 0,
+        fields["step_idx"],
+        total_steps=fields.get("total_steps"),
+        source=source,
+        source_group=fields.get("source_group") or source or "unknown",
+        messages=[{"role": "user", "content": fields["prompt"]}] if messages is None else messages,
+        ref_raw=fields["ref_raw"],
+    )
 
 
 def rows_sha256(rows: Iterable[Row]) -> str:

@@ -17,7 +17,6 @@ from edge.llama.devices import devices
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
 from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
-from edge.replay.journal import Identity
 from edge.replay.prepare import chosen_rows, prepare
 from edge.replay.provenance import gguf_provenance, llama_cpp_provenance
 from edge.replay.recorder import Recorder, carry_out
@@ -26,7 +25,7 @@ from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFiel
 from edge.runner import MOST_HELD, Runner
 from edge.system.hashes import text_sha256
 from edge.system.machine import memory, peak_memory
-from edge.system.places import check_place
+from edge.system.outputs import Run, check_output
 from edge.version import __version__
 
 
@@ -40,6 +39,7 @@ def evaluate(
     skip_too_long: bool = False,
     answering: Answering = DEFAULT_ANSWERING,
     loading: Loading = DEFAULT_LOADING,
+    force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Result:
     """Answer every row of `replay` and write the result JSON to `out`; returns what was written.
@@ -49,12 +49,12 @@ def evaluate(
     is answered, unless `skip_too_long`. Constrained answers are scored by the action alone, unconstrained ones by the
     raw text, as those of vLLM are. With `loading.parallel` 1 (exact mode), unless flash attention or a quantized cache
     is named, each answer is byte for byte that of its prompt alone in an empty cache. `say` receives the lines of
-    progress; None is silent.
+    progress; None is silent. A result of another run at `out` is replaced only with `force`.
 
     Started again with the same arguments after an interruption, it continues from the journal beside `out`.
     Raises ModelFileError, ReplayError, ResultError, PromptError, and Interrupted with the number of finished steps.
     """
-    check_place(out)
+    check_output(out, [model, replay, rows_of])
     rows = chosen_rows(replay, limit, rows_of)
     file = read_model_file(Path(model))
     context = loading.context or file.context_length
@@ -79,7 +79,7 @@ def evaluate(
     if say is not None:
         say(str(placement))
     run = _Run(file, str(model), answering, loading, placement, context, limit, say)
-    return carry_out(out, asked, run.identity(), run.answer, run.head)
+    return carry_out(out, asked, run.identity(), run.answer, run.head, force=force)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class _Run:
     def grammar_sha256(self) -> str | None:
         return text_sha256(load_grammar()) if self.answering.constrained else None
 
-    def identity(self) -> Identity:
+    def identity(self) -> Run:
         """What two runs must share so that one may continue the other."""
         return {
             "edge": __version__,

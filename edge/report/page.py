@@ -1,5 +1,8 @@
 """A report as one HTML page. The page loads nothing and runs no script; all text from files is escaped and visible."""
 
+import html
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +18,7 @@ from edge.report.measurements import CheckedMeasurement
 from edge.report.origin import origin
 from edge.report.plots import Drawing
 from edge.report.words import KINDS, LABELS
+from edge.system.outputs import Run
 from edge.system.text import visible
 from edge.version import __version__
 
@@ -40,8 +44,18 @@ class GroupRow(NamedTuple):
     cells: list[Group | None]
 
 
-def to_html(report: Report, drawings: Sequence[Drawing]) -> str:
-    """The page. `drawings`: what `draw` returns for the same report."""
+def stored_run(path: Path) -> Run | None:
+    """The run that a page names; None for a page of edge 0.2.0 and older. Raises ValueError for another file."""
+    text = path.read_text(encoding="utf-8")
+    if '<meta name="generator" content="edge' not in text:
+        raise ValueError("not a report")
+    match = re.search('<meta name="edge-run" content="([^"]*)">', text)
+    run = json.loads(html.unescape(match[1])) if match else None
+    return run if isinstance(run, dict) else None
+
+
+def to_html(report: Report, drawings: Sequence[Drawing], run: Run) -> str:
+    """The page. `drawings`: what `draw` returns for the same report. `run`: what `stored_run` reads from the page."""
     by_name = {drawing.name: drawing for drawing in drawings}
     runs = [entry.run for entry in report.entries if entry.run]
     return (
@@ -73,6 +87,7 @@ def to_html(report: Report, drawings: Sequence[Drawing]) -> str:
             fold=_FOLD,
             origin=origin(runs),
             runs=runs,
+            run=json.dumps(run),
             version=__version__,
         )
     )

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible HTTP server. Its chat answers are valid actions.
+"""An OpenAI-compatible HTTP server. By default its chat answers are valid actions.
 
 server    starts and stops the server
 app       endpoints, streams, errors, metrics

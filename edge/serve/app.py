@@ -5,7 +5,7 @@ import hmac
 import ipaddress
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -18,17 +18,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.answer.answering import DEFAULT_TEXT_SHARE
+from edge.answer.answering import DEFAULT_TEXT_SHARE, AnswerKind
 from edge.answer.guided import compile_guide, guided_answer, text_answer
 from edge.answer.writer import Answer, action_answer
 from edge.errors import ContextError, EdgeError, GrammarError, PromptError
 from edge.serve.model import Event, MakeWriter, QueueFullError, ServedModel, Ticket
 from edge.serve.request import BadRequestError, ClientRequest, read_body, read_chat, read_completion
 from edge.serve.response import Completion, ErrorBody, ErrorKind, Form, Model, ModelList
+from edge.system.text import printable
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _ENCODED_IN_PARALLEL = 2  # prompts; llama.cpp's tokenizer takes up to 140 bytes for each byte
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+_POLLED = ("/health", "/metrics")
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
 
@@ -80,6 +82,10 @@ class Server:
     body_limit: int
     body_seconds: float
     api_key: str | None
+    log: Callable[[str], None] = lambda text: None
+    """Receives a line for each request, except checks of health and metrics."""
+    answers: AnswerKind = "action"
+    """What a chat request gets that asks for no format."""
     metrics: Metrics = field(default_factory=Metrics)
     began: int = field(default_factory=lambda: int(time.time()))
 
@@ -120,6 +126,7 @@ class _Guarded:
         path = "/v1/models" if path.startswith("/v1/models/") else path
         known = path if path in _PATHS else "other"  # clients choose the paths, so their number has no limit
         status = 499  # the client went away before its answer began
+        began = time.monotonic()
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -137,6 +144,11 @@ class _Guarded:
             raise
         finally:
             self.server.metrics.requests.labels(known, str(status)).inc()
+            if status != 200 or path not in _POLLED:
+                client = (scope.get("client") or ("?",))[0]
+                asked = printable(f"{scope['method']} {scope['path']}")[:200]
+                now = time.strftime("%Y-%m-%d %H:%M:%S")
+                self.server.log(f"{now} {client} {asked} {status} {time.monotonic() - began:.2f} s")
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -220,7 +232,7 @@ class _Endpoint:
                 f"the body did not arrive within {self.server.body_seconds:g} seconds", status=408
             ) from None
         body = read_body(bytes(data))
-        return read_chat(body) if self.chat else read_completion(body)
+        return read_chat(body, self.server.answers) if self.chat else read_completion(body)
 
     async def _hand_in(self, ticket: Ticket, request: ClientRequest) -> None:
         server = self.server

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edge.answer.answering import AnswerKind
 from edge.answer.sampling import Sampling
 from edge.errors import EdgeError, PromptError
 from edge.prompt import Message, check_messages
@@ -71,8 +72,11 @@ def read_body(data: bytes) -> dict[str, Any]:
     return value
 
 
-def read_chat(body: Mapping[str, Any]) -> ClientRequest:
-    """A body for /v1/chat/completions. Raises BadRequestError."""
+def read_chat(body: Mapping[str, Any], answers: AnswerKind = "action") -> ClientRequest:
+    """A body for /v1/chat/completions; `answers`: what a request gets that asks for no format.
+
+    Raises BadRequestError.
+    """
     try:
         messages = check_messages(body.get("messages"))
     except PromptError as error:
@@ -83,7 +87,7 @@ def read_chat(body: Mapping[str, Any]) -> ClientRequest:
                 f"message {index} has the role {str(message['role'])[:40]!r}; use one of {', '.join(ROLES)}",
                 "messages",
             )
-    return _read(body, messages, "", Guide("action"))
+    return _read(body, messages, "", Guide(answers))
 
 
 def read_completion(body: Mapping[str, Any]) -> ClientRequest:

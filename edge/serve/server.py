@@ -12,6 +12,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from edge.answer.answering import AnswerKind
 from edge.errors import EdgeError, ServeError
 from edge.llama.devices import devices
 from edge.llama.loading import DEFAULT_LOADING, Loading
@@ -66,12 +67,14 @@ def serve(
     limits: Limits = DEFAULT_LIMITS,
     loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] = lambda text: None,
+    answers: AnswerKind = "action",
 ) -> None:
     """Serve a GGUF until interrupted.
 
     `loading.context`: tokens of a prompt and its answer, by default the model's context length and at most 8,192.
     `loading.parallel`: answers at the same time, by default 4. `say` receives notes, and the address when the server
-    is ready. Raises ServeError if the address cannot be used, and what loading a model raises.
+    is ready. `answers`: what a chat request gets that asks for no format. Raises ServeError if the address cannot be
+    used, and what loading a model raises.
     """
     with contextlib.closing(_listen(address.host, address.port)) as listener:
         free, found = memory(), devices()
@@ -102,11 +105,16 @@ def serve(
                 limits.body,
                 limits.receive_seconds,
                 address.api_key,
+                say,
+                answers,
             )
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{port}/v1"
-            ready = f"serving {path.stem} at {url}, {parallel} answers at a time, context {context:,}"
+            ready = (
+                f"serving {path.stem} at {url}, {parallel} answers at a time, context {context:,}, "
+                f"answers: {answers}"
+            )
             _run(server, listener, lambda: say(ready))
 
 
@@ -120,6 +128,7 @@ def _run(server: Server, listener: socket.socket, started: Callable[[], None]) -
         pass
     finally:
         server.model.stop()
+        server.log("stopped")
 
 
 def _config(server: Server) -> uvicorn.Config:

@@ -106,7 +106,7 @@ def test_the_largest_context_fits_and_no_larger_one(smol: Path) -> None:
     short = fit(smol, memory)
     assert short.fits is False and short.largest_context is not None and short.advice is not None
     assert 0 < short.largest_context < 8192
-    assert f"--ctx {short.largest_context}" in short.advice
+    assert f"--context {short.largest_context}" in short.advice
     assert fit(smol, memory, context=short.largest_context).fits is True
     assert fit(smol, memory, context=short.largest_context + 1).fits is False
 

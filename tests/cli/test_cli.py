@@ -17,8 +17,9 @@ pytestmark = pytest.mark.slow
 
 # In the order of `edge --help`: from the first use to the rare one.
 COMMANDS = [
-    *("pull", "convert", "run", "agent", "serve", "eval", "compare", "report", "sweep", "measure", "score"),
-    *("replay", "prompt", "imatrix", "inspect", "doctor", "bundle", "unbundle", "models", "config"),
+    *("pull", "convert", "run", "chat", "agent", "serve", "eval", "compare", "report", "sweep", "measure"),
+    *("score", "replay", "prompt", "imatrix", "inspect", "schema", "doctor", "bundle", "unbundle", "help"),
+    *("rows", "models", "config"),
 ]
 LONGEST_SUMMARY = 62  # characters; longer ones are cut in 80 columns
 

@@ -283,10 +283,13 @@ MEGABYTES = "The quick brown fox. ls -la /tmp\n" * 300_000
 ROWS: dict[str, tuple[bytes, tuple[str, str, str]]] = {
     "broken UTF-8": (line().replace(b'"hi"', b'"h\xff"'), ("rows.jsonl:2: is not UTF-8 text",) * 3),
     "half of a surrogate pair": (line().replace(b'"hi"', b'"\\ud800"'), ("rows.jsonl:2: not JSON",) * 3),
-    "no messages": (line(messages=[]), ("rows.jsonl:2: the messages are not a list of at least one",) * 3),
+    "no messages": (
+        line(messages=[]),
+        ("rows.jsonl:2: messages is an empty list; it must be a list of at least one message",) * 3,
+    ),
     "content that is null": (
         line(messages=said(("user", None))),
-        ("rows.jsonl:2: message 0 (user) has no content",) * 3,
+        ("rows.jsonl:2: messages[0] is an object; it must be an object with content or tool_calls",) * 3,
     ),
     "content that is empty": (line(messages=said(("user", "")), ref_raw=""), ("",) * 3),
     "an unknown role": (line(messages=said(("wizard", "hi"))), ("",) * 3),

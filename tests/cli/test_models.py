@@ -54,7 +54,7 @@ class User:
         process = subprocess.Popen(
             [sys.executable, "-m", "edge", *map(str, words)],
             cwd=self.work,
-            env=self.environment({"TERM": "dumb"}),
+            env=self.environment({"TERM": "dumb"}),  # COLUMNS is 80
             stdin=child,
             stdout=child,
             stderr=child,
@@ -208,20 +208,25 @@ def test_models_lists_the_store(user: User, real: Path, tmp_path: Path) -> None:
     assert not user.store.exists()
     path = user.add(real, "mine", age=60)
     blob = Path(shutil.copyfile(real, tmp_path / "blob"))
-    (user.store / "a-name-that-is-so-long-that-it-needs-its-own-line-in-80-columns-Q4_K_M.gguf").symlink_to(
-        blob
-    )
+    long = "a-name-that-is-so-long-that-it-needs-its-own-line-in-80-columns-Q4_K_M"
+    (user.store / f"{long}.gguf").symlink_to(blob)
     (user.store / "broken.gguf").write_bytes(b"GGUF")
-    done = user.edge("models")
-    assert done.returncode == 0 and max(map(len, done.stdout.replace(str(user.store), "").splitlines())) <= 80
+    code, seen = user.answers("", "models")
+    lines = seen.replace(str(user.store), "").splitlines()
+    assert code == 0 and max(map(len, lines)) <= 80, seen
+    assert long in lines
     for words in (
         "Q4_K_M",
         "4.2 MB",
         "lfm2moe",
-        "not usable: broken: truncated",
+        "not usable: broken: ",
         "Default (the newest in the model store):",
     ):
-        assert words in done.stdout, words
+        assert words in seen, words
+    piped = {
+        line.split()[0]: line.split() for line in user.edge("models").stdout.splitlines() if line[:1] > " "
+    }
+    assert piped[long][1:5] == piped["mine"][1:5] == ["4.2", "MB", "Q4_K_M", "lfm2moe"]
     found = json.loads(user.edge("models", "--json").stdout)
     assert found["version"] == 1 and found["store"] == str(user.store)
     models = {model["name"]: model for model in found["models"]}
@@ -257,8 +262,8 @@ def test_models_rm(user: User, real: Path, tmp_path: Path) -> None:
 
 
 def test_known_models_fit_80_columns(user: User) -> None:
-    done = user.edge("models", "known")
-    assert "lfm2.5-8b-a1b-terminal" in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
+    code, seen = user.answers("", "models", "known")
+    assert code == 0 and "lfm2.5-8b-a1b-terminal" in seen and max(map(len, seen.splitlines())) <= 80
     names = [model["name"] for model in json.loads(user.edge("models", "known", "--json").stdout)["models"]]
     assert "tiny-terminal" in names
 

@@ -145,7 +145,7 @@ def test_values_of_each_dtype_in_each_type(stored: str, out: Path, one_thread: N
     make_random.llama(folder, dtype=getattr(torch, stored), num_hidden_layers=1, vocab_size=1024)
     weights = load_file(folder / "model.safetensors")
     for quant, dtype in (("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)):
-        got = tensors(convert(folder, quant=quant, out=out / "x.gguf").path)
+        got = tensors(convert(folder, quant=quant, out=out / f"{quant}.gguf").path)
         matrix = weights["model.layers.0.mlp.up_proj.weight"].to(dtype).contiguous()
         assert got["blk.0.ffn_up.weight"] == (quant, [256, 512], matrix.view(torch.uint8).numpy().tobytes())
         norm = weights["model.norm.weight"].float().numpy()
@@ -459,7 +459,7 @@ def test_aliases_of_types(random_small_moe_folder: Path, out: Path) -> None:
 def test_output_that_is_an_input_is_refused(folder: Path) -> None:
     for name in ("model.safetensors", "tokenizer.json"):
         before = (folder / name).read_bytes()
-        with pytest.raises(ConversionError, match="is an input of this conversion"):
+        with pytest.raises(ConversionError, match="is an input of this command"):
             convert(folder, quant="BF16", out=folder / name)
         assert (folder / name).read_bytes() == before
 
@@ -529,7 +529,7 @@ def test_result_says_what_was_made(random_small_moe_folder: Path, out: Path) -> 
         ("{{ bos_token }}{{ messages[0].content }}", ""),
     ):
         (folder / "chat_template.jinja").write_text(template)
-        warnings = convert(folder, quant="F16", out=out / "x.gguf").warnings
+        warnings = convert(folder, quant="F16", out=out / "x.gguf", force=True).warnings
         assert warnings == ((warning,) if warning else ()) or (
             warning is None and "cannot be rendered: " in warnings[0]
         )

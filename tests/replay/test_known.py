@@ -100,6 +100,7 @@ def test_a_minimal_file_is_enough(tmp_path: Path) -> None:
     path.write_text(GOOD)
     model = read_known(path)
     assert (model.name, model.hub_id, model.memory_gb, model.reference) == ("m", "", 1.0, {})
+    assert model.answers == "text" and find_known(TARGET).answers == "action"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,7 @@ def test_a_minimal_file_is_enough(tmp_path: Path) -> None:
         ('name = "m"', "description is missing"),
         (GOOD.replace("512", '"512"'), "context is '512'; it must be a whole number"),
         (GOOD.replace("= 1\n", "= true\n"), "memory_gb is true; it must be a number"),
+        (GOOD + 'answers = "json"\n', 'answers is \'json\'; it must be "action" or "text"'),
         (GOOD + "hub = 1\n", "unknown key 'hub'"),
         (
             GOOD + '[reference]\navg_command_f1 = "0.5"\n',

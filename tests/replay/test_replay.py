@@ -87,17 +87,20 @@ BAD: dict[str, tuple[Any, str]] = {
     "step fraction": (ROW | {"step_idx": 1.5}, "step_idx is 1.5; "),
     "sample text": (ROW | {"sample_idx": "0"}, "sample_idx is '0'"),
     "total text": (ROW | {"total_steps": "5"}, "total_steps is '5'; it must be a whole number or null"),
-    "group list": (ROW | {"source_group": []}, "source_group is a list; it must be a string or null"),
+    "group list": (ROW | {"source_group": []}, "source_group is an empty list; it must be a string or null"),
     "no reference": (without("ref_raw"), "ref_raw is missing"),
     "reference null": (ROW | {"ref_raw": None}, "ref_raw is null"),
-    "no messages": (without("messages", "prompt"), "messages is missing, and there is no prompt"),
-    "prompt list": (without("messages") | {"prompt": ["x"]}, "prompt is"),
+    "no messages": (
+        without("messages", "prompt"),
+        "must be an object with messages, or with a prompt that is a string",
+    ),
+    "prompt list": (without("messages") | {"prompt": ["x"]}, "a prompt that is a string"),
     "messages empty": (ROW | {"messages": []}, "at least one"),
     "messages text": (ROW | {"messages": "x"}, "at least one"),
-    "no role": (ROW | {"messages": [{"content": "x"}]}, "message 0 has no role"),
+    "no role": (ROW | {"messages": [{"content": "x"}]}, r"messages\[0\].role is missing"),
     "no content": (
         ROW | {"messages": [*ROW["messages"], {"role": "user"}]},
-        r"message 1 \(user\) has no content",
+        r"messages\[1\] is an object; it must be an object with content or tool_calls",
     ),
 }
 

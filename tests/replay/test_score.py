@@ -68,7 +68,7 @@ def test_score(tmp_path: Path, replay: Path) -> None:
     assert result["per_step"][0]["finish_reason"] == "stop"
     assert result["per_step"][2]["pred_text"] == result["per_step"][2]["pred_preview"] == "ls"
     assert [path.name for path in out.parent.iterdir()] == ["result.json"]
-    assert score(tmp_path / "mine.jsonl", replay, out, model="M")["model"] == "M"
+    assert score(tmp_path / "mine.jsonl", replay, out, model="M", force=True)["model"] == "M"
 
 
 PROBLEMS: dict[str, tuple[list[Any], str]] = {
@@ -109,7 +109,10 @@ def test_other_engines_json_is_read(tmp_path: Path, replay: Path) -> None:
     result = score(write(tmp_path / "p.jsonl", lines), replay, tmp_path / "r.json")
     assert [step["pred_text"] for step in result["per_step"]] == ["\ud800", REF, REF]
     (tmp_path / "p.jsonl").write_bytes(b'{"task_id": "\xff"}\n')
-    with pytest.raises(ReplayError, match=r"p\.jsonl:1: is not UTF-8 text$"):
+    with pytest.raises(
+        ReplayError,
+        match=r"p\.jsonl:1: is not UTF-8 text \(byte 14 of the line\) \(see `edge schema prediction`\)$",
+    ):
         score(tmp_path / "p.jsonl", replay, tmp_path / "r.json")
 
 

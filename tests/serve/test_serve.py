@@ -74,6 +74,26 @@ def server(tiny_q4: Path) -> Iterator[str]:
         yield address
 
 
+def test_text_answers_by_default(tiny_q4: Path, client: openai.OpenAI) -> None:
+    """With --answers text a request without a format gets free text; other formats stay as they are."""
+    chat = client.chat.completions
+    text: Any = {"type": "text"}
+    expected = chat.create(model="m", messages=MESSAGES, max_tokens=10, response_format=text).choices[0]
+    assert expected.finish_reason == "length"
+    with (
+        serving(tiny_q4, "--answers", "text") as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as other,
+    ):
+        chat = other.chat.completions
+        answer = chat.create(model="m", messages=MESSAGES, max_tokens=10).choices[0]
+        assert answer == expected
+        stopped = chat.create(model="m", messages=MESSAGES, max_tokens=64, stop=['"plan"']).choices[0]
+        assert stopped.message.content and '"plan"' not in stopped.message.content
+        schema: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
+        number = chat.create(model="m", messages=MESSAGES, max_tokens=5, response_format=schema).choices[0]
+        assert isinstance(json.loads(number.message.content or ""), int)
+
+
 @pytest.fixture(scope="module")
 def client(server: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=120) as client:
@@ -194,7 +214,7 @@ def test_other_formats(client: openai.OpenAI) -> None:
         ({"messages": []}, "messages", "at least one"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "the role 'robot'"),
         ({"messages": [{"role": "user"}]}, "messages", "no content"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages", "neither text nor"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages", "must be a string, a list or null"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "not UTF-8"),
         ({"messages": MESSAGES, "n": 2}, "n", "must be 1"),
         ({"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "at least 1"),

@@ -4,16 +4,18 @@
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from edge.errors import ReplayError, ResultError
 from edge.replay.stored_result import Step, Summary
-from edge.system.typed_json import Index, Name, check
+from edge.system.typed_json import Index, Name, check, json_schema
 
 
 class Part(TypedDict, total=False):
@@ -78,7 +80,7 @@ def test_what_fits_comes_back(fields: dict[str, Any]) -> None:
         ({"part": {"share": float("nan")}}, "part.share is nan; it must be a number or null"),
         ({"part": {"share": 10**400}}, f"part.share is 1{'0' * 39}; it must be a number or null"),
         ({"part": {"share": True}}, "part.share is true; it must be a number or null"),
-        ({"part": []}, "part is a list; it must be an object"),
+        ({"part": []}, "part is an empty list; it must be an object"),
         ({"loose": 1}, "loose is 1; it must be an object or null"),
     ],
 )
@@ -117,3 +119,66 @@ def test_a_value_nested_very_deep_is_named() -> None:
     deep = json.loads("[" * 900 + "]" * 900)
     with pytest.raises(ResultError, match="count is a list"):
         check({**GOOD, "count": deep}, Whole, "f.json")
+
+
+class Described(TypedDict):
+    """A thing."""
+
+    name: Name
+    """Its name."""
+    more: NotRequired[list[Part] | None]
+    plain: NotRequired[float]
+
+
+class Further(Described):
+    """A further thing."""
+
+    limit: NotRequired[Index | None]
+    """A limit,
+    in two lines."""
+
+
+def test_a_schema_has_the_fields_rules_and_descriptions() -> None:
+    part = {
+        "type": "object",
+        "properties": {"share": {"type": ["number", "null"]}, "on": {"type": ["boolean", "null"]}},
+    }
+    assert json_schema(Further, title="T", closed=(Further,)) == {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "T",
+        "description": "A further thing.",
+        "type": "object",
+        "properties": {
+            "name": {"description": "Its name.", "type": "string", "minLength": 1},
+            "more": {"type": ["array", "null"], "items": {"$ref": "#/$defs/Part"}},
+            "plain": {"type": "number"},
+            "limit": {"description": "A limit, in two lines.", "type": ["integer", "null"], "minimum": 0},
+        },
+        "required": ["name"],
+        "additionalProperties": False,
+        "$defs": {"Part": part},
+    }
+
+
+@given(st.data())
+def test_the_schema_accepts_what_check_accepts(draw: st.DataObject) -> None:
+    """For any value, but for what JSON cannot say: 1.0 as a whole number, and numbers too large for a float."""
+    names = st.sampled_from(sorted(Whole.__annotations__))
+    value = {**GOOD, **draw.draw(st.dictionaries(names, values, max_size=3))}
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        return
+    numbers = [
+        float(number)
+        for number in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", text)
+        if "." in number or "e" in number
+    ]
+    if any(number.is_integer() for number in numbers):
+        return
+    try:
+        check(value, Whole, "f")
+        fits = True
+    except ResultError:
+        fits = False
+    assert Draft202012Validator(json_schema(Whole, title="T")).is_valid(value) == fits

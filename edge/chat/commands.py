@@ -1,0 +1,148 @@
+"""The lines that begin with a slash: they change or show something, and the model does not see them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edge.chat.conversation import Conversation
+from edge.chat.entries import ReadLine, read_block
+from edge.chat.settings import changed, shown
+from edge.chat.stored import load, save
+from edge.errors import EdgeError
+from edge.system.places import read_text
+
+HELP = '''\
+/save FILE          Save the conversation. Another file is never replaced without a question.
+/load FILE          Continue a saved conversation, or the messages of a JSON file.
+/screen FILE|-      Put the text of a terminal beside the next message. -: type or paste it, end it with """.
+/screen             Take the screen away again.
+/system TEXT        Set the system prompt; "" for none. Without TEXT: show it.
+/clear              Forget all messages; the system prompt and the settings stay.
+/set NAME VALUE     Change a setting, for example: /set temperature 0.2
+/show               Show the model, the settings and the size of the conversation.
+/show messages      Show the conversation.
+/help, /?           Show this list.
+/bye, Ctrl-D        End.
+
+"""                 Begin a message of many lines; the same marks end it.
+Ctrl-C              Stop the answer.'''
+_END = ("/bye", "/exit", "/quit")
+
+
+@dataclass
+class Commands:
+    """Runs commands on a conversation. `say` shows lines, `confirm` asks a yes-or-no question; None: nobody answers."""
+
+    conversation: Conversation
+    read_line: ReadLine
+    say: Callable[[str], None]
+    confirm: Callable[[str], bool] | None = None
+
+    def run(self, line: str) -> bool:
+        """Run one command; False if it ends the session. Raises EdgeError, and nothing has changed then."""
+        name, _, rest = line.strip().partition(" ")
+        name, rest = name.lower(), rest.strip()
+        if name in _END:
+            return False
+        commands: dict[str, Callable[[str], None]] = {
+            "/save": self._save,
+            "/load": self._load,
+            "/screen": self._screen,
+            "/system": self._system,
+            "/clear": self._clear,
+            "/set": self._set,
+            "/show": self._show,
+            "/help": lambda _: self.say(HELP),
+            "/?": lambda _: self.say(HELP),
+        }
+        if name not in commands:
+            raise EdgeError(
+                f'{name}: no command has this name; /help lists them. Put """ around a message that begins with /'
+            )
+        commands[name](rest)
+        return True
+
+    def _save(self, rest: str) -> None:
+        path = _path(rest, "/save")
+        if path.is_file() and path.resolve() != self.conversation.file:
+            if self.confirm is None:
+                raise EdgeError(f"{path}: exists; choose another name, or remove the file first")
+            if not self.confirm(f"{path} exists. Replace it?"):
+                self.say("not saved")
+                return
+        self.say(f"{path}: {_count(save(self.conversation, path), 'message')} saved")
+
+    def _load(self, rest: str) -> None:
+        path = _path(rest, "/load")
+        self.say(f"{path}: {_count(load(self.conversation, path), 'message')} loaded")
+
+    def _screen(self, rest: str) -> None:
+        if not rest:
+            self.conversation.screen = None
+            self.say("no screen goes with the next message")
+            return
+        text = read_block(self.read_line) if rest == "-" else read_text(_path(rest, "/screen"))
+        self.conversation.screen = text
+        self.say(f"a screen of {_count(len(text.splitlines()), 'line')} goes with the next message")
+
+    def _system(self, rest: str) -> None:
+        if rest:
+            self.conversation.system = _unquoted(rest)
+        self.say(f"system prompt: {self.conversation.system_prompt or 'none'}")
+
+    def _clear(self, rest: str) -> None:
+        self.conversation.clear()
+        self.say("the conversation is empty")
+
+    def _set(self, rest: str) -> None:
+        name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
+        settings = self.conversation.settings
+        other: dict[str, dict[str, Any]] = {
+            "verbose": {"stats": True},
+            "quiet": {"stats": False},
+            "nothink": {"think": 0},
+        }
+        if name == "system":
+            self._system(value.strip())
+        elif name in other and not value:
+            self.conversation.settings = replace(settings, **other[name])
+        elif not name:
+            self.say(self._settings())
+        else:
+            name, value = ("think", "on") if (name, value) == ("think", "") else (name, value)
+            self.conversation.settings = changed(settings, name, value)
+
+    def _show(self, rest: str) -> None:
+        if rest == "messages":
+            for message in self.conversation.messages:
+                self.say(f"{message['role']}: {message.get('content') or ''}")
+            return
+        if rest:
+            raise EdgeError(f"{rest}: /show has no such part; use /show, or /show messages")
+        talk = self.conversation
+        model = talk.runner.model_file
+        self.say(
+            f"model         {model.path} ({model.name}, {model.file_type})\n"
+            f"answers       {talk.answers}\n"
+            f"conversation  {_count(len(talk.messages), 'message')}, "
+            f"{talk.prompt_tokens:,} of {talk.context:,} tokens\n"
+            f"system        {talk.system_prompt or 'none'}\n{self._settings()}"
+        )
+
+    def _settings(self) -> str:
+        return "\n".join(f"{name:<19} {value}" for name, value in shown(self.conversation.settings))
+
+
+def _path(text: str, command: str) -> Path:
+    if not text:
+        raise EdgeError(f"{command} needs the name of a file")
+    return Path(_unquoted(text)).expanduser()
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

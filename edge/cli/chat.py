@@ -1,0 +1,446 @@
+"""`edge chat`: an interactive conversation with a model, in free text or in actions."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from edge.cli.common import Threads, note, note_fallback
+from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption, Seed, think_tokens
+from edge.errors import ContextError, EdgeError, PromptError
+from edge.system.machine import address_space_left
+from edge.system.text import size
+
+if TYPE_CHECKING:
+    from edge.answer.answering import AnswerKind
+    from edge.answer.sampling import Sampling
+    from edge.chat.conversation import Conversation, Reply
+    from edge.chat.entries import Entry
+    from edge.llama.loading import Loading
+    from edge.runner import Runner
+
+_CONTEXT = 8192  # by default
+
+
+def chat(
+    message: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MESSAGE", help="Answer this message and end. Default: an interactive session."
+        ),
+    ] = None,
+    model: ModelOption = None,
+    answers: Annotated[
+        Literal["action", "text"] | None,
+        typer.Option(
+            metavar="action|text",
+            help="Answer with actions as edge run does, or with text. Default: actions for known terminal models.",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System prompt; an empty text for none.")
+    ] = None,
+    screen: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="File with a terminal's screen to put beside the first message. -: standard input.",
+        ),
+    ] = None,
+    load: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Continue a conversation that /save wrote.")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            "--ctx",
+            min=64,
+            help="Maximum tokens of the conversation. Default: the model's, at most 8,192.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Maximum tokens of an answer. Default: 1,024 for actions, the rest of --context for text.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Sampling temperature; 0 takes the most likely token. Default: 0 for actions, 0.8 for text.",
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Sample from the likeliest tokens with this total probability. Default: off; 0.95 for text."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=0, help="Sample from this number of likeliest tokens. Default: off; 40 for text."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Skip tokens below this share of the highest probability. Default: off; 0.05 for text."
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Values above 1 make repetition less likely. Default: 1, which is off."),
+    ] = None,
+    seed: Seed = None,
+    think: Annotated[
+        str | None,
+        typer.Option(
+            metavar="off|N",
+            help="Maximum tokens of a thought. Default: a quarter of --max-tokens for actions, no maximum for text.",
+        ),
+    ] = None,
+    show_thoughts: Annotated[
+        bool,
+        typer.Option("--show-thoughts", help="Print the model's thoughts on stderr, not only their length."),
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print the tokens and the speed of each answer on stderr.")
+    ] = False,
+    gpu_layers: GpuLayers = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    kv_type: KvType = "f16",
+    flash_attention: FlashAttention = None,
+    mmap: Mmap = True,
+) -> None:
+    """Talk with a model. It reads only what is new in each message.
+
+    Without a terminal, each line of standard input is a message. edge runs no command of an answer.
+    """
+    thought = think_tokens(think)
+    if message is not None and not message.strip():
+        raise typer.BadParameter("the message is empty", param_hint="MESSAGE")
+    if screen == Path("-") and message is None:
+        raise typer.BadParameter(
+            "standard input has the messages; give a MESSAGE, or a file", param_hint="--screen"
+        )
+
+    from edge.chat.conversation import Conversation
+    from edge.chat.kind import default_answers
+    from edge.chat.settings import Settings
+    from edge.chat.stored import load as load_file
+    from edge.cli.defaults import chosen_model
+    from edge.llama.loading import Loading
+    from edge.runner import Runner
+
+    path = chosen_model(model, note)
+    kind: AnswerKind = answers or default_answers(path)
+    sampling = _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
+    interactive = message is None and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+    if interactive:
+        typer.echo(f"loading {path} ({size(path.stat().st_size)})", err=True)
+    with Runner.open(path, loading) as runner:
+        most = min(context or _CONTEXT, runner.context_length)
+        settings = Settings(sampling, max_tokens, thought, show_thoughts, stats)
+        talk = Conversation(runner, kind, most, settings, system)
+        _check_memory(runner, replace(loading, context=most))
+        if load is not None:
+            load_file(talk, load.expanduser())
+        if screen is not None:
+            talk.screen = _screen_text(screen)
+        session = _Session(talk, interactive)
+        if message is not None:
+            session.answer(message)
+        else:
+            session.run()
+
+
+def _screen_text(screen: Path) -> str:
+    from edge.system.places import read_text
+
+    if screen != Path("-"):
+        return read_text(screen.expanduser())
+    try:
+        return "" if sys.stdin is None else sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError:
+        raise PromptError("standard input: the screen is not UTF-8 text") from None
+
+
+def _sampling(
+    kind: "AnswerKind",
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+) -> "Sampling":
+    from edge.chat.settings import default_sampling
+
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return replace(default_sampling(kind), **chosen)  # type: ignore[arg-type]
+
+
+def _check_memory(runner: "Runner", loading: "Loading") -> None:
+    """Print a note if the context does not fit into the free memory."""
+    from edge.llama.devices import devices
+    from edge.llama.placement import place
+    from edge.system.machine import memory
+
+    found = devices()
+    if loading.gpu_layers and not any("GPU" in device.kind for device in found):
+        note("llama.cpp finds no GPU here; --gpu-layers has no effect")
+    used = replace(loading, flash_attention=runner.flash_attention)
+    try:
+        place(runner.model_file, None, 1, memory=memory(), devices=found, loading=used)
+    except ContextError as error:
+        if address_space_left() is None:  # otherwise the cache is refused if it does not fit
+            note(f"{error}; it may be slow or run out of memory")
+
+
+def _is_terminal(stream: object) -> bool:
+    return stream is not None and bool(stream.isatty())  # type: ignore[attr-defined]
+
+
+@dataclass
+class _Session:
+    """Reads messages and commands and prints answers: on a terminal, or line by line."""
+
+    talk: "Conversation"
+    interactive: bool
+
+    def __post_init__(self) -> None:
+        self._fallback_noted = False
+        self._remember: Callable[[str], None] = lambda entry: None
+        if self.talk.answers == "action":
+            self.talk.runner.vocabulary.prepare()  # otherwise the first answer waits for it
+
+    def run(self) -> None:
+        """Answer each message until the input ends or a command ends the session."""
+        from edge.chat.commands import Commands
+
+        talk = self.talk
+        if self.interactive:
+            typer.echo(
+                f"{talk.answers} answers, context {talk.context:,}. /help lists commands; /bye or Ctrl-D ends.",
+                err=True,
+            )
+            self._remember = _line_editing()
+        commands = Commands(talk, self._read_line, _say, self._confirm if self.interactive else None)
+        going_on = True
+        while going_on:
+            try:
+                going_on = self._next(commands.run)
+            except EdgeError as error:
+                if not self.interactive:
+                    raise
+                typer.echo(f"error: {error}", err=True)
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                typer.echo("\nTo end, type /bye or press Ctrl-D.", err=True)
+
+    def _next(self, command: Callable[[str], bool]) -> bool:
+        """Read one entry and act on it; False at the end."""
+        from edge.chat.entries import read_entry
+
+        try:
+            entry: Entry = read_entry(self._read_line)
+        except EOFError:
+            if self.interactive:
+                typer.echo()
+            return False
+        self._remember(entry.raw)
+        if not entry.text.strip():
+            return True
+        if entry.command:
+            return command(entry.text)
+        self.answer(entry.text)
+        return True
+
+    def answer(self, text: str) -> None:
+        """Answer one message. On a terminal, Ctrl-C ends only the answer."""
+        talk = self.talk
+        view = _View(talk.answers == "action", talk.settings.thoughts, _is_terminal(sys.stdout))
+        with _stoppable(self.interactive) as stopped:
+            reply = talk.ask(text, view.text, view.thought, stopped)
+        view.end()
+        if self.interactive:
+            typer.echo()
+        for line in _notes(talk, reply):
+            note(line)
+        if not self._fallback_noted:
+            self._fallback_noted = reply.rendered.status != "chat_template"
+            note_fallback(talk.runner.model_file.path, reply.rendered)
+        if talk.settings.stats:
+            _say(_stats(reply))
+
+    def _read_line(self, prompt: str) -> str:
+        try:
+            if self.interactive:
+                return input(prompt)
+            data = b"" if sys.stdin is None else sys.stdin.buffer.readline()
+            if not data:
+                raise EOFError
+            return data.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise PromptError("the line is not UTF-8 text") from None
+
+    def _confirm(self, question: str) -> bool:
+        from edge.chat.layout import safe_text
+
+        try:
+            return input(f"{safe_text(question)} [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return False
+
+
+@dataclass
+class _View:
+    """Prints one answer while it is written: text or JSON on stdout, thoughts on stderr."""
+
+    actions: bool
+    thoughts: bool
+    terminal: bool
+
+    def __post_init__(self) -> None:
+        from edge.chat.layout import JsonLayout
+
+        self._json = JsonLayout(indented=self.terminal) if self.actions else None
+        self._thought_tokens = 0
+        self._folded = False
+        self._styled = self.terminal and _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    def thought(self, piece: str) -> None:
+        """A token of the thought."""
+        from edge.chat.layout import safe_text
+
+        self._thought_tokens += 1
+        if self.thoughts:
+            self._dim(safe_text(piece))
+        elif self._styled and self._thought_tokens % 8 == 1:
+            self._dim(f"\rthinking: {self._tokens()}")
+
+    def text(self, piece: str) -> None:
+        """A part of the answer."""
+        from edge.chat.layout import safe_text
+
+        self._fold()
+        typer.echo(safe_text(piece) if self._json is None else self._json.feed(piece), nl=False)
+
+    def end(self) -> None:
+        """End the line of the answer."""
+        self._fold()
+        typer.echo()
+
+    def _fold(self) -> None:
+        if self._folded:
+            return
+        self._folded = True
+        if self._thought_tokens and self.thoughts:
+            typer.echo(err=True)
+        elif self._thought_tokens and self.terminal:
+            begin = "\r" if self._styled else ""
+            self._dim(f"{begin}thought: {self._tokens()} ")  # one letter less than the line before
+            typer.echo(err=True)
+
+    def _tokens(self) -> str:
+        return f"{self._thought_tokens:,} token{'' if self._thought_tokens == 1 else 's'}"
+
+    def _dim(self, text: str) -> None:
+        dim = self._styled and not os.environ.get("NO_COLOR")
+        typer.echo(typer.style(text, dim=True) if dim else text, nl=False, err=True)
+
+
+def _say(text: str) -> None:
+    from edge.chat.layout import safe_text
+
+    typer.echo(safe_text(text), err=True)
+
+
+def _notes(talk: "Conversation", reply: "Reply") -> Iterator[str]:
+    answer = reply.answer
+    if reply.dropped and reply.kept:
+        yield (
+            f"the conversation does not fit into the context of {talk.context:,} tokens any more: the model does not "
+            f"see its oldest {reply.dropped} messages from now on; /clear starts again"
+        )
+    if answer is None:
+        yield (
+            "stopped; the conversation keeps the answer so far"
+            if reply.kept
+            else "stopped; the conversation keeps neither the message nor its answer"
+        )
+    elif answer.closed_at_budget:
+        yield (
+            f"the budget of {answer.completion_tokens} tokens ended before the answer; edge closed the action validly"
+        )
+    elif answer.finish_reason == "length":
+        more = "raise max_tokens" if talk.settings.max_tokens is not None else "the context is full"
+        yield f"the answer was cut after {answer.completion_tokens} tokens: {more}"
+
+
+def _stats(reply: "Reply") -> str:
+    speed = reply.written / reply.write_seconds if reply.write_seconds else 0.0
+    return (
+        f"prompt: {reply.prompt_tokens:,} tokens, {reply.read:,} of them new, read in {reply.read_seconds:.2f} s; "
+        f"answer: {reply.written:,} tokens in {reply.write_seconds:.2f} s ({speed:.1f} tokens/s)"
+    )
+
+
+@contextlib.contextmanager
+def _stoppable(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is only noted in this block; yields the function that says whether it was pressed."""
+    pressed: list[int] = []
+    if not wanted or not callable(signal.getsignal(signal.SIGINT)):  # it is ignored
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _line_editing() -> Callable[[str], None]:
+    """Turn on line editing and the history, where Python has readline; the function that remembers an entry."""
+    from edge.chat.history import History
+
+    if sys.platform == "win32":  # the console has its own
+        return lambda entry: None
+    try:
+        import readline
+    except ImportError:  # a Python that was built without it
+        return lambda entry: None
+    history = History()
+    if "libedit" not in (readline.__doc__ or ""):  # pasted lines are one message; Python turns that off
+        readline.parse_and_bind("set enable-bracketed-paste on")
+    readline.set_auto_history(False)
+    readline.clear_history()
+    for entry in history.entries:
+        readline.add_history(entry)
+
+    def remember(entry: str) -> None:
+        if entry.strip():
+            readline.add_history(entry)
+        history.add(entry)
+
+    return remember

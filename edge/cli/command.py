@@ -1,0 +1,75 @@
+"""What every command does with its options: paths, empty values, numbers, the words of help and errors."""
+
+import inspect
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+# Options that are text because they take a path or a name.
+_ALSO_PATHS = {"model", "source", "out", "base", "reference"}
+_VALUES = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
+
+
+class Command(TyperCommand):
+    """A command whose path options know `~`, and whose errors and help use plain words."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        hints = get_type_hints(inspect.unwrap(self.callback)) if self.callback is not None else {}
+        for parameter in self.params:
+            _improve(parameter, list(_parts(hints.get(str(parameter.name), str))))
+
+
+class App(typer.Typer):
+    """A group of commands, each of them a `Command`."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Any:
+        """As `typer.Typer.command`."""
+        return super().command(*args, **{"cls": Command, **kwargs})
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """A type hint and all types in it."""
+    yield hint
+    if get_origin(hint) is not Literal:
+        for part in get_args(hint):
+            yield from _parts(part)
+
+
+def _improve(parameter: Any, types: list[Any]) -> None:
+    is_path = Path in types or parameter.name in _ALSO_PATHS
+    if parameter.metavar is None and bool not in types:
+        choices = [get_args(part) for part in types if get_origin(part) is Literal]
+        known = [word for kind, word in _VALUES.items() if kind in types]
+        parameter.metavar = "|".join(choices[0]) if choices else known[0] if known else None
+    if (
+        parameter.param_type_name == "argument"
+    ):  # its metavar says enough; typer would add <str> or <list[Path]>
+        parameter.display_type = parameter.display_type_rich = lambda ctx: ""
+    process = parameter.process_value
+
+    def processed(context: Any, value: Any) -> Any:
+        if is_path:
+            value = [_at_home(one) for one in value] if isinstance(value, list | tuple) else _at_home(value)
+        try:
+            result = process(context, value)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # pydantic's words
+            raise
+        if isinstance(result, float) and not math.isfinite(result):
+            raise typer.BadParameter("must be a finite number")
+        return result
+
+    parameter.process_value = processed
+
+
+def _at_home(value: Any) -> Any:
+    """A path with `~` replaced: a shell does not replace it in quotes or after `=`."""
+    if value == "":
+        raise typer.BadParameter("is empty; give a name")
+    return os.path.expanduser(value) if isinstance(value, str) else value

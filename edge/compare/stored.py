@@ -1,0 +1,61 @@
+"""The JSON file of `edge compare`: what it holds, and which run it is of."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge.compare.causes import Cause, causes_json
+from edge.compare.findings import Comparison
+from edge.replay.result import run_digest
+from edge.system.outputs import Run, check_output, check_replaced
+from edge.system.places import write_json
+
+SCHEMA_VERSION = 1
+
+
+def check_comparison(
+    out: Path, results: Sequence[Path], reference: str | None, *, causes: bool, force: bool
+) -> None:
+    """Check that the JSON may be written: not over an input, and over another comparison only with `force`.
+
+    Raises ResultError.
+    """
+    check_output(out, [*results, reference], option="--json")
+    run = _run(results, reference, causes=causes)
+    check_replaced(out, run, _stored_run, kind="a comparison", force=force, option="--json")
+
+
+def write_comparison(
+    out: Path,
+    results: Sequence[Path],
+    reference: str | None,
+    comparison: Comparison | None,
+    causes: Sequence[Cause] | None,
+) -> None:
+    """Write what was found, complete or not at all. Raises ResultError."""
+    write_json(
+        out,
+        {
+            "comparison": SCHEMA_VERSION,
+            "run": _run(results, reference, causes=causes is not None),
+            **({} if comparison is None else comparison.to_dict()),
+            **({} if causes is None else {"causes": causes_json(causes)}),
+        },
+    )
+
+
+def _run(results: Sequence[Path], reference: str | None, *, causes: bool) -> Run:
+    known = reference is not None and Path(reference).is_file()
+    return {
+        "results": {Path(path).name: run_digest(path) for path in results},
+        "reference": run_digest(reference) if known and reference else reference,
+        "causes": causes,
+    }
+
+
+def _stored_run(path: Path) -> Run | None:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict) or "comparison" not in value:
+        raise ValueError("not a comparison")
+    run = value.get("run")
+    return run if isinstance(run, dict) else None

@@ -1,0 +1,363 @@
+"""`edge chat` as a person and a script use it: a pseudo-terminal and pipes, with real models.
+
+pytest tests/chat/test_chat.py
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.answer.action import parse_action
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+EDGE = [sys.executable, "-c", "from edge.cli.main import main; main()"]
+THINK = "You are a terminal automation assistant. Think first, then return JSON."
+SMOLLM2 = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+STATS = re.compile(r"prompt: ([\d,]+) tokens, ([\d,]+) of them new.*?answer: ([\d,]+) tokens")
+
+
+def chat(*options: object, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        [*EDGE, "chat", "--threads", "1", *map(str, options)],
+        input=data,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Terminal:
+    """A pseudo-terminal of 80x24 with `edge chat` in it."""
+
+    def __init__(self, state: Path, *options: object, **environment: str) -> None:
+        self.main, other = pty.openpty()
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "EDGE_STATE": str(state)} | environment
+        self.process = subprocess.Popen(
+            [*EDGE, "chat", "--threads", "1", *map(str, options)],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env=env,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(other)
+        self.all = ""
+        self._data = b""
+
+    def until(self, text: str) -> str:
+        """Wait for a text; what came up to its end since the last call."""
+        begin = time.monotonic()
+        while text not in (seen := _plain(self._data)):
+            assert time.monotonic() - begin < 120, f"{text!r} did not come: {self.all}{seen}"
+            if select.select([self.main], [], [], 1)[0]:
+                try:
+                    self._data += os.read(self.main, 4096)
+                except OSError:
+                    raise AssertionError(f"ended without {text!r}: {self.all}{seen}") from None
+        head, found, tail = seen.partition(text)
+        self._data = tail.encode()
+        self.all += head + found
+        return head + found
+
+    def type(self, text: str) -> None:
+        os.write(self.main, text.encode())
+
+    def say(self, text: str) -> str:
+        """Type a line at the prompt; what came until the next prompt."""
+        self.type(text + "\r")
+        return self.until(">>> ")
+
+    def end(self) -> int:
+        with contextlib.suppress(OSError):  # how Linux ends a pseudo-terminal
+            while part := os.read(self.main, 4096):
+                self.all += _plain(part)
+        return self.process.wait(60)
+
+
+def _plain(data: bytes) -> str:
+    """The text without the marks that turn the pasting of lines on and off."""
+    text = re.sub("\x1b\\[\\?2004[hl]\r?", "", data.decode("utf-8", "ignore"))
+    return text.replace("\r\n", "\n")
+
+
+@contextlib.contextmanager
+def terminal(state: Path, *options: object, **environment: str) -> Iterator[Terminal]:
+    opened = Terminal(state, *options, **environment)
+    try:
+        yield opened
+    finally:
+        opened.process.kill()
+        opened.process.wait()
+        os.close(opened.main)
+
+
+def test_text_is_what_llama_cpp_writes(smollm2_q4: Path) -> None:
+    """The same greedy text as llama-cpp-python's own generation, over two turns."""
+    import llama_cpp
+
+    questions = ["Say hello to Ann.", "What is the capital of France?"]
+    done = chat(
+        "-m", smollm2_q4, "--temperature", 0, "--max-tokens", 16, "--stats", stdin="\n".join(questions)
+    )
+    assert done.returncode == 0, done.stderr
+    llm = llama_cpp.Llama(str(smollm2_q4), n_ctx=512, n_threads=1, verbose=False, flash_attn=False)
+    prompt = f"<|im_start|>system\n{SMOLLM2}<|im_end|>\n"
+    expected = []
+    for question in questions:
+        prompt += f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        tokens = llm.tokenize(prompt.encode(), add_bos=False, special=True)
+        made = llm.create_completion(tokens, max_tokens=16, temperature=0, repeat_penalty=1.0)
+        expected.append(made["choices"][0]["text"])
+        prompt += f"{expected[-1]}<|im_end|>\n"
+    llm.close()
+    assert done.stdout == "".join(f"{text}\n" for text in expected)
+    first, second = (tuple(int(number) for number in found) for found in STATS.findall(done.stderr))
+    assert first[0] == first[1] and second[1] <= second[0] - first[0] - first[2] + 2
+
+
+def test_actions_on_a_pipe(tiny_q4: Path, tmp_path: Path) -> None:
+    """One line each, those of edge run; the screen goes with the first message only."""
+    (tmp_path / "screen").write_text("user@lab:/app$ ls\nnotes.txt\n")
+    done = chat(
+        "-m", tiny_q4, "--screen", tmp_path / "screen", stdin="Read notes.txt.\n\nRemove the file old.log."
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    run = [
+        *EDGE,
+        "run",
+        "Read notes.txt.",
+        "-m",
+        str(tiny_q4),
+        "--screen",
+        str(tmp_path / "screen"),
+        "--quiet",
+    ]
+    single = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert parse_action(lines[0]) == parse_action(single.stdout)
+    assert parse_action(lines[1])["commands"] and lines[1] == json.dumps(
+        json.loads(lines[1]), ensure_ascii=False
+    )
+    once = chat("Read notes.txt.", "-m", tiny_q4, "--screen", "-", stdin="user@lab:/app$ ls\nnotes.txt\n")
+    assert once.stdout.splitlines() == lines[:1]
+
+
+def test_what_a_model_writes_cannot_control_a_terminal(tiny_q4: Path) -> None:
+    """At a very high temperature it writes any byte, also those of control characters."""
+    done = chat(
+        *(
+            "-m",
+            tiny_q4,
+            "--answers",
+            "text",
+            "--temperature",
+            1000,
+            "--top-k",
+            0,
+            "--top-p",
+            1,
+            "--min-p",
+            0,
+        ),
+        *("--seed", 1, "--max-tokens", 1500),
+        stdin="a\n",
+    )
+    assert done.returncode == 0 and len(done.stdout) > 1000
+    assert re.search(r"\\x[01][0-9a-f]", done.stdout)
+    assert all(char.isprintable() or char in "\n\t\u200c\u200d" for char in done.stdout)
+
+
+def test_a_session_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
+    with terminal(tmp_path, "-m", tiny_q4) as person:
+        assert "action answers, context 8,192. /help lists commands" in person.until(">>> ")
+        answer = person.say("Remove the file old.log.")
+        assert '\n{\n  "analysis": "old.log must go.",\n' in answer
+        assert '\n      "keystrokes": "rm old.log\\n",\n' in answer
+        person.type('"""Remove\r')
+        person.until("... ")
+        person.type('the file new.log."""\r')
+        assert '{\n  "analysis": ' in person.until(">>> ")
+        person.type("\x03")
+        assert "/bye or press Ctrl-D" in person.until(">>> ")
+        person.type("\x1b[200~/one\r/two\r\x1b[201~")  # pasted lines are one entry
+        assert '{\n  "analysis": ' in person.say("")
+        assert "user: /one\n/two\n" in person.say("/show messages")
+        assert "user: Remove\nthe file new.log.\n" in person.say("/show messages")
+        assert "error: /nope: no command has this name" in person.say("/nope")
+        assert "error: top_p is 2.0; it must be above 0" in person.say("/set top_p 2")
+        assert "system prompt: none" in person.say('/system ""')
+        assert "2 lines" in person.say('/screen -\r$ ls\ra b\r"""')
+        assert "/clear" in person.say("/help")
+        assert "the conversation is empty" in person.say("/clear")
+        shown = person.say("/show")
+        assert "0 messages, 0 of 8,192 tokens" in shown and "answers       action" in shown
+        assert "Traceback" not in person.all
+        person.type("\x04")
+        assert person.end() == 0
+    with terminal(tmp_path, "-m", tiny_q4) as person:  # the arrow key finds the line of the other session
+        person.until(">>> ")
+        person.type("\x1b[A")
+        person.until("/show")
+        person.type("\x1b[A")
+        assert "the conversation is empty" in person.say("")
+        person.type("/bye\r")
+        assert person.end() == 0
+    assert (tmp_path / "chat_history").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_message_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
+    with terminal(tmp_path, "-m", tiny_q4, "Remove the file old.log.") as person:
+        assert person.end() == 0
+        assert person.all.startswith('{\n  "analysis": "old.log must go.",\n') and person.all.endswith(
+            "\n}\n"
+        )
+    assert not (tmp_path / "chat_history").exists()
+
+
+def test_ctrl_c_ends_only_the_answer(smollm2_q4: Path, tmp_path: Path) -> None:
+    with terminal(tmp_path, "-m", smollm2_q4, "--temperature", 0, "--context", 2048) as person:
+        person.until(">>> ")
+        person.type("Write a very long story about the sea.\r")
+        person.until("sea.\n")
+        begun = person.until(" ")
+        person.type("\x03")
+        assert "note: stopped; the conversation keeps the answer so far" in person.until(">>> ")
+        assert f"assistant: {begun.strip()}" in person.say("/show messages").replace("\n", " ")
+        person.say("/set max_tokens 4")
+        assert "cut after 4 tokens" in person.say("Go on.")
+        person.type("/bye\r")
+        assert person.end() == 0
+
+
+def test_thoughts_are_folded(tiny_q4: Path, tmp_path: Path) -> None:
+    options = ("-m", tiny_q4, "--system", THINK)
+    with terminal(tmp_path, *options) as person:
+        person.until(">>> ")
+        folded = person.say("Remove the file old.log.")
+        assert re.search(r"\x1b\[2m\rthought: \d+ tokens \x1b\[0m\n\{", folded)
+    with terminal(tmp_path, *options, "--show-thoughts", NO_COLOR="1", TERM="dumb") as person:
+        person.until(">>> ")
+        shown = person.say("Remove the file old.log.")
+    piped = chat(*options, "--show-thoughts", stdin="Remove the file old.log.\n")
+    thought = piped.stderr.strip()
+    assert thought and thought in shown and "\x1b" not in shown and thought not in folded
+    assert parse_action(piped.stdout)["commands"]
+    assert chat(*options, stdin="Remove the file old.log.\n").stderr == ""
+
+
+def test_save_and_load(tiny_q4: Path, tmp_path: Path) -> None:
+    saved, other = tmp_path / "talk one.json", tmp_path / "other.txt"
+    other.write_text("mine")
+    lines = f'Remove the file old.log.\n/save "{saved}"\nRemove new.log.\n/save {saved}\n'
+    done = chat("-m", tiny_q4, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [f"{saved}: 3 messages saved", f"{saved}: 5 messages saved"]
+    stored = json.loads(saved.read_text())
+    assert stored["schema_version"] == 1 and stored["answers"] == "action"
+    assert [message["role"] for message in stored["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
+
+    # Another run may not replace it, nor any other file, unless a person says so.
+    for file in (saved, other):
+        before = file.read_bytes()
+        refused = chat("-m", tiny_q4, stdin=f"/save {file}\nnot asked any more\n")
+        assert refused.returncode == 1 and refused.stdout == "" and file.read_bytes() == before
+        assert refused.stderr == f"error: {file}: exists; choose another name, or remove the file first\n"
+    with terminal(tmp_path, "-m", tiny_q4, "--load", saved) as person:
+        person.until(">>> ")
+        person.type(f"/save {other}\r")
+        person.until("[y/N] ")
+        assert "not saved" in person.say("")
+        assert other.read_text() == "mine"
+        person.type(f"/save {other}\r")
+        person.until("[y/N] ")
+        assert "5 messages saved" in person.say("y")
+        assert "5 messages saved" in person.say(f"/save {other}")  # it is this conversation's file now
+    assert json.loads(other.read_text())["messages"] == stored["messages"]
+
+    again = chat("-m", tiny_q4, "--stats", stdin=f"/load {saved}\nList the files.\n/save {saved}\n")
+    assert again.returncode == 0, again.stderr
+    assert len(json.loads(saved.read_text())["messages"]) == 7
+    prompt = subprocess.run(
+        [*EDGE, "prompt", "--messages", str(saved), "--model", str(tiny_q4)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert "List the files." in prompt.stdout
+
+
+def test_foreign_conversations(tiny_q4: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file.json"
+    for text, words in (
+        ("{", "is not JSON in UTF-8"),
+        ("[]", "the messages are not a list of at least one"),
+        ('[{"role": "user"}]', "message 0 (user) has no content"),
+        ('{"schema_version": 2, "messages": [{"role": "user", "content": "a"}]}', "use a newer edge"),
+    ):
+        file.write_text(text)
+        done = chat("-m", tiny_q4, stdin=f"/load {file}\n")
+        assert done.returncode == 1 and done.stderr.startswith(f"error: {file}: ") and words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    file.write_text('[{"role": "user", "content": "\\u001b[2J\\u009b"}]')
+    done = chat("-m", tiny_q4, stdin=f"/load {file}\n/show messages\n")
+    assert done.returncode == 0 and "user: \\x1b[2J\\x9b\n" in done.stderr
+    gone = chat("-m", tiny_q4, "--load", tmp_path / "none.json")
+    assert gone.returncode == 1 and "none.json: cannot be read: No such file or directory" in gone.stderr
+
+
+def test_a_full_context(tiny_q4: Path) -> None:
+    lines = "".join(f"Remove the file old{i}.log.\n" for i in range(6))
+    done = chat("-m", tiny_q4, "--context", 256, "--max-tokens", 60, stdin=lines)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 6
+    note = (
+        "note: the conversation does not fit into the context of 256 tokens any more: the model does not see "
+    )
+    assert note in done.stderr
+    long = chat("-m", tiny_q4, "--context", 256, stdin="word " * 300 + "\nnot reached\n")
+    assert long.returncode == 1 and long.stdout == ""
+    assert (
+        long.stderr.startswith("error: the message and what belongs to it have ")
+        and "larger --context" in long.stderr
+    )
+
+
+def test_wrong_usage(tiny_q4: Path) -> None:
+    for options, code, words in (
+        ([" "], 2, "the message is empty"),
+        (["--screen", "-"], 2, "--screen"),
+        (["--think", "much"], 2, "--think"),
+        (["--answers", "json"], 2, "--answers"),
+        (["hello", "--top-p", 0], 1, "error: top_p is 0.0; it must be above 0"),
+        (["hello", "--load", "/nowhere"], 1, "/nowhere: cannot be read"),
+    ):
+        done = chat("-m", tiny_q4, *options)
+        assert done.returncode == code and words in done.stderr and done.stdout == "", done.stderr
+    bad = chat("-m", tiny_q4, stdin=b"\xff\xfe\n")
+    assert bad.returncode == 1 and bad.stderr == "error: the line is not UTF-8 text\n"
+    assert chat("-m", tiny_q4).stdout == ""

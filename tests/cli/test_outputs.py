@@ -1,0 +1,271 @@
+"""No command replaces one of its inputs, and the output of another run is replaced only with --force.
+
+pytest tests/cli/test_outputs.py
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edge.cli.main import main
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Place:
+    """A folder with one good input of each kind."""
+
+    root: Path
+    capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+
+    def __getattr__(self, name: str) -> Path:
+        return self.root / name.replace("_", ".", 1)
+
+    def edge(self, *arguments: object) -> tuple[int, str]:
+        """The exit code and stderr of a command, run in the folder."""
+        self.monkeypatch.chdir(self.root)
+        self.monkeypatch.setattr("sys.argv", ["edge", *map(str, arguments)])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0), self.capsys.readouterr().err
+
+    def good(self, *arguments: object) -> None:
+        code, errors = self.edge(*arguments)
+        assert code == 0, errors
+
+    def refused(self, *arguments: object, words: str) -> None:
+        """The command ends with one line, and no file of the folder changes or appears."""
+        before = self.hashes()
+        code, errors = self.edge(*arguments)
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert code == 1 and len(lines) == 1 and words in lines[0], (arguments, errors)
+        assert self.hashes() == before, arguments
+
+    def hashes(self) -> dict[str, str]:
+        return {
+            str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file()
+        }
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    tiny_q4: Path,
+    tiny_bf16: Path,
+    tiny_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Place:
+    lines = (tiny_folder / "eval.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(lines[:4]))
+    (tmp_path / "fewer.jsonl").write_bytes(b"".join(lines[:2]))
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("my notes", encoding="utf-8")
+    shutil.copy(tiny_q4, tmp_path / "q4.gguf")
+    shutil.copy(tiny_bf16, tmp_path / "bf16.gguf")
+    shutil.copytree(tiny_folder, tmp_path / "checkpoint")
+    return Place(tmp_path, capsys, monkeypatch)
+
+
+ROWS = ("--replay", "rows.jsonl")
+EVAL = ("eval", "--model", "q4.gguf", *ROWS, "--max-tokens", "24", "--quiet")
+
+
+@pytest.fixture
+def results(place: Place) -> Place:
+    """With two results, a measurement, predictions and an importance matrix."""
+    place.good(*EVAL, "--out", "a.json")
+    place.good("eval", "--model", "bf16.gguf", *ROWS, "--max-tokens", "24", "--quiet", "--out", "b.json")
+    steps = json.loads((place.root / "a.json").read_text())["per_step"]
+    predictions = "".join(json.dumps(step) + "\n" for step in steps)
+    (place.root / "answers.jsonl").write_text(predictions, encoding="utf-8")
+    place.good("measure", "--model", "q4.gguf", "--base", "bf16.gguf", *ROWS, "--out", "m.json", "--quiet")
+    place.good("imatrix", "--model", "bf16.gguf", *ROWS, "--out", "matrix.gguf")
+    return place
+
+
+def links(root: Path, name: str) -> list[str]:
+    """Names of a file: its own, another spelling, a symbolic link and a hard link.
+
+    A new file replaces only the name of a hard link, so a checkpoint's files need none.
+    """
+    (root / "linked").symlink_to(root / name)
+    os.link(root / name, root / "hard")
+    return [name, f"../{root.name}/{name}", "linked", *(["hard"] if "/" not in name else [])]
+
+
+# Command without its output, the option of the output, and each input that it has.
+PAIRS = [
+    (("convert", "checkpoint"), "--out", ("checkpoint/model.safetensors", "checkpoint/config.json")),
+    (("convert", "checkpoint", "--quant", "Q4_K_M", "--imatrix", "matrix.gguf"), "--out", ("matrix.gguf",)),
+    (("convert", "checkpoint", "--calibrate", "rows.jsonl"), "--out", ("rows.jsonl",)),
+    (("imatrix", "--model", "q4.gguf", *ROWS), "--out", ("q4.gguf", "rows.jsonl")),
+    (("imatrix", "--model", "q4.gguf", "--text", "text.txt"), "--out", ("text.txt",)),
+    ((*EVAL, "--rows-of", "a.json"), "--out", ("q4.gguf", "rows.jsonl", "a.json")),
+    (("score", "answers.jsonl", *ROWS), "--out", ("answers.jsonl", "rows.jsonl")),
+    (
+        ("measure", "--model", "q4.gguf", "--base", "bf16.gguf", *ROWS),
+        "--out",
+        ("q4.gguf", "bf16.gguf", "rows.jsonl"),
+    ),
+    (("measure", "--model", "q4.gguf", "--text", "text.txt"), "--out", ("text.txt",)),
+    (("compare", "a.json", "--reference", "b.json"), "--json", ("a.json", "b.json")),
+    (("compare", "a.json", "b.json", "--causes"), "--json", ("a.json", "b.json")),
+    (
+        ("report", "a.json", "m.json", "--reference", "b.json", *ROWS),
+        "--out",
+        ("a.json", "m.json", "b.json", "rows.jsonl"),
+    ),
+    (
+        ("report", "a.json", "--reference", "b.json", *ROWS, "--out", "new.html"),
+        "--markdown",
+        ("a.json", "b.json", "rows.jsonl"),
+    ),
+    (
+        ("bundle", "--model", "q4.gguf", *ROWS, "--reference", "a.json"),
+        "--out",
+        ("q4.gguf", "rows.jsonl", "a.json"),
+    ),
+]
+
+
+def test_an_input_is_never_replaced(results: Place) -> None:
+    """Each command with each pair of options; also with --force, and through links."""
+    for command, option, inputs in PAIRS:
+        for name in inputs:
+            for spelling in links(results.root, name):
+                for force in ((), ("--force",)):
+                    words = "is an input of this command"
+                    results.refused(*command, option, spelling, *force, words=words)
+            (results.root / "linked").unlink()
+            (results.root / "hard").unlink()
+
+
+def test_the_base_that_is_kept_is_not_an_input(place: Place) -> None:
+    (place.root / "m.json.base-scores").write_bytes((place.root / "bf16.gguf").read_bytes())
+    command = ("measure", "--model", "q4.gguf", "--base", "m.json.base-scores", *ROWS, "--out", "m.json")
+    place.refused(*command, "--keep-base", words="is an input of this command")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("convert", "checkpoint", "--out"),
+        ("imatrix", "--model", "bf16.gguf", *ROWS, "--out"),
+        (*EVAL, "--out"),
+        ("score", "answers.jsonl", *ROWS, "--out"),
+        ("measure", "--model", "q4.gguf", *ROWS, "--quiet", "--out"),
+        ("compare", "a.json", "--reference", "b.json", "--json"),
+        ("report", "a.json", "--reference", "b.json", "--out"),
+        ("report", "a.json", "--reference", "b.json", "--out", "page.html", "--markdown"),
+        ("bundle", "--model", "q4.gguf", "--out"),
+    ],
+    ids=lambda command: f"{command[0]} {command[-1]}",
+)
+def test_a_file_of_somebody_else_is_not_replaced(results: Place, command: tuple[str, ...]) -> None:
+    results.refused(*command, "notes.txt", words="notes.txt: exists")
+    if command[0] != "bundle":  # compiling wheels takes minutes
+        results.good(*command, "notes.txt", "--force")
+        assert (results.root / "notes.txt").read_bytes()[:8] != b"my notes"
+
+
+# A command that succeeds twice, its output, and changes that make it another run.
+AGAIN = [
+    (("convert", "checkpoint", "--quant", "Q4_K_M", "--out", "x.gguf"), [("--quant", "Q8_0")]),
+    (
+        ("imatrix", "--model", "bf16.gguf", "--replay", "rows.jsonl", "--out", "x.imatrix"),
+        [("--replay", "fewer.jsonl")],
+    ),
+    (
+        (*EVAL, "--out", "x.json"),
+        [("--model", "bf16.gguf"), ("--replay", "fewer.jsonl"), ("--max-tokens", "25"), ("--limit", "3")],
+    ),
+    (("score", "answers.jsonl", *ROWS, "--out", "x.json"), [("--model", "another")]),
+    (
+        ("measure", "--model", "q4.gguf", *ROWS, "--quiet", "--out", "x.json"),
+        [("--model", "bf16.gguf"), ("--base", "bf16.gguf"), ("--limit", "3")],
+    ),
+    (("compare", "a.json", "--reference", "b.json", "--json", "x.json"), [("--reference", "a.json")]),
+    (("report", "a.json", "--reference", "b.json", "--out", "x.html"), [("--title", "Another")]),
+]
+
+
+@pytest.mark.parametrize(("command", "changes"), AGAIN, ids=lambda value: value[0] if value else "")
+def test_the_same_command_runs_again_and_another_needs_force(
+    results: Place, command: tuple[str, ...], changes: list[tuple[str, str]]
+) -> None:
+    results.good(*command)
+    results.good(*command)
+    for option, value in changes:
+        other = list(command)
+        if option in other:
+            other[other.index(option) + 1] = value
+        else:
+            other += [option, value]
+        results.refused(*other, words="of another run (")
+    results.good(*other, "--force")
+    results.good(*other)
+
+
+def test_another_output_than_a_result_is_not_a_result(results: Place) -> None:
+    """A measurement, a comparison and a result are all JSON, and none replaces another."""
+    results.good("compare", "a.json", "--reference", "b.json", "--json", "c.json")
+    for name in ("m.json", "c.json"):
+        results.refused(*EVAL, "--out", name, words="is not a result that edge wrote")
+    for name in ("a.json", "m.json"):
+        results.refused(
+            "compare", "b.json", "--reference", "b.json", "--json", name, words="is not a comparison"
+        )
+
+
+def test_a_result_of_an_older_edge_is_read_and_not_replaced(results: Place) -> None:
+    old = json.loads((results.root / "a.json").read_text())
+    assert old.pop("schema_version") == 1
+    del old["run"]
+    (results.root / "old.json").write_text(json.dumps(old), encoding="utf-8")
+    results.good("compare", "old.json", "--reference", "b.json")
+    results.refused(*EVAL, "--out", "old.json", words="does not say which run wrote it")
+
+
+def test_a_result_of_a_newer_edge_says_so(results: Place) -> None:
+    new = json.loads((results.root / "a.json").read_text()) | {"schema_version": 99}
+    (results.root / "new.json").write_text(json.dumps(new), encoding="utf-8")
+    results.refused("compare", "new.json", "--reference", "b.json", words="schema version 99")
+
+
+def test_a_reports_card_and_plots_go_with_its_page(results: Place) -> None:
+    command = ("report", "a.json", "--reference", "b.json", "--markdown", "card.md", "--plots", "plots")
+    results.good(*command, "--out", "x.html")
+    results.good(*command, "--out", "x.html")
+    results.refused(*command, "--out", "y.html", words="exists, and y.html")
+
+
+def test_a_sweep_begins_only_in_a_folder_without_another_report(place: Place) -> None:
+    (place.root / "sweep").mkdir()
+    (place.root / "sweep" / "report.html").write_text("mine", encoding="utf-8")
+    command = ("sweep", "checkpoint", "--quants", "Q4_K_M", *ROWS, "--max-tokens", "16", "--out", "sweep")
+    place.refused(*command, words="holds no sweep")
+    place.refused(*command[:-1], ".", "--replay", "sweep.json", words="sweep.json")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/null", path)])
+def test_a_device_or_a_fifo_is_written_to(results: Place, make: Callable[[Path], None]) -> None:
+    make(results.root / "stream")
+    reader = subprocess.Popen(["cat", results.root / "stream"], stdout=subprocess.DEVNULL)
+    try:
+        results.good("score", "answers.jsonl", *ROWS, "--out", "stream")
+    finally:
+        reader.kill()
+        reader.wait()
