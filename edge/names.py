@@ -54,7 +54,7 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
     """
     if not text:
         raise ModelFileError(
-            "the name of the model is empty; give a file, a name of `edge models` or owner/name"
+            "the name of the model is empty; give a file, a name that `edge models` lists, or owner/name"
         )
     path, known = Path(os.path.expanduser(text)), _known(text)
     if os.path.lexists(path):
@@ -79,7 +79,7 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
         raise ModelFileError(
             f"{text}: no such {'folder' if source else 'file'}, not the name of a model here, and not a hub id "
             f"(owner/name){similar(text)}; "
-            "`edge models` lists the names"
+            "`edge models` and `edge models known` list the names"
         )
     return Reference(
         text,

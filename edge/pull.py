@@ -180,9 +180,11 @@ def _stored(repository: Repository, names: list[str], n_downloaded: int, say: Sa
             )
     model = read_usable(repository.folder / names[0])
     places = _free_place(repository, names)
-    with _writing(places[0], say):
-        for name, place in zip(names, places, strict=True):
-            _link(repository.folder / name, place)
+    files = [repository.folder / name for name in names]
+    if not all(_is_linked(file, place) for file, place in zip(files, places, strict=True)):
+        with _writing(places[0], say):
+            for file, place in zip(files, places, strict=True):
+                _link(file, place)
     n_bytes = sum(repository.files[name].n_bytes for name in names)
     return Pulled(
         places[0],
@@ -391,18 +393,22 @@ def _is_free(place: Path, repository: Repository, name: str) -> bool:
     return place.is_file() and place.stat().st_size == file.n_bytes and sha256(place) == file.sha256
 
 
+def _is_linked(file: Path, place: Path) -> bool:
+    """Whether a place that `_is_free` accepts is a link to `file`, or a copy of its content."""
+    if place.is_symlink():
+        return os.readlink(place) == os.path.abspath(file)
+    return place.exists()
+
+
 def _link(file: Path, place: Path) -> None:
     """Make `place` a symbolic link to `file`, or a copy where the system has no links for this user."""
-    target = os.path.abspath(file)
-    if place.is_symlink() and os.readlink(place) == target:
+    if _is_linked(file, place):
         return
-    if place.exists() and not place.is_symlink():
-        return  # a copy of the same content
-    place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.symlink(target, temporary)
+            os.symlink(os.path.abspath(file), temporary)
         except (OSError, NotImplementedError):
             check_disk(place.parent, file.stat().st_size, "free some, or set EDGE_MODELS")
             shutil.copyfile(file, temporary)
@@ -410,7 +416,8 @@ def _link(file: Path, place: Path) -> None:
     except OSError as error:
         raise ModelFileError(f"{place}: cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _converted_places(hub_id: str, quant: str) -> list[Path]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -210,6 +211,18 @@ def test_the_next_call_resumes_a_download_that_was_killed(
     assert hub.ranges[-1] == "bytes=2000000-"
 
 
+def test_an_interrupted_download_says_how_to_resume(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub]
+) -> None:
+    hub = start({GGUF: repository}, slow=threading.Event())
+    running = machine.start(hub, "pull", GGUF)
+    until(lambda: hub.ranges)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert errors.endswith("interrupted; run the same command again to resume the download\n")
+
+
 def test_a_file_with_another_sha256_is_refused(
     machine: Machine, repository: Path, start: Callable[..., LocalHub]
 ) -> None:
@@ -358,6 +371,18 @@ def test_unknown_repositories_revisions_and_no_network(
     assert machine.edge(None, "pull", GGUF, "--revision", COMMIT).returncode == 0  # the network is down
 
 
+def test_a_cache_or_store_that_cannot_be_written(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub]
+) -> None:
+    hub = start({GGUF: repository})
+    file = machine.work / "file"
+    file.touch()
+    refused(
+        machine.edge(hub, "pull", GGUF, HF_HOME=str(file / "x")), f"{file}", "cannot be written: Not a dir"
+    )
+    refused(machine.edge(hub, "pull", GGUF, EDGE_MODELS=str(file / "x")), f"{file}/x", "cannot be written")
+
+
 def test_a_proxy_is_used(machine: Machine, repository: Path, start: Callable[..., LocalHub]) -> None:
     hub = start({GGUF: repository})
     more = {"HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": hub.url, "NO_PROXY": "127.0.0.1"}
@@ -369,8 +394,6 @@ def test_a_proxy_is_used(machine: Machine, repository: Path, start: Callable[...
 def test_a_second_pull_waits_for_the_first(
     machine: Machine, repository: Path, start: Callable[..., LocalHub]
 ) -> None:
-    import threading
-
     hub = start({GGUF: repository}, slow=threading.Event())
     first = machine.start(hub, "pull", GGUF)
     until(lambda: hub.ranges)
@@ -555,7 +578,10 @@ def test_known_names_and_their_types() -> None:
     ("text", "says"),
     [
         ("lfm2.5-8b-a1b-termnal", "did you mean lfm2.5-8b-a1b-terminal"),
-        ("nothing-like-it", "not a hub id (owner/name); `edge models` lists the names"),
+        (
+            "nothing-like-it",
+            "not a hub id (owner/name); `edge models` and `edge models known` list the names",
+        ),
         ("nothing.gguf", "nothing.gguf: no such file"),
         ("./org/name", "./org/name: no such file"),
         ("~/org/name.gguf", "~/org/name.gguf: no such file"),

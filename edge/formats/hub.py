@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from edge.errors import HubError
+from edge.errors import HubError, Interrupted
 from edge.system.locks import held_lock
 from edge.system.machine import free_disk
 from edge.system.text import size
@@ -173,6 +173,8 @@ def download(
             _place(repository, file, checked=ours)
         except HubError:
             raise
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; run the same command again to resume the download") from None
         except Exception as error:
             raise _failure(f"{repository.hub_id}/{file.name}", repository.revision, error) from None
         done += file.n_bytes
@@ -205,9 +207,8 @@ def _listed(hub_id: str, revision: str | None) -> Repository:
 
 
 def _is_safe(name: str) -> bool:
-    """Whether a file name of the hub stays in the folder of its repository."""
-    parts = name.split("/")
-    return not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts)
+    """Whether a file name of the hub stays in the folder of its repository, and can be shown on a terminal."""
+    return name.isprintable() and not any(part in ("", ".", "..") or "\\" in part for part in name.split("/"))
 
 
 def _cached(hub_id: str, revision: str | None, absent: HubError) -> Repository | None:
@@ -399,11 +400,14 @@ def _without_bars() -> Iterator[None]:
 
 
 def _request_errors() -> tuple[type[Exception], ...]:
-    """What a request can raise. huggingface_hub 1 uses httpx, 2 uses httpx2; its own error has their base class."""
+    """What a request can raise if the connection fails or the hub refuses it.
+
+    huggingface_hub 1 uses httpx, 2 uses httpx2; its own error has their base class.
+    """
     from huggingface_hub import errors
 
     base: type[Exception] = errors.HfHubHTTPError.__bases__[0]
-    return (base, OSError)
+    return (base, ConnectionError, TimeoutError)
 
 
 def _is_final(error: Exception) -> bool:
@@ -448,9 +452,11 @@ def _failure(where: str, revision: str | None, error: Exception) -> HubError:
         problem = "is not on the hub any more; try again"
     elif status == 401:
         problem = f"is refused with your token; set HF_TOKEN to a new one ({tokens})"
-    elif not status and isinstance(error, _request_errors()) and not isinstance(error, FileNotFoundError):
+    elif not status and isinstance(error, (*_request_errors(), errors.LocalEntryNotFoundError)):
         why = " ".join(str(error).split())[:200] or type(error).__name__
         problem = f"cannot be fetched and is not in the local cache; check the network and the proxy ({why})"
+    elif not status and isinstance(error, OSError) and error.strerror:
+        where, problem = str(error.filename or cache_place()), f"cannot be written: {error.strerror}"
     else:
         problem = f"cannot be fetched: {' '.join(str(error).split())[:200] or type(error).__name__}"
-    return HubError(f"{where} {problem}")
+    return HubError(f"{where}{':' if problem.startswith('cannot be written') else ''} {problem}")
