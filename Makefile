@@ -13,6 +13,7 @@
 # make docs     write docs/commands.md and the copies of help texts from --help
 # make lock     renew the lock file of the test environment
 # make fuzz     run the property tests on new examples
+# make wheel-check   build the wheel and try it in fresh environments, with each Python here: see docs/install.md
 # make format   fix the style
 # make clean    remove .venv and out
 
@@ -42,7 +43,7 @@ else
 LLAMA_PIP := $(PIP)
 endif
 
-.PHONY: help install demo lint check test docs lock fuzz format clean
+.PHONY: help install demo lint check test docs lock fuzz wheel-check format clean
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
@@ -138,6 +139,10 @@ lock: $(VENV)/created
 
 fuzz: $(VENV)/test-installed
 	$(PYTEST) -m hypothesis --hypothesis-profile=default
+
+# It needs no .venv: the point is what a fresh environment does. PYTHONS names other Pythons: make wheel-check PYTHONS="3.12 3.14"
+wheel-check:
+	@$(PYTHON) scripts/wheel_check.py $(PYTHONS)
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix .

@@ -23,9 +23,10 @@ from edge.conversion.tokenizer_json import templates
 from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError, PromptError
 from edge.formats.chat_template import find_hostile
-from edge.formats.checkpoint import THE_HUB, Checkpoint, Hub, open_checkpoint
+from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.checksum import KEY, seal
 from edge.formats.gguf import read_metadata, read_model_file, read_tensors, remember, sha256
+from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.lora import merge_lora
 from edge.llama import ggml
 from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
@@ -35,9 +36,9 @@ from edge.system.files import allocate, temporary_file, whole_file
 from edge.system.hashes import package_version, text_sha256
 from edge.system.machine import MAX_THREADS, physical_cores
 from edge.system.outputs import Run, check_output, check_replaced
-from edge.system.paths import model_folder
 from edge.system.places import check_place, place_of
 from edge.system.progress import bar
+from edge.system.store import store_folder
 from edge.system.text import size
 
 __all__ = ["Converted", "TensorTypes", "convert"]
@@ -109,7 +110,7 @@ def convert(
     calibrate: str | Path | None = None,
     lora: str | Path | None = None,
     tensor_types: TensorTypes | None = None,
-    hub: Hub = THE_HUB,
+    hub: HubOptions = NEWEST,
     check: bool = True,
     force: bool = False,
     threads: int | None = None,
@@ -117,8 +118,8 @@ def convert(
 ) -> Converted:
     """Convert a checkpoint folder or hub id to a GGUF of type `quant`, one of QUANT_TYPES in any case.
 
-    `out`: a file or a folder, by default models/<name>-<quant>.gguf. If it is a link, edge writes the file that the
-    link points to.
+    `out`: a file or a folder, by default <name>-<quant>.gguf in the user's model store (edge.system.store). If it is a
+    link, edge writes the file that the link points to; not through a link in the store.
     `imatrix`: an importance matrix, a GGUF from `edge imatrix` or llama-imatrix.
     `calibrate`: replay rows to compute an importance matrix from. edge first writes the checkpoint in its own dtype to
     a temporary file, and keeps the matrix as <out>.imatrix.
@@ -148,7 +149,7 @@ def convert(
     ]
     check_output(out, inputs, error=ConversionError, streams=False)
     replaced = _Replaced(out, force)
-    replaced.check({"architecture": plan.architecture, "type": FTYPES[types.quant]})
+    replaced.check({"architecture": plan.architecture, "type": types.quant})
     warnings = _warnings(model)
     try:
         if calibrate is not None:
@@ -230,9 +231,11 @@ def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
 
     Creates nothing. Raises ConversionError if no file can be written there.
     """
-    path = model_folder() / file if out is None else Path(out) if str(out) else out
+    path = store_folder() / file if out is None else Path(out) if str(out) else out
     if isinstance(path, Path) and os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         path = path / file
+    if out is None and Path(path).is_symlink():
+        raise ConversionError(f"{path}: is a link to a model of the same name; choose another one with --out")
     check_place(path, error=ConversionError, streams=False)
     return Path(path), place_of(path)[0]
 
@@ -261,7 +264,9 @@ def _header_run(path: Path) -> Run:
     own = {key: value for key, value in metadata.items() if key != KEY}
     return {
         "architecture": metadata.get("general.architecture"),
-        "type": metadata.get("general.file_type"),
+        "type": next(
+            (name for name, number in FTYPES.items() if number == metadata.get("general.file_type")), None
+        ),
         "tensors": text_sha256(listed),
         **own,
     }

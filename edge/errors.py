@@ -2,6 +2,7 @@
 
 EdgeError
 ├── CheckpointError   a Hugging Face checkpoint cannot be read
+│   └── HubError      a repository of the Hugging Face hub cannot be read or downloaded
 ├── ConversionError   a checkpoint cannot be converted to a GGUF
 ├── ModelFileError    a GGUF is missing, damaged or of an unknown kind
 ├── ReplayError       replay rows or predictions cannot be read
@@ -14,6 +15,7 @@ EdgeError
 ├── AllowError        an allowlist cannot be read
 ├── ServeError        a model cannot be served with these options
 ├── SandboxError      the sandbox does not start, or it ended
+├── ConfigError       the file of settings or a variable has a wrong value
 └── BundleError       a bundle cannot be made, read or installed
 
 KeyboardInterrupt
@@ -46,6 +48,10 @@ class EdgeError(Exception):
 
 class CheckpointError(EdgeError):
     """A Hugging Face checkpoint cannot be read."""
+
+
+class HubError(CheckpointError):
+    """A repository of the Hugging Face hub cannot be read or downloaded."""
 
 
 class ConversionError(EdgeError):
@@ -94,6 +100,10 @@ class SandboxError(EdgeError):
 
 class ServeError(EdgeError):
     """A model cannot be served with these options."""
+
+
+class ConfigError(EdgeError):
+    """The file of settings cannot be read, or it or an environment variable has a wrong value."""
 
 
 class BundleError(EdgeError):

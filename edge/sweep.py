@@ -25,8 +25,9 @@ from edge.compare.intervals import LEAST_TASKS
 from edge.compare.run import compare
 from edge.convert import check_quant, convert
 from edge.errors import ConversionError, EdgeError, Interrupted, ResultError
-from edge.formats.checkpoint import Checkpoint, Hub, open_checkpoint
+from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.gguf import sha256
+from edge.formats.hub import HubOptions
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.measure.calibrate import calibrate
 from edge.measure.run import base_scores, measure
@@ -245,7 +246,7 @@ class _Sweep:
             imatrix=matrix,
             threads=self.loading.threads,
             say=self.say,
-            hub=Hub(self.options.revision, self.options.offline),
+            hub=HubOptions(self.options.revision, self.options.offline),
             force=self.options.force,
         )
         for warning in done.warnings:

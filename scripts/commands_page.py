@@ -52,9 +52,15 @@ def text(*words):
                 raise
     return out.getvalue()
 
-top = text()
-names = re.findall(r"^  ([a-z]+)(?:  |$)", top.partition("Commands:")[2], re.MULTILINE)
-print(json.dumps({"": top, **{name: text(name) for name in names}}))
+def below(*words):
+    # The help text of a command, and those of the commands below it, by their names.
+    found = {" ".join(words): text(*words)}
+    commands = found[" ".join(words)].partition("Commands:")[2]
+    for name in re.findall(r"^  ([a-z-]+)(?:  |$)", commands, re.MULTILINE):
+        found |= below(*words, name)
+    return found
+
+print(json.dumps(below()))
 """
 
 
@@ -83,7 +89,7 @@ def commands_page(texts: dict[str, str]) -> str:
     for name, text in texts.items():
         if not name:
             continue
-        rows.append(f"| [`edge {name}`](#edge-{name}) | {_first_sentence(text)} |")
+        rows.append(f"| [`edge {name}`](#edge-{name.replace(' ', '-')}) | {_first_sentence(text)} |")
         sections.append(f"\n## edge {name}\n\n```text\n{text}\n```\n")
     return HEAD + "\n".join(rows) + "\n" + "".join(sections)
 
@@ -98,7 +104,9 @@ def with_copies(page: str, text: str, texts: dict[str, str]) -> str:
 
     def renewed(match: re.Match[str]) -> str:
         words = match[2].split()
-        name = words.pop(0) if words and not words[0].startswith("-") else ""
+        name = ""
+        while words and not words[0].startswith("-"):
+            name = f"{name} {words.pop(0)}".lstrip()
         if name not in texts:
             raise SystemExit(f"error: {page}: there is no command `edge {name}`")
         return f"{match[1]}```text\n{_entries(page, texts[name], words)}\n```\n{match[3]}"

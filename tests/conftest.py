@@ -40,6 +40,8 @@ os.environ |= {
     "HOME": str(HOME),
     "EDGE_CACHE": str(HOME / "edge-cache"),
     "EDGE_STATE": str(HOME / "edge-state"),
+    "EDGE_MODELS": str(HOME / "edge-models"),
+    "EDGE_CONFIG": str(HOME / "edge-config.toml"),
     "HF_HOME": str(HOME / "huggingface"),
     "MPLCONFIGDIR": str(ROOT / "build" / "matplotlib"),  # its list of fonts takes seconds to make
 }

@@ -42,7 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"conversion", "measure", "report", "terminal"},
     "sweep": {"convert", "conversion", "measure", "report", "terminal"},
     "schemas": {"agent", "measure"},
-    "cli": {"agent", "airgap", "convert", "measure", "report", "schemas", "serve", "sweep"},
+    "names": {"replay"},
+    "pull": {"convert", "formats", "names", "replay"},
+    "cli": {"agent", "airgap", "convert", "pull", "measure", "report", "schemas", "serve", "sweep"},
     "__main__": {"cli"},
     "__init__": {"runner"},
 }

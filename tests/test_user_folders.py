@@ -10,12 +10,14 @@ from pathlib import Path
 
 from conftest import HOME, ROOT, USER_HOME
 
+from edge.system.config import config_file
 from edge.system.paths import cache_folder, state_folder
+from edge.system.store import store_folder
 
 
 def test_edge_uses_folders_of_the_tests_alone() -> None:
     assert HOME != USER_HOME
-    for folder in (Path.home(), cache_folder(), state_folder()):
+    for folder in (Path.home(), cache_folder(), state_folder(), store_folder(), config_file()):
         assert folder == HOME or HOME in folder.parents
 
 

@@ -240,6 +240,7 @@ def _paths(options: SessionOptions, resumed: Record | None, interface: Interface
             if "model" not in resumed.facts:
                 raise AgentError(f"{resumed.path}: does not name its model: add --model FILE")
             model = Path(resumed.facts["model"])
+            interface.say(f"model: {model}")
     folder = folder or Path()
     if not folder.is_dir():
         raise AgentError(f"{folder}: is not a folder: choose another --workdir")

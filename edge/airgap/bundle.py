@@ -171,9 +171,7 @@ def pack(
     }
     own = [Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in texts.items()]
     rest = sorted(members.values(), key=lambda member: (_ORDER.index(member.folder), member.path))
-    manifest = Manifest(
-        __version__, target(list(wheels.values())), wanted.extras, wanted.packages, (*own, *rest)
-    )
+    manifest = Manifest(__version__, target(list(wheels.values())), (), wanted.packages, (*own, *rest))
     texts[MANIFEST] = manifest.to_bytes()
     try:
         _write(out, manifest, texts, files, count)

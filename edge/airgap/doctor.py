@@ -12,12 +12,13 @@ from pathlib import Path
 
 from edge.errors import ContextError
 from edge.formats.gguf import read_model_file
+from edge.formats.models import default_choice
 from edge.llama.devices import Device, Llama, devices, inspect_llama
 from edge.llama.loading import Loading
 from edge.llama.memory import CELLS_STEP, buffers, read_shape
 from edge.llama.placement import DEFAULT_CONTEXT, Placement, place
 from edge.system.machine import Memory, cpu_name, free_disk, memory, physical_cores
-from edge.system.paths import model_folder
+from edge.system.store import store_folder
 from edge.system.text import size
 from edge.version import __version__
 
@@ -81,6 +82,9 @@ class Report:
     memory_available: int | None
     model_folder: str
     disk_free: int
+    default_model: str | None
+    """The model of a command that names none; None if there is no GGUF yet."""
+    default_why: str
     fit: Fit | None
 
     def to_json(self) -> str:
@@ -115,6 +119,7 @@ class Report:
         lines.append(f"CPU         {self.cpu}, {_count(self.physical_cores, 'physical core')}")
         lines.append(f"memory      {_gb(self.memory_available)} available of {_gb(self.memory_total)}")
         lines.append(f"disk        {_gb(self.disk_free)} free in {self.model_folder}")
+        lines.append(f"default     {self.default_model or 'no model yet'} ({self.default_why})")
         if self.fit is not None:
             lines += ["", *_fit_lines(self.fit)]
         return "\n".join(lines)
@@ -128,7 +133,7 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
     """
     main_memory = memory()
     machine_devices = devices()
-    folder = model_folder().absolute()
+    folder, choice = store_folder().absolute(), default_choice()
     llama = inspect_llama(machine_devices)
     return Report(
         edge=__version__,
@@ -142,6 +147,8 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
         memory_available=main_memory.available,
         model_folder=str(folder),
         disk_free=free_disk(folder),
+        default_model=(choice.named or None) if choice.path is None else str(choice.path),
+        default_why=choice.why,
         fit=None if model is None else fit(model, main_memory, machine_devices, context=context),
     )
 

@@ -69,6 +69,7 @@ class Manifest:
     edge: str
     machine: Machine
     extras: tuple[str, ...]
+    """Always empty now. Older bundles name `serve`, when the packages of `edge serve` were optional."""
     packages: dict[str, str]
     files: tuple[Member, ...] = field(default=())
 

@@ -12,18 +12,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
 from edge.llama.devices import devices
 from edge.replay.known import known_models
 from edge.system.child import run_module, signal_name
 from edge.system.machine import cpu_name, free_disk, memory
-from edge.system.paths import converted_models, embedded_checkpoint, embedded_rows, model_folder
+from edge.system.paths import EMBEDDED_NAME, embedded_checkpoint, embedded_rows
+from edge.system.store import store_folder
 from edge.system.text import size
 from edge.version import __version__
+
+if TYPE_CHECKING:
+    from edge.formats.models import Choice
 
 _PATIENCE = 600.0  # seconds for the first answer of a large model
 _LEAST_DISK = 10**9  # bytes for journals, results and a small model
@@ -95,7 +98,7 @@ def offline(model: Path | None = None, context: int | None = None) -> Readiness:
     if all(check.ok for check in checks):
         checks += _model(model, context)
         checks += _files()
-    checks += [_disk(), *_agent(), _serve()]
+    checks += [_disk(), *_agent()]
     checks.append(_passed("network", "not needed: local files need no HF_HUB_OFFLINE and no hub cache"))
     return Readiness(tuple(checks))
 
@@ -178,11 +181,17 @@ def _missing_features(features: list[str]) -> list[str]:
 
 def _model(model: Path | None, context: int | None) -> Iterator[Check]:
     from edge.formats.gguf import read_metadata, read_model_file
+    from edge.formats.models import default_choice
 
-    path = model or next(iter(converted_models()), None)
+    path = model
     if path is None:
-        yield _no_model()
-        return
+        choice = default_choice()
+        path = choice.path
+        if path is None:
+            yield _no_model(choice)
+            return
+        for other in choice.skipped:
+            yield _failed("other model", f"{other.path}: not usable: {other.problem}", needed=False)
     try:
         file = read_model_file(path)
         tokenizer = read_metadata(path).get("tokenizer.ggml.model")
@@ -206,10 +215,15 @@ def _model(model: Path | None, context: int | None) -> Iterator[Check]:
         yield _answer(path)
 
 
-def _no_model() -> Check:
+def _no_model(choice: "Choice") -> Check:
+    if choice.named not in (None, EMBEDDED_NAME):
+        return _failed("model", f"{choice.named!r} ({choice.why}) is not on this machine")
+    if choice.skipped:
+        found = choice.skipped[0]
+        return _failed("model", f"{found.path}: not usable: {found.problem}")
     if (embedded_checkpoint() / "model.safetensors").is_file():
         return _passed("model", "no GGUF yet: edge converts the embedded checkpoint when a command needs it")
-    return _failed("model", "no GGUF in models/ and no embedded checkpoint: name a GGUF with --model FILE")
+    return _failed("model", "no GGUF in the store and no embedded checkpoint: name a GGUF with --model FILE")
 
 
 def _memory(path: Path, context: int | None) -> Check:
@@ -266,7 +280,7 @@ def _readable(name: str, paths: list[Path], read: Callable[[Path], str]) -> Chec
 
 
 def _disk() -> Check:
-    folder = model_folder().absolute()
+    folder = store_folder().absolute()
     free = free_disk(folder)
     if free < _LEAST_DISK:
         return _failed("disk", f"{size(free)} free in {folder}: edge needs {size(_LEAST_DISK)} for results")
@@ -294,11 +308,3 @@ def _agent() -> Iterator[Check]:
                 yield _passed("sandbox", "starts, and passes its safety checks", needed=False)
         except EdgeError as error:
             yield _failed("sandbox", f"{error} (only edge agent --sandbox needs it)", needed=False)
-
-
-def _serve() -> Check:
-    missing = [name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        text = f"{missing[0]} is not installed (only edge serve needs it: the extra serve)"
-        return _failed("serve", text, needed=False)
-    return _passed("serve", "its packages are installed", needed=False)

@@ -38,7 +38,6 @@ from edge.system.child import program_group
 from edge.version import __version__
 
 EDGE, LLAMA = "terminal-edge", "llama-cpp-python"
-_EXTRAS = ("serve",)  # extras that commands need; never `test`, which installs torch
 _NO_NETWORK = re.compile(
     r"Failed to establish a new connection|NameResolutionError|Network is unreachable|ConnectTimeout|"
     r"Temporary failure in name resolution|Max retries exceeded|ProxyError|No route to host"
@@ -49,36 +48,26 @@ _SAY_EVERY = 30.0  # seconds between two lines about a build
 
 @dataclass(frozen=True)
 class Needed:
-    """What a bundle installs: the version of each package by canonical name, edge included, and edge's extras."""
+    """What a bundle installs: the version of each package by canonical name, edge included."""
 
     packages: dict[str, str]
-    extras: tuple[str, ...]
 
 
 def needed(own_wheel: Path) -> Needed:
     """edge (`own_wheel` is its wheel) and its dependencies, in the versions that are installed here.
 
-    Includes an extra if all of its packages are installed. Raises BundleError if another package is missing.
+    Leaves out edge's extras: `test` installs torch. Raises BundleError if a package is missing.
     """
     (info,) = (path for path in zipfile.Path(own_wheel).iterdir() if path.name.endswith(".dist-info"))
     own = PathDistribution(cast(Any, info))
     versions: dict[str, str] = {}
-    extras = []
     try:
         _follow(own, (), versions, set())
     except PackageNotFoundError as error:
         raise BundleError(
             f"{error.name}: is not installed in {sys.prefix}, and edge needs it: install it with pip"
         ) from None
-    for extra in _EXTRAS:
-        more = dict(versions)
-        try:
-            _follow(own, (extra,), more, set())
-        except PackageNotFoundError:
-            continue
-        versions = more
-        extras.append(extra)
-    return Needed(dict(sorted(versions.items())), tuple(extras))
+    return Needed(dict(sorted(versions.items())))
 
 
 def _follow(

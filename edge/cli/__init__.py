@@ -3,8 +3,11 @@
 main      the `edge` command: its subcommands, errors and exit codes
 common    notes, tables and lines of progress
 options   options that commands share
-defaults  the model that a command takes if none is named
-models    edge convert, imatrix, inspect, models, doctor
+defaults  the model of a command: the named or the default one
+config    edge config; settings as defaults of options
+store     edge models
+pull      edge pull; the question before a large download
+models    edge convert, imatrix, inspect, doctor
 run       edge run
 agent     edge agent, replay
 serve     edge serve

@@ -153,21 +153,25 @@ def _has_person() -> bool:
 
 def _run(options: "SessionOptions", quiet: bool) -> None:
     """Run the session and print how it ended; exit with 1 if the task is not complete and nobody stopped it."""
+    from dataclasses import replace
     from functools import partial
 
     from rich.console import Console
 
     from edge.agent.session import Interface, option_conflict, run_session
-    from edge.cli.defaults import default_model
+    from edge.cli.defaults import agent_model, chosen_model
     from edge.system.progress import waiting
 
     if conflict := option_conflict(options):
         raise typer.BadParameter(conflict.reason, param_hint=conflict.option)
+    permission = options.permission
+    if options.model is not None:
+        options = replace(options, model=chosen_model(options.model, note, announce=not quiet))
     interface = Interface(
         console=Console(highlight=False, soft_wrap=True),
         say=note,
         waiting=partial(waiting, "The model reads and writes", show=not quiet),
-        default_model=partial(default_model, note),
+        default_model=partial(agent_model, note, person=permission.person and not permission.yes),
         quiet=quiet,
     )
     ending = run_session(options, interface)

@@ -36,8 +36,10 @@ def bundle(
     A bundle is one tar file: models, rows, references, and the wheels and the script that install edge.
     """
     from edge.airgap.bundle import bundle as run_bundle
+    from edge.cli.defaults import chosen_model
     from edge.system.progress import bar
 
+    model = [chosen_model(one, note) for one in model]
     with bar("bundling", show=True, unit="bytes") as progress:
         bundled = run_bundle(
             model,

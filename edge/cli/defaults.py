@@ -1,28 +1,149 @@
-"""The default model of commands: the newest GGUF in models/, else the embedded model."""
+"""The model of a command: the one that is named, or the default one (docs/models.md)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edge.errors import ModelFileError
-from edge.system.paths import EMBEDDED_NAME, converted_models, embedded_checkpoint, model_folder
+import typer
+
+from edge.errors import ConfigError, ModelFileError
+from edge.system.paths import EMBEDDED_NAME, embedded_checkpoint
+from edge.system.store import local_model, store_folder
+
+if TYPE_CHECKING:
+    from edge.formats.models import Choice
 
 _QUANT = "Q4_K_M"
+Note = Callable[[str], None]
 
 
-def default_model(note: Callable[[str], None]) -> Path:
-    """The newest GGUF in models/ or the cache folder; else the embedded checkpoint, which edge converts once.
+def chosen_model(model: Path | None, note: Note, *, announce: bool = False) -> Path:
+    """The model of a command: the named one, else the default one.
 
-    `note` receives a line about the choice. Raises ModelFileError if this installation has no embedded checkpoint.
+    `note` receives a line about a choice that edge made; with `announce` also about a named model.
+    Raises ModelFileError if there is none, ConfigError if the settings cannot be read.
     """
-    found = converted_models()
-    if found:
-        note(f"model: {found[0]}")
-        return found[0]
+    if model is None:
+        return default_model(note)
+    path = named_model(model.as_posix(), note)
+    if announce:
+        note(f"model: {path}")
+    return path
+
+
+def named_model(text: str, note: Note) -> Path:
+    """The file of a model: an existing path, a name in ./models or the store, a known name, or a hub id.
+
+    A model that is only on the hub is pulled into the store: after a line on stderr, and above 1 GB after a question.
+    tiny-terminal is the embedded model. Raises ModelFileError, with similar names, if there is no such model.
+    """
+    path = local_model(text)
+    if path is not None:
+        return path
+    if text == EMBEDDED_NAME:
+        return demonstration(note)
+    from edge.cli.pull import pulled_model
+    from edge.names import resolve
+
+    found = resolve(text)
+    return found if isinstance(found, Path) else pulled_model(found)
+
+
+def checkpoint_source(
+    text: str, *, revision: str | None = None, offline: bool = False, yes: bool | None = None
+) -> tuple[str, str | None, str | None]:
+    """A SOURCE of a checkpoint, its quantization type and its revision, the last two as far as the name says them.
+
+    A folder is returned as it is. A known name or a hub id is downloaded into the hub's cache first, after a line on
+    stderr, and above 1 GB after a question. Raises ModelFileError for an unknown name, HubError for a failed download.
+    """
+    from edge.cli.common import progress_line
+    from edge.cli.pull import ask_first
+    from edge.formats.hub import HubOptions
+    from edge.names import resolve
+    from edge.pull import fetch_source
+
+    found = resolve(text, source=True)
+    if isinstance(found, Path):
+        return str(found), None, revision
+    revision = revision or found.revision
+    source = fetch_source(found, HubOptions(revision, offline), ask_first(yes), progress_line)
+    return source, found.quant or (found.known.default_quant if found.known else None), revision
+
+
+def default_model(note: Note) -> Path:
+    """The model of a command that names none; see edge.formats.models. If there is none, the embedded one.
+
+    `note` receives a line about the choice. Raises as `chosen_model`.
+    """
+    choice = _default(note)
+    path = choice.path or demonstration(note)
+    note(_line(path, choice))
+    return path
+
+
+def agent_model(note: Note, *, person: bool) -> Path:
+    """The model of `edge agent` if no option names one. Never the embedded model without a question.
+
+    `person`: somebody can answer the question. A setting is an explicit choice, that of the embedded model too.
+    Raises ModelFileError if there is no model or the person does not agree.
+    """
+    choice = _default(note)
+    if choice.path is None or (choice.demonstration and choice.named is None):
+        advice = (
+            "name one with --model, or get one with `edge pull` or `edge convert` "
+            f"(--model {EMBEDDED_NAME} takes the demonstration model)"
+        )
+        if not person:
+            raise ModelFileError(f"edge agent has no model: {advice}")
+        question = f"The only model here is {EMBEDDED_NAME}, a tiny demonstration model. Use it?"
+        if not typer.confirm(question, err=True):
+            raise ModelFileError(f"no model was chosen: {advice}")
+    path = choice.path or demonstration(note)
+    note(_line(path, choice))
+    return path
+
+
+def demonstration(note: Note) -> Path:
+    """The embedded model as a GGUF in the store. edge converts it the first time, and says so before.
+
+    Raises ModelFileError if this installation has no embedded checkpoint, ConversionError if the store cannot be
+    written.
+    """
+    from edge.formats.models import stored_models
+
+    for model in stored_models():
+        if model.demonstration and model.file is not None and model.file.file_type == _QUANT:
+            return model.path
     checkpoint = embedded_checkpoint()
     if not checkpoint.is_dir():
         raise ModelFileError(f"{checkpoint}: the embedded model is missing; name a GGUF with --model FILE")
-    out = model_folder() / f"{EMBEDDED_NAME}-{_QUANT}.gguf"
-    note(f"no model in models/ yet; converting the embedded {EMBEDDED_NAME} to {out}")
+    out = store_folder() / f"{EMBEDDED_NAME}-{_QUANT}.gguf"
+    note(f"converting the embedded demonstration model {EMBEDDED_NAME} to {out}")
     from edge.convert import convert  # a heavy import, which only this case needs
 
     return convert(checkpoint, quant=_QUANT, out=out).path
+
+
+def _default(note: Note) -> "Choice":
+    """The default model. Raises ConfigError if the setting names a model that is not on this machine."""
+    from edge.formats.models import default_choice
+
+    choice = default_choice()
+    if choice.path is not None or choice.named is None:
+        return choice
+    try:
+        return replace(choice, path=named_model(choice.named, note))
+    except ModelFileError as error:
+        raise ConfigError(f"model is {choice.named!r} ({choice.why}): {error}") from None
+
+
+def _line(path: Path, choice: "Choice") -> str:
+    """The line about a model that edge chose, with the number of newer files that it could not choose."""
+    if choice.path is None:
+        return f"model: {path} (the demonstration model; there is no other)"
+    newer = len(choice.skipped)
+    what = "file is" if newer == 1 else "files are"
+    more = f"; {newer} newer {what} not usable, see edge models" if newer else ""
+    return f"model: {path} ({choice.why}{more})"

@@ -56,7 +56,7 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help="GGUF to evaluate. Default: the newest in models/, else the embedded model. vllm: a Hugging Face "
+            help="GGUF to evaluate: a path or a name in edge models. Default: see edge config. vllm: a Hugging Face "
             "folder. openai: a GGUF or folder that renders the prompts; without it, the server renders them.",
         ),
     ] = None,
@@ -184,11 +184,11 @@ class _Work:
 
 
 def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
-    from edge.cli.defaults import default_model
+    from edge.cli.defaults import chosen_model
     from edge.replay import evaluate as run_evaluate
 
     return run_evaluate(
-        model or default_model(note),
+        chosen_model(model, note),
         work.rows,
         work.out,
         limit=work.limit,
@@ -202,11 +202,14 @@ def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
 
 
 def _by_vllm(model: Path | None, work: _Work, dtype: str, tp: int) -> "Result":
+    from edge.cli.defaults import checkpoint_source
+    from edge.formats.checkpoint import locate
     from edge.replay.vllm import VllmOptions, evaluate_vllm
 
     assert model is not None
+    source, _, revision = checkpoint_source(model.as_posix())
     return evaluate_vllm(
-        model,
+        locate(source, revision=revision)[0],
         work.rows,
         work.out,
         limit=work.limit,
@@ -228,13 +231,14 @@ def _by_server(
     concurrency: int,
     timeout: float,
 ) -> "Result":
+    from edge.cli.defaults import chosen_model
     from edge.replay.openai import Service, evaluate_server
 
     return evaluate_server(
         base_url,
         work.rows,
         work.out,
-        model=model,
+        model=None if model is None else chosen_model(model, note),
         service=Service(served_model, concurrency, timeout),
         limit=work.limit,
         rows_of=work.rows_of,

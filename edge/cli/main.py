@@ -13,14 +13,17 @@ import typer
 from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
 from edge.cli.common import note, note_fallback
+from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.formats import rows, schema
 from edge.cli.measure import measure
-from edge.cli.models import convert, doctor, imatrix, inspect, models
+from edge.cli.models import convert, doctor, imatrix, inspect
+from edge.cli.pull import pull
 from edge.cli.report import report
 from edge.cli.results import compare, score
 from edge.cli.run import run
 from edge.cli.serve import serve
+from edge.cli.store import models_app
 from edge.cli.sweep import sweep
 from edge.errors import EdgeError, EdgeWarning
 from edge.system.machine import address_space_left
@@ -46,8 +49,10 @@ def prompt(
     ] = False,
 ) -> None:
     """Print the prompt that a model gets for given messages."""
+    from edge.cli.defaults import chosen_model
     from edge.prompt import prompt_source, read_messages, render_prompt
 
+    model = chosen_model(model, note)
     chat = read_messages(messages)
     rendered = render_prompt(chat, prompt_source(model))
     note_fallback(model, rendered)
@@ -60,6 +65,7 @@ def prompt(
 
 
 # `edge --help` lists them in this order.
+app.command()(pull)
 app.command()(convert)
 app.command()(run)
 app.command()(agent)
@@ -76,7 +82,8 @@ app.command()(imatrix)
 app.command()(inspect)
 app.command()(schema)
 app.add_typer(rows, name="rows")
-app.command()(models)
+app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
 app.command()(doctor)
 app.command()(bundle)
 app.command()(unbundle)
@@ -90,11 +97,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _edge(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    apply_settings(context)
 
 
 def _interruption(stop: BaseException) -> str:

@@ -67,13 +67,14 @@ def measure(
     if text is not None and (ctx is not None or skip_too_long):
         raise typer.BadParameter("is for --replay; a text has --chunk", param_hint="--ctx, --skip-too-long")
 
+    from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
     from edge.measure import measure as run_measure
 
     done = run_measure(
-        model,
+        chosen_model(model, note),
         out,
-        base=base,
+        base=None if base is None else chosen_model(base, note),
         replay=replay,
         text=text,
         chunk=chunk,

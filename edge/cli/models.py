@@ -1,4 +1,4 @@
-"""The commands `edge convert`, `edge imatrix`, `edge inspect`, `edge models` and `edge doctor`.
+"""The commands `edge convert`, `edge imatrix`, `edge inspect` and `edge doctor`.
 
 They import heavy modules only when they run.
 """
@@ -8,31 +8,32 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line, table
+from edge.cli.common import Threads, note, progress_line
 from edge.cli.options import Force
-from edge.errors import EdgeError
-from edge.replay.known import known_models
-from edge.system.paths import converted_models
+from edge.cli.pull import Yes
 from edge.system.text import size
 
 
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="Hugging Face checkpoint: a folder or a hub id (owner/name)."),
+        typer.Argument(
+            metavar="SOURCE", help="Hugging Face checkpoint: a folder, a known name or a hub id (owner/name)."
+        ),
     ],
     quant: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--quant",
             "-q",
-            help="Quantization type: f32, f16, bf16, Q8_0, Q4_K_M, … The error for an unknown type lists them all.",
+            help="Quantization type: f32, f16, bf16, Q8_0, Q4_K_M, … The error for an unknown type lists them all. "
+            "Default: that of the name (org/repo:Q8_0) or of the known model, else Q4_K_M.",
         ),
-    ] = "Q4_K_M",
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", "-o", metavar="<path>", help="GGUF to write. Default: models/<name>-<quant>.gguf."
+            "--out", "-o", metavar="<path>", help="GGUF to write. Default: <name>-<quant>.gguf in the store."
         ),
     ] = None,
     imatrix: Annotated[
@@ -66,6 +67,7 @@ def convert(
     offline: Annotated[
         bool, typer.Option("--offline", help="Do not connect: use only the hub's local cache.")
     ] = False,
+    yes: Yes = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -82,19 +84,21 @@ def convert(
             "must be PATTERN=TYPE, for example ffn_down=q6_k", param_hint="--tensor-type"
         )
 
+    from edge.cli.defaults import checkpoint_source
     from edge.convert import TensorTypes
     from edge.convert import convert as run_convert
-    from edge.formats.checkpoint import Hub
+    from edge.formats.hub import HubOptions
 
+    source, named, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
     converted = run_convert(
         source,
-        quant=quant,
+        quant=quant or named or "Q4_K_M",
         out=out,
         imatrix=imatrix,
         calibrate=calibrate,
         lora=lora,
         tensor_types=TensorTypes(overrides, output_tensor_type, token_embedding_type),
-        hub=Hub(revision, offline),
+        hub=HubOptions(revision, offline),
         check=check,
         force=force,
         threads=threads,
@@ -140,12 +144,14 @@ def imatrix(
     if (replay is None) == (text is None):
         raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
 
+    from edge.cli.defaults import chosen_model
     from edge.measure.calibrate import calibrate
     from edge.system.progress import bar
 
+    chosen = chosen_model(model, note)
     with bar("reading", show=True, unit="tokens") as progress:
         calibrated = calibrate(
-            model,
+            chosen,
             out,
             rows=replay,
             text=text,
@@ -182,6 +188,7 @@ def inspect(
     lora: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="LoRA adapter that the GGUF was made with.")
     ] = None,
+    yes: Yes = False,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
@@ -189,8 +196,12 @@ def inspect(
 
     The exit code is 1 if something is wrong with the file.
     """
+    from edge.cli.defaults import checkpoint_source, chosen_model
     from edge.conversion.inspect import inspect as run_inspect
 
+    file = chosen_model(file, note)
+    if source is not None:
+        source, _, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
     inspected = run_inspect(
         file,
         verify=verify,
@@ -206,24 +217,13 @@ def inspect(
         raise typer.Exit(1)
 
 
-def models() -> None:
-    """List the known models and the converted GGUFs."""
-    table(["known model", "hub id", "quant", "default context", "memory", "published F1"], known_rows())
-    files = converted_rows()
-    typer.echo()
-    if files:
-        table(["GGUF", "type", "size", "architecture"], files)
-    else:
-        typer.echo("No GGUF in models/ yet. To make one: edge convert SOURCE")
-
-
 def doctor(
     model: Annotated[
         Path | None,
         typer.Option(
             "--model",
             "-m",
-            help="Check whether this GGUF fits. Default with --offline: the newest in models/.",
+            help="Check whether this GGUF fits. Default with --offline: the default model.",
         ),
     ] = None,
     ctx: Annotated[
@@ -239,6 +239,9 @@ def doctor(
 
     With --offline, edge tries everything that it needs without a network. The exit code is 1 if it is not ready.
     """
+    from edge.cli.defaults import chosen_model
+
+    model = None if model is None else chosen_model(model, note)
     if offline:
         from edge.airgap.ready import offline as run_offline
 
@@ -251,41 +254,3 @@ def doctor(
 
     report = run_doctor(model, ctx)
     typer.echo(report.to_json() if as_json else report.to_text())
-
-
-def known_rows() -> list[tuple[str, ...]]:
-    """The known models for `edge models`: name, hub id, quantization type, context, memory, published F1."""
-    rows: list[tuple[str, ...]] = []
-    for model in known_models():
-        f1 = model.reference.get("avg_command_f1")
-        rows.append(
-            (
-                model.path.stem,
-                model.hub_id or "(included in edge)",
-                model.default_quant,
-                f"{model.context:,}",
-                f"{model.memory_gb:g} GB",
-                "-" if f1 is None else f"{f1:.4f}",
-            )
-        )
-    return rows
-
-
-def converted_rows() -> list[tuple[str, ...]]:
-    """Each GGUF in ./models and the cache folder, newest first: path, quantization type, size, architecture.
-
-    For a damaged file, the error is in the place of the type.
-    """
-    from edge.formats.gguf import (
-        read_model_file,
-    )  # imports numpy and gguf, which the known models do not need
-
-    rows: list[tuple[str, ...]] = []
-    for path in converted_models():
-        try:
-            model = read_model_file(path)
-        except EdgeError as error:
-            rows.append((str(path), f"unusable: {str(error).removeprefix(f'{path}: ')}", "-", "-"))
-        else:
-            rows.append((str(path), model.file_type, size(model.n_bytes), model.architecture))
-    return rows

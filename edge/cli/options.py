@@ -9,7 +9,7 @@ import typer
 ModelOption = Annotated[
     Path | None,
     typer.Option(
-        "--model", "-m", help="GGUF to use. Default: the newest in models/, else the embedded model."
+        "--model", "-m", help="GGUF to use: a path or a name in edge models. Default: see edge config."
     ),
 ]
 GpuLayers = Annotated[

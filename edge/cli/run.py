@@ -78,7 +78,7 @@ def run(
 
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
-    from edge.cli.defaults import default_model
+    from edge.cli.defaults import chosen_model
     from edge.llama.devices import devices
     from edge.llama.loading import Loading
     from edge.llama.placement import place
@@ -89,7 +89,7 @@ def run(
     answering = Answering(max_tokens, sampling, thought, text_share, style)
     loading = Loading(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap)
     chat = _conversation(task, screen, messages)
-    path = model or default_model(note)
+    path = chosen_model(model, note)
     free, found = memory(), devices()
     if gpu_layers and not any("GPU" in device.kind for device in found):
         note("llama.cpp finds no GPU here; --gpu-layers has no effect")

@@ -73,9 +73,9 @@ def serve(
         from edge.serve import server
     except ImportError as error:
         raise ServeError(
-            f"{error.name} is missing: in the clone of edge, run pip install -e '.[serve]'"
+            f"{error.name} is not installed, and edge needs it: install edge again, in a clone with pip install ."
         ) from None
-    from edge.cli.defaults import default_model
+    from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
     from edge.system.places import read_text
 
@@ -85,7 +85,7 @@ def serve(
     if key is not None and not re.fullmatch("[!-~]+", key):  # what a header can carry
         raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
     server.serve(
-        model or default_model(note),
+        chosen_model(model, note, announce=True),
         server.Address(host, port, key),
         server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
         Loading(

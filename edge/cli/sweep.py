@@ -8,6 +8,7 @@ import typer
 
 from edge.cli.common import Threads, progress_line
 from edge.cli.options import Force
+from edge.cli.pull import Yes
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -59,6 +60,7 @@ def sweep(
     keep: Annotated[bool, typer.Option("--keep", help="Keep all GGUFs, not only the chosen one.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only the hub's local cache.")] = False,
+    yes: Yes = False,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Maximum tokens of an answer.")
     ] = 1024,
@@ -84,11 +86,13 @@ def sweep(
     """
     limit = None if budget is None else _bytes(budget)
     from edge.answer.answering import Answering
+    from edge.cli.defaults import checkpoint_source
     from edge.llama.loading import Loading
     from edge.sweep import SweepOptions
     from edge.sweep import sweep as run_sweep
     from edge.system.paths import embedded_rows
 
+    source, _, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
     done = run_sweep(
         source,
         [name for name in quants.replace(" ", "").split(",") if name],

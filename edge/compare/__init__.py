@@ -6,6 +6,7 @@ intervals  bootstrap, detectable loss, Wilson's interval, McNemar's test
 verdict    a difference in words
 findings   the findings as Markdown and JSON
 causes     finds pairs of results that differ in one thing
+stored     the JSON file of a comparison, and the run that it is of
 """
 
 from typing import TYPE_CHECKING, Any

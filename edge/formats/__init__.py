@@ -2,10 +2,12 @@
 
 stored         JSON and safetensors headers of a checkpoint
 checkpoint     a Hugging Face checkpoint folder
+hub            the Hugging Face hub: lists and downloads repositories
 lora           merges a LoRA adapter into a checkpoint
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does
 gguf           a GGUF on disk: header, metadata, tensors
+models         which GGUFs of the store and of ./models are usable
 facts          what a GGUF says about itself
 checksum       CRC-32 checksums of a GGUF
 imatrix        importance matrix files

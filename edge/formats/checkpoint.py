@@ -5,6 +5,7 @@ Weights stay on disk; edge maps one tensor at a time into memory. edge never run
 template runs in a sandbox (edge/formats/chat_template.py).
 """
 
+import fnmatch
 import os
 import re
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
+from edge.formats.hub import HUB_ID, HubOptions, Repository, download, open_repository
 from edge.formats.stored import StoredTensor, read_header, read_json, read_small
+from edge.system.progress import bar
 
 __all__ = [
     "Checkpoint",
     "StoredTensor",
     "checkpoint_name",
     "locate",
+    "needed_files",
     "open_checkpoint",
     "read_chat_template",
     "read_header",
@@ -41,7 +45,6 @@ _SMALL_FILES = [
     "model.safetensors.index.json",
 ]
 _SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -76,19 +79,6 @@ class Checkpoint:
             if tensor.dtype in n_bytes:
                 n_bytes[tensor.dtype] += tensor.n_bytes
         return max(n_bytes, key=lambda dtype: n_bytes[dtype])
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Which state of a hub repository is read, and whether edge may connect. A local folder needs neither."""
-
-    revision: str | None = None
-    """Branch, tag or commit; None for main."""
-    offline: bool = False
-    """Use only the hub's local cache."""
-
-
-THE_HUB = Hub()
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None, offline: bool = False) -> Checkpoint:
@@ -193,40 +183,41 @@ def locate(
             f"{path}: is a file; give the folder that holds config.json and the safetensors files"
         )
     text = str(source)
-    if not _HUB_ID.fullmatch(text):
+    if not HUB_ID.fullmatch(text):
         raise CheckpointError(f"{text}: no such folder, and not a hub id of the form owner/name")
-    folder = _download(text, _SMALL_FILES, revision, offline)
-    index = folder / "model.safetensors.index.json"
-    weights = sorted(_shards(index)) if index.is_file() else ["model.safetensors"]
-    return _download(text, [*_SMALL_FILES, *weights], revision, offline), text
+    repository = open_repository(text, HubOptions(revision, offline))
+    with bar("downloading", show=True, unit="bytes") as progress:
+        return download(repository, needed_files(repository), progress=progress), text
 
 
-def _download(hub_id: str, files: list[str], revision: str | None, offline: bool) -> Path:
-    """The snapshot folder in the Hugging Face cache, with those of the named files that the repository has."""
-    from huggingface_hub import errors, snapshot_download
+def needed_files(repository: Repository) -> list[str]:
+    """The files of a repository that `open_checkpoint` reads. Downloads the index of the shards, which names them.
 
-    where = hub_id if revision is None else f"{hub_id} (revision {revision})"
-    try:
-        return Path(
-            snapshot_download(hub_id, revision=revision, local_files_only=offline, allow_patterns=files)
+    Raises CheckpointError if the repository holds no safetensors, or if its index is damaged.
+    """
+    names = [
+        name for name in repository.files if any(fnmatch.fnmatchcase(name, kind) for kind in _SMALL_FILES)
+    ]
+    if repository.absent is not None and not {"config.json", "tokenizer.json"} <= repository.files.keys():
+        raise repository.absent
+    index = "model.safetensors.index.json"
+    if index in repository.files:
+        weights = sorted(_shards(download(repository, [index]) / index))
+        absent = [name for name in weights if name not in repository.files]
+        if absent:
+            raise repository.absent or CheckpointError(
+                f"{repository.hub_id}: {index} lists {absent[0]}, which the repository does not hold"
+            )
+        return [*names, *weights]
+    if "model.safetensors" in repository.files:
+        return [*names, "model.safetensors"]
+    if any(name.endswith(".gguf") for name in repository.files):
+        raise CheckpointError(
+            f"{repository.hub_id}: holds GGUFs, which need no conversion; edge pull {repository.hub_id}"
         )
-    except errors.GatedRepoError:
-        problem = (
-            "is gated; accept its terms on huggingface.co, then set HF_TOKEN to a token with read access"
-        )
-    except errors.RepositoryNotFoundError:
-        problem = "is neither a local folder nor a public hub repository; a private one needs HF_TOKEN"
-    except errors.RevisionNotFoundError:
-        problem = "has no such revision; check --revision"
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        problem = (
-            "is not complete in the local Hugging Face cache; run once without --offline, or give a local folder"
-            if offline
-            else "cannot be fetched and is not in the local cache; check the network, or give a local folder"
-        )
-    except (OSError, ValueError) as error:  # an HTTP error is an OSError, a malformed id a ValueError
-        problem = f"cannot be fetched: {' '.join(str(error).split())[:200]}"
-    raise CheckpointError(f"{where} {problem}")
+    if repository.absent is not None:
+        raise repository.absent
+    return names
 
 
 def _revision(folder: Path) -> str | None:

@@ -61,7 +61,8 @@ class ModelFile:
     """What a GGUF says about itself.
 
     `bits_per_weight`: of the tensors' data, without the header. `end_ids`: the tokens that end an answer (end of
-    sequence, of turn, of message), as far as the model has them.
+    sequence, of turn, of message), as far as the model has them. `kind`: general.type, such as model or adapter.
+    `part`: the number of this file, from 1, and of how many. `causal`: False for an encoder, which writes no text.
     """
 
     path: Path
@@ -81,6 +82,9 @@ class ModelFile:
     end_ids: tuple[int, ...]
     add_bos: bool
     n_vocab: int
+    kind: str = "model"
+    part: tuple[int, int] = (1, 1)
+    causal: bool = True
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,9 @@ def read_model_file(path: str | Path) -> ModelFile:
             end_ids=tuple(dict.fromkeys(i for i in (eos_id, *further) if i is not None)),
             add_bos=metadata.get("tokenizer.ggml.add_bos_token") is True,
             n_vocab=n_vocab,
+            kind=_text(metadata, "general.type") or "model",
+            part=(_count(metadata, "split.no") + 1, max(_count(metadata, "split.count"), 1)),
+            causal=metadata.get(f"{architecture}.attention.causal") is not False,
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.errors import EdgeError, Interrupted, ModelFileError
+from edge.errors import EdgeError, Interrupted
 from edge.formats.gguf import ModelFile, read_model_file, read_tensors, sha256
 from edge.formats.imatrix import Imatrix, Sums, read_imatrix, write_imatrix
 from edge.llama.activations import CountingReader, Stopped, interrupts_noted
@@ -110,7 +110,7 @@ def calibrate(
         raise EdgeError("an importance matrix is computed from rows or from a text: give one of them")
     settings = _Settings(threads or physical_cores(), gpu_layers, process_output, save_every)
     _check_numbers(chunk, context, settings)
-    check_output(out, [model, rows, text], error=ModelFileError, streams=False)
+    check_output(out, [model, rows, text], streams=False)
     place, _ = place_of(out)
     begin = time.monotonic()
     file = read_model_file(model)
@@ -132,7 +132,6 @@ def calibrate(
         lambda path: _stored_run(path, file),
         kind="an importance matrix",
         force=force,
-        error=ModelFileError,
     )
     partial = PartialFile.read(place.with_name(place.name + ".partial"), identity)
     before = corpus.tokens_until(partial.done)

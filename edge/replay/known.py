@@ -1,8 +1,10 @@
 """Read the models that edge knows by name: one TOML file each in models/, with published figures to compare with.
 
-A file has `name`, `hub_id`, `description`, `prompt_style`, `default_quant`, `context` and `memory_gb`. Where figures
-were published, it also has `reference_source` and the tables `[reference]` (with the names of a result's aggregate) and
-`[reference_run]` (how they were measured). edge converts and runs models that have no such file in the same way.
+A file has `name`, `description`, `prompt_style`, `default_quant` and `context`. Where they are known, it also has
+`hub_id` (the checkpoint), `gguf_id` (published GGUFs), `licence`, `source` (where these facts were read) and
+`memory_gb`. Where figures were published, it has `reference_source` and the tables `[reference]` (with the names of a
+result's aggregate) and `[reference_run]` (how they were measured). edge converts and runs models that have no such
+file in the same way.
 """
 
 import tomllib
@@ -33,6 +35,12 @@ class KnownFields(TypedDict):
     """Name of the model for people."""
     hub_id: NotRequired[str]
     """Repository id on the Hugging Face hub; absent for the embedded model."""
+    gguf_id: NotRequired[str]
+    """Repository id of its published GGUFs."""
+    licence: NotRequired[str]
+    """Licence of the weights, as the hub names it."""
+    source: NotRequired[str]
+    """Where these facts come from."""
     description: str
     """What the model is, in one line."""
     prompt_style: str
@@ -41,7 +49,7 @@ class KnownFields(TypedDict):
     """Quantization type that edge suggests."""
     context: int
     """Context length that memory_gb assumes, in tokens."""
-    memory_gb: float
+    memory_gb: NotRequired[float]
     """Memory to run it in default_quant, in 10^9 bytes."""
     reference: NotRequired[Aggregate]
     """Published figures, under the names of a result's aggregate."""
@@ -58,14 +66,22 @@ class KnownModel:
     name: str
     hub_id: str
     """Hugging Face repository id; empty for the embedded model, which ships with edge."""
+    gguf_id: str
+    """Repository of published GGUFs of this model, which `edge pull` prefers; empty if none is known."""
+    licence: str
+    """The licence that its publisher names; empty if it is not known."""
+    source: str
+    """Where the facts of this file were read; empty if they come with the published figures."""
     description: str
     prompt_style: str
     """`chat_template`: the checkpoint's own; `chatml` or `gemma`: the fallback of that name."""
     default_quant: str
     context: int
-    """Context length that `memory_gb` assumes, in tokens, prompt and answer together."""
-    memory_gb: float
-    """Memory to run it in `default_quant` at `context`, in 10^9 bytes: the estimate of `edge doctor`, rounded up."""
+    """Context length to plan for; `memory_gb` assumes it, in tokens, prompt and answer together."""
+    memory_gb: float | None
+    """Memory to run it in `default_quant` at `context`, in 10^9 bytes: the estimate of `edge doctor`, rounded up.
+
+    None where it was not computed."""
     reference: Aggregate
     """Published figures under the names of a result's aggregate; empty where none were published."""
     reference_source: str
@@ -107,11 +123,14 @@ def read_known(path: Path) -> KnownModel:
     return KnownModel(
         name=fields["name"],
         hub_id=fields.get("hub_id", ""),
+        gguf_id=fields.get("gguf_id", ""),
+        licence=fields.get("licence", ""),
+        source=fields.get("source", ""),
         description=fields["description"],
         prompt_style=fields["prompt_style"],
         default_quant=fields["default_quant"],
         context=fields["context"],
-        memory_gb=float(fields["memory_gb"]),
+        memory_gb=float(fields["memory_gb"]) if "memory_gb" in fields else None,
         reference=fields.get("reference", {}),
         reference_source=fields.get("reference_source", ""),
         reference_run=fields.get("reference_run", {}),

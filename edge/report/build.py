@@ -52,6 +52,7 @@ def report(
         None if plots is None else _named(plots),
     )
     outputs.check([*results, *([replay] if replay else []), *([reference] if reference else [])])
+    contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
     run: Run = {
         "results": {Path(path).name: run_digest(path) for path in results},
         "reference": run_digest(reference) if reference and Path(reference).is_file() else reference,
@@ -61,7 +62,6 @@ def report(
         "notes": list(notes),
     }
     check_replaced(outputs.page, run, stored_run, kind="a report", force=force)
-    contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
     drawings = draw(contents, png=plots is not None)
     files = [(outputs.plot(drawing.name), drawing.png) for drawing in drawings] if plots is not None else []
     if outputs.markdown is not None:
@@ -88,7 +88,9 @@ class _Outputs:
             if path is not None:
                 check_output(path, inputs, option=option)
         if self.markdown is not None:
-            check_output(self.markdown, [self.page], option="--markdown")
+            place, through = place_of(self.page)
+            if not through and place_of(self.markdown)[0] == place:
+                raise ResultError(f"{self.markdown}: is given for two outputs: give another name")
         if self.plots is not None and not self.plots.is_dir():
             if self.plots.exists():
                 raise ResultError(f"{self.plots}: is not a folder: give a folder with --plots")

@@ -7,6 +7,8 @@ folders   temporary folders that are removed
 places    checks whether an output can be written; text and JSON files
 outputs   an output is never an input, nor the output of another run
 paths     where shipped models, caches and sessions are
+store     the folder of the user's models, and ./models
+config    the user's settings: a file and environment variables
 signals   signals held back where their exception would be lost
 typed_json  JSON values checked against a TypedDict
 hashes    SHA-256 of files and texts

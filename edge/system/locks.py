@@ -1,9 +1,13 @@
 """The lock of a file or folder: one process holds it at a time. The system releases it when that process ends."""
 
+import contextlib
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_PAUSE = 0.2  # seconds between two tries
 # Windows locks a range of bytes, which no other process may read then. No journal or record reaches this offset.
 _FAR = 0x7FFFFFFE
 
@@ -57,3 +61,25 @@ def lock_folder(folder: Path) -> int | None:
         return descriptor
     os.close(descriptor)
     return None
+
+
+@contextlib.contextmanager
+def held_lock(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is missing and stays. Waits while another process holds it.
+
+    `waiting` is called once if edge has to wait. A file system without locks does not stop edge. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if try_lock(descriptor) is not False:
+                yield
+                return
+        finally:
+            os.close(descriptor)
+        if not told:
+            waiting()
+            told = True
+        time.sleep(_PAUSE)

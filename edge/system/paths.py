@@ -43,23 +43,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge"
 
 
-def model_folder() -> Path:
-    """The folder for converted models: ./models, or the cache folder's if ./models is not writable.
-
-    It may not exist yet.
-    """
-    here = Path("models")
-    place = here if here.exists() else Path()
-    return here if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else cache_folder() / "models"
-
-
-def converted_models() -> list[Path]:
-    """Every GGUF in ./models and in the cache folder's models, the newest first; those of one time by name."""
-    folders = (Path("models"), cache_folder() / "models")
-    files = [path for folder in folders for path in folder.glob("*.gguf") if path.is_file()]
-    return sorted(files, key=lambda path: (-path.stat().st_mtime_ns, path))
-
-
 def state_folder() -> Path:
     """The user's folder for recorded sessions: $EDGE_STATE, else the system's usual place. It may not exist yet."""
 

@@ -345,7 +345,7 @@ def test_the_install_script_checks_before_it_installs(tmp_path: Path, tiny_q4: P
     from edge.airgap.bundle import pack
     from edge.airgap.wheels import Needed
 
-    pack(tmp_path / "bundle.tar", {"models/tiny.gguf": tiny_q4}, Needed({}, ()), {})
+    pack(tmp_path / "bundle.tar", {"models/tiny.gguf": tiny_q4}, Needed({}), {})
     folder = tmp_path / "edge-bundle"
 
     def fresh() -> None:

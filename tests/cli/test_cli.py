@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 # In the order of `edge --help`: from the first use to the rare one.
 COMMANDS = [
-    *("convert", "run", "agent", "serve", "eval", "compare", "report", "sweep", "measure", "score"),
-    *("replay", "prompt", "imatrix", "inspect", "models", "doctor", "bundle", "unbundle"),
+    *("pull", "convert", "run", "agent", "serve", "eval", "compare", "report", "sweep", "measure", "score"),
+    *("replay", "prompt", "imatrix", "inspect", "doctor", "bundle", "unbundle", "models", "config"),
 ]
 LONGEST_SUMMARY = 62  # characters; longer ones are cut in 80 columns
 
@@ -226,6 +226,6 @@ def test_prompt_of_a_gguf_and_of_its_folder_are_the_same(
 
 
 def test_models_and_doctor(tiny_q4: Path) -> None:
-    assert "LFM2.5-8B-A1B-Terminal-ToolBench-Full-SFT-1Epoch" in edge("models").stdout
+    assert "LFM2.5-8B-A1B-Terminal-ToolBench-Full-SFT-1Epoch" in edge("models", "known").stdout
     done = edge("doctor", "--model", tiny_q4)
     assert done.returncode == 0 and "llama" in done.stdout.lower()

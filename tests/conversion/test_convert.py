@@ -145,7 +145,7 @@ def test_values_of_each_dtype_in_each_type(stored: str, out: Path, one_thread: N
     make_random.llama(folder, dtype=getattr(torch, stored), num_hidden_layers=1, vocab_size=1024)
     weights = load_file(folder / "model.safetensors")
     for quant, dtype in (("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)):
-        got = tensors(convert(folder, quant=quant, out=out / "x.gguf").path)
+        got = tensors(convert(folder, quant=quant, out=out / f"{quant}.gguf").path)
         matrix = weights["model.layers.0.mlp.up_proj.weight"].to(dtype).contiguous()
         assert got["blk.0.ffn_up.weight"] == (quant, [256, 512], matrix.view(torch.uint8).numpy().tobytes())
         norm = weights["model.norm.weight"].float().numpy()
@@ -459,7 +459,7 @@ def test_aliases_of_types(random_small_moe_folder: Path, out: Path) -> None:
 def test_output_that_is_an_input_is_refused(folder: Path) -> None:
     for name in ("model.safetensors", "tokenizer.json"):
         before = (folder / name).read_bytes()
-        with pytest.raises(ConversionError, match="is an input of this conversion"):
+        with pytest.raises(ConversionError, match="is an input of this command"):
             convert(folder, quant="BF16", out=folder / name)
         assert (folder / name).read_bytes() == before
 
@@ -475,9 +475,19 @@ def test_failure_keeps_the_older_file(folder: Path, out: Path) -> None:
 def test_default_output(
     random_small_moe_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The user's store; never ./models, and never through a link to another file."""
     monkeypatch.chdir(tmp_path)
-    assert convert(random_small_moe_folder, quant="F16").path == Path("models/lfm2moe-small-f16.gguf")
-    assert (tmp_path / "models" / "lfm2moe-small-f16.gguf").is_file()
+    monkeypatch.setenv("EDGE_MODELS", str(tmp_path / "store"))
+    (tmp_path / "models").mkdir()
+    written = convert(random_small_moe_folder, quant="F16").path
+    assert written == tmp_path / "store" / "lfm2moe-small-f16.gguf" and written.is_file()
+    assert not any((tmp_path / "models").iterdir())
+    written.rename(tmp_path / "pulled")
+    written.symlink_to(tmp_path / "pulled")
+    before = (tmp_path / "pulled").read_bytes()
+    with pytest.raises(ConversionError, match="is a link to a model of the same name"):
+        convert(random_small_moe_folder, quant="F16")
+    assert (tmp_path / "pulled").read_bytes() == before
 
 
 def test_tokenization_is_checked_by_default(folder: Path, out: Path) -> None:
@@ -519,7 +529,7 @@ def test_result_says_what_was_made(random_small_moe_folder: Path, out: Path) -> 
         ("{{ bos_token }}{{ messages[0].content }}", ""),
     ):
         (folder / "chat_template.jinja").write_text(template)
-        warnings = convert(folder, quant="F16", out=out / "x.gguf").warnings
+        warnings = convert(folder, quant="F16", out=out / "x.gguf", force=True).warnings
         assert warnings == ((warning,) if warning else ()) or (
             warning is None and "cannot be rendered: " in warnings[0]
         )

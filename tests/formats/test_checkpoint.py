@@ -3,20 +3,19 @@
 pytest tests/formats/test_checkpoint.py
 """
 
-import hashlib
-import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from local_hub import COMMIT, LocalHub, local_hub
 
 from edge.errors import CheckpointError
 from edge.formats.checkpoint import open_checkpoint
@@ -214,7 +213,6 @@ def test_special_tokens_where_older_checkpoints_keep_them(folder: Path) -> None:
 
 # --- the hub ---
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
 import json, sys
 from edge.formats.checkpoint import open_checkpoint
@@ -228,82 +226,17 @@ for options in json.loads(sys.argv[1]):
 """
 
 
-class Hub:
-    """The part of huggingface.co that a download needs, as a local HTTP server with one repository `org/name`."""
-
-    def __init__(self, folder: Path, token: str | None) -> None:
-        self.asked: list[str] = []
-        hub = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, headers, body = hub.answer(self.path.split("?")[0], self.headers.get("authorization"))
-                self.send_response(status)
-                for key, value in {**headers, "Content-Length": str(len(body))}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            do_HEAD = do_GET
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.folder = folder
-        self.token = token
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def answer(self, path: str, authorization: str | None) -> tuple[int, dict[str, str], bytes]:
-        files = {file.name: file.read_bytes() for file in self.folder.iterdir()}
-        if not path.startswith(("/api/models/org/name/", "/org/name/")):
-            return 401, {"X-Error-Code": "RepoNotFound"}, b""
-        if path.startswith("/api/models/org/name/revision/"):
-            if path.rsplit("/", 1)[1] not in ("main", COMMIT):
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-            return 200, {}, json.dumps({"id": "org/name", "sha": COMMIT, "siblings": []}).encode()
-        if path.startswith("/api/models/org/name/tree/"):
-            rows = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in files.items()
-            ]
-            return 200, {}, json.dumps(rows).encode()
-        name = path.rsplit("/", 1)[1]
-        self.asked.append(name)
-        if self.token is not None and authorization != f"Bearer {self.token}":
-            return 401, {"X-Error-Code": "GatedRepo"}, b""
-        if name not in files:
-            return 404, {"X-Error-Code": "EntryNotFound"}, b""
-        headers = {"ETag": f'"{hashlib.sha1(files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        return 200, headers, files[name]
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
 @pytest.fixture
-def start_hub() -> Iterator[Callable[..., Hub]]:
-    hubs: list[Hub] = []
-
-    def start(folder: Path, token: str | None = None) -> Hub:
-        hubs.append(Hub(folder, token))
-        return hubs[-1]
-
-    yield start
-    for hub in hubs:
-        hub.close()
+def start_hub() -> Iterator[Callable[..., LocalHub]]:
+    with ExitStack() as stack:
+        yield lambda folder, **faults: stack.enter_context(local_hub({"org/name": folder}, **faults))
 
 
-def ask(hub: Hub | None, home: Path, *options: dict[str, Any], token: str = "") -> list[str]:
+def ask(hub: LocalHub | None, home: Path, *options: dict[str, Any], token: str = "") -> list[str]:
     """The output of open_checkpoint in a new process with this hub (None: an address where nothing listens)."""
-    port = hub.server.server_port if hub else 9
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {
-        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
@@ -315,7 +248,7 @@ def ask(hub: Hub | None, home: Path, *options: dict[str, Any], token: str = "") 
 
 
 def test_hub_id_is_fetched_once_and_then_works_offline(
-    folder: Path, tmp_path: Path, start_hub: Callable[..., Hub]
+    folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
 ) -> None:
     (folder / "README.md").write_text("not needed")
     (folder / "consolidated.safetensors").write_bytes(b"not needed")
@@ -333,7 +266,7 @@ def test_hub_id_is_fetched_once_and_then_works_offline(
     unknown, revision, commit = ask(
         hub, home, missing, {**online, "revision": "nope"}, {**online, "revision": COMMIT}
     )
-    assert "org/nothing is neither a local folder nor a public hub repository" in unknown
+    assert "org/nothing is neither a local path nor a public hub repository" in unknown
     assert "org/name (revision nope) has no such revision" in revision
     assert commit == "opened name 4"
 
@@ -342,7 +275,9 @@ def test_hub_id_is_fetched_once_and_then_works_offline(
     assert "cannot be fetched and is not in the local cache" in unreachable
 
 
-def test_gated_repository_needs_a_token(folder: Path, tmp_path: Path, start_hub: Callable[..., Hub]) -> None:
+def test_gated_repository_needs_a_token(
+    folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
+) -> None:
     hub = start_hub(folder, token="hf_right")
     online = {"source": "org/name"}
     (gated,) = ask(hub, tmp_path / "home", online, token="hf_wrong")
@@ -351,7 +286,7 @@ def test_gated_repository_needs_a_token(folder: Path, tmp_path: Path, start_hub:
 
 
 def test_sharded_repository_fetches_the_shards_of_its_index(
-    folder: Path, tmp_path: Path, start_hub: Callable[..., Hub]
+    folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
 ) -> None:
     shutil.move(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
     index = {"weight_map": dict.fromkeys(("a", "b", "c", "none"), "model-00001-of-00001.safetensors")}

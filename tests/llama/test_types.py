@@ -107,7 +107,9 @@ def compare(folder: Path, tmp_path: Path, quants: list[str], *, matrix: bool) ->
     imatrix = matrix_for(floats, tmp_path / "imatrix.gguf") if matrix else None
     peer(floats, imatrix, [(tmp_path / f"{quant}-peer.gguf", quant, {}) for quant in quants])
     for quant in quants:
-        done = convert(folder, quant=quant, out=tmp_path / "x.gguf", imatrix=imatrix, check=False, threads=2)
+        done = convert(
+            folder, quant=quant, out=tmp_path / "x.gguf", imatrix=imatrix, check=False, threads=2, force=True
+        )
         theirs = tmp_path / f"{quant}-peer.gguf"
         # Everything at the same place, but for the metadata in front.
         assert contents(done.path) == contents(theirs), quant
@@ -238,6 +240,6 @@ def test_calibrated_in_one_go(tiny_folder: Path, tmp_path: Path, capfd: pytest.C
     assert contents(one.path) == contents(two.path)
     for options in ({"calibrate": rows, "out": rows}, {"imatrix": matrix, "out": matrix}):
         before = options["out"].read_bytes()
-        with pytest.raises(ConversionError, match="is an input of this conversion"):
+        with pytest.raises(ConversionError, match="is an input of this command"):
             convert(tiny_folder, quant="Q4_0", **options)
         assert options["out"].read_bytes() == before

@@ -431,7 +431,7 @@ def test_arguments_that_make_no_sense(tiny_q4: Path, rows: Path, tmp_path: Path)
         assert "\n" not in str(error.value)
     with pytest.raises(ResultError, match="is a folder"):
         calibrate(tiny_q4, tmp_path, rows=rows)
-    with pytest.raises(ModelFileError, match="not a regular file"):
+    with pytest.raises(ResultError, match="not a regular file"):
         calibrate(tiny_q4, "/dev/null", rows=rows)
     with pytest.raises(ModelFileError, match="is not a GGUF"):
         calibrate(TEXT, out, rows=rows)

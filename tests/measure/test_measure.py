@@ -115,7 +115,7 @@ def test_figures_are_those_of_the_whole_distributions(tiny_bf16: Path, tiny_q4: 
         row = tmp_path / "row.jsonl"
         row.write_text(line)
         alone = measure(
-            tiny_q4, tmp_path / "row.json", base=tiny_bf16, replay=row, loading=Loading(threads=1)
+            tiny_q4, tmp_path / "row.json", base=tiny_bf16, replay=row, loading=Loading(threads=1), force=True
         )["aggregate"]
         assert abs(alone["kl_mean"] - expected.mean()) <= alone["kl_error_bound"] + 1e-8
         assert alone["kl_max"] == pytest.approx(expected.max(), rel=1e-2)
@@ -185,7 +185,7 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
     # Kept base scores are used again, but never those of another base.
     measure(tiny_q4, tmp_path / "a.json", base=tiny_bf16, keep_base=True, **how)
     with pytest.raises(ResultError, match="of another base"):
-        measure(tiny_q4, tmp_path / "a.json", base=tiny_q4, keep_base=True, **how)
+        measure(tiny_q4, tmp_path / "a.json", base=tiny_q4, keep_base=True, force=True, **how)
     assert not (tmp_path / "c.json").exists()
 
 

@@ -68,7 +68,7 @@ def test_score(tmp_path: Path, replay: Path) -> None:
     assert result["per_step"][0]["finish_reason"] == "stop"
     assert result["per_step"][2]["pred_text"] == result["per_step"][2]["pred_preview"] == "ls"
     assert [path.name for path in out.parent.iterdir()] == ["result.json"]
-    assert score(tmp_path / "mine.jsonl", replay, out, model="M")["model"] == "M"
+    assert score(tmp_path / "mine.jsonl", replay, out, model="M", force=True)["model"] == "M"
 
 
 PROBLEMS: dict[str, tuple[list[Any], str]] = {

@@ -324,10 +324,10 @@ def test_without_a_reference_nothing_is_compared(files: dict[str, Path], tmp_pat
     page = check_page(tmp_path / "r.html")
     assert "without a reference" in page.text and "Differences from" not in page.text
     # The only unquantized one of several results is the reference. With two of them there is no reference.
-    assert report([files["Q2_K"], files["bf16"]], tmp_path / "r.html").entries[0].label == "bf16"
+    assert report([files["Q2_K"], files["bf16"]], tmp_path / "two.html").entries[0].label == "bf16"
     twin = tmp_path / "twin-bf16.json"
     twin.write_bytes(files["bf16"].read_bytes())
-    found = report([files["bf16"], twin, files["Q2_K"]], tmp_path / "r.html")
+    found = report([files["bf16"], twin, files["Q2_K"]], tmp_path / "three.html")
     assert found.comparison is None
     assert found.notes == (
         "No reference was given and 2 of the results are unquantized, so edge compared nothing. "
@@ -352,7 +352,7 @@ def test_published_figures_are_marked_wherever_they_stand(
         step |= {"pred_command_units": [], "command_f1": 0.0, "valid_json": False, "pred_preview": "no"}
         step |= {"command_precision": 0.0, "command_recall": 0.0, "first_cmd_exact": 0.0}
     (tmp_path / "half.json").write_text(json.dumps(half))
-    found = report([tmp_path / "half.json"], tmp_path / "r.html", vllm)
+    found = report([tmp_path / "half.json"], tmp_path / "r.html", vllm, force=True)
     page = check_page(tmp_path / "r.html")
     assert [entry.published for entry in found.entries] == [True, False]
     assert found.compared[0].worse
@@ -494,7 +494,7 @@ def test_no_input_is_written_over_and_rows_must_be_those_of_the_results(
     files: dict[str, Path], shared: Path, tmp_path: Path
 ) -> None:
     before = files["Q2_K"].read_bytes()
-    with pytest.raises(ResultError, match="is one of the input files"):
+    with pytest.raises(ResultError, match="is an input of this command"):
         report([files["Q2_K"]], files["Q2_K"], files["bf16"])
     assert files["Q2_K"].read_bytes() == before
     other = shared / "data" / "replay_terminal_dev.jsonl"

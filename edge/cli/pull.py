@@ -1,0 +1,120 @@
+"""The command `edge pull`, and the question before a large download. Heavy modules are imported only when they run."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge.cli.common import Threads, note, progress_line
+from edge.errors import ModelFileError
+from edge.system.text import size
+
+if TYPE_CHECKING:
+    from edge.names import Reference
+    from edge.pull import Download
+
+Yes = Annotated[
+    bool,
+    typer.Option(
+        "--yes", "-y", help="Download more than 1 GB without a question. Needed without a terminal."
+    ),
+]
+
+
+def pull(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Known model, org/repo, org/repo:QUANT or org/repo/FILE.gguf on the hub."
+        ),
+    ],
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            "--quant", "-q", help="Quantization type, as in NAME:QUANT. Default: the model's, else Q4_K_M."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the hub id. Default: main.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not connect: use only the hub's local cache.")
+    ] = False,
+    yes: Yes = False,
+    threads: Threads = None,
+) -> None:
+    """Download a model into the model store.
+
+    edge takes a GGUF as it is, and converts a repository of safetensors. An interrupted download resumes.
+    """
+    from edge.formats.hub import HubOptions
+    from edge.names import Reference, resolve
+    from edge.pull import pull as run_pull
+
+    found = resolve(name, remote=True)
+    if isinstance(found, Reference) and quant is not None:
+        if found.quant is not None or found.file is not None:
+            raise typer.BadParameter(f"{name} says already which file to take", param_hint="--quant")
+        found = replace(found, quant=quant)
+    pulled = run_pull(
+        found,
+        options=HubOptions(revision, offline),
+        confirm=ask_first(yes),
+        say=progress_line,
+        threads=threads,
+    )
+    for warning in pulled.warnings:
+        note(warning)
+    origin = pulled.hub_id + (f" at {pulled.commit[:12]}" if pulled.commit else "")
+    got = f"{size(pulled.n_downloaded)} downloaded" if pulled.n_downloaded else "no download needed"
+    typer.echo(
+        f"{pulled.path}: {pulled.quant}, {size(pulled.n_bytes)}, from {origin}, {got}\nSHA-256 {pulled.sha256}"
+    )
+
+
+def ask_first(yes: bool | None) -> Callable[["Download"], None]:
+    """What `edge.pull` calls before a download: prints what it is, and asks if it is larger than 1 GB.
+
+    `yes`: the option --yes; None for a command that has no such option. The function raises typer.BadParameter or
+    ModelFileError if nobody can answer, and ModelFileError if the answer is no.
+    """
+
+    def confirm(download: "Download") -> None:
+        from edge.pull import ASK_ABOVE
+
+        progress_line(
+            f"download: {download.hub_id}, {download.quant}, {size(download.n_bytes)} to {download.folder}"
+        )
+        if download.n_bytes <= ASK_ABOVE or yes:
+            return
+        if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+            why = "is more than 1 GB, and without a terminal edge cannot ask"
+            if yes is None:
+                raise ModelFileError(
+                    f"{download.name}: the download {why}; run first: edge pull {download.name} --yes"
+                )
+            raise typer.BadParameter(f"the download {why}: add --yes", param_hint="--yes")
+        if not typer.confirm("Download it?", err=True):
+            raise ModelFileError(f"{download.name}: nothing was downloaded")
+
+    return confirm
+
+
+def pulled_model(reference: "Reference") -> Path:
+    """The file of a model that a command names: from the store, else pulled.
+
+    Before a download, edge prints a line; above 1 GB it asks. Raises the errors of `edge.pull.pull`.
+    """
+    from edge.pull import present
+    from edge.pull import pull as run_pull
+
+    path = present(reference)
+    if path is not None:
+        return path
+    pulled = run_pull(reference, confirm=ask_first(None), say=progress_line)
+    for warning in pulled.warnings:
+        note(warning)
+    return pulled.path

@@ -1,0 +1,241 @@
+"""The commands `edge models`, `edge models known`, `path` and `rm`. They import heavy modules only when they run."""
+
+import difflib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge.cli.common import note
+from edge.errors import ModelFileError
+from edge.replay.known import KnownModel, known_models
+from edge.system.store import local_files, model_name, named_file, store_files, store_folder
+from edge.system.text import printable, size
+
+if TYPE_CHECKING:
+    from edge.formats.models import FoundModel
+
+_VERSION = 1  # of the JSON that --json prints
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+models_app = typer.Typer(help="List, find and remove models.", rich_markup_mode=None, add_completion=False)
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: Json = False) -> None:
+    """List the models in the model store and in ./models; find and remove them."""
+    if context.invoked_subcommand is not None:
+        return
+    from edge.formats.models import default_choice, found_models
+
+    stored, local = list(found_models(store_files())), list(found_models(local_files()))
+    choice = default_choice()
+    if as_json:
+        found = {
+            "version": _VERSION,
+            "store": str(store_folder()),
+            "default": None if choice.path is None else str(choice.path),
+            "models": [_facts(model, "store") for model in stored]
+            + [_facts(model, "local") for model in local],
+        }
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    _print_models(stored)
+    total = sum(model.n_bytes for model in stored)
+    what = f"{size(total)} in " if stored else "No models in "
+    typer.echo(f"{what}{printable(str(store_folder()))}")
+    if local:
+        typer.echo("\nIn ./models:")
+        _print_models(local)
+    if choice.path is not None:
+        in_store = choice.path in store_files()
+        shown = model_name(choice.path) if in_store else str(choice.path)
+        typer.echo(f"\nDefault ({printable(choice.why)}):\n  {printable(shown)}")
+    elif not stored:
+        typer.echo("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
+
+
+@models_app.command()
+def known(as_json: Json = False) -> None:
+    """List the models that edge knows by name."""
+    if as_json:
+        found = [_known_facts(model) for model in known_models()]
+        typer.echo(json.dumps({"version": _VERSION, "models": found}, indent=2, ensure_ascii=False))
+        return
+    listing(["known model", "type", "context", "memory", "F1", "hub id"], known_rows())
+
+
+@models_app.command()
+def path(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a model; edge models lists them.")],
+) -> None:
+    """Print the path of a model."""
+    typer.echo(_named(name, [*local_files(), *store_files()]).absolute())
+
+
+@models_app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of models in the model store.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask. Needed if there is no terminal.")
+    ] = False,
+) -> None:
+    """Remove models from the model store. Of a link, only the link is removed."""
+    from edge.formats.models import examine, parts
+
+    stored = store_files()
+    chosen = [examine(path) for path in dict.fromkeys(_named(name, stored) for name in names)]
+    files = [
+        file
+        for model in chosen
+        for file in (parts(model.path, model.file.part[1]) if model.file else [model.path])
+    ]
+    if not yes:
+        if not (sys.stdin is not None and sys.stdin.isatty()):
+            raise typer.BadParameter(
+                "this is not a terminal, so edge cannot ask: add --yes", param_hint="--yes"
+            )
+        total = size(sum(model.n_bytes for model in chosen))
+        shown = ", ".join(printable(model_name(model.path)) for model in chosen)
+        if not typer.confirm(f"Remove {shown} ({total})?", err=True):
+            raise typer.Exit(1)
+    for file in files:
+        _remove(file)
+
+
+def _remove(file: Path) -> None:
+    """Remove one file or link of the store and print what happened. Raises ModelFileError."""
+    target = file.resolve() if file.is_symlink() else None
+    try:
+        n_bytes = file.stat().st_size if target is None else 0
+        file.unlink()
+    except OSError as error:
+        raise ModelFileError(f"{file}: cannot be removed: {error.strerror or error}") from None
+    shown = printable(str(file))
+    if target is None:
+        typer.echo(f"removed {shown} ({size(n_bytes)})")
+    elif target.exists():
+        typer.echo(f"removed the link {shown}; its data stays in {printable(str(target))}")
+    else:
+        typer.echo(f"removed the link {shown}; its data was already gone")
+    matrix = file.with_name(file.name + ".imatrix")
+    if matrix.exists():
+        note(f"{matrix}: the importance matrix stays")
+
+
+def _named(name: str, files: list[Path]) -> Path:
+    """The file called `name` among these. Raises ModelFileError with a similar name."""
+    path = named_file(name)
+    by_name = {model_name(file): file for file in reversed(files)}
+    if path not in files:
+        path = by_name.get(name.removesuffix(".gguf"))
+    if path is not None:
+        return path
+    close = difflib.get_close_matches(name, by_name, n=1)
+    hint = f"did you mean {close[0]}?" if close else "edge models lists the names"
+    raise ModelFileError(f"{name}: no model of this name in {store_folder()}; {hint}")
+
+
+def _print_models(models: "list[FoundModel]") -> None:
+    rows: list[tuple[str, ...]] = []
+    for model in models:
+        name, file = printable(model_name(model.path)), model.file
+        if file is not None:
+            rows.append(
+                (name, size(model.n_bytes), file.file_type, printable(file.architecture), _day(model.path))
+            )
+        else:
+            rows.append((name, size(model.n_bytes), "-", "-", _day(model.path)))
+    if rows:
+        listing(["name", "size", "type", "model", "date"], rows)
+    for model in models:
+        if not model.usable:
+            typer.echo(f"not usable: {printable(model_name(model.path))}: {printable(model.problem)}")
+
+
+def _facts(model: "FoundModel", place: str) -> dict[str, Any]:
+    """One model for --json. `bytes`: of all its parts; `date`: ISO 8601 in UTC."""
+    file, path = model.file, model.path
+    return {
+        "name": model_name(path),
+        "path": str(path.absolute()),
+        "link_to": str(path.resolve()) if path.is_symlink() else None,
+        "place": place,
+        "usable": model.usable,
+        "problem": model.problem or None,
+        "bytes": model.n_bytes,
+        "type": file.file_type if file else None,
+        "architecture": file.architecture if file else None,
+        "model": file.name if file else None,
+        "parameters": file.n_params if file else None,
+        "context": file.context_length if file else None,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(_time(path))),
+    }
+
+
+def _time(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:  # removed by another process since
+        return 0.0
+
+
+def _day(path: Path) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(_time(path)))
+
+
+def _known_facts(model: KnownModel) -> dict[str, Any]:
+    return {
+        "name": model.path.stem,
+        "hub_id": model.hub_id or None,
+        "gguf_id": model.gguf_id or None,
+        "licence": model.licence or None,
+        "description": model.description,
+        "type": model.default_quant,
+        "context": model.context,
+        "memory_gb": model.memory_gb,
+        "reference": model.reference or None,
+    }
+
+
+def known_rows() -> list[tuple[str, ...]]:
+    """The known models: name, quantization type, default context, memory, published F1, hub id."""
+    rows: list[tuple[str, ...]] = []
+    for model in known_models():
+        f1 = model.reference.get("avg_command_f1")
+        rows.append(
+            (
+                model.path.stem,
+                model.default_quant,
+                f"{model.context:,}",
+                "-" if model.memory_gb is None else f"{model.memory_gb:g} GB",
+                "-" if f1 is None else f"{f1:.4f}",
+                model.gguf_id or model.hub_id or "(included in edge)",
+            )
+        )
+    return rows
+
+
+def listing(header: list[str], rows: list[tuple[str, ...]]) -> None:
+    """Print rows in columns. If they are wider than the terminal (80 columns without one), each takes more lines."""
+    width = shutil.get_terminal_size((80, 24)).columns
+    lines = [tuple(header), *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    if sum(widths) + 2 * (len(widths) - 1) <= width:
+        for line in lines:
+            typer.echo("  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip())
+        return
+    for line in rows:
+        typer.echo(line[0])
+        text = "  "
+        for name, cell in zip(header[1:], line[1:], strict=True):
+            part = f"{name} {cell}"
+            if text.strip() and len(text) + 2 + len(part) > width:
+                typer.echo(text)
+                text = "  "
+            text += part if not text.strip() else f", {part}"
+        typer.echo(text)

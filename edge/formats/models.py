@@ -1,0 +1,159 @@
+"""The models that edge finds by name: which GGUFs of a folder are usable, and which one is the default.
+
+The default: the setting `model` (EDGE_MODEL, or the file of settings), else the newest usable GGUF in ./models, else
+the newest usable one in the user's store. A model wins over the embedded one, whatever their times.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge.errors import ConfigError, ModelFileError
+from edge.formats.gguf import ModelFile, read_model_file
+from edge.system.config import settings
+from edge.system.paths import EMBEDDED_NAME
+from edge.system.store import local_files, local_model, store_files
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split model
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A GGUF in a folder of models. `file` is None if it is not usable; then `problem` says why, without its path.
+
+    `n_bytes`: the size of all its parts.
+    """
+
+    path: Path
+    file: ModelFile | None
+    n_bytes: int
+    problem: str = ""
+
+    @property
+    def usable(self) -> bool:
+        return self.file is not None
+
+    @property
+    def demonstration(self) -> bool:
+        """Whether this is the embedded model, which only shows that everything works."""
+        return self.file is not None and self.file.name == EMBEDDED_NAME
+
+
+def read_usable(path: Path) -> ModelFile:
+    """Read the header of a GGUF that must be a complete language model.
+
+    Raises ModelFileError for what `read_model_file` refuses, and for an importance matrix, an adapter, a projector, a
+    model that writes no text, and a part of a split model that is not the first or whose other parts are missing.
+    """
+    file = read_model_file(path)
+    if file.kind != "model" or file.architecture in ("clip", "mmproj"):
+        raise ModelFileError(f"{path}: is not a language model (general.type is {file.kind[:40]!r})")
+    if not file.causal:
+        raise ModelFileError(f"{path}: is an encoder ({file.architecture[:40]}); it writes no text")
+    number, count = file.part
+    if number != 1:
+        raise ModelFileError(f"{path}: is part {number} of {count} of a model; name the first part")
+    others = parts(path, count)
+    if len(others) != count:
+        raise ModelFileError(f"{path}: is part 1 of {count}; its name must end in -00001-of-{count:05}.gguf")
+    for other in others[1:]:
+        if not other.is_file():
+            raise ModelFileError(f"{path}: is part 1 of {count}, and {other.name} is missing beside it")
+    return file
+
+
+def parts(path: Path, count: int) -> list[Path]:
+    """The files of a model of `count` parts whose first part is `path`, as llama.cpp names them.
+
+    Only `path` if its name is not that of the first of `count` parts.
+    """
+    match = _PART.fullmatch(path.name)
+    if match is None or (int(match[2]), int(match[3])) != (1, count):
+        return [path]
+    return [path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
+def examine(path: Path) -> FoundModel:
+    """Read one file of a folder of models. Raises nothing: the problem is in the result."""
+    try:
+        file = read_usable(path)
+        return FoundModel(path, file, sum(part.stat().st_size for part in parts(path, file.part[1])))
+    except ModelFileError as error:
+        problem = str(error).removeprefix(f"{path}: ")
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or error}"
+    try:
+        return FoundModel(path, None, path.stat().st_size, problem)
+    except OSError:
+        broken = path.is_symlink()
+        return FoundModel(path, None, 0, "a link whose file is gone" if broken else problem)
+
+
+def found_models(files: Iterable[Path]) -> Iterator[FoundModel]:
+    """Examine each file, in the given order. A later part of a split model whose first part is there is left out."""
+    files = list(files)
+    there = set(files)
+    for path in files:
+        match = _PART.fullmatch(path.name)
+        if match and int(match[2]) > 1:
+            first = path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf")
+            if first in there:
+                continue
+        yield examine(path)
+
+
+def stored_models() -> list[FoundModel]:
+    """The usable models in the user's store, the newest first."""
+    return [model for model in found_models(store_files()) if model.usable]
+
+
+def local_models() -> list[FoundModel]:
+    """The usable models in ./models, the newest first; none if there is no such folder."""
+    return [model for model in found_models(local_files()) if model.usable]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model of a command that names none, and why.
+
+    `path`: None if there is no model, or if the setting names one that is not on this machine. `named`: the text of the
+    setting, None without one. `skipped`: the unusable GGUFs that were newer.
+    """
+
+    path: Path | None
+    why: str
+    named: str | None = None
+    demonstration: bool = False
+    skipped: tuple[FoundModel, ...] = ()
+
+
+def default_choice() -> Choice:
+    """The model that commands use by default.
+
+    Raises ConfigError if the settings cannot be read, or if the file of settings has a relative path.
+    """
+    held = settings()["model"]
+    if isinstance(held.value, str):
+        # A relative path in the file would name another model in each folder.
+        relative = held.source == "variable"
+        path = local_model(held.value, relative=relative)
+        if path is None and not relative and local_model(held.value) is not None:
+            raise ConfigError(f"{held.where}: model is {held.value!r}; give an absolute path, or a name")
+        return Choice(path, f"from {held.where}", held.value)
+    skipped: list[FoundModel] = []
+    spare: Choice | None = None
+    for files, place in ((local_files(), "./models"), (store_files(), "the model store")):
+        for model in found_models(files):
+            if not model.usable:
+                skipped.append(model)
+                continue
+            why = f"the newest in {place}"
+            if not model.demonstration:
+                return Choice(model.path, why, skipped=tuple(skipped))
+            spare = spare or Choice(model.path, "the demonstration model; there is no other", None, True)
+    if spare is None:
+        return Choice(
+            None, "there is no usable GGUF in ./models or in the model store", skipped=tuple(skipped)
+        )
+    return replace(spare, skipped=tuple(skipped))

@@ -1,0 +1,134 @@
+"""What the name of a model means. Does not connect.
+
+A name is, in this order: a local path, a model in ./models or in the store, a known model (models/*.toml), or a
+repository on the hub: `org/repo`, `org/repo:Q4_K_M`, `org/repo/file.gguf`, also as copied from a browser.
+"""
+
+import difflib
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge.errors import ModelFileError
+from edge.replay.known import KnownModel, known_models
+from edge.system.store import model_name, named_file, store_files
+
+DEFAULT_QUANT = "Q4_K_M"
+
+# What people copy from a browser or from other programs.
+_HUB = re.compile(r"^(?:(?:https?:/{1,2})?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf:/{1,2})", re.IGNORECASE)
+_REFERENCE = re.compile(
+    r"(?P<hub_id>[A-Za-z0-9][\w.-]*/[\w.-]*[\w-])(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII
+)
+_BROWSED = re.compile(r"^(?:resolve|blob|raw)/(?P<revision>[^/]+)/")
+_QUANT = re.compile(r"[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that is not a file here: a repository on the hub, or the embedded checkpoint (`hub_id` is empty).
+
+    `quant`: the wanted type; None if the name has none. `file`: one GGUF of the repository.
+    """
+
+    text: str
+    hub_id: str
+    quant: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    known: KnownModel | None = None
+
+    @property
+    def wanted(self) -> str:
+        """The type to use: that of the name, else that of the known model, else Q4_K_M."""
+        return self.quant or (self.known.default_quant if self.known else DEFAULT_QUANT)
+
+
+def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | Reference:
+    """What a name means. Does not connect.
+
+    `source`: a checkpoint is wanted, so models in the store do not count. `remote`: a model to pull is wanted, so a
+    known name wins over a model of that name in the store.
+    Raises ModelFileError, with similar names, if it is not a path, a name or a hub id.
+    """
+    if not text:
+        raise ModelFileError(
+            "the name of the model is empty; give a file, a name of `edge models` or owner/name"
+        )
+    path, known = Path(os.path.expanduser(text)), _known(text)
+    if os.path.lexists(path):
+        return path
+    if known is not None and (source or remote):
+        return known
+    stored = None if source else named_file(text)
+    if stored is not None:
+        return stored
+    if known is not None:
+        return known
+    plain = _HUB.sub("", text, count=1)
+    if plain == text and _looks_like_path(text):
+        hub = f"; for the hub write hf.co/{text}" if _REFERENCE.fullmatch(text) else ""
+        raise ModelFileError(f"{text}: no such {'folder' if source else 'file'}{similar(text) or hub}")
+    parts = plain.rstrip("/").split("/", 2)
+    browsed = _BROWSED.match(parts[2]) if len(parts) == 3 else None
+    if browsed is not None:
+        parts[2] = parts[2][browsed.end() :]
+    match = _REFERENCE.fullmatch("/".join(parts))
+    if match is None:
+        raise ModelFileError(
+            f"{text}: no such {'folder' if source else 'file'}, not the name of a model here, and not a hub id "
+            f"(owner/name){similar(text)}; "
+            "`edge models` lists the names"
+        )
+    return Reference(
+        text,
+        match["hub_id"],
+        match["quant"],
+        match["file"],
+        browsed["revision"] if browsed is not None else None,
+        _known_repository(match["hub_id"]),
+    )
+
+
+def _known(text: str) -> Reference | None:
+    """A known model by its name or the name of its TOML file, also as NAME:QUANT. Case does not matter."""
+    name, _, quant = text.partition(":")
+    if quant and not _QUANT.fullmatch(quant):
+        return None
+    for model in known_models():
+        if name.lower() in (model.name.lower(), model.path.stem.lower()):
+            return Reference(text, model.hub_id, quant or None, known=model)
+    return None
+
+
+def _known_repository(hub_id: str) -> KnownModel | None:
+    """The known model of a repository, without its other repository: the user has chosen this one."""
+    for model in known_models():
+        if hub_id.lower() in (model.hub_id.lower(), model.gguf_id.lower()):
+            return replace(model, hub_id=hub_id, gguf_id="")
+    return None
+
+
+def _looks_like_path(text: str) -> bool:
+    """Whether a text that is not an existing path was meant as one, so that no typing error asks the hub."""
+    first, *rest = text.split("/")
+    if text.startswith((".", "~", "/")) or "\\" in text or os.path.isabs(text):
+        return True
+    if not rest or (len(rest) == 1 and text.endswith(".gguf")):
+        return text.endswith(".gguf")
+    return os.path.isdir(first)
+
+
+def similar(text: str) -> str:
+    """`; did you mean A or B?`, from the names of known models and of the store; empty if none is similar."""
+    names: dict[str, str] = {}
+    for model in known_models():
+        for name in (model.path.stem, model.hub_id, model.gguf_id):
+            if name:
+                names.setdefault(name.lower(), name)
+    for path in store_files():
+        names.setdefault(model_name(path).lower(), model_name(path))
+    wanted = text.rsplit("/", 1)[-1] if _looks_like_path(text) else text
+    found = difflib.get_close_matches(wanted.removesuffix(".gguf").lower(), names, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(names[name] for name in found)}?" if found else ""

@@ -1,0 +1,440 @@
+"""Bring a model from the Hugging Face hub into the user's store.
+
+A repository of GGUFs is downloaded as it is; the store gets a link to the file in the hub's cache. A repository of
+safetensors is converted into the store.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge.convert import check_quant, convert
+from edge.errors import ConversionError, HubError, ModelFileError
+from edge.formats.checkpoint import checkpoint_name, needed_files
+from edge.formats.facts import origin
+from edge.formats.gguf import read_metadata, read_model_file, sha256
+from edge.formats.hub import (
+    HubOptions,
+    Repository,
+    cache_place,
+    check_access,
+    check_disk,
+    download,
+    open_repository,
+)
+from edge.formats.models import read_usable
+from edge.names import Reference, resolve, similar
+from edge.system.locks import held_lock
+from edge.system.paths import cache_folder, embedded_checkpoint
+from edge.system.progress import bar
+from edge.system.store import model_name, store_folder
+
+ASK_ABOVE = 10**9
+"""Bytes: the command line asks before a larger download."""
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")  # llama.cpp's names of the parts of a split model
+_TYPE = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|F32)\w*)(?=\.gguf$|[-.])", re.IGNORECASE
+)
+# GGUFs of a repository that are not a model of their own.
+_NO_MODEL = re.compile(r"(^|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)
+# Bits per weight of 16, with a margin: the disk that a conversion needs, as a share of the checkpoint.
+_SHARES = {"F32": 2.1, "F16": 1.1, "BF16": 1.1, "Q8_0": 0.6}
+_SHARE = 0.5
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a pull is about to download. `n_bytes`: what is still missing; `folder`: where it goes."""
+
+    name: str
+    hub_id: str
+    quant: str
+    n_bytes: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A model in the store. `n_downloaded`: bytes that this call downloaded."""
+
+    path: Path
+    hub_id: str
+    commit: str
+    quant: str
+    n_bytes: int
+    sha256: str
+    n_downloaded: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+Confirm = Callable[[Download], None]
+"""Called before a download; raises an exception to refuse it."""
+
+
+def pull(
+    name: str | Path | Reference,
+    *,
+    options: HubOptions | None = None,
+    confirm: Confirm | None = None,
+    say: Say | None = None,
+    threads: int | None = None,
+) -> Pulled:
+    """Bring a model into the store: a known model, `org/repo`, `org/repo:QUANT` or `org/repo/file.gguf`.
+
+    Downloads what is missing, compares the SHA-256 with that of the hub and checks the file like any foreign GGUF. A
+    repository of safetensors is converted. `confirm` is called before a download; `say` receives lines about progress.
+    Raises HubError, CheckpointError, ConversionError or ModelFileError; then the store is unchanged.
+    """
+    found = resolve(name, remote=True) if isinstance(name, str) else name
+    if isinstance(found, Path):
+        raise ModelFileError(f"{found}: is here already; only a known model or a hub id can be pulled")
+    options = options or HubOptions()
+    options = replace(options, revision=options.revision or found.revision)
+    if not found.hub_id:
+        return _embedded(found, say)
+    try:
+        repository = open_repository(_repository_of(found), options)
+    except HubError as error:
+        unknown = "is neither a local path" in str(error)
+        raise (HubError(f"{error}{similar(found.hub_id)}") if unknown else error) from None
+    return _from_repository(found, repository, confirm, say, threads)
+
+
+def present(reference: Reference) -> Path | None:
+    """The file in the store that a reference means, without a connection; None if it is not complete here."""
+    try:
+        quant = check_quant(reference.wanted, has_imatrix=True)
+    except ConversionError:
+        quant = reference.wanted  # a type of a published GGUF that edge does not make
+    if not reference.hub_id:
+        assert reference.known is not None
+        place = store_folder() / f"{reference.known.path.stem}-{quant}.gguf"
+        return place if place.is_file() else None
+    if reference.file is None:
+        for place in _converted_places(reference.hub_id, quant):
+            if _made_from(place, reference.hub_id):
+                return place
+    try:
+        repository = open_repository(_repository_of(reference), HubOptions(reference.revision, offline=True))
+        names = _gguf_files(reference, repository, exact=True)
+        if names is None or repository.missing(names):
+            return None
+        return _stored(repository, names, 0, None).path
+    except (HubError, ModelFileError):
+        return None
+
+
+def fetch_source(reference: Reference, options: HubOptions, confirm: Confirm | None, say: Say | None) -> str:
+    """Download a checkpoint for a conversion. Returns its hub id, or the folder of the embedded checkpoint."""
+    if not reference.hub_id:
+        return str(embedded_checkpoint())
+    if reference.file is not None:
+        raise ModelFileError(f"{reference.text}: is a GGUF, not a checkpoint; edge pull {reference.text}")
+    repository = open_repository(reference.hub_id, options)
+    names = needed_files(repository)
+    _confirmed(reference, repository, names, "safetensors", confirm)
+    _downloaded(repository, names, say)
+    return reference.hub_id
+
+
+def _repository_of(reference: Reference) -> str:
+    """The repository to pull from: that of GGUFs, if the known model has one and no file or own id is named."""
+    known = reference.known
+    return known.gguf_id if known is not None and known.gguf_id else reference.hub_id
+
+
+def _from_repository(
+    reference: Reference,
+    repository: Repository,
+    confirm: Confirm | None,
+    say: Say | None,
+    threads: int | None,
+) -> Pulled:
+    names = _gguf_files(reference, repository)
+    if names is None:
+        return _convert(reference, repository, confirm, say, threads)
+    n_bytes = repository.to_download(names)
+    _free_place(repository, names)  # before the download
+    _confirmed(reference, repository, names, _type_of(names[0]), confirm)
+    _downloaded(repository, names, say)
+    return _stored(repository, names, n_bytes, say)
+
+
+def _stored(repository: Repository, names: list[str], n_downloaded: int, say: Say | None) -> Pulled:
+    """Check a downloaded GGUF and give it its name in the store.
+
+    Raises HubError if a part does not have the SHA-256 of the hub, ModelFileError if it is not a usable model.
+    """
+    for name in names:
+        file, reported = repository.folder / name, repository.files[name].sha256
+        if reported is not None and sha256(file) != reported:
+            raise HubError(
+                f"{file}: has the SHA-256 {sha256(file)}, but the hub reports {reported}; remove it and pull again"
+            )
+    model = read_usable(repository.folder / names[0])
+    places = _free_place(repository, names)
+    with _writing(places[0], say):
+        for name, place in zip(names, places, strict=True):
+            _link(repository.folder / name, place)
+    n_bytes = sum(repository.files[name].n_bytes for name in names)
+    return Pulled(
+        places[0],
+        repository.hub_id,
+        repository.commit,
+        model.file_type,
+        n_bytes,
+        sha256(places[0]),
+        n_downloaded,
+    )
+
+
+def _convert(
+    reference: Reference,
+    repository: Repository,
+    confirm: Confirm | None,
+    say: Say | None,
+    threads: int | None,
+) -> Pulled:
+    """Convert a repository of safetensors into the store, unless the store has the result of this commit."""
+    quant, hub_id = check_quant(reference.wanted, has_imatrix=False), repository.hub_id
+    places = _converted_places(hub_id, quant)
+    done = next((path for path in places if _made_from(path, hub_id)), None)
+    if done is not None:
+        commit = _made_from(done, hub_id)
+        if commit != repository.commit:
+            raise ModelFileError(
+                f"{done}: was made from the commit {commit} of {hub_id}, and this is {repository.commit}; remove it "
+                f"first: edge models rm {model_name(done)}"
+            )
+        model = read_model_file(done)
+        return Pulled(done, hub_id, commit, model.file_type, model.n_bytes, sha256(done))
+    place = next((path for path in places if not os.path.lexists(path)), None)
+    if place is None:
+        raise ModelFileError(
+            f"{places[-1]}: is another model; remove it first: edge models rm {model_name(places[-1])}"
+        )
+    names = needed_files(repository)
+    n_bytes = repository.to_download(names)
+    share = _SHARES.get(quant.upper(), _SHARE)
+    needed = int(share * sum(repository.files[name].n_bytes for name in names))
+    check_disk(store_folder(), needed + (n_bytes if _one_disk() else 0), "free some, or set EDGE_MODELS")
+    _confirmed(reference, repository, names, quant, confirm)
+    _downloaded(repository, names, say)
+    with _writing(place, say):
+        if not place.is_file():  # else another process has just written it
+            if say:
+                say(f"converting {hub_id} to {place}")
+            made = convert(
+                hub_id,
+                quant=quant,
+                out=place,
+                hub=HubOptions(repository.commit, offline=True),
+                threads=threads,
+                say=say,
+            )
+            return Pulled(
+                place,
+                hub_id,
+                repository.commit,
+                made.quant,
+                made.n_bytes,
+                made.sha256,
+                n_bytes,
+                made.warnings,
+            )
+    model = read_model_file(place)
+    return Pulled(place, hub_id, repository.commit, model.file_type, model.n_bytes, sha256(place), n_bytes)
+
+
+def _embedded(reference: Reference, say: Say | None) -> Pulled:
+    """Convert the checkpoint that edge contains into the store."""
+    assert reference.known is not None
+    quant = check_quant(reference.wanted, has_imatrix=False)
+    place = store_folder() / f"{reference.known.path.stem}-{quant}.gguf"
+    if not place.is_file():
+        if say:
+            say(f"converting the embedded {reference.known.name} to {place}")
+        convert(embedded_checkpoint(), quant=quant, out=place)
+    model = read_model_file(place)
+    return Pulled(place, reference.known.name, "", model.file_type, model.n_bytes, sha256(place))
+
+
+def _confirmed(
+    reference: Reference, repository: Repository, names: list[str], quant: str, confirm: Confirm | None
+) -> None:
+    """Let the caller refuse a download. Asks for access first: a gated repository needs no question."""
+    n_bytes = repository.to_download(names)
+    if not n_bytes:
+        return
+    if repository.absent is not None:
+        raise repository.absent
+    check_access(repository, repository.missing(names)[-1].name)
+    check_disk(cache_place(), n_bytes, "free some, or set HF_HOME to a folder on another disk")
+    if confirm is not None:
+        confirm(Download(reference.text, repository.hub_id, quant, n_bytes, cache_place()))
+
+
+def _downloaded(repository: Repository, names: list[str], say: Say | None) -> Path:
+    with bar("downloading", show=say is not None, unit="bytes") as progress:
+        return download(repository, names, say=say, progress=progress)
+
+
+def _one_disk() -> bool:
+    """Whether the hub's cache and the store are on one disk, so that both need its free bytes."""
+
+    def device(path: Path) -> int:
+        return next(parent for parent in (path, *path.absolute().parents) if parent.exists()).stat().st_dev
+
+    return device(cache_place()) == device(store_folder())
+
+
+# --- the files of a repository ---
+
+
+def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = False) -> list[str] | None:
+    """The GGUF to download, all parts of it; None if the repository is one of safetensors.
+
+    `exact`: only a file of the wanted type will do. Raises ModelFileError if the repository does not hold the wanted
+    file or type.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(repository.files):
+        if name.endswith(".gguf") and not _NO_MODEL.search(name.rsplit("/", 1)[-1].removesuffix(".gguf")):
+            groups.setdefault(_PART.sub("", name), []).append(name)
+    if reference.file is not None:
+        names = groups.get(_PART.sub("", reference.file))
+        if names is None:
+            raise ModelFileError(f"{repository.hub_id}: holds no {reference.file}{_holds(groups)}")
+        return _whole(repository, names)
+    chosen = _of_type(groups, reference.wanted)
+    if chosen is not None:
+        return _whole(repository, groups[chosen])
+    if any(name.endswith(".safetensors") for name in repository.files):
+        return None
+    if len(groups) == 1 and reference.quant is None and not exact:
+        return _whole(repository, next(iter(groups.values())))
+    if repository.absent is not None:
+        raise repository.absent
+    if not groups:
+        raise ModelFileError(f"{repository.hub_id}: holds no GGUF and no safetensors; edge cannot use it")
+    raise ModelFileError(f"{repository.hub_id}: holds no GGUF of type {reference.wanted}{_holds(groups)}")
+
+
+def _of_type(groups: dict[str, list[str]], quant: str) -> str | None:
+    """The GGUF whose name ends with a type, else the shortest name that contains it."""
+    word = re.escape(quant)
+    for pattern in (rf"(^|[-._/]){word}\.gguf$", rf"(^|[-._/]){word}([-._/])"):
+        found = [name for name in groups if re.search(pattern, name, re.IGNORECASE)]
+        if found:
+            return min(found, key=lambda name: (len(name), name))
+    return None
+
+
+def _holds(groups: dict[str, list[str]]) -> str:
+    names = sorted(groups)
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"; it holds {', '.join(names[:12])}{more}: give owner/name/FILE.gguf" if names else ""
+
+
+def _whole(repository: Repository, names: list[str]) -> list[str]:
+    """The parts of a GGUF. Raises ModelFileError if the repository lacks one."""
+    match = _PART.search(names[0])
+    if match is not None and len(names) != int(match[2]):
+        raise repository.absent or ModelFileError(
+            f"{repository.hub_id}: holds {len(names)} of the {int(match[2])} parts of {_PART.sub('', names[0])}"
+        )
+    return names
+
+
+def _type_of(name: str) -> str:
+    """The type in a file's name, for the question before a download; the header decides after it."""
+    found = _TYPE.findall(_PART.sub("", name))
+    return found[-1] if found else "unknown type"
+
+
+# --- places in the store ---
+
+
+def _free_place(repository: Repository, names: list[str]) -> list[Path]:
+    """The places of a GGUF and its parts in the store: under its name, or with the owner's if another model has that.
+
+    Raises ModelFileError if other models have both.
+    """
+    owner = repository.hub_id.split("/")[0]
+    for extra in ("", f"-{owner}"):
+        places = []
+        for name in names:
+            stem, part = Path(_PART.sub("", name)).stem, _PART.search(name)
+            places.append(store_folder() / f"{stem}{extra}{part[0] if part else ''}.gguf")
+        if all(_is_free(place, repository, name) for name, place in zip(names, places, strict=True)):
+            return places
+    raise ModelFileError(
+        f"{places[0]}: is another model; remove it first: edge models rm {model_name(places[0])}"
+    )
+
+
+def _is_free(place: Path, repository: Repository, name: str) -> bool:
+    """Whether a place in the store has no file, an older link into the same repository, or the same content."""
+    if not os.path.lexists(place):
+        return True
+    if place.is_symlink():
+        cache = os.path.abspath(repository.folder.parent)
+        return not place.exists() or os.path.abspath(os.readlink(place)).startswith(cache + os.sep)
+    file = repository.files[name]
+    return place.is_file() and place.stat().st_size == file.n_bytes and sha256(place) == file.sha256
+
+
+def _link(file: Path, place: Path) -> None:
+    """Make `place` a symbolic link to `file`, or a copy where the system has no links for this user."""
+    target = os.path.abspath(file)
+    if place.is_symlink() and os.readlink(place) == target:
+        return
+    if place.exists() and not place.is_symlink():
+        return  # a copy of the same content
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        try:
+            os.symlink(target, temporary)
+        except (OSError, NotImplementedError):
+            check_disk(place.parent, file.stat().st_size, "free some, or set EDGE_MODELS")
+            shutil.copyfile(file, temporary)
+        os.replace(temporary, place)
+    except OSError as error:
+        raise ModelFileError(f"{place}: cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _converted_places(hub_id: str, quant: str) -> list[Path]:
+    name, owner = checkpoint_name(Path(), hub_id), hub_id.split("/")[0]
+    return [store_folder() / f"{stem}-{quant}.gguf" for stem in (name, f"{name}-{owner}")]
+
+
+def _made_from(place: Path, hub_id: str) -> str | None:
+    """The commit that a converted GGUF was made from, "unknown" if it does not say; None if it is another model."""
+    try:
+        facts = origin(read_metadata(place))
+    except ModelFileError:
+        return None
+    made = facts.get("repository") == f"https://huggingface.co/{hub_id}" and "edge" in facts
+    if place.is_symlink() or not made or "adapter" in facts:
+        return None
+    return facts.get("revision", "unknown")
+
+
+def _writing(place: Path, say: Say | None) -> contextlib.AbstractContextManager[None]:
+    """The lock for writing one place of the store."""
+
+    def waiting() -> None:
+        if say:
+            say(f"{place.name}: another process is writing it; waiting for it")
+
+    return held_lock(cache_folder() / "locks" / f"{place.name}.lock", waiting)
