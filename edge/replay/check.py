@@ -223,7 +223,8 @@ def _warnings(line: ReadLine) -> Iterator[str]:
     """What edge accepts in a line, but what is probably a mistake."""
     known = [*RowFields.__annotations__, *_PUBLISHED]
     for name in line.fields:
-        if name not in known and (close := difflib.get_close_matches(name, known, 1, 0.8)):
+        close = [] if name in known else difflib.get_close_matches(name, known, 1, 0.85)
+        if close and close[0] not in line.fields:
             yield f"edge does not read the field {name[:40]!r}; did you mean {close[0]}?"
     if line.row is None:
         return

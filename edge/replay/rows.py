@@ -183,7 +183,7 @@ def _lines(
                 except (ValueError, RecursionError) as error:
                     if torn and not line.endswith(b"\n"):
                         return
-                    if number == 1 and _is_one_value(Path(path)):
+                    if number == 1 and line.strip() in (b"[", b"{") and _is_one_value(Path(path)):
                         yield (
                             1,
                             "not JSON Lines: the file is one JSON value over several lines; write each row on one",

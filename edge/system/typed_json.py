@@ -196,9 +196,9 @@ def json_schema(kind: Any, *, title: str, closed: tuple[Any, ...] = ()) -> dict[
     """
     definitions: dict[str, Any] = {}
     root = _schema(kind, definitions, closed)
-    if list(root) == ["$ref"] or (is_typeddict(_base(kind)) and "$ref" in root):
-        own = definitions.pop(_definition(_base(kind)))
-        root = {**own, **{key: value for key, value in root.items() if key != "$ref"}}
+    if "$ref" in root:  # a TypedDict: its schema is the root, with the rules around it
+        own = definitions.pop(root.pop("$ref").rpartition("/")[2])
+        root = {**own, **root}
     schema = {"$schema": DRAFT, "title": title, **root}
     return {**schema, "$defs": definitions} if definitions else schema
 
@@ -253,10 +253,6 @@ def _object_schema(kind: Any, definitions: dict[str, Any], closed: tuple[Any, ..
         **({"required": required} if required else {}),
         **({"additionalProperties": False} if kind in closed else {}),
     }
-
-
-def _base(kind: Any) -> Any:
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _definition(kind: Any) -> str:

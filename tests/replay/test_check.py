@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -280,6 +281,7 @@ def test_a_pipe_is_read_once(bad: Path, tmp_path: Path, tiny_q4: Path) -> None:
     command = [sys.executable, "-m", "edge", "eval", "-m", str(tiny_q4), "-r", "/dev/stdin", "-o", "r.json"]
     with bad.open("rb") as file:
         cat = subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE)
+        assert cat.stdout is not None
         done = subprocess.run(
             [*command, "--max-tokens", "8", "--quiet"],
             cwd=tmp_path,
@@ -287,6 +289,7 @@ def test_a_pipe_is_read_once(bad: Path, tmp_path: Path, tiny_q4: Path) -> None:
             capture_output=True,
             text=True,
         )
+        cat.stdout.close()
         cat.wait()
     assert done.returncode == 0 and "r.json: 6 steps" in done.stdout
     assert done.stderr == WHAT.format("/dev/stdin", "every answer to 4 of these rows scores 0", "/dev/stdin")
@@ -320,11 +323,12 @@ def test_each_command_says_where_the_format_is(
         f"error: none.jsonl: cannot be read: No such file or directory {SEE}"
     ]
     wrong = edge(*words, "bad.jsonl", folder=tmp_path)
-    line = "bad.jsonl:2: not JSON at column 18: object key must be a string"
     if name == "rows":
-        assert line.replace(":2: ", ":2: error: ") in wrong.stdout
+        assert wrong.stdout.startswith("bad.jsonl:2: error: not JSON at column 18: ")
+        assert wrong.stdout.endswith(f"the format: {SEE[1:-1]}\n")
     else:
-        assert wrong.stderr.splitlines()[-1:] == [f"error: {line} {SEE}"]
+        line = wrong.stderr.splitlines()[-1]
+        assert line.startswith("error: bad.jsonl:2: not JSON at column 18: ") and line.endswith(SEE)
     assert missing.returncode == wrong.returncode == 1
     assert not (tmp_path / "out").exists()
 
@@ -334,8 +338,8 @@ def test_the_position_is_that_in_the_line(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", ROW, '{"é": "ü", x'.encode())
     with pytest.raises(ReplayError) as caught:
         read_rows(path)
-    assert str(caught.value).startswith(f"{path}:2: not JSON at column 12: ")
-    assert "line 1" not in str(caught.value) and "char" not in str(caught.value).partition(": ")[2]
+    line = str(caught.value).removeprefix(f"{path}:2: not JSON at column 12: ").removesuffix(SEE)
+    assert not re.search(r"\d|line|char ", line)
 
 
 def test_predictions_and_messages_name_their_formats(tmp_path: Path, tiny_q4: Path) -> None:
