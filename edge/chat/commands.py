@@ -101,7 +101,10 @@ class Commands:
         other: dict[str, dict[str, Any]] = {
             "verbose": {"stats": True},
             "quiet": {"stats": False},
+            "think": {"think": None},
             "nothink": {"think": 0},
+            "wordwrap": {"wordwrap": True},
+            "nowordwrap": {"wordwrap": False},
         }
         if name == "system":
             self._system(value.strip())
@@ -110,7 +113,6 @@ class Commands:
         elif not name:
             self.say(self._settings())
         else:
-            name, value = ("think", "on") if (name, value) == ("think", "") else (name, value)
             self.conversation.settings = changed(settings, name, value)
 
     def _show(self, rest: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 
+from rich.cells import cell_len
+
 from edge.system.text import printable
 
 # Not printable in Python's sense, but these steer nothing: tabs of code, and the joiners of Persian, Hindi and emoji.
@@ -11,6 +13,51 @@ _HARMLESS = "\t\u200c\u200d"
 def safe_text(text: str) -> str:
     """The text with its line breaks and tabs, and an escape for each character that may steer a terminal."""
     return "".join(c if c in _HARMLESS else printable(c, lines=True) for c in text)
+
+
+class WordWrap:
+    """Breaks lines between words while the text arrives, for a terminal of `width` columns.
+
+    A word is held until it is complete. A word that is longer than a line stays whole.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = max(width, 1)
+        self._column = 0
+        self._blanks = ""
+        self._word = ""
+
+    def feed(self, piece: str) -> str:
+        """The next text with its line breaks."""
+        return "".join(map(self._next, piece))
+
+    def end(self) -> str:
+        """What was held."""
+        return self._flush()
+
+    def _next(self, char: str) -> str:
+        if char == "\n":
+            line = self._flush() + "\n"
+            self._column = 0
+            return line
+        if char in " \t":
+            written = self._flush() if self._word else ""
+            self._blanks += char
+            return written
+        self._word += char
+        return self._flush() if cell_len(char) > 1 else ""  # Chinese and Japanese have no blanks
+
+    def _flush(self) -> str:
+        blanks, word, self._blanks, self._word = self._blanks, self._word, "", ""
+        cells = self._cells(word)
+        if self._column and word and self._column + self._cells(blanks) + cells > self._width >= cells:
+            self._column = cells
+            return "\n" + word
+        self._column = (self._column + self._cells(blanks) + cells) % (self._width + 1)
+        return blanks + word
+
+    def _cells(self, text: str) -> int:
+        return cell_len(text.replace("\t", " " * 8))
 
 
 class JsonLayout:

@@ -28,6 +28,8 @@ class Settings:
     """Show thoughts, not only their length."""
     stats: bool = False
     """Show what each answer took."""
+    wordwrap: bool = True
+    """On a terminal, break the lines of a text between words."""
 
     def budget(self, answers: AnswerKind, room: int) -> int:
         """Maximum number of tokens of an answer for which `room` tokens are left."""
@@ -101,5 +103,6 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "think": (_think, "off, on, or a number of tokens"),
     "thoughts": (_FLAGS.__getitem__, "on or off"),
     "stats": (_FLAGS.__getitem__, "on or off"),
+    "wordwrap": (_FLAGS.__getitem__, "on or off"),
 }
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")

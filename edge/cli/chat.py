@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -278,7 +279,8 @@ class _Session:
     def answer(self, text: str) -> None:
         """Answer one message. On a terminal, Ctrl-C ends only the answer."""
         talk = self.talk
-        view = _View(talk.answers == "action", talk.settings.thoughts, _is_terminal(sys.stdout))
+        settings = talk.settings
+        view = _View(talk.answers == "action", settings.thoughts, settings.wordwrap, _is_terminal(sys.stdout))
         with _stoppable(self.interactive) as stopped:
             reply = talk.ask(text, view.text, view.thought, stopped)
         view.end()
@@ -319,11 +321,14 @@ class _View:
 
     actions: bool
     thoughts: bool
+    wordwrap: bool
     terminal: bool
 
     def __post_init__(self) -> None:
-        from edge.chat.layout import JsonLayout
+        from edge.chat.layout import JsonLayout, WordWrap
 
+        wrapped = self.terminal and self.wordwrap and not self.actions
+        self._wrap = WordWrap(shutil.get_terminal_size().columns) if wrapped else None
         self._json = JsonLayout(indented=self.terminal) if self.actions else None
         self._thought_tokens = 0
         self._folded = False
@@ -344,12 +349,13 @@ class _View:
         from edge.chat.layout import safe_text
 
         self._fold()
-        typer.echo(safe_text(piece) if self._json is None else self._json.feed(piece), nl=False)
+        shown = safe_text(piece) if self._json is None else self._json.feed(piece)
+        typer.echo(shown if self._wrap is None else self._wrap.feed(shown), nl=False)
 
     def end(self) -> None:
         """End the line of the answer."""
         self._fold()
-        typer.echo()
+        typer.echo("" if self._wrap is None else self._wrap.end())
 
     def _fold(self) -> None:
         if self._folded:
@@ -415,9 +421,29 @@ def _stoppable(wanted: bool) -> Iterator[Callable[[], bool]]:
         return
     before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
-        yield lambda: bool(pressed)
+        with _without_echo():
+            yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Do not show what the person types now: it would be in the middle of the answer. It stays for the next line."""
+    if sys.platform == "win32":
+        yield
+        return
+    import termios
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _line_editing() -> Callable[[str], None]:

@@ -249,6 +249,25 @@ def test_ctrl_c_ends_only_the_answer(smollm2_q4: Path, tmp_path: Path) -> None:
         assert person.end() == 0
 
 
+def test_a_text_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
+    """Lines break between words, and what is typed during an answer is the next line, not a part of the answer."""
+    with terminal(
+        tmp_path, "-m", tiny_q4, "--answers", "text", "--temperature", 0, "--max-tokens", 400
+    ) as person:
+        person.until(">>> ")
+        person.type("Remove the file old.log.\r")
+        person.until("\n{")
+        person.type("/set nowordwrap\r")
+        wrapped = "{" + person.until(">>> ").removesuffix(">>> ")
+        assert "/set" not in wrapped
+        person.until(">>> ")
+        person.say("/clear")
+        whole = person.say("Remove the file old.log.")
+    lines = wrapped.split("note:")[0].strip().split("\n")
+    assert len(lines) > 1 and all(len(line.rstrip()) <= 80 for line in lines)
+    assert " ".join(lines) in whole
+
+
 def test_thoughts_are_folded(tiny_q4: Path, tmp_path: Path) -> None:
     options = ("-m", tiny_q4, "--system", THINK)
     with terminal(tmp_path, *options) as person:

@@ -19,7 +19,7 @@ from edge.chat.conversation import Conversation, Reply
 from edge.chat.entries import Entry, read_block, read_entry
 from edge.chat.history import MOST_ENTRIES, History
 from edge.chat.kind import default_answers
-from edge.chat.layout import JsonLayout, safe_text
+from edge.chat.layout import JsonLayout, WordWrap, safe_text
 from edge.chat.settings import Settings, changed, default_sampling, shown
 from edge.errors import ContextError, EdgeError, PromptError
 from edge.runner import Runner
@@ -128,6 +128,21 @@ def test_layouts_change_only_white_space(
         printable = json.dumps(value, ensure_ascii=False)
         if printable.isprintable():
             assert laid == json.dumps(value, indent=2 if indented else None, ensure_ascii=False)
+
+
+@given(st.text("ab \t\n한", max_size=120), st.integers(4, 20), st.integers(1, 9))
+def test_lines_break_between_words(text: str, width: int, size: int) -> None:
+    wrap = WordWrap(width)
+    shown = "".join(wrap.feed(text[at : at + size]) for at in range(0, len(text), size)) + wrap.end()
+    words = text.split()
+    assert "".join(shown.split()) == "".join(words)
+    if "한" not in text:
+        assert shown.split() == words
+        lines = [line.rstrip() for line in shown.split("\n") if line.strip() and not line[0].isspace()]
+        if "\t" not in text and all(len(word) <= width for word in words):
+            assert all(len(line) <= width for line in lines)
+    if all(len(line) + line.count("한") + 7 * line.count("\t") <= width for line in text.split("\n")):
+        assert shown == text
 
 
 def test_text_cannot_control_a_terminal() -> None:
