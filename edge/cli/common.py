@@ -110,7 +110,7 @@ def broken_package(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and name != "edge":
         return f"the package {package} is missing; install it with: {install} {package}"
     why = printable(" ".join(str(error).split()))[-300:]
-    if name == "edge":  # a module of edge that a package did not let start
-        return f"edge cannot load all of its parts ({why}); edge doctor shows the versions of its packages"
+    if name == "edge":  # a package lacks a name that this module needs
+        return f"a package that edge needs is too old or too new ({why}): run pip install for edge again"
     again = f"{install} --force-reinstall {package}"
     return f"the package {package} does not work here ({why}); install it again with: {again}"

@@ -44,6 +44,9 @@ from edge.errors import ContextError, PromptError
 from edge.system.machine import address_space_left
 
 if TYPE_CHECKING:
+    from edge.answer.action import Action
+    from edge.answer.answering import Answering
+    from edge.llama.loading import Loading
     from edge.llama.placement import Placement
     from edge.prompt import Message
     from edge.runner import Runner
@@ -99,22 +102,42 @@ def run(
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.cli.defaults import chosen_model
-    from edge.llama.devices import devices
     from edge.llama.loading import Loading
-    from edge.llama.placement import place
-    from edge.runner import Runner
-    from edge.system.machine import memory
-    from edge.system.progress import waiting
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     answering = Answering(max_tokens, sampling, thought, text_share, style)
     loading = Loading(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap)
     chat = _conversation(task, screen, messages)
-    path = chosen_model(model, note)
-    free, found = memory(), devices()
-    if gpu_layers and not any("GPU" in device.kind for device in found):
-        note("llama.cpp finds no GPU here; --gpu-layers has no effect")
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    stream = terminal and not as_json
     say = None if quiet else progress_line
+    action = _action(chosen_model(model, note), chat, loading, answering, say, stream=stream)
+    styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
+    text = action.text if styled else one_line(action.text)
+    typer.echo("" if stream else action.to_json() if as_json else text)
+    if action.closed_at_budget and not as_json:
+        note(f"the budget of {max_tokens} tokens ended before the answer; edge closed the action validly")
+
+
+def _action(
+    path: Path,
+    chat: "list[Message]",
+    loading: "Loading",
+    answering: "Answering",
+    say: Callable[[str], None] | None,
+    *,
+    stream: bool,
+) -> "Action":
+    """The model's action. `say` receives the placement and the progress; `stream`: print the text as it is written."""
+    from edge.llama.devices import devices
+    from edge.llama.placement import place
+    from edge.runner import Runner
+    from edge.system.machine import memory
+    from edge.system.progress import waiting
+
+    free, found, max_tokens = memory(), devices(), answering.max_tokens
+    if loading.gpu_layers and not any("GPU" in device.kind for device in found):
+        note("llama.cpp finds no GPU here; --gpu-layers has no effect")
     with contextlib.ExitStack() as opened:
         with waiting(f"loading {path}", say):
             runner = opened.enter_context(Runner.open(path, loading))
@@ -127,22 +150,15 @@ def run(
                 lambda: place(
                     runner.model_file, [len(prompt)], max_tokens, memory=free, devices=found, loading=used
                 ),
-                quiet,
+                say is None,
             )
-        terminal = sys.stdout is not None and sys.stdout.isatty()
-        stream = terminal and not as_json
         with _progress(runner, len(prompt), max_tokens, say) as end:
 
             def print_piece(text: str) -> None:
                 end()
                 typer.echo(shown_json(text), nl=False)
 
-            action = runner.act_on(prompt, answering, print_piece if stream else None)
-    styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
-    text = action.text if styled else one_line(action.text)
-    typer.echo("" if stream else action.to_json() if as_json else text)
-    if action.closed_at_budget and not as_json:
-        note(f"the budget of {max_tokens} tokens ended before the answer; edge closed the action validly")
+            return runner.act_on(prompt, answering, print_piece if stream else None)
 
 
 def _task(task: str | None, screen: Path | None, messages: Path | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edge.cli.common import Threads, note
+from edge.cli.common import Threads, note, progress_line
 from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption, Verbose
 from edge.errors import ServeError
 
@@ -117,6 +117,6 @@ def serve(
             flash_attention=flash_attention,
             mmap=mmap,
         ),
-        say=lambda text: typer.echo(text, err=True),
+        say=progress_line,
         answers=answers or "action",
     )

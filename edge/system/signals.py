@@ -53,7 +53,7 @@ def stop_flag_set() -> Iterator[None]:
         return
     with signals_later():
         STOP_FLAG[0] = b"\0"
-        before = signal.set_wakeup_fd(_watcher(os.getpid()).fileno(), warn_on_full_buffer=False)
+        before = signal.set_wakeup_fd(_watcher(os.getpid()), warn_on_full_buffer=False)
         try:
             yield
         finally:
@@ -62,8 +62,8 @@ def stop_flag_set() -> Iterator[None]:
 
 
 @cache
-def _watcher(process: int) -> socket.socket:
-    """The socket to which Python writes the numbers of signals, of this process; a thread sets the flag from them."""
+def _watcher(process: int) -> int:
+    """The socket to which Python writes the numbers of signals in this process; a thread sets the flag from them."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     numbers = {getattr(signal, name) for name in _NAMES if hasattr(signal, name)}
@@ -74,4 +74,4 @@ def _watcher(process: int) -> socket.socket:
                 STOP_FLAG[0] = b"\1"
 
     threading.Thread(target=watch, name="edge-signals", daemon=True).start()
-    return theirs
+    return theirs.detach()
