@@ -44,6 +44,9 @@ from edge.errors import ContextError, PromptError
 from edge.system.machine import address_space_left
 
 if TYPE_CHECKING:
+    from edge.answer.action import Action
+    from edge.answer.answering import Answering
+    from edge.llama.loading import Loading
     from edge.llama.placement import Placement
     from edge.prompt import Message
     from edge.runner import Runner
@@ -102,9 +105,7 @@ def run(
     from edge.llama.devices import devices
     from edge.llama.loading import Loading
     from edge.llama.placement import place
-    from edge.runner import Runner
     from edge.system.machine import memory
-    from edge.system.progress import waiting
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     answering = Answering(max_tokens, sampling, thought, text_share, style)
@@ -115,9 +116,7 @@ def run(
     if gpu_layers and not any("GPU" in device.kind for device in found):
         note("llama.cpp finds no GPU here; --gpu-layers has no effect")
     say = None if quiet else progress_line
-    with contextlib.ExitStack() as opened:
-        with waiting(f"loading {path}", say):
-            runner = opened.enter_context(Runner.open(path, loading))
+    with _opened(path, loading, say) as runner:
         rendered = runner.render(chat)
         note_fallback(path, rendered)
         prompt = runner.encode(rendered.text)
@@ -131,13 +130,7 @@ def run(
             )
         terminal = sys.stdout is not None and sys.stdout.isatty()
         stream = terminal and not as_json
-        with _progress(runner, len(prompt), max_tokens, say) as end:
-
-            def print_piece(text: str) -> None:
-                end()
-                typer.echo(shown_json(text), nl=False)
-
-            action = runner.act_on(prompt, answering, print_piece if stream else None)
+        action = _answer(runner, prompt, answering, stream, say)
     styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
     text = action.text if styled else one_line(action.text)
     typer.echo("" if stream else action.to_json() if as_json else text)
@@ -174,6 +167,34 @@ def _conversation(task: str | None, screen: Path | None, messages: Path | None) 
         return conversation(messages)
     shown = None if screen is None else standard_input() if screen == STDIN else read_text(screen)
     return task_messages(task or "", shown)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, loading: "Loading", say: Callable[[str], None] | None) -> "Iterator[Runner]":
+    from edge.runner import Runner
+    from edge.system.progress import waiting
+
+    with contextlib.ExitStack() as opened:
+        with waiting(f"loading {path}", say):
+            runner = opened.enter_context(Runner.open(path, loading))
+        yield runner
+
+
+def _answer(
+    runner: "Runner",
+    prompt: list[int],
+    answering: "Answering",
+    stream: bool,
+    say: Callable[[str], None] | None,
+) -> "Action":
+    """The action; with `stream`, it is printed while the model writes it."""
+    with _progress(runner, len(prompt), answering.max_tokens, say) as end:
+
+        def print_piece(text: str) -> None:
+            end()
+            typer.echo(shown_json(text), nl=False)
+
+        return runner.act_on(prompt, answering, print_piece if stream else None)
 
 
 @contextlib.contextmanager
