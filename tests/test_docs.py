@@ -87,7 +87,7 @@ def blocks(page: Path) -> Iterator[Block]:
 def options_of_commands() -> dict[str, set[str]]:
     """The options of each command, from docs/commands.md, which another test compares with the help texts."""
     text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    found = {"": {"--version", "-h", "--help"}}
+    found = {"": {"--version", "-V", "-h", "--help", "--install-completion", "--show-completion"}}
     for section in text.split("\n## edge ")[1:]:
         name, _, body = section.partition("\n")
         found[name] = set(OPTION.findall(body.partition("Options:")[2]))

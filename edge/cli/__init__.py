@@ -2,7 +2,7 @@
 
 main      the `edge` command: its subcommands, errors and exit codes
 command   what every command does with its options
-common    notes, tables and lines of progress
+common    notes, reports, tables, lines of progress, standard input, broken packages
 options   options that commands share
 defaults  the model of a command: the named or the default one
 config    edge config; settings as defaults of options

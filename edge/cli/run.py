@@ -131,16 +131,12 @@ def _action(
     """The model's action. `say` receives the placement and the progress; `stream`: print the text as it is written."""
     from edge.llama.devices import devices
     from edge.llama.placement import place
-    from edge.runner import Runner
     from edge.system.machine import memory
-    from edge.system.progress import waiting
 
     free, found, max_tokens = memory(), devices(), answering.max_tokens
     if loading.gpu_layers and not any("GPU" in device.kind for device in found):
         note("llama.cpp finds no GPU here; --gpu-layers has no effect")
-    with contextlib.ExitStack() as opened:
-        with waiting(f"loading {path}", say):
-            runner = opened.enter_context(Runner.open(path, loading))
+    with _opened(path, loading, say) as runner:
         rendered = runner.render(chat)
         note_fallback(path, rendered)
         prompt = runner.encode(rendered.text)
@@ -152,13 +148,7 @@ def _action(
                 ),
                 say is None,
             )
-        with _progress(runner, len(prompt), max_tokens, say) as end:
-
-            def print_piece(text: str) -> None:
-                end()
-                typer.echo(shown_json(text), nl=False)
-
-            return runner.act_on(prompt, answering, print_piece if stream else None)
+        return _answer(runner, prompt, answering, stream, say)
 
 
 def _task(task: str | None, screen: Path | None, messages: Path | None) -> str | None:
@@ -190,6 +180,34 @@ def _conversation(task: str | None, screen: Path | None, messages: Path | None) 
         return conversation(messages)
     shown = None if screen is None else standard_input() if screen == STDIN else read_text(screen)
     return task_messages(task or "", shown)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, loading: "Loading", say: Callable[[str], None] | None) -> "Iterator[Runner]":
+    from edge.runner import Runner
+    from edge.system.progress import waiting
+
+    with contextlib.ExitStack() as opened:
+        with waiting(f"loading {path}", say):
+            runner = opened.enter_context(Runner.open(path, loading))
+        yield runner
+
+
+def _answer(
+    runner: "Runner",
+    prompt: list[int],
+    answering: "Answering",
+    stream: bool,
+    say: Callable[[str], None] | None,
+) -> "Action":
+    """The action; with `stream`, it is printed while the model writes it."""
+    with _progress(runner, len(prompt), answering.max_tokens, say) as end:
+
+        def print_piece(text: str) -> None:
+            end()
+            typer.echo(shown_json(text), nl=False)
+
+        return runner.act_on(prompt, answering, print_piece if stream else None)
 
 
 @contextlib.contextmanager

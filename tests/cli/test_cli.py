@@ -143,7 +143,6 @@ def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -
         (["eval", "--model", tiny_q4, "--out", tmp_path], str(tmp_path)),
         (["eval", "--model", tiny_q4, "--ctx", 10**9, "--out", tmp_path / "o.json"], "context"),
         (["run", b"\xff bad", "--model", tiny_q4], "UTF-8"),
-        (["run", "x", "--model", tiny_q4, "--top-p", 2], "top_p"),
         (["convert", tmp_path / "nowhere"], "nowhere"),
         (["convert", tmp_path], "config.json"),
     ):
