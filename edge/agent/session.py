@@ -93,8 +93,8 @@ class Interface:
     """Receives notes of one line."""
     waiting: Callable[[], AbstractContextManager[None]]
     """Makes the context in which the model reads and writes."""
-    default_model: Callable[[], Path]
-    """Finds or makes the model of a session that names none, and says which it is."""
+    find_model: Callable[[Path | None], Path]
+    """The GGUF that a path or a name means. For None, it finds or makes the default model, and says which it is."""
     quiet: bool = False
     """Show no actions and no screens, unless the person decides on them."""
 
@@ -176,7 +176,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         runner = stack.enter_context(Runner.open(paths.model, options.loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
         if not interface.quiet and (options.model is not None or resumed is not None):
-            interface.say(f"model: {paths.model}")  # interface.default_model names the one that it finds
+            interface.say(f"model: {paths.model}")  # interface.find_model names the one that it finds
         lost = options.permission.sandbox and _lost_action(resumed, paths.archive)
         show = _show(options, interface)
         workplace = stack.enter_context(_start(options, paths, record, interface, show))
@@ -246,7 +246,7 @@ def _paths(options: SessionOptions, resumed: Record | None, interface: Interface
     if not folder.is_dir():
         raise AgentError(f"{folder}: is not a folder: choose another --workdir")
     record = options.resume or options.record or new_record_path(options.task or "")
-    return _Paths(record, archive_path(record), folder.resolve(), model or interface.default_model())
+    return _Paths(record, archive_path(record), folder.resolve(), interface.find_model(model))
 
 
 def _new_record(options: SessionOptions, paths: _Paths) -> Record:

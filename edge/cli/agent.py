@@ -158,7 +158,6 @@ def _has_person() -> bool:
 
 def _run(options: "SessionOptions", quiet: bool) -> None:
     """Run the session and print how it ended; exit with 1 if the task is not complete and nobody stopped it."""
-    from dataclasses import replace
     from functools import partial
 
     from rich.console import Console
@@ -169,14 +168,16 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
 
     if conflict := option_conflict(options):
         raise typer.BadParameter(conflict.reason, param_hint=conflict.option)
-    permission = options.permission
-    if options.model is not None:
-        options = replace(options, model=chosen_model(options.model, note))
+    person = options.permission.person and not options.permission.yes
+
+    def find_model(given: Path | None) -> Path:
+        return agent_model(note, person=person) if given is None else chosen_model(given, note)
+
     interface = Interface(
         console=Console(highlight=False, soft_wrap=True),
         say=note,
         waiting=partial(waiting, "The model reads and writes", None if quiet else progress_line),
-        default_model=partial(agent_model, note, person=permission.person and not permission.yes),
+        find_model=find_model,
         quiet=quiet,
     )
     ending = run_session(options, interface)

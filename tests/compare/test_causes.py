@@ -345,10 +345,10 @@ def test_command(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFi
     written = json.loads(out.read_text(encoding="utf-8"))
     found = causes([runs["bf16"], runs["q4"], runs["bf16-parallel"]])
     assert written["causes"] == json.loads(json.dumps(causes_json(found))) and len(written["parts"]) == 2
-    assert edge("compare", *given, "--causes", "--json", str(out)) == 0
+    assert edge("compare", *given, "--causes", "--json", str(out), "--force") == 0
     printed = capsys.readouterr().out
     assert printed.startswith("# Causes\n") and "Compared with" not in printed
-    assert set(json.loads(out.read_text(encoding="utf-8"))) == {"causes"}
+    assert set(json.loads(out.read_text(encoding="utf-8"))) == {"comparison", "run", "causes"}
     # a reference that is among the results is one run, and published figures are none
     assert edge("compare", given[0], "--causes", "--reference", given[0]) == 0
     assert "differ in exactly one thing" in capsys.readouterr().out

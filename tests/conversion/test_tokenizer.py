@@ -266,7 +266,7 @@ def test_mistral(folder: Path) -> None:
     make_tokenizers.tekken(folder)
     vocabulary = make_vocabulary(open_checkpoint(folder), N_VOCAB)
     assert (vocabulary.model, vocabulary.pre, vocabulary.add_bos) == ("gpt2", "tekken", True)
-    convert(folder, quant="BF16", out=folder / "x.gguf")
+    convert(folder, quant="BF16", out=folder / "x.gguf", force=True)
 
 
 def test_a_parents_special_ids(folder: Path) -> None:
