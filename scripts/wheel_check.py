@@ -139,6 +139,15 @@ class Workplace:
             kept["UV_FIND_LINKS"] = str(llama)
         return kept
 
+    def add_packages(self, python: Path) -> None:
+        """Let the Python of an environment import what is in `packages`.
+
+        Not with PYTHONPATH: other Pythons would see it too, and what they run at their start may change such a folder.
+        """
+        ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        site = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+        (Path(site) / "packages.pth").write_text(f"{self.packages}\n")
+
     def copy_checkout(self) -> None:
         """Copy what git knows or would add, so that a build leaves nothing in the checkout."""
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -153,8 +162,9 @@ class Workplace:
     def make_wheels(self, python: Python, compile_each: bool) -> Path:
         """Build edge's wheel and, once for all Pythons, llama.cpp's. Returns the path of edge's."""
         environment = self.caller(python)
-        if self.packages is not None:
-            environment["PYTHONPATH"] = str(self.packages)  # it has the build tool
+        if self.packages is not None:  # they have the build tool; the block then finds this .venv
+            sh("python3 -m venv .venv", self.clone, environment, "venv")
+            self.add_packages(self.clone / ".venv" / "bin" / "python")
         sh(self.blocks["build"], self.clone, environment, "the build of the wheel")
         (wheel,) = (self.clone / "dist").glob("*.whl")
         if self.packages is None and not compile_each:
@@ -192,9 +202,7 @@ def install(workplace: Workplace, python: Python, way: str, wheel: Path) -> tupl
     if workplace.folder not in program.parents:
         raise CheckError(f"{program}: this is another edge than the one that was installed")
     if workplace.packages is not None:
-        ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        site = sh(f'{shlex.quote(str(program.parent / "python"))} -c "{ask}"', folder, caller, "python")
-        (Path(site.strip()) / "packages.pth").write_text(f"{workplace.packages}\n")
+        workplace.add_packages(program.parent / "python")
     kept = {name: value for name, value in os.environ.items() if name in KEPT}
     path = os.pathsep.join([str(program.parent), caller["PATH"]])
     return folder, {**kept, "PATH": path, "HOME": str(folder / "home")}
