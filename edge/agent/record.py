@@ -28,6 +28,8 @@ from edge.system.locks import try_lock
 from edge.system.paths import state_folder
 
 SOURCE = "edge agent"
+SCHEMA_VERSION = 1
+"""Version of the record's schema. A record without the field is of edge 0.2.0 or older, and has the same fields."""
 
 
 class SessionFacts(TypedDict):
@@ -41,6 +43,8 @@ class SessionFacts(TypedDict):
     """Absolute path of the work folder."""
     sandbox: NotRequired[bool]
     """Whether the session ran in the sandbox."""
+    schema_version: NotRequired[int]
+    """Version of the record's schema."""
 
 
 class StepFacts(TypedDict, total=False):
@@ -70,6 +74,8 @@ class SessionField(StepFacts, total=False):
     """Absolute path of the work folder; first row."""
     sandbox: bool
     """Whether the session ran in the sandbox; first row."""
+    schema_version: int
+    """Version of the record's schema; first row."""
     outcome: str
     """How the session ended; last row."""
     output: str
@@ -142,7 +148,7 @@ class Record:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | NO_LINK | BINARY
             descriptor = os.open(path, flags, 0o600)
-        record = cls(path, facts, [], descriptor)
+        record = cls(path, {**facts, "schema_version": SCHEMA_VERSION}, [], descriptor)
         record._lock()
         return record
 
@@ -273,6 +279,11 @@ def _facts(path: Path, data: bytes) -> SessionFacts:
     for name in ("model", "workdir"):
         if not isinstance(facts.get(name, ""), str):
             raise AgentError(f"{path}: is damaged: {name} of its session is not text")
+    version = facts.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise AgentError(
+            f"{path}: has schema version {str(version)[:20]}; this edge reads up to {SCHEMA_VERSION}: update edge"
+        )
     return cast(SessionFacts, facts)
 
 

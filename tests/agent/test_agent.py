@@ -482,11 +482,14 @@ def test_an_allowlist_accepts_and_refuses(folder: Path, tiny_q4: Path) -> None:
 
 def test_wrong_files_give_one_line(folder: Path, tiny_q4: Path) -> None:
     (folder / "rows.jsonl").write_text('{"task_id": "t", "step_idx": 0, "prompt": "x", "ref_raw": "{}"}\n')
+    newer = {"source": "edge agent", "session": {"task": "x", "schema_version": 99}}
+    (folder / "newer.jsonl").write_text(json.dumps(newer) + "\n")
     (folder / "template").write_text("{instruction} {state}")
     task = "Remove the file old.log."
     for arguments, what in (
         (("--resume", folder / "none.jsonl"), "cannot be read"),
         (("--resume", folder / "rows.jsonl"), "is not a session record"),
+        (("--resume", folder / "newer.jsonl"), "has schema version 99"),
         ((task, "--record", folder / "rows.jsonl"), "already exists"),
         ((task, "--workdir", folder / "none"), "is not a folder"),
         ((task, "--prompt-template", folder / "template"), "{terminal_state}"),
