@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edge.cli.command import Command
+from edge.cli.command import App
 from edge.cli.common import table
 from edge.system.config import VERSION, Held, config_file, settings
 from edge.system.store import store_folder
@@ -15,7 +15,7 @@ from edge.system.text import printable
 _UNTOUCHED = {"config", "help"}  # commands that must work with a broken file of settings
 _NAMES = {"context": ("context", "ctx")}
 
-config_app = typer.Typer(
+config_app = App(
     help="Show the settings that hold, and where they come from.", rich_markup_mode=None, add_completion=False
 )
 
@@ -77,7 +77,7 @@ def config(
     typer.echo(f"\nmodel: {printable(default[0] or 'none yet')} ({printable(default[1])})")
 
 
-@config_app.command(cls=Command)
+@config_app.command()
 def path() -> None:
     """Print the path of the file of settings; it may not exist yet."""
     typer.echo(config_file())

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-rows = typer.Typer(
+from edge.cli.command import App
+
+rows = App(
     help="Check replay rows.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge.cli.command import Command
+from edge.cli.command import App
 from edge.cli.common import note, table
 from edge.errors import ModelFileError
 from edge.replay.known import KnownModel, known_models
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _VERSION = 1  # of the JSON that --json prints
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
-models_app = typer.Typer(help="List, find and remove models.", rich_markup_mode=None, add_completion=False)
+models_app = App(help="List, find and remove models.", rich_markup_mode=None, add_completion=False)
 
 
 @models_app.callback(invoke_without_command=True)
@@ -60,7 +60,7 @@ def models(context: typer.Context, as_json: Json = False) -> None:
         typer.echo("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
 
 
-@models_app.command(cls=Command)
+@models_app.command()
 def known(as_json: Json = False) -> None:
     """List the models that edge knows by name."""
     if as_json:
@@ -70,7 +70,7 @@ def known(as_json: Json = False) -> None:
     listing(["known model", "type", "context", "memory", "F1", "hub id"], known_rows())
 
 
-@models_app.command(cls=Command)
+@models_app.command()
 def path(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a model; edge models lists them.")],
 ) -> None:
@@ -78,7 +78,7 @@ def path(
     typer.echo(_named(name, [*local_files(), *store_files()]).absolute())
 
 
-@models_app.command(cls=Command)
+@models_app.command()
 def rm(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of models in the model store.")],
     yes: Annotated[
