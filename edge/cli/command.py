@@ -3,13 +3,14 @@
 import inspect
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 # Options that are text because they take a path or a name.
 _ALSO_PATHS = {"model", "source", "out", "base", "reference"}
 _VALUES = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
@@ -28,7 +29,7 @@ class Command(TyperCommand):
 class App(typer.Typer):
     """A group of commands, each of them a `Command`."""
 
-    def command(self, *args: Any, **kwargs: Any) -> Any:
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[Function], Function]:
         """As `typer.Typer.command`."""
         return super().command(*args, **{"cls": Command, **kwargs})
 
