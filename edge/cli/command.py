@@ -25,6 +25,10 @@ class Command(TyperCommand):
         for parameter in self.params:
             _improve(parameter, list(_parts(hints.get(str(parameter.name), str))))
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line. Typer writes `{FILE}` for an argument that is required."""
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
 
 class App(typer.Typer):
     """A group of commands, each of them a `Command`."""
