@@ -14,6 +14,8 @@ from edge.errors import ModelFileError
 from edge.replay.known import KnownModel, known_models
 from edge.system.store import model_name, named_file, store_files
 
+__all__ = ["Reference", "resolve"]
+
 DEFAULT_QUANT = "Q4_K_M"
 
 # What people copy from a browser or from other programs.

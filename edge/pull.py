@@ -33,6 +33,8 @@ from edge.system.paths import cache_folder, embedded_checkpoint
 from edge.system.progress import bar
 from edge.system.store import model_name, store_folder
 
+__all__ = ["Download", "Pulled", "pull"]
+
 ASK_ABOVE = 10**9
 """Bytes: the command line asks before a larger download."""
 

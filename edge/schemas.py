@@ -25,7 +25,7 @@ class Format:
 
 FORMATS = (
     Format("replay-row", "one line of a --replay file: messages and a reference answer", "replay-row.jsonl"),
-    Format("messages", "the file of edge prompt --messages", "messages.json"),
+    Format("messages", "the file of --messages (edge run, prompt) and edge chat --load", "messages.json"),
     Format("prediction", "one line of the predictions file of edge score", "prediction.jsonl"),
     Format("action", "the JSON that a model answers with"),
     Format("result", "the result JSON of edge eval and edge score"),

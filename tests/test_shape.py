@@ -30,6 +30,9 @@ PUBLIC = {
     "edge.compare": ("compare",),
     "edge.measure": ("measure",),
     "edge.report": ("report",),
+    "edge.pull": ("pull", "Download", "Pulled"),
+    "edge.names": ("resolve", "Reference"),
+    "edge.formats.hub": ("HubOptions",),
 }
 
 

@@ -135,7 +135,7 @@ def test_another_sweep_in_the_same_folder_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_killed_in_the_middle_it_goes_on(swept: Swept, tiny_folder: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_killed_sweep_continues(swept: Swept, tiny_folder: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [
         sys.executable,

@@ -57,8 +57,9 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help="GGUF to evaluate: a path or a name in edge models. Default: see edge config. vllm: a Hugging Face "
-            "folder. openai: a GGUF or folder that renders the prompts; without it, the server renders them.",
+            help="GGUF to evaluate: a file, a name in the store, a known name or a hub id. Default: see edge config. "
+            "vllm: a Hugging Face folder. openai: a GGUF or folder that renders the prompts; without it, the server "
+            "renders them.",
         ),
     ] = None,
     backend: Annotated[

@@ -32,7 +32,9 @@ def _value(fits: Callable[[float], bool], range_: str) -> Callable[[float], floa
 ModelOption = Annotated[
     Path | None,
     typer.Option(
-        "--model", "-m", help="GGUF to use: a path or a name in edge models. Default: see edge config."
+        "--model",
+        "-m",
+        help="GGUF to use: a file, a name in the store, a known name or a hub id. Default: see edge config.",
     ),
 ]
 GpuLayers = Annotated[

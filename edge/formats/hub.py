@@ -21,6 +21,8 @@ from edge.system.locks import held_lock
 from edge.system.machine import free_disk
 from edge.system.text import size
 
+__all__ = ["HubOptions"]
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)

@@ -159,7 +159,7 @@ def test_a_task_is_done_in_the_sandbox_and_becomes_rows(folder: Path, tiny_q4: P
 
 
 @needs_sandbox
-def test_a_killed_session_is_gone_on_with(folder: Path, tiny_q4: Path) -> None:
+def test_a_killed_session_can_be_resumed(folder: Path, tiny_q4: Path) -> None:
     record = folder.parent / "session.jsonl"
     arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes", "--max-steps", "5"]
     first = subprocess.Popen(
@@ -348,7 +348,7 @@ def test_an_editor_that_fails_changes_nothing(folder: Path, tiny_q4: Path, edito
 
 
 @needs_sandbox
-def test_a_lost_step_is_told(folder: Path, tiny_q4: Path) -> None:
+def test_resume_reports_a_lost_step(folder: Path, tiny_q4: Path) -> None:
     """edge was killed after it wrote the action to the record, and before it saved the work folder."""
     record = folder.parent / "session.jsonl"
     arguments = ("--model", tiny_q4, *SMALL, "--sandbox", "--yes", "--max-steps", 1)
@@ -412,9 +412,7 @@ def test_a_closed_window_leaves_nothing(folder: Path, tiny_q4: Path, number: sig
     temporary.rmdir()
 
 
-def test_what_a_killed_process_left_goes_with_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_run_removes_files_of_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = "import time; from edge.system.folders import *; print(make_folder('edge-x-'), flush=True); time.sleep(99)"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
@@ -515,7 +513,7 @@ def test_wrong_files_give_one_line(folder: Path, tiny_q4: Path) -> None:
         b"",
     ],
 )
-def test_a_file_that_is_no_session_stays_as_it_is(folder: Path, tiny_q4: Path, content: bytes) -> None:
+def test_resume_leaves_other_files_unchanged(folder: Path, tiny_q4: Path, content: bytes) -> None:
     place = folder / "any"
     place.write_bytes(content)
     os.utime(place, (1, 1))

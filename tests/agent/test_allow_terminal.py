@@ -140,9 +140,7 @@ def asking(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("by_line", [True, False])
 @pytest.mark.parametrize("name", ASKS)
-def test_what_a_file_asks_the_terminal_is_no_part_of_a_command(
-    tmp_path: Path, name: str, by_line: bool
-) -> None:
+def test_a_terminal_reply_is_not_part_of_a_command(tmp_path: Path, name: str, by_line: bool) -> None:
     asking(tmp_path, name)
     with Terminal.start(cwd=tmp_path) as terminal:
         for line in ("cat README\n", "ls\n", "pwd\n"):

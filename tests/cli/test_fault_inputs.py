@@ -180,7 +180,7 @@ def test_a_file_cut_anywhere_is_refused(model: str, copy: Any, request: pytest.F
         assert "\n" not in str(caught.value)
 
 
-def test_whole_once_is_remembered_and_verify_reads_anew(copy: Any, tiny_q4: Path, edge: Edge) -> None:
+def test_a_check_is_remembered_and_verify_repeats_it(copy: Any, tiny_q4: Path, edge: Edge) -> None:
     """A disk that changes bits under an unchanged time: `edge run` does not see it, `edge inspect --verify` does."""
     path = copy(tiny_q4)
     tensor = next(tensor for tensor in read_tensors(path) if "ffn_down" in tensor.name)
@@ -200,7 +200,7 @@ def test_whole_once_is_remembered_and_verify_reads_anew(copy: Any, tiny_q4: Path
     assert f"damaged: {tensor.name} is not as edge convert wrote it (CRC-32); convert or fetch" in ended.err
 
 
-def test_another_program_may_write_the_file_anew(copy: Any, tiny_q4: Path) -> None:
+def test_another_program_may_rewrite_the_file(copy: Any, tiny_q4: Path) -> None:
     """It copies the checksums of other data with the metadata; the size tells that they are not this file's."""
     path = copy(tiny_q4)
     with path.open("ab") as file:
@@ -217,9 +217,7 @@ def _vocabulary_only() -> Any:
     return params
 
 
-def test_weights_that_are_no_numbers(
-    copy: Any, tiny_bf16: Path, edge: Edge, rows: Path, tmp_path: Path
-) -> None:
+def test_weights_that_are_nan(copy: Any, tiny_bf16: Path, edge: Edge, rows: Path, tmp_path: Path) -> None:
     """NaN in a file without checksums: no command makes an answer or a figure of it."""
     path = copy(tiny_bf16, foreign=True)
     norm = next(tensor for tensor in read_tensors(path) if tensor.name == "blk.3.ffn_norm.weight")

@@ -365,7 +365,7 @@ def locked(inputs: Inputs) -> Iterator[tuple[Path, Inputs, int | None]]:
 def test_a_folder_that_cannot_be_written(
     name: str, edge: Edge, locked: tuple[Path, Inputs, int | None]
 ) -> None:
-    """One line, and what was there is there. `edge run` may keep the embedded model in the user's cache instead."""
+    """One line, and what was there is there. `edge run` writes the embedded model to the store, if it can."""
     out, copies, user = locked
     (out / "models").mkdir()
     for output in OUTPUTS[name]:
@@ -450,7 +450,7 @@ def test_an_output_folder_that_vanishes(name: str, edge: Edge, inputs: Inputs, t
 
 
 @pytest.mark.parametrize("name", ["run", "inspect", "prompt", "models"])
-def test_nobody_reads_what_is_printed(name: str, inputs: Inputs, tmp_path: Path) -> None:
+def test_stdout_without_a_reader(name: str, inputs: Inputs, tmp_path: Path) -> None:
     """`edge … | head -1`, stdout closed, stdout on a full disk: no traceback, and no success where output was lost."""
     messages = tmp_path / "messages.json"
     messages.write_text(json.dumps([{"role": "user", "content": "long " * 40_000}]), encoding="utf-8")

@@ -326,7 +326,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "negative offsets": (entry(NORM, data_offsets=[-512, 0]), f"the header's entry for {NORM} is malformed"),
     "offsets in the wrong order": (entry(NORM, data_offsets=[512, 0]), "has -512 bytes"),
     "offsets beyond the file": (entry(NORM, data_offsets=[1 << 50, (1 << 50) + 512]), "truncated: "),
-    "offsets that are no integers": (entry(NORM, data_offsets=[0.0, 512.0]), "is malformed"),
+    "offsets that are not integers": (entry(NORM, data_offsets=[0.0, 512.0]), "is malformed"),
     "a shape that does not fit its bytes": (entry(NORM, shape=[255]), "which does not fit BF16 [255]"),
     "a shape of other lengths": (entry(GATE, shape=[256, 4]), "config.json asks for [4, 256]"),
     "a shape of a million dimensions": (entry(NORM, shape=[1 << 61] * 1_000_000), "is malformed"),
@@ -370,11 +370,11 @@ CASES: dict[str, tuple[Damage, str]] = {
     ),
     "a name of 100,000 characters": (renamed("a" * 100_000), "is not a tensor name"),
     "half of a surrogate pair in a name": (renamed("a\ud800"), "is not a tensor name"),
-    "metadata that is no text": (
+    "metadata that is not text": (
         header(lambda e: e.update({"__metadata__": {"format": {"a": 1}}})),
         "its __metadata__ is not a map of strings",
     ),
-    "a header that is no UTF-8": (
+    "a header that is not UTF-8": (
         raw_header(lambda raw: raw.replace(b"model.", b"mod\xff.")),
         "its header is not valid JSON",
     ),
@@ -436,7 +436,7 @@ CASES: dict[str, tuple[Damage, str]] = {
         text("config.json", '{"hidden_size": 256, "hidden_size": 512}'),
         "the key 'hidden_size' occurs twice",
     ),
-    "a configuration that is no UTF-8": (text("config.json", b'{"a": "\xff"}'), "cannot be read as JSON: "),
+    "a configuration that is not UTF-8": (text("config.json", b'{"a": "\xff"}'), "cannot be read as JSON: "),
     "a configuration that is a list": (text("config.json", "[]"), "holds a list, not a JSON object"),
     "a configuration of 1 GB": (sparse("config.json", b"{", 1 << 30), "holds 1,073,741,824 bytes"),
     "a number of 10,000 digits": (
@@ -530,7 +530,7 @@ CASES: dict[str, tuple[Damage, str]] = {
         sparse("chat_template.jinja", b"x", 100_000_000),
         "holds 100,000,000 bytes",
     ),
-    "a chat template that is no UTF-8": (text("chat_template.jinja", b"\xff\xfe"), "cannot be read"),
+    "a chat template that is not UTF-8": (text("chat_template.jinja", b"\xff\xfe"), "cannot be read"),
     "a chat template with a NUL": (text("chat_template.jinja", "a\0b"), "holds a NUL"),
     # --- no checkpoint at all ---
     "an empty folder": (lambda f: [path.unlink() for path in f.iterdir()], "no config.json"),
@@ -556,9 +556,7 @@ def page() -> Iterator[dict[str, str]]:
     yield lines
     before = PAGE.read_text(encoding="utf-8").partition("| input |")[0]
     rows = [f"| {name} | `` {line} `` |" for name, line in lines.items()]
-    PAGE.write_text(
-        before + "\n".join(["| input | what edge says |", "|---|---|", *rows, ""]), encoding="utf-8"
-    )
+    PAGE.write_text(before + "\n".join(["| input | error line |", "|---|---|", *rows, ""]), encoding="utf-8")
 
 
 def check(

@@ -257,7 +257,7 @@ OTHER_ATTEMPTS = (
         "unshare, nsenter, bubblewrap inside the sandbox",
         "system call filter; user namespaces disabled",
         KERNEL,
-        "test_no_namespaces_of_its_own",
+        "test_no_new_namespaces",
     ),
     (
         "remount, bind, umount, chroot, pivot_root; rm -rf /usr",
@@ -287,7 +287,7 @@ OTHER_ATTEMPTS = (
         "vsock, packet, crypto (AF_ALG) and audit sockets",
         "system call filter",
         KERNEL,
-        "test_sockets_that_no_network_namespace_keeps",
+        "test_sockets_outside_the_network_namespace",
     ),
     ("a fork bomb", "process limit", KERNEL, "test_a_fork_bomb"),
     (
@@ -331,13 +331,13 @@ OTHER_ATTEMPTS = (
         "stopping or flooding the process that answers edge",
         "each answer carries a random mark; edge limits its time and size",
         KERNEL,
-        "test_what_edge_is_told_by_the_sandbox",
+        "test_the_process_that_answers_edge",
     ),
     (
         "BASH_ENV, PROMPT_COMMAND, functions in the environment",
         "an empty environment",
         KERNEL,
-        "test_a_hook_in_the_persons_environment_does_not_run",
+        "test_hooks_in_the_environment_do_not_run",
     ),
     (
         "bringing back dot-files, .git, hooks, session files, agent instructions, outside links, FIFOs, setuid bits",
@@ -349,7 +349,7 @@ OTHER_ATTEMPTS = (
         "names that begin with a dash or contain control characters",
         "edge does not bring them back; it lists them with escapes",
         "test_workfolder.py",
-        "test_names_that_others_obey_are_withheld",
+        "test_names_that_programs_act_on_are_withheld",
     ),
     (
         "links out of the work folder, direct and through other links",
@@ -367,7 +367,7 @@ OTHER_ATTEMPTS = (
         "overwriting a file that the user changed during the session",
         "edge compares the contents before each write",
         "test_workfolder.py",
-        "test_what_the_person_changed_meanwhile_stays",
+        "test_files_that_the_user_changed_stay",
     ),
     (
         'archives with "..", absolute names, files below links, duplicate names',
@@ -385,13 +385,13 @@ OTHER_ATTEMPTS = (
         "deleting files with a truncated archive",
         "edge rejects an archive without its end marker",
         "test_workfolder.py",
-        "test_a_part_of_an_archive_deletes_nothing",
+        "test_a_truncated_archive_deletes_nothing",
     ),
     ("archives with random damage", "strict archive reader", "test_workfolder.py", "test_random_damage"),
     (
         "the terminal's reply to a displayed file, as the start of the next command",
         "edge clears the shell's input line before it types at the prompt",
         "test_allow_terminal.py",
-        "test_what_a_file_asks_the_terminal_is_no_part_of_a_command",
+        "test_a_terminal_reply_is_not_part_of_a_command",
     ),
 )

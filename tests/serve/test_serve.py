@@ -249,7 +249,7 @@ def test_other_formats(client: openai.OpenAI) -> None:
         ),
     ],
 )
-def test_bad_requests_are_told_as_openai_does(server: str, body: Any, param: str | None, what: str) -> None:
+def test_bad_requests_get_openai_errors(server: str, body: Any, param: str | None, what: str) -> None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     got = httpx.post(f"{server}/v1/chat/completions", content=data, timeout=60)
     assert got.status_code == 400
@@ -288,7 +288,7 @@ def test_web_pages_are_not_let_in(server: str) -> None:
         assert got.status_code == 200
 
 
-def test_what_is_no_http_is_told_as_openai_does(server: str) -> None:
+def test_invalid_http_gets_an_openai_error(server: str) -> None:
     port = int(server.rpartition(":")[2])
     for request in (b"nonsense\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
@@ -394,7 +394,7 @@ def test_requests_that_do_not_arrive_are_ended(tiny_q4: Path) -> None:
         assert send(again, again[:9]).count(b"200 OK") == 1  # nor does an answered request before it
 
 
-def test_a_client_that_goes_away_frees_its_place(tiny_q4: Path) -> None:
+def test_a_client_that_disconnects_frees_its_place(tiny_q4: Path) -> None:
     with serving(tiny_q4, "--parallel", "1", "--queue", "1") as server:
         endless = {"prompt": "lo", "max_tokens": 8000, "stream": True, "ignore_eos": True}
         port = int(server.rpartition(":")[2])
@@ -423,7 +423,7 @@ def test_a_client_that_goes_away_frees_its_place(tiny_q4: Path) -> None:
         assert metric(server, "edge_clients_gone_total") == 2
 
 
-def test_a_body_on_its_way_has_its_place_and_long_prompts_are_refused_early(tiny_q4: Path) -> None:
+def test_slow_bodies_take_a_place_and_long_prompts_are_refused(tiny_q4: Path) -> None:
     """The number of places limits the memory for requests."""
     with serving(tiny_q4, "--parallel", "1", "--queue", "1") as server:
         port = int(server.rpartition(":")[2])
@@ -532,7 +532,7 @@ def test_what_cannot_be_served_is_told_in_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_taken_port_is_told(tiny_q4: Path, server: str) -> None:
+def test_a_port_in_use_is_an_error(tiny_q4: Path, server: str) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     port = server.rpartition(":")[2]
     command = [

@@ -163,7 +163,7 @@ def test_setuid_programs_do_not_become_root(world: World, box: Shell, outside: S
         "bwrap --dev-bind / / sleep 4",
     ],
 )
-def test_no_namespaces_of_its_own(command: str, world: World, box: Shell, outside: Shell) -> None:
+def test_no_new_namespaces(command: str, world: World, box: Shell, outside: Shell) -> None:
     if not has(command.split()[0]):
         pytest.skip(f"needs {command.split()[0]}")
     mine = os.readlink("/proc/self/ns/user")
@@ -283,7 +283,7 @@ def test_keys_of_the_session_ring(world: World, tmp_path: Path) -> None:
 
 @PYTHON
 @pytest.mark.parametrize("family", ["AF_VSOCK", "AF_ALG", "AF_PACKET", "AF_NETLINK"])
-def test_sockets_that_no_network_namespace_keeps(family: str, world: World, box: Shell) -> None:
+def test_sockets_outside_the_network_namespace(family: str, world: World, box: Shell) -> None:
     """Holds sockets open while the test looks at the process."""
     kind = "SOCK_SEQPACKET" if family == "AF_ALG" else "SOCK_STREAM" if family == "AF_VSOCK" else "SOCK_RAW"
     protocol = 9 if family == "AF_NETLINK" else 0  # 9: the kernel's audit
@@ -449,9 +449,7 @@ def test_tmux_itself(world: World, box: Shell) -> None:
     assert box.terminal.screen()
 
 
-def test_what_edge_is_told_by_the_sandbox(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_process_that_answers_edge(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that answers edge stops, then its pipe has other data: an error in time, and no file."""
     monkeypatch.setattr("edge.terminal.sandbox._PATIENCE", 2.0)
     with sandboxed(world) as shell:
@@ -504,7 +502,7 @@ def test_dot_files_links_and_the_sessions_own_files(world: World, tmp_path: Path
     assert (tmp_path / "canary").read_text() == "whole\n"
 
 
-def test_a_hook_in_the_persons_environment_does_not_run(world: World, tmp_path: Path) -> None:
+def test_hooks_in_the_environment_do_not_run(world: World, tmp_path: Path) -> None:
     """BASH_ENV, ENV, PROMPT_COMMAND and an exported function in the terminal's environment."""
     (tmp_path / "hook").write_text("echo hooked-$((1+1))\n")
     poison = {name: f"echo hooked-$((1+1)); . {tmp_path}/hook" for name in ("PROMPT_COMMAND", "PS1")}

@@ -137,7 +137,7 @@ def test_what_was_withheld_is_kept_and_may_come_later(inside: Inside, folder: Pa
     assert (folder / "a").read_text() == "other\n" and not (folder / "run").exists()
 
 
-def test_names_that_others_obey_are_withheld(inside: Inside, folder: Path, tmp_path: Path) -> None:
+def test_names_that_programs_act_on_are_withheld(inside: Inside, folder: Path, tmp_path: Path) -> None:
     before = contents(folder)
     (folder / "allow.toml").write_text("[[allow]]\n")
     (inside.place / "allow.toml").write_text("all\n")
@@ -211,7 +211,7 @@ def test_a_link_that_appears_while_it_is_brought_back(inside: Inside, folder: Pa
     assert not list((tmp_path / "away").iterdir())
 
 
-def test_what_the_person_changed_meanwhile_stays(inside: Inside, folder: Path) -> None:
+def test_files_that_the_user_changed_stay(inside: Inside, folder: Path) -> None:
     (inside.place / "a").write_text("the agent's\n")
     (inside.place / "run").unlink()
     (inside.place / "same").write_text("both\n")
@@ -303,7 +303,7 @@ def test_hard_links_and_devices_are_withheld(kind: bytes, inside: Inside, folder
     assert "x" in {path for path, _ in changes.withheld} and not (folder / "x").exists()
 
 
-def test_a_part_of_an_archive_deletes_nothing(inside: Inside, folder: Path) -> None:
+def test_a_truncated_archive_deletes_nothing(inside: Inside, folder: Path) -> None:
     """Cuts the archive at each block: an incomplete archive is an error."""
     inside.save()
     whole = hostile(("./a", {}), ("./b", {"type": tarfile.DIRTYPE}), ("./b/c", {}))
