@@ -1,21 +1,21 @@
 """The command line: options in, one call, print. Only this folder prints.
 
-main      the `edge` command: its subcommands, errors and exit codes
+main      the `edge` command: its subcommands, errors and exit codes; edge prompt
 command   what every command does with its options
 common    notes, reports, tables, lines of progress, standard input, broken packages
 options   options that commands share
 defaults  the model of a command: the named or the default one
 config    edge config; settings as defaults of options
-store     edge models
+store     edge models, the models in the store
 pull      edge pull; the question before a large download
-models    edge convert, imatrix, inspect, doctor
+models    edge convert, imatrix, inspect, doctor; not edge models, which is in store
 run       edge run
 chat      edge chat
 agent     edge agent, replay
 serve     edge serve
 eval      edge eval
 results   edge score, compare
-formats   edge schema, rows
+formats   edge schema, rows: the formats of files
 measure   edge measure
 sweep     edge sweep
 report    edge report

@@ -125,7 +125,7 @@ def _serve() -> None:
                 os.dup2(err.fileno(), 2)
                 with open(os.devnull) as nothing:
                     os.dup2(nothing.fileno(), 0)
-                sys.stdin = open(0, closefd=False)  # unread: edge sets how it decodes
+                sys.stdin = os.fdopen(0, closefd=False)  # unread: edge sets how it decodes
                 _limit(order)
                 sys.argv = ["edge", *order["arguments"]]
                 _count(counter, order["stop"])
