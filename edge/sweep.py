@@ -14,7 +14,7 @@ where it was, also inside an evaluation; with more types it does those too.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -126,12 +126,6 @@ def sweep(
     names = [name for name in names if name != base]
     folder = Path(out)
     check_output(folder / "sweep.json", [replay, options.calibrate_on, options.reference])
-    if not options.force and not (folder / "sweep.json").exists():
-        for path in (folder / "report.html", folder / "report.md"):
-            if path.exists():
-                raise ResultError(
-                    f"{path}: exists, and {folder} holds no sweep; choose another --out, or replace it with --force"
-                )
     disk = _disk_needed(checkpoint, names, folder, options.keep)
     if say is not None:
         say(disk)
@@ -152,6 +146,10 @@ def sweep(
     )
     place = folder / checkpoint.name
     work = _Sweep(source, base, place, Path(replay), options, answering, loading, state, say)
+    if not options.force and (foreign := work.foreign(names)) is not None:
+        raise ResultError(
+            f"{foreign}: exists, and this sweep did not write it; choose another --out, or replace it with --force"
+        )
     try:
         return _finish(work, names, folder / "report.html")
     except Interrupted:
@@ -207,11 +205,22 @@ class _Sweep:
         pairs = []
         for name in names:
             if not self.options.keep:
-                self._remove(*(self.file(other) for other in [self.base, *names] if other != name))
+                self._remove(other for other in [self.base, *names] if other != name)
             pairs.append((self.answer(name), self.measure(name)))
         if not self.options.keep:
-            self._remove(*(self.file(name) for name in [self.base, *names]), self._scores)
+            self._remove([self.base, *names])
+            if self.state.of(self.base).get("read"):
+                self._scores.unlink(missing_ok=True)
         return pairs
+
+    def foreign(self, names: Sequence[str]) -> Path | None:
+        """The first file that the sweep would replace or remove, and that it did not write; None if there is none."""
+        models = [self.file(name) for name in [self.base, *names] if not self.state.of(name).get("begun")]
+        if not self.state.of(self.base).get("read"):
+            models.append(self._scores)
+        folder = self.place.parent
+        page = [folder / "report.html", folder / "report.md", *sorted((folder / "plots").glob("*.png"))]
+        return next((path for path in [*models, *([] if self.state.begun else page)] if path.exists()), None)
 
     def file(self, name: str) -> Path:
         return self._named(f"-{name}.gguf")
@@ -238,6 +247,7 @@ class _Sweep:
         if path.is_file() and self.state.of(name).get("sha256") == sha256(path):
             return path
         matrix = None if name in _FLOATS else self.matrix()
+        self.state.note(name, {"begun": True})
         self._say(f"{path}: converting")
         done = convert(
             self.source,
@@ -279,6 +289,7 @@ class _Sweep:
         if not self._scores.is_file():
             model = self.converted(self.base)
             self._say(f"{self._scores}: reading the base's distributions")
+            self.state.note(self.base, {"read": True})
             base_scores(
                 model,
                 self._scores,
@@ -367,14 +378,20 @@ class _Sweep:
         if self.say is not None:
             self.say(text)
 
-    def _remove(self, *paths: Path) -> None:
-        for path in paths:
-            path.unlink(missing_ok=True)
+    def _remove(self, names: Iterable[str]) -> None:
+        """Remove the GGUFs of these types that the sweep wrote."""
+        for name in names:
+            if self.state.of(name).get("begun"):
+                self.file(name).unlink(missing_ok=True)
 
 
 class _Stage(TypedDict, total=False):
-    """What is done for one type. `sha256` and `n_bytes` are of its GGUF."""
+    """What is done for one type. `begun`: the sweep writes its GGUF; `read`: the sweep writes its
+    distributions; `sha256` and `n_bytes` are of the whole GGUF.
+    """
 
+    begun: bool
+    read: bool
     sha256: str
     n_bytes: int
     answered: bool
@@ -402,9 +419,7 @@ class _State:
         try:
             before = check(json.loads(path.read_text(encoding="utf-8")), _Stored, "it")
         except FileNotFoundError:
-            state = cls(path, {"sweep": settings, "stages": {}})
-            write_json(path, state.stored)
-            return state
+            return cls(path, {"sweep": settings, "stages": {}})
         except (OSError, ValueError, RecursionError, EdgeError) as error:
             why = " ".join(str(error).split())[:80]
             raise ResultError(f"{path}: is not the state of a sweep ({why}): choose another --out") from None
@@ -413,6 +428,11 @@ class _State:
                 f"{path}: holds another sweep ({changes}): use the same arguments to resume, or choose another --out"
             )
         return cls(path, {"sweep": settings, "stages": before["stages"]})
+
+    @property
+    def begun(self) -> bool:
+        """Whether the sweep has written anything."""
+        return bool(self.stored["stages"])
 
     def of(self, name: str) -> _Stage:
         """What is done for a type."""

@@ -186,12 +186,16 @@ def works(program: str) -> bool:
     )
 
 
-def workplace(folder: Path, q4: Path, bf16: Path) -> dict[str, str]:
-    """A folder with the names that the docs use, each for the embedded model. Returns the environment for it."""
+def workplace(folder: Path, q4: Path, bf16: Path, *, converted: bool) -> dict[str, str]:
+    """A folder with the names that the docs use, each for the embedded model. Returns the environment for it.
+
+    `converted`: the page makes the quantized model itself.
+    """
     embedded = ROOT / "models" / "tiny-terminal"
     for copy in (folder / "models" / "tiny-terminal", folder / HUB_ID):
         shutil.copytree(embedded, copy)
-    shutil.copy(q4, folder / "models" / "terminal-Q4_K_M.gguf")
+    if not converted:
+        shutil.copy(q4, folder / "models" / "terminal-Q4_K_M.gguf")
     shutil.copy(bf16, folder / "models" / "terminal-bf16.gguf")
     with (embedded / "eval.jsonl").open(encoding="utf-8") as rows:
         (folder / "replay.jsonl").write_text("".join(next(rows) for _ in range(6)), encoding="utf-8")
@@ -276,7 +280,8 @@ def runnable(page: Path) -> list[Block]:
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.name)
 def test_the_command_lines_run(page: Path, tmp_path: Path, tiny_q4: Path, tiny_bf16: Path) -> None:
     folder = tmp_path / "work"
-    environment = workplace(folder, tiny_q4, tiny_bf16)
+    converted = "--out models/terminal-Q4_K_M.gguf" in page.read_text(encoding="utf-8")
+    environment = workplace(folder, tiny_q4, tiny_bf16, converted=converted)
     if page.name == "README.md":  # its reader has the base's result already
         command = "edge eval --quiet --model models/terminal-bf16.gguf --replay replay.jsonl --out bf16.json"
         run(["sh", "-ec", command], folder, environment, "set-up")
@@ -294,7 +299,7 @@ def test_the_command_lines_run(page: Path, tmp_path: Path, tiny_q4: Path, tiny_b
 @pytest.mark.slow
 def test_the_python_examples_run(tmp_path: Path, tiny_q4: Path, tiny_bf16: Path) -> None:
     folder = tmp_path / "work"
-    environment = workplace(folder, tiny_q4, tiny_bf16)
+    environment = workplace(folder, tiny_q4, tiny_bf16, converted=False)
     examples = [block for block in blocks(ROOT / "docs" / "python.md") if block.language == "python"]
     assert len(examples) >= 4
     for block in examples:

@@ -47,7 +47,7 @@ def write_comparison(
 def _run(results: Sequence[Path], reference: str | None, *, causes: bool) -> Run:
     known = reference is not None and Path(reference).is_file()
     return {
-        "results": {Path(path).name: run_digest(path) for path in results},
+        "results": {f"{i + 1} {Path(path).name}": run_digest(path) for i, path in enumerate(results)},
         "reference": run_digest(reference) if known and reference else reference,
         "causes": causes,
     }

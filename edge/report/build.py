@@ -4,6 +4,7 @@ All figures come from the files and from `compare`; the report only arranges the
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from edge.replay.result import run_digest
 from edge.report.collect import WORSE, collect
 from edge.report.contents import Report
 from edge.system.files import whole_file, write_at
+from edge.system.hashes import file_sha256
 from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.places import check_place, place_of
 
@@ -44,7 +46,7 @@ def report(
     # matplotlib is slow to import.
     from edge.report.card import to_markdown
     from edge.report.drawings import draw
-    from edge.report.page import stored_run, to_html
+    from edge.report.page import stored_page, to_html
 
     outputs = _Outputs(
         _named(out),
@@ -54,14 +56,14 @@ def report(
     outputs.check([*results, *([replay] if replay else []), *([reference] if reference else [])])
     contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
     run: Run = {
-        "results": {Path(path).name: run_digest(path) for path in results},
+        "results": {f"{i + 1} {Path(path).name}": run_digest(path) for i, path in enumerate(results)},
         "reference": run_digest(reference) if reference and Path(reference).is_file() else reference,
-        "rows": None if replay is None else Path(replay).name,
+        "rows": None if replay is None else file_sha256(replay),
         "worse": worse,
         "title": title,
         "notes": list(notes),
     }
-    check_replaced(outputs.page, run, stored_run, kind="a report", force=force)
+    check_replaced(outputs.page, run, lambda path: stored_page(path)[0], kind="a report", force=force)
     drawings = draw(contents, png=plots is not None)
     files = [(outputs.plot(drawing.name), drawing.png) for drawing in drawings] if plots is not None else []
     if outputs.markdown is not None:
@@ -69,7 +71,8 @@ def report(
         files.append((outputs.markdown, _utf8(to_markdown(contents, drawings, links))))
     if not force:
         outputs.check_beside([path for path, _ in files])
-    files.append((outputs.page, _utf8(to_html(contents, drawings, run))))
+    beside = sorted(hashlib.sha256(data).hexdigest() for _, data in files)
+    files.append((outputs.page, _utf8(to_html(contents, drawings, run, beside))))
     _write(files)
     return contents
 
@@ -97,13 +100,16 @@ class _Outputs:
             check_place(self.plots)
 
     def check_beside(self, files: Sequence[Path]) -> None:
-        """Raises ResultError if a file exists that is not of this page: the page, which names its run, is not there."""
-        if place_of(self.page)[0].is_file():
-            return
+        """Raises ResultError if a file exists that is not, byte for byte, of the page that is at this place."""
+        from edge.report.page import stored_page
+
+        page = place_of(self.page)[0]
+        known = stored_page(page)[1] if page.is_file() and page.stat().st_size else []
         for path in files:
-            if place_of(path)[0].is_file():
+            place, through = place_of(path)
+            if not through and place.is_file() and file_sha256(place) not in known:
                 raise ResultError(
-                    f"{path}: exists, and {self.page}, which would say that it is of this report, does not; "
+                    f"{path}: exists, and is not as this report wrote it; "
                     "choose another name, or replace it with --force"
                 )
 

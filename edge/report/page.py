@@ -44,18 +44,23 @@ class GroupRow(NamedTuple):
     cells: list[Group | None]
 
 
-def stored_run(path: Path) -> Run | None:
-    """The run that a page names; None for a page of edge 0.2.0 and older. Raises ValueError for another file."""
+def stored_page(path: Path) -> tuple[Run | None, list[str]]:
+    """The run that a page names (None for a page of edge 0.2.0 and older), and the SHA-256 of the files beside it.
+
+    Raises ValueError for another file.
+    """
     text = path.read_text(encoding="utf-8")
     if '<meta name="generator" content="edge' not in text:
         raise ValueError("not a report")
     match = re.search('<meta name="edge-run" content="([^"]*)">', text)
-    run = json.loads(html.unescape(match[1])) if match else None
-    return run if isinstance(run, dict) else None
+    stored = json.loads(html.unescape(match[1])) if match else None
+    if not isinstance(stored, dict) or not isinstance(stored.get("run"), dict):
+        return None, []
+    return stored["run"], [str(digest) for digest in stored.get("beside") or []]
 
 
-def to_html(report: Report, drawings: Sequence[Drawing], run: Run) -> str:
-    """The page. `drawings`: what `draw` returns for the same report. `run`: what `stored_run` reads from the page."""
+def to_html(report: Report, drawings: Sequence[Drawing], run: Run, beside: Sequence[str]) -> str:
+    """The page. `drawings`: those of the same report. `run`, `beside`: what `stored_page` reads again."""
     by_name = {drawing.name: drawing for drawing in drawings}
     runs = [entry.run for entry in report.entries if entry.run]
     return (
@@ -87,7 +92,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], run: Run) -> str:
             fold=_FOLD,
             origin=origin(runs),
             runs=runs,
-            run=json.dumps(run),
+            run=json.dumps({"run": run, "beside": list(beside)}),
             version=__version__,
         )
     )

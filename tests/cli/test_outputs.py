@@ -249,15 +249,62 @@ def test_a_reports_card_and_plots_go_with_its_page(results: Place) -> None:
     command = ("report", "a.json", "--reference", "b.json", "--markdown", "card.md", "--plots", "plots")
     results.good(*command, "--out", "x.html")
     results.good(*command, "--out", "x.html")
-    results.refused(*command, "--out", "y.html", words="exists, and y.html")
+    results.refused(*command, "--out", "y.html", words="is not as this report wrote it")
+    (results.root / "card.md").write_text("edited", encoding="utf-8")
+    results.refused(*command, "--out", "x.html", words="card.md: exists")
+    results.good(*command, "--out", "x.html", "--force")
+    results.good("report", "a.json", "--reference", "b.json", "--out", "z.html")
+    results.refused(*command[:4], "--out", "z.html", "--markdown", "notes.txt", words="notes.txt: exists")
 
 
-def test_a_sweep_begins_only_in_a_folder_without_another_report(place: Place) -> None:
-    (place.root / "sweep").mkdir()
-    (place.root / "sweep" / "report.html").write_text("mine", encoding="utf-8")
-    command = ("sweep", "checkpoint", "--quants", "Q4_K_M", *ROWS, "--max-tokens", "16", "--out", "sweep")
-    place.refused(*command, words="holds no sweep")
-    place.refused(*command[:-1], ".", "--replay", "sweep.json", words="sweep.json")
+def test_results_of_one_file_name_are_told_apart(results: Place) -> None:
+    for folder, name in (("one", "a.json"), ("two", "b.json")):
+        (results.root / folder).mkdir()
+        shutil.copy(results.root / name, results.root / folder / "r.json")
+    report = ("report", "one/r.json", "two/r.json", "--reference", "b.json", "--out", "x.html")
+    compare = ("compare", "one/r.json", "two/r.json", "--reference", "b.json", "--json", "x.json")
+    for command in (report, compare):
+        results.good(*command)
+    shutil.copy(results.root / "b.json", results.root / "one" / "r.json")
+    for command in (report, compare):
+        results.refused(*command, words="of another run")
+
+
+SWEEP = ("sweep", "checkpoint", "--quants", "Q8_0,Q4_K_M", *ROWS, "--max-tokens", "16", "--out", "sweep")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "report.html",
+        "report.md",
+        "plots/causes.png",
+        "checkpoint-bf16.gguf",
+        "checkpoint-Q4_K_M.gguf",
+        "checkpoint-base.scores",
+    ],
+)
+def test_a_sweep_replaces_and_removes_only_its_own_files(place: Place, name: str) -> None:
+    path = place.root / "sweep" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes((place.root / "q4.gguf").read_bytes())
+    place.refused(*SWEEP, words=f"{path.name}: exists, and this sweep did not write it")
+
+
+def test_a_sweep_removes_its_models_and_starts_again(place: Place) -> None:
+    place.good(*SWEEP, "--quiet")
+    place.good(*SWEEP, "--quiet")
+    assert not list((place.root / "sweep").glob("*.gguf"))
+    place.refused(*SWEEP[:-1], ".", "--replay", "sweep.json", words="sweep.json")
+
+
+def test_a_link_in_the_store_is_not_written_through(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place.root / "store").mkdir()
+    (place.root / "store" / "linked.gguf").symlink_to(place.root / "q4.gguf")
+    monkeypatch.setenv("EDGE_MODELS", str(place.root / "store"))
+    place.refused(
+        "convert", "checkpoint", "--out", "store/linked.gguf", "--force", words="is a link to another"
+    )
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/null", path)])
