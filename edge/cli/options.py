@@ -30,9 +30,12 @@ def _value(fits: Callable[[float], bool], range_: str) -> Callable[[float], floa
 
 
 ModelOption = Annotated[
-    Path | None,
+    str | None,  # not a Path, which drops `./`: that says that a path is meant, not a hub id
     typer.Option(
-        "--model", "-m", help="GGUF to use: a path or a name in edge models. Default: see edge config."
+        "--model",
+        "-m",
+        metavar="FILE",
+        help="GGUF to use: a path or a name in edge models. Default: see edge config.",
     ),
 ]
 GpuLayers = Annotated[
