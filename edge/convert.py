@@ -43,7 +43,7 @@ from edge.system.progress import bar
 from edge.system.store import store_folder
 from edge.system.text import size
 
-__all__ = ["Converted", "TensorTypes", "check_options", "convert"]
+__all__ = ["Converted", "TensorTypes", "convert"]
 
 Say = Callable[[str], None]
 

@@ -46,7 +46,7 @@ from edge.system.text import size
 from edge.system.typed_json import check
 from edge.version import __version__
 
-__all__ = ["SweepOptions", "Swept", "check_sweep", "sweep"]
+__all__ = ["SweepOptions", "Swept", "sweep"]
 
 _FLOATS = ("f32", "f16", "bf16")
 # No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more where rows do not divide.

@@ -419,6 +419,7 @@ def test_a_broken_link_of_another_repository_is_not_replaced(
     assert (machine.store / "Tiny-Q4_K_M-else.gguf").is_file()
     leftover = machine.store / f".{NAME}.0123abcd.tmp"
     leftover.symlink_to(target)  # of a killed process
+    link.unlink()
     assert machine.edge(hub, "pull", GGUF).returncode == 0
     assert link.is_file() and not leftover.is_symlink()
 
@@ -609,7 +610,8 @@ def test_options_are_checked_before_a_download(
     refused(machine.edge(hub, *convert, "--imatrix", "none.gguf"), "none.gguf: no such file")
     refused(machine.edge(hub, *convert, "--lora", "none"), "none: no such folder")
     refused(machine.edge(hub, *convert, "--tensor-type", "x=q99"), "q99 is not a ggml type", code=2)
-    refused(machine.edge(hub, *convert, "--out", "no/such/x.gguf"), "no/such")
+    (machine.work / "file").touch()
+    refused(machine.edge(hub, *convert, "--out", "file/x.gguf"), "file")
     sweep = ("sweep", "org/tiny", "--out", "s")
     refused(machine.edge(hub, *sweep, "--quants", "Q9_X"), "Q9_X is not a quantization type", code=2)
     refused(machine.edge(hub, *sweep, "--replay", "none.jsonl"), "none.jsonl")

@@ -188,6 +188,8 @@ def download(
     names = list(names)
     missing = repository.missing(names)
     if not missing:
+        if repository.absent is None:
+            _remember_revision(repository)
         return repository.folder
     if (unavailable := repository.unavailable(names)) is not None:
         raise unavailable
