@@ -615,6 +615,8 @@ def test_options_are_checked_before_a_download(
     sweep = ("sweep", "org/tiny", "--out", "s")
     refused(machine.edge(hub, *sweep, "--quants", "Q9_X"), "Q9_X is not a quantization type", code=2)
     refused(machine.edge(hub, *sweep, "--replay", "none.jsonl"), "none.jsonl")
+    for words in (("eval", "-o", "r.json"), ("measure", "-o", "m.json"), ("imatrix", "-o", "i.gguf")):
+        refused(machine.edge(hub, *words, "-m", "org/tiny", "-r", "none.jsonl"), "none.jsonl")
     assert hub.paths == []
 
 

@@ -34,22 +34,31 @@ def chosen_model(
     announce: bool = False,
     offline: bool = False,
     yes: bool | None = None,
+    check: Callable[[], object] | None = None,
 ) -> Path:
     """The model of a command: the named one, else the default one.
 
     `model`: the text as the user wrote it. `note` receives a line about a choice that edge made; with `announce` also
     about a named model. `offline`: do not connect. `yes`: the option --yes, None for a command without it.
+    `check`: called before a download, to check the other options.
     Raises ModelFileError if there is none, ConfigError if the settings cannot be read.
     """
     if model is None:
         return default_model(note)
-    path = named_model(str(model), note, offline=offline, yes=yes)
+    path = named_model(str(model), note, offline=offline, yes=yes, check=check)
     if announce:
         note(f"model: {path}")
     return path
 
 
-def named_model(text: str, note: Note, *, offline: bool = False, yes: bool | None = None) -> Path:
+def named_model(
+    text: str,
+    note: Note,
+    *,
+    offline: bool = False,
+    yes: bool | None = None,
+    check: Callable[[], object] | None = None,
+) -> Path:
     """The file of a model: an existing path, a name in ./models or the store, a known name, or a hub id.
 
     A model that is only on the hub is pulled into the store: after a line on stderr, and above 1 GB after a question.
@@ -64,7 +73,7 @@ def named_model(text: str, note: Note, *, offline: bool = False, yes: bool | Non
     from edge.names import resolve
 
     found = resolve(text)
-    return found if isinstance(found, Path) else pulled_model(found, offline=offline, yes=yes)
+    return found if isinstance(found, Path) else pulled_model(found, offline=offline, yes=yes, check=check)
 
 
 def checkpoint_source(

@@ -191,13 +191,21 @@ class _Work:
     yes: bool
     say: Callable[[str], None] | None
 
+    def check(self) -> None:
+        """Check the files before a model is downloaded. Raises ReplayError or ResultError."""
+        from edge.replay.prepare import chosen_rows
+        from edge.system.outputs import check_output
+
+        chosen_rows(self.rows, self.limit, self.rows_of)
+        check_output(self.out, [self.rows, self.rows_of])
+
 
 def _by_edge(model: str | None, work: _Work, loading: "Loading") -> "Result":
     from edge.cli.defaults import chosen_model
     from edge.replay import evaluate as run_evaluate
 
     return run_evaluate(
-        chosen_model(model, note, yes=work.yes),
+        chosen_model(model, note, yes=work.yes, check=work.check),
         work.rows,
         work.out,
         limit=work.limit,
@@ -216,7 +224,7 @@ def _by_vllm(model: str | None, work: _Work, dtype: str, tp: int) -> "Result":
     from edge.replay.vllm import VllmOptions, evaluate_vllm
 
     assert model is not None
-    found = checkpoint_source(model, yes=work.yes)
+    found = checkpoint_source(model, yes=work.yes, check=lambda _: work.check())
     return evaluate_vllm(
         locate(found.text, revision=found.hub.revision, offline=found.hub.offline)[0],
         work.rows,
@@ -247,7 +255,7 @@ def _by_server(
         base_url,
         work.rows,
         work.out,
-        model=None if model is None else chosen_model(model, note, yes=work.yes),
+        model=None if model is None else chosen_model(model, note, yes=work.yes, check=work.check),
         service=Service(served_model, concurrency, timeout),
         limit=work.limit,
         rows_of=work.rows_of,

@@ -72,9 +72,14 @@ def measure(
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
     from edge.measure import measure as run_measure
+    from edge.replay.rows import read_rows
 
-    path = chosen_model(model, note)
-    base_path = None if base is None else chosen_model(base, note)
+    def check() -> None:
+        if replay is not None:
+            read_rows(replay, limit)
+
+    path = chosen_model(model, note, check=check)
+    base_path = None if base is None else chosen_model(base, note, check=check)
     layers = reading_layers(gpu_layers, path, base_path)
     done = run_measure(
         path,

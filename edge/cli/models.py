@@ -160,9 +160,14 @@ def imatrix(
 
     from edge.cli.defaults import chosen_model
     from edge.measure.calibrate import calibrate
+    from edge.replay.rows import read_rows
     from edge.system.progress import bar
 
-    path = chosen_model(model, note)
+    def check() -> None:
+        if replay is not None:
+            read_rows(replay)
+
+    path = chosen_model(model, note, check=check)
     with bar("reading", None if quiet else progress_line, unit="tokens") as progress:
         calibrated = calibrate(
             path,

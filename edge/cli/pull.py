@@ -105,11 +105,17 @@ def ask_first(yes: bool | None) -> Callable[["Download"], None]:
     return confirm
 
 
-def pulled_model(reference: "Reference", *, offline: bool = False, yes: bool | None = None) -> Path:
+def pulled_model(
+    reference: "Reference",
+    *,
+    offline: bool = False,
+    yes: bool | None = None,
+    check: Callable[[], object] | None = None,
+) -> Path:
     """The file of a model that a command names: from the store, else pulled.
 
     Before a download, edge prints a line; above 1 GB it asks, unless `yes`. `offline`: take only what is here.
-    Raises the errors of `edge.pull.pull`.
+    `check` is called before a download. Raises the errors of `edge.pull.pull`.
     """
     from edge.formats.hub import HubOptions
     from edge.pull import present
@@ -118,6 +124,8 @@ def pulled_model(reference: "Reference", *, offline: bool = False, yes: bool | N
     path = present(reference)
     if path is not None:
         return path
+    if check is not None:
+        check()
     pulled = run_pull(
         reference, options=HubOptions(offline=offline), confirm=ask_first(yes), say=progress_line
     )
