@@ -326,8 +326,7 @@ def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = F
     """The GGUF to download, all parts of it; None if the repository is one of safetensors.
 
     `exact`: the list is that of the cache, so only a file that cannot be another model of the repository will do.
-    Raises ModelFileError if the repository does not hold the wanted
-    file or type.
+    Raises ModelFileError if the repository does not hold the wanted file or type.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(repository.files):
@@ -434,9 +433,12 @@ def _is_free(place: Path, repository: Repository, name: str) -> bool:
     if not os.path.lexists(place):
         return True
     if place.is_symlink():
-        cache = Path(os.path.abspath(repository.folder.parent))
-        target = Path(os.path.abspath(place.parent / link_target(place)))
-        return target.is_relative_to(cache) and target.relative_to(cache).parts[1:] == tuple(name.split("/"))
+        *_, cache, snapshots, _ = repository.folder.parts
+        parts = name.split("/")
+        target = link_target(place).parts[
+            -3 - len(parts) :
+        ]  # at any commit; the user may have moved the cache
+        return target[:2] == (cache, snapshots) and target[3:] == tuple(parts)
     file = repository.files[name]
     return place.is_file() and place.stat().st_size == file.n_bytes and sha256(place) == file.sha256
 

@@ -422,6 +422,10 @@ def test_a_broken_link_of_another_repository_is_not_replaced(
     link.unlink()
     assert machine.edge(hub, "pull", GGUF).returncode == 0
     assert link.is_file() and not leftover.is_symlink()
+    # The user has moved the cache: the same link gets the new place.
+    moved = str(machine.home / "moved")
+    assert machine.edge(hub, "pull", GGUF, HF_HOME=moved).returncode == 0
+    assert os.readlink(link).startswith(moved)
 
 
 # --- the hub refuses, or cannot be reached ---

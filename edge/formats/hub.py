@@ -29,9 +29,8 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK = 1 << 20
-_FORBIDDEN = re.compile(
-    r'[<>:"|?*\\]'
-)  # Windows has no such names; `:` is a stream there, the backslash a separator
+# On Windows, `:` begins a stream, the backslash is a separator, and the others are in no name.
+_FORBIDDEN = re.compile(r'[<>:"|?*\\]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 _PAUSES = (0.5, 1.0, 2.0)  # seconds before each try that follows one without a new byte
 
