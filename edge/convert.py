@@ -27,7 +27,8 @@ from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.checksum import KEY, seal
 from edge.formats.gguf import read_metadata, read_model_file, read_tensors, remember, sha256
 from edge.formats.hub import NEWEST, HubOptions
-from edge.formats.lora import merge_lora
+from edge.formats.imatrix import read_imatrix
+from edge.formats.lora import check_adapter, merge_lora
 from edge.llama import ggml
 from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
 from edge.prompt import render_chat_template
@@ -36,6 +37,7 @@ from edge.system.files import allocate, temporary_file, whole_file
 from edge.system.hashes import package_version, text_sha256
 from edge.system.machine import MAX_THREADS, physical_cores
 from edge.system.outputs import Run, check_output, check_replaced
+from edge.system.paths import DEFAULT_QUANT
 from edge.system.places import check_place, place_of
 from edge.system.progress import bar
 from edge.system.store import store_folder
@@ -104,7 +106,7 @@ class _Model:
 def convert(
     source: str | Path,
     *,
-    quant: str = "Q4_K_M",
+    quant: str = DEFAULT_QUANT,
     out: str | Path | None = None,
     imatrix: str | Path | None = None,
     calibrate: str | Path | None = None,
@@ -131,9 +133,7 @@ def convert(
     Raises CheckpointError or ConversionError if the input or the output is unusable; then `out` is unchanged.
     """
     begin = time.monotonic()
-    types = _checked_types(quant, tensor_types or TensorTypes())
-    _check_options(types, imatrix, calibrate, threads)
-    _place(out, f"model-{types.shown}.gguf")  # before the download
+    types = check_options(quant, out, imatrix, calibrate, lora, tensor_types, threads)  # before the download
     checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
     if lora is not None:
         checkpoint = merge_lora(checkpoint, Path(lora))
@@ -170,6 +170,28 @@ def convert(
         seconds=time.monotonic() - begin,
         warnings=tuple(warnings),
     )
+
+
+def check_options(
+    quant: str,
+    out: str | Path | None,
+    imatrix: str | Path | None,
+    calibrate: str | Path | None,
+    lora: str | Path | None,
+    tensor_types: TensorTypes | None,
+    threads: int | None,
+) -> _Types:
+    """Check what `convert` gets, as far as that needs no checkpoint: before a download. Raises what it raises."""
+    types = _checked_types(quant, tensor_types or TensorTypes())
+    _check_options(types, imatrix, calibrate, threads)
+    _place(out, f"model-{types.shown}.gguf")
+    if imatrix is not None:
+        read_imatrix(imatrix)
+    if calibrate is not None:
+        read_rows(calibrate)
+    if lora is not None:
+        check_adapter(Path(lora))
+    return types
 
 
 def check_quant(quant: str, *, has_imatrix: bool) -> str:

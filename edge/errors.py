@@ -3,6 +3,7 @@
 EdgeError
 ├── CheckpointError   a Hugging Face checkpoint cannot be read
 │   └── HubError      a repository of the Hugging Face hub cannot be read or downloaded
+│       └── UnknownRepositoryError   there is no such repository, or it is private
 ├── ConversionError   a checkpoint cannot be converted to a GGUF
 ├── ModelFileError    a GGUF is missing, damaged or of an unknown kind
 ├── ReplayError       replay rows or predictions cannot be read
@@ -57,6 +58,10 @@ class CheckpointError(EdgeError):
 
 class HubError(CheckpointError):
     """A repository of the Hugging Face hub cannot be read or downloaded."""
+
+
+class UnknownRepositoryError(HubError):
+    """The Hugging Face hub has no such repository, or only for other accounts."""
 
 
 class ConversionError(EdgeError):

@@ -9,21 +9,25 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from edge.errors import ModelFileError
+from edge.formats.hub import is_safe
 from edge.replay.known import KnownModel, known_models
+from edge.system.paths import DEFAULT_QUANT
 from edge.system.store import model_name, named_file, store_files
 
 __all__ = ["Reference", "resolve"]
-
-DEFAULT_QUANT = "Q4_K_M"
 
 # What people copy from a browser or from other programs.
 _HUB = re.compile(r"^(?:(?:https?:/{1,2})?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf:/{1,2})", re.IGNORECASE)
 _REFERENCE = re.compile(
     r"(?P<hub_id>[A-Za-z0-9][\w.-]*/[\w.-]*[\w-])(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII
 )
-_BROWSED = re.compile(r"^(?:resolve|blob|raw)/(?P<revision>[^/]+)/")
+_BROWSED = re.compile(
+    r"^(?:resolve|blob|raw|tree)/(?P<revision>refs/(?:pr|heads|tags|convert)/[^/]+|[^/]+)(?:/|$)",
+    re.IGNORECASE,
+)
 _QUANT = re.compile(r"[\w.-]+", re.ASCII)
 
 
@@ -72,25 +76,35 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
     if plain == text and _looks_like_path(text):
         hub = f"; for the hub write hf.co/{text}" if _REFERENCE.fullmatch(text) else ""
         raise ModelFileError(f"{text}: no such {'folder' if source else 'file'}{similar(text) or hub}")
-    parts = plain.rstrip("/").split("/", 2)
-    browsed = _BROWSED.match(parts[2]) if len(parts) == 3 else None
-    if browsed is not None:
-        parts[2] = parts[2][browsed.end() :]
-    match = _REFERENCE.fullmatch("/".join(parts))
-    if match is None:
+    hub_id, quant, file, revision = _hub_parts(plain, address=plain != text)
+    if hub_id is None:
         raise ModelFileError(
             f"{text}: no such {'folder' if source else 'file'}, not the name of a model here, and not a hub id "
             f"(owner/name){similar(text)}; "
             "`edge models` and `edge models known` list the names"
         )
-    return Reference(
-        text,
-        match["hub_id"],
-        match["quant"],
-        match["file"],
-        browsed["revision"] if browsed is not None else None,
-        _known_repository(match["hub_id"]),
-    )
+    if file is not None and not is_safe(file):
+        raise ModelFileError(f"{text}: {file} is not the name of a file in a repository")
+    return Reference(text, hub_id, quant, file, revision, _known_repository(hub_id))
+
+
+def _hub_parts(plain: str, *, address: bool) -> tuple[str | None, str | None, str | None, str | None]:
+    """The repository, type, file and revision in a hub id; four times None if it is not one.
+
+    `address`: it may have what a browser adds to the address of a page.
+    """
+    if address:
+        plain = re.split(r"[?#]", plain, maxsplit=1)[0]
+    parts = plain.rstrip("/").split("/", 2)
+    browsed = _BROWSED.match(parts[2]) if len(parts) == 3 else None
+    if browsed is not None:
+        parts = [*parts[:2], *filter(None, [parts[2][browsed.end() :]])]
+    rest = "/".join(parts)
+    match = _REFERENCE.fullmatch(unquote(rest) if address else rest)
+    if match is None:
+        return None, None, None, None
+    revision = unquote(browsed["revision"]) if browsed is not None else None
+    return match["hub_id"], match["quant"], match["file"], revision
 
 
 def _known(text: str) -> Reference | None:

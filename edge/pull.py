@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge.convert import check_quant, convert
-from edge.errors import ConversionError, HubError, ModelFileError
+from edge.errors import ConversionError, HubError, ModelFileError, UnknownRepositoryError
 from edge.formats.checkpoint import checkpoint_name, needed_files
 from edge.formats.facts import origin
 from edge.formats.gguf import read_metadata, read_model_file, sha256
@@ -28,6 +28,7 @@ from edge.formats.hub import (
 )
 from edge.formats.models import read_usable
 from edge.names import Reference, resolve, similar
+from edge.system.files import link_target, replace_link, whole_file
 from edge.system.locks import held_lock
 from edge.system.paths import cache_folder, embedded_checkpoint
 from edge.system.progress import bar
@@ -40,10 +41,11 @@ ASK_ABOVE = 10**9
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")  # llama.cpp's names of the parts of a split model
 _TYPE = re.compile(
-    r"(?:^|[-._])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|F32)\w*)(?=\.gguf$|[-.])", re.IGNORECASE
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|F32)\w*)(?=\.gguf$|[-./])", re.IGNORECASE
 )
-# GGUFs of a repository that are not a model of their own.
+# GGUFs of a repository that are not a separate model.
 _NO_MODEL = re.compile(r"(^|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)
+_DRAFT = re.compile(r"(^|[-._])draft([-._]|$)", re.IGNORECASE)  # a small model that only helps another one
 # Bits per weight of 16, with a margin: the disk that a conversion needs, as a share of the checkpoint.
 _SHARES = {"F32": 2.1, "F16": 1.1, "BF16": 1.1, "Q8_0": 0.6}
 _SHARE = 0.5
@@ -96,16 +98,12 @@ def pull(
     """
     found = resolve(name, remote=True) if isinstance(name, str) else name
     if isinstance(found, Path):
-        raise ModelFileError(f"{found}: is here already; only a known model or a hub id can be pulled")
+        raise ModelFileError(f"{found}: is a local file; give a known model or a hub id")
     options = options or HubOptions()
     options = replace(options, revision=options.revision or found.revision)
     if not found.hub_id:
         return _embedded(found, say)
-    try:
-        repository = open_repository(_repository_of(found), options)
-    except HubError as error:
-        unknown = "is neither a local path" in str(error)
-        raise (HubError(f"{error}{similar(found.hub_id)}") if unknown else error) from None
+    repository = _opened(_repository_of(found), options, say)
     return _from_repository(found, repository, confirm, say, threads)
 
 
@@ -133,17 +131,37 @@ def present(reference: Reference) -> Path | None:
         return None
 
 
-def fetch_source(reference: Reference, options: HubOptions, confirm: Confirm | None, say: Say | None) -> str:
-    """Download a checkpoint for a conversion. Returns its hub id, or the folder of the embedded checkpoint."""
+def fetch_source(
+    reference: Reference, options: HubOptions, confirm: Confirm | None, say: Say | None
+) -> tuple[str, HubOptions]:
+    """Download a checkpoint for a conversion.
+
+    Returns its hub id, or the folder of the embedded checkpoint, and the options that find what was downloaded: the
+    same commit, without a connection. Raises HubError, CheckpointError or ModelFileError.
+    """
     if not reference.hub_id:
-        return str(embedded_checkpoint())
+        return str(embedded_checkpoint()), options
     if reference.file is not None:
         raise ModelFileError(f"{reference.text}: is a GGUF, not a checkpoint; edge pull {reference.text}")
-    repository = open_repository(reference.hub_id, options)
+    repository = _opened(reference.hub_id, options, say)
     names = needed_files(repository)
     _confirmed(reference, repository, names, "safetensors", confirm)
     _downloaded(repository, names, say)
-    return reference.hub_id
+    return reference.hub_id, _fixed(repository)
+
+
+def _opened(hub_id: str, options: HubOptions, say: Say | None) -> Repository:
+    try:
+        return open_repository(hub_id, options, say=say)
+    except UnknownRepositoryError as error:
+        raise UnknownRepositoryError(f"{error}{similar(hub_id)}") from None
+
+
+def _fixed(repository: Repository) -> HubOptions:
+    """The options that find a downloaded checkpoint again: its commit, in the cache."""
+    # An incomplete checkpoint is reported better with the list of the hub than with that of the cache.
+    complete = {"config.json", "tokenizer.json"} <= repository.files.keys()
+    return HubOptions(repository.commit, offline=complete)
 
 
 def _repository_of(reference: Reference) -> str:
@@ -175,11 +193,8 @@ def _stored(repository: Repository, names: list[str], n_downloaded: int, say: Sa
     Raises HubError if a part does not have the SHA-256 of the hub, ModelFileError if it is not a usable model.
     """
     for name in names:
-        file, reported = repository.folder / name, repository.files[name].sha256
-        if reported is not None and sha256(file) != reported:
-            raise HubError(
-                f"{file}: has the SHA-256 {sha256(file)}, but the hub reports {reported}; remove it and pull again"
-            )
+        if (damage := repository.damage(name)) is not None:
+            raise HubError(f"{damage}; pull again")
     model = read_usable(repository.folder / names[0])
     places = _free_place(repository, names)
     files = [repository.folder / name for name in names]
@@ -239,7 +254,7 @@ def _convert(
                 hub_id,
                 quant=quant,
                 out=place,
-                hub=HubOptions(repository.commit, offline=True),
+                hub=_fixed(repository),
                 threads=threads,
                 say=say,
             )
@@ -258,16 +273,23 @@ def _convert(
 
 
 def _embedded(reference: Reference, say: Say | None) -> Pulled:
-    """Convert the checkpoint that edge contains into the store."""
+    """Convert the checkpoint that edge contains into the store, unless it is there."""
     assert reference.known is not None
-    quant = check_quant(reference.wanted, has_imatrix=False)
+    name, quant = reference.known.name, check_quant(reference.wanted, has_imatrix=False)
     place = store_folder() / f"{reference.known.path.stem}-{quant}.gguf"
+    checkpoint = embedded_checkpoint()
     if not place.is_file():
-        if say:
-            say(f"converting the embedded {reference.known.name} to {place}")
-        convert(embedded_checkpoint(), quant=quant, out=place)
+        if not checkpoint.is_dir():
+            raise ModelFileError(
+                f"{checkpoint}: the embedded model is missing; name a GGUF with --model FILE"
+            )
+        with _writing(place, say):
+            if not place.is_file():  # else another process has just written it
+                if say:
+                    say(f"converting the embedded demonstration model {name} to {place}")
+                convert(checkpoint, quant=quant, out=place)
     model = read_model_file(place)
-    return Pulled(place, reference.known.name, "", model.file_type, model.n_bytes, sha256(place))
+    return Pulled(place, name, "", model.file_type, model.n_bytes, sha256(place))
 
 
 def _confirmed(
@@ -277,8 +299,8 @@ def _confirmed(
     n_bytes = repository.to_download(names)
     if not n_bytes:
         return
-    if repository.absent is not None:
-        raise repository.absent
+    if (unavailable := repository.unavailable(names)) is not None:
+        raise unavailable
     check_access(repository, repository.missing(names)[-1].name)
     check_disk(cache_place(), n_bytes, "free some, or set HF_HOME to a folder on another disk")
     if confirm is not None:
@@ -305,8 +327,8 @@ def _one_disk() -> bool:
 def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = False) -> list[str] | None:
     """The GGUF to download, all parts of it; None if the repository is one of safetensors.
 
-    `exact`: only a file of the wanted type will do. Raises ModelFileError if the repository does not hold the wanted
-    file or type.
+    `exact`: the list is that of the cache, so only a file that cannot be another model of the repository will do.
+    Raises ModelFileError if the repository does not hold the wanted file or type.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(repository.files):
@@ -317,7 +339,9 @@ def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = F
         if names is None:
             raise ModelFileError(f"{repository.hub_id}: holds no {reference.file}{_holds(groups)}")
         return _whole(repository, names)
-    chosen = _of_type(groups, reference.wanted)
+    chosen = _of_type(repository, groups, reference.wanted)
+    if chosen is not None and exact and not _has_name_of(repository, chosen):
+        return None
     if chosen is not None:
         return _whole(repository, groups[chosen])
     if any(name.endswith(".safetensors") for name in repository.files):
@@ -331,14 +355,36 @@ def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = F
     raise ModelFileError(f"{repository.hub_id}: holds no GGUF of type {reference.wanted}{_holds(groups)}")
 
 
-def _of_type(groups: dict[str, list[str]], quant: str) -> str | None:
-    """The GGUF whose name ends with a type, else the shortest name that contains it."""
-    word = re.escape(quant)
-    for pattern in (rf"(^|[-._/]){word}\.gguf$", rf"(^|[-._/]){word}([-._/])"):
-        found = [name for name in groups if re.search(pattern, name, re.IGNORECASE)]
-        if found:
-            return min(found, key=lambda name: (len(name), name))
-    return None
+def _of_type(repository: Repository, groups: dict[str, list[str]], quant: str) -> str | None:
+    """The GGUF of a type; None if there is none. Raises ModelFileError if several models have that type."""
+    found = [name for name in groups if _is_of_type(name, quant)]
+    found = [name for name in found if not _DRAFT.search(_stem(name))] or found
+    if len({_stem(name).lower() for name in found}) > 1:
+        raise ModelFileError(
+            f"{repository.hub_id}: holds several GGUFs of type {quant}{_holds({name: [] for name in found})}"
+        )
+    return min(found, key=lambda name: (len(name), name), default=None)
+
+
+def _is_of_type(name: str, quant: str) -> bool:
+    """Whether a GGUF has a type: the whole type in its name, or an ending of the name that contains it."""
+    kind, wanted = _type_of(name).lower(), quant.lower()
+    ending = re.search(rf"(^|[-._/]){re.escape(wanted)}\.gguf$", name.lower())
+    return kind == wanted or (ending is not None and wanted.endswith(kind))
+
+
+def _stem(name: str) -> str:
+    return name.rsplit("/", 1)[-1].removesuffix(".gguf")
+
+
+def _has_name_of(repository: Repository, name: str) -> bool:
+    """Whether a GGUF is called as its repository, so that it is the model of the repository and no other one."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"[\W_]", "", text).lower()
+
+    kind = _TYPE.search(_stem(name) + ".gguf")
+    return bare(_stem(name)[: kind.start() if kind else None]) in bare(repository.hub_id.split("/")[1])
 
 
 def _holds(groups: dict[str, list[str]]) -> str:
@@ -385,12 +431,16 @@ def _free_place(repository: Repository, names: list[str]) -> list[Path]:
 
 
 def _is_free(place: Path, repository: Repository, name: str) -> bool:
-    """Whether a place in the store has no file, an older link into the same repository, or the same content."""
+    """Whether a place in the store has no file, a link to this file at any commit, or the same content."""
     if not os.path.lexists(place):
         return True
     if place.is_symlink():
-        cache = os.path.abspath(repository.folder.parent)
-        return not place.exists() or os.path.abspath(os.readlink(place)).startswith(cache + os.sep)
+        *_, cache, snapshots, _ = repository.folder.parts
+        parts = name.split("/")
+        target = link_target(place).parts[
+            -3 - len(parts) :
+        ]  # at any commit; the user may have moved the cache
+        return target[:2] == (cache, snapshots) and target[3:] == tuple(parts)
     file = repository.files[name]
     return place.is_file() and place.stat().st_size == file.n_bytes and sha256(place) == file.sha256
 
@@ -398,7 +448,7 @@ def _is_free(place: Path, repository: Repository, name: str) -> bool:
 def _is_linked(file: Path, place: Path) -> bool:
     """Whether a place that `_is_free` accepts is a link to `file`, or a copy of its content."""
     if place.is_symlink():
-        return os.readlink(place) == os.path.abspath(file)
+        return link_target(place) == Path(os.path.abspath(file))
     return place.exists()
 
 
@@ -406,20 +456,19 @@ def _link(file: Path, place: Path) -> None:
     """Make `place` a symbolic link to `file`, or a copy where the system has no links for this user."""
     if _is_linked(file, place):
         return
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.symlink(os.path.abspath(file), temporary)
+            replace_link(place, file)
         except (OSError, NotImplementedError):
             check_disk(place.parent, file.stat().st_size, "free some, or set EDGE_MODELS")
-            shutil.copyfile(file, temporary)
-        os.replace(temporary, place)
+            with (
+                open(file, "rb") as source,
+                whole_file(place) as (_, descriptor),
+                os.fdopen(descriptor, "wb", closefd=False) as copy,
+            ):
+                shutil.copyfileobj(source, copy, 1 << 20)
     except OSError as error:
         raise ModelFileError(f"{place}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _converted_places(hub_id: str, quant: str) -> list[Path]:

@@ -33,7 +33,7 @@ from edge.measure.calibrate import calibrate
 from edge.measure.run import base_scores, measure
 from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import folder_provenance
-from edge.replay.rows import read_rows, rows_sha256
+from edge.replay.rows import Row, read_rows, rows_sha256
 from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
@@ -94,6 +94,25 @@ class SweepOptions:
 DEFAULT_OPTIONS = SweepOptions()
 
 
+def check_sweep(
+    quants: Sequence[str], replay: Path | str, out: Path | str, options: SweepOptions
+) -> tuple[list[str], list[Row], str | None]:
+    """Check what `sweep` gets, as far as that needs no checkpoint: before a download. Raises what it raises.
+
+    Returns the names of the types, the rows, and the SHA-256 of the rows to calibrate on.
+    """
+    calibrated = options.calibrate_on is not None
+    names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrated) for name in quants))
+    if not names:
+        raise ConversionError("no quantization type is named: name at least one")
+    rows = chosen_rows(replay, None, None)
+    calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
+    if options.reference is not None:
+        find_reference(options.reference)
+    check_output(Path(out) / "sweep.json", [replay, options.calibrate_on, options.reference])
+    return names, rows, calibration
+
+
 def sweep(
     source: str | Path,
     quants: Sequence[str],
@@ -113,19 +132,11 @@ def sweep(
     The disk space needed is checked before the work. Raises what converting, evaluating, measuring and reporting
     raise, ResultError where `out` holds another sweep, and Interrupted with a line that says how to resume.
     """
-    calibrated = options.calibrate_on is not None
-    names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrated) for name in quants))
-    if not names:
-        raise ConversionError("no quantization type is named: name at least one")
-    rows = chosen_rows(replay, None, None)
-    calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
-    if options.reference is not None:
-        find_reference(options.reference)
+    names, rows, calibration = check_sweep(quants, replay, out, options)
     checkpoint = open_checkpoint(source, revision=options.revision, offline=options.offline)
     base = checkpoint.dtype.lower()
     names = [name for name in names if name != base]
     folder = Path(out)
-    check_output(folder / "sweep.json", [replay, options.calibrate_on, options.reference])
     disk = _disk_needed(checkpoint, names, folder, options.keep)
     if say is not None:
         say(disk)

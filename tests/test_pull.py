@@ -21,6 +21,7 @@ import pytest
 from local_hub import COMMIT, LocalHub, local_hub
 
 from edge.errors import ModelFileError
+from edge.formats.hub import is_safe
 from edge.names import Reference, resolve
 from edge.replay.known import known_models
 
@@ -241,7 +242,58 @@ def test_a_changed_file_in_the_cache_is_refused(
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.write_bytes(data)
-    refused(machine.edge(hub, "pull", GGUF), "has the SHA-256", "remove it and pull again")
+    offline = machine.edge(hub, "pull", GGUF, "--offline")
+    refused(offline, f"{blob}: has the SHA-256", "run the same command with a connection")
+    again = machine.edge(hub, "pull", GGUF)
+    assert again.returncode == 0 and "MB downloaded" in again.stdout, again.stderr
+    assert (machine.store / NAME).read_bytes() == (repository / NAME).read_bytes()
+    assert hub.ranges == [None, None]
+
+
+def test_a_partial_file_that_is_too_long_starts_again(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub]
+) -> None:
+    hub = start({GGUF: repository})
+    data = (repository / NAME).read_bytes()
+    blobs = machine.home / "huggingface" / "hub" / "models--org--Tiny-GGUF" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(data).hexdigest()}.edge.incomplete").write_bytes(data + b"more")
+    done = machine.edge(hub, "pull", GGUF)
+    assert done.returncode == 0, done.stderr
+    assert (machine.store / NAME).read_bytes() == data
+
+
+def test_hostile_file_names_are_left_out(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub]
+) -> None:
+    for other in ("a:b-Q4_K_M.gguf", "-M-Q4_K_M.gguf", "CON.gguf", ".M-Q4_K_M.gguf", "M\\N-Q4_K_M.gguf"):
+        (repository / other).write_bytes(b"not asked for")
+    hub = start({GGUF: repository})
+    refused(machine.edge(hub, "pull", f"{GGUF}:Q8_0"), f"type Q8_0; it holds {NAME}: give")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a:b",
+        "C:/x",
+        "a?b",
+        "con",
+        "x/NUL.gguf",
+        "COM1.gguf",
+        "a. ",
+        "a.",
+        "-a",
+        ".a",
+        "a/../b",
+        "a\\b",
+        "a//b",
+        "",
+    ],
+)
+def test_names_that_are_not_safe(name: str) -> None:
+    assert not is_safe(name)
+    assert is_safe("BF16/Model-1.5-BF16-00001-of-00002.gguf") and is_safe("console.gguf")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +324,7 @@ def test_the_type_chooses_the_file(
         "holds no GGUF of type Q6_K; it holds BF16/Tiny-BF16.gguf, Tiny-Q4_K_M.gguf, Tiny-UD-Q4_K_M.gguf",
     )
     refused(machine.edge(hub, "pull", f"{GGUF}/other.gguf"), "holds no other.gguf; it holds")
-    refused(machine.edge(hub, "pull", f"{GGUF}:Q8_0", "-q", "Q6_K"), "says already which file", code=2)
+    refused(machine.edge(hub, "pull", f"{GGUF}:Q8_0", "-q", "Q6_K"), "already names a type or a file", code=2)
 
 
 def split(source: Path, folder: Path) -> list[Path]:
@@ -337,6 +389,45 @@ def test_two_owners_may_use_one_name(
     assert (machine.store / "Tiny-Q4_K_M-else.gguf").read_bytes() == smollm2_q4.read_bytes()
 
 
+def test_the_whole_type_counts_and_several_models_are_refused(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub]
+) -> None:
+    (repository / "draft-Q4_K_M.gguf").write_bytes(b"a draft")
+    hub = start({GGUF: repository})
+    assert str(machine.store / NAME) in machine.edge(hub, "pull", GGUF).stdout
+    (repository / "Other-Q4_K_M.gguf").write_bytes(b"another model")
+    refused(
+        machine.edge(hub, "pull", GGUF),
+        "holds several GGUFs of type Q4_K_M; it holds Other-Q4_K_M.gguf, Tiny-Q4_K_M.gguf: give owner/name/FILE.gguf",
+    )
+    (repository / NAME).rename(repository / "Tiny-UD-Q4_K_M.gguf")
+    (repository / "Other-Q4_K_M.gguf").unlink()
+    (repository / "draft-Q4_K_M.gguf").unlink()
+    refused(machine.edge(hub, "pull", f"{GGUF}:Q4_K_M"), "holds no GGUF of type Q4_K_M")
+
+
+def test_a_broken_link_of_another_repository_is_not_replaced(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub]
+) -> None:
+    hub = start({GGUF: repository, "else/Tiny-GGUF": repository})
+    assert machine.edge(hub, "pull", GGUF).returncode == 0
+    link = machine.store / NAME
+    target = os.readlink(link)
+    shutil.rmtree(machine.home / "huggingface")
+    assert machine.edge(hub, "pull", "else/Tiny-GGUF").returncode == 0
+    assert os.readlink(link) == target and not link.exists()
+    assert (machine.store / "Tiny-Q4_K_M-else.gguf").is_file()
+    leftover = machine.store / f".{NAME}.0123abcd.tmp"
+    leftover.symlink_to(target)  # of a killed process
+    link.unlink()
+    assert machine.edge(hub, "pull", GGUF).returncode == 0
+    assert link.is_file() and not leftover.is_symlink()
+    # The user has moved the cache: the same link gets the new place.
+    moved = str(machine.home / "moved")
+    assert machine.edge(hub, "pull", GGUF, HF_HOME=moved).returncode == 0
+    assert os.readlink(link).startswith(moved)
+
+
 # --- the hub refuses, or cannot be reached ---
 
 
@@ -369,6 +460,34 @@ def test_unknown_repositories_revisions_and_no_network(
     assert hub.ranges == []
     assert machine.edge(hub, "pull", GGUF, "--revision", COMMIT).returncode == 0
     assert machine.edge(None, "pull", GGUF, "--revision", COMMIT).returncode == 0  # the network is down
+    assert machine.edge(hub, "pull", GGUF).returncode == 0
+    cached = machine.edge(None, "pull", GGUF)
+    assert cached.returncode == 0
+    assert "the hub cannot be reached (" in cached.stderr
+    assert f"using the cached commit {COMMIT[:12]} of {GGUF}" in cached.stderr
+
+
+@pytest.mark.parametrize("words", [("doctor", "--offline", "--model", GGUF), ("inspect", GGUF, "--offline")])
+def test_offline_does_not_connect(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub], words: tuple[str, ...]
+) -> None:
+    hub = start({GGUF: repository})
+    refused(machine.edge(hub, *words), "is not complete in the local Hugging Face cache")
+    assert hub.paths == []
+
+
+@pytest.mark.parametrize("path", ["./org/Tiny-GGUF", "../org/Tiny-GGUF", "/org/Tiny-GGUF", "org\\Tiny-GGUF"])
+def test_a_mistyped_path_does_not_ask_the_hub(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub], path: str
+) -> None:
+    hub = start({GGUF: repository})
+    for words in (
+        ("run", "x", "--model", path),
+        ("inspect", path),
+        ("measure", "-m", path, "-r", REPLAY, "-o", "m"),
+    ):
+        refused(machine.edge(hub, *words), f"{path}: no such file")
+    assert hub.paths == []
 
 
 def test_a_cache_or_store_that_cannot_be_written(
@@ -417,6 +536,7 @@ def test_without_a_terminal_a_large_download_needs_yes(
     hub = start({GGUF: repository}, claimed={NAME: 2_500_000_000})
     done = machine.edge(hub, "pull", GGUF)
     refused(done, f"download: {GGUF}, Q4_K_M, 2.5 GB to {machine.home}", "add --yes", code=2)
+    refused(machine.edge(hub, "eval", "--model", GGUF, "--out", "r.json"), "add --yes", code=2)
     refused(
         machine.edge(hub, "run", "x", "--model", GGUF), "more than 1 GB", f"run first: edge pull {GGUF} --yes"
     )
@@ -480,7 +600,28 @@ def test_convert_asks_too_and_refuses_ggufs(
     refused(machine.edge(hub, "convert", GGUF), f"holds GGUFs, which need no conversion; edge pull {GGUF}")
     refused(machine.edge(hub, "convert", "org/tiny"), "org/tiny, safetensors, 2.0 GB", "add --yes", code=2)
     refused(machine.edge(hub, "sweep", "org/tiny", "--quants", "Q8_0", "--out", "s"), "add --yes", code=2)
+    vllm = ("eval", "-m", "org/tiny", "--backend", "vllm", "--out", "r.json")
+    refused(machine.edge(hub, *vllm), "add --yes", code=2)
     assert hub.ranges == []
+
+
+def test_options_are_checked_before_a_download(
+    machine: Machine, tiny_folder: Path, start: Callable[..., LocalHub]
+) -> None:
+    hub = start({"org/tiny": tiny_folder})
+    convert = ("convert", "org/tiny")
+    refused(machine.edge(hub, *convert, "--quant", "Q9_X"), "Q9_X is not a quantization type", code=2)
+    refused(machine.edge(hub, *convert, "--imatrix", "none.gguf"), "none.gguf: no such file")
+    refused(machine.edge(hub, *convert, "--lora", "none"), "none: no such folder")
+    refused(machine.edge(hub, *convert, "--tensor-type", "x=q99"), "q99 is not a ggml type", code=2)
+    (machine.work / "file").touch()
+    refused(machine.edge(hub, *convert, "--out", "file/x.gguf"), "file")
+    sweep = ("sweep", "org/tiny", "--out", "s")
+    refused(machine.edge(hub, *sweep, "--quants", "Q9_X"), "Q9_X is not a quantization type", code=2)
+    refused(machine.edge(hub, *sweep, "--replay", "none.jsonl"), "none.jsonl")
+    for words in (("eval", "-o", "r.json"), ("measure", "-o", "m.json"), ("imatrix", "-o", "i.gguf")):
+        refused(machine.edge(hub, *words, "-m", "org/tiny", "-r", "none.jsonl"), "none.jsonl")
+    assert hub.paths == []
 
 
 # --- what a name means ---
@@ -556,6 +697,13 @@ def test_a_local_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("https:/huggingface.co/a/b/", "a/b", None, None, None),  # as a Path writes it
         ("https://huggingface.co/a/b/blob/v1/c.gguf", "a/b", None, "c.gguf", "v1"),
         ("hf://a/b:Q6_K", "a/b", "Q6_K", None, None),
+        ("https://huggingface.co/a/b/resolve/main/c.gguf?download=true", "a/b", None, "c.gguf", "main"),
+        ("https://huggingface.co/a/b#usage", "a/b", None, None, None),
+        ("https://huggingface.co/a/b/tree/v1.0", "a/b", None, None, "v1.0"),
+        ("https://huggingface.co/a/b/tree/main/?show=x", "a/b", None, None, "main"),
+        ("https://huggingface.co/a/b/blob/main/Q8_0%2Fc.gguf", "a/b", None, "Q8_0/c.gguf", "main"),
+        ("https://huggingface.co/a/b/blob/refs%2Fpr%2F3/c.gguf", "a/b", None, "c.gguf", "refs/pr/3"),
+        ("https://huggingface.co/a/b/tree/refs/pr/3", "a/b", None, None, "refs/pr/3"),
     ],
 )
 def test_forms_of_a_hub_id(
@@ -590,6 +738,8 @@ def test_known_names_and_their_types() -> None:
         ("a\0b", r"a\x00b: no such file"),
         ("a/b/c", "not a hub id"),
         ("a/b:Q4/..", "not a hub id"),
+        ("a/b/../c.gguf", "../c.gguf is not the name of a file in a repository"),
+        ("hf.co/a/b/blob/main/%2E%2E/c.gguf", "../c.gguf is not the name of a file in a repository"),
     ],
 )
 def test_what_is_no_name(text: str, says: str) -> None:

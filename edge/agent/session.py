@@ -68,7 +68,8 @@ class SessionOptions:
     permission: Permission
     workdir: Path | None = None
     """By default the current folder."""
-    model: Path | None = None
+    model: str | None = None
+    """A path or a name; see `Interface.find_model`."""
     record: Path | None = None
     """By default in the user's state folder."""
     resume: Path | None = None
@@ -93,7 +94,7 @@ class Interface:
     """Receives notes of one line."""
     waiting: Callable[[], AbstractContextManager[None]]
     """Makes the context in which the model reads and writes."""
-    find_model: Callable[[Path | None], Path]
+    find_model: Callable[[str | None], Path]
     """The GGUF that a path or a name means. For None, it finds or makes the default model, and says which it is."""
     quiet: bool = False
     """Show no actions and no screens, unless the person decides on them."""
@@ -241,7 +242,7 @@ def _paths(options: SessionOptions, resumed: Record | None, interface: Interface
         if model is None:
             if "model" not in resumed.facts:
                 raise AgentError(f"{resumed.path}: does not name its model: add --model FILE")
-            model = Path(resumed.facts["model"])
+            model = resumed.facts["model"]
     folder = folder or Path()
     if not folder.is_dir():
         raise AgentError(f"{folder}: is not a folder: choose another --workdir")

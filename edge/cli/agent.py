@@ -170,7 +170,7 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
         raise typer.BadParameter(conflict.reason, param_hint=conflict.option)
     person = options.permission.person and not options.permission.yes
 
-    def find_model(given: Path | None) -> Path:
+    def find_model(given: str | None) -> Path:
         return agent_model(note, person=person) if given is None else chosen_model(given, note)
 
     interface = Interface(

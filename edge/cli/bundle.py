@@ -11,7 +11,7 @@ from edge.cli.options import Force
 
 def bundle(
     model: Annotated[
-        list[Path], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include; repeatable.")
+        list[str], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include; repeatable.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle (tar) to write.")],
     replay: Annotated[
@@ -39,10 +39,10 @@ def bundle(
     from edge.cli.defaults import chosen_model
     from edge.system.progress import bar
 
-    model = [chosen_model(one, note) for one in model]
+    models = [chosen_model(one, note) for one in model]
     with bar("bundling", progress_line, unit="bytes") as progress:
         bundled = run_bundle(
-            model,
+            models,
             out,
             rows=replay or (),
             references=reference or (),

@@ -1,38 +1,64 @@
 """The model of a command: the one that is named, or the default one (docs/models.md)."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from edge.errors import ConfigError, ModelFileError
-from edge.system.paths import EMBEDDED_NAME, embedded_checkpoint
-from edge.system.store import local_model, store_folder
+from edge.system.paths import DEFAULT_QUANT, EMBEDDED_NAME
+from edge.system.store import local_model
 
 if TYPE_CHECKING:
+    from edge.formats.hub import HubOptions
     from edge.formats.models import Choice
 
-_QUANT = "Q4_K_M"
 Note = Callable[[str], None]
 
 
-def chosen_model(model: Path | None, note: Note, *, announce: bool = False) -> Path:
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint: a folder or a hub id, the type in its name, and the options that find what was downloaded."""
+
+    text: str
+    quant: str | None
+    hub: "HubOptions"
+
+
+def chosen_model(
+    model: str | Path | None,
+    note: Note,
+    *,
+    announce: bool = False,
+    offline: bool = False,
+    yes: bool | None = None,
+    check: Callable[[], object] | None = None,
+) -> Path:
     """The model of a command: the named one, else the default one.
 
-    `note` receives a line about a choice that edge made; with `announce` also about a named model.
+    `model`: the text as the user wrote it. `note` receives a line about a choice that edge made; with `announce` also
+    about a named model. `offline`: do not connect. `yes`: the option --yes, None for a command without it.
+    `check`: called before a download, to check the other options.
     Raises ModelFileError if there is none, ConfigError if the settings cannot be read.
     """
     if model is None:
         return default_model(note)
-    path = named_model(model.as_posix(), note)
+    path = named_model(str(model), note, offline=offline, yes=yes, check=check)
     if announce:
         note(f"model: {path}")
     return path
 
 
-def named_model(text: str, note: Note) -> Path:
+def named_model(
+    text: str,
+    note: Note,
+    *,
+    offline: bool = False,
+    yes: bool | None = None,
+    check: Callable[[], object] | None = None,
+) -> Path:
     """The file of a model: an existing path, a name in ./models or the store, a known name, or a hub id.
 
     A model that is only on the hub is pulled into the store: after a line on stderr, and above 1 GB after a question.
@@ -47,16 +73,22 @@ def named_model(text: str, note: Note) -> Path:
     from edge.names import resolve
 
     found = resolve(text)
-    return found if isinstance(found, Path) else pulled_model(found)
+    return found if isinstance(found, Path) else pulled_model(found, offline=offline, yes=yes, check=check)
 
 
 def checkpoint_source(
-    text: str, *, revision: str | None = None, offline: bool = False, yes: bool | None = None
-) -> tuple[str, str | None, str | None]:
-    """A SOURCE of a checkpoint, its quantization type and its revision, the last two as far as the name says them.
+    text: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    yes: bool | None = None,
+    check: Callable[[str | None], object] | None = None,
+) -> Source:
+    """A SOURCE of a checkpoint. A folder is returned as it is.
 
-    A folder is returned as it is. A known name or a hub id is downloaded into the hub's cache first, after a line on
-    stderr, and above 1 GB after a question. Raises ModelFileError for an unknown name, HubError for a failed download.
+    A known name or a hub id is downloaded into the hub's cache first, after a line on stderr, and above 1 GB after a
+    question. `check` is called before, with the quantization type in the name. Raises ModelFileError for an unknown
+    name, HubError for a failed download.
     """
     from edge.cli.common import progress_line
     from edge.cli.pull import ask_first
@@ -66,10 +98,13 @@ def checkpoint_source(
 
     found = resolve(text, source=True)
     if isinstance(found, Path):
-        return str(found), None, revision
-    revision = revision or found.revision
-    source = fetch_source(found, HubOptions(revision, offline), ask_first(yes), progress_line)
-    return source, found.quant or (found.known.default_quant if found.known else None), revision
+        return Source(str(found), None, HubOptions(revision, offline))
+    quant = found.quant or (found.known.default_quant if found.known else None)
+    if check is not None:
+        check(quant)
+    options = HubOptions(revision or found.revision, offline)
+    source, fixed = fetch_source(found, options, ask_first(yes), progress_line)
+    return Source(source, quant, fixed)
 
 
 def default_model(note: Note) -> Path:
@@ -114,16 +149,11 @@ def demonstration(note: Note) -> Path:
     from edge.formats.models import stored_models
 
     for model in stored_models():
-        if model.demonstration and model.file is not None and model.file.file_type == _QUANT:
+        if model.demonstration and model.file is not None and model.file.file_type == DEFAULT_QUANT:
             return model.path
-    checkpoint = embedded_checkpoint()
-    if not checkpoint.is_dir():
-        raise ModelFileError(f"{checkpoint}: the embedded model is missing; name a GGUF with --model FILE")
-    out = store_folder() / f"{EMBEDDED_NAME}-{_QUANT}.gguf"
-    note(f"converting the embedded demonstration model {EMBEDDED_NAME} to {out}")
-    from edge.convert import convert  # a heavy import, which only this case needs
+    from edge.pull import pull  # a heavy import, which only this case needs
 
-    return convert(checkpoint, quant=_QUANT, out=out).path
+    return pull(f"{EMBEDDED_NAME}:{DEFAULT_QUANT}", say=note).path
 
 
 def _default(note: Note) -> "Choice":

@@ -28,6 +28,7 @@ from edge.cli.options import (
     Verbose,
     think_tokens,
 )
+from edge.cli.pull import Yes
 from edge.cli.results import print_scores
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ def evaluate(
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Result JSON to write.")] = Path("result.json"),
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--model",
             "-m",
+            metavar="FILE",
             help="GGUF to evaluate: a file, a name in the store, a known name or a hub id. Default: see edge config. "
             "vllm: a Hugging Face folder. openai: a GGUF or folder that renders the prompts; without it, the server "
             "renders them.",
@@ -140,6 +142,7 @@ def evaluate(
         float, typer.Option(min=1, help="openai: maximum seconds to wait for an answer.")
     ] = 600.0,
     force: Force = False,
+    yes: Yes = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no placement and no progress.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -163,7 +166,7 @@ def evaluate(
     constrained = structured if backend != "edge" else not unconstrained
     answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
     rows, say = replay or embedded_rows(), None if quiet else progress_line
-    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, context, force, say)
+    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, context, force, yes, say)
     loading = Loading(gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap)
     if backend == "vllm":
         result = _by_vllm(model, work, dtype, tp)
@@ -186,15 +189,24 @@ class _Work:
     answering: "Answering"
     context: int | None
     force: bool
+    yes: bool
     say: Callable[[str], None] | None
 
+    def check(self) -> None:
+        """Check the files before a model is downloaded. Raises ReplayError or ResultError."""
+        from edge.replay.prepare import chosen_rows
+        from edge.system.outputs import check_output
 
-def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
+        chosen_rows(self.rows, self.limit, self.rows_of)
+        check_output(self.out, [self.rows, self.rows_of])
+
+
+def _by_edge(model: str | None, work: _Work, loading: "Loading") -> "Result":
     from edge.cli.defaults import chosen_model
     from edge.replay import evaluate as run_evaluate
 
     return run_evaluate(
-        chosen_model(model, note),
+        chosen_model(model, note, yes=work.yes, check=work.check),
         work.rows,
         work.out,
         limit=work.limit,
@@ -207,15 +219,15 @@ def _by_edge(model: Path | None, work: _Work, loading: "Loading") -> "Result":
     )
 
 
-def _by_vllm(model: Path | None, work: _Work, dtype: str, tp: int) -> "Result":
+def _by_vllm(model: str | None, work: _Work, dtype: str, tp: int) -> "Result":
     from edge.cli.defaults import checkpoint_source
     from edge.formats.checkpoint import locate
     from edge.replay.vllm import VllmOptions, evaluate_vllm
 
     assert model is not None
-    source, _, revision = checkpoint_source(model.as_posix())
+    found = checkpoint_source(model, yes=work.yes, check=lambda _: work.check())
     return evaluate_vllm(
-        locate(source, revision=revision)[0],
+        locate(found.text, revision=found.hub.revision, offline=found.hub.offline)[0],
         work.rows,
         work.out,
         limit=work.limit,
@@ -231,7 +243,7 @@ def _by_vllm(model: Path | None, work: _Work, dtype: str, tp: int) -> "Result":
 
 def _by_server(
     base_url: str,
-    model: Path | None,
+    model: str | None,
     work: _Work,
     served_model: str | None,
     concurrency: int,
@@ -244,7 +256,7 @@ def _by_server(
         base_url,
         work.rows,
         work.out,
-        model=None if model is None else chosen_model(model, note),
+        model=None if model is None else chosen_model(model, note, yes=work.yes, check=work.check),
         service=Service(served_model, concurrency, timeout),
         limit=work.limit,
         rows_of=work.rows_of,

@@ -46,7 +46,7 @@ app = App(
 
 def prompt(
     messages: Annotated[Path, typer.Option(help="JSON file with the messages; - for standard input.")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="GGUF or Hugging Face folder.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="FILE", help="GGUF or Hugging Face folder.")],
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Print the token ids instead of the text.")
     ] = False,
@@ -56,14 +56,14 @@ def prompt(
     from edge.cli.defaults import chosen_model
     from edge.prompt import prompt_source, render_prompt
 
-    model = chosen_model(model, note)
+    path = chosen_model(model, note)
     chat = conversation(messages)
-    rendered = render_prompt(chat, prompt_source(model))
-    note_fallback(model, rendered)
+    rendered = render_prompt(chat, prompt_source(path))
+    note_fallback(path, rendered)
     if tokens:
         from edge.llama.encode import encode_with
 
-        typer.echo(json.dumps(encode_with(model, rendered.text)))
+        typer.echo(json.dumps(encode_with(path, rendered.text)))
     else:
         typer.echo(rendered.text, nl=sys.stdout is not None and sys.stdout.isatty())
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def measure(
-    model: Annotated[Path, typer.Option("--model", "-m", help="GGUF to measure.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="FILE", help="GGUF to measure.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Measurement JSON to write.")],
     base: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE",
             help="Base to compare with: a GGUF of the same model, if possible in bf16, or a file that --keep-base "
@@ -72,14 +72,19 @@ def measure(
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
     from edge.measure import measure as run_measure
+    from edge.replay.rows import read_rows
 
-    model = chosen_model(model, note)
-    base = None if base is None else chosen_model(base, note)
-    layers = reading_layers(gpu_layers, model, base)
+    def check() -> None:
+        if replay is not None:
+            read_rows(replay, limit)
+
+    path = chosen_model(model, note, check=check)
+    base_path = None if base is None else chosen_model(base, note, check=check)
+    layers = reading_layers(gpu_layers, path, base_path)
     done = run_measure(
-        model,
+        path,
         out,
-        base=base,
+        base=base_path,
         replay=replay,
         text=text,
         chunk=chunk,

@@ -11,6 +11,7 @@ import typer
 from edge.cli.common import Threads, note, progress_line, show
 from edge.cli.options import Force, GpuLayers, Verbose, reading_layers
 from edge.cli.pull import Yes
+from edge.system.paths import DEFAULT_QUANT
 from edge.system.text import size
 
 
@@ -86,20 +87,24 @@ def convert(
         )
 
     from edge.cli.defaults import checkpoint_source
-    from edge.convert import TensorTypes
+    from edge.convert import TensorTypes, check_options
     from edge.convert import convert as run_convert
-    from edge.formats.hub import HubOptions
 
-    source, named, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
+    types = TensorTypes(overrides, output_tensor_type, token_embedding_type)
+
+    def check_first(named: str | None) -> None:
+        check_options(quant or named or DEFAULT_QUANT, out, imatrix, calibrate, lora, types, threads)
+
+    found = checkpoint_source(source, revision=revision, offline=offline, yes=yes, check=check_first)
     converted = run_convert(
-        source,
-        quant=quant or named or "Q4_K_M",
+        found.text,
+        quant=quant or found.quant or DEFAULT_QUANT,
         out=out,
         imatrix=imatrix,
         calibrate=calibrate,
         lora=lora,
-        tensor_types=TensorTypes(overrides, output_tensor_type, token_embedding_type),
-        hub=HubOptions(revision, offline),
+        tensor_types=types,
+        hub=found.hub,
         check=check,
         force=force,
         threads=threads,
@@ -115,7 +120,10 @@ def convert(
 
 def imatrix(
     model: Annotated[
-        Path, typer.Option("--model", "-m", help="GGUF to read; use an unquantized one if you can.")
+        str,
+        typer.Option(
+            "--model", "-m", metavar="FILE", help="GGUF to read; use an unquantized one if you can."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Importance matrix (GGUF) to write.")],
     replay: Annotated[
@@ -152,19 +160,24 @@ def imatrix(
 
     from edge.cli.defaults import chosen_model
     from edge.measure.calibrate import calibrate
+    from edge.replay.rows import read_rows
     from edge.system.progress import bar
 
-    model = chosen_model(model, note)
+    def check() -> None:
+        if replay is not None:
+            read_rows(replay)
+
+    path = chosen_model(model, note, check=check)
     with bar("reading", None if quiet else progress_line, unit="tokens") as progress:
         calibrated = calibrate(
-            model,
+            path,
             out,
             rows=replay,
             text=text,
             chunk=chunk,
             context=context,
             threads=threads,
-            gpu_layers=reading_layers(gpu_layers, model),
+            gpu_layers=reading_layers(gpu_layers, path),
             process_output=process_output,
             force=force,
             progress=progress,
@@ -173,7 +186,7 @@ def imatrix(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF to inspect.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="GGUF to inspect.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read and check all tensor data.")] = False,
     source: Annotated[
         str | None,
@@ -205,11 +218,12 @@ def inspect(
     from edge.cli.defaults import checkpoint_source, chosen_model
     from edge.conversion.inspect import inspect as run_inspect
 
-    file = chosen_model(file, note)
+    path = chosen_model(file, note, offline=offline, yes=yes)
     if source is not None:
-        source, _, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
+        found = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
+        source, revision, offline = found.text, found.hub.revision, found.hub.offline
     inspected = run_inspect(
-        file,
+        path,
         verify=verify,
         source=source,
         revision=revision,
@@ -225,10 +239,11 @@ def inspect(
 
 def doctor(
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--model",
             "-m",
+            metavar="FILE",
             help="Check whether this GGUF fits. Default with --offline: the default model.",
         ),
     ] = None,
@@ -253,16 +268,16 @@ def doctor(
     """
     from edge.cli.defaults import chosen_model
 
-    model = None if model is None else chosen_model(model, note)
+    path = None if model is None else chosen_model(model, note, offline=offline)
     if offline:
         from edge.airgap.ready import offline as run_offline
 
-        readiness = run_offline(model, context)
+        readiness = run_offline(path, context)
         typer.echo(readiness.to_json()) if as_json else show(readiness.to_text())
         if not readiness.ready:
             raise typer.Exit(1)
         return
     from edge.airgap.doctor import doctor as run_doctor
 
-    report = run_doctor(model, context)
+    report = run_doctor(path, context)
     typer.echo(report.to_json()) if as_json else show(report.to_text())

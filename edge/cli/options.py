@@ -30,10 +30,11 @@ def _value(fits: Callable[[float], bool], range_: str) -> Callable[[float], floa
 
 
 ModelOption = Annotated[
-    Path | None,
+    str | None,  # not a Path, which drops `./`: that says that a path is meant, not a hub id
     typer.Option(
         "--model",
         "-m",
+        metavar="FILE",
         help="GGUF to use: a file, a name in the store, a known name or a hub id. Default: see edge config.",
     ),
 ]

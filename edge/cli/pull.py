@@ -57,7 +57,9 @@ def pull(
     found = resolve(name, remote=True)
     if isinstance(found, Reference) and quant is not None:
         if found.quant is not None or found.file is not None:
-            raise typer.BadParameter(f"{name} says already which file to take", param_hint="--quant")
+            raise typer.BadParameter(
+                f"{name} already names a type or a file; omit --quant", param_hint="--quant"
+            )
         found = replace(found, quant=quant)
     pulled = run_pull(
         found,
@@ -103,18 +105,30 @@ def ask_first(yes: bool | None) -> Callable[["Download"], None]:
     return confirm
 
 
-def pulled_model(reference: "Reference") -> Path:
+def pulled_model(
+    reference: "Reference",
+    *,
+    offline: bool = False,
+    yes: bool | None = None,
+    check: Callable[[], object] | None = None,
+) -> Path:
     """The file of a model that a command names: from the store, else pulled.
 
-    Before a download, edge prints a line; above 1 GB it asks. Raises the errors of `edge.pull.pull`.
+    Before a download, edge prints a line; above 1 GB it asks, unless `yes`. `offline`: take only what is here.
+    `check` is called before a download. Raises the errors of `edge.pull.pull`.
     """
+    from edge.formats.hub import HubOptions
     from edge.pull import present
     from edge.pull import pull as run_pull
 
     path = present(reference)
     if path is not None:
         return path
-    pulled = run_pull(reference, confirm=ask_first(None), say=progress_line)
+    if check is not None:
+        check()
+    pulled = run_pull(
+        reference, options=HubOptions(offline=offline), confirm=ask_first(yes), say=progress_line
+    )
     for warning in pulled.warnings:
         note(warning)
     return pulled.path

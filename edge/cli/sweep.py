@@ -1,6 +1,7 @@
 """The command `edge sweep`. It imports heavy modules only when it runs."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -89,27 +90,32 @@ def sweep(
     from edge.answer.answering import Answering
     from edge.cli.defaults import checkpoint_source
     from edge.llama.loading import Loading
-    from edge.sweep import SweepOptions
+    from edge.sweep import SweepOptions, check_sweep
     from edge.sweep import sweep as run_sweep
     from edge.system.paths import embedded_rows
 
-    source, _, revision = checkpoint_source(source, revision=revision, offline=offline, yes=yes)
+    names = [checked_quant(name, "--quants") for name in quants.replace(" ", "").split(",") if name]
+    rows = replay or embedded_rows()
+    options = SweepOptions(
+        reference=reference,
+        calibrate_on=calibrate,
+        keep=keep,
+        budget=limit,
+        max_loss=max_loss,
+        skip_too_long=skip_too_long,
+        force=force,
+    )
+
+    def check_first(_: str | None) -> None:
+        check_sweep(names, rows, out, options)
+
+    found = checkpoint_source(source, revision=revision, offline=offline, yes=yes, check=check_first)
     done = run_sweep(
-        source,
-        [checked_quant(name, "--quants") for name in quants.replace(" ", "").split(",") if name],
-        replay or embedded_rows(),
+        found.text,
+        names,
+        rows,
         out,
-        SweepOptions(
-            reference=reference,
-            calibrate_on=calibrate,
-            keep=keep,
-            budget=limit,
-            max_loss=max_loss,
-            revision=revision,
-            offline=offline,
-            skip_too_long=skip_too_long,
-            force=force,
-        ),
+        replace(options, revision=found.hub.revision, offline=found.hub.offline),
         answering=Answering(max_tokens, constrained=not unconstrained),
         loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
         say=None if quiet else progress_line,

@@ -3,6 +3,7 @@
 stored         JSON and safetensors headers of a checkpoint
 checkpoint     a Hugging Face checkpoint folder
 hub            the Hugging Face hub: lists and downloads repositories
+hub_errors     what a failed request to the hub means
 lora           merges a LoRA adapter into a checkpoint
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does

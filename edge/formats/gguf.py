@@ -21,6 +21,7 @@ from typing import Any
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, size_label
 
 from edge.errors import ModelFileError
+from edge.system.files import whole_file
 from edge.system.paths import cache_folder
 
 # Scalar value types of the format: number -> struct code. 8 is a string, 9 an array.
@@ -292,14 +293,9 @@ def recall(path: Path, what: str) -> str | None:
 def remember(path: Path, what: str, value: str) -> None:
     """Remember a value of a file as it is now, in the user's cache folder, if that can be written."""
     memory, key = _memory(path, what)
-    temporary = memory.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"file": key, what: value}), encoding="utf-8")
-        temporary.replace(memory)
-    except OSError:  # without the cache, the next call takes longer
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    # Without the cache, the next call takes longer.
+    with contextlib.suppress(OSError), whole_file(memory) as (_, descriptor):
+        os.write(descriptor, json.dumps({"file": key, what: value}).encode())
 
 
 def _memory(path: Path, what: str) -> tuple[Path, str]:

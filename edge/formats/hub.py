@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edge.errors import HubError, Interrupted
+from edge.formats.gguf import remember, sha256
+from edge.formats.hub_errors import failure, is_final, request_errors, why
+from edge.system.files import whole_file
 from edge.system.locks import held_lock
 from edge.system.machine import free_disk
 from edge.system.text import size
@@ -28,6 +31,9 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK = 1 << 20
+# On Windows, `:` begins a stream, the backslash is a separator, and the others are in no name.
+_FORBIDDEN = re.compile(r'[<>:"|?*\\]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 _PAUSES = (0.5, 1.0, 2.0)  # seconds before each try that follows one without a new byte
 
 Say = Callable[[str], None]
@@ -76,8 +82,32 @@ class Repository:
         return _cache(self.hub_id) / "snapshots" / self.commit
 
     def missing(self, names: Iterable[str]) -> list[HubFile]:
-        """Those of the named files that are not complete in the cache."""
-        return [self.files[name] for name in names if not (self.folder / name).is_file()]
+        """Those of the named files that are not complete in the cache, or that are damaged there."""
+        return [
+            self.files[name]
+            for name in names
+            if not (self.folder / name).is_file() or self.damage(name) is not None
+        ]
+
+    def damage(self, name: str) -> str | None:
+        """What is wrong with the content of a file in the cache; None if it has the SHA-256 of the hub.
+
+        edge reads the file once and remembers its SHA-256.
+        """
+        path, reported = self.folder / name, self.files[name].sha256
+        if reported is None or (found := sha256(path)) == reported:
+            return None
+        return f"{path.resolve()}: has the SHA-256 {found}, but the hub reports {reported}"
+
+    def unavailable(self, names: Iterable[str]) -> HubError | None:
+        """Why edge cannot download those of the named files that `missing` lists; None if it can."""
+        if self.absent is None:
+            return None
+        for file in self.missing(names):
+            if (self.folder / file.name).is_file():
+                fix = "run the same command with a connection to download it again"
+                return HubError(f"{self.damage(file.name)}; {fix}")
+        return self.absent
 
     def to_download(self, names: Iterable[str]) -> int:
         """Bytes that `download` still has to fetch for the named files."""
@@ -91,9 +121,10 @@ def cache_place() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def open_repository(hub_id: str, options: HubOptions | None = None) -> Repository:
+def open_repository(hub_id: str, options: HubOptions | None = None, *, say: Say | None = None) -> Repository:
     """List a repository: from the hub, or from the cache if edge must not or cannot connect.
 
+    `say` receives a line if the hub cannot be reached and the cache is used instead.
     Raises HubError if there is no such repository or revision, if access is refused, or if it is not in the cache.
     """
     options = options or HubOptions()
@@ -105,17 +136,20 @@ def open_repository(hub_id: str, options: HubOptions | None = None) -> Repositor
         raise HubError(f"{hub_id}: {options.revision!r} is not a branch, a tag or a commit; check --revision")
     from huggingface_hub import constants
 
-    absent = _not_cached(hub_id, options)
+    absent, lost = _not_cached(hub_id, options), ""
     if not options.offline and not constants.HF_HUB_OFFLINE:
         try:
             return _listed(hub_id, options.revision)
         except Exception as error:
-            absent = _failure(hub_id, options.revision, error)
-            if _is_final(error):
+            absent = failure(hub_id, options.revision, error)
+            if is_final(error):
                 raise absent from None
+            lost = why(error)
     cached = _cached(hub_id, options.revision, absent)
     if cached is None:
         raise absent
+    if lost and say is not None:
+        say(f"the hub cannot be reached ({lost}); using the cached commit {cached.commit[:12]} of {hub_id}")
     return cached
 
 
@@ -131,7 +165,7 @@ def check_access(repository: Repository, name: str) -> None:
     try:
         get_hf_file_metadata(hf_hub_url(repository.hub_id, name, revision=repository.commit))
     except Exception as error:
-        raise _failure(repository.hub_id, repository.revision, error) from None
+        raise failure(repository.hub_id, repository.revision, error) from None
 
 
 def check_disk(folder: Path, needed: int, advice: str) -> None:
@@ -155,9 +189,11 @@ def download(
     names = list(names)
     missing = repository.missing(names)
     if not missing:
+        if repository.absent is None:
+            _remember_revision(repository)
         return repository.folder
-    if repository.absent is not None:
-        raise repository.absent
+    if (unavailable := repository.unavailable(names)) is not None:
+        raise unavailable
     check_disk(
         cache_place(), repository.to_download(names), "free some, or set HF_HOME to a folder on another disk"
     )
@@ -170,6 +206,7 @@ def download(
 
         try:
             ours = file.sha256 is not None and file.n_bytes <= constants.MAX_HTTP_DOWNLOAD_SIZE
+            _remove_damaged(repository, file)
             if ours:
                 _fetch(repository, file, say or (lambda text: None), report)
             _place(repository, file, checked=ours)
@@ -178,7 +215,7 @@ def download(
         except KeyboardInterrupt:
             raise Interrupted("interrupted; run the same command again to resume the download") from None
         except Exception as error:
-            raise _failure(f"{repository.hub_id}/{file.name}", repository.revision, error) from None
+            raise failure(f"{repository.hub_id}/{file.name}", repository.revision, error) from None
         done += file.n_bytes
     _remember_revision(repository)
     return repository.folder
@@ -201,16 +238,26 @@ def _listed(hub_id: str, revision: str | None) -> Repository:
         n_bytes = entry.size if entry.lfs is None else entry.lfs.size
         if digest is not None and not _SHA256.fullmatch(digest):
             raise HubError(f"{hub_id}: the hub reports {digest[:80]!r} as the SHA-256 of {entry.rfilename}")
-        if _is_safe(entry.rfilename):
+        if is_safe(entry.rfilename):
             files[entry.rfilename] = HubFile(entry.rfilename, n_bytes or 0, digest)
     if info.sha is None or not _COMMIT.fullmatch(info.sha):
         raise HubError(f"{hub_id}: the hub reports no commit; check HF_ENDPOINT and the proxy")
     return Repository(hub_id, info.sha, revision, files)
 
 
-def _is_safe(name: str) -> bool:
-    """Whether a file name of the hub stays in the folder of its repository, and can be shown on a terminal."""
-    return name.isprintable() and not any(part in ("", ".", "..") or "\\" in part for part in name.split("/"))
+def is_safe(name: str) -> bool:
+    """Whether a file name of the hub stays in the folder of its repository on every system, and can be shown.
+
+    False for names that Windows reserves or changes, and for a part that begins with `.` or `-`.
+    """
+    return name.isprintable() and not any(
+        part == ""
+        or part[0] in ".-"
+        or part[-1] in ". "
+        or _FORBIDDEN.search(part)
+        or _DEVICES.fullmatch(part)
+        for part in name.split("/")
+    )
 
 
 def _cached(hub_id: str, revision: str | None, absent: HubError) -> Repository | None:
@@ -227,8 +274,16 @@ def _cached(hub_id: str, revision: str | None, absent: HubError) -> Repository |
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, blob = path.relative_to(folder).as_posix(), path.resolve().name
-        files[name] = HubFile(name, path.stat().st_size, blob if _SHA256.fullmatch(blob) else None)
+        if is_safe(name):
+            files[name] = HubFile(name, path.stat().st_size, blob if _SHA256.fullmatch(blob) else None)
     return Repository(hub_id, commit, revision, files, absent)
+
+
+def _not_cached(hub_id: str, options: HubOptions) -> HubError:
+    where = hub_id if options.revision is None else f"{hub_id} (revision {options.revision})"
+    return HubError(
+        f"{where} is not complete in the local Hugging Face cache; run once without --offline and HF_HUB_OFFLINE"
+    )
 
 
 # --- one file ---
@@ -242,7 +297,8 @@ def _kept(hub_id: str, file: HubFile) -> int:
     """Bytes of a file that an interrupted download left, or all of them if another name has the same content."""
     if file.sha256 is None:
         return 0
-    if (_cache(hub_id) / "blobs" / file.sha256).is_file():
+    blob = _cache(hub_id) / "blobs" / file.sha256
+    if blob.is_file() and sha256(blob) == file.sha256:
         return file.n_bytes
     try:
         return min(_partial(hub_id, file).stat().st_size, file.n_bytes)
@@ -259,14 +315,17 @@ def _fetch(repository: Repository, file: HubFile, say: Say, progress: Callable[[
     waiting = f"{file.name}: another process is downloading this file; waiting for it"
     with held_lock(lock, lambda: say(waiting)):
         if blob.is_file():
-            return
+            if sha256(blob) == file.sha256:
+                return
+            blob.unlink()  # damaged since it was downloaded
         with open(partial, "a+b") as stream:
             stream.seek(0)
             digest = hashlib.sha256()
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
             if stream.tell() > file.n_bytes:
-                stream.truncate(0)
+                stream.seek(0)
+                stream.truncate()
                 digest = hashlib.sha256()
             digest = _complete(repository, file, stream, digest, progress)
             os.fsync(stream.fileno())
@@ -277,6 +336,7 @@ def _fetch(repository: Repository, file: HubFile, say: Say, progress: Callable[[
                 f"{file.sha256}; the download was removed, try again"
             )
         os.replace(partial, blob)
+        remember(blob, "sha256", file.sha256)
 
 
 def _complete(
@@ -304,14 +364,14 @@ def _complete(
                 if stream.tell() > file.n_bytes:
                     break
             problem: Exception | None = None
-        except _request_errors() as error:
+        except request_errors() as error:
             problem = error
         if stream.tell() > file.n_bytes:
             raise HubError(
                 f"{repository.hub_id}/{file.name}: is longer than the {file.n_bytes:,} bytes that the hub reports"
             )
         if stream.tell() < file.n_bytes:
-            if problem is not None and _is_final(problem):
+            if problem is not None and is_final(problem):
                 raise problem
             if failures == len(_PAUSES):
                 raise HubError(
@@ -356,13 +416,22 @@ def _place(repository: Repository, file: HubFile, *, checked: bool) -> None:
         placed = hf_hub_download(repository.hub_id, file.name, revision=repository.commit)
     found = Path(placed).resolve()
     if file.sha256 is not None and not (checked and found.name == file.sha256):
-        with open(found, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256(found)
         if digest != file.sha256:
-            Path(placed).unlink()
+            _remove_damaged(repository, file)
             raise HubError(
-                f"{repository.hub_id}/{file.name}: has the SHA-256 {digest}, but the hub reports {file.sha256}"
+                f"{found}: has the SHA-256 {digest}, but the hub reports {file.sha256}; the file was removed, "
+                "try again"
             )
+
+
+def _remove_damaged(repository: Repository, file: HubFile) -> None:
+    """Remove a file from the cache if its content is damaged, so that nothing takes it for the complete file."""
+    path = repository.folder / file.name
+    if path.is_file() and repository.damage(file.name) is not None:
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
 
 
 def _remember_revision(repository: Repository) -> None:
@@ -371,11 +440,8 @@ def _remember_revision(repository: Repository) -> None:
     if _COMMIT.fullmatch(revision):
         return
     place = _cache(repository.hub_id) / "refs" / revision
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
-        temporary.write_text(repository.commit, encoding="ascii")
-        os.replace(temporary, place)
+    with contextlib.suppress(OSError), whole_file(place) as (_, descriptor):
+        os.write(descriptor, repository.commit.encode())
 
 
 @contextlib.contextmanager
@@ -396,69 +462,3 @@ def _without_bars() -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
-
-
-# --- errors ---
-
-
-def _request_errors() -> tuple[type[Exception], ...]:
-    """What a request can raise if the connection fails or the hub refuses it.
-
-    huggingface_hub 1 uses httpx, 2 uses httpx2; its own error has their base class.
-    """
-    from huggingface_hub import errors
-
-    base: type[Exception] = errors.HfHubHTTPError.__bases__[0]
-    return (base, ConnectionError, TimeoutError)
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether another try or the cache cannot help: the hub has answered, and the answer is no."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.HfHubHTTPError):
-        return error.response.status_code < 500 and error.response.status_code not in (408, 429)
-    return not isinstance(error, _request_errors())
-
-
-def _not_cached(hub_id: str, options: HubOptions) -> HubError:
-    where = hub_id if options.revision is None else f"{hub_id} (revision {options.revision})"
-    return HubError(
-        f"{where} is not complete in the local Hugging Face cache; run once without --offline and HF_HUB_OFFLINE"
-    )
-
-
-def _failure(where: str, revision: str | None, error: Exception) -> HubError:
-    """The error line for an exception of a request."""
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, HubError):
-        return error
-    hub_id = "/".join(where.split("/")[:2])
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
-    tokens = f"{constants.ENDPOINT}/settings/tokens"
-    if isinstance(error, errors.GatedRepoError):
-        where, page = hub_id, f"{constants.ENDPOINT}/{hub_id}"
-        if status == 403:
-            problem = (
-                f"is gated, and the account of your token has no access: ask for it on {page}, "
-                "wait until it is granted, then try again"
-            )
-        else:
-            problem = f"is gated; accept its terms on {page}, then set HF_TOKEN to a token with read access ({tokens})"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        problem = "is neither a local path nor a public hub repository; a private one needs HF_TOKEN"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        where, problem = f"{where} (revision {revision})", "has no such revision; check --revision"
-    elif isinstance(error, errors.EntryNotFoundError) and status == 404:
-        problem = "is not on the hub any more; try again"
-    elif status == 401:
-        problem = f"is refused with your token; set HF_TOKEN to a new one ({tokens})"
-    elif not status and isinstance(error, (*_request_errors(), errors.LocalEntryNotFoundError)):
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        problem = f"cannot be fetched and is not in the local cache; check the network and the proxy ({why})"
-    elif not status and isinstance(error, OSError) and error.strerror:
-        where, problem = str(error.filename or cache_place()), f"cannot be written: {error.strerror}"
-    else:
-        problem = f"cannot be fetched: {' '.join(str(error).split())[:200] or type(error).__name__}"
-    return HubError(f"{where}{':' if problem.startswith('cannot be written') else ''} {problem}")

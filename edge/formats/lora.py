@@ -120,6 +120,11 @@ class ReplacedTensor(StoredTensor):
         return result
 
 
+def check_adapter(folder: Path) -> None:
+    """Check, without its base, that a folder holds an adapter that `merge_lora` can read. Raises CheckpointError."""
+    _open_adapter(folder)
+
+
 def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """A checkpoint whose tensors have a LoRA adapter merged into them when they are read.
 

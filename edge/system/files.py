@@ -66,6 +66,32 @@ def temporary_file(place: Path) -> Iterator[tuple[Path, int]]:
             temporary.unlink(missing_ok=True)
 
 
+def replace_link(place: Path, target: Path) -> None:
+    """Make `place` a symbolic link to `target`, whole or not at all; it replaces what is there.
+
+    Removes links that a killed process left. Raises OSError, and NotImplementedError on a system without links.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(place)
+    while True:
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            os.symlink(os.path.abspath(target), temporary)
+            os.replace(temporary, place)
+            return
+        except FileNotFoundError:
+            if not place.parent.is_dir():
+                raise
+            # else another process removed it as a leftover
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def link_target(place: Path) -> Path:
+    """Where a symbolic link points to, without the prefix that Windows gives. Raises OSError."""
+    return Path(os.readlink(place).removeprefix("\\\\?\\"))
+
+
 def allocate(descriptor: int, n_bytes: int) -> None:
     """Reserve the disk space of a file, so that a full disk shows before the work. Raises OSError."""
     if sys.platform != "win32" and sys.platform != "darwin":
@@ -121,6 +147,9 @@ def _remove_leftovers(place: Path) -> None:
         if name.fullmatch(path.name) is None:
             continue
         with contextlib.suppress(OSError):
+            if path.is_symlink():  # a link has no lock; `replace_link` makes it again
+                path.unlink()
+                continue
             if sys.platform == "win32":  # Windows does not remove a file that a process has open
                 path.unlink()
                 continue

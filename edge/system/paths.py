@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+DEFAULT_QUANT = "Q4_K_M"
+"""The quantization type where neither the user nor the model names one."""
 EMBEDDED_NAME = "tiny-terminal"
 
 

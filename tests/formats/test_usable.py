@@ -85,7 +85,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "mmproj": (lambda path: small(path, "clip", "mmproj"), "is not a language model"),
     "vocab": (vocabulary_only, "has no tensors"),
     "encoder": (encoder, "is an encoder"),
-    "gone": (lambda path: path.symlink_to("nowhere"), "a link whose file is gone"),
+    "gone": (lambda path: path.symlink_to("nowhere"), "a broken link"),
     "pipe": (lambda path: os.mkfifo(path), "is not a regular file"),
     "m-00002-of-00002": (lambda path: small(path, part=(1, 2)), "is part 2 of 2"),
     "n-00001-of-00002": (lambda path: small(path, part=(0, 2)), "n-00002-of-00002.gguf is missing"),
