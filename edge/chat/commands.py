@@ -3,20 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edge.chat.conversation import Conversation
 from edge.chat.entries import ReadLine, read_block
 from edge.chat.settings import changed, shown
 from edge.chat.stored import load, save
 from edge.errors import EdgeError
+from edge.system.paths import at_home
 from edge.system.places import read_text
 
 HELP = '''\
 /save FILE          Save the conversation. Another file is never replaced without a question.
 /load FILE          Continue a saved conversation, or the messages of a JSON file.
 /screen FILE|-      Put the text of a terminal beside the next message. -: type or paste it, end it with """.
-/screen             Take the screen away again.
+/screen             Remove the screen.
 /system TEXT        Set the system prompt; "" for none. Without TEXT: show it.
 /clear              Forget all messages; the system prompt and the settings stay.
 /set NAME VALUE     Change a setting, for example: /set temperature 0.2
@@ -25,7 +25,7 @@ HELP = '''\
 /help, /?           Show this list.
 /bye, Ctrl-D        End.
 
-"""                 Begin a message of many lines; the same marks end it.
+"""                 Begin a message of many lines. End it with the same marks.
 Ctrl-C              Stop the answer.'''
 _END = ("/bye", "/exit", "/quit")
 
@@ -80,11 +80,11 @@ class Commands:
     def _screen(self, rest: str) -> None:
         if not rest:
             self.conversation.screen = None
-            self.say("no screen goes with the next message")
+            self.say("the next message has no screen")
             return
         text = read_block(self.read_line) if rest == "-" else read_text(_path(rest, "/screen"))
         self.conversation.screen = text
-        self.say(f"a screen of {_count(len(text.splitlines()), 'line')} goes with the next message")
+        self.say(f"the next message has a screen of {_count(len(text.splitlines()), 'line')}")
 
     def _system(self, rest: str) -> None:
         if rest:
@@ -98,18 +98,18 @@ class Commands:
     def _set(self, rest: str) -> None:
         name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
         settings = self.conversation.settings
-        other: dict[str, dict[str, Any]] = {
-            "verbose": {"stats": True},
-            "quiet": {"stats": False},
-            "think": {"think": None},
-            "nothink": {"think": 0},
-            "wordwrap": {"wordwrap": True},
-            "nowordwrap": {"wordwrap": False},
+        other = {
+            "verbose": replace(settings, stats=True),
+            "quiet": replace(settings, stats=False),
+            "think": replace(settings, think=None),
+            "nothink": replace(settings, think=0),
+            "wordwrap": replace(settings, wordwrap=True),
+            "nowordwrap": replace(settings, wordwrap=False),
         }
         if name == "system":
             self._system(value.strip())
         elif name in other and not value:
-            self.conversation.settings = replace(settings, **other[name])
+            self.conversation.settings = other[name]
         elif not name:
             self.say(self._settings())
         else:
@@ -139,7 +139,7 @@ class Commands:
 def _path(text: str, command: str) -> Path:
     if not text:
         raise EdgeError(f"{command} needs the name of a file")
-    return Path(_unquoted(text)).expanduser()
+    return at_home(_unquoted(text), command)
 
 
 def _unquoted(text: str) -> str:
