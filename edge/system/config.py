@@ -1,6 +1,6 @@
 """The user's settings: defaults for options, from environment variables and one TOML file.
 
-An option of the command line wins over a variable, a variable over the file. `edge config` prints what holds.
+An option wins over a variable, a variable over the file. `edge config` prints the settings in effect.
 Imports edge.errors and the standard library only: the command line imports this module at its start.
 """
 
@@ -111,7 +111,7 @@ def config_file() -> Path:
 
 
 def settings() -> dict[str, Held]:
-    """What holds for each setting if no option is given.
+    """The value in effect for each setting if no option is given.
 
     Raises ConfigError that names the file and the key, or the variable, and what the value must be.
     """

@@ -338,7 +338,7 @@ def test_foreign_conversations(tiny_q4: Path, tmp_path: Path) -> None:
     for text, words in (
         ("{", "is not JSON in UTF-8"),
         ("[]", "messages is an empty list"),
-        ('[{"role": "user"}]', "message 0 (user) has no content"),
+        ('[{"role": "user"}]', "messages[0] is an object; it must be an object with content or tool_calls"),
         ('{"schema_version": 2, "messages": [{"role": "user", "content": "a"}]}', "use a newer edge"),
     ):
         file.write_text(text)

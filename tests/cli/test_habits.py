@@ -360,3 +360,27 @@ def test_a_server_logs_requests_and_its_end(tiny_q4: Path) -> None:
     )
     assert r"GET /\x1b[31m 404" in log and "\x1b" not in log and "/health" not in log
     assert log.endswith("stopped\n") and child.wait() == 0
+
+
+def test_a_terminal_shows_every_character_of_json(tmp_path: Path) -> None:
+    """Bidi and invisible characters: an escape on a terminal, untouched in a pipe; the same JSON."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({**ROW, "task_id": "a\u202eb\u2066\ufeff", "ref_raw": "nothing"}))
+    code, piped, _ = edge("rows", "check", "--json", rows)
+    shown = on_a_terminal(80, "rows", "check", "--json", rows, cwd=tmp_path)
+    assert code == 0 and "a\u202eb\u2066\ufeff" in piped.decode()
+    assert "a\\u202eb\\u2066\\ufeff" in shown and json.loads(shown) == json.loads(piped)
+
+
+def test_streams_that_are_closed(tiny_q4: Path, tmp_path: Path) -> None:
+    """`<&-`: there is no terminal, so nobody answers."""
+    for words, code in (("agent", 0), ("chat", 0), ("run", 2)):
+        ended = subprocess.run(
+            ["sh", "-c", 'exec "$@" <&-', "sh", *PROGRAM, words, "-m", str(tiny_q4), "--max-tokens", "8"]
+            + (["List the files."] if words == "agent" else []),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "Traceback" not in ended.stderr and ended.returncode == code, ended.stderr
