@@ -74,8 +74,8 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def echo_json(text: str) -> None:
-    """Print JSON text on stdout. On a terminal, JSON's escapes replace the characters that may steer it."""
-    typer.echo(safe_json(text) if is_terminal(sys.stdout) else text)
+    """Print JSON of edge on stdout. JSON's escapes replace the characters that may steer a terminal."""
+    typer.echo(safe_json(text))
 
 
 def one_line(text: str) -> str:

@@ -13,7 +13,6 @@ from edge.cli.common import (
     STDIN,
     Threads,
     conversation,
-    echo_json,
     input_text,
     is_terminal,
     no_gpu_note,
@@ -117,7 +116,8 @@ def run(
     action = _action(chosen_model(model, note), chat, loading, answering, say, stream=stream)
     styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
     text = action.text if styled else one_line(action.text)
-    echo_json("" if stream else action.to_json() if as_json else text)
+    shown = "" if stream else action.to_json() if as_json else text
+    typer.echo(safe_json(shown) if terminal else shown)
     if action.closed_at_budget and not as_json:
         note(f"the budget of {max_tokens} tokens ended before the answer; edge closed the action validly")
 

@@ -362,14 +362,19 @@ def test_a_server_logs_requests_and_its_end(tiny_q4: Path) -> None:
     assert log.endswith("stopped\n") and child.wait() == 0
 
 
-def test_a_terminal_shows_every_character_of_json(tmp_path: Path) -> None:
-    """Bidi and invisible characters: an escape on a terminal, untouched in a pipe; the same JSON."""
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({**ROW, "task_id": "a\u202eb\u2066\ufeff", "ref_raw": "nothing"}))
-    code, piped, _ = edge("rows", "check", "--json", rows)
-    shown = on_a_terminal(80, "rows", "check", "--json", rows, cwd=tmp_path)
-    assert code == 0 and "a\u202eb\u2066\ufeff" in piped.decode()
-    assert "a\\u202eb\\u2066\\ufeff" in shown and json.loads(shown) == json.loads(piped)
+def test_no_character_of_an_action_is_hidden_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
+    """A person reviews it there. At a very high temperature the model writes any byte, also of invisible characters."""
+    words = ("run", "List the files.", "-m", tiny_q4, "--quiet", "--threads", 1, "--max-tokens", 1500)
+    words += ("--temperature", 1000, "--seed", 3)
+    code, piped, _ = edge(*words)
+    text = piped.decode()
+    assert code == 0 and not text.strip().isprintable()  # as the model wrote it
+    streamed = on_a_terminal(80, *words, cwd=tmp_path)
+    shown = on_a_terminal(80, *words, "--json", cwd=tmp_path)
+    for seen in (streamed, shown):
+        assert all(char.isprintable() or char in "\r\n\t" for char in seen)
+    assert json.JSONDecoder().raw_decode(streamed)[0] == json.loads(text)  # a note follows
+    assert json.loads(json.loads(shown)["text"]) == json.loads(text)
 
 
 def test_streams_that_are_closed(tiny_q4: Path, tmp_path: Path) -> None:
