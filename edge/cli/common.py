@@ -35,8 +35,11 @@ def note(text: str) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in aligned columns on stdout, on a terminal in its width. Off a terminal no cell has line breaks."""
-    for line in columns(header, rows, _width(sys.stdout)):
+    """Print rows in aligned columns on stdout, on a terminal in its width. Off a terminal no cell has line breaks.
+
+    The first column has names, which stay on one line.
+    """
+    for line in columns(header, rows, _width(sys.stdout), named=True):
         typer.echo(line)
 
 
@@ -46,10 +49,12 @@ def show(text: object) -> None:
 
 
 def _width(stream: TextIO | None) -> int | None:
-    """The columns of a terminal; None for another stream."""
+    """The columns of a terminal: $COLUMNS, else what the terminal says. None for another stream."""
     if stream is None or not is_terminal(stream):
         return None
-    return os.get_terminal_size(stream.fileno()).columns or None
+    given = os.environ.get("COLUMNS", "")
+    wanted = int(given) if re.fullmatch("[0-9]{1,6}", given) else 0
+    return wanted or os.get_terminal_size(stream.fileno()).columns or None
 
 
 def progress_line(text: str) -> None:
