@@ -3,12 +3,12 @@
 The schemas come from the TypedDicts that the readers enforce. docs/formats.md has the same fields as tables.
 """
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.system.text import did_you_mean
 from edge.system.typed_json import DRAFT, json_schema
 
 _EXAMPLES = Path(__file__).with_name("examples")
@@ -42,9 +42,10 @@ def find_format(name: str) -> Format:
         if one.name == name:
             return one
     names = [one.name for one in FORMATS]
-    close = difflib.get_close_matches(name, names, 1)
-    meant = f"; did you mean {close[0]}?" if close else ""
-    raise EdgeError(f"{name}: no format has this name (the names: {', '.join(names)}){meant}")
+    meant = did_you_mean(name, names)
+    raise EdgeError(
+        f"{name}: no format has this name (the names: {', '.join(names)})" + (f"; {meant}" if meant else "")
+    )
 
 
 def example(name: str) -> str | None:

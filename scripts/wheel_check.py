@@ -52,7 +52,7 @@ def blocks(page: str) -> dict[str, str]:
     found = BLOCK.findall(page)
     if sorted(name for name, _ in found) != sorted(NAMES):
         raise CheckError(
-            f"{PAGE}: wants one block each of {sorted(NAMES)}, has {sorted(n for n, _ in found)}"
+            f"{PAGE}: must have one block for each of {sorted(NAMES)}, has {sorted(n for n, _ in found)}"
         )
     return dict(found)
 

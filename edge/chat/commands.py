@@ -1,31 +1,32 @@
 """The lines that begin with a slash: they change or show something, and the model does not see them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from edge.chat.conversation import Conversation
 from edge.chat.entries import ReadLine, read_block
 from edge.chat.settings import changed, shown
 from edge.chat.stored import load, save
 from edge.errors import EdgeError
+from edge.system.outputs import check_output
+from edge.system.paths import at_home
 from edge.system.places import read_text
 
 HELP = '''\
-/save FILE          Save the conversation. Another file is never replaced without a question.
-/load FILE          Continue a saved conversation, or the messages of a JSON file.
-/screen FILE|-      Put the text of a terminal beside the next message. -: type or paste it, end it with """.
-/screen             Take the screen away again.
-/system TEXT        Set the system prompt; "" for none. Without TEXT: show it.
-/clear              Forget all messages; the system prompt and the settings stay.
+/save FILE          Save the conversation. Ask before another file is replaced.
+/load FILE          Continue a saved conversation or a messages file.
+/screen FILE|-      Add a terminal's screen to the next message. -: paste it, then """.
+/screen             Remove the screen.
+/system TEXT        Set the system prompt; "" for none. No TEXT: show it.
+/clear              Forget all messages; keep the system prompt and settings.
 /set NAME VALUE     Change a setting, for example: /set temperature 0.2
-/show               Show the model, the settings and the size of the conversation.
+/show               Show the model, the settings and the token counts.
 /show messages      Show the conversation.
 /help, /?           Show this list.
 /bye, Ctrl-D        End.
 
-"""                 Begin a message of many lines; the same marks end it.
+"""                 Begin a message of many lines. End it with the same marks.
 Ctrl-C              Stop the answer.'''
 _END = ("/bye", "/exit", "/quit")
 
@@ -38,6 +39,7 @@ class Commands:
     read_line: ReadLine
     say: Callable[[str], None]
     confirm: Callable[[str], bool] | None = None
+    _screens: list[Path] = field(default_factory=list)  # the files that were read as screens
 
     def run(self, line: str) -> bool:
         """Run one command; False if it ends the session. Raises EdgeError, and nothing has changed then."""
@@ -65,6 +67,8 @@ class Commands:
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
+        inputs = [self.conversation.runner.model_file.path, *self._screens]
+        check_output(path, inputs, error=EdgeError, option="/save")
         if path.is_file() and path.resolve() != self.conversation.file:
             if self.confirm is None:
                 raise EdgeError(f"{path}: exists; choose another name, or remove the file first")
@@ -80,11 +84,15 @@ class Commands:
     def _screen(self, rest: str) -> None:
         if not rest:
             self.conversation.screen = None
-            self.say("no screen goes with the next message")
+            self.say("the next message has no screen")
             return
-        text = read_block(self.read_line) if rest == "-" else read_text(_path(rest, "/screen"))
+        if rest == "-":
+            text = read_block(self.read_line)
+        else:
+            self._screens.append(_path(rest, "/screen"))
+            text = read_text(self._screens[-1])
         self.conversation.screen = text
-        self.say(f"a screen of {_count(len(text.splitlines()), 'line')} goes with the next message")
+        self.say(f"the next message has a screen of {_count(len(text.splitlines()), 'line')}")
 
     def _system(self, rest: str) -> None:
         if rest:
@@ -98,18 +106,18 @@ class Commands:
     def _set(self, rest: str) -> None:
         name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
         settings = self.conversation.settings
-        other: dict[str, dict[str, Any]] = {
-            "verbose": {"stats": True},
-            "quiet": {"stats": False},
-            "think": {"think": None},
-            "nothink": {"think": 0},
-            "wordwrap": {"wordwrap": True},
-            "nowordwrap": {"wordwrap": False},
+        other = {
+            "verbose": replace(settings, stats=True),
+            "quiet": replace(settings, stats=False),
+            "think": replace(settings, think=None),
+            "nothink": replace(settings, think=0),
+            "wordwrap": replace(settings, wordwrap=True),
+            "nowordwrap": replace(settings, wordwrap=False),
         }
         if name == "system":
             self._system(value.strip())
         elif name in other and not value:
-            self.conversation.settings = replace(settings, **other[name])
+            self.conversation.settings = other[name]
         elif not name:
             self.say(self._settings())
         else:
@@ -139,7 +147,7 @@ class Commands:
 def _path(text: str, command: str) -> Path:
     if not text:
         raise EdgeError(f"{command} needs the name of a file")
-    return Path(_unquoted(text)).expanduser()
+    return at_home(_unquoted(text), command)
 
 
 def _unquoted(text: str) -> str:

@@ -123,9 +123,14 @@ class Conversation:
         except _StoppedError:
             pass
         end = time.monotonic()
-        content = "".join(parts) if answer is None and self.answers == "text" else answer and answer.raw
+        content = ""  # a stopped action is not kept
+        if answer is not None:
+            content = answer.raw
+        elif self.answers == "text":
+            content = "".join(parts)
+        kept = answer is not None or bool(content)
         dropped = first - self._first
-        if content or answer is not None:
+        if kept:
             self.messages = [*conversation, {"role": "assistant", "content": content}]
             self._first, self.screen = first, None
             self.prompt_tokens = len(prompt) + (answer.completion_tokens if answer else 0)
@@ -133,7 +138,7 @@ class Conversation:
         return Reply(
             text="".join(parts),
             answer=answer,
-            kept=bool(content) or answer is not None,
+            kept=kept,
             dropped=dropped,
             rendered=rendered,
             prompt_tokens=len(prompt),

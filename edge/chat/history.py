@@ -12,9 +12,10 @@ MOST_ENTRIES = 1000
 
 
 class History:
-    """The entries of earlier sessions; a file that cannot be read or written is no error.
+    """The entries of earlier sessions; a file that cannot be read or written is not an error.
 
     The file has one JSON string on each line. Each entry is added when it is typed, so sessions may run in parallel.
+    Only the user may read the file: each session takes the rights of others away.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -31,13 +32,17 @@ class History:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY
             descriptor = os.open(self.path, flags, 0o600)
             try:
+                make_private(descriptor)  # the file may have been there before
                 os.write(descriptor, _line(entry))
             finally:
                 os.close(descriptor)
 
     def _read(self) -> list[str]:
         try:
-            lines = self.path.read_bytes().splitlines()
+            with self.path.open("rb") as file:
+                with contextlib.suppress(OSError):  # a file of another user
+                    make_private(file.fileno())
+                lines = file.read().splitlines()
         except OSError:
             return []
         entries = []

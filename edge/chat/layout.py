@@ -1,10 +1,8 @@
 """Text and JSON of a model as a person or a program reads them: nothing in them can control a terminal."""
 
-import json
-
 from rich.cells import cell_len
 
-from edge.system.text import printable
+from edge.system.text import json_escape, printable
 
 # Not printable in Python's sense, but these steer nothing: tabs of code, and the joiners of Persian, Hindi and emoji.
 _HARMLESS = "\t\u200c\u200d"
@@ -85,7 +83,7 @@ class JsonLayout:
                 self._escaped = True
             elif char == '"':
                 self._string = False
-            return char if char.isprintable() else json.dumps(char)[1:-1].replace("\x7f", "\\u007f")
+            return json_escape(char)
         if char in " \t\r\n":
             return ""
         opened, self._opened = self._opened, char in "{["

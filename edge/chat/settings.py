@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from edge.answer.answering import DEFAULT_MAX_TOKENS, GREEDY, AnswerKind
 from edge.answer.sampling import Sampling
@@ -54,30 +53,21 @@ def changed(settings: Settings, name: str, value: str) -> Settings:
     """The settings with one value from a person's text. Raises EdgeError for an unknown name or a wrong value."""
     name = name.replace("-", "_")
     name = _OTHER_NAMES.get(name, name)
-    if name not in _READERS:
-        raise EdgeError(f"{name}: no setting has this name; the settings are {', '.join(_READERS)}")
-    read, words = _READERS[name]
+    if name not in _SETTINGS:
+        raise EdgeError(f"{name}: no setting has this name; the settings are {', '.join(_SETTINGS)}")
+    setting = _SETTINGS[name]
     try:
-        number = read(value.strip().lower())
+        return setting.change(settings, value.strip().lower())
     except (KeyError, ValueError, OverflowError):
-        raise EdgeError(f"{name} is {value.strip() or 'empty'}; it must be {words}") from None
-    if name in _SAMPLING:
-        return replace(settings, sampling=replace(settings.sampling, **{name: number}))
-    if name == "max_tokens" and number is not None and number < 1:
-        raise EdgeError(f"max_tokens is {number}; it must be at least 1")
-    if name == "think" and number is not None and number < 0:
-        raise EdgeError(f"think is {number}; it must be off, or a number of tokens")
-    return replace(settings, **{name: number})
+        raise EdgeError(f"{name} is {value.strip() or 'empty'}; it must be {setting.words}") from None
 
 
 def shown(settings: Settings) -> list[tuple[str, str]]:
     """The name and the value of each setting, as a person types them."""
-    values: dict[str, Any] = {name: getattr(settings.sampling, name) for name in _SAMPLING}
-    values |= {name: getattr(settings, name) for name in _READERS if name not in _SAMPLING}
-    return [(name, _text(values[name])) for name in _READERS]
+    return [(name, _text(setting.value(settings))) for name, setting in _SETTINGS.items()]
 
 
-def _text(value: Any) -> str:
+def _text(value: float | bool | None) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
@@ -88,21 +78,79 @@ def _or_default(value: str) -> int | None:
 
 
 def _think(value: str) -> int | None:
-    return 0 if value == "off" else None if value == "on" else _or_default(value)
+    number = 0 if value == "off" else None if value == "on" else _or_default(value)
+    if number is not None and number < 0:
+        raise EdgeError(f"think is {number}; it must be off, or a number of tokens")
+    return number
 
 
-_NUMBER: tuple[Callable[[str], Any], str] = (float, "a number")
-_READERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
-    "top_k": (int, "a whole number"),
-    "min_p": _NUMBER,
-    "repetition_penalty": _NUMBER,
-    "seed": (_or_default, "a whole number, or default"),
-    "max_tokens": (_or_default, "a whole number, or default"),
-    "think": (_think, "off, on, or a number of tokens"),
-    "thoughts": (_FLAGS.__getitem__, "on or off"),
-    "stats": (_FLAGS.__getitem__, "on or off"),
-    "wordwrap": (_FLAGS.__getitem__, "on or off"),
+def _max_tokens(value: str) -> int | None:
+    number = _or_default(value)
+    if number is not None and number < 1:
+        raise EdgeError(f"max_tokens is {number}; it must be at least 1")
+    return number
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A setting: what its value must be, the settings with the value of a text, and its value.
+
+    `change` raises EdgeError, or KeyError, ValueError or OverflowError for a text that is not `words`.
+    """
+
+    words: str
+    change: Callable[[Settings, str], Settings]
+    value: Callable[[Settings], float | bool | None]
+
+
+_FLAG, _NUMBER, _WHOLE = "on or off", "a number", "a whole number"
+_SETTINGS = {
+    "temperature": _Setting(
+        _NUMBER,
+        lambda all_, text: replace(all_, sampling=replace(all_.sampling, temperature=float(text))),
+        lambda all_: all_.sampling.temperature,
+    ),
+    "top_p": _Setting(
+        _NUMBER,
+        lambda all_, text: replace(all_, sampling=replace(all_.sampling, top_p=float(text))),
+        lambda all_: all_.sampling.top_p,
+    ),
+    "top_k": _Setting(
+        _WHOLE,
+        lambda all_, text: replace(all_, sampling=replace(all_.sampling, top_k=int(text))),
+        lambda all_: all_.sampling.top_k,
+    ),
+    "min_p": _Setting(
+        _NUMBER,
+        lambda all_, text: replace(all_, sampling=replace(all_.sampling, min_p=float(text))),
+        lambda all_: all_.sampling.min_p,
+    ),
+    "repetition_penalty": _Setting(
+        _NUMBER,
+        lambda all_, text: replace(all_, sampling=replace(all_.sampling, repetition_penalty=float(text))),
+        lambda all_: all_.sampling.repetition_penalty,
+    ),
+    "seed": _Setting(
+        f"{_WHOLE}, or default",
+        lambda all_, text: replace(all_, sampling=replace(all_.sampling, seed=_or_default(text))),
+        lambda all_: all_.sampling.seed,
+    ),
+    "max_tokens": _Setting(
+        f"{_WHOLE}, or default",
+        lambda all_, text: replace(all_, max_tokens=_max_tokens(text)),
+        lambda all_: all_.max_tokens,
+    ),
+    "think": _Setting(
+        "off, on, or a number of tokens",
+        lambda all_, text: replace(all_, think=_think(text)),
+        lambda all_: all_.think,
+    ),
+    "thoughts": _Setting(
+        _FLAG, lambda all_, text: replace(all_, thoughts=_FLAGS[text]), lambda all_: all_.thoughts
+    ),
+    "stats": _Setting(_FLAG, lambda all_, text: replace(all_, stats=_FLAGS[text]), lambda all_: all_.stats),
+    "wordwrap": _Setting(
+        _FLAG, lambda all_, text: replace(all_, wordwrap=_FLAGS[text]), lambda all_: all_.wordwrap
+    ),
 }
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+"""Every setting by its name, in the order of /set."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from edge.chat.conversation import Conversation
 from edge.errors import PromptError
-from edge.prompt import read_messages
-from edge.system.places import write_json
+from edge.prompt import parse_messages
+from edge.system.places import read_text, write_json
 from edge.version import __version__
 
 VERSION = 1
@@ -35,10 +35,11 @@ def load(conversation: Conversation, path: Path) -> int:
     """Continue from the messages of a file. Returns how many it has.
 
     The file is one that `save` wrote, or any messages file. A system message at its start becomes the system prompt.
-    Raises PromptError; the conversation is then unchanged.
+    Raises PromptError, or ReplayError if it cannot be read; the conversation is then unchanged.
     """
-    messages = read_messages(path)
-    value = json.loads(path.read_text(encoding="utf-8-sig"))
+    text = read_text(path)  # once: it may be a pipe
+    messages = parse_messages(text, str(path))
+    value = json.loads(text)
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version is not None and version != VERSION:
         raise PromptError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line
+from edge.cli.common import Threads, is_terminal, note, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -153,7 +153,7 @@ def agent(
 
 def _has_person() -> bool:
     """Whether somebody is at the terminal and can answer."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    return is_terminal(sys.stdin) and is_terminal(sys.stdout)
 
 
 def _run(options: "SessionOptions", quiet: bool) -> None:
@@ -201,5 +201,5 @@ def replay(
 
     from edge.agent.playback import play
 
-    seconds = (1.0 if sys.stdout.isatty() else 0.0) if delay is None else delay
+    seconds = (1.0 if is_terminal(sys.stdout) else 0.0) if delay is None else delay
     play(file, Console(highlight=False, soft_wrap=True), task_id=task_id, delay=seconds)

@@ -8,14 +8,36 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from edge.cli.common import Threads, note, note_fallback
-from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption, Seed, think_tokens
-from edge.errors import ContextError, EdgeError, PromptError
-from edge.system.machine import address_space_left
+from edge.cli.common import (
+    STDIN,
+    Threads,
+    input_text,
+    is_terminal,
+    no_gpu_note,
+    note,
+    note_fallback,
+    placement,
+)
+from edge.cli.options import (
+    Batch,
+    ChatMinP,
+    ChatPenalty,
+    ChatTemperature,
+    ChatTopK,
+    ChatTopP,
+    FlashAttention,
+    GpuLayers,
+    KvType,
+    Mmap,
+    ModelOption,
+    Seed,
+    think_tokens,
+)
+from edge.errors import EdgeError, PromptError
 from edge.system.text import size
 
 if TYPE_CHECKING:
@@ -27,6 +49,7 @@ if TYPE_CHECKING:
     from edge.runner import Runner
 
 _CONTEXT = 8192  # by default
+Value = TypeVar("Value")
 
 
 def chat(
@@ -73,33 +96,11 @@ def chat(
             help="Maximum tokens of an answer. Default: 1,024 for actions, the rest of --context for text.",
         ),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Sampling temperature; 0 takes the most likely token. Default: 0 for actions, 0.8 for text.",
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Sample from the likeliest tokens with this total probability. Default: off; 0.95 for text."
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=0, help="Sample from this number of likeliest tokens. Default: off; 40 for text."),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Skip tokens below this share of the highest probability. Default: off; 0.05 for text."
-        ),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(help="Values above 1 make repetition less likely. Default: 1, which is off."),
-    ] = None,
+    temperature: ChatTemperature = None,
+    top_p: ChatTopP = None,
+    top_k: ChatTopK = None,
+    min_p: ChatMinP = None,
+    repetition_penalty: ChatPenalty = None,
     seed: Seed = None,
     think: Annotated[
         str | None,
@@ -115,6 +116,13 @@ def chat(
     stats: Annotated[
         bool, typer.Option("--stats", help="Print the tokens and the speed of each answer on stderr.")
     ] = False,
+    commands: Annotated[
+        bool,
+        typer.Option(
+            "--commands",
+            help="Read lines that begin with / as commands, as on a terminal; else they are messages.",
+        ),
+    ] = False,
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
     batch: Batch = None,
@@ -129,7 +137,7 @@ def chat(
     thought = think_tokens(think)
     if message is not None and not message.strip():
         raise typer.BadParameter("the message is empty", param_hint="MESSAGE")
-    if screen == Path("-") and message is None:
+    if screen == STDIN and message is None:
         raise typer.BadParameter(
             "standard input has the messages; give a MESSAGE, or a file", param_hint="--screen"
         )
@@ -140,40 +148,43 @@ def chat(
     from edge.chat.stored import load as load_file
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
-    from edge.runner import Runner
 
     path = chosen_model(model, note)
     kind: AnswerKind = answers or default_answers(path)
     sampling = _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
     loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
-    interactive = message is None and _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+    interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
         typer.echo(f"loading {path} ({size(path.stat().st_size)})", err=True)
-    with Runner.open(path, loading) as runner:
-        most = min(context or _CONTEXT, runner.context_length)
+    with _opened(path, loading) as (runner, most):
         settings = Settings(sampling, max_tokens, thought, show_thoughts, stats)
         talk = Conversation(runner, kind, most, settings, system)
-        _check_memory(runner, replace(loading, context=most))
         if load is not None:
-            load_file(talk, load.expanduser())
+            load_file(talk, load)
         if screen is not None:
-            talk.screen = _screen_text(screen)
-        session = _Session(talk, interactive)
+            talk.screen = input_text(screen)
+        session = _Session(talk, interactive, commands or is_terminal(sys.stdin))
         if message is not None:
             session.answer(message)
         else:
             session.run()
 
 
-def _screen_text(screen: Path) -> str:
-    from edge.system.places import read_text
+@contextlib.contextmanager
+def _opened(path: Path, loading: "Loading") -> "Iterator[tuple[Runner, int]]":
+    """The loaded model and the context length of a conversation. Prints a note if the context does not fit."""
+    from edge.llama.devices import devices
+    from edge.llama.placement import place
+    from edge.runner import Runner
+    from edge.system.machine import memory
 
-    if screen != Path("-"):
-        return read_text(screen.expanduser())
-    try:
-        return "" if sys.stdin is None else sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError:
-        raise PromptError("standard input: the screen is not UTF-8 text") from None
+    free, found = memory(), devices()
+    no_gpu_note(loading, found)
+    with Runner.open(path, loading) as runner:
+        most = min(loading.context or _CONTEXT, runner.context_length)
+        used = replace(loading, context=most, flash_attention=runner.flash_attention)
+        placement(lambda: place(runner.model_file, None, 1, memory=free, devices=found, loading=used))
+        yield runner, most
 
 
 def _sampling(
@@ -185,39 +196,22 @@ def _sampling(
     repetition_penalty: float | None,
     seed: int | None,
 ) -> "Sampling":
+    from edge.answer.sampling import Sampling
     from edge.chat.settings import default_sampling
 
-    given = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return replace(default_sampling(kind), **chosen)  # type: ignore[arg-type]
+    default = default_sampling(kind)
+    return Sampling(
+        _given(temperature, default.temperature),
+        _given(top_p, default.top_p),
+        _given(top_k, default.top_k),
+        _given(min_p, default.min_p),
+        _given(repetition_penalty, default.repetition_penalty),
+        _given(seed, default.seed),
+    )
 
 
-def _check_memory(runner: "Runner", loading: "Loading") -> None:
-    """Print a note if the context does not fit into the free memory."""
-    from edge.llama.devices import devices
-    from edge.llama.placement import place
-    from edge.system.machine import memory
-
-    found = devices()
-    if loading.gpu_layers and not any("GPU" in device.kind for device in found):
-        note("llama.cpp finds no GPU here; --gpu-layers has no effect")
-    used = replace(loading, flash_attention=runner.flash_attention)
-    try:
-        place(runner.model_file, None, 1, memory=memory(), devices=found, loading=used)
-    except ContextError as error:
-        if address_space_left() is None:  # otherwise the cache is refused if it does not fit
-            note(f"{error}; it may be slow or run out of memory")
-
-
-def _is_terminal(stream: object) -> bool:
-    return stream is not None and bool(stream.isatty())  # type: ignore[attr-defined]
+def _given(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
 
 
 @dataclass
@@ -226,6 +220,8 @@ class _Session:
 
     talk: "Conversation"
     interactive: bool
+    commands: bool
+    """Whether a line that begins with / is a command: it can read and write files."""
 
     def __post_init__(self) -> None:
         self._fallback_noted = False
@@ -271,7 +267,7 @@ class _Session:
         self._remember(entry.raw)
         if not entry.text.strip():
             return True
-        if entry.command:
+        if self.commands and entry.command:
             return command(entry.text)
         self.answer(entry.text)
         return True
@@ -280,7 +276,7 @@ class _Session:
         """Answer one message. On a terminal, Ctrl-C ends only the answer."""
         talk = self.talk
         settings = talk.settings
-        view = _View(talk.answers == "action", settings.thoughts, settings.wordwrap, _is_terminal(sys.stdout))
+        view = _View(talk.answers == "action", settings.thoughts, settings.wordwrap, is_terminal(sys.stdout))
         with _stoppable(self.interactive) as stopped:
             reply = talk.ask(text, view.text, view.thought, stopped)
         view.end()
@@ -332,7 +328,7 @@ class _View:
         self._json = JsonLayout(indented=self.terminal) if self.actions else None
         self._thought_tokens = 0
         self._folded = False
-        self._styled = self.terminal and _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self._styled = self.terminal and is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
     def thought(self, piece: str) -> None:
         """A token of the thought."""

@@ -4,17 +4,21 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from edge.errors import PromptError
+from edge.errors import ContextError, PromptError
+from edge.system.machine import address_space_left
 from edge.system.tables import columns, fitted
-from edge.system.text import printable
+from edge.system.text import printable, safe_json
 
 if TYPE_CHECKING:
+    from edge.llama.devices import Device
+    from edge.llama.loading import Loading
+    from edge.llama.placement import Placement
     from edge.prompt import Message, Rendered
 
 _PACKAGES = {"llama_cpp": "llama-cpp-python"}  # those whose module has another name
@@ -31,8 +35,11 @@ def note(text: str) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in aligned columns on stdout, on a terminal in its width. Off a terminal no cell has line breaks."""
-    for line in columns(header, rows, _width(sys.stdout)):
+    """Print rows in aligned columns on stdout, on a terminal in its width. Off a terminal no cell has line breaks.
+
+    The first column has names, which stay on one line.
+    """
+    for line in columns(header, rows, _width(sys.stdout), named=True):
         typer.echo(line)
 
 
@@ -42,10 +49,12 @@ def show(text: object) -> None:
 
 
 def _width(stream: TextIO | None) -> int | None:
-    """The columns of a terminal; None for another stream."""
-    if stream is None or not stream.isatty():
+    """The columns of a terminal: $COLUMNS, else what the terminal says. None for another stream."""
+    if stream is None or not is_terminal(stream):
         return None
-    return os.get_terminal_size(stream.fileno()).columns or None
+    given = os.environ.get("COLUMNS", "")
+    wanted = int(given) if re.fullmatch("[0-9]{1,6}", given) else 0
+    return wanted or os.get_terminal_size(stream.fileno()).columns or None
 
 
 def progress_line(text: str) -> None:
@@ -64,9 +73,14 @@ def note_fallback(model: Path, rendered: "Rendered") -> None:
         note(f"{model}: {why}; the prompt uses {rendered.status}")
 
 
-def shown_json(text: str) -> str:
-    """JSON text that cannot control a terminal: U+007F to U+009F are escaped. JSON escapes those below U+0020."""
-    return re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal. A stream that was closed before the start is None."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def echo_json(text: str) -> None:
+    """Print JSON of edge on stdout. JSON's escapes replace the characters that may steer a terminal."""
+    typer.echo(safe_json(text))
 
 
 def one_line(text: str) -> str:
@@ -77,12 +91,35 @@ def one_line(text: str) -> str:
 
 def standard_input() -> str:
     """All of stdin as text. Raises PromptError if it is not UTF-8, typer.BadParameter if it is a terminal."""
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None or is_terminal(sys.stdin):
         raise typer.BadParameter("standard input is a terminal; give a file, or send text to edge")
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is not UTF-8 text (byte {error.start})") from None
+
+
+def input_text(path: Path) -> str:
+    """The text of a file, or of stdin for `-`. Raises ReplayError, or as `standard_input`."""
+    from edge.system.places import read_text
+
+    return standard_input() if path == STDIN else read_text(path)
+
+
+def no_gpu_note(loading: "Loading", devices: "Sequence[Device]") -> None:
+    """Print a note if layers must go to a GPU, and none of these devices is one."""
+    if loading.gpu_layers and not any("GPU" in device.kind for device in devices):
+        note("llama.cpp finds no GPU here; --gpu-layers has no effect")
+
+
+def placement(place: "Callable[[], Placement]") -> "Placement | None":
+    """Where the model runs; None if it does not fit, with a note."""
+    try:
+        return place()
+    except ContextError as error:
+        if address_space_left() is None:  # otherwise the cache is refused if it does not fit
+            note(f"{error}; it may be slow or run out of memory")
+        return None
 
 
 def conversation(messages: Path) -> "list[Message]":

@@ -7,16 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from edge.cli.command import App
-from edge.cli.common import table
+from edge.cli.common import echo_json, table
 from edge.system.config import VERSION, Held, config_file, settings
 from edge.system.store import store_folder
 from edge.system.text import printable
 
 _UNTOUCHED = {"config", "help"}  # commands that must work with a broken file of settings
-_NAMES = {"context": ("context", "ctx")}
 
 config_app = App(
-    help="Show the settings that hold, and where they come from.", rich_markup_mode=None, add_completion=False
+    help="Show the settings in effect, and where they come from.", rich_markup_mode=None, add_completion=False
 )
 
 
@@ -38,8 +37,8 @@ def apply_settings(context: typer.Context) -> None:
         setting = held.setting
         if held.value is None or setting.name == "model" or name not in (setting.commands or {name}):
             continue
-        for option in there.intersection(_NAMES.get(setting.name, (setting.name,))):
-            defaults[option] = held.value
+        if setting.name in there:
+            defaults[setting.name] = held.value
     context.default_map = {name: defaults}
 
 
@@ -48,7 +47,7 @@ def config(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Show the settings that hold, and where they come from.
+    """Show the settings in effect, and where they come from.
 
     An option wins over an environment variable, a variable over the file, the file over the default.
     """
@@ -68,7 +67,7 @@ def config(
             },
             "default_model": default[0],
         }
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        echo_json(json.dumps(found, indent=2, ensure_ascii=False))
         return
     typer.echo(f"file   {printable(str(path))}{'' if path.exists() else ' (does not exist)'}")
     typer.echo(f"store  {printable(str(store_folder()))}\n")

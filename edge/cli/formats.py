@@ -69,11 +69,14 @@ def check(
     An error is a line that edge refuses. A warning is a line that edge reads, but that is probably a mistake: for
     example a reference that is not an action. The exit code is 1 if there is an error.
     """
-    from edge.cli.common import shown_json
+    from edge.cli.common import echo_json
     from edge.replay.check import check_rows
     from edge.system.text import printable
 
     checked = check_rows(file)
-    typer.echo(shown_json(checked.to_json()) if as_json else printable(checked.to_text(), lines=True))
+    if as_json:
+        echo_json(checked.to_json())
+    else:
+        typer.echo(printable(checked.to_text(), lines=True))
     if checked.errors or (strict and checked.warnings):
         raise typer.Exit(1)

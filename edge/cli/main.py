@@ -14,7 +14,7 @@ from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
 from edge.cli.chat import chat
 from edge.cli.command import App
-from edge.cli.common import broken_package, conversation, note, note_fallback
+from edge.cli.common import broken_package, conversation, is_terminal, note, note_fallback
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.formats import rows, schema
@@ -65,7 +65,7 @@ def prompt(
 
         typer.echo(json.dumps(encode_with(path, rendered.text)))
     else:
-        typer.echo(rendered.text, nl=sys.stdout is not None and sys.stdout.isatty())
+        typer.echo(rendered.text, nl=is_terminal(sys.stdout))
 
 
 def show_help(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line, show
+from edge.cli.common import Threads, echo_json, note, progress_line, show
 from edge.cli.options import Force, GpuLayers, Verbose, reading_layers
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
@@ -232,7 +232,7 @@ def inspect(
         lora=lora,
         threads=threads,
     )
-    typer.echo(inspected.to_json()) if as_json else show(inspected.to_text())
+    echo_json(inspected.to_json()) if as_json else show(inspected.to_text())
     if not inspected.ok:
         raise typer.Exit(1)
 
@@ -273,11 +273,11 @@ def doctor(
         from edge.airgap.ready import offline as run_offline
 
         readiness = run_offline(path, context)
-        typer.echo(readiness.to_json()) if as_json else show(readiness.to_text())
+        echo_json(readiness.to_json()) if as_json else show(readiness.to_text())
         if not readiness.ready:
             raise typer.Exit(1)
         return
     from edge.airgap.doctor import doctor as run_doctor
 
     report = run_doctor(path, context)
-    typer.echo(report.to_json()) if as_json else show(report.to_text())
+    echo_json(report.to_json()) if as_json else show(report.to_text())

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,15 +18,42 @@ def _show_log(wanted: bool) -> None:
         listen(lambda text: typer.echo(printable(text, lines=True), err=True, nl=False))
 
 
-def _value(fits: Callable[[float], bool], range_: str) -> Callable[[float], float]:
+def _value(fits: Callable[[float], bool], range_: str) -> Callable[[float | None], float | None]:
     """A callback that refuses a number for which `fits` is false."""
 
-    def check(value: float) -> float:
-        if not fits(value):
+    def check(value: float | None) -> float | None:
+        if value is not None and not fits(value):
             raise typer.BadParameter(f"{value:g} is not {range_}")
         return value
 
     return check
+
+
+def _temperature(end: str) -> Any:
+    return typer.Option(min=0, help=f"Sampling temperature; 0 takes the most likely token{end}")
+
+
+def _top_p(end: str) -> Any:
+    check = _value(lambda value: 0 < value <= 1, "above 0 and at most 1")
+    help_ = f"Sample from the most likely tokens with this total probability{end}"
+    return typer.Option("--top-p", callback=check, help=help_)
+
+
+def _top_k(end: str) -> Any:
+    return typer.Option("--top-k", min=0, help=f"Sample from this number of most likely tokens{end}")
+
+
+def _min_p(end: str) -> Any:
+    check = _value(lambda value: 0 <= value <= 1, "from 0 to 1")
+    help_ = f"Skip tokens below this share of the highest probability{end}"
+    return typer.Option("--min-p", callback=check, help=help_)
+
+
+def _penalty(end: str) -> Any:
+    check = _value(lambda value: value > 0, "above 0")
+    return typer.Option(
+        "--repetition-penalty", callback=check, help=f"Values above 1 make repetition less likely{end}"
+    )
 
 
 ModelOption = Annotated[
@@ -82,36 +109,17 @@ Think = Annotated[
         "--think", metavar="off|N", help="Maximum tokens of a thought. Default: a quarter of --max-tokens."
     ),
 ]
-Temperature = Annotated[
-    float, typer.Option(min=0, help="Sampling temperature; 0 takes the most likely token.")
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        "--top-p",
-        callback=_value(lambda value: 0 < value <= 1, "above 0 and at most 1"),
-        help="Sample from the likeliest tokens with this total probability; 1 is off.",
-    ),
-]
-TopK = Annotated[
-    int, typer.Option("--top-k", min=0, help="Sample from this number of likeliest tokens; 0 is off.")
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        "--min-p",
-        callback=_value(lambda value: 0 <= value <= 1, "from 0 to 1"),
-        help="Skip tokens below this share of the highest probability; 0 is off.",
-    ),
-]
-Penalty = Annotated[
-    float,
-    typer.Option(
-        "--repetition-penalty",
-        callback=_value(lambda value: value > 0, "above 0"),
-        help="Values above 1 make repetition less likely; 1 is off.",
-    ),
-]
+Temperature = Annotated[float, _temperature(".")]
+TopP = Annotated[float, _top_p("; 1 is off.")]
+TopK = Annotated[int, _top_k("; 0 is off.")]
+MinP = Annotated[float, _min_p("; 0 is off.")]
+Penalty = Annotated[float, _penalty("; 1 is off.")]
+# In edge chat, None is the default of the kind of its answers.
+ChatTemperature = Annotated[float | None, _temperature(". Default: 0 for actions, 0.8 for text.")]
+ChatTopP = Annotated[float | None, _top_p(". Default: off; 0.95 for text.")]
+ChatTopK = Annotated[int | None, _top_k(". Default: off; 40 for text.")]
+ChatMinP = Annotated[float | None, _min_p(". Default: off; 0.05 for text.")]
+ChatPenalty = Annotated[float | None, _penalty(". Default: 1, which is off.")]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Seed for repeatable sampling. Default: a random seed.")
 ]

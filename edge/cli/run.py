@@ -13,11 +13,14 @@ from edge.cli.common import (
     STDIN,
     Threads,
     conversation,
+    input_text,
+    is_terminal,
+    no_gpu_note,
     note,
     note_fallback,
     one_line,
+    placement,
     progress_line,
-    shown_json,
     standard_input,
 )
 from edge.cli.options import (
@@ -40,14 +43,13 @@ from edge.cli.options import (
     Verbose,
     think_tokens,
 )
-from edge.errors import ContextError, PromptError
-from edge.system.machine import address_space_left
+from edge.errors import PromptError
+from edge.system.text import safe_json
 
 if TYPE_CHECKING:
     from edge.answer.action import Action
     from edge.answer.answering import Answering
     from edge.llama.loading import Loading
-    from edge.llama.placement import Placement
     from edge.prompt import Message
     from edge.runner import Runner
 
@@ -108,13 +110,14 @@ def run(
     answering = Answering(max_tokens, sampling, thought, text_share, style)
     loading = Loading(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap)
     chat = _conversation(task, screen, messages)
-    terminal = sys.stdout is not None and sys.stdout.isatty()
+    terminal = is_terminal(sys.stdout)
     stream = terminal and not as_json
     say = None if quiet else progress_line
     action = _action(chosen_model(model, note), chat, loading, answering, say, stream=stream)
     styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
     text = action.text if styled else one_line(action.text)
-    typer.echo("" if stream else action.to_json() if as_json else text)
+    shown = "" if stream else action.to_json() if as_json else text
+    typer.echo(safe_json(shown) if terminal else shown)
     if action.closed_at_budget and not as_json:
         note(f"the budget of {max_tokens} tokens ended before the answer; edge closed the action validly")
 
@@ -134,20 +137,20 @@ def _action(
     from edge.system.machine import memory
 
     free, found, max_tokens = memory(), devices(), answering.max_tokens
-    if loading.gpu_layers and not any("GPU" in device.kind for device in found):
-        note("llama.cpp finds no GPU here; --gpu-layers has no effect")
+    no_gpu_note(loading, found)
     with _opened(path, loading, say) as runner:
         rendered = runner.render(chat)
         note_fallback(path, rendered)
         prompt = runner.encode(rendered.text)
         if len(prompt) + max_tokens <= runner.context_length:
             used = replace(loading, flash_attention=runner.flash_attention)
-            _print_placement(
+            placed = placement(
                 lambda: place(
                     runner.model_file, [len(prompt)], max_tokens, memory=free, devices=found, loading=used
-                ),
-                say is None,
+                )
             )
+            if say is not None and placed is not None:
+                say(str(placed))
         return _answer(runner, prompt, answering, stream, say)
 
 
@@ -156,7 +159,7 @@ def _task(task: str | None, screen: Path | None, messages: Path | None) -> str |
     if messages is not None and (task is not None or screen is not None):
         raise typer.BadParameter("--messages replaces TASK and --screen", param_hint="--messages")
     if messages is None and task is None:
-        if sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin is None or is_terminal(sys.stdin):
             raise typer.BadParameter(
                 "give a task, --messages FILE, or a task on standard input", param_hint="TASK"
             )
@@ -174,12 +177,10 @@ def _task(task: str | None, screen: Path | None, messages: Path | None) -> str |
 
 def _conversation(task: str | None, screen: Path | None, messages: Path | None) -> "list[Message]":
     from edge.prompt import task_messages
-    from edge.system.places import read_text
 
     if messages is not None:
         return conversation(messages)
-    shown = None if screen is None else standard_input() if screen == STDIN else read_text(screen)
-    return task_messages(task or "", shown)
+    return task_messages(task or "", None if screen is None else input_text(screen))
 
 
 @contextlib.contextmanager
@@ -205,7 +206,7 @@ def _answer(
 
         def print_piece(text: str) -> None:
             end()
-            typer.echo(shown_json(text), nl=False)
+            typer.echo(safe_json(text), nl=False)
 
         return runner.act_on(prompt, answering, print_piece if stream else None)
 
@@ -239,15 +240,3 @@ def _progress(
 
         with runner.before_each_batch(check):
             yield end
-
-
-def _print_placement(place: "Callable[[], Placement]", quiet: bool) -> None:
-    """Where the model runs, in one line on stderr; a note if it does not fit."""
-    try:
-        placement = place()
-    except ContextError as error:
-        if address_space_left() is None:  # otherwise the cache is refused if it does not fit
-            note(f"{error}; it may be slow or run out of memory")
-        return
-    if not quiet:
-        progress_line(str(placement))

@@ -1,8 +1,6 @@
 """The commands `edge models`, `edge models known`, `path` and `rm`. They import heavy modules only when they run."""
 
-import difflib
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge.cli.command import App
-from edge.cli.common import note, table
+from edge.cli.common import echo_json, is_terminal, note, table
 from edge.errors import ModelFileError
 from edge.replay.known import KnownModel, known_models
 from edge.system.store import local_files, model_name, named_file, store_files, store_folder
-from edge.system.text import printable, size
+from edge.system.text import did_you_mean, printable, size
 
 if TYPE_CHECKING:
     from edge.formats.models import FoundModel
@@ -43,7 +41,7 @@ def models(context: typer.Context, as_json: Json = False) -> None:
             "models": [_facts(model, "store") for model in stored]
             + [_facts(model, "local") for model in local],
         }
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        echo_json(json.dumps(found, indent=2, ensure_ascii=False))
         return
     _print_models(stored)
     total = sum(model.n_bytes for model in stored)
@@ -65,9 +63,9 @@ def known(as_json: Json = False) -> None:
     """List the models that edge knows by name."""
     if as_json:
         found = [_known_facts(model) for model in known_models()]
-        typer.echo(json.dumps({"version": _VERSION, "models": found}, indent=2, ensure_ascii=False))
+        echo_json(json.dumps({"version": _VERSION, "models": found}, indent=2, ensure_ascii=False))
         return
-    listing(["known model", "type", "context", "memory", "F1", "hub id"], known_rows())
+    table(["known model", "type", "context", "memory", "F1", "hub id"], known_rows())
 
 
 @models_app.command()
@@ -96,7 +94,7 @@ def rm(
         for file in (parts(model.path, model.file.part[1]) if model.file else [model.path])
     ]
     if not yes:
-        if not (sys.stdin is not None and sys.stdin.isatty()):
+        if not is_terminal(sys.stdin):
             raise typer.BadParameter(
                 "this is not a terminal, so edge cannot ask: add --yes", param_hint="--yes"
             )
@@ -136,8 +134,7 @@ def _named(name: str, files: list[Path]) -> Path:
         path = by_name.get(name.removesuffix(".gguf"))
     if path is not None:
         return path
-    close = difflib.get_close_matches(name, by_name, n=1)
-    hint = f"did you mean {close[0]}?" if close else "edge models lists the names"
+    hint = did_you_mean(name, by_name) or "edge models lists the names"
     raise ModelFileError(f"{name}: no model of this name in {store_folder()}; {hint}")
 
 
@@ -152,7 +149,7 @@ def _print_models(models: "list[FoundModel]") -> None:
         else:
             rows.append((name, size(model.n_bytes), "-", "-", _day(model.path)))
     if rows:
-        listing(["name", "size", "type", "model", "date"], rows)
+        table(["name", "size", "type", "model", "date"], rows)
     for model in models:
         if not model.usable:
             typer.echo(f"not usable: {printable(model_name(model.path))}: {printable(model.problem)}")
@@ -219,27 +216,3 @@ def known_rows() -> list[tuple[str, ...]]:
             )
         )
     return rows
-
-
-def listing(header: list[str], rows: list[tuple[str, ...]]) -> None:
-    """Print rows in columns. On a terminal that is too narrow, each takes more lines, and its name stays whole."""
-    if sys.stdout is None or not sys.stdout.isatty():
-        table(header, rows)
-        return
-    width = shutil.get_terminal_size().columns
-    lines = [tuple(header), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    if sum(widths) + 2 * (len(widths) - 1) <= width:
-        for line in lines:
-            typer.echo("  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip())
-        return
-    for line in rows:
-        typer.echo(line[0])
-        text = "  "
-        for name, cell in zip(header[1:], line[1:], strict=True):
-            part = f"{name} {cell}"
-            if text.strip() and len(text) + 2 + len(part) > width:
-                typer.echo(text)
-                text = "  "
-            text += part if not text.strip() else f", {part}"
-        typer.echo(text)

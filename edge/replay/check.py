@@ -3,7 +3,6 @@
 `edge rows check` prints what `check_rows` finds. eval, score and measure print the short form, `reference_notes`.
 """
 
-import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from edge.answer.action import parse_action
 from edge.errors import GrammarError
 from edge.metrics import command_units, json_text, payload
 from edge.replay.rows import ReadLine, Row, RowFields, describe, row_lines, see
+from edge.system.text import did_you_mean
 from edge.system.typed_json import problems
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -222,10 +222,10 @@ def _step(line: ReadLine) -> str | None:
 def _warnings(line: ReadLine) -> Iterator[str]:
     """What edge accepts in a line, but what is probably a mistake."""
     known = [*RowFields.__annotations__, *_PUBLISHED]
+    missing = [name for name in known if name not in line.fields]
     for name in line.fields:
-        close = [] if name in known else difflib.get_close_matches(name, known, 1, 0.85)
-        if close and close[0] not in line.fields:
-            yield f"edge does not read the field {name[:40]!r}; did you mean {close[0]}?"
+        if name not in known and (meant := did_you_mean(name, missing, 0.85)):
+            yield f"edge does not read the field {name[:40]!r}; {meant}"
     if line.row is None:
         return
     for index, message in enumerate(line.row.messages):

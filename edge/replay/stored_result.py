@@ -85,7 +85,7 @@ class SamplingFields(TypedDict, total=False):
     top_p: float | None
     """Probability mass to sample from; 1 is off."""
     top_k: int | None
-    """Number of likeliest tokens to sample from; 0 is off."""
+    """Number of most likely tokens to sample from; 0 is off."""
     min_p: float | None
     """Smallest share of the highest probability; 0 is off."""
     repetition_penalty: float | None

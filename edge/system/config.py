@@ -1,7 +1,7 @@
 """The user's settings: defaults for options, from environment variables and one TOML file.
 
-An option of the command line wins over a variable, a variable over the file. `edge config` prints what holds.
-Imports the standard library only: the command line imports this module at its start.
+An option wins over a variable, a variable over the file. `edge config` prints the settings in effect.
+Imports edge.errors and the standard library only: the command line imports this module at its start.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge.errors import ConfigError
+from edge.system.paths import at_home, base_folder, home
 
 VERSION = 1
 """The version of the file's form; `version` in the file, 1 if it has none."""
@@ -93,21 +94,24 @@ SETTINGS = {
 
 
 def config_file() -> Path:
-    """The file of settings: $EDGE_CONFIG, else config.toml in the system's folder for settings. It may not exist."""
+    """The file of settings: $EDGE_CONFIG, else config.toml in the system's folder for settings. It may not exist.
+
+    Raises ConfigError if there is no home folder.
+    """
     own = os.environ.get("EDGE_CONFIG")
     if own:
-        return Path(own).expanduser()
+        return at_home(own, "EDGE_CONFIG")
     if sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support"
+        folder = home("EDGE_CONFIG") / "Library" / "Application Support"
     elif sys.platform == "win32":
-        folder = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+        folder = base_folder("APPDATA", "AppData/Roaming", "EDGE_CONFIG")
     else:
-        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        folder = base_folder("XDG_CONFIG_HOME", ".config", "EDGE_CONFIG")
     return folder / "edge" / "config.toml"
 
 
 def settings() -> dict[str, Held]:
-    """What holds for each setting if no option is given.
+    """The value in effect for each setting if no option is given.
 
     Raises ConfigError that names the file and the key, or the variable, and what the value must be.
     """

@@ -1,11 +1,13 @@
 """Where things are: the models that ship with edge, the user's models, the cache, recorded sessions.
 
-Imports the standard library only: the command line imports this module at its start.
+Imports edge.errors and the standard library only: the command line imports this module at its start.
 """
 
 import os
 import sys
 from pathlib import Path
+
+from edge.errors import ConfigError
 
 DEFAULT_QUANT = "Q4_K_M"
 """The quantization type where neither the user nor the model names one."""
@@ -33,26 +35,62 @@ def embedded_rows() -> Path:
     return embedded_checkpoint() / "eval.jsonl"
 
 
+def at_home(text: str, name: str) -> Path:
+    """A path whose `~` or `~user` is replaced by the home folder.
+
+    Raises ConfigError that begins with `name`, the variable or command of the path, if there is no home folder.
+    """
+    path = os.path.expanduser(text)  # unlike Path.expanduser, it leaves a `~` that it cannot replace
+    if not path.startswith("~"):
+        return Path(path)
+    begin = path.replace(os.sep, "/").split("/")[0]
+    raise ConfigError(
+        f"{name}: {text}: there is no home folder for {begin}; give another path, or ./{begin} for a file of this name"
+    )
+
+
+def home(variable: str) -> Path:
+    """The user's home folder. Raises ConfigError that names the variable that replaces a folder in it."""
+    path = os.path.expanduser("~")
+    if path.startswith("~"):
+        raise ConfigError(f"{variable}: is not set, and this user has no home folder; set HOME or {variable}")
+    return Path(path)
+
+
+def base_folder(variable: str, at: str, name: str) -> Path:
+    """The folder in the environment variable `variable`, else the folder `at` of the home folder.
+
+    `name`: the variable that replaces the folder below it; a ConfigError names it.
+    """
+    given = os.environ.get(variable)
+    return at_home(given, variable) if given else home(name) / at
+
+
 def cache_folder() -> Path:
-    """The user's cache folder for edge: $EDGE_CACHE, else the system's usual place. It may not exist yet."""
+    """The user's cache folder for edge: $EDGE_CACHE, else the system's usual place. It may not exist yet.
+
+    Raises ConfigError if there is no home folder.
+    """
     own = os.environ.get("EDGE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return at_home(own, "EDGE_CACHE")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "edge"
+        return home("EDGE_CACHE") / "Library" / "Caches" / "edge"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "edge" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge"
+        return base_folder("LOCALAPPDATA", "AppData/Local", "EDGE_CACHE") / "edge" / "cache"
+    return base_folder("XDG_CACHE_HOME", ".cache", "EDGE_CACHE") / "edge"
 
 
 def state_folder() -> Path:
-    """The user's folder for recorded sessions: $EDGE_STATE, else the system's usual place. It may not exist yet."""
+    """The user's folder for recorded sessions: $EDGE_STATE, else the system's usual place. It may not exist yet.
 
+    Raises ConfigError if there is no home folder.
+    """
     own = os.environ.get("EDGE_STATE")
     if own:
-        return Path(own).expanduser()
+        return at_home(own, "EDGE_STATE")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "edge"
+        return home("EDGE_STATE") / "Library" / "Application Support" / "edge"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "edge" / "state"
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "edge"
+        return base_folder("LOCALAPPDATA", "AppData/Local", "EDGE_STATE") / "edge" / "state"
+    return base_folder("XDG_STATE_HOME", ".local/state", "EDGE_STATE") / "edge"

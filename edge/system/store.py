@@ -3,7 +3,7 @@
 A model in the store is a file, or a symbolic link to one. Its name is the name of the file without `.gguf`. The folder
 holds nothing else, so any GGUF can be put into it by hand.
 
-Imports the standard library only: the command line imports this module at its start.
+Imports edge.errors and the standard library only: the command line imports this module at its start.
 """
 
 import os
@@ -11,22 +11,25 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from edge.system.paths import cache_folder
+from edge.system.paths import at_home, base_folder, cache_folder, home
 
 LOCAL = Path("models")
 """The folder of models of a project, in the current folder. edge reads it where it exists and never creates it."""
 
 
 def store_folder() -> Path:
-    """The user's model store: $EDGE_MODELS, else the system's usual place for data. It may not exist yet."""
+    """The user's model store: $EDGE_MODELS, else the system's usual place for data. It may not exist yet.
+
+    Raises ConfigError if there is no home folder.
+    """
     own = os.environ.get("EDGE_MODELS")
     if own:
-        return Path(own).expanduser()
+        return at_home(own, "EDGE_MODELS")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "edge" / "models"
+        return home("EDGE_MODELS") / "Library" / "Application Support" / "edge" / "models"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "edge" / "models"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "edge" / "models"
+        return base_folder("LOCALAPPDATA", "AppData/Local", "EDGE_MODELS") / "edge" / "models"
+    return base_folder("XDG_DATA_HOME", ".local/share", "EDGE_MODELS") / "edge" / "models"
 
 
 def older_store() -> Path:
@@ -70,10 +73,10 @@ def local_model(text: str, *, relative: bool = True) -> Path | None:
     `relative`: a path may begin at the current folder. `~` is the home folder.
     """
     try:
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         if (relative or path.is_absolute()) and path.exists():
             return path
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
+    except (OSError, ValueError):  # too long, a NUL
         pass
     return named_file(text)
 

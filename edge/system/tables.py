@@ -59,11 +59,13 @@ def columns(
     rows: Sequence[Sequence[str]],
     width: int | None = None,
     right: Sequence[int] = (),
+    *,
+    named: bool = False,
 ) -> list[str]:
     """The lines of a table without rules, at most `width` columns wide; None is without limit. `right` as in `table`.
 
     If the table is too wide, cells take up to three lines. If this is not enough either, each row becomes a paragraph
-    with a line for each cell. No text is cut.
+    with a line for each cell. No text is cut. `named`: the first column has names, which stay on one line to be copied.
     """
     lines = [[masked(cell) for cell in line] for line in [header, *rows]]
     widths = [max(map(display_width, column)) for column in zip(*lines, strict=True)]
@@ -73,14 +75,16 @@ def columns(
         max(display_width(word) for cell in column for word in re.findall(r"[^ /_-]*[/_-]?", cell))
         for column in zip(*lines, strict=True)
     ]
+    if named:
+        least[0] = widths[0]
     while width is not None and sum(widths) + gaps > width:
         wider = [column for column in range(len(widths)) if widths[column] > least[column]]
         if not wider:
-            return _paragraphs(lines, width)
+            return _paragraphs(lines, width, named)
         widths[max(wider, key=widths.__getitem__)] -= 1
     wrapped = [[_wrapped(cell, room) for cell, room in zip(line, widths, strict=True)] for line in lines]
     if width is not None and max(len(cell) for line in wrapped for cell in line) > _MOST_LINES:
-        return _paragraphs(lines, width)
+        return _paragraphs(lines, width, named)
     found = []
     for line in wrapped:
         for cells in zip_longest(*line, fillvalue=""):
@@ -116,12 +120,12 @@ def fitted(text: str, width: int | None) -> str:
     return "\n".join(found)
 
 
-def _paragraphs(lines: Sequence[Sequence[str]], width: int) -> list[str]:
+def _paragraphs(lines: Sequence[Sequence[str]], width: int, named: bool) -> list[str]:
     """For each row its first cell, then the other cells with their headings."""
     header, *rows = lines
     found = []
     for row in rows:
-        found += _wrapped(row[0], width)
+        found += [row[0]] if named else _wrapped(row[0], width)
         for name, cell in zip(header[1:], row[1:], strict=True):
             found += ["  " + part for part in _wrapped(f"{name}: {cell}", max(width - 2, 1))]
     return found

@@ -1,16 +1,20 @@
-r"""Untrusted text (a model, a file, a program) made safe to show; sizes for people.
+r"""Untrusted text (a model, a file, a program) made safe to show; sizes and similar names for people.
 
-A character that `str.isprintable` refuses may steer a terminal, change the order of letters, or be invisible. Three
+A character that `str.isprintable` refuses may steer a terminal, change the order of letters, or be invisible. Four
 functions replace it; choose by where the text goes:
 
 printable  terminals, logs, error lines: an escape as Python writes it, such as \x1b
+safe_json  JSON on a terminal: an escape of JSON, such as \u001b, so that it is the same JSON
 visible    pages and cards: a symbol, such as ␛; line ends and tabs stay
 masked     table cells: one · for each character, so that the width stays
 
 `edge.agent.show.highlighted` is `printable` with the escapes marked, for a terminal with styles.
 """
 
+import difflib
+import json
 import unicodedata
+from collections.abc import Iterable
 
 
 def escape(character: str) -> str:
@@ -21,6 +25,26 @@ def escape(character: str) -> str:
 def printable(text: str, *, lines: bool = False) -> str:
     """The text with an escape for each character that cannot be seen. With `lines` its line breaks stay."""
     return "".join(c if lines and c == "\n" else escape(c) for c in text)
+
+
+def json_escape(character: str) -> str:
+    r"""A character of a JSON string as it is; as JSON's escape (\n, \u001b, …) if it cannot be seen."""
+    if character.isprintable():
+        return character
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
+
+
+def safe_json(text: str) -> str:
+    """JSON text, or a part of it, that is the same JSON and cannot steer a terminal. Line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(char if char in "\n\t" else json_escape(char) for char in text)
+
+
+def did_you_mean(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """`did you mean A?` for the name that is most similar to `word`; empty if none is. `cutoff`: as in difflib."""
+    close = difflib.get_close_matches(word, list(names), 1, cutoff)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def visible(text: str) -> str:

@@ -114,7 +114,7 @@ def _object_problems(value: Any, kind: Any, name: str) -> Iterator[str]:
 
 
 def _part_problems(value: Any, parts: Any, inner: Any, kind: Any, name: str) -> Iterator[str]:
-    """Those of the parts of a list or dict; a part that has no fields of its own makes the whole wrong."""
+    """Those of the parts of a list or dict; a part without its own fields makes the whole wrong."""
     for key, part in parts:
         found = list(problems(part, inner, f"{name}[{_shown(key)}]"))
         if found and not _holds_fields(inner):

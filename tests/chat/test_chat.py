@@ -284,11 +284,22 @@ def test_thoughts_are_folded(tiny_q4: Path, tmp_path: Path) -> None:
     assert chat(*options, stdin="Remove the file old.log.\n").stderr == ""
 
 
+def test_save_never_replaces_the_model_or_a_screen(tiny_q4: Path, tmp_path: Path) -> None:
+    model, screen = tmp_path / "m.gguf", tmp_path / "screen.txt"
+    model.write_bytes(tiny_q4.read_bytes())
+    screen.write_text("$ ls\n")
+    for path in (model, screen):
+        before = path.read_bytes()
+        done = chat("-m", model, "--commands", stdin=f"/screen {screen}\n/save {path}\n")
+        assert done.returncode == 1 and f"{path}: is an input of this command" in done.stderr
+        assert path.read_bytes() == before
+
+
 def test_save_and_load(tiny_q4: Path, tmp_path: Path) -> None:
     saved, other = tmp_path / "talk one.json", tmp_path / "other.txt"
     other.write_text("mine")
     lines = f'Remove the file old.log.\n/save "{saved}"\nRemove new.log.\n/save {saved}\n'
-    done = chat("-m", tiny_q4, stdin=lines)
+    done = chat("-m", tiny_q4, "--commands", stdin=lines)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [f"{saved}: 3 messages saved", f"{saved}: 5 messages saved"]
     stored = json.loads(saved.read_text())
@@ -304,7 +315,7 @@ def test_save_and_load(tiny_q4: Path, tmp_path: Path) -> None:
     # Another run may not replace it, nor any other file, unless a person says so.
     for file in (saved, other):
         before = file.read_bytes()
-        refused = chat("-m", tiny_q4, stdin=f"/save {file}\nnot asked any more\n")
+        refused = chat("-m", tiny_q4, "--commands", stdin=f"/save {file}\nnot asked any more\n")
         assert refused.returncode == 1 and refused.stdout == "" and file.read_bytes() == before
         assert refused.stderr == f"error: {file}: exists; choose another name, or remove the file first\n"
     with terminal(tmp_path, "-m", tiny_q4, "--load", saved) as person:
@@ -319,7 +330,9 @@ def test_save_and_load(tiny_q4: Path, tmp_path: Path) -> None:
         assert "5 messages saved" in person.say(f"/save {other}")  # it is this conversation's file now
     assert json.loads(other.read_text())["messages"] == stored["messages"]
 
-    again = chat("-m", tiny_q4, "--stats", stdin=f"/load {saved}\nList the files.\n/save {saved}\n")
+    again = chat(
+        "-m", tiny_q4, "--commands", "--stats", stdin=f"/load {saved}\nList the files.\n/save {saved}\n"
+    )
     assert again.returncode == 0, again.stderr
     assert len(json.loads(saved.read_text())["messages"]) == 7
     prompt = subprocess.run(
@@ -335,19 +348,53 @@ def test_foreign_conversations(tiny_q4: Path, tmp_path: Path) -> None:
     file = tmp_path / "file.json"
     for text, words in (
         ("{", "is not JSON in UTF-8"),
-        ("[]", "the messages are not a list of at least one"),
-        ('[{"role": "user"}]', "message 0 (user) has no content"),
+        ("[]", "messages is an empty list"),
+        ('[{"role": "user"}]', "messages[0] is an object; it must be an object with content or tool_calls"),
         ('{"schema_version": 2, "messages": [{"role": "user", "content": "a"}]}', "use a newer edge"),
     ):
         file.write_text(text)
-        done = chat("-m", tiny_q4, stdin=f"/load {file}\n")
+        done = chat("-m", tiny_q4, "--commands", stdin=f"/load {file}\n")
         assert done.returncode == 1 and done.stderr.startswith(f"error: {file}: ") and words in done.stderr
         assert len(done.stderr.splitlines()) == 1
     file.write_text('[{"role": "user", "content": "\\u001b[2J\\u009b"}]')
-    done = chat("-m", tiny_q4, stdin=f"/load {file}\n/show messages\n")
+    done = chat("-m", tiny_q4, "--commands", stdin=f"/load {file}\n/show messages\n")
     assert done.returncode == 0 and "user: \\x1b[2J\\x9b\n" in done.stderr
     gone = chat("-m", tiny_q4, "--load", tmp_path / "none.json")
     assert gone.returncode == 1 and "none.json: cannot be read: No such file or directory" in gone.stderr
+
+
+def test_a_pipe_cannot_run_commands(tiny_q4: Path, tmp_path: Path) -> None:
+    """The text of a pipe may be of anybody: a line of it must not write or read a file."""
+    file = tmp_path / "talk.json"
+    lines = f"Remove the file old.log.\n/save {file}\n"
+    done = chat("-m", tiny_q4, "--max-tokens", 60, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2 and not file.exists()
+    done = chat("-m", tiny_q4, "--max-tokens", 60, "--commands", stdin=lines)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 and file.exists()
+
+
+def test_a_conversation_from_a_pipe(tiny_q4: Path, tmp_path: Path) -> None:
+    """`--load <(...)`: the file can be read only once."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = '[{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello Ann."}]'
+    writer = subprocess.Popen([sys.executable, "-c", f"open({str(pipe)!r}, 'w').write({text!r})"])
+    done = chat("-m", tiny_q4, "--load", pipe, "--commands", stdin="/show messages\n")
+    assert writer.wait(60) == 0
+    assert done.returncode == 0 and "assistant: Hello Ann.\n" in done.stderr, done.stderr
+
+
+def test_a_home_that_is_not_there(tiny_q4: Path, tmp_path: Path) -> None:
+    there = tmp_path / "talk.json"
+    there.write_text('[{"role": "user", "content": "Hello."}]')
+    for command in ("/save ~edge-nobody/x", "/load ~edge-nobody/x", "/screen ~edge-nobody/x"):
+        done = chat("-m", tiny_q4, "--commands", stdin=command)
+        begin = f"error: {command.split()[0]}: ~edge-nobody/x: there is no home folder for ~edge-nobody; "
+        assert done.returncode == 1 and done.stderr.startswith(begin), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    done = chat("-m", tiny_q4, "--load", "~edge-nobody/x", "hello")
+    assert done.returncode == 1 and done.stderr.startswith("error: ~edge-nobody/x: cannot be read")
 
 
 def test_a_full_context(tiny_q4: Path) -> None:
@@ -372,7 +419,7 @@ def test_wrong_usage(tiny_q4: Path) -> None:
         (["--screen", "-"], 2, "--screen"),
         (["--think", "much"], 2, "--think"),
         (["--answers", "json"], 2, "--answers"),
-        (["hello", "--top-p", 0], 1, "error: top_p is 0.0; it must be above 0"),
+        (["hello", "--top-p", 5], 2, "Invalid value for '--top-p': 5 is not above 0 and at most 1"),
         (["hello", "--load", "/nowhere"], 1, "/nowhere: cannot be read"),
     ):
         done = chat("-m", tiny_q4, *options)

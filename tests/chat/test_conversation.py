@@ -158,6 +158,11 @@ def test_history(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_bytes(path.read_bytes() + b'3\n"torn\n')
     assert History(path).entries == ["a", "b\nc é", "d"]
+    path.chmod(0o644)  # another program made it
+    assert History(path).entries[-1] == "d" and path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    one.add("e")
+    assert path.stat().st_mode & 0o777 == 0o600
     path.write_text("".join(f'"{i}"\n' for i in range(3 * MOST_ENTRIES)))
     assert len(History(path).entries) == MOST_ENTRIES
     assert path.read_text().splitlines()[-1] == f'"{3 * MOST_ENTRIES - 1}"'

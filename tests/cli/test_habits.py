@@ -360,3 +360,32 @@ def test_a_server_logs_requests_and_its_end(tiny_q4: Path) -> None:
     )
     assert r"GET /\x1b[31m 404" in log and "\x1b" not in log and "/health" not in log
     assert log.endswith("stopped\n") and child.wait() == 0
+
+
+def test_no_character_of_an_action_is_hidden_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
+    """A person reviews it there. At a very high temperature the model writes any byte, also of invisible characters."""
+    words = ("run", "List the files.", "-m", tiny_q4, "--quiet", "--threads", 1, "--max-tokens", 1500)
+    words += ("--temperature", 1000, "--seed", 3)
+    code, piped, _ = edge(*words)
+    text = piped.decode()
+    assert code == 0 and not text.strip().isprintable()  # as the model wrote it
+    streamed = on_a_terminal(80, *words, cwd=tmp_path)
+    shown = on_a_terminal(80, *words, "--json", cwd=tmp_path)
+    for seen in (streamed, shown):
+        assert all(char.isprintable() or char in "\r\n\t" for char in seen)
+    assert json.JSONDecoder().raw_decode(streamed.lstrip())[0] == json.loads(text)  # a note follows
+    assert json.loads(json.loads(shown)["text"]) == json.loads(text)
+
+
+def test_streams_that_are_closed(tiny_q4: Path, tmp_path: Path) -> None:
+    """`<&-`: there is no terminal, so nobody answers."""
+    for words, code in (("agent", 0), ("chat", 0), ("run", 2)):
+        ended = subprocess.run(
+            ["sh", "-c", 'exec "$@" <&-', "sh", *PROGRAM, words, "-m", str(tiny_q4), "--max-tokens", "8"]
+            + (["List the files."] if words == "agent" else []),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "Traceback" not in ended.stderr and ended.returncode == code, ended.stderr

@@ -334,3 +334,39 @@ def test_bad_variables_and_what_works_with_a_bad_file(user: User, tmp_path: Path
     assert user.default(EDGE_CONFIG=str(other))[1]["threads"] == (None, "default")
     other.write_bytes(b"\xef\xbb\xbfthreads = 1\r\n")  # as editors of Windows write it
     assert user.default(EDGE_CONFIG=str(other))[1]["threads"] == (1, "file")
+
+
+def test_a_home_folder_that_is_not_there(user: User) -> None:
+    """A `~` that means nothing, and a user without a home folder: one line that names the variable."""
+    for variable, words in (("EDGE_CONFIG", ("config", "path")), ("EDGE_MODELS", ("models",))):
+        done = user.edge(*words, **{variable: "~edge-nobody/x"})
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith(
+            f"error: {variable}: ~edge-nobody/x: there is no home folder for ~edge-nobody; "
+        )
+    # No entry in the list of users and no HOME, as in a container.
+    code = (
+        "import os, pwd, sys; del os.environ['HOME']\n"
+        "def none(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = none; sys.argv[1:] = ['config', 'path']\n"
+        "from edge.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=user.environment({}), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: EDGE_CONFIG: is not set, and this user has no home folder; set HOME or EDGE_CONFIG\n"
+    )
+
+
+def test_a_home_folder_in_every_variable(user: User) -> None:
+    user.set("version = 1\n")
+    found = user.edge(
+        "config", "--json", EDGE_CONFIG="~/.config/edge/config.toml", EDGE_MODELS="~/mine"
+    ).stdout
+    assert json.loads(found)["file"] == str(user.settings) and json.loads(found)["file_exists"]
+    assert json.loads(found)["store"] == str(user.home / "mine")
+    assert user.edge("config", "path", XDG_CONFIG_HOME="~/own").stdout == (
+        f"{user.home / 'own' / 'edge' / 'config.toml'}\n"
+    )

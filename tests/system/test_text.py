@@ -3,10 +3,12 @@
 .venv/bin/pytest tests/system/test_text.py
 """
 
+import json
+
 import pytest
 
 from edge.system.tables import clean, code, display_width, table
-from edge.system.text import masked, printable, size, visible
+from edge.system.text import did_you_mean, masked, printable, safe_json, size, visible
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,22 @@ from edge.system.text import masked, printable, size, visible
 def test_three_ways(text: str, escaped: str, symbols: str, dots: str) -> None:
     assert (printable(text), visible(text), masked(text)) == (escaped, symbols, dots)
     assert printable(text, lines=True) == escaped.replace("\\n", "\n")
+
+
+def test_json_on_a_terminal_is_the_same_json() -> None:
+    """No character may hide a command, or show it in another order (CVE-2021-42574)."""
+    value = "rm \u202e\u2066 x\u2069\ufeff\u200b\x7f\x9b\U000e0041 \u00e9\u65e5"
+    text = json.dumps({"keystrokes": value}, ensure_ascii=False, indent=2)
+    shown = safe_json(text)
+    assert json.loads(shown) == {"keystrokes": value}
+    assert all(char.isprintable() or char == "\n" for char in shown)
+    assert "\\u202e\\u2066 x\\u2069\\ufeff\\u200b\\u007f\\u009b\\udb40\\udc41 \u00e9\u65e5" in shown
+    assert safe_json('{"a":\t"b"}') == '{"a":\t"b"}'
+
+
+def test_a_similar_name() -> None:
+    assert did_you_mean("resutl", ["row", "result"]) == "did you mean result?"
+    assert did_you_mean("xyz", ["row", "result"]) == did_you_mean("row", []) == ""
 
 
 def test_sizes() -> None:
