@@ -66,7 +66,7 @@ def test_the_lines_build_the_same_llama_cpp_as_make() -> None:
 def test_the_page_must_have_each_block_once() -> None:
     uninstall = "<!-- not run: make wheel-check runs it (uninstall) -->"
     for page in (PAGE.replace(uninstall, ""), PAGE.replace("(uninstall)", "(other)"), PAGE + PAGE):
-        with pytest.raises(CheckError, match=r"install\.md: wants one block"):
+        with pytest.raises(CheckError, match=r"install\.md: must have one block"):
             blocks(page)
 
 

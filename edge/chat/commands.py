@@ -16,7 +16,7 @@ from edge.system.places import read_text
 HELP = '''\
 /save FILE          Save the conversation. Ask before another file is replaced.
 /load FILE          Continue a saved conversation or a messages file.
-/screen FILE|-      Add a terminal's screen to the next message. -: paste it, then """.
+/screen FILE|-      Add a screen to the next message. -: paste it, then """.
 /screen             Remove the screen.
 /system TEXT        Set the system prompt; "" for none. No TEXT: show it.
 /clear              Forget all messages; keep the system prompt and settings.

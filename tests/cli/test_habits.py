@@ -61,7 +61,8 @@ def on_a_terminal(width: int, *arguments: object, cwd: Path, **env: str) -> str:
     """What a command writes on a terminal of this width."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    environment = {**os.environ, "TERM": "xterm", **env}
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {"TERM": "xterm", **env}
     child = subprocess.Popen(
         [*PROGRAM, *map(str, arguments)], stdin=slave, stdout=slave, stderr=slave, cwd=cwd, env=environment
     )
