@@ -19,7 +19,7 @@ tiny)
   order=(bf16 Q8_0 Q6_K Q5_K_M Q4_K_M Q3_K_M IQ3_S Q2_K)
   results=("${order[@]/#/$out/$name-}")
   edge report "${results[@]/%/.json}" "$out"/$name-*.measure.json "$out"/$name-*-{free,exact,unthinking}.json \
-    --reference "$out/$name-bf16.json" --replay $rows --plots "$out/plots" --out "$out/report.html" --markdown "$out/report.md"
+    --force --reference "$out/$name-bf16.json" --replay $rows --plots "$out/plots" --out "$out/report.html" --markdown "$out/report.md"
   ;;
 smollm2)
   checkpoint=$3 replay=$4 vllm=$5 name=$(basename "$3")

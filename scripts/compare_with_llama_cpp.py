@@ -172,7 +172,7 @@ def compare(folder: Path, options: argparse.Namespace, work: Path) -> tuple[list
             else:
                 made = child([*me, "--quantizer", str(floats), str(theirs), quant, str(imatrix or "")], log)
             try:
-                convert(folder, quant=quant, out=ours, imatrix=imatrix, check=False)
+                convert(folder, quant=quant, out=ours, imatrix=imatrix, check=False, force=True)
                 refused = ""
             except ConversionError as error:
                 refused = str(error)
