@@ -259,10 +259,10 @@ def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
     path = store_folder() / file if out is None else Path(out) if str(out) else out
     if isinstance(path, Path) and os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         path = path / file
-    if Path(path).is_symlink() and (out is None or Path(path).parent.resolve() == store_folder().resolve()):
+    check_place(path, error=ConversionError, streams=False)
+    if os.path.islink(path) and os.path.realpath(Path(path).parent) == os.path.realpath(store_folder()):
         # Behind a link in the store is a file of the hub's cache, whose name is its checksum.
         raise ConversionError(f"{path}: is a link to another model's file; choose another name with --out")
-    check_place(path, error=ConversionError, streams=False)
     return Path(path), place_of(path)[0]
 
 

@@ -36,6 +36,7 @@ def doctor(
             **os.environ,
             "PYTHONPATH": os.pathsep.join([*([str(site)] if site else []), str(ROOT)]),
             "EDGE_CACHE": str(cwd / "cache"),
+            "EDGE_MODELS": str(cwd / "store"),
             **({"PATH": path} if path is not None else {}),
         },
         cwd=cwd,

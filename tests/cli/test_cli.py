@@ -40,6 +40,7 @@ def edge(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subpro
         env={
             **os.environ,
             "EDGE_CACHE": str(cwd or Path("build/test-cache").absolute()),
+            "EDGE_MODELS": str(cwd or Path("build/test-models-store").absolute()),
         },
     )
 

@@ -79,18 +79,38 @@ class Inputs:
         first, second = self.results
         run: list[str | Path] = ["--threads", "1"]
         return {
-            "convert": ["convert", self.checkpoint, "--out", out / "x.gguf", *run],
-            "imatrix": ["imatrix", "--model", self.q4, "--replay", self.rows, "--out", out / "m.gguf", *run],
+            "convert": ["convert", self.checkpoint, "--out", out / "x.gguf", "--force", *run],
+            "imatrix": [
+                "imatrix",
+                "--model",
+                self.q4,
+                "--replay",
+                self.rows,
+                "--out",
+                out / "m.gguf",
+                "--force",
+                *run,
+            ],
             "eval": [
-                *("eval", "--model", self.q4, "--replay", self.rows, "--out", out / "r.json", "--quiet"),
+                *(
+                    "eval",
+                    "--model",
+                    self.q4,
+                    "--replay",
+                    self.rows,
+                    "--out",
+                    out / "r.json",
+                    "--quiet",
+                    "--force",
+                ),
                 *("--max-tokens", "12", "--parallel", "1", *run),
             ],
             "measure": [
                 *("measure", "--model", self.q4, "--base", self.bf16, "--replay", self.rows, "--limit", "2"),
-                *("--out", out / "d.json", "--quiet", *run),
+                *("--out", out / "d.json", "--quiet", "--force", *run),
             ],
             "report": [
-                *("report", first, second, "--reference", first, "--out", out / "page.html"),
+                *("report", first, second, "--reference", first, "--out", out / "page.html", "--force"),
                 *("--markdown", out / "page.md", "--plots", out / "plots"),
             ],
             "sweep": [
@@ -106,8 +126,8 @@ class Inputs:
                 ),
                 *("--max-tokens", "8", "--parallel", "1", "--quiet", *run),
             ],
-            "score": ["score", self.predictions, "--replay", self.rows, "--out", out / "s.json"],
-            "compare": ["compare", second, "--reference", first, "--json", out / "c.json"],
+            "score": ["score", self.predictions, "--replay", self.rows, "--out", out / "s.json", "--force"],
+            "compare": ["compare", second, "--reference", first, "--json", out / "c.json", "--force"],
             "run": [
                 "run",
                 "List the files.",
@@ -411,6 +431,7 @@ def test_two_processes_convert_to_the_same_name(inputs: Inputs, edge: Edge, tmp_
             str(inputs.checkpoint),
             "--out",
             str(out / "x.gguf"),
+            "--force",
         ]
         both = [
             subprocess.Popen(

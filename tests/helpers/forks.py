@@ -163,7 +163,9 @@ def _count(counter: mmap.mmap, stop: tuple[int, int] | None) -> None:
 def _limit(order: dict[str, Any]) -> None:
     if order["folder"] is not None:
         os.chdir(order["folder"])
+        os.environ["EDGE_MODELS"] = os.path.join(order["folder"], "models")
     if order["user"] is not None:
+        os.environ["EDGE_CONFIG"] = "/nonexistent/edge.toml"  # the other user may not read the tests' home
         os.setgroups([])
         os.setresgid(*[order["user"]] * 3)
         os.setresuid(*[order["user"]] * 3)

@@ -63,7 +63,12 @@ def test_the_engine_counts_what_it_read(result: dict) -> None:
 def test_constrained_answers_are_all_valid(tiny_q4: Path, tmp_path: Path) -> None:
     for budget in (7, 40, 256):
         done = evaluate(
-            tiny_q4, embedded_rows(), tmp_path / "out.json", limit=20, answering=Answering(max_tokens=budget)
+            tiny_q4,
+            embedded_rows(),
+            tmp_path / "out.json",
+            limit=20,
+            answering=Answering(max_tokens=budget),
+            force=True,
         )
         assert done["aggregate"]["valid_json_pct"] == 100.0
         assert done["aggregate"]["steps"] == 20
