@@ -122,6 +122,9 @@ class Conversation:
                 answer = self.runner.write(prompt, writer, budget, self._owner, held)
         except _StoppedError:
             pass
+        except KeyboardInterrupt:  # inside a batch, which then ends early
+            if not stopped():
+                raise
         end = time.monotonic()
         content = ""  # a stopped action is not kept
         if answer is not None:
