@@ -208,7 +208,7 @@ def chat_answer(
     ended = False
     allowed: NDArray[np.bool_] | None = None
     if thought.text is None and vocabulary.think_open is not None:
-        # `_think` has decided that there is no thought: the text does not begin one after all.
+        # `_think` has decided that there is no thought, so the text must not begin one.
         allowed = np.ones(vocabulary.n_vocab, np.bool_)
         allowed[vocabulary.think_open] = False
     while writer.left and not ended:

@@ -1,13 +1,12 @@
 """The JSON file of `edge compare`: what it holds, and which run it is of."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from edge.compare.causes import Cause, causes_json
 from edge.compare.findings import Comparison
 from edge.replay.result import run_digest
-from edge.system.outputs import Run, check_output, check_replaced
+from edge.system.outputs import Run, check_output, check_replaced, named_run
 from edge.system.places import write_json
 
 SCHEMA_VERSION = 1
@@ -22,7 +21,14 @@ def check_comparison(
     """
     check_output(out, [*results, reference], option="--json")
     run = _run(results, reference, causes=causes)
-    check_replaced(out, run, _stored_run, kind="a comparison", force=force, option="--json")
+    check_replaced(
+        out,
+        run,
+        lambda path: named_run(path, "comparison"),
+        kind="a comparison",
+        force=force,
+        option="--json",
+    )
 
 
 def write_comparison(
@@ -51,11 +57,3 @@ def _run(results: Sequence[Path], reference: str | None, *, causes: bool) -> Run
         "reference": run_digest(reference) if known and reference else reference,
         "causes": causes,
     }
-
-
-def _stored_run(path: Path) -> Run | None:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict) or "comparison" not in value:
-        raise ValueError("not a comparison")
-    run = value.get("run")
-    return run if isinstance(run, dict) else None

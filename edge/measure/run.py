@@ -4,7 +4,6 @@ Two passes, with one model in memory at a time: the distributions of the base go
 same tokens and is compared position by position. docs/measure.md explains the figures.
 """
 
-import json
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from edge.measure.schema import FORMAT, Measurement, MeasurementHead, Method
 from edge.replay.provenance import gguf_provenance, llama_cpp_provenance, provenance
 from edge.system.files import temporary_file
 from edge.system.hashes import file_sha256
-from edge.system.outputs import Run, check_output, check_replaced
+from edge.system.outputs import check_output, check_replaced, named_run
 from edge.system.places import place_of, write_json
 from edge.version import __version__
 
@@ -72,16 +71,19 @@ def measure(
     kept = place.with_name(f"{place.name}.base-scores")
     if keep_base and not through:
         check_output(kept, inputs)
-    of_base = None if base_model is None else sha256(base_model.path)
-    if given is not None and base_model is None:
-        of_base = BaseFile.read(given).head["base"]["sha256"]
+    read = BaseFile.read(given) if given is not None and base_model is None else None
+    of_base = None
+    if base_model is not None:
+        of_base = sha256(base_model.path)
+    elif read is not None:
+        of_base = read.head["base"]["sha256"]
     run = {
         **identity(plan, vocabulary),
         "model_sha256": sha256(file.path),
         "base_sha256": of_base,
         "gpu_layers": loading.gpu_layers,
     }
-    check_replaced(out, run, _stored_run, kind="a measurement", force=force)
+    check_replaced(out, run, lambda path: named_run(path, "measurement"), kind="a measurement", force=force)
     # Opened even if it stays empty: this removes what a killed run left under such a name.
     with temporary_file(kept) as (temporary, descriptor):
         scores = None
@@ -92,8 +94,8 @@ def measure(
         elif base_model is not None:
             base_pass(base_model, temporary, descriptor, plan, vocabulary, settings, say)
             scores = BaseFile.read(temporary)
-        elif given is not None:
-            scores = BaseFile.read(given)
+        elif read is not None:
+            scores = read
             check_identity(scores, file.path, identity(plan, vocabulary))
         after = ""
         if scores is not None and scores.path != temporary:
@@ -190,15 +192,6 @@ def base_scores(
     plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
     base_pass(file, place, None, plan, vocabulary_sha256(file), settings, say)
     return Path(out)
-
-
-def _stored_run(path: Path) -> Run | None:
-    """The run that wrote a measurement; None if it does not say. Raises ValueError for another file."""
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict) or "measurement" not in value:
-        raise ValueError("not a measurement")
-    run = value.get("run")
-    return run if isinstance(run, dict) else None
 
 
 def _plan(

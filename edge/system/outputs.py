@@ -66,6 +66,15 @@ def check_replaced(
         raise error(f"{out}: holds {kind} of another run ({changes}); {advice}")
 
 
+def named_run(path: Path, kind: str) -> Run | None:
+    """The run in a JSON file that has the field `kind`; None if it names none. Raises ValueError for another file."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict) or kind not in value:
+        raise ValueError(f"not a {kind}")
+    run = value.get("run")
+    return run if isinstance(run, dict) else None
+
+
 def differences(before: Run, now: Run) -> str:
     """How two runs differ, for people; an empty string if they are equal."""
     old, new = dict(_flat(before)), dict(_flat(json.loads(json.dumps(now))))
