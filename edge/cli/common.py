@@ -1,5 +1,6 @@
 """What the commands share: the option --threads, notes, tables, lines of progress."""
 
+import opcode
 import os
 import re
 import sys
@@ -133,8 +134,14 @@ def conversation(messages: Path) -> "list[Message]":
 
 def broken_package(error: BaseException) -> str | None:
     """A line about a package that is missing or cannot be imported; None if `error`, caught in main, is another one."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    importing = [frame.f_globals["__name__"] for frame in frames if frame.f_code.co_name == "<module>"]
+    frames = [(frame, frame.f_code.co_code[frame.f_lasti]) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # A module that cannot be compiled has no frame: then the last frame stands at the import.
+    importing = [
+        frame.f_globals["__name__"]
+        for frame, instruction in frames
+        if frame.f_code.co_name == "<module>"
+        or (frame is frames[-1][0] and instruction == opcode.opmap["IMPORT_NAME"])
+    ]
     if isinstance(error, MemoryError) or not (importing or isinstance(error, ImportError)):
         return None
     if isinstance(error, ImportError) and error.name:

@@ -176,7 +176,7 @@ def main() -> NoReturn:
         if stop.code == 130:  # Typer turns KeyboardInterrupt into this
             typer.echo(printable(_interruption(stop)), err=True)
         raise
-    except (MemoryError, ImportError, RuntimeError, AttributeError, OSError) as error:
+    except Exception as error:
         package = broken_package(error)
         if package and not limited:
             typer.echo(f"error: {package}", err=True)
@@ -185,7 +185,8 @@ def main() -> NoReturn:
             where = f"{error.filename}: " if error.filename else ""
             typer.echo(f"error: {printable(where)}{error.strerror or error}", err=True)
             sys.exit(1)
-        if not isinstance(error, MemoryError | ImportError):
+        # With too little memory, an import can fail with any exception, and a thread cannot start.
+        if not (isinstance(error, MemoryError | ImportError) or package or "start new thread" in str(error)):
             raise
         why = " ".join(str(error).split())[-200:] or "an allocation failed"
         typer.echo(f"error: not enough memory ({why}): raise the limit, or close other programs", err=True)
