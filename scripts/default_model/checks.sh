@@ -19,7 +19,11 @@ never() { local r; for r; do if plain | grep -Eq -e "$r"; then return 1; fi; don
 prints() { [ "$(plain)" = "$(printf '%s\n' "$1" | sed -E 's/^[[:space:]]+//; s/[[:space:]]+$//; /^$/d')" ]; }
 
 # shows FILE: the output is the contents of the file.
-shows() { [ -s "$1" ] && diff -q <(sed -E 's/[[:space:]]+$//' "$1") <(sed -E 's/[[:space:]]+$//' "$OUT") > /dev/null; }
+# `more` without a terminal writes the name of the file between two lines of colons first.
+shows() {
+  [ -s "$1" ] &&
+    diff -q <(sed -E 's/[[:space:]]+$//' "$1") <(sed -E '1{/^:{10,}/{N;N;d}}; s/[[:space:]]+$//' "$OUT") > /dev/null
+}
 
 # nums N…: the numbers in the output are exactly these, in this order. Names of files with digits count too.
 nums() { [ "$(plain | grep -Eo '[0-9]+([.][0-9]+)?' | paste -sd ' ')" = "$*" ]; }
@@ -45,6 +49,9 @@ holds() { [ -f "$1" ] && [ "$(cat "$1"; echo .)" = "$(printf '%s\n.' "$2")" ]; }
 
 # mode FILE OCTAL: the file has this mode.
 mode() { [ "$(stat -c %a "$1")" = "$2" ]; }
+
+# few N: the output has at most N lines.
+few() { [ "$(plain | grep -c .)" -le "$1" ]; }
 
 # quiet: the commands printed nothing.
 quiet() { no test -s "$OUT"; }

@@ -33,7 +33,6 @@ cd {WORK} || exit 1
 ulimit -HSu 256 && ulimit -HSv {MEMORY // 1024} && ulimit -HSf 32768 && ulimit -HSn 512 && ulimit -HSc 0 || exit 1
 close() {{ exec {{before}}>&- {{after}}>&- {{out}}>&- {{report}}>&-; exec "$@"; }}
 save() {{ tar -c -C {HOME} --hard-dereference --ignore-failed-read . 2> /dev/null; }}
-list() {{ ps -ww -eo pid=,args= | grep -v -e 'ps -ww -eo' -e '/run/judge/driver'; }}
 printf '[%s]\\n%s = %s\\n' user name 'Sam Lee' user email sam@example.com init defaultBranch main > {HOME}/.gitconfig
 printf '# settings of bash\\n' > {HOME}/.bashrc
 (close timeout 20 bash --noprofile --norc -e /run/judge/setup) < /dev/null > /run/judge/setup-out 2>&1 || {{
@@ -45,15 +44,17 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do  # a job of the set-up has the set-up's name u
   pgrep -f /run/judge/setup > /dev/null || break
   sleep 0.02
 done
-list > /run/judge/processes
+ps -ww -eo pid=,args= > /run/judge/processes
 (BASH_ENV=/run/judge/last close timeout -k 1 {LIMIT} bash --noprofile --norc) \\
   < /run/judge/typed > /run/judge/out 2>&1
 ended=$?
 [ $ended != 124 ] && [ $ended != 137 ] || printf 'time out\\n' >&$report
 sleep 0.05
 ps -eo pid= > /run/judge/processes-after
-awk 'NR == FNR {{ left[$1]; next }} !($1 in left) {{ $1 = "ended:"; print }}' \\
-  /run/judge/processes-after /run/judge/processes >&$report
+# The driver's own processes do not count, nor those that end at the moment of the list: `[name]`.
+awk 'NR == FNR {{ left[$1]; next }}
+  /run.judge.driver|ps -ww|^ *[0-9]+ +[[]/ || $1 in left {{ next }}
+  {{ $1 = "ended:"; print }}' /run/judge/processes-after /run/judge/processes >&$report
 save >&$after
 head -c 1000000 /run/judge/out >&$out
 export OUT=/run/judge/out SHELL_STATE=/run/judge/state CWD="$(cat /run/judge/cwd 2> /dev/null)"
@@ -68,6 +69,7 @@ trap 'pwd > /run/judge/cwd; { declare -p; alias -p; umask -p; set +o; } > /run/j
 """
 _PASSWD = f"root:x:0:0:root:/root:/bin/bash\nsam:x:{_USER}:{_USER}:Sam Lee:{HOME}:/bin/bash\n"
 _GROUP = f"root:x:0:\nsam:x:{_USER}:\n"
+_HOSTS = "127.0.0.1 localhost\n127.0.1.1 sandbox\n::1 localhost\n"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def run(setup: str, typed: str, check: str) -> Outcome:
         results = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(4)]
         before, after, out, report = results
         data = {f"/run/judge/{name}": _data(stack, text) for name, text in files.items()}
-        data |= {"/etc/passwd": _data(stack, _PASSWD), "/etc/group": _data(stack, _GROUP)}
+        system = {"passwd": _PASSWD, "group": _GROUP, "hosts": _HOSTS, "hostname": "sandbox\n"}
+        data |= {f"/etc/{name}": _data(stack, text) for name, text in system.items()}
         # bubblewrap reads its arguments from a file: a list of processes would show them.
         inside = _data(stack, "".join(f"{word}\0" for word in _arguments(data)))
         argv = [
