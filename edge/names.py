@@ -4,7 +4,6 @@ A name is, in this order: a local path, a model in ./models or in the store, a k
 repository on the hub: `org/repo`, `org/repo:Q4_K_M`, `org/repo/file.gguf`, also as copied from a browser.
 """
 
-import difflib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -15,7 +14,8 @@ from edge.errors import ModelFileError
 from edge.formats.hub import is_safe
 from edge.replay.known import KnownModel, known_models
 from edge.system.paths import DEFAULT_QUANT
-from edge.system.store import model_name, named_file, store_files
+from edge.system.store import local_files, model_name, named_file, store_files
+from edge.system.text import did_you_mean
 
 __all__ = ["Reference", "resolve"]
 
@@ -78,10 +78,10 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
         raise ModelFileError(f"{text}: no such {'folder' if source else 'file'}{similar(text) or hub}")
     hub_id, quant, file, revision = _hub_parts(plain, address=plain != text)
     if hub_id is None:
+        here = "folder" if source else "file, not the name of a model here"
+        listed = "`edge models known` lists" if source else "`edge models` and `edge models known` list"
         raise ModelFileError(
-            f"{text}: no such {'folder' if source else 'file'}, not the name of a model here, and not a hub id "
-            f"(owner/name){similar(text)}; "
-            "`edge models` and `edge models known` list the names"
+            f"{text}: no such {here}, and not a hub id (owner/name){similar(text) or ';'} {listed} the names"
         )
     if file is not None and not is_safe(file):
         raise ModelFileError(f"{text}: {file} is not the name of a file in a repository")
@@ -137,14 +137,10 @@ def _looks_like_path(text: str) -> bool:
 
 
 def similar(text: str) -> str:
-    """`; did you mean A or B?`, from the names of known models and of the store; empty if none is similar."""
-    names: dict[str, str] = {}
+    """`; did you mean A or B?`, from the names of known models, of ./models and of the store; empty if none is similar."""
+    names = [model_name(path) for path in (*local_files(), *store_files())]
     for model in known_models():
-        for name in (model.path.stem, model.hub_id, model.gguf_id):
-            if name:
-                names.setdefault(name.lower(), name)
-    for path in store_files():
-        names.setdefault(model_name(path).lower(), model_name(path))
+        names += filter(None, (model.path.stem, model.hub_id, model.gguf_id))
     wanted = text.rsplit("/", 1)[-1] if _looks_like_path(text) else text
-    found = difflib.get_close_matches(wanted.removesuffix(".gguf").lower(), names, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(names[name] for name in found)}?" if found else ""
+    meant = did_you_mean(wanted.removesuffix(".gguf"), names)
+    return f"; {meant}" if meant else ""

@@ -726,6 +726,8 @@ def test_known_names_and_their_types() -> None:
     ("text", "says"),
     [
         ("lfm2.5-8b-a1b-termnal", "did you mean lfm2.5-8b-a1b-terminal"),
+        ("tiny", "did you mean tiny-terminal"),
+        ("gemma", "did you mean gemma-4-"),
         (
             "nothing-like-it",
             "not a hub id (owner/name); `edge models` and `edge models known` list the names",

@@ -86,8 +86,7 @@ def examine(path: Path) -> FoundModel:
     try:
         return FoundModel(path, None, path.stat().st_size, problem)
     except OSError:
-        broken = path.is_symlink()
-        return FoundModel(path, None, 0, "a broken link" if broken else problem)
+        return FoundModel(path, None, 0, problem)
 
 
 def found_models(files: Iterable[Path]) -> Iterator[FoundModel]:

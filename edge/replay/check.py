@@ -224,7 +224,7 @@ def _warnings(line: ReadLine) -> Iterator[str]:
     known = [*RowFields.__annotations__, *_PUBLISHED]
     missing = [name for name in known if name not in line.fields]
     for name in line.fields:
-        if name not in known and (meant := did_you_mean(name, missing, 0.85)):
+        if name not in known and (meant := did_you_mean(name, missing, 0.85, parts=False)):
             yield f"edge does not read the field {name[:40]!r}; {meant}"
     if line.row is None:
         return

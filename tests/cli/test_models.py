@@ -203,6 +203,22 @@ def test_serve_names_the_model_in_its_first_line(user: User, real: Path) -> None
         assert first == f"note: model: {path}{line}\n"
 
 
+def test_names_that_are_nearly_right(user: User, real: Path) -> None:
+    """A part of a name, the folder of a checkpoint that was converted, a link without a target."""
+    user.add(real, "my-model-Q4_K_M")
+    done = user.edge("run", "ls", "-m", "my-model")
+    assert done.returncode == 1 and "did you mean my-model-Q4_K_M? `edge models` and" in done.stderr
+    (user.work / "my-model").mkdir()
+    done = user.edge("run", "ls", "-m", "my-model")
+    assert done.returncode == 1
+    assert done.stderr.endswith("or use one in the model store: my-model-Q4_K_M\n")
+    broken = user.store / "gone.gguf"
+    broken.symlink_to("/nowhere/gone.gguf")
+    words = "is a broken link: /nowhere/gone.gguf does not exist"
+    assert user.edge("run", "ls", "-m", "gone").stderr == f"error: {broken}: {words}\n"
+    assert f"not usable: gone: {words}\n" in user.edge("models").stdout
+
+
 def test_models_lists_the_store(user: User, real: Path, tmp_path: Path) -> None:
     assert user.edge("models").stdout.splitlines()[0] == f"No models in {user.store}"
     assert not user.store.exists()
