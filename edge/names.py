@@ -137,7 +137,7 @@ def _looks_like_path(text: str) -> bool:
 
 
 def similar(text: str) -> str:
-    """`; did you mean A or B?`, from the names of known models, of ./models and of the store; empty if none is similar."""
+    """`; did you mean A or B?`, from known names, ./models and the store; empty if none is similar."""
     names = [model_name(path) for path in (*local_files(), *store_files())]
     for model in known_models():
         names += filter(None, (model.path.stem, model.hub_id, model.gguf_id))

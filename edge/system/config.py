@@ -150,10 +150,12 @@ def _shown(value: object) -> str:
 
 
 def _read(path: Path) -> dict[str, object]:
-    """The content of the file without its version; {} if there is no file. Raises ConfigError."""
+    """The content of the file without its version; {} if EDGE_CONFIG is not set and there is no file. Raises ConfigError."""
     try:
         data: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
+        if named := os.environ.get("EDGE_CONFIG"):
+            raise ConfigError(f"EDGE_CONFIG: {named}: no such file; make it, or unset EDGE_CONFIG") from None
         return {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
