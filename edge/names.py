@@ -29,6 +29,10 @@ _BROWSED = re.compile(
     re.IGNORECASE,
 )
 _QUANT = re.compile(r"[\w.-]+", re.ASCII)
+TYPE = re.compile(
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|F32)\w*)(?=\.gguf$|[-./])", re.IGNORECASE
+)
+"""A quantization type in the name of a GGUF."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
 
     `source`: a checkpoint is wanted, so models in the store do not count. `remote`: a model to pull is wanted, so a
     known name wins over a model of that name in the store.
-    Raises ModelFileError, with similar names, if it is not a path, a name or a hub id.
+    Raises ModelFileError, with similar names, if it is not a path, a name or a hub id, or if its type is none.
     """
     if not text:
         raise ModelFileError(
@@ -66,12 +70,12 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
     if os.path.lexists(path):
         return path
     if known is not None and (source or remote):
-        return known
+        return _checked(known)
     stored = None if source else named_file(text)
     if stored is not None:
         return stored
     if known is not None:
-        return known
+        return _checked(known)
     plain = _HUB.sub("", text, count=1)
     if plain == text and _looks_like_path(text):
         hub = f"; for the hub write hf.co/{text}" if _REFERENCE.fullmatch(text) else ""
@@ -85,7 +89,21 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
         )
     if file is not None and not is_safe(file):
         raise ModelFileError(f"{text}: {file} is not the name of a file in a repository")
-    return Reference(text, hub_id, quant, file, revision, _known_repository(hub_id))
+    return _checked(Reference(text, hub_id, quant, file, revision, _known_repository(hub_id)))
+
+
+def check_type(text: str, quant: str) -> None:
+    """Raise ModelFileError if `quant`, which the user named with the model `text`, cannot be a quantization type."""
+    if not TYPE.search(f"{quant}.gguf"):
+        raise ModelFileError(
+            f"{text}: {quant} is not a quantization type; give one such as Q4_K_M, Q8_0 or BF16, or omit it"
+        )
+
+
+def _checked(reference: Reference) -> Reference:
+    if reference.quant is not None:
+        check_type(reference.text, reference.quant)
+    return reference
 
 
 def _hub_parts(plain: str, *, address: bool) -> tuple[str | None, str | None, str | None, str | None]:

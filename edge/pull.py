@@ -27,7 +27,7 @@ from edge.formats.hub import (
     open_repository,
 )
 from edge.formats.models import read_usable
-from edge.names import Reference, resolve, similar
+from edge.names import TYPE, Reference, resolve, similar
 from edge.system.files import link_target, replace_link, whole_file
 from edge.system.locks import held_lock
 from edge.system.paths import cache_folder, embedded_checkpoint
@@ -40,9 +40,6 @@ ASK_ABOVE = 10**9
 """Bytes: the command line asks before a larger download."""
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")  # llama.cpp's names of the parts of a split model
-_TYPE = re.compile(
-    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|F32)\w*)(?=\.gguf$|[-./])", re.IGNORECASE
-)
 # GGUFs of a repository that are not a separate model.
 _NO_MODEL = re.compile(r"(^|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)
 _DRAFT = re.compile(r"(^|[-._])draft([-._]|$)", re.IGNORECASE)  # a small model that only helps another one
@@ -383,7 +380,7 @@ def _has_name_of(repository: Repository, name: str) -> bool:
     def bare(text: str) -> str:
         return re.sub(r"[\W_]", "", text).lower()
 
-    kind = _TYPE.search(_stem(name) + ".gguf")
+    kind = TYPE.search(_stem(name) + ".gguf")
     return bare(_stem(name)[: kind.start() if kind else None]) in bare(repository.hub_id.split("/")[1])
 
 
@@ -405,7 +402,7 @@ def _whole(repository: Repository, names: list[str]) -> list[str]:
 
 def _type_of(name: str) -> str:
     """The type in a file's name, for the question before a download; the header decides after it."""
-    found = _TYPE.findall(_PART.sub("", name))
+    found = TYPE.findall(_PART.sub("", name))
     return found[-1] if found else "unknown type"
 
 

@@ -476,6 +476,26 @@ def test_offline_does_not_connect(
     assert hub.paths == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pull", f"{GGUF}:BAD"),
+        ("pull", f"{GGUF}:BAD", "--offline"),
+        ("pull", GGUF, "--quant", "BAD"),
+        ("pull", "gemma-4-e2b-it:BAD"),
+        ("pull", "tiny-terminal:BAD"),
+        ("run", "ls", "--model", f"{GGUF}:BAD"),
+        ("convert", f"{GGUF}:BAD"),
+    ],
+)
+def test_a_type_that_is_none_does_not_ask_the_hub(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub], words: tuple[str, ...]
+) -> None:
+    hub = start({GGUF: repository})
+    refused(machine.edge(hub, *words), "BAD is not a quantization type; give one such as Q4_K_M")
+    assert hub.paths == []
+
+
 @pytest.mark.parametrize("path", ["./org/Tiny-GGUF", "../org/Tiny-GGUF", "/org/Tiny-GGUF", "org\\Tiny-GGUF"])
 def test_a_mistyped_path_does_not_ask_the_hub(
     machine: Machine, repository: Path, start: Callable[..., LocalHub], path: str

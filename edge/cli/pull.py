@@ -51,7 +51,7 @@ def pull(
     edge takes a GGUF as it is, and converts a repository of safetensors. An interrupted download resumes.
     """
     from edge.formats.hub import HubOptions
-    from edge.names import Reference, resolve
+    from edge.names import Reference, check_type, resolve
     from edge.pull import pull as run_pull
 
     found = resolve(name, remote=True)
@@ -60,6 +60,7 @@ def pull(
             raise typer.BadParameter(
                 f"{name} already names a type or a file; omit --quant", param_hint="--quant"
             )
+        check_type(name, quant)
         found = replace(found, quant=quant)
     pulled = run_pull(
         found,

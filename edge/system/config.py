@@ -150,7 +150,7 @@ def _shown(value: object) -> str:
 
 
 def _read(path: Path) -> dict[str, object]:
-    """The content of the file without its version; {} if EDGE_CONFIG is not set and there is no file. Raises ConfigError."""
+    """The content without the version; {} without a file, unless EDGE_CONFIG names it. Raises ConfigError."""
     try:
         data: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
