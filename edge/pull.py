@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,8 +100,10 @@ def pull(
     options = replace(options, revision=options.revision or found.revision)
     if not found.hub_id:
         return _embedded(found, say)
-    repository = _opened(_repository_of(found), options, say)
-    return _from_repository(found, repository, confirm, say, threads)
+    hub_id = _repository_of(found)
+    with _named(found, hub_id):
+        repository = _opened(hub_id, options, say)
+        return _from_repository(found, repository, confirm, say, threads)
 
 
 def present(reference: Reference) -> Path | None:
@@ -140,11 +142,23 @@ def fetch_source(
         return str(embedded_checkpoint()), options
     if reference.file is not None:
         raise ModelFileError(f"{reference.text}: is a GGUF, not a checkpoint; edge pull {reference.text}")
-    repository = _opened(reference.hub_id, options, say)
-    names = needed_files(repository)
-    _confirmed(reference, repository, names, "safetensors", confirm)
-    _downloaded(repository, names, say)
+    with _named(reference, reference.hub_id):
+        repository = _opened(reference.hub_id, options, say)
+        names = needed_files(repository)
+        _confirmed(reference, repository, names, "safetensors", confirm)
+        _downloaded(repository, names, say)
     return reference.hub_id, _fixed(repository)
+
+
+@contextlib.contextmanager
+def _named(reference: Reference, hub_id: str) -> Iterator[None]:
+    """An error about the repository of a known model begins with the name that the user wrote."""
+    try:
+        yield
+    except HubError as error:
+        if hub_id not in str(error) or hub_id.lower() in reference.text.lower():
+            raise
+        raise type(error)(f"{reference.text}: {error}") from None
 
 
 def _opened(hub_id: str, options: HubOptions, say: Say | None) -> Repository:

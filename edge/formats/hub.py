@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from edge.errors import HubError, Interrupted
 from edge.formats.gguf import remember, sha256
-from edge.formats.hub_errors import failure, is_final, request_errors, why
+from edge.formats.hub_errors import check_endpoint, failure, is_final, request_errors, why
 from edge.system.files import whole_file
 from edge.system.locks import held_lock
 from edge.system.machine import free_disk
@@ -138,6 +138,7 @@ def open_repository(hub_id: str, options: HubOptions | None = None, *, say: Say 
 
     absent, lost = _not_cached(hub_id, options), ""
     if not options.offline and not constants.HF_HUB_OFFLINE:
+        check_endpoint()
         try:
             return _listed(hub_id, options.revision)
         except Exception as error:
