@@ -22,7 +22,7 @@ from typing import TypedDict
 
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
 from edge.compare.intervals import LEAST_TASKS
-from edge.compare.run import compare
+from edge.compare.run import compare, published_model
 from edge.convert import check_quant, convert
 from edge.errors import ConversionError, EdgeError, Interrupted, ResultError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
@@ -37,7 +37,6 @@ from edge.replay.rows import Row, read_rows, rows_sha256
 from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
-from edge.report.collect import find_reference
 from edge.system.machine import forget_peak_memory, free_disk
 from edge.system.outputs import check_output, differences
 from edge.system.places import write_json
@@ -108,7 +107,7 @@ def check_sweep(
     rows = chosen_rows(replay, None, None)
     calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
     if options.reference is not None:
-        find_reference(options.reference)
+        published_model(options.reference)
     check_output(Path(out) / "sweep.json", [replay, options.calibrate_on, options.reference])
     return names, rows, calibration
 

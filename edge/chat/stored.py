@@ -4,12 +4,9 @@ import json
 from pathlib import Path
 
 from edge.chat.conversation import Conversation
-from edge.errors import PromptError
-from edge.prompt import parse_messages
+from edge.prompt import MESSAGES_VERSION, parse_messages
 from edge.system.places import read_text, write_json
 from edge.version import __version__
-
-VERSION = 1
 
 
 def save(conversation: Conversation, path: Path) -> int:
@@ -20,7 +17,7 @@ def save(conversation: Conversation, path: Path) -> int:
     write_json(
         path,
         {
-            "schema_version": VERSION,
+            "schema_version": MESSAGES_VERSION,
             "edge_version": __version__,
             "model": conversation.runner.model_file.name,
             "answers": conversation.answers,
@@ -41,10 +38,6 @@ def load(conversation: Conversation, path: Path) -> int:
     messages = parse_messages(text, str(path))
     value = json.loads(text)
     version = value.get("schema_version") if isinstance(value, dict) else None
-    if version is not None and version != VERSION:
-        raise PromptError(
-            f"{path}: is a conversation of version {version!r}; this edge reads version {VERSION}: use a newer edge"
-        )
     first = messages[0]
     if first["role"] == "system" and isinstance(first.get("content"), str):
         conversation.replace(messages[1:], first["content"])

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -91,12 +91,17 @@ def one_line(text: str) -> str:
 
 def standard_input() -> str:
     """All of stdin as text. Raises PromptError if it is not UTF-8, typer.BadParameter if it is a terminal."""
-    if sys.stdin is None or is_terminal(sys.stdin):
-        raise typer.BadParameter("standard input is a terminal; give a file, or send text to edge")
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")
+        return b"".join(input_lines()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is not UTF-8 text (byte {error.start})") from None
+
+
+def input_lines() -> Iterable[bytes]:
+    """The lines of stdin, as they are read. Raises typer.BadParameter if it is a terminal."""
+    if sys.stdin is None or is_terminal(sys.stdin):
+        raise typer.BadParameter("standard input is a terminal; give a file, or send text to edge")
+    return sys.stdin.buffer
 
 
 def input_text(path: Path) -> str:

@@ -27,7 +27,7 @@ from edge.compare.pairing import keyed, pair_steps, run_notes
 from edge.compare.verdict import places, sentence, unpaired_sentence, verdict
 from edge.errors import EdgeError, ResultError
 from edge.metrics import FIGURES, TERMS, Aggregate, GroupFigures, aggregate, headline
-from edge.replay.known import find_known
+from edge.replay.known import KnownModel, find_known
 from edge.replay.result import read_result, whole_text
 from edge.replay.rows import Key
 from edge.replay.stored_result import Head, Result, Step
@@ -104,14 +104,22 @@ def model_label(result: Head, path: Path | str) -> str:
 def _read_reference(reference: Path | str) -> _Reference:
     if Path(reference).exists() or isinstance(reference, Path):
         return _of_result(reference, read_result(reference))
-    try:
-        known = find_known(reference)
-    except EdgeError as error:
-        raise ResultError(f"{reference}: no such file; {str(error).removeprefix(f'{reference}: ')}") from None
-    if not known.reference:
-        raise ResultError(f"{reference}: no figures were published for this model; give a result JSON")
+    known = published_model(reference)
     name = f"published figures of {known.name} ({known.reference_source})"
     return _Reference(name, known.name, [], known.reference, {"sampling": known.reference_run})
+
+
+def published_model(name: str) -> KnownModel:
+    """The known model of that name, which has published figures. Raises ResultError for another name or a path."""
+    if name.startswith((".", "/", "~", "\\")) or name.endswith(".json") or Path(name).is_absolute():
+        raise ResultError(f"{name}: no such file")
+    try:
+        known = find_known(name)
+    except EdgeError as error:
+        raise ResultError(f"{name}: no such file, and {str(error).removeprefix(f'{name}: ')}") from None
+    if not known.reference:
+        raise ResultError(f"{name}: no figures were published for this model; give a result JSON")
+    return known
 
 
 def _of_result(path: Path | str, result: Result) -> _Reference:

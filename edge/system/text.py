@@ -74,6 +74,11 @@ def masked(text: str) -> str:
     return "".join(char if char.isprintable() else "·" for char in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 step, 1,234 steps."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def size(n_bytes: float, digits: int = 1) -> str:
     """Bytes for people: in GB (10^9) with `digits` decimals, or in MB (10^6) with one: 1.2 GB, 141.0 MB."""
     return f"{n_bytes / 1e9:,.{digits}f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"

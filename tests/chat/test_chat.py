@@ -351,7 +351,10 @@ def test_foreign_conversations(tiny_q4: Path, tmp_path: Path) -> None:
         ("{", "is not JSON in UTF-8"),
         ("[]", "messages is an empty list"),
         ('[{"role": "user"}]', "messages[0] is an object; it must be an object with content or tool_calls"),
-        ('{"schema_version": 2, "messages": [{"role": "user", "content": "a"}]}', "use a newer edge"),
+        (
+            '{"schema_version": 2, "messages": [{"role": "user", "content": "a"}]}',
+            "this edge reads up to 1: update edge",
+        ),
     ):
         file.write_text(text)
         done = chat("-m", tiny_q4, "--commands", stdin=f"/load {file}\n")

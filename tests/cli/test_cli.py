@@ -152,6 +152,26 @@ def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["binary", "broken.gguf", "rows.jsonl"]
 
 
+def test_files_of_another_kind_are_named_plainly(tmp_path: Path, tiny_q4: Path) -> None:
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    (tmp_path / "newer.json").write_text(
+        '{"schema_version": 2, "messages": [{"role": "user", "content": "ls"}]}'
+    )
+    one_line_error(
+        edge("replay", "notes.md", cwd=tmp_path), 1, "notes.md:1: ", "(see `edge schema session-record`)"
+    )
+    other = "error: notes.md: is damaged, or is not a result of `edge eval` or `edge score`\n"
+    for words in (
+        ("compare", "notes.md", "--causes"),
+        ("report", "notes.md"),
+        ("compare", "notes.md", "--reference", "notes.md"),
+    ):
+        assert edge(*words, cwd=tmp_path).stderr == other
+    for words in (("run", "--model", tiny_q4), ("prompt", "--model", tiny_q4)):
+        newer = edge(*words, "--messages", "newer.json", cwd=tmp_path)
+        one_line_error(newer, 1, "newer.json: has schema version 2; this edge reads up to 1: update edge")
+
+
 def test_run_prints_the_action_alone_to_a_pipe(tiny_q4: Path, tmp_path: Path) -> None:
     done = edge("run", "List the files in notes.", "--model", tiny_q4, "--max-tokens", 200)
     assert done.returncode == 0
