@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from edge.errors import ModelFileError
-from edge.formats.hub import is_safe
+from edge.formats.gguf_names import is_type
+from edge.formats.hub import HUB_ID, is_safe
 from edge.replay.known import KnownModel, known_models
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.store import local_files, model_name, named_file, store_files
@@ -22,17 +23,13 @@ __all__ = ["Reference", "resolve"]
 # What people copy from a browser or from other programs.
 _HUB = re.compile(r"^(?:(?:https?:/{1,2})?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf:/{1,2})", re.IGNORECASE)
 _REFERENCE = re.compile(
-    r"(?P<hub_id>[A-Za-z0-9][\w.-]*/[\w.-]*[\w-])(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII
+    rf"(?P<hub_id>{HUB_ID.pattern})(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII
 )
 _BROWSED = re.compile(
     r"^(?:resolve|blob|raw|tree)/(?P<revision>refs/(?:pr|heads|tags|convert)/[^/]+|[^/]+)(?:/|$)",
     re.IGNORECASE,
 )
 _QUANT = re.compile(r"[\w.-]+", re.ASCII)
-TYPE = re.compile(
-    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|F32)\w*)(?=\.gguf$|[-./])", re.IGNORECASE
-)
-"""A quantization type in the name of a GGUF."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
 
 def check_type(text: str, quant: str) -> None:
     """Raise ModelFileError if `quant`, which the user named with the model `text`, cannot be a quantization type."""
-    if not TYPE.search(f"{quant}.gguf"):
+    if not is_type(quant):
         raise ModelFileError(
             f"{text}: {quant} is not a quantization type; give one such as Q4_K_M, Q8_0 or BF16, or omit it"
         )

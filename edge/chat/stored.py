@@ -2,28 +2,51 @@
 
 import json
 from pathlib import Path
+from typing import Annotated, TypedDict, cast
 
 from edge.chat.conversation import Conversation
-from edge.prompt import MESSAGES_VERSION, parse_messages
+from edge.errors import ResultError
+from edge.prompt import MESSAGES_VERSION, Message, Messages, parse_messages
 from edge.system.places import read_text, write_json
+from edge.system.typed_json import Rule
 from edge.version import __version__
 
 
+class SavedConversation(TypedDict):
+    """The file that /save of `edge chat` writes. It is also a messages file."""
+
+    schema_version: int
+    """Version of this format."""
+    edge_version: str
+    """Version of edge."""
+    model: str | None
+    """Name of the model for people."""
+    answers: Annotated[
+        str, Rule("action or text", ("action", "text").__contains__, {"enum": ["action", "text"]})
+    ]
+    """What the model answered with."""
+    messages: Messages
+    """All messages, the system prompt first."""
+
+
 def save(conversation: Conversation, path: Path) -> int:
-    """Write all messages, the system prompt first, as a complete file. Returns how many. Raises ResultError."""
+    """Write all messages, the system prompt first, as a complete file. Returns how many.
+
+    Raises ResultError, also if there are no messages: edge could not load such a file.
+    """
     system = conversation.system_prompt
-    messages = [{"role": "system", "content": system}] if system else []
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages += conversation.messages
-    write_json(
-        path,
-        {
-            "schema_version": MESSAGES_VERSION,
-            "edge_version": __version__,
-            "model": conversation.runner.model_file.name,
-            "answers": conversation.answers,
-            "messages": messages,
-        },
-    )
+    if not messages:
+        raise ResultError(f"{path}: was not written: the conversation has no messages")
+    saved: SavedConversation = {
+        "schema_version": MESSAGES_VERSION,
+        "edge_version": __version__,
+        "model": conversation.runner.model_file.name,
+        "answers": conversation.answers,
+        "messages": cast(Messages, messages),  # as `parse_messages` checks them
+    }
+    write_json(path, saved)
     conversation.file = path.resolve()
     return len(messages)
 

@@ -49,7 +49,9 @@ def schema(
     except EdgeError as error:
         raise typer.BadParameter(str(error), param_hint="NAME") from None
     if text is None:
-        raise typer.BadParameter(f"{name} has no example; see docs/formats.md", param_hint="--example")
+        raise typer.BadParameter(
+            f"{name} has no example; `edge schema {name}` prints its schema", param_hint="--example"
+        )
     typer.echo(text.rstrip("\n"))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line
+from edge.cli.common import Threads, is_terminal, note, progress_line
 from edge.errors import ModelFileError
 from edge.system.text import size
 
@@ -93,7 +93,7 @@ def ask_first(yes: bool | None) -> Callable[["Download"], None]:
         )
         if download.n_bytes <= ASK_ABOVE or yes:
             return
-        if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
             why = "is more than 1 GB, and without a terminal edge cannot ask"
             if yes is None:
                 raise ModelFileError(

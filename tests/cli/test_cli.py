@@ -3,6 +3,7 @@
 pytest tests/cli/test_cli.py
 """
 
+import ast
 import json
 import os
 import pty
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 
 # In the order of `edge --help`: from the first use to the rare one.
 COMMANDS = [
@@ -150,6 +152,21 @@ def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -
         one_line_error(edge(*arguments, cwd=tmp_path), 1, word)
     assert not (tmp_path / "o.json").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["binary", "broken.gguf", "rows.jsonl"]
+
+
+def test_no_message_names_a_page_that_an_installed_edge_lacks() -> None:
+    """Pages of docs/ are in comments and docstrings only: a wheel has no docs."""
+    named = []
+    for path in (ROOT / "edge").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        named += [
+            f"{path}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+            if re.search(r"docs/[\w-]+\.md", node.value)
+        ]
+    assert named == []
 
 
 def test_files_of_another_kind_are_named_plainly(tmp_path: Path, tiny_q4: Path) -> None:
