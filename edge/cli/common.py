@@ -156,3 +156,11 @@ def broken_package(error: BaseException) -> str | None:
         return f"a package that edge needs is too old or too new ({why}): run pip install for edge again"
     again = f"{install} --force-reinstall {package}"
     return f"the package {package} does not work here ({why}); install it again with: {again}"
+
+
+def written_stream(error: OSError) -> str:
+    """The standard stream that could not be written, for an error that names no file; empty for another error."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    if error.filename or last.f_globals["__name__"].partition(".")[0] not in ("click", "typer", "rich"):
+        return ""
+    return "standard error" if last.f_locals.get("err") else "standard output"

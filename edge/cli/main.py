@@ -14,7 +14,7 @@ from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
 from edge.cli.chat import chat
 from edge.cli.command import App
-from edge.cli.common import broken_package, conversation, is_terminal, note, note_fallback
+from edge.cli.common import broken_package, conversation, is_terminal, note, note_fallback, written_stream
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.formats import rows, schema
@@ -182,8 +182,10 @@ def main() -> NoReturn:
             typer.echo(f"error: {package}", err=True)
             sys.exit(1)
         if isinstance(error, OSError):
-            where = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"error: {printable(where)}{error.strerror or error}", err=True)
+            where = error.filename or written_stream(error)
+            typer.echo(
+                f"error: {printable(f'{where}: ' if where else '')}{error.strerror or error}", err=True
+            )
             sys.exit(1)
         if not isinstance(error, MemoryError | ImportError):
             raise
