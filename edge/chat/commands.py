@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edge.chat.conversation import Conversation
 from edge.chat.entries import ReadLine, read_block
-from edge.chat.settings import changed, shown
+from edge.chat.settings import changed, full_name, shown
 from edge.chat.stored import load, save
 from edge.errors import EdgeError
 from edge.system.outputs import check_output
@@ -107,6 +107,13 @@ class Commands:
     def _set(self, rest: str) -> None:
         name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
         settings = self.conversation.settings
+        before = dict(shown(settings))
+        if (
+            name == "think"
+            and value.strip() != "off"
+            and self.conversation.runner.vocabulary.think_open is None
+        ):
+            raise EdgeError("think: this model has no tokens that mark a thought, so it cannot be set")
         other = {
             "verbose": replace(settings, stats=True),
             "quiet": replace(settings, stats=False),
@@ -123,6 +130,10 @@ class Commands:
             self.say(self._settings())
         else:
             self.conversation.settings = changed(settings, name, value)
+            name = full_name(name)
+        after = dict(shown(self.conversation.settings))
+        for one in [other for other in after if after[other] != before[other]] or [name] * (name in after):
+            self.say(f"{one} is {after[one]}")
 
     def _show(self, rest: str) -> None:
         if rest == "messages":

@@ -51,6 +51,12 @@ def save(conversation: Conversation, path: Path) -> int:
     return len(messages)
 
 
+def check(path: Path) -> None:
+    """Check that `load` can read a file. A pipe is not read, as it can be read only once. Raises what `load` raises."""
+    if not path.is_fifo():
+        parse_messages(read_text(path), str(path))
+
+
 def load(conversation: Conversation, path: Path) -> int:
     """Continue from the messages of a file. Returns how many it has.
 

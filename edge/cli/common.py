@@ -59,7 +59,12 @@ def _width(stream: TextIO | None) -> int | None:
 
 def progress_line(text: str) -> None:
     """Print a line of progress on stderr."""
-    typer.echo(fitted(printable(text), _width(sys.stderr)), err=True)
+    say(printable(text))
+
+
+def say(text: str) -> None:
+    """Print text that is safe to show on stderr; on a terminal, its lines are wrapped to the width."""
+    typer.echo(fitted(text, _width(sys.stderr)), err=True)
 
 
 def note_fallback(model: Path, rendered: "Rendered") -> None:

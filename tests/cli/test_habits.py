@@ -294,7 +294,7 @@ def test_no_line_is_wider_than_the_terminal(width: int, rows: Path, tmp_path: Pa
     text = on_a_terminal(width, *call, cwd=tmp_path)
     assert "tokens/s in" in text and "0 of 0 valid" not in text
     compare = ("compare", f"{width}.json", "--reference", f"{width}.json")
-    for command in (call, ("inspect", smollm2_q4), compare):
+    for command in (call, ("inspect", smollm2_q4), compare, ("config",), ("models", "known")):
         for line in lines(on_a_terminal(width, *command, cwd=tmp_path)):
             assert len(line) <= width, line
 
