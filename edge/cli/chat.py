@@ -137,7 +137,7 @@ def chat(
 
     Without a terminal, each line of standard input is a message. edge runs no command of an answer.
     """
-    thought = think_tokens(think)
+    thought = think_tokens(think, max_tokens)
     if message is not None and not message.strip():
         raise typer.BadParameter("the message is empty", param_hint="MESSAGE")
     if screen == STDIN and message is None:
@@ -396,7 +396,7 @@ def _notes(talk: "Conversation", reply: "Reply") -> Iterator[str]:
     if reply.dropped and reply.kept:
         yield (
             f"the conversation does not fit into the context of {talk.context:,} tokens any more: the model does not "
-            f"see its oldest {reply.dropped} messages from now on; /clear starts again"
+            f"see its oldest {counted(reply.dropped, 'message')} from now on; /clear starts again"
         )
     if answer is None:
         yield (
@@ -406,18 +406,20 @@ def _notes(talk: "Conversation", reply: "Reply") -> Iterator[str]:
         )
     elif answer.closed_at_budget:
         yield (
-            f"the budget of {answer.completion_tokens} tokens ended before the answer; edge closed the action validly"
+            f"the budget of {counted(answer.completion_tokens, 'token')} ended before the answer; "
+            "edge closed the action validly"
         )
     elif answer.finish_reason == "length":
         more = "raise max_tokens" if talk.settings.max_tokens is not None else "the context is full"
-        yield f"the answer was cut after {answer.completion_tokens} tokens: {more}"
+        yield f"the answer was cut after {counted(answer.completion_tokens, 'token')}: {more}"
 
 
 def _stats(reply: "Reply") -> str:
     speed = reply.written / reply.write_seconds if reply.write_seconds else 0.0
     return (
-        f"prompt: {reply.prompt_tokens:,} tokens, {reply.read:,} of them new, read in {reply.read_seconds:.2f} s; "
-        f"answer: {reply.written:,} tokens in {reply.write_seconds:.2f} s ({speed:.1f} tokens/s)"
+        f"prompt: {counted(reply.prompt_tokens, 'token')}, {reply.read:,} of them new, "
+        f"read in {reply.read_seconds:.2f} s; "
+        f"answer: {counted(reply.written, 'token')} in {reply.write_seconds:.2f} s ({speed:.1f} tokens/s)"
     )
 
 

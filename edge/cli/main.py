@@ -30,8 +30,8 @@ from edge.cli.store import models_app
 from edge.cli.sweep import sweep
 from edge.errors import EdgeError, EdgeWarning
 from edge.system.machine import address_space_left
-from edge.system.streams import tolerant_streams
-from edge.system.text import printable
+from edge.system.streams import tolerant_streams, unencodable
+from edge.system.text import counted, printable
 from edge.version import __version__
 
 app = App(
@@ -66,6 +66,11 @@ def prompt(
         typer.echo(json.dumps(encode_with(path, rendered.text)))
     else:
         typer.echo(rendered.text, nl=is_terminal(sys.stdout))
+        if escaped := unencodable(rendered.text, sys.stdout):
+            note(
+                f"standard output is not UTF-8: {counted(escaped, 'character')} of the prompt printed as an escape "
+                "such as \\u00e9; for the exact text set PYTHONIOENCODING=utf-8"
+            )
 
 
 def show_help(

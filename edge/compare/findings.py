@@ -10,6 +10,7 @@ from edge.compare.verdict import p_text, places
 from edge.replay.rows import describe
 from edge.system.places import write_json
 from edge.system.tables import clean, code, table
+from edge.system.text import counted
 
 LABELS = {
     "score": "score (100 × F1)",
@@ -222,7 +223,8 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
             if count
         ]
         lines += [
-            f"Paired: {part.joined} steps of {part.tasks} tasks. Not paired: {', '.join(left_out) or 'none'}.",
+            f"Paired: {counted(part.joined, 'step')} of {counted(part.tasks, 'task')}. "
+            f"Not paired: {', '.join(left_out) or 'none'}.",
             "",
         ]
     for note in part.notes:

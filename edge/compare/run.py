@@ -31,6 +31,7 @@ from edge.replay.known import KnownModel, find_known
 from edge.replay.result import read_result, whole_text
 from edge.replay.rows import Key
 from edge.replay.stored_result import Head, Result, Step
+from edge.system.text import counted
 
 _TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # each step is right or wrong: McNemar's test
 
@@ -191,15 +192,16 @@ def _few(tasks: int) -> str:
     if tasks == 1:
         return "Only 1 task: its steps are not independent, so there are no intervals."
     if tasks < LEAST_TASKS:
-        return f"Only {tasks} tasks: the intervals are too narrow, so they show neither a loss nor a gain."
-    return f"Only {tasks} tasks: the intervals are widened for so few tasks, but they are still rough."
+        return f"Only {counted(tasks, 'task')}: the intervals are too narrow, so they show neither a loss nor a gain."
+    return f"Only {counted(tasks, 'task')}: the intervals are widened for so few tasks, but they are still rough."
 
 
 def _unpaired_note(steps: int, figures: Aggregate) -> str:
-    published = f" of {figures['steps']} steps" if "steps" in figures else ""
+    published = f" of {counted(figures['steps'], 'step')}" if "steps" in figures else ""
     return (
-        f"The reference is published figures{published}; our result has {steps} steps. Published figures have no steps "
-        "to pair, so there is no interval of a difference, no test and no list of steps that got worse."
+        f"The reference is published figures{published}; our result has {counted(steps, 'step')}. "
+        "Published figures have no steps to pair, so there is no interval of a difference, no test and no list of "
+        "steps that got worse."
     )
 
 

@@ -104,7 +104,7 @@ class Inspection:
             f"  SHA-256      {self.sha256}",
             *_pairs("origin", self.origin),
             *_type_lines(self.types),
-            f"  layout       {self.header_bytes:,} bytes of header, {len(self.tensors):,} tensors, "
+            f"  layout       {self.header_bytes:,} bytes of header, {counted(len(self.tensors), 'tensor')}, "
             f"{self.padding_bytes:,} bytes of padding",
             *_token_lines(self.tokens),
             *_template_lines(self.template),
@@ -247,7 +247,7 @@ def _token_lines(tokens: Tokens) -> list[str]:
     adds = [name for name, adds in (("BOS", tokens.add_bos), ("EOS", tokens.add_eos)) if adds]
     return [
         f"  tokenizer    {_clean(tokens.model, 30)}, pre-tokenizer {_clean(tokens.pre, 30) or '(none)'}, "
-        f"{tokens.count:,} tokens ({kinds}), {tokens.merges:,} merges",
+        f"{counted(tokens.count, 'token')} ({kinds}), {counted(tokens.merges, 'merge')}",
         f"               {special or 'no special tokens'}; adds {' and '.join(adds) or 'neither BOS nor EOS'}",
     ]
 

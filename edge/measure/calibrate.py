@@ -27,6 +27,7 @@ from edge.measure.partial_file import PartialFile
 from edge.system.machine import MAX_THREADS, physical_cores
 from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.places import place_of
+from edge.system.text import counted
 from edge.version import __version__
 
 Progress = Callable[[int, int], None]
@@ -60,7 +61,8 @@ class Calibration:
     def __str__(self) -> str:
         what = "rows" if self.kind == "rows" else f"chunks of {self.chunk_size}"
         lines = [
-            f"{self.path}: {self.tensors} tensors, from {self.tokens:,} tokens of {self.sequences:,} {what}",
+            f"{self.path}: {counted(self.tensors, 'tensor')}, "
+            f"from {counted(self.tokens, 'token')} of {self.sequences:,} {what}",
             *(f"note: {note}" for note in self.notes),
             *experts_text(self.experts),
         ]
@@ -188,7 +190,8 @@ def _how_far(corpus: Corpus, partial: PartialFile) -> str:
     if not partial.done:
         return "interrupted before the first sequence was done; nothing was written"
     return (
-        f"interrupted after {corpus.tokens_until(partial.done):,} of {corpus.tokens:,} tokens, which are kept in "
+        f"interrupted after {corpus.tokens_until(partial.done):,} of {counted(corpus.tokens, 'token')}, "
+        "which are kept in "
         f"{partial.path}; run the same command again to resume"
     )
 

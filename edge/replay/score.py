@@ -23,6 +23,7 @@ from edge.replay.rows import (
 from edge.replay.stored_result import Prediction, Reported, Result
 from edge.system.hashes import file_sha256
 from edge.system.outputs import check_output, check_replaced
+from edge.system.text import counted
 from edge.system.typed_json import problems
 
 
@@ -60,9 +61,7 @@ def score(
     missing = [key for key in rows if key not in answers]
     if missing and not partial:
         others = len(missing) - 1
-        more = (
-            f" and {others} other row{'s' * (others > 1)} of {replay} have" if others else f" of {replay} has"
-        )
+        more = f" and {counted(others, 'other row')} of {replay} have" if others else f" of {replay} has"
         raise ReplayError(f"{predictions}: {describe(missing[0])}{more} no prediction")
     answered = [(row, answers[key]) for key, row in rows.items() if key in answers]
     run = {
