@@ -140,13 +140,7 @@ def convert(
     plan = make_plan(checkpoint)
     model = _Model(checkpoint, plan, make_vocabulary(checkpoint, plan.n_vocab), check, threads, say)
     out, place = _place(out, f"{checkpoint.name}-{types.shown}.gguf")
-    inputs = [
-        *_files(checkpoint),
-        checkpoint.folder,
-        imatrix,
-        calibrate,
-        *([] if lora is None else [Path(lora)]),
-    ]
+    inputs = [*_files(checkpoint), checkpoint.folder, imatrix, calibrate, lora]
     check_output(out, inputs, error=ConversionError, streams=False)
     replaced = _Replaced(out, force)
     replaced.check({"architecture": plan.architecture, "type": types.quant})
@@ -161,14 +155,9 @@ def convert(
         remember(place, "crc32", "right")
     except OSError as error:
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
+    seconds = time.monotonic() - begin
     return Converted(
-        path=out,
-        quant=types.shown,
-        n_bytes=written.n_bytes,
-        bits_per_weight=written.bits_per_weight,
-        sha256=digest,
-        seconds=time.monotonic() - begin,
-        warnings=tuple(warnings),
+        out, types.shown, written.n_bytes, written.bits_per_weight, seconds, digest, tuple(warnings)
     )
 
 

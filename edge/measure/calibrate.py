@@ -117,16 +117,7 @@ def calibrate(
     begin = time.monotonic()
     file = read_model_file(model)
     corpus = from_text(file, Path(text), chunk) if text else from_rows(file, Path(rows or ""), context)
-    identity = {
-        "edge": __version__,
-        "llama-cpp-python": version("llama-cpp-python"),
-        "model_sha256": sha256(file.path),
-        f"{corpus.kind}_sha256": corpus.sha256,
-        "chunk": chunk if text else None,
-        "context": context,
-        "gpu_layers": gpu_layers,
-        "process_output": process_output,
-    }
+    identity = _identity(file, corpus, chunk if text else None, context, settings)
     run = {"data": str(corpus.path), "chunk": chunk, "model": file.path.name}
     check_replaced(
         out,
@@ -146,8 +137,37 @@ def calibrate(
     imatrix = _imatrix(corpus, partial, chunk)
     write_imatrix(out, imatrix)
     partial.remove()
+    return _calibration(Path(out), corpus, partial, imatrix, chunk, before, time.monotonic() - begin)
+
+
+def _identity(
+    file: ModelFile, corpus: Corpus, chunk: int | None, context: int | None, settings: _Settings
+) -> dict[str, object]:
+    """What the sums of a partial file depend on."""
+    return {
+        "edge": __version__,
+        "llama-cpp-python": version("llama-cpp-python"),
+        "model_sha256": sha256(file.path),
+        f"{corpus.kind}_sha256": corpus.sha256,
+        "chunk": chunk,
+        "context": context,
+        "gpu_layers": settings.gpu_layers,
+        "process_output": settings.process_output,
+    }
+
+
+def _calibration(
+    out: Path,
+    corpus: Corpus,
+    partial: PartialFile,
+    imatrix: Imatrix,
+    chunk: int,
+    before: int,
+    seconds: float,
+) -> Calibration:
+    """What was computed. `before`: the tokens that an interrupted call had read."""
     return Calibration(
-        path=Path(out),
+        path=out,
         data=corpus.path,
         kind=corpus.kind,
         tokens=corpus.tokens,
@@ -159,7 +179,7 @@ def calibrate(
         tensors=len(imatrix.entries),
         experts=layer_experts(partial.sums),
         tokens_before=before,
-        seconds=time.monotonic() - begin,
+        seconds=seconds,
         notes=corpus.notes,
     )
 
