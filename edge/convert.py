@@ -7,7 +7,6 @@ header to tokenize a test text and to choose the type of each tensor.
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -38,12 +37,13 @@ from edge.system.hashes import package_version, text_sha256
 from edge.system.machine import MAX_THREADS, physical_cores
 from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.paths import DEFAULT_QUANT
-from edge.system.places import check_place, place_of
+from edge.system.places import check_disk, check_place, place_of
 from edge.system.progress import bar
 from edge.system.store import store_folder
-from edge.system.text import size
 
 __all__ = ["Converted", "TensorTypes", "convert"]
+
+_OTHER_PLACE = "choose another place with --out"
 
 Say = Callable[[str], None]
 
@@ -140,13 +140,7 @@ def convert(
     plan = make_plan(checkpoint)
     model = _Model(checkpoint, plan, make_vocabulary(checkpoint, plan.n_vocab), check, threads, say)
     out, place = _place(out, f"{checkpoint.name}-{types.shown}.gguf")
-    inputs = [
-        *_files(checkpoint),
-        checkpoint.folder,
-        imatrix,
-        calibrate,
-        *([] if lora is None else [Path(lora)]),
-    ]
+    inputs = [*_files(checkpoint), checkpoint.folder, imatrix, calibrate, lora]
     check_output(out, inputs, error=ConversionError, streams=False)
     replaced = _Replaced(out, force)
     replaced.check({"architecture": plan.architecture, "type": types.quant})
@@ -161,14 +155,9 @@ def convert(
         remember(place, "crc32", "right")
     except OSError as error:
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
+    seconds = time.monotonic() - begin
     return Converted(
-        path=out,
-        quant=types.shown,
-        n_bytes=written.n_bytes,
-        bits_per_weight=written.bits_per_weight,
-        sha256=digest,
-        seconds=time.monotonic() - begin,
-        warnings=tuple(warnings),
+        out, types.shown, written.n_bytes, written.bits_per_weight, seconds, digest, tuple(warnings)
     )
 
 
@@ -340,15 +329,6 @@ def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[s
     return []
 
 
-def _check_disk(folder: Path, needed: int) -> None:
-    """Raises ConversionError if the disk has less than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ConversionError(
-            f"{folder}: {size(free)} free, {size(needed)} needed; choose another place with --out"
-        )
-
-
 # --- the work ---
 
 
@@ -383,7 +363,12 @@ def _write(
     floats = [(tensor, FLOATS[_kind(tensor, kind)]) for tensor in plan.tensors]
     placed, n_bytes = _header(path, model, floats, kind)
     # Before the types are known: every type uses at least one bit for each weight.
-    _check_disk(path.parent, sum(t.n_values for t in plan.tensors) // 8 if quantized else n_bytes)
+    check_disk(
+        path.parent,
+        sum(t.n_values for t in plan.tensors) // 8 if quantized else n_bytes,
+        _OTHER_PLACE,
+        error=ConversionError,
+    )
     # llama.cpp checks that the data is there; a hole is enough where the file system supports holes.
     os.truncate(path, n_bytes)
     if model.check:
@@ -406,7 +391,7 @@ def _write(
         )
         for each in placed
     ]
-    _check_disk(path.parent, n_bytes)
+    check_disk(path.parent, n_bytes, _OTHER_PLACE, error=ConversionError)
     allocate(descriptor, n_bytes)
     if replaced is not None:
         replaced.check(_header_run(path))

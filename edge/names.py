@@ -4,7 +4,6 @@ A name is, in this order: a local path, a model in ./models or in the store, a k
 repository on the hub: `org/repo`, `org/repo:Q4_K_M`, `org/repo/file.gguf`, also as copied from a browser.
 """
 
-import difflib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -12,17 +11,19 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from edge.errors import ModelFileError
-from edge.formats.hub import is_safe
+from edge.formats.gguf_names import is_type
+from edge.formats.hub import HUB_ID, is_safe
 from edge.replay.known import KnownModel, known_models
 from edge.system.paths import DEFAULT_QUANT
-from edge.system.store import model_name, named_file, store_files
+from edge.system.store import local_files, model_name, named_file, store_files
+from edge.system.text import did_you_mean
 
 __all__ = ["Reference", "resolve"]
 
 # What people copy from a browser or from other programs.
 _HUB = re.compile(r"^(?:(?:https?:/{1,2})?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf:/{1,2})", re.IGNORECASE)
 _REFERENCE = re.compile(
-    r"(?P<hub_id>[A-Za-z0-9][\w.-]*/[\w.-]*[\w-])(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII
+    rf"(?P<hub_id>{HUB_ID.pattern})(?:/(?P<file>[^:]+\.gguf)|:(?P<quant>[\w.-]+))?", re.ASCII
 )
 _BROWSED = re.compile(
     r"^(?:resolve|blob|raw|tree)/(?P<revision>refs/(?:pr|heads|tags|convert)/[^/]+|[^/]+)(?:/|$)",
@@ -56,7 +57,7 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
 
     `source`: a checkpoint is wanted, so models in the store do not count. `remote`: a model to pull is wanted, so a
     known name wins over a model of that name in the store.
-    Raises ModelFileError, with similar names, if it is not a path, a name or a hub id.
+    Raises ModelFileError, with similar names, if it is not a path, a name or a hub id, or if its type is none.
     """
     if not text:
         raise ModelFileError(
@@ -66,26 +67,40 @@ def resolve(text: str, *, source: bool = False, remote: bool = False) -> Path | 
     if os.path.lexists(path):
         return path
     if known is not None and (source or remote):
-        return known
+        return _checked(known)
     stored = None if source else named_file(text)
     if stored is not None:
         return stored
     if known is not None:
-        return known
+        return _checked(known)
     plain = _HUB.sub("", text, count=1)
     if plain == text and _looks_like_path(text):
         hub = f"; for the hub write hf.co/{text}" if _REFERENCE.fullmatch(text) else ""
         raise ModelFileError(f"{text}: no such {'folder' if source else 'file'}{similar(text) or hub}")
     hub_id, quant, file, revision = _hub_parts(plain, address=plain != text)
     if hub_id is None:
+        here = "folder" if source else "file, not the name of a model here"
+        listed = "`edge models known` lists" if source else "`edge models` and `edge models known` list"
         raise ModelFileError(
-            f"{text}: no such {'folder' if source else 'file'}, not the name of a model here, and not a hub id "
-            f"(owner/name){similar(text)}; "
-            "`edge models` and `edge models known` list the names"
+            f"{text}: no such {here}, and not a hub id (owner/name){similar(text) or ';'} {listed} the names"
         )
     if file is not None and not is_safe(file):
         raise ModelFileError(f"{text}: {file} is not the name of a file in a repository")
-    return Reference(text, hub_id, quant, file, revision, _known_repository(hub_id))
+    return _checked(Reference(text, hub_id, quant, file, revision, _known_repository(hub_id)))
+
+
+def check_type(text: str, quant: str) -> None:
+    """Raise ModelFileError if `quant`, which the user named with the model `text`, cannot be a quantization type."""
+    if not is_type(quant):
+        raise ModelFileError(
+            f"{text}: {quant} is not a quantization type; give one such as Q4_K_M, Q8_0 or BF16, or omit it"
+        )
+
+
+def _checked(reference: Reference) -> Reference:
+    if reference.quant is not None:
+        check_type(reference.text, reference.quant)
+    return reference
 
 
 def _hub_parts(plain: str, *, address: bool) -> tuple[str | None, str | None, str | None, str | None]:
@@ -137,14 +152,10 @@ def _looks_like_path(text: str) -> bool:
 
 
 def similar(text: str) -> str:
-    """`; did you mean A or B?`, from the names of known models and of the store; empty if none is similar."""
-    names: dict[str, str] = {}
+    """`; did you mean A or B?`, from known names, ./models and the store; empty if none is similar."""
+    names = [model_name(path) for path in (*local_files(), *store_files())]
     for model in known_models():
-        for name in (model.path.stem, model.hub_id, model.gguf_id):
-            if name:
-                names.setdefault(name.lower(), name)
-    for path in store_files():
-        names.setdefault(model_name(path).lower(), model_name(path))
+        names += filter(None, (model.path.stem, model.hub_id, model.gguf_id))
     wanted = text.rsplit("/", 1)[-1] if _looks_like_path(text) else text
-    found = difflib.get_close_matches(wanted.removesuffix(".gguf").lower(), names, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(names[name] for name in found)}?" if found else ""
+    meant = did_you_mean(wanted.removesuffix(".gguf"), names)
+    return f"; {meant}" if meant else ""

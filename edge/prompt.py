@@ -49,6 +49,9 @@ CheckedMessage = Annotated[
 Messages = Annotated[list[CheckedMessage], Rule("a list of at least one message", bool, {"minItems": 1})]
 """Messages as JSON, with all their rules."""
 
+MESSAGES_VERSION = 1
+"""The version of the schema of a conversation that edge writes; a file of messages need not name one."""
+
 # The template statuses in results.
 CHAT_TEMPLATE, CHATML, GEMMA = "chat_template", "chatml_fallback", "gemma_fallback"
 
@@ -117,9 +120,18 @@ def parse_messages(text: str, source: str) -> list[Message]:
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{source}: is not JSON in UTF-8: {error} {_SEE}") from None
     try:
+        if isinstance(value, dict):
+            _check_version(value.get("schema_version"))
         return check_messages(value.get("messages") if isinstance(value, dict) else value)
     except PromptError as error:
         raise PromptError(f"{source}: {error} {_SEE}") from None
+
+
+def _check_version(version: object) -> None:
+    if version is not None and (type(version) is not int or version > MESSAGES_VERSION):
+        raise PromptError(
+            f"has schema version {str(version)[:20]}; this edge reads up to {MESSAGES_VERSION}: update edge"
+        )
 
 
 def render_chat_template(

@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from edge.errors import ConversionError, HubError, ModelFileError, UnknownReposi
 from edge.formats.checkpoint import checkpoint_name, needed_files
 from edge.formats.facts import origin
 from edge.formats.gguf import read_metadata, read_model_file, sha256
+from edge.formats.gguf_names import before_type, has_type, part_name, part_of, stem, type_in, whole_name
 from edge.formats.hub import (
     HubOptions,
     Repository,
     cache_place,
     check_access,
-    check_disk,
+    check_cache_disk,
     download,
     open_repository,
 )
@@ -31,6 +32,7 @@ from edge.names import Reference, resolve, similar
 from edge.system.files import link_target, replace_link, whole_file
 from edge.system.locks import held_lock
 from edge.system.paths import cache_folder, embedded_checkpoint
+from edge.system.places import check_disk
 from edge.system.progress import bar
 from edge.system.store import model_name, store_folder
 
@@ -39,10 +41,6 @@ __all__ = ["Download", "Pulled", "pull"]
 ASK_ABOVE = 10**9
 """Bytes: the command line asks before a larger download."""
 
-_PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")  # llama.cpp's names of the parts of a split model
-_TYPE = re.compile(
-    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|F32)\w*)(?=\.gguf$|[-./])", re.IGNORECASE
-)
 # GGUFs of a repository that are not a separate model.
 _NO_MODEL = re.compile(r"(^|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)
 _DRAFT = re.compile(r"(^|[-._])draft([-._]|$)", re.IGNORECASE)  # a small model that only helps another one
@@ -103,8 +101,10 @@ def pull(
     options = replace(options, revision=options.revision or found.revision)
     if not found.hub_id:
         return _embedded(found, say)
-    repository = _opened(_repository_of(found), options, say)
-    return _from_repository(found, repository, confirm, say, threads)
+    hub_id = _repository_of(found)
+    with _named(found, hub_id):
+        repository = _opened(hub_id, options, say)
+        return _from_repository(found, repository, confirm, say, threads)
 
 
 def present(reference: Reference) -> Path | None:
@@ -143,11 +143,23 @@ def fetch_source(
         return str(embedded_checkpoint()), options
     if reference.file is not None:
         raise ModelFileError(f"{reference.text}: is a GGUF, not a checkpoint; edge pull {reference.text}")
-    repository = _opened(reference.hub_id, options, say)
-    names = needed_files(repository)
-    _confirmed(reference, repository, names, "safetensors", confirm)
-    _downloaded(repository, names, say)
+    with _named(reference, reference.hub_id):
+        repository = _opened(reference.hub_id, options, say)
+        names = needed_files(repository)
+        _confirmed(reference, repository, names, "safetensors", confirm)
+        _downloaded(repository, names, say)
     return reference.hub_id, _fixed(repository)
+
+
+@contextlib.contextmanager
+def _named(reference: Reference, hub_id: str) -> Iterator[None]:
+    """An error about the repository of a known model begins with the name that the user wrote."""
+    try:
+        yield
+    except HubError as error:
+        if hub_id not in str(error) or hub_id.lower() in reference.text.lower():
+            raise
+        raise type(error)(f"{reference.text}: {error}") from None
 
 
 def _opened(hub_id: str, options: HubOptions, say: Say | None) -> Repository:
@@ -182,7 +194,7 @@ def _from_repository(
         return _convert(reference, repository, confirm, say, threads)
     n_bytes = repository.to_download(names)
     _free_place(repository, names)  # before the download
-    _confirmed(reference, repository, names, _type_of(names[0]), confirm)
+    _confirmed(reference, repository, names, type_in(names[0]) or "unknown type", confirm)
     _downloaded(repository, names, say)
     return _stored(repository, names, n_bytes, say)
 
@@ -243,7 +255,7 @@ def _convert(
     n_bytes = repository.to_download(names)
     share = _SHARES.get(quant.upper(), _SHARE)
     needed = int(share * sum(repository.files[name].n_bytes for name in names))
-    check_disk(store_folder(), needed + (n_bytes if _one_disk() else 0), "free some, or set EDGE_MODELS")
+    _check_store_disk(needed + (n_bytes if _one_disk() else 0))
     _confirmed(reference, repository, names, quant, confirm)
     _downloaded(repository, names, say)
     with _writing(place, say):
@@ -302,7 +314,7 @@ def _confirmed(
     if (unavailable := repository.unavailable(names)) is not None:
         raise unavailable
     check_access(repository, repository.missing(names)[-1].name)
-    check_disk(cache_place(), n_bytes, "free some, or set HF_HOME to a folder on another disk")
+    check_cache_disk(n_bytes)
     if confirm is not None:
         confirm(Download(reference.text, repository.hub_id, quant, n_bytes, cache_place()))
 
@@ -310,6 +322,10 @@ def _confirmed(
 def _downloaded(repository: Repository, names: list[str], say: Say | None) -> Path:
     with bar("downloading", say, unit="bytes") as progress:
         return download(repository, names, say=say, progress=progress)
+
+
+def _check_store_disk(needed: int) -> None:
+    check_disk(store_folder(), needed, "free some, or set EDGE_MODELS", error=HubError)
 
 
 def _one_disk() -> bool:
@@ -332,10 +348,10 @@ def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = F
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(repository.files):
-        if name.endswith(".gguf") and not _NO_MODEL.search(name.rsplit("/", 1)[-1].removesuffix(".gguf")):
-            groups.setdefault(_PART.sub("", name), []).append(name)
+        if name.endswith(".gguf") and not _NO_MODEL.search(stem(name)):
+            groups.setdefault(whole_name(name), []).append(name)
     if reference.file is not None:
-        names = groups.get(_PART.sub("", reference.file))
+        names = groups.get(whole_name(reference.file))
         if names is None:
             raise ModelFileError(f"{repository.hub_id}: holds no {reference.file}{_holds(groups)}")
         return _whole(repository, names)
@@ -357,24 +373,13 @@ def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = F
 
 def _of_type(repository: Repository, groups: dict[str, list[str]], quant: str) -> str | None:
     """The GGUF of a type; None if there is none. Raises ModelFileError if several models have that type."""
-    found = [name for name in groups if _is_of_type(name, quant)]
-    found = [name for name in found if not _DRAFT.search(_stem(name))] or found
-    if len({_stem(name).lower() for name in found}) > 1:
+    found = [name for name in groups if has_type(name, quant)]
+    found = [name for name in found if not _DRAFT.search(stem(name))] or found
+    if len({stem(name).lower() for name in found}) > 1:
         raise ModelFileError(
             f"{repository.hub_id}: holds several GGUFs of type {quant}{_holds({name: [] for name in found})}"
         )
     return min(found, key=lambda name: (len(name), name), default=None)
-
-
-def _is_of_type(name: str, quant: str) -> bool:
-    """Whether a GGUF has a type: the whole type in its name, or an ending of the name that contains it."""
-    kind, wanted = _type_of(name).lower(), quant.lower()
-    ending = re.search(rf"(^|[-._/]){re.escape(wanted)}\.gguf$", name.lower())
-    return kind == wanted or (ending is not None and wanted.endswith(kind))
-
-
-def _stem(name: str) -> str:
-    return name.rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 def _has_name_of(repository: Repository, name: str) -> bool:
@@ -383,8 +388,7 @@ def _has_name_of(repository: Repository, name: str) -> bool:
     def bare(text: str) -> str:
         return re.sub(r"[\W_]", "", text).lower()
 
-    kind = _TYPE.search(_stem(name) + ".gguf")
-    return bare(_stem(name)[: kind.start() if kind else None]) in bare(repository.hub_id.split("/")[1])
+    return bare(before_type(name)) in bare(repository.hub_id.split("/")[1])
 
 
 def _holds(groups: dict[str, list[str]]) -> str:
@@ -395,18 +399,12 @@ def _holds(groups: dict[str, list[str]]) -> str:
 
 def _whole(repository: Repository, names: list[str]) -> list[str]:
     """The parts of a GGUF. Raises ModelFileError if the repository lacks one."""
-    match = _PART.search(names[0])
-    if match is not None and len(names) != int(match[2]):
+    part = part_of(names[0])
+    if part is not None and len(names) != part[1]:
         raise repository.absent or ModelFileError(
-            f"{repository.hub_id}: holds {len(names)} of the {int(match[2])} parts of {_PART.sub('', names[0])}"
+            f"{repository.hub_id}: holds {len(names)} of the {part[1]} parts of {whole_name(names[0])}"
         )
     return names
-
-
-def _type_of(name: str) -> str:
-    """The type in a file's name, for the question before a download; the header decides after it."""
-    found = _TYPE.findall(_PART.sub("", name))
-    return found[-1] if found else "unknown type"
 
 
 # --- places in the store ---
@@ -421,8 +419,8 @@ def _free_place(repository: Repository, names: list[str]) -> list[Path]:
     for extra in ("", f"-{owner}"):
         places = []
         for name in names:
-            stem, part = Path(_PART.sub("", name)).stem, _PART.search(name)
-            places.append(store_folder() / f"{stem}{extra}{part[0] if part else ''}.gguf")
+            whole, part = f"{stem(whole_name(name))}{extra}.gguf", part_of(name)
+            places.append(store_folder() / (part_name(whole, *part) if part else whole))
         if all(_is_free(place, repository, name) for name, place in zip(names, places, strict=True)):
             return places
     raise ModelFileError(
@@ -460,7 +458,7 @@ def _link(file: Path, place: Path) -> None:
         try:
             replace_link(place, file)
         except (OSError, NotImplementedError):
-            check_disk(place.parent, file.stat().st_size, "free some, or set EDGE_MODELS")
+            _check_store_disk(file.stat().st_size)
             with (
                 open(file, "rb") as source,
                 whole_file(place) as (_, descriptor),

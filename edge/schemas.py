@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.system.config import SETTINGS, VERSION
 from edge.system.text import did_you_mean
 from edge.system.typed_json import DRAFT, json_schema
 
@@ -31,7 +32,11 @@ FORMATS = (
     Format("result", "the result JSON of edge eval and edge score"),
     Format("measurement", "the measurement JSON of edge measure"),
     Format("session-record", "one line of the record of edge agent"),
-    Format("allowlist", "the TOML file of edge agent --allow, as JSON"),
+    Format("allowlist", "the TOML file of edge agent --allow, as JSON", "allowlist.toml"),
+    Format("conversation", "the file that /save of edge chat writes"),
+    Format("comparison", "the JSON of edge compare --json"),
+    Format("sweep", "sweep.json, the state of edge sweep"),
+    Format("config", "config.toml, the file of settings, as JSON"),
     Format("known-model", "the TOML file of a known model, as JSON"),
 )
 
@@ -82,6 +87,20 @@ def schema(name: str) -> dict[str, Any]:
             return _session_record(title)
         case "allowlist":
             return _allowlist(title)
+        case "conversation":
+            from edge.chat.stored import SavedConversation
+
+            return json_schema(SavedConversation, title=title)
+        case "comparison":
+            from edge.compare.stored import StoredComparison
+
+            return json_schema(StoredComparison, title=title)
+        case "sweep":
+            from edge.sweep import StoredSweep
+
+            return json_schema(StoredSweep, title=title)
+        case "config":
+            return _config(title)
         case _:
             from edge.replay.known import KnownFields
 
@@ -96,7 +115,7 @@ def _replay_row(title: str) -> dict[str, Any]:
 
 def _messages(title: str) -> dict[str, Any]:
     """A list of messages, or an object that has one."""
-    from edge.prompt import Messages
+    from edge.prompt import MESSAGES_VERSION, Messages
 
     listed = json_schema(Messages, title=title)
     definitions = {
@@ -104,7 +123,9 @@ def _messages(title: str) -> dict[str, Any]:
         "Messages": {k: listed.pop(k) for k in ("type", "items", "minItems")},
     }
     messages = {"$ref": "#/$defs/Messages"}
-    whole = {"type": "object", "properties": {"messages": messages}, "required": ["messages"]}
+    version = {"type": ["integer", "null"], "maximum": MESSAGES_VERSION}
+    fields = {"schema_version": version, "messages": messages}
+    whole = {"type": "object", "properties": fields, "required": ["messages"]}
     return {**listed, "anyOf": [messages, whole], "$defs": definitions}
 
 
@@ -220,3 +241,20 @@ def _allowlist(title: str) -> dict[str, Any]:
     schema = json_schema(AllowlistFields, title=title, closed=(AllowlistFields, CommandTable))
     schema["properties"]["keys"]["items"] = {"enum": list(KEYS)}
     return schema
+
+
+def _config(title: str) -> dict[str, Any]:
+    """The keys of the file of settings, each with the test of its setting."""
+    version = {"description": "Version of this format.", "type": "integer", "minimum": 1, "maximum": VERSION}
+    keys = {
+        name: {"description": f"{setting.words[0].upper()}{setting.words[1:]}.", **setting.schema}
+        for name, setting in SETTINGS.items()
+    }
+    return {
+        "$schema": DRAFT,
+        "title": title,
+        "description": "Defaults for options. Each key is optional.",
+        "type": "object",
+        "properties": {"version": version, **keys},
+        "additionalProperties": False,
+    }

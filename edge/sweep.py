@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
 from edge.compare.intervals import LEAST_TASKS
-from edge.compare.run import compare
+from edge.compare.run import compare, published_model
 from edge.convert import check_quant, convert
 from edge.errors import ConversionError, EdgeError, Interrupted, ResultError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
@@ -37,7 +37,6 @@ from edge.replay.rows import Row, read_rows, rows_sha256
 from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
-from edge.report.collect import find_reference
 from edge.system.machine import forget_peak_memory, free_disk
 from edge.system.outputs import check_output, differences
 from edge.system.places import write_json
@@ -48,6 +47,7 @@ from edge.version import __version__
 
 __all__ = ["SweepOptions", "Swept", "sweep"]
 
+_SCHEMA_VERSION = 1  # of sweep.json
 _FLOATS = ("f32", "f16", "bf16")
 # No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more where rows do not divide.
 _MORE_BITS = 1.5
@@ -107,8 +107,8 @@ def check_sweep(
         raise ConversionError("no quantization type is named: name at least one")
     rows = chosen_rows(replay, None, None)
     calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
-    if options.reference is not None:
-        find_reference(options.reference)
+    if options.reference is not None and not Path(options.reference).is_file():
+        published_model(options.reference)
     check_output(Path(out) / "sweep.json", [replay, options.calibrate_on, options.reference])
     return names, rows, calibration
 
@@ -396,25 +396,34 @@ class _Sweep:
                 self.file(name).unlink(missing_ok=True)
 
 
-class _Stage(TypedDict, total=False):
-    """What is done for one type. `begun`: the sweep writes its GGUF; `read`: the sweep writes its
-    distributions; `sha256` and `n_bytes` are of the whole GGUF.
-    """
+class Stage(TypedDict, total=False):
+    """What is done for one type."""
 
     begun: bool
+    """Whether the sweep writes its GGUF."""
     read: bool
+    """Whether the sweep writes its distributions; of the base."""
     sha256: str
+    """SHA-256 of the complete GGUF."""
     n_bytes: int
+    """Size of the complete GGUF."""
     answered: bool
+    """Whether its result is complete."""
     calibrated: bool
+    """Whether the importance matrix is complete; of the base."""
     measured: bool
+    """Whether its measurement is complete."""
 
 
-class _Stored(TypedDict):
-    """sweep.json: the settings by which two sweeps are the same, and the stages by the name of each type."""
+class StoredSweep(TypedDict):
+    """sweep.json of `edge sweep`: what is done, so that the same command resumes."""
 
+    schema_version: NotRequired[int]
+    """Version of this format; absent in files of edge 0.2.0 and older."""
     sweep: Mapping[str, str | int | bool | None]
-    stages: dict[str, _Stage]
+    """The settings by which two sweeps are the same."""
+    stages: dict[str, Stage]
+    """What is done, by the name of each type."""
 
 
 @dataclass
@@ -422,34 +431,38 @@ class _State:
     """The finished stages of a sweep, on disk."""
 
     path: Path
-    stored: _Stored
+    stored: StoredSweep
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, str | int | bool | None]) -> "_State":
         """Resume from the state at `path`, or begin one. Raises ResultError if it is of another sweep, or damaged."""
         try:
-            before = check(json.loads(path.read_text(encoding="utf-8")), _Stored, "it")
+            before = check(json.loads(path.read_text(encoding="utf-8")), StoredSweep, "it")
         except FileNotFoundError:
-            return cls(path, {"sweep": settings, "stages": {}})
+            return cls(path, {"schema_version": _SCHEMA_VERSION, "sweep": settings, "stages": {}})
         except (OSError, ValueError, RecursionError, EdgeError) as error:
             why = " ".join(str(error).split())[:80]
             raise ResultError(f"{path}: is not the state of a sweep ({why}): choose another --out") from None
+        if (version := before.get("schema_version", _SCHEMA_VERSION)) > _SCHEMA_VERSION:
+            raise ResultError(
+                f"{path}: has schema version {version}; this edge reads up to {_SCHEMA_VERSION}: update edge"
+            )
         if changes := differences(before["sweep"], settings):
             raise ResultError(
                 f"{path}: holds another sweep ({changes}): use the same arguments to resume, or choose another --out"
             )
-        return cls(path, {"sweep": settings, "stages": before["stages"]})
+        return cls(path, {"schema_version": _SCHEMA_VERSION, "sweep": settings, "stages": before["stages"]})
 
     @property
     def begun(self) -> bool:
         """Whether the sweep has written anything."""
         return bool(self.stored["stages"])
 
-    def of(self, name: str) -> _Stage:
+    def of(self, name: str) -> Stage:
         """What is done for a type."""
         return self.stored["stages"].get(name, {})
 
-    def note(self, name: str, done: _Stage) -> None:
+    def note(self, name: str, done: Stage) -> None:
         """Add to what is done for a type."""
         self.stored["stages"][name] = {**self.of(name), **done}
         write_json(self.path, self.stored)

@@ -45,6 +45,7 @@ os.environ |= {
     "HF_HOME": str(HOME / "huggingface"),
     "MPLCONFIGDIR": str(ROOT / "build" / "matplotlib"),  # its list of fonts takes seconds to make
 }
+(HOME / "edge-config.toml").touch()
 WHEELS = ROOT / "build" / "harbor"
 VERSION = "0.25.0"
 MODULE = "harbor/agents/terminus_2/terminus_json_plain_parser.py"

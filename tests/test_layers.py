@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "airgap": {"replay", "llama", "formats", "terminal"},
     "convert": {"conversion", "measure", "report", "terminal"},
     "sweep": {"convert", "conversion", "measure", "report", "terminal"},
-    "schemas": {"agent", "measure"},
+    "schemas": {"agent", "chat", "compare", "measure", "sweep"},
     "names": {"replay"},
     "pull": {"convert", "formats", "names", "replay"},
     "cli": {"agent", "airgap", "chat", "convert", "pull", "measure", "report", "schemas", "serve", "sweep"},

@@ -467,12 +467,53 @@ def test_unknown_repositories_revisions_and_no_network(
     assert f"using the cached commit {COMMIT[:12]} of {GGUF}" in cached.stderr
 
 
+def test_a_network_error_names_what_the_user_wrote_and_a_remedy(machine: Machine) -> None:
+    known = next(model for model in known_models() if model.path.stem == "gemma-4-e2b-it")
+    for words, hub_id in ((("pull",), known.gguf_id), (("convert",), known.hub_id)):
+        refused(
+            machine.edge(None, *words, "gemma-4-e2b-it"),
+            f"error: gemma-4-e2b-it: {hub_id} cannot be fetched and is not in the local cache; "
+            "check the network and ",
+            "HF_ENDPOINT (",
+        )
+    refused(
+        machine.edge(None, "pull", GGUF, HTTPS_PROXY="x"),
+        f"error: {GGUF} cannot",
+        "HTTPS_PROXY, HF_ENDPOINT (",
+    )
+    for endpoint, advice in (("hub.test", "give https://hub.test, or unset it"), ("", "unset it")):
+        refused(
+            machine.edge(None, "pull", GGUF, HF_ENDPOINT=endpoint),
+            f"error: HF_ENDPOINT: '{endpoint}' is not an address that begins with https:// or http://; {advice}",
+        )
+
+
 @pytest.mark.parametrize("words", [("doctor", "--offline", "--model", GGUF), ("inspect", GGUF, "--offline")])
 def test_offline_does_not_connect(
     machine: Machine, repository: Path, start: Callable[..., LocalHub], words: tuple[str, ...]
 ) -> None:
     hub = start({GGUF: repository})
     refused(machine.edge(hub, *words), "is not complete in the local Hugging Face cache")
+    assert hub.paths == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pull", f"{GGUF}:BAD"),
+        ("pull", f"{GGUF}:BAD", "--offline"),
+        ("pull", GGUF, "--quant", "BAD"),
+        ("pull", "gemma-4-e2b-it:BAD"),
+        ("pull", "tiny-terminal:BAD"),
+        ("run", "ls", "--model", f"{GGUF}:BAD"),
+        ("convert", f"{GGUF}:BAD"),
+    ],
+)
+def test_a_type_that_is_none_does_not_ask_the_hub(
+    machine: Machine, repository: Path, start: Callable[..., LocalHub], words: tuple[str, ...]
+) -> None:
+    hub = start({GGUF: repository})
+    refused(machine.edge(hub, *words), "BAD is not a quantization type; give one such as Q4_K_M")
     assert hub.paths == []
 
 
@@ -726,6 +767,8 @@ def test_known_names_and_their_types() -> None:
     ("text", "says"),
     [
         ("lfm2.5-8b-a1b-termnal", "did you mean lfm2.5-8b-a1b-terminal"),
+        ("tiny", "did you mean tiny-terminal"),
+        ("gemma", "did you mean gemma-4-"),
         (
             "nothing-like-it",
             "not a hub id (owner/name); `edge models` and `edge models known` list the names",

@@ -29,6 +29,7 @@ from edge.replay.result import read_result
 from edge.replay.rows import read_rows
 from edge.replay.score import score
 from edge.schemas import FORMATS, example, schema
+from edge.system.config import SETTINGS
 from edge.system.paths import embedded_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,8 +119,9 @@ def test_examples_run(tmp_path: Path, tiny_q4: Path) -> None:
 
 
 def test_the_page_shows_the_shipped_examples() -> None:
+    pages = page() + (ROOT / "docs" / "allowlist.md").read_text(encoding="utf-8")
     found = dict(
-        re.findall(r"<!-- example: (\S+) -->\n```json\w*\n(.*?)```\n<!-- end example -->", page(), re.DOTALL)
+        re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```\n<!-- end example -->", pages, re.DOTALL)
     )
     assert found == {one.name: example(one.name) for one in FORMATS if one.example}
 
@@ -155,14 +157,60 @@ def test_a_session_record_is_valid(tmp_path: Path) -> None:
         assert errors("session-record", {**row, "messages": []}) != []
 
 
+def test_comparisons_are_valid(tmp_path: Path) -> None:
+    """With steps and with published figures on the other side, with causes and without."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(example("replay-row") or "", encoding="utf-8")
+    (tmp_path / "mine.jsonl").write_text(example("prediction") or "", encoding="utf-8")
+    score(tmp_path / "mine.jsonl", rows, tmp_path / "a.json", model="a")
+    score(tmp_path / "mine.jsonl", rows, tmp_path / "b.json", model="b")
+    for words in (
+        ("--reference", "b.json"),
+        ("--reference", "lfm2.5-8b-a1b-terminal"),
+        ("--causes",),
+        ("--reference", "b.json", "--causes"),
+    ):
+        done = edge("compare", "a.json", *words, "--json", "c.json", "--force", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        value = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+        assert errors("comparison", value) == []
+        assert errors("comparison", value | {"run": None}) != []
+    assert errors("comparison", value | {"parts": [{}]}) != []
+
+
+def test_the_files_of_chat_and_sweep_are_valid(tmp_path: Path, tiny_q4: Path, tiny_folder: Path) -> None:
+    lines = "Remove the file old.log.\n/save talk.json\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "edge", "chat", "-m", tiny_q4, "--commands", "--max-tokens", "16"],
+        **{"input": lines, "cwd": tmp_path, "capture_output": True, "encoding": "utf-8"},
+    )
+    assert done.returncode == 0, done.stderr
+    value = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
+    assert errors("conversation", value) == [] == errors("messages", value)
+    assert errors("conversation", {**value, "answers": "poem"}) != []
+    assert errors("messages", {**value, "schema_version": 2}) != []
+    (tmp_path / "rows.jsonl").write_text(example("replay-row") or "", encoding="utf-8")
+    words = ("sweep", tiny_folder, "-q", "Q4_0", "-r", "rows.jsonl", "-o", ".", "--max-tokens", "8")
+    done = edge(*words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    value = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+    assert errors("sweep", value) == [] and value["stages"]["Q4_0"]["measured"]
+    assert errors("sweep", {**value, "stages": {"Q4_0": {"begun": 1}}}) != []
+    (tmp_path / "sweep.json").write_text(json.dumps(value | {"schema_version": 2}), encoding="utf-8")
+    newer = edge(*words, folder=tmp_path)
+    assert (
+        newer.stderr.splitlines()[-1]
+        == "error: sweep.json: has schema version 2; this edge reads up to 1: update edge"
+    )
+
+
 def test_toml_files_are_valid(tmp_path: Path) -> None:
     assert len(known_models()) >= 4
     for model in known_models():
         value = tomllib.loads(model.path.read_text(encoding="utf-8"))
         assert errors("known-model", value) == []
         assert errors("known-model", {**value, "contxt": 1}) != []
-    listed = (ROOT / "docs" / "allowlist.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"```toml\n(.*?)```", listed, re.DOTALL)
+    text = edge("schema", "allowlist", "--example").stdout
     (tmp_path / "allow.toml").write_text(text, encoding="utf-8")
     assert len(read_allowlist(tmp_path / "allow.toml").commands) == len(tomllib.loads(text)["command"]) > 3
     assert errors("allowlist", tomllib.loads(text)) == []
@@ -225,6 +273,13 @@ def accepted(read: Callable[[Path], object], path: Path, data: str) -> bool:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
+
+
+@given(
+    st.sampled_from(sorted(SETTINGS)), SCALARS | st.sampled_from([256, 1 << 24, 1 << 25, 100.5, " ", "[]"])
+)
+def test_settings_agree(name: str, value: Any) -> None:
+    assert SETTINGS[name].fits(value) == (errors("config", {name: value}) == [])
 
 
 @settings(max_examples=400)
@@ -361,6 +416,7 @@ def test_every_field_is_in_a_table() -> None:
         ("action",),
         ("replay-row", "MessageFields"),
         ("session-record", "MessageFields"),
+        ("conversation", "MessageFields"),
         ("session-record", "CommandFields"),
         ("measurement", "Provenance"),
         ("measurement", "TensorShare"),

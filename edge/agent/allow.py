@@ -51,6 +51,9 @@ KEYS = ("C-c", "C-d", "C-z", "C-\\")
 _MAX_FILE_BYTES = 1_000_000
 
 
+_SEE = "`edge schema allowlist --example` prints one"
+
+
 class CommandTable(TypedDict):
     """A [[command]] table: a program, and what its arguments may be."""
 
@@ -124,7 +127,7 @@ def read_allowlist(path: Path | str) -> Allowlist:
 def _toml(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():  # reading a device or a pipe could take forever
-            raise AllowError(f"{path}: is not a file; give an allowlist in TOML (example: docs/allowlist.md)")
+            raise AllowError(f"{path}: is not a file; give an allowlist in TOML ({_SEE})")
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
         if len(data) > _MAX_FILE_BYTES:
@@ -137,7 +140,7 @@ def _toml(path: Path) -> dict[str, Any]:
         RecursionError,
     ) as error:  # ValueError: not UTF-8, not TOML, or a number that is too long
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise AllowError(f"{path}: is not TOML: {why} (example: docs/allowlist.md)") from None
+        raise AllowError(f"{path}: is not TOML: {why} ({_SEE})") from None
 
 
 def _runs_others(program: str) -> bool:

@@ -23,7 +23,9 @@ def play(path: Path, console: Console, *, task_id: str | None = None, delay: flo
     `task_id`: show only this task. `delay`: seconds between steps. Ignores a last row that a killed process did not
     write whole. Raises ReplayError if the file has no replay rows, or no row of that task.
     """
-    rows = [row for row in read_rows(path, torn=True) if task_id in (None, row.task_id)]
+    rows = [
+        row for row in read_rows(path, torn=True, schema="session-record") if task_id in (None, row.task_id)
+    ]
     if not rows:
         raise ReplayError(f"{path}: has no task {task_id}")
     previous: tuple[str, int] | None = None

@@ -37,7 +37,7 @@ from edge.system.machine import free_disk
 from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.paths import cache_folder
 from edge.system.progress import Progress
-from edge.system.text import size
+from edge.system.text import counted, size
 from edge.version import __version__
 
 _PIECE = 1 << 20  # bytes
@@ -55,7 +55,7 @@ class Bundled:
 
     def __str__(self) -> str:
         manifest, machine = self.manifest, self.manifest.machine
-        lines = [f"{self.path}: {size(self.n_bytes)}, {len(manifest.files)} files"]
+        lines = [f"{self.path}: {size(self.n_bytes)}, {counted(len(manifest.files), 'file')}"]
         for folder in ("models", "rows", "references", "wheels"):
             files = [member for member in manifest.files if member.folder == folder]
             if files:

@@ -19,7 +19,7 @@ from edge.llama.memory import CELLS_STEP, buffers, read_shape
 from edge.llama.placement import DEFAULT_CONTEXT, Placement, place
 from edge.system.machine import Memory, cpu_name, free_disk, memory, physical_cores
 from edge.system.store import store_folder
-from edge.system.text import size
+from edge.system.text import counted, size
 from edge.version import __version__
 
 PACKAGES = (
@@ -114,9 +114,9 @@ class Report:
             lines.append(
                 "GPU         layers are offloaded"
                 if self.llama.gpu_offload
-                else "GPU         none: llama.cpp has no GPU backend or finds no GPU (docs/gpu.md)"
+                else "GPU         none: llama.cpp finds no GPU, or has no GPU backend (built with CMAKE_ARGS)"
             )
-        lines.append(f"CPU         {self.cpu}, {_count(self.physical_cores, 'physical core')}")
+        lines.append(f"CPU         {self.cpu}, {counted(self.physical_cores, 'physical core')}")
         lines.append(f"memory      {_gb(self.memory_available)} available of {_gb(self.memory_total)}")
         lines.append(f"disk        {_gb(self.disk_free)} free in {self.model_folder}")
         lines.append(f"default     {self.default_model or 'no model yet'} ({self.default_why})")
@@ -235,7 +235,7 @@ def _device_line(device: Device) -> str:
 
 
 def _fit_lines(fit: Fit) -> list[str]:
-    layers = _count(fit.layers, "layer")
+    layers = counted(fit.layers, "layer")
     with_attention = (
         layers if fit.attention_layers == fit.layers else f"{fit.attention_layers} of {layers} with attention"
     )
@@ -263,7 +263,3 @@ def _fit_lines(fit: Fit) -> list[str]:
 
 def _gb(n_bytes: int | None) -> str:
     return "unknown" if n_bytes is None else size(n_bytes)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

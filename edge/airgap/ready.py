@@ -22,7 +22,7 @@ from edge.system.child import run_module, signal_name
 from edge.system.machine import cpu_name, free_disk, memory
 from edge.system.paths import EMBEDDED_NAME, embedded_checkpoint, embedded_rows
 from edge.system.store import store_folder
-from edge.system.text import size
+from edge.system.text import counted, size
 from edge.version import __version__
 
 if TYPE_CHECKING:
@@ -199,10 +199,11 @@ def _model(model: Path | None, context: int | None) -> Iterator[Check]:
         yield _failed("model", str(error))
         return
     yield _passed(
-        "model", f"{path}: {file.file_type}, {size(file.n_bytes)}, context {file.context_length:,} tokens"
+        "model",
+        f"{path}: {file.file_type}, {size(file.n_bytes)}, context {counted(file.context_length, 'token')}",
     )
     if file.n_vocab and tokenizer is not None:
-        yield _passed("tokenizer", f"in the file: {tokenizer}, {file.n_vocab:,} tokens")
+        yield _passed("tokenizer", f"in the file: {tokenizer}, {counted(file.n_vocab, 'token')}")
     else:
         yield _failed("tokenizer", f"{path}: has no vocabulary: convert the model again")
     if file.chat_template is not None:
@@ -237,7 +238,8 @@ def _memory(path: Path, context: int | None) -> Check:
         return _failed("memory", need.advice or f"{path}: does not fit")
     available = "unknown" if need.available is None else size(need.available)
     return _passed(
-        "memory", f"{size(need.total)} for a context of {need.context:,} tokens; {available} available"
+        "memory",
+        f"{size(need.total)} for a context of {counted(need.context, 'token')}; {available} available",
     )
 
 
@@ -254,10 +256,12 @@ def _files() -> Iterator[Check]:
     from edge.replay.rows import read_rows
 
     rows = sorted(Path("rows").glob("*.jsonl")) or [path for path in (embedded_rows(),) if path.is_file()]
-    yield _readable("rows", rows, lambda path: f"{len(read_rows(path)):,} rows")
+    yield _readable("rows", rows, lambda path: f"{counted(len(read_rows(path)), 'row')}")
     results = sorted(Path("references").glob("*.json"))
     if results:
-        yield _readable("references", results, lambda path: f"{len(read_result(path)['per_step']):,} steps")
+        yield _readable(
+            "references", results, lambda path: f"{counted(len(read_result(path)['per_step']), 'step')}"
+        )
     try:
         known = known_models()
     except EdgeError as error:

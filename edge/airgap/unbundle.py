@@ -40,7 +40,7 @@ from edge.system.files import BINARY
 from edge.system.locks import lock_folder
 from edge.system.machine import free_disk
 from edge.system.progress import Progress
-from edge.system.text import size
+from edge.system.text import counted, size
 
 _PIECE = 1 << 20  # bytes
 _INSTALLED = 5  # most bytes on the disk for each byte of wheels (docs/air-gap.md)
@@ -64,7 +64,7 @@ class Unbundled:
     installed: bool
 
     def __str__(self) -> str:
-        files = f"{len(self.manifest.files)} files, {size(self.manifest.size)}"
+        files = f"{counted(len(self.manifest.files), 'file')}, {size(self.manifest.size)}"
         text = f"{self.folder}: {files}, checked; SHA-256 of the manifest {self.sha256}"
         return text if self.installed else f"{text}\nTo install it: sh {self.folder / INSTALL}"
 

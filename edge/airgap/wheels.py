@@ -35,6 +35,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from edge.airgap.manifest import Machine
 from edge.errors import BundleError
 from edge.system.child import program_group
+from edge.system.files import whole_file
 from edge.version import __version__
 
 EDGE, LLAMA = "terminal-edge", "llama-cpp-python"
@@ -315,9 +316,12 @@ def repack(package: Distribution, place: Path) -> None:
     files = sorted(package.files or (), key=str)
     info = next((file.parts[0] for file in files if file.parts[0].endswith(".dist-info")), "")
     rows: list[tuple[str, str, int | str]] = []
-    temporary = place.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        with (
+            whole_file(place) as (_, descriptor),
+            os.fdopen(descriptor, "wb", closefd=False) as stream,
+            zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
             for file in files:
                 name = file.as_posix()
                 if ".." in file.parts or "__pycache__" in file.parts:
@@ -341,11 +345,8 @@ def repack(package: Distribution, place: Path) -> None:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(rows)
             _add(archive, f"{info}/RECORD", text.getvalue().encode())
-        os.replace(temporary, place)
     except OSError as error:
         raise BundleError(f"{error.filename or place}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:

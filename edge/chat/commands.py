@@ -6,12 +6,13 @@ from pathlib import Path
 
 from edge.chat.conversation import Conversation
 from edge.chat.entries import ReadLine, read_block
-from edge.chat.settings import changed, shown
+from edge.chat.settings import changed, full_name, shown
 from edge.chat.stored import load, save
 from edge.errors import EdgeError
 from edge.system.outputs import check_output
 from edge.system.paths import at_home
 from edge.system.places import read_text
+from edge.system.text import counted
 
 HELP = '''\
 /save FILE          Save the conversation. Ask before another file is replaced.
@@ -75,11 +76,11 @@ class Commands:
             if not self.confirm(f"{path} exists. Replace it?"):
                 self.say("not saved")
                 return
-        self.say(f"{path}: {_count(save(self.conversation, path), 'message')} saved")
+        self.say(f"{path}: {counted(save(self.conversation, path), 'message')} saved")
 
     def _load(self, rest: str) -> None:
         path = _path(rest, "/load")
-        self.say(f"{path}: {_count(load(self.conversation, path), 'message')} loaded")
+        self.say(f"{path}: {counted(load(self.conversation, path), 'message')} loaded")
 
     def _screen(self, rest: str) -> None:
         if not rest:
@@ -92,7 +93,7 @@ class Commands:
             self._screens.append(_path(rest, "/screen"))
             text = read_text(self._screens[-1])
         self.conversation.screen = text
-        self.say(f"the next message has a screen of {_count(len(text.splitlines()), 'line')}")
+        self.say(f"the next message has a screen of {counted(len(text.splitlines()), 'line')}")
 
     def _system(self, rest: str) -> None:
         if rest:
@@ -106,6 +107,13 @@ class Commands:
     def _set(self, rest: str) -> None:
         name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
         settings = self.conversation.settings
+        before = dict(shown(settings))
+        if (
+            name == "think"
+            and value.strip() != "off"
+            and self.conversation.runner.vocabulary.think_open is None
+        ):
+            raise EdgeError("think: this model has no tokens that mark a thought, so it cannot be set")
         other = {
             "verbose": replace(settings, stats=True),
             "quiet": replace(settings, stats=False),
@@ -122,6 +130,10 @@ class Commands:
             self.say(self._settings())
         else:
             self.conversation.settings = changed(settings, name, value)
+            name = full_name(name)
+        after = dict(shown(self.conversation.settings))
+        for one in [other for other in after if after[other] != before[other]] or [name] * (name in after):
+            self.say(f"{one} is {after[one]}")
 
     def _show(self, rest: str) -> None:
         if rest == "messages":
@@ -135,7 +147,7 @@ class Commands:
         self.say(
             f"model         {model.path} ({model.name}, {model.file_type})\n"
             f"answers       {talk.answers}\n"
-            f"conversation  {_count(len(talk.messages), 'message')}, "
+            f"conversation  {counted(len(talk.messages), 'message')}, "
             f"{talk.prompt_tokens:,} of {talk.context:,} tokens\n"
             f"system        {talk.system_prompt or 'none'}\n{self._settings()}"
         )
@@ -152,7 +164,3 @@ def _path(text: str, command: str) -> Path:
 
 def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -110,32 +110,14 @@ class Conversation:
             if emit is not None:
                 emit(piece)
 
-        def check() -> None:
-            if stopped():
-                raise _StoppedError
-
         held = self.runner.branch_points(self._seen(conversation[first:]), prompt)
         writer = _timed(self._writer(prompt, budget, shown, emit_thought), began)
-        answer = None
-        try:
-            with self.runner.before_each_batch(check):
-                answer = self.runner.write(prompt, writer, budget, self._owner, held)
-        except _StoppedError:
-            pass
-        except KeyboardInterrupt:  # inside a batch, which then ends early
-            if not stopped():
-                raise
+        answer = self._answer(prompt, writer, budget, held, stopped)
         end = time.monotonic()
-        content = ""  # a stopped action is not kept
-        if answer is not None:
-            content = answer.raw
-        elif self.answers == "text":
-            content = "".join(parts)
-        kept = answer is not None or bool(content)
         dropped = first - self._first
+        kept = self._keep(conversation, answer, "".join(parts))
         if kept:
-            self.messages = [*conversation, {"role": "assistant", "content": content}]
-            self._first, self.screen = first, None
+            self._first = first
             self.prompt_tokens = len(prompt) + (answer.completion_tokens if answer else 0)
         written = engine.answer_tokens_decoded - before[1]
         return Reply(
@@ -150,6 +132,38 @@ class Conversation:
             read_seconds=(began[0] if began else end) - begin,
             write_seconds=end - (began[0] if began else end),
         )
+
+    def _answer(
+        self,
+        prompt: list[int],
+        writer: Writer[Answer],
+        budget: int,
+        held: Sequence[int],
+        stopped: Callable[[], bool],
+    ) -> Answer | None:
+        """The whole answer; None if the person stopped it."""
+
+        def check() -> None:
+            if stopped():
+                raise _StoppedError
+
+        try:
+            with self.runner.before_each_batch(check):
+                return self.runner.write(prompt, writer, budget, self._owner, held)
+        except _StoppedError:
+            return None
+        except KeyboardInterrupt:  # inside a batch, which then ends early
+            if not stopped():
+                raise
+            return None
+
+    def _keep(self, conversation: list[Message], answer: Answer | None, text: str) -> bool:
+        """Make the message and its answer part of the conversation. False for a stopped action, or no text at all."""
+        if answer is None and (self.answers == "action" or not text):
+            return False
+        content = text if answer is None else answer.raw
+        self.messages, self.screen = [*conversation, {"role": "assistant", "content": content}], None
+        return True
 
     def _writer(
         self, prompt: Sequence[int], budget: int, emit: Emit, emit_thought: Emit | None

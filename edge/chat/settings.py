@@ -51,8 +51,7 @@ def default_sampling(answers: AnswerKind) -> Sampling:
 
 def changed(settings: Settings, name: str, value: str) -> Settings:
     """The settings with one value from a person's text. Raises EdgeError for an unknown name or a wrong value."""
-    name = name.replace("-", "_")
-    name = _OTHER_NAMES.get(name, name)
+    name = full_name(name)
     if name not in _SETTINGS:
         raise EdgeError(f"{name}: no setting has this name; the settings are {', '.join(_SETTINGS)}")
     setting = _SETTINGS[name]
@@ -62,9 +61,17 @@ def changed(settings: Settings, name: str, value: str) -> Settings:
         raise EdgeError(f"{name} is {value.strip() or 'empty'}; it must be {setting.words}") from None
 
 
+def full_name(name: str) -> str:
+    """The name of a setting that users of other programs call `name`, or write with hyphens."""
+    name = name.replace("-", "_")
+    return _OTHER_NAMES.get(name, name)
+
+
 def shown(settings: Settings) -> list[tuple[str, str]]:
     """The name and the value of each setting, as a person types them."""
-    return [(name, _text(setting.value(settings))) for name, setting in _SETTINGS.items()]
+    texts = {name: _text(setting.value(settings)) for name, setting in _SETTINGS.items()}
+    texts["think"] = {"default": "on", "0": "off"}.get(texts["think"], texts["think"])
+    return list(texts.items())
 
 
 def _text(value: float | bool | None) -> str:

@@ -2,33 +2,59 @@
 
 import json
 from pathlib import Path
+from typing import Annotated, TypedDict, cast
 
 from edge.chat.conversation import Conversation
-from edge.errors import PromptError
-from edge.prompt import parse_messages
+from edge.errors import ResultError
+from edge.prompt import MESSAGES_VERSION, Message, Messages, parse_messages
 from edge.system.places import read_text, write_json
+from edge.system.typed_json import Rule
 from edge.version import __version__
 
-VERSION = 1
+
+class SavedConversation(TypedDict):
+    """The file that /save of `edge chat` writes. It is also a messages file."""
+
+    schema_version: int
+    """Version of this format."""
+    edge_version: str
+    """Version of edge."""
+    model: str | None
+    """Name of the model for people."""
+    answers: Annotated[
+        str, Rule("action or text", ("action", "text").__contains__, {"enum": ["action", "text"]})
+    ]
+    """What the model answered with."""
+    messages: Messages
+    """All messages, the system prompt first."""
 
 
 def save(conversation: Conversation, path: Path) -> int:
-    """Write all messages, the system prompt first, as a complete file. Returns how many. Raises ResultError."""
+    """Write all messages, the system prompt first, as a complete file. Returns how many.
+
+    Raises ResultError, also if there are no messages: edge could not load such a file.
+    """
     system = conversation.system_prompt
-    messages = [{"role": "system", "content": system}] if system else []
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages += conversation.messages
-    write_json(
-        path,
-        {
-            "schema_version": VERSION,
-            "edge_version": __version__,
-            "model": conversation.runner.model_file.name,
-            "answers": conversation.answers,
-            "messages": messages,
-        },
-    )
+    if not messages:
+        raise ResultError(f"{path}: was not written: the conversation has no messages")
+    saved: SavedConversation = {
+        "schema_version": MESSAGES_VERSION,
+        "edge_version": __version__,
+        "model": conversation.runner.model_file.name,
+        "answers": conversation.answers,
+        "messages": cast(Messages, messages),  # as `parse_messages` checks them
+    }
+    write_json(path, saved)
     conversation.file = path.resolve()
     return len(messages)
+
+
+def check(path: Path) -> None:
+    """Check that `load` can read a file. A pipe is not read, as it can be read only once. Raises what `load` raises."""
+    if not path.is_fifo():
+        parse_messages(read_text(path), str(path))
 
 
 def load(conversation: Conversation, path: Path) -> int:
@@ -41,10 +67,6 @@ def load(conversation: Conversation, path: Path) -> int:
     messages = parse_messages(text, str(path))
     value = json.loads(text)
     version = value.get("schema_version") if isinstance(value, dict) else None
-    if version is not None and version != VERSION:
-        raise PromptError(
-            f"{path}: is a conversation of version {version!r}; this edge reads version {VERSION}: use a newer edge"
-        )
     first = messages[0]
     if first["role"] == "system" and isinstance(first.get("content"), str):
         conversation.replace(messages[1:], first["content"])

@@ -143,7 +143,7 @@ def agent(
         answering=Answering(
             max_tokens,
             Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
-            think_tokens(think),
+            think_tokens(think, max_tokens),
             text_share,
             style,
         ),

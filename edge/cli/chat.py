@@ -21,6 +21,7 @@ from edge.cli.common import (
     note,
     note_fallback,
     placement,
+    say,
 )
 from edge.cli.options import (
     Batch,
@@ -35,10 +36,11 @@ from edge.cli.options import (
     Mmap,
     ModelOption,
     Seed,
+    Verbose,
     think_tokens,
 )
 from edge.errors import EdgeError, PromptError
-from edge.system.text import size
+from edge.system.text import counted, size
 
 if TYPE_CHECKING:
     from edge.answer.answering import AnswerKind
@@ -129,12 +131,13 @@ def chat(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    verbose: Verbose = False,
 ) -> None:
     """Talk with a model. It reads only what is new in each message.
 
     Without a terminal, each line of standard input is a message. edge runs no command of an answer.
     """
-    thought = think_tokens(think)
+    thought = think_tokens(think, max_tokens)
     if message is not None and not message.strip():
         raise typer.BadParameter("the message is empty", param_hint="MESSAGE")
     if screen == STDIN and message is None:
@@ -149,25 +152,36 @@ def chat(
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading
 
-    path = chosen_model(model, note)
+    def sampling(kind: "AnswerKind") -> "Sampling":
+        return _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+
+    shown = None if screen is None else input_text(screen)
+    path = chosen_model(model, note, check=lambda: _check(sampling, load))
     kind: AnswerKind = answers or default_answers(path)
-    sampling = _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
     loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
-        typer.echo(f"loading {path} ({size(path.stat().st_size)})", err=True)
+        _say(f"loading {path} ({size(path.stat().st_size)})")
     with _opened(path, loading) as (runner, most):
-        settings = Settings(sampling, max_tokens, thought, show_thoughts, stats)
+        settings = Settings(sampling(kind), max_tokens, thought, show_thoughts, stats)
         talk = Conversation(runner, kind, most, settings, system)
         if load is not None:
             load_file(talk, load)
-        if screen is not None:
-            talk.screen = input_text(screen)
+        talk.screen = shown
         session = _Session(talk, interactive, commands or is_terminal(sys.stdin))
         if message is not None:
             session.answer(message)
         else:
             session.run()
+
+
+def _check(sampling: "Callable[[AnswerKind], Sampling]", load: Path | None) -> None:
+    """Check the options as far as that needs no model: before a download. Raises EdgeError."""
+    from edge.chat.stored import check
+
+    sampling("text")
+    if load is not None:
+        check(load)
 
 
 @contextlib.contextmanager
@@ -235,9 +249,8 @@ class _Session:
 
         talk = self.talk
         if self.interactive:
-            typer.echo(
-                f"{talk.answers} answers, context {talk.context:,}. /help lists commands; /bye or Ctrl-D ends.",
-                err=True,
+            _say(
+                f"{talk.answers} answers, context {talk.context:,}. /help lists commands; /bye or Ctrl-D ends."
             )
             self._remember = _line_editing()
         commands = Commands(talk, self._read_line, _say, self._confirm if self.interactive else None)
@@ -248,7 +261,7 @@ class _Session:
             except EdgeError as error:
                 if not self.interactive:
                     raise
-                typer.echo(f"error: {error}", err=True)
+                _say(f"error: {error}")
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
@@ -283,7 +296,7 @@ class _Session:
         if self.interactive:
             typer.echo()
         for line in _notes(talk, reply):
-            note(line)
+            _say(f"note: {line}")
         if not self._fallback_noted:
             self._fallback_noted = reply.rendered.status != "chat_template"
             note_fallback(talk.runner.model_file.path, reply.rendered)
@@ -365,7 +378,7 @@ class _View:
             typer.echo(err=True)
 
     def _tokens(self) -> str:
-        return f"{self._thought_tokens:,} token{'' if self._thought_tokens == 1 else 's'}"
+        return counted(self._thought_tokens, "token")
 
     def _dim(self, text: str) -> None:
         dim = self._styled and not os.environ.get("NO_COLOR")
@@ -375,7 +388,7 @@ class _View:
 def _say(text: str) -> None:
     from edge.chat.layout import safe_text
 
-    typer.echo(safe_text(text), err=True)
+    say(safe_text(text))
 
 
 def _notes(talk: "Conversation", reply: "Reply") -> Iterator[str]:
@@ -383,7 +396,7 @@ def _notes(talk: "Conversation", reply: "Reply") -> Iterator[str]:
     if reply.dropped and reply.kept:
         yield (
             f"the conversation does not fit into the context of {talk.context:,} tokens any more: the model does not "
-            f"see its oldest {reply.dropped} messages from now on; /clear starts again"
+            f"see its oldest {counted(reply.dropped, 'message')} from now on; /clear starts again"
         )
     if answer is None:
         yield (
@@ -393,18 +406,20 @@ def _notes(talk: "Conversation", reply: "Reply") -> Iterator[str]:
         )
     elif answer.closed_at_budget:
         yield (
-            f"the budget of {answer.completion_tokens} tokens ended before the answer; edge closed the action validly"
+            f"the budget of {counted(answer.completion_tokens, 'token')} ended before the answer; "
+            "edge closed the action validly"
         )
     elif answer.finish_reason == "length":
         more = "raise max_tokens" if talk.settings.max_tokens is not None else "the context is full"
-        yield f"the answer was cut after {answer.completion_tokens} tokens: {more}"
+        yield f"the answer was cut after {counted(answer.completion_tokens, 'token')}: {more}"
 
 
 def _stats(reply: "Reply") -> str:
     speed = reply.written / reply.write_seconds if reply.write_seconds else 0.0
     return (
-        f"prompt: {reply.prompt_tokens:,} tokens, {reply.read:,} of them new, read in {reply.read_seconds:.2f} s; "
-        f"answer: {reply.written:,} tokens in {reply.write_seconds:.2f} s ({speed:.1f} tokens/s)"
+        f"prompt: {counted(reply.prompt_tokens, 'token')}, {reply.read:,} of them new, "
+        f"read in {reply.read_seconds:.2f} s; "
+        f"answer: {counted(reply.written, 'token')} in {reply.write_seconds:.2f} s ({speed:.1f} tokens/s)"
     )
 
 

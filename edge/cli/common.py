@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -60,7 +60,12 @@ def _width(stream: TextIO | None) -> int | None:
 
 def progress_line(text: str) -> None:
     """Print a line of progress on stderr."""
-    typer.echo(fitted(printable(text), _width(sys.stderr)), err=True)
+    say(printable(text))
+
+
+def say(text: str) -> None:
+    """Print text that is safe to show on stderr; on a terminal, its lines are wrapped to the width."""
+    typer.echo(fitted(text, _width(sys.stderr)), err=True)
 
 
 def note_fallback(model: Path, rendered: "Rendered") -> None:
@@ -92,12 +97,17 @@ def one_line(text: str) -> str:
 
 def standard_input() -> str:
     """All of stdin as text. Raises PromptError if it is not UTF-8, typer.BadParameter if it is a terminal."""
-    if sys.stdin is None or is_terminal(sys.stdin):
-        raise typer.BadParameter("standard input is a terminal; give a file, or send text to edge")
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")
+        return b"".join(input_lines()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is not UTF-8 text (byte {error.start})") from None
+
+
+def input_lines() -> Iterable[bytes]:
+    """The lines of stdin, as they are read. Raises typer.BadParameter if it is a terminal."""
+    if sys.stdin is None or is_terminal(sys.stdin):
+        raise typer.BadParameter("standard input is a terminal; give a file, or send text to edge")
+    return sys.stdin.buffer
 
 
 def input_text(path: Path) -> str:
@@ -158,3 +168,11 @@ def broken_package(error: BaseException) -> str | None:
         return f"a package that edge needs is too old or too new ({why}): run pip install for edge again"
     again = f"{install} --force-reinstall {package}"
     return f"the package {package} does not work here ({why}); install it again with: {again}"
+
+
+def written_stream(error: OSError) -> str:
+    """The standard stream that could not be written, for an error that names no file; empty for another error."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    if error.filename or last.f_globals["__name__"].partition(".")[0] not in ("click", "typer", "rich"):
+        return ""
+    return "standard error" if last.f_locals.get("err") else "standard output"

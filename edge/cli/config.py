@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edge.cli.command import App
-from edge.cli.common import echo_json, table
+from edge.cli.common import echo_json, show, table
 from edge.system.config import VERSION, Held, config_file, settings
 from edge.system.store import store_folder
 from edge.system.text import printable
@@ -69,11 +69,11 @@ def config(
         }
         echo_json(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    typer.echo(f"file   {printable(str(path))}{'' if path.exists() else ' (does not exist)'}")
-    typer.echo(f"store  {printable(str(store_folder()))}\n")
+    show(f"file   {printable(str(path))}{'' if path.exists() else ' (does not exist)'}")
+    show(f"store  {printable(str(store_folder()))}\n")
     rows: list[tuple[str, ...]] = [(name, _value(one), _source(one)) for name, one in held.items()]
     table(["setting", "value", "from"], rows)
-    typer.echo(f"\nmodel: {printable(default[0] or 'none yet')} ({printable(default[1])})")
+    show(f"\nmodel: {printable(default[0] or 'none yet')} ({printable(default[1])})")
 
 
 @config_app.command()

@@ -155,7 +155,7 @@ def evaluate(
         raise typer.BadParameter("--backend openai needs the server's URL", param_hint="--base-url")
     if backend == "vllm" and model is None:
         raise typer.BadParameter("--backend vllm needs a Hugging Face folder", param_hint="--model")
-    thought = think_tokens(think)
+    thought = think_tokens(think, max_tokens)
 
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling

@@ -49,7 +49,9 @@ def schema(
     except EdgeError as error:
         raise typer.BadParameter(str(error), param_hint="NAME") from None
     if text is None:
-        raise typer.BadParameter(f"{name} has no example; see docs/formats.md", param_hint="--example")
+        raise typer.BadParameter(
+            f"{name} has no example; `edge schema {name}` prints its schema", param_hint="--example"
+        )
     typer.echo(text.rstrip("\n"))
 
 
@@ -60,7 +62,10 @@ def _rows() -> None:
 
 @rows.command()
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Replay rows (JSON Lines).")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Replay rows (JSON Lines); - for standard input."),
+    ],
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
@@ -69,11 +74,11 @@ def check(
     An error is a line that edge refuses. A warning is a line that edge reads, but that is probably a mistake: for
     example a reference that is not an action. The exit code is 1 if there is an error.
     """
-    from edge.cli.common import echo_json
+    from edge.cli.common import STDIN, echo_json, input_lines
     from edge.replay.check import check_rows
     from edge.system.text import printable
 
-    checked = check_rows(file)
+    checked = check_rows("standard input", input_lines()) if file == STDIN else check_rows(file)
     if as_json:
         echo_json(checked.to_json())
     else:

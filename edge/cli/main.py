@@ -14,7 +14,7 @@ from edge.cli.agent import agent, replay
 from edge.cli.bundle import bundle, unbundle
 from edge.cli.chat import chat
 from edge.cli.command import App
-from edge.cli.common import broken_package, conversation, is_terminal, note, note_fallback
+from edge.cli.common import broken_package, conversation, is_terminal, note, note_fallback, written_stream
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.formats import rows, schema
@@ -30,8 +30,8 @@ from edge.cli.store import models_app
 from edge.cli.sweep import sweep
 from edge.errors import EdgeError, EdgeWarning
 from edge.system.machine import address_space_left
-from edge.system.streams import tolerant_streams
-from edge.system.text import printable
+from edge.system.streams import tolerant_streams, unencodable
+from edge.system.text import counted, printable
 from edge.version import __version__
 
 app = App(
@@ -66,6 +66,11 @@ def prompt(
         typer.echo(json.dumps(encode_with(path, rendered.text)))
     else:
         typer.echo(rendered.text, nl=is_terminal(sys.stdout))
+        if escaped := unencodable(rendered.text, sys.stdout):
+            note(
+                f"standard output is not UTF-8: {counted(escaped, 'character')} of the prompt printed as an escape "
+                "such as \\u00e9; for the exact text set PYTHONIOENCODING=utf-8"
+            )
 
 
 def show_help(
@@ -182,8 +187,10 @@ def main() -> NoReturn:
             typer.echo(f"error: {package}", err=True)
             sys.exit(1)
         if isinstance(error, OSError):
-            where = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"error: {printable(where)}{error.strerror or error}", err=True)
+            where = error.filename or written_stream(error)
+            typer.echo(
+                f"error: {printable(f'{where}: ' if where else '')}{error.strerror or error}", err=True
+            )
             sys.exit(1)
         # With too little memory, an import can fail with any exception, and a thread cannot start.
         if not (isinstance(error, MemoryError | ImportError) or package or "start new thread" in str(error)):

@@ -8,6 +8,7 @@ import typer
 
 from edge.cli.common import Threads, note, progress_line, show
 from edge.cli.options import Batch, Force, GpuLayers, Verbose, reading_layers
+from edge.system.text import counted
 
 if TYPE_CHECKING:
     from edge.measure.schema import Measurement
@@ -129,5 +130,9 @@ def _print(done: "Measurement", out: Path) -> None:
             lines.append([label, format(value, form), " to ".join(bounds) if len(bounds) == 2 else ""])
     show("\n".join(table(("figure", "value", "95 % interval"), lines, right=(1,))))
     rows = done["kind"] == "rows"
-    what = f"{figures['rows']} rows of {figures['tasks']} tasks" if rows else f"{figures['rows']} chunks"
-    show(f"\n{out}: {figures['tokens']:,} tokens of {what}")
+    what = (
+        f"{counted(figures['rows'], 'row')} of {counted(figures['tasks'], 'task')}"
+        if rows
+        else f"{counted(figures['rows'], 'chunk')}"
+    )
+    show(f"\n{out}: {counted(figures['tokens'], 'token')} of {what}")

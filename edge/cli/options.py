@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from edge.cli.common import note
+
 
 def _show_log(wanted: bool) -> None:
     """Print llama.cpp's log on stderr, as the parts of lines that llama.cpp writes."""
@@ -129,13 +131,20 @@ Verbose = Annotated[
 ]
 
 
-def think_tokens(value: str | None) -> int | None:
-    """The value of --think in tokens; None if the option is not given. Raises typer.BadParameter."""
+def think_tokens(value: str | None, most: int | None = None) -> int | None:
+    """The value of --think in tokens; None if the option is not given. Raises typer.BadParameter.
+
+    A note says so if it is not less than `most`, the value of --max-tokens.
+    """
     if value is None:
         return None
     if value == "off":
         return 0
     if re.fullmatch("[0-9]{1,9}", value):
+        if most is not None and int(value) >= most:
+            note(
+                f"--think {value} is not below --max-tokens {most}: a long thought leaves no tokens for the answer"
+            )
         return int(value)
     raise typer.BadParameter("must be off, or a number of tokens", param_hint="--think")
 

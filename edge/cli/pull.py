@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line
+from edge.cli.common import Threads, is_terminal, note, progress_line
 from edge.errors import ModelFileError
 from edge.system.text import size
 
@@ -51,7 +51,7 @@ def pull(
     edge takes a GGUF as it is, and converts a repository of safetensors. An interrupted download resumes.
     """
     from edge.formats.hub import HubOptions
-    from edge.names import Reference, resolve
+    from edge.names import Reference, check_type, resolve
     from edge.pull import pull as run_pull
 
     found = resolve(name, remote=True)
@@ -60,6 +60,7 @@ def pull(
             raise typer.BadParameter(
                 f"{name} already names a type or a file; omit --quant", param_hint="--quant"
             )
+        check_type(name, quant)
         found = replace(found, quant=quant)
     pulled = run_pull(
         found,
@@ -92,7 +93,7 @@ def ask_first(yes: bool | None) -> Callable[["Download"], None]:
         )
         if download.n_bytes <= ASK_ABOVE or yes:
             return
-        if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
             why = "is more than 1 GB, and without a terminal edge cannot ask"
             if yes is None:
                 raise ModelFileError(

@@ -7,6 +7,7 @@ import typer
 
 from edge.cli.common import show
 from edge.cli.options import Force
+from edge.system.text import counted
 
 if TYPE_CHECKING:
     from edge.replay.stored_result import Result
@@ -88,6 +89,6 @@ def print_scores(result: "Result", out: Path) -> None:
     """Print the headline figures of a result on one line."""
     figures = result["aggregate"]
     show(
-        f"{out}: {figures['steps']} steps, score {100 * figures['avg_command_f1']:.2f}, "
+        f"{out}: {counted(figures['steps'], 'step')}, score {100 * figures['avg_command_f1']:.2f}, "
         f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
     )

@@ -44,7 +44,7 @@ from edge.cli.options import (
     think_tokens,
 )
 from edge.errors import PromptError
-from edge.system.text import safe_json
+from edge.system.text import counted, safe_json
 
 if TYPE_CHECKING:
     from edge.answer.action import Action
@@ -98,7 +98,7 @@ def run(
     edge does not run the action. Review it before you run any part of it. On a terminal, the action has the model's
     own white space; in a pipe or a file it is one line, unless you give --style.
     """
-    thought = think_tokens(think)
+    thought = think_tokens(think, max_tokens)
     task = _task(task, screen, messages)
 
     from edge.answer.answering import Answering
@@ -119,7 +119,9 @@ def run(
     shown = "" if stream else action.to_json() if as_json else text
     typer.echo(safe_json(shown) if terminal else shown)
     if action.closed_at_budget and not as_json:
-        note(f"the budget of {max_tokens} tokens ended before the answer; edge closed the action validly")
+        note(
+            f"the budget of {counted(max_tokens, 'token')} ended before the answer; edge closed the action validly"
+        )
 
 
 def _action(

@@ -1,6 +1,7 @@
 """The commands `edge models`, `edge models known`, `path` and `rm`. They import heavy modules only when they run."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,8 +28,13 @@ models_app = App(help="List, find and remove models.", rich_markup_mode=None, ad
 @models_app.callback(invoke_without_command=True)
 def models(context: typer.Context, as_json: Json = False) -> None:
     """List the models in the model store and in ./models; find and remove them."""
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        list_models(as_json)
+
+
+@models_app.command(name="list")
+def list_models(as_json: Json = False) -> None:
+    """List the models, as edge models does."""
     from edge.formats.models import default_choice, found_models
 
     stored, local = list(found_models(store_files())), list(found_models(local_files()))
@@ -71,9 +77,15 @@ def known(as_json: Json = False) -> None:
 @models_app.command()
 def path(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a model; edge models lists them.")],
+    as_json: Json = False,
 ) -> None:
     """Print the path of a model."""
-    typer.echo(_named(name, [*local_files(), *store_files()]).absolute())
+    found = _named(name, [*local_files(), *store_files()], "./models or ").absolute()
+    if as_json:
+        fields = {"version": _VERSION, "name": model_name(found), "path": str(found)}
+        echo_json(json.dumps(fields, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(found)
 
 
 @models_app.command()
@@ -126,16 +138,26 @@ def _remove(file: Path) -> None:
         note(f"{matrix}: the importance matrix stays")
 
 
-def _named(name: str, files: list[Path]) -> Path:
-    """The file called `name` among these. Raises ModelFileError with a similar name."""
+def _named(name: str, files: list[Path], places: str = "") -> Path:
+    """The file called `name` among these, which are in `places` and the store. Raises ModelFileError with a hint."""
     path = named_file(name)
     by_name = {model_name(file): file for file in reversed(files)}
     if path not in files:
         path = by_name.get(name.removesuffix(".gguf"))
     if path is not None:
         return path
-    hint = did_you_mean(name, by_name) or "edge models lists the names"
-    raise ModelFileError(f"{name}: no model of this name in {store_folder()}; {hint}")
+    file = Path(os.path.expanduser(name))
+    if file.name != name:
+        stored = next((own for own in files if own.absolute() == file.absolute()), None)
+        hint = f"give {model_name(stored)}" if stored else "give a name that `edge models` lists"
+        raise ModelFileError(f"{name}: is a path, not the name of a model; {hint}")
+    local = next((own for own in local_files() if model_name(own) == name.removesuffix(".gguf")), None)
+    if local is not None:
+        raise ModelFileError(
+            f"{name}: is in ./models, not in the model store; remove the file {local} yourself"
+        )
+    hint = did_you_mean(name, by_name) or "`edge models` lists the names"
+    raise ModelFileError(f"{name}: no model of this name in {places}{store_folder()}; {hint}")
 
 
 def _print_models(models: "list[FoundModel]") -> None:

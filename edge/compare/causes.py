@@ -54,14 +54,19 @@ class Cause:
     """Two results that differ in exactly one thing. `part` compares `second` with the baseline, `first`."""
 
     kind: str
-    """One of KINDS."""
+    """What differs, such as quantization or engine."""
     first: str
+    """The result that is the baseline."""
     second: str
+    """The other result."""
     first_model: str
+    """Name of the model of the baseline for people."""
     second_model: str
+    """The same for the other result."""
     what: str
     """The difference in words, from the first to the second: `BF16 → Q4_K_M, constrained`."""
     part: Part
+    """The second result compared with the first."""
 
 
 @dataclass(frozen=True)

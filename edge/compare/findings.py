@@ -10,6 +10,7 @@ from edge.compare.verdict import p_text, places
 from edge.replay.rows import describe
 from edge.system.places import write_json
 from edge.system.tables import clean, code, table
+from edge.system.text import counted
 
 LABELS = {
     "score": "score (100 × F1)",
@@ -35,9 +36,11 @@ class Agreement(TypedDict, total=False):
     """Percent of the paired steps with the same first command, commands and text. Empty if nothing is paired."""
 
     same_first_command_pct: float
+    """Percent of the steps with the same first command."""
     same_commands_pct: float
+    """Percent of the steps with the same commands."""
     same_text_pct: float
-    """Missing if the whole answers are not available on both sides."""
+    """Percent of the steps with the same text; missing if the whole answers are not available on both sides."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,23 @@ class Figure:
     """
 
     name: str
+    """Name of the figure, as in the aggregate of a result; also score."""
     reference: float | None
+    """The reference's figure; null if it was not published."""
     ours: float
+    """The result's figure."""
     difference: float | None
+    """ours - reference."""
     low: float | None
+    """Lower bound of the difference at 95 %; null if nothing is paired."""
     high: float | None
+    """Upper bound of the difference."""
     verdict: str
+    """The verdict in a few words."""
     sentence: str
     """The verdict in sentences."""
     detectable: float | None = None
-    """The true loss that is detected with 80 % probability at the 5 % level. None if the figure is not paired, if there
+    """The true loss that is detected with 80 % probability at the 5 % level. null if the figure is not paired, if there
     is only one task, or if nothing varies."""
     p: float | None = None
     """The p-value of McNemar's exact test, for `valid_json_pct` and `first_cmd_exact_pct` of paired steps."""
@@ -74,13 +84,21 @@ class Worse:
     """A step whose command F1 fell. A first command is "" if there is none."""
 
     task_id: str
+    """Name of the task."""
     sample_idx: int
+    """Number of the sample."""
     step_idx: int
+    """Number of the step."""
     reference_f1: float
+    """Command F1 of the reference's answer."""
     our_f1: float
+    """Command F1 of the result's answer."""
     wanted: str
+    """First command of the row's reference answer."""
     reference_first: str
+    """First command that the reference proposed."""
     our_first: str
+    """First command that the result proposed."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +108,21 @@ class Group:
     kind: str
     """What the steps have in common: `source_group`, `bucket`, or `prompt_length` in tokens (k: 1,000)."""
     name: str
+    """Name of the group."""
     steps: int
+    """Number of steps."""
     tasks: int
+    """Number of tasks."""
     reference: float | None
+    """Command F1 of the reference; null if it was not published."""
     ours: float
+    """Command F1 of the result."""
     difference: float | None
+    """ours - reference."""
     low: float | None
-    """Lower bound of the difference, as in `Figure`; also None for a group of one task."""
+    """Lower bound of the difference at 95 %; null also for a group of one task."""
     high: float | None
+    """Upper bound of the difference."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +130,31 @@ class Part:
     """One result compared with the reference. Counts are steps; `joined` steps are on both sides."""
 
     result: str
+    """The result, as the command named it."""
     model: str
+    """Name of its model for people."""
     joined: int
+    """Number of steps that both sides have."""
     only_ours: int
+    """Number of steps that only the result has."""
     only_reference: int
+    """Number of steps that only the reference has."""
     tasks: int
+    """Number of tasks."""
     figures: tuple[Figure, ...]
+    """The figures of both sides."""
     groups: tuple[Group, ...]
+    """Command F1 by group of steps."""
     agreement: Agreement
+    """How often both sides answer the same."""
     better: int
+    """Number of steps whose command F1 is higher than the reference's."""
     same: int
+    """Number of steps with the same command F1."""
     worse: tuple[Worse, ...]
-    """The largest loss first."""
+    """The steps whose command F1 is lower, the largest loss first."""
     notes: tuple[str, ...]
+    """What a reader of the figures must know."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +223,8 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
             if count
         ]
         lines += [
-            f"Paired: {part.joined} steps of {part.tasks} tasks. Not paired: {', '.join(left_out) or 'none'}.",
+            f"Paired: {counted(part.joined, 'step')} of {counted(part.tasks, 'task')}. "
+            f"Not paired: {', '.join(left_out) or 'none'}.",
             "",
         ]
     for note in part.notes:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from edge.errors import ResultError
 from edge.replay.rows import Key, by_step, describe, step_key, without_sample
 from edge.replay.stored_result import Head, SamplingFields, Step
+from edge.system.text import counted
 
 _SHOWN = 3  # steps that a refusal names
 
@@ -167,7 +168,7 @@ def _lacking(pairs: Sequence[_Pair], name: _Hash, our_name: str, reference_name:
 
 
 def _steps(count: int) -> str:
-    return f"{count} step{'s' * (count != 1)}"
+    return counted(count, "step")
 
 
 def thought_budget(sampling: SamplingFields) -> int | None:
@@ -211,9 +212,7 @@ def run_notes(ours: Head, reference: Head) -> list[str]:
             break
     for sampling, whose in ((a, "The reference"), (b, "Our result")):
         if (skipped := sampling.get("skipped_too_long") or 0) > 0:
-            notes.append(
-                f"{whose} left out {skipped} row{'s' * (skipped > 1)} that did not fit into its context."
-            )
+            notes.append(f"{whose} left out {counted(skipped, 'row')} that did not fit into its context.")
     for result, whose in ((reference, "The reference"), (ours, "Our result")):
         status = result.get("prompt_template", {})
         if status.get("rank_eligible") is False and status.get("template_status") != "unknown":

@@ -27,10 +27,11 @@ from edge.compare.pairing import keyed, pair_steps, run_notes
 from edge.compare.verdict import places, sentence, unpaired_sentence, verdict
 from edge.errors import EdgeError, ResultError
 from edge.metrics import FIGURES, TERMS, Aggregate, GroupFigures, aggregate, headline
-from edge.replay.known import find_known
+from edge.replay.known import KnownModel, find_known
 from edge.replay.result import read_result, whole_text
 from edge.replay.rows import Key
 from edge.replay.stored_result import Head, Result, Step
+from edge.system.text import counted
 
 _TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # each step is right or wrong: McNemar's test
 
@@ -104,14 +105,22 @@ def model_label(result: Head, path: Path | str) -> str:
 def _read_reference(reference: Path | str) -> _Reference:
     if Path(reference).exists() or isinstance(reference, Path):
         return _of_result(reference, read_result(reference))
-    try:
-        known = find_known(reference)
-    except EdgeError as error:
-        raise ResultError(f"{reference}: no such file; {str(error).removeprefix(f'{reference}: ')}") from None
-    if not known.reference:
-        raise ResultError(f"{reference}: no figures were published for this model; give a result JSON")
+    known = published_model(reference)
     name = f"published figures of {known.name} ({known.reference_source})"
     return _Reference(name, known.name, [], known.reference, {"sampling": known.reference_run})
+
+
+def published_model(name: str) -> KnownModel:
+    """The known model of that name, which has published figures. Raises ResultError for another name or a path."""
+    if name.startswith((".", "/", "~", "\\")) or name.endswith(".json") or Path(name).is_absolute():
+        raise ResultError(f"{name}: no such file")
+    try:
+        known = find_known(name)
+    except EdgeError as error:
+        raise ResultError(f"{name}: no such file, and {str(error).removeprefix(f'{name}: ')}") from None
+    if not known.reference:
+        raise ResultError(f"{name}: no figures were published for this model; give a result JSON")
+    return known
 
 
 def _of_result(path: Path | str, result: Result) -> _Reference:
@@ -183,15 +192,16 @@ def _few(tasks: int) -> str:
     if tasks == 1:
         return "Only 1 task: its steps are not independent, so there are no intervals."
     if tasks < LEAST_TASKS:
-        return f"Only {tasks} tasks: the intervals are too narrow, so they show neither a loss nor a gain."
-    return f"Only {tasks} tasks: the intervals are widened for so few tasks, but they are still rough."
+        return f"Only {counted(tasks, 'task')}: the intervals are too narrow, so they show neither a loss nor a gain."
+    return f"Only {counted(tasks, 'task')}: the intervals are widened for so few tasks, but they are still rough."
 
 
 def _unpaired_note(steps: int, figures: Aggregate) -> str:
-    published = f" of {figures['steps']} steps" if "steps" in figures else ""
+    published = f" of {counted(figures['steps'], 'step')}" if "steps" in figures else ""
     return (
-        f"The reference is published figures{published}; our result has {steps} steps. Published figures have no steps "
-        "to pair, so there is no interval of a difference, no test and no list of steps that got worse."
+        f"The reference is published figures{published}; our result has {counted(steps, 'step')}. "
+        "Published figures have no steps to pair, so there is no interval of a difference, no test and no list of "
+        "steps that got worse."
     )
 
 

@@ -2,14 +2,34 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from edge.compare.causes import Cause, causes_json
-from edge.compare.findings import Comparison
+from edge.compare.findings import Comparison, Part
 from edge.replay.result import run_digest
 from edge.system.outputs import Run, check_output, check_replaced, named_run
 from edge.system.places import write_json
 
 SCHEMA_VERSION = 1
+
+
+class StoredComparison(TypedDict):
+    """The JSON of `edge compare --json`. Without --reference it has only causes, without --causes none."""
+
+    comparison: int
+    """Version of this format. No other JSON of edge has this field."""
+    run: dict[str, object]
+    """What was compared: the results and the reference, by SHA-256. edge replaces only a file of the same run."""
+    reference: NotRequired[str]
+    """The reference, as the command named it."""
+    model: NotRequired[str]
+    """Name of the reference's model for people."""
+    paired: NotRequired[bool]
+    """Whether the reference has steps, so that edge compared step by step."""
+    parts: NotRequired[list[Part]]
+    """One entry for each result."""
+    causes: NotRequired[list[Cause]]
+    """One entry for each pair of results that differ in exactly one thing."""
 
 
 def check_comparison(

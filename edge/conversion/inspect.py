@@ -26,7 +26,7 @@ from edge.formats.gguf import (
 )
 from edge.prompt import PromptSource, prompt_source, render_prompt, task_messages
 from edge.system.tables import display_width
-from edge.system.text import masked
+from edge.system.text import counted, masked
 
 if TYPE_CHECKING:
     from edge.conversion.verify import Comparison
@@ -104,7 +104,7 @@ class Inspection:
             f"  SHA-256      {self.sha256}",
             *_pairs("origin", self.origin),
             *_type_lines(self.types),
-            f"  layout       {self.header_bytes:,} bytes of header, {len(self.tensors):,} tensors, "
+            f"  layout       {self.header_bytes:,} bytes of header, {counted(len(self.tensors), 'tensor')}, "
             f"{self.padding_bytes:,} bytes of padding",
             *_token_lines(self.tokens),
             *_template_lines(self.template),
@@ -115,7 +115,9 @@ class Inspection:
         ]
         if self.verified:
             good = "all data read: no NaN or Inf, no stray bytes"
-            lines.append(f"  data         {_count(len(self.problems), 'problem') if self.problems else good}")
+            lines.append(
+                f"  data         {counted(len(self.problems), 'problem') if self.problems else good}"
+            )
         lines += [f"  PROBLEM      {_clean(problem)}" for problem in self.problems]
         if self.comparison is not None:
             lines += _comparison_lines(self.comparison)
@@ -245,7 +247,7 @@ def _token_lines(tokens: Tokens) -> list[str]:
     adds = [name for name, adds in (("BOS", tokens.add_bos), ("EOS", tokens.add_eos)) if adds]
     return [
         f"  tokenizer    {_clean(tokens.model, 30)}, pre-tokenizer {_clean(tokens.pre, 30) or '(none)'}, "
-        f"{tokens.count:,} tokens ({kinds}), {tokens.merges:,} merges",
+        f"{counted(tokens.count, 'token')} ({kinds}), {counted(tokens.merges, 'merge')}",
         f"               {special or 'no special tokens'}; adds {' and '.join(adds) or 'neither BOS nor EOS'}",
     ]
 
@@ -267,14 +269,10 @@ def _template_lines(template: Template | None) -> list[str]:
 
 def _comparison_lines(comparison: "Comparison") -> list[str]:
     at = f" at {comparison.revision}" if comparison.revision else ""
-    equal = f"{_count(comparison.equal, 'tensor')} converted again with the same bits"
+    equal = f"{counted(comparison.equal, 'tensor')} converted again with the same bits"
     lines = [f"  source       {_clean(comparison.source)}{at}: {equal}"]
     if comparison.skipped:
         why = "made with an importance matrix; give it with --imatrix"
         lines.append(f"               {len(comparison.skipped):,} not compared: {why}")
     lines += [f"  DIFFERS      {_clean(d.name, 60)}: {_clean(d.problem)}" for d in comparison.different]
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

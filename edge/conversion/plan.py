@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint, StoredTensor
+from edge.system.text import counted
 
 Array = npt.NDArray[Any]
 Value = bool | int | float | str | list[int] | list[bool]
@@ -227,7 +228,9 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     """
     n_layers = config.integer("num_hidden_layers")
     if n_layers > _MAX_LAYERS:  # before a list is built for each layer
-        raise ConversionError(f"{config.where}: {n_layers} layers; llama.cpp takes at most {_MAX_LAYERS}")
+        raise ConversionError(
+            f"{config.where}: {counted(n_layers, 'layer')}; llama.cpp takes at most {_MAX_LAYERS}"
+        )
     stored, notes = _bare_names(checkpoint)
     config = Config(config.where, {**family.defaults, **config.values})
     config, stored, further = family.adapt(config, stored)
@@ -280,7 +283,7 @@ def _bare_names(checkpoint: Checkpoint) -> tuple[Stored, list[str]]:
     ]
     if towers:
         notes.append(
-            f"{', '.join(sorted(towers))} ({sum(towers.values())} tensors) omitted: "
+            f"{', '.join(sorted(towers))} ({counted(sum(towers.values()), 'tensor')}) omitted: "
             "the GGUF contains only the text model"
         )
     return stored, notes

@@ -8,6 +8,7 @@ lora           merges a LoRA adapter into a checkpoint
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does
 gguf           a GGUF on disk: header, metadata, tensors
+gguf_names     what the name of a GGUF says: its type, its part
 models         which GGUFs of the store and of ./models are usable
 facts          what a GGUF says about itself
 checksum       CRC-32 checksums of a GGUF

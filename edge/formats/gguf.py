@@ -23,6 +23,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, size_lab
 from edge.errors import ModelFileError
 from edge.system.files import whole_file
 from edge.system.paths import cache_folder
+from edge.system.store import model_name, store_files
 
 # Scalar value types of the format: number -> struct code. 8 is a string, 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -314,13 +315,19 @@ def _status(path: Path) -> os.stat_result:
     try:
         status = path.stat()
     except FileNotFoundError:
+        if path.is_symlink():
+            raise ModelFileError(f"{path}: is a broken link: {os.readlink(path)} does not exist") from None
         raise ModelFileError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # a NUL in the path
         raise ModelFileError(f"{str(path)!r}: cannot be read: {error}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise ModelFileError(f"{path}: is a folder, not a GGUF; make a GGUF with `edge convert {path}`")
+        made = [name for name in map(model_name, store_files()) if name.startswith(f"{path.resolve().name}-")]
+        stored = f", or use one in the model store: {', '.join(made)}" if made else ""
+        raise ModelFileError(
+            f"{path}: is a folder, not a GGUF; make a GGUF with `edge convert {path}`{stored}"
+        )
     if not stat.S_ISREG(status.st_mode):
         raise ModelFileError(f"{path}: is not a regular file; give the path of a GGUF")
     return status

@@ -18,15 +18,15 @@ from typing import BinaryIO
 
 from edge.errors import HubError, Interrupted
 from edge.formats.gguf import remember, sha256
-from edge.formats.hub_errors import failure, is_final, request_errors, why
+from edge.formats.hub_errors import check_endpoint, failure, is_final, request_errors, why
 from edge.system.files import whole_file
 from edge.system.locks import held_lock
-from edge.system.machine import free_disk
+from edge.system.places import check_disk
 from edge.system.text import size
 
 __all__ = ["HubOptions"]
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[\w-]", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -138,6 +138,7 @@ def open_repository(hub_id: str, options: HubOptions | None = None, *, say: Say 
 
     absent, lost = _not_cached(hub_id, options), ""
     if not options.offline and not constants.HF_HUB_OFFLINE:
+        check_endpoint()
         try:
             return _listed(hub_id, options.revision)
         except Exception as error:
@@ -168,11 +169,9 @@ def check_access(repository: Repository, name: str) -> None:
         raise failure(repository.hub_id, repository.revision, error) from None
 
 
-def check_disk(folder: Path, needed: int, advice: str) -> None:
-    """Raises HubError if the disk of `folder`, which need not exist, has less than `needed` bytes free."""
-    free = free_disk(folder)
-    if needed > free:
-        raise HubError(f"{folder}: {size(free)} free on this disk, {size(needed)} needed; {advice}")
+def check_cache_disk(needed: int) -> None:
+    """Raises HubError if the disk of the hub's cache has less than `needed` bytes free."""
+    check_disk(cache_place(), needed, "free some, or set HF_HOME to a folder on another disk", error=HubError)
 
 
 def download(
@@ -194,9 +193,7 @@ def download(
         return repository.folder
     if (unavailable := repository.unavailable(names)) is not None:
         raise unavailable
-    check_disk(
-        cache_place(), repository.to_download(names), "free some, or set HF_HOME to a folder on another disk"
-    )
+    check_cache_disk(repository.to_download(names))
     total, done = sum(file.n_bytes for file in missing), 0
     for file in missing:
 

@@ -1,5 +1,8 @@
 """What a failed request to the Hugging Face hub means: the error line for it, and whether another try can help."""
 
+import os
+import re
+
 from edge.errors import HubError, UnknownRepositoryError
 
 
@@ -26,6 +29,23 @@ def is_final(error: Exception) -> bool:
 def why(error: Exception) -> str:
     """The reason in an exception of a request."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def check_endpoint() -> None:
+    """Raise HubError if HF_ENDPOINT is not the address of a server."""
+    given = os.environ.get("HF_ENDPOINT")
+    if given is None or re.match(r"https?://[^/]", given, re.IGNORECASE):
+        return
+    host = given.rpartition("//")[2]
+    meant = f"give https://{host}, or unset it" if host else "unset it"
+    raise HubError(f"HF_ENDPOINT: {given!r} is not an address that begins with https:// or http://; {meant}")
+
+
+def _settings() -> str:
+    """The settings that decide where a request goes, for an error line."""
+    names = {name.upper(): name for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "HF_ENDPOINT")}
+    found = [name for name in names if os.environ.get(name) or os.environ.get(name.lower())]
+    return f" and {', '.join(found)}" if found else " and the proxy"
 
 
 def failure(where: str, revision: str | None, error: Exception) -> HubError:
@@ -58,10 +78,12 @@ def failure(where: str, revision: str | None, error: Exception) -> HubError:
         problem = f"is refused with your token; set HF_TOKEN to a new one ({tokens})"
     elif not status and isinstance(error, (*request_errors(), errors.LocalEntryNotFoundError)):
         problem = (
-            f"cannot be fetched and is not in the local cache; check the network and the proxy ({why(error)})"
+            f"cannot be fetched and is not in the local cache; check the network{_settings()} ({why(error)})"
         )
     elif not status and isinstance(error, OSError) and error.strerror:
         where, problem = str(error.filename or constants.HF_HUB_CACHE), f"cannot be written: {error.strerror}"
+    elif status >= 500 or status == 429:
+        problem = f"cannot be fetched now; try again later ({why(error)})"
     else:
         problem = f"cannot be fetched: {why(error)}"
     colon = ":" if problem.startswith(("cannot be written", "the hub no")) else ""

@@ -30,6 +30,7 @@ from edge.formats.checkpoint import (
     read_tokenizer_config,
 )
 from edge.formats.floats import Floats, narrow, widen
+from edge.system.text import counted
 
 _MAX_RANK = 4096
 _BLOCK = 1 << 22  # values computed at a time, to keep the float32 memory small
@@ -158,7 +159,7 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         adapter="+".join(filter(None, (checkpoint.adapter, checkpoint_name(folder)))),
         notes=(
             *checkpoint.notes,
-            f"the adapter {checkpoint_name(folder)} is merged into {n_modules} module{'s' * (n_modules != 1)}",
+            f"the adapter {checkpoint_name(folder)} is merged into {counted(n_modules, 'module')}",
             *notes,
         ),
     )

@@ -4,18 +4,16 @@ The default: the setting `model` (EDGE_MODEL, or the file of settings), else the
 the newest usable one in the user's store. A model wins over the embedded one, whatever their times.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge.errors import ConfigError, ModelFileError
 from edge.formats.gguf import ModelFile, read_model_file
+from edge.formats.gguf_names import part_name, part_of, whole_name
 from edge.system.config import settings
 from edge.system.paths import EMBEDDED_NAME
 from edge.system.store import local_files, local_model, store_files
-
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # llama.cpp's names of the parts of a split model
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,10 @@ def parts(path: Path, count: int) -> list[Path]:
 
     Only `path` if its name is not that of the first of `count` parts.
     """
-    match = _PART.fullmatch(path.name)
-    if match is None or (int(match[2]), int(match[3])) != (1, count):
+    if part_of(path.name) != (1, count):
         return [path]
-    return [path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    whole = whole_name(path.name)
+    return [path.with_name(part_name(whole, number, count)) for number in range(1, count + 1)]
 
 
 def examine(path: Path) -> FoundModel:
@@ -86,8 +84,7 @@ def examine(path: Path) -> FoundModel:
     try:
         return FoundModel(path, None, path.stat().st_size, problem)
     except OSError:
-        broken = path.is_symlink()
-        return FoundModel(path, None, 0, "a broken link" if broken else problem)
+        return FoundModel(path, None, 0, problem)
 
 
 def found_models(files: Iterable[Path]) -> Iterator[FoundModel]:
@@ -95,11 +92,9 @@ def found_models(files: Iterable[Path]) -> Iterator[FoundModel]:
     files = list(files)
     there = set(files)
     for path in files:
-        match = _PART.fullmatch(path.name)
-        if match and int(match[2]) > 1:
-            first = path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf")
-            if first in there:
-                continue
+        part = part_of(path.name)
+        if part and part[0] > 1 and path.with_name(part_name(whole_name(path.name), 1, part[1])) in there:
+            continue
         yield examine(path)
 
 

@@ -26,7 +26,7 @@ from edge.llama.memory import (
     read_shape,
 )
 from edge.system.machine import Memory, physical_cores
-from edge.system.text import size
+from edge.system.text import counted, size
 
 Lever = tuple[str, Callable[[Loading], Loading]]
 """An option that needs less memory, as text and as a change."""
@@ -90,14 +90,14 @@ class Placement:
         )
 
     def __str__(self) -> str:
-        answers = "1 answer" if self.parallel == 1 else f"{self.parallel} answers"
+        answers = counted(self.parallel, "answer")
         memory = ", ".join(
             f"{size(use.needed)} of {'unknown memory' if use.free is None else size(use.free) + ' free'}"
             + (f" on {use.where}" if len(self.uses) > 1 or use.where != "CPU" else "")
             for use in self.uses
         )
         return (
-            f"placement: {self.device}, {self.threads} thread{'s' if self.threads > 1 else ''}, {answers} at a time, "
+            f"placement: {self.device}, {counted(self.threads, 'thread')}, {answers} at a time, "
             f"cache of {self.cells:,} tokens ({self.kv_type}, {size(self.kv_cache)}), batch {self.batch}, "
             f"flash attention {'on' if self.flash_attention else 'off'}, {'' if self.mmap else 'no mmap, '}{memory}"
         )

@@ -27,6 +27,7 @@ from edge.measure.partial_file import PartialFile
 from edge.system.machine import MAX_THREADS, physical_cores
 from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.places import place_of
+from edge.system.text import counted
 from edge.version import __version__
 
 Progress = Callable[[int, int], None]
@@ -60,7 +61,8 @@ class Calibration:
     def __str__(self) -> str:
         what = "rows" if self.kind == "rows" else f"chunks of {self.chunk_size}"
         lines = [
-            f"{self.path}: {self.tensors} tensors, from {self.tokens:,} tokens of {self.sequences:,} {what}",
+            f"{self.path}: {counted(self.tensors, 'tensor')}, "
+            f"from {counted(self.tokens, 'token')} of {self.sequences:,} {what}",
             *(f"note: {note}" for note in self.notes),
             *experts_text(self.experts),
         ]
@@ -115,16 +117,7 @@ def calibrate(
     begin = time.monotonic()
     file = read_model_file(model)
     corpus = from_text(file, Path(text), chunk) if text else from_rows(file, Path(rows or ""), context)
-    identity = {
-        "edge": __version__,
-        "llama-cpp-python": version("llama-cpp-python"),
-        "model_sha256": sha256(file.path),
-        f"{corpus.kind}_sha256": corpus.sha256,
-        "chunk": chunk if text else None,
-        "context": context,
-        "gpu_layers": gpu_layers,
-        "process_output": process_output,
-    }
+    identity = _identity(file, corpus, chunk if text else None, context, settings)
     run = {"data": str(corpus.path), "chunk": chunk, "model": file.path.name}
     check_replaced(
         out,
@@ -144,8 +137,37 @@ def calibrate(
     imatrix = _imatrix(corpus, partial, chunk)
     write_imatrix(out, imatrix)
     partial.remove()
+    return _calibration(Path(out), corpus, partial, imatrix, chunk, before, time.monotonic() - begin)
+
+
+def _identity(
+    file: ModelFile, corpus: Corpus, chunk: int | None, context: int | None, settings: _Settings
+) -> dict[str, object]:
+    """What the sums of a partial file depend on."""
+    return {
+        "edge": __version__,
+        "llama-cpp-python": version("llama-cpp-python"),
+        "model_sha256": sha256(file.path),
+        f"{corpus.kind}_sha256": corpus.sha256,
+        "chunk": chunk,
+        "context": context,
+        "gpu_layers": settings.gpu_layers,
+        "process_output": settings.process_output,
+    }
+
+
+def _calibration(
+    out: Path,
+    corpus: Corpus,
+    partial: PartialFile,
+    imatrix: Imatrix,
+    chunk: int,
+    before: int,
+    seconds: float,
+) -> Calibration:
+    """What was computed. `before`: the tokens that an interrupted call had read."""
     return Calibration(
-        path=Path(out),
+        path=out,
         data=corpus.path,
         kind=corpus.kind,
         tokens=corpus.tokens,
@@ -157,7 +179,7 @@ def calibrate(
         tensors=len(imatrix.entries),
         experts=layer_experts(partial.sums),
         tokens_before=before,
-        seconds=time.monotonic() - begin,
+        seconds=seconds,
         notes=corpus.notes,
     )
 
@@ -188,7 +210,8 @@ def _how_far(corpus: Corpus, partial: PartialFile) -> str:
     if not partial.done:
         return "interrupted before the first sequence was done; nothing was written"
     return (
-        f"interrupted after {corpus.tokens_until(partial.done):,} of {corpus.tokens:,} tokens, which are kept in "
+        f"interrupted after {corpus.tokens_until(partial.done):,} of {counted(corpus.tokens, 'token')}, "
+        "which are kept in "
         f"{partial.path}; run the same command again to resume"
     )
 

@@ -5,7 +5,7 @@ same tokens and is compared position by position. docs/measure.md explains the f
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from edge.system.hashes import file_sha256
 from edge.system.outputs import check_output, check_replaced, named_run
 from edge.system.places import place_of, write_json
 from edge.version import __version__
+
+_STAY = "the distributions of the base stay in {}; run the same command again"
 
 
 def measure(
@@ -52,66 +54,86 @@ def measure(
 
     The distributions of the base are in a temporary file beside `out`. With `keep_base` they stay as OUT.base-scores,
     and such a file of the same base and data is used again. A measurement of another run at `out` is replaced only with
-    `force`. Raises ModelFileError, ReplayError, PromptError,
-    ContextError, ResultError, and Interrupted with the number of finished positions.
+    `force`. Raises ModelFileError, ReplayError, PromptError, ContextError, ResultError, and Interrupted with the number
+    of finished positions.
     """
     inputs = (model, base, replay, text)
     check_output(out, inputs)
     settings = Settings.checked(loading)
     file = read_model_file(model)
-    given = None if base is None else Path(base)
-    base_model = read_model_file(given) if given is not None and not is_base_file(given) else None
     vocabulary = vocabulary_sha256(file)
-    if base_model is not None and vocabulary_sha256(base_model) != vocabulary:
-        raise other_vocabulary(file.path, base_model.path)
+    base_model, read = (None, None) if base is None else _base(Path(base), file, vocabulary)
     plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
-    place, through = place_of(out)
-    if through:  # no file can be beside it
-        place = Path(tempfile.gettempdir()) / "edge-measure"
-    kept = place.with_name(f"{place.name}.base-scores")
-    if keep_base and not through:
-        check_output(kept, inputs)
-    read = BaseFile.read(given) if given is not None and base_model is None else None
-    of_base = None
-    if base_model is not None:
-        of_base = sha256(base_model.path)
-    elif read is not None:
-        of_base = read.head["base"]["sha256"]
-    run = {
-        **identity(plan, vocabulary),
-        "model_sha256": sha256(file.path),
-        "base_sha256": of_base,
-        "gpu_layers": loading.gpu_layers,
-    }
+    kept, keep_base = _place_of_scores(out, keep_base, inputs)
+    of_models = {"model_sha256": sha256(file.path), "base_sha256": _base_sha256(base_model, read)}
+    run = {**identity(plan, vocabulary), **of_models, "gpu_layers": loading.gpu_layers}
     check_replaced(out, run, lambda path: named_run(path, "measurement"), kind="a measurement", force=force)
     # Opened even if it stays empty: this removes what a killed run left under such a name.
     with temporary_file(kept) as (temporary, descriptor):
-        scores = None
-        if base_model is not None and keep_base and not through:
-            if not is_of(kept, base_model, plan, vocabulary):
-                base_pass(base_model, kept, None, plan, vocabulary, settings, say)
-            scores = BaseFile.read(kept)
-        elif base_model is not None:
-            base_pass(base_model, temporary, descriptor, plan, vocabulary, settings, say)
-            scores = BaseFile.read(temporary)
+        scores = read
+        if base_model is not None:
+            target = (kept, None) if keep_base else (temporary, descriptor)
+            scores = _scores(base_model, target, plan, vocabulary, settings, say)
         elif read is not None:
-            scores = read
-            check_identity(scores, file.path, identity(plan, vocabulary))
-        after = ""
-        if scores is not None and scores.path != temporary:
-            after = f"the distributions of the base stay in {scores.path}; run the same command again"
-        predictions, decoded, load_time, read_time = model_pass(file, plan, scores, settings, say, after)
-        method = _method(plan, settings, loading, limit, decoded)
+            check_identity(read, file.path, identity(plan, vocabulary))
+        stay = "" if scores is None or scores.path == temporary else _STAY.format(scores.path)
+        predictions, decoded, *times = model_pass(file, plan, scores, settings, say, stay)
         result: Measurement = {
             **_head(str(model), file, plan, scores, settings),
             "run": run,
-            "method": method,
-            "load_time_sec": round(load_time, 3),
-            "measure_time_sec": round(read_time, 3),
+            "method": _method(plan, settings, loading, limit, decoded),
+            "load_time_sec": round(times[0], 3),
+            "measure_time_sec": round(times[1], 3),
             **figures(plan, predictions),
         }
         write_json(out, result)
     return result
+
+
+def _scores(
+    model: ModelFile,
+    target: tuple[Path, int | None],
+    plan: Plan,
+    vocabulary: str,
+    settings: Settings,
+    say: Callable[[str], None] | None,
+) -> BaseFile:
+    """The distributions of a base, in a file that has a descriptor if it is a temporary one.
+
+    A file that stays is used again if it is of the same base and data.
+    """
+    path, descriptor = target
+    if descriptor is not None or not is_of(path, model, plan, vocabulary):
+        base_pass(model, path, descriptor, plan, vocabulary, settings, say)
+    return BaseFile.read(path)
+
+
+def _place_of_scores(out: Path | str, keep: bool, inputs: Sequence[Path | str | None]) -> tuple[Path, bool]:
+    """Where the distributions of the base are, and whether they stay: not beside an output that is no file."""
+    place, through = place_of(out)
+    if through:
+        place = Path(tempfile.gettempdir()) / "edge-measure"
+    kept, keep = place.with_name(f"{place.name}.base-scores"), keep and not through
+    if keep:
+        check_output(kept, inputs)
+    return kept, keep
+
+
+def _base(path: Path, file: ModelFile, vocabulary: str) -> tuple[ModelFile, None] | tuple[None, BaseFile]:
+    """The base: a model, or the distributions of one in a file. Raises ResultError for another vocabulary."""
+    if is_base_file(path):
+        return None, BaseFile.read(path)
+    model = read_model_file(path)
+    if vocabulary_sha256(model) != vocabulary:
+        raise other_vocabulary(file.path, model.path)
+    return model, None
+
+
+def _base_sha256(model: ModelFile | None, scores: BaseFile | None) -> str | None:
+    """The SHA-256 of the base: a model, or one whose distributions are in a file."""
+    if model is not None:
+        return sha256(model.path)
+    return None if scores is None else scores.head["base"]["sha256"]
 
 
 def _head(

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
@@ -13,7 +13,7 @@ from edge.answer.action import parse_action
 from edge.errors import GrammarError
 from edge.metrics import command_units, json_text, payload
 from edge.replay.rows import ReadLine, Row, RowFields, describe, row_lines, see
-from edge.system.text import did_you_mean
+from edge.system.text import counted, did_you_mean
 from edge.system.typed_json import problems
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -21,6 +21,7 @@ _PUBLISHED = (
     "is_final_step ref_parse_ok ref_analysis ref_plan ref_task_complete ref_commands ref_command_units session"
 ).split()
 _NAMED = 3  # rows that a note names
+_SHOWN = 20  # findings in a text: a file of another kind has one on each line
 _THOUGHT_ENDS = "</think>"
 
 
@@ -145,45 +146,46 @@ class CheckedRows:
         return json.dumps({**fields, **counts, "findings": findings}, ensure_ascii=False)
 
     def to_text(self) -> str:
-        """A line for each finding, in the order of the file, and the counts."""
+        """A line for each of the first findings, in the order of the file, and the counts."""
         lines = []
-        for finding in self.findings:
+        for finding in self.findings[:_SHOWN]:
             where = self.path if finding.line is None else f"{self.path}:{finding.line}"
             step = f"{finding.step}: " if finding.step else ""
             lines.append(f"{where}: {finding.level}: {step}{finding.text}")
+        if len(self.findings) > _SHOWN:
+            lines.append(f"… and {len(self.findings) - _SHOWN:,} more; --json prints all")
         lines.append(
-            f"{self.path}: {_count(self.rows, 'valid row')} of {_count(self.tasks, 'task')}, "
-            f"{_count(self.errors, 'error')}, {_count(self.warnings, 'warning')}"
+            f"{self.path}: {counted(self.rows, 'valid row')} of {counted(self.tasks, 'task')}, "
+            f"{counted(self.errors, 'error')}, {counted(self.warnings, 'warning')}"
         )
         if self.rows:
             lines.append(
-                f"system message in {self.with_system} of {_count(self.rows, 'row')}; "
-                f"task completed in {_count(self.completed, 'reference')}"
+                f"{self.with_system:,} of {counted(self.rows, 'row')} with a system message; "
+                f"{counted(self.completed, 'reference')} with a completed task"
             )
         if self.without_command:
             lines.append(
-                f"{_count(self.without_command, 'reference')} without a command: every answer to such a row scores 0"
+                f"{counted(self.without_command, 'reference')} without a command: every answer to such a row scores 0"
             )
         if self.other_form:
             lines.append(
-                f"{_count(self.other_form, 'reference')} in another form than edge's grammar writes "
-                "(keys, their order, or a duration); they are scored"
+                f"{counted(self.other_form, 'reference')} not in the exact form of edge's grammar (its keys, "
+                "their order, or a duration); edge scores such a reference too"
             )
         if self.errors:
             lines.append(f"the format: {see('replay-row')}")
         return "\n".join(lines)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def check_rows(path: Path | str, lines: Iterable[bytes] | None = None) -> CheckedRows:
+    """Read a whole replay file and collect every problem. Raises ReplayError if the file cannot be read.
 
-
-def check_rows(path: Path | str) -> CheckedRows:
-    """Read a whole replay file and collect every problem. Raises ReplayError if the file cannot be read."""
+    `lines`: those of an open stream, which `path` only names.
+    """
     findings: list[Finding] = []
     rows: list[Row] = []
     first: dict[tuple[str, int], Row] = {}  # of each task and sample
-    for line in row_lines(path):
+    for line in row_lines(path, lines):
         step = _step(line)
         findings += [Finding(line.number, "error", step, problem) for problem in line.problems]
         texts = list(_warnings(line))
@@ -224,7 +226,7 @@ def _warnings(line: ReadLine) -> Iterator[str]:
     known = [*RowFields.__annotations__, *_PUBLISHED]
     missing = [name for name in known if name not in line.fields]
     for name in line.fields:
-        if name not in known and (meant := did_you_mean(name, missing, 0.85)):
+        if name not in known and (meant := did_you_mean(name, missing, 0.85, parts=False)):
             yield f"edge does not read the field {name[:40]!r}; {meant}"
     if line.row is None:
         return

@@ -32,6 +32,7 @@ from edge.replay.stored_result import Step
 from edge.system.locks import try_lock
 from edge.system.outputs import Run, differences
 from edge.system.places import place_of
+from edge.system.text import counted
 
 _LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})","(run|step)":(.+)\}')
 _BEGIN = b'{"crc32":"'
@@ -98,7 +99,8 @@ class Journal:
         """
         if self.path is not None and self._file is not None:
             with _one_line(
-                self.path, f"make room and run the same command again; {len(self.done)} steps are kept"
+                self.path,
+                f"make room and run the same command again; the journal keeps {counted(len(self.done), 'step')}",
             ):
                 self._write(_line("step", step))
             if time.monotonic() - self._synced >= _SYNC:
@@ -233,6 +235,6 @@ def _line(kind: str, value: object) -> bytes:
 def _compare(path: Path, before: Run, now: Run, steps: int) -> None:
     if changes := differences(before, now):
         raise ResultError(
-            f"{path}: holds {steps} step{'s' * (steps > 1)} of another evaluation ({changes}); "
+            f"{path}: holds {counted(steps, 'step')} of another evaluation ({changes}); "
             "repeat the earlier command to continue it, choose another --out, or delete the journal"
         )

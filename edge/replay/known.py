@@ -16,6 +16,7 @@ from edge.errors import EdgeError
 from edge.metrics import Aggregate
 from edge.replay.stored_result import SamplingFields
 from edge.system.paths import shipped_models
+from edge.system.text import did_you_mean
 from edge.system.typed_json import Rule, check
 
 
@@ -104,14 +105,14 @@ def known_models() -> list[KnownModel]:
 def find_known(name: str) -> KnownModel:
     """The known model called `name`: its name, the stem of its file or its hub id. Case does not matter.
 
-    Raises EdgeError that lists the known names.
+    Raises EdgeError with similar names.
     """
     models = known_models()
     for model in models:
         if name and name.lower() in (model.name.lower(), model.path.stem.lower(), model.hub_id.lower()):
             return model
-    names = ", ".join(model.path.stem for model in models)
-    raise EdgeError(f"{name}: no known model has this name; the known names are {names}")
+    meant = did_you_mean(name, [model.path.stem for model in models]) or "`edge models known` lists the names"
+    raise EdgeError(f"{name}: no known model has this name; {meant}")
 
 
 def read_known(path: Path) -> KnownModel:

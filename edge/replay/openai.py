@@ -76,14 +76,12 @@ def evaluate_server(
     rows = chosen_rows(replay, limit, rows_of)
     asked = Asked(replay, rows, [], [], [], 0)
     if model is not None:
-        most = model_context(Path(model))
-        if context is not None and most is not None and context > most:
-            raise ContextError(f"{model}: has a context length of {most} tokens, less than {context}")
+        context_length = _context_length(Path(model), context)
         asked = prepare(
             Path(model),
             replay,
             rows,
-            context=context or most,
+            context=context_length,
             max_tokens=answering.max_tokens,
             skip_too_long=skip_too_long,
         )
@@ -95,19 +93,17 @@ def evaluate_server(
         if not completes:
             asked = Asked(replay, asked.rows, [], [], [], asked.skipped)
         source = prompt_source(model).template if model is not None and completes else None
-        run = _Run(
-            server,
-            name,
-            kind,
-            "completions" if completes else "chat",
-            source,
-            service,
-            answering,
-            context,
-            limit,
-            say,
-        )
+        api: Api = "completions" if completes else "chat"
+        run = _Run(server, name, kind, api, source, service, answering, context, limit, say)
         return carry_out(out, asked, run.identity(), run.answer, run.head, force=force)
+
+
+def _context_length(model: Path, wanted: int | None) -> int | None:
+    """The wanted context length, else that of the model. Raises ContextError if the model's is less."""
+    most = model_context(model)
+    if wanted is not None and most is not None and wanted > most:
+        raise ContextError(f"{model}: has a context length of {most} tokens, less than {wanted}")
+    return wanted or most
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from edge.replay.prepare import Asked, template_summary
 from edge.replay.provenance import provenance
 from edge.replay.result import step_result, stored_run, write_result
 from edge.replay.rows import rows_sha256
-from edge.replay.stored_result import EngineCounters, Head, Making, Result
+from edge.replay.stored_result import EngineCounters, Head, Making, Result, Step
 from edge.system.hashes import file_sha256
 from edge.system.outputs import Run, check_replaced
 from edge.system.progress import Watch
@@ -99,36 +99,45 @@ def carry_out(
             raise BackendError(f"{error}; {kept}" if kept else str(error)) from None
         ended = time.perf_counter()
         loaded = began if recorder.loaded is None else recorder.loaded
-        wanted = len(recorder.wanted)
-        told = head(work)
         steps = [journal.done[row.key] for row in rows]
-        lengths = [len(prompt) for prompt in asked.prompts]
-        statuses = [prompt.status for prompt in asked.rendered]
-        if not asked.rendered:  # the server wrote the prompts
-            statuses = ["server_chat"] * len(steps)
-            lengths = [tokens for step in steps if (tokens := step.get("prompt_tokens"))]
-        summary = template_summary(statuses, lengths)
-        result: Head = {
-            **told,
-            "run": run,
-            "eval_path": str(asked.replay),
-            "load_time_sec": round(loaded - began, 3),
-            "gen_time_sec": round(ended - loaded, 3) if wanted else 0.0,
-            "avg_sec_per_step": round((ended - loaded) / wanted, 3) if wanted else 0.0,
-            "sampling": {**told["sampling"], "skipped_too_long": asked.skipped},
-            "prompt_template": summary,
-            "engine": {"steps_done_before": len(rows) - wanted, **told["engine"]},
-            "provenance": provenance(
-                {
-                    **told["provenance"],
-                    "rows_sha256": known["rows_sha256"],
-                    "rows_file_sha256": file_sha256(asked.replay),
-                }
-            ),
-        }
+        times = loaded - began, ended - loaded
+        result = _head(asked, run, head(work), steps, len(recorder.wanted), times)
         written = write_result(out, result, steps)
         journal.remove()
     return written
+
+
+def _head(
+    asked: Asked, run: Run, told: Head, steps: list[Step], wanted: int, times: tuple[float, float]
+) -> Head:
+    """The top-level fields of the result: those that the backend told, and those of every backend.
+
+    `wanted`: the number of rows that this run answered. `times`: seconds to load the model, and to answer.
+    """
+    loading, seconds = times
+    lengths = [len(prompt) for prompt in asked.prompts]
+    statuses = [prompt.status for prompt in asked.rendered]
+    if not asked.rendered:  # the server wrote the prompts
+        statuses = ["server_chat"] * len(steps)
+        lengths = [tokens for step in steps if (tokens := step.get("prompt_tokens"))]
+    return {
+        **told,
+        "run": run,
+        "eval_path": str(asked.replay),
+        "load_time_sec": round(loading, 3),
+        "gen_time_sec": round(seconds, 3) if wanted else 0.0,
+        "avg_sec_per_step": round(seconds / wanted, 3) if wanted else 0.0,
+        "sampling": {**told["sampling"], "skipped_too_long": asked.skipped},
+        "prompt_template": template_summary(statuses, lengths),
+        "engine": {"steps_done_before": len(asked.rows) - wanted, **told["engine"]},
+        "provenance": provenance(
+            {
+                **told["provenance"],
+                "rows_sha256": str(run["rows_sha256"]),
+                "rows_file_sha256": file_sha256(asked.replay),
+            }
+        ),
+    }
 
 
 def _how_far(done: int, steps: int, journal: Path | None) -> str:

@@ -26,6 +26,9 @@ SCHEMA_VERSION = 1
 """Version of the result's schema. Results without the field are published ones, or of edge 0.2.0 and older."""
 PREVIEW = 1200  # characters of an answer in `pred_preview`, as published
 
+_RESULT = "a result of `edge eval` or `edge score`"
+_OTHERS = {"measurement": "measure", "comparison": "compare"}
+"""Fields that name the kind of a JSON file, and the command that writes it."""
 _OBJECTS = ("sampling", "prompt_template", "engine", "provenance", "aggregate")
 
 
@@ -84,12 +87,12 @@ def read_result(path: Path | str) -> Result:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ResultError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path}: is not JSON in UTF-8: {error}") from None
+    except (ValueError, RecursionError):
+        raise ResultError(f"{path}: is damaged, or is not {_RESULT}") from None
     if isinstance(value, dict) and "per_step" not in value and isinstance(value.get("aggregate"), dict):
         value["per_step"] = []
     if not isinstance(value, dict) or not isinstance(value.get("per_step"), list):
-        raise ResultError(f"{path}: is not a result: it has no per_step list")
+        raise ResultError(f"{path}: is {_other_kind(value)}not {_RESULT}")
     steps: list[Step] = []
     first: dict[Key, int] = {}
     for index, item in enumerate(value["per_step"]):
@@ -110,6 +113,12 @@ def read_result(path: Path | str) -> Result:
     if isinstance(figures := value.get("aggregate"), dict):
         value["aggregate"] = {name: figure for name, figure in figures.items() if figure is not None}
     return {**check(value, Summary, str(path)), "per_step": steps}
+
+
+def _other_kind(value: object) -> str:
+    """`a measurement of edge measure, ` for a file that another command wrote; empty if none is known."""
+    fields = value if isinstance(value, dict) else {}
+    return next((f"a {name} of edge {command}, " for name, command in _OTHERS.items() if name in fields), "")
 
 
 def stored_run(path: Path) -> Run | None:

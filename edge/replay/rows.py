@@ -4,6 +4,7 @@ JSON Lines in UTF-8, one row a step, in the published format. The reader is stri
 with the file and the line, before the evaluation starts. docs/formats.md describes the format for people.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -93,23 +94,25 @@ def describe(key: Key) -> str:
     return f"{task_id} step {step_idx}" + (f" sample {sample_idx}" if sample_idx else "")
 
 
-def read_rows(path: Path | str, limit: int | None = None, *, torn: bool = False) -> list[Row]:
+def read_rows(
+    path: Path | str, limit: int | None = None, *, torn: bool = False, schema: str = "replay-row"
+) -> list[Row]:
     """The rows of a file, in file order. With `limit`, only the first rows; the rest of the file is not read.
 
     The `prompt` of a row without `messages` becomes a single user message; otherwise `prompt` is ignored. Defaults:
-    `sample_idx` 0, `source_group` the `source`. `torn` is as in `read_lines`. Raises ReplayError.
+    `sample_idx` 0, `source_group` the `source`. `torn` and `schema` are as in `read_lines`. Raises ReplayError.
     """
     if limit is not None and limit < 1:
         raise ReplayError(f"{path}: the limit is {limit}; it must be at least 1")
     rows: list[Row] = []
-    for line in row_lines(path, torn=torn):
+    for line in row_lines(path, torn=torn, schema=schema):
         if line.row is None:
-            raise ReplayError(f"{path}:{line.number}: {line.problems[0]} ({see('replay-row')})")
+            raise ReplayError(f"{path}:{line.number}: {line.problems[0]} ({see(schema)})")
         rows.append(line.row)
         if len(rows) == limit:
             break
     if not rows:
-        raise ReplayError(f"{path}: contains no rows ({see('replay-row')})")
+        raise ReplayError(f"{path}: contains no rows ({see(schema)})")
     return rows
 
 
@@ -124,13 +127,16 @@ class ReadLine:
     """All fields of the line; empty if it is not a JSON object."""
 
 
-def row_lines(path: Path | str, *, torn: bool = False) -> Iterator[ReadLine]:
-    """Each line of a --replay file that is not blank, with all its problems. `torn` is as in `read_lines`.
+def row_lines(
+    path: Path | str, lines: Iterable[bytes] | None = None, *, torn: bool = False, schema: str = "replay-row"
+) -> Iterator[ReadLine]:
+    """Each line of a --replay file that is not blank, with all its problems.
 
-    Raises ReplayError if the file cannot be read.
+    `lines`: those of an open stream, which `path` only names. `torn` and `schema` are as in `read_lines`. Raises
+    ReplayError if the file cannot be read.
     """
     seen: dict[Key, int] = {}
-    for number, fields in _lines(path, "replay-row", strict=True, torn=torn):
+    for number, fields in _lines(path, schema, lines, strict=True, torn=torn):
         if isinstance(fields, str):
             yield ReadLine(number, None, (fields,), {})
             continue
@@ -167,11 +173,11 @@ def read_lines(
 
 
 def _lines(
-    path: Path | str, schema: str, *, strict: bool, torn: bool
+    path: Path | str, schema: str, lines: Iterable[bytes] | None = None, *, strict: bool, torn: bool
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """The number and the JSON object of each line that is not blank, or what is wrong with the line."""
     try:
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") if lines is None else contextlib.nullcontext(lines) as file:
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")

@@ -20,9 +20,10 @@ from edge.replay.rows import (
     step_key,
     without_sample,
 )
-from edge.replay.stored_result import Prediction, Reported, Result
+from edge.replay.stored_result import Head, Prediction, Reported, Result
 from edge.system.hashes import file_sha256
 from edge.system.outputs import check_output, check_replaced
+from edge.system.text import counted
 from edge.system.typed_json import problems
 
 
@@ -60,9 +61,7 @@ def score(
     missing = [key for key in rows if key not in answers]
     if missing and not partial:
         others = len(missing) - 1
-        more = (
-            f" and {others} other row{'s' * (others > 1)} of {replay} have" if others else f" of {replay} has"
-        )
+        more = f" and {counted(others, 'other row')} of {replay} have" if others else f" of {replay} has"
         raise ReplayError(f"{predictions}: {describe(missing[0])}{more} no prediction")
     answered = [(row, answers[key]) for key, row in rows.items() if key in answers]
     run = {
@@ -74,29 +73,36 @@ def score(
     check_replaced(out, run, stored_run, kind="a result", force=force)
     return write_result(
         out,
-        {
-            "run": run,
-            "model": model or Path(predictions).stem,
-            "model_path": str(predictions),
-            "eval_path": str(replay),
-            "sampling": {"backend": "predictions"},
-            "prompt_template": {
-                "template_status": "unknown",
-                "rank_eligible": False,
-                "row_count": len(answered),
-            },
-            "engine": {"rows_missing": len(missing)},
-            "provenance": provenance(
-                {
-                    "rows_sha256": run["rows_sha256"],
-                    "rows_file_sha256": file_sha256(replay),
-                    "platform": None,  # the machine that wrote the answers is unknown
-                    "cpu": None,
-                }
-            ),
-        },
+        _head(predictions, replay, run, len(answered), len(missing)),
         [step_result(row, prediction.text, **prediction.reported) for row, prediction in answered],
     )
+
+
+def _head(
+    predictions: Path | str, replay: Path | str, run: Mapping[str, str | None], answered: int, missing: int
+) -> Head:
+    """The top-level fields of the result; `answered` and `missing` count rows."""
+    return {
+        "run": run,
+        "model": run["model"],
+        "model_path": str(predictions),
+        "eval_path": str(replay),
+        "sampling": {"backend": "predictions"},
+        "prompt_template": {
+            "template_status": "unknown",
+            "rank_eligible": False,
+            "row_count": answered,
+        },
+        "engine": {"rows_missing": missing},
+        "provenance": provenance(
+            {
+                "rows_sha256": run["rows_sha256"],
+                "rows_file_sha256": file_sha256(replay),
+                "platform": None,  # the machine that wrote the answers is unknown
+                "cpu": None,
+            }
+        ),
+    }
 
 
 def _read_predictions(

@@ -9,8 +9,8 @@ import numpy as np
 from edge.compare.causes import causes
 from edge.compare.findings import Comparison, Part
 from edge.compare.intervals import interval, resampled_means
-from edge.compare.run import compare
-from edge.errors import EdgeError, ResultError
+from edge.compare.run import compare, published_model
+from edge.errors import ResultError
 from edge.metrics import Aggregate, aggregate, headline
 from edge.replay.known import find_known
 from edge.replay.stored_result import Step
@@ -68,16 +68,6 @@ def collect(
     return Report(title, _subject(entries), tuple(entries), comparison, found, tuple(all_notes))
 
 
-def find_reference(name: str) -> None:
-    """Raises ResultError if `name` is neither a file nor a known model with published figures."""
-    try:
-        known = find_known(name)
-    except EdgeError as error:
-        raise ResultError(f"{name}: no such file; {str(error).removeprefix(f'{name}: ')}") from None
-    if not known.reference:
-        raise ResultError(f"{name}: this model has no published figures: give a result JSON")
-
-
 def score_interval(steps: Sequence[Step]) -> tuple[float, float] | None:
     """The 95 % interval of the score of some steps (0 to 100), from bootstrap draws of tasks; None for one task."""
     tasks = {task: index for index, task in enumerate(dict.fromkeys(step["task_id"] for step in steps))}
@@ -117,7 +107,7 @@ def _compared(base: Run | None, published: str | None, others: Sequence[Run]) ->
     if published is not None:
         if with_steps:
             return compare(with_steps, published)
-        find_reference(published)
+        published_model(published)
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from edge.report.evidence import Run
 from edge.report.measurements import mapping
 from edge.report.words import DASH, size
+from edge.system.text import counted
 
 _OWN_ROWS = {"backend", "dtype"}  # fields of `sampling` that other rows of the table show
 
@@ -69,7 +70,7 @@ def _name_of(value: object) -> object:
 
 def _types(run: Run) -> object:
     types = [
-        f"{name}: {share['tensors']} tensors, {size(share['bytes'])}"
+        f"{name}: {counted(share['tensors'], 'tensor')}, {size(share['bytes'])}"
         for name, share in (run.provenance.get("tensor_types") or {}).items()
     ]
     return "; ".join(types) or None

@@ -121,11 +121,6 @@ def p_value(value: float | None) -> str:
     return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def count(number: int, what: str) -> str:
-    """`1 step`, `143 steps`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -150,7 +145,7 @@ def scope(report: Report) -> str:
     if not compared or reference is None:
         steps = sorted({entry.steps for entry in report.entries})
         bounds = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1])))
-        return f"{count(len(report.entries), 'result')} of {bounds} steps each; edge compared nothing."
+        return f"{text.counted(len(report.entries), 'result')} of {bounds} steps each; edge compared nothing."
     names = listed([entry.label for entry in compared])
     if report.comparison is not None and not report.comparison.paired:
         return (
@@ -158,7 +153,9 @@ def scope(report: Report) -> str:
             f"{reference.label}, edge cannot pair steps."
         )
     joined = sorted({(entry.part.joined, entry.part.tasks) for entry in compared if entry.part})
-    pairs = " or ".join(f"{count(steps, 'step')} of {count(tasks, 'task')}" for steps, tasks in joined[:3])
+    pairs = " or ".join(
+        f"{text.counted(steps, 'step')} of {text.counted(tasks, 'task')}" for steps, tasks in joined[:3]
+    )
     return f"{names} compared with {reference.label}, step by step, on {pairs}."
 
 

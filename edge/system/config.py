@@ -21,7 +21,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting: its value in words, its test, and the value of a text (a variable).
+    """A setting: its value in words, its test, the same test in JSON Schema, and the value of a text (a variable).
 
     `read` raises ValueError. `commands`: those that use it; None for all that have the option.
     """
@@ -29,6 +29,7 @@ class Setting:
     name: str
     words: str
     fits: Callable[[object], bool]
+    schema: dict[str, object]
     read: Callable[[str], object]
     default: str
     commands: frozenset[str] | None = None
@@ -51,8 +52,11 @@ class Held:
     where: str = ""
 
 
-def _whole(least: int, most: int) -> Callable[[object], bool]:
-    return lambda value: type(value) is int and least <= value <= most
+def _whole(least: int, most: int) -> tuple[Callable[[object], bool], dict[str, object]]:
+    return (
+        lambda value: type(value) is int and least <= value <= most,
+        {"type": "integer", "minimum": least, "maximum": most},
+    )
 
 
 def _is_text(value: object) -> bool:
@@ -68,13 +72,20 @@ _ANSWERING = frozenset({"run", "agent", "chat"})
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("model", "a path or the name of a model", _is_text, str, "the newest usable GGUF"),
-        Setting("threads", "a whole number from 1 to 512", _whole(1, 512), int, "the physical cores"),
-        Setting("gpu_layers", "a whole number from -1", _whole(-1, 100_000), int, "all that fit"),
+        Setting(
+            "model",
+            "a path or the name of a model",
+            _is_text,
+            {"type": "string", "pattern": r"\S"},
+            str,
+            "the newest usable GGUF",
+        ),
+        Setting("threads", "a whole number from 1 to 512", *_whole(1, 512), int, "the physical cores"),
+        Setting("gpu_layers", "a whole number from -1", *_whole(-1, 100_000), int, "all that fit"),
         Setting(
             "context",
             "a whole number from 256 to 16,777,216",
-            _whole(256, 1 << 24),
+            *_whole(256, 1 << 24),
             int,
             "the model's, within a limit",
             frozenset({"agent", "chat", "serve", "doctor"}),
@@ -82,12 +93,20 @@ SETTINGS = {
         Setting(
             "max_tokens",
             "a whole number from 1 to 16,777,216",
-            _whole(1, 1 << 24),
+            *_whole(1, 1 << 24),
             int,
             "1,024",
             _ANSWERING | {"serve"},
         ),
-        Setting("temperature", "a number from 0 to 100", _is_temperature, float, "0", _ANSWERING),
+        Setting(
+            "temperature",
+            "a number from 0 to 100",
+            _is_temperature,
+            {"type": "number", "minimum": 0, "maximum": 100},
+            float,
+            "0",
+            _ANSWERING,
+        ),
     )
 }
 """Every setting by its name, in the order of `edge config`."""
@@ -150,10 +169,12 @@ def _shown(value: object) -> str:
 
 
 def _read(path: Path) -> dict[str, object]:
-    """The content of the file without its version; {} if there is no file. Raises ConfigError."""
+    """The content without the version; {} without a file, unless EDGE_CONFIG names it. Raises ConfigError."""
     try:
         data: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
+        if named := os.environ.get("EDGE_CONFIG"):
+            raise ConfigError(f"EDGE_CONFIG: {named}: no such file; make it, or unset EDGE_CONFIG") from None
         return {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None

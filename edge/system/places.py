@@ -9,6 +9,8 @@ from pathlib import Path
 
 from edge.errors import EdgeError, ReplayError, ResultError
 from edge.system.files import whole_file, write_at
+from edge.system.machine import free_disk
+from edge.system.text import size
 
 # A path below these is a stream of this process, even where that is a file: edge never replaces it.
 _STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
@@ -39,6 +41,13 @@ def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, strea
             pass
     except (OSError, ValueError) as problem:
         raise error(f"{path}: cannot be written: {_why(problem)}") from None
+
+
+def check_disk(folder: Path, needed: int, advice: str, *, error: type[EdgeError]) -> None:
+    """Raises `error` if the disk of `folder`, which need not exist, has less than `needed` bytes free."""
+    free = free_disk(folder)
+    if needed > free:
+        raise error(f"{folder}: {size(free)} free on this disk, {size(needed)} needed; {advice}")
 
 
 def write_json(path: Path | str, value: object) -> None:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
-from edge.system.text import size
+from edge.system.text import counted, size
 
 _LOG_EVERY = 10.0  # seconds between two lines
 _BAR, _NARROW_BAR = 40, 10  # columns
@@ -179,7 +179,7 @@ class Watch:
         return self
 
     def _line(self) -> str:
-        return f"{self._done}/{self._steps} steps, {', '.join(self.figures())}"
+        return f"{self._done}/{counted(self._steps, 'step')}, {', '.join(self.figures())}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

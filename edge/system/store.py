@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from edge.errors import ConfigError
 from edge.system.paths import at_home, base_folder, cache_folder, home
 
 LOCAL = Path("models")
@@ -20,11 +21,16 @@ LOCAL = Path("models")
 def store_folder() -> Path:
     """The user's model store: $EDGE_MODELS, else the system's usual place for data. It may not exist yet.
 
-    Raises ConfigError if there is no home folder.
+    Raises ConfigError if there is no home folder, or if the variable names no absolute path or a file.
     """
     own = os.environ.get("EDGE_MODELS")
     if own:
-        return at_home(own, "EDGE_MODELS")
+        folder = at_home(own, "EDGE_MODELS")
+        if not folder.is_absolute():  # each folder would have another store
+            raise ConfigError(f"EDGE_MODELS: {own}: is not an absolute path; give {os.path.abspath(folder)}")
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"EDGE_MODELS: {own}: is a file; give a folder")
+        return folder
     if sys.platform == "darwin":
         return home("EDGE_MODELS") / "Library" / "Application Support" / "edge" / "models"
     if sys.platform == "win32":

@@ -6,6 +6,7 @@ In JSON, such a character is always inside a string, where the escape has the sa
 import codecs
 import io
 import sys
+from typing import TextIO
 
 _ESCAPED = "edge-json-escape"
 _ASCII = "edge_ascii"
@@ -23,6 +24,12 @@ def tolerant_streams() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         ascii_only = codecs.lookup(sys.stdin.encoding).name == "ascii"
         sys.stdin.reconfigure(encoding="utf-8" if ascii_only else None, errors="backslashreplace")
+
+
+def unencodable(text: str, stream: TextIO) -> int:
+    """The number of characters of a text that a stream writes as an escape."""
+    encoding = "ascii" if stream.encoding == _ASCII else stream.encoding
+    return sum(not char.encode(encoding, "ignore") for char in text if not char.isascii())
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:

@@ -16,6 +16,9 @@ import json
 import unicodedata
 from collections.abc import Iterable
 
+_SUGGESTED = 3
+_LEAST_PART = 3  # letters: a shorter part is in too many names
+
 
 def escape(character: str) -> str:
     r"""One character as it is; as an escape (\n, \x1b, …) if it cannot be seen."""
@@ -41,10 +44,22 @@ def safe_json(text: str) -> str:
     return "".join(char if char in "\n\t" else json_escape(char) for char in text)
 
 
-def did_you_mean(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """`did you mean A?` for the name that is most similar to `word`; empty if none is. `cutoff`: as in difflib."""
-    close = difflib.get_close_matches(word, list(names), 1, cutoff)
-    return f"did you mean {close[0]}?" if close else ""
+def did_you_mean(word: str, names: Iterable[str], cutoff: float = 0.6, *, parts: bool = True) -> str:
+    """`did you mean A, B or C?`: names for a mistyped or incomplete `word`; empty if there are none.
+
+    First those that are as similar as `cutoff` says (as in difflib); then, with `parts`, those that begin with the word
+    and those that contain it. Case does not matter.
+    """
+    by_name = {name.lower(): name for name in names}
+    wanted = word.lower()
+    found = difflib.get_close_matches(wanted, by_name, _SUGGESTED - 1, cutoff)
+    if parts and len(wanted) >= _LEAST_PART:
+        found += sorted(name for name in by_name if name.startswith(wanted))
+        found += sorted(
+            (name for name in by_name if wanted in name), key=lambda name: (name.find(wanted), name)
+        )
+    shown = [by_name[name] for name in dict.fromkeys(found)][:_SUGGESTED]
+    return f"did you mean {' or '.join(filter(None, [', '.join(shown[:-1]), shown[-1]]))}?" if shown else ""
 
 
 def visible(text: str) -> str:
@@ -57,6 +72,11 @@ def visible(text: str) -> str:
 def masked(text: str) -> str:
     """The text with a · for each character that cannot be seen, line ends and tabs included."""
     return "".join(char if char.isprintable() else "·" for char in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 step, 1,234 steps."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def size(n_bytes: float, digits: int = 1) -> str:

@@ -6,6 +6,7 @@ does not name are allowed. A string literal after a field is its description.
 """
 
 import ast
+import dataclasses
 import functools
 import inspect
 import sys
@@ -145,7 +146,8 @@ def _holds_fields(kind: Any) -> bool:
 def _fields(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
     """(name, type, whether it is required) of each field of a TypedDict, in its order."""
     hints = get_type_hints(kind, include_extras=True)
-    return tuple((name, _bare(hint), name in kind.__required_keys__) for name, hint in hints.items())
+    required = getattr(kind, "__required_keys__", hints)  # a dataclass is written with all its fields
+    return tuple((name, _bare(hint), name in required) for name, hint in hints.items())
 
 
 def _bare(hint: Any) -> Any:
@@ -191,6 +193,8 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 def json_schema(kind: Any, *, title: str, closed: tuple[Any, ...] = ()) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a TypedDict, or of a list of them: it accepts what `problems` accepts.
 
+    A field of a TypedDict may also have the type of a dataclass, which is written as `dataclasses.asdict` gives it.
+
     Two differences remain, because JSON Schema has one type for numbers: 1.0 counts as a whole number, and a number
     too large for a float is allowed. `closed`: TypedDicts whose reader refuses fields that they do not name.
     """
@@ -205,7 +209,7 @@ def json_schema(kind: Any, *, title: str, closed: tuple[Any, ...] = ()) -> dict[
 
 def _schema(kind: Any, definitions: dict[str, Any], closed: tuple[Any, ...]) -> dict[str, Any]:
     """The schema of one type. The schemas of TypedDicts go to `definitions`."""
-    if is_typeddict(kind):
+    if is_typeddict(kind) or dataclasses.is_dataclass(kind):
         name = _definition(kind)
         if name not in definitions:
             definitions[name] = {}  # reserves its place
@@ -220,8 +224,14 @@ def _schema(kind: Any, definitions: dict[str, Any], closed: tuple[Any, ...]) -> 
         for rule in rules:
             schema |= rule.keywords
         return schema
-    if origin is list:
-        return {"type": "array", "items": _schema(arguments[0], definitions, closed)}
+    if origin in (list, tuple):
+        items = {"type": "array", "items": _schema(arguments[0], definitions, closed)}
+        length = len(arguments)  # a tuple of fixed length has one type in edge's formats
+        return (
+            items
+            if origin is list or arguments[-1] is ...
+            else items | {"minItems": length, "maxItems": length}
+        )
     if origin in (dict, Mapping):
         return {"type": "object", "additionalProperties": _schema(arguments[1], definitions, closed)}
     return {} if kind in (object, Any) else {"type": _TYPES[kind]}

@@ -317,7 +317,7 @@ def _command(folder: Path, limits: Limits) -> list[str]:
         become += ["--inh-caps=-all", "--bounding-set=-all"]
     if os.stat(tools["bwrap"]).st_mode & 0o4000:
         raise SandboxError(
-            f"{tools['bwrap']} is setuid and then has no --disable-userns: see docs/safety.md, or use --review"
+            f"{tools['bwrap']} is setuid and then has no --disable-userns: run chmod u-s on it, or use --review"
         )
     plain = ["--noprofile", "--norc", "-c"]
     largest = max(limits.disk, limits.temporary)
@@ -394,9 +394,11 @@ def _advice(lines: list[str]) -> str:
         return f"{text}; install bubblewrap 0.8 or newer"
     if any(word in text for word in ("uid map", "namespace", "Operation not permitted", "Permission denied")):
         return (
-            f"{text}; this system allows no unprivileged user namespaces: see docs/safety.md, or use --review"
+            f"{text}; this system allows no unprivileged user namespaces: allow them with sysctl "
+            "(kernel.unprivileged_userns_clone=1; Ubuntu 24.04: kernel.apparmor_restrict_unprivileged_userns=0), "
+            "or use --review"
         )
-    return f"{text}; see docs/safety.md, or use --review"
+    return f"{text}; mend this, or use --review"
 
 
 def _readable(descriptor: int) -> bool:

@@ -31,24 +31,24 @@ SMOLLM2 = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 STATS = re.compile(r"prompt: ([\d,]+) tokens, ([\d,]+) of them new.*?answer: ([\d,]+) tokens")
 
 
-def chat(*options: object, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+def chat(*options: object, stdin: str | bytes = "", **environment: str) -> subprocess.CompletedProcess[str]:
     data = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(
         [*EDGE, "chat", "--threads", "1", *map(str, options)],
         input=data,
         capture_output=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)} | environment,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 class Terminal:
-    """A pseudo-terminal of 80x24 with `edge chat` in it."""
+    """A pseudo-terminal of 24 lines with `edge chat` in it."""
 
-    def __init__(self, state: Path, *options: object, **environment: str) -> None:
+    def __init__(self, state: Path, *options: object, width: int = 80, **environment: str) -> None:
         self.main, other = pty.openpty()
-        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
         env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "EDGE_STATE": str(state)} | environment
         self.process = subprocess.Popen(
             [*EDGE, "chat", "--threads", "1", *map(str, options)],
@@ -100,8 +100,8 @@ def _plain(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def terminal(state: Path, *options: object, **environment: str) -> Iterator[Terminal]:
-    opened = Terminal(state, *options, **environment)
+def terminal(state: Path, *options: object, width: int = 80, **environment: str) -> Iterator[Terminal]:
+    opened = Terminal(state, *options, width=width, **environment)
     try:
         yield opened
     finally:
@@ -244,7 +244,9 @@ def test_ctrl_c_ends_only_the_answer(smollm2_q4: Path, tmp_path: Path) -> None:
         person.type("\x03")
         assert "note: stopped; the conversation keeps the answer so far" in person.until(">>> ")
         assert f"assistant: {begun.strip()}" in person.say("/show messages").replace("\n", " ")
-        person.say("/set max_tokens 4")
+        assert "max_tokens is 4\n" in person.say("/set max_tokens 4")
+        refused = "error: think: this model has no tokens that mark a thought"
+        assert refused in person.say("/set think on") and refused in person.say("/set think 5")
         assert "cut after 4 tokens" in person.say("Go on.")
         person.type("/bye\r")
         assert person.end() == 0
@@ -278,11 +280,44 @@ def test_thoughts_are_folded(tiny_q4: Path, tmp_path: Path) -> None:
     with terminal(tmp_path, *options, "--show-thoughts", NO_COLOR="1", TERM="dumb") as person:
         person.until(">>> ")
         shown = person.say("Remove the file old.log.")
+        assert "think is off\n" in person.say("/set nothink")
+        assert "think is on\n" in person.say("/set think on") and "think is on\n" in person.say("/set think")
+        assert "stats is on\n" in person.say("/set verbose")
     piped = chat(*options, "--show-thoughts", stdin="Remove the file old.log.\n")
     thought = piped.stderr.strip()
     assert thought and thought in shown and "\x1b" not in shown and thought not in folded
     assert parse_action(piped.stdout)["commands"]
     assert chat(*options, stdin="Remove the file old.log.\n").stderr == ""
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_no_line_of_edge_is_wider_than_the_terminal(tiny_q4: Path, tmp_path: Path, width: int) -> None:
+    with terminal(tmp_path, "-m", tiny_q4, width=width) as person:
+        person.until(">>> ")
+        for command in ("/help", "/show", "/set", "/set nothing x", "/nope", "/load none.json"):
+            person.say(command)
+        person.type("\x04")
+        assert person.end() == 0
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", person.all).split("\n")
+    assert max(map(len, shown)) <= width, shown
+
+
+def test_options_are_checked_before_a_download(tmp_path: Path) -> None:
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    (tmp_path / "bad.json").write_text("[]")
+    for words, error in (
+        (("--temperature", "-1"), "temperature"),
+        (("--load", tmp_path / "none.json"), "none.json: cannot be read"),
+        (("--load", tmp_path / "bad.json"), "messages is an empty list"),
+        (("--screen", tmp_path / "none.txt", "hi"), "none.txt: cannot be read"),
+    ):
+        done = chat("-m", "org/nothing", *words, **hub)
+        assert done.returncode in (1, 2) and error in done.stderr and "org/nothing" not in done.stderr
+
+
+def test_the_log_of_llama_cpp(tiny_q4: Path) -> None:
+    done = chat("-m", tiny_q4, "--max-tokens", 4, "-v", "ls")
+    assert done.returncode == 0 and "llama_model_loader: loaded meta data" in done.stderr
 
 
 def test_save_never_replaces_the_model_or_a_screen(tiny_q4: Path, tmp_path: Path) -> None:
@@ -351,7 +386,10 @@ def test_foreign_conversations(tiny_q4: Path, tmp_path: Path) -> None:
         ("{", "is not JSON in UTF-8"),
         ("[]", "messages is an empty list"),
         ('[{"role": "user"}]', "messages[0] is an object; it must be an object with content or tool_calls"),
-        ('{"schema_version": 2, "messages": [{"role": "user", "content": "a"}]}', "use a newer edge"),
+        (
+            '{"schema_version": 2, "messages": [{"role": "user", "content": "a"}]}',
+            "this edge reads up to 1: update edge",
+        ),
     ):
         file.write_text(text)
         done = chat("-m", tiny_q4, "--commands", stdin=f"/load {file}\n")

@@ -3,6 +3,7 @@
 pytest tests/cli/test_cli.py
 """
 
+import ast
 import json
 import os
 import pty
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 
 # In the order of `edge --help`: from the first use to the rare one.
 COMMANDS = [
@@ -150,6 +152,41 @@ def test_bad_files_are_one_line_and_exit_code_1(tmp_path: Path, tiny_q4: Path) -
         one_line_error(edge(*arguments, cwd=tmp_path), 1, word)
     assert not (tmp_path / "o.json").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["binary", "broken.gguf", "rows.jsonl"]
+
+
+def test_no_message_names_a_page_that_an_installed_edge_lacks() -> None:
+    """Pages of docs/ are in comments and docstrings only: a wheel has no docs."""
+    named = []
+    for path in (ROOT / "edge").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        named += [
+            f"{path}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+            if re.search(r"docs/[\w-]+\.md", node.value)
+        ]
+    assert named == []
+
+
+def test_files_of_another_kind_are_named_plainly(tmp_path: Path, tiny_q4: Path) -> None:
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    (tmp_path / "newer.json").write_text(
+        '{"schema_version": 2, "messages": [{"role": "user", "content": "ls"}]}'
+    )
+    one_line_error(
+        edge("replay", "notes.md", cwd=tmp_path), 1, "notes.md:1: ", "(see `edge schema session-record`)"
+    )
+    other = "error: notes.md: is damaged, or is not a result of `edge eval` or `edge score`\n"
+    for words in (
+        ("compare", "notes.md", "--causes"),
+        ("report", "notes.md"),
+        ("compare", "notes.md", "--reference", "notes.md"),
+    ):
+        assert edge(*words, cwd=tmp_path).stderr == other
+    for words in (("run", "--model", tiny_q4), ("prompt", "--model", tiny_q4)):
+        newer = edge(*words, "--messages", "newer.json", cwd=tmp_path)
+        one_line_error(newer, 1, "newer.json: has schema version 2; this edge reads up to 1: update edge")
 
 
 def test_run_prints_the_action_alone_to_a_pipe(tiny_q4: Path, tmp_path: Path) -> None:

@@ -489,7 +489,7 @@ def test_stdout_without_a_reader(name: str, inputs: Inputs, tmp_path: Path) -> N
     with open("/dev/full", "w") as full:
         filled = run(*arguments, stdout=full, stderr=subprocess.PIPE)
     assert filled.returncode == 1
-    assert filled.stderr == "error: No space left on device\n"
+    assert filled.stderr == "error: standard output: No space left on device\n"
     closed = run(*arguments, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
     assert closed.returncode in (0, 1)
     for ended in (gone, filled, closed):

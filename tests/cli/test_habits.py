@@ -282,6 +282,19 @@ def test_a_pipe_gets_one_line_unless_a_style_is_given(tiny_q4: Path) -> None:
     assert edge(*call, "--style", "indented")[1].count(b"\n") > 5
 
 
+def test_a_prompt_in_another_encoding_and_a_long_thought_are_noted(tiny_q4: Path, tmp_path: Path) -> None:
+    messages = tmp_path / "messages.json"
+    messages.write_text(json.dumps(ROW["messages"]))
+    call = ("prompt", "--messages", messages, "-m", tiny_q4)
+    code, _, error = edge(*call, PYTHONIOENCODING="ascii")
+    assert code == 0 and "4 characters of the prompt printed as an escape such as \\u00e9" in error
+    assert "PYTHONIOENCODING=utf-8" in error
+    assert edge(*call, PYTHONIOENCODING="utf-8")[2] == ""
+    call = ("run", "x", "-m", tiny_q4, "--max-tokens", 8, "--quiet")
+    assert "--think 5000 is not below --max-tokens 8" in edge(*call, "--think", 5000)[2]
+    assert "--think" not in edge(*call, "--think", 7)[2]
+
+
 def test_the_log_of_llama_cpp(tiny_q4: Path) -> None:
     quiet, verbose = (edge("run", "x", "-m", tiny_q4, "--max-tokens", 1, *more)[2] for more in ((), ("-v",)))
     assert "llama_model_loader: loaded meta data" in verbose and "llama_model_loader" not in quiet
@@ -294,7 +307,7 @@ def test_no_line_is_wider_than_the_terminal(width: int, rows: Path, tmp_path: Pa
     text = on_a_terminal(width, *call, cwd=tmp_path)
     assert "tokens/s in" in text and "0 of 0 valid" not in text
     compare = ("compare", f"{width}.json", "--reference", f"{width}.json")
-    for command in (call, ("inspect", smollm2_q4), compare):
+    for command in (call, ("inspect", smollm2_q4), compare, ("config",), ("models", "known")):
         for line in lines(on_a_terminal(width, *command, cwd=tmp_path)):
             assert len(line) <= width, line
 

@@ -203,6 +203,22 @@ def test_serve_names_the_model_in_its_first_line(user: User, real: Path) -> None
         assert first == f"note: model: {path}{line}\n"
 
 
+def test_names_that_are_nearly_right(user: User, real: Path) -> None:
+    """A part of a name, the folder of a checkpoint that was converted, a link without a target."""
+    user.add(real, "my-model-Q4_K_M")
+    done = user.edge("run", "ls", "-m", "my-model")
+    assert done.returncode == 1 and "did you mean my-model-Q4_K_M? `edge models` and" in done.stderr
+    (user.work / "my-model").mkdir()
+    done = user.edge("run", "ls", "-m", "my-model")
+    assert done.returncode == 1
+    assert done.stderr.endswith("or use one in the model store: my-model-Q4_K_M\n")
+    broken = user.store / "gone.gguf"
+    broken.symlink_to("/nowhere/gone.gguf")
+    words = "is a broken link: /nowhere/gone.gguf does not exist"
+    assert user.edge("run", "ls", "-m", "gone").stderr == f"error: {broken}: {words}\n"
+    assert f"not usable: gone: {words}\n" in user.edge("models").stdout
+
+
 def test_models_lists_the_store(user: User, real: Path, tmp_path: Path) -> None:
     assert user.edge("models").stdout.splitlines()[0] == f"No models in {user.store}"
     assert not user.store.exists()
@@ -234,7 +250,10 @@ def test_models_lists_the_store(user: User, real: Path, tmp_path: Path) -> None:
     assert models["mine"]["bytes"] == path.stat().st_size and models["mine"]["type"] == "Q4_K_M"
     assert models["mine"]["model"] == "real-terminal" and models["mine"]["link_to"] is None
     assert not models["broken"]["usable"]
+    assert user.edge("models", "list", "--json").stdout == user.edge("models", "--json").stdout
     assert user.edge("models", "path", "mine", cwd=user.home).stdout == f"{path}\n"
+    found = json.loads(user.edge("models", "path", "mine", "--json").stdout)
+    assert found == {"version": 1, "name": "mine", "path": str(path)}
     done = user.edge("models", "path", "mime")
     assert done.returncode == 1 and "did you mean mine?" in done.stderr
 
@@ -259,6 +278,16 @@ def test_models_rm(user: User, real: Path, tmp_path: Path) -> None:
     shutil.copyfile(real, here / "local.gguf")
     done = user.edge("models", "rm", "local", "--yes")
     assert done.returncode == 1 and (here / "local.gguf").exists()  # ./models is not the store
+    assert done.stderr == (
+        "error: local: is in ./models, not in the model store; remove the file models/local.gguf yourself\n"
+    )
+    for name, hint in (
+        (str(kept), "give kept"),
+        ("models/local.gguf", "give a name that `edge models` lists"),
+    ):
+        done = user.edge("models", "rm", name, "--yes")
+        assert done.stderr == f"error: {name}: is a path, not the name of a model; {hint}\n"
+    assert kept.exists() and (here / "local.gguf").exists()
 
 
 def test_known_models_fit_80_columns(user: User) -> None:
@@ -331,7 +360,9 @@ def test_bad_variables_and_what_works_with_a_bad_file(user: User, tmp_path: Path
     assert user.edge("config").returncode == 1
     other = tmp_path / "other.toml"
     assert user.edge("config", "path", EDGE_CONFIG=str(other)).stdout == f"{other}\n"
-    assert user.default(EDGE_CONFIG=str(other))[1]["threads"] == (None, "default")
+    done = user.edge("config", EDGE_CONFIG=str(other))
+    assert done.returncode == 1
+    assert done.stderr == f"error: EDGE_CONFIG: {other}: no such file; make it, or unset EDGE_CONFIG\n"
     other.write_bytes(b"\xef\xbb\xbfthreads = 1\r\n")  # as editors of Windows write it
     assert user.default(EDGE_CONFIG=str(other))[1]["threads"] == (1, "file")
 
@@ -358,6 +389,22 @@ def test_a_home_folder_that_is_not_there(user: User) -> None:
     assert done.stderr == (
         "error: EDGE_CONFIG: is not set, and this user has no home folder; set HOME or EDGE_CONFIG\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("here/models", "is not an absolute path; give {work}/here/models"),
+        ("{work}/app", "is a file; give a folder"),
+    ],
+)
+def test_a_model_store_that_cannot_be_one(user: User, value: str, words: str) -> None:
+    (user.work / "app").touch()
+    value, words = (text.format(work=user.work) for text in (value, words))
+    for command in (("models",), ("config",), ("run", "ls"), ("pull", "tiny-terminal")):
+        done = user.edge(*command, EDGE_MODELS=value)
+        assert done.returncode == 1
+        assert done.stderr == f"error: EDGE_MODELS: {value}: {words}\n"
 
 
 def test_a_home_folder_in_every_variable(user: User) -> None:

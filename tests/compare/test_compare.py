@@ -230,8 +230,14 @@ def test_bad_references_and_results(tmp_path: Path) -> None:
         (
             [ours],
             "no-such-model",
-            r"no-such-model: no such file; no known model has this name; the known names are .*smollm2",
+            r"no-such-model: no such file, and no known model has this name; `edge models known` lists the names$",
         ),
+        (
+            [ours],
+            "smollm2",
+            "smollm2: no such file, and no known model has this name; did you mean smollm2-135m",
+        ),
+        ([ours], "/missing", "/missing: no such file$"),
         ([ours], "smollm2-135m-instruct", "no figures were published for this model"),
         ([ours], tmp_path / "none.json", "none.json: cannot be read: No such file"),
         ([tmp_path / "none.json"], str(ours), "none.json: cannot be read: No such file"),

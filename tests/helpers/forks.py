@@ -165,7 +165,7 @@ def _limit(order: dict[str, Any]) -> None:
         os.chdir(order["folder"])
         os.environ["EDGE_MODELS"] = os.path.join(order["folder"], "models")
     if order["user"] is not None:
-        os.environ["EDGE_CONFIG"] = "/nonexistent/edge.toml"  # the other user may not read the tests' home
+        os.environ["EDGE_CONFIG"] = os.devnull  # the other user may not read the tests' home
         os.setgroups([])
         os.setresgid(*[order["user"]] * 3)
         os.setresuid(*[order["user"]] * 3)

@@ -34,9 +34,14 @@ ROW: dict[str, Any] = {
 }
 
 
-def edge(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def edge(
+    *words: str | Path, folder: Path, stdin: Path = Path(os.devnull)
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edge", *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=120)
+    with open(stdin, "rb") as read:
+        return subprocess.run(
+            command, cwd=folder, stdin=read, capture_output=True, encoding="utf-8", timeout=120
+        )
 
 
 def write(path: Path, *values: Any) -> Path:
@@ -82,7 +87,7 @@ def test_every_problem_is_found_with_its_line(tmp_path: Path) -> None:
     assert first == "rows.jsonl:3: error: not JSON at column 17: unexpected end of data"
     assert "rows.jsonl:6: error: t step 0: duplicate row for t step 0; the first is in line 1" in done.stdout
     assert summary == "rows.jsonl: 1 valid row of 1 task, 10 errors, 0 warnings"
-    assert system == "system message in 0 of 1 row; task completed in 0 references"
+    assert system == "0 of 1 row with a system message; 0 references with a completed task"
     assert where == "the format: see `edge schema replay-row`"
 
 
@@ -146,6 +151,23 @@ def test_files_that_are_not_rows(tmp_path: Path) -> None:
     missing = edge("rows", "check", "none.jsonl", folder=tmp_path)
     assert missing.returncode == 1 and missing.stdout == ""
     assert missing.stderr == f"error: none.jsonl: cannot be read: No such file or directory {SEE}\n"
+
+
+def test_a_binary_file_and_standard_input(tmp_path: Path) -> None:
+    """A file of another kind has a problem on each line: only the first ones are printed."""
+    data = b"\xff\x00\n" * 500
+    (tmp_path / "program").write_bytes(data)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    done = edge("rows", "check", "program", folder=tmp_path)
+    assert done.returncode == 1
+    *shown, more, summary, _ = done.stdout.splitlines()
+    assert len(shown) == 20 and shown[-1] == "program:20: error: is not UTF-8 text (byte 1 of the line)"
+    assert more == "… and 480 more; --json prints all"
+    assert summary == "program: 0 valid rows of 0 tasks, 500 errors, 0 warnings"
+    piped = edge("rows", "check", "-", folder=tmp_path, stdin=tmp_path / "program")
+    assert piped.returncode == 1 and f"standard input: {summary.partition(': ')[2]}" in piped.stdout
+    rows = edge("rows", "check", "-", "--json", folder=tmp_path, stdin=tmp_path / "rows.jsonl")
+    assert rows.returncode == 0 and json.loads(rows.stdout)["path"] == "standard input"
 
 
 def test_a_finding_cannot_control_the_terminal(tmp_path: Path) -> None:
@@ -316,11 +338,12 @@ def test_each_command_says_where_the_format_is(
 ) -> None:
     write(tmp_path / "bad.jsonl", ROW, b'{"task_id": "t", step_idx: 1}')
     write(tmp_path / "mine.jsonl", {"task_id": "t", "step_idx": 0, "pred_text": ""})
+    see = SEE.replace("replay-row", "session-record") if name == "replay" else SEE
     places = {"MODEL": tiny_q4, "FOLDER": tiny_folder}
     words = [places.get(word, word) for word in COMMANDS[name]]
     missing = edge(*words, "none.jsonl", folder=tmp_path)
     assert missing.stderr.splitlines()[-1:] == [
-        f"error: none.jsonl: cannot be read: No such file or directory {SEE}"
+        f"error: none.jsonl: cannot be read: No such file or directory {see}"
     ]
     wrong = edge(*words, "bad.jsonl", folder=tmp_path)
     if name == "rows":
@@ -328,7 +351,7 @@ def test_each_command_says_where_the_format_is(
         assert wrong.stdout.endswith(f"the format: {SEE[1:-1]}\n")
     else:
         line = wrong.stderr.splitlines()[-1]
-        assert line.startswith("error: bad.jsonl:2: not JSON at column 18: ") and line.endswith(SEE)
+        assert line.startswith("error: bad.jsonl:2: not JSON at column 18: ") and line.endswith(see)
     assert missing.returncode == wrong.returncode == 1
     assert not (tmp_path / "out").exists()
 

@@ -439,7 +439,10 @@ def cut(path: Path, data: bytes) -> Path:
 ERRORS: dict[str, tuple[Callable[[dict[str, Path], Path], dict[str, Any]], str]] = {
     "no such file": (lambda f, t: {"results": [t / "nope.json"]}, "cannot be read"),
     "none at all": (lambda f, t: {"results": []}, "no result to report"),
-    "truncated": (lambda f, t: {"results": [cut(t / "c.json", f["Q2_K"].read_bytes()[:999])]}, "is not JSON"),
+    "truncated": (
+        lambda f, t: {"results": [cut(t / "c.json", f["Q2_K"].read_bytes()[:999])]},
+        "is damaged, or",
+    ),
     "no result": (lambda f, t: {"results": [cut(t / "c.json", b"[1]")]}, "is not a result"),
     "twice": (lambda f, t: {"results": [f["Q2_K"], f["Q2_K"]]}, "is given twice"),
     "a measurement alone": (lambda f, t: {"results": [f["measured"]]}, "is a measurement: give the result"),

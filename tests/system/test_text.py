@@ -41,6 +41,14 @@ def test_a_similar_name() -> None:
     assert did_you_mean("xyz", ["row", "result"]) == did_you_mean("row", []) == ""
 
 
+def test_a_part_of_a_name() -> None:
+    names = ["Tiny-terminal", "big-terminal", "org/tiny-base", "tiny-b"]
+    assert did_you_mean("tiny", names) == "did you mean tiny-b, Tiny-terminal or org/tiny-base?"
+    assert did_you_mean("TERMINAL", names) == "did you mean big-terminal or Tiny-terminal?"
+    assert did_you_mean("ti", names) == ""
+    assert did_you_mean("tiny", names, 0.85, parts=False) == ""
+
+
 def test_sizes() -> None:
     assert [size(0), size(141e6), size(1_234_567_890), size(1_234_567_890, 2)] == [
         "0.0 MB",

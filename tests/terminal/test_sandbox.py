@@ -224,7 +224,9 @@ def test_without_bubblewrap() -> None:
 def test_where_user_namespaces_are_not_allowed() -> None:
     said = ordinary("bwrap", "--dev-bind", "/", "/", "--unshare-user", "--disable-userns", "--")
     assert said.startswith("error: the sandbox does not start: bwrap: ")
-    assert "no unprivileged user namespaces: see docs/safety.md" in said
+    assert (
+        "no unprivileged user namespaces: allow them with sysctl (kernel.unprivileged_userns_clone=1" in said
+    )
 
 
 @pytest.mark.skipif(not has("unshare"), reason="there is no unshare")
