@@ -32,6 +32,7 @@ from edge.cli.options import (
     FlashAttention,
     GpuLayers,
     KvType,
+    Lora,
     Mmap,
     ModelOption,
     Seed,
@@ -60,6 +61,7 @@ def chat(
         ),
     ] = None,
     model: ModelOption = None,
+    lora: Lora = None,
     answers: Annotated[
         Literal["action", "text"] | None,
         typer.Option(
@@ -147,12 +149,15 @@ def chat(
     from edge.chat.settings import Settings
     from edge.chat.stored import load as load_file
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading
+    from edge.llama.loading import Loading, parse_adapters
 
+    adapters = parse_adapters(lora or ())
     path = chosen_model(model, note)
     kind: AnswerKind = answers or default_answers(path)
     sampling = _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-    loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
+    loading = Loading(
+        gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap, adapters=adapters
+    )
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
         typer.echo(f"loading {path} ({size(path.stat().st_size)})", err=True)

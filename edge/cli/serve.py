@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from edge.cli.common import Threads, note, progress_line
-from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption, Verbose
+from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Lora, Mmap, ModelOption, Verbose
 from edge.errors import ServeError
 
 _KEY = "EDGE_API_KEY"
@@ -16,6 +16,7 @@ _KEY = "EDGE_API_KEY"
 
 def serve(
     model: ModelOption = None,
+    lora: Lora = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. An address other than localhost needs an API key.")
     ] = "127.0.0.1",
@@ -90,7 +91,7 @@ def serve(
         ) from None
     from edge.chat.kind import default_answers
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading
+    from edge.llama.loading import Loading, parse_adapters
     from edge.system.places import read_text
 
     key = os.environ.get(_KEY) or None
@@ -98,6 +99,7 @@ def serve(
         key = read_text(api_key_file).strip()
     if key is not None and not re.fullmatch("[!-~]+", key):  # what a header can carry
         raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
+    adapters = parse_adapters(lora or ())
     path = chosen_model(model, note, announce=True)
     if answers is None and default_answers(path) == "text":
         note(
@@ -116,6 +118,7 @@ def serve(
             kv_type=kv_type,
             flash_attention=flash_attention,
             mmap=mmap,
+            adapters=adapters,
         ),
         say=progress_line,
         answers=answers or "action",
