@@ -170,7 +170,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("random_llama_folder", {}),
     "attention": ("random_llama_folder", {"modules": ATTENTION, "alpha": 5}),
     "ranks": ("random_llama_folder", {"rank_pattern": {"down_proj": 7}, "alpha_pattern": {"v_proj": 24}}),
-    "rslora": ("random_llama_folder", {"use_rslora": True}),
+    "rslora": ("random_llama_folder", {"use_rslora": True, "alpha": 4}),
     "output": ("random_llama_folder", {"modules": "(lm_head|q_proj)"}),
     "lfm2moe": ("random_lfm2moe_folder", {}),
     "tiny": ("tiny_folder", {}),
@@ -292,7 +292,7 @@ def test_columns_that_the_conversion_moves(tmp_path: Path, one_thread: None) -> 
     """Qwen3.5 reorders the columns of a weight of its delta net; llama.cpp's converter refuses such an adapter."""
     make_random.qwen35(tmp_path / "base")
     modules = (
-        r"(linear_attn\.(in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj)|self_attn\.[qkvo]_proj|mlp\.\w+)"
+        r"(linear_attn\.(in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj)|self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
     )
     folder = make_adapter(tmp_path / "base", tmp_path / "ad", modules, size=1.0)
     ids = token_ids(tmp_path / "base")
@@ -321,7 +321,7 @@ def test_what_llama_cpp_cannot_run_is_refused(
         "replaces all of model.norm.weight",
     )
     embedding = {
-        "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones((4, 2048)),
+        "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones((4, 4096)),
         "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones((256, 4)),
     }
     refused(save(tmp_path / "tied", embedding, r=4, lora_alpha=4), tiny_folder, "also uses as its output")

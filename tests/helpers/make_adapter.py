@@ -53,7 +53,7 @@ def make_adapter(
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.to(dtype)
         tensors[f"base_model.model.{module}.lora_B.weight"] = b.to(dtype)
     assert tensors, f"{base} has no module {modules}"
-    return save(folder, tensors, r=rank, lora_alpha=alpha, target_modules=rf".*\.{modules}", **config)
+    return save(folder, tensors, r=rank, lora_alpha=alpha, target_modules=rf"(.*\.)?{modules}", **config)
 
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
