@@ -60,8 +60,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Base of the LoRA adapter SOURCE: a folder, a known name or a hub id. edge writes the adapter as a GGUF of "
-            "its own, for --lora of other commands.",
+            help="Base of the LoRA adapter SOURCE: a folder, a known name or a hub id. edge writes the adapter as a "
+            "GGUF of its own, for --lora of other commands.",
         ),
     ] = None,
     tensor_type: Annotated[

@@ -31,7 +31,8 @@ class Adapter:
             )
 
     def __str__(self) -> str:
-        return str(self.path) if self.scale == 1 else f"{self.path}:{self.scale:g}"
+        scale = f"{self.scale:g}" if float(f"{self.scale:g}") == self.scale else repr(self.scale)
+        return str(self.path) if self.scale == 1 else f"{self.path}:{scale}"
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,17 @@ def read_result(path: Path | str) -> Result:
     return {**check(value, Summary, str(path)), "per_step": steps}
 
 
+def adapter_key(result: Head) -> tuple[tuple[str, float], ...] | str | None:
+    """What two results with the same adapters share: files and scales, else the path as another engine wrote it.
+
+    None without an adapter.
+    """
+    adapters = result.get("provenance", {}).get("adapters")
+    if adapters:
+        return tuple(sorted((one["sha256"], one["scale"]) for one in adapters))
+    return result.get("lora_path")
+
+
 def stored_run(path: Path) -> Run | None:
     """The run that wrote a result; None if the result does not say. Raises ResultError if it is not a result."""
     return read_result(path).get("run")
