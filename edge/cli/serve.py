@@ -92,13 +92,8 @@ def serve(
     from edge.chat.kind import default_answers
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading, parse_adapters
-    from edge.system.places import read_text
 
-    key = os.environ.get(_KEY) or None
-    if api_key_file is not None:
-        key = read_text(api_key_file).strip()
-    if key is not None and not re.fullmatch("[!-~]+", key):  # what a header can carry
-        raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
+    key = _key(api_key_file)
     adapters = parse_adapters(lora or ())
     path = chosen_model(model, note, announce=True)
     if answers is None and default_answers(path) == "text":
@@ -123,3 +118,15 @@ def serve(
         say=progress_line,
         answers=answers or "action",
     )
+
+
+def _key(file: Path | None) -> str | None:
+    """The API key, from a file or the variable; None without one. Raises ServeError if no header can carry it."""
+    from edge.system.places import read_text
+
+    key = os.environ.get(_KEY) or None
+    if file is not None:
+        key = read_text(file).strip()
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise ServeError(f"{file or _KEY}: a key is one line of printable ASCII without spaces")
+    return key

@@ -62,7 +62,7 @@ class Buffers:
       the wider of the vocabulary and a layer, and 6 × width for the hidden states. The width of a layer is that of its
       experts' activations, or of its attention scores with their mask: (heads + 1) × the cells it may see. With flash
       attention there are no scores, only a mask of 2 bytes a cell beside the rest. Sliding layers need a second mask.
-      An adapter adds its change, which is as wide as the result of the weight, or as the vocabulary.
+      An adapter adds its change where a layer has no scores, as wide as the result of a weight; or a second vocabulary.
       For SmolLM2-135M, the embedded model and the shape of the 8 B LFM2-MoE, the estimate was 0 to 7 %, or 2 MB, higher
       than what llama.cpp allocated.
     - output: sequences × vocabulary × 4, the logits
@@ -263,7 +263,7 @@ def buffers(
     masks = 2 if shape.sliding else 1
     outputs = 2 if shape.adapted_output else 1  # the logits, and the change of an adapter
     scores = 0 if flash_attention else (shape.heads + masks) * seen
-    layer = tokens * 4 * (max(shape.experts_width, scores) + 6 * shape.width + 2 * shape.adapter_width)
+    layer = tokens * 4 * (max(shape.experts_width + shape.adapter_width, scores) + 6 * shape.width)
     if flash_attention:
         layer += tokens * 2 * seen * masks
     return Buffers(

@@ -291,9 +291,7 @@ def test_embeddings(random_llama_folder: Path, tmp_path: Path, one_thread: None)
 def test_columns_that_the_conversion_moves(tmp_path: Path, one_thread: None) -> None:
     """Qwen3.5 reorders the columns of a weight of its delta net; llama.cpp's converter refuses such an adapter."""
     make_random.qwen35(tmp_path / "base")
-    modules = (
-        r"(linear_attn\.(in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj)|self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-    )
+    modules = rf"(linear_attn\.(in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj)|{LINEAR})"
     folder = make_adapter(tmp_path / "base", tmp_path / "ad", modules, size=1.0)
     ids = token_ids(tmp_path / "base")
     f32 = convert(tmp_path / "base", quant="F32", out=tmp_path / "base.gguf", threads=1).path
