@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,37 +28,12 @@ from edge.llama.engine import Engine
 from edge.llama.jobs import Job, Writer
 from edge.llama.loading import Adapter, Loading
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(scope="module")
-def llama_cpp() -> Path:
-    """The source tree of llama.cpp, as far as its converters need it."""
-    sdists = sorted((ROOT / "build" / "sdist").glob("llama_cpp_python-*.tar.gz"))
-    if not sdists:
-        pytest.skip("there is no llama-cpp-python sdist in build/sdist (make test fetches it)")
-    place = ROOT / "build" / "sdist" / "converter"
-    script = place / "convert_lora_to_gguf.py"
-    if not script.is_file() or script.stat().st_mtime < sdists[-1].stat().st_mtime:
-        with tarfile.open(sdists[-1]) as archive:
-            for member in archive:
-                _, _, inner = member.name.partition("/vendor/llama.cpp/")
-                if member.isfile() and inner.startswith(
-                    ("convert_lora", "convert_hf_to_gguf.py", "gguf-py/", "conversion/")
-                ):
-                    data = archive.extractfile(member)
-                    assert data is not None
-                    target = place / inner
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(data.read())
-    return place
-
-
-def by_llama_cpp(llama_cpp: Path, folder: Path, base: Path, out: Path, kind: str) -> Path:
+def by_llama_cpp(sources: Path, folder: Path, base: Path, out: Path, kind: str) -> Path:
     """What convert_lora_to_gguf.py writes, in a process with llama.cpp's own gguf package."""
-    command = [sys.executable, str(llama_cpp / "convert_lora_to_gguf.py"), str(folder), "--base", str(base)]
+    command = [sys.executable, str(sources / "convert_lora_to_gguf.py"), str(folder), "--base", str(base)]
     command += ["--outfile", str(out), "--outtype", kind.lower()]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (llama_cpp / "gguf-py", llama_cpp)))}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (sources / "gguf-py", sources)))}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -84,12 +58,12 @@ def content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_same_file_as_from_llama_cpp(
-    kind: str, dtype: torch.dtype, llama_cpp: Path, random_llama_folder: Path, tmp_path: Path
+    kind: str, dtype: torch.dtype, llama_cpp_sources: Path, random_llama_folder: Path, tmp_path: Path
 ) -> None:
     """All linear weights of a Llama, whose queries and keys llama.cpp reorders."""
     folder = make_adapter(random_llama_folder, tmp_path / "ad", rank=32, alpha=24, dtype=dtype)
     ours = convert_adapter(folder, random_llama_folder, quant=kind, out=tmp_path / "ours.gguf")
-    theirs = by_llama_cpp(llama_cpp, folder, random_llama_folder, tmp_path / "theirs.gguf", kind)
+    theirs = by_llama_cpp(llama_cpp_sources, folder, random_llama_folder, tmp_path / "theirs.gguf", kind)
     assert content(ours.path) == content(theirs)
     assert (ours.quant, ours.weights, ours.ranks, ours.alpha) == (kind, 14, (32,), 24.0)
 
@@ -106,7 +80,7 @@ FAMILIES: dict[str, tuple[Callable[..., None], str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_file_for_each_family(
-    family: str, llama_cpp: Path, tmp_path: Path, one_thread: None
+    family: str, llama_cpp_sources: Path, tmp_path: Path, one_thread: None
 ) -> None:
     """Other names, stacked experts, a rank of its own for some modules; rows that do not divide into blocks of Q8_0."""
     make, modules = FAMILIES[family]
@@ -115,7 +89,9 @@ def test_the_same_file_for_each_family(
     folder = make_adapter(tmp_path / "base", tmp_path / "ad", modules, rank=6, alpha=3, **ranks)
     for kind in ("F32", "Q8_0"):
         ours = convert_adapter(folder, tmp_path / "base", quant=kind, out=tmp_path / f"ours-{kind}.gguf")
-        theirs = by_llama_cpp(llama_cpp, folder, tmp_path / "base", tmp_path / f"theirs-{kind}.gguf", kind)
+        theirs = by_llama_cpp(
+            llama_cpp_sources, folder, tmp_path / "base", tmp_path / f"theirs-{kind}.gguf", kind
+        )
         assert content(ours.path) == content(theirs)
 
 
@@ -289,7 +265,7 @@ def test_embeddings(random_llama_folder: Path, tmp_path: Path, one_thread: None)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch warns about calls of peft and transformers
 def test_columns_that_the_conversion_moves(tmp_path: Path, one_thread: None) -> None:
-    """Qwen3.5 reorders the columns of a weight of its delta net; llama.cpp's converter refuses such an adapter."""
+    """Qwen3.5 reorders the columns of a weight of its delta net; llama.cpp's converter stops at Qwen3.5."""
     make_random.qwen35(tmp_path / "base")
     modules = rf"(linear_attn\.(in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj)|{LINEAR})"
     folder = make_adapter(tmp_path / "base", tmp_path / "ad", modules, size=1.0)
