@@ -103,6 +103,7 @@ class Engine:
     """
 
     cache_class: ClassVar[type[Cache]] = Cache
+    adds_adapters: ClassVar[bool] = True  # all at once
 
     def __init__(self, path: Path, loading: Loading = DEFAULT_LOADING) -> None:
         self._model = None  # for __del__, if one of the next lines raises
@@ -122,7 +123,7 @@ class Engine:
                 f"a KV cache of type {kv_type} needs flash attention, which was turned off: "
                 "leave out --no-flash-attention, or take --kv-type f16"
             )
-        check_adapters(path, loading.adapters)
+        check_adapters(path, loading.adapters, together=self.adds_adapters)
         library.start()
         params = library.model_params()
         params.n_gpu_layers = gpu_layers

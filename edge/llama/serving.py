@@ -140,6 +140,7 @@ class ServingEngine(Engine):
 
     cache: ServingCache
     cache_class = ServingCache
+    adds_adapters = False
 
     def __init__(
         self, path: Path, loading: Loading = DEFAULT_LOADING, *, most_kept: int = _MOST_KEPT

@@ -198,6 +198,24 @@ def test_an_adapter_of_another_model_is_refused_before_the_model_is_loaded(
         Engine(tiny_q4, Loading(adapters=(adapters[0],)))
 
 
+def test_at_most_four_add_up(files: tuple[Path, list[Adapter]], tmp_path: Path) -> None:
+    """llama.cpp stops the process if a graph has too many nodes. A server has one of them at a time."""
+    base, adapters = files
+    many = [Adapter(tmp_path / f"{i}.gguf", 0.1) for i in range(9)]
+    for adapter in many:
+        adapter.path.write_bytes(adapters[0].path.read_bytes())
+    engine = Engine(base, Loading(gpu_layers=0, threads=1, adapters=tuple(many[:4])))
+    engine.reserve(256, 2)
+    assert len(next(engine.run([Job(PROMPT, greedy(3), 3)]))[1]) == 3
+    engine.close()
+    with pytest.raises(EdgeError, match="5 adapters: at most 4 can be added to a model at the same time"):
+        Engine(base, Loading(adapters=tuple(many[:5])))
+    server = serving(base, many)
+    requests = [Request(PROMPT, greedy(3), 3, adapter=adapter) for adapter in many]
+    assert len({tuple(answer) for answer in served(server, requests, 4).values()}) == 1
+    server.close()
+
+
 def test_damage_is_found_by_the_checksums(files: tuple[Path, list[Adapter]], tmp_path: Path) -> None:
     base, adapters = files
     data = bytearray(adapters[0].path.read_bytes())
