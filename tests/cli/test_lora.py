@@ -300,3 +300,23 @@ def test_chat_with_an_adapter(base: Path, adapter: Path) -> None:
         return done.stdout
 
     assert answer() == answer("--lora", f"{adapter}:0") != answer("--lora", adapter)
+
+
+def test_chat_shows_and_protects_the_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.gguf"
+    own.write_bytes(adapter.read_bytes())
+    command = [
+        sys.executable,
+        "-m",
+        "edge",
+        "chat",
+        "--commands",
+        "--model",
+        str(base),
+        "--lora",
+        f"{own}:0.5",
+    ]
+    done = subprocess.run(command, input=f"/show\n/save {own}\n", capture_output=True, text=True, timeout=120)
+    assert f"adapter       {own}:0.5" in done.stderr
+    assert done.returncode == 1 and "is an input of this command" in done.stderr
+    assert own.read_bytes() == adapter.read_bytes()
