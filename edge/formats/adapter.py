@@ -168,7 +168,10 @@ def check_base(adapter: AdapterFile, base: Path) -> list[str]:
         "general.base_model.0.name",
         "general.base_model.0.repo_url",
     )
-    if adapter.base and known and {*map(_plain, adapter.base)}.isdisjoint(map(_plain, known)):
+    trained_on = {*map(_plain, adapter.base)}
+    # The name of a published file is often a better one than that in its metadata: NAME-Q4_K_M.gguf.
+    by_file = any(_plain(base.stem).startswith(name) for name in trained_on if name)
+    if trained_on and known and not by_file and trained_on.isdisjoint(map(_plain, known)):
         notes.append(
             f"{path}: was trained on {adapter.base[0]}, and {base} is {known[0]}; with another base the answers can be "
             "worthless"

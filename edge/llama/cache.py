@@ -123,7 +123,8 @@ class Cache:
         """Read and write with these adapters from now on. Keep what was read with others apart."""
         if self._adapters != tuple(adapters):
             self._adapters = tuple(adapters)
-            use_adapters(self.context, self._adapters)
+            if self.context:  # otherwise the next one gets them
+                use_adapters(self.context, self._adapters)
 
     def close(self) -> None:
         """Free llama.cpp's context with everything in it."""

@@ -131,7 +131,12 @@ class Engine:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self._model = library.load_model(path, params, trusted=loading.trusted)
         self.path = path
-        self.adapters = load_adapters(self._model, loading.adapters)
+        try:
+            self.adapters = load_adapters(self._model, loading.adapters)
+        except EdgeError:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+            raise
         self.threads = threads
         self.kv_type = kv_type
         self.batch = batch

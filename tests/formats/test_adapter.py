@@ -272,6 +272,10 @@ def test_what_a_user_must_know(base: Path, tmp_path: Path) -> None:
         general__base_model__0__repo_url="https://huggingface.co/x/lfm2moe-small/",
     )
     assert checked(hub, base) == []
+    renamed = tmp_path / "LFM2-8B-A1B.Q4_1.gguf"
+    renamed.symlink_to(base)
+    by_file = write(tmp_path / "by_file.gguf", tensors, general__base_model__0__name="LFM2-8B-A1B")
+    assert checked(by_file, renamed) == []  # the name of the file says it
     other = write(tmp_path / "other.gguf", tensors, general__base_model__0__name="LFM2-8B-A1B")
     [line] = checked(other, base)
     assert line == (
