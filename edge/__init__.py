@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from edge.answer.action import Action, Command
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
-    from edge.llama.loading import Loading
+    from edge.llama.loading import Adapter, Loading
     from edge.prompt import task_messages
     from edge.runner import Runner, Session
 
 __all__ = [
     "Action",
+    "Adapter",
     "Answering",
     "Command",
     "EdgeError",
@@ -35,6 +36,7 @@ __all__ = [
 
 _HOMES = {
     "Action": "answer.action",
+    "Adapter": "llama.loading",
     "Answering": "answer.answering",
     "Command": "answer.action",
     "Loading": "llama.loading",

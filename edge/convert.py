@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.conversion.adapter import ConvertedAdapter, convert_adapter
 from edge.conversion.families import make_plan
 from edge.conversion.header import Placed, write_header
 from edge.conversion.importance import read_importance
+from edge.conversion.output import Replaced, header_run, output_place
 from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
 from edge.conversion.tokenizer_check import check_tokenization
@@ -23,8 +25,8 @@ from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError, PromptError
 from edge.formats.chat_template import find_hostile
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
-from edge.formats.checksum import KEY, seal
-from edge.formats.gguf import read_metadata, read_model_file, read_tensors, remember, sha256
+from edge.formats.checksum import seal
+from edge.formats.gguf import read_model_file, remember, sha256
 from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.imatrix import read_imatrix
 from edge.formats.lora import check_adapter, merge_lora
@@ -33,15 +35,14 @@ from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
 from edge.prompt import render_chat_template
 from edge.replay.rows import read_rows
 from edge.system.files import allocate, temporary_file, whole_file
-from edge.system.hashes import package_version, text_sha256
+from edge.system.hashes import package_version
 from edge.system.machine import MAX_THREADS, physical_cores
-from edge.system.outputs import Run, check_output, check_replaced
+from edge.system.outputs import check_output
 from edge.system.paths import DEFAULT_QUANT
-from edge.system.places import check_disk, check_place, place_of
+from edge.system.places import check_disk
 from edge.system.progress import bar
-from edge.system.store import store_folder
 
-__all__ = ["Converted", "TensorTypes", "convert"]
+__all__ = ["Converted", "ConvertedAdapter", "TensorTypes", "convert", "convert_adapter"]
 
 _OTHER_PLACE = "choose another place with --out"
 
@@ -139,10 +140,16 @@ def convert(
         checkpoint = merge_lora(checkpoint, Path(lora))
     plan = make_plan(checkpoint)
     model = _Model(checkpoint, plan, make_vocabulary(checkpoint, plan.n_vocab), check, threads, say)
-    out, place = _place(out, f"{checkpoint.name}-{types.shown}.gguf")
-    inputs = [*_files(checkpoint), checkpoint.folder, imatrix, calibrate, lora]
+    out, place = output_place(out, f"{checkpoint.name}-{types.shown}.gguf")
+    inputs = [
+        *_files(checkpoint),
+        checkpoint.folder,
+        imatrix,
+        calibrate,
+        *([] if lora is None else [Path(lora)]),
+    ]
     check_output(out, inputs, error=ConversionError, streams=False)
-    replaced = _Replaced(out, force)
+    replaced = Replaced(out, force)
     replaced.check({"architecture": plan.architecture, "type": types.quant})
     warnings = _warnings(model)
     try:
@@ -173,7 +180,7 @@ def check_options(
     """Check what `convert` gets, as far as that needs no checkpoint: before a download. Raises what it raises."""
     types = _checked_types(quant, tensor_types or TensorTypes())
     _check_options(types, imatrix, calibrate, threads)
-    _place(out, f"model-{types.shown}.gguf")
+    output_place(out, f"model-{types.shown}.gguf")
     if imatrix is not None:
         read_imatrix(imatrix)
     if calibrate is not None:
@@ -238,53 +245,6 @@ def _check_options(
     check_quant(types.quant, has_imatrix=imatrix is not None or calibrate is not None)
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise ConversionError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
-
-
-def _place(out: str | Path | None, file: str) -> tuple[Path, Path]:
-    """The path of the output, and the same with links resolved. If `out` is a folder, the file in it is named `file`.
-
-    Creates nothing. Raises ConversionError if no file can be written there.
-    """
-    path = store_folder() / file if out is None else Path(out) if str(out) else out
-    if isinstance(path, Path) and os.path.isdir(path):  # Path.is_dir raises for a name that is too long
-        path = path / file
-    check_place(path, error=ConversionError, streams=False)
-    if os.path.islink(path) and os.path.realpath(Path(path).parent) == os.path.realpath(store_folder()):
-        # Behind a link in the store is a file of the hub's cache, whose name is its checksum.
-        raise ConversionError(f"{path}: is a link to another model's file; choose another name with --out")
-    return Path(path), place_of(path)[0]
-
-
-@dataclass(frozen=True)
-class _Replaced:
-    """The file that the conversion may replace: none, one of the same conversion, or with `force` any."""
-
-    out: Path
-    force: bool
-
-    def check(self, run: Run) -> None:
-        """Compare the header at `out` with what will be written, as far as `run` says it. Raises ConversionError."""
-
-        def read(path: Path) -> Run:
-            before = _header_run(path)
-            return {name: before.get(name) for name in run}
-
-        check_replaced(self.out, run, read, kind="a GGUF", force=self.force, error=ConversionError)
-
-
-def _header_run(path: Path) -> Run:
-    """What the header of a GGUF says of its conversion. Raises ModelFileError."""
-    metadata, tensors = read_metadata(path), read_tensors(path)
-    listed = "".join(f"{tensor.name} {tensor.type} {tensor.shape}\n" for tensor in tensors)
-    own = {key: value for key, value in metadata.items() if key != KEY}
-    return {
-        "architecture": metadata.get("general.architecture"),
-        "type": next(
-            (name for name, number in FTYPES.items() if number == metadata.get("general.file_type")), None
-        ),
-        "tensors": text_sha256(listed),
-        **own,
-    }
 
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
@@ -355,7 +315,7 @@ def _write(
     model: _Model,
     types: _Types,
     imatrix: str | Path | None,
-    replaced: _Replaced | None = None,
+    replaced: Replaced | None = None,
 ) -> list[str]:
     """Write the whole file. Returns the warnings about its types. `replaced`: what must be of the same conversion."""
     plan, quantized = model.plan, types.quant not in FLOATS
@@ -394,7 +354,7 @@ def _write(
     check_disk(path.parent, n_bytes, _OTHER_PLACE, error=ConversionError)
     allocate(descriptor, n_bytes)
     if replaced is not None:
-        replaced.check(_header_run(path))
+        replaced.check(header_run(path))
     text = f"quantizing to {types.quant}" if quantized else f"writing {kind}"
     with bar(text, model.say, unit="bytes") as watch:
         write_weights(descriptor, outputs, model.threads or min(physical_cores(), MAX_THREADS), watch)

@@ -27,7 +27,7 @@ from edge.formats.gguf import ModelFile, read_model_file
 from edge.llama.devices import devices
 from edge.llama.engine import Engine
 from edge.llama.jobs import Job, Writer
-from edge.llama.loading import DEFAULT_LOADING, Loading
+from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading
 from edge.llama.placement import place
 from edge.llama.prefixes import branch_points, common_length, depth_held, reading_order
 from edge.llama.vocabulary import Vocabulary
@@ -58,6 +58,7 @@ class Runner:
         flash_attention: bool | None = None,
         batch: int | None = None,
         mmap: bool = True,
+        adapters: Sequence[Adapter] = (),
     ) -> "Runner":
         """Load a GGUF; the options are those of `Loading`, see `open`."""
         loading = Loading(
@@ -67,6 +68,7 @@ class Runner:
             flash_attention=flash_attention,
             batch=batch,
             mmap=mmap,
+            adapters=tuple(adapters),
         )
         return cls.open(path, loading)
 

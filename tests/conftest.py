@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -105,6 +106,26 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("the shared data folder is not here")
     return path
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_sources() -> Path:
+    """llama.cpp's converters and their gguf package, from the sdist of llama-cpp-python that `make test` fetches."""
+    sdists = sorted((ROOT / "build" / "sdist").glob("llama_cpp_python-*.tar.gz"))
+    if not sdists:
+        pytest.skip("there is no llama-cpp-python sdist in build/sdist (make test fetches it)")
+
+    def unpack(place: Path) -> None:
+        with tarfile.open(sdists[-1]) as archive:
+            for member in archive:
+                inner = member.name.partition("/vendor/llama.cpp/")[2]
+                if member.isfile() and inner.startswith(("convert_", "gguf-py/", "conversion/")):
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    (place / inner).parent.mkdir(parents=True, exist_ok=True)
+                    (place / inner).write_bytes(file.read())
+
+    return keyed("llama-cpp-converters", [sdists[-1]], unpack)
 
 
 @pytest.fixture(scope="session")

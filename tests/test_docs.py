@@ -186,11 +186,11 @@ def works(program: str) -> bool:
     )
 
 
-def workplace(folder: Path, q4: Path, bf16: Path, *, converted: bool) -> dict[str, str]:
-    """A folder with the names that the docs use, each for the embedded model. Returns the environment for it.
-
-    `converted`: the page makes the quantized model itself.
-    """
+def workplace(page: Path, folder: Path, q4: Path, bf16: Path) -> dict[str, str]:
+    """A folder with the names that the docs use, each for the embedded model. Returns the environment for it."""
+    converted = "--out models/terminal-Q4_K_M.gguf" in page.read_text(
+        encoding="utf-8"
+    )  # the page makes it itself
     embedded = ROOT / "models" / "tiny-terminal"
     for copy in (folder / "models" / "tiny-terminal", folder / HUB_ID):
         shutil.copytree(embedded, copy)
@@ -207,6 +207,10 @@ def workplace(folder: Path, q4: Path, bf16: Path, *, converted: bool) -> dict[st
         "FILE.txt": ROOT / "LICENSE",
     }.items():
         shutil.copy(source, folder / name)
+    if "my-adapter" in page.read_text(encoding="utf-8"):
+        from make_adapter import make_adapter
+
+        make_adapter(embedded, folder / "my-adapter")
     (folder / "screen.txt").write_text("user@host:/app$ ls\ntest_app.py\nuser@host:/app$ \n")
     module, function = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][
         "edge"
@@ -280,8 +284,7 @@ def runnable(page: Path) -> list[Block]:
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.name)
 def test_the_command_lines_run(page: Path, tmp_path: Path, tiny_q4: Path, tiny_bf16: Path) -> None:
     folder = tmp_path / "work"
-    converted = "--out models/terminal-Q4_K_M.gguf" in page.read_text(encoding="utf-8")
-    environment = workplace(folder, tiny_q4, tiny_bf16, converted=converted)
+    environment = workplace(page, folder, tiny_q4, tiny_bf16)
     if page.name == "README.md":  # its reader has the base's result already
         command = "edge eval --quiet --model models/terminal-bf16.gguf --replay replay.jsonl --out bf16.json"
         run(["sh", "-ec", command], folder, environment, "set-up")
@@ -299,8 +302,9 @@ def test_the_command_lines_run(page: Path, tmp_path: Path, tiny_q4: Path, tiny_b
 @pytest.mark.slow
 def test_the_python_examples_run(tmp_path: Path, tiny_q4: Path, tiny_bf16: Path) -> None:
     folder = tmp_path / "work"
-    environment = workplace(folder, tiny_q4, tiny_bf16, converted=False)
-    examples = [block for block in blocks(ROOT / "docs" / "python.md") if block.language == "python"]
+    page = ROOT / "docs" / "python.md"
+    environment = workplace(page, folder, tiny_q4, tiny_bf16)
+    examples = [block for block in blocks(page) if block.language == "python"]
     assert len(examples) >= 4
     for block in examples:
         printed = run([sys.executable, "-c", block.text], folder, environment, block.where)

@@ -420,6 +420,7 @@ def test_every_field_is_in_a_table() -> None:
         ("session-record", "CommandFields"),
         ("measurement", "Provenance"),
         ("measurement", "TensorShare"),
+        ("measurement", "AdapterFacts"),
         ("known-model", "Aggregate"),
         ("known-model", "GroupFigures"),
     }

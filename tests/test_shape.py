@@ -14,6 +14,7 @@ MOST_MODULE_LINES = 500
 PUBLIC = {
     "edge": (
         "Action",
+        "Adapter",
         "Answering",
         "Command",
         "EdgeError",
@@ -24,7 +25,7 @@ PUBLIC = {
         "__version__",
         "task_messages",
     ),
-    "edge.convert": ("convert", "Converted", "TensorTypes"),
+    "edge.convert": ("convert", "convert_adapter", "Converted", "ConvertedAdapter", "TensorTypes"),
     "edge.sweep": ("sweep", "SweepOptions", "Swept"),
     "edge.replay": ("evaluate",),
     "edge.compare": ("compare",),

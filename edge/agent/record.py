@@ -39,6 +39,8 @@ class SessionFacts(TypedDict):
     """The task that the person gave."""
     model: NotRequired[str]
     """Absolute path of the GGUF."""
+    adapters: NotRequired[list[str]]
+    """LoRA adapters of the model, each FILE or FILE:SCALE with an absolute path."""
     workdir: NotRequired[str]
     """Absolute path of the work folder."""
     sandbox: NotRequired[bool]
@@ -70,6 +72,8 @@ class SessionField(StepFacts, total=False):
     """The task that the person gave; first row."""
     model: str
     """Absolute path of the GGUF; first row."""
+    adapters: list[str]
+    """LoRA adapters of the model, each FILE or FILE:SCALE with an absolute path; first row."""
     workdir: str
     """Absolute path of the work folder; first row."""
     sandbox: bool
@@ -279,6 +283,9 @@ def _facts(path: Path, data: bytes) -> SessionFacts:
     for name in ("model", "workdir"):
         if not isinstance(facts.get(name, ""), str):
             raise AgentError(f"{path}: is damaged: {name} of its session is not text")
+    adapters = facts.get("adapters", [])
+    if not isinstance(adapters, list) or not all(isinstance(one, str) for one in adapters):
+        raise AgentError(f"{path}: is damaged: adapters of its session is not a list of texts")
     version = facts.get("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise AgentError(

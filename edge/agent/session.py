@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,14 @@ from edge.agent.allow import read_allowlist
 from edge.agent.gate import Gate, all_of, allow_gate, closed_gate, open_gate
 from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
 from edge.agent.proposal import Proposal
-from edge.agent.record import Record, archive_path, new_record_path
+from edge.agent.record import Record, SessionFacts, archive_path, new_record_path
 from edge.agent.review import ask, discard_typed_ahead, review_gate
 from edge.agent.show import highlighted, shown_proposal
 from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
 from edge.answer.answering import Answering
 from edge.errors import AgentError
-from edge.llama.loading import Loading
+from edge.llama.loading import Adapter, Loading, parse_adapters
 from edge.runner import Runner
 from edge.terminal.check import Limits as SandboxLimits
 from edge.terminal.tmux import check_terminal
@@ -124,6 +124,7 @@ class _Paths:
     archive: Path
     folder: Path
     model: Path
+    adapters: tuple[Adapter, ...]
 
 
 def option_conflict(options: SessionOptions) -> Conflict | None:
@@ -174,10 +175,13 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             with _make_sandbox(options, paths, interface) as sandbox:
                 _bring_back(sandbox, paths.archive, options, interface)
             return Ending("complete")
-        runner = stack.enter_context(Runner.open(paths.model, options.loading))
+        loading = replace(options.loading, adapters=paths.adapters)
+        runner = stack.enter_context(Runner.open(paths.model, loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
         if not interface.quiet and (options.model is not None or resumed is not None):
             interface.say(f"model: {paths.model}")  # interface.find_model names the one that it finds
+        if not interface.quiet and paths.adapters:
+            interface.say(f"adapters: {', '.join(map(str, paths.adapters))}")
         lost = options.permission.sandbox and _lost_action(resumed, paths.archive)
         show = _show(options, interface)
         workplace = stack.enter_context(_start(options, paths, record, interface, show))
@@ -236,10 +240,11 @@ def _resume(path: Path, options: SessionOptions) -> Record:
 
 
 def _paths(options: SessionOptions, resumed: Record | None, interface: Interface) -> _Paths:
-    folder, model = options.workdir, options.model
+    folder, model, adapters = options.workdir, options.model, options.loading.adapters
     if resumed is not None:
         folder = Path(resumed.facts.get("workdir", ""))
         if model is None:
+            adapters = adapters or parse_adapters(resumed.facts.get("adapters", []))
             if "model" not in resumed.facts:
                 raise AgentError(f"{resumed.path}: does not name its model: add --model FILE")
             model = resumed.facts["model"]
@@ -247,7 +252,7 @@ def _paths(options: SessionOptions, resumed: Record | None, interface: Interface
     if not folder.is_dir():
         raise AgentError(f"{folder}: is not a folder: choose another --workdir")
     record = options.resume or options.record or new_record_path(options.task or "")
-    return _Paths(record, archive_path(record), folder.resolve(), interface.find_model(model))
+    return _Paths(record, archive_path(record), folder.resolve(), interface.find_model(model), adapters)
 
 
 def _new_record(options: SessionOptions, paths: _Paths) -> Record:
@@ -256,15 +261,15 @@ def _new_record(options: SessionOptions, paths: _Paths) -> Record:
             f"{paths.archive}: already exists, and is the work folder of another session: choose another --record, "
             "or remove it"
         )
-    return Record.create(
-        paths.record,
-        {
-            "task": options.task or "",
-            "model": str(paths.model.absolute()),
-            "workdir": str(paths.folder),
-            "sandbox": options.permission.sandbox,
-        },
-    )
+    facts: SessionFacts = {
+        "task": options.task or "",
+        "model": str(paths.model.absolute()),
+        "workdir": str(paths.folder),
+        "sandbox": options.permission.sandbox,
+    }
+    if paths.adapters:
+        facts["adapters"] = [str(replace(one, path=one.path.absolute())) for one in paths.adapters]
+    return Record.create(paths.record, facts)
 
 
 def _lost_action(resumed: Record | None, archive: Path) -> bool:
@@ -302,7 +307,8 @@ def _make_sandbox(options: SessionOptions, paths: _Paths, interface: Interface) 
     """Prepare the sandbox. The session's own files are protected: they never come back, even from the work folder."""
     from edge.terminal.sandbox import Sandbox  # it needs Linux
 
-    files = (paths.record, paths.archive, options.permission.allow, options.template, paths.model)
+    adapters = [adapter.path for adapter in paths.adapters]
+    files = (paths.record, paths.archive, options.permission.allow, options.template, paths.model, *adapters)
     protected = [file for file in files if file is not None]
     archive = paths.archive if paths.archive.exists() else None
     sandbox = Sandbox.prepare(paths.folder, options.sandbox, archive, protected)

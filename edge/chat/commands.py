@@ -68,7 +68,9 @@ class Commands:
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
-        inputs = [self.conversation.runner.model_file.path, *self._screens]
+        runner = self.conversation.runner
+        adapters = [loaded.adapter.path for loaded in runner.engine.adapters]
+        inputs = [runner.model_file.path, *adapters, *self._screens]
         check_output(path, inputs, error=EdgeError, option="/save")
         if path.is_file() and path.resolve() != self.conversation.file:
             if self.confirm is None:
@@ -144,8 +146,9 @@ class Commands:
             raise EdgeError(f"{rest}: /show has no such part; use /show, or /show messages")
         talk = self.conversation
         model = talk.runner.model_file
+        adapters = "".join(f"adapter       {loaded.adapter}\n" for loaded in talk.runner.engine.adapters)
         self.say(
-            f"model         {model.path} ({model.name}, {model.file_type})\n"
+            f"model         {model.path} ({model.name}, {model.file_type})\n{adapters}"
             f"answers       {talk.answers}\n"
             f"conversation  {counted(len(talk.messages), 'message')}, "
             f"{talk.prompt_tokens:,} of {talk.context:,} tokens\n"

@@ -12,6 +12,7 @@ from edge.cli.options import (
     FlashAttention,
     GpuLayers,
     KvType,
+    Lora,
     MaxTokens,
     MinP,
     Mmap,
@@ -39,6 +40,7 @@ def agent(
         Path | None, typer.Option(metavar="DIR", help="Folder to work in. Default: the current folder.")
     ] = None,
     model: ModelOption = None,
+    lora: Lora = None,
     review: Annotated[
         bool, typer.Option("--review", help="Ask before each action. Default on a terminal.")
     ] = False,
@@ -125,7 +127,7 @@ def agent(
     from edge.agent.session import Permission, SessionOptions
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
-    from edge.llama.loading import Loading
+    from edge.llama.loading import Loading, parse_adapters
     from edge.terminal.check import Limits as SandboxLimits
 
     options = SessionOptions(
@@ -139,7 +141,17 @@ def agent(
         limits=Limits(max_steps, time_limit),
         sandbox=SandboxLimits(memory << 20, disk << 20, processes=processes),
         dot_files=dot_files,
-        loading=Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),
+        loading=Loading(
+            gpu_layers,
+            threads,
+            context,
+            None,
+            batch,
+            kv_type,
+            flash_attention,
+            mmap,
+            adapters=parse_adapters(lora or ()),
+        ),
         answering=Answering(
             max_tokens,
             Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),

@@ -33,6 +33,7 @@ from edge.cli.options import (
     FlashAttention,
     GpuLayers,
     KvType,
+    Lora,
     Mmap,
     ModelOption,
     Seed,
@@ -62,6 +63,7 @@ def chat(
         ),
     ] = None,
     model: ModelOption = None,
+    lora: Lora = None,
     answers: Annotated[
         Literal["action", "text"] | None,
         typer.Option(
@@ -150,15 +152,18 @@ def chat(
     from edge.chat.settings import Settings
     from edge.chat.stored import load as load_file
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading
+    from edge.llama.loading import Loading, parse_adapters
 
     def sampling(kind: "AnswerKind") -> "Sampling":
         return _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
 
+    adapters = parse_adapters(lora or ())
     shown = None if screen is None else input_text(screen)
     path = chosen_model(model, note, check=lambda: _check(sampling, load))
     kind: AnswerKind = answers or default_answers(path)
-    loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
+    loading = Loading(
+        gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap, adapters=adapters
+    )
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
         _say(f"loading {path} ({size(path.stat().st_size)})")

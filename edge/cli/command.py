@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Options that are text because they take a path or a name.
-_ALSO_PATHS = {"model", "source", "out", "base", "reference", "file", "python"}
+_ALSO_PATHS = {"model", "source", "out", "base", "reference", "file", "python", "lora"}
 _VALUES = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
 

@@ -144,7 +144,9 @@ def conversation(messages: Path) -> "list[Message]":
 
 def broken_package(error: BaseException) -> str | None:
     """A line about a package that is missing or cannot be imported; None if `error`, caught in main, is another one."""
-    frames = [(frame, frame.f_code.co_code[frame.f_lasti]) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [
+        (frame, frame.f_code.co_code[frame.f_lasti]) for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
     # A module that cannot be compiled has no frame: then the last frame stands at the import.
     importing = [
         frame.f_globals["__name__"]

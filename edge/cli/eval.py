@@ -14,6 +14,7 @@ from edge.cli.options import (
     Force,
     GpuLayers,
     KvType,
+    Lora,
     MaxTokens,
     MinP,
     Mmap,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 # Options that only some backends have.
 _ONLY = {
     "edge": (
-        "unconstrained think text_share style parallel gpu_layers threads batch kv_type flash_attention mmap".split()
+        "lora unconstrained think text_share style parallel gpu_layers threads batch kv_type flash_attention "
+        "mmap".split()
     ),
     "vllm": ["tp", "dtype", "structured"],
     "openai": ["base_url", "served_model", "concurrency", "timeout", "structured"],
@@ -64,6 +66,7 @@ def evaluate(
             "renders them.",
         ),
     ] = None,
+    lora: Lora = None,
     backend: Annotated[
         Literal["edge", "vllm", "openai"],
         typer.Option(
@@ -159,7 +162,7 @@ def evaluate(
 
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
-    from edge.llama.loading import Loading
+    from edge.llama.loading import Loading, parse_adapters
     from edge.system.paths import embedded_rows
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -167,7 +170,10 @@ def evaluate(
     answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
     rows, say = replay or embedded_rows(), None if quiet else progress_line
     work = _Work(rows, out, limit, rows_of, skip_too_long, answering, context, force, yes, say)
-    loading = Loading(gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap)
+    adapters = parse_adapters(lora or ())
+    loading = Loading(
+        gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap, adapters=adapters
+    )
     if backend == "vllm":
         result = _by_vllm(model, work, dtype, tp)
     elif backend == "openai":

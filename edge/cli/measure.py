@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.common import Threads, note, progress_line, show
-from edge.cli.options import Batch, Force, GpuLayers, Verbose, reading_layers
+from edge.cli.options import Batch, Force, GpuLayers, Lora, Verbose, reading_layers
 from edge.system.text import counted
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def measure(
             "wrote. Without it, edge measures likelihoods only.",
         ),
     ] = None,
+    lora: Lora = None,
     replay: Annotated[
         Path | None, typer.Option("--replay", "-r", help="Replay rows (JSON Lines) with reference answers.")
     ] = None,
@@ -71,7 +72,7 @@ def measure(
         )
 
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading
+    from edge.llama.loading import Loading, parse_adapters
     from edge.measure import measure as run_measure
     from edge.replay.rows import read_rows
 
@@ -79,6 +80,7 @@ def measure(
         if replay is not None:
             read_rows(replay, limit)
 
+    adapters = parse_adapters(lora or ())
     path = chosen_model(model, note, check=check)
     base_path = None if base is None else chosen_model(base, note, check=check)
     layers = reading_layers(gpu_layers, path, base_path)
@@ -91,7 +93,7 @@ def measure(
         chunk=chunk,
         limit=limit,
         skip_too_long=skip_too_long,
-        loading=Loading(gpu_layers=layers, threads=threads, context=context, batch=batch),
+        loading=Loading(gpu_layers=layers, threads=threads, context=context, batch=batch, adapters=adapters),
         keep_base=keep_base,
         force=force,
         say=None if quiet else progress_line,

@@ -16,10 +16,13 @@ from edge.system.text import size
 
 
 def convert(
+    command: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Hugging Face checkpoint: a folder, a known name or a hub id (owner/name)."
+            metavar="SOURCE",
+            help="Hugging Face checkpoint: a folder, a known name or a hub id (owner/name). With --base: the folder of "
+            "a LoRA adapter.",
         ),
     ],
     quant: Annotated[
@@ -28,7 +31,8 @@ def convert(
             "--quant",
             "-q",
             help="Quantization type: f32, f16, bf16, Q8_0, Q4_K_M, … The error for an unknown type lists them all. "
-            "Default: that of the name (org/repo:Q8_0) or of the known model, else Q4_K_M.",
+            "Default: that of the name (org/repo:Q8_0) or of the known model, else Q4_K_M. With --base: f32 (the "
+            "default), f16, bf16 or q8_0.",
         ),
     ] = None,
     out: Annotated[
@@ -51,6 +55,14 @@ def convert(
     ] = None,
     lora: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="LoRA adapter to merge into the checkpoint.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Base of the LoRA adapter SOURCE: a folder, a known name or a hub id. edge writes the adapter as a "
+            "GGUF of its own, for --lora of other commands.",
+        ),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
@@ -79,7 +91,14 @@ def convert(
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert a Hugging Face checkpoint to a quantized GGUF."""
+    """Convert a Hugging Face checkpoint to a quantized GGUF, or a LoRA adapter to a GGUF of its own (--base).
+
+    With --lora, edge merges an adapter into the checkpoint.
+    """
+    if base is not None:
+        _check_adapter_options(command)
+        _convert_adapter(source, base, quant, out, revision, offline=offline, yes=yes, force=force)
+        return
     overrides = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in tensor_type or [])]
     if not all(pattern and kind for pattern, kind in overrides):
         raise typer.BadParameter(
@@ -115,6 +134,49 @@ def convert(
     show(
         f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
         f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
+    )
+
+
+_MODELS_ONLY = (
+    "imatrix calibrate lora tensor_type output_tensor_type token_embedding_type check threads verbose".split()
+)
+
+
+def _check_adapter_options(command: typer.Context) -> None:
+    """Raises typer.BadParameter for an option that belongs to the conversion of a model."""
+    for name in _MODELS_ONLY:
+        source = command.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                "is for a model; --base converts an adapter", param_hint="--" + name.replace("_", "-")
+            )
+
+
+def _convert_adapter(
+    folder: str,
+    base: str,
+    quant: str | None,
+    out: str | None,
+    revision: str | None,
+    *,
+    offline: bool,
+    yes: bool,
+    force: bool,
+) -> None:
+    from edge.cli.defaults import checkpoint_source
+    from edge.conversion.adapter import DEFAULT_ADAPTER_QUANT, checked_type, convert_adapter
+    from edge.formats.lora import check_adapter
+
+    kind = checked_type(quant or DEFAULT_ADAPTER_QUANT)
+    check_adapter(Path(folder))
+    found = checkpoint_source(base, revision=revision, offline=offline, yes=yes)
+    converted = convert_adapter(folder, found.text, quant=kind, out=out, hub=found.hub, force=force)
+    for warning in converted.warnings:
+        note(warning)
+    ranks = ", ".join(map(str, converted.ranks))
+    show(
+        f"{converted.path}: LoRA adapter, {converted.quant}, {size(converted.n_bytes)}, {converted.weights} weights, "
+        f"rank {ranks}, alpha {converted.alpha:g}, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
     )
 
 

@@ -67,6 +67,14 @@ ModelOption = Annotated[
         help="GGUF to use: a file, a name in the store, a known name or a hub id. Default: see edge config.",
     ),
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="LoRA adapter (GGUF) to add to the model, and the factor of its change. Default: 1. Repeatable.",
+    ),
+]
 GpuLayers = Annotated[
     int | None,
     typer.Option(

@@ -28,6 +28,7 @@ from edge.cli.options import (
     FlashAttention,
     GpuLayers,
     KvType,
+    Lora,
     MaxTokens,
     MinP,
     Mmap,
@@ -61,6 +62,7 @@ def run(
         typer.Argument(metavar="TASK", help="What the model must do. Default: read it from standard input."),
     ] = None,
     model: ModelOption = None,
+    lora: Lora = None,
     screen: Annotated[
         Path | None,
         typer.Option(help="File with the current text of the terminal's screen; - for standard input."),
@@ -104,11 +106,12 @@ def run(
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading
+    from edge.llama.loading import Loading, parse_adapters
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     answering = Answering(max_tokens, sampling, thought, text_share, style)
-    loading = Loading(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap)
+    adapters = parse_adapters(lora or ())
+    loading = Loading(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap, adapters=adapters)
     chat = _conversation(task, screen, messages)
     terminal = is_terminal(sys.stdout)
     stream = terminal and not as_json

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from edge.cli.common import Threads, note, progress_line
-from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Mmap, ModelOption, Verbose
+from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Lora, Mmap, ModelOption, Verbose
 from edge.errors import ServeError
 
 _KEY = "EDGE_API_KEY"
@@ -16,6 +16,7 @@ _KEY = "EDGE_API_KEY"
 
 def serve(
     model: ModelOption = None,
+    lora: Lora = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. An address other than localhost needs an API key.")
     ] = "127.0.0.1",
@@ -90,14 +91,10 @@ def serve(
         ) from None
     from edge.chat.kind import default_answers
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading
-    from edge.system.places import read_text
+    from edge.llama.loading import Loading, parse_adapters
 
-    key = os.environ.get(_KEY) or None
-    if api_key_file is not None:
-        key = read_text(api_key_file).strip()
-    if key is not None and not re.fullmatch("[!-~]+", key):  # what a header can carry
-        raise ServeError(f"{api_key_file or _KEY}: a key is one line of printable ASCII without spaces")
+    key = _key(api_key_file)
+    adapters = parse_adapters(lora or ())
     path = chosen_model(model, note, announce=True)
     if answers is None and default_answers(path) == "text":
         note(
@@ -116,7 +113,20 @@ def serve(
             kv_type=kv_type,
             flash_attention=flash_attention,
             mmap=mmap,
+            adapters=adapters,
         ),
         say=progress_line,
         answers=answers or "action",
     )
+
+
+def _key(file: Path | None) -> str | None:
+    """The API key, from a file or the variable; None without one. Raises ServeError if no header can carry it."""
+    from edge.system.places import read_text
+
+    key = os.environ.get(_KEY) or None
+    if file is not None:
+        key = read_text(file).strip()
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise ServeError(f"{file or _KEY}: a key is one line of printable ASCII without spaces")
+    return key

@@ -164,7 +164,10 @@ def _print_models(models: "list[FoundModel]") -> None:
     rows: list[tuple[str, ...]] = []
     for model in models:
         name, file = printable(model_name(model.path)), model.file
-        if file is not None:
+        if model.adapter is not None:
+            what = f"adapter ({printable(model.adapter.architecture)})"
+            rows.append((name, size(model.n_bytes), model.adapter.tensors[0].type, what, _day(model.path)))
+        elif file is not None:
             rows.append(
                 (name, size(model.n_bytes), file.file_type, printable(file.architecture), _day(model.path))
             )
@@ -173,7 +176,7 @@ def _print_models(models: "list[FoundModel]") -> None:
     if rows:
         table(["name", "size", "type", "model", "date"], rows)
     for model in models:
-        if not model.usable:
+        if not model.usable and model.adapter is None:
             typer.echo(f"not usable: {printable(model_name(model.path))}: {printable(model.problem)}")
 
 
@@ -187,6 +190,7 @@ def _facts(model: "FoundModel", place: str) -> dict[str, Any]:
         "place": place,
         "usable": model.usable,
         "problem": model.problem or None,
+        "adapter": model.adapter is not None,
         "bytes": model.n_bytes,
         "type": file.file_type if file else None,
         "architecture": file.architecture if file else None,

@@ -11,7 +11,7 @@ from edge.compare.findings import LABELS, Figure, Part, interval_text, number, t
 from edge.compare.pairing import thought_budget
 from edge.compare.run import check_once, compare_pair, model_label
 from edge.errors import ResultError
-from edge.replay.result import read_result, whole_text
+from edge.replay.result import adapter_key, read_result, whole_text
 from edge.replay.stored_result import EngineCounters, Result, SamplingFields, Step
 from edge.system.tables import clean, table
 
@@ -259,7 +259,7 @@ def _thinks(a: _Run, b: _Run) -> bool | None:
 
 def _same_model(a: _Run, b: _Run) -> bool:
     """Whether both come from one checkpoint: by their sources, else by names where one begins with the other."""
-    if a.result.get("lora_path") != b.result.get("lora_path"):
+    if adapter_key(a.result) != adapter_key(b.result):
         return False
     if a.source and b.source:
         revisions = {a.revision, b.revision} - {None}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edge.errors import ResultError
+from edge.replay.result import adapter_key
 from edge.replay.rows import Key, by_step, describe, step_key, without_sample
 from edge.replay.stored_result import Head, SamplingFields, Step
 from edge.system.text import counted
@@ -210,6 +211,11 @@ def run_notes(ours: Head, reference: Head) -> list[str]:
                 f"The runs are of different {what}: {source} is {theirs} in the reference, {mine} in ours."
             )
             break
+    recorded = origin.get("adapters") or our_origin.get("adapters")  # other engines write a path, if anything
+    if recorded and adapter_key(reference) != adapter_key(ours):
+        notes.append(
+            f"The runs have different adapters: {_adapters(reference)} in the reference, {_adapters(ours)} in ours."
+        )
     for sampling, whose in ((a, "The reference"), (b, "Our result")):
         if (skipped := sampling.get("skipped_too_long") or 0) > 0:
             notes.append(f"{whose} left out {counted(skipped, 'row')} that did not fit into its context.")
@@ -220,6 +226,13 @@ def run_notes(ours: Head, reference: Head) -> list[str]:
                 f"{whose} is not rank-eligible: its prompts come from {status.get('template_status')}."
             )
     return notes
+
+
+def _adapters(result: Head) -> str:
+    adapters = result.get("provenance", {}).get("adapters")
+    if adapters:
+        return " and ".join(f"{one['name']} (scale {one['scale']:g})" for one in adapters)
+    return result.get("lora_path") or "none"
 
 
 def _value(value: object) -> str:

@@ -1,18 +1,21 @@
 """`edge inspect`: show what a GGUF contains, where it comes from and what is wrong with it.
 
-`inspect` returns an Inspection; `to_text` and `to_json` show it. The texts in a file are untrusted: `to_text` prints
-each on one line, cut and without control characters.
+`inspect` returns an Inspection, or an AdapterInspection; `to_text` and `to_json` show it. The texts in a file are
+untrusted: `to_text` prints each on one line, cut and without control characters.
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf import TokenType
 
+from edge.errors import ModelFileError
+from edge.formats.adapter import AdapterFile, is_adapter, read_adapter
 from edge.formats.facts import TypeShare, calibration, origin, type_shares
 from edge.formats.gguf import (
     ModelFile,
@@ -113,15 +116,73 @@ class Inspection:
                 or ["  calibration  none: made without an importance matrix"]
             ),
         ]
-        if self.verified:
-            good = "all data read: no NaN or Inf, no stray bytes"
-            lines.append(
-                f"  data         {counted(len(self.problems), 'problem') if self.problems else good}"
-            )
-        lines += [f"  PROBLEM      {_clean(problem)}" for problem in self.problems]
+        lines += _data_lines(self.verified, self.problems)
         if self.comparison is not None:
             lines += _comparison_lines(self.comparison)
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class AdapterInspection:
+    """What `edge inspect` shows of a LoRA adapter. `problems`: as in Inspection."""
+
+    adapter: AdapterFile
+    types: tuple[TypeShare, ...]
+    origin: dict[str, str]
+    sha256: str
+    verified: bool
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+    def to_json(self) -> str:
+        """The same as a JSON object."""
+        adapter = self.adapter
+        value = {
+            "ok": self.ok,
+            "adapter": {
+                "path": str(adapter.path),
+                "name": adapter.name,
+                "architecture": adapter.architecture,
+                "alpha": adapter.alpha,
+                "ranks": adapter.ranks,
+                "weights": {pair.name: pair.rank for pair in adapter.pairs},
+                "ignored": adapter.ignored,
+                "base": adapter.base,
+                "n_bytes": adapter.n_bytes,
+            },
+            "types": [asdict(share) for share in self.types],
+            "origin": self.origin,
+            "sha256": self.sha256,
+            "verified": self.verified,
+            "problems": self.problems,
+        }
+        return json.dumps(value, indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self) -> str:
+        """The same as lines of text."""
+        adapter = self.adapter
+        kinds = Counter(re.sub(r"^blk\.[0-9]+\.", "", pair.name) for pair in adapter.pairs)
+        lines = [
+            str(adapter.path),
+            f"  adapter      {_clean(adapter.name)}: LoRA for {_clean(adapter.architecture)}, {len(adapter.pairs):,} "
+            f"weights, rank {', '.join(map(str, adapter.ranks))}, alpha {adapter.alpha:g}",
+            f"  file         {adapter.n_bytes:,} bytes",
+            f"  SHA-256      {self.sha256}",
+            f"  base         {', '.join(map(_clean, adapter.base)) or 'not recorded'}",
+            *_pairs("origin", self.origin),
+            *_type_lines(self.types),
+            *_pairs("weights", {_clean(name): f"({count:,})" for name, count in kinds.items()}),
+        ]
+        if adapter.ignored:
+            lines.append(f"  not used     {len(adapter.ignored):,} norms: llama.cpp does not apply them")
+        return "\n".join([*lines, *_data_lines(self.verified, self.problems)])
 
 
 def inspect(
@@ -134,8 +195,8 @@ def inspect(
     imatrix: Path | None = None,
     lora: Path | None = None,
     threads: int | None = None,
-) -> Inspection:
-    """Inspect a GGUF.
+) -> Inspection | AdapterInspection:
+    """Inspect a GGUF: a model or a LoRA adapter.
 
     `verify`: read all of its data and check it. `source`: its checkpoint, a folder or hub id; edge converts every
     tensor again and compares. Then `imatrix` and `lora` must be those that the file was made with. `revision`: branch,
@@ -144,6 +205,8 @@ def inspect(
     Raises ModelFileError if the file cannot be read, CheckpointError or ConversionError if the source cannot.
     """
     path = Path(path)
+    if is_adapter(path):
+        return _inspect_adapter(path, verify=verify, compared=source is not None)
     model = read_model_file(path)
     metadata = read_metadata(path)
     tensors = read_tensors(path)
@@ -173,6 +236,28 @@ def inspect(
         verified=verify,
         problems=tuple(problems),
         comparison=comparison,
+    )
+
+
+def _inspect_adapter(path: Path, *, verify: bool, compared: bool) -> AdapterInspection:
+    if compared:
+        raise ModelFileError(
+            f"{path}: is an adapter; edge compares only models with their source: leave out --source"
+        )
+    problems: list[str] = []
+    if verify:
+        from edge.conversion.verify import check_data
+
+        problems = check_data(path)
+    found = origin(read_metadata(path))
+    found.pop("base model", None)  # it has its own line
+    return AdapterInspection(
+        adapter=read_adapter(path),
+        types=type_shares(read_tensors(path)),
+        origin=found,
+        sha256=sha256(path),
+        verified=verify,
+        problems=tuple(problems),
     )
 
 
@@ -222,6 +307,14 @@ def _pairs(title: str, found: dict[str, str]) -> list[str]:
         f"  {title if i == 0 else '':12} {name} {_clean(value)}"
         for i, (name, value) in enumerate(found.items())
     ]
+
+
+def _data_lines(verified: bool, problems: Sequence[str]) -> list[str]:
+    lines = []
+    if verified:
+        good = "all data read: no NaN or Inf, no stray bytes"
+        lines.append(f"  data         {counted(len(problems), 'problem') if problems else good}")
+    return lines + [f"  PROBLEM      {_clean(problem)}" for problem in problems]
 
 
 def _type_lines(types: tuple[TypeShare, ...]) -> list[str]:

@@ -45,6 +45,7 @@ class TensorPlan:
     parts: tuple[StoredTensor, ...]  # one; or one per expert, to stack; or none: `change` computes the values
     change: Callable[[Array], Array]
     wide: bool = False  # `change` computes: it takes float32 and returns float32
+    columns: bool = False  # `change` moves columns, not rows
 
     @property
     def n_values(self) -> int:
@@ -78,6 +79,7 @@ class Change:
     stored_shape: Callable[[tuple[int, ...], Dims], tuple[int, ...]] = lambda shape, dims: shape
     shared: bool = False  # another row uses the rest of the same stored tensor
     wide: bool = False
+    columns: bool = False  # it moves columns, not rows
 
     def take(self, stored: Stored, name: str) -> None:
         """Remove a used tensor from `stored`, unless another row needs it too."""
@@ -338,7 +340,9 @@ def _match_row(
         change.take(stored, name)
     apply = change.apply
     f32 = row.f32 or len(shape) == 1
-    yield TensorPlan(gguf_name, shape, f32, tuple(parts), lambda array: apply(array, dims), change.wide)
+    yield TensorPlan(
+        gguf_name, shape, f32, tuple(parts), lambda array: apply(array, dims), change.wide, change.columns
+    )
 
 
 def _stored_as(name: str, stored: Stored) -> str:

@@ -24,6 +24,7 @@ from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.tokenizer import make_vocabulary
 from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError
+from edge.formats.adapter import is_adapter, read_adapter
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.checksum import damage
 from edge.formats.gguf import (
@@ -70,9 +71,12 @@ def check_data(path: Path) -> list[str]:
     The lines name data that does not fit the checksums of `edge convert`, rows with NaN or Inf, bytes that belong to no
     tensor, and tensors that do not fit the metadata. Raises ModelFileError if the header is damaged.
     """
-    model = read_model_file(path)
     tensors = read_tensors(path)
-    problems = [*_misfits(model, tensors, read_metadata(path))]
+    problems: list[str] = []
+    if is_adapter(path):
+        read_adapter(path)
+    else:
+        problems += _misfits(read_model_file(path), tensors, read_metadata(path))
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         data = np.frombuffer(mapped, np.uint8)
         try:

@@ -5,6 +5,7 @@ checkpoint     a Hugging Face checkpoint folder
 hub            the Hugging Face hub: lists and downloads repositories
 hub_errors     what a failed request to the hub means
 lora           merges a LoRA adapter into a checkpoint
+adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does
 gguf           a GGUF on disk: header, metadata, tensors

@@ -90,7 +90,10 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
     folder, hub_id = locate(source, revision=revision, offline=offline)
     if not os.path.lexists(folder / "config.json"):
         if os.path.lexists(folder / "adapter_config.json"):
-            raise CheckpointError(f"{folder}: is a LoRA adapter; convert its base model with --lora {folder}")
+            raise CheckpointError(
+                f"{folder}: is a LoRA adapter; name its base with --base, or merge it: convert its base with --lora "
+                f"{folder}"
+            )
         raise CheckpointError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
     if not os.path.lexists(folder / "tokenizer.json"):
         raise CheckpointError(_no_tokenizer(folder))

@@ -94,6 +94,7 @@ class _Header:
     metadata: dict[str, Any]  # scalars, strings, short lists of numbers
     arrays: dict[str, tuple[int, int, int]]  # every array: item type, count, first byte of its items
     texts: dict[str, tuple[int, int]]  # every string: its first byte and the byte after it
+    kinds: dict[str, int]  # the value type of every entry
     tensors: list[TensorInfo]
     end: int  # the byte after the header
     alignment: int
@@ -173,6 +174,10 @@ def read_model_file(path: str | Path) -> ModelFile:
         architecture = _text(metadata, "general.architecture")
         if architecture is None:
             raise reader.fail("damaged: general.architecture is missing")
+        if metadata.get("general.type") == "adapter":
+            raise ModelFileError(
+                f"{path}: is an adapter, not a model; give its base with --model, and it with --lora"
+            )
         tokens = _vocabulary(reader, header)
         n_vocab = len(tokens)
         _check_numbers(reader, metadata, architecture)
@@ -214,6 +219,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """
     with _opened(Path(path)) as reader:
         return _read_header(reader).metadata
+
+
+def read_kinds(path: str | Path) -> dict[str, int]:
+    """The number of the value type of each metadata entry. Raises ModelFileError as `read_metadata` does."""
+    with _opened(Path(path)) as reader:
+        return _read_header(reader).kinds
 
 
 def read_tensors(path: str | Path) -> list[TensorInfo]:
@@ -360,10 +371,12 @@ def _read_header(reader: _Reader) -> _Header:
     metadata: dict[str, Any] = {}
     arrays: dict[str, tuple[int, int, int]] = {}
     texts: dict[str, tuple[int, int]] = {}
+    kinds: dict[str, int] = {}
     for _ in range(n_entries):  # too large a count soon reaches the end of the file
         key, kind = reader.string(), reader.scalar("I")
-        if key in metadata or key in arrays:
+        if key in kinds:
             raise reader.fail(f"damaged: the key {key[:80]!r} occurs twice")
+        kinds[key] = kind
         if kind == _ARRAY:
             arrays[key], items = reader.array()
             if items is not None:
@@ -380,7 +393,7 @@ def _read_header(reader: _Reader) -> _Header:
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
         raise reader.fail(f"damaged: general.alignment is {str(alignment)[:40]!r}, not a power of two")
     tensors = list(_read_tensors(reader, n_tensors, alignment))
-    return _Header(metadata, arrays, texts, tensors, reader.at, alignment)
+    return _Header(metadata, arrays, texts, kinds, tensors, reader.at, alignment)
 
 
 def _read_tensors(reader: _Reader, count: int, alignment: int) -> Iterator[TensorInfo]:

@@ -4,11 +4,13 @@ The default: the setting `model` (EDGE_MODEL, or the file of settings), else the
 the newest usable one in the user's store. A model wins over the embedded one, whatever their times.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge.errors import ConfigError, ModelFileError
+from edge.formats.adapter import AdapterFile, is_adapter, read_adapter
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.formats.gguf_names import part_name, part_of, whole_name
 from edge.system.config import settings
@@ -27,6 +29,8 @@ class FoundModel:
     file: ModelFile | None
     n_bytes: int
     problem: str = ""
+    adapter: AdapterFile | None = None
+    """Set if it is no model, but a LoRA adapter that can be used."""
 
     @property
     def usable(self) -> bool:
@@ -79,6 +83,9 @@ def examine(path: Path) -> FoundModel:
         return FoundModel(path, file, sum(part.stat().st_size for part in parts(path, file.part[1])))
     except ModelFileError as error:
         problem = str(error).removeprefix(f"{path}: ")
+        with contextlib.suppress(ModelFileError, OSError):
+            if is_adapter(path):
+                return FoundModel(path, None, path.stat().st_size, adapter=read_adapter(path))
     except OSError as error:
         problem = f"cannot be read: {error.strerror or error}"
     try:
@@ -141,7 +148,7 @@ def default_choice() -> Choice:
     for files, place in ((local_files(), "./models"), (store_files(), "the model store")):
         for model in found_models(files):
             if not model.usable:
-                skipped.append(model)
+                skipped += [] if model.adapter else [model]
                 continue
             why = f"the newest in {place}"
             if not model.demonstration:

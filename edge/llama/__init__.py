@@ -1,6 +1,7 @@
 """The only folder that calls llama.cpp.
 
 library      starts llama.cpp once, loads models, decodes batches
+adapters     LoRA adapters: loaded beside a model, put on a context
 log          who receives llama.cpp's log
 tryout       tries an unknown file in a child process
 devices      devices that llama.cpp can compute on

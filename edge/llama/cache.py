@@ -15,6 +15,7 @@ import llama_cpp
 
 from edge.errors import ContextError
 from edge.llama import library
+from edge.llama.adapters import LoadedAdapter, use_adapters
 from edge.llama.jobs import Logits
 from edge.llama.memory import MAX_SEQUENCES, buffers, padded, read_shape
 from edge.llama.prefixes import common_length, distinct_tokens
@@ -54,6 +55,8 @@ class _Saved:
 class Cache:
     """The cache of one model, empty until `resize`. Use it in one thread.
 
+    `adapters`: LoRA adapters that all its tokens are read with, unless `use` changes them.
+
     `model` is llama.cpp's pointer, valid while the cache is used. `unified`: all sequences share the cells; otherwise
     each sequence has an equal part of them.
     """
@@ -69,6 +72,7 @@ class Cache:
         flash_attention: bool,
         offloads: bool,
         unified: bool = True,
+        adapters: Sequence[LoadedAdapter] = (),
     ) -> None:
         self.context: Any = None  # llama.cpp's context; another one after each `resize`
         self.cells = 0
@@ -85,6 +89,8 @@ class Cache:
         self._flash_attention = flash_attention
         self._offloads = offloads
         self._unified = unified
+        self._adapters = tuple(adapters)
+        self._files = tuple(adapters)  # whose memory counts
         self._memory: Any = None
         self._free: list[int] = []  # sequences that are not in use
         self._states: list[State] = []  # held for later prompts; the most recently used is last
@@ -112,6 +118,13 @@ class Cache:
         for saved in moved:
             self._restore(saved)
         self._states = [state for state in held if state.sequence >= 0]
+
+    def use(self, adapters: Sequence[LoadedAdapter]) -> None:
+        """Read and write with these adapters from now on. Keep what was read with others apart."""
+        if self._adapters != tuple(adapters):
+            self._adapters = tuple(adapters)
+            if self.context:  # otherwise the next one gets them
+                use_adapters(self.context, self._adapters)
 
     def close(self) -> None:
         """Free llama.cpp's context with everything in it."""
@@ -273,7 +286,7 @@ class Cache:
         problem = f"{self._path}: cannot make a cache of {cells} tokens"
         batch = max(self._batch, sequences)  # llama.cpp asserts it
         needed = buffers(
-            read_shape(self._path),
+            read_shape(self._path, [loaded.adapter.path for loaded in self._files]),
             cells,
             sequences=sequences,
             batch=batch,
@@ -299,4 +312,6 @@ class Cache:
             self.context = llama_cpp.llama_init_from_model(self._model, params)
         if not self.context:
             raise ContextError(f"{problem}: {library.last_error()}")
+        if self._adapters:
+            use_adapters(self.context, self._adapters)
         self._memory = llama_cpp.llama_get_memory(self.context)

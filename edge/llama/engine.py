@@ -19,6 +19,7 @@ import numpy as np
 
 from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
+from edge.llama.adapters import check_adapters, load_adapters
 from edge.llama.cache import KV_TYPES, Cache, State
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
@@ -95,13 +96,14 @@ class Engine:
 
     The engine does not use the context and parallel of `loading`. By default all layers are offloaded if llama.cpp
     was built with a GPU backend. Flash attention is on by default if layers are offloaded or the cache is quantized;
-    CPUs write faster without it.
+    CPUs write faster without it. All adapters of `loading` change every answer.
 
     `before_batch`, once set, is called before each batch. What it raises ends the run, and the engine stays usable.
     `mixes`: whether a prompt is read in the same batches in which answers are written.
     """
 
     cache_class: ClassVar[type[Cache]] = Cache
+    adds_adapters: ClassVar[bool] = True  # all at once
 
     def __init__(self, path: Path, loading: Loading = DEFAULT_LOADING) -> None:
         self._model = None  # for __del__, if one of the next lines raises
@@ -121,6 +123,7 @@ class Engine:
                 f"a KV cache of type {kv_type} needs flash attention, which was turned off: "
                 "leave out --no-flash-attention, or take --kv-type f16"
             )
+        check_adapters(path, loading.adapters, together=self.adds_adapters)
         library.start()
         params = library.model_params()
         params.n_gpu_layers = gpu_layers
@@ -128,6 +131,12 @@ class Engine:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self._model = library.load_model(path, params, trusted=loading.trusted)
         self.path = path
+        try:
+            self.adapters = load_adapters(self._model, loading.adapters)
+        except EdgeError:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+            raise
         self.threads = threads
         self.kv_type = kv_type
         self.batch = batch
@@ -146,6 +155,7 @@ class Engine:
             kv_type=kv_type,
             flash_attention=flash_attention,
             offloads=self.offloads,
+            adapters=self.adapters,
         )
         # llama.cpp splits a hybrid's batch until each sequence has as many tokens as the others: a prompt and answers
         # gain nothing from one batch there. So answers wait until more of them can continue together.

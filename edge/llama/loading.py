@@ -1,6 +1,38 @@
 """Where a model goes and what it may use: the options of loading it, as one value."""
 
+import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import EdgeError
+from edge.system.store import local_model
+
+MOST_SCALE = 1000.0
+"""Maximum of an adapter's scale, and of its negative."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter, a GGUF, that changes the model while it runs. `scale`: the factor of its change.
+
+    Raises EdgeError for a scale that is not a number from -1000 to 1000.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        if not (math.isfinite(self.scale) and abs(self.scale) <= MOST_SCALE):
+            raise EdgeError(
+                f"{self.path}: the scale {self.scale:g} is not a number from -{MOST_SCALE:g} to {MOST_SCALE:g}"
+            )
+
+    def __str__(self) -> str:
+        scale = f"{self.scale:g}" if float(f"{self.scale:g}") == self.scale else repr(self.scale)
+        return str(self.path) if self.scale == 1 else f"{self.path}:{scale}"
 
 
 @dataclass(frozen=True)
@@ -24,6 +56,37 @@ class Loading:
     """Map the file into memory instead of reading it."""
     trusted: bool = False
     """Do not try an unknown file in a child process first."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters; their changes add up. In a server, each request chooses one."""
 
 
 DEFAULT_LOADING = Loading()
+
+
+def parse_adapters(texts: Iterable[str]) -> tuple[Adapter, ...]:
+    """The adapters that the options `--lora FILE[:SCALE]` name: files, or names of files in the model store.
+
+    Raises EdgeError if there is no such file, if a scale is not a number in its range, or if a file is named twice.
+    """
+    adapters = tuple(map(_adapter, texts))
+    seen: dict[str, Adapter] = {}
+    for adapter in adapters:
+        if seen.setdefault(os.path.realpath(adapter.path), adapter) is not adapter:
+            raise EdgeError(f"{adapter.path}: is named twice; name each adapter once", option="--lora")
+    return adapters
+
+
+def _adapter(text: str) -> Adapter:
+    path = local_model(text)
+    if path is not None:
+        return Adapter(path)
+    name, _, tail = text.rpartition(":")
+    path = local_model(name) if name else None
+    if path is None:
+        return Adapter(Path(text))  # reading it says that there is no such file
+    try:
+        return Adapter(path, float(tail))
+    except ValueError:
+        raise EdgeError(f"{path}: the scale {tail[:40]!r} is not a number", option="--lora") from None
+    except EdgeError as error:
+        raise EdgeError(str(error), option="--lora") from None

@@ -1,11 +1,12 @@
 """The memory that a model takes: weights, cache, llama.cpp's buffers. Estimated from the header of a GGUF alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edge.errors import ModelFileError
+from edge.formats.adapter import AdapterFile, read_adapter
 from edge.formats.gguf import ModelFile, TensorInfo, read_metadata, read_model_file, read_tensors
 
 BATCH = 512
@@ -26,7 +27,7 @@ class Shape:
     - kv_values: for each layer, numbers in the keys and values of one token; 0 for a layer without its own.
       A sliding layer counts as a full one, which is too much for a long context
     - state_values: for each layer, float32 numbers that a hybrid's convolution or delta net keeps of a sequence
-    - experts_width: the activations of all experts that work on one token
+    - experts_width: the activations of all experts that work on one token; `experts_used`: their number
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Shape:
     heads: int
     head_widths: tuple[int, int]
     experts_width: int
+    experts_used: int
     kv_values: tuple[int, ...]
     state_values: tuple[int, ...]
     weights: int = 0
@@ -44,6 +46,10 @@ class Shape:
     sliding: bool = False  # some layers have a sliding window, and so a second mask
     tied: bool = False
     """Whether the output head is also the embedding: a GPU then gets a copy of it."""
+    adapter_width: int = 0
+    """The widest result of a weight in a layer that an adapter changes, through all experts of a token."""
+    adapted_output: bool = False
+    """Whether an adapter changes the output head."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Buffers:
       the wider of the vocabulary and a layer, and 6 × width for the hidden states. The width of a layer is that of its
       experts' activations, or of its attention scores with their mask: (heads + 1) × the cells it may see. With flash
       attention there are no scores, only a mask of 2 bytes a cell beside the rest. Sliding layers need a second mask.
+      An adapter adds its change where a layer has no scores, as wide as the result of a weight; or a second vocabulary.
       For SmolLM2-135M, the embedded model and the shape of the 8 B LFM2-MoE, the estimate was 0 to 7 %, or 2 MB, higher
       than what llama.cpp allocated.
     - output: sequences × vocabulary × 4, the logits
@@ -72,15 +79,50 @@ class Buffers:
         return self.kv_cache + self.state + self.compute + self.output
 
 
-def read_shape(model: ModelFile | Path) -> Shape:
-    """The shape of a GGUF, from its header. Raises ModelFileError as `read_model_file` does."""
+def read_shape(model: ModelFile | Path, adapters: Sequence[Path] = ()) -> Shape:
+    """The shape of a GGUF with LoRA adapters, from their headers.
+
+    Raises ModelFileError as `read_model_file` and `read_adapter` do.
+    """
     file = read_model_file(model) if isinstance(model, Path) else model
-    return shape_of(
+    shape = shape_of(
         read_metadata(file.path),
         file.n_vocab,
         path=file.path,
         weights=file.n_bytes,
         tensors=read_tensors(file.path),
+    )
+    return with_adapters(shape, adapters)
+
+
+def with_adapters(shape: Shape, adapters: Sequence[Path]) -> Shape:
+    """The shape of a model beside which these adapters are in memory. Raises ModelFileError as `read_adapter` does."""
+    for file in map(read_adapter, adapters):
+        shape = _with_adapter(shape, file)
+    return shape
+
+
+def _with_adapter(shape: Shape, file: AdapterFile) -> Shape:
+    by_layer, output = [0] * len(shape.kv_values), 0
+    for pair in file.pairs:
+        n_bytes, layer = pair.a.n_bytes + pair.b.n_bytes, _layer(pair.name)
+        if layer is not None and layer < len(by_layer):
+            by_layer[layer] += n_bytes
+        elif pair.name == "output.weight":
+            output += n_bytes
+    widths = [
+        pair.b.shape[1] * (shape.experts_used if len(pair.b.shape) > 2 else 1)
+        for pair in file.pairs
+        if pair.name != "output.weight"
+    ]
+    before = shape.layer_weights or (0,) * len(by_layer)
+    return replace(
+        shape,
+        weights=shape.weights + sum(tensor.n_bytes for tensor in file.tensors),
+        layer_weights=tuple(a + b for a, b in zip(before, by_layer, strict=True)),
+        output_weights=shape.output_weights + output,
+        adapter_width=max(shape.adapter_width, *widths, 0),
+        adapted_output=shape.adapted_output or output > 0,
     )
 
 
@@ -120,6 +162,7 @@ def shape_of(
         width=width,
         heads=heads,
         head_widths=(key, value),
+        experts_used=header.number("expert_used_count", 0),
         experts_width=header.number("expert_used_count", 0)
         * 3
         * header.number("expert_feed_forward_length", 0),
@@ -185,15 +228,21 @@ def _weight_bytes(tensors: Sequence[TensorInfo], layers: int) -> tuple[tuple[int
     by_layer = [0] * layers
     embedding = output = 0
     for tensor in tensors:
-        if tensor.name.startswith("blk."):
-            number = tensor.name.split(".")[1]
-            if number.isdigit() and int(number) < layers:
-                by_layer[int(number)] += tensor.n_bytes
+        layer = _layer(tensor.name)
+        if layer is not None:
+            if layer < layers:
+                by_layer[layer] += tensor.n_bytes
         elif tensor.name == "token_embd.weight":
             embedding = tensor.n_bytes
         elif tensor.name == "output.weight":
             output = tensor.n_bytes
     return tuple(by_layer), output, embedding
+
+
+def _layer(name: str) -> int | None:
+    """The layer of a tensor; None if it belongs to none."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blk" and len(parts) > 2 and parts[1].isdigit() else None
 
 
 def buffers(
@@ -212,14 +261,15 @@ def buffers(
     batch = min(batch, cells)
     tokens = -(-batch // sequences) * sequences
     masks = 2 if shape.sliding else 1
+    outputs = 2 if shape.adapted_output else 1  # the logits, and the change of an adapter
     scores = 0 if flash_attention else (shape.heads + masks) * seen
-    layer = tokens * 4 * (max(shape.experts_width, scores) + 6 * shape.width)
+    layer = tokens * 4 * (max(shape.experts_width + shape.adapter_width, scores) + 6 * shape.width)
     if flash_attention:
         layer += tokens * 2 * seen * masks
     return Buffers(
         kv_cache=kv_bytes(sum(shape.kv_values), cells, kv_type),
         state=sum(shape.state_values) * sequences * 4,
-        compute=max(layer, 4 * (batch * shape.n_vocab + tokens * 6 * shape.width)),
+        compute=max(layer, 4 * (batch * shape.n_vocab * outputs + tokens * 6 * shape.width)),
         output=sequences * shape.n_vocab * 4,
     )
 

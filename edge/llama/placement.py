@@ -12,7 +12,7 @@ from pathlib import Path
 from edge.errors import ContextError, EdgeError
 from edge.formats.gguf import ModelFile
 from edge.llama.devices import Device
-from edge.llama.loading import DEFAULT_LOADING, Loading
+from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading
 from edge.llama.memory import (
     BATCH,
     CELLS_STEP,
@@ -24,6 +24,7 @@ from edge.llama.memory import (
     kv_bytes,
     padded,
     read_shape,
+    with_adapters,
 )
 from edge.system.machine import Memory, physical_cores
 from edge.system.text import counted, size
@@ -75,6 +76,7 @@ class Placement:
     kv_cache: int
     device: str
     uses: tuple[Use, ...]
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def loading(self) -> Loading:
@@ -87,6 +89,7 @@ class Placement:
             kv_type=self.kv_type,
             flash_attention=self.flash_attention,
             mmap=self.mmap,
+            adapters=self.adapters,
         )
 
     def __str__(self) -> str:
@@ -155,6 +158,7 @@ def place(
     read_model_file does.
     """
     shape = model if isinstance(model, Shape) else read_shape(model)
+    shape = with_adapters(shape, [adapter.path for adapter in loading.adapters])
     wish = _Wish(
         prompts=None if prompts is None else tuple(sorted(prompts)),
         max_tokens=max_tokens,
@@ -360,6 +364,7 @@ def _laid(
         kv_cache=need.kv_cache,
         device=f"{_names(gpus)} ({layers} of {total} layers)" if layers else "CPU",
         uses=_uses(shape, wish, memory, gpus, cells, sequences, need, layers),
+        adapters=wish.loading.adapters,
     )
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
+from edge.llama.adapters import check_adapters, load_adapters, use_adapters
+from edge.llama.loading import Adapter
 from edge.llama.memory import buffers, padded, read_shape
 from edge.llama.prefixes import Corpus, depth_held
 from edge.system.signals import signals_later
@@ -27,7 +29,7 @@ class Reader:
 
     A batch is read as it is given, so the same calls give the same values, to the last bit. `flash_attention`: let
     llama.cpp choose it, as by default; without it, a CPU does not use flash attention. `callback`: llama.cpp's
-    `cb_eval`. Use the reader in one thread, as a context manager.
+    `cb_eval`. `adapters`: LoRA adapters, whose changes add up. Use the reader in one thread, as a context manager.
 
     Raises ModelFileError, ContextError.
     """
@@ -44,9 +46,11 @@ class Reader:
         flash_attention: bool = False,
         mmap: bool = True,
         callback: Any = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self._model = self._context = None
         self.path = path
+        check_adapters(path, adapters)
         library.start()
         self._callback = callback  # ctypes keeps no reference
         model_params = library.model_params()
@@ -55,15 +59,16 @@ class Reader:
             model_params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
         self._model = library.load_model(path, model_params)
-        shape = read_shape(path)
+        shape = read_shape(path, [adapter.path for adapter in adapters])
         needed = buffers(
             shape, cells, sequences=sequences, batch=batch, flash_attention=flash_attention
         ).total
         try:  # with room for the logits of a whole batch
+            loaded = load_adapters(self._model, adapters)
             library.check_room(
                 f"{path}: cannot make a cache of {cells} tokens", needed + batch * shape.n_vocab * 4
             )
-        except ContextError:
+        except EdgeError:
             self.close()
             raise
         params = llama_cpp.llama_context_default_params()
@@ -85,6 +90,8 @@ class Reader:
             reason = library.last_error()
             self.close()
             raise ContextError(f"{path}: cannot make a cache of {cells} tokens: {reason}")
+        if loaded:
+            use_adapters(self._context, loaded)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))

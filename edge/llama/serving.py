@@ -4,6 +4,9 @@ Each answer has its own part of the cache, so its attention does not run over th
 answers leave is kept in memory beside the cache. It comes back for a prompt with the same beginning; the least recently
 used goes first. A hybrid can continue only from where a state was kept, so a state is kept wherever a new prompt parts
 from what was read before.
+
+A request may choose one of the loaded LoRA adapters. Only requests with the same adapter share a batch; those with
+different ones take turns of a few batches. What was read with one adapter is kept for that adapter only.
 """
 
 import threading
@@ -15,30 +18,35 @@ from typing import Any, Generic, TypeVar
 from edge.llama.cache import Cache, State
 from edge.llama.engine import Engine, PromptReading, RunningJob
 from edge.llama.jobs import Job, Logits
-from edge.llama.loading import DEFAULT_LOADING, Loading
+from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading
 from edge.llama.prefixes import common_length
 
 T = TypeVar("T")
 _LEAST = 16  # tokens: a shorter common beginning is not worth a state
 _MOST_KEPT = 1 << 30
+_TURN = 8  # batches: llama.cpp plans its buffers again after each change of adapters, which took 20 ms
 
 
 @dataclass(frozen=True, eq=False)
 class Request(Job[T], Generic[T]):
-    """A client's job; `cancelled` is set when the client has gone away."""
+    """A client's job; `cancelled` is set when the client has gone away. `adapter`: None for the base alone."""
 
     cancelled: threading.Event = field(default_factory=threading.Event)
+    adapter: Adapter | None = None
 
 
 @dataclass(eq=False)
 class _Kept(State):
-    """A state outside the cache, in llama.cpp's own form; it has no sequence."""
+    """A state outside the cache, in llama.cpp's own form; it has no sequence. Its owner is an adapter, or None."""
 
     data: Any = None
 
 
 class ServingCache(Cache):
-    """A cache in equal parts, one for each sequence. Held states are kept outside of it, up to `most_kept` bytes."""
+    """A cache in equal parts, one for each sequence. Held states are kept outside of it, up to `most_kept` bytes.
+
+    The owner of a state is the adapter that it was read with, or None. A prompt continues only from its own adapter's.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options, unified=False)
@@ -50,10 +58,10 @@ class ServingCache(Cache):
         """Bytes of the prompts and answers that are kept beside the cache. Any thread may read it."""
         return sum(len(kept.data) for kept in list(self._kept))
 
-    def bring_back(self, prompt: Sequence[int]) -> State:
-        """A new sequence with as much of the prompt as is kept."""
-        best, length = self.longest(self._kept, prompt)
-        state = State(self.take(), [], None)
+    def bring_back(self, prompt: Sequence[int], adapter: Adapter | None = None) -> State:
+        """A new sequence with as much of the prompt as is kept of this adapter."""
+        best, length = self.longest(self._kept_of(adapter), prompt)
+        state = State(self.take(), [], adapter)
         if best is None or not length:
             return state
         self._use(best)
@@ -65,9 +73,9 @@ class ServingCache(Cache):
         state.logits = best.logits if length == len(prompt) else None
         return state
 
-    def partings(self, prompt: Sequence[int]) -> set[int]:
-        """The lengths at which the prompt parts from what is kept."""
-        return {common_length(kept.tokens, prompt) for kept in self._kept}
+    def partings(self, prompt: Sequence[int], adapter: Adapter | None = None) -> set[int]:
+        """The lengths at which the prompt parts from what is kept of this adapter."""
+        return {common_length(kept.tokens, prompt) for kept in self._kept_of(adapter)}
 
     def hold(self, state: State) -> None:
         """Keep a state outside the cache, and free its cells."""
@@ -78,7 +86,7 @@ class ServingCache(Cache):
         """Keep a copy of a state. Of several with the same beginning, a transformer needs only the longest."""
         if len(state.tokens) < _LEAST:
             return
-        for kept in list(self._kept):
+        for kept in self._kept_of(state.owner):
             common = common_length(kept.tokens, state.tokens)
             if common == len(state.tokens) and (self.rewindable or common == len(kept.tokens)):
                 self._use(kept)
@@ -93,27 +101,54 @@ class ServingCache(Cache):
         while self.kept_bytes > self.most_kept - size:
             self._kept.pop(0)
         data = self.export_sequence(state.sequence, size)
-        self._kept.append(_Kept(-1, list(state.tokens), None, state.logits, data))
+        self._kept.append(_Kept(-1, list(state.tokens), state.owner, state.logits, data))
+
+    def _kept_of(self, owner: object) -> list[_Kept]:
+        return [kept for kept in self._kept if kept.owner == owner]
 
     def _use(self, kept: _Kept) -> None:
         self._kept.remove(kept)
         self._kept.append(kept)
 
 
+@dataclass
+class _Turn:
+    """Whose turn it is to compute: each adapter with work gets `_TURN` batches, the one that waited longest next."""
+
+    served: list[object] = field(default_factory=list)  # the owners that had a turn, the present one last
+    batches: int = 0
+
+    def next(self, waiting: Sequence[object]) -> object:
+        """The owner of the next batch, one of `waiting`, which names the owner of each piece of work."""
+        owners = list(dict.fromkeys(waiting))
+        last = self.served[-1] if self.served else None
+        if not self.served or last not in owners or (self.batches >= _TURN and len(owners) > 1):
+            others = [owner for owner in owners if owner not in self.served]
+            others += [owner for owner in self.served if owner in owners]
+            self.served = [owner for owner in self.served if owner != others[0]] + [others[0]]
+            self.batches = 0
+        self.batches += 1
+        return self.served[-1]
+
+
 class ServingEngine(Engine):
     """An engine whose `serve` runs until its source of requests ends. `reserve` its cache once, before `serve`.
 
-    `most_kept`: maximum bytes of prompts and answers that are kept beside the cache.
+    Each request chooses one of the adapters of `loading`, or the base alone. `most_kept`: maximum bytes of prompts and
+    answers that are kept beside the cache.
     """
 
     cache: ServingCache
     cache_class = ServingCache
+    adds_adapters = False
 
     def __init__(
         self, path: Path, loading: Loading = DEFAULT_LOADING, *, most_kept: int = _MOST_KEPT
     ) -> None:
         super().__init__(path, loading)
         self.cache.most_kept = most_kept
+        self._by_adapter = {loaded.adapter: (loaded,) for loaded in self.adapters}
+        self._turn = _Turn()
 
     @property
     def kept_bytes(self) -> int:
@@ -160,12 +195,24 @@ class ServingEngine(Engine):
                 reading = None
             else:
                 turn = not turn
-                ready = self._step(active, reading, turn)
+                ready = self._step(*self._turn_of(active, reading), turn)
             for running, logits in ready:
                 if running.resume(logits):
                     active.remove(running)
                     self.cache.hold(running.state)
                     yield requests.pop(running.index), running.answer
+
+    def _turn_of(
+        self, active: Sequence[RunningJob[T]], reading: PromptReading[T] | None
+    ) -> tuple[list[RunningJob[T]], PromptReading[T] | None]:
+        """The answers, and the prompt, of the adapter whose turn it is; the cache then computes with that adapter."""
+        waiting = [running.state.owner for running in active] + (
+            [] if reading is None else [reading.state.owner]
+        )
+        adapter = self._turn.next(waiting)
+        self.cache.use(self._by_adapter[adapter] if isinstance(adapter, Adapter) else ())
+        mine = [running for running in active if running.state.owner == adapter]
+        return mine, reading if reading is not None and reading.state.owner == adapter else None
 
     def _step(
         self, active: Sequence[RunningJob[T]], reading: PromptReading[T] | None, turn: bool
@@ -182,11 +229,11 @@ class ServingEngine(Engine):
             reading.stops.discard(len(reading.state.tokens))
         return ready
 
-    def _start(self, job: Job[T]) -> PromptReading[T]:
+    def _start(self, job: Request[T]) -> PromptReading[T]:
         """Begin to read a prompt, from as much of it as is kept."""
         prompt = list(job.prompt)
-        partings = self.cache.partings(prompt)
-        state = self.cache.bring_back(prompt)
+        partings = self.cache.partings(prompt, job.adapter)
+        state = self.cache.bring_back(prompt, job.adapter)
         length = len(state.tokens)
         stops = {at for at in job.held if length < at < len(prompt)}
         if not self.cache.rewindable:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge.errors import EdgeError, Interrupted, ModelFileError, ResultError
 from edge.formats.gguf import ModelFile, sha256
 from edge.llama import library
-from edge.llama.loading import Loading
+from edge.llama.loading import Adapter, Loading
 from edge.llama.memory import BATCH
 from edge.llama.reader import Reader, Walk, places
 from edge.measure.base_file import BaseFile, BaseFileWriter
@@ -33,6 +33,8 @@ class Settings:
     threads: int
     gpu_layers: int
     batch: int
+    adapters: tuple[Adapter, ...] = ()
+    """Of the model; the base is read without."""
 
     @property
     def offloads(self) -> bool:
@@ -45,7 +47,9 @@ class Settings:
         if loading.kv_type != "f16" or loading.flash_attention is not None or loading.parallel is not None:
             raise EdgeError("a measurement takes no --kv-type, --flash-attention or --parallel")
         gpu_layers = -1 if loading.gpu_layers is None else loading.gpu_layers
-        settings = cls(loading.threads or physical_cores(), gpu_layers, loading.batch or BATCH)
+        settings = cls(
+            loading.threads or physical_cores(), gpu_layers, loading.batch or BATCH, loading.adapters
+        )
         for name, value, least, most in (
             ("threads", settings.threads, 1, MAX_THREADS),
             ("gpu_layers", settings.gpu_layers, -1, 1 << 16),
@@ -92,7 +96,9 @@ def _nodes(
             progress(done, total)
 
 
-def _opened(file: ModelFile, plan: Plan, settings: Settings) -> _LogitsReader:
+def _opened(
+    file: ModelFile, plan: Plan, settings: Settings, adapters: Sequence[Adapter] = ()
+) -> _LogitsReader:
     return _LogitsReader(
         file.path,
         cells=max(map(len, plan.corpus.sequences)),
@@ -100,6 +106,7 @@ def _opened(file: ModelFile, plan: Plan, settings: Settings) -> _LogitsReader:
         batch=settings.batch,
         threads=settings.threads,
         gpu_layers=settings.gpu_layers,
+        adapters=adapters,
     )
 
 
@@ -182,7 +189,7 @@ def model_pass(
     began = loaded = time.perf_counter()
     try:
         with (
-            _opened(file, plan, settings) as reader,
+            _opened(file, plan, settings, settings.adapters) as reader,
             bar("reading the model", say, unit="tokens") as progress,
         ):
             loaded = time.perf_counter()

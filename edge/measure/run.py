@@ -19,7 +19,13 @@ from edge.measure.identity import check_identity, identity, is_of, other_vocabul
 from edge.measure.passes import Settings, base_pass, model_pass
 from edge.measure.positions import Plan, rows_plan, text_plan
 from edge.measure.schema import FORMAT, Measurement, MeasurementHead, Method
-from edge.replay.provenance import gguf_provenance, llama_cpp_provenance, provenance
+from edge.replay.provenance import (
+    adapter_identity,
+    adapter_provenance,
+    gguf_provenance,
+    llama_cpp_provenance,
+    provenance,
+)
 from edge.system.files import temporary_file
 from edge.system.hashes import file_sha256
 from edge.system.outputs import check_output, check_replaced, named_run
@@ -50,14 +56,15 @@ def measure(
     same arguments; without it there are only likelihoods. `limit`: the maximum number of rows or chunks.
     `loading.context`: the maximum number of tokens of a row with its answer, by default the model's context length; a
     longer row raises ContextError unless `skip_too_long`. By default all layers are offloaded if there is a GPU.
-    kv_type, flash_attention and parallel must be the defaults.
+    kv_type, flash_attention and parallel must be the defaults. The adapters of `loading` change the model, not the
+    base.
 
     The distributions of the base are in a temporary file beside `out`. With `keep_base` they stay as OUT.base-scores,
     and such a file of the same base and data is used again. A measurement of another run at `out` is replaced only with
     `force`. Raises ModelFileError, ReplayError, PromptError, ContextError, ResultError, and Interrupted with the number
     of finished positions.
     """
-    inputs = (model, base, replay, text)
+    inputs = (model, base, replay, text, *(adapter.path for adapter in loading.adapters))
     check_output(out, inputs)
     settings = Settings.checked(loading)
     file = read_model_file(model)
@@ -66,7 +73,12 @@ def measure(
     plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
     kept, keep_base = _place_of_scores(out, keep_base, inputs)
     of_models = {"model_sha256": sha256(file.path), "base_sha256": _base_sha256(base_model, read)}
-    run = {**identity(plan, vocabulary), **of_models, "gpu_layers": loading.gpu_layers}
+    run = {
+        **identity(plan, vocabulary),
+        **of_models,
+        "adapters": adapter_identity(loading.adapters),
+        "gpu_layers": loading.gpu_layers,
+    }
     check_replaced(out, run, lambda path: named_run(path, "measurement"), kind="a measurement", force=force)
     # Opened even if it stays empty: this removes what a killed run left under such a name.
     with temporary_file(kept) as (temporary, descriptor):
@@ -154,6 +166,7 @@ def _head(
                 "backend_version": __version__,
                 **llama_cpp_provenance(),
                 **gguf_provenance(file.path),
+                "adapters": adapter_provenance(settings.adapters),
                 "rows_sha256": plan.corpus.sha256,
                 "rows_file_sha256": file_sha256(data),
                 "threads": settings.threads,

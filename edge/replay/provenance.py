@@ -7,13 +7,16 @@ is None where it is unknown.
 import math
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from edge.formats.adapter import read_adapter
 from edge.formats.checkpoint import open_checkpoint
 from edge.formats.facts import calibration, origin, type_shares
 from edge.formats.gguf import read_metadata, read_model_file, read_tensors, sha256
 from edge.llama.devices import inspect_llama
-from edge.replay.stored_result import Provenance, TensorShare
+from edge.llama.loading import Adapter
+from edge.replay.stored_result import AdapterFacts, Provenance, TensorShare
 from edge.system.hashes import package_version, text_sha256
 from edge.system.machine import cpu_name
 from edge.version import __version__
@@ -25,6 +28,7 @@ _UNKNOWN: Provenance = {
     "llama_cpp_python": None,
     "llama_cpp": None,
     "model_sha256": None,
+    "adapters": None,
     "model_bytes": None,
     "n_params": None,
     "bits_per_weight": None,
@@ -80,6 +84,28 @@ def gguf_provenance(path: Path) -> Provenance:
         "imatrix": calibration(metadata) or None,
         "prompt_template_sha256": text_sha256(model.chat_template),
     }
+
+
+def adapter_provenance(adapters: Sequence[Adapter]) -> list[AdapterFacts] | None:
+    """The LoRA adapters of a run; None without one. Raises ModelFileError."""
+    found: list[AdapterFacts] = []
+    for adapter in adapters:
+        base = read_adapter(adapter.path).base
+        found.append(
+            {
+                "name": adapter.path.name,
+                "sha256": sha256(adapter.path),
+                "scale": adapter.scale,
+                "base": base[0] if base else None,
+            }
+        )
+    return found or None
+
+
+def adapter_identity(adapters: Sequence[Adapter]) -> dict[str, dict[str, object]] | None:
+    """What another run with the same answers has in common: the files and scales, in any order; None without one."""
+    known = sorted((sha256(adapter.path), adapter.scale) for adapter in adapters)
+    return {str(i): {"sha256": digest, "scale": scale} for i, (digest, scale) in enumerate(known, 1)} or None
 
 
 def folder_provenance(folder: Path) -> Provenance:

@@ -121,6 +121,17 @@ def _other_kind(value: object) -> str:
     return next((f"a {name} of edge {command}, " for name, command in _OTHERS.items() if name in fields), "")
 
 
+def adapter_key(result: Head) -> tuple[tuple[str, float], ...] | str | None:
+    """What two results with the same adapters share: files and scales, else the path as another engine wrote it.
+
+    None without an adapter.
+    """
+    adapters = result.get("provenance", {}).get("adapters")
+    if adapters:
+        return tuple(sorted((one["sha256"], one["scale"]) for one in adapters))
+    return result.get("lora_path")
+
+
 def stored_run(path: Path) -> Run | None:
     """The run that wrote a result; None if the result does not say. Raises ResultError if it is not a result."""
     return read_result(path).get("run")

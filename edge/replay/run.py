@@ -18,7 +18,12 @@ from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
 from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
 from edge.replay.prepare import chosen_rows, prepare
-from edge.replay.provenance import gguf_provenance, llama_cpp_provenance
+from edge.replay.provenance import (
+    adapter_identity,
+    adapter_provenance,
+    gguf_provenance,
+    llama_cpp_provenance,
+)
 from edge.replay.recorder import Recorder, carry_out
 from edge.replay.result import sampling_fields
 from edge.replay.stored_result import EngineCounters, Head, Result, SamplingFields
@@ -54,7 +59,7 @@ def evaluate(
     Started again with the same arguments after an interruption, it continues from the journal beside `out`.
     Raises ModelFileError, ReplayError, ResultError, PromptError, and Interrupted with the number of finished steps.
     """
-    check_output(out, [model, replay, rows_of])
+    check_output(out, [model, replay, rows_of, *(adapter.path for adapter in loading.adapters)])
     rows = chosen_rows(replay, limit, rows_of)
     file = read_model_file(Path(model))
     context = loading.context or file.context_length
@@ -118,6 +123,7 @@ class _Run:
             "edge": __version__,
             "llama-cpp-python": version("llama-cpp-python"),
             "model_sha256": sha256(self.file.path),
+            "adapters": adapter_identity(self.loading.adapters),
             "grammar_sha256": self.grammar_sha256,
             **self.sampling,
             "parallel": self.loading.parallel,
@@ -139,7 +145,7 @@ class _Run:
             "model": f"{file.name or file.path.stem} ({file.file_type}, edge)",
             "model_path": self.model,
             "model_sha256": sha256(file.path),
-            "lora_path": None,
+            "lora_path": ",".join(map(str, self.loading.adapters)) or None,
             "model_short": file.path.stem,
             "gpu": placement.device if placement.gpu_layers else "cpu",
             "sampling": {**self.sampling, "dtype": file.file_type, "backend": "edge", "limit": self.limit},
@@ -160,6 +166,7 @@ class _Run:
                 "backend_version": __version__,
                 **llama_cpp_provenance(),
                 **gguf_provenance(file.path),
+                "adapters": adapter_provenance(self.loading.adapters),
                 "grammar_sha256": self.grammar_sha256,
                 "threads": placement.threads,
             },

@@ -197,6 +197,19 @@ class TensorShare(TypedDict):
     """Their size."""
 
 
+class AdapterFacts(TypedDict):
+    """A LoRA adapter that changed the model."""
+
+    name: str
+    """Name of the file."""
+    sha256: str
+    """SHA-256 of the file."""
+    scale: float
+    """Factor of its change."""
+    base: str | None
+    """Model that it was trained on, as the file says."""
+
+
 class Provenance(TypedDict, total=False):
     """`provenance`: where a result comes from. edge writes every field; None where it is unknown."""
 
@@ -212,6 +225,8 @@ class Provenance(TypedDict, total=False):
     """Version of llama.cpp."""
     model_sha256: str | None
     """SHA-256 of the model file."""
+    adapters: list[AdapterFacts] | None
+    """LoRA adapters that changed the model while it ran; null without one."""
     model_bytes: int | None
     """Size of the model file."""
     n_params: int | None
@@ -258,7 +273,7 @@ class Head(TypedDict, total=False):
     model_sha256: str | None
     """SHA-256 of the model file."""
     lora_path: str | None
-    """LoRA adapter that the engine loaded; null in edge's results."""
+    """LoRA adapters that the engine loaded: FILE, FILE:SCALE, and a comma between several; null without one."""
     model_short: str | None
     """Short name of the model."""
     gpu: object

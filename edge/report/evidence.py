@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from edge.errors import ResultError
-from edge.replay.result import read_result
+from edge.replay.result import adapter_key, read_result
 from edge.replay.stored_result import Provenance, Result, SamplingFields, Step
 from edge.report.measurements import CheckedMeasurement, check_measurement
 
@@ -47,7 +47,7 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
-    """Read results, in the given order, each with its measurements: those with the same `model_sha256`.
+    """Read results, in the given order, each with its measurements: those with the same `model_sha256` and adapters.
 
     Raises ResultError if a file is neither a result nor a measurement, if a file is given twice, and if the model of a
     measurement has no result.
@@ -70,7 +70,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
         raise ResultError(f"{paths[0]}: is a measurement: give the result of the same model too")
     labels = short_labels([path for path, _ in results])
     runs = [
-        Run(path, label, result, tuple(m for m in measurements if m.model_sha256 == _sha256(result)))
+        Run(path, label, result, tuple(m for m in measurements if _is_about(m, result)))
         for (path, result), label in zip(results, labels, strict=True)
     ]
     owned = {measurement.path for run in runs for measurement in run.measurements}
@@ -78,7 +78,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
         if measurement.path not in owned:
             raise ResultError(
                 f"{measurement.path}: is about the model {measurement.model_sha256[:12]}…, and no result is about that "
-                "model: give its result too"
+                "model with the same adapters: give its result too"
             )
     return runs
 
@@ -95,6 +95,11 @@ def short_labels(paths: Sequence[str]) -> list[str]:
         if all(len(stem) > len(prefix) for stem in stems):
             return [stem[len(prefix) :] for stem in stems]
     return stems
+
+
+def _is_about(measurement: CheckedMeasurement, result: Result) -> bool:
+    """Whether both are about the same model file with the same adapters."""
+    return measurement.model_sha256 == _sha256(result) and measurement.adapters == (adapter_key(result) or ())
 
 
 def _sha256(result: Result) -> str | None:

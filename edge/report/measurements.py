@@ -36,6 +36,8 @@ class CheckedMeasurement:
     base: str
     """The name of the base, or ""."""
     base_sha256: str | None
+    adapters: tuple[tuple[str, float], ...]
+    """SHA-256 and scale of the LoRA adapters of the model, sorted."""
     aggregate: Mapping[str, float]
     """The finite numbers of the aggregate, by their names there."""
     intervals: Mapping[str, tuple[float, float]]
@@ -70,6 +72,7 @@ def check_measurement(path: Path | str, data: Mapping[str, object]) -> CheckedMe
         model_sha256=model_sha256,
         base=str(data.get("base") or ""),
         base_sha256=base_sha256 if isinstance(base_sha256, str) else None,
+        adapters=_adapters(data),
         aggregate=figures,
         intervals=intervals,
         by_position=_bands(path, data, "by_position"),
@@ -87,6 +90,12 @@ def number(value: object) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return value
     return None
+
+
+def _adapters(data: Mapping[str, object]) -> tuple[tuple[str, float], ...]:
+    listed = mapping(data.get("provenance")).get("adapters")
+    found = [mapping(one) for one in listed] if isinstance(listed, list) else []
+    return tuple(sorted((str(one.get("sha256")), number(one.get("scale")) or 0.0) for one in found))
 
 
 def _text(path: Path | str, data: Mapping[str, object], name: str) -> str:

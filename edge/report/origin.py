@@ -68,6 +68,15 @@ def _name_of(value: object) -> object:
     return value if hub_id else path.name
 
 
+def _adapters(run: Run) -> object:
+    adapters = run.provenance.get("adapters")
+    if not adapters:
+        return _name_of(run.result.get("lora_path"))
+    return "; ".join(
+        f"{one['name']}, scale {one['scale']:g}, SHA-256 {one['sha256'][:12]}…" for one in adapters
+    )
+
+
 def _types(run: Run) -> object:
     types = [
         f"{name}: {counted(share['tensors'], 'tensor')}, {size(share['bytes'])}"
@@ -88,7 +97,7 @@ _MODEL: list[_Wanted] = [
     ("converted from", lambda run: _name_of(run.provenance.get("source")), False),
     ("source revision", _provenance("source_revision"), True),
     ("importance matrix", _provenance("imatrix"), False),
-    ("adapter", lambda run: _name_of(run.result.get("lora_path")), False),
+    ("adapter", _adapters, False),
 ]
 _SOFTWARE: list[_Wanted] = [
     ("edge", _provenance("edge"), False),

@@ -22,7 +22,9 @@ from edge.answer.answering import DEFAULT_TEXT_SHARE, AnswerKind
 from edge.answer.guided import compile_guide, guided_answer, text_answer
 from edge.answer.writer import Answer, action_answer
 from edge.errors import ContextError, EdgeError, GrammarError, PromptError
+from edge.llama.loading import Adapter
 from edge.serve.model import Event, MakeWriter, QueueFullError, ServedModel, Ticket
+from edge.serve.names import ServedNames
 from edge.serve.request import BadRequestError, ClientRequest, read_body, read_chat, read_completion
 from edge.serve.response import Completion, ErrorBody, ErrorKind, Form, Model, ModelList
 from edge.system.text import printable
@@ -76,7 +78,7 @@ class Server:
     """What the endpoints share: the model, and the limits of a request in tokens, bytes and seconds."""
 
     model: ServedModel
-    name: str
+    names: ServedNames
     context: int
     max_tokens: int
     body_limit: int
@@ -196,7 +198,8 @@ class _Endpoint:
     async def _answer(self, ticket: Ticket, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             request = await self._read(Request(scope, receive, send))
-            await self._hand_in(ticket, request)
+            name, adapter = self.server.names.choose(request.model)
+            await self._hand_in(ticket, request, adapter)
         except ClientDisconnect:
             return
         except BadRequestError as error:
@@ -208,7 +211,7 @@ class _Endpoint:
         except EdgeError as error:
             await error_response(str(error), status=500, kind="server_error")(scope, receive, send)
             return
-        answer = _Answering(self.server, ticket, Form(self.chat, self.server.name))
+        answer = _Answering(self.server, ticket, Form(self.chat, name))
         if request.stream:
             await answer.stream(receive, send, include_usage=request.include_usage)
         else:
@@ -234,7 +237,7 @@ class _Endpoint:
         body = read_body(bytes(data))
         return read_chat(body, self.server.answers) if self.chat else read_completion(body)
 
-    async def _hand_in(self, ticket: Ticket, request: ClientRequest) -> None:
+    async def _hand_in(self, ticket: Ticket, request: ClientRequest, adapter: Adapter | None) -> None:
         server = self.server
         async with server.encoding:
             prompt, held = await run_in_threadpool(_encoded, server, request)
@@ -249,7 +252,7 @@ class _Endpoint:
                 code="context_length_exceeded",
             )
         make_writer = await run_in_threadpool(_writer_maker, server, request, prompt, room)
-        server.model.hand_in(ticket, prompt, room, held, make_writer)
+        server.model.hand_in(ticket, prompt, room, held, make_writer, adapter)
 
 
 def is_local(host: str) -> bool:
@@ -450,22 +453,30 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _models(server: Server, request: Request) -> Response:
+    models = [_model(server, name) for name in server.names.all]
+    name = request.path_params.get("name")
+    if name is None:
+        listed: ModelList = {"object": "list", "data": models}
+        return JSONResponse(listed)
+    for model in models:
+        if model["id"] == name:
+            return JSONResponse(model)
+    return error_response(
+        f"the model {name[:100]!r} does not exist", status=404, code="model_not_found", param="model"
+    )
+
+
+def _model(server: Server, name: str) -> Model:
     model: Model = {
-        "id": server.name,
+        "id": name,
         "object": "model",
         "created": server.began,
         "owned_by": "edge",
         "max_model_len": server.context,
     }
-    name = request.path_params.get("name")
-    if name is None:
-        models: ModelList = {"object": "list", "data": [model]}
-        return JSONResponse(models)
-    if name == server.name:
-        return JSONResponse(model)
-    return error_response(
-        f"the model {name[:100]!r} does not exist", status=404, code="model_not_found", param="model"
-    )
+    if name != server.names.base:
+        model["parent"] = server.names.base
+    return model
 
 
 async def _health(server: Server, request: Request) -> Response:

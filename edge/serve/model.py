@@ -12,6 +12,7 @@ from edge.answer.guided import Endings
 from edge.answer.writer import Answer
 from edge.errors import EdgeError
 from edge.llama.jobs import Logits, Writer
+from edge.llama.loading import Adapter
 from edge.llama.serving import Request, ServingEngine
 from edge.runner import Runner
 
@@ -126,17 +127,24 @@ class ServedModel:
         return Ticket(asyncio.get_running_loop())
 
     def hand_in(
-        self, ticket: Ticket, prompt: Sequence[int], room: int, held: Sequence[int], make_writer: MakeWriter
+        self,
+        ticket: Ticket,
+        prompt: Sequence[int],
+        room: int,
+        held: Sequence[int],
+        make_writer: MakeWriter,
+        adapter: Adapter | None = None,
     ) -> None:
         """Queue a request whose answer takes at most `room` tokens. Raises EdgeError if the model has failed.
 
-        `held`: lengths of the prompt at which its state is kept, see `edge.llama.jobs.Job`.
+        `held`: lengths of the prompt at which its state is kept, see `edge.llama.jobs.Job`. `adapter`: one of the
+        engine's; None for the base alone.
         """
         if self.failure:
             raise EdgeError(f"the model has failed: {self.failure}; start the server again")
         writer = _guarded(make_writer, ticket.put)
         request: Request[Answer | Exception] = Request(
-            list(prompt), writer, room, held=list(held), cancelled=ticket.cancelled
+            list(prompt), writer, room, held=list(held), cancelled=ticket.cancelled, adapter=adapter
         )
         self._tickets[id(request)] = ticket
         self._waiting.put((ticket, request))

@@ -57,6 +57,8 @@ class ClientRequest:
     include_usage: bool
     ignore_eos: bool
     """Write up to max_tokens, as in vLLM and llama-server; for text only."""
+    model: str | None = None
+    """The name of the model, as far as it is a text."""
 
 
 def read_body(data: bytes) -> dict[str, Any]:
@@ -149,6 +151,7 @@ def _read(
         _flag(body, "stream"),
         _flag(options, "include_usage"),
         _flag(body, "ignore_eos"),
+        model if isinstance(model := body.get("model"), str) else None,
     )
 
 

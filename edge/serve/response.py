@@ -30,17 +30,21 @@ class ErrorBody(TypedDict):
 
 
 class Model(TypedDict):
-    """The served model. `created` is in seconds since 1970, `max_model_len` in tokens, as vLLM has it."""
+    """A served model. `created` is in seconds since 1970, `max_model_len` in tokens, as vLLM has it.
+
+    `parent`: of an adapter, the name of its base.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int
+    parent: NotRequired[str]
 
 
 class ModelList(TypedDict):
-    """All models of the server: one."""
+    """All models of the server: the base, then its adapters."""
 
     object: Literal["list"]
     data: list[Model]

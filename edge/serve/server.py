@@ -22,6 +22,7 @@ from edge.llama.serving import ServingEngine
 from edge.runner import Runner
 from edge.serve.app import Server, error_response, is_local, make_app
 from edge.serve.model import ServedModel
+from edge.serve.names import served_names
 from edge.system.machine import memory
 
 
@@ -72,10 +73,12 @@ def serve(
     """Serve a GGUF until interrupted.
 
     `loading.context`: tokens of a prompt and its answer, by default the model's context length and at most 8,192.
-    `loading.parallel`: answers at the same time, by default 4. `say` receives notes, and the address when the server
+    `loading.parallel`: answers at the same time, by default 4. A request chooses one of `loading.adapters`, or the base
+    alone, by the name of its file. `say` receives notes, and the address when the server
     is ready. `answers`: what a chat request gets that asks for no format. Raises ServeError if the address cannot be
     used, and what loading a model raises.
     """
+    names = served_names(path, loading.adapters)
     with contextlib.closing(_listen(address.host, address.port)) as listener:
         free, found = memory(), devices()
         with Runner.open(path, loading, partial(ServingEngine, most_kept=limits.cache_ram)) as runner:
@@ -99,7 +102,7 @@ def serve(
             runner.engine.reserve(places * padded(context), places)
             server = Server(
                 ServedModel(runner, parallel, limits.queue),
-                path.stem,
+                names,
                 context,
                 limits.max_tokens,
                 limits.body,
@@ -112,7 +115,7 @@ def serve(
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{port}/v1"
             ready = (
-                f"serving {path.stem} at {url}, {parallel} answers at a time, context {context:,}, "
+                f"serving {', '.join(names.all)} at {url}, {parallel} answers at a time, context {context:,}, "
                 f"answers: {answers}"
             )
             _run(server, listener, lambda: say(ready))

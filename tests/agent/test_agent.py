@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from make_adapter import make_adapter
 
 from edge.agent.loop import without_older_steps
 from edge.agent.proposal import Proposal
@@ -29,6 +30,7 @@ from edge.agent.record import Record
 from edge.agent.show import shown_proposal
 from edge.agent.wording import first_messages, read_template
 from edge.answer.action import Command
+from edge.convert import convert_adapter
 from edge.errors import AgentError, EdgeError, PromptError
 from edge.replay.rows import read_rows
 from edge.system.folders import make_folder, remove_folder
@@ -188,6 +190,34 @@ def test_a_killed_session_can_be_resumed(folder: Path, tiny_q4: Path) -> None:
     assert [row["ref_raw"] for row in rows[: len(kept)]] == [row["ref_raw"] for row in kept]
     assert "interrupted here" in rows[len(kept)]["messages"][-1]["content"]
     assert (folder / "reports").is_dir()
+
+
+@needs_sandbox
+def test_a_resumed_session_has_the_same_adapters(folder: Path, tiny_q4: Path, tiny_folder: Path) -> None:
+    place = folder.parent
+    adapter = place / "tuned.gguf"
+    convert_adapter(make_adapter(tiny_folder, place / "tuned"), tiny_folder, quant="f16", out=adapter)
+    record = place / "session.jsonl"
+    options = (*SMALL, "--sandbox", "--yes", "--max-steps", "1")
+    lora = ("--lora", "../tuned.gguf:0.125")
+    done = run(folder, "agent", "Make a folder.", "--model", tiny_q4, *lora, "--record", record, *options)
+    assert done.returncode == 1 and "the step limit was reached" in done.stderr
+    named = f"{folder / '../tuned.gguf'}:0.125"
+    assert rows_of(record)[0]["session"]["adapters"] == [named]
+    done = run(folder, "agent", "--resume", record, *options)
+    assert done.returncode in (0, 1) and f"note: adapters: {named}" in done.stderr, done.stderr
+    before = record.read_bytes()
+    adapter.unlink()
+    gone = run(folder, "agent", "--resume", record, *options)
+    assert gone.returncode == 1 and "tuned.gguf" in gone.stderr and "no such file" in gone.stderr
+    other = run(folder, "agent", "--resume", record, "--lora", "none.gguf", *options)
+    assert other.returncode == 1 and "none.gguf: no such file" in other.stderr
+    assert record.read_bytes() == before
+    rows = rows_of(record)
+    rows[0]["session"]["adapters"] = "tuned.gguf"
+    record.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    damaged = run(folder, "agent", "--resume", record, *options)
+    assert damaged.returncode == 1 and "adapters of its session is not a list of texts" in damaged.stderr
 
 
 @needs_sandbox

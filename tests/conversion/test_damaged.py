@@ -536,7 +536,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "an empty folder": (lambda f: [path.unlink() for path in f.iterdir()], "no config.json"),
     "a LoRA adapter in place of its base": (
         lambda f: [(f / "config.json").rename(f / "adapter_config.json")],
-        "is a LoRA adapter; convert its base model with --lora",
+        "is a LoRA adapter; name its base with --base, or merge it: convert its base with --lora",
     ),
 }
 

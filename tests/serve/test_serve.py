@@ -11,7 +11,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from served import serving
 from terminus import check
 
 from edge.answer.action import parse_action
@@ -39,33 +39,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = {"type": "strange"}
 MESSAGES: Any = [{"role": "user", "content": "Remove the file old.log."}]
-
-
-@contextlib.contextmanager
-def serving(model: Path, *options: object, **environment: str) -> Iterator[str]:
-    """The address of a server of this model, without /v1."""
-    command = [sys.executable, "-c", "from edge.cli.main import main; main()", "serve", "--model", str(model)]
-    command += ["--port", "0", "--threads", "1", *map(str, options)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    with subprocess.Popen(
-        command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"at (http://\S+)/v1", line):
-                break
-        else:
-            raise AssertionError("".join(lines))
-        rest = threading.Thread(target=process.stderr.read, daemon=True)
-        rest.start()
-        try:
-            yield found[1]
-        finally:
-            process.terminate()
-            process.wait(30)
-            rest.join()
 
 
 @pytest.fixture(scope="module")

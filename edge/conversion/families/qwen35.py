@@ -65,7 +65,7 @@ _CONV = Change(
 _HEADS = Change(lambda array, dims: _tiled(array, dims, dims["head"]))
 _SCALARS = Change(lambda array, dims: _tiled(array, dims, 1))
 _DECAY = Change(lambda array, dims: _tiled(_decay(array), dims, 1), wide=True)
-_COLUMNS = Change(_tiled_columns)
+_COLUMNS = Change(_tiled_columns, columns=True)
 
 _ROWS = (
     Row("token_embd.weight", "embed_tokens.weight", "V E"),

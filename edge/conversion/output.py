@@ -1,0 +1,61 @@
+"""Where a conversion writes, and what it may replace."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import ConversionError
+from edge.formats.checksum import KEY
+from edge.formats.gguf import read_metadata, read_tensors
+from edge.llama.types import FTYPES
+from edge.system.hashes import text_sha256
+from edge.system.outputs import Run, check_replaced
+from edge.system.places import check_place, place_of
+from edge.system.store import store_folder
+
+
+def output_place(out: str | Path | None, file: str) -> tuple[Path, Path]:
+    """The path of the output, and the same with links resolved. If `out` is a folder, the file in it is named `file`.
+
+    Creates nothing. Raises ConversionError if no file can be written there.
+    """
+    path = store_folder() / file if out is None else Path(out) if str(out) else out
+    if isinstance(path, Path) and os.path.isdir(path):  # Path.is_dir raises for a name that is too long
+        path = path / file
+    check_place(path, error=ConversionError, streams=False)
+    if os.path.islink(path) and os.path.realpath(Path(path).parent) == os.path.realpath(store_folder()):
+        # Behind a link in the store is a file of the hub's cache, whose name is its checksum.
+        raise ConversionError(f"{path}: is a link to another model's file; choose another name with --out")
+    return Path(path), place_of(path)[0]
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """The file that the conversion may replace: none, one of the same conversion, or with `force` any."""
+
+    out: Path
+    force: bool
+
+    def check(self, run: Run) -> None:
+        """Compare the header at `out` with what will be written, as far as `run` says it. Raises ConversionError."""
+
+        def read(path: Path) -> Run:
+            before = header_run(path)
+            return {name: before.get(name) for name in run}
+
+        check_replaced(self.out, run, read, kind="a GGUF", force=self.force, error=ConversionError)
+
+
+def header_run(path: Path) -> Run:
+    """What the header of a GGUF says of its conversion. Raises ModelFileError."""
+    metadata, tensors = read_metadata(path), read_tensors(path)
+    listed = "".join(f"{tensor.name} {tensor.type} {tensor.shape}\n" for tensor in tensors)
+    own = {key: value for key, value in metadata.items() if key != KEY}
+    return {
+        "architecture": metadata.get("general.architecture"),
+        "type": next(
+            (name for name, number in FTYPES.items() if number == metadata.get("general.file_type")), None
+        ),
+        "tensors": text_sha256(listed),
+        **own,
+    }
