@@ -91,9 +91,9 @@ def convert(
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert a Hugging Face checkpoint to a quantized GGUF, or a LoRA adapter to a GGUF of its own (--base).
+    """Convert a Hugging Face checkpoint to a quantized GGUF.
 
-    With --lora, edge merges an adapter into the checkpoint.
+    With --lora, edge merges a LoRA adapter into it. With --base, it converts an adapter alone.
     """
     if base is not None:
         _check_adapter_options(command)
