@@ -19,7 +19,7 @@ from edge.report.origin import origin
 from edge.report.plots import Drawing
 from edge.report.words import KINDS, LABELS
 from edge.system.outputs import Run
-from edge.system.text import visible
+from edge.system.text import counted, visible
 from edge.version import __version__
 
 _FOLD = 12  # a table of more groups is folded
@@ -110,9 +110,9 @@ def _environment(report: Report) -> Environment:
     )
     filters: Mapping[str, Callable[..., str]] = {
         name: getattr(words, name)
-        for name in ("figure", "fixed", "interval", "kl", "size", "p_value", "count", "engine", "base_name")
+        for name in ("figure", "fixed", "interval", "kl", "size", "p_value", "engine", "base_name")
     }
-    environment.filters.update(filters, cut=_cut, without_paths=_without_paths(report))
+    environment.filters.update(filters, counted=counted, cut=_cut, without_paths=_without_paths(report))
     return environment
 
 
