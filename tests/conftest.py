@@ -217,9 +217,8 @@ def random_small_moe_folder(one_thread: None) -> Path:
         "num_hidden_layers": 3,
         "layer_types": ["conv", "full_attention", "conv"],
         "num_dense_layers": 1,
-        "num_experts": 2,
     }
-    return random_folder("lfm2moe-smallest", lambda path: make_random.lfm2moe(path, **layers))
+    return random_folder("lfm2moe-small", lambda path: make_random.lfm2moe(path, **layers))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "default_model"
 sys.path.insert(0, str(FOLDER))
 
 from check_kinds import faults  # noqa: E402
-from episodes import make_episode, plain, request  # noqa: E402
+from examples import make_episode, plain, request  # noqa: E402
 from judge import read_requests  # noqa: E402
 from kinds import Kind, read_kinds  # noqa: E402
 from values import Values, held_out  # noqa: E402

@@ -33,9 +33,8 @@ _MAX_NAME = 64  # GGML_MAX_NAME
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama_rope_scaling_type_from_string
-_KEPT_ITEMS = (
-    4096  # items of the longest array of numbers in the metadata; of other arrays only the place is kept
-)
+_KEPT_ITEMS = 4096  # longest array of numbers that is kept; of others, only the place
+_ADAPTER = "is an adapter, not a model; give its base with --model, and it with --lora"
 
 # Block length and bytes of each tensor type; Q2_0 is newer than the gguf package on PyPI.
 _BLOCKS: dict[int, tuple[int, int]] = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()} | {
@@ -175,9 +174,7 @@ def read_model_file(path: str | Path) -> ModelFile:
         if architecture is None:
             raise reader.fail("damaged: general.architecture is missing")
         if metadata.get("general.type") == "adapter":
-            raise ModelFileError(
-                f"{path}: is an adapter, not a model; give its base with --model, and it with --lora"
-            )
+            raise ModelFileError(f"{path}: {_ADAPTER}")
         tokens = _vocabulary(reader, header)
         n_vocab = len(tokens)
         _check_numbers(reader, metadata, architecture)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from episodes import choose
+from examples import choose
 from kinds import KEYS, Kind, read_kinds
 from values import Values
 from world import run

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from episodes import Episode, make_episode
+from examples import Episode, make_episode
 from kinds import Kind, read_kinds
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer

@@ -81,7 +81,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut, "truncated"),
     "text": (lambda path: path.write_text("not a model"), "is not a GGUF file"),
     "imatrix": (importance_matrix, "general.architecture is missing"),
-    "lora": (lambda path: small(path, kind="adapter"), "is not a language model"),
+    "lora": (lambda path: small(path, kind="adapter"), "is an adapter, not a model"),
     "mmproj": (lambda path: small(path, "clip", "mmproj"), "is not a language model"),
     "vocab": (vocabulary_only, "has no tensors"),
     "encoder": (encoder, "is an encoder"),

@@ -256,7 +256,7 @@ def test_a_full_disk_is_one_line_and_costs_no_step(path: Path) -> None:
     with Journal.open(path, RUN) as journal:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, limits[1]))
         try:
-            with pytest.raises(ResultError, match=r"cannot be written: .*; make room .* 2 steps are kept"):
+            with pytest.raises(ResultError, match=r"cannot be written: .*; make room .* keeps 2 steps"):
                 journal.append(STEPS[2])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

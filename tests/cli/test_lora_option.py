@@ -1,6 +1,6 @@
 """`--lora` of the commands that run a model, and `edge convert --base`, from the command line.
 
-pytest tests/cli/test_lora.py
+pytest tests/cli/test_lora_option.py
 """
 
 import json

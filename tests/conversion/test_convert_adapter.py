@@ -1,6 +1,6 @@
 """An adapter as a GGUF: the tensors of llama.cpp's converter, the logits of peft and of the merged model.
 
-    pytest tests/conversion/test_adapter.py
+    pytest tests/conversion/test_convert_adapter.py
 
 The comparison with llama.cpp's converter needs the sdist of llama-cpp-python in build/sdist, where `make test` puts it.
 """
