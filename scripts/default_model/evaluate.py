@@ -2,7 +2,7 @@
 """Judge a model on the 200 held-out requests of requests/.
 
     python scripts/default_model/evaluate.py --model model.gguf --out result.json
-    python scripts/default_model/evaluate.py --model CHECKPOINT --lora ADAPTER --quant Q8_0 --limit 40
+    python scripts/default_model/evaluate.py --model base.gguf --lora adapter.gguf --limit 40
 
 The model answers each request once and greedily, with the messages of `edge run`. The commands of the answer run in a
 sandbox without network (sandbox.py; Linux, needs bubblewrap). Only its outcome counts, not the words of the commands.
@@ -16,11 +16,8 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,8 +26,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from judge import Judgement, Request, judge, read_requests  # noqa: E402
 
-from edge import Action, EdgeError, Runner, task_messages  # noqa: E402
+from edge import Action, EdgeError, Loading, Runner, task_messages  # noqa: E402
 from edge.answer.action import parse_action  # noqa: E402
+from edge.llama.loading import parse_adapters  # noqa: E402
 
 MAX_TOKENS = 256
 
@@ -121,26 +119,12 @@ def table(rows: list[Judged]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def model_file(model: Path, lora: Path | None, quant: str) -> Iterator[Path]:
-    """The GGUF to judge. A checkpoint folder is converted into a temporary file, with the adapter merged."""
-    if not model.is_dir():
-        if lora is not None:
-            raise EdgeError(
-                "--lora needs a checkpoint folder as --model: edge merges an adapter when it converts"
-            )
-        yield model
-        return
-    from edge.convert import convert
-
-    with tempfile.TemporaryDirectory(prefix="edge-evaluate-") as folder:
-        yield convert(model, quant=quant, out=Path(folder) / "model.gguf", lora=lora).path
-
-
-def write(path: Path, model: Path, rows: list[Judged]) -> None:
+def write(path: Path, model: Path, adapters: list[str], rows: list[Judged]) -> None:
     """Write all answers and verdicts, with a temporary name until the file is complete."""
     text = json.dumps(
-        {"model": str(model), "answers": [asdict(row) for row in rows]}, ensure_ascii=False, indent=1
+        {"model": str(model), "adapters": adapters, "answers": [asdict(row) for row in rows]},
+        ensure_ascii=False,
+        indent=1,
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
@@ -151,10 +135,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF, or a checkpoint folder to convert")
-    parser.add_argument("--lora", type=Path, help="the folder of an adapter; needs a checkpoint folder")
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE.gguf")
     parser.add_argument(
-        "--quant", default="Q4_K_M", help="the type to convert a checkpoint to (default: Q4_K_M)"
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA adapter in GGUF; can be repeated",
     )
     parser.add_argument("--limit", type=int, help="ask so many requests only, spread over all")
     parser.add_argument("--by", metavar="AREA", help="ask the requests of this area only")
@@ -172,10 +159,9 @@ def main() -> None:
         sys.exit(f"no request has the area {options.by}")
     rows: list[Judged] = []
     try:
-        with (
-            model_file(options.model, options.lora, options.quant) as path,
-            Runner.load(path, threads=options.threads, gpu_layers=options.gpu_layers) as runner,
-        ):
+        adapters = parse_adapters(options.lora)
+        loading = Loading(threads=options.threads, gpu_layers=options.gpu_layers, adapters=adapters)
+        with Runner.open(options.model, loading) as runner:
             for number, request in enumerate(requests, start=1):
                 rows.append(row := ask(runner, request))
                 if not options.quiet:
@@ -187,7 +173,7 @@ def main() -> None:
     if rows:
         print(table(rows))
         if options.out is not None:
-            write(options.out, options.model, rows)
+            write(options.out, options.model, options.lora, rows)
 
 
 if __name__ == "__main__":
