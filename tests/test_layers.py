@@ -63,7 +63,7 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
-    "httpx": {"replay"},
+    "httpx": {"replay", "edge.formats.package"},
     "torch": {"edge.replay.vllm"},  # that of vLLM, where it is installed
     "transformers": set(),
 }
