@@ -82,11 +82,12 @@ def _pip_files() -> Iterator[Path]:
     own = os.environ.get("PIP_CONFIG_FILE")
     if own == os.devnull:  # pip's way to use no file at all
         return
-    home = Path(os.path.expanduser("~"))
+    home, users = Path(os.path.expanduser("~")), not (own and os.path.exists(own))
     if sys.platform == "win32":
         yield Path(os.environ.get("PROGRAMDATA", r"C:\ProgramData")) / "pip" / "pip.ini"
-        yield home / "pip" / "pip.ini"
-        yield Path(os.environ.get("APPDATA") or home / "AppData" / "Roaming") / "pip" / "pip.ini"
+        if users:
+            yield home / "pip" / "pip.ini"
+            yield Path(os.environ.get("APPDATA") or home / "AppData" / "Roaming") / "pip" / "pip.ini"
         yield Path(sys.prefix) / "pip.ini"
     else:
         user = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
@@ -98,8 +99,9 @@ def _pip_files() -> Iterator[Path]:
             for folder in reversed((os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)):
                 yield Path(folder) / "pip" / "pip.conf"
             yield Path("/etc/pip.conf")
-        yield home / ".pip" / "pip.conf"
-        yield user / "pip" / "pip.conf"
+        if users:  # pip leaves them out if the variable names an existing file
+            yield home / ".pip" / "pip.conf"
+            yield user / "pip" / "pip.conf"
         yield Path(sys.prefix) / "pip.conf"
     if own:
         yield Path(own)

