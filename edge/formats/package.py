@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qs, unquote, urldefrag, urljoin, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
@@ -231,7 +231,7 @@ def _from_html(text: str, base: str) -> list[_Link]:
     for address in anchors.found:
         parts = urlsplit(address)
         digest = parse_qs(parts.fragment).get("sha256", [None])[0]
-        found.append(_link(urlunsplit(parts._replace(fragment="")), digest))
+        found.append(_link(urldefrag(address).url, digest))
     return found
 
 
@@ -280,7 +280,9 @@ def _check_status(response: "httpx.Response", shown: str) -> None:
 def _shown(url: str) -> str:
     """An address without the name and the password in it."""
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else url
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
 
 
 def _why(error: Exception) -> str:
