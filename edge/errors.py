@@ -17,6 +17,7 @@ EdgeError
 ├── ServeError        a model cannot be served with these options
 ├── SandboxError      the sandbox does not start, or it ended
 ├── ConfigError       the file of settings or a variable has a wrong value
+├── PackageError      a package index or its wheel cannot be read
 └── BundleError       a bundle cannot be made, read or installed
 
 KeyboardInterrupt
@@ -114,6 +115,10 @@ class ServeError(EdgeError):
 
 class ConfigError(EdgeError):
     """The file of settings cannot be read, or it or an environment variable has a wrong value."""
+
+
+class PackageError(EdgeError):
+    """A package index cannot be read, or the wheel that it lists cannot be downloaded or read."""
 
 
 class BundleError(EdgeError):

@@ -14,7 +14,7 @@ from edge.errors import ModelFileError
 from edge.formats.gguf_names import is_type
 from edge.formats.hub import HUB_ID, is_safe
 from edge.replay.known import KnownModel, known_models
-from edge.system.paths import DEFAULT_QUANT
+from edge.system.paths import DEFAULT_NAME, DEFAULT_QUANT
 from edge.system.store import local_files, model_name, named_file, store_files
 from edge.system.text import did_you_mean
 
@@ -34,7 +34,7 @@ _QUANT = re.compile(r"[\w.-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Reference:
-    """A model that is not a file here: a repository on the hub, or the embedded checkpoint (`hub_id` is empty).
+    """A model that is not a file here: on the hub, or, with an empty `hub_id`, one that comes with edge.
 
     `quant`: the wanted type; None if the name has none. `file`: one GGUF of the repository.
     """
@@ -45,6 +45,11 @@ class Reference:
     file: str | None = None
     revision: str | None = None
     known: KnownModel | None = None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is edge's default model, whose base is in a package."""
+        return self.known is not None and self.known.path.stem == DEFAULT_NAME
 
     @property
     def wanted(self) -> str:

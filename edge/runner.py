@@ -27,12 +27,13 @@ from edge.formats.gguf import ModelFile, read_model_file
 from edge.llama.devices import devices
 from edge.llama.engine import Engine
 from edge.llama.jobs import Job, Writer
-from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading
+from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading, with_own_adapter
 from edge.llama.placement import place
 from edge.llama.prefixes import branch_points, common_length, depth_held, reading_order
 from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.system.machine import memory
+from edge.system.paths import DEFAULT_NAME, default_adapter
 
 SEQUENCES = 8  # of one conversation: the prompt, the answer, and the states of earlier turns
 MOST_HELD = 32  # states held for later prompts of a replay; parts of a deeper tree are read again
@@ -60,7 +61,7 @@ class Runner:
         mmap: bool = True,
         adapters: Sequence[Adapter] = (),
     ) -> "Runner":
-        """Load a GGUF; the options are those of `Loading`, see `open`."""
+        """Load a GGUF; the options are those of `Loading`, see `open`. The default model gets its own adapter."""
         loading = Loading(
             gpu_layers=gpu_layers,
             threads=threads,
@@ -70,7 +71,7 @@ class Runner:
             mmap=mmap,
             adapters=tuple(adapters),
         )
-        return cls.open(path, loading)
+        return cls.open(path, with_own_adapter(Path(path), loading))
 
     @classmethod
     def open(
@@ -195,6 +196,14 @@ class Runner:
         later = [*messages, {"role": "assistant", "content": "{}"}, {"role": "user", "content": ""}]
         length = common_length(prompt, self.encode(self.render(later).text))
         return [length] if 0 < length < len(prompt) else []
+
+    @property
+    def model_name(self) -> str:
+        """The name in the model file, or that of the default model if its adapter is loaded."""
+        own = default_adapter()
+        if any(loaded.adapter.path == own for loaded in self.engine.adapters):
+            return DEFAULT_NAME
+        return self.model_file.name
 
     @property
     def context_length(self) -> int:

@@ -129,7 +129,7 @@ class Agent:
             output = self.workplace.terminal.output()
             self.show(output)
             notes = self.workplace.notes + typing_notes(commands, action.closed_at_budget)
-            question = confirmation(self.runner.model_file.name) if completions == 1 else ""
+            question = confirmation(self.runner.model_name) if completions == 1 else ""
             pending = [observation(output, notes, question)]
         return "steps"
 
@@ -143,8 +143,8 @@ class Agent:
         """The first messages of this run. Loads the conversation of a resumed record into the session."""
         screen = limit_output(self.workplace.terminal.screen())
         if not self.record.rows:
-            name = self.runner.model_file.name
-            return first_messages(self.record.facts["task"], screen, name, self.template)
+            task = self.record.facts["task"]
+            return first_messages(task, screen, self.runner.model_name, self.template)
         last = self.record.rows[-1]
         session.messages = [*last["messages"], {"role": "assistant", "content": last["ref_raw"]}]
         # The model reads these notes.

@@ -24,7 +24,7 @@ from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
 from edge.answer.answering import Answering
 from edge.errors import AgentError
-from edge.llama.loading import Adapter, Loading, parse_adapters
+from edge.llama.loading import Adapter, Loading, parse_adapters, with_own_adapter
 from edge.runner import Runner
 from edge.terminal.check import Limits as SandboxLimits
 from edge.terminal.tmux import check_terminal
@@ -175,7 +175,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             with _make_sandbox(options, paths, interface) as sandbox:
                 _bring_back(sandbox, paths.archive, options, interface)
             return Ending("complete")
-        loading = replace(options.loading, adapters=paths.adapters)
+        loading = with_own_adapter(paths.model, replace(options.loading, adapters=paths.adapters))
         runner = stack.enter_context(Runner.open(paths.model, loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
         if not interface.quiet and (options.model is not None or resumed is not None):

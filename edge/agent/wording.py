@@ -10,7 +10,7 @@ from pathlib import Path
 from edge.answer.action import Command
 from edge.errors import PromptError
 from edge.prompt import Message, task_messages
-from edge.system.paths import EMBEDDED_NAME
+from edge.system.paths import DEFAULT_NAME, EMBEDDED_NAME
 from edge.system.places import read_text
 
 _INSTRUCTIONS = """\
@@ -36,6 +36,7 @@ _CONFIRM = (
     "You set task_complete to true. If all that the task asks for is done, answer with task_complete true once more, "
     "which ends the session. Otherwise go on."
 )
+_TRAINED = (EMBEDDED_NAME, DEFAULT_NAME)  # on the short wording
 _FIELDS = {"instruction", "terminal_state"}
 
 
@@ -59,8 +60,8 @@ def read_template(path: Path | str) -> str:
 
 
 def first_messages(task: str, screen: str, model_name: str, template: str | None = None) -> list[Message]:
-    """The first messages of a conversation. The embedded model gets the short wording of its training."""
-    if template is None and model_name == EMBEDDED_NAME:
+    """The first messages of a conversation. edge's own models get the short wording of their training."""
+    if template is None and model_name in _TRAINED:
         return task_messages(task, screen)
     text = (template or _INSTRUCTIONS).format(instruction=task, terminal_state=screen)
     return [{"role": "user", "content": text}]
@@ -68,7 +69,7 @@ def first_messages(task: str, screen: str, model_name: str, template: str | None
 
 def confirmation(model_name: str) -> str:
     """The question that follows the first task_complete."""
-    return _CONFIRM_SHORT if model_name == EMBEDDED_NAME else _CONFIRM
+    return _CONFIRM_SHORT if model_name in _TRAINED else _CONFIRM
 
 
 def observation(output: str, notes: Sequence[str] = (), question: str = "") -> Message:

@@ -42,7 +42,7 @@ def save(conversation: Conversation, path: Path) -> int:
     saved: SavedConversation = {
         "schema_version": MESSAGES_VERSION,
         "edge_version": __version__,
-        "model": conversation.runner.model_file.name,
+        "model": conversation.runner.model_name,
         "answers": conversation.answers,
         "messages": cast(Messages, messages),  # as `parse_messages` checks them
     }

@@ -152,7 +152,7 @@ def chat(
     from edge.chat.settings import Settings
     from edge.chat.stored import load as load_file
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading, parse_adapters
+    from edge.llama.loading import Loading, parse_adapters, with_own_adapter
 
     def sampling(kind: "AnswerKind") -> "Sampling":
         return _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -167,7 +167,7 @@ def chat(
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
         _say(f"loading {path} ({size(path.stat().st_size)})")
-    with _opened(path, loading) as (runner, most):
+    with _opened(path, with_own_adapter(path, loading)) as (runner, most):
         settings = Settings(sampling(kind), max_tokens, thought, show_thoughts, stats)
         talk = Conversation(runner, kind, most, settings, system)
         if load is not None:

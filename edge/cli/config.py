@@ -101,4 +101,7 @@ def _default_model(held: Held) -> tuple[str | None, str]:
         return str(choice.path), choice.why
     if held.value is not None:
         return str(held.value), f"{choice.why}; not in ./models or the model store"
-    return None, "edge uses the embedded demonstration model, except for edge agent"
+    return (
+        None,
+        "edge uses the embedded demonstration model, except for edge agent; `edge pull default` fetches a better one",
+    )

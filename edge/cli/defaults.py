@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from edge.errors import ConfigError, ModelFileError
-from edge.system.paths import DEFAULT_QUANT, EMBEDDED_NAME
+from edge.system.paths import DEFAULT_NAME, DEFAULT_QUANT, EMBEDDED_NAME
 from edge.system.store import local_model
 
 if TYPE_CHECKING:
@@ -35,16 +35,17 @@ def chosen_model(
     offline: bool = False,
     yes: bool | None = None,
     check: Callable[[], object] | None = None,
+    measures: bool = False,
 ) -> Path:
     """The model of a command: the named one, else the default one.
 
     `model`: the text as the user wrote it. `note` receives a line about a choice that edge made; with `announce` also
     about a named model. `offline`: do not connect. `yes`: the option --yes, None for a command without it.
-    `check`: called before a download, to check the other options.
+    `check`: called before a download, to check the other options. `measures`: as in `default_model`.
     Raises ModelFileError if there is none, ConfigError if the settings cannot be read.
     """
     if model is None:
-        return default_model(note)
+        return default_model(note, measures=measures)
     path = named_model(str(model), note, offline=offline, yes=yes, check=check)
     if announce:
         note(f"model: {path}")
@@ -69,6 +70,10 @@ def named_model(
         return path
     if text == EMBEDDED_NAME:
         return demonstration(note)
+    if text.lower() == DEFAULT_NAME:
+        raise ModelFileError(
+            f"{text}: the default model is not in the model store; run first: edge pull default"
+        )
     from edge.cli.pull import pulled_model
     from edge.names import resolve
 
@@ -107,14 +112,15 @@ def checkpoint_source(
     return Source(source, quant, fixed)
 
 
-def default_model(note: Note) -> Path:
+def default_model(note: Note, *, measures: bool = False) -> Path:
     """The model of a command that names none; see edge.formats.models. If there is none, the embedded one.
 
-    `note` receives a line about the choice. Raises as `chosen_model`.
+    `measures`: the command measures, so its choice must not depend on whether the
+    default model was pulled. `note` receives a line about the choice. Raises as `chosen_model`.
     """
-    choice = _default(note)
+    choice = _default(note, measures=measures)
     path = choice.path or demonstration(note)
-    note(_line(path, choice))
+    note(_line(path, choice, measures=measures))
     return path
 
 
@@ -127,7 +133,7 @@ def agent_model(note: Note, *, person: bool) -> Path:
     choice = _default(note)
     if choice.path is None or (choice.demonstration and choice.named is None):
         advice = (
-            "name one with --model, or get one with `edge pull` or `edge convert` "
+            "name one with --model, or get one with `edge pull default` "
             f"(--model {EMBEDDED_NAME} takes the demonstration model)"
         )
         if not person:
@@ -156,11 +162,11 @@ def demonstration(note: Note) -> Path:
     return pull(f"{EMBEDDED_NAME}:{DEFAULT_QUANT}", say=note).path
 
 
-def _default(note: Note) -> "Choice":
+def _default(note: Note, *, measures: bool = False) -> "Choice":
     """The default model. Raises ConfigError if the setting names a model that is not on this machine."""
     from edge.formats.models import default_choice
 
-    choice = default_choice()
+    choice = default_choice(measures=measures)
     if choice.path is not None or choice.named is None:
         return choice
     try:
@@ -169,10 +175,12 @@ def _default(note: Note) -> "Choice":
         raise ConfigError(f"model is {choice.named!r} ({choice.why}): {error}") from None
 
 
-def _line(path: Path, choice: "Choice") -> str:
+def _line(path: Path, choice: "Choice", *, measures: bool = False) -> str:
     """The line about a model that edge chose, with the number of newer files that it could not choose."""
     if choice.path is None:
-        return f"model: {path} (the demonstration model; there is no other)"
+        from edge.formats.models import demonstration_reason
+
+        return f"model: {path} ({demonstration_reason(measures=measures)})"
     newer = len(choice.skipped)
     what = "file is" if newer == 1 else "files are"
     more = f"; {newer} newer {what} not usable, see edge models" if newer else ""

@@ -209,17 +209,19 @@ class _Work:
 
 def _by_edge(model: str | None, work: _Work, loading: "Loading") -> "Result":
     from edge.cli.defaults import chosen_model
+    from edge.llama.loading import with_own_adapter
     from edge.replay import evaluate as run_evaluate
 
+    path = chosen_model(model, note, yes=work.yes, check=work.check, measures=True)
     return run_evaluate(
-        chosen_model(model, note, yes=work.yes, check=work.check),
+        path,
         work.rows,
         work.out,
         limit=work.limit,
         rows_of=work.rows_of,
         skip_too_long=work.skip_too_long,
         answering=work.answering,
-        loading=loading,
+        loading=with_own_adapter(path, loading),
         force=work.force,
         say=work.say,
     )

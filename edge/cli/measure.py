@@ -72,7 +72,7 @@ def measure(
         )
 
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading, parse_adapters
+    from edge.llama.loading import Loading, parse_adapters, with_own_adapter
     from edge.measure import measure as run_measure
     from edge.replay.rows import read_rows
 
@@ -84,6 +84,7 @@ def measure(
     path = chosen_model(model, note, check=check)
     base_path = None if base is None else chosen_model(base, note, check=check)
     layers = reading_layers(gpu_layers, path, base_path)
+    loading = Loading(gpu_layers=layers, threads=threads, context=context, batch=batch, adapters=adapters)
     done = run_measure(
         path,
         out,
@@ -93,7 +94,7 @@ def measure(
         chunk=chunk,
         limit=limit,
         skip_too_long=skip_too_long,
-        loading=Loading(gpu_layers=layers, threads=threads, context=context, batch=batch, adapters=adapters),
+        loading=with_own_adapter(path, loading),
         keep_base=keep_base,
         force=force,
         say=None if quiet else progress_line,

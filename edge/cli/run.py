@@ -106,7 +106,7 @@ def run(
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading, parse_adapters
+    from edge.llama.loading import Loading, parse_adapters, with_own_adapter
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     answering = Answering(max_tokens, sampling, thought, text_share, style)
@@ -116,7 +116,8 @@ def run(
     terminal = is_terminal(sys.stdout)
     stream = terminal and not as_json
     say = None if quiet else progress_line
-    action = _action(chosen_model(model, note), chat, loading, answering, say, stream=stream)
+    path = chosen_model(model, note)
+    action = _action(path, chat, with_own_adapter(path, loading), answering, say, stream=stream)
     styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
     text = action.text if styled else one_line(action.text)
     shown = "" if stream else action.to_json() if as_json else text

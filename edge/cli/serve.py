@@ -91,7 +91,7 @@ def serve(
         ) from None
     from edge.chat.kind import default_answers
     from edge.cli.defaults import chosen_model
-    from edge.llama.loading import Loading, parse_adapters
+    from edge.llama.loading import Loading, parse_adapters, with_own_adapter
 
     key = _key(api_key_file)
     adapters = parse_adapters(lora or ())
@@ -100,21 +100,22 @@ def serve(
         note(
             f"{path.stem} is not known as a terminal model; --answers text serves free text instead of actions"
         )
+    loading = Loading(
+        gpu_layers=gpu_layers,
+        threads=threads,
+        context=context,
+        parallel=parallel,
+        batch=batch,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        mmap=mmap,
+        adapters=adapters,
+    )
     server.serve(
         path,
         server.Address(host, port, key),
         server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
-        Loading(
-            gpu_layers=gpu_layers,
-            threads=threads,
-            context=context,
-            parallel=parallel,
-            batch=batch,
-            kv_type=kv_type,
-            flash_attention=flash_attention,
-            mmap=mmap,
-            adapters=adapters,
-        ),
+        with_own_adapter(path, loading, beside=True),
         say=progress_line,
         answers=answers or "action",
     )

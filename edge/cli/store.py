@@ -13,6 +13,7 @@ from edge.cli.command import App
 from edge.cli.common import echo_json, is_terminal, note, table
 from edge.errors import ModelFileError
 from edge.replay.known import KnownModel, known_models
+from edge.system.paths import DEFAULT_NAME
 from edge.system.store import local_files, model_name, named_file, store_files, store_folder
 from edge.system.text import did_you_mean, printable, size
 
@@ -226,6 +227,11 @@ def _known_facts(model: KnownModel) -> dict[str, Any]:
     }
 
 
+def _origin(model: KnownModel) -> str:
+    """Where a model comes from that has no repository on the hub."""
+    return "(edge pull default)" if model.path.stem == DEFAULT_NAME else "(included in edge)"
+
+
 def known_rows() -> list[tuple[str, ...]]:
     """The known models: name, quantization type, default context, memory, published F1, hub id."""
     rows: list[tuple[str, ...]] = []
@@ -238,7 +244,7 @@ def known_rows() -> list[tuple[str, ...]]:
                 f"{model.context:,}",
                 "-" if model.memory_gb is None else f"{model.memory_gb:g} GB",
                 "-" if f1 is None else f"{f1:.4f}",
-                model.gguf_id or model.hub_id or "(included in edge)",
+                model.gguf_id or model.hub_id or _origin(model),
             )
         )
     return rows

@@ -3,7 +3,12 @@
 stored         JSON and safetensors headers of a checkpoint
 checkpoint     a Hugging Face checkpoint folder
 hub            the Hugging Face hub: lists and downloads repositories
+hub_ggufs      which GGUF of a repository is meant
 hub_errors     what a failed request to the hub means
+resume         a download that continues after lost connections
+index_settings  the package indexes of pip's and uv's settings
+package        one file out of a wheel of a package index
+default_model  the base of edge's default model
 lora           merges a LoRA adapter into a checkpoint
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32

@@ -7,22 +7,19 @@ which honours HTTPS_PROXY, HF_ENDPOINT, HF_TOKEN and the token of `hf auth login
 """
 
 import contextlib
-import hashlib
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from edge.errors import HubError, Interrupted
 from edge.formats.gguf import remember, sha256
-from edge.formats.hub_errors import check_endpoint, failure, is_final, request_errors, why
+from edge.formats.hub_errors import check_endpoint, failure, is_final, why
+from edge.formats.resume import Wanted, complete
 from edge.system.files import whole_file
 from edge.system.locks import held_lock
 from edge.system.places import check_disk
-from edge.system.text import size
 
 __all__ = ["HubOptions"]
 
@@ -30,11 +27,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[\w-]", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
-_CHUNK = 1 << 20
 # On Windows, `:` begins a stream, the backslash is a separator, and the others are in no name.
 _FORBIDDEN = re.compile(r'[<>:"|?*\\]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
-_PAUSES = (0.5, 1.0, 2.0)  # seconds before each try that follows one without a new byte
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -315,70 +310,10 @@ def _fetch(repository: Repository, file: HubFile, say: Say, progress: Callable[[
             if sha256(blob) == file.sha256:
                 return
             blob.unlink()  # damaged since it was downloaded
-        with open(partial, "a+b") as stream:
-            stream.seek(0)
-            digest = hashlib.sha256()
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-            if stream.tell() > file.n_bytes:
-                stream.seek(0)
-                stream.truncate()
-                digest = hashlib.sha256()
-            digest = _complete(repository, file, stream, digest, progress)
-            os.fsync(stream.fileno())
-        if digest.hexdigest() != file.sha256:
-            partial.unlink(missing_ok=True)
-            raise HubError(
-                f"{repository.hub_id}/{file.name}: has the SHA-256 {digest.hexdigest()}, but the hub reports "
-                f"{file.sha256}; the download was removed, try again"
-            )
+        wanted = Wanted(f"{repository.hub_id}/{file.name}", file.n_bytes, file.sha256, "the hub reports")
+        complete(partial, wanted, lambda begin: _pieces(repository, file.name, begin), progress, HubError)
         os.replace(partial, blob)
         remember(blob, "sha256", file.sha256)
-
-
-def _complete(
-    repository: Repository,
-    file: HubFile,
-    stream: BinaryIO,
-    digest: "hashlib._Hash",
-    progress: Callable[[int], object],
-) -> "hashlib._Hash":
-    """Append to a partial file what it lacks. After a lost connection, ask again for the rest."""
-    failures = 0
-    while (begin := stream.tell()) < file.n_bytes:
-        progress(begin)
-        try:
-            for chunk, first in _pieces(repository, file.name, begin):
-                if first == 0 and stream.tell() and begin:  # the server sent the file from its beginning
-                    stream.seek(0)
-                    stream.truncate()
-                    digest, begin = hashlib.sha256(), 0
-                stream.write(chunk)
-                stream.flush()  # a killed process loses nothing
-                digest.update(chunk)
-                failures = 0
-                progress(stream.tell())
-                if stream.tell() > file.n_bytes:
-                    break
-            problem: Exception | None = None
-        except request_errors() as error:
-            problem = error
-        if stream.tell() > file.n_bytes:
-            raise HubError(
-                f"{repository.hub_id}/{file.name}: is longer than the {file.n_bytes:,} bytes that the hub reports"
-            )
-        if stream.tell() < file.n_bytes:
-            if problem is not None and is_final(problem):
-                raise problem
-            if failures == len(_PAUSES):
-                raise HubError(
-                    f"{repository.hub_id}/{file.name}: the connection was lost at {size(stream.tell())} of "
-                    f"{size(file.n_bytes)}; run the same command again to resume"
-                ) from None
-            time.sleep(_PAUSES[failures])
-            failures += 1
-    progress(stream.tell())
-    return digest
 
 
 def _pieces(repository: Repository, name: str, begin: int) -> Iterator[tuple[bytes, int]]:

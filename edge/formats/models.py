@@ -1,7 +1,8 @@
 """The models that edge finds by name: which GGUFs of a folder are usable, and which one is the default.
 
-The default: the setting `model` (EDGE_MODEL, or the file of settings), else the newest usable GGUF in ./models, else
-the newest usable one in the user's store. A model wins over the embedded one, whatever their times.
+The model of a command that names none: the setting `model` (EDGE_MODEL, or the file of settings), else the newest
+usable GGUF in ./models, else the newest usable one in the user's store. Whatever their times, the user's own
+models win over edge's default model (`edge pull default`), and that one over the embedded one.
 """
 
 import contextlib
@@ -11,11 +12,22 @@ from pathlib import Path
 
 from edge.errors import ConfigError, ModelFileError
 from edge.formats.adapter import AdapterFile, is_adapter, read_adapter
+from edge.formats.default_model import is_default
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.formats.gguf_names import part_name, part_of, whole_name
 from edge.system.config import settings
 from edge.system.paths import EMBEDDED_NAME
 from edge.system.store import local_files, local_model, store_files
+
+
+def demonstration_reason(*, measures: bool = False) -> str:
+    """Why a command takes the embedded model, and what to do about it. `measures`: as in `default_choice`."""
+    advice = (
+        "name another one with --model"
+        if measures
+        else "`edge pull default` fetches one that understands requests"
+    )
+    return f"the tiny demonstration model; {advice}"
 
 
 @dataclass(frozen=True)
@@ -130,8 +142,8 @@ class Choice:
     skipped: tuple[FoundModel, ...] = ()
 
 
-def default_choice() -> Choice:
-    """The model that commands use by default.
+def default_choice(*, measures: bool = False) -> Choice:
+    """The model that commands use by default. `measures`: never the default model, unless a setting names it.
 
     Raises ConfigError if the settings cannot be read, or if the file of settings has a relative path.
     """
@@ -145,17 +157,24 @@ def default_choice() -> Choice:
         return Choice(path, f"from {held.where}", held.value)
     skipped: list[FoundModel] = []
     spare: Choice | None = None
+    own: Choice | None = None
     for files, place in ((local_files(), "./models"), (store_files(), "the model store")):
         for model in found_models(files):
             if not model.usable:
                 skipped += [] if model.adapter else [model]
                 continue
+            if is_default(model.path):
+                own = own or Choice(model.path, "edge's default model")
+                continue
             why = f"the newest in {place}"
             if not model.demonstration:
                 return Choice(model.path, why, skipped=tuple(skipped))
-            spare = spare or Choice(model.path, "the demonstration model; there is no other", None, True)
+            spare = spare or Choice(model.path, demonstration_reason(measures=measures), None, True)
+    if own is not None and not measures:
+        return replace(own, skipped=tuple(skipped))
     if spare is None:
+        advice = "`edge pull default` fetches one"
         return Choice(
-            None, "there is no usable GGUF in ./models or in the model store", skipped=tuple(skipped)
+            None, f"no usable GGUF in ./models or in the model store; {advice}", skipped=tuple(skipped)
         )
     return replace(spare, skipped=tuple(skipped))

@@ -18,8 +18,10 @@ import numpy as np
 from edge.errors import EdgeError, EdgeWarning, ModelFileError
 from edge.formats.adapter import AdapterFile, fitting, read_adapter
 from edge.formats.checksum import check
+from edge.formats.default_model import is_default
 from edge.llama import ggml, library
 from edge.llama.loading import Adapter
+from edge.system.paths import default_adapter
 
 MOST_TOGETHER = 4
 """Adapters whose changes may add up. llama.cpp does not count their nodes in the graphs of some architectures: 8 on a
@@ -47,6 +49,8 @@ def check_adapters(base: Path, adapters: Sequence[Adapter], *, together: bool = 
             f"{len(adapters)} adapters: at most {MOST_TOGETHER} can be added to a model at the same time"
         )
     for line in fitting(base, [adapter.path for adapter in adapters]):
+        if is_default(base) and line.startswith(f"{default_adapter()}:"):
+            continue  # the SHA-256 of the base says that they belong together, whatever their names are
         warnings.warn(line, EdgeWarning, stacklevel=3)
     for adapter in adapters:
         check(adapter.path)

@@ -3,10 +3,12 @@
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge.errors import EdgeError
+from edge.formats.default_model import is_default
+from edge.system.paths import default_adapter
 from edge.system.store import local_model
 
 MOST_SCALE = 1000.0
@@ -61,6 +63,17 @@ class Loading:
 
 
 DEFAULT_LOADING = Loading()
+
+
+def with_own_adapter(path: Path, loading: Loading, *, beside: bool = False) -> Loading:
+    """The options with the adapter that belongs to a model: the default model has one.
+
+    Adapters that are named replace it. `beside`: they do not, because each request chooses one.
+    """
+    if (loading.adapters and not beside) or not is_default(path):
+        return loading
+    own = Adapter(default_adapter())
+    return replace(loading, adapters=(own, *(one for one in loading.adapters if one.path != own.path)))
 
 
 def parse_adapters(texts: Iterable[str]) -> tuple[Adapter, ...]:

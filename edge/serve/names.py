@@ -7,14 +7,19 @@ from pathlib import Path
 from edge.errors import ServeError
 from edge.llama.loading import Adapter
 from edge.serve.request import BadRequestError
+from edge.system.paths import default_adapter
 
 
 @dataclass(frozen=True)
 class ServedNames:
-    """`base`: the name of the model file; `adapters`: by name, in the order of the command line."""
+    """`base`: the name of the model file; `adapters`: by name, in the order of the command line.
+
+    `own`: the adapter that belongs to the model, and that its name means; see `edge.llama.loading.with_own_adapter`.
+    """
 
     base: str
     adapters: dict[str, Adapter]
+    own: Adapter | None = None
 
     @property
     def all(self) -> list[str]:
@@ -22,13 +27,13 @@ class ServedNames:
         return [self.base, *self.adapters]
 
     def choose(self, wanted: str | None) -> tuple[str, Adapter | None]:
-        """The name and the adapter for the `model` of a request; None for the base alone.
+        """The name and the adapter for the `model` of a request; None for a base without its own adapter.
 
         Without adapters any text means the base, and with one adapter any text but the base's name means that adapter.
         Raises BadRequestError for another text if there are several adapters.
         """
         if wanted == self.base or not self.adapters:
-            return self.base, None
+            return self.base, self.own
         if wanted in self.adapters:
             return wanted, self.adapters[wanted]
         if len(self.adapters) == 1:
@@ -41,12 +46,15 @@ class ServedNames:
 
 def served_names(model: Path, adapters: Sequence[Adapter]) -> ServedNames:
     """The names of a model file and its adapters: those of the files. Raises ServeError if two names are equal."""
-    base, named = model.stem, dict[str, Adapter]()
+    base, named, own = model.stem, dict[str, Adapter](), None
     for adapter in adapters:
+        if adapter.path == default_adapter():
+            own = adapter
+            continue
         name = adapter.path.stem
         if name == base or name in named:
             raise ServeError(
                 f"{adapter.path}: {name} is also the name of another file that is served; rename one of them"
             )
         named[name] = adapter
-    return ServedNames(base, named)
+    return ServedNames(base, named, own)

@@ -12,6 +12,9 @@ from edge.errors import ConfigError
 DEFAULT_QUANT = "Q4_K_M"
 """The quantization type where neither the user nor the model names one."""
 EMBEDDED_NAME = "tiny-terminal"
+"""The demonstration model, whose checkpoint edge contains."""
+DEFAULT_NAME = "default"
+"""The model of a command that names none; edge contains its adapter, and `edge pull default` fetches its base."""
 
 
 def shipped_models() -> Path:
@@ -33,6 +36,11 @@ def embedded_checkpoint() -> Path:
 def embedded_rows() -> Path:
     """The embedded model's held-out episodes, as replay rows."""
     return embedded_checkpoint() / "eval.jsonl"
+
+
+def default_adapter() -> Path:
+    """The LoRA adapter of the default model: a GGUF."""
+    return shipped_models() / DEFAULT_NAME / "adapter.gguf"
 
 
 def at_home(text: str, name: str) -> Path:

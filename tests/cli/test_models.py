@@ -122,7 +122,8 @@ def test_the_demonstration_model_goes_into_the_store(user: User) -> None:
     again = user.edge(*ASK, cwd=user.home)
     assert "converting" not in again.stderr
     assert again.stderr.splitlines()[0] == (
-        f"note: model: {made} (the demonstration model; there is no other)"
+        f"note: model: {made} (the tiny demonstration model; `edge pull default` fetches one "
+        "that understands requests)"
     )
 
 
