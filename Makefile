@@ -21,8 +21,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Three processes, each with whole test files: some tests wait. llama.cpp's idle threads would spin without the setting, and slow other tests down.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 3 --dist loadfile
+# Four processes, each with whole test files: some tests wait. llama.cpp's idle threads would spin without the setting, and slow other tests down.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 4 --dist loadfile
 MYPY := $(BIN)/mypy
 NAME := tiny-terminal
 ROWS := models/$(NAME)/eval.jsonl

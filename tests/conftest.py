@@ -243,9 +243,16 @@ LONGEST = (
     "test_air_gap.py",
     "test_runner.py",
     "test_faults.py",
+    "test_engine.py",
+    "test_pull.py",
+    "test_requests.py",
+    "test_habits.py",
+    "test_pull_default.py",
+    "test_outputs.py",
     "test_agent.py",
     "test_docs.py",
-    "test_engine.py",
+    "test_adapters.py",
+    "test_serve.py",
     "test_allow_terminal.py",
 )
 

@@ -26,8 +26,10 @@ def tolerant_streams() -> None:
         sys.stdin.reconfigure(encoding="utf-8" if ascii_only else None, errors="backslashreplace")
 
 
-def unencodable(text: str, stream: TextIO) -> int:
-    """The number of characters of a text that a stream writes as an escape."""
+def unencodable(text: str, stream: TextIO | None) -> int:
+    """The number of characters of a text that a stream writes as an escape; 0 if the stream is closed (None)."""
+    if stream is None:
+        return 0
     encoding = "ascii" if stream.encoding == _ASCII else stream.encoding
     return sum(not char.encode(encoding, "ignore") for char in text if not char.isascii())
 
