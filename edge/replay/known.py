@@ -52,7 +52,11 @@ class KnownFields(TypedDict):
     """Context length that memory_gb assumes, in tokens."""
     memory_gb: NotRequired[float]
     """Memory to run it in default_quant, in 10^9 bytes."""
-    answers: NotRequired[Annotated[str, Rule('"action" or "text"', ("action", "text").__contains__)]]
+    answers: NotRequired[
+        Annotated[
+            str, Rule('"action" or "text"', ("action", "text").__contains__, {"enum": ["action", "text"]})
+        ]
+    ]
     """What the model was trained to write: actions, or text (the default)."""
     reference: NotRequired[Aggregate]
     """Published figures, under the names of a result's aggregate."""
