@@ -23,7 +23,7 @@ from edge.errors import AgentError
 from edge.metrics import command_units
 from edge.prompt import Message
 from edge.replay.rows import read_lines, read_rows
-from edge.system.files import BINARY, NO_LINK, make_private, whole_file
+from edge.system.files import BINARY, NO_LINK, make_private, whole_file, write_all
 from edge.system.locks import try_lock
 from edge.system.paths import state_folder
 
@@ -317,6 +317,4 @@ def _one_line_errors(path: Path, what: str) -> Iterator[None]:
 
 
 def _write(descriptor: int, row: RecordRow) -> None:
-    line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-    while line:
-        line = line[os.write(descriptor, line) :]
+    write_all(descriptor, json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")

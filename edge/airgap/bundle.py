@@ -4,7 +4,6 @@ edge copies the files into the tar in small pieces. edge/airgap/manifest.py defi
 """
 
 import hashlib
-import os
 import stat
 import sys
 import tarfile
@@ -31,7 +30,7 @@ from edge.errors import BundleError, Interrupted
 from edge.formats.gguf import read_model_file
 from edge.replay.result import read_result
 from edge.replay.rows import read_rows
-from edge.system.files import allocate, whole_file
+from edge.system.files import allocate, whole_file, write_all
 from edge.system.hashes import file_sha256
 from edge.system.machine import free_disk
 from edge.system.outputs import Run, check_output, check_replaced
@@ -240,26 +239,20 @@ def _write(
             written += _put(descriptor, member.path, pieces(), member.size)
             if digest.hexdigest() != member.sha256:
                 raise BundleError(f"{path}: changed while edge bundled it; try again")
-        _write_all(descriptor, tar_end(written))
+        write_all(descriptor, tar_end(written))
 
 
 def _put(descriptor: int, name: str, pieces: Iterable[bytes], n_bytes: int) -> int:
     """Write a member of `n_bytes`. Returns the bytes that it takes in the tar."""
     head = header(name, n_bytes)
-    _write_all(descriptor, head)
+    write_all(descriptor, head)
     left = n_bytes
     for piece in pieces:
         left -= len(piece)
         if left < 0:
             break
-        _write_all(descriptor, piece)
+        write_all(descriptor, piece)
     if left:
         raise BundleError(f"{name}: its size changed while edge bundled it; try again")
-    _write_all(descriptor, padding(n_bytes))
+    write_all(descriptor, padding(n_bytes))
     return len(head) + n_bytes + len(padding(n_bytes))
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

