@@ -142,6 +142,12 @@ def conversation(messages: Path) -> "list[Message]":
     )
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the user wrote a parameter of the command on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def broken_package(error: BaseException) -> str | None:
     """A line about a package that is missing or cannot be imported; None if `error`, caught in main, is another one."""
     frames = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line
+from edge.cli.common import Threads, is_given, note, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -279,8 +279,7 @@ def _by_server(
 def _check_options(context: typer.Context, backend: str) -> None:
     """Raises typer.BadParameter for an option of another backend."""
     for name in sorted({name for names in _ONLY.values() for name in names} - set(_ONLY[backend])):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(context, name):
             owners = " and ".join(owner for owner, names in _ONLY.items() if name in names)
             option = "--" + name.replace("_", "-")
             raise typer.BadParameter(f"belongs to the backend {owners}, not to {backend}", param_hint=option)

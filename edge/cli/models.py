@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, echo_json, note, progress_line, show
+from edge.cli.common import Threads, echo_json, is_given, note, progress_line, show
 from edge.cli.options import Force, GpuLayers, Verbose, reading_layers
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
@@ -145,8 +145,7 @@ _MODELS_ONLY = (
 def _check_adapter_options(command: typer.Context) -> None:
     """Raises typer.BadParameter for an option that belongs to the conversion of a model."""
     for name in _MODELS_ONLY:
-        source = command.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(command, name):
             raise typer.BadParameter(
                 "is for a model; --base converts an adapter", param_hint="--" + name.replace("_", "-")
             )
