@@ -33,7 +33,7 @@ from edge.llama.prefixes import branch_points, common_length, depth_held, readin
 from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.system.machine import memory
-from edge.system.paths import DEFAULT_NAME, default_adapter
+from edge.system.paths import DEFAULT_NAME
 
 SEQUENCES = 8  # of one conversation: the prompt, the answer, and the states of earlier turns
 MOST_HELD = 32  # states held for later prompts of a replay; parts of a deeper tree are read again
@@ -200,8 +200,7 @@ class Runner:
     @property
     def model_name(self) -> str:
         """The name in the model file, or that of the default model if its adapter is loaded."""
-        own = default_adapter()
-        if any(loaded.adapter.path == own for loaded in self.engine.adapters):
+        if any(loaded.adapter.is_default for loaded in self.engine.adapters):
             return DEFAULT_NAME
         return self.model_file.name
 

@@ -179,11 +179,6 @@ def check_base(adapter: AdapterFile, base: Path) -> list[str]:
     return notes
 
 
-def fitting(base: Path, adapters: Sequence[Path]) -> list[str]:
-    """Check every adapter alone and with its base. Returns the lines of `check_base`. Raises ModelFileError."""
-    return [line for path in adapters for line in check_base(read_adapter(path), base)]
-
-
 def _check_weight(path: Path, base: Path, pair: Pair, weights: dict[str, TensorInfo]) -> None:
     weight = weights.get(pair.name)
     if weight is None:

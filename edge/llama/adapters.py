@@ -16,12 +16,11 @@ import llama_cpp
 import numpy as np
 
 from edge.errors import EdgeError, EdgeWarning, ModelFileError
-from edge.formats.adapter import AdapterFile, fitting, read_adapter
+from edge.formats.adapter import AdapterFile, check_base, read_adapter
 from edge.formats.checksum import check
 from edge.formats.default_model import is_default
 from edge.llama import ggml, library
 from edge.llama.loading import Adapter
-from edge.system.paths import default_adapter
 
 MOST_TOGETHER = 4
 """Adapters whose changes may add up. llama.cpp does not count their nodes in the graphs of some architectures: 8 on a
@@ -48,13 +47,16 @@ def check_adapters(base: Path, adapters: Sequence[Adapter], *, together: bool = 
         raise EdgeError(
             f"{len(adapters)} adapters: at most {MOST_TOGETHER} can be added to a model at the same time"
         )
-    for line in fitting(base, [adapter.path for adapter in adapters]):
-        if is_default(base) and line.startswith(f"{default_adapter()}:"):
+    files = [read_adapter(adapter.path) for adapter in adapters]
+    notes = [check_base(file, base) for file in files]
+    for adapter, lines in zip(adapters, notes, strict=True):
+        if adapter.is_default and is_default(base):
             continue  # the SHA-256 of the base says that they belong together, whatever their names are
-        warnings.warn(line, EdgeWarning, stacklevel=3)
-    for adapter in adapters:
-        check(adapter.path)
-        _check_values(read_adapter(adapter.path))
+        for line in lines:
+            warnings.warn(line, EdgeWarning, stacklevel=3)
+    for file in files:
+        check(file.path)
+        _check_values(file)
 
 
 def load_adapters(model: Any, adapters: Sequence[Adapter]) -> tuple[LoadedAdapter, ...]:

@@ -32,6 +32,11 @@ class Adapter:
                 f"{self.path}: the scale {self.scale:g} is not a number from -{MOST_SCALE:g} to {MOST_SCALE:g}"
             )
 
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the adapter of edge's default model."""
+        return self.path == default_adapter()
+
     def __str__(self) -> str:
         scale = f"{self.scale:g}" if float(f"{self.scale:g}") == self.scale else repr(self.scale)
         return str(self.path) if self.scale == 1 else f"{self.path}:{scale}"
@@ -73,7 +78,7 @@ def with_own_adapter(path: Path, loading: Loading, *, beside: bool = False) -> L
     if (loading.adapters and not beside) or not is_default(path):
         return loading
     own = Adapter(default_adapter())
-    return replace(loading, adapters=(own, *(one for one in loading.adapters if one.path != own.path)))
+    return replace(loading, adapters=(own, *(one for one in loading.adapters if not one.is_default)))
 
 
 def parse_adapters(texts: Iterable[str]) -> tuple[Adapter, ...]:

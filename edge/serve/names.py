@@ -7,7 +7,6 @@ from pathlib import Path
 from edge.errors import ServeError
 from edge.llama.loading import Adapter
 from edge.serve.request import BadRequestError
-from edge.system.paths import default_adapter
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def served_names(model: Path, adapters: Sequence[Adapter]) -> ServedNames:
     """The names of a model file and its adapters: those of the files. Raises ServeError if two names are equal."""
     base, named, own = model.stem, dict[str, Adapter](), None
     for adapter in adapters:
-        if adapter.path == default_adapter():
+        if adapter.is_default:
             own = adapter
             continue
         name = adapter.path.stem
