@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 
 from edge.conversion.families import make_plan
+from edge.conversion.header import add_entries
 from edge.conversion.output import Replaced, header_run, output_place
 from edge.conversion.plan import Array, Plan, TensorPlan
 from edge.errors import ConversionError
@@ -305,13 +306,7 @@ def _write(
 ) -> None:
     writer = gguf.GGUFWriter(path, str(dict(head)["general.architecture"]))  # which writes it itself
     try:
-        for key, value in head[1:]:
-            if isinstance(value, str):
-                writer.add_string(key, value)
-            elif isinstance(value, float):
-                writer.add_float32(key, value)
-            else:
-                writer.add_uint32(key, value)
+        add_entries(writer, head[1:])
         writer.add_string(KEY, blank(len(tensors)))
         for name, data, kind in tensors:
             number: Any = gguf.GGMLQuantizationType[kind]

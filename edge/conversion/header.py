@@ -1,6 +1,6 @@
 """Write the header of a GGUF: metadata, vocabulary, and the place of each tensor's data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,15 @@ def _add_metadata(
         writer.add_string("edge.source.revision", checkpoint.revision)
     if checkpoint.adapter is not None:
         writer.add_string("edge.lora", checkpoint.adapter)
-    for key, value in [*((f"{plan.architecture}.{key}", value) for key, value in plan.metadata), *further]:
+    add_entries(writer, ((f"{plan.architecture}.{key}", value) for key, value in plan.metadata))
+    add_entries(writer, further)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def add_entries(writer: gguf.GGUFWriter, entries: Iterable[tuple[str, Value]]) -> None:
+    """Add metadata with its type: a `float` is a FLOAT32, an `int` a UINT32."""
+    for key, value in entries:
         if isinstance(value, str):
             writer.add_string(key, value)
         elif isinstance(value, list):
@@ -91,8 +99,6 @@ def _add_metadata(
             writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
-    writer.add_file_type(file_type)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, chat_template: str | None) -> None:
