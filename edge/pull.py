@@ -25,6 +25,7 @@ from edge.formats.hub import (
     check_access,
     check_cache_disk,
     download,
+    is_offline,
     open_repository,
 )
 from edge.formats.hub_ggufs import gguf_files
@@ -308,8 +309,6 @@ def _embedded(reference: Reference, say: Say | None) -> Pulled:
 
 def _default(reference: Reference, options: HubOptions, confirm: Confirm | None, say: Say | None) -> Pulled:
     """Bring the base of the default model into the store, unless it is there."""
-    from huggingface_hub import constants
-
     if reference.quant is not None or options.revision is not None:
         raise ModelFileError(
             f"{reference.text}: edge has one version of this model; edge pull {DEFAULT_NAME}"
@@ -325,10 +324,9 @@ def _default(reference: Reference, options: HubOptions, confirm: Confirm | None,
             raise ModelFileError(
                 f"{place}: is not the base of edge's default model; remove it first: edge models rm {DEFAULT_NAME}"
             )
-        offline = options.offline or constants.HF_HUB_OFFLINE
         with bar("downloading", say, unit="bytes") as progress:
             n_downloaded = fetch_file(
-                BASE, place, user_indexes(), offline, confirm=ask, say=say, progress=progress
+                BASE, place, user_indexes(), is_offline(options), confirm=ask, say=say, progress=progress
             )
     return _in_store(place, origin, n_downloaded=n_downloaded)
 

@@ -116,6 +116,13 @@ def cache_place() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def is_offline(options: HubOptions) -> bool:
+    """Whether edge must not connect: by the option, or by HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
+    return options.offline or constants.HF_HUB_OFFLINE
+
+
 def open_repository(hub_id: str, options: HubOptions | None = None, *, say: Say | None = None) -> Repository:
     """List a repository: from the hub, or from the cache if edge must not or cannot connect.
 
@@ -129,10 +136,8 @@ def open_repository(hub_id: str, options: HubOptions | None = None, *, say: Say 
         not _REVISION.fullmatch(options.revision) or ".." in options.revision
     ):
         raise HubError(f"{hub_id}: {options.revision!r} is not a branch, a tag or a commit; check --revision")
-    from huggingface_hub import constants
-
     absent, lost = _not_cached(hub_id, options), ""
-    if not options.offline and not constants.HF_HUB_OFFLINE:
+    if not is_offline(options):
         check_endpoint()
         try:
             return _listed(hub_id, options.revision)
