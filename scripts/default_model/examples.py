@@ -201,12 +201,7 @@ def make_episode(kinds: list[Kind], number: int, *, held: bool = False) -> Episo
         messages = task_messages(task, before)
         asked = False
         for number_of_turn, step in enumerate(flow):
-            last = number_of_turn == len(flow) - 1
-            # No command at the end is a refusal; before another turn it is waiting.
-            commands = [values.fill(command) for command in step.commands if command or not last]
-            # Nobody can foresee an error: such a first answer looks like that of a request which succeeds.
-            complete = last or (kind.fails and number_of_turn == 0)
-            text = answer(values.fill(step.analysis), values.fill(step.plan), commands, complete)
+            commands, complete, text = _turn(kind, flow, number_of_turn, values)
             messages.append({"role": "assistant", "content": text})
             if form != "agent":
                 break  # the first answer is all that these forms see
@@ -217,6 +212,16 @@ def make_episode(kinds: list[Kind], number: int, *, held: bool = False) -> Episo
             text = answer(*rng.choice(DONE), [], True)
             messages.append({"role": "assistant", "content": text})
     return Episode(kind.name, tuple(messages))
+
+
+def _turn(kind: Kind, flow: tuple[Step, ...], number: int, values: Values) -> tuple[list[str], bool, str]:
+    """Turn `number` of a flow: its commands, whether the task is then complete, and the answer's text."""
+    step, last = flow[number], number == len(flow) - 1
+    # No command at the end is a refusal; before another turn it is waiting.
+    commands = [values.fill(command) for command in step.commands if command or not last]
+    # Nobody can foresee an error: such a first answer looks like that of a request which succeeds.
+    complete = last or (kind.fails and number == 0)
+    return commands, complete, answer(values.fill(step.analysis), values.fill(step.plan), commands, complete)
 
 
 def _shown(folder: Path, prompt: str, commands: list[str], step: Step, values: Values) -> str:
@@ -244,9 +249,5 @@ def _chat(
             flow = rng.choice(kind.flows)
             task = request(kind, values, rng)
             messages.append({"role": "user", "content": task})
-        step = flow[0]
-        commands = [values.fill(command) for command in step.commands if command or len(flow) > 1]
-        complete = len(flow) == 1 or kind.fails
-        text = answer(values.fill(step.analysis), values.fill(step.plan), commands, complete)
-        messages.append({"role": "assistant", "content": text})
+        messages.append({"role": "assistant", "content": _turn(kind, flow, 0, values)[2]})
     return Episode(kind.name, tuple(messages))

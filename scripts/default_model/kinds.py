@@ -27,7 +27,6 @@ class Kind:
     """One kind of request: its wordings, the bash that makes its files, and the courses that an episode can take."""
 
     name: str
-    area: str
     say: tuple[str, ...]
     world: str
     flows: tuple[tuple[Step, ...], ...]
@@ -41,7 +40,7 @@ def read_kinds(*files: Path) -> list[Kind]:
     for path in files or sorted(FOLDER.glob("*.toml")):
         for name, table in tomllib.loads(path.read_text(encoding="utf-8")).items():
             try:
-                kind = _kind(name, path.stem, table)
+                kind = _kind(name, table)
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{path}: [{name}]: {error}") from None
             if name in kinds:
@@ -50,15 +49,13 @@ def read_kinds(*files: Path) -> list[Kind]:
     return list(kinds.values())
 
 
-def _kind(name: str, area: str, table: dict[str, Any]) -> Kind:
+def _kind(name: str, table: dict[str, Any]) -> Kind:
     if unknown := set(table) - FIELDS:
         raise ValueError(f"unknown field {', '.join(sorted(unknown))}")
     if ("turns" in table) == ("flows" in table):
         raise ValueError("needs either turns or flows")
     flows = tuple(tuple(_step(turn) for turn in flow) for flow in table.get("flows", [table.get("turns")]))
-    kind = Kind(
-        name, area, tuple(table["say"]), table.get("world", ""), flows, bool(table.get("fails", False))
-    )
+    kind = Kind(name, tuple(table["say"]), table.get("world", ""), flows, bool(table.get("fails", False)))
     if len(kind.say) < 4 or len(set(kind.say)) != len(kind.say):
         raise ValueError("needs at least four different wordings in say")
     if not all(kind.flows):
