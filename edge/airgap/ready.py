@@ -256,11 +256,11 @@ def _files() -> Iterator[Check]:
     from edge.replay.rows import read_rows
 
     rows = sorted(Path("rows").glob("*.jsonl")) or [path for path in (embedded_rows(),) if path.is_file()]
-    yield _readable("rows", rows, lambda path: f"{counted(len(read_rows(path)), 'row')}")
+    yield _readable("rows", rows, lambda path: counted(len(read_rows(path)), "row"))
     results = sorted(Path("references").glob("*.json"))
     if results:
         yield _readable(
-            "references", results, lambda path: f"{counted(len(read_result(path)['per_step']), 'step')}"
+            "references", results, lambda path: counted(len(read_result(path)["per_step"]), "step")
         )
     try:
         known = known_models()

@@ -134,8 +134,9 @@ class Commands:
             self.conversation.settings = changed(settings, name, value)
             name = full_name(name)
         after = dict(shown(self.conversation.settings))
-        for one in [other for other in after if after[other] != before[other]] or [name] * (name in after):
-            self.say(f"{one} is {after[one]}")
+        for one in after:
+            if after[one] != before[one] or (after == before and one == name):
+                self.say(f"{one} is {after[one]}")
 
     def _show(self, rest: str) -> None:
         if rest == "messages":

@@ -136,6 +136,6 @@ def _print(done: "Measurement", out: Path) -> None:
     what = (
         f"{counted(figures['rows'], 'row')} of {counted(figures['tasks'], 'task')}"
         if rows
-        else f"{counted(figures['rows'], 'chunk')}"
+        else counted(figures["rows"], "chunk")
     )
     show(f"\n{out}: {counted(figures['tokens'], 'token')} of {what}")

@@ -144,22 +144,17 @@ def test_another_base_than_the_recorded_one_is_a_note(
     assert errors.count("was trained on sibling, and") == 1 and errors.startswith("note: ")
 
 
+def evaluation(base: Path, *, limit: int, tokens: int) -> list[object]:
+    """The command `edge eval` on the first embedded rows, without its output and its adapters."""
+    rows = ["--replay", embedded_rows(), "--limit", limit, "--max-tokens", tokens]
+    return ["eval", "--model", base, *rows, "--quiet"]
+
+
 def test_results_name_their_adapters(
     edge: Edge, base: Path, adapter: Path, other: Path, tmp_path: Path
 ) -> None:
     """Provenance, the identity of a run, comparisons and the report."""
-    options = [
-        "eval",
-        "--model",
-        base,
-        "--replay",
-        embedded_rows(),
-        "--limit",
-        4,
-        "--max-tokens",
-        48,
-        "--quiet",
-    ]
+    options = evaluation(base, limit=4, tokens=48)
     for name, more in (
         ("plain", []),
         ("half", ["--lora", f"{adapter}:0.5"]),
@@ -201,18 +196,7 @@ def test_an_interrupted_evaluation_does_not_continue_with_another_adapter(
 ) -> None:
     from edge.replay.journal import Journal, journal_path
 
-    options = [
-        "eval",
-        "--model",
-        base,
-        "--replay",
-        embedded_rows(),
-        "--limit",
-        2,
-        "--max-tokens",
-        32,
-        "--quiet",
-    ]
+    options = evaluation(base, limit=2, tokens=32)
     assert edge(*options, "--out", "a.json", "--lora", adapter)[0] == 0
     result = json.loads((tmp_path / "a.json").read_text())
     with Journal.open(journal_path(tmp_path / "b.json"), result["run"]) as journal:

@@ -317,7 +317,7 @@ def test_what_llama_cpp_cannot_run_is_refused(
 
 
 def test_a_copy_of_the_base_in_the_adapter_is_no_change(random_llama_folder: Path, tmp_path: Path) -> None:
-    """peft saves the embeddings beside the factors, unchanged, if it is told so or may have to."""
+    """peft saves the embeddings beside the factors, unchanged, if an option says so or if they may have changed."""
     from safetensors.torch import load_file
 
     folder = make_adapter(random_llama_folder, tmp_path / "ad")
