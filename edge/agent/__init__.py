@@ -8,6 +8,7 @@ proposal   an action of the model before a decision
 gate       what must agree before edge types
 shell      keystrokes read as bash: plain commands, or the reason for a refusal
 allow      the allowlist: a TOML file of commands that may be typed
+rules      one rule of it: words by their places, options, paths in the folder
 risks      marks for keystrokes that need a second look
 review     a person decides on each action
 record     the session record on disk, as replay rows

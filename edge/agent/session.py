@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from edge.agent.allow import read_allowlist
+from edge.agent.allow import Allowlist, read_allowlist
 from edge.agent.gate import Gate, all_of, allow_gate, closed_gate, open_gate
 from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, SessionFacts, archive_path, new_record_path
-from edge.agent.review import ask, discard_typed_ahead, review_gate
+from edge.agent.review import ask, ask_gate, discard_typed_ahead, review_gate
+from edge.agent.rules import Place
 from edge.agent.show import highlighted, shown_proposal
 from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
@@ -26,6 +27,7 @@ from edge.answer.answering import Answering
 from edge.errors import AgentError
 from edge.llama.loading import Adapter, Loading, parse_adapters, with_own_adapter
 from edge.runner import Runner
+from edge.terminal.check import WORK
 from edge.terminal.check import Limits as SandboxLimits
 from edge.terminal.tmux import check_terminal
 
@@ -167,10 +169,11 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
     """
     check_terminal()
     template = None if options.template is None else read_template(options.template)
-    gate = make_gate(options.permission, interface)
+    allowlist = _allowlist(options.permission, interface)
     with ExitStack() as stack:
         resumed = None if options.resume is None else stack.enter_context(_resume(options.resume, options))
         paths = _paths(options, resumed, interface)
+        gate = make_gate(options.permission, interface, allowlist, paths.folder)
         if resumed is not None and resumed.outcome == "complete":
             with _make_sandbox(options, paths, interface) as sandbox:
                 _bring_back(sandbox, paths.archive, options, interface)
@@ -212,14 +215,29 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
     return Ending(outcome, _summary(outcome, record))
 
 
-def make_gate(permission: Permission, interface: Interface) -> Gate:
-    """The gate that these permissions describe; `closed_gate` without any. Raises AllowError."""
+def _allowlist(permission: Permission, interface: Interface) -> Allowlist | None:
+    """The list of --allow, with its warnings said. Raises AllowError."""
+    if permission.allow is None:
+        return None
+    allowlist = read_allowlist(permission.allow)
+    for warning in allowlist.warnings:
+        interface.say(warning)
+    return allowlist
+
+
+def make_gate(
+    permission: Permission, interface: Interface, allowlist: Allowlist | None, folder: Path
+) -> Gate:
+    """The gate that these permissions describe; `closed_gate` without any. `folder`: the work folder."""
     gates: list[Gate] = []
-    if permission.allow is not None:
-        allowlist = read_allowlist(permission.allow)
-        for warning in allowlist.warnings:
-            interface.say(warning)
-        gates.append(allow_gate(allowlist))
+    if allowlist is not None:
+        place = Place(folder, WORK if permission.sandbox else None)
+        if permission.asks:  # the review asks in any case
+            gates.append(allow_gate(allowlist, place, lambda proposal, why: open_gate(proposal)))
+        else:
+            asking = ask_gate(interface.console, show=interface.quiet)
+            alone = permission.yes or not permission.person
+            gates.append(allow_gate(allowlist, place, None if alone else asking))
     if permission.asks:
         gates.append(review_gate(interface.console))
     if permission.yes and not gates:

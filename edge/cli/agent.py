@@ -45,7 +45,11 @@ def agent(
         bool, typer.Option("--review", help="Ask before each action. Default on a terminal.")
     ] = False,
     allow: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Type only what this allowlist (TOML) allows.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Type only what this allowlist allows: a TOML file, or reading, git, pytest or make.",
+        ),
     ] = None,
     sandboxed: Annotated[
         bool,

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.agent.allow import Allowlist, read_allowlist, refusal
+from edge.agent.allow import Allowlist, judge, read_allowlist
 from edge.agent.risks import risks
+from edge.agent.rules import Place
 from edge.agent.shell import MAX_COMMANDS, UnreadableError, read_commands
 from edge.errors import AllowError
 from edge.system.paths import embedded_rows
@@ -45,6 +46,12 @@ max_arguments = 3
 [[command]]
 program = "pwd"
 """
+
+
+def refusal(allowlist: Allowlist, keystrokes: str) -> str | None:
+    """Why edge does not type the keystrokes unasked."""
+    verdict = judge(allowlist, keystrokes, Place())
+    return None if verdict.decision == "allow" else verdict.reason
 
 
 @pytest.fixture(scope="module")
@@ -520,6 +527,7 @@ def test_the_list_in_the_docs_does_what_it_says(tmp_path: Path) -> None:
         "cat src/a.py\n",
         "head -n 20 a.txt | grep -n x\n",
         "grep -rn 'def x' src\n",
+        "git log --oneline src/a.py\n",
         "pwd\n",
     ):
         assert refusal(allowlist, allowed) is None
@@ -531,6 +539,15 @@ def test_the_list_in_the_docs_does_what_it_says(tmp_path: Path) -> None:
         "grep -f a b\n",
         "head --x\n",
         "C-d",
+        "grep -r . /home/me/.ssh\n",
+        "grep -r . ../other\n",
+        "cat a/../../b\n",
+        "cat .env\n",
+        "git config core.pager sh\n",
+        "git submodule foreach id\n",
+        "python3 -m pip install evil\n",
+        "python3 -m pytest tests\n",
+        "git commit -m x\n",
     ):
         assert refusal(allowlist, wrong)
 
