@@ -10,6 +10,7 @@ shell      keystrokes read as bash: plain commands, or the reason for a refusal
 allow      the allowlist: a TOML file of commands that may be typed
 rules      one rule of it: words by their places, options, paths in the folder
 risks      marks for keystrokes that need a second look
+dangers    what programs can do, by their names and words
 review     a person decides on each action
 record     the session record on disk, as replay rows
 show       an action as a person sees it

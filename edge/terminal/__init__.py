@@ -8,5 +8,6 @@ seccomp     the filter of system calls
 archive     strict reader for untrusted tar archives
 packed      the archive of a work folder
 workfolder  compares the work folder with an archive and brings changes back
+obeyed      names of files on which programs and agents act
 opened      opens files and folders without following links
 """
