@@ -7,6 +7,7 @@ import tree_sitter
 
 from edge.agent.dangers import ACTED_ON, INTERPRETER, KINDS, WRAPPERS, kinds_of
 from edge.agent.shell import MAX_BYTES, parse
+from edge.system.text import is_visible
 from edge.terminal.obeyed import acted_on
 
 _DOT_FILE = re.compile(r"(?:^|/)\.[^./]")
@@ -34,7 +35,7 @@ def risks(keystrokes: str) -> list[Risk]:
     marked: dict[Risk, None] = {}
     for match in re.finditer(r"[^\n\x20-\x7e]+", keystrokes):
         for start, end in _unseen(match.group()):
-            marked[Risk("control characters", match.start() + start, match.start() + end)] = None
+            marked[Risk("control or invisible characters", match.start() + start, match.start() + end)] = None
     if len(keystrokes) > MAX_BYTES:  # the parser's time grows with the square of the length
         marked[Risk("too long to check", MAX_BYTES, len(keystrokes))] = None
         keystrokes = keystrokes[:MAX_BYTES]
@@ -55,7 +56,7 @@ def risks(keystrokes: str) -> list[Risk]:
 
 def _unseen(text: str) -> list[tuple[int, int]]:
     """The ranges of characters that a person cannot see, or that change the order of what a person sees."""
-    seen = "".join("x" if c.isprintable() and not c.isspace() else " " for c in text)
+    seen = "".join("x" if is_visible(c) and not c.isspace() else " " for c in text)
     return [match.span() for match in re.finditer(" +", seen)]
 
 

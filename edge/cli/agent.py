@@ -190,7 +190,7 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
         return agent_model(note, person=person) if given is None else chosen_model(given, note)
 
     interface = Interface(
-        console=Console(highlight=False, soft_wrap=True),
+        console=Console(highlight=False, soft_wrap=True, emoji=False),
         say=note,
         waiting=partial(waiting, "The model reads and writes", None if quiet else progress_line),
         find_model=find_model,
@@ -218,4 +218,4 @@ def replay(
     from edge.agent.playback import play
 
     seconds = (1.0 if is_terminal(sys.stdout) else 0.0) if delay is None else delay
-    play(file, Console(highlight=False, soft_wrap=True), task_id=task_id, delay=seconds)
+    play(file, Console(highlight=False, soft_wrap=True, emoji=False), task_id=task_id, delay=seconds)

@@ -17,9 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.agent.allow import Allowlist, judge, read_allowlist
+from edge.agent.proposal import Proposal
 from edge.agent.risks import risks
 from edge.agent.rules import Place
 from edge.agent.shell import MAX_COMMANDS, UnreadableError, read_commands
+from edge.agent.show import shown_proposal
+from edge.answer.action import Command
 from edge.errors import AllowError
 from edge.system.paths import embedded_rows
 
@@ -469,12 +472,12 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("ls | xargs rm\n", ["runs text as a program", "delete"]),
         ("echo $(rm x)\n", ["substitution", "delete"]),
         ("sleep 9 &\n", ["runs in the background"]),
-        ("ls \x1b[2J\n", ["control characters"]),
+        ("ls \x1b[2J\n", ["control or invisible characters"]),
         ("echo 'a\n", ["not valid shell syntax"]),
         ("kill 1\n", ["stops processes or services"]),
         ("f() { ls; }\n", ["defines a function"]),
-        ("ls \u202ex\n", ["control characters"]),
-        ("ls\u00a0é\n", ["control characters"]),
+        ("ls \u202ex\n", ["control or invisible characters"]),
+        ("ls\u00a0é\n", ["control or invisible characters"]),
         ("PATH=/tmp ls\n", ["changes what commands mean"]),
         ("export LD_PRELOAD=./x.so\n", ["changes what commands mean"]),
         ("alias ls=pwd\n", ["changes what commands mean"]),
@@ -612,6 +615,22 @@ def test_marks_take_bounded_time(text: str) -> None:
     begin = time.monotonic()
     assert "too long to check" in {risk.kind for risk in risks(text + "\n")}
     assert time.monotonic() - begin < 20
+
+
+INVISIBLE = (
+    "\u3164\u2800\ufe0f\u034f\U000e0041\u115f\uffa0\u180b\u17b4\U000e0101"
+    "\u200b\u00ad\u2060\ufeff\U0001d173\u2066"
+)
+
+
+@pytest.mark.parametrize("character", INVISIBLE, ids=lambda c: f"{ord(c):04X}")
+def test_invisible_characters_are_marked_shown_and_refused(allowlist: Allowlist, character: str) -> None:
+    keystrokes = f"rm x{character}y\n"
+    found = [risk for risk in risks(keystrokes) if risk.kind == "control or invisible characters"]
+    assert [keystrokes[risk.start : risk.end] for risk in found] == [character]
+    shown = shown_proposal(Proposal(character, character, (Command(keystrokes, 0.1),), False)).plain
+    assert character not in shown and shown.count(f"{ord(character):x}") >= 3
+    assert f"U+{ord(character):04X}" in str(refusal(allowlist, f"cat 'x{character}y'\n"))
 
 
 def test_a_risk_is_marked_at_its_place() -> None:
