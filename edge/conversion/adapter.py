@@ -28,7 +28,8 @@ from edge.formats.checksum import KEY, blank, seal
 from edge.formats.floats import Floats, narrow, widen
 from edge.formats.gguf import remember, sha256
 from edge.formats.hub import HUB_ID, NEWEST, HubOptions
-from edge.formats.lora import MergedTensor, ReplacedTensor, check_adapter, merge_lora
+from edge.formats.lora import MergedTensor, ReplacedTensor, bare_name, check_adapter, merge_lora
+from edge.formats.tied import EMBEDDINGS, OUTPUT
 from edge.llama import ggml
 from edge.system.files import whole_file
 from edge.system.outputs import check_output
@@ -159,7 +160,9 @@ def _recorded_base(folder: Path) -> str | None:
 
 def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan) -> list[_Factors]:
     """The factors of every weight that the adapter changes, moved as the weight is. Raises ConversionError."""
-    tied = not any(tensor.name == "output.weight" for tensor in plan.tensors)
+    tied = len({EMBEDDINGS, OUTPUT} & {bare_name(name) for name in checkpoint.tensors}) == 1
+    if tied and any(tensor.name == "output.weight" for tensor in plan.tensors):
+        raise ConversionError(_one_matrix(folder))
     found = []
     for tensor in plan.tensors:
         for part in tensor.parts:
@@ -171,14 +174,18 @@ def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan) -> list[_Factors]
                 f"{folder}: changes {tensor.name}, and llama.cpp does not apply adapters to it; {_MERGE}"
             )
         if tensor.name == "token_embd.weight" and tied:
-            raise ConversionError(
-                f"{folder}: changes the embeddings, which the base also uses as its output; llama.cpp cannot run that: "
-                f"{_MERGE}"
-            )
+            raise ConversionError(_one_matrix(folder))
         found.append(_moved(tensor, _stacked(tensor)))
     if not found:
         raise ConversionError(f"{folder}: changes no weight of the text model")
     return found
+
+
+def _one_matrix(folder: Path) -> str:
+    return (
+        f"{folder}: changes the embeddings or the output, which are one matrix in the base; llama.cpp cannot run that: "
+        f"{_MERGE}"
+    )
 
 
 def _check_whole(folder: Path, checkpoint: Checkpoint, part: StoredTensor) -> None:
