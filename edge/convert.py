@@ -334,7 +334,7 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        check_tokenization(path, model.checkpoint.folder / "tokenizer.json", add_special=special)
+        check_tokenization(path, model.vocabulary.tokenizer, add_special=special)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:
