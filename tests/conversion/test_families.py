@@ -107,6 +107,12 @@ def test_same_logits_as_transformers(name: str, tmp_path: Path, one_thread: None
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 20_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+OLD_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+PLAIN = {"rope_type": "default", "rope_theta": 20_000.0}
+LAYERS = {
+    "full_attention": {"rope_type": "default", "rope_theta": 500_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
+}
 OLD_GEMMA = {"rope_theta": 500_000.0, "rope_local_base_freq": 5_000.0}
 
 
@@ -125,8 +131,24 @@ OLD_GEMMA = {"rope_theta": 500_000.0, "rope_local_base_freq": 5_000.0}
         ),
         ("gemma3", {"layer_types": ["full_attention", *["sliding_attention"] * 5, "full_attention"]}),
         ("mistral", {"rope_parameters": YARN}),
+        # transformers 5 saved the folder; rope_scaling was added by hand
+        ("qwen3", {"rope_parameters": PLAIN, "rope_scaling": YARN}),
+        ("qwen3", {"rope_parameters": PLAIN, "rope_scaling": OLD_YARN, "rope_theta": 20_000.0}),
+        ("qwen35", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.25}, "rope_scaling": YARN}),
+        ("gemma3", {"rope_parameters": LAYERS, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     ],
-    ids=["qwen3-yarn", "three-experts", "half-rotated", "gemma3-v4", "gemma3-pattern", "mistral-yarn"],
+    ids=[
+        "qwen3-yarn",
+        "three-experts",
+        "half-rotated",
+        "gemma3-v4",
+        "gemma3-pattern",
+        "mistral-yarn",
+        "qwen3-both",
+        "qwen3-both-old",
+        "qwen35-both",
+        "gemma3-both",
+    ],
 )
 def test_hyper_parameters(
     name: str, changes: dict[str, Any], copy: Callable[..., Path], tmp_path: Path, one_thread: None
@@ -291,6 +313,25 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
         ("qwen2", {"num_key_value_heads": 3}, "4 heads cannot share 3 key/value heads evenly"),
         ("qwen3", WINDOW, "no sliding window"),
         ("qwen3", {"attention_bias": True}, "attention_bias True is not supported"),
+        (
+            "qwen3",  # transformers 5 computes with 10,000
+            {"rope_parameters": PLAIN, "rope_scaling": OLD_YARN},
+            "rope_scaling and rope_parameters disagree on rope_theta (10000.0, 20000.0); write all values",
+        ),
+        ("qwen3", {"rope_parameters": YARN, "rope_scaling": YARN | {"factor": 2.0}}, "disagree on factor"),
+        (
+            "qwen35",
+            {"rope_parameters": PARTIAL, "rope_scaling": YARN | {"rope_theta": 1e4}},
+            "disagree on partial",
+        ),
+        (
+            "gemma3",
+            {
+                "rope_parameters": LAYERS | {"full_attention": {"rope_type": "linear", "factor": 4.0}},
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            "disagree on factor (8.0, 4.0)",
+        ),
         ("qwen3", {"rope_parameters": PARTIAL}, "partial_rotary_factor 0.5 is not supported"),
         ("qwen3", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
         ("qwen3", {"rope_parameters": YARN | {"attention_factor": 2.0}}, "attention_factor 2.0 is not"),

@@ -94,24 +94,71 @@ def no_window(config: Config, window: int | None) -> None:
 
 
 def rope(
-    config: Config, default_theta: float, layer_type: str | None = None, theta: str = "rope_theta"
+    config: Config,
+    default_theta: float,
+    layer_type: str | None = None,
+    theta: str = "rope_theta",
+    partial: float = 1.0,
 ) -> tuple[str, Config]:
     """The kind and the parameters of the rotary embedding, including rope_theta, of all layers or of one type.
 
     transformers 5 stores them in rope_parameters, transformers 4 in rope_theta (or the key `theta`) and rope_scaling.
+    `partial`: transformers' default of partial_rotary_factor. Raises ConversionError if config.json has both and they
+    disagree.
     """
     given: dict[str, object] = {"rope_theta": config.number(theta, default=default_theta)}
-    for key in ("rope_scaling", "rope_parameters"):
+    rotated = config.values.get("partial_rotary_factor")
+    _check_rope(
+        config, given | {"partial_rotary_factor": partial if rotated is None else rotated}, layer_type
+    )
+    for key in ("rope_parameters", "rope_scaling"):
         value = config.values.get(key)
         if isinstance(value, dict) and layer_type is not None:
             # A single set belongs to the full layers: sliding layers have their own base and no scaling.
             nested = not value.keys().isdisjoint(("full_attention", "sliding_attention"))
             value = value.get(layer_type) if nested or layer_type != "full_attention" else value
         if isinstance(value, dict):
-            given |= {key: entry for key, entry in value.items() if entry is not None}
-    if config.values.get("partial_rotary_factor") is not None:
-        given.setdefault("partial_rotary_factor", config.values["partial_rotary_factor"])
-    return str(given.get("rope_type", given.get("type", "default"))), Config(config.where, given)
+            given |= _rope_values(value) if value else {}
+    if rotated is not None:
+        given.setdefault("partial_rotary_factor", rotated)
+    return str(given.get("rope_type", "default")), Config(config.where, given)
+
+
+def _check_rope(config: Config, given: dict[str, object], layer_type: str | None) -> None:
+    """Raises ConversionError if rope_scaling and rope_parameters give one model two meanings.
+
+    transformers 5 then takes rope_scaling, with defaults (`given`) for what it lacks, whatever rope_parameters says;
+    Gemma 3 adds it to the full layers. llama.cpp's converter reads rope_parameters.
+    """
+    scaling, parameters = config.values.get("rope_scaling"), config.values.get("rope_parameters")
+    if not isinstance(scaling, dict) or not isinstance(parameters, dict) or layer_type == "sliding_attention":
+        return
+    if layer_type is not None and isinstance(parameters.get(layer_type), dict):
+        parameters = parameters[layer_type]
+        given = given | parameters
+    wanted, had = _rope_values(scaling), _rope_values(parameters)
+    if not scaling or not parameters:
+        return
+    ignored = {key for key in had if key.startswith("mrope_")}  # text has the same position in all sections
+    if had["rope_type"] == "default":  # rope_scaling was added to a model without a scaling
+        ignored |= {"rope_type", "original_max_position_embeddings"}
+        compared = had.keys() - ignored
+    else:
+        compared = (had.keys() | wanted.keys()) - ignored
+    for key in sorted(compared):
+        one, other = (values.get(key, given.get(key)) for values in (wanted, had))
+        if one != other:
+            raise ConversionError(
+                f"{config.where}: rope_scaling and rope_parameters disagree on {key} ({str(one)[:40]}, "
+                f"{str(other)[:40]}); write all values into rope_parameters and remove rope_scaling"
+            )
+
+
+def _rope_values(values: dict[str, object]) -> dict[str, object]:
+    """A set of rotary parameters, with its kind as rope_type: older files call it type."""
+    values = {key: value for key, value in values.items() if value is not None}
+    old = values.pop("type", "default")
+    return {"rope_type": old} | values
 
 
 def rope_metadata(kind: str, parameters: Config, context: int, kinds: set[str]) -> list[tuple[str, Value]]:
