@@ -30,6 +30,7 @@ from edge.formats.checkpoint import (
     read_tokenizer_config,
 )
 from edge.formats.floats import Floats, narrow, widen
+from edge.formats.tied import untie
 from edge.system.text import counted
 
 _MAX_RANK = 4096
@@ -139,18 +140,12 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         raise CheckpointError(f"{file}: has no tensors, so edge cannot merge it; save the adapter again")
     tensors = dict(checkpoint.tensors)
     bases = {bare_name(name): name for name in tensors}
-    if _tied(checkpoint.config):
-        if "embed_tokens.weight" in whole:
-            whole.pop("lm_head.weight", None)  # peft saves both, and one is a copy of the other
-        if "lm_head" in factors or any(name.startswith("lm_head.") for name in whole):
-            raise CheckpointError(
-                f"{file}: it changes lm_head, which the base shares with its embeddings; train it without lm_head"
-            )
+    n_modules = len(factors.keys() | {name.removesuffix(".weight") for name in whole})
+    untie(config, checkpoint.config, bases, tensors, factors, whole)
     for name, other in whole.items():
         tensors |= _replaced(file, bases, tensors, name, other)
     for module, pair in factors.items():
         tensors |= {merged.name: merged for merged in _merge(file, config, module, pair, bases, tensors)}
-    n_modules = len(factors.keys() | {name.removesuffix(".weight") for name in whole})
     template, notes = _template(checkpoint, folder)
     return replace(
         checkpoint,
@@ -424,16 +419,6 @@ def _base(
 
 def _fields(tensor: StoredTensor) -> tuple[str, str, tuple[int, ...], Path, int, int]:
     return tensor.name, tensor.dtype, tensor.shape, tensor.file, tensor.offset, tensor.n_bytes
-
-
-def _tied(config: dict[str, Any]) -> bool:
-    """Whether config.json says that the output matrix is that of the embeddings."""
-    text = config.get("text_config")
-    for values in (config, text if isinstance(text, dict) else {}):
-        for key in ("tie_embedding", "tie_word_embeddings"):
-            if isinstance(values.get(key), bool):
-                return bool(values[key])
-    return False
 
 
 def _template(checkpoint: Checkpoint, folder: Path) -> tuple[str | None, list[str]]:

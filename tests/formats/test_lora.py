@@ -382,20 +382,27 @@ def test_refused(change: Change, problem: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["tie_word_embeddings", "tie_embedding"])
 def test_tied_embeddings(key: str, tmp_path: Path) -> None:
+    """An adapter of one of two tied matrices leaves the other as it was; tests/conversion/test_tied.py asks peft."""
     tensors = base_tensors(torch.float32)
+    embeddings = tensors["model.embed_tokens.weight"]
+    head = {"model.lm_head.weight": torch.ones(20, WIDTH)}
+    ones = {"model.embed_tokens.weight": torch.ones(20, WIDTH)}
+    del tensors["lm_head.weight"]
     base = write_base(tmp_path / "base", tensors, **{key: True})
-    for own in (pair("lm_head", out=20), {"lm_head.weight": tensors["lm_head.weight"]}):
-        with pytest.raises(
-            CheckpointError, match="it changes lm_head, which the base shares with its embeddings"
-        ):
-            merge_lora(open_checkpoint(base), write_adapter(tmp_path / "tuned", own))
-    both = {"lm_head.weight": torch.ones(20, WIDTH), "model.embed_tokens.weight": torch.ones(20, WIDTH)}
-    _, got = merged(base, write_adapter(tmp_path / "tuned", both))  # as peft saves a tied pair
-    same(got, tensors | {"model.embed_tokens.weight": torch.ones(20, WIDTH)})
-    merge_lora(
-        open_checkpoint(write_base(base, tensors, **{key: False})),
-        write_adapter(tmp_path / "t", pair("lm_head", 20)),
-    )
+    _, got = merged(base, write_adapter(tmp_path / "tuned", head))
+    same(got, tensors | head)
+    how: dict[str, Any]
+    for how in ({"modules_to_save": ["embed_tokens"]}, {"ensure_weight_tying": True}):
+        _, got = merged(base, write_adapter(tmp_path / "tuned", ones, **how))
+        rest = {} if "ensure_weight_tying" in how else {"model.lm_head.weight": embeddings}
+        same(got, tensors | ones | rest)
+    stored_twice = tensors | {"lm_head.weight": embeddings.clone()}
+    write_base(base, stored_twice, **{key: True})
+    _, got = merged(base, write_adapter(tmp_path / "tuned", ones, ensure_weight_tying=True))
+    same(got, tensors | ones)
+    write_base(base, stored_twice, **{key: False})
+    _, got = merged(base, write_adapter(tmp_path / "tuned", ones, ensure_weight_tying=True))
+    same(got, stored_twice | ones)
 
 
 def factors_of(number: float) -> Tensors:
