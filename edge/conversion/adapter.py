@@ -83,8 +83,8 @@ def convert_adapter(
     folder, kind = Path(folder), checked_type(quant)
     check_adapter(folder)
     checkpoint = open_checkpoint(base, revision=hub.revision, offline=hub.offline)
-    merged = merge_lora(checkpoint, folder)
     tied = all(tensor.name != "output.weight" for tensor in make_plan(checkpoint).tensors)
+    merged = merge_lora(checkpoint, folder)
     plan = make_plan(merged)
     place_name = f"{checkpoint_name(folder)}-lora-{kind.lower()}.gguf"
     path, place = output_place(out, place_name)
