@@ -107,12 +107,10 @@ def test_same_logits_as_transformers(name: str, tmp_path: Path, one_thread: None
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 20_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-OLD_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-PLAIN = {"rope_type": "default", "rope_theta": 20_000.0}
-LAYERS = {
-    "full_attention": {"rope_type": "default", "rope_theta": 500_000.0},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
-}
+# A person's edit of a folder that transformers 5 saved: it counts, as in transformers.
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+SCALING = {name: value for name, value in YARN.items() if name != "rope_theta"}
+NESTED = {"full_attention": {**PLAIN, "rope_theta": 5e5}, "sliding_attention": PLAIN}
 OLD_GEMMA = {"rope_theta": 500_000.0, "rope_local_base_freq": 5_000.0}
 
 
@@ -131,11 +129,12 @@ OLD_GEMMA = {"rope_theta": 500_000.0, "rope_local_base_freq": 5_000.0}
         ),
         ("gemma3", {"layer_types": ["full_attention", *["sliding_attention"] * 5, "full_attention"]}),
         ("mistral", {"rope_parameters": YARN}),
-        # transformers 5 saved the folder; rope_scaling was added by hand
-        ("qwen3", {"rope_parameters": PLAIN, "rope_scaling": YARN}),
-        ("qwen3", {"rope_parameters": PLAIN, "rope_scaling": OLD_YARN, "rope_theta": 20_000.0}),
-        ("qwen35", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.25}, "rope_scaling": YARN}),
-        ("gemma3", {"rope_parameters": LAYERS, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        ("qwen3", {"rope_parameters": PLAIN, "rope_theta": 1e4, "rope_scaling": SCALING}),
+        ("mistral", {"rope_parameters": YARN, "rope_theta": 1e4, "rope_scaling": YARN}),
+        (
+            "gemma3",
+            {"rope_parameters": NESTED, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
     ],
     ids=[
         "qwen3-yarn",
@@ -144,10 +143,9 @@ OLD_GEMMA = {"rope_theta": 500_000.0, "rope_local_base_freq": 5_000.0}
         "gemma3-v4",
         "gemma3-pattern",
         "mistral-yarn",
-        "qwen3-both",
-        "qwen3-both-old",
-        "qwen35-both",
-        "gemma3-both",
+        "qwen3-scaling-beside-parameters",
+        "mistral-scaling-twice",
+        "gemma3-scaling-beside-parameters",
     ],
 )
 def test_hyper_parameters(
@@ -313,31 +311,27 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
         ("qwen2", {"num_key_value_heads": 3}, "4 heads cannot share 3 key/value heads evenly"),
         ("qwen3", WINDOW, "no sliding window"),
         ("qwen3", {"attention_bias": True}, "attention_bias True is not supported"),
-        (
-            "qwen3",  # transformers 5 computes with 10,000
-            {"rope_parameters": PLAIN, "rope_scaling": OLD_YARN},
-            "rope_scaling and rope_parameters disagree on rope_theta (10000.0, 20000.0); write all values",
-        ),
-        ("qwen3", {"rope_parameters": YARN, "rope_scaling": YARN | {"factor": 2.0}}, "disagree on factor"),
-        (
-            "qwen35",
-            {"rope_parameters": PARTIAL, "rope_scaling": YARN | {"rope_theta": 1e4}},
-            "disagree on partial",
-        ),
-        (
-            "gemma3",
-            {
-                "rope_parameters": LAYERS | {"full_attention": {"rope_type": "linear", "factor": 4.0}},
-                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-            },
-            "disagree on factor (8.0, 4.0)",
-        ),
         ("qwen3", {"rope_parameters": PARTIAL}, "partial_rotary_factor 0.5 is not supported"),
         ("qwen3", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
         ("qwen3", {"rope_parameters": YARN | {"attention_factor": 2.0}}, "attention_factor 2.0 is not"),
         ("qwen3", {"rope_parameters": YARN | {"beta_fast": 16}}, "beta_fast 16 is not supported"),
         ("qwen3", {"rope_parameters": YARN | {"truncate": False}}, "truncate False is not"),
         ("qwen3", {"rope_parameters": YARN | {"factor": None}}, "has no factor"),
+        (
+            "qwen3",
+            {"rope_parameters": {**PLAIN, "rope_theta": 1e6}, "rope_scaling": SCALING},
+            "rope_theta is 1000000.0 in rope_parameters, but rope_scaling beside it makes transformers use",
+        ),
+        (
+            "qwen3",
+            {"rope_parameters": YARN, "rope_theta": 1e4, "rope_scaling": SCALING | {"factor": 2.0}},
+            " in rope_parameters and 2.0 in rope_scaling",
+        ),
+        (
+            "qwen3",
+            {"rope_parameters": YARN, "rope_theta": 1e4, "rope_scaling": {"rope_type": "default"}},
+            "in rope_scaling; put the wanted values into rope_parameters",
+        ),
         ("qwen3", {"num_hidden_layers": 513}, "513 layers; llama.cpp takes at most 512"),
         ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob False is not supported"),
         ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported"),

@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from edge.convert import convert, convert_adapter
 from edge.errors import CheckpointError, ConversionError, EdgeError
 
-# peft says that the base is tied, and calls what transformers is about to remove.
+# peft says that the base is tied, torch what is deprecated
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 PAIRS = ["q_proj", "embed_tokens"]
 # What an adapter trains on a tied base, and the number of matrices that the model then has.
@@ -114,7 +113,7 @@ def test_an_adapter_on_a_tied_base(name: str, tied: Path, tmp_path: Path) -> Non
 
 def test_a_bf16_adapter_that_stays_tied(tied: Path, tmp_path: Path) -> None:
     """peft rounds the embeddings' change and the output's differently: one matrix has one of them."""
-    pytest.importorskip("peft", minversion="0.19", reason="needs peft 0.19")
+    peft = pytest.importorskip("peft", minversion="0.19", reason="needs peft 0.19")
     base = tmp_path / "base"
     shutil.copytree(tied, base)
     tensors = load_file(base / "model.safetensors")
@@ -122,6 +121,7 @@ def test_a_bf16_adapter_that_stays_tied(tied: Path, tmp_path: Path) -> None:
     trained(base, tmp_path / "adapter", ADAPTERS["both, tied"][0])
     done = convert(base, lora=tmp_path / "adapter", quant="F32", out=tmp_path / "merged.gguf")
     assert matrices(done.path)[2] == 1
+    assert peft
 
 
 def test_a_stored_output_beside_a_tied_flag(tied: Path, tmp_path: Path) -> None:

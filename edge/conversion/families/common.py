@@ -94,71 +94,63 @@ def no_window(config: Config, window: int | None) -> None:
 
 
 def rope(
-    config: Config,
-    default_theta: float,
-    layer_type: str | None = None,
-    theta: str = "rope_theta",
-    partial: float = 1.0,
+    config: Config, default_theta: float, layer_type: str | None = None, theta: str = "rope_theta"
 ) -> tuple[str, Config]:
     """The kind and the parameters of the rotary embedding, including rope_theta, of all layers or of one type.
 
     transformers 5 stores them in rope_parameters, transformers 4 in rope_theta (or the key `theta`) and rope_scaling.
-    `partial`: transformers' default of partial_rotary_factor. Raises ConversionError if config.json has both and they
-    disagree.
+    If config.json has both, rope_scaling counts, as in transformers 5 (modeling_rope_utils.py).
+
+    Raises ConversionError if the two disagree about the scaling or about rope_theta.
     """
-    given: dict[str, object] = {"rope_theta": config.number(theta, default=default_theta)}
-    rotated = config.values.get("partial_rotary_factor")
-    _check_rope(
-        config, given | {"partial_rotary_factor": partial if rotated is None else rotated}, layer_type
-    )
-    for key in ("rope_parameters", "rope_scaling"):
-        value = config.values.get(key)
-        if isinstance(value, dict) and layer_type is not None:
-            # A single set belongs to the full layers: sliding layers have their own base and no scaling.
-            nested = not value.keys().isdisjoint(("full_attention", "sliding_attention"))
-            value = value.get(layer_type) if nested or layer_type != "full_attention" else value
-        if isinstance(value, dict):
-            given |= _rope_values(value) if value else {}
-    if rotated is not None:
-        given.setdefault("partial_rotary_factor", rotated)
+    base = config.number(theta, default=default_theta)
+    parameters = _rope_values(config, "rope_parameters", layer_type)
+    scaling = _rope_values(config, "rope_scaling", layer_type)
+    given: dict[str, object] = {"rope_theta": base} | parameters | scaling
+    if parameters and scaling:
+        _check_scaling(config, parameters, scaling, base if layer_type is None else given["rope_theta"])
+    if config.values.get("partial_rotary_factor") is not None:
+        given.setdefault("partial_rotary_factor", config.values["partial_rotary_factor"])
     return str(given.get("rope_type", "default")), Config(config.where, given)
 
 
-def _check_rope(config: Config, given: dict[str, object], layer_type: str | None) -> None:
-    """Raises ConversionError if rope_scaling and rope_parameters give one model two meanings.
+def _rope_values(config: Config, key: str, layer_type: str | None) -> dict[str, object]:
+    """The values of rope_parameters or rope_scaling that are set, with `type`, the older name of `rope_type`."""
+    value = config.values.get(key)
+    if isinstance(value, dict) and layer_type is not None:
+        # A single set belongs to the full layers: sliding layers have their own base and no scaling.
+        nested = not value.keys().isdisjoint(("full_attention", "sliding_attention"))
+        value = value.get(layer_type) if nested or layer_type != "full_attention" else value
+    if not isinstance(value, dict):
+        return {}
+    found = {name: entry for name, entry in value.items() if entry is not None}
+    if "type" in found:
+        found.setdefault("rope_type", found["type"])
+    return found
 
-    transformers 5 then takes rope_scaling, with defaults (`given`) for what it lacks, whatever rope_parameters says;
-    Gemma 3 adds it to the full layers. llama.cpp's converter reads rope_parameters.
+
+def _check_scaling(
+    config: Config, parameters: dict[str, object], scaling: dict[str, object], base: object
+) -> None:
+    """Raises ConversionError if rope_scaling contradicts rope_parameters.
+
+    `base`: what rope_theta is without rope_parameters.
     """
-    scaling, parameters = config.values.get("rope_scaling"), config.values.get("rope_parameters")
-    if not isinstance(scaling, dict) or not isinstance(parameters, dict) or layer_type == "sliding_attention":
-        return
-    if layer_type is not None and isinstance(parameters.get(layer_type), dict):
-        parameters = parameters[layer_type]
-        given = given | parameters
-    wanted, had = _rope_values(scaling), _rope_values(parameters)
-    if not scaling or not parameters:
-        return
-    ignored = {key for key in had if key.startswith("mrope_")}  # text has the same position in all sections
-    if had["rope_type"] == "default":  # rope_scaling was added to a model without a scaling
-        ignored |= {"rope_type", "original_max_position_embeddings"}
-        compared = had.keys() - ignored
-    else:
-        compared = (had.keys() | wanted.keys()) - ignored
-    for key in sorted(compared):
-        one, other = (values.get(key, given.get(key)) for values in (wanted, had))
-        if one != other:
-            raise ConversionError(
-                f"{config.where}: rope_scaling and rope_parameters disagree on {key} ({str(one)[:40]}, "
-                f"{str(other)[:40]}); write all values into rope_parameters and remove rope_scaling"
-            )
-
-
-def _rope_values(values: dict[str, object]) -> dict[str, object]:
-    """A set of rotary parameters, with its kind as rope_type: older files call it type."""
-    values = {key: value for key, value in values.items() if value is not None}
-    old = values.pop("type", "default")
-    return {"rope_type": old} | values
+    remedy = "put the wanted values into rope_parameters and remove rope_scaling"
+    if parameters.get("rope_type", "default") != "default":
+        keys = sorted((parameters.keys() | scaling.keys()) - {"rope_theta", "type"})
+        for key in keys:
+            if parameters.get(key) != scaling.get(key):
+                raise ConversionError(
+                    f"{config.where}: {key} is {parameters.get(key)!r} in rope_parameters and {scaling.get(key)!r} in "
+                    f"rope_scaling; {remedy}"
+                )
+    theta = scaling.get("rope_theta", base)
+    if parameters.get("rope_theta", theta) != theta:
+        raise ConversionError(
+            f"{config.where}: rope_theta is {parameters['rope_theta']!r} in rope_parameters, but rope_scaling beside "
+            f"it makes transformers use {theta!r}; {remedy}"
+        )
 
 
 def rope_metadata(kind: str, parameters: Config, context: int, kinds: set[str]) -> list[tuple[str, Value]]:

@@ -244,7 +244,7 @@ def _layers(config: Config) -> list[set[str]]:
 def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
     layers = _layers(config)
     mtp = sum("mtp" in kinds for kinds in layers)
-    kind, parameters = rope(config, 10_000.0, partial=0.25)
+    kind, parameters = rope(config, 10_000.0)
     rotated = int(dims["D"] * parameters.number("partial_rotary_factor", default=0.25))
     metadata = [
         *size_metadata(config, dims, len(layers)),
