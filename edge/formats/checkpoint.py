@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
+from edge.formats.foreign import check_not_mlx
 from edge.formats.hub import HUB_ID, HubOptions, Repository, download, open_repository
 from edge.formats.stored import StoredTensor, read_header, read_json, read_small
 from edge.formats.weight_files import INDEX, SINGLE, read_tensors, shards
@@ -89,6 +90,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
     """
     folder, hub_id = locate(source, revision=revision, offline=offline)
     if not os.path.lexists(folder / "config.json"):
+        check_not_mlx(folder)
         if os.path.lexists(folder / "adapter_config.json"):
             raise CheckpointError(
                 f"{folder}: is a LoRA adapter; name its base with --base, or merge it: convert its base with --lora "
