@@ -332,6 +332,15 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
             {"rope_parameters": YARN, "rope_theta": 1e4, "rope_scaling": {"rope_type": "default"}},
             "in rope_scaling; put the wanted values into rope_parameters",
         ),
+        (
+            "qwen35",
+            {
+                "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5},
+                "rope_theta": 1e4,
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            "partial_rotary_factor is 0.5 in rope_parameters and",
+        ),
         ("qwen3", {"num_hidden_layers": 513}, "513 layers; llama.cpp takes at most 512"),
         ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob False is not supported"),
         ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported"),
