@@ -16,7 +16,7 @@ from rich.console import Console
 from edge.agent.allow import read_allowlist
 from edge.agent.bring_back import Consent, Return, hidden_files
 from edge.agent.gate import Gate, all_of, allow_gate, closed_gate, open_gate
-from edge.agent.kept import archive_path, command
+from edge.agent.kept import archive_path, command, remove_old, sessions_folder
 from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, SessionFacts, new_record_path
@@ -28,6 +28,7 @@ from edge.answer.answering import Answering
 from edge.errors import AgentError
 from edge.llama.loading import Adapter, Loading, parse_adapters, with_own_adapter
 from edge.runner import Runner
+from edge.system.text import counted
 from edge.terminal.check import Limits as SandboxLimits
 from edge.terminal.tmux import check_terminal
 
@@ -181,6 +182,8 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         loading = with_own_adapter(paths.model, replace(options.loading, adapters=paths.adapters))
         runner = stack.enter_context(Runner.open(paths.model, loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
+        if options.permission.sandbox:
+            _remove_old(interface)
         if not interface.quiet and (options.model is not None or resumed is not None):
             interface.say(f"model: {paths.model}")  # interface.find_model names the one that it finds
         if not interface.quiet and paths.adapters:
@@ -209,7 +212,9 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             if outcome in ("interrupted", "ended"):
                 _keep_archive(paths, interface)
             else:
-                whole = _return(options, paths, record, interface).run()
+                whole = _return(options, paths, record, interface).run() and workplace.unsaved is None
+            if workplace.unsaved is not None:
+                interface.say(f"the work of the last actions was not saved: {workplace.unsaved}")
         processes = workplace.terminal.close()
     for process in processes:
         interface.say(f"still running: {process}")
@@ -291,6 +296,11 @@ def _new_record(options: SessionOptions, paths: _Paths) -> Record:
     if paths.adapters:
         facts["adapters"] = [str(replace(one, path=one.path.absolute())) for one in paths.adapters]
     return Record.create(paths.record, facts)
+
+
+def _remove_old(interface: Interface) -> None:
+    if removed := remove_old():
+        interface.say(f"removed {counted(removed, 'old archive')} of sessions from {sessions_folder()}")
 
 
 def _lost_action(resumed: Record | None, archive: Path) -> bool:

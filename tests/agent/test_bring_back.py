@@ -20,7 +20,16 @@ import pytest
 from rich.console import Console
 
 from edge.agent.bring_back import Consent, Return, bring_back, undo
-from edge.agent.kept import archive_path, command, find_session, new_undo_path, undo_paths
+from edge.agent.kept import (
+    MOST_DAYS,
+    archive_path,
+    command,
+    find_session,
+    new_undo_path,
+    remove_old,
+    sessions_folder,
+    undo_paths,
+)
 from edge.agent.record import Record
 from edge.agent.seal import key_path
 from edge.errors import AgentError, EdgeError, SandboxError
@@ -355,3 +364,47 @@ def test_a_folder_that_is_gone_is_one_line(folder: Path, monkeypatch: pytest.Mon
     shutil.rmtree(folder)
     with pytest.raises(AgentError, match="the work folder of this session is not there any more"):
         Person().brings_back(record, YES)
+
+
+def test_old_archives_are_removed(folder: Path) -> None:
+    """Those of a running session stay, and records, other files, and archives outside the state folder."""
+    place = sessions_folder()
+    place.mkdir(parents=True)
+    days = 86_400
+
+    def archive(name: str, size: int, age: float) -> Path:
+        (place / name).touch()
+        os.truncate(place / name, size)
+        os.utime(place / name, (time.time() - age * days,) * 2)
+        return place / name
+
+    old = [
+        archive(name, 10, MOST_DAYS + 1)
+        for name in ("a.jsonl.work.tar", "b.jsonl.undo-12.tar", "b.jsonl.commits.bundle")
+    ]
+    others = [
+        archive(name, 10, 999)
+        for name in ("a.jsonl", "notes.tar", "work.tar", "x.jsonl.work.tar.gz", "b.jsonl.undo-1.txt")
+    ]
+    running = archive("run.jsonl.work.tar", 10, 999)
+    elsewhere = folder.parent / "c.jsonl.work.tar"
+    elsewhere.touch()
+    os.utime(elsewhere, (1, 1))
+    with Record.create(place / "run.jsonl", {"task": "t"}):
+        assert remove_old() == 3
+        assert not any(path.exists() for path in old)
+        assert all(path.exists() for path in (*others, running, elsewhere))
+        large = [archive(f"{n}.jsonl.work.tar", 1 << 30, 20 - n) for n in range(7)]  # sparse files
+        archive("run.jsonl.work.tar", 1 << 30, 25)
+        assert remove_old() == 4
+        assert [path.exists() for path in large] == [False] * 4 + [True] * 3 and running.exists()
+    assert remove_old() == 0
+
+
+def test_archives_are_numbered_in_order(folder: Path) -> None:
+    record = folder.parent / "a.jsonl"
+    for number in (2, 10, 9):
+        (folder.parent / f"a.jsonl.undo-{number}.tar").touch()
+    (folder.parent / "a.jsonl.undo-x.tar").touch()
+    assert [path.name for path in undo_paths(record)] == [f"a.jsonl.undo-{n}.tar" for n in (2, 9, 10)]
+    assert new_undo_path(record).name == "a.jsonl.undo-11.tar"
