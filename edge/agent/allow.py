@@ -208,10 +208,14 @@ def read_allowlist(path: Path | str) -> Allowlist:
     expressions, whose time is bounded. Raises AllowError if the file is not a valid allowlist, or if a rule does not do
     what one of its examples says.
     """
-    names = str(path).split(",")
-    if all(name in LISTS for name in names):
-        return _joined([_shipped(name) for name in dict.fromkeys(names)], str(path))
+    if is_name(path):
+        return _joined([_shipped(name) for name in dict.fromkeys(str(path).split(","))], str(path))
     return _read(_toml(Path(path)), str(path))
+
+
+def is_name(path: Path | str) -> bool:
+    """Whether this names lists of edge, and no file."""
+    return all(name in LISTS for name in str(path).split(","))
 
 
 def _shipped(name: str) -> Allowlist:
