@@ -2,6 +2,7 @@
 
 session     one session from its options to its end: resume, sandbox, loop, bring back
 bring_back  the changes of a sandboxed session, brought into the work folder and undone
+listing     what a session changed, as a person reads it: the list and the diff
 loop        asks the model, asks the gates, shows the screen
 workplace   the terminal and its sandbox, where allowed keystrokes are typed
 wording     the words that the model sees

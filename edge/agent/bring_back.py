@@ -14,6 +14,7 @@ from edge.agent.kept import (
     sessions_folder,
     undo_paths,
 )
+from edge.agent.listing import shown_changes, shown_diff
 from edge.agent.record import Record
 from edge.agent.review import ask, discard_typed_ahead
 from edge.agent.seal import key_path
@@ -23,6 +24,11 @@ from edge.terminal.workfolder import Changes, Comparison, compare
 
 _MOST_LOST = 20  # files that an unattended session may delete
 _MOST_SHARE = 5  # or one file of so many
+_KEYS = """\
+y       bring the changes back; edge keeps the old state, and says how to undo this
+n       bring nothing back now; edge says how to do it later
+d       show what changes in the files, line by line; d NAME: in this file or folder, in full
+l       list all changes, and leave nothing out"""
 _MANY = "too many files would be deleted or emptied for an unattended session"
 
 
@@ -80,7 +86,7 @@ class Return:
         held = unattended and _loses_much(comparison)
         if held:
             comparison = comparison.without_losses(_MANY)
-        self.console.print(str(comparison.changes), markup=False)
+        self.console.print(shown_changes(comparison))
         if comparison.changes and not self._agrees(comparison):
             self._say_how(f"nothing was brought back; the agent's work folder is in {archive}")
             return not self.consent.yes
@@ -122,10 +128,31 @@ class Return:
         if lost := len(comparison.lost):
             files = f"{counted(lost, 'file')} of {comparison.n_files:,}"
             self.console.print(f"This deletes or empties {files}.", markup=False)
-        question = f"Bring these changes back into {printable(str(self.folder))}? [y/N] "
-        if not _says_yes(self.console, question):
+        if not self._decides(comparison):
             return False
         return self._is_here() or _elsewhere(self.console, self.folder)
+
+    def _decides(self, comparison: Comparison) -> bool:
+        """The answer of the person, who may look at the changes first."""
+        question = f"Bring these changes back into {printable(str(self.folder))}? [y/N/d/l/?] "
+        discard_typed_ahead()
+        while True:
+            try:
+                answer = ask(self.console, question)
+            except KeyboardInterrupt:
+                return False
+            if answer is None:
+                self.console.print()
+                return False
+            word, _, name = answer.partition(" ")
+            if word in ("?", "h", "help"):
+                self.console.print(_KEYS, markup=False)
+            elif word in ("l", "list"):
+                self.console.print(shown_changes(comparison, whole=True))
+            elif word in ("d", "diff"):
+                self.console.print(shown_diff(comparison, name.strip()))
+            else:
+                return answer.lower() in ("y", "yes")
 
     def _is_here(self) -> bool:
         return self.consent.named or is_current(self.folder)
@@ -166,7 +193,7 @@ def _undo(session: str, consent: Consent, console: Console, say: Callable[[str],
             raise AgentError(f"{record.path}: there is nothing to undo: the session brought nothing back")
         comparison = compare(folder, archives[-1], key=record.key("undo"), own=True)
         console.print(f"{printable(str(folder))}, as it was before the session:", markup=False)
-        console.print(str(comparison.changes), markup=False)
+        console.print(shown_changes(comparison))
         if comparison.changes and not is_current(folder):
             if not consent.person:
                 how = command("--undo", record.path, folder=folder)

@@ -12,7 +12,7 @@ _AGENT = (
     "aider|junie|augment|trae|replit|iflow|devin|amp|skill"
 )
 _INSTRUCTIONS = re.compile(
-    rf"(?:{_AGENT})(?:[._-][\w-]+)*\.(?:md|mdc)|(?:copilot-)?(?:instructions|conventions)\.md|.*\.(?:instructions|prompt|"
+    rf"(?:{_AGENT})(?:\.[\w-]+)*\.(?:md|mdc)|(?:[\w-]+-)?instructions\.md|conventions\.md|.*\.(?:instructions|prompt|"
     r"chatmode)\.md|.*\.mdc|\.?(?:mcp|opencode|crush|claude|codex|gemini|qwen|cursor|kiro)(?:[._-](?:config|settings|"
     r"local|desktop[._-]config))*\.(?:jsonc?|toml|ya?ml)|\.(?:cursor|windsurf|cline|roo|aider|kilocode|goose)?rules(?:-"
     r"\w+)?|\.?goosehints|\.aider.*|\.roomodes"

@@ -8,15 +8,16 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Collection
+import stat
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge.errors import SandboxError
 from edge.system.files import make_private, whole_file
-from edge.system.text import printable
 from edge.terminal.links import leads_out
-from edge.terminal.opened import folder_of, open_folder
+from edge.terminal.obeyed import instructs_agents
+from edge.terminal.opened import folder_of, open_file, open_folder
 from edge.terminal.packed import Base, Item, open_archive, write_archive
 from edge.terminal.place import CHANGED, Write, delete_entry, item_of, state_of, write_entry
 from edge.terminal.repository import Repositories, hidden
@@ -25,8 +26,6 @@ from edge.terminal.undo import write_undo
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _EMPTY = Item("file", content=hashlib.sha256(b"").hexdigest())
-# Other agents read these files as instructions without being asked to.
-_INSTRUCTIONS = {"agents.md", "agent.md", "claude.md", "gemini.md", "copilot-instructions.md"}
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,6 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.new or self.changed or self.deleted)
 
-    def __str__(self) -> str:
-        marks = (("+", self.new), ("~", self.changed), ("-", self.deleted))
-        lines = [f"  {mark} {printable(path)}" for mark, paths in marks for path in paths]
-        lines += [f"  ! {printable(path)}: not brought back: {why}" for path, why in self.withheld]
-        if len(lines) > 200:
-            lines = [*lines[:200], f"  … {len(lines) - 200:,} more"]
-        return "\n".join(
-            ["Changes in the work folder:" if lines else "The work folder is unchanged.", *lines]
-        )
-
 
 @dataclass
 class Comparison:
@@ -64,6 +53,30 @@ class Comparison:
     _base: Base
     _after: Base  # what the archive holds
     _write: dict[str, Item | None]  # the paths to write, with what is there now
+
+    def before(self, path: str) -> Item | None:
+        """What was at a path of the folder when it was packed."""
+        return self._base.get(path)
+
+    def after(self, path: str) -> Item | None:
+        """What the archive puts at a path."""
+        return self._after.get(path)
+
+    def contents(self, paths: Collection[str], most: int) -> Iterator[tuple[str, bytes, bytes]]:
+        """For each of these paths, what is in its file in the folder now, and in the archive: the first `most` bytes.
+
+        No bytes where there is no file. Raises SandboxError, OSError.
+        """
+        left = set(paths)
+        with open_folder(self._folder) as root:
+            with open_archive(self._packed, self._key) as (entries, _):
+                for entry, content in entries:
+                    if entry.path in left:
+                        left.remove(entry.path)
+                        new = b"".join(content)[:most] if entry.kind == "file" else b""
+                        yield entry.path, _content(root, entry.path, most), new
+            for path in sorted(left):
+                yield path, _content(root, path, most), b""
 
     @property
     def lost(self) -> list[str]:
@@ -296,7 +309,7 @@ class _Comparer:
                 return here, "its name begins with a dash, as options do"
             if _CONTROL.search(part):
                 return here, "its name contains control characters"
-            if part.casefold() in _INSTRUCTIONS and not self.dot_files:
+            if instructs_agents(part) and not self.dot_files:
                 return here, "other agents read it as instructions (--dot-files brings it back)"
         full = self.place / path
         if any(full.is_relative_to(one) or one.is_relative_to(full) for one in self.guarded):
@@ -323,6 +336,18 @@ def _suspect(path: str, target: str, dot_files: bool) -> str | None:
     if not dot_files and any(map(hidden, names[up:])):
         return "it is a link to a name that begins with a dot"
     return None
+
+
+def _content(root: int, path: str, most: int) -> bytes:
+    """The first bytes of a file of the user's folder; none if there is no file that can be read."""
+    try:
+        with folder_of(root, path) as (parent, name), open_file(name, parent) as file:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return b""
+            with open(file, "rb", closefd=False) as data:
+                return data.read(most)
+    except OSError:
+        return b""
 
 
 def _now(root: int, path: str) -> Item | None:

@@ -435,13 +435,13 @@ def test_with_an_allowlist_edge_still_asks_before_it_brings_back(folder: Path, t
     options = ("--model", tiny_q4, *SMALL, "--sandbox", "--allow", folder.parent / "allow.toml")
     line = ("agent", "Remove the file old.log.", *options, "--record", record, "--max-steps", 1)
     with in_terminal(folder, *line) as terminal:
-        until(lambda: terminal.screen().endswith(f"Bring these changes back into {folder}? [y/N]"))
+        until(lambda: terminal.screen().endswith(f"Bring these changes back into {folder}? [y/N/d/l/?]"))
         assert "- old.log" in terminal.screen() and (folder / "old.log").exists()
         terminal.send("n\n")
         until(lambda: terminal.ended)
     assert (folder / "old.log").exists() and record.with_name("session.jsonl.work.tar").exists()
     with in_terminal(folder, "agent", "--bring-back", record) as terminal:  # later
-        until(lambda: terminal.screen().endswith(f"Bring these changes back into {folder}? [y/N]"))
+        until(lambda: terminal.screen().endswith(f"Bring these changes back into {folder}? [y/N/d/l/?]"))
         terminal.send("y\n")
         until(lambda: terminal.ended)
     assert not (folder / "old.log").exists() and not record.with_name("session.jsonl.work.tar").exists()
