@@ -405,9 +405,9 @@ def test_edit_needs_no_chooser(folder: Path, tiny_q4: Path) -> None:
     (tools / "editor").write_text("#!/bin/sh\nsed -i 's/rm old.log/ls data.csv/' \"$1\"\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    env = {name: value for name, value in environment(folder).items() if name not in ("EDITOR", "VISUAL")}
-    env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}"
-    words = ["env", "-u", "EDITOR", "-u", "VISUAL", *EDGE, "agent", "Remove the file old.log."]
+    env = environment(folder)
+    words = ["env", "-u", "EDITOR", "-u", "VISUAL", f"PATH={tools}{os.pathsep}{env['PATH']}"]
+    words += [*EDGE, "agent", "Remove the file old.log."]
     words += ["--model", str(tiny_q4), *map(str, SMALL)]
     with Terminal.start(words, cwd=folder, env=env) as terminal:
         until(lambda: terminal.screen().endswith("[s]top?"))
