@@ -250,7 +250,8 @@ def _check_options(
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
     """The files of a checkpoint that the output must not replace."""
-    return [*(tensor.file for tensor in checkpoint.tensors.values()), checkpoint.folder / "tokenizer.json"]
+    tokenizers = (checkpoint.folder / "tokenizer.json", checkpoint.tokenizer_file)
+    return [*(tensor.file for tensor in checkpoint.tensors.values()), *tokenizers]
 
 
 def _warnings(model: _Model) -> list[str]:
@@ -334,7 +335,7 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        check_tokenization(path, model.checkpoint.folder / "tokenizer.json", add_special=special)
+        check_tokenization(path, model.checkpoint.tokenizer_file, add_special=special)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:

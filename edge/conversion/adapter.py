@@ -21,6 +21,7 @@ from edge.conversion.families import make_plan
 from edge.conversion.header import add_entries
 from edge.conversion.output import Replaced, header_run, output_place
 from edge.conversion.plan import Array, Plan, TensorPlan
+from edge.conversion.tokenizer import make_vocabulary, tokenizer_changes
 from edge.errors import ConversionError
 from edge.formats.adapter import ALPHA, FLOAT_TYPES, A, B, is_applied, read_adapter
 from edge.formats.checkpoint import Checkpoint, StoredTensor, checkpoint_name, open_checkpoint, read_json
@@ -136,6 +137,12 @@ def _warnings(folder: Path, checkpoint: Checkpoint, merged: Checkpoint, plan: Pl
     if left_out:
         warnings.append(
             f"{len(left_out)} changed weights are not part of the text model ({left_out[0]}): left out"
+        )
+    changes = tokenizer_changes(merged, make_vocabulary(merged, plan.n_vocab)) if merged.extends else []
+    if changes:
+        warnings.append(
+            f"{folder}: has another tokenizer than the base ({', '.join(changes)}); a GGUF adapter has none, so "
+            f"prompts use the base's: {_MERGE}"
         )
     if merged.chat_template != checkpoint.chat_template:
         warnings.append(

@@ -11,6 +11,7 @@ index_settings  the package indexes of pip's and uv's settings
 package        one file out of a wheel of a package index
 default_model  the base of edge's default model
 lora           merges a LoRA adapter into a checkpoint
+adapter_tokenizer  the tokenizer and the chat template beside a LoRA adapter
 tied           embeddings and output: one matrix or two
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32

@@ -53,7 +53,8 @@ class Checkpoint:
 
     `source`: the folder or hub id that the user gave. `name`: a name that is safe in file names. `revision`: the
     commit on the hub, if the folder contains it. `adapter`: the names of the LoRA adapters merged into the tensors (see
-    edge/formats/lora.py). `notes`: lines for the user about adapters and about the files that were read.
+    edge/formats/lora.py). `notes`: lines for the user about adapters and about the files that were read. `extends`: the
+    base, if the tokenizer is the adapter's; `adapter_tokenizer`: the adapter's tokenizer.json, if that was read.
     """
 
     folder: Path
@@ -69,6 +70,13 @@ class Checkpoint:
     revision: str | None = None
     adapter: str | None = None
     notes: tuple[str, ...] = ()
+    extends: "Checkpoint | None" = None
+    adapter_tokenizer: Path | None = None
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer.json that `tokenizer` was read from."""
+        return self.adapter_tokenizer or self.folder / "tokenizer.json"
 
     @property
     def dtype(self) -> str:
