@@ -335,7 +335,7 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        check_tokenization(path, model.checkpoint.tokenizer_file, add_special=special)
+        check_tokenization(path, model.vocabulary.tokenizer, add_special=special)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:

@@ -29,8 +29,7 @@ from edge.formats.checksum import KEY, blank, seal
 from edge.formats.floats import Floats, narrow, widen
 from edge.formats.gguf import remember, sha256
 from edge.formats.hub import HUB_ID, NEWEST, HubOptions
-from edge.formats.lora import MergedTensor, ReplacedTensor, bare_name, check_adapter, merge_lora
-from edge.formats.tied import EMBEDDINGS, OUTPUT
+from edge.formats.lora import MergedTensor, ReplacedTensor, check_adapter, merge_lora
 from edge.llama import ggml
 from edge.system.files import whole_file
 from edge.system.outputs import check_output
@@ -85,6 +84,7 @@ def convert_adapter(
     folder, kind = Path(folder), checked_type(quant)
     check_adapter(folder)
     checkpoint = open_checkpoint(base, revision=hub.revision, offline=hub.offline)
+    tied = all(tensor.name != "output.weight" for tensor in make_plan(checkpoint).tensors)
     merged = merge_lora(checkpoint, folder)
     plan = make_plan(merged)
     place_name = f"{checkpoint_name(folder)}-lora-{kind.lower()}.gguf"
@@ -94,7 +94,7 @@ def convert_adapter(
     replaced = Replaced(path, force)
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
     warnings = _warnings(folder, checkpoint, merged, plan)
-    factors = _factors(folder, checkpoint, plan)
+    factors = _factors(folder, checkpoint, plan, tied)
     alpha = _common_alpha(folder, factors)
     try:
         with whole_file(place) as (temporary, descriptor):
@@ -165,9 +165,11 @@ def _recorded_base(folder: Path) -> str | None:
 # --- the factors ---
 
 
-def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan) -> list[_Factors]:
-    """The factors of every weight that the adapter changes, moved as the weight is. Raises ConversionError."""
-    tied = len({EMBEDDINGS, OUTPUT} & {bare_name(name) for name in checkpoint.tensors}) == 1
+def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan, tied: bool) -> list[_Factors]:
+    """The factors of every weight that the adapter changes, moved as the weight is. Raises ConversionError.
+
+    `tied`: the base has one matrix as embeddings and output.
+    """
     if tied and any(tensor.name == "output.weight" for tensor in plan.tensors):
         raise ConversionError(_one_matrix(folder))
     found = []

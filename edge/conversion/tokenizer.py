@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from gguf import TokenType
+from tokenizers import AddedToken, Tokenizer
 
+from edge.conversion.added_tokens import assemble
 from edge.conversion.plan import text_values
 from edge.conversion.pre_tokenizer import adds_space, byte_level_pre, sentencepiece_pre
-from edge.conversion.tokenizer_json import TokenizerJson, read_tokenizer, templates
+from edge.conversion.tokenizer_json import TokenizerJson, templates
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
 from edge.system.text import counted
@@ -62,6 +64,7 @@ class Vocabulary:
     add_space_prefix: bool | None
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
+    tokenizer: Tokenizer  # as transformers assembles it, to compare with
 
 
 def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
@@ -136,8 +139,7 @@ def _listed(texts: Sequence[str]) -> str:
 
 def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     """The vocabulary of a checkpoint, without a look at the base of an adapter."""
-    file = checkpoint.tokenizer_file
-    where = str(file)
+    where = str(checkpoint.tokenizer_file)
     model = _bpe_model(where, checkpoint)
     if n_vocab > _MAX_VOCABULARY:
         raise ConversionError(
@@ -153,15 +155,17 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
             f"{where}: has no merges; download it again, or save it again with a fast tokenizer"
         )
     added = _added_tokens(where, checkpoint.tokenizer)
-    read_tokenizer(file)  # a file that it accepts has the structure of TokenizerJson
+    assembled = assemble(checkpoint, n_vocab)  # a file that it accepts has the structure of TokenizerJson
     stored = cast(TokenizerJson, checkpoint.tokenizer)
     pre = sentencepiece_pre(where, stored) if sentencepiece else byte_level_pre(where, stored)
+    vocab, added, left_out = _within(stored["model"]["vocab"], added, merges, n_vocab)
+    if assembled.added:  # what is wrong in tokenizer.json itself is said first
+        _tokens(where, vocab, added, n_vocab, sentencepiece)
+        added = _with(added, assembled.added)
     if gemma4:
         added = [Added(token.text, token.id, _gemma4_type(token)) for token in added]
-    vocab, added, left_out = _within(stored["model"]["vocab"], added, merges, n_vocab)
     tokens, types = _tokens(where, vocab, added, n_vocab, sentencepiece)
-    _check_named(where, checkpoint, left_out, n_vocab)
-    special_ids, unused = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
+    special_ids, unused, notes = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
     add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
     if (
         gemma4 and "bos" not in special_ids
@@ -183,14 +187,17 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         add_bos=add_bos or gemma4,
         add_eos=add_eos,
         add_space_prefix=adds_space(stored) if sentencepiece else None,
-        left_out=tuple(left_out),
+        left_out=(*left_out, *assembled.left_out),
         warnings=(
+            *assembled.notes,
+            *_left_out_note(left_out, n_vocab),
+            *notes,
             *(
                 f"a GGUF can store only three EOS tokens; {tokens[i]!r} will not end an answer"
                 for i in unused
             ),
-            *_left_out_note(left_out, n_vocab),
         ),
+        tokenizer=assembled.tokenizer,
     )
 
 
@@ -238,16 +245,6 @@ def _within(
     return inside, [token for token in added if token.text not in beyond], sorted(beyond)
 
 
-def _check_named(where: str, checkpoint: Checkpoint, left_out: list[str], n_vocab: int) -> None:
-    """Raises ConversionError if a token without a row is the BOS or an EOS."""
-    for kind in ("bos", "eos"):
-        text = _named(checkpoint, kind)
-        if text in left_out:
-            raise ConversionError(
-                f"{where}: the {kind}_token {text!r} is past the {n_vocab:,} rows of the embeddings; {_RESIZE}"
-            )
-
-
 def _left_out_note(left_out: list[str], n_vocab: int) -> list[str]:
     if not left_out:
         return []
@@ -293,6 +290,18 @@ def _tokens(
     if sentencepiece and missing:  # llama.cpp would stop the process at a text with that byte
         raise ConversionError(f"{where}: has no token {missing[0]} for its byte fallback")
     return tokens, types
+
+
+def _with(listed: list[Added], further: Mapping[int, AddedToken]) -> list[Added]:
+    """The added tokens of tokenizer.json, and those that other files add or give other flags."""
+    changed = {
+        token.content: Added(
+            token.content, i, _added_type({"content": token.content, "special": token.special})
+        )
+        for i, token in further.items()
+    }
+    same = [changed.pop(token.text, token) for token in listed]
+    return [*same, *changed.values()]
 
 
 def _added_type(token: Mapping[str, Any]) -> int:
@@ -359,14 +368,8 @@ def _scores(
     return scores
 
 
-def _named(checkpoint: Checkpoint, kind: str) -> object:
-    """The text of a special token in tokenizer_config.json; None without one."""
-    entry = checkpoint.tokenizer_config.get(f"{kind}_token")
-    return entry.get("content") if isinstance(entry, dict) else entry
-
-
-def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str, int], list[int]]:
-    """The ids of the special tokens, and the EOS ids that a GGUF has no key for.
+def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str, int], list[int], list[str]]:
+    """The ids of the special tokens, the EOS ids that a GGUF has no key for, and notes.
 
     tokenizer_config.json names special tokens by text; otherwise config.json names them by id. Further EOS ids of
     generation_config.json become eot and eom, so that llama.cpp stops at them too.
@@ -376,8 +379,11 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
         key: value for key, value in checkpoint.config.items() if value is not None
     }
     found: dict[str, int] = {}
+    notes: list[str] = []
+    texts = list(ids)
     for kind in ("bos", "eos", "unk", "sep", "pad", "mask"):
-        text = _named(checkpoint, kind)
+        entry = config.get(f"{kind}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
         number = numbers.get(f"{kind}_token_id")
         if isinstance(text, str) and text in ids:
             found[kind] = ids[text]
@@ -385,6 +391,11 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
             pass  # as in transformers: it is then undefined in a chat template, even if config.json has its id
         elif type(number) is int and 0 <= number < len(ids):
             found[kind] = number
+            if isinstance(text, str):
+                notes.append(
+                    f"{checkpoint.tokenizer_file.parent}: its {kind}_token {text!r} is not in the vocabulary; the GGUF "
+                    f"uses {kind}_token_id {number} ({texts[number]!r}) of config.json"
+                )
     stops: list[object] = []
     for source in (checkpoint.generation_config, numbers):
         value = source.get("eos_token_id")
@@ -396,7 +407,7 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
     ]
     if "eos" not in found and further:
         found["eos"] = further.pop(0)
-    return found | dict(zip(("eot", "eom"), further, strict=False)), further[2:]
+    return found | dict(zip(("eot", "eom"), further, strict=False)), further[2:], notes
 
 
 def _adds(checkpoint: Checkpoint, tokens: list[str], special_ids: dict[str, int]) -> tuple[bool, bool]:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from edge.conversion.tokenizer_json import read_tokenizer
 from edge.errors import ConversionError, ModelFileError
 from edge.llama.vocabulary import file_vocabulary
 
@@ -30,13 +29,13 @@ _LONGEST_OVERLAP = 64  # characters
 _SAME_BEGIN = 20  # tokens with the same beginning that are tried after a token
 
 
-def check_tokenization(gguf: Path, tokenizer_json: Path, add_special: bool) -> None:
+def check_tokenization(gguf: Path, tokenizer: Tokenizer, add_special: bool) -> None:
     """Compare llama.cpp's tokenization of PROBE and of the added tokens with that of the tokenizers package.
 
-    `gguf` needs a header only. `add_special` also compares the special tokens that are added around a text.
+    `gguf` needs a header only. `tokenizer`: the checkpoint's, as transformers assembles it.
+    `add_special` also compares the special tokens that are added around a text.
     Raises ConversionError that shows the first difference.
     """
-    tokenizer = read_tokenizer(tokenizer_json)
     lines = PROBE.splitlines(keepends=True)
     try:
         with file_vocabulary(gguf) as vocabulary:

@@ -13,6 +13,7 @@ default_model  the base of edge's default model
 lora           merges a LoRA adapter into a checkpoint
 adapter_tokenizer  the tokenizer and the chat template beside a LoRA adapter
 tied           embeddings and output: one matrix or two
+foreign        weights of other programs that edge refuses by name
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does

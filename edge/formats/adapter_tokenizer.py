@@ -4,8 +4,8 @@ transformers' `save_pretrained` writes these files beside the adapter. The model
 and not those of the base. Whether the tokenizer only extends that of the base, edge/conversion/tokenizer.py checks.
 """
 
-import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def with_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[Checkpoint, li
         tokenizer, file = read_json(folder / "tokenizer.json"), folder / "tokenizer.json"
         config = own or config
     else:
-        config |= _added(checkpoint, folder, config)
+        config |= _added(checkpoint.tokenizer_config, own)
         if os.path.lexists(folder / "tokenizer.model"):
             notes.append(
                 f"{folder}: has tokenizer.model but no tokenizer.json; edge uses the base's tokenizer.json"
@@ -65,16 +65,17 @@ def _counting(tokenizer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tokenizer.items() if key not in _UNUSED}
 
 
-def _added(checkpoint: Checkpoint, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json's list of added tokens, with those of both folders. {} if there are none.
-
-    For an adapter without tokenizer.json; older ones keep these tokens in added_tokens.json.
-    """
-    special = json.dumps([value for key, value in config.items() if key.endswith(("_token", "_tokens"))])
-    added: dict[str, Any] = {}
-    for text, i in read_json(folder / "added_tokens.json", missing_ok=True).items():
-        added[str(i)] = {"content": text, "special": json.dumps(text) in special}
-    for source in (checkpoint.tokenizer_config, config):
-        part = source.get("added_tokens_decoder")
-        added |= part if isinstance(part, dict) else {}
-    return {"added_tokens_decoder": added} if added else {}
+def _added(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The added tokens of both configurations, for an adapter without tokenizer.json."""
+    decoders, encoders = (
+        [part for config in (base, own) if isinstance(part := config.get(key), dict)]
+        for key in ("added_tokens_decoder", "added_tokens_encoder")
+    )
+    if not decoders:
+        return {"added_tokens_encoder": {**encoders[0], **encoders[-1]}} if encoders else {}
+    special = [value for key, value in own.items() if key.endswith("_token")]
+    further = own.get("additional_special_tokens")
+    special += further if isinstance(further, list) else []
+    older = own.get("added_tokens_encoder") or {}
+    folded = {str(i): {"content": text, "special": text in special} for text, i in older.items()}
+    return {"added_tokens_decoder": {**folded, **decoders[0], **decoders[-1]}}

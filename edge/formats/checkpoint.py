@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
+from edge.formats.foreign import check_not_mlx
 from edge.formats.hub import HUB_ID, HubOptions, Repository, download, open_repository
 from edge.formats.stored import StoredTensor, read_header, read_json, read_small
 from edge.formats.weight_files import INDEX, SINGLE, read_tensors, shards
@@ -39,6 +40,7 @@ _SMALL_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
@@ -96,6 +98,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
     """
     folder, hub_id = locate(source, revision=revision, offline=offline)
     if not os.path.lexists(folder / "config.json"):
+        check_not_mlx(folder)
         if os.path.lexists(folder / "adapter_config.json"):
             raise CheckpointError(
                 f"{folder}: is a LoRA adapter; name its base with --base, or merge it: convert its base with --lora "
@@ -123,13 +126,17 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with the special tokens that older checkpoints keep in special_tokens_map.json.
+    """tokenizer_config.json, with the tokens that older checkpoints keep in two other files.
 
-    {} if neither file exists. Raises CheckpointError.
+    These are the special tokens of special_tokens_map.json, and the ids of added_tokens.json (`added_tokens_encoder`).
+    {} if no file exists. Raises CheckpointError.
     """
     config = read_json(folder / "tokenizer_config.json", missing_ok=True)
     if "added_tokens_decoder" not in config:
         config |= read_json(folder / "special_tokens_map.json", missing_ok=True)
+        encoder = read_json(folder / "added_tokens.json", missing_ok=True)
+        if encoder:
+            config["added_tokens_encoder"] = encoder
     return config
 
 

@@ -33,14 +33,21 @@ def same_values(one: StoredTensor, other: StoredTensor) -> bool:
 
 
 def untie(
-    config: dict[str, Any], bases: dict[str, str], tensors: Tensors, factors: Factors, whole: Tensors
+    config: dict[str, Any],
+    base_config: dict[str, Any],
+    bases: dict[str, str],
+    tensors: Tensors,
+    factors: Factors,
+    whole: Tensors,
 ) -> None:
     """Make two matrices of one where an adapter needs it: adds the missing one to `tensors` and `bases`.
 
     Both begin with the base's values.
-    `config`: adapter_config.json. `bases`: the names in `tensors` by bare name. `factors`, `whole`: the adapter's
-    tensors by bare name; what it stores twice for `ensure_weight_tying` is taken out.
+    `config`: adapter_config.json; `base_config`: config.json. `bases`: the names in `tensors` by bare name.
+    `factors`, `whole`: the adapter's tensors by bare name; what it stores twice for `ensure_weight_tying` is taken out.
     """
+    if config.get("ensure_weight_tying"):
+        _drop_copy(base_config, bases, tensors)
     stored = [name for name in (EMBEDDINGS, OUTPUT) if name in bases]
     if len(stored) != 1:
         return
@@ -65,6 +72,17 @@ def untie(
     tensors[name] = StoredTensor(
         **{each.name: getattr(base, each.name) for each in fields(StoredTensor)} | {"name": name}
     )
+
+
+def _drop_copy(base_config: dict[str, Any], bases: dict[str, str], tensors: Tensors) -> None:
+    """Remove the base's output matrix where config.json ties it and it is a copy of the embeddings."""
+    text = base_config.get("text_config")
+    keys = ("tie_embedding", "tie_word_embeddings")
+    settings = [values.get(key) for values in (base_config, text) if isinstance(values, dict) for key in keys]
+    given = next((value for value in settings if isinstance(value, bool)), True)
+    both = given and {EMBEDDINGS, OUTPUT} <= bases.keys()
+    if both and same_values(tensors[bases[EMBEDDINGS]], tensors[bases[OUTPUT]]):
+        del tensors[bases.pop(OUTPUT)]
 
 
 def _take_copies(factors: Factors, whole: Tensors) -> None:

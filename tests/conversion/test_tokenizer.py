@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 
 from edge.conversion.tokenizer import make_vocabulary
 from edge.conversion.tokenizer_check import PROBE, check_tokenization
+from edge.conversion.tokenizer_json import read_tokenizer
 from edge.convert import convert
 from edge.errors import ConversionError
 from edge.formats.checkpoint import open_checkpoint
@@ -121,7 +122,7 @@ def test_wrong_pre_tokenizer_is_noticed(folder: Path) -> None:
     with pytest.raises(
         ConversionError, match=r"tokenizes differently after .* tokenizers gives \[.*llama.cpp \["
     ):
-        check_tokenization(path, folder / "tokenizer.json", add_special=False)
+        check_tokenization(path, read_tokenizer(folder / "tokenizer.json"), add_special=False)
 
 
 @pytest.mark.slow

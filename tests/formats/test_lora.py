@@ -523,3 +523,16 @@ def test_peft_on_fused_experts(
         else:
             wanted = fused[name]
         assert torch.equal(values, wanted), name
+
+
+def test_a_copy_of_tied_embeddings_in_the_base(tmp_path: Path) -> None:
+    """With `ensure_weight_tying`, a base that stores both matrices of a tied pair stays tied."""
+    tensors = base_tensors(torch.float32)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    ones = {"model.embed_tokens.weight": torch.ones(20, WIDTH)}
+    adapter = write_adapter(tmp_path / "tuned", ones, ensure_weight_tying=True)
+    _, got = merged(write_base(tmp_path / "base", tensors, tie_word_embeddings=False), adapter)
+    same(got, tensors | ones)
+    _, got = merged(write_base(tmp_path / "base", tensors, tie_word_embeddings=True), adapter)
+    del tensors["lm_head.weight"]
+    same(got, tensors | ones)
