@@ -335,7 +335,8 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        check_tokenization(path, model.vocabulary.tokenizer, add_special=special)
+        vocabulary = model.vocabulary
+        check_tokenization(path, vocabulary.tokenizer, add_special=special, space=vocabulary.space)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:

@@ -4,7 +4,9 @@ llama.cpp identifies a pre-tokenizer by its name; the regex of each name is in l
 """
 
 import json
+from typing import Literal
 
+from edge.conversion.space_prefix import ONE_MORE
 from edge.conversion.tokenizer_json import Step, TokenizerJson, parts
 from edge.errors import ConversionError
 
@@ -64,7 +66,9 @@ def _structure(pre_tokenizer: Step | None) -> tuple[str, ...]:
         return ("digits",)
     if kind == "ByteLevel" and not pre_tokenizer.get("add_prefix_space"):
         return ("gpt2",) if pre_tokenizer.get("use_regex", True) else ("bytes",)
-    if kind == "Split" and pre_tokenizer.get("behavior") == "Isolated" and not pre_tokenizer.get("invert"):
+    behavior = (pre_tokenizer.get("behavior"), bool(pre_tokenizer.get("invert")))
+    # Every known regex covers all text, so that its matches are all parts, and there are none between them.
+    if kind == "Split" and behavior in (("Isolated", False), ("Isolated", True), ("Removed", True)):
         pattern = pre_tokenizer.get("pattern")
         if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
             return (pattern["Regex"],)
@@ -91,18 +95,6 @@ def byte_level_pre(where: str, stored: TokenizerJson) -> str:
     return name
 
 
-def adds_space(stored: TokenizerJson) -> bool:
-    """Whether a step puts a space before a SentencePiece-like text."""
-    return any(
-        step.get("type") == "Prepend"
-        or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in [
-            *parts(stored.get("normalizer") or Step(), "normalizers"),
-            *parts(stored.get("pre_tokenizer") or Step(), "pretokenizers"),
-        ]
-    )
-
-
 def sentencepiece_pre(where: str, stored: TokenizerJson) -> str:
     """llama.cpp's name for the structure of Llama 2: spaces become ▁, and bytes are the fallback.
 
@@ -111,9 +103,13 @@ def sentencepiece_pre(where: str, stored: TokenizerJson) -> str:
     normalizer, pre_tokenizer = stored.get("normalizer"), stored.get("pre_tokenizer")
     if normalizer == _NO_SPACES and pre_tokenizer == _SPLIT_SPACES:
         return "default"
-    for step in (normalizer, pre_tokenizer):
-        kinds = set() if step is None else {part.get("type") for part in parts(step, "normalizers")}
-        regex = '"Regex"' in json.dumps(step)  # a hostile regex could run without end
-        if regex or not kinds <= {"Prepend", "Replace", "Metaspace"}:
-            raise ConversionError(f"{where}: llama.cpp's SentencePiece model has no {json.dumps(step)[:200]}")
+    kinds: tuple[Literal["normalizers", "pretokenizers"], ...] = ("normalizers", "pretokenizers")
+    for kind, whole in zip(kinds, (normalizer, pre_tokenizer), strict=True):
+        for step in parts(whole, kind) if whole is not None else []:
+            # a hostile regex could run without end
+            known = step == ONE_MORE or '"Regex"' not in json.dumps(step)
+            if not known or step.get("type") not in ("Prepend", "Replace", "Metaspace"):
+                raise ConversionError(
+                    f"{where}: llama.cpp's SentencePiece model has no {json.dumps(whole)[:200]}"
+                )
     return "default"

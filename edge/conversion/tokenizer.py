@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from edge.conversion.added_tokens import assemble
 from edge.conversion.plan import text_values
-from edge.conversion.pre_tokenizer import adds_space, byte_level_pre, sentencepiece_pre
+from edge.conversion.pre_tokenizer import byte_level_pre, sentencepiece_pre
+from edge.conversion.space_prefix import SpacePrefix, choose
 from edge.conversion.tokenizer_json import TokenizerJson, templates
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
@@ -61,10 +62,15 @@ class Vocabulary:
     special_ids: dict[str, int]  # bos, eos, unk, sep, pad, mask, eot, eom
     add_bos: bool
     add_eos: bool
-    add_space_prefix: bool | None
+    space: SpacePrefix | None  # only for SentencePiece-like tokenizers
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     tokenizer: Tokenizer  # as transformers assembles it, to compare with
+
+    @property
+    def add_space_prefix(self) -> bool | None:
+        """Whether llama.cpp puts a space before a text and after each special token; None if it never does."""
+        return None if self.space is None else self.space.adds
 
 
 def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
@@ -173,8 +179,12 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         raise ConversionError(
             f"{where}: tokenizer_config.json names no bos_token, which llama.cpp's Gemma 4 needs"
         )
-    scores = None
-    if sentencepiece:  # llama.cpp's Gemma 4 uses the merges; -1000 is what llama.cpp's converter writes there
+    scores, space = None, None
+    if sentencepiece:
+        names = {f"{kind}_token": tokens[i] for kind, i in special_ids.items()}
+        special = [token.text for token in added]
+        space = choose(stored, checkpoint.tokenizer_config, checkpoint.chat_template, names, special)
+        # llama.cpp's Gemma 4 uses the merges; -1000 is what llama.cpp's converter writes there
         scores = [-1000.0] * len(tokens) if gemma4 else _scores(tokens, types, merges, added)
     return Vocabulary(
         model="gemma4" if gemma4 else "llama" if sentencepiece else "gpt2",
@@ -186,12 +196,13 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         special_ids=special_ids,
         add_bos=add_bos or gemma4,
         add_eos=add_eos,
-        add_space_prefix=adds_space(stored) if sentencepiece else None,
+        space=space,
         left_out=(*left_out, *assembled.left_out),
         warnings=(
             *assembled.notes,
             *_left_out_note(left_out, n_vocab),
             *notes,
+            *(space.notes if space is not None else ()),
             *(
                 f"a GGUF can store only three EOS tokens; {tokens[i]!r} will not end an answer"
                 for i in unused

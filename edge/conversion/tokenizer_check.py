@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from edge.conversion.space_prefix import SpacePrefix
 from edge.errors import ConversionError, ModelFileError
 from edge.llama.vocabulary import file_vocabulary
 
@@ -29,21 +30,27 @@ _LONGEST_OVERLAP = 64  # characters
 _SAME_BEGIN = 20  # tokens with the same beginning that are tried after a token
 
 
-def check_tokenization(gguf: Path, tokenizer: Tokenizer, add_special: bool) -> None:
+def check_tokenization(
+    gguf: Path, tokenizer: Tokenizer, add_special: bool, space: SpacePrefix | None = None
+) -> None:
     """Compare llama.cpp's tokenization of PROBE and of the added tokens with that of the tokenizers package.
 
     `gguf` needs a header only. `tokenizer`: the checkpoint's, as transformers assembles it.
     `add_special` also compares the special tokens that are added around a text.
+    `space`: of a SentencePiece-like tokenizer; the texts are then those to which both add the same spaces.
     Raises ConversionError that shows the first difference.
     """
+    space = space or SpacePrefix("never", False)
     lines = PROBE.splitlines(keepends=True)
     try:
         with file_vocabulary(gguf) as vocabulary:
-            for text in (*lines, PROBE, *_added_texts(tokenizer, vocabulary.n_vocab)):
+            texts = (*lines, PROBE, *_added_texts(tokenizer, vocabulary.n_vocab))
+            for text in (*map(space.comparable, texts), *space.prompts):
                 wanted = tokenizer.encode(text, add_special_tokens=False).ids
                 _compare(gguf, tokenizer, wanted, vocabulary.encode(text))
             if add_special:
-                _compare(gguf, tokenizer, tokenizer.encode("a b").ids, vocabulary.encode("a b", ends=True))
+                text = "a b" if space.adds else " a b"
+                _compare(gguf, tokenizer, tokenizer.encode(text).ids, vocabulary.encode(text, ends=True))
     except ModelFileError as error:
         raise ConversionError(str(error)) from None
 
