@@ -258,7 +258,7 @@ def _warnings(model: _Model) -> list[str]:
     """What the user must know about the checkpoint. Raises ConversionError if its chat template is hostile."""
     checkpoint, vocabulary = model.checkpoint, model.vocabulary
     template = _template_warnings(checkpoint, vocabulary)
-    return [*checkpoint.notes, *model.plan.notes, *template, *vocabulary.warnings]
+    return [*checkpoint.notes, *checkpoint.card.notes, *model.plan.notes, *template, *vocabulary.warnings]
 
 
 def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:

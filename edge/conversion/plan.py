@@ -19,7 +19,7 @@ from edge.formats.checkpoint import Checkpoint, StoredTensor
 from edge.system.text import counted
 
 Array = npt.NDArray[Any]
-Value = bool | int | float | str | list[int] | list[bool]
+Value = bool | int | float | str | list[int] | list[bool] | list[str]
 Dims = dict[str, int]
 Stored = dict[str, StoredTensor]  # by name without wrapper prefixes
 

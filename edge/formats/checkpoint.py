@@ -8,12 +8,13 @@ template runs in a sandbox (edge/formats/chat_template.py).
 import fnmatch
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
 from edge.formats.hub import HUB_ID, HubOptions, Repository, download, open_repository
+from edge.formats.model_card import CARD, CardFacts, read_card
 from edge.formats.stored import StoredTensor, read_header, read_json, read_small
 from edge.system.progress import bar
 
@@ -34,6 +35,7 @@ _MAX_TEMPLATE = 1 << 18  # bytes; the longest known template has 30,000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _SMALL_FILES = [
+    CARD,
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -53,8 +55,8 @@ class Checkpoint:
     """A checkpoint folder, read and checked.
 
     `source`: the folder or hub id that the user gave. `name`: a name that is safe in file names. `revision`: the
-    commit on the hub, if the folder contains it. `adapter`: the names of the LoRA adapters merged into the tensors, and
-    `notes`: lines about them for the user (see edge/formats/lora.py).
+    commit on the hub, if the folder contains it. `card`: what a GGUF records of its model card. `adapter`: the names of
+    the LoRA adapters merged into the tensors, and `notes`: lines about them for the user (see edge/formats/lora.py).
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Checkpoint:
     revision: str | None = None
     adapter: str | None = None
     notes: tuple[str, ...] = ()
+    card: CardFacts = field(default_factory=CardFacts)
 
     @property
     def dtype(self) -> str:
@@ -110,6 +113,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
         chat_template=read_chat_template(folder, tokenizer_config),
         tensors=_read_tensors(folder),
         revision=_revision(folder),
+        card=read_card(folder),
     )
 
 
