@@ -28,10 +28,11 @@ from edge.system.folders import make_folder, remove_folder
 from edge.terminal.channel import Channel, Silent
 from edge.terminal.check import HOME, WORK, fault, memory_in_use, memory_of_machine
 from edge.terminal.check import Limits as Limits  # part of this module's interface
-from edge.terminal.packed import Base, copy_archive, pack, read_base
+from edge.terminal.packed import Base, copy_archive, pack, read_base, unseal
+from edge.terminal.sealed import sealed
 from edge.terminal.seccomp import seccomp_filter
 from edge.terminal.tmux import PROMPT
-from edge.terminal.workfolder import Changes, compare
+from edge.terminal.workfolder import Comparison, compare
 
 NEEDS_LINUX = "the sandbox needs Linux and its namespaces: use --review, or WSL on Windows"
 _USER = 1000  # inside the sandbox
@@ -106,6 +107,7 @@ class Sandbox:
     left_out: tuple[str, ...]
     """Paths of the work folder that are not in the sandbox: sockets, devices, and what cannot be read."""
     _protected: tuple[Path, ...]
+    _key: bytes | None
     _folder: Path
     _before: Base
     _ask: int
@@ -124,12 +126,15 @@ class Sandbox:
         limits: Limits = DEFAULT,
         packed: Path | None = None,
         protected: Collection[Path] = (),
+        hidden: Collection[Path] = (),
+        key: bytes | None = None,
     ) -> "Sandbox":
         """Pack the work folder and write the files that start the sandbox. It does not run yet.
 
         `packed`: an archive that `save` wrote, to resume from. `protected`: files and folders that are never brought
-        back, whatever the sandbox did to them. Raises SandboxError if this system cannot run the sandbox or if the
-        folder is too large for it.
+        back, whatever the sandbox did to them. `hidden`: those that the sandbox must not see, besides session records
+        and their archives. `key`: seals what `save` writes; `packed` must have this seal. Raises SandboxError if this
+        system cannot run the sandbox or if the folder is too large for it.
         """
         if sys.platform != "linux":
             raise SandboxError(NEEDS_LINUX)
@@ -139,10 +144,12 @@ class Sandbox:
         pipes: list[int] = []
         try:
             argv = _command(folder, limits)
-            left_out = pack(workdir, folder / "in.tar", limits.disk) if packed is None else ()
-            before = read_base(packed or folder / "in.tar")
-            if packed is not None:
-                shutil.copyfile(packed, folder / "in.tar")
+            left_out: tuple[str, ...] = ()
+            if packed is None:
+                left_out = pack(workdir, folder / "in.tar", limits.disk, hidden)
+            else:
+                _copy_packed(packed, folder / "in.tar", key)
+            before = read_base(folder / "in.tar")
             _write_files(folder, limits)
             for name, flags in (("ask", os.O_RDWR), ("answer", os.O_RDONLY), ("info", os.O_RDONLY)):
                 os.mkfifo(folder / name, 0o600)
@@ -159,7 +166,9 @@ class Sandbox:
                 ) from None
             raise
         ask, answer, info = pipes
-        return cls(workdir, limits, argv, left_out, tuple(protected), folder, before, ask, answer, info)
+        return cls(
+            workdir, limits, argv, left_out, (*protected, *hidden), key, folder, before, ask, answer, info
+        )
 
     def wait_ready(self, patience: float = _PATIENCE) -> None:
         """Wait until the sandbox runs, and check it. Raises SandboxError if it is not safe: then type nothing."""
@@ -205,20 +214,9 @@ class Sandbox:
             self._trouble = "it is no longer running"
         return self._trouble
 
-    def changes(self, packed: Path, *, dot_files: bool = False) -> Changes:
+    def compare(self, packed: Path, *, dot_files: bool = False) -> Comparison:
         """What a saved archive would change in the work folder. Raises SandboxError, OSError."""
-        return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected).changes
-
-    def bring_back(self, packed: Path, *, dot_files: bool = False) -> Changes:
-        """Make the changes of a saved archive in the work folder, and return them. The archive keeps the rest.
-
-        Raises SandboxError, OSError.
-        """
-        comparison = compare(self.workdir, packed, dot_files=dot_files, protected=self._protected)
-        done = comparison.apply()
-        if done.withheld:
-            comparison.keep_rest(done)
-        return done
+        return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected, key=self._key)
 
     def close(self) -> None:
         """End all processes of the sandbox, and wait until they have ended."""
@@ -286,8 +284,8 @@ class Sandbox:
             channel.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
             with contextlib.suppress(_Unread), whole_file(to) as (_, descriptor):
                 make_private(descriptor)
-                with open(descriptor, "wb", closefd=False) as file:
-                    copy_archive(channel.read, self._before, file, self.limits.disk)
+                with open(descriptor, "wb", closefd=False) as file, sealed(file, self._key) as out:
+                    copy_archive(channel.read, self._before, out, self.limits.disk)
                 line = channel.line()
                 status = int(line) if line.isdigit() and len(line) < 4 else 255
                 if status > 1:
@@ -303,6 +301,16 @@ class Sandbox:
 
 class _Unread(Exception):
     """Some of the work folder could not be read."""
+
+
+def _copy_packed(packed: Path, to: Path, key: bytes | None) -> None:
+    """Copy an archive that `save` wrote, without its seal, which is checked. Raises SandboxError, OSError."""
+    shutil.copyfile(packed, to)
+    if key is not None:
+        try:
+            unseal(to, key)
+        except SandboxError as error:
+            raise SandboxError(f"{packed}: {error}") from None
 
 
 def _command(folder: Path, limits: Limits) -> list[str]:

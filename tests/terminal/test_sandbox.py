@@ -59,8 +59,9 @@ def test_a_session_goes_on_from_what_was_saved(world: World, workdir: Path, tmp_
             terminal.send("cat new; echo more >> new; echo saved-$((1+1))\n")
             until(lambda: "saved-2" in terminal.screen())
             again.save(kept)
-            assert again.changes(kept).new == ["new"] and again.changes(kept).deleted == ["a"]
-            again.bring_back(kept)
+            comparison = again.compare(kept)
+            assert comparison.changes.new == ["new"] and comparison.changes.deleted == ["a"]
+            comparison.apply()
     assert (workdir / "new").read_text() == "new\nmore\n"
     assert not (workdir / "a").exists() and (workdir / "sub" / "b").read_text() == "b\n"
 
@@ -167,7 +168,7 @@ with tempfile.TemporaryDirectory() as place:
             with Terminal.start(sandbox.argv, cwd="/", ready=sandbox.wait_ready) as terminal:
                 terminal.send("echo b > b; cat /proc/*/environ > seen; touch %s/x; echo x > /proc/1/fd/2; sync\\n", 0.5)
                 sandbox.save(Path(place) / "kept.tar")
-                print(sandbox.bring_back(Path(place) / "kept.tar").new, os.geteuid())
+                print(sandbox.compare(Path(place) / "kept.tar").apply().new, os.geteuid())
                 print(b"TOKEN" in (work / "seen").read_bytes())
     except EdgeError as error:
         print("error:", error)
