@@ -10,6 +10,7 @@ from edge.agent.kept import (
     archive_path,
     command,
     find_session,
+    first_path,
     new_undo_path,
     sessions_folder,
     undo_paths,
@@ -116,6 +117,7 @@ class Return:
             self.say(f"what was not brought back is in {archive}, the agent's work folder")
         else:
             archive.unlink(missing_ok=True)
+            first_path(self.record.path).unlink(missing_ok=True)
 
     def _say_how(self, what: str) -> None:
         more = ["--dot-files"] * self.dot_files + ["--yes"] * (not self.consent.person)
@@ -214,7 +216,14 @@ def _undo(session: str, consent: Consent, console: Console, say: Callable[[str],
 
 def hidden_files(record: Path) -> list[Path]:
     """Files and folders of a session, and of all sessions, that no sandbox may see and none may change."""
-    return [record, archive_path(record), *undo_paths(record), key_path(), sessions_folder()]
+    return [
+        record,
+        archive_path(record),
+        first_path(record),
+        *undo_paths(record),
+        key_path(),
+        sessions_folder(),
+    ]
 
 
 def work_folder(record: Record) -> Path:

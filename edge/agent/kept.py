@@ -30,6 +30,11 @@ def archive_path(record: Path) -> Path:
     return record.with_name(record.name + ".work.tar")
 
 
+def first_path(record: Path) -> Path:
+    """Where a sandboxed session keeps the work folder as it was when the session began, while it has an archive."""
+    return record.with_name(record.name + ".first.tar")
+
+
 def undo_paths(record: Path) -> list[Path]:
     """The archives that undo what the session brought back, the oldest first."""
     found = [(int(number[1]), path) for path in record.parent.iterdir() if (number := _undo(record, path))]

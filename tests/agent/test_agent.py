@@ -280,7 +280,20 @@ def test_time_is_up_in_the_middle_of_an_answer(folder: Path, tiny_q4: Path) -> N
 def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> None:
     tools = Path(tempfile.mkdtemp(prefix="edge-tools-"))  # other users cannot open pytest's folders
     tools.chmod(0o755)
-    for name in ("env", "bash", "setpriv", "tar", "awk", "chmod", "sleep", "stty"):
+    for name in (
+        "env",
+        "bash",
+        "setpriv",
+        "tar",
+        "awk",
+        "chmod",
+        "sleep",
+        "stty",
+        "find",
+        "sort",
+        "comm",
+        "sed",
+    ):
         if place := shutil.which(name):
             (tools / name).symlink_to(place)
     # The sandbox takes its programs from fixed folders; this test replaces them by `tools`.
@@ -296,7 +309,7 @@ def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> 
         "--model",
         str(tiny_q4),
     ]
-    arguments += [*SMALL, "--sandbox", "--yes"]
+    arguments += [*SMALL, "--sandbox", "--yes", "--workdir", str(folder)]
     env = environment(folder)
 
     def tried() -> str:
