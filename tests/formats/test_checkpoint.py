@@ -302,8 +302,8 @@ def ask(hub: LocalHub | None, home: Path, *options: dict[str, Any], token: str =
 def test_hub_id_is_fetched_once_and_then_works_offline(
     folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
 ) -> None:
-    (folder / "README.md").write_text("a model card")
-    (folder / "notes.md").write_text("not needed")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "LICENSE").write_text("not needed")
     (folder / "consolidated.safetensors").write_bytes(b"not needed")
     (folder / "modeling_custom.py").write_text("raise SystemExit('checkpoint code was run')")
     home = tmp_path / "home"
