@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edge.errors import ModelFileError
-from edge.formats.gguf import recall, remember
+from edge.formats.gguf import part_files, recall, remember
 from edge.system.child import run_module, signal_name
 
 _BYTES_A_SECOND = 10_000_000  # of a slow disk; a trial may take a minute more than such a disk needs
@@ -21,10 +21,12 @@ def try_out(path: Path) -> None:
     A successful trial is remembered for this version of llama.cpp, by path, size and modification time.
     """
     installed = version("llama-cpp-python")
-    if recall(path, "tried") == installed:
+    files = part_files(path)
+    if all(recall(file, "tried") == installed for file in files):
         return
+    n_bytes = sum(file.stat().st_size for file in files)
     try:
-        child = run_module("edge.probe", "try", str(path), timeout=60 + path.stat().st_size / _BYTES_A_SECOND)
+        child = run_module("edge.probe", "try", str(path), timeout=60 + n_bytes / _BYTES_A_SECOND)
     except subprocess.TimeoutExpired:
         raise ModelFileError(
             f"{path}: damaged: llama.cpp does not finish loading it; convert or fetch it again"
@@ -44,4 +46,5 @@ def try_out(path: Path) -> None:
             f"{': ' if why else ''}{why}); convert or fetch it again"
         )
     if child.returncode == 0:  # otherwise the next load reports the reason
-        remember(path, "tried", installed)
+        for file in files:
+            remember(file, "tried", installed)
