@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.conversion.adapter import ConvertedAdapter, convert_adapter
@@ -18,6 +18,7 @@ from edge.conversion.header import Placed, write_header
 from edge.conversion.importance import Importance, needs_weights, read_importance
 from edge.conversion.output import Replaced, header_run, output_place
 from edge.conversion.plan import Plan, TensorPlan
+from edge.conversion.template import Findings, examine, vocabulary_tokens
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
 from edge.conversion.tokenizer_check import check_tokenization
 from edge.conversion.tokenizer_json import templates
@@ -55,7 +56,8 @@ Say = Callable[[str], None]
 class Converted:
     """A finished conversion. `quant` is the type's name: f32, f16, bf16, otherwise llama.cpp's name in upper case.
 
-    `n_bytes` is the size of the whole file. `bits_per_weight` counts its tensors only.
+    `n_bytes` is the size of the whole file. `bits_per_weight` counts its tensors only. `template`: what edge found in
+    the chat template.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Converted:
     seconds: float
     sha256: str
     warnings: tuple[str, ...]
+    template: Findings = field(default_factory=Findings)
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,14 @@ def convert(
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
     seconds = time.monotonic() - begin
     return Converted(
-        out, types.shown, written.n_bytes, written.bits_per_weight, seconds, digest, tuple(warnings)
+        path=out,
+        quant=types.shown,
+        n_bytes=written.n_bytes,
+        bits_per_weight=written.bits_per_weight,
+        seconds=seconds,
+        sha256=digest,
+        warnings=tuple(warnings),
+        template=examine(checkpoint.chat_template or "", vocabulary_tokens(model.vocabulary)),
     )
 
 

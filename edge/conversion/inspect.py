@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from gguf import TokenType
 
+from edge.conversion.template import Findings, examine, stored_tokens
 from edge.errors import ModelFileError
 from edge.formats.adapter import AdapterFile, is_adapter, read_adapter
 from edge.formats.facts import TypeShare, calibration, origin, type_shares
@@ -29,7 +30,7 @@ from edge.formats.gguf import (
     read_tensors,
     sha256,
 )
-from edge.prompt import PromptSource, prompt_source, render_prompt, task_messages
+from edge.prompt import prompt_source, render_prompt, task_messages
 from edge.system.tables import display_width
 from edge.system.text import counted, masked
 
@@ -55,12 +56,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Template:
-    """The chat template. `status`: as in results. `reason`: why edge does not use the template, otherwise empty."""
+    """The chat template. `status`: as in results. `reason`: why edge does not use the template, otherwise empty.
+
+    `findings`: what can do harm in it, and what it does not take.
+    """
 
     characters: int
     first_line: str
     status: str
     reason: str
+    findings: Findings
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,7 @@ def inspect(
         header_bytes=_header_bytes(files, tensors),
         padding_bytes=sum(end - begin for file in files for begin, end in read_padding(file)),
         tokens=_tokens(path, metadata),
-        template=_template(prompt_source(path)),
+        template=_template(path, model),
         origin=origin(metadata),
         calibration=calibration(metadata),
         sha256=model_sha256(path),
@@ -294,13 +299,16 @@ def _tokens(path: Path, metadata: Mapping[str, object]) -> Tokens:
     )
 
 
-def _template(source: PromptSource) -> Template | None:
+def _template(path: Path, model: ModelFile) -> Template | None:
     """The template, tried on the messages that `edge run` sends."""
+    source = prompt_source(path)
     if source.template is None:
         return None
     rendered = render_prompt(task_messages("ls", "$"), source)
     first = next((line for line in source.template.splitlines() if line.strip()), "")
-    return Template(len(source.template), first, rendered.status, rendered.reason)
+    texts, kinds = (read_array(path, f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    findings = examine(source.template, stored_tokens(source, texts, kinds, model.end_ids))
+    return Template(len(source.template), first, rendered.status, rendered.reason, findings)
 
 
 # --- the text ---
@@ -369,6 +377,8 @@ def _template_lines(template: Template | None) -> list[str]:
     return [
         f"  template     {template.characters:,} characters; {made}{why}",
         f"               {_clean(template.first_line)}",
+        *([f"               {_clean(template.findings.note)}"] if template.findings.note else []),
+        *(f"  WARNING      {_clean(warning, 300)}" for warning in template.findings.warnings),
     ]
 
 
