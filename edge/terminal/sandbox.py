@@ -23,13 +23,15 @@ from pathlib import Path
 from types import TracebackType
 
 from edge.errors import SandboxError
-from edge.system.files import make_private, whole_file
+from edge.system.files import make_private, whole_file, write_all
 from edge.system.folders import make_folder, remove_folder
 from edge.terminal.archive import MOST_ENTRIES
 from edge.terminal.channel import Channel, Silent
 from edge.terminal.check import HOME, WORK, fault, memory_in_use, memory_of_machine
 from edge.terminal.check import Limits as Limits  # part of this module's interface
-from edge.terminal.packed import Base, copy_archive, pack, read_base, restore, write_nothing
+from edge.terminal.packed import Base, copy_archive
+from edge.terminal.saved import Saved as Saved  # part of this module's interface
+from edge.terminal.saved import begin
 from edge.terminal.sealed import sealed
 from edge.terminal.seccomp import seccomp_filter
 from edge.terminal.tmux import PROMPT
@@ -96,13 +98,24 @@ save() {
   [ "$1" = 0 ] && return "${unread:-$2}"
   return 2
 }
+# Sends the commits that the outside does not know, as a git bundle after its size; 0 if there are none.
+commits() {
+  cd "$WORK" && made=~/.edge-commits && rm -f "$made" &&
+    printf '^%s\n' $1 | git bundle create -q "$made" --ignore-missing --branches HEAD --stdin &&
+    size=$(stat -c %s "$made") && printf '%d\n' "$size" && head -c "$size" "$made" || printf '0\n'
+  rm -f "$made"
+}
 serve() {
-  while read -r -u 3 word token; do
+  while read -r -u 3 word token rest; do
     case $word in
       save)
         printf 'edge %s\n' "$token"
         (save)
         printf '%d\n' "$?"
+        ;;
+      commits)
+        printf 'edge %s\n' "$token"
+        (commits "$rest")
         ;;
       unlock) chmod -R u+rwX "$WORK" ;;
     esac
@@ -150,7 +163,7 @@ class Sandbox:
         cls,
         workdir: Path,
         limits: Limits = DEFAULT,
-        saved: "Saved | None" = None,
+        saved: Saved | None = None,
         protected: Collection[Path] = (),
         hidden: Collection[Path] = (),
     ) -> "Sandbox":
@@ -169,7 +182,7 @@ class Sandbox:
         pipes: list[int] = []
         try:
             argv = _command(folder, limits)
-            left_out, before, first = _begin(workdir, folder, limits, saved, hidden)
+            left_out, before, first = begin(workdir, folder, limits.disk, saved, hidden)
             _write_files(folder, limits)
             for name, flags in (("ask", os.O_RDWR), ("answer", os.O_RDONLY), ("info", os.O_RDONLY)):
                 os.mkfifo(folder / name, 0o600)
@@ -229,6 +242,34 @@ class Sandbox:
             raise SandboxError("the work folder cannot be saved: the sandbox does not answer") from None
         if status > 1:
             raise SandboxError("the work folder cannot be saved: some of its files cannot be read")
+
+    def commits(self, known: Collection[str], to: Path) -> bool:
+        """Write the commits that were made in the sandbox to the git bundle `to`; False if there are none.
+
+        `known`: commits that need not be in it. Nothing in it is checked. Raises SandboxError.
+        """
+        token = secrets.token_hex(8)
+        channel = Channel(self._answer, time.monotonic() + _PATIENCE, self.trouble)
+        try:
+            os.write(self._ask, f"commits {token} {' '.join(known)}\n".encode())
+            channel.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
+            line = channel.line()
+            size = int(line) if line.isdigit() and len(line) < 12 else -1
+            if not 0 <= size <= self.limits.temporary:
+                raise SandboxError("the commits cannot be saved: there are too many")
+            if size == 0:
+                return False
+            with whole_file(to) as (_, descriptor):
+                make_private(descriptor)
+                while size:
+                    piece = channel.read(size)
+                    write_all(descriptor, piece)
+                    size -= len(piece)
+            return True
+        except Silent as error:
+            raise SandboxError(f"the commits cannot be saved: {error}") from None
+        except OSError as error:
+            raise SandboxError(f"the commits cannot be saved: {error.strerror or error}") from None
 
     def trouble(self) -> str | None:
         """Why the sandbox has ended; None while it runs."""
@@ -333,40 +374,6 @@ class Sandbox:
 
 class _Unread(Exception):
     """Some of the work folder could not be read."""
-
-
-@dataclass(frozen=True)
-class Saved:
-    """The archives of a session. `key` seals them.
-
-    `work`: what changed in its work folder, and may come back. `first`: all of the folder when the session began.
-    """
-
-    work: Path
-    first: Path
-    key: bytes
-
-
-def _begin(
-    workdir: Path, folder: Path, limits: Limits, saved: Saved | None, hidden: Collection[Path]
-) -> tuple[tuple[str, ...], Base, Base]:
-    """Write the archives that the sandbox unpacks: `in.tar`, and over it `again.tar`.
-
-    Returns what is left out, the base of the session, and what is in its first archive. Raises SandboxError, OSError.
-    """
-    if saved is not None and saved.work.exists():
-        before, first = restore(saved.first, saved.work, saved.key, folder / "in.tar", folder / "again.tar")
-        return (), before, first
-    write_nothing(folder / "again.tar")
-    if saved is None:
-        left_out = pack(workdir, folder / "in.tar", limits.disk, hidden)
-    else:
-        saved.first.unlink(missing_ok=True)
-        saved.first.parent.mkdir(parents=True, exist_ok=True)
-        left_out = pack(workdir, saved.first, limits.disk, hidden, saved.key)
-        (folder / "in.tar").symlink_to(saved.first.absolute())
-    base = read_base(folder / "in.tar")
-    return left_out, base, base
 
 
 def _command(folder: Path, limits: Limits) -> list[str]:
