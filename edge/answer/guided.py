@@ -6,6 +6,7 @@ all of it.
 """
 
 import codecs
+import contextlib
 import itertools
 import json
 import re
@@ -107,6 +108,12 @@ def _one_line(message: object) -> str:
     return " ".join(str(message).split())[:300]
 
 
+def _forced(matcher: LLMatcher) -> list[int]:
+    """The tokens that must follow, as far as the matcher takes them; often none."""
+    tokens: list[int] = matcher.compute_ff_tokens()
+    return tokens[: matcher.validate_tokens(tokens)] if tokens else []
+
+
 class _Walk:
     """A matcher that goes forward from a state and back. It has one copy of the state: a long text has a large one."""
 
@@ -127,10 +134,8 @@ class _Walk:
         if taken < len(tokens):
             self.back(len(self.way) - taken)
             return False
-        while not self.matcher.is_accepting() and (forced := self.matcher.compute_ff_tokens()):
-            if self.matcher.try_consume_tokens(forced) != len(forced):
-                raise GrammarError("the grammar's matcher contradicts itself")
-            self.way += forced
+        while not self.matcher.is_accepting() and (forced := _forced(self.matcher)):
+            self.way += forced[: self.matcher.try_consume_tokens(forced)]
         return True
 
 
@@ -259,6 +264,8 @@ class Endings:
         bits = self._bits(matcher).view(np.uint8)
         mask = np.unpackbits(bits, bitorder="little")[: self._tokenizer.vocab_size].view(np.bool_)
         mask[self._end_ids] = matcher.is_accepting()
+        if not mask.any():
+            raise GrammarError("no token of this model's vocabulary can continue the answer")
         return mask
 
     def _bits(self, matcher: LLMatcher) -> NDArray[np.int32]:
@@ -279,7 +286,9 @@ class Endings:
             tokens = fitting[number]
             found |= dict.fromkeys([*tokens[:first], *tokens[len(tokens) - last :]])
         if not found:  # a vocabulary without single bytes
-            found = dict.fromkeys(np.flatnonzero(self.allowed(walk.matcher))[:_MOST_WITHOUT_BYTES].tolist())
+            with contextlib.suppress(GrammarError):
+                allowed = np.flatnonzero(self.allowed(walk.matcher))
+                found = dict.fromkeys(allowed[:_MOST_WITHOUT_BYTES].tolist())
         return list(found)
 
 
@@ -309,7 +318,7 @@ def guided_answer(
         if not writer.left:
             closed = bool(ending) or not matcher.is_accepting()
             break
-        forced = matcher.compute_ff_tokens()
+        forced = _forced(matcher)
         fits = _fits(endings, guide, matcher, forced, writer.left) if forced else None
         if fits is not None:
             ending = fits
@@ -317,7 +326,11 @@ def guided_answer(
             writer.force(forced)
             shown.add(b"".join(map(vocabulary.piece, forced)))
             continue
-        token = yield from writer.choose(accepts, lambda: endings.allowed(matcher))
+        try:
+            token = yield from writer.choose(accepts, lambda: endings.allowed(matcher))
+        except GrammarError:  # llguidance has reached one of its limits
+            closed = True
+            break
         if token in vocabulary.end_ids:
             writer.write(token)
             break
@@ -353,12 +366,13 @@ def _fits(
     endings: Endings, guide: Guide, matcher: LLMatcher, tokens: Sequence[int], left: int
 ) -> list[int] | None:
     """The ending after these tokens, if they and the ending fit; otherwise None."""
-    if len(tokens) > left or matcher.try_consume_tokens(list(tokens)) != len(tokens):
+    if len(tokens) > left:
         return None
+    taken = matcher.try_consume_tokens(list(tokens))
     try:
-        return endings.find(matcher, left - len(tokens), guide.literals)
+        return endings.find(matcher, left - taken, guide.literals) if taken == len(tokens) else None
     finally:
-        matcher.rollback(len(tokens))
+        matcher.rollback(taken)
 
 
 class _Shown:
