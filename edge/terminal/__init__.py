@@ -4,7 +4,6 @@ tmux        a real terminal in its own tmux server
 sandbox     a shell without network, on a copy of the work folder
 channel     reads what the sandbox answers
 check       checks from outside that the sandbox is in force
-seccomp     the filter of system calls
 archive     strict reader for untrusted tar archives
 packed      the archive of a work folder
 workfolder  compares the work folder with an archive and brings changes back

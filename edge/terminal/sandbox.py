@@ -23,13 +23,14 @@ from pathlib import Path
 from types import TracebackType
 
 from edge.errors import SandboxError
+from edge.system.confined import PATH, find_tool, system_mounts
 from edge.system.files import make_private, whole_file
 from edge.system.folders import make_folder, remove_folder
+from edge.system.seccomp import seccomp_filter
 from edge.terminal.channel import Channel, Silent
 from edge.terminal.check import HOME, WORK, fault, memory_in_use, memory_of_machine
 from edge.terminal.check import Limits as Limits  # part of this module's interface
 from edge.terminal.packed import Base, copy_archive, pack, read_base
-from edge.terminal.seccomp import seccomp_filter
 from edge.terminal.tmux import PROMPT
 from edge.terminal.workfolder import Changes, compare
 
@@ -39,9 +40,7 @@ _ROOT_BECOMES = 64_999  # the real user if edge runs as root: one that owns noth
 _PATIENCE = 60.0  # seconds for the sandbox to start or to send the work folder
 _WATCH = 0.1  # seconds between two checks of the memory
 _BEGIN = "/run/edge"  # the supervisor inside the sandbox
-_PATH = "/usr/local/bin:/usr/bin:/bin"
 
-_PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "nsswitch.conf", "localtime", "timezone"),
     *("os-release", "debian_version", "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki", "mime.types"),
@@ -309,11 +308,13 @@ def _command(folder: Path, limits: Limits) -> list[str]:
     """The command that starts the sandbox from the files in `folder`. Raises SandboxError if a tool is missing."""
     if sys.platform != "linux":
         raise SandboxError(NEEDS_LINUX)
-    tools = {name: _tool(name) for name in ("env", "bash", "bwrap", "tar", "awk", "chmod", "sleep", "stty")}
+    tools = {
+        name: find_tool(name) for name in ("env", "bash", "bwrap", "tar", "awk", "chmod", "sleep", "stty")
+    }
     become: list[str] = []
     if os.geteuid() == 0:
         user = str(_ROOT_BECOMES)
-        become = [_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs"]
+        become = [find_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs"]
         become += ["--inh-caps=-all", "--bounding-set=-all"]
     if os.stat(tools["bwrap"]).st_mode & 0o4000:
         raise SandboxError(
@@ -321,7 +322,7 @@ def _command(folder: Path, limits: Limits) -> list[str]:
         )
     plain = ["--noprofile", "--norc", "-c"]
     largest = max(limits.disk, limits.temporary)
-    argv = [tools["env"], "-i", f"PATH={_PATH}", tools["bash"], *plain, _OPEN, "edge", str(folder)]
+    argv = [tools["env"], "-i", f"PATH={PATH}", tools["bash"], *plain, _OPEN, "edge", str(folder)]
     # "." makes bash read the whole supervisor before it runs it, and close the file.
     argv += [*become, tools["bwrap"], "--args", "11", "bash", *plain, f". {_BEGIN}", "edge"]
     return [*argv, str(limits.processes), str(limits.memory // 1024), str(largest // 1024)]
@@ -337,32 +338,16 @@ def _write_files(folder: Path, limits: Limits) -> None:
     (folder / "arguments").write_text("".join(f"{word}\0" for word in _arguments(limits)))
 
 
-def _tool(name: str) -> str:
-    """The path of a program that the sandbox needs. Raises SandboxError if it is missing."""
-    if (place := shutil.which(name, path=_PATH)) is None:
-        package = {"bwrap": "bubblewrap", "setpriv": "util-linux", "awk": "mawk"}.get(name, name)
-        raise SandboxError(
-            f"the sandbox needs {name} in /usr/bin or /bin; on Debian and Ubuntu: apt-get install {package}"
-        )
-    return place
-
-
 def _arguments(limits: Limits) -> list[str]:
     """bubblewrap's arguments. It reads them from a file (--args), so that a list of processes does not show them."""
-    binds: list[str] = ["--ro-bind", "/usr", "/usr"]
-    for name in _PROGRAMS:
-        place = Path("/", name)
-        if place.is_symlink():
-            binds += ["--symlink", os.readlink(place), str(place)]
-        elif place.is_dir():
-            binds += ["--ro-bind", str(place), str(place)]
+    binds = system_mounts()
     for name in _ETC:
         binds += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     for descriptor, name in ((6, "/etc/passwd"), (7, "/etc/group"), (8, "/etc/hosts"), (12, _BEGIN)):
         binds += ["--ro-bind-data", str(descriptor), name]
     small = str(limits.temporary)
     environment = {
-        "PATH": _PATH,
+        "PATH": PATH,
         "HOME": HOME,
         "USER": "agent",
         "LOGNAME": "agent",

@@ -19,9 +19,9 @@ import pytest
 from escapes import POSSIBLE, SMALL, UNPRIVILEGED, Shell, World, has, sandboxed, until
 
 from edge.errors import SandboxError
+from edge.system.seccomp import seccomp_filter
 from edge.terminal.check import WORK
 from edge.terminal.sandbox import Sandbox
-from edge.terminal.seccomp import seccomp_filter
 from edge.terminal.tmux import Terminal
 
 pytestmark = [
