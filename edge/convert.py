@@ -15,7 +15,7 @@ from pathlib import Path
 from edge.conversion.adapter import ConvertedAdapter, convert_adapter
 from edge.conversion.families import make_plan
 from edge.conversion.header import Placed, write_header
-from edge.conversion.importance import read_importance
+from edge.conversion.importance import Importance, needs_weights, read_importance
 from edge.conversion.output import Replaced, header_run, output_place
 from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
@@ -41,9 +41,11 @@ from edge.system.outputs import check_output
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.places import check_disk
 from edge.system.progress import bar
+from edge.system.text import counted
 
 __all__ = ["Converted", "ConvertedAdapter", "TensorTypes", "convert", "convert_adapter"]
 
+_IDLE_TYPE = "q4_k"  # its blocks are as long as those of the types that need a matrix
 _OTHER_PLACE = "choose another place with --out"
 
 Say = Callable[[str], None]
@@ -137,6 +139,7 @@ def convert(
     types = check_options(quant, out, imatrix, calibrate, lora, tensor_types, threads)  # before the download
     checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
     if lora is not None:
+        make_plan(checkpoint)  # a base that lacks a matrix is refused, even if the adapter would bring it
         checkpoint = merge_lora(checkpoint, Path(lora))
     plan = make_plan(checkpoint)
     model = _Model(checkpoint, plan, make_vocabulary(checkpoint, plan.n_vocab), check, threads, say)
@@ -256,7 +259,7 @@ def _warnings(model: _Model) -> list[str]:
     """What the user must know about the checkpoint. Raises ConversionError if its chat template is hostile."""
     checkpoint, vocabulary = model.checkpoint, model.vocabulary
     template = _template_warnings(checkpoint, vocabulary)
-    return [*checkpoint.notes, *model.plan.notes, *template, *vocabulary.warnings]
+    return [*checkpoint.notes, *checkpoint.card.notes, *model.plan.notes, *template, *vocabulary.warnings]
 
 
 def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
@@ -333,11 +336,11 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        check_tokenization(path, model.checkpoint.folder / "tokenizer.json", add_special=special)
+        check_tokenization(path, model.vocabulary.tokenizer, add_special=special)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:
-        chosen, notes = _chosen(path, plan, types, has_imatrix=imatrix is not None)
+        chosen, notes = _chosen(path, plan, types, None if imatrix is None else importance)
         warnings += notes
         placed, n_bytes = _header(path, model, chosen, types.quant, importance.metadata)
     outputs = [
@@ -381,13 +384,13 @@ def _header(
 
 
 def _chosen(
-    path: Path, plan: Plan, types: _Types, *, has_imatrix: bool
+    path: Path, plan: Plan, types: _Types, importance: Importance | None
 ) -> tuple[list[tuple[TensorPlan, int]], list[str]]:
     """Each tensor with the type that llama.cpp chooses, in the order in which it writes them; and warnings."""
     choice = choose_types(
         path,
         FTYPES[types.quant],
-        has_imatrix=has_imatrix,
+        has_imatrix=importance is not None,
         output_type=types.output,
         embedding_type=types.embedding,
         overrides=types.patterns,
@@ -408,7 +411,36 @@ def _chosen(
             f"{choice.fallbacks} of {len(plan.tensors)} tensors use another type, because their rows cannot be "
             f"divided into {types.quant} blocks"
         )
-    return [(by_name[name], ggml.types()[kind]) for name, kind in choice.types.items()], warnings
+    chosen = [(by_name[name], ggml.types()[kind]) for name, kind in choice.types.items()]
+    if importance is not None:
+        chosen, notes = _without_weights(chosen, types, importance)
+        warnings += notes
+    return chosen, warnings
+
+
+def _without_weights(
+    chosen: list[tuple[TensorPlan, int]], types: _Types, importance: Importance
+) -> tuple[list[tuple[TensorPlan, int]], list[str]]:
+    """The types, with a larger one for what llama.cpp does not run: a matrix that it computed cannot have its weights.
+
+    A type that the user chose for a tensor stays.
+    """
+    larger = ggml.types()[_IDLE_TYPE]
+    changed = {
+        tensor.name
+        for tensor, number in chosen
+        if tensor.idle
+        and tensor.name not in importance.weights
+        and needs_weights(tensor.name, number, types.quant)
+        and not any(_matches(pattern, [tensor.name]) for pattern, _ in types.patterns)
+    }
+    if not changed:
+        return chosen, []
+    note = (
+        f"{counted(len(changed), 'tensor')} in {_IDLE_TYPE.upper()}, not in a type that needs an importance matrix: "
+        f"edge does not run them, so the matrix has no weights for them (such as {min(changed)})"
+    )
+    return [(t, larger if t.name in changed else number) for t, number in chosen], [note]
 
 
 def _matches(pattern: str, names: Iterable[str]) -> bool:

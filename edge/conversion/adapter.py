@@ -20,7 +20,7 @@ import numpy as np
 from edge.conversion.families import make_plan
 from edge.conversion.header import add_entries
 from edge.conversion.output import Replaced, header_run, output_place
-from edge.conversion.plan import Array, Plan, TensorPlan
+from edge.conversion.plan import Array, Plan, TensorPlan, Value
 from edge.errors import ConversionError
 from edge.formats.adapter import ALPHA, FLOAT_TYPES, A, B, is_applied, read_adapter
 from edge.formats.checkpoint import Checkpoint, StoredTensor, checkpoint_name, open_checkpoint, read_json
@@ -29,6 +29,7 @@ from edge.formats.floats import Floats, narrow, widen
 from edge.formats.gguf import remember, sha256
 from edge.formats.hub import HUB_ID, NEWEST, HubOptions
 from edge.formats.lora import MergedTensor, ReplacedTensor, check_adapter, merge_lora
+from edge.formats.model_card import CardFacts, read_card
 from edge.llama import ggml
 from edge.system.files import whole_file
 from edge.system.outputs import check_output
@@ -83,6 +84,7 @@ def convert_adapter(
     folder, kind = Path(folder), checked_type(quant)
     check_adapter(folder)
     checkpoint = open_checkpoint(base, revision=hub.revision, offline=hub.offline)
+    tied = all(tensor.name != "output.weight" for tensor in make_plan(checkpoint).tensors)
     merged = merge_lora(checkpoint, folder)
     plan = make_plan(merged)
     place_name = f"{checkpoint_name(folder)}-lora-{kind.lower()}.gguf"
@@ -91,12 +93,13 @@ def convert_adapter(
     check_output(path, [folder, checkpoint.folder, *files], error=ConversionError, streams=False)
     replaced = Replaced(path, force)
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
-    warnings = _warnings(folder, checkpoint, merged, plan)
-    factors = _factors(folder, checkpoint, plan)
+    card = read_card(folder)
+    warnings = [*card.notes, *_warnings(folder, checkpoint, merged, plan)]
+    factors = _factors(folder, checkpoint, plan, tied)
     alpha = _common_alpha(folder, factors)
     try:
         with whole_file(place) as (temporary, descriptor):
-            _write(temporary, _head(folder, checkpoint, plan, alpha), _tensors(factors, alpha, kind))
+            _write(temporary, _head(folder, checkpoint, plan, alpha, card), _tensors(factors, alpha, kind))
             replaced.check(header_run(temporary))
             seal(temporary, descriptor)
             written, digest = read_adapter(temporary), sha256(temporary)
@@ -157,9 +160,13 @@ def _recorded_base(folder: Path) -> str | None:
 # --- the factors ---
 
 
-def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan) -> list[_Factors]:
-    """The factors of every weight that the adapter changes, moved as the weight is. Raises ConversionError."""
-    tied = not any(tensor.name == "output.weight" for tensor in plan.tensors)
+def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan, tied: bool) -> list[_Factors]:
+    """The factors of every weight that the adapter changes, moved as the weight is. Raises ConversionError.
+
+    `tied`: the base has one matrix as embeddings and output.
+    """
+    if tied and any(tensor.name == "output.weight" for tensor in plan.tensors):
+        raise ConversionError(_one_matrix(folder))
     found = []
     for tensor in plan.tensors:
         for part in tensor.parts:
@@ -171,14 +178,18 @@ def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan) -> list[_Factors]
                 f"{folder}: changes {tensor.name}, and llama.cpp does not apply adapters to it; {_MERGE}"
             )
         if tensor.name == "token_embd.weight" and tied:
-            raise ConversionError(
-                f"{folder}: changes the embeddings, which the base also uses as its output; llama.cpp cannot run that: "
-                f"{_MERGE}"
-            )
+            raise ConversionError(_one_matrix(folder))
         found.append(_moved(tensor, _stacked(tensor)))
     if not found:
         raise ConversionError(f"{folder}: changes no weight of the text model")
     return found
+
+
+def _one_matrix(folder: Path) -> str:
+    return (
+        f"{folder}: changes the embeddings or the output, which are one matrix in the base; llama.cpp cannot run that: "
+        f"{_MERGE}"
+    )
 
 
 def _check_whole(folder: Path, checkpoint: Checkpoint, part: StoredTensor) -> None:
@@ -278,14 +289,15 @@ def _stored(name: str, values: Floats, kind: str) -> Array:
 
 
 def _head(
-    folder: Path, checkpoint: Checkpoint, plan: Plan, alpha: float
-) -> list[tuple[str, str | float | int]]:
-    """The metadata. `float` becomes FLOAT32, `int` UINT32."""
-    entries: list[tuple[str, str | float | int]] = [
+    folder: Path, checkpoint: Checkpoint, plan: Plan, alpha: float, card: CardFacts
+) -> list[tuple[str, Value]]:
+    """The metadata. `float` becomes FLOAT32, `int` UINT32. Of its card all but the base, which is known better."""
+    entries: list[tuple[str, Value]] = [
         ("general.architecture", plan.architecture),
         ("general.type", "adapter"),
         ("adapter.type", "lora"),
         ("general.name", checkpoint_name(folder)),
+        *((key, value) for key, value in card.entries if not key.startswith("general.base_model.")),
         ("general.base_model.count", 1),
         ("general.base_model.0.name", checkpoint.name),
     ]
@@ -301,9 +313,7 @@ def _head(
     ]
 
 
-def _write(
-    path: Path, head: Sequence[tuple[str, str | float | int]], tensors: Sequence[tuple[str, Array, str]]
-) -> None:
+def _write(path: Path, head: Sequence[tuple[str, Value]], tensors: Sequence[tuple[str, Array, str]]) -> None:
     writer = gguf.GGUFWriter(path, str(dict(head)["general.architecture"]))  # which writes it itself
     try:
         add_entries(writer, head[1:])

@@ -20,6 +20,8 @@ from edge.formats.facts import TypeShare, calibration, origin, type_shares
 from edge.formats.gguf import (
     ModelFile,
     TensorInfo,
+    model_sha256,
+    part_files,
     read_array,
     read_metadata,
     read_model_file,
@@ -103,7 +105,8 @@ class Inspection:
             str(model.path),
             f"  model        {_clean(model.name)}: {_clean(model.architecture)}, {model.n_params:,} parameters "
             f"({_clean(model.size_label)}), context {model.context_length:,}",
-            f"  file         {model.file_type}, {model.n_bytes:,} bytes, {model.bits_per_weight:.3f} bits per weight",
+            f"  file         {model.file_type}, {model.n_bytes:,} bytes, {model.bits_per_weight:.3f} bits per weight"
+            + (f", in {model.parts} parts" if model.parts > 1 else ""),
             f"  SHA-256      {self.sha256}",
             *_pairs("origin", self.origin),
             *_type_lines(self.types),
@@ -208,6 +211,7 @@ def inspect(
     if is_adapter(path):
         return _inspect_adapter(path, verify=verify, compared=source is not None)
     model = read_model_file(path)
+    files = part_files(path)
     metadata = read_metadata(path)
     tensors = read_tensors(path)
     problems: list[str] = []
@@ -226,17 +230,25 @@ def inspect(
         model=model,
         types=type_shares(tensors),
         tensors=tuple(tensors),
-        header_bytes=min((tensor.offset for tensor in tensors), default=model.n_bytes),
-        padding_bytes=sum(end - begin for begin, end in read_padding(path)),
+        header_bytes=_header_bytes(files, tensors),
+        padding_bytes=sum(end - begin for file in files for begin, end in read_padding(file)),
         tokens=_tokens(path, metadata),
         template=_template(prompt_source(path)),
         origin=origin(metadata),
         calibration=calibration(metadata),
-        sha256=sha256(path),
+        sha256=model_sha256(path),
         verified=verify,
         problems=tuple(problems),
         comparison=comparison,
     )
+
+
+def _header_bytes(files: Sequence[Path], tensors: Sequence[TensorInfo]) -> int:
+    """The bytes before the data, of all files of a model. A part without tensors is all header."""
+    begins: dict[int, int] = {}
+    for tensor in tensors:
+        begins[tensor.part] = min(tensor.offset, begins.get(tensor.part, tensor.offset))
+    return sum(begins.get(number, file.stat().st_size) for number, file in enumerate(files, 1))
 
 
 def _inspect_adapter(path: Path, *, verify: bool, compared: bool) -> AdapterInspection:

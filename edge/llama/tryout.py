@@ -13,8 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edge.errors import EdgeWarning, ModelFileError, SandboxError
-from edge.formats.gguf import read_model_file, recall, remember
-from edge.formats.models import parts
+from edge.formats.gguf import part_files, recall, remember
 from edge.system.child import signal_name
 from edge.system.confined import Outcome, run_confined, run_plain
 from edge.system.text import printable
@@ -24,7 +23,8 @@ _BYTES_A_SECOND = 10_000_000  # of a slow disk; a trial may take a minute more t
 
 def tried(path: Path) -> bool:
     """Whether an earlier trial with this version of llama.cpp succeeded, by path, size and modification time."""
-    return recall(path, "tried") == version("llama-cpp-python")
+    installed = version("llama-cpp-python")
+    return all(recall(file, "tried") == installed for file in part_files(path))
 
 
 def try_out(path: Path) -> None:
@@ -32,7 +32,7 @@ def try_out(path: Path) -> None:
 
     A successful trial is remembered for `tried`. Issues an EdgeWarning if the trial had no sandbox.
     """
-    files = parts(path, read_model_file(path).part[1])
+    files = part_files(path)
     patience = 60 + sum(file.stat().st_size for file in files) / _BYTES_A_SECOND
     try:
         outcome = _trial(path, files, patience)
@@ -61,7 +61,8 @@ def try_out(path: Path) -> None:
     if "began" not in said:
         raise ModelFileError(f"{path}: the trial in a child process cannot start: {_first_line(outcome)}")
     if outcome.status == 0:
-        remember(path, "tried", version("llama-cpp-python"))
+        for file in files:
+            remember(file, "tried", version("llama-cpp-python"))
 
 
 def _trial(path: Path, files: list[Path], patience: float) -> Outcome:

@@ -22,6 +22,7 @@ from edge.system.seccomp import seccomp_filter
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 _PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_DEBIAN = {"bwrap": "bubblewrap", "setpriv": "util-linux", "awk": "mawk", "find": "findutils"}
 _LIBRARIES = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime")  # of /etc
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSIDE = Path("/untrusted")  # the folder of the files inside
@@ -97,7 +98,7 @@ def run_plain(module: str, word: str, file: Path, timeout: float) -> Outcome:
 def find_tool(name: str) -> str:
     """The path of a program that a sandbox needs. Raises SandboxError if it is missing."""
     if (place := shutil.which(name, path=PATH)) is None:
-        package = {"bwrap": "bubblewrap", "setpriv": "util-linux", "awk": "mawk"}.get(name, name)
+        package = _DEBIAN.get(name, name)
         raise SandboxError(
             f"the sandbox needs {name} in /usr/bin or /bin; on Debian and Ubuntu: apt-get install {package}"
         )

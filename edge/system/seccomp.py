@@ -1,8 +1,9 @@
 """The sandboxes' filter of system calls: allows what programs there need, and nothing that bypasses the namespaces.
 
 A classic BPF program for seccomp(2), for x86-64 and ARM64. The numbers are from the kernel's arch/x86/entry/syscalls/
-syscall_64.tbl and include/uapi/asm-generic/unistd.h. A call that is on no list here gets ENOSYS, as from an older kernel,
-so that libraries use another call. tests/terminal/test_programs.py runs shells, compilers and package managers in it.
+syscall_64.tbl and include/uapi/asm-generic/unistd.h. A call that is on no list here gets ENOSYS, as from an older
+kernel, so that libraries use another call. tests/terminal/test_programs.py runs shells, compilers and package managers
+in it.
 """
 
 import errno
@@ -141,8 +142,8 @@ shutdown 48 210
 _CLONE, _IOCTL, _SOCKET, _SOCKETPAIR = (56, 220), (16, 29), (41, 198), (53, 199)
 _SETSOCKOPT, _PERSONALITY = (54, 208), (135, 92)
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
-# TIOCSTI, TIOCLINUX: insert input as if it was typed. TIOCSETD loads a line discipline of the kernel. TIOCEXCL keeps edge
-# out of the terminal. TIOCCONS takes the messages of the system's console.
+# TIOCSTI, TIOCLINUX: insert input as if it was typed. TIOCSETD loads a line discipline of the kernel. TIOCEXCL keeps
+# edge out of the terminal. TIOCCONS takes the messages of the system's console.
 _TERMINAL = (0x5412, 0x541C, 0x5423, 0x540C, 0x541D)
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
 _STREAM, _DATAGRAM, _TYPE_MASK = 1, 2, 0xF

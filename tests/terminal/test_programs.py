@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Programs that people and models use work under the sandbox's list of allowed system calls.
 
 .venv/bin/pytest tests/terminal/test_programs.py
@@ -203,7 +204,9 @@ def test_a_program_works(index: int, box: Shell) -> None:
     name, programs, _, _ = ROWS[index]
     if not has(*programs.split()):
         pytest.skip(f"needs {programs} in /usr/bin")
-    box.terminal.send(f"cd /app/{index}; clear; bash go.sh > out 2>&1; echo ended-{name[0]}{index}-$((1+1))\n")
+    box.terminal.send(
+        f"cd /app/{index}; clear; bash go.sh > out 2>&1; echo ended-{name[0]}{index}-$((1+1))\n"
+    )
     until(lambda: f"ended-{name[0]}{index}-2" in box.terminal.screen(), 120, f"{name} has not ended")
     said = Path(f"/proc/{box.pid}/root/app/{index}/out").read_text(errors="replace")
     assert said.rstrip().endswith("fine-42"), said
