@@ -10,6 +10,7 @@ from edge.answer.answering import AnswerKind
 from edge.answer.sampling import Sampling
 from edge.errors import EdgeError, PromptError
 from edge.prompt import Message, check_messages
+from edge.serve.messages import template_messages
 from edge.serve.response import ErrorKind
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -89,6 +90,10 @@ def read_chat(body: Mapping[str, Any], answers: AnswerKind = "action") -> Client
                 f"message {index} has the role {str(message['role'])[:40]!r}; use one of {', '.join(ROLES)}",
                 "messages",
             )
+    try:
+        messages = template_messages(messages)
+    except PromptError as error:
+        raise BadRequestError(str(error), "messages") from None
     return _read(body, messages, "", Guide(answers))
 
 
