@@ -17,7 +17,7 @@ from rich.text import Text
 from edge.agent.allow import Allowlist, is_name, read_allowlist
 from edge.agent.bring_back import Consent, Return, hidden_files
 from edge.agent.gate import Gate, all_of, allow_gate, closed_gate, open_gate
-from edge.agent.kept import archive_path, command, remove_old, sessions_folder
+from edge.agent.kept import archive_path, command, commits_path, first_path, remove_old, sessions_folder
 from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, SessionFacts, new_record_path
@@ -210,6 +210,8 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             return Ending(outcome, _DRY_RUN)
         whole = True
         if workplace.sandbox is not None and record.rows:
+            if outcome != "ended":
+                workplace.save_commits(commits_path(paths.record))
             if outcome in ("interrupted", "ended"):
                 _keep_archive(paths, interface)
             else:
@@ -371,22 +373,17 @@ def _start(
         except BaseException:
             if not record.rows:
                 record.finish("ended", "")
+                first_path(paths.record).unlink(missing_ok=True)
             raise
         yield started
 
 
 def _make_sandbox(options: SessionOptions, paths: _Paths, record: Record, interface: Interface) -> "Sandbox":
     """Prepare the sandbox. It does not see the records of sessions and their archives."""
-    from edge.terminal.sandbox import Sandbox  # it needs Linux
+    from edge.terminal.sandbox import Sandbox, Saved  # it needs Linux
 
-    archive = paths.archive if paths.archive.exists() else None
-    sandbox = Sandbox.prepare(
-        paths.folder,
-        options.sandbox,
-        archive,
-        hidden=hidden_files(paths.record),
-        key=record.key("work folder"),
-    )
+    saved = Saved(paths.archive, first_path(paths.record), record.key("work folder"))
+    sandbox = Sandbox.prepare(paths.folder, options.sandbox, saved, hidden=hidden_files(paths.record))
     if sandbox.left_out:
         more = " …" if len(sandbox.left_out) > 5 else ""
         interface.say(

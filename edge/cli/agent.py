@@ -107,7 +107,7 @@ def agent(
         int, typer.Option(min=16, help="Sandbox: maximum memory of all its processes in MiB.")
     ] = 2048,
     disk: Annotated[int, typer.Option(min=1, help="Sandbox: maximum size of the work folder in MiB.")] = 1024,
-    processes: Annotated[int, typer.Option(min=8, help="Sandbox: maximum number of processes.")] = 128,
+    processes: Annotated[int, typer.Option(min=16, help="Sandbox: maximum number of processes.")] = 128,
     dot_files: Annotated[
         bool,
         typer.Option(

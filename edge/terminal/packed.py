@@ -1,6 +1,7 @@
 """The archive of a work folder: packed for the sandbox, copied from the sandbox, read back.
 
-Every archive begins with the base: a list of what was in the folder when it was first packed.
+Every archive begins with the base: a list of what was in the folder when it was first packed. An archive of all begins
+a session. Those that follow hold all folders, and of the files only those that changed; they list the others (`kept`).
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from edge.terminal.archive import (
     read_entries,
 )
 from edge.terminal.opened import create_file, open_file, open_folder
-from edge.terminal.sealed import SEAL_BYTES, Writer, check_seal
+from edge.terminal.sealed import Writer, check_seal, sealed
 
 _PIECE = 1 << 20
 _LOOK = 2048  # bytes at the begin of a file that show a session record
@@ -48,12 +49,29 @@ Base = dict[str, Item]
 """The work folder as it was when it was packed, by path."""
 
 
-def pack(folder: Path, to: Path, most: int, hidden: Collection[Path] = ()) -> tuple[str, ...]:
+@dataclass
+class Head:
+    """The begin of an archive: its base, and the files that it does not hold because they are as in the first archive.
+
+    `kept` is None if the archive holds all files.
+    """
+
+    base: Base = field(default_factory=dict)
+    kept: frozenset[str] | None = None
+
+
+Entries = Iterator[tuple[Entry, Iterator[bytes]]]
+"""The entries of an archive, each with its content."""
+
+
+def pack(
+    folder: Path, to: Path, most: int, hidden: Collection[Path] = (), key: bytes | None = None
+) -> tuple[str, ...]:
     """Write a folder to the new file `to` as an archive, which begins with a list of what is in the folder now.
 
     Returns the paths that are left out: sockets, devices, FIFOs, what cannot be read, and files of sessions: those of
     `hidden`, and each file that begins as a session record or its work folder does. `most`: bytes of the archive.
-    Raises SandboxError if there are more, or more than 200,000 files.
+    `key`: seals it. Raises SandboxError if there are more, or more than 200,000 files.
     """
     with _temporary(to.with_name(to.name + ".body")) as body:
         packer = _Packer(folder, most, body, _identities(hidden))
@@ -71,10 +89,10 @@ def pack(folder: Path, to: Path, most: int, hidden: Collection[Path] = ()) -> tu
             ) from None
         body.write(END)
         body.seek(0)
-        with _private(to) as file:
-            write_head(packer.base, file)
+        with _private(to) as file, sealed(file, key) as out:
+            write_head(Head(packer.base), out)
             while piece := body.read(_PIECE):
-                file.write(piece)
+                out.write(piece)
     return tuple(packer.left_out)
 
 
@@ -143,7 +161,8 @@ def _identities(places: Collection[Path]) -> frozenset[tuple[int, int]]:
 
 def _of_a_session(descriptor: int) -> bool:
     """Whether an open file is a session record, or an archive of a work folder."""
-    begin = os.pread(descriptor, _LOOK, 0)
+    begin = os.read(descriptor, _LOOK)
+    os.lseek(descriptor, 0, os.SEEK_SET)
     row = begin.startswith(b'{"task_id": ') and _RECORD in begin.partition(b"\n")[0]
     return row or begin.startswith(HEAD.encode() + b"\0")
 
@@ -171,22 +190,30 @@ def pack_file(descriptor: int, path: str, body: Writer, *, exact: bool = False) 
 
 def read_base(packed: Path, key: bytes | None = None) -> Base:
     """The folder as it was when it was first packed. Raises SandboxError if the archive is damaged."""
-    with open_archive(packed, key) as (entries, base):
+    with open_archive(packed, key) as (entries, head):
         next(entries)
-        return base
+        return head.base
 
 
-def copy_archive(read: Callable[[int], bytes], base: Base, file: Writer, most: int) -> None:
+def copy_archive(
+    read: Callable[[int], bytes], base: Base, file: Writer, most: int, kept: frozenset[str] | None = None
+) -> None:
     """Copy the archive that a sandbox sends to `file`, with `base` first and every header written by edge.
 
-    `most`: bytes of content. Raises SandboxError if the archive is damaged or too large.
+    `most`: bytes of content. `kept`: what it does not hold; see `Head`. Raises SandboxError if the archive is damaged
+    or too large.
     """
-    write_archive(read_entries(read, most), base, file)
+    write_archive(read_entries(read, most), Head(base, kept), file)
 
 
-def write_archive(entries: Iterator[tuple[Entry, Iterator[bytes]]], base: Base, file: Writer) -> None:
-    """Write `base` and the entries to `file`. Hard links and devices become links to nowhere."""
-    write_head(base, file)
+def write_archive(entries: Entries, head: Head, file: Writer) -> None:
+    """Write `head` and the entries to `file`. Hard links and devices become links to nowhere."""
+    write_head(head, file)
+    _write_entries(entries, file)
+    file.write(END)
+
+
+def _write_entries(entries: Entries, file: Writer) -> None:
     for entry, content in entries:
         if entry.kind in ("file", "folder", "link"):
             file.write(header(entry))
@@ -195,19 +222,38 @@ def write_archive(entries: Iterator[tuple[Entry, Iterator[bytes]]], base: Base, 
             file.write(padding(entry.size))
         else:  # kept as a link to nowhere, so that `compare` can report it
             file.write(header(Entry(entry.path, "link", target=f"/{entry.kind}")))
-    file.write(END)
 
 
-def unseal(packed: Path, key: bytes) -> None:
-    """Check the seal of an archive, and cut it off. Raises SandboxError, OSError."""
-    with packed.open("r+b") as file:
-        check_seal(file, key)
-        file.truncate(os.fstat(file.fileno()).st_size - SEAL_BYTES)
+def write_nothing(to: Path) -> None:
+    """Write an archive of an empty folder to the new file `to`. Raises OSError."""
+    with _private(to) as file:
+        file.write(header(Entry("", "folder")) + END)
 
 
-def write_head(base: Base, file: Writer) -> None:
-    """Write the begin of an archive: its base. Raises SandboxError if it is too large."""
-    file.write(head_blocks({path: [item.kind, item.executable, item.content] for path, item in base.items()}))
+def restore(first: Path, saved: Path, key: bytes | None, to: Path, again: Path) -> tuple[Base, Base]:
+    """Write what a sandbox needs to go on from `saved`, whose unchanged files are in `first`.
+
+    The new files: `to`, an archive of all; `again`, an archive of what is not as in `first`. Returns the base of
+    `saved` and that of `first`. `key`: of the seals. Raises SandboxError, OSError.
+    """
+    with open_archive(saved, key) as (entries, head), _private(again) as file:
+        _write_entries(entries, file)
+        file.write(END)
+    with open_archive(first, key) as (entries, begin), _private(to) as file:
+        next(entries)  # the work folder itself
+        write_head(head, file)
+        _write_entries(((e, c) for e, c in entries if head.kept is None or e.path in head.kept), file)
+        with open_archive(again) as (more, _):
+            _write_entries(more, file)
+        file.write(END)
+    return head.base, begin.base
+
+
+def write_head(head: Head, file: Writer) -> None:
+    """Write the begin of an archive. Raises SandboxError if it is too large."""
+    items = {path: [item.kind, item.executable, item.content] for path, item in head.base.items()}
+    kept = {} if head.kept is None else {"kept": sorted(head.kept)}
+    file.write(head_blocks({"base": items, **kept}))
 
 
 @contextlib.contextmanager
@@ -224,14 +270,12 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def open_archive(
-    packed: Path, key: bytes | None = None
-) -> Iterator[tuple[Iterator[tuple[Entry, Iterator[bytes]]], Base]]:
-    """The entries of an archive on disk, and its base, which is empty until the first entry is read.
+def open_archive(packed: Path, key: bytes | None = None) -> Iterator[tuple[Entries, Head]]:
+    """The entries of an archive on disk, and its head, which is empty until the first entry is read.
 
     `key`: check the seal of the file. Raises SandboxError.
     """
-    base: Base = {}
+    head = Head()
     try:
         with packed.open("rb") as file:
             state = os.fstat(file.fileno())
@@ -239,20 +283,22 @@ def open_archive(
                 raise SandboxError("is not a regular file")
             if key is not None:
                 check_seal(file, key)
-            yield read_entries(file.read, state.st_size, lambda value: _read_base(value, base)), base
+            yield read_entries(file.read, state.st_size, lambda value: _read_head(value, head)), head
     except SandboxError as error:
         raise SandboxError(f"{packed}: {error}") from None
     except OSError as error:
         raise SandboxError(f"{packed}: {error.strerror or error}") from None
 
 
-def _read_base(value: Any, base: Base) -> None:
+def _read_head(value: Any, head: Head) -> None:
     try:
-        for path, (kind, executable, content) in value.items():
+        if (kept := value.get("kept")) is not None:
+            head.kept = frozenset(map(str, kept))
+        for path, (kind, executable, content) in value["base"].items():
             parts = path.split("/")
             known = kind in ("file", "folder", "link") and isinstance(executable, bool)
             if not known or not isinstance(content, str) or any(part in ("", ".", "..") for part in parts):
                 raise ValueError
-            base[path] = Item(kind, executable, content)
-    except (AttributeError, TypeError, ValueError):
+            head.base[path] = Item(kind, executable, content)
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise SandboxError("its list of files is damaged: remove it and start a new session") from None

@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 from edge.errors import SandboxError
 
-SEAL_BYTES = 32
+_SEAL_BYTES = 32
 _PIECE = 1 << 20
 
 
@@ -45,12 +45,12 @@ def sealed(file: BinaryIO, key: bytes | None) -> Iterator[Writer]:
 
 def check_seal(file: BinaryIO, key: bytes) -> None:
     """Check the seal of a whole file, then go back to its begin. Raises SandboxError if it is not right, OSError."""
-    left = os.fstat(file.fileno()).st_size - SEAL_BYTES
+    left = os.fstat(file.fileno()).st_size - _SEAL_BYTES
     mac = hmac.new(key, digestmod=hashlib.sha256)
     while left > 0 and (piece := file.read(min(left, _PIECE))):
         mac.update(piece)
         left -= len(piece)
-    if left or not hmac.compare_digest(file.read(SEAL_BYTES), mac.digest()):
+    if left or not hmac.compare_digest(file.read(_SEAL_BYTES), mac.digest()):
         raise SandboxError(
             "this session did not write it, or it changed since: edge does not use it; remove it"
         )

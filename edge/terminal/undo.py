@@ -9,7 +9,7 @@ import os
 from edge.errors import SandboxError
 from edge.terminal.archive import END, Entry, header
 from edge.terminal.opened import folder_of, open_file
-from edge.terminal.packed import Base, Item, pack_file, write_head
+from edge.terminal.packed import Base, Head, Item, pack_file, write_head
 from edge.terminal.place import CHANGED
 from edge.terminal.sealed import Writer
 
@@ -25,7 +25,7 @@ def write_undo(root: int, before: Base, after: Base, out: Writer) -> None:
         for end in range(1, len(parts))
     }
     folders = {path: Item("folder", True) for path in around - set(before) - set(after)}
-    write_head(folders | after, out)
+    write_head(Head(folders | after), out)
     out.write(header(Entry("", "folder")))
     for path in sorted((*folders, *before), key=lambda path: path.split("/")):
         _write_one(root, path, (folders | before)[path], out)

@@ -18,7 +18,7 @@ from edge.system.files import make_private, whole_file
 from edge.terminal.links import leads_out
 from edge.terminal.obeyed import instructs_agents
 from edge.terminal.opened import folder_of, open_file, open_folder
-from edge.terminal.packed import Base, Item, open_archive, write_archive
+from edge.terminal.packed import Base, Head, Item, open_archive, write_archive
 from edge.terminal.place import CHANGED, Write, delete_entry, item_of, state_of, write_entry
 from edge.terminal.repository import Repositories, hidden
 from edge.terminal.sealed import sealed
@@ -51,6 +51,7 @@ class Comparison:
     _key: bytes | None
     _own: bool
     _base: Base
+    _kept: frozenset[str] | None
     _after: Base  # what the archive holds
     _write: dict[str, Item | None]  # the paths to write, with what is there now
 
@@ -160,7 +161,7 @@ class Comparison:
         ):
             make_private(descriptor)
             with open(descriptor, "wb", closefd=False) as file, sealed(file, self._key) as out:
-                write_archive(entries, base, out)
+                write_archive(entries, Head(base, self._kept), out)
 
 
 def compare(
@@ -180,15 +181,20 @@ def compare(
     """
     guarded = {Path(os.path.realpath(path)) for path in protected}
     place = Path(os.path.realpath(folder))
-    with open_folder(folder) as root, open_archive(packed, key) as (entries, base):
+    with open_folder(folder) as root, open_archive(packed, key) as (entries, head):
+        base = head.base
         comparer = _Comparer(root, place, guarded, dot_files, own)
         for entry, content in entries:
             if entry.path:
                 comparer.see(entry.path, item_of(entry, content), base.get(entry.path))
         for path, before in base.items():
+            if path in (head.kept or ()):
+                comparer.after.setdefault(path, before)
             comparer.see_missing(path, before)
         comparer.look_around(base)
-    return Comparison(comparer.changes(), folder, packed, key, own, base, comparer.after, comparer.write)
+    return Comparison(
+        comparer.changes(), folder, packed, key, own, base, head.kept, comparer.after, comparer.write
+    )
 
 
 @dataclass

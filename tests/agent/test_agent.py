@@ -280,7 +280,20 @@ def test_time_is_up_in_the_middle_of_an_answer(folder: Path, tiny_q4: Path) -> N
 def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> None:
     tools = Path(tempfile.mkdtemp(prefix="edge-tools-"))  # other users cannot open pytest's folders
     tools.chmod(0o755)
-    for name in ("env", "bash", "setpriv", "tar", "awk", "chmod", "sleep", "stty"):
+    for name in (
+        "env",
+        "bash",
+        "setpriv",
+        "tar",
+        "awk",
+        "chmod",
+        "sleep",
+        "stty",
+        "find",
+        "sort",
+        "comm",
+        "sed",
+    ):
         if place := shutil.which(name):
             (tools / name).symlink_to(place)
     # The sandbox takes its programs from fixed folders; this test replaces them by `tools`.
@@ -296,7 +309,7 @@ def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> 
         "--model",
         str(tiny_q4),
     ]
-    arguments += [*SMALL, "--sandbox", "--yes"]
+    arguments += [*SMALL, "--sandbox", "--yes", "--workdir", str(folder)]
     env = environment(folder)
 
     def tried() -> str:
@@ -363,7 +376,7 @@ def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -
         terminal.send("?\n")
         until(lambda: terminal.screen().count("[s]top?") == 2)
         assert "a   edge types these keystrokes into your own shell" in terminal.screen()
-        assert "edge waits that long before it types more" in terminal.screen()
+        assert "edge waits up to that long before it types more" in terminal.screen()
         terminal.send("x\n")  # not a valid answer: edge asks again
         terminal.send("r\n")
         until(lambda: terminal.screen().rstrip().endswith("(the model reads it):"))
@@ -678,6 +691,18 @@ def test_withheld_files_can_come_back_after_the_end(folder: Path, tiny_q4: Path)
     done = run(folder, "agent", "--resume", record, *arguments, "--dot-files")
     assert done.returncode == 0 and "+ .env" in done.stdout and not kept.exists()
     assert (folder / ".env").read_text() == "KEY=1\n" and len(rows_of(record)) == 1
+
+
+@needs_sandbox
+@pytest.mark.parametrize("place", ["folder", ".", "/"])
+def test_the_home_folder_needs_a_word(folder: Path, tiny_q4: Path, place: str) -> None:
+    """A sandboxed session in the home folder, in one that contains it, or in /."""
+    here = folder.parent / place
+    line = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), "--sandbox", "--yes"]
+    env = environment(folder)
+    done = subprocess.run(line, cwd=here, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and "holds your home folder" in done.stderr and "--workdir" in done.stderr
+    assert not list((folder.parent / "state").rglob("*.jsonl"))
 
 
 @needs_sandbox

@@ -177,8 +177,8 @@ ACTED_ON = {
         ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json"
     ),
 }
-ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md index.js
-main.go image.png test_a.py config.json make.py x/hook.py tests/data.csv package.txt
+ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md
+index.js main.go image.png test_a.py config.json make.py x/hook.py tests/data.csv package.txt
 claude_notes.txt my-claude.md.txt"""
 
 
