@@ -323,11 +323,11 @@ def _check_place(folder: Path) -> None:
 
 
 def _new_record(options: SessionOptions, paths: _Paths) -> Record:
-    if options.permission.sandbox and os.path.lexists(paths.archive):
-        raise AgentError(
-            f"{paths.archive}: already exists, and is the work folder of another session: choose another --record, "
-            "or remove it"
-        )
+    for path in (paths.archive, first_path(paths.record), commits_path(paths.record)):
+        if options.permission.sandbox and os.path.lexists(path):
+            raise AgentError(
+                f"{path}: already exists, and is of another session: choose another --record, or remove it"
+            )
     facts: SessionFacts = {
         "task": options.task or "",
         "model": str(paths.model.absolute()),
