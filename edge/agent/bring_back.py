@@ -9,6 +9,7 @@ from rich.console import Console
 from edge.agent.kept import (
     archive_path,
     command,
+    commits_path,
     find_session,
     first_path,
     new_undo_path,
@@ -19,8 +20,9 @@ from edge.agent.listing import shown_changes, shown_diff
 from edge.agent.record import Record
 from edge.agent.review import ask, discard_typed_ahead
 from edge.agent.seal import key_path
-from edge.errors import AgentError
+from edge.errors import AgentError, SandboxError
 from edge.system.text import counted, printable
+from edge.terminal.commits import Commits, check_commits, fetch_commits
 from edge.terminal.workfolder import Changes, Comparison, compare
 
 _MOST_LOST = 20  # files that an unattended session may delete
@@ -87,14 +89,42 @@ class Return:
         held = unattended and _loses_much(comparison)
         if held:
             comparison = comparison.without_losses(_MANY)
+        commits = self._commits()
         self.console.print(shown_changes(comparison))
-        if comparison.changes and not self._agrees(comparison):
+        if commits is not None:
+            self.console.print(str(commits), markup=False)
+        if (comparison.changes or commits is not None) and not self._agrees(comparison):
             self._say_how(f"nothing was brought back; the agent's work folder is in {archive}")
             return not self.consent.yes
+        if commits is not None:
+            self._fetch(commits)
         self._apply(comparison, archive)
         if held:
             self._say_how(f"no file was deleted, because {_MANY}")
         return not held
+
+    def _commits(self) -> Commits | None:
+        """The commits of the session, if git finds nothing wrong with them."""
+        bundle = commits_path(self.record.path)
+        if self.dot_files or not bundle.exists():  # with --dot-files, .git itself comes back
+            return None
+        try:
+            return check_commits(self.folder, bundle, self.record.path.stem)
+        except SandboxError as error:
+            self.say(f"the commits are not brought back: {printable(str(error))}; they are in {bundle}")
+            return None
+
+    def _fetch(self, commits: Commits) -> None:
+        names = ", ".join(commits.branches.values())
+        try:
+            fetch_commits(self.folder, commits)
+        except SandboxError as error:
+            self.say(
+                f"the commits are not brought back: {printable(str(error))}; they are in {commits.bundle}"
+            )
+            return
+        commits.bundle.unlink(missing_ok=True)
+        self.say(f"the commits are in {names}; nothing of it is checked out")
 
     def _own_files(self) -> list[Path]:
         return [Path(file) for file in self.record.facts.get("own_files", [])]

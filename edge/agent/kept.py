@@ -35,6 +35,11 @@ def first_path(record: Path) -> Path:
     return record.with_name(record.name + ".first.tar")
 
 
+def commits_path(record: Path) -> Path:
+    """Where a sandboxed session keeps the commits that were made in it, as a git bundle, until edge fetches them."""
+    return record.with_name(record.name + ".commits.bundle")
+
+
 def undo_paths(record: Path) -> list[Path]:
     """The archives that undo what the session brought back, the oldest first."""
     found = [(int(number[1]), path) for path in record.parent.iterdir() if (number := _undo(record, path))]

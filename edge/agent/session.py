@@ -16,7 +16,7 @@ from rich.console import Console
 from edge.agent.allow import Allowlist, is_name, read_allowlist
 from edge.agent.bring_back import Consent, Return, hidden_files
 from edge.agent.gate import Gate, all_of, allow_gate, closed_gate, open_gate
-from edge.agent.kept import archive_path, command, first_path, remove_old, sessions_folder
+from edge.agent.kept import archive_path, command, commits_path, first_path, remove_old, sessions_folder
 from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, SessionFacts, new_record_path
@@ -212,6 +212,8 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             return Ending(outcome, _DRY_RUN)
         whole = True
         if workplace.sandbox is not None and record.rows:
+            if outcome != "ended":
+                workplace.save_commits(commits_path(paths.record))
             if outcome in ("interrupted", "ended"):
                 _keep_archive(paths, interface)
             else:

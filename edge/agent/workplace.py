@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edge.agent.wording import not_saved, not_typed
 from edge.answer.action import Command
 from edge.errors import AgentError, SandboxError
+from edge.terminal.commits import known_commits, repository_of
 from edge.terminal.tmux import MAX_DURATION, SHELL, Terminal
 
 if TYPE_CHECKING:
@@ -76,6 +77,18 @@ class Workplace:
             self.unsaved = str(error)
             self.notes.append(not_saved(self.unsaved))
             self.say(self.notes[-1])
+
+    def save_commits(self, bundle: Path) -> None:
+        """Save the commits that were made in the sandbox to a git bundle, if there are new ones."""
+        if self.sandbox is None:
+            return
+        try:
+            bundle.unlink(missing_ok=True)
+            known = known_commits(self.folder)
+            if known or repository_of(self.folder) is not None:
+                self.sandbox.commits(known, bundle)
+        except (SandboxError, OSError) as error:
+            self.say(str(error))
 
     def last_output(self) -> str:
         """What is new in the terminal; empty if tmux has ended."""

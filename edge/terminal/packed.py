@@ -161,7 +161,8 @@ def _identities(places: Collection[Path]) -> frozenset[tuple[int, int]]:
 
 def _of_a_session(descriptor: int) -> bool:
     """Whether an open file is a session record, or an archive of a work folder."""
-    begin = os.pread(descriptor, _LOOK, 0)
+    begin = os.read(descriptor, _LOOK)
+    os.lseek(descriptor, 0, os.SEEK_SET)
     row = begin.startswith(b'{"task_id": ') and _RECORD in begin.partition(b"\n")[0]
     return row or begin.startswith(HEAD.encode() + b"\0")
 

@@ -642,6 +642,18 @@ def test_withheld_files_can_come_back_after_the_end(folder: Path, tiny_q4: Path)
 
 
 @needs_sandbox
+@pytest.mark.parametrize("place", ["folder", ".", "/"])
+def test_the_home_folder_needs_a_word(folder: Path, tiny_q4: Path, place: str) -> None:
+    """A sandboxed session in the home folder, in one that contains it, or in /."""
+    here = folder.parent / place
+    line = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), "--sandbox", "--yes"]
+    env = environment(folder)
+    done = subprocess.run(line, cwd=here, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and "holds your home folder" in done.stderr and "--workdir" in done.stderr
+    assert not list((folder.parent / "state").rglob("*.jsonl"))
+
+
+@needs_sandbox
 def test_another_sessions_work_folder_is_not_taken(folder: Path, tiny_q4: Path) -> None:
     record = folder.parent / "session.jsonl"
     kept = folder.parent / "session.jsonl.work.tar"

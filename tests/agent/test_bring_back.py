@@ -259,6 +259,25 @@ def test_it_comes_back_into_the_current_folder_only(folder: Path, monkeypatch: p
     assert (folder / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("answers", "comes"), [("y\nn\n", False), ("n\n", False), ("y\n", False), ("y\ny\n", True)]
+)
+def test_a_person_is_asked_again_for_another_folder(
+    answers: str, comes: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = make_session(folder, delete("file0", "file1", "file2"))
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answers))
+    person = Person()
+    person.brings_back(record, Consent(person=True))
+    assert (folder / "file0").exists() is not comes
+    shown = person.shown.getvalue()
+    assert "This deletes or empties 3 files of 10." in shown and "Changes in the work folder" in shown
+    assert archive_path(record).exists() is not comes
+    how = f"to bring it back: cd {folder} && edge agent --bring-back {record}"
+    assert (how in person.said) is not comes
+
+
 def delete(*names: str) -> Callable[[Path], None]:
     return lambda inside: [(inside / name).unlink() for name in names] and None
 

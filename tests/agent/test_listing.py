@@ -177,8 +177,9 @@ ACTED_ON = {
         ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json"
     ),
 }
-ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md index.js main.go
-image.png test_a.py config.json make.py x/hook.py tests/data.csv package.txt claude_notes.txt my-claude.md.txt"""
+ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md
+index.js main.go image.png test_a.py config.json make.py x/hook.py tests/data.csv package.txt
+claude_notes.txt my-claude.md.txt"""
 
 
 def test_names_that_agents_and_programs_act_on() -> None:
