@@ -2,6 +2,7 @@
 
 families/        one table for each architecture
 plan             which tensors and metadata a checkpoint becomes
+template         what a chat template does that the user must know
 tokenizer        the vocabulary of the GGUF
 pre_tokenizer    llama.cpp's name for a pre-tokenizer
 added_tokens     the tokenizer as transformers assembles it
