@@ -152,8 +152,8 @@ def test_no_changes(session: Session) -> None:
 # --- names ---
 
 AGENTS = """AGENTS.md AGENTS.override.md CLAUDE.md CLAUDE.local.md QWEN.md GEMINI.md .cursorrules mcp.json
-.mcp.json crush.json CRUSH.md opencode.json opencode.jsonc CONVENTIONS.md WARP.md copilot-
-instructions.md .windsurfrules .clinerules .goosehints a.instructions.md rules.mdc agents.MD
+.mcp.json crush.json CRUSH.md opencode.json opencode.jsonc CONVENTIONS.md WARP.md copilot-instructions.md
+.windsurfrules .clinerules .goosehints a.instructions.md rules.mdc agents.MD
 claude.md .aider.conf.yml .roomodes SKILL.md claude_desktop_config.json AGENT\u200bS.md ＡGENTS.md"""
 ACTED_ON = {
     "build file": (
