@@ -12,6 +12,7 @@ package        one file out of a wheel of a package index
 default_model  the base of edge's default model
 lora           merges a LoRA adapter into a checkpoint
 adapter_tokenizer  the tokenizer and the chat template beside a LoRA adapter
+template_triggers  what a chat template does for certain contents only
 tied           embeddings and output: one matrix or two
 foreign        weights of other programs that edge refuses by name
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
