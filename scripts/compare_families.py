@@ -3,9 +3,9 @@
     python scripts/compare_families.py LLAMA_CPP [FAMILY ...]
 
 LLAMA_CPP is a source tree of llama.cpp of the version in llama-cpp-python. The sdist of llama-cpp-python has one in
-vendor/llama.cpp. The families are those of tests/helpers/make_random.py. Both converters write bfloat16. The script
-compares
-every tensor's name, type, shape and bits, and all metadata. It fails if an entry differs that is not in EXPECTED.
+vendor/llama.cpp. The families are those of tests/helpers/make_random.py, each with a model card. Both converters write
+bfloat16. The script compares every tensor's name, type, shape and bits, and all metadata. It fails if an entry differs
+that is not in EXPECTED.
 
 llama.cpp's converter needs two changes. Its table of tokenizer hashes does not know a tokenizer that was made here, so
 it gets the name of the pre-tokenizer. If the published model has a tokenizer.model, it gets one with the pieces of
@@ -36,11 +36,23 @@ PRE = {
 SENTENCEPIECE = ("gemma3", "gemma3-parent", "mistral")  # published with a tokenizer.model
 
 EXPECTED = {
+    "edge.crc32": "the checksums of edge",
+    "edge.version": "the version of edge",
     "general.name": "the folder's name, unchanged or as a title",
     "tokenizer.ggml.eot_token_id": "a second EOS of generation_config.json, which llama.cpp's converter does not read",
     "tokenizer.ggml.add_eos_token": "false; llama.cpp's converter relies on the default, which is false",
 }
 
+CARD = """---
+license: other
+license_name: a-licence
+language: [en, ko]
+tags: [terminal]
+pipeline_tag: text-generation
+base_model: [owner/base-8b-v2-instruct, "https://huggingface.co/owner/other"]
+datasets: owner/rows
+---
+"""
 STAND_IN = """
 import json
 
@@ -148,6 +160,7 @@ def compare(family: str, llama_cpp: Path) -> bool:
             Path(name) / "model"
         )  # a neutral name: the peer reads sizes and versions from the folder's name
         FAMILIES[family](folder)
+        (folder / "README.md").write_text(CARD, encoding="utf-8")
         ours, theirs = Path(name) / "edge.gguf", Path(name) / "llama.cpp.gguf"
         done = convert(folder, quant="BF16", out=ours, threads=1)
         peer(llama_cpp, family, folder, theirs)
