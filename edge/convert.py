@@ -142,6 +142,7 @@ def convert(
     types = check_options(quant, out, imatrix, calibrate, lora, tensor_types, threads)  # before the download
     checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
     if lora is not None:
+        make_plan(checkpoint)  # a base that lacks a matrix is refused, even if the adapter would bring it
         checkpoint = merge_lora(checkpoint, Path(lora))
     plan = make_plan(checkpoint)
     model = _Model(checkpoint, plan, make_vocabulary(checkpoint, plan.n_vocab), check, threads, say)
@@ -261,7 +262,8 @@ def _check_options(
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
     """The files of a checkpoint that the output must not replace."""
-    return [*(tensor.file for tensor in checkpoint.tensors.values()), checkpoint.folder / "tokenizer.json"]
+    tokenizers = (checkpoint.folder / "tokenizer.json", checkpoint.tokenizer_file)
+    return [*(tensor.file for tensor in checkpoint.tensors.values()), *tokenizers]
 
 
 def _warnings(model: _Model) -> list[str]:
@@ -345,7 +347,8 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        check_tokenization(path, model.checkpoint.folder / "tokenizer.json", add_special=special)
+        vocabulary = model.vocabulary
+        check_tokenization(path, vocabulary.tokenizer, add_special=special, space=vocabulary.space)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:

@@ -3,9 +3,9 @@
     python scripts/compare_families.py LLAMA_CPP [FAMILY ...]
 
 LLAMA_CPP is a source tree of llama.cpp of the version in llama-cpp-python. The sdist of llama-cpp-python has one in
-vendor/llama.cpp. The families are those of tests/helpers/make_random.py, each with a model card. Both converters write
-bfloat16. The script compares every tensor's name, type, shape and bits, and all metadata. It fails if an entry differs
-that is not in EXPECTED.
+vendor/llama.cpp. The families are those of tests/helpers/make_random.py, and the CASES of this file, each with a model
+card. Both converters write bfloat16. The script compares every tensor's name, type, shape and bits, and all metadata. It
+fails if an entry differs that is not in EXPECTED.
 
 llama.cpp's converter needs two changes. Its table of tokenizer hashes does not know a tokenizer that was made here, so
 it gets the name of the pre-tokenizer. If the published model has a tokenizer.model, it gets one with the pieces of
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,37 @@ PRE = {
     "mistral-tekken": "tekken",
     "ministral3": "tekken",
 }
-SENTENCEPIECE = ("gemma3", "gemma3-parent", "mistral")  # published with a tokenizer.model
+SENTENCEPIECE = (
+    "gemma3",
+    "gemma3-image",
+    "gemma3-parent",
+    "mistral",
+    "mistral-metaspace",
+)  # published with a tokenizer.model
+
+# Folders as people have them: a family, and what makes of it.
+CASES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "qwen3-tied": ("qwen3", lambda folder: tied(folder, own=False)),
+    "qwen3-tied-own": ("qwen3", lambda folder: tied(folder, own=True)),
+    "qwen3-index": ("qwen3", lambda folder: with_index(folder)),
+    "qwen3-removed": ("qwen3", lambda folder: removed(folder)),
+    "gemma3-image": ("gemma3", lambda folder: image_token(folder)),
+    "mistral-metaspace": ("mistral", lambda folder: metaspace(folder)),
+}
 
 EXPECTED = {
-    "edge.crc32": "the checksums of edge",
-    "edge.version": "the version of edge",
     "general.name": "the folder's name, unchanged or as a title",
     "tokenizer.ggml.eot_token_id": "a second EOS of generation_config.json, which llama.cpp's converter does not read",
     "tokenizer.ggml.add_eos_token": "false; llama.cpp's converter relies on the default, which is false",
+    "edge.version": "only edge's files have it",
+    "edge.crc32": "only edge's files have it",
+}
+
+# What differs in one case only.
+EXPECTED_IN = {
+    "mistral-metaspace": {
+        "tokenizer.ggml.add_space_prefix": "false, so that prompts have the tokens of transformers",
+    }
 }
 
 CARD = """---
@@ -80,6 +104,58 @@ import conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: PRE
 runpy.run_path(SCRIPT, run_name="__main__")
 """
+
+
+def tied(folder: Path, *, own: bool) -> None:
+    """Tie the output matrix to the embeddings in config.json, and remove it unless the model has its `own`."""
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(folder / "model.safetensors")
+    if not own:
+        del stored["lm_head.weight"]
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
+
+
+def with_index(folder: Path) -> None:
+    """Add an index whose only file is model.safetensors."""
+    from safetensors.torch import load_file
+
+    names = load_file(folder / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def change_tokenizer(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    change(stored)
+    (folder / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+
+
+def removed(folder: Path) -> None:
+    """A Split that removes what its regex does not find, as phi-4 has it."""
+    split = {"behavior": "Removed", "invert": True}
+    change_tokenizer(folder, lambda stored: stored["pre_tokenizer"]["pretokenizers"][0].update(split))
+
+
+def image_token(folder: Path) -> None:
+    """Gemma 3's token for images, one past the rows of the text models."""
+    token = {"id": 1024, "content": "<image_soft_token>", "special": True}
+
+    def change(stored: dict[str, Any]) -> None:
+        stored["added_tokens"].append({**stored["added_tokens"][0], **token})
+
+    change_tokenizer(folder, change)
+
+
+def metaspace(folder: Path) -> None:
+    """Llama 2's tokenizer as transformers 5 saves it."""
+    scheme = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    change_tokenizer(folder, lambda stored: stored.update(normalizer=None, pre_tokenizer=scheme))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["add_prefix_space"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def peer(llama_cpp: Path, family: str, folder: Path, out: Path) -> None:
@@ -150,7 +226,7 @@ def first_difference(one: Any, other: Any) -> str:
 
 
 def compare(family: str, llama_cpp: Path) -> bool:
-    """Convert in both ways and print the differences. True if all tensors and metadata except EXPECTED are equal."""
+    """Convert in both ways and print the differences. True if all tensors and metadata but those expected are equal."""
     from make_random import FAMILIES
 
     from edge.convert import convert
@@ -159,7 +235,9 @@ def compare(family: str, llama_cpp: Path) -> bool:
         folder = (
             Path(name) / "model"
         )  # a neutral name: the peer reads sizes and versions from the folder's name
-        FAMILIES[family](folder)
+        made_from, change = CASES.get(family, (family, lambda folder: None))
+        FAMILIES[made_from](folder)
+        change(folder)
         (folder / "README.md").write_text(CARD, encoding="utf-8")
         ours, theirs = Path(name) / "edge.gguf", Path(name) / "llama.cpp.gguf"
         done = convert(folder, quant="BF16", out=ours, threads=1)
@@ -183,16 +261,17 @@ def compare(family: str, llama_cpp: Path) -> bool:
         print(
             f"    metadata: {len(c.keys() | d.keys()) - len(differing)} of {len(c.keys() | d.keys())} equal"
         )
+        expected = EXPECTED | EXPECTED_IN.get(family, {})
         for key in sorted(differing):
-            if key in EXPECTED:
-                print(f"    {key}: {EXPECTED[key]}")
+            if key in expected:
+                print(f"    {key}: {expected[key]}")
             elif key not in c or key not in d:
                 print(
                     f"    {key}: only {'llama.cpp' if key in d else 'edge'}: {shown(c.get(key, d.get(key)))}"
                 )
             else:
                 print(f"    {key}: {first_difference(c[key], d[key])}")
-        return equal == len(a.keys() | b.keys()) and differing <= EXPECTED.keys()
+        return equal == len(a.keys() | b.keys()) and differing <= expected.keys()
 
 
 if __name__ == "__main__":
@@ -200,6 +279,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     from make_random import FAMILIES
 
-    chosen = sys.argv[2:] or list(FAMILIES)
+    chosen = sys.argv[2:] or [*FAMILIES, *CASES]
     unequal = [family for family in chosen if not compare(family, Path(sys.argv[1]))]
     sys.exit(f"not equal: {', '.join(unequal)}" if unequal else 0)

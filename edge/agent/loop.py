@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edge.agent.gate import Decision, Gate
+from edge.agent.kept import archive_path
 from edge.agent.proposal import Proposal
-from edge.agent.record import Record, StepFacts, archive_path
+from edge.agent.record import Record, StepFacts
 from edge.agent.wording import confirmation, first_messages, observation, refused, typing_notes
 from edge.agent.workplace import Workplace
 from edge.answer.action import Action

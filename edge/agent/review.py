@@ -1,6 +1,7 @@
 """`--review`: a person sees each action before edge types it, and accepts, edits or refuses it, or stops."""
 
 import sys
+from collections.abc import Callable
 
 import click
 from rich.console import Console
@@ -10,6 +11,7 @@ from edge.agent.proposal import Proposal
 from edge.agent.show import shown_proposal
 from edge.answer.action import parse_action
 from edge.errors import GrammarError
+from edge.system.text import printable
 
 _QUESTION = "[a]ccept, [e]dit, [r]efuse, [s]top? "
 
@@ -38,6 +40,19 @@ def review_gate(console: Console) -> Gate:
                 discard_typed_ahead()
 
     return decide
+
+
+def ask_gate(console: Console, *, show: bool) -> Callable[[Proposal, str], Decision]:
+    """Asks about an action that an allowlist leaves to a person. `show`: the caller has not shown the action."""
+    decide = review_gate(console)
+
+    def asked(proposal: Proposal, why: str) -> Decision:
+        if show:
+            console.print(shown_proposal(proposal))
+        console.print(f"The allowlist leaves this action to you ({printable(why)}).", markup=False)
+        return decide(proposal)
+
+    return asked
 
 
 def ask(console: Console, question: str) -> str | None:

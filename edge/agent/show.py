@@ -4,7 +4,7 @@ from rich.text import Text
 
 from edge.agent.proposal import Proposal
 from edge.agent.risks import risks
-from edge.system.text import escape
+from edge.system.text import escape, is_visible
 from edge.terminal.tmux import is_key_name
 
 _RISK = "bold red"
@@ -25,7 +25,7 @@ def _highlighted(text: str, *, keys: bool) -> tuple[Text, list[int]]:
         if character == "\n":
             shown.append("⏎\n" if keys else "\n", _HIDDEN if keys else None)
         else:
-            shown.append(escape(character), None if character.isprintable() else _HIDDEN)
+            shown.append(escape(character), None if is_visible(character) else _HIDDEN)
     places.append(len(shown))
     return shown, places
 

@@ -296,6 +296,9 @@ def _other_metadata(
             )
     if read_array(path, "tokenizer.ggml.token_type") != vocabulary.types:
         yield Difference("tokenizer.ggml.token_type", "differ from those of the source")
+    prefix, adds = metadata.get("tokenizer.ggml.add_space_prefix"), vocabulary.add_space_prefix
+    if prefix != adds:
+        yield Difference("tokenizer.ggml.add_space_prefix", f"{prefix!r}, but the source gives {adds!r}")
     for kind, number in vocabulary.special_ids.items():
         key = gguf.Keys.Tokenizer.__dict__[f"{kind.upper()}_ID"]
         if metadata.get(key) != number:

@@ -23,15 +23,19 @@ from pathlib import Path
 from types import TracebackType
 
 from edge.errors import SandboxError
-from edge.system.files import make_private, whole_file
+from edge.system.files import make_private, whole_file, write_all
 from edge.system.folders import make_folder, remove_folder
+from edge.terminal.archive import MOST_ENTRIES
 from edge.terminal.channel import Channel, Silent
 from edge.terminal.check import HOME, WORK, fault, memory_in_use, memory_of_machine
 from edge.terminal.check import Limits as Limits  # part of this module's interface
-from edge.terminal.packed import Base, copy_archive, pack, read_base
+from edge.terminal.packed import Base, copy_archive
+from edge.terminal.saved import Saved as Saved  # part of this module's interface
+from edge.terminal.saved import begin
+from edge.terminal.sealed import sealed
 from edge.terminal.seccomp import seccomp_filter
 from edge.terminal.tmux import PROMPT
-from edge.terminal.workfolder import Changes, compare
+from edge.terminal.workfolder import Comparison, compare
 
 NEEDS_LINUX = "the sandbox needs Linux and its namespaces: use --review, or WSL on Windows"
 _USER = 1000  # inside the sandbox
@@ -41,6 +45,8 @@ _WATCH = 0.1  # seconds between two checks of the memory
 _BEGIN = "/run/edge"  # the supervisor inside the sandbox
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
+_TOOLS = ("awk", "chmod", "comm", "find", "sed", "sleep", "sort", "stty")
+_PACKAGES = {"bwrap": "bubblewrap", "setpriv": "util-linux", "awk": "mawk", "find": "findutils"}
 _PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "nsswitch.conf", "localtime", "timezone"),
@@ -53,7 +59,7 @@ _ETC = (
 # bubblewrap go to edge. The environment is empty, because the sandbox can read bubblewrap's in /proc/1/environ.
 _OPEN = """
 cd / && unset OLDPWD && exec 3< "$1/ask" 4> "$1/answer" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
-  9< "$1/seccomp" 10> "$1/info" 11< "$1/arguments" 12< "$1/begin" 2>&4 && shift && exec "$@"
+  9< "$1/seccomp" 10> "$1/info" 11< "$1/arguments" 12< "$1/begin" 13< "$1/again.tar" 2>&4 && shift && exec "$@"
 """
 
 # Runs inside, before any of the model's commands: limits, the work folder, then one shell after another. awk tests the
@@ -62,21 +68,54 @@ _SUPERVISOR = r"""
 exec 2>&1
 trap : INT QUIT HUP TERM TSTP
 no() { printf 'no %s\n' "$1" >&4; sleep 5; exit 1; }
-tar -x --no-same-owner -C "$WORK" -f - ./ <&5 || no 'the work folder cannot be unpacked: is --disk large enough?'
-exec 5<&-
+unpack() { tar -x --no-same-owner -C "$WORK" -f - ./; }
+packed='the work folder cannot be unpacked: is --disk large enough?'
+# Each file with what changes if the file does. Names cannot contain a NUL; what follows the last \1 is no name.
+state=(find . ! -type d -printf '%p\001%C@ %i %s %m\0')
+name='s/\x01[^\x01]*$//'
+first=~/.edge-first
+unpack <&5 || no "$packed"
+(export LC_ALL=C; cd "$WORK" && "${state[@]}" | sort -z > "$first") || no 'the work folder cannot be read'
+unpack <&13 || no "$packed"
+exec 5<&- 13<&-
 ulimit -HSu "$1" && ulimit -HSd "$2" && ulimit -HSf "$3" && ulimit -HSn 1024 && ulimit -HSc 0 && ulimit -HSq 0 ||
   no 'the limits cannot be set'
 one_more=$( (ulimit -Su 1; exec awk 'BEGIN { "echo more" | getline x; print x }') 2> /dev/null)
 [ "$one_more" != more ] || no 'the limit on processes does not hold here (Linux 5.14 or newer?)'
 printf 'ready\n' >&4
 read -r -u 3 _ || exit 1
+# Sends the names of files that are as they were first, then an archive of all folders and all other files.
+save() {
+  set -o pipefail
+  export LC_ALL=C
+  cd "$WORK" || return 2
+  [ -r "$first" ] || first=/dev/null
+  "${state[@]}" | sort -z | comm -z -12 --nocheck-order "$first" - | sed -z "$name" || unread=2
+  printf '\0'
+  { find . -type d -print0 && "${state[@]}" | sort -z | comm -z -13 --nocheck-order "$first" - | sed -z "$name"; } |
+    tar -c --format=gnu -b 1 --hard-dereference --no-recursion --null -T - -f -
+  set -- "${PIPESTATUS[@]}"
+  [ "$1" = 0 ] && return "${unread:-$2}"
+  return 2
+}
+# Sends the commits that the outside does not know, as a git bundle after its size; 0 if there are none.
+commits() {
+  cd "$WORK" && made=~/.edge-commits && rm -f "$made" &&
+    printf '^%s\n' $1 | git bundle create -q "$made" --ignore-missing --branches HEAD --stdin &&
+    size=$(stat -c %s "$made") && printf '%d\n' "$size" && head -c "$size" "$made" || printf '0\n'
+  rm -f "$made"
+}
 serve() {
-  while read -r -u 3 word token; do
+  while read -r -u 3 word token rest; do
     case $word in
       save)
         printf 'edge %s\n' "$token"
-        tar -c --format=gnu -b 1 --hard-dereference -C "$WORK" -f - .
+        (save)
         printf '%d\n' "$?"
+        ;;
+      commits)
+        printf 'edge %s\n' "$token"
+        (commits "$rest")
         ;;
       unlock) chmod -R u+rwX "$WORK" ;;
     esac
@@ -106,8 +145,10 @@ class Sandbox:
     left_out: tuple[str, ...]
     """Paths of the work folder that are not in the sandbox: sockets, devices, and what cannot be read."""
     _protected: tuple[Path, ...]
+    _key: bytes | None
     _folder: Path
     _before: Base
+    _first: Base
     _ask: int
     _answer: int
     _info: int
@@ -122,14 +163,16 @@ class Sandbox:
         cls,
         workdir: Path,
         limits: Limits = DEFAULT,
-        packed: Path | None = None,
+        saved: Saved | None = None,
         protected: Collection[Path] = (),
+        hidden: Collection[Path] = (),
     ) -> "Sandbox":
         """Pack the work folder and write the files that start the sandbox. It does not run yet.
 
-        `packed`: an archive that `save` wrote, to resume from. `protected`: files and folders that are never brought
-        back, whatever the sandbox did to them. Raises SandboxError if this system cannot run the sandbox or if the
-        folder is too large for it.
+        `saved`: archives of this session; if it has saved something, the sandbox goes on from there. `protected`: files
+        and folders that are never brought back, whatever the sandbox did to them. `hidden`: those that the sandbox must
+        not see, besides session records and their archives. Raises SandboxError if this system cannot run the sandbox
+        or if the folder is too large for it.
         """
         if sys.platform != "linux":
             raise SandboxError(NEEDS_LINUX)
@@ -139,10 +182,7 @@ class Sandbox:
         pipes: list[int] = []
         try:
             argv = _command(folder, limits)
-            left_out = pack(workdir, folder / "in.tar", limits.disk) if packed is None else ()
-            before = read_base(packed or folder / "in.tar")
-            if packed is not None:
-                shutil.copyfile(packed, folder / "in.tar")
+            left_out, before, first = begin(workdir, folder, limits.disk, saved, hidden)
             _write_files(folder, limits)
             for name, flags in (("ask", os.O_RDWR), ("answer", os.O_RDONLY), ("info", os.O_RDONLY)):
                 os.mkfifo(folder / name, 0o600)
@@ -159,7 +199,8 @@ class Sandbox:
                 ) from None
             raise
         ask, answer, info = pipes
-        return cls(workdir, limits, argv, left_out, tuple(protected), folder, before, ask, answer, info)
+        guarded, key = (*protected, *hidden), saved.key if saved else None
+        return cls(workdir, limits, argv, left_out, guarded, key, folder, before, first, ask, answer, info)
 
     def wait_ready(self, patience: float = _PATIENCE) -> None:
         """Wait until the sandbox runs, and check it. Raises SandboxError if it is not safe: then type nothing."""
@@ -182,22 +223,53 @@ class Sandbox:
         if wrong := fault(self._pid, real_user, self.limits):
             self.close()
             raise SandboxError(f"the sandbox is not safe here: {wrong}; edge ran nothing")
-        (self._folder / "in.tar").unlink(missing_ok=True)
+        for name in ("in.tar", "again.tar"):
+            (self._folder / name).unlink(missing_ok=True)
         os.write(self._ask, b"go\n")
         self._watcher = threading.Thread(target=self._watch, name="edge-sandbox", daemon=True)
         self._watcher.start()
 
     def save(self, to: Path) -> None:
-        """Write the work folder as it is now, with its first base, to the archive `to`. Raises SandboxError."""
+        """Write what changed in the work folder since `prepare`, with its first base, to `to`. Raises SandboxError."""
         try:
             status = self._fetch(to)
-            if status > 1:  # the owner may not read some files; 1 means that some changed during the read
+            if status > 1:  # the owner may not read some files, or some were deleted during the read
                 os.write(self._ask, b"unlock\n")
+                status = self._fetch(to)
+            if status > 1:
                 status = self._fetch(to)
         except BlockingIOError:
             raise SandboxError("the work folder cannot be saved: the sandbox does not answer") from None
         if status > 1:
             raise SandboxError("the work folder cannot be saved: some of its files cannot be read")
+
+    def commits(self, known: Collection[str], to: Path) -> bool:
+        """Write the commits that were made in the sandbox to the git bundle `to`; False if there are none.
+
+        `known`: commits that need not be in it. Nothing in it is checked. Raises SandboxError.
+        """
+        token = secrets.token_hex(8)
+        channel = Channel(self._answer, time.monotonic() + _PATIENCE, self.trouble)
+        try:
+            os.write(self._ask, f"commits {token} {' '.join(known)}\n".encode())
+            channel.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
+            line = channel.line()
+            size = int(line) if line.isdigit() and len(line) < 12 else -1
+            if not 0 <= size <= self.limits.temporary:
+                raise SandboxError("the commits cannot be saved: there are too many")
+            if size == 0:
+                return False
+            with whole_file(to) as (_, descriptor):
+                make_private(descriptor)
+                while size:
+                    piece = channel.read(size)
+                    write_all(descriptor, piece)
+                    size -= len(piece)
+            return True
+        except Silent as error:
+            raise SandboxError(f"the commits cannot be saved: {error}") from None
+        except OSError as error:
+            raise SandboxError(f"the commits cannot be saved: {error.strerror or error}") from None
 
     def trouble(self) -> str | None:
         """Why the sandbox has ended; None while it runs."""
@@ -205,20 +277,9 @@ class Sandbox:
             self._trouble = "it is no longer running"
         return self._trouble
 
-    def changes(self, packed: Path, *, dot_files: bool = False) -> Changes:
+    def compare(self, packed: Path, *, dot_files: bool = False) -> Comparison:
         """What a saved archive would change in the work folder. Raises SandboxError, OSError."""
-        return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected).changes
-
-    def bring_back(self, packed: Path, *, dot_files: bool = False) -> Changes:
-        """Make the changes of a saved archive in the work folder, and return them. The archive keeps the rest.
-
-        Raises SandboxError, OSError.
-        """
-        comparison = compare(self.workdir, packed, dot_files=dot_files, protected=self._protected)
-        done = comparison.apply()
-        if done.withheld:
-            comparison.keep_rest(done)
-        return done
+        return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected, key=self._key)
 
     def close(self) -> None:
         """End all processes of the sandbox, and wait until they have ended."""
@@ -286,8 +347,9 @@ class Sandbox:
             channel.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
             with contextlib.suppress(_Unread), whole_file(to) as (_, descriptor):
                 make_private(descriptor)
-                with open(descriptor, "wb", closefd=False) as file:
-                    copy_archive(channel.read, self._before, file, self.limits.disk)
+                kept = self._kept(channel)
+                with open(descriptor, "wb", closefd=False) as file, sealed(file, self._key) as out:
+                    copy_archive(channel.read, self._before, out, self.limits.disk, kept)
                 line = channel.line()
                 status = int(line) if line.isdigit() and len(line) < 4 else 255
                 if status > 1:
@@ -300,6 +362,15 @@ class Sandbox:
                 raise
             raise SandboxError(f"{to}: cannot be written: {error.strerror or error}") from None
 
+    def _kept(self, channel: Channel) -> frozenset[str]:
+        """The files that are as they were first, as the sandbox says."""
+        kept = []
+        while name := channel.line(b"\0"):
+            kept.append(os.fsdecode(name.removeprefix(b"./")))
+            if len(kept) > MOST_ENTRIES:
+                raise SandboxError(f"the work folder has more than {MOST_ENTRIES:,} files")
+        return frozenset(name for name in kept if name in self._first)
+
 
 class _Unread(Exception):
     """Some of the work folder could not be read."""
@@ -309,7 +380,7 @@ def _command(folder: Path, limits: Limits) -> list[str]:
     """The command that starts the sandbox from the files in `folder`. Raises SandboxError if a tool is missing."""
     if sys.platform != "linux":
         raise SandboxError(NEEDS_LINUX)
-    tools = {name: _tool(name) for name in ("env", "bash", "bwrap", "tar", "awk", "chmod", "sleep", "stty")}
+    tools = {name: _tool(name) for name in ("env", "bash", "bwrap", "tar", *_TOOLS)}
     become: list[str] = []
     if os.geteuid() == 0:
         user = str(_ROOT_BECOMES)
@@ -340,7 +411,7 @@ def _write_files(folder: Path, limits: Limits) -> None:
 def _tool(name: str) -> str:
     """The path of a program that the sandbox needs. Raises SandboxError if it is missing."""
     if (place := shutil.which(name, path=_PATH)) is None:
-        package = {"bwrap": "bubblewrap", "setpriv": "util-linux", "awk": "mawk"}.get(name, name)
+        package = _PACKAGES.get(name, name)
         raise SandboxError(
             f"the sandbox needs {name} in /usr/bin or /bin; on Debian and Ubuntu: apt-get install {package}"
         )

@@ -72,6 +72,16 @@ def text(name: str, value: str | bytes) -> Damage:
     return lambda folder: (folder / name).write_bytes(value if isinstance(value, bytes) else value.encode())
 
 
+def index_alone(value: str) -> Damage:
+    """An index in place of model.safetensors: beside a whole file, edge does not need it."""
+
+    def make(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(value)
+
+    return make
+
+
 def link(name: str, target: str) -> Damage:
     def make(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -425,9 +435,9 @@ CASES: dict[str, tuple[Damage, str]] = {
         sharded(lambda f, place: place.pop(NORM)),
         f"contains {NORM}, which model.safetensors.index.json does not list",
     ),
-    "an index without a map": (text("model.safetensors.index.json", "{}"), "has no weight_map"),
+    "an index without a map": (index_alone("{}"), "has no weight_map"),
     "an index with a key twice": (
-        text("model.safetensors.index.json", '{"weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}'),
+        index_alone('{"weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}'),
         "the key 'a' occurs twice",
     ),
     # --- config.json ---
@@ -477,7 +487,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "merges that are numbers": (model(lambda m: m.update(merges=[1, 2])), "merge 1 is not a pair of tokens"),
     "a token beyond the vocabulary": (
         model(lambda m: m["vocab"].update({"far": 1 << 31})),
-        "token 'far' has id 2147483648, beyond config.json's vocab_size 1024",
+        "token 'far' has id 2147483648, beyond config.json's vocab_size 1024; call model.resize_token_embeddings",
     ),
     "one id for two tokens": (model(lambda m: m["vocab"].update({"other": 5})), "id 5 is both"),
     "a token with a NUL": (last_token(lambda old: "a\0b"), "which llama.cpp cannot hold"),

@@ -14,15 +14,18 @@ import gguf
 import make_tokenizers
 import pytest
 from make_tokenizers import LFM2_REGEX, N_VOCAB, SPECIAL, split
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from edge.conversion.tokenizer import make_vocabulary
 from edge.conversion.tokenizer_check import PROBE, check_tokenization
+from edge.conversion.tokenizer_json import read_tokenizer
 from edge.convert import convert
 from edge.errors import ConversionError
 from edge.formats.checkpoint import open_checkpoint
 from edge.formats.gguf import read_model_file
+from edge.llama.vocabulary import file_vocabulary
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -113,6 +116,38 @@ def test_pre_tokenizer_by_structure(name: str, pre_tokenizer: Any, ignore_merges
     convert(folder, quant="BF16", out=folder / "x.gguf")
 
 
+@pytest.mark.parametrize(("behavior", "invert"), [("removed", True), ("isolated", True)])
+def test_a_split_that_keeps_what_its_regex_finds(behavior: str, invert: bool, folder: Path) -> None:
+    """As phi-4 has it: what is not found is removed, and that is nothing, since the regex covers all text."""
+    steps = [
+        pre_tokenizers.Split(Regex(LLAMA3), behavior, invert=invert),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    save(folder, byte_level(pre_tokenizers.Sequence(steps)))
+    assert make_vocabulary(open_checkpoint(folder), N_VOCAB).pre == "dbrx"
+    done = convert(folder, quant="BF16", out=folder / "x.gguf")
+    reference = PreTrainedTokenizerFast.from_pretrained(folder)
+    with file_vocabulary(done.path) as vocabulary:
+        assert vocabulary.encode(PROBE) == reference(PROBE, add_special_tokens=False).input_ids
+    change_json(
+        folder / "tokenizer.json",
+        lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed", invert=False),
+    )
+    with pytest.raises(ConversionError, match=r"llama.cpp has no pre-tokenizer for"):
+        convert(folder, quant="BF16", out=folder / "y.gguf")
+
+
+def test_every_known_regex_covers_all_text() -> None:
+    """So that a Split can also remove what lies between the matches."""
+    for regex in (LFM2_REGEX, LLAMA3, QWEN2, QWEN35, TEKKEN, GPT4O):
+        kept = pre_tokenizers.Split(Regex(regex), "removed", invert=True)
+        for first in range(0, 0x20000, 0x800):
+            text = "".join(chr(i) for i in range(first, first + 0x800) if not 0xD800 <= i < 0xE000)
+            assert "".join(part for part, _ in kept.pre_tokenize_str(text)) == text
+        mixed = PROBE + " \n".join(PROBE) + "\r\n \t".join(PROBE)
+        assert "".join(part for part, _ in kept.pre_tokenize_str(mixed)) == mixed
+
+
 def test_wrong_pre_tokenizer_is_noticed(folder: Path) -> None:
     """The check can fail: single digits in the GGUF, groups of digits in tokenizer.json."""
     save(folder, byte_level(split(QWEN2)))
@@ -121,7 +156,7 @@ def test_wrong_pre_tokenizer_is_noticed(folder: Path) -> None:
     with pytest.raises(
         ConversionError, match=r"tokenizes differently after .* tokenizers gives \[.*llama.cpp \["
     ):
-        check_tokenization(path, folder / "tokenizer.json", add_special=False)
+        check_tokenization(path, read_tokenizer(folder / "tokenizer.json"), add_special=False)
 
 
 @pytest.mark.slow
@@ -326,6 +361,52 @@ def test_what_llama_cpp_cannot_have_is_one_clear_line(
     assert "\n" not in str(caught.value)
     assert not list(folder.glob("*.gguf"))
     assert not list(folder.glob(".*"))
+
+
+def add_tokens(tokenizer: dict[str, Any], texts: list[str], **flags: object) -> None:
+    """Make the last entries of the vocabulary added tokens; the last one has the flags."""
+    vocab = tokenizer["model"]["vocab"]
+    by_id = {i: text for text, i in vocab.items()}
+    ids = sorted(by_id)[-len(texts) :]
+    gone = {by_id[i] for i in ids}
+    tokenizer["model"]["merges"] = [
+        merge for merge in tokenizer["model"]["merges"] if gone.isdisjoint({*merge, "".join(merge)})
+    ]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    for text, i in zip(texts, ids, strict=True):
+        del vocab[by_id[i]]
+        vocab[text] = i
+        tokenizer["added_tokens"].append({"id": i, "content": text, **plain})
+    tokenizer["added_tokens"][-1] |= flags
+
+
+MANY = [f"<extra{i}>" for i in range(250)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "flags"),
+    [
+        (MANY, {"lstrip": True}),
+        (MANY, {"rstrip": True}),
+        (MANY, {"single_word": True}),
+        ([*MANY, "ab_c", "b_c_de_f"], {}),
+        (["b_c_de_f", "ab_c", *MANY], {}),
+        (["aab", "abbbb", *MANY], {"special": True}),
+    ],
+)
+def test_every_added_token_is_compared(
+    texts: list[str], flags: dict[str, bool], folder: Path, tmp_path: Path
+) -> None:
+    """llama.cpp has no flags of tokens, and takes the longer of two tokens that overlap."""
+    change_json(folder / "tokenizer.json", lambda t: add_tokens(t, texts, **flags))
+    with pytest.raises(ConversionError, match=r"llama\.cpp tokenizes differently"):
+        convert(folder, quant="BF16", out=tmp_path / "x.gguf")
+
+
+def test_many_added_tokens_without_flags_pass(folder: Path, tmp_path: Path) -> None:
+    runs = ["\n" * n for n in range(2, 30)]  # as Gemma has them: they overlap, and both take the longest
+    change_json(folder / "tokenizer.json", lambda t: add_tokens(t, [*MANY, *runs], special=True))
+    convert(folder, quant="BF16", out=tmp_path / "x.gguf")
 
 
 def test_missing_ids_are_padded(folder: Path) -> None:

@@ -394,4 +394,22 @@ OTHER_ATTEMPTS = (
         "test_allow_terminal.py",
         "test_a_terminal_reply_is_not_part_of_a_command",
     ),
+    (
+        "git config, git submodule and pip under a list that allows git log and python -m pytest",
+        "each word of a rule has its place",
+        "test_rules.py",
+        "test_words_count_by_their_places",
+    ),
+    (
+        "grep -r . ~/.ssh, .., dot-files and links that leave, under a list of the folder's files",
+        "edge follows each path and its links before it types the command",
+        "test_rules.py",
+        "test_paths_stay_in_the_folder",
+    ),
+    (
+        "options of listed programs that write, run programs or read elsewhere",
+        "a rule has only the options that it names",
+        "test_rules.py",
+        "test_nothing_else_passes_edges_lists",
+    ),
 )
