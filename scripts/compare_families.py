@@ -4,8 +4,8 @@
 
 LLAMA_CPP is a source tree of llama.cpp of the version in llama-cpp-python. The sdist of llama-cpp-python has one in
 vendor/llama.cpp. The families are those of tests/helpers/make_random.py, and the CASES of this file, each with a model
-card. Both converters write bfloat16. The script compares every tensor's name, type, shape and bits, and all metadata. It
-fails if an entry differs that is not in EXPECTED.
+card. Both converters write bfloat16. The script compares every tensor's name, type, shape and bits, and all metadata.
+It fails if an entry differs that is not in EXPECTED.
 
 llama.cpp's converter needs two changes. Its table of tokenizer hashes does not know a tokenizer that was made here, so
 it gets the name of the pre-tokenizer. If the published model has a tokenizer.model, it gets one with the pieces of

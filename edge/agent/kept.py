@@ -17,7 +17,7 @@ MOST_DAYS = 30
 """Days that archives of the sessions in the state folder are kept."""
 MOST_BYTES = 4 << 30
 """Bytes of all these archives together."""
-_ARCHIVE = re.compile(r"(.+\.jsonl)\.(?:work\.tar|undo-[1-9][0-9]*\.tar|commits\.bundle)")
+_ARCHIVE = re.compile(r"(.+\.jsonl)\.(?:(?:work|first)\.tar|undo-[1-9][0-9]*\.tar|commits\.bundle)")
 
 
 def sessions_folder() -> Path:
@@ -68,8 +68,12 @@ def remove_old(now: float | None = None) -> int:
         for path in sessions_folder().iterdir():
             with contextlib.suppress(OSError):
                 state = path.lstat()
-                if _ARCHIVE.fullmatch(path.name) and stat.S_ISREG(state.st_mode):
-                    kept.append((state.st_mtime, state.st_size, path))
+                if (found := _ARCHIVE.fullmatch(path.name)) and stat.S_ISREG(state.st_mode):
+                    written = state.st_mtime
+                    if path == first_path(path.with_name(found[1])):  # it is of use as long as the other one
+                        with contextlib.suppress(FileNotFoundError):
+                            written = archive_path(path.with_name(found[1])).stat().st_mtime
+                    kept.append((written, state.st_size, path))
     removed, total = 0, sum(size for _, size, _ in kept)
     for written, size, path in sorted(kept):
         old = written < now - MOST_DAYS * 86_400

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 from edge.agent.allow import Allowlist, is_name, read_allowlist
 from edge.agent.bring_back import Consent, Return, hidden_files
@@ -22,7 +23,7 @@ from edge.agent.proposal import Proposal
 from edge.agent.record import Record, SessionFacts, new_record_path
 from edge.agent.review import ask_gate, review_gate
 from edge.agent.rules import Place
-from edge.agent.show import highlighted, shown_proposal
+from edge.agent.show import highlighted, shown_facts, shown_proposal, time_of
 from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
 from edge.answer.answering import Answering
@@ -187,10 +188,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         record = resumed or stack.enter_context(_new_record(options, paths))
         if options.permission.sandbox:
             _remove_old(interface)
-        if not interface.quiet and (options.model is not None or resumed is not None):
-            interface.say(f"model: {paths.model}")  # interface.find_model names the one that it finds
-        if not interface.quiet and paths.adapters:
-            interface.say(f"adapters: {', '.join(map(str, paths.adapters))}")
+        _show_header(options, paths, interface)
         lost = options.permission.sandbox and _lost_action(resumed, paths.archive)
         show = _show(options, interface)
         workplace = stack.enter_context(_start(options, paths, record, interface, show))
@@ -226,6 +224,31 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
     return Ending(outcome, _summary(outcome, record), undecided=not whole)
 
 
+def _show_header(options: SessionOptions, paths: _Paths, interface: Interface) -> None:
+    """Say what a person must know before the first question; without a person, only the model and its adapters."""
+    permission, limits, sandbox = options.permission, options.limits, options.sandbox
+    if permission.yes or not permission.person:
+        if not interface.quiet and (options.model is not None or options.resume is not None):
+            interface.say(f"model: {paths.model}")  # interface.find_model names the one that it finds
+        if not interface.quiet and paths.adapters:
+            interface.say(f"adapters: {', '.join(map(str, paths.adapters))}")
+        return
+    place = "your own shell: what edge types runs as you, in this folder"
+    if permission.sandbox:
+        size = f"{sandbox.memory >> 20:,} MiB of memory, {sandbox.disk >> 20:,} MiB of files"
+        place = f"the sandbox: a copy of the folder, no network, {size}"
+    facts = {
+        "model": paths.model,
+        "adapters": ", ".join(map(str, paths.adapters)),
+        "folder": paths.folder,
+        "runs in": place,
+        "allowlist": permission.allow or "",
+        "record": paths.record,
+        "limits": f"{counted(limits.steps, 'step')}, {time_of(limits.seconds)}; your own time does not count",
+    }
+    interface.console.print(shown_facts(facts), end="")
+
+
 def _allowlist(permission: Permission, interface: Interface) -> Allowlist | None:
     """The list of --allow, with its warnings said. Raises AllowError."""
     if permission.allow is None:
@@ -246,11 +269,11 @@ def make_gate(
         if permission.asks:  # the review asks in any case
             gates.append(allow_gate(allowlist, place, lambda proposal, why: open_gate(proposal)))
         else:
-            asking = ask_gate(interface.console, show=interface.quiet)
+            asking = ask_gate(interface.console, permission.sandbox, show=interface.quiet)
             alone = permission.yes or not permission.person
             gates.append(allow_gate(allowlist, place, None if alone else asking))
     if permission.asks:
-        gates.append(review_gate(interface.console))
+        gates.append(review_gate(interface.console, permission.sandbox))
     if permission.yes and not gates:
         gates.append(open_gate)
     return all_of(gates) if gates else closed_gate
@@ -300,11 +323,11 @@ def _check_place(folder: Path) -> None:
 
 
 def _new_record(options: SessionOptions, paths: _Paths) -> Record:
-    if options.permission.sandbox and os.path.lexists(paths.archive):
-        raise AgentError(
-            f"{paths.archive}: already exists, and is the work folder of another session: choose another --record, "
-            "or remove it"
-        )
+    for path in (paths.archive, first_path(paths.record), commits_path(paths.record)):
+        if options.permission.sandbox and os.path.lexists(path):
+            raise AgentError(
+                f"{path}: already exists, and is of another session: choose another --record, or remove it"
+            )
     facts: SessionFacts = {
         "task": options.task or "",
         "model": str(paths.model.absolute()),
@@ -388,11 +411,15 @@ def _return(options: SessionOptions, paths: _Paths, record: Record, interface: I
     )
 
 
-def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal | str], None]:
+def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal | str | Text], None]:
     """Shows actions and screens on the console; nothing if the session is quiet and the person does not decide."""
 
-    def show(what: Proposal | str) -> None:
-        if not interface.quiet or options.permission.asks:
+    def show(what: Proposal | str | Text) -> None:
+        if interface.quiet and not options.permission.asks:
+            return
+        if isinstance(what, Text):
+            interface.console.print(what, end="")
+        else:
             interface.console.print(shown_proposal(what) if isinstance(what, Proposal) else highlighted(what))
 
     return show

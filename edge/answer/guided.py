@@ -20,6 +20,7 @@ from llguidance import LLMatcher, LLTokenizer, grammar_from
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
+from edge.answer.client_schema import allowed_escapes, check_least, close_objects, leave_out_annotations
 from edge.answer.pattern import TextRule, text_rules
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer, TokenWriter
@@ -63,9 +64,16 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
     """Compile a JSON schema or a GBNF grammar. Raises GrammarError with llguidance's reason."""
     try:
         if kind == "schema":
-            _check_names(json.loads(text))
+            schema = json.loads(text)
+            leave_out_annotations(schema)
+            close_objects(schema)
+            check_least(schema)
             grammar = LLMatcher.grammar_from_json_schema(
-                text, overrides={"whitespace_pattern": r"[ \n\t]{0,20}"}
+                json.dumps(schema),
+                overrides={
+                    "whitespace_pattern": r"[ \n\t]{0,20}",
+                    "json_allowed_escapes": allowed_escapes(schema),
+                },
             )
         else:
             grammar = grammar_from("gbnf", text)
@@ -78,22 +86,6 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
         raise GrammarError(f"cannot be compiled: {_one_line(matcher.get_error())}")
     rules = text_rules(json.loads(text)) if kind == "schema" else ()
     return Guide(matcher, _literals(kind, text), rules)
-
-
-def _check_names(schema: object) -> None:
-    """llguidance accepts an unlisted name twice and counts it twice, so it cannot guarantee `minProperties`."""
-    waiting = [schema]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            least = value.get("minProperties")
-            if isinstance(least, int) and least > 1 and value.get("additionalProperties", True) is not False:
-                raise GrammarError(
-                    'cannot be guaranteed: "minProperties" with names that are not listed; list them under '
-                    '"properties", or set "additionalProperties": false'
-                )
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _literals(kind: Literal["schema", "gbnf"], text: str) -> tuple[bytes, ...]:

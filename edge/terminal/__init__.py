@@ -4,7 +4,9 @@ tmux        a real terminal in its own tmux server
 sandbox     a shell without network, on a copy of the work folder
 channel     reads what the sandbox answers
 check       checks from outside that the sandbox is in force
-seccomp     the filter of system calls
+needs       what the sandbox needs of this system
+memory      how much memory the sandbox uses
+cgroup      the sandbox's cgroup, where one can be made
 archive     strict reader for untrusted tar archives
 packed      the archive of a work folder
 saved       the archives with which a sandbox begins, or goes on

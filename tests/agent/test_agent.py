@@ -363,7 +363,20 @@ def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -
             return terminal.screen().endswith("[s]top?")
 
         until(asked)
-        assert "delete: rm old.log" in terminal.screen()
+        header, _, action = terminal.screen().partition("step 1 of 50, 30 min left")
+        for line in (
+            f"model     {tiny_q4}",
+            f"folder    {folder}",
+            "runs in   your own shell: what edge types runs as you, in this folder",
+            f"record    {record}",
+            "limits    50 steps, 30 min; your own time does not count",
+        ):
+            assert line in header, header
+        assert "delete: rm old.log" in action and "⏎   then wait 0.1 s" in action
+        terminal.send("?\n")
+        until(lambda: terminal.screen().count("[s]top?") == 2)
+        assert "a   edge types these keystrokes into your own shell" in terminal.screen()
+        assert "edge waits up to that long before it types more" in terminal.screen()
         terminal.send("x\n")  # not a valid answer: edge asks again
         terminal.send("r\n")
         until(lambda: terminal.screen().rstrip().endswith("(the model reads it):"))
@@ -395,6 +408,45 @@ def test_what_was_typed_ahead_accepts_nothing(folder: Path, tiny_q4: Path) -> No
         assert terminal.screen().endswith("[s]top?") and len(rows_of(record)) == 1
         terminal.send("s\n")
         until(lambda: terminal.ended)
+
+
+def test_edit_needs_no_chooser(folder: Path, tiny_q4: Path) -> None:
+    """Debian's sensible-editor can ask which editor to use. edge takes the first usual one that is installed."""
+    tools = folder.parent / "tools"
+    tools.mkdir()
+    (tools / "sensible-editor").write_text(f"#!/bin/sh\ntouch {folder.parent}/chooser\n")
+    (tools / "editor").write_text("#!/bin/sh\nsed -i 's/rm old.log/ls data.csv/' \"$1\"\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    env = environment(folder)
+    words = ["env", "-u", "EDITOR", "-u", "VISUAL", f"PATH={tools}{os.pathsep}{env['PATH']}"]
+    words += [*EDGE, "agent", "Remove the file old.log."]
+    words += ["--model", str(tiny_q4), *map(str, SMALL)]
+    with Terminal.start(words, cwd=folder, env=env) as terminal:
+        until(lambda: terminal.screen().endswith("[s]top?"))
+        terminal.send("e\n")
+        until(lambda: terminal.screen().count("[s]top?") == 2)
+        assert "1  ls data.csv⏎" in terminal.screen()
+        terminal.send("s\n")
+        until(lambda: terminal.ended)
+    assert not (folder.parent / "chooser").exists()
+
+
+def test_an_allowlist_leaves_some_actions_to_the_person(folder: Path, tiny_q4: Path) -> None:
+    rule = '[[rule]]\ndecision = "ask"\nprefix = ["rm"]\nrest = ["<path>"]\n'
+    (folder.parent / "allow.toml").write_text(rule)
+    record = folder.parent / "session.jsonl"
+    options = ("--model", tiny_q4, *SMALL, "--allow", folder.parent / "allow.toml", "--record", record)
+    words = ("agent", "Remove the file old.log.", *options, "--max-steps", 1, "--quiet")
+    with in_terminal(folder, *words) as terminal:
+        until(lambda: terminal.screen().endswith("[s]top?"))
+        assert (
+            "The allowlist leaves this action to you (command 1, rm: rule 1 (rm) asks)." in terminal.screen()
+        )
+        assert "1  rm old.log⏎" in terminal.screen() and (folder / "old.log").exists()
+        terminal.send("a\n")
+        until(lambda: terminal.ended)
+    assert not (folder / "old.log").exists()
 
 
 @pytest.mark.parametrize("editor", ["printf '\\377\\376' >", "rm", "false"])
@@ -639,6 +691,18 @@ def test_withheld_files_can_come_back_after_the_end(folder: Path, tiny_q4: Path)
     done = run(folder, "agent", "--resume", record, *arguments, "--dot-files")
     assert done.returncode == 0 and "+ .env" in done.stdout and not kept.exists()
     assert (folder / ".env").read_text() == "KEY=1\n" and len(rows_of(record)) == 1
+
+
+@needs_sandbox
+@pytest.mark.parametrize("place", ["folder", ".", "/"])
+def test_the_home_folder_needs_a_word(folder: Path, tiny_q4: Path, place: str) -> None:
+    """A sandboxed session in the home folder, in one that contains it, or in /."""
+    here = folder.parent / place
+    line = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), "--sandbox", "--yes"]
+    env = environment(folder)
+    done = subprocess.run(line, cwd=here, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and "holds your home folder" in done.stderr and "--workdir" in done.stderr
+    assert not list((folder.parent / "state").rglob("*.jsonl"))
 
 
 @needs_sandbox

@@ -24,6 +24,7 @@ from edge.agent.kept import (
     MOST_DAYS,
     archive_path,
     command,
+    commits_path,
     find_session,
     new_undo_path,
     remove_old,
@@ -259,6 +260,25 @@ def test_it_comes_back_into_the_current_folder_only(folder: Path, monkeypatch: p
     assert (folder / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("answers", "comes"), [("y\nn\n", False), ("n\n", False), ("y\n", False), ("y\ny\n", True)]
+)
+def test_a_person_is_asked_again_for_another_folder(
+    answers: str, comes: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = make_session(folder, delete("file0", "file1", "file2"))
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answers))
+    person = Person()
+    person.brings_back(record, Consent(person=True))
+    assert (folder / "file0").exists() is not comes
+    shown = person.shown.getvalue()
+    assert "This deletes or empties 3 files of 10." in shown and "Changes in the work folder" in shown
+    assert archive_path(record).exists() is not comes
+    how = f"to bring it back: cd {folder} && edge agent --bring-back {record}"
+    assert (how in person.said) is not comes
+
+
 def delete(*names: str) -> Callable[[Path], None]:
     return lambda inside: [(inside / name).unlink() for name in names] and None
 
@@ -380,7 +400,7 @@ def test_old_archives_are_removed(folder: Path) -> None:
 
     old = [
         archive(name, 10, MOST_DAYS + 1)
-        for name in ("a.jsonl.work.tar", "b.jsonl.undo-12.tar", "b.jsonl.commits.bundle")
+        for name in ("a.jsonl.work.tar", "a.jsonl.first.tar", "b.jsonl.undo-12.tar", "b.jsonl.commits.bundle")
     ]
     others = [
         archive(name, 10, 999)
@@ -391,7 +411,7 @@ def test_old_archives_are_removed(folder: Path) -> None:
     elsewhere.touch()
     os.utime(elsewhere, (1, 1))
     with Record.create(place / "run.jsonl", {"task": "t"}):
-        assert remove_old() == 3
+        assert remove_old() == 4
         assert not any(path.exists() for path in old)
         assert all(path.exists() for path in (*others, running, elsewhere))
         large = [archive(f"{n}.jsonl.work.tar", 1 << 30, 20 - n) for n in range(7)]  # sparse files
@@ -408,3 +428,34 @@ def test_archives_are_numbered_in_order(folder: Path) -> None:
     (folder.parent / "a.jsonl.undo-x.tar").touch()
     assert [path.name for path in undo_paths(record)] == [f"a.jsonl.undo-{n}.tar" for n in (2, 9, 10)]
     assert new_undo_path(record).name == "a.jsonl.undo-11.tar"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_commits_come_with_the_changes(folder: Path) -> None:
+    """A bundle beside the record becomes a branch if the person agrees; without a repository it stays."""
+
+    def git(place: Path, *words: str) -> str:
+        names = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+        return subprocess.run(
+            ["git", *names, *words], cwd=place, check=True, capture_output=True, text=True
+        ).stdout
+
+    record = make_session(folder, lambda inside: (inside / "new").write_text("new\n"))
+    git(folder, "init", "-q")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "one")
+    other = folder.parent / "other"
+    shutil.copytree(folder, other)
+    git(other, "commit", "-q", "--allow-empty", "-m", "two")
+    base = git(folder, "rev-parse", "HEAD").strip()
+    git(other, "bundle", "create", "-q", str(commits_path(record)), "HEAD", f"^{base}")
+    (folder / ".git").rename(folder / "away")
+    person = Person()
+    with Record.resume(record, completed=True) as opened:
+        back = Return(opened, folder, (), False, Consent(False), person.console, person.said.append)
+        assert back._commits() is None and "is not a git repository" in person.said[-1]
+    (folder / "away").rename(folder / ".git")
+    assert person.brings_back(record, YES) and not commits_path(record).exists()
+    assert "1 new commit of git, for edge/session" in person.shown.getvalue()
+    assert "the commits are in edge/session; nothing of it is checked out" in person.said
+    assert git(folder, "log", "--format=%s", "edge/session").split() == ["two", "one"]
+    assert (folder / "new").exists() and archive_path(record).exists() is False

@@ -152,8 +152,8 @@ def test_no_changes(session: Session) -> None:
 # --- names ---
 
 AGENTS = """AGENTS.md AGENTS.override.md CLAUDE.md CLAUDE.local.md QWEN.md GEMINI.md .cursorrules mcp.json
-.mcp.json crush.json CRUSH.md opencode.json opencode.jsonc CONVENTIONS.md WARP.md copilot-
-instructions.md .windsurfrules .clinerules .goosehints a.instructions.md rules.mdc agents.MD
+.mcp.json crush.json CRUSH.md opencode.json opencode.jsonc CONVENTIONS.md WARP.md copilot-instructions.md
+.windsurfrules .clinerules .goosehints a.instructions.md rules.mdc agents.MD
 claude.md .aider.conf.yml .roomodes SKILL.md claude_desktop_config.json AGENT\u200bS.md ＡGENTS.md"""
 ACTED_ON = {
     "build file": (
@@ -177,8 +177,9 @@ ACTED_ON = {
         ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json"
     ),
 }
-ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md index.js main.go
-image.png test_a.py config.json make.py x/hook.py tests/data.csv package.txt claude_notes.txt my-claude.md.txt"""
+ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md
+index.js main.go image.png test_a.py config.json make.py x/hook.py tests/data.csv package.txt
+claude_notes.txt my-claude.md.txt"""
 
 
 def test_names_that_agents_and_programs_act_on() -> None:

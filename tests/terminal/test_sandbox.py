@@ -20,10 +20,10 @@ from escapes import POSSIBLE, SMALL, UNPRIVILEGED, Shell, World, has, sandboxed,
 
 from edge.agent.workplace import Workplace
 from edge.errors import SandboxError
+from edge.system.seccomp import seccomp_filter
 from edge.terminal.check import WORK
 from edge.terminal.packed import restore
 from edge.terminal.sandbox import Sandbox, Saved
-from edge.terminal.seccomp import seccomp_filter
 from edge.terminal.tmux import Terminal
 
 pytestmark = [
@@ -339,6 +339,8 @@ def test_the_filter_on_each_call() -> None:
             at += 1
             if code == 0x20:
                 value = struct.unpack_from("<I", data, k)[0]
+            elif code == 0x54:
+                value &= k
             elif code == 0x06:
                 return k & 0xFFFF if k >> 16 == 5 else -1 if k == 0x7FFF0000 else 999
             else:
@@ -357,12 +359,27 @@ def test_the_filter_on_each_call() -> None:
     assert all(answer(clone, 17 | flag) == refused for flag in (0x10000000, 0x20000, 0x40000000, 0x20000000))
     assert [answer(socket, family, 1) for family in (1, 2, 10)] == [allowed] * 3
     assert [answer(socket, family, 1) for family in (0, 17, 38, 40, 31)] == [refused] * 5
+    assert [answer(socket, 2, 1 | 0o2000000, protocol) for protocol in (0, 6)] == [allowed] * 2
+    assert [answer(socket, 10, 2 | 0o4000, protocol) for protocol in (0, 17)] == [allowed] * 2
+    strange = [(2, 1, 132), (10, 1, 262), (2, 5, 0), (2, 6, 33), (2, 3, 0), (10, 2, 58), (2, 1, 1 << 16 | 6)]
+    assert [answer(socket, *one) for one in strange] == [
+        93
+    ] * 7  # SCTP, MPTCP, DCCP, raw, ping: no such protocol
+    assert (answer(calls(54, 208), 3, 6, 31), answer(calls(54, 208), 3, 6, 1)) == (refused, allowed)
+    persons = [0, 0xFFFFFFFF, 8, 0x40000, 0x400000]
+    assert [answer(calls(135, 92), one) for one in persons] == [allowed] * 2 + [refused] * 3
     assert (answer(socket, 16, 3, 0), answer(socket, 16, 3, 9)) == (allowed, refused)
     assert (answer(pair, 1, 1), answer(pair, 40, 1)) == (allowed, refused)
     assert (answer(ioctl, 0, 0x5412), answer(ioctl, 0, 0x1_0000_5412), answer(ioctl, 0, 0x541C)) == (
         refused,
     ) * 3
-    assert answer(ioctl, 0, 0x5401) == allowed
+    assert [answer(ioctl, 0, one) for one in (0x5423, 0x540C, 0x541D)] == [refused] * 3
+    assert [answer(ioctl, 0, one) for one in (0x5401, 0x5413, 0x541B)] == [allowed] * 3
+    known = [
+        *((68, 186), (64, 190), (240, 180), (253, 26), (294, 26), (237, 235), (206, 0), (162, 81), (306, 267))
+    ]
+    assert [answer(calls(*pair)) for pair in known] == [missing] * len(known)
+    assert [answer(number) for number in (470, 500, 1000, 0x3FFFFFFF)] == [missing] * 4  # of later kernels
     assert answer(1, arch=0x40000003) == missing  # a 32-bit program
     if column == 0:
         assert answer(0x40000000 | 1) == missing  # x32
