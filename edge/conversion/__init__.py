@@ -2,11 +2,7 @@
 
 families/        one table for each architecture
 plan             which tensors and metadata a checkpoint becomes
-<<<<<<< HEAD
-template         what edge finds in a chat template
-=======
 template         what a chat template does that the user must know
->>>>>>> main
 tokenizer        the vocabulary of the GGUF
 pre_tokenizer    llama.cpp's name for a pre-tokenizer
 added_tokens     the tokenizer as transformers assembles it
