@@ -133,19 +133,19 @@ def convert(
         say=progress_line,
     )
     _tell(converted)
-    show(
-        f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
-        f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
-    )
 
 
 def _tell(converted: "Converted") -> None:
-    """Print what the user must know about a conversion."""
+    """Print what the user must know about a conversion, and the file."""
     for warning in converted.template.warnings:
         warn(warning)
     for text in (*converted.warnings, converted.template.note):
         if text:
             note(text)
+    show(
+        f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
+        f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
+    )
 
 
 _MODELS_ONLY = (

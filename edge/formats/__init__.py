@@ -18,7 +18,6 @@ foreign        weights of other programs that edge refuses by name
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does
-template_triggers  text that a chat template writes only for certain contents
 model_card     what a GGUF records of a model card
 gguf           a GGUF on disk: its metadata and tensors, whole or in parts
 gguf_header    reads a GGUF's header, and trusts no length in it

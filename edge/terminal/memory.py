@@ -1,7 +1,7 @@
 """How much memory the sandbox uses, seen from outside, in /proc or in its cgroup. Linux only."""
 
 import contextlib
-import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +106,7 @@ def file_systems(pid: int) -> int:
     total = 0
     for place in (WORK, HOME, "/tmp", "/dev/shm"):
         with contextlib.suppress(OSError):
-            state = os.statvfs(f"/proc/{pid}/root{place}")
-            total += (state.f_blocks - state.f_bfree) * state.f_frsize
+            total += shutil.disk_usage(f"/proc/{pid}/root{place}").used
     return total
 
 
