@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,8 @@ def _shared_mappings(processes: Sequence[int]) -> dict[tuple[str, str], int]:
 def file_systems(pid: int) -> int:
     """Bytes in the sandbox's file systems, which are in memory and have their own limits."""
     total = 0
+    if sys.platform == "win32":
+        return total
     for place in (WORK, HOME, "/tmp", "/dev/shm"):
         with contextlib.suppress(OSError):
             state = os.statvfs(f"/proc/{pid}/root{place}")
