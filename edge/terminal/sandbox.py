@@ -158,6 +158,7 @@ class Sandbox:
     _info: int
     _theirs: list[int]  # the sandbox's ends of the pipes, until it has opened them
     _cgroup: Path | None
+    _mode: TerminalMode | None = None
     _pid: int | None = None  # the sandbox's process 1, as the outside numbers it
     _pidfd: int | None = None
     _trouble: str | None = None
@@ -255,7 +256,7 @@ class Sandbox:
         for name in ("in.tar", "again.tar"):
             (self._folder / name).unlink(missing_ok=True)
         try:
-            mode = TerminalMode.of(self._pid)
+            self._mode = TerminalMode.of(self._pid)
             if self._cgroup is not None and not is_in(self._pid, self._cgroup):
                 remove_cgroup(self._cgroup)
                 self._cgroup = None
@@ -264,7 +265,7 @@ class Sandbox:
         os.write(self._ask, b"go\n")
         meter = Meter(self._pid, self._cgroup, shared_of_machine() - file_systems(self._pid))
         self._watcher = threading.Thread(
-            target=self._watch, args=(meter, mode), name="edge-sandbox", daemon=True
+            target=self._watch, args=(meter, self._mode), name="edge-sandbox", daemon=True
         )
         self._watcher.start()
 
@@ -345,7 +346,10 @@ class Sandbox:
         self._kill()
         if self._watcher is not None:
             self._watcher.join()
-        if self._pidfd is not None:  # process 1 ends last in its namespace
+        if self._mode is not None:
+            self._settle(self._mode)
+            self._mode.close()
+        elif self._pidfd is not None:
             select.select([self._pidfd], [], [], _PATIENCE)
         for descriptor in (self._ask, self._answer, self._info, self._pidfd, *self._theirs):
             if descriptor is not None:
@@ -393,10 +397,16 @@ class Sandbox:
             if trouble:
                 self._trouble = trouble
                 self._kill()
+                self._settle(mode)
             elif rounds % 10 == 0:
                 meter.end_first()
             rounds += 1
-        mode.close()
+
+    def _settle(self, mode: TerminalMode) -> None:
+        """Wait until the sandbox's processes have ended, and set the mode of the terminal back once more."""
+        if self._pidfd is not None:  # process 1 ends last in its namespace
+            select.select([self._pidfd], [], [], _PATIENCE)
+        mode.fault()
 
     def _fetch(self, to: Path) -> int:
         """Receive the work folder as the archive `to`. Returns tar's exit status; above 1 nothing is written."""
