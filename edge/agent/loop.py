@@ -13,18 +13,21 @@ from typing import Literal
 from edge.agent.gate import Decision, Gate
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, StepFacts, archive_path
-from edge.agent.wording import confirmation, first_messages, observation, refused, typing_notes
+from edge.agent.wording import confirmation, first_messages, observation, refused, repeated, typing_notes
 from edge.agent.workplace import Workplace
-from edge.answer.action import Action
+from edge.answer.action import Action, Command
 from edge.answer.answering import Answering
-from edge.errors import ContextError
+from edge.errors import BackendError, ContextError
 from edge.prompt import Message
 from edge.runner import Runner, Session
 from edge.terminal.tmux import SCREEN_BYTES, limit_output
 
-Outcome = Literal["complete", "stopped", "steps", "time", "refusals", "ended", "interrupted"]
+Outcome = Literal[
+    "complete", "stopped", "steps", "time", "refusals", "repeated", "failed", "ended", "interrupted"
+]
 DEFAULT_CONTEXT = 32_768
 _MAX_REFUSALS = 5  # in a row
+_TOLD_REPEATS, _MAX_REPEATS = 3, 5  # the same action in a row, with the same screen after it
 _MIN_OUTPUT = 500  # bytes of terminal output that a prompt must have room for
 
 
@@ -66,7 +69,11 @@ class Agent:
     """The work folder is older than the last action, because the process was killed during that action."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Makes the context in which the model reads and writes."""
+    failure: str = field(default="", init=False)
+    """Why the model could not answer, if the session ended as "failed"."""
     _end: float = field(default=0.0, init=False)
+    _last: tuple[str, str] = field(default=("", ""), init=False)
+    _repeats: int = field(default=0, init=False)
 
     def run(self) -> Outcome:
         """Work on the task, from its beginning or from the end of the record. Returns how the session ended.
@@ -81,6 +88,10 @@ class Agent:
                 outcome = self._steps()
         except _TimeUpError:
             outcome = "time"
+        except (ContextError, BackendError) as error:
+            outcome, self.failure = "failed", str(error)
+            if not self.record.rows:
+                raise  # there is nothing to continue
         except KeyboardInterrupt:
             outcome = "interrupted"
         finally:
@@ -113,7 +124,7 @@ class Agent:
                 refusals, completions = refusals + 1, 0
                 if refusals == _MAX_REFUSALS:
                     return "refusals"
-                pending = [refused(decision.reason, self.workplace.terminal.output())]
+                pending = [refused(decision.reason, self.workplace.output())]
                 continue
             refusals = 0
             self._write_step(session, action, decision)
@@ -126,12 +137,32 @@ class Agent:
                 return "complete"
             if self._late():
                 return "time"
-            output = self.workplace.terminal.output()
+            output = self.workplace.output()
             self.show(output)
             notes = self.workplace.notes + typing_notes(commands, action.closed_at_budget)
+            repeats = self._count_repeats(commands)
+            if repeats >= _MAX_REPEATS:
+                return "repeated"
+            if repeats >= _TOLD_REPEATS:
+                notes.append(repeated(repeats))
+                self.show(notes[-1])
             question = confirmation(self.runner.model_name) if completions == 1 else ""
             pending = [observation(output, notes, question)]
         return "steps"
+
+    def _count_repeats(self, commands: Sequence[Command]) -> int:
+        """How often in a row the model gave these commands, with this screen after them.
+
+        A wait while a program runs does not count.
+        """
+        typed = "\0".join(command.keystrokes for command in commands)
+        terminal = self.workplace.terminal
+        if not typed.strip("\0") and terminal.prompt() is None:
+            return 0
+        now = (typed, _last_lines(terminal.screen(), typed))
+        self._repeats = self._repeats + 1 if now == self._last else 1
+        self._last = now
+        return self._repeats
 
     def _decide(self, proposal: Proposal) -> Decision:
         began = time.monotonic()
@@ -206,6 +237,13 @@ class Agent:
             answer = decision.proposal.to_json()
             session.messages[-1] = {"role": "assistant", "content": answer}
         self.record.append(prompt, answer, decision.proposal.fields(), step)
+
+
+def _last_lines(screen: str, typed: str) -> str:
+    """The part of a screen that the last action made: from the last line that shows its first command."""
+    first = typed.strip("\0\n").partition("\n")[0]
+    place = screen.rfind(first) if first else -1
+    return screen if place < 0 else screen[place:]
 
 
 def without_older_steps(messages: Sequence[Message]) -> list[Message]:

@@ -38,6 +38,8 @@ _OUTCOMES: dict[Outcome, str] = {
     "steps": "the step limit was reached",
     "time": "the time limit was reached",
     "refusals": "too many actions in a row were refused",
+    "repeated": "the model repeated one action, and the screen did not change",
+    "failed": "the model could not answer",
     "ended": "the terminal has ended",
     "interrupted": "interrupted",
 }
@@ -202,14 +204,14 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         if gate is closed_gate and outcome == "stopped":
             return Ending(outcome, _DRY_RUN)
         if workplace.sandbox is not None and record.rows:
-            if outcome in ("interrupted", "ended"):
+            if outcome in ("interrupted", "ended", "failed"):
                 _keep_archive(paths.archive, interface)
             else:
                 _bring_back(workplace.sandbox, paths.archive, options, interface)
         processes = workplace.terminal.close()
     for process in processes:
         interface.say(f"still running: {process}")
-    return Ending(outcome, _summary(outcome, record))
+    return Ending(outcome, _summary(outcome, record, agent.failure))
 
 
 def make_gate(permission: Permission, interface: Interface) -> Gate:
@@ -365,9 +367,11 @@ def _agrees(console: Console) -> bool:
     return (answer or "").lower() in ("y", "yes")
 
 
-def _summary(outcome: Outcome, record: Record) -> str:
-    text = _OUTCOMES[outcome]
+def _summary(outcome: Outcome, record: Record, failure: str) -> str:
+    text = f"{_OUTCOMES[outcome]}: {failure}" if failure else _OUTCOMES[outcome]
     if not record.rows:
         return text
     text += f"; session record: {record.path}"
+    if outcome == "failed":
+        return f"{text}; continue it with --resume {record.path}"
     return f"{text}; continue it with --resume" if outcome == "interrupted" else text

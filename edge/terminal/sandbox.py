@@ -30,7 +30,7 @@ from edge.terminal.check import HOME, WORK, fault, memory_in_use, memory_of_mach
 from edge.terminal.check import Limits as Limits  # part of this module's interface
 from edge.terminal.packed import Base, copy_archive, pack, read_base
 from edge.terminal.seccomp import seccomp_filter
-from edge.terminal.tmux import PROMPT
+from edge.terminal.shell import NEVER_WAIT, NEXT_LINE_PROMPT, PROMPT
 from edge.terminal.workfolder import Changes, compare
 
 NEEDS_LINUX = "the sandbox needs Linux and its namespaces: use --review, or WSL on Windows"
@@ -85,13 +85,13 @@ serve() {
 set -m
 serve &
 while cd "$WORK"; do
-  INPUTRC=/dev/null PS1='@PROMPT@' bash --noprofile --norc +o histexpand -i 3<&- 4>&-
+  INPUTRC=/dev/null PS1='@PROMPT@' PS2='@NEXT@' bash --noprofile --norc +o histexpand -i 3<&- 4>&-
   [ -t 1 ] || exit
   stty sane
   printf '[the shell has ended; this is a new one]\n'
   sleep 0.2
 done
-""".replace("@PROMPT@", PROMPT)
+""".replace("@PROMPT@", PROMPT).replace("@NEXT@", NEXT_LINE_PROMPT)
 
 DEFAULT = Limits()
 
@@ -371,6 +371,7 @@ def _arguments(limits: Limits) -> list[str]:
         "LANG": "C.UTF-8",
         "HISTFILE": "/dev/null",
         "LESSHISTFILE": "-",
+        **NEVER_WAIT,
         "WORK": WORK,
     }
     return [

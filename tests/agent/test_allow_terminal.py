@@ -12,7 +12,8 @@ import pytest
 
 from edge.agent.allow import Allowlist, read_allowlist, refusal
 from edge.terminal.sandbox import Sandbox
-from edge.terminal.tmux import SHELL, Terminal
+from edge.terminal.shell import SHELL
+from edge.terminal.tmux import Terminal
 
 pytestmark = [
     pytest.mark.slow,
