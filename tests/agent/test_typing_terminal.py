@@ -133,9 +133,6 @@ def test_vi_mode_loses_no_characters(tmp_path: Path, keys: list[str]) -> None:
         for number in range(2):
             terminal.send("some words", 0.2)
             for key in keys:
-                terminal.send(key, 0.2)
-            terminal.send("C-c", 0.2)
-            for key in keys:
                 terminal.send(key, 0.7)
             assert terminal.send_lines(f"echo aiA{number} > out{number}\n")
             until(lambda: text_of(tmp_path / f"out{number}"))  # noqa: B023
