@@ -137,6 +137,7 @@ def convert(
     types = check_options(quant, out, imatrix, calibrate, lora, tensor_types, threads)  # before the download
     checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
     if lora is not None:
+        make_plan(checkpoint)  # a base that lacks a matrix is refused, even if the adapter would bring it
         checkpoint = merge_lora(checkpoint, Path(lora))
     plan = make_plan(checkpoint)
     model = _Model(checkpoint, plan, make_vocabulary(checkpoint, plan.n_vocab), check, threads, say)
@@ -333,7 +334,7 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        check_tokenization(path, model.checkpoint.folder / "tokenizer.json", add_special=special)
+        check_tokenization(path, model.vocabulary.tokenizer, add_special=special)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:

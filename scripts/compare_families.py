@@ -3,8 +3,8 @@
     python scripts/compare_families.py LLAMA_CPP [FAMILY ...]
 
 LLAMA_CPP is a source tree of llama.cpp of the version in llama-cpp-python. The sdist of llama-cpp-python has one in
-vendor/llama.cpp. The families are those of tests/helpers/make_random.py. Both converters write bfloat16. The script
-compares
+vendor/llama.cpp. The families are those of tests/helpers/make_random.py, and the CASES of
+this file. Both converters write bfloat16. The script compares
 every tensor's name, type, shape and bits, and all metadata. It fails if an entry differs that is not in EXPECTED.
 
 llama.cpp's converter needs two changes. Its table of tokenizer hashes does not know a tokenizer that was made here, so
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,19 @@ PRE = {
 }
 SENTENCEPIECE = ("gemma3", "gemma3-parent", "mistral")  # published with a tokenizer.model
 
+# Folders as people have them: a family, and what makes of it.
+CASES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "qwen3-tied": ("qwen3", lambda folder: tied(folder, own=False)),
+    "qwen3-tied-own": ("qwen3", lambda folder: tied(folder, own=True)),
+    "qwen3-index": ("qwen3", lambda folder: with_index(folder)),
+}
+
 EXPECTED = {
     "general.name": "the folder's name, unchanged or as a title",
     "tokenizer.ggml.eot_token_id": "a second EOS of generation_config.json, which llama.cpp's converter does not read",
     "tokenizer.ggml.add_eos_token": "false; llama.cpp's converter relies on the default, which is false",
+    "edge.version": "only edge's files have it",
+    "edge.crc32": "only edge's files have it",
 }
 
 STAND_IN = """
@@ -68,6 +78,27 @@ import conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: PRE
 runpy.run_path(SCRIPT, run_name="__main__")
 """
+
+
+def tied(folder: Path, *, own: bool) -> None:
+    """Tie the output matrix to the embeddings in config.json, and remove it unless the model has its `own`."""
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(folder / "model.safetensors")
+    if not own:
+        del stored["lm_head.weight"]
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
+
+
+def with_index(folder: Path) -> None:
+    """Add an index whose only file is model.safetensors."""
+    from safetensors.torch import load_file
+
+    names = load_file(folder / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def peer(llama_cpp: Path, family: str, folder: Path, out: Path) -> None:
@@ -147,7 +178,9 @@ def compare(family: str, llama_cpp: Path) -> bool:
         folder = (
             Path(name) / "model"
         )  # a neutral name: the peer reads sizes and versions from the folder's name
-        FAMILIES[family](folder)
+        made_from, change = CASES.get(family, (family, lambda folder: None))
+        FAMILIES[made_from](folder)
+        change(folder)
         ours, theirs = Path(name) / "edge.gguf", Path(name) / "llama.cpp.gguf"
         done = convert(folder, quant="BF16", out=ours, threads=1)
         peer(llama_cpp, family, folder, theirs)
@@ -187,6 +220,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     from make_random import FAMILIES
 
-    chosen = sys.argv[2:] or list(FAMILIES)
+    chosen = sys.argv[2:] or [*FAMILIES, *CASES]
     unequal = [family for family in chosen if not compare(family, Path(sys.argv[1]))]
     sys.exit(f"not equal: {', '.join(unequal)}" if unequal else 0)

@@ -14,14 +14,16 @@ FOLDER = Path(__file__).parents[1] / "scripts" / "default_model"
 sys.path.insert(0, str(FOLDER))
 
 from judge import REQUESTS, Request, judge, read_file, read_requests  # noqa: E402
+from kinds import Kind, Step, read_kinds  # noqa: E402
+from unseen import forms, unseen  # noqa: E402
 
 FILES = sorted(REQUESTS.glob("*.toml"))
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
-def test_there_are_two_hundred_different_requests() -> None:
+def test_there_are_many_different_requests() -> None:
     requests = read_requests()
-    assert len(requests) == 200
+    assert len(requests) == 250
     assert max(Counter(request.id for request in requests).values()) == 1
     assert max(Counter(request.text.lower().strip(" .?") for request in requests).values()) == 1
     assert sum(request.rare for request in requests) >= 70
@@ -29,6 +31,47 @@ def test_there_are_two_hundred_different_requests() -> None:
     assert min(Counter(request.area for request in requests).values()) >= 4
     for path in FILES:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 500, path
+
+
+def test_at_least_sixty_requests_have_a_form_that_no_kind_has() -> None:
+    found = unseen(read_requests(), read_kinds())
+    assert len(found) >= 60
+    written = {request.id for path in FILES if path.stem.startswith("unseen") for request in read_file(path)}
+    assert len(written) == 50
+    assert written <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("head -n 5 a.txt", "head -3 b.txt", True),
+        ("head -n 5 a.txt", "head -n 5 a.txt > b.txt", False),
+        ("tar -czf a.tar.gz a", "tar -c -z -f b.tar.gz b", True),
+        ("tar -czf a.tar.gz a", "tar -xzf a.tar.gz", False),
+        ("sudo apt-get install -y vim", "apt install nano", True),
+        ("apt install vim", "apt install --reinstall vim", False),
+        ("git show HEAD~1", "git show", True),
+        ("git stash pop", "git stash", False),
+        ("sort a | uniq -c", "sort a", False),
+        ("./a.sh 2> b", "./a.sh > b", False),
+        ("./a.sh > b 2>&1", "bash c.sh > d 2>&1", True),
+        ("find . -name '*.c' -exec wc -l {} +", "find a -name b -exec wc -l {} \\;", True),
+        ("find . -name '*.c' -exec rm {} +", "find . -name '*.c' -exec cat {} +", False),
+        ("for f in *; do mv $f a; done", "for f in *; do cp $f a; done", False),
+        ("cd a && make", "make; cd b", True),
+        ("echo $(date)", "echo $(pwd)", False),
+        ("sed 's/a/b/' f", "sed '2d' g", True),
+    ],
+)
+def test_a_form_is_programs_options_and_redirections(one: str, other: str, same: bool) -> None:
+    assert (forms(one) == forms(other)) == same
+
+
+def test_a_kind_with_the_command_in_a_later_turn_has_its_form() -> None:
+    request = Request(id="x", area="a", text="Sort.", solution="sort -u a.txt", wrong="")
+    steps = (Step("A.", "P.", ("ls",), None), Step("A.", "P.", ("pwd", "sort -u <txt1>"), None))
+    assert unseen([request], [Kind("k", (), "", (steps[:1],), False)]) == {"x": {"sort -u"}}
+    assert unseen([request], [Kind("k", (), "", (steps,), False)]) == {}
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 families/        one table for each architecture
 plan             which tensors and metadata a checkpoint becomes
 tokenizer        the vocabulary of the GGUF
+added_tokens     the tokenizer as transformers assembles it
 tokenizer_json   the structure of tokenizer.json
 tokenizer_check  compares llama.cpp's tokenization with the checkpoint's
 importance       the column weights that each tensor is quantized with

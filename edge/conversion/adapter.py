@@ -83,6 +83,7 @@ def convert_adapter(
     folder, kind = Path(folder), checked_type(quant)
     check_adapter(folder)
     checkpoint = open_checkpoint(base, revision=hub.revision, offline=hub.offline)
+    tied = all(tensor.name != "output.weight" for tensor in make_plan(checkpoint).tensors)
     merged = merge_lora(checkpoint, folder)
     plan = make_plan(merged)
     place_name = f"{checkpoint_name(folder)}-lora-{kind.lower()}.gguf"
@@ -92,7 +93,7 @@ def convert_adapter(
     replaced = Replaced(path, force)
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
     warnings = _warnings(folder, checkpoint, merged, plan)
-    factors = _factors(folder, checkpoint, plan)
+    factors = _factors(folder, checkpoint, plan, tied)
     alpha = _common_alpha(folder, factors)
     try:
         with whole_file(place) as (temporary, descriptor):
@@ -157,9 +158,13 @@ def _recorded_base(folder: Path) -> str | None:
 # --- the factors ---
 
 
-def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan) -> list[_Factors]:
-    """The factors of every weight that the adapter changes, moved as the weight is. Raises ConversionError."""
-    tied = not any(tensor.name == "output.weight" for tensor in plan.tensors)
+def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan, tied: bool) -> list[_Factors]:
+    """The factors of every weight that the adapter changes, moved as the weight is. Raises ConversionError.
+
+    `tied`: the base has one matrix as embeddings and output.
+    """
+    if tied and any(tensor.name == "output.weight" for tensor in plan.tensors):
+        raise ConversionError(_one_matrix(folder))
     found = []
     for tensor in plan.tensors:
         for part in tensor.parts:
@@ -171,14 +176,18 @@ def _factors(folder: Path, checkpoint: Checkpoint, plan: Plan) -> list[_Factors]
                 f"{folder}: changes {tensor.name}, and llama.cpp does not apply adapters to it; {_MERGE}"
             )
         if tensor.name == "token_embd.weight" and tied:
-            raise ConversionError(
-                f"{folder}: changes the embeddings, which the base also uses as its output; llama.cpp cannot run that: "
-                f"{_MERGE}"
-            )
+            raise ConversionError(_one_matrix(folder))
         found.append(_moved(tensor, _stacked(tensor)))
     if not found:
         raise ConversionError(f"{folder}: changes no weight of the text model")
     return found
+
+
+def _one_matrix(folder: Path) -> str:
+    return (
+        f"{folder}: changes the embeddings or the output, which are one matrix in the base; llama.cpp cannot run that: "
+        f"{_MERGE}"
+    )
 
 
 def _check_whole(folder: Path, checkpoint: Checkpoint, part: StoredTensor) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint, StoredTensor
+from edge.formats.tied import EMBEDDINGS, OUTPUT, same_values
 from edge.system.text import counted
 
 Array = npt.NDArray[Any]
@@ -241,7 +242,8 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     default = "lm_head.weight" not in stored if family.tied is None else family.tied
     tied = config.flag("tie_embedding", "tie_word_embeddings", default=default)
     if tied:
-        stored.pop("lm_head.weight", None)
+        tied, separate = _still_tied(stored, config.where)
+        notes += separate
     tensors = list(_match(family, dims, layers, stored, tied, str(checkpoint.folder)))
     if stored:
         raise ConversionError(
@@ -256,6 +258,27 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
         n_experts=dims.get("X", 0),
         notes=(*notes, *further),
     )
+
+
+def _still_tied(stored: Stored, where: str) -> tuple[bool, list[str]]:
+    """Whether one matrix serves as embeddings and output, where config.json ties them; and notes.
+
+    Removes a copy from `stored`. As in transformers 5: a stored output matrix that differs stays, and one without
+    embeddings serves as both.
+    """
+    output = stored.get(OUTPUT)
+    if output is None:
+        return True, []
+    if EMBEDDINGS not in stored:
+        stored[EMBEDDINGS] = stored.pop(OUTPUT)
+        return True, []
+    if same_values(stored[EMBEDDINGS], output):
+        del stored[OUTPUT]
+        return True, []
+    return False, [
+        f"{where} ties the output matrix to the embeddings, but {output.name} differs from them: edge keeps both, as "
+        "transformers 5 does; other programs may use the embeddings for both"
+    ]
 
 
 def _bare_names(checkpoint: Checkpoint) -> tuple[Stored, list[str]]:

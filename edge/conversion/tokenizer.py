@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from gguf import TokenType
+from tokenizers import AddedToken, Tokenizer
 
+from edge.conversion.added_tokens import assemble
 from edge.conversion.plan import text_values
-from edge.conversion.tokenizer_json import Step, TokenizerJson, parts, read_tokenizer, templates
+from edge.conversion.tokenizer_json import Step, TokenizerJson, parts, templates
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
 
@@ -94,6 +96,7 @@ class Vocabulary:
     add_eos: bool
     add_space_prefix: bool | None
     warnings: tuple[str, ...]
+    tokenizer: Tokenizer  # as transformers assembles it, to compare with
 
 
 def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
@@ -119,13 +122,16 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
             f"{where}: has no merges; download it again, or save it again with a fast tokenizer"
         )
     added = _added_tokens(where, checkpoint.tokenizer)
-    read_tokenizer(file)  # a file that it accepts has the structure of TokenizerJson
+    assembled = assemble(checkpoint, n_vocab)  # a file that it accepts has the structure of TokenizerJson
     stored = cast(TokenizerJson, checkpoint.tokenizer)
     pre = _sentencepiece_pre(where, stored) if sentencepiece else _byte_level_pre(where, stored)
+    if assembled.added:  # what is wrong in tokenizer.json itself is said first
+        _tokens(where, stored["model"]["vocab"], added, n_vocab, sentencepiece)
+        added = _with(added, assembled.added)
     if gemma4:
         added = [Added(token.text, token.id, _gemma4_type(token)) for token in added]
     tokens, types = _tokens(where, stored["model"]["vocab"], added, n_vocab, sentencepiece)
-    special_ids, unused = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
+    special_ids, unused, notes = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
     add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
     if (
         gemma4 and "bos" not in special_ids
@@ -147,9 +153,15 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         add_bos=add_bos or gemma4,
         add_eos=add_eos,
         add_space_prefix=_adds_space(stored) if sentencepiece else None,
-        warnings=tuple(
-            f"a GGUF can store only three EOS tokens; {tokens[i]!r} will not end an answer" for i in unused
+        warnings=(
+            *assembled.notes,
+            *notes,
+            *(
+                f"a GGUF can store only three EOS tokens; {tokens[i]!r} will not end an answer"
+                for i in unused
+            ),
         ),
+        tokenizer=assembled.tokenizer,
     )
 
 
@@ -291,6 +303,18 @@ def _tokens(
     return tokens, types
 
 
+def _with(listed: list[Added], further: Mapping[int, AddedToken]) -> list[Added]:
+    """The added tokens of tokenizer.json, and those that other files add or give other flags."""
+    changed = {
+        token.content: Added(
+            token.content, i, _added_type({"content": token.content, "special": token.special})
+        )
+        for i, token in further.items()
+    }
+    same = [changed.pop(token.text, token) for token in listed]
+    return [*same, *changed.values()]
+
+
 def _added_type(token: Mapping[str, Any]) -> int:
     """The type of an added token: control (not shown as text) or user-defined.
 
@@ -355,8 +379,8 @@ def _scores(
     return scores
 
 
-def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str, int], list[int]]:
-    """The ids of the special tokens, and the EOS ids that a GGUF has no key for.
+def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str, int], list[int], list[str]]:
+    """The ids of the special tokens, the EOS ids that a GGUF has no key for, and notes.
 
     tokenizer_config.json names special tokens by text; otherwise config.json names them by id. Further EOS ids of
     generation_config.json become eot and eom, so that llama.cpp stops at them too.
@@ -366,6 +390,8 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
         key: value for key, value in checkpoint.config.items() if value is not None
     }
     found: dict[str, int] = {}
+    notes: list[str] = []
+    texts = list(ids)
     for kind in ("bos", "eos", "unk", "sep", "pad", "mask"):
         entry = config.get(f"{kind}_token")
         text = entry.get("content") if isinstance(entry, dict) else entry
@@ -376,6 +402,11 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
             pass  # as in transformers: it is then undefined in a chat template, even if config.json has its id
         elif type(number) is int and 0 <= number < len(ids):
             found[kind] = number
+            if isinstance(text, str):
+                notes.append(
+                    f"{checkpoint.folder}: its {kind}_token {text!r} is not in the vocabulary; the GGUF uses "
+                    f"{kind}_token_id {number} ({texts[number]!r}) of config.json"
+                )
     stops: list[object] = []
     for source in (checkpoint.generation_config, numbers):
         value = source.get("eos_token_id")
@@ -387,7 +418,7 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
     ]
     if "eos" not in found and further:
         found["eos"] = further.pop(0)
-    return found | dict(zip(("eot", "eom"), further, strict=False)), further[2:]
+    return found | dict(zip(("eot", "eom"), further, strict=False)), further[2:], notes
 
 
 def _adds(checkpoint: Checkpoint, tokens: list[str], special_ids: dict[str, int]) -> tuple[bool, bool]:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from edge.conversion.tokenizer_json import read_tokenizer
 from edge.errors import ConversionError, ModelFileError
 from edge.llama.vocabulary import file_vocabulary
 
@@ -24,28 +23,67 @@ PROBE = (
     "sed -i 's/\\(foo\\)/\\1bar/g' ./*.py && git commit -m \"fix: #42\" || exit $?; VAR=${HOME:-/tmp}  \n"
 )
 
+_MOST = 10_000  # added tokens, and pairs of them, that are compared: Gemma 3 has 6,415
+_GROUP = 100  # tokens in one text
+_LONGEST_OVERLAP = 64  # characters
+_SAME_BEGIN = 20  # tokens with the same beginning that are tried after a token
 
-def check_tokenization(gguf: Path, tokenizer_json: Path, add_special: bool) -> None:
-    """Compare llama.cpp's tokenization of PROBE and the added tokens with that of the tokenizers package.
 
-    `gguf` needs a header only. `add_special` also compares the special tokens that are added around a text.
+def check_tokenization(gguf: Path, tokenizer: Tokenizer, add_special: bool) -> None:
+    """Compare llama.cpp's tokenization of PROBE and of the added tokens with that of the tokenizers package.
+
+    `gguf` needs a header only. `tokenizer`: the checkpoint's, as transformers assembles it.
+    `add_special` also compares the special tokens that are added around a text.
     Raises ConversionError that shows the first difference.
     """
-    tokenizer = read_tokenizer(tokenizer_json)
-    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()][:200]
-    if tokenizer.normalizer is not None and '"▁"' in str(tokenizer.normalizer):
-        # Gemma's runs of spaces: text contains spaces there, and llama.cpp does not read ▁ as a space
-        special = [text.replace("▁", " ") for text in special]
-    probe = PROBE + "".join(f"{text}word {text}\n" for text in special)
+    texts = [*PROBE.splitlines(keepends=True), PROBE, *_added_texts(tokenizer)]
     try:
         with file_vocabulary(gguf) as vocabulary:
-            for text in (*probe.splitlines(keepends=True), probe):
+            for text in texts:
                 wanted = tokenizer.encode(text, add_special_tokens=False).ids
                 _compare(gguf, tokenizer, wanted, vocabulary.encode(text))
             if add_special:
                 _compare(gguf, tokenizer, tokenizer.encode("a b").ids, vocabulary.encode("a b", ends=True))
     except ModelFileError as error:
         raise ConversionError(str(error)) from None
+
+
+def _added_texts(tokenizer: Tokenizer) -> list[str]:
+    """Texts with the added tokens: first those with flags, then pairs that overlap, then the others.
+
+    A token that takes spaces beside it (lstrip, rstrip) or stands for a whole word only (single_word) is none of these
+    for llama.cpp. Where two tokens overlap, tokenizers takes the one that begins first, llama.cpp the longer one.
+    """
+    tokens = list(tokenizer.get_added_tokens_decoder().values())
+    flagged = [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word]
+    contents = [token.content for token in tokens if token.content]
+    # The tokens of a fine-tune come last.
+    ordered = list(dict.fromkeys([*flagged, *contents[-_MOST // 2 :], *contents]))[:_MOST]
+    spelled = [f"{text}word {text}\n" for text in ordered]
+    groups = ["".join(spelled[first : first + _GROUP]) for first in range(0, len(spelled), _GROUP)]
+    texts = [*spelled[: len(flagged)], *_overlaps(contents), *groups]
+    if tokenizer.normalizer is not None and '"▁"' in str(tokenizer.normalizer):
+        # Gemma's runs of spaces: text contains spaces there, and llama.cpp does not read ▁ as a space
+        texts = [text.replace("▁", " ") for text in texts]
+    return texts
+
+
+def _overlaps(tokens: list[str]) -> list[str]:
+    """Texts in which one token ends with the beginning of another: `ab_c` and `b_c_d` give `ab_c_d`."""
+    begins: dict[str, list[str]] = {}
+    for token in tokens:
+        for n in range(1, min(len(token), _LONGEST_OVERLAP)):
+            others = begins.setdefault(token[:n], [])
+            if len(others) < _SAME_BEGIN:
+                others.append(token)
+    texts: dict[str, None] = {}
+    for token in tokens:
+        for n in range(1, min(len(token), _LONGEST_OVERLAP)):
+            for other in begins.get(token[-n:], ()):
+                texts[f"{token}{other[n:]} "] = None
+                if len(texts) >= _MOST:
+                    return list(texts)
+    return list(texts)
 
 
 def _compare(gguf: Path, tokenizer: Tokenizer, wanted: list[int], got: list[int]) -> None:

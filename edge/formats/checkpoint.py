@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
+from edge.formats.foreign import check_not_mlx
 from edge.formats.hub import HUB_ID, HubOptions, Repository, download, open_repository
 from edge.formats.stored import StoredTensor, read_header, read_json, read_small
+from edge.formats.weight_files import INDEX, SINGLE, read_tensors, shards
 from edge.system.progress import bar
 
 __all__ = [
@@ -31,7 +33,6 @@ __all__ = [
 ]
 
 _MAX_TEMPLATE = 1 << 18  # bytes; the longest known template has 30,000
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _SMALL_FILES = [
     "config.json",
@@ -39,12 +40,12 @@ _SMALL_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
     "model.safetensors.index.json",
 ]
-_SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -53,8 +54,8 @@ class Checkpoint:
     """A checkpoint folder, read and checked.
 
     `source`: the folder or hub id that the user gave. `name`: a name that is safe in file names. `revision`: the
-    commit on the hub, if the folder contains it. `adapter`: the names of the LoRA adapters merged into the tensors, and
-    `notes`: lines about them for the user (see edge/formats/lora.py).
+    commit on the hub, if the folder contains it. `adapter`: the names of the LoRA adapters merged into the tensors (see
+    edge/formats/lora.py). `notes`: lines for the user about adapters and about the files that were read.
     """
 
     folder: Path
@@ -89,6 +90,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
     """
     folder, hub_id = locate(source, revision=revision, offline=offline)
     if not os.path.lexists(folder / "config.json"):
+        check_not_mlx(folder)
         if os.path.lexists(folder / "adapter_config.json"):
             raise CheckpointError(
                 f"{folder}: is a LoRA adapter; name its base with --base, or merge it: convert its base with --lora "
@@ -98,6 +100,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
     if not os.path.lexists(folder / "tokenizer.json"):
         raise CheckpointError(_no_tokenizer(folder))
     tokenizer_config = read_tokenizer_config(folder)
+    tensors, notes = read_tensors(folder)
     return Checkpoint(
         folder=folder,
         source=str(source),
@@ -108,19 +111,24 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
         tokenizer=read_json(folder / "tokenizer.json"),
         tokenizer_config=tokenizer_config,
         chat_template=read_chat_template(folder, tokenizer_config),
-        tensors=_read_tensors(folder),
+        tensors=tensors,
         revision=_revision(folder),
+        notes=notes,
     )
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with the special tokens that older checkpoints keep in special_tokens_map.json.
+    """tokenizer_config.json, with the tokens that older checkpoints keep in two other files.
 
-    {} if neither file exists. Raises CheckpointError.
+    These are the special tokens of special_tokens_map.json, and the ids of added_tokens.json (`added_tokens_encoder`).
+    {} if no file exists. Raises CheckpointError.
     """
     config = read_json(folder / "tokenizer_config.json", missing_ok=True)
     if "added_tokens_decoder" not in config:
         config |= read_json(folder / "special_tokens_map.json", missing_ok=True)
+        encoder = read_json(folder / "added_tokens.json", missing_ok=True)
+        if encoder:
+            config["added_tokens_encoder"] = encoder
     return config
 
 
@@ -203,17 +211,18 @@ def needed_files(repository: Repository) -> list[str]:
     ]
     if repository.absent is not None and not {"config.json", "tokenizer.json"} <= repository.files.keys():
         raise repository.absent
-    index = "model.safetensors.index.json"
-    if index in repository.files:
-        weights = sorted(_shards(download(repository, [index]) / index))
+    single = [SINGLE] if SINGLE in repository.files else []
+    if INDEX in repository.files:
+        weights = sorted(shards(download(repository, [INDEX]) / INDEX))
         absent = [name for name in weights if name not in repository.files]
-        if absent:
+        if not absent:
+            return [*names, *dict.fromkeys([*weights, *single])]
+        if not single:
             raise repository.absent or CheckpointError(
-                f"{repository.hub_id}: {index} lists {absent[0]}, which the repository does not hold"
+                f"{repository.hub_id}: {INDEX} lists {absent[0]}, which the repository does not hold"
             )
-        return [*names, *weights]
-    if "model.safetensors" in repository.files:
-        return [*names, "model.safetensors"]
+    if single:
+        return [*names, *single]
     if any(name.endswith(".gguf") for name in repository.files):
         raise CheckpointError(
             f"{repository.hub_id}: holds GGUFs, which need no conversion; edge pull {repository.hub_id}"
@@ -256,60 +265,3 @@ def _no_tokenizer(folder: Path) -> str:
             f"transformers.AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         )
     return f"{folder}: no tokenizer.json; copy it from the base model of the checkpoint"
-
-
-def _shards(index: Path) -> dict[str, list[str]]:
-    """The tensor names of each file in a safetensors index."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map; fetch it again")
-    shards: dict[str, list[str]] = {}
-    for name, file in weight_map.items():
-        # A name with a folder in it could point anywhere on the disk; one with a * could download anything.
-        if not isinstance(file, str) or not _SHARD.fullmatch(file):
-            raise CheckpointError(
-                f"{index}: lists {name} in {file!r}, which is not a plain safetensors file name; fetch it again"
-            )
-        shards.setdefault(file, []).append(name)
-    return shards
-
-
-def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
-    index = folder / "model.safetensors.index.json"
-    if os.path.lexists(index):
-        shards = _shards(index)
-        place = {name: file for file, names in shards.items() for name in names}
-        tensors: dict[str, StoredTensor] = {}
-        for file in sorted(shards):
-            stored = read_header(folder / file)
-            missing = [name for name in shards[file] if name not in stored]
-            if missing:
-                raise CheckpointError(
-                    f"{folder / file}: does not contain {missing[0]}, which {index.name} lists; fetch both again"
-                )
-            for name in stored:
-                if place.get(name) != file:
-                    other = f"lists in {place[name]}" if name in place else "does not list"
-                    raise CheckpointError(
-                        f"{folder / file}: contains {name}, which {index.name} {other}; fetch both again"
-                    )
-            tensors |= stored
-        return tensors
-    single = folder / "model.safetensors"
-    if os.path.lexists(single):
-        return read_header(single)
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
-    if others:
-        raise CheckpointError(
-            f"{folder}: has {others[0]}, but not model.safetensors or model.safetensors.index.json; "
-            "save it again with save_pretrained"
-        )
-    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickled:
-        raise CheckpointError(
-            f"{folder}: its weights are pickled ({pickled[0]}), which can run code; save them as safetensors with "
-            "save_pretrained"
-        )
-    raise CheckpointError(
-        f"{folder}: no model.safetensors and no model.safetensors.index.json; fetch the weights"
-    )

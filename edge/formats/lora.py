@@ -30,6 +30,8 @@ from edge.formats.checkpoint import (
     read_tokenizer_config,
 )
 from edge.formats.floats import Floats, narrow, widen
+from edge.formats.foreign import check_not_mlx
+from edge.formats.tied import EMBEDDINGS, OUTPUT, same_values, untie
 from edge.system.text import counted
 
 _MAX_RANK = 4096
@@ -139,18 +141,12 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         raise CheckpointError(f"{file}: has no tensors, so edge cannot merge it; save the adapter again")
     tensors = dict(checkpoint.tensors)
     bases = {bare_name(name): name for name in tensors}
-    if _tied(checkpoint.config):
-        if "embed_tokens.weight" in whole:
-            whole.pop("lm_head.weight", None)  # peft saves both, and one is a copy of the other
-        if "lm_head" in factors or any(name.startswith("lm_head.") for name in whole):
-            raise CheckpointError(
-                f"{file}: it changes lm_head, which the base shares with its embeddings; train it without lm_head"
-            )
+    n_modules = len(factors.keys() | {name.removesuffix(".weight") for name in whole})
+    untie(config, checkpoint.config, bases, tensors, factors, whole)
     for name, other in whole.items():
         tensors |= _replaced(file, bases, tensors, name, other)
     for module, pair in factors.items():
         tensors |= {merged.name: merged for merged in _merge(file, config, module, pair, bases, tensors)}
-    n_modules = len(factors.keys() | {name.removesuffix(".weight") for name in whole})
     template, notes = _template(checkpoint, folder)
     return replace(
         checkpoint,
@@ -177,6 +173,7 @@ def _open_adapter(folder: Path) -> tuple[dict[str, Any], Path]:
     """The configuration of an adapter and the file with its weights."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give the folder with adapter_config.json")
+    check_not_mlx(folder)
     where = folder / "adapter_config.json"
     if not os.path.lexists(where):
         raise CheckpointError(f"{folder}: no adapter_config.json; give a folder that peft saved")
@@ -266,7 +263,7 @@ def _sorted_tensors(
             )
         if match is None:
             bare = bare_name(_SAVED.sub("", name))
-            if bare in whole:
+            if bare in whole and not same_values(whole[bare], tensor):  # peft stores resized embeddings twice
                 raise CheckpointError(
                     f"{file}: {name} and {whole[bare].name} are the same tensor; remove one of them"
                 )
@@ -298,6 +295,8 @@ def _replaced(
 ) -> dict[str, StoredTensor]:
     """The base tensor with a bare name, replaced by one of the adapter."""
     base = _base(file, bases, tensors, name, other.name)
+    if len(other.shape) == 2 and other.shape[1:] == base.shape[1:] and name in (EMBEDDINGS, OUTPUT):
+        _check_rows(file, other.name, other.shape[0], base.shape[0])
     if other.shape != base.shape:
         raise CheckpointError(
             f"{file}: {other.name} is {list(other.shape)}, but the base's is {list(base.shape)}; "
@@ -305,6 +304,21 @@ def _replaced(
         )
     other.check_dtype()
     return {base.name: ReplacedTensor(*_fields(base), other)}
+
+
+def _check_rows(file: Path, name: str, rows: int, base: int) -> None:
+    """Raise CheckpointError if an adapter's vocabulary has another number of rows than the base's."""
+    if rows != base:
+        how = (
+            f"{counted(rows - base, 'token row')} more"
+            if rows > base
+            else f"{base - rows:,} fewer token rows"
+        )
+        raise CheckpointError(
+            f"{file}: {name} has {rows:,} rows, {how} than the base: the vocabulary was resized for training; resize "
+            f"the base with resize_token_embeddings({rows}), merge with peft's merge_and_unload, save model and "
+            "tokenizer, and convert the result"
+        )
 
 
 def _merge(
@@ -326,6 +340,8 @@ def _merge(
     flipped = embedding or bool(config.get("fan_in_fan_out"))
     rank = a.shape[0]
     wanted = (a.shape[1], b.shape[0]) if flipped else (b.shape[0], a.shape[1])
+    if f"{module}.weight" in (EMBEDDINGS, OUTPUT) and base.shape[1:] == wanted[1:]:
+        _check_rows(file, a.name if embedding else b.name, wanted[0], base.shape[0])
     if b.shape[1] != rank or base.shape != wanted:
         raise CheckpointError(
             f"{file}: {a.name} {list(a.shape)} and {b.name} {list(b.shape)} do not fit the base's "
@@ -424,16 +440,6 @@ def _base(
 
 def _fields(tensor: StoredTensor) -> tuple[str, str, tuple[int, ...], Path, int, int]:
     return tensor.name, tensor.dtype, tensor.shape, tensor.file, tensor.offset, tensor.n_bytes
-
-
-def _tied(config: dict[str, Any]) -> bool:
-    """Whether config.json says that the output matrix is that of the embeddings."""
-    text = config.get("text_config")
-    for values in (config, text if isinstance(text, dict) else {}):
-        for key in ("tie_embedding", "tie_word_embeddings"):
-            if isinstance(values.get(key), bool):
-                return bool(values[key])
-    return False
 
 
 def _template(checkpoint: Checkpoint, folder: Path) -> tuple[str | None, list[str]]:

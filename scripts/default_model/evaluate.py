@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Judge a model on the 200 held-out requests of requests/.
+"""Judge a model on the 250 held-out requests of requests/.
 
     python scripts/default_model/evaluate.py --model model.gguf --out result.json
     python scripts/default_model/evaluate.py --model base.gguf --lora adapter.gguf --limit 40
 
 The model answers each request once and greedily, with the messages of `edge run`. The commands of the answer run in a
 sandbox without network (sandbox.py; Linux, needs bubblewrap). Only its outcome counts, not the words of the commands.
-judge.py says what right, wrong and destructive mean. Ctrl-C ends the run and prints the table of the answers so far.
+judge.py says what right, wrong and destructive mean. The row "unseen" of the table counts the requests whose command
+form is in no kind (unseen.py). Ctrl-C ends the run and prints the table of the answers so far.
 
-The requests never go into training data. Only this program and its test read them.
+The requests never go into training data. Only this program, unseen.py and the tests read them.
 """
 
 import argparse
@@ -25,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from judge import Judgement, Request, judge, read_requests  # noqa: E402
+from kinds import read_kinds  # noqa: E402
+from unseen import unseen  # noqa: E402
 
 from edge import Action, EdgeError, Loading, Runner, task_messages  # noqa: E402
 from edge.answer.action import parse_action  # noqa: E402
@@ -92,15 +95,15 @@ def chosen(requests: list[Request], area: str | None, limit: int | None) -> list
     return [some[i * len(some) // limit] for i in range(limit)]
 
 
-def table(rows: list[Judged]) -> str:
-    """Counts for each area, for everyday and rare requests, and for all."""
+def table(rows: list[Judged], unseen_ids: set[str]) -> str:
+    """Counts for each area, for everyday and rare requests, for those with an unseen form, and for all."""
     areas = sorted({row.area for row in rows})
     groups = [(area, [row for row in rows if row.area == area]) for area in areas]
     groups += [
         ("everyday", [row for row in rows if not row.rare]),
         ("rare", [row for row in rows if row.rare]),
     ]
-    groups += [("all", rows)]
+    groups += [("unseen", [row for row in rows if row.id in unseen_ids]), ("all", rows)]
     lines = [
         f"{'':14}{'right':>7}{'wrong':>7}{'destr.':>8}{'valid':>7}{'cut':>5}{'of':>5}{'right %':>9}{'s':>8}"
     ]
@@ -171,7 +174,7 @@ def main() -> None:
     except EdgeError as error:
         sys.exit(str(error))
     if rows:
-        print(table(rows))
+        print(table(rows, set(unseen(requests, read_kinds()))))
         if options.out is not None:
             write(options.out, options.model, options.lora, rows)
 

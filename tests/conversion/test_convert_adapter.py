@@ -298,7 +298,7 @@ def test_what_llama_cpp_cannot_run_is_refused(
         "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones((4, 4096)),
         "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones((256, 4)),
     }
-    refused(save(tmp_path / "tied", embedding, r=4, lora_alpha=4), tiny_folder, "also uses as its output")
+    refused(save(tmp_path / "tied", embedding, r=4, lora_alpha=4), tiny_folder, "are one matrix in the base")
     zero = make_adapter(random_llama_folder, tmp_path / "zero", alpha=0)
     refused(zero, random_llama_folder, "lora_alpha is 0")
     refused(

@@ -72,6 +72,16 @@ def text(name: str, value: str | bytes) -> Damage:
     return lambda folder: (folder / name).write_bytes(value if isinstance(value, bytes) else value.encode())
 
 
+def index_alone(value: str) -> Damage:
+    """An index in place of model.safetensors: beside a whole file, edge does not need it."""
+
+    def make(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(value)
+
+    return make
+
+
 def link(name: str, target: str) -> Damage:
     def make(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -425,9 +435,9 @@ CASES: dict[str, tuple[Damage, str]] = {
         sharded(lambda f, place: place.pop(NORM)),
         f"contains {NORM}, which model.safetensors.index.json does not list",
     ),
-    "an index without a map": (text("model.safetensors.index.json", "{}"), "has no weight_map"),
+    "an index without a map": (index_alone("{}"), "has no weight_map"),
     "an index with a key twice": (
-        text("model.safetensors.index.json", '{"weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}'),
+        index_alone('{"weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}'),
         "the key 'a' occurs twice",
     ),
     # --- config.json ---

@@ -107,6 +107,10 @@ def test_same_logits_as_transformers(name: str, tmp_path: Path, one_thread: None
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 20_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+# A person's edit of a folder that transformers 5 saved: it counts, as in transformers.
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+SCALING = {name: value for name, value in YARN.items() if name != "rope_theta"}
+NESTED = {"full_attention": {**PLAIN, "rope_theta": 5e5}, "sliding_attention": PLAIN}
 OLD_GEMMA = {"rope_theta": 500_000.0, "rope_local_base_freq": 5_000.0}
 
 
@@ -125,8 +129,24 @@ OLD_GEMMA = {"rope_theta": 500_000.0, "rope_local_base_freq": 5_000.0}
         ),
         ("gemma3", {"layer_types": ["full_attention", *["sliding_attention"] * 5, "full_attention"]}),
         ("mistral", {"rope_parameters": YARN}),
+        ("qwen3", {"rope_parameters": PLAIN, "rope_theta": 1e4, "rope_scaling": SCALING}),
+        ("mistral", {"rope_parameters": YARN, "rope_theta": 1e4, "rope_scaling": YARN}),
+        (
+            "gemma3",
+            {"rope_parameters": NESTED, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
     ],
-    ids=["qwen3-yarn", "three-experts", "half-rotated", "gemma3-v4", "gemma3-pattern", "mistral-yarn"],
+    ids=[
+        "qwen3-yarn",
+        "three-experts",
+        "half-rotated",
+        "gemma3-v4",
+        "gemma3-pattern",
+        "mistral-yarn",
+        "qwen3-scaling-beside-parameters",
+        "mistral-scaling-twice",
+        "gemma3-scaling-beside-parameters",
+    ],
 )
 def test_hyper_parameters(
     name: str, changes: dict[str, Any], copy: Callable[..., Path], tmp_path: Path, one_thread: None
@@ -297,6 +317,21 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
         ("qwen3", {"rope_parameters": YARN | {"beta_fast": 16}}, "beta_fast 16 is not supported"),
         ("qwen3", {"rope_parameters": YARN | {"truncate": False}}, "truncate False is not"),
         ("qwen3", {"rope_parameters": YARN | {"factor": None}}, "has no factor"),
+        (
+            "qwen3",
+            {"rope_parameters": {**PLAIN, "rope_theta": 1e6}, "rope_scaling": SCALING},
+            "rope_theta is 1000000.0 in rope_parameters, but rope_scaling beside it makes transformers use",
+        ),
+        (
+            "qwen3",
+            {"rope_parameters": YARN, "rope_theta": 1e4, "rope_scaling": SCALING | {"factor": 2.0}},
+            " in rope_parameters and 2.0 in rope_scaling",
+        ),
+        (
+            "qwen3",
+            {"rope_parameters": YARN, "rope_theta": 1e4, "rope_scaling": {"rope_type": "default"}},
+            "in rope_scaling; put the wanted values into rope_parameters",
+        ),
         ("qwen3", {"num_hidden_layers": 513}, "513 layers; llama.cpp takes at most 512"),
         ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob False is not supported"),
         ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported"),

@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 
 from edge.conversion.tokenizer import make_vocabulary
 from edge.conversion.tokenizer_check import PROBE, check_tokenization
+from edge.conversion.tokenizer_json import read_tokenizer
 from edge.convert import convert
 from edge.errors import ConversionError
 from edge.formats.checkpoint import open_checkpoint
@@ -121,7 +122,7 @@ def test_wrong_pre_tokenizer_is_noticed(folder: Path) -> None:
     with pytest.raises(
         ConversionError, match=r"tokenizes differently after .* tokenizers gives \[.*llama.cpp \["
     ):
-        check_tokenization(path, folder / "tokenizer.json", add_special=False)
+        check_tokenization(path, read_tokenizer(folder / "tokenizer.json"), add_special=False)
 
 
 @pytest.mark.slow
@@ -326,6 +327,52 @@ def test_what_llama_cpp_cannot_have_is_one_clear_line(
     assert "\n" not in str(caught.value)
     assert not list(folder.glob("*.gguf"))
     assert not list(folder.glob(".*"))
+
+
+def add_tokens(tokenizer: dict[str, Any], texts: list[str], **flags: object) -> None:
+    """Make the last entries of the vocabulary added tokens; the last one has the flags."""
+    vocab = tokenizer["model"]["vocab"]
+    by_id = {i: text for text, i in vocab.items()}
+    ids = sorted(by_id)[-len(texts) :]
+    gone = {by_id[i] for i in ids}
+    tokenizer["model"]["merges"] = [
+        merge for merge in tokenizer["model"]["merges"] if gone.isdisjoint({*merge, "".join(merge)})
+    ]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    for text, i in zip(texts, ids, strict=True):
+        del vocab[by_id[i]]
+        vocab[text] = i
+        tokenizer["added_tokens"].append({"id": i, "content": text, **plain})
+    tokenizer["added_tokens"][-1] |= flags
+
+
+MANY = [f"<extra{i}>" for i in range(250)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "flags"),
+    [
+        (MANY, {"lstrip": True}),
+        (MANY, {"rstrip": True}),
+        (MANY, {"single_word": True}),
+        ([*MANY, "ab_c", "b_c_de_f"], {}),
+        (["b_c_de_f", "ab_c", *MANY], {}),
+        (["aab", "abbbb", *MANY], {"special": True}),
+    ],
+)
+def test_every_added_token_is_compared(
+    texts: list[str], flags: dict[str, bool], folder: Path, tmp_path: Path
+) -> None:
+    """llama.cpp has no flags of tokens, and takes the longer of two tokens that overlap."""
+    change_json(folder / "tokenizer.json", lambda t: add_tokens(t, texts, **flags))
+    with pytest.raises(ConversionError, match=r"llama\.cpp tokenizes differently"):
+        convert(folder, quant="BF16", out=tmp_path / "x.gguf")
+
+
+def test_many_added_tokens_without_flags_pass(folder: Path, tmp_path: Path) -> None:
+    runs = ["\n" * n for n in range(2, 30)]  # as Gemma has them: they overlap, and both take the longest
+    change_json(folder / "tokenizer.json", lambda t: add_tokens(t, [*MANY, *runs], special=True))
+    convert(folder, quant="BF16", out=tmp_path / "x.gguf")
 
 
 def test_missing_ids_are_padded(folder: Path) -> None:

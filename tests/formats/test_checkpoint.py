@@ -97,6 +97,58 @@ def test_reads_shards(folder: Path) -> None:
     assert "model-00002-of-00002.safetensors: no such file" in refused(folder)
 
 
+def test_one_file_beside_an_index(folder: Path) -> None:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    shard = folder / "model-00001-of-00001.safetensors"
+    weight_map = dict.fromkeys(("a", "b", "c", "none"), shard.name)
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    opened = open_checkpoint(folder)  # the shard is gone
+    assert {tensor.file for tensor in opened.tensors.values()} == {single}
+    assert "both model.safetensors and model.safetensors.index.json" in opened.notes[0]
+    assert f"{shard.name}, which is missing" in opened.notes[0]
+
+    for text in ("", "{}", '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        opened = open_checkpoint(folder)
+        assert len(opened.tensors) == 4 and len(opened.notes) == 1 and "\n" not in opened.notes[0]
+
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weight_map, single.name)}))
+    assert not open_checkpoint(folder).notes
+
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    shard.write_bytes(single.read_bytes())
+    assert "weights twice" in open_checkpoint(folder).notes[0]
+    data = bytearray(single.read_bytes())
+    data[-1] ^= 1  # of c
+    shard.write_bytes(data)
+    line = refused(folder)
+    assert "model.safetensors and the files that model.safetensors.index.json lists differ in c" in line
+    write_safetensors(shard, {"a": entry("F16", [1], 0, 2)}, b"\0\0")
+    index.write_text(json.dumps({"weight_map": {"a": shard.name}}))
+    assert "differ in b" in refused(folder)
+
+
+def test_a_folder_that_transformers_saved_twice(random_llama_folder: Path, tmp_path: Path) -> None:
+    """The weights that edge reads are those that transformers loads."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(random_llama_folder)
+    shutil.copytree(random_llama_folder, tmp_path / "twice")
+    model.save_pretrained(tmp_path / "twice", max_shard_size="50KB")
+    (tmp_path / "twice" / "model.safetensors").unlink(missing_ok=True)
+    with torch.no_grad():
+        model.model.norm.weight += 1
+    model.save_pretrained(tmp_path / "twice")  # removes the shards; the index may stay
+    (tmp_path / "twice" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}})
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "twice")
+    read = open_checkpoint(tmp_path / "twice").tensors["model.norm.weight"].read()
+    values = (read.astype(np.uint32) << 16).view(np.float32)  # it is BF16
+    assert values.tolist() == loaded.model.norm.weight.float().tolist()
+
+
 Damage = Callable[[Path], object]
 
 
@@ -294,3 +346,13 @@ def test_sharded_repository_fetches_the_shards_of_its_index(
     hub = start_hub(folder)
     assert ask(hub, tmp_path / "home", {"source": "org/name"}) == ["opened name 4"]
     assert "model-00001-of-00001.safetensors" in hub.asked
+
+
+def test_a_repository_with_an_index_of_absent_shards(
+    folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
+) -> None:
+    index = {"weight_map": dict.fromkeys(("a", "b", "c", "none"), "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    hub = start_hub(folder)
+    assert ask(hub, tmp_path / "home", {"source": "org/name"}) == ["opened name 4"]
+    assert "model.safetensors" in hub.asked

@@ -380,22 +380,24 @@ def test_refused(change: Change, problem: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["tie_word_embeddings", "tie_embedding"])
-def test_tied_embeddings(key: str, tmp_path: Path) -> None:
+def test_tied_embeddings(tmp_path: Path) -> None:
+    """One stored matrix for embeddings and output; tests/conversion/test_tied.py compares with peft."""
     tensors = base_tensors(torch.float32)
-    base = write_base(tmp_path / "base", tensors, **{key: True})
-    for own in (pair("lm_head", out=20), {"lm_head.weight": tensors["lm_head.weight"]}):
-        with pytest.raises(
-            CheckpointError, match="it changes lm_head, which the base shares with its embeddings"
-        ):
-            merge_lora(open_checkpoint(base), write_adapter(tmp_path / "tuned", own))
-    both = {"lm_head.weight": torch.ones(20, WIDTH), "model.embed_tokens.weight": torch.ones(20, WIDTH)}
-    _, got = merged(base, write_adapter(tmp_path / "tuned", both))  # as peft saves a tied pair
-    same(got, tensors | {"model.embed_tokens.weight": torch.ones(20, WIDTH)})
-    merge_lora(
-        open_checkpoint(write_base(base, tensors, **{key: False})),
-        write_adapter(tmp_path / "t", pair("lm_head", 20)),
-    )
+    embeddings = tensors["model.embed_tokens.weight"]
+    del tensors["lm_head.weight"]
+    base = write_base(tmp_path / "base", tensors, tie_word_embeddings=True)
+    own = pair("lm_head", out=20)
+    _, got = merged(base, write_adapter(tmp_path / "tuned", own))
+    a, b = own.values()
+    same(got, tensors | {"model.lm_head.weight": embeddings + (b @ a) * 1.5})
+    one = torch.ones(20, WIDTH)
+    both = {"lm_head.weight": one, "model.embed_tokens.weight": one * 2}
+    _, got = merged(base, write_adapter(tmp_path / "both", both))
+    same(got, tensors | {"model.embed_tokens.weight": one * 2, "model.lm_head.weight": one})
+    for saved, output in ((["embed_tokens"], embeddings), ([], one)):  # trained, or only stored
+        own = {"model.embed_tokens.weight": one}
+        _, got = merged(base, write_adapter(tmp_path / "one", own, modules_to_save=saved))
+        same(got, tensors | {"model.embed_tokens.weight": one, "model.lm_head.weight": output})
 
 
 def factors_of(number: float) -> Tensors:
@@ -517,3 +519,16 @@ def test_peft_on_fused_experts(
         else:
             wanted = fused[name]
         assert torch.equal(values, wanted), name
+
+
+def test_a_copy_of_tied_embeddings_in_the_base(tmp_path: Path) -> None:
+    """With `ensure_weight_tying`, a base that stores both matrices of a tied pair stays tied."""
+    tensors = base_tensors(torch.float32)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    ones = {"model.embed_tokens.weight": torch.ones(20, WIDTH)}
+    adapter = write_adapter(tmp_path / "tuned", ones, ensure_weight_tying=True)
+    _, got = merged(write_base(tmp_path / "base", tensors, tie_word_embeddings=False), adapter)
+    same(got, tensors | ones)
+    _, got = merged(write_base(tmp_path / "base", tensors, tie_word_embeddings=True), adapter)
+    del tensors["lm_head.weight"]
+    same(got, tensors | ones)

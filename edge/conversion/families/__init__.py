@@ -18,6 +18,7 @@ from edge.conversion.families.qwen35 import QWEN35, QWEN35MOE
 from edge.conversion.plan import Config, Plan, match, text_values
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
+from edge.formats.foreign import check_not_quantized
 
 FAMILIES = {
     "LlamaForCausalLM": LLAMA,
@@ -43,18 +44,15 @@ FAMILIES = {
 def make_plan(checkpoint: Checkpoint) -> Plan:
     """Plan the GGUF of a checkpoint.
 
-    Raises ConversionError if the architecture is unknown, if the checkpoint is already quantized, and as
-    `edge.conversion.plan.match` does.
+    Raises CheckpointError if the checkpoint is already quantized, ConversionError if the architecture is unknown, and
+    as `edge.conversion.plan.match` does.
     """
     config = Config(str(checkpoint.folder / "config.json"), text_values(checkpoint.config))
+    check_not_quantized(checkpoint.folder, checkpoint.config, checkpoint.tensors)
     names = checkpoint.config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     if not isinstance(name, str):
         raise ConversionError(f"{config.where}: names no architecture")
     if name not in FAMILIES:
         raise ConversionError(f"{config.where}: {name} is not supported; edge converts {', '.join(FAMILIES)}")
-    if config.values.get("quantization_config"):
-        raise ConversionError(
-            f"{config.where}: the checkpoint is already quantized; convert the original checkpoint"
-        )
     return match(checkpoint, config, FAMILIES[name])

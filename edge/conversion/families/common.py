@@ -99,19 +99,58 @@ def rope(
     """The kind and the parameters of the rotary embedding, including rope_theta, of all layers or of one type.
 
     transformers 5 stores them in rope_parameters, transformers 4 in rope_theta (or the key `theta`) and rope_scaling.
+    If config.json has both, rope_scaling counts, as in transformers 5 (modeling_rope_utils.py).
+
+    Raises ConversionError if the two disagree about the scaling or about rope_theta.
     """
-    given: dict[str, object] = {"rope_theta": config.number(theta, default=default_theta)}
-    for key in ("rope_scaling", "rope_parameters"):
-        value = config.values.get(key)
-        if isinstance(value, dict) and layer_type is not None:
-            # A single set belongs to the full layers: sliding layers have their own base and no scaling.
-            nested = not value.keys().isdisjoint(("full_attention", "sliding_attention"))
-            value = value.get(layer_type) if nested or layer_type != "full_attention" else value
-        if isinstance(value, dict):
-            given |= {key: entry for key, entry in value.items() if entry is not None}
+    base = config.number(theta, default=default_theta)
+    parameters = _rope_values(config, "rope_parameters", layer_type)
+    scaling = _rope_values(config, "rope_scaling", layer_type)
+    given: dict[str, object] = {"rope_theta": base} | parameters | scaling
+    if parameters and scaling:
+        _check_scaling(config, parameters, scaling, base if layer_type is None else given["rope_theta"])
     if config.values.get("partial_rotary_factor") is not None:
         given.setdefault("partial_rotary_factor", config.values["partial_rotary_factor"])
-    return str(given.get("rope_type", given.get("type", "default"))), Config(config.where, given)
+    return str(given.get("rope_type", "default")), Config(config.where, given)
+
+
+def _rope_values(config: Config, key: str, layer_type: str | None) -> dict[str, object]:
+    """The values of rope_parameters or rope_scaling that are set, with `type`, the older name of `rope_type`."""
+    value = config.values.get(key)
+    if isinstance(value, dict) and layer_type is not None:
+        # A single set belongs to the full layers: sliding layers have their own base and no scaling.
+        nested = not value.keys().isdisjoint(("full_attention", "sliding_attention"))
+        value = value.get(layer_type) if nested or layer_type != "full_attention" else value
+    if not isinstance(value, dict):
+        return {}
+    found = {name: entry for name, entry in value.items() if entry is not None}
+    if "type" in found:
+        found.setdefault("rope_type", found["type"])
+    return found
+
+
+def _check_scaling(
+    config: Config, parameters: dict[str, object], scaling: dict[str, object], base: object
+) -> None:
+    """Raises ConversionError if rope_scaling contradicts rope_parameters.
+
+    `base`: what rope_theta is without rope_parameters.
+    """
+    remedy = "put the wanted values into rope_parameters and remove rope_scaling"
+    if parameters.get("rope_type", "default") != "default":
+        keys = sorted((parameters.keys() | scaling.keys()) - {"rope_theta", "type"})
+        for key in keys:
+            if parameters.get(key) != scaling.get(key):
+                raise ConversionError(
+                    f"{config.where}: {key} is {parameters.get(key)!r} in rope_parameters and {scaling.get(key)!r} in "
+                    f"rope_scaling; {remedy}"
+                )
+    theta = scaling.get("rope_theta", base)
+    if parameters.get("rope_theta", theta) != theta:
+        raise ConversionError(
+            f"{config.where}: rope_theta is {parameters['rope_theta']!r} in rope_parameters, but rope_scaling beside "
+            f"it makes transformers use {theta!r}; {remedy}"
+        )
 
 
 def rope_metadata(kind: str, parameters: Config, context: int, kinds: set[str]) -> list[tuple[str, Value]]:

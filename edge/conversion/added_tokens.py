@@ -1,0 +1,147 @@
+"""The tokenizer of a checkpoint as transformers assembles it from all of its files.
+
+tokenizer.json is only one of them: tokenizer_config.json (or the older added_tokens.json and special_tokens_map.json)
+can name further tokens. transformers adds them with the tokenizers package, and so does edge. The rules are those of
+transformers 5, tokenization_utils_base.py and tokenization_utils_tokenizers.py.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from edge.conversion.tokenizer_json import read_tokenizer
+from edge.errors import ConversionError
+from edge.formats.checkpoint import Checkpoint
+
+# The order in which transformers adds those that are missing.
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """`tokenizer` holds every token that the model has a row for. `notes`: lines for the user.
+
+    `added`: by id, the tokens that tokenizer.json does not list as added tokens, or lists with other flags.
+    """
+
+    tokenizer: Tokenizer
+    added: dict[int, AddedToken]
+    notes: tuple[str, ...]
+
+
+def assemble(checkpoint: Checkpoint, n_vocab: int) -> Assembled:
+    """Assemble the tokenizer of a checkpoint whose model has `n_vocab` rows. A token past the last row is left out.
+
+    Raises ConversionError if a file is malformed, or if the tokenizers package cannot read tokenizer.json.
+    """
+    file = checkpoint.folder / "tokenizer.json"
+    tokenizer = read_tokenizer(file)
+    listed = tokenizer.get_added_tokens_decoder()
+    declared = _declared(checkpoint, listed)
+    adding = _missing(checkpoint, listed, declared)
+    tokenizer.add_tokens(adding)
+    ids = {token.content: tokenizer.token_to_id(token.content) for token in adding}
+    notes = [
+        f"{checkpoint.folder}: names the token {content!r} (id {i}), for which the model has no row; left out"
+        for content, i in ids.items()
+        if i is not None and i >= n_vocab
+    ]
+    if notes:
+        tokenizer = read_tokenizer(file)
+        tokenizer.add_tokens([token for token in adding if (ids[token.content] or 0) < n_vocab])
+    for i, token in declared.items():
+        got = tokenizer.token_to_id(token.content)
+        if got is not None and got != i:
+            notes.append(
+                f"{checkpoint.folder}: gives {token.content!r} the id {i}; edge gives it {got}, as transformers does"
+            )
+    added = {
+        i: token
+        for i, token in tokenizer.get_added_tokens_decoder().items()
+        if i not in listed or repr(listed[i]) != repr(token)
+    }
+    return Assembled(tokenizer, added, tuple(notes))
+
+
+def _declared(checkpoint: Checkpoint, listed: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
+    """The tokens that tokenizer_config.json or added_tokens.json give with their ids."""
+    config = checkpoint.tokenizer_config
+    where = f"{checkpoint.folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    decoder = config.get("added_tokens_decoder")
+    if decoder is not None:
+        if not isinstance(decoder, dict):
+            raise ConversionError(f"{where} is not a map of ids to tokens; save the tokenizer again")
+        return {_id(where, key): _token(where, value) for key, value in sorted(decoder.items())}
+    where = f"{checkpoint.folder / 'added_tokens.json'}: the map"
+    encoder = config.get("added_tokens_encoder") or {}
+    special = {_text(config.get(name)) for name in _NAMED} | {_text(value) for value in _extra(config)}
+    declared = {}
+    for text, value in encoder.items():
+        i = _id(where, value)
+        if i not in listed:  # tokenizer.json counts there
+            is_special = text in special
+            declared[i] = AddedToken(text, normalized=not is_special, special=is_special)
+    return declared
+
+
+def _missing(
+    checkpoint: Checkpoint, listed: Mapping[int, AddedToken], declared: Mapping[int, AddedToken]
+) -> list[AddedToken]:
+    """The tokens that transformers adds to those of tokenizer.json, in its order."""
+    config = checkpoint.tokenizer_config
+    known = {repr(token) for token in listed.values()}
+    adding = [token for _, token in sorted(declared.items()) if repr(token) not in known]
+    contents = {token.content for token in (*listed.values(), *adding)}
+    flags = {token.content: token for token in (*declared.values(), *listed.values())}
+    where = str(checkpoint.folder / "tokenizer_config.json")
+    named = [config.get(name) for name in _NAMED]
+    named += [
+        value
+        for key, value in config.items()
+        if key.endswith("_token") and key not in _NAMED and isinstance(value, str)
+    ]
+    extra = config.get("extra_special_tokens")
+    named += extra.values() if isinstance(extra, dict) else []
+    for value in (*named, *_extra(config)):
+        text = _text(value)
+        if text and text not in contents:
+            contents.add(text)
+            made = _token(where, value) if isinstance(value, dict) else AddedToken(text, special=True)
+            made.special = True
+            adding.append(flags.get(text, made))
+    names = {_text(value) for value in named}
+    for token in adding:
+        token.special = token.special or token.content in names
+    return [token for token in adding if token.content]
+
+
+def _extra(config: Mapping[str, Any]) -> Iterable[object]:
+    """Further special tokens: a list, or a map of names to tokens."""
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    return extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else []
+
+
+def _text(value: object) -> str | None:
+    """The text of a token that a configuration gives as a text or as a map."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
+
+
+def _id(where: str, value: object) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise ConversionError(
+            f"{where} holds {text[:40]!r}, which is not a token id; save the tokenizer again"
+        )
+    return int(text)
+
+
+def _token(where: str, value: object) -> AddedToken:
+    flags = {name: value.get(name, False) for name in _FLAGS} if isinstance(value, dict) else {}
+    content = _text(value)
+    if content is None or not flags or not all(isinstance(flag, bool) for flag in flags.values()):
+        raise ConversionError(f"{where} holds a malformed token; save the tokenizer again")
+    return AddedToken(content, **flags)

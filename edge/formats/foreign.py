@@ -1,0 +1,97 @@
+"""Weights that edge cannot convert because another program changed them: quantized checkpoints, MLX's adapters.
+
+Names as the programs write them: mlx_lm (`quantization`, `.scales`, `.biases`), bitsandbytes (`.SCB`, `.absmax`),
+GPTQ and AWQ (`.qweight`), compressed-tensors (`.weight_packed`), FP8 (`.weight_scale_inv`), gpt-oss (`_blocks`).
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge.errors import CheckpointError
+from edge.formats.hub import HUB_ID
+from edge.formats.stored import StoredTensor, read_json, read_small
+
+_MAX_CARD = 1 << 20  # bytes of a model card
+_MLX_ADAPTER = "adapters.safetensors"
+
+# The end of a tensor's name, and who writes it. The first match counts.
+_ENDS = (
+    (r"\.(?:SCB|weight_format)", "bitsandbytes in 8 bits"),
+    (r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)", "bitsandbytes"),
+    (r"\.(?:qweight|qzeros|g_idx)", "GPTQ or AWQ"),
+    (r"\.(?:weight_packed|weight_shape|weight_zero_point)", "compressed-tensors"),
+    (r"\.(?:codes|codebooks)", "AQLM"),
+    (
+        r"\.(?:weight_scale_2|input_scale|weight_scale|weight_scale_inv|weight_scales)",
+        "8 or 4 bits with scales",
+    ),
+    (r"\.(?:W_q|W_q\.meta)", "HQQ"),
+    (r"\.\w+_proj_blocks", "MXFP4"),
+    (r"\.(?:scales|biases)", "MLX"),
+)
+_SMALL = {"U8", "I8", "F8_E4M3", "F8_E5M2", "I16", "U16", "I32", "U32"}  # dtypes of quantized matrices
+
+
+def check_not_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError if the weights of a checkpoint are quantized, by its config.json or its tensors."""
+    how = _by_config(config) or _by_tensors(tensors)
+    if how is None:
+        return
+    original = _original(folder)
+    named = f"its model card names {original}" if original else "its model card or its author names it"
+    raise CheckpointError(
+        f"{folder}: the checkpoint is already quantized ({how}); convert the original checkpoint: {named}"
+    )
+
+
+def check_not_mlx(folder: Path) -> None:
+    """Raise CheckpointError if a folder holds an adapter that mlx_lm trained."""
+    config = read_json(folder / "adapter_config.json", missing_ok=True)
+    own = "peft_type" not in config and not {"fine_tune_type", "lora_parameters", "lora_layers"}.isdisjoint(
+        config
+    )
+    if own or (os.path.lexists(folder / _MLX_ADAPTER) and "peft_type" not in config):
+        raise CheckpointError(
+            f"{folder}: is an adapter of MLX (mlx_lm), not of peft; merge it into its unquantized base with "
+            "`mlx_lm.fuse --adapter-path` and convert the result"
+        )
+
+
+def _by_config(config: Mapping[str, Any]) -> str | None:
+    text = config.get("text_config")
+    for values in (config, text if isinstance(text, dict) else {}):
+        for key in ("quantization_config", "quantization", "compression_config"):
+            given = values.get(key)
+            if given:
+                method = given.get("quant_method") if isinstance(given, dict) else None
+                if isinstance(method, str):
+                    return f"{key} in config.json: {method[:40]}"
+                return f"{key} in config.json" + (", as MLX writes it" if key == "quantization" else "")
+    return None
+
+
+def _by_tensors(tensors: Mapping[str, StoredTensor]) -> str | None:
+    for end, how in _ENDS:
+        found = next((name for name in tensors if re.search(end + "$", name)), None)
+        if found is not None:
+            return f"{how}: it stores {found}"
+    for tensor in tensors.values():
+        if tensor.dtype in _SMALL and len(tensor.shape) > 1 and tensor.name.endswith("weight"):
+            return f"{tensor.name} is stored as {tensor.dtype}"
+    return None
+
+
+def _original(folder: Path) -> str | None:
+    """The hub id of the base in the head of the model card; None without one."""
+    try:
+        card = read_small(folder / "README.md", _MAX_CARD).decode("utf-8", "replace")
+    except (OSError, CheckpointError):
+        return None
+    head = card.split("\n---", 1)[0] if card.startswith("---") else ""
+    match = re.search(
+        r"^base_model:[ \t]*(?:\n[ \t]*- )?[\"']?([\w./-]{1,200})[\"']?[ \t]*$", head, re.MULTILINE
+    )
+    return match[1] if match and HUB_ID.fullmatch(match[1]) else None

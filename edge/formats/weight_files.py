@@ -1,0 +1,131 @@
+"""Which files of a checkpoint folder hold its weights, and which tensors are in them.
+
+A folder has model.safetensors, or shards and an index that lists them. If it is saved twice, it may have both:
+transformers then reads model.safetensors, and so does edge where the index's shards are gone.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from edge.errors import CheckpointError
+from edge.formats.stored import StoredTensor, read_header, read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PIECE = 1 << 26  # bytes compared at once
+
+Tensors = dict[str, StoredTensor]
+
+
+def read_tensors(folder: Path) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of a checkpoint folder by name, and notes for the user about the files that hold them.
+
+    Raises CheckpointError if the weights are missing, damaged or pickled, or if the folder has two different sets.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if os.path.lexists(single):
+        if not os.path.lexists(index):
+            return read_header(single), ()
+        dead = _dead(index)
+        if dead is not None:
+            note = f"{folder} has both {SINGLE} and {INDEX}; edge reads {SINGLE}, because {dead}"
+            return read_header(single), (note,)
+        sharded = _read_shards(index)
+        if all(tensor.file.name == SINGLE for tensor in sharded.values()):
+            return sharded, ()
+        return _same(folder, read_header(single), sharded)
+    if os.path.lexists(index):
+        return _read_shards(index), ()
+    raise CheckpointError(_no_weights(folder))
+
+
+def shards(index: Path) -> dict[str, list[str]]:
+    """The tensor names of each file in a safetensors index. Raises CheckpointError if it is damaged."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map; fetch it again")
+    files: dict[str, list[str]] = {}
+    for name, file in weight_map.items():
+        # A name with a folder in it could point anywhere on the disk; one with a * could download anything.
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise CheckpointError(
+                f"{index}: lists {name} in {file!r}, which is not a plain safetensors file name; fetch it again"
+            )
+        files.setdefault(file, []).append(name)
+    return files
+
+
+def _dead(index: Path) -> str | None:
+    """Why an index cannot be used, if it is unreadable or a file that it lists is missing; else None."""
+    try:
+        listed = shards(index)
+    except CheckpointError as error:
+        return str(error).partition("; ")[0]
+    missing = [file for file in sorted(listed) if not os.path.exists(index.parent / file)]
+    return f"{INDEX} lists {missing[0]}, which is missing" if missing else None
+
+
+def _read_shards(index: Path) -> Tensors:
+    folder, listed = index.parent, shards(index)
+    place = {name: file for file, names in listed.items() for name in names}
+    tensors: Tensors = {}
+    for file in sorted(listed):
+        stored = read_header(folder / file)
+        missing = [name for name in listed[file] if name not in stored]
+        if missing:
+            raise CheckpointError(
+                f"{folder / file}: does not contain {missing[0]}, which {index.name} lists; fetch both again"
+            )
+        for name in stored:
+            if place.get(name) != file:
+                other = f"lists in {place[name]}" if name in place else "does not list"
+                raise CheckpointError(
+                    f"{folder / file}: contains {name}, which {index.name} {other}; fetch both again"
+                )
+        tensors |= stored
+    return tensors
+
+
+def _same(folder: Path, single: Tensors, sharded: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of model.safetensors. Raises CheckpointError if the shards hold other weights."""
+    different = sorted(single.keys() ^ sharded.keys())
+    if not different:
+        different = [name for name in sorted(single) if not _equal(single[name], sharded[name])]
+    if different:
+        raise CheckpointError(
+            f"{folder}: has two models: {SINGLE} and the files that {INDEX} lists differ in {different[0]}; remove the "
+            "one that is out of date"
+        )
+    return single, (f"{folder} has its weights twice; edge reads {SINGLE}, which equals the shards",)
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two stored tensors have the same dtype, shape and bytes."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if one.n_bytes == 0:
+        return True
+    mapped = [np.memmap(each.file, np.uint8, "r", each.offset, (each.n_bytes,)) for each in (one, other)]
+    starts = range(0, one.n_bytes, _PIECE)
+    return all(
+        np.array_equal(mapped[0][start : start + _PIECE], mapped[1][start : start + _PIECE])
+        for start in starts
+    )
+
+
+def _no_weights(folder: Path) -> str:
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return f"{folder}: has {others[0]}, but not {SINGLE} or {INDEX}; save it again with save_pretrained"
+    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickled:
+        return (
+            f"{folder}: its weights are pickled ({pickled[0]}), which can run code; save them as safetensors with "
+            "save_pretrained"
+        )
+    return f"{folder}: no {SINGLE} and no {INDEX}; fetch the weights"

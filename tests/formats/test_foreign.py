@@ -1,0 +1,120 @@
+"""Weights that other programs changed: one line that says what they are and where the original is.
+
+pytest tests/formats/test_foreign.py
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edge.conversion.families import make_plan
+from edge.convert import convert, convert_adapter
+from edge.errors import CheckpointError
+from edge.formats.checkpoint import open_checkpoint
+
+Q = "model.layers.0.self_attn.q_proj"
+Tensors = dict[str, torch.Tensor]
+
+
+def stored(**extra: torch.Tensor) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: (
+        tensors | {f"{Q}.{name.replace('__', '.', 1)}": value for name, value in extra.items()}
+    )
+
+
+def as_dtype(dtype: torch.dtype) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: tensors | {f"{Q}.weight": tensors[f"{Q}.weight"].to(dtype)}
+
+
+F16 = torch.ones(256, 4, dtype=torch.float16)
+PACKED = torch.ones(256, 32, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "how"),
+    [
+        (
+            {"quantization": {"group_size": 64, "bits": 4}},
+            None,
+            "quantization in config.json, as MLX writes it",
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}}, None, "quantization_config in config.json: fp8"),
+        ({}, stored(scales=F16, biases=F16.clone()), "MLX: it stores"),
+        ({}, stored(SCB=torch.ones(256)), "bitsandbytes in 8 bits: it stores"),
+        ({}, stored(weight__absmax=torch.ones(9)), f"bitsandbytes: it stores {Q}.weight.absmax"),
+        ({}, stored(qweight=PACKED, scales=F16), f"GPTQ or AWQ: it stores {Q}.qweight"),
+        ({}, stored(weight_packed=PACKED), "compressed-tensors"),
+        ({}, stored(weight_scale_inv=torch.ones(2, 2)), "with scales"),
+        ({}, as_dtype(torch.uint8), "weight is stored as U8"),
+        ({}, as_dtype(torch.int8), "weight is stored as I8"),
+        ({}, as_dtype(torch.float8_e4m3fn), "weight is stored as F8_E4M3"),
+    ],
+)
+def test_a_quantized_checkpoint(
+    config: dict[str, Any],
+    change: Callable[[Tensors], Tensors] | None,
+    how: str,
+    random_llama_folder: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(random_llama_folder, folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | config))
+    if change is not None:
+        save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    for base in ("", "base_model:\n- owner/model\n", 'base_model: "owner/model"\n'):
+        (folder / "README.md").write_text(f"---\nlicense: mit\n{base}---\nbase_model: other/model\n")
+        with pytest.raises(CheckpointError, match="is already quantized") as caught:
+            make_plan(open_checkpoint(folder))
+        line = str(caught.value)
+        assert line.startswith(str(folder)) and "\n" not in line and how in line
+        assert "convert the original checkpoint" in line and ("owner/model" in line) == bool(base)
+        assert "other/model" not in line
+
+
+@pytest.mark.parametrize("config", [{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}, None])
+def test_an_adapter_of_mlx(config: dict[str, Any] | None, random_llama_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    if config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(
+        {f"{Q}.lora_a": torch.ones(256, 8), f"{Q}.lora_b": torch.ones(8, 256)},
+        folder / "adapters.safetensors",
+    )
+    ways: list[Callable[[], object]] = [
+        lambda: convert(random_llama_folder, lora=folder, out=tmp_path / "m.gguf"),
+        lambda: convert_adapter(folder, random_llama_folder, out=tmp_path / "a.gguf"),
+        lambda: convert(folder, out=tmp_path / "m.gguf"),
+    ]
+    for way in ways:
+        with pytest.raises(CheckpointError, match="is an adapter of MLX") as caught:
+            way()
+        assert "mlx_lm.fuse" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "trained", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {}, {"target_modules": ["embed_tokens"]}]
+)
+def test_an_adapter_with_a_resized_vocabulary(
+    trained: dict[str, Any], random_llama_folder: Path, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(random_llama_folder)
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 2)
+    config = peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | trained)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    with pytest.raises(CheckpointError, match="the vocabulary was resized") as caught:
+        convert(random_llama_folder, lora=tmp_path / "adapter", out=tmp_path / "m.gguf")
+    assert f"{rows + 2:,} rows, 2 token rows more than the base" in str(caught.value)
