@@ -17,7 +17,7 @@ from edge.agent.wording import confirmation, first_messages, observation, refuse
 from edge.agent.workplace import Workplace
 from edge.answer.action import Action, Command
 from edge.answer.answering import Answering
-from edge.errors import BackendError, ContextError
+from edge.errors import ContextError, EdgeError
 from edge.prompt import Message
 from edge.runner import Runner, Session
 from edge.terminal.tmux import SCREEN_BYTES, limit_output
@@ -27,12 +27,16 @@ Outcome = Literal[
 ]
 DEFAULT_CONTEXT = 32_768
 _MAX_REFUSALS = 5  # in a row
-_TOLD_REPEATS, _MAX_REPEATS = 3, 5  # the same action in a row, with the same screen after it
+_TOLD_REPEATS, _MAX_REPEATS = 3, 5  # the same action in a row, with the same output
 _MIN_OUTPUT = 500  # bytes of terminal output that a prompt must have room for
 
 
 class _TimeUpError(Exception):
     """The time limit was reached while the model wrote an answer."""
+
+
+class _NoAnswerError(Exception):
+    """The model could not answer: the context is full, or the engine failed. Its cause is the EdgeError."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ class Agent:
     def run(self) -> Outcome:
         """Work on the task, from its beginning or from the end of the record. Returns how the session ended.
 
-        KeyboardInterrupt ends the session as "interrupted". Raises AgentError, SandboxError or ContextError; the
-        record then ends as "ended". The record is finished in all cases except a killed process.
+        KeyboardInterrupt ends the session as "interrupted", and an answer that fails ends it as "failed". Raises
+        AgentError or SandboxError; the record then ends as "ended". Raises the EdgeError of a failed answer if the
+        record has no step to continue from. The record is finished in all cases except a killed process.
         """
         outcome: Outcome = "ended"
         self._end = time.monotonic() + self.limits.seconds
@@ -88,10 +93,10 @@ class Agent:
                 outcome = self._steps()
         except _TimeUpError:
             outcome = "time"
-        except (ContextError, BackendError) as error:
-            outcome, self.failure = "failed", str(error)
-            if not self.record.rows:
-                raise  # there is nothing to continue
+        except _NoAnswerError as error:
+            outcome, self.failure = "failed", str(error.__cause__)
+            if error.__cause__ is not None and not self.record.rows:
+                raise error.__cause__ from None
         except KeyboardInterrupt:
             outcome = "interrupted"
         finally:
@@ -112,8 +117,11 @@ class Agent:
         for _ in range(self.limits.steps):
             if self._late():
                 return "time"
-            with self.waiting():
-                action = self._answer(session, pending)
+            try:
+                with self.waiting():
+                    action = self._answer(session, pending)
+            except EdgeError as error:
+                raise _NoAnswerError from error
             proposal = Proposal(action.analysis, action.plan, action.commands, action.task_complete)
             self.show(proposal)
             decision = self._decide(proposal)
@@ -140,7 +148,7 @@ class Agent:
             output = self.workplace.output()
             self.show(output)
             notes = self.workplace.notes + typing_notes(commands, action.closed_at_budget)
-            repeats = self._count_repeats(commands)
+            repeats = self._count_repeats(commands, output)
             if repeats >= _MAX_REPEATS:
                 return "repeated"
             if repeats >= _TOLD_REPEATS:
@@ -150,16 +158,12 @@ class Agent:
             pending = [observation(output, notes, question)]
         return "steps"
 
-    def _count_repeats(self, commands: Sequence[Command]) -> int:
-        """How often in a row the model gave these commands, with this screen after them.
-
-        A wait while a program runs does not count.
-        """
+    def _count_repeats(self, commands: Sequence[Command], output: str) -> int:
+        """How often in a row these commands came, and this output after them; a wait for a program does not count."""
         typed = "\0".join(command.keystrokes for command in commands)
-        terminal = self.workplace.terminal
-        if not typed.strip("\0") and terminal.prompt() is None:
+        if not typed.strip("\0") and self.workplace.terminal.prompt() is None:
             return 0
-        now = (typed, _last_lines(terminal.screen(), typed))
+        now = (typed, output)
         self._repeats = self._repeats + 1 if now == self._last else 1
         self._last = now
         return self._repeats
@@ -237,13 +241,6 @@ class Agent:
             answer = decision.proposal.to_json()
             session.messages[-1] = {"role": "assistant", "content": answer}
         self.record.append(prompt, answer, decision.proposal.fields(), step)
-
-
-def _last_lines(screen: str, typed: str) -> str:
-    """The part of a screen that the last action made: from the last line that shows its first command."""
-    first = typed.strip("\0\n").partition("\n")[0]
-    place = screen.rfind(first) if first else -1
-    return screen if place < 0 else screen[place:]
 
 
 def without_older_steps(messages: Sequence[Message]) -> list[Message]:

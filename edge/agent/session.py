@@ -38,7 +38,7 @@ _OUTCOMES: dict[Outcome, str] = {
     "steps": "the step limit was reached",
     "time": "the time limit was reached",
     "refusals": "too many actions in a row were refused",
-    "repeated": "the model repeated one action, and the screen did not change",
+    "repeated": "the model gave one action five times, and its output was the same",
     "failed": "the model could not answer",
     "ended": "the terminal has ended",
     "interrupted": "interrupted",

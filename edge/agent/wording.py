@@ -85,8 +85,8 @@ def refused(reason: str, output: str) -> Message:
 
 
 def repeated(times: int) -> str:
-    """The note for an action that came several times in a row, with the same screen after it."""
-    return f"Note: you gave the same action {times} times, and the screen did not change. Try something else."
+    """The note for an action that came several times in a row, with the same output each time."""
+    return f"Note: you gave the same action {times} times, and its output was the same. Try something else."
 
 
 def not_typed(number: int) -> str:

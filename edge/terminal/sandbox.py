@@ -30,7 +30,7 @@ from edge.terminal.check import HOME, WORK, fault, memory_in_use, memory_of_mach
 from edge.terminal.check import Limits as Limits  # part of this module's interface
 from edge.terminal.packed import Base, copy_archive, pack, read_base
 from edge.terminal.seccomp import seccomp_filter
-from edge.terminal.shell import NEVER_WAIT, NEXT_LINE_PROMPT, PROMPT
+from edge.terminal.shell import NEVER_WAIT, NEXT_LINE_PROMPT, PROMPT, PROMPT_COMMAND
 from edge.terminal.workfolder import Changes, compare
 
 NEEDS_LINUX = "the sandbox needs Linux and its namespaces: use --review, or WSL on Windows"
@@ -58,7 +58,8 @@ cd / && unset OLDPWD && exec 3< "$1/ask" 4> "$1/answer" 5< "$1/in.tar" 6< "$1/pa
 
 # Runs inside, before any of the model's commands: limits, the work folder, then one shell after another. awk tests the
 # limit on processes, because it fails at once; bash would try again for seconds.
-_SUPERVISOR = r"""
+_SUPERVISOR = (
+    r"""
 exec 2>&1
 trap : INT QUIT HUP TERM TSTP
 no() { printf 'no %s\n' "$1" >&4; sleep 5; exit 1; }
@@ -85,13 +86,17 @@ serve() {
 set -m
 serve &
 while cd "$WORK"; do
-  INPUTRC=/dev/null PS1='@PROMPT@' PS2='@NEXT@' bash --noprofile --norc +o histexpand -i 3<&- 4>&-
+  INPUTRC=/dev/null PROMPT_COMMAND='@COMMAND@' PS1='@PROMPT@' PS2='@NEXT@' \
+    bash --noprofile --norc +o histexpand -i 3<&- 4>&-
   [ -t 1 ] || exit
   stty sane
   printf '[the shell has ended; this is a new one]\n'
   sleep 0.2
 done
-""".replace("@PROMPT@", PROMPT).replace("@NEXT@", NEXT_LINE_PROMPT)
+""".replace("@PROMPT@", PROMPT)
+    .replace("@NEXT@", NEXT_LINE_PROMPT)
+    .replace("@COMMAND@", PROMPT_COMMAND)
+)
 
 DEFAULT = Limits()
 

@@ -10,6 +10,9 @@ SHELL = ("bash", "--noprofile", "--norc", "+o", "histexpand", "-i")
 PROMPT = r"\[\e]2;$$.\#\a\]\u@\h:\w\$ "
 # The prompt for the rest of a command sets another title at each line, so edge knows when bash reads the next one.
 NEXT_LINE_PROMPT = r"\[\e]2;$$.\#.$((++_edge_line))\a\]> "
+# Before each prompt. In vi mode, keys such as Escape decide what the next characters mean: the shell leaves it. Only a
+# `case` keeps PIPESTATUS (bash 5.2), and its trace (`set -x`) goes to /dev/null.
+PROMPT_COMMAND = "case :$SHELLOPTS: in *:vi:*) set -o emacs;; esac 2>/dev/null"
 # Programs that would wait for a person at the keyboard.
 NEVER_WAIT = {
     "PAGER": "cat",
@@ -25,7 +28,6 @@ _DROPPED = {
     "TMUX_PANE",
     "BASH_ENV",
     "ENV",
-    "PROMPT_COMMAND",
     "PS0",
     "PS1",
     "PS2",
@@ -44,6 +46,7 @@ def shell_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
     environment |= {
         **NEVER_WAIT,
+        "PROMPT_COMMAND": PROMPT_COMMAND,
         "PS1": PROMPT,
         "PS2": NEXT_LINE_PROMPT,
         "HISTFILE": "/dev/null",

@@ -54,9 +54,9 @@ _KEY_NAME = re.compile(
     r"|PageDown|NPage|PgDn|Up|Down|Left|Right|F[1-9]|F1[0-2])|\^[@-_a-z]"
 )
 _CHUNK = 4000  # bytes a call: tmux takes about 16 KiB of arguments
-# C-g, Escape, A, C-e, C-u: empties the shell's line, in emacs and in both vi modes. A program or a printed file can ask
-# the terminal for its colour or cursor. tmux types the answer into that line, and it would become the beginning of the
-# next command.
+# C-g, Escape, A, C-e, C-u: empties the shell's line, also in vi mode, which `bind` can set in spite of PROMPT_COMMAND.
+# A program or a printed file can ask the terminal for its colour or cursor. tmux types the answer into that line, where
+# it would become the beginning of the next command.
 _EMPTY_LINE = b"\x07\x1bA\x05\x15"
 _ENTER = {"Enter", "C-m", "C-j", "^M", "^J", "^m", "^j"}
 # While a program reads whole lines, the kernel cuts one at 4,095 bytes on Linux, at 1,023 on macOS.
@@ -279,6 +279,8 @@ class Terminal:
 
     def _reads_whole_lines(self, tty: str) -> bool | None:
         """Whether the terminal collects lines. At a prompt, readline turns this off; bash does nowhere else."""
+        if sys.platform == "win32":
+            return None
         for _ in range(2):
             if self._tty is None or self._tty[0] != tty:
                 self._close_tty()
