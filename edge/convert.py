@@ -9,15 +9,16 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.conversion.adapter import ConvertedAdapter, convert_adapter
 from edge.conversion.families import make_plan
 from edge.conversion.header import Placed, write_header
-from edge.conversion.importance import read_importance
+from edge.conversion.importance import Importance, needs_weights, read_importance
 from edge.conversion.output import Replaced, header_run, output_place
 from edge.conversion.plan import Plan, TensorPlan
+from edge.conversion.template import Findings, examine, vocabulary_tokens
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
 from edge.conversion.tokenizer_check import check_tokenization
 from edge.conversion.tokenizer_json import templates
@@ -41,9 +42,11 @@ from edge.system.outputs import check_output
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.places import check_disk
 from edge.system.progress import bar
+from edge.system.text import counted
 
 __all__ = ["Converted", "ConvertedAdapter", "TensorTypes", "convert", "convert_adapter"]
 
+_IDLE_TYPE = "q4_k"  # its blocks are as long as those of the types that need a matrix
 _OTHER_PLACE = "choose another place with --out"
 
 Say = Callable[[str], None]
@@ -53,7 +56,8 @@ Say = Callable[[str], None]
 class Converted:
     """A finished conversion. `quant` is the type's name: f32, f16, bf16, otherwise llama.cpp's name in upper case.
 
-    `n_bytes` is the size of the whole file. `bits_per_weight` counts its tensors only.
+    `n_bytes` is the size of the whole file. `bits_per_weight` counts its tensors only. `template`: what edge found in
+    the chat template.
     """
 
     path: Path
@@ -63,6 +67,7 @@ class Converted:
     seconds: float
     sha256: str
     warnings: tuple[str, ...]
+    template: Findings = field(default_factory=Findings)
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,14 @@ def convert(
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
     seconds = time.monotonic() - begin
     return Converted(
-        out, types.shown, written.n_bytes, written.bits_per_weight, seconds, digest, tuple(warnings)
+        path=out,
+        quant=types.shown,
+        n_bytes=written.n_bytes,
+        bits_per_weight=written.bits_per_weight,
+        seconds=seconds,
+        sha256=digest,
+        warnings=tuple(warnings),
+        template=examine(checkpoint.chat_template or "", vocabulary_tokens(model.vocabulary)),
     )
 
 
@@ -250,14 +262,15 @@ def _check_options(
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
     """The files of a checkpoint that the output must not replace."""
-    return [*(tensor.file for tensor in checkpoint.tensors.values()), checkpoint.folder / "tokenizer.json"]
+    tokenizers = (checkpoint.folder / "tokenizer.json", checkpoint.tokenizer_file)
+    return [*(tensor.file for tensor in checkpoint.tensors.values()), *tokenizers]
 
 
 def _warnings(model: _Model) -> list[str]:
     """What the user must know about the checkpoint. Raises ConversionError if its chat template is hostile."""
     checkpoint, vocabulary = model.checkpoint, model.vocabulary
     template = _template_warnings(checkpoint, vocabulary)
-    return [*checkpoint.notes, *model.plan.notes, *template, *vocabulary.warnings]
+    return [*checkpoint.notes, *checkpoint.card.notes, *model.plan.notes, *template, *vocabulary.warnings]
 
 
 def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
@@ -334,11 +347,12 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        check_tokenization(path, model.vocabulary.tokenizer, add_special=special)
+        vocabulary = model.vocabulary
+        check_tokenization(path, vocabulary.tokenizer, add_special=special, space=vocabulary.space)
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:
-        chosen, notes = _chosen(path, plan, types, has_imatrix=imatrix is not None)
+        chosen, notes = _chosen(path, plan, types, None if imatrix is None else importance)
         warnings += notes
         placed, n_bytes = _header(path, model, chosen, types.quant, importance.metadata)
     outputs = [
@@ -382,13 +396,13 @@ def _header(
 
 
 def _chosen(
-    path: Path, plan: Plan, types: _Types, *, has_imatrix: bool
+    path: Path, plan: Plan, types: _Types, importance: Importance | None
 ) -> tuple[list[tuple[TensorPlan, int]], list[str]]:
     """Each tensor with the type that llama.cpp chooses, in the order in which it writes them; and warnings."""
     choice = choose_types(
         path,
         FTYPES[types.quant],
-        has_imatrix=has_imatrix,
+        has_imatrix=importance is not None,
         output_type=types.output,
         embedding_type=types.embedding,
         overrides=types.patterns,
@@ -409,7 +423,36 @@ def _chosen(
             f"{choice.fallbacks} of {len(plan.tensors)} tensors use another type, because their rows cannot be "
             f"divided into {types.quant} blocks"
         )
-    return [(by_name[name], ggml.types()[kind]) for name, kind in choice.types.items()], warnings
+    chosen = [(by_name[name], ggml.types()[kind]) for name, kind in choice.types.items()]
+    if importance is not None:
+        chosen, notes = _without_weights(chosen, types, importance)
+        warnings += notes
+    return chosen, warnings
+
+
+def _without_weights(
+    chosen: list[tuple[TensorPlan, int]], types: _Types, importance: Importance
+) -> tuple[list[tuple[TensorPlan, int]], list[str]]:
+    """The types, with a larger one for what llama.cpp does not run: a matrix that it computed cannot have its weights.
+
+    A type that the user chose for a tensor stays.
+    """
+    larger = ggml.types()[_IDLE_TYPE]
+    changed = {
+        tensor.name
+        for tensor, number in chosen
+        if tensor.idle
+        and tensor.name not in importance.weights
+        and needs_weights(tensor.name, number, types.quant)
+        and not any(_matches(pattern, [tensor.name]) for pattern, _ in types.patterns)
+    }
+    if not changed:
+        return chosen, []
+    note = (
+        f"{counted(len(changed), 'tensor')} in {_IDLE_TYPE.upper()}, not in a type that needs an importance matrix: "
+        f"edge does not run them, so the matrix has no weights for them (such as {min(changed)})"
+    )
+    return [(t, larger if t.name in changed else number) for t, number in chosen], [note]
 
 
 def _matches(pattern: str, names: Iterable[str]) -> bool:

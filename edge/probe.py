@@ -1,6 +1,6 @@
 """The child program that tries what can stop a process: a model file, an answer, the import of each dependency.
 
-    python -m edge.probe try FILE      load a GGUF on the CPU and write a few tokens of an action
+    python -m edge.probe try FILE      load a GGUF on the CPU and write a few tokens of an action; prints JSON lines
     python -m edge.probe answer FILE   load a GGUF, answer a task, and print the seconds as one JSON line
     python -m edge.probe imports       import each dependency; print one JSON line before and after each
 
@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import EdgeError
+from edge.errors import EdgeError, ModelFileError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -24,11 +24,21 @@ _MAX_TOKENS = 24  # of the answer
 
 
 def try_file(path: str) -> None:
-    """Load a file that can be damaged and run it once. Raises EdgeError, or llama.cpp stops the process."""
+    """Load a file that can be damaged and run it once. llama.cpp may stop the process.
+
+    Prints the lines `{"began": true}`, then `{"loaded": true}` or `{"refused": reason}`. Raises EdgeError.
+    """
     from edge.llama.loading import Loading
     from edge.runner import Runner
 
-    with Runner.open(path, Loading(gpu_layers=0, trusted=True)) as runner:
+    _print(began=True)
+    try:
+        runner = Runner.open(path, Loading(gpu_layers=0, trusted=True))
+    except ModelFileError as problem:
+        _print(refused=str(problem).removeprefix(f"{path}: "))
+        raise
+    with runner:
+        _print(loaded=True)
         runner.act([{"role": "user", "content": "ls"}], 8)
 
 

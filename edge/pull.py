@@ -284,7 +284,10 @@ def _convert(
                 threads=threads,
                 say=say,
             )
-            return replace(_in_store(place, hub_id, repository.commit, n_bytes), warnings=made.warnings)
+            return replace(
+                _in_store(place, hub_id, repository.commit, n_bytes),
+                warnings=(*made.warnings, *made.template.warnings),
+            )
     return _in_store(place, hub_id, repository.commit, n_bytes)
 
 

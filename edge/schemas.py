@@ -236,9 +236,9 @@ def _session_record(title: str) -> dict[str, Any]:
 
 
 def _allowlist(title: str) -> dict[str, Any]:
-    from edge.agent.allow import KEYS, AllowlistFields, CommandTable
+    from edge.agent.allow import KEYS, AllowlistFields, CommandTable, RuleTable
 
-    schema = json_schema(AllowlistFields, title=title, closed=(AllowlistFields, CommandTable))
+    schema = json_schema(AllowlistFields, title=title, closed=(AllowlistFields, CommandTable, RuleTable))
     schema["properties"]["keys"]["items"] = {"enum": list(KEYS)}
     return schema
 

@@ -270,7 +270,7 @@ class _Sweep:
             hub=HubOptions(self.options.revision, self.options.offline),
             force=self.options.force,
         )
-        for warning in done.warnings:
+        for warning in (*done.warnings, *done.template.warnings):
             self._say(f"note: {warning}")
         self.state.note(name, {"sha256": done.sha256, "n_bytes": done.n_bytes})
         return path

@@ -212,9 +212,23 @@ def test_toml_files_are_valid(tmp_path: Path) -> None:
         assert errors("known-model", {**value, "contxt": 1}) != []
     text = edge("schema", "allowlist", "--example").stdout
     (tmp_path / "allow.toml").write_text(text, encoding="utf-8")
-    assert len(read_allowlist(tmp_path / "allow.toml").commands) == len(tomllib.loads(text)["command"]) > 3
+    assert len(read_allowlist(tmp_path / "allow.toml").rules) > len(tomllib.loads(text)["rule"]) > 3
     assert errors("allowlist", tomllib.loads(text)) == []
-    for wrong in ({"keys": ["Up"]}, {"key": []}, {"command": [{"argument": []}]}, {"command": [{}]}):
+    rule = {"decision": "allow", "prefix": ["ls"]}
+    assert errors("allowlist", {"rule": [rule], "command": [{"program": "ls"}]}) == []
+    for wrong in (
+        *(
+            {"keys": ["Up"]},
+            {"key": []},
+            {"command": [{"argument": []}]},
+            {"command": [{}]},
+            {"include": ["x"]},
+        ),
+        *(
+            {"rule": [rule | change]}
+            for change in ({"prefix": []}, {"decision": "yes"}, {"prefix": [[]]}, {"x": 1})
+        ),
+    ):
         assert errors("allowlist", wrong) != []
 
 
@@ -365,7 +379,8 @@ def type_words(field: dict[str, Any]) -> str:
     for kind in kinds if isinstance(kinds, list) else [kinds]:
         if kind == "array":
             inner = type_words(field["items"])
-            words.append({"any value": "list"}.get(inner, f"list of {inner}{'' if '`' in inner else 's'}"))
+            many = f"list: each {inner}" if " or " in inner and "`" not in inner else f"list of {inner}s"
+            words.append({"any value": "list"}.get(inner, many.removesuffix("s") if "`" in inner else many))
         elif kind == "integer" and field.get("minimum") == 0:
             words.append("integer ≥ 0")
         elif kind == "number" and field.get("maximum") == 1:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edge.agent.allow import Allowlist, refusal
+from edge.agent.allow import Allowlist, judge
 from edge.agent.proposal import Proposal
+from edge.agent.rules import Place
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,24 @@ class Decision:
 Gate = Callable[[Proposal], Decision]
 
 
-def allow_gate(allowlist: Allowlist) -> Gate:
-    """Accepts an action if the list allows all its keystrokes; otherwise refuses the whole action."""
+def allow_gate(allowlist: Allowlist, place: Place, ask: Callable[[Proposal, str], Decision] | None) -> Gate:
+    """Accepts an action if the list allows all its keystrokes; refuses it as a whole if the list refuses one.
+
+    `ask` gets an action that needs a person, and why; None: nobody can be asked, so the gate refuses it.
+    """
 
     def decide(proposal: Proposal) -> Decision:
-        for number, command in enumerate(proposal.commands, 1):
-            if why := refusal(allowlist, command.keystrokes):
-                # The model reads this line.
-                return Decision("refuse", proposal, f"command {number} is not allowed here: {why}")
-        return Decision("type", proposal)
+        verdicts = [judge(allowlist, command.keystrokes, place) for command in proposal.commands]
+        for number, verdict in enumerate(verdicts, 1):
+            why = verdict.reason
+            if verdict.decision == "ask" and ask is None:
+                why = f"{why} a person, and nobody can be asked"
+            elif verdict.decision != "refuse":
+                continue
+            # The model reads this line.
+            return Decision("refuse", proposal, f"command {number} is not allowed here: {why}")
+        asked = [f"command {n}, {one.reason}" for n, one in enumerate(verdicts, 1) if one.decision == "ask"]
+        return ask(proposal, "; ".join(asked)) if asked and ask is not None else Decision("type", proposal)
 
     return decide
 

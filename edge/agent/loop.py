@@ -10,9 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rich.text import Text
+
 from edge.agent.gate import Decision, Gate
+from edge.agent.kept import archive_path
 from edge.agent.proposal import Proposal
-from edge.agent.record import Record, StepFacts, archive_path
+from edge.agent.record import Record, StepFacts
+from edge.agent.show import shown_step
 from edge.agent.wording import confirmation, first_messages, observation, refused, repeated, typing_notes
 from edge.agent.workplace import Workplace
 from edge.answer.action import Action, Command
@@ -62,7 +66,7 @@ class Agent:
     workplace: Workplace
     gate: Gate
     record: Record
-    show: Callable[[Proposal | str], None]
+    show: Callable[[Proposal | str | Text], None]
     context: int = DEFAULT_CONTEXT
     """Maximum number of tokens of a prompt and its answer. Above it, the loop leaves out older steps."""
     limits: Limits = field(default_factory=Limits)
@@ -114,7 +118,7 @@ class Agent:
         session = self.runner.session()
         pending = self._first_messages(session)
         refusals = completions = 0
-        for _ in range(self.limits.steps):
+        for number in range(1, self.limits.steps + 1):
             if self._late():
                 return "time"
             try:
@@ -123,6 +127,7 @@ class Agent:
             except EdgeError as error:
                 raise _NoAnswerError from error
             proposal = Proposal(action.analysis, action.plan, action.commands, action.task_complete)
+            self.show(shown_step(number, self.limits.steps, self._end - time.monotonic()))
             self.show(proposal)
             decision = self._decide(proposal)
             if decision.verdict == "stop":

@@ -10,7 +10,9 @@ import errno
 import json
 import os
 import re
+import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +20,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, cast
 
+from edge.agent.kept import sessions_folder
 from edge.agent.proposal import ActionFields, CommandFields
+from edge.agent.seal import lines_are_sealed, seal_line, session_key
 from edge.errors import AgentError
 from edge.metrics import command_units
 from edge.prompt import Message
 from edge.replay.rows import read_lines, read_rows
 from edge.system.files import BINARY, NO_LINK, make_private, whole_file, write_all
 from edge.system.locks import try_lock
-from edge.system.paths import state_folder
 
 SOURCE = "edge agent"
 SCHEMA_VERSION = 1
@@ -45,6 +48,10 @@ class SessionFacts(TypedDict):
     """Absolute path of the work folder."""
     sandbox: NotRequired[bool]
     """Whether the session ran in the sandbox."""
+    own_files: NotRequired[list[str]]
+    """Absolute paths of the session's other files: edge never brings them back."""
+    id: NotRequired[str]
+    """Random name of the session. The seals of its rows and of its archive contain it."""
     schema_version: NotRequired[int]
     """Version of the record's schema."""
 
@@ -78,6 +85,10 @@ class SessionField(StepFacts, total=False):
     """Absolute path of the work folder; first row."""
     sandbox: bool
     """Whether the session ran in the sandbox; first row."""
+    own_files: list[str]
+    """Absolute paths of the session's other files, such as its allowlist; first row."""
+    id: str
+    """Random name of the session, which its seals contain; first row."""
     schema_version: int
     """Version of the record's schema; first row."""
     outcome: str
@@ -121,17 +132,14 @@ class RecordRow(TypedDict):
     """Its command lines, as the scorer reads them."""
     session: SessionField
     """Facts of the session and of the step."""
+    seal: NotRequired[str]
+    """HMAC-SHA256 of the row and of the seal before it, with a key of this account: `--resume` checks it."""
 
 
 def new_record_path(task: str) -> Path:
     """The default path of a record: in the user's state folder, named by the time and the first words of the task."""
     words = "-".join(re.findall("[a-z0-9]+", task.lower())[:6])[:40]
-    return state_folder() / "sessions" / f"{time.strftime('%Y%m%d-%H%M%S')}-{words or 'task'}.jsonl"
-
-
-def archive_path(record: Path) -> Path:
-    """Where a sandboxed session keeps its work folder as a tar archive until edge brings it back."""
-    return record.with_name(record.name + ".work.tar")
+    return sessions_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{words or 'task'}.jsonl"
 
 
 @dataclass
@@ -141,7 +149,9 @@ class Record:
     path: Path
     facts: SessionFacts
     rows: list[RecordRow]
+    """Without their seals."""
     _descriptor: int
+    _seal: bytes = b""  # of the last row
     last_written: int = 0
     """When the last row of a resumed session was written, in nanoseconds; 0 if a torn row followed it."""
 
@@ -152,8 +162,16 @@ class Record:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | NO_LINK | BINARY
             descriptor = os.open(path, flags, 0o600)
-        record = cls(path, {**facts, "schema_version": SCHEMA_VERSION}, [], descriptor)
-        record._lock()
+        record = cls(
+            path, {**facts, "id": secrets.token_hex(16), "schema_version": SCHEMA_VERSION}, [], descriptor
+        )
+        try:
+            record._lock()
+            record.key("record")  # a key that cannot be read shows before the model works
+        except BaseException:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
         return record
 
     @classmethod
@@ -161,7 +179,7 @@ class Record:
         """Open a record to continue it. Cuts off a last row that a killed process did not write whole.
 
         `completed`: accept a session whose task is complete. Raises AgentError or ReplayError if the file is not a
-        session record, another process writes it, or its task is complete.
+        session record that edge wrote on this account, another process writes it, or its task is complete.
         """
         with _one_line_errors(path, "cannot be read"):
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | NO_LINK | BINARY)
@@ -177,7 +195,10 @@ class Record:
             record.facts = _facts(path, data)
             read_rows(path, torn=True)
             record.rows = [_row(fields, f"{path}:{line}") for line, fields in read_lines(path, torn=True)]
+            for row in record.rows:
+                row.pop("seal", None)
             whole = data.rfind(b"\n") + 1
+            record._check_seals(data[:whole])
             if whole < len(data):
                 with _one_line_errors(path, "cannot be written"):
                     os.truncate(descriptor, whole)
@@ -220,15 +241,35 @@ class Record:
             "session": cast(SessionField, {**({} if self.rows else self.facts), **step}),
         }
         begin = os.fstat(self._descriptor).st_size
+        line, seal = self._sealed(row, self._seal)
         with _one_line_errors(self.path, "cannot be written"):
             try:
-                _write(self._descriptor, row)
+                write_all(self._descriptor, line)
                 os.fsync(self._descriptor)
             except OSError:
                 with contextlib.suppress(OSError):
                     os.truncate(self._descriptor, begin)
                 raise
         self.rows.append(row)
+        self._seal = seal
+
+    def key(self, what: str) -> bytes:
+        """The key of this session for one kind of its files. Raises AgentError."""
+        return session_key(self.facts.get("id", ""), what)
+
+    def _sealed(self, row: RecordRow, before: bytes) -> tuple[bytes, bytes]:
+        """The line of a row, and its seal."""
+        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")
+        line, seal = seal_line(text, before, self.key("record"))
+        return line + b"\n", seal
+
+    def _check_seals(self, lines: bytes) -> None:
+        seal = lines_are_sealed(lines.split(b"\n")[:-1], self.key("record")) if self.facts.get("id") else None
+        if seal is None:
+            raise AgentError(
+                f"{self.path}: edge did not write it on this account, or it changed since: start a new session"
+            )
+        self._seal = seal
 
     def finish(self, outcome: str, output: str) -> None:
         """Write how the session ended, the last text of the terminal, and the number of steps into the rows.
@@ -243,10 +284,18 @@ class Record:
             row["is_final_step"] = row is self.rows[-1]
             row["session"].pop("outcome", None)
         self.rows[-1]["session"] |= {"outcome": outcome, "output": output}
+        renamed = self._descriptor
         with _one_line_errors(self.path, "cannot be written"), whole_file(self.path) as (_, descriptor):
             make_private(descriptor)
+            seal = b""
             for row in self.rows:
-                _write(descriptor, row)
+                line, seal = self._sealed(row, seal)
+                write_all(descriptor, line)
+            if sys.platform != "win32":  # this keeps the lock of the new file
+                renamed = os.dup(descriptor)
+        if renamed != self._descriptor:
+            os.close(self._descriptor)
+            self._descriptor = renamed
 
     def close(self) -> None:
         """Close the file and release its lock."""
@@ -262,7 +311,11 @@ class Record:
         self.close()
 
     def _lock(self) -> None:
-        if try_lock(self._descriptor) is False:
+        """Lock the file. A process that ended since this one opened it may have put another one in its place."""
+        locked, mine = try_lock(self._descriptor), os.fstat(self._descriptor)
+        with _one_line_errors(self.path, "cannot be read"):
+            named = os.stat(self.path)
+        if locked is False or (mine.st_dev, mine.st_ino) != (named.st_dev, named.st_ino):
             raise AgentError(f"{self.path}: Another edge agent is using this session.")
 
 
@@ -280,12 +333,13 @@ def _facts(path: Path, data: bytes) -> SessionFacts:
     facts = row.get("session") if isinstance(row, dict) and row.get("source") == SOURCE else None
     if not isinstance(facts, dict) or not isinstance(facts.get("task"), str):
         raise AgentError(f"{path}: is not a session record; start a new session")
-    for name in ("model", "workdir"):
+    for name in ("model", "workdir", "id"):
         if not isinstance(facts.get(name, ""), str):
             raise AgentError(f"{path}: is damaged: {name} of its session is not text")
-    adapters = facts.get("adapters", [])
-    if not isinstance(adapters, list) or not all(isinstance(one, str) for one in adapters):
-        raise AgentError(f"{path}: is damaged: adapters of its session is not a list of texts")
+    for name in ("adapters", "own_files"):
+        texts = facts.get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+            raise AgentError(f"{path}: is damaged: {name} of its session is not a list of texts")
     version = facts.get("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise AgentError(
@@ -314,7 +368,3 @@ def _one_line_errors(path: Path, what: str) -> Iterator[None]:
         if error.errno == errno.ELOOP:
             raise AgentError(f"{path}: is a symbolic link; name the file itself") from None
         raise AgentError(f"{path}: {what}: {error.strerror or error}") from None
-
-
-def _write(descriptor: int, row: RecordRow) -> None:
-    write_all(descriptor, json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")

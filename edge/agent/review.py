@@ -1,6 +1,9 @@
 """`--review`: a person sees each action before edge types it, and accepts, edits or refuses it, or stops."""
 
+import os
+import shutil
 import sys
+from collections.abc import Callable
 
 import click
 from rich.console import Console
@@ -10,12 +13,26 @@ from edge.agent.proposal import Proposal
 from edge.agent.show import shown_proposal
 from edge.answer.action import parse_action
 from edge.errors import GrammarError
+from edge.system.text import printable
 
-_QUESTION = "[a]ccept, [e]dit, [r]efuse, [s]top? "
+_QUESTION = "[?] help, [a]ccept, [e]dit, [r]efuse, [s]top? "
+_KEYS = """\
+a   edge types these keystrokes into {place}
+e   change the action in your editor; edge shows it again before it types anything
+r   edge types nothing, and the model reads your reason
+s   end the session; the record stays, and edge agent --resume continues it
+⏎ is Enter. A line with ! names a risk: it is a hint, and not all risks are known.
+"then wait 3 s": after these keystrokes, edge waits up to that long before it types more or shows the screen to the
+model. A program that takes longer goes on. edge waits 60 s at most."""
+# In order. Debian's `sensible-editor` is not there: it can ask which editor to use, before it opens the file.
+_EDITORS = ("editor", "nano", "micro", "vim", "nvim", "vi", "emacs", "mg", "joe", "ed", "notepad")
 
 
-def review_gate(console: Console) -> Gate:
-    """Asks on the console; the caller has shown the action before. The end of input stops the session."""
+def review_gate(console: Console, sandbox: bool) -> Gate:
+    """Asks on the console; the caller has shown the action before. The end of input stops the session.
+
+    `sandbox`: the keystrokes go to a sandbox, not to the person's own shell.
+    """
 
     def decide(proposal: Proposal) -> Decision:
         current = proposal
@@ -24,6 +41,9 @@ def review_gate(console: Console) -> Gate:
             answer = ask(console, _QUESTION)
             if answer is None or answer in ("s", "stop"):
                 return Decision("stop", proposal)
+            if answer in ("?", "h", "help"):
+                place = "the sandbox" if sandbox else "your own shell, where they run as you"
+                console.print(_KEYS.format(place=place), markup=False)
             if answer in ("a", "accept"):
                 return Decision("type", current, edited=current != proposal)
             if answer in ("r", "refuse"):
@@ -38,6 +58,19 @@ def review_gate(console: Console) -> Gate:
                 discard_typed_ahead()
 
     return decide
+
+
+def ask_gate(console: Console, sandbox: bool, *, show: bool) -> Callable[[Proposal, str], Decision]:
+    """Asks about an action that an allowlist leaves to a person. `show`: the caller has not shown the action."""
+    decide = review_gate(console, sandbox)
+
+    def asked(proposal: Proposal, why: str) -> Decision:
+        if show:
+            console.print(shown_proposal(proposal))
+        console.print(f"The allowlist leaves this action to you ({printable(why)}).", markup=False)
+        return decide(proposal)
+
+    return asked
 
 
 def ask(console: Console, question: str) -> str | None:
@@ -64,12 +97,22 @@ def discard_typed_ahead() -> None:
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
+def _editor() -> str:
+    """The person's editor: $VISUAL, $EDITOR, or the first of the usual ones that is installed."""
+    for name in ("VISUAL", "EDITOR"):
+        if os.environ.get(name, "").strip():
+            return os.environ[name]
+    if found := next((name for name in _EDITORS if shutil.which(name)), None):
+        return found
+    raise click.ClickException("there is none: set EDITOR to the name of your editor, or install nano")
+
+
 def _edited(console: Console, proposal: Proposal) -> Proposal:
     """The person's version from their editor, shown again; the same proposal if they saved no change."""
     text = proposal.to_json(indent=2)
     while True:
         try:
-            changed = click.edit(text + "\n", extension=".json")
+            changed = click.edit(text + "\n", editor=_editor(), extension=".json")
         except (click.ClickException, OSError, UnicodeDecodeError) as error:
             why = (
                 error.message

@@ -5,46 +5,11 @@ from dataclasses import dataclass
 
 import tree_sitter
 
+from edge.agent.dangers import ACTED_ON, INTERPRETER, KINDS, WRAPPERS, kinds_of
 from edge.agent.shell import MAX_BYTES, parse
+from edge.system.text import is_visible
+from edge.terminal.obeyed import acted_on
 
-_NAMES = {
-    "delete": "rm rmdir unlink shred truncate mkfs wipefs userdel groupdel dropdb",
-    "overwrite": "mv cp dd tee install rsync ln",
-    "privilege": "sudo su doas pkexec chown chgrp chmod setcap setfacl visudo passwd usermod useradd mount umount",
-    "network": "curl wget ssh scp sftp nc ncat netcat socat telnet ftp rsync ping dig nslookup host",
-    "runs text as a program": "eval source . exec xargs parallel",
-    "stops processes or services": "kill pkill killall shutdown reboot halt poweroff systemctl service",
-    "schedules a command": "crontab at batch",
-    "changes what commands mean": "alias enable hash trap",
-}
-_KINDS: dict[str, list[str]] = {}
-for _kind, _listed in _NAMES.items():
-    for _word in _listed.split():
-        _KINDS.setdefault(_word, []).append(_kind)
-_GIT = r"git\s+(?:-[Cc]\s+\S+\s+|-\S+\s+)*"
-_PACKAGES = r"(?:pip3?|npm|pnpm|yarn|cargo|gem|go|uv|apt|apt-get|dnf|yum|brew|conda)\s+(?:\S+\s+)*"
-# Words that make a command risky when its name alone does not.
-_PHRASES = [
-    (re.compile(pattern, re.DOTALL), kind)
-    for pattern, kind in (
-        (r"find\b.*\s-delete\b", "delete"),
-        (r"find\b.*\s-(?:exec|execdir|ok|okdir)\b", "runs text as a program"),
-        (rf"{_GIT}(?:clean|reset\s+--hard|checkout\s+--|branch\s+-D|stash\s+(?:drop|clear))", "delete"),
-        (rf"{_GIT}(?:push|pull|fetch|clone|submodule)\b", "network"),
-        (rf"{_PACKAGES}(?:install|add|get|update|upgrade|i)\b", "network"),
-        (rf"{_PACKAGES}(?:remove|purge|uninstall|autoremove|rm)\b", "delete"),
-        (r"(?:docker|podman)\b", "privilege"),
-        (rf"{_GIT}(?:restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
-        (r"python[0-9.]*\s+-m\s+pip\b", "network"),
-        (r"sed\b.*\s(?:-[a-zA-Z]*i|--in-place)", "overwrite"),
-        (
-            r"(?:sh|bash|dash|zsh|ksh|python[0-9.]*|perl|ruby|node|php)\s+(?:-\S+\s+)*-[a-zA-Z]*[ce]\b",
-            "runs text as a program",
-        ),
-        (r"(?:env|nohup|setsid|nice|timeout)\s", "runs another program"),
-    )
-]
-_INTERPRETER = re.compile(r"(?:ba|da|z|k|c|tc|a|fi)?sh|python[0-9.]*|perl|ruby|node|php")
 _DOT_FILE = re.compile(r"(?:^|/)\.[^./]")
 _NODES = {
     "command_substitution": "substitution",
@@ -53,9 +18,6 @@ _NODES = {
 }
 _OBEYED = re.compile(
     r"(?:PATH|IFS|ENV|BASH_ENV|PROMPT_COMMAND|PS[0-4]|CDPATH|SHELLOPTS|LD_\w+|DYLD_\w+|PYTHON\w+|GIT_\w+)\b"
-)
-_WRAPPERS = frozenset(
-    "sudo doas env nohup nice time timeout xargs command builtin exec setsid ionice busybox".split()
 )
 
 
@@ -73,7 +35,7 @@ def risks(keystrokes: str) -> list[Risk]:
     marked: dict[Risk, None] = {}
     for match in re.finditer(r"[^\n\x20-\x7e]+", keystrokes):
         for start, end in _unseen(match.group()):
-            marked[Risk("control characters", match.start() + start, match.start() + end)] = None
+            marked[Risk("control or invisible characters", match.start() + start, match.start() + end)] = None
     if len(keystrokes) > MAX_BYTES:  # the parser's time grows with the square of the length
         marked[Risk("too long to check", MAX_BYTES, len(keystrokes))] = None
         keystrokes = keystrokes[:MAX_BYTES]
@@ -94,7 +56,7 @@ def risks(keystrokes: str) -> list[Risk]:
 
 def _unseen(text: str) -> list[tuple[int, int]]:
     """The ranges of characters that a person cannot see, or that change the order of what a person sees."""
-    seen = "".join("x" if c.isprintable() and not c.isspace() else " " for c in text)
+    seen = "".join("x" if is_visible(c) and not c.isspace() else " " for c in text)
     return [match.span() for match in re.finditer(" +", seen)]
 
 
@@ -145,14 +107,14 @@ def _words(node: tree_sitter.Node, data: bytes) -> list[str]:
     return [re.sub(r"[\"'\\]", "", _text(child, data)) for child in kept]
 
 
-def _programs(words: list[str]) -> list[tuple[str, list[str]]]:
-    """The program with its words; if it runs another program (sudo, env, …), that one with its words too."""
+def _programs(words: list[str]) -> list[tuple[str, str, list[str]]]:
+    """The program by its plain name and as typed, with its words; and the program that it runs (sudo, env, …)."""
     programs = []
     rest = list(words)
     while rest:
         name = rest[0].rpartition("/")[2] or "."
-        programs.append((name, rest[1:]))
-        if name not in _WRAPPERS:
+        programs.append((name, rest[0], rest[1:]))
+        if name not in WRAPPERS:
             break
         rest = rest[1:]
         option = False
@@ -164,11 +126,11 @@ def _programs(words: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def _known(name: str) -> bool:
-    return name in _KINDS or name in _WRAPPERS or _INTERPRETER.fullmatch(name) is not None
+    return name in KINDS or name in WRAPPERS or INTERPRETER.fullmatch(name) is not None
 
 
 def _interprets(words: list[str]) -> bool:
-    return any(_INTERPRETER.fullmatch(name) for name, _ in _programs(words))
+    return any(INTERPRETER.fullmatch(name) for name, _, _ in _programs(words))
 
 
 def _redirected_program(
@@ -182,9 +144,9 @@ def _redirected_program(
     )
     if not redirected:
         return []
-    name, arguments = (_programs(_words(command, data)) or [("", [])])[-1]
+    name, _, arguments = (_programs(_words(command, data)) or [("", "", [])])[-1]
     alone = all(argument.startswith("-") for argument in arguments)
-    return ["runs text as a program"] if alone and _INTERPRETER.fullmatch(name) else []
+    return ["runs text as a program"] if alone and INTERPRETER.fullmatch(name) else []
 
 
 def _redirect_kinds(text: str) -> list[str]:
@@ -192,17 +154,15 @@ def _redirect_kinds(text: str) -> list[str]:
     target = text.lstrip("0123456789<>&|").strip().strip("\"'")
     if re.match(r"\d*(?:>\||&?>(?!>|&))", text) and target != "/dev/null":
         kinds.append("overwrite")
-    if ">" in text and (target.startswith("~") or _DOT_FILE.search(target)):
-        kinds.append("writes a file that other programs act on")
+    if ">" in text and (target.startswith("~") or _DOT_FILE.search(target) or acted_on(target)):
+        kinds.append(ACTED_ON)
     if target.startswith(("/dev/tcp/", "/dev/udp/")):
         kinds.append("network")
     return kinds
 
 
 def _command_kinds(words: list[str]) -> list[str]:
-    kinds = []
-    for name, rest in _programs(words):
-        kinds += _KINDS.get(name, [])
-        text = " ".join([name, *rest])
-        kinds += [kind for pattern, kind in _PHRASES if pattern.match(text)]
+    kinds: list[str] = []
+    for name, path, rest in _programs(words):
+        kinds += kinds_of(name, rest, path)
     return list(dict.fromkeys(kinds))

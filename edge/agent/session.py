@@ -12,20 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
-from edge.agent.allow import read_allowlist
+from edge.agent.allow import Allowlist, is_name, read_allowlist
+from edge.agent.bring_back import Consent, Return, hidden_files
 from edge.agent.gate import Gate, all_of, allow_gate, closed_gate, open_gate
+from edge.agent.kept import archive_path, command, commits_path, first_path, remove_old, sessions_folder
 from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
 from edge.agent.proposal import Proposal
-from edge.agent.record import Record, SessionFacts, archive_path, new_record_path
-from edge.agent.review import ask, discard_typed_ahead, review_gate
-from edge.agent.show import highlighted, shown_proposal
+from edge.agent.record import Record, SessionFacts, new_record_path
+from edge.agent.review import ask_gate, review_gate
+from edge.agent.rules import Place
+from edge.agent.show import highlighted, shown_facts, shown_proposal, time_of
 from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
 from edge.answer.answering import Answering
 from edge.errors import AgentError
 from edge.llama.loading import Adapter, Loading, parse_adapters, with_own_adapter
 from edge.runner import Runner
+from edge.system.text import counted
+from edge.terminal.check import WORK
 from edge.terminal.check import Limits as SandboxLimits
 from edge.terminal.tmux import check_terminal
 
@@ -108,6 +114,8 @@ class Ending:
 
     outcome: Outcome
     text: str | None = None
+    undecided: bool = False
+    """A person must decide whether the changes come back, and nobody was asked."""
 
 
 @dataclass(frozen=True)
@@ -169,21 +177,20 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
     """
     check_terminal()
     template = None if options.template is None else read_template(options.template)
-    gate = make_gate(options.permission, interface)
+    allowlist = _allowlist(options.permission, interface)
     with ExitStack() as stack:
         resumed = None if options.resume is None else stack.enter_context(_resume(options.resume, options))
         paths = _paths(options, resumed, interface)
+        gate = make_gate(options.permission, interface, allowlist, paths.folder)
         if resumed is not None and resumed.outcome == "complete":
-            with _make_sandbox(options, paths, interface) as sandbox:
-                _bring_back(sandbox, paths.archive, options, interface)
-            return Ending("complete")
+            whole = _return(options, paths, resumed, interface).run()
+            return Ending("complete", undecided=not whole)
         loading = with_own_adapter(paths.model, replace(options.loading, adapters=paths.adapters))
         runner = stack.enter_context(Runner.open(paths.model, loading))
         record = resumed or stack.enter_context(_new_record(options, paths))
-        if not interface.quiet and (options.model is not None or resumed is not None):
-            interface.say(f"model: {paths.model}")  # interface.find_model names the one that it finds
-        if not interface.quiet and paths.adapters:
-            interface.say(f"adapters: {', '.join(map(str, paths.adapters))}")
+        if options.permission.sandbox:
+            _remove_old(interface)
+        _show_header(options, paths, interface)
         lost = options.permission.sandbox and _lost_action(resumed, paths.archive)
         show = _show(options, interface)
         workplace = stack.enter_context(_start(options, paths, record, interface, show))
@@ -203,27 +210,72 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         outcome = agent.run()
         if gate is closed_gate and outcome == "stopped":
             return Ending(outcome, _DRY_RUN)
+        whole = True
         if workplace.sandbox is not None and record.rows:
+            if outcome != "ended":
+                workplace.save_commits(commits_path(paths.record))
             if outcome in ("interrupted", "ended", "failed"):
-                _keep_archive(paths.archive, interface)
+                _keep_archive(paths, interface)
             else:
-                _bring_back(workplace.sandbox, paths.archive, options, interface)
+                whole = _return(options, paths, record, interface).run() and workplace.unsaved is None
+            if workplace.unsaved is not None:
+                interface.say(f"the work of the last actions was not saved: {workplace.unsaved}")
         processes = workplace.terminal.close()
     for process in processes:
         interface.say(f"still running: {process}")
-    return Ending(outcome, _summary(outcome, record, agent.failure))
+    return Ending(outcome, _summary(outcome, record, agent.failure), undecided=not whole)
 
 
-def make_gate(permission: Permission, interface: Interface) -> Gate:
-    """The gate that these permissions describe; `closed_gate` without any. Raises AllowError."""
+def _show_header(options: SessionOptions, paths: _Paths, interface: Interface) -> None:
+    """Say what a person must know before the first question; without a person, only the model and its adapters."""
+    permission, limits, sandbox = options.permission, options.limits, options.sandbox
+    if permission.yes or not permission.person:
+        if not interface.quiet and (options.model is not None or options.resume is not None):
+            interface.say(f"model: {paths.model}")  # interface.find_model names the one that it finds
+        if not interface.quiet and paths.adapters:
+            interface.say(f"adapters: {', '.join(map(str, paths.adapters))}")
+        return
+    place = "your own shell: what edge types runs as you, in this folder"
+    if permission.sandbox:
+        size = f"{sandbox.memory >> 20:,} MiB of memory, {sandbox.disk >> 20:,} MiB of files"
+        place = f"the sandbox: a copy of the folder, no network, {size}"
+    facts = {
+        "model": paths.model,
+        "adapters": ", ".join(map(str, paths.adapters)),
+        "folder": paths.folder,
+        "runs in": place,
+        "allowlist": permission.allow or "",
+        "record": paths.record,
+        "limits": f"{counted(limits.steps, 'step')}, {time_of(limits.seconds)}; your own time does not count",
+    }
+    interface.console.print(shown_facts(facts), end="")
+
+
+def _allowlist(permission: Permission, interface: Interface) -> Allowlist | None:
+    """The list of --allow, with its warnings said. Raises AllowError."""
+    if permission.allow is None:
+        return None
+    allowlist = read_allowlist(permission.allow)
+    for warning in allowlist.warnings:
+        interface.say(warning)
+    return allowlist
+
+
+def make_gate(
+    permission: Permission, interface: Interface, allowlist: Allowlist | None, folder: Path
+) -> Gate:
+    """The gate that these permissions describe; `closed_gate` without any. `folder`: the work folder."""
     gates: list[Gate] = []
-    if permission.allow is not None:
-        allowlist = read_allowlist(permission.allow)
-        for warning in allowlist.warnings:
-            interface.say(warning)
-        gates.append(allow_gate(allowlist))
+    if allowlist is not None:
+        place = Place(folder, WORK if permission.sandbox else None)
+        if permission.asks:  # the review asks in any case
+            gates.append(allow_gate(allowlist, place, lambda proposal, why: open_gate(proposal)))
+        else:
+            asking = ask_gate(interface.console, permission.sandbox, show=interface.quiet)
+            alone = permission.yes or not permission.person
+            gates.append(allow_gate(allowlist, place, None if alone else asking))
     if permission.asks:
-        gates.append(review_gate(interface.console))
+        gates.append(review_gate(interface.console, permission.sandbox))
     if permission.yes and not gates:
         gates.append(open_gate)
     return all_of(gates) if gates else closed_gate
@@ -253,25 +305,47 @@ def _paths(options: SessionOptions, resumed: Record | None, interface: Interface
     folder = folder or Path()
     if not folder.is_dir():
         raise AgentError(f"{folder}: is not a folder: choose another --workdir")
+    if options.permission.sandbox and options.resume is None and options.workdir is None:
+        _check_place(folder)
     record = options.resume or options.record or new_record_path(options.task or "")
     return _Paths(record, archive_path(record), folder.resolve(), interface.find_model(model), adapters)
 
 
-def _new_record(options: SessionOptions, paths: _Paths) -> Record:
-    if options.permission.sandbox and os.path.lexists(paths.archive):
+def _check_place(folder: Path) -> None:
+    """Raises AgentError for the home folder, and for a folder that contains it: the person has to name it."""
+    try:
+        home = Path.home().resolve()
+    except RuntimeError:  # this user has none
+        return
+    if home.is_relative_to(folder.resolve()):
         raise AgentError(
-            f"{paths.archive}: already exists, and is the work folder of another session: choose another --record, "
-            "or remove it"
+            f"{folder.resolve()}: holds your home folder, and the session would change all of it: go to a project's "
+            "folder, or name a folder with --workdir"
         )
+
+
+def _new_record(options: SessionOptions, paths: _Paths) -> Record:
+    for path in (paths.archive, first_path(paths.record), commits_path(paths.record)):
+        if options.permission.sandbox and os.path.lexists(path):
+            raise AgentError(
+                f"{path}: already exists, and is of another session: choose another --record, or remove it"
+            )
     facts: SessionFacts = {
         "task": options.task or "",
         "model": str(paths.model.absolute()),
         "workdir": str(paths.folder),
         "sandbox": options.permission.sandbox,
     }
+    if options.permission.sandbox:
+        facts["own_files"] = [str(file.absolute()) for file in _own_files(options, paths)]
     if paths.adapters:
         facts["adapters"] = [str(replace(one, path=one.path.absolute())) for one in paths.adapters]
     return Record.create(paths.record, facts)
+
+
+def _remove_old(interface: Interface) -> None:
+    if removed := remove_old():
+        interface.say(f"removed {counted(removed, 'old archive')} of sessions from {sessions_folder()}")
 
 
 def _lost_action(resumed: Record | None, archive: Path) -> bool:
@@ -294,77 +368,74 @@ def _start(
         try:
             sandbox = None
             if options.permission.sandbox:
-                sandbox = stack.enter_context(_make_sandbox(options, paths, interface))
+                sandbox = stack.enter_context(_make_sandbox(options, paths, record, interface))
             line_by_line = options.permission.allow is not None
             workplace = open_workplace(paths.folder, sandbox, line_by_line=line_by_line, say=say)
             started = stack.enter_context(workplace)
         except BaseException:
             if not record.rows:
                 record.finish("ended", "")
+                first_path(paths.record).unlink(missing_ok=True)
             raise
         yield started
 
 
-def _make_sandbox(options: SessionOptions, paths: _Paths, interface: Interface) -> "Sandbox":
-    """Prepare the sandbox. The session's own files are protected: they never come back, even from the work folder."""
-    from edge.terminal.sandbox import Sandbox  # it needs Linux
+def _make_sandbox(options: SessionOptions, paths: _Paths, record: Record, interface: Interface) -> "Sandbox":
+    """Prepare the sandbox. It does not see the records of sessions and their archives."""
+    from edge.terminal.sandbox import Sandbox, Saved  # it needs Linux
 
-    adapters = [adapter.path for adapter in paths.adapters]
-    files = (paths.record, paths.archive, options.permission.allow, options.template, paths.model, *adapters)
-    protected = [file for file in files if file is not None]
-    archive = paths.archive if paths.archive.exists() else None
-    sandbox = Sandbox.prepare(paths.folder, options.sandbox, archive, protected)
+    saved = Saved(paths.archive, first_path(paths.record), record.key("work folder"))
+    sandbox = Sandbox.prepare(paths.folder, options.sandbox, saved, hidden=hidden_files(paths.record))
     if sandbox.left_out:
         more = " …" if len(sandbox.left_out) > 5 else ""
         interface.say(
-            f"not in the sandbox, because unreadable or not regular files: {', '.join(sandbox.left_out[:5])}{more}"
+            "not in the sandbox, because unreadable, files of sessions or not regular files: "
+            f"{', '.join(sandbox.left_out[:5])}{more}"
         )
     return sandbox
 
 
-def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal | str], None]:
+def _own_files(options: SessionOptions, paths: _Paths) -> list[Path]:
+    files = (options.permission.allow, options.template, paths.model, *(one.path for one in paths.adapters))
+    return [file for file in files if file is not None and not is_name(file)]
+
+
+def _return(options: SessionOptions, paths: _Paths, record: Record, interface: Interface) -> Return:
+    """How the changes of this session come back. The session's own files never do, even from the work folder."""
+    return Return(
+        record=record,
+        folder=paths.folder,
+        protected=tuple(_own_files(options, paths)),
+        dot_files=options.dot_files,
+        consent=Consent(options.permission.person, options.permission.yes, named=options.resume is None),
+        console=interface.console,
+        say=interface.say,
+    )
+
+
+def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal | str | Text], None]:
     """Shows actions and screens on the console; nothing if the session is quiet and the person does not decide."""
 
-    def show(what: Proposal | str) -> None:
-        if not interface.quiet or options.permission.asks:
+    def show(what: Proposal | str | Text) -> None:
+        if interface.quiet and not options.permission.asks:
+            return
+        if isinstance(what, Text):
+            interface.console.print(what, end="")
+        else:
             interface.console.print(shown_proposal(what) if isinstance(what, Proposal) else highlighted(what))
 
     return show
 
 
-def _keep_archive(archive: Path, interface: Interface) -> None:
+def _keep_archive(paths: _Paths, interface: Interface) -> None:
     """Say that edge does not bring back the work of a session that did not end by itself."""
-    where = f"; the work folder after the last whole step is in {archive}" if archive.exists() else ""
-    interface.say(f"nothing was brought back{where}")
-
-
-def _bring_back(sandbox: "Sandbox", archive: Path, options: SessionOptions, interface: Interface) -> None:
-    """Show what changed in the sandbox, and bring it back if the person, or --yes, agrees."""
-    changes = sandbox.changes(archive, dot_files=options.dot_files)
-    interface.console.print(str(changes), markup=False)
-    if changes and not options.permission.yes and not _agrees(interface.console):
-        interface.say(f"nothing was brought back; the agent's work folder is in {archive}")
+    if not paths.archive.exists():
+        interface.say("nothing was brought back")
         return
-    withheld = changes.withheld
-    if changes:
-        withheld = sandbox.bring_back(archive, dot_files=options.dot_files).withheld
-        for place, why in withheld[len(changes.withheld) :]:
-            interface.say(f"{place}: not brought back: {why}")
-    if withheld:
-        interface.say(f"what was not brought back is in {archive}, the agent's work folder")
-    else:
-        archive.unlink(missing_ok=True)
-
-
-def _agrees(console: Console) -> bool:
-    discard_typed_ahead()
-    try:
-        answer = ask(console, "Bring these changes back into the folder? [y/N] ")
-    except KeyboardInterrupt:
-        return False
-    if answer is None:
-        console.print()
-    return (answer or "").lower() in ("y", "yes")
+    interface.say(
+        f"nothing was brought back; the work folder after the last whole step is in {paths.archive}"
+    )
+    interface.say(f"to bring it back: {command('--bring-back', paths.record, folder=paths.folder)}")
 
 
 def _summary(outcome: Outcome, record: Record, failure: str) -> str:

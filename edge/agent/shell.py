@@ -14,6 +14,8 @@ from functools import cache
 import tree_sitter
 import tree_sitter_bash
 
+from edge.system.text import is_visible
+
 MAX_COMMANDS = 50
 MAX_BYTES = 10_000
 # The kernel cuts a line that waits while a program runs, at 4,095 bytes (Linux) or 1,024 (macOS). The rest of a
@@ -84,7 +86,7 @@ def _check_characters(text: str) -> None:
     if any(len(line.encode(errors="replace")) > MAX_LINE for line in text.split("\n")):
         raise UnreadableError(f"a line is longer than {MAX_LINE:,} bytes")
     for character in text:
-        if character != "\n" and (not character.isprintable() or (character.isspace() and character != " ")):
+        if character != "\n" and (not is_visible(character) or (character.isspace() and character != " ")):
             raise UnreadableError(
                 f"it holds the character U+{ord(character):04X}, which a terminal may act on"
             )

@@ -1,10 +1,12 @@
 """Shows actions and terminal output to a person. Control characters are escaped: they cannot steer the terminal."""
 
+from collections.abc import Mapping
+
 from rich.text import Text
 
 from edge.agent.proposal import Proposal
 from edge.agent.risks import risks
-from edge.system.text import escape
+from edge.system.text import escape, is_visible, printable
 from edge.terminal.tmux import is_key_name
 
 _RISK = "bold red"
@@ -25,9 +27,28 @@ def _highlighted(text: str, *, keys: bool) -> tuple[Text, list[int]]:
         if character == "\n":
             shown.append("⏎\n" if keys else "\n", _HIDDEN if keys else None)
         else:
-            shown.append(escape(character), None if character.isprintable() else _HIDDEN)
+            shown.append(escape(character), None if is_visible(character) else _HIDDEN)
     places.append(len(shown))
     return shown, places
+
+
+def shown_facts(facts: Mapping[str, object]) -> Text:
+    """One line for each fact that is not empty, by its name."""
+    text = Text()
+    for name, value in facts.items():
+        if shown := printable(str(value)):
+            text.append(f"{name:10}", "bold").append(f"{shown}\n")
+    return text
+
+
+def shown_step(number: int, steps: int, seconds: float) -> Text:
+    """The line above an action: its step, and the time left."""
+    return Text(f"step {number} of {steps}, {time_of(max(seconds, 0))} left\n", "dim")
+
+
+def time_of(seconds: float) -> str:
+    """A time limit for people: 90 s, 30 min."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def shown_proposal(proposal: Proposal) -> Text:
@@ -44,10 +65,10 @@ def shown_proposal(proposal: Proposal) -> Text:
         text.append(f"{number:3}  ", "bold")
         if is_key_name(command.keystrokes):
             keys.append(" (this key)", "dim")
-        lines = keys.split("\n") if command.keystrokes else [Text("(wait)", "dim")]
+        lines = keys.split("\n") if command.keystrokes else [Text("(no keys)", "dim")]
         for line in lines[:-1]:
             text.append_text(line).append("\n     ")
-        text.append_text(lines[-1]).append(f"   {command.duration:g} s\n", "dim")
+        text.append_text(lines[-1]).append(f"   then wait {command.duration:g} s\n", "dim")
         for kind in dict.fromkeys(risk.kind for risk in marked):
             parts = [command.keystrokes[risk.start : risk.end] for risk in marked if risk.kind == kind]
             text.append("     ! ", _RISK).append(f"{kind}: ")

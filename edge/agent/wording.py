@@ -97,6 +97,11 @@ def not_typed(number: int) -> str:
     )
 
 
+def not_saved(why: str) -> str:
+    """The note for an action after which the sandbox's work folder could not be saved."""
+    return f"Note: the work folder could not be saved: {why}. Only what is saved comes back to the user."
+
+
 def typing_notes(commands: Sequence[Command], closed_at_budget: bool) -> list[str]:
     """Warnings about the model's answer, as in Terminus-2."""
     notes = [

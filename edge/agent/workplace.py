@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.agent.wording import NEW_SHELL, not_typed
+from edge.agent.wording import NEW_SHELL, not_saved, not_typed
 from edge.answer.action import Command
-from edge.errors import AgentError
+from edge.errors import AgentError, SandboxError
+from edge.terminal.commits import known_commits, repository_of
 from edge.terminal.shell import SHELL
 from edge.terminal.tmux import MAX_DURATION, Terminal
 
@@ -30,7 +31,9 @@ class Workplace:
     line_by_line: bool = False
     """Type a line only when the shell waits for it, because an allowlist allowed it as a command of the shell."""
     notes: list[str] = field(default_factory=list, init=False)
-    """Notes for the model about the last `type`."""
+    """Notes for the model about the last `type`, and about the `save` after it."""
+    unsaved: str | None = field(default=None, init=False)
+    """Why the last `save` failed; None if it did not."""
     _before: str = field(default="", init=False)
     """What the shell that has ended printed last."""
 
@@ -64,9 +67,31 @@ class Workplace:
         return not self.terminal.ended or self._restart_shell()
 
     def save(self, archive: Path) -> None:
-        """Save the work folder of the sandbox to an archive; without a sandbox, do nothing. Raises SandboxError."""
-        if self.sandbox is not None:
+        """Save the work folder of the sandbox to an archive; without a sandbox, do nothing.
+
+        If it cannot be saved, for example because it is too large, the archive stays as it was, and the model is told.
+        """
+        if self.sandbox is None:
+            return
+        self.unsaved = None
+        try:
             self.sandbox.save(archive)
+        except SandboxError as error:
+            self.unsaved = str(error)
+            self.notes.append(not_saved(self.unsaved))
+            self.say(self.notes[-1])
+
+    def save_commits(self, bundle: Path) -> None:
+        """Save the commits that were made in the sandbox to a git bundle, if there are new ones."""
+        if self.sandbox is None:
+            return
+        try:
+            bundle.unlink(missing_ok=True)
+            known = known_commits(self.folder)
+            if known or repository_of(self.folder) is not None:
+                self.sandbox.commits(known, bundle)
+        except (SandboxError, OSError) as error:
+            self.say(str(error))
 
     def output(self) -> str:
         """What is new in the terminal, after what a shell printed before it ended. Raises AgentError."""

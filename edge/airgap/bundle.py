@@ -27,7 +27,7 @@ from edge.airgap.manifest import (
 )
 from edge.airgap.wheels import Needed, make_wheels, target
 from edge.errors import BundleError, Interrupted
-from edge.formats.gguf import read_model_file
+from edge.formats.gguf import part_files, read_model_file
 from edge.replay.result import read_result
 from edge.replay.rows import read_rows
 from edge.system.files import allocate, whole_file, write_all
@@ -104,6 +104,8 @@ def bundle(
             _add(sources, folder, path)
     for path in models:
         read_model_file(path)
+        for part in part_files(path)[1:]:
+            _add(sources, "models", part)
     for path in rows:
         read_rows(path)
     for path in references:

@@ -7,5 +7,7 @@ sampling    the next token from the logits
 answering   the options of an answer
 writer      writes one answer: thought, action, valid end
 guided      answers under any JSON schema or grammar
+pattern     the shortest end of a text under a regular expression
+client_schema  a client's JSON schema in the form that llguidance takes
 schema      the JSON schema of an action
 """

@@ -6,6 +6,7 @@ all of it.
 """
 
 import codecs
+import contextlib
 import itertools
 import json
 import re
@@ -19,6 +20,8 @@ from llguidance import LLMatcher, LLTokenizer, grammar_from
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
+from edge.answer.client_schema import allowed_escapes, check_least, close_objects, leave_out_annotations
+from edge.answer.pattern import TextRule, text_rules
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer, TokenWriter
 from edge.errors import GrammarError
@@ -39,25 +42,38 @@ _KINDS = (
     (b"\n ", 1, 1),
 )
 _MOST_LITERALS = 64
+_MOST_CLOSINGS = 8  # of one open string
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _LONGEST = 4000  # tokens of an ending, which may be checked as a whole at each token of an answer
 _MOST_WITHOUT_BYTES = 5
 
 
 @dataclass(frozen=True)
 class Guide:
-    """The form of an answer: the matcher at its start, and the literal texts in it, which an ending may need."""
+    """The form of an answer: the matcher at its start, and what helps to find an ending.
+
+    `literals`: the literal texts in it. `rules`: what the strings of a schema must match.
+    """
 
     matcher: LLMatcher
-    literals: tuple[bytes, ...]
+    literals: tuple[bytes, ...] = ()
+    rules: tuple[TextRule, ...] = ()
 
 
 def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text: str) -> Guide:
     """Compile a JSON schema or a GBNF grammar. Raises GrammarError with llguidance's reason."""
     try:
         if kind == "schema":
-            _check_names(json.loads(text))
+            schema = json.loads(text)
+            leave_out_annotations(schema)
+            close_objects(schema)
+            check_least(schema)
             grammar = LLMatcher.grammar_from_json_schema(
-                text, overrides={"whitespace_pattern": r"[ \n\t]{0,20}"}
+                json.dumps(schema),
+                overrides={
+                    "whitespace_pattern": r"[ \n\t]{0,20}",
+                    "json_allowed_escapes": allowed_escapes(schema),
+                },
             )
         else:
             grammar = grammar_from("gbnf", text)
@@ -68,23 +84,8 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
         raise GrammarError(f"cannot be read: {_one_line(error)}") from None
     if matcher.is_error():
         raise GrammarError(f"cannot be compiled: {_one_line(matcher.get_error())}")
-    return Guide(matcher, _literals(kind, text))
-
-
-def _check_names(schema: object) -> None:
-    """llguidance accepts an unlisted name twice and counts it twice, so it cannot guarantee `minProperties`."""
-    waiting = [schema]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            least = value.get("minProperties")
-            if isinstance(least, int) and least > 1 and value.get("additionalProperties", True) is not False:
-                raise GrammarError(
-                    'cannot be guaranteed: "minProperties" with names that are not listed; list them under '
-                    '"properties", or set "additionalProperties": false'
-                )
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
+    rules = text_rules(json.loads(text)) if kind == "schema" else ()
+    return Guide(matcher, _literals(kind, text), rules)
 
 
 def _literals(kind: Literal["schema", "gbnf"], text: str) -> tuple[bytes, ...]:
@@ -107,12 +108,37 @@ def _one_line(message: object) -> str:
     return " ".join(str(message).split())[:300]
 
 
-class _Walk:
-    """A matcher that goes forward from a state and back. It has one copy of the state: a long text has a large one."""
+def _forced(matcher: LLMatcher) -> list[int]:
+    """The tokens that must follow, as far as the matcher takes them; often none."""
+    tokens: list[int] = matcher.compute_ff_tokens()
+    return tokens[: matcher.validate_tokens(tokens)] if tokens else []
 
-    def __init__(self, matcher: LLMatcher) -> None:
+
+def _open_string(text: bytes) -> str | None:
+    """The content of the JSON string that is open at the end of the text; None if none is, or inside a character."""
+    end = 0
+    for whole in _STRING.finditer(text):
+        end = whole.end()
+    begin = text.find(b'"', end)
+    if begin < 0:
+        return None
+    try:
+        return str(json.loads(text[begin:] + b'"'))
+    except ValueError:
+        return None
+
+
+class _Walk:
+    """A matcher that goes forward from a state and back. It has one copy of the state: a long text has a large one.
+
+    `guide`: the form of the answer, as far as it is known; `before`: the text up to the state.
+    """
+
+    def __init__(self, matcher: LLMatcher, guide: Guide | None, before: bytes) -> None:
         self.matcher = matcher.deep_copy()
         self.way: list[int] = []
+        self.guide = guide
+        self.before = before
 
     def back(self, length: int) -> None:
         """Go back to where the way had `length` tokens."""
@@ -127,10 +153,8 @@ class _Walk:
         if taken < len(tokens):
             self.back(len(self.way) - taken)
             return False
-        while not self.matcher.is_accepting() and (forced := self.matcher.compute_ff_tokens()):
-            if self.matcher.try_consume_tokens(forced) != len(forced):
-                raise GrammarError("the grammar's matcher contradicts itself")
-            self.way += forced
+        while not self.matcher.is_accepting() and (forced := _forced(self.matcher)):
+            self.way += forced[: self.matcher.try_consume_tokens(forced)]
         return True
 
 
@@ -153,10 +177,13 @@ class Endings:
         ends = np.cumsum([0, *map(len, kinds)])
         self._kinds = [slice(begin, end) for begin, end in itertools.pairwise(ends)]  # of these tokens
 
-    def find(self, matcher: LLMatcher, most: int, literals: Sequence[bytes] = ()) -> list[int] | None:
+    def find(
+        self, matcher: LLMatcher, most: int, guide: Guide | None = None, before: bytes = b""
+    ) -> list[int] | None:
         """At most `most` tokens, and at most 4,000, that complete the text; None if none were found.
 
-        The matcher does not change. The search goes byte by byte, or by whole `literals`; the result is in the
+        The matcher does not change. `guide`: the form of the answer; `before`: the text so far. The search goes byte by
+        byte, by whole literals, or by the shortest rest of an open string under its pattern; the result is in the
         tokenizer's own, longer tokens. There are three kinds of search: depth first, because in JSON closing marks lead
         to the end; breadth first, for endings that must contain something; and deep, for texts that must be long. Each
         is tried with few steps first, then with more.
@@ -165,8 +192,8 @@ class Endings:
             return []
         most = min(most, _LONGEST)
         far = 4 * most + 16  # bytes
-        words = [way for one in literals if (way := self._bytes(one))]
-        walk = _Walk(matcher)
+        words = [way for one in (guide.literals if guide else ()) if (way := self._bytes(one))]
+        walk = _Walk(matcher, guide, before)
 
         def attempts() -> Iterator[list[int] | None]:
             yield self._straight(matcher, walk, most, far, _MOST_TRIED // 10)
@@ -181,7 +208,7 @@ class Endings:
 
     def first(self, guide: Guide, most: int) -> list[int]:
         """The ending at the start of an answer. Raises GrammarError if none was found."""
-        found = self.find(guide.matcher, most, guide.literals)
+        found = self.find(guide.matcher, most, guide)
         if found is None:
             bound = f" (of {_LONGEST:,} at most)" if most > _LONGEST else ""
             raise GrammarError(
@@ -190,10 +217,25 @@ class Endings:
             )
         return found
 
+    def _closings(self, walk: _Walk) -> list[list[int]]:
+        """The shortest rests of the open string, if a pattern of the schema may hold for it."""
+        if walk.guide is None or not walk.guide.rules:
+            return []
+        content = _open_string(walk.before + self._tokenizer.decode_bytes(walk.way))
+        if content is None:
+            return []
+        ends = {end for rule in walk.guide.rules if (end := rule.closing(content)) is not None}
+        ways = [self._bytes(end) for end in sorted(ends, key=lambda end: (len(end), end))[:_MOST_CLOSINGS]]
+        return [way for way in ways if way]
+
     def _bytes(self, text: bytes) -> list[int]:
         """The tokens of its single bytes; empty if a byte has no token."""
         tokens = [self._single[byte] for byte in text if byte in self._single]
         return tokens if len(tokens) == len(text) else []
+
+    def text(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of these tokens."""
+        return bytes(self._tokenizer.decode_bytes(list(tokens)))
 
     def _straight(
         self, matcher: LLMatcher, walk: _Walk, most: int, longest: int, tries: int
@@ -217,7 +259,8 @@ class Endings:
                 if too_long == _MOST_TOO_LONG:  # its neighbours are not shorter
                     return None
             elif (here := len(walk.way)) < longest:
-                stack += ((here, [choice]) for choice in reversed(self._choices(walk)))
+                ways = [*self._closings(walk), *([choice] for choice in self._choices(walk))]
+                stack += ((here, way) for way in reversed(ways))
         return None
 
     def _nearest(
@@ -259,6 +302,8 @@ class Endings:
         bits = self._bits(matcher).view(np.uint8)
         mask = np.unpackbits(bits, bitorder="little")[: self._tokenizer.vocab_size].view(np.bool_)
         mask[self._end_ids] = matcher.is_accepting()
+        if not mask.any():
+            raise GrammarError("no token of this model's vocabulary can continue the answer")
         return mask
 
     def _bits(self, matcher: LLMatcher) -> NDArray[np.int32]:
@@ -279,7 +324,9 @@ class Endings:
             tokens = fitting[number]
             found |= dict.fromkeys([*tokens[:first], *tokens[len(tokens) - last :]])
         if not found:  # a vocabulary without single bytes
-            found = dict.fromkeys(np.flatnonzero(self.allowed(walk.matcher))[:_MOST_WITHOUT_BYTES].tolist())
+            with contextlib.suppress(GrammarError):
+                allowed = np.flatnonzero(self.allowed(walk.matcher))
+                found = dict.fromkeys(allowed[:_MOST_WITHOUT_BYTES].tolist())
         return list(found)
 
 
@@ -299,6 +346,12 @@ def guided_answer(
     writer = TokenWriter(prompt, sampling, max_tokens)
     shown = _Shown(emit)
     closed = False
+    text = bytearray()
+
+    def add(tokens: Sequence[int]) -> None:
+        data = b"".join(map(vocabulary.piece, tokens))
+        text.extend(data)
+        shown.add(data)
 
     def accepts(token: int) -> bool:
         if token in vocabulary.end_ids:
@@ -309,56 +362,69 @@ def guided_answer(
         if not writer.left:
             closed = bool(ending) or not matcher.is_accepting()
             break
-        forced = matcher.compute_ff_tokens()
-        fits = _fits(endings, guide, matcher, forced, writer.left) if forced else None
+        forced = _forced(matcher)
+        fits = _fits(endings, guide, matcher, bytes(text), forced, writer.left) if forced else None
         if fits is not None:
             ending = fits
             matcher.try_consume_tokens(forced)
             writer.force(forced)
-            shown.add(b"".join(map(vocabulary.piece, forced)))
+            add(forced)
             continue
-        token = yield from writer.choose(accepts, lambda: endings.allowed(matcher))
+        try:
+            token = yield from writer.choose(accepts, lambda: endings.allowed(matcher))
+        except GrammarError:  # llguidance has reached one of its limits
+            closed = True
+            break
         if token in vocabulary.end_ids:
             writer.write(token)
             break
         if matcher.try_consume_tokens([token]) != 1:
             closed = True
             break
-        after = _after(endings, guide, matcher, ending, len(vocabulary.piece(token)), writer.left - 1)
+        after = _after(endings, guide, matcher, ending, bytes(text), vocabulary.piece(token), writer.left - 1)
         if after is None:
             matcher.rollback(1)
             closed = True
             break
         ending = after
         writer.write(token)
-        shown.add(vocabulary.piece(token))
+        add([token])
     if closed or not matcher.is_accepting():
         writer.force(ending)
-        shown.add(b"".join(map(vocabulary.piece, ending)))
+        add(ending)
         closed = True
     return writer.answer(shown.end(), "length" if closed else "stop", closed=closed)
 
 
 def _after(
-    endings: Endings, guide: Guide, matcher: LLMatcher, ending: list[int], n_bytes: int, left: int
+    endings: Endings,
+    guide: Guide,
+    matcher: LLMatcher,
+    ending: list[int],
+    text: bytes,
+    piece: bytes,
+    left: int,
 ) -> list[int] | None:
-    """An ending of at most `left` tokens after a token of `n_bytes`: the one before, its rest, or another."""
-    for known in (ending, ending[n_bytes:]):  # the rest: for a text of fixed length
+    """An ending of at most `left` tokens after `text` and this piece: the one before, its rest, or another."""
+    for known in (ending, ending[len(piece) :]):  # the rest: for a text of fixed length
         if len(known) <= left and endings.holds(matcher, known):
             return known
-    return [] if matcher.is_accepting() else endings.find(matcher, left, guide.literals)
+    return [] if matcher.is_accepting() else endings.find(matcher, left, guide, text + piece)
 
 
 def _fits(
-    endings: Endings, guide: Guide, matcher: LLMatcher, tokens: Sequence[int], left: int
+    endings: Endings, guide: Guide, matcher: LLMatcher, text: bytes, tokens: Sequence[int], left: int
 ) -> list[int] | None:
-    """The ending after these tokens, if they and the ending fit; otherwise None."""
-    if len(tokens) > left or matcher.try_consume_tokens(list(tokens)) != len(tokens):
+    """The ending after `text` and these tokens, if they and the ending fit; otherwise None."""
+    if len(tokens) > left:
         return None
+    taken = matcher.try_consume_tokens(list(tokens))
     try:
-        return endings.find(matcher, left - len(tokens), guide.literals)
+        if taken < len(tokens):
+            return None
+        return endings.find(matcher, left - taken, guide, text + endings.text(tokens))
     finally:
-        matcher.rollback(len(tokens))
+        matcher.rollback(taken)
 
 
 class _Shown:

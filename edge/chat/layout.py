@@ -10,7 +10,7 @@ _HARMLESS = "\t\u200c\u200d"
 
 def safe_text(text: str) -> str:
     """The text with its line breaks and tabs, and an escape for each character that may steer a terminal."""
-    return "".join(c if c in _HARMLESS else printable(c, lines=True) for c in text)
+    return "".join(c if c in _HARMLESS or c.isprintable() else printable(c, lines=True) for c in text)
 
 
 class WordWrap:

@@ -12,6 +12,7 @@ models    edge convert, imatrix, inspect, doctor; not edge models, which is in s
 run       edge run
 chat      edge chat
 agent     edge agent, replay
+allow     edge allow: try an allowlist, print edge's own
 serve     edge serve
 eval      edge eval
 results   edge score, compare

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -45,7 +45,11 @@ def agent(
         bool, typer.Option("--review", help="Ask before each action. Default on a terminal.")
     ] = False,
     allow: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Type only what this allowlist (TOML) allows.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Type only what this allowlist allows: a TOML file, or reading, git, pytest or make.",
+        ),
     ] = None,
     sandboxed: Annotated[
         bool,
@@ -67,6 +71,17 @@ def agent(
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Continue this session record in a new terminal.")
+    ] = None,
+    bring_back: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SESSION",
+            help="Bring back what this sandboxed session changed, by its record or its name.",
+        ),
+    ] = None,
+    undo: Annotated[
+        str | None,
+        typer.Option(metavar="SESSION", help="Undo what edge brought back from this session the last time."),
     ] = None,
     prompt_template: Annotated[
         Path | None,
@@ -92,7 +107,7 @@ def agent(
         int, typer.Option(min=16, help="Sandbox: maximum memory of all its processes in MiB.")
     ] = 2048,
     disk: Annotated[int, typer.Option(min=1, help="Sandbox: maximum size of the work folder in MiB.")] = 1024,
-    processes: Annotated[int, typer.Option(min=8, help="Sandbox: maximum number of processes.")] = 128,
+    processes: Annotated[int, typer.Option(min=16, help="Sandbox: maximum number of processes.")] = 128,
     dot_files: Annotated[
         bool,
         typer.Option(
@@ -123,6 +138,8 @@ def agent(
 
     Without a gate, edge only shows the first action.
     """
+    if bring_back is not None or undo is not None:
+        return _later(bring_back, undo, task, _Answers(yes, dot_files))
     from edge.agent.loop import Limits
     from edge.agent.session import Permission, SessionOptions
     from edge.answer.answering import Answering
@@ -142,14 +159,7 @@ def agent(
         sandbox=SandboxLimits(memory << 20, disk << 20, processes=processes),
         dot_files=dot_files,
         loading=Loading(
-            gpu_layers,
-            threads,
-            context,
-            None,
-            batch,
-            kv_type,
-            flash_attention,
-            mmap,
+            *(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),
             adapters=parse_adapters(lora or ()),
         ),
         answering=Answering(
@@ -161,6 +171,34 @@ def agent(
         ),
     )
     _run(options, quiet)
+
+
+class _Answers(NamedTuple):
+    yes: bool
+    dot_files: bool
+
+
+def _later(bring_back: str | None, undo: str | None, task: str | None, answers: _Answers) -> None:
+    """Bring back or undo the changes of an earlier session; exit with 1 if a person must decide."""
+    from rich.console import Console
+
+    from edge.agent.bring_back import Consent
+    from edge.agent.bring_back import bring_back as bring_back_session
+    from edge.agent.bring_back import undo as undo_session
+
+    if task is not None or None not in (bring_back, undo):
+        raise typer.BadParameter("give one of TASK, --bring-back and --undo", param_hint="TASK")
+    console = Console(highlight=False, soft_wrap=True)
+    person, yes = _has_person(), answers.yes
+    if undo is not None:
+        return undo_session(undo, Consent(person, yes), console, note)
+    if not (person or yes):
+        raise typer.BadParameter(
+            "this is not a terminal, so edge cannot ask: add --yes", param_hint="--bring-back"
+        )
+    consent = Consent(person, yes, losses=yes)
+    if not bring_back_session(bring_back or "", consent, console, note, dot_files=answers.dot_files):
+        raise typer.Exit(1)
 
 
 def _has_person() -> bool:
@@ -186,7 +224,7 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
         return agent_model(note, person=person) if given is None else chosen_model(given, note)
 
     interface = Interface(
-        console=Console(highlight=False, soft_wrap=True),
+        console=Console(highlight=False, soft_wrap=True, emoji=False),
         say=note,
         waiting=partial(waiting, "The model reads and writes", None if quiet else progress_line),
         find_model=find_model,
@@ -197,7 +235,7 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
         raise Interrupted(ending.text or "interrupted")
     if ending.text is not None:
         note(ending.text)
-    if ending.outcome not in ("complete", "stopped"):
+    if ending.undecided or ending.outcome not in ("complete", "stopped"):
         raise typer.Exit(1)
 
 
@@ -214,4 +252,4 @@ def replay(
     from edge.agent.playback import play
 
     seconds = (1.0 if is_terminal(sys.stdout) else 0.0) if delay is None else delay
-    play(file, Console(highlight=False, soft_wrap=True), task_id=task_id, delay=seconds)
+    play(file, Console(highlight=False, soft_wrap=True, emoji=False), task_id=task_id, delay=seconds)

@@ -35,6 +35,11 @@ def note(text: str) -> None:
     typer.echo(f"note: {printable(text, lines=True)}", err=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning on stderr: something that can do harm."""
+    typer.echo(f"warning: {printable(text, lines=True)}", err=True)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in aligned columns on stdout, on a terminal in its width. Off a terminal no cell has line breaks.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from edge.cli.agent import agent, replay
+from edge.cli.allow import allow_app
 from edge.cli.bundle import bundle, unbundle
 from edge.cli.chat import chat
 from edge.cli.command import App
@@ -108,6 +109,7 @@ app.command()(imatrix)
 app.command()(inspect)
 app.command()(schema)
 app.add_typer(rows, name="rows")
+app.add_typer(allow_app, name="allow")
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command()(doctor)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import Threads, echo_json, is_given, note, progress_line, show
+from edge.cli.common import Threads, echo_json, is_given, note, progress_line, show, warn
 from edge.cli.options import Force, GpuLayers, Verbose, reading_layers
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
@@ -129,8 +129,11 @@ def convert(
         threads=threads,
         say=progress_line,
     )
-    for warning in converted.warnings:
-        note(warning)
+    for warning in converted.template.warnings:
+        warn(warning)
+    for text in (*converted.warnings, converted.template.note):
+        if text:
+            note(text)
     show(
         f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
         f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"

@@ -97,14 +97,15 @@ def rm(
     ] = False,
 ) -> None:
     """Remove models from the model store. Of a link, only the link is removed."""
-    from edge.formats.models import examine, parts
+    from edge.formats.gguf_names import parts
+    from edge.formats.models import examine
 
     stored = store_files()
     chosen = [examine(path) for path in dict.fromkeys(_named(name, stored) for name in names)]
     files = [
         file
         for model in chosen
-        for file in (parts(model.path, model.file.part[1]) if model.file else [model.path])
+        for file in (parts(model.path, model.file.parts) if model.file else [model.path])
     ]
     if not yes:
         if not is_terminal(sys.stdin):

@@ -2,8 +2,11 @@
 
 families/        one table for each architecture
 plan             which tensors and metadata a checkpoint becomes
+template         what a chat template does that the user must know
 tokenizer        the vocabulary of the GGUF
+pre_tokenizer    llama.cpp's name for a pre-tokenizer
 added_tokens     the tokenizer as transformers assembles it
+space_prefix     the space that a tokenizer puts before a text
 tokenizer_json   the structure of tokenizer.json
 tokenizer_check  compares llama.cpp's tokenization with the checkpoint's
 importance       the column weights that each tensor is quantized with

@@ -20,7 +20,8 @@ import numpy as np
 from edge.conversion.families import make_plan
 from edge.conversion.header import add_entries
 from edge.conversion.output import Replaced, header_run, output_place
-from edge.conversion.plan import Array, Plan, TensorPlan
+from edge.conversion.plan import Array, Plan, TensorPlan, Value
+from edge.conversion.tokenizer import make_vocabulary, tokenizer_changes
 from edge.errors import ConversionError
 from edge.formats.adapter import ALPHA, FLOAT_TYPES, A, B, is_applied, read_adapter
 from edge.formats.checkpoint import Checkpoint, StoredTensor, checkpoint_name, open_checkpoint, read_json
@@ -29,6 +30,7 @@ from edge.formats.floats import Floats, narrow, widen
 from edge.formats.gguf import remember, sha256
 from edge.formats.hub import HUB_ID, NEWEST, HubOptions
 from edge.formats.lora import MergedTensor, ReplacedTensor, check_adapter, merge_lora
+from edge.formats.model_card import CardFacts, read_card
 from edge.llama import ggml
 from edge.system.files import whole_file
 from edge.system.outputs import check_output
@@ -92,12 +94,13 @@ def convert_adapter(
     check_output(path, [folder, checkpoint.folder, *files], error=ConversionError, streams=False)
     replaced = Replaced(path, force)
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
-    warnings = _warnings(folder, checkpoint, merged, plan)
+    card = read_card(folder)
+    warnings = [*card.notes, *_warnings(folder, checkpoint, merged, plan)]
     factors = _factors(folder, checkpoint, plan, tied)
     alpha = _common_alpha(folder, factors)
     try:
         with whole_file(place) as (temporary, descriptor):
-            _write(temporary, _head(folder, checkpoint, plan, alpha), _tensors(factors, alpha, kind))
+            _write(temporary, _head(folder, checkpoint, plan, alpha, card), _tensors(factors, alpha, kind))
             replaced.check(header_run(temporary))
             seal(temporary, descriptor)
             written, digest = read_adapter(temporary), sha256(temporary)
@@ -136,6 +139,12 @@ def _warnings(folder: Path, checkpoint: Checkpoint, merged: Checkpoint, plan: Pl
     if left_out:
         warnings.append(
             f"{len(left_out)} changed weights are not part of the text model ({left_out[0]}): left out"
+        )
+    changes = tokenizer_changes(merged, make_vocabulary(merged, plan.n_vocab)) if merged.extends else []
+    if changes:
+        warnings.append(
+            f"{folder}: has another tokenizer than the base ({', '.join(changes)}); a GGUF adapter has none, so "
+            f"prompts use the base's: {_MERGE}"
         )
     if merged.chat_template != checkpoint.chat_template:
         warnings.append(
@@ -287,14 +296,15 @@ def _stored(name: str, values: Floats, kind: str) -> Array:
 
 
 def _head(
-    folder: Path, checkpoint: Checkpoint, plan: Plan, alpha: float
-) -> list[tuple[str, str | float | int]]:
-    """The metadata. `float` becomes FLOAT32, `int` UINT32."""
-    entries: list[tuple[str, str | float | int]] = [
+    folder: Path, checkpoint: Checkpoint, plan: Plan, alpha: float, card: CardFacts
+) -> list[tuple[str, Value]]:
+    """The metadata. `float` becomes FLOAT32, `int` UINT32. Of its card all but the base, which is known better."""
+    entries: list[tuple[str, Value]] = [
         ("general.architecture", plan.architecture),
         ("general.type", "adapter"),
         ("adapter.type", "lora"),
         ("general.name", checkpoint_name(folder)),
+        *((key, value) for key, value in card.entries if not key.startswith("general.base_model.")),
         ("general.base_model.count", 1),
         ("general.base_model.0.name", checkpoint.name),
     ]
@@ -310,9 +320,7 @@ def _head(
     ]
 
 
-def _write(
-    path: Path, head: Sequence[tuple[str, str | float | int]], tensors: Sequence[tuple[str, Array, str]]
-) -> None:
+def _write(path: Path, head: Sequence[tuple[str, Value]], tensors: Sequence[tuple[str, Array, str]]) -> None:
     writer = gguf.GGUFWriter(path, str(dict(head)["general.architecture"]))  # which writes it itself
     try:
         add_entries(writer, head[1:])

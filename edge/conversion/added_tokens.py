@@ -24,11 +24,13 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 class Assembled:
     """`tokenizer` holds every token that the model has a row for. `notes`: lines for the user.
 
-    `added`: by id, the tokens that tokenizer.json does not list as added tokens, or lists with other flags.
+    `left_out`: the texts of tokens that another file names and the model has no row for. `added`: by id, the tokens
+    that tokenizer.json does not list as added tokens, or lists with other flags.
     """
 
     tokenizer: Tokenizer
     added: dict[int, AddedToken]
+    left_out: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -37,45 +39,45 @@ def assemble(checkpoint: Checkpoint, n_vocab: int) -> Assembled:
 
     Raises ConversionError if a file is malformed, or if the tokenizers package cannot read tokenizer.json.
     """
-    file = checkpoint.folder / "tokenizer.json"
+    file = checkpoint.tokenizer_file
     tokenizer = read_tokenizer(file)
     listed = tokenizer.get_added_tokens_decoder()
     declared = _declared(checkpoint, listed)
     adding = _missing(checkpoint, listed, declared)
     tokenizer.add_tokens(adding)
     ids = {token.content: tokenizer.token_to_id(token.content) for token in adding}
+    left_out = {content: i for content, i in ids.items() if i is not None and i >= n_vocab}
     notes = [
-        f"{checkpoint.folder}: names the token {content!r} (id {i}), for which the model has no row; left out"
-        for content, i in ids.items()
-        if i is not None and i >= n_vocab
+        f"{file.parent}: names the token {content!r} (id {i}), for which the model has no row; left out"
+        for content, i in left_out.items()
     ]
-    if notes:
+    if left_out:
         tokenizer = read_tokenizer(file)
         tokenizer.add_tokens([token for token in adding if (ids[token.content] or 0) < n_vocab])
     for i, token in declared.items():
         got = tokenizer.token_to_id(token.content)
         if got is not None and got != i:
             notes.append(
-                f"{checkpoint.folder}: gives {token.content!r} the id {i}; edge gives it {got}, as transformers does"
+                f"{file.parent}: gives {token.content!r} the id {i}; edge gives it {got}, as transformers does"
             )
     added = {
         i: token
         for i, token in tokenizer.get_added_tokens_decoder().items()
         if i not in listed or repr(listed[i]) != repr(token)
     }
-    return Assembled(tokenizer, added, tuple(notes))
+    return Assembled(tokenizer, added, tuple(left_out), tuple(notes))
 
 
 def _declared(checkpoint: Checkpoint, listed: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
     """The tokens that tokenizer_config.json or added_tokens.json give with their ids."""
     config = checkpoint.tokenizer_config
-    where = f"{checkpoint.folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    where = f"{checkpoint.tokenizer_file.parent / 'tokenizer_config.json'}: added_tokens_decoder"
     decoder = config.get("added_tokens_decoder")
     if decoder is not None:
         if not isinstance(decoder, dict):
             raise ConversionError(f"{where} is not a map of ids to tokens; save the tokenizer again")
         return {_id(where, key): _token(where, value) for key, value in sorted(decoder.items())}
-    where = f"{checkpoint.folder / 'added_tokens.json'}: the map"
+    where = f"{checkpoint.tokenizer_file.parent / 'added_tokens.json'}: the map"
     encoder = config.get("added_tokens_encoder") or {}
     special = {_text(config.get(name)) for name in _NAMED} | {_text(value) for value in _extra(config)}
     declared = {}
@@ -96,7 +98,7 @@ def _missing(
     adding = [token for _, token in sorted(declared.items()) if repr(token) not in known]
     contents = {token.content for token in (*listed.values(), *adding)}
     flags = {token.content: token for token in (*declared.values(), *listed.values())}
-    where = str(checkpoint.folder / "tokenizer_config.json")
+    where = str(checkpoint.tokenizer_file.parent / "tokenizer_config.json")
     named = [config.get(name) for name in _NAMED]
     named += [
         value

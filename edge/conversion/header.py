@@ -73,6 +73,7 @@ def _add_metadata(
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(checkpoint.name)
     writer.add_size_label(gguf.size_label(n_params, n_params - n_expert_params, one_expert, plan.n_experts))
+    add_entries(writer, checkpoint.card.entries)
     if checkpoint.hub_id is not None:
         writer.add_source_repo_url(f"https://huggingface.co/{checkpoint.hub_id}")
     writer.add_string("edge.version", __version__)

@@ -54,14 +54,20 @@ class Importance:
             weights = None
         if weights is not None:
             return weights.reshape(-1, shape[-1])
-        type_name = ggml.type_name(placed.type).lower()
-        low = type_name in _LOW_BIT or (type_name == "q2_k" and quant == "Q2_K_S")
-        if (low and name not in (*_EMBEDDINGS, "output.weight")) or ggml.requires_imatrix(placed.type):
+        if needs_weights(name, placed.type, quant):
+            type_name = ggml.type_name(placed.type).lower()
             fix = "the given one has no weights for it" if self.weights else "give one with --imatrix"
             raise ConversionError(
                 f"{name} in {type_name} needs an importance matrix: {fix}, or choose a larger type"
             )
         return None
+
+
+def needs_weights(name: str, number: int, quant: str) -> bool:
+    """Whether a tensor in the ggml type `number`, in a file of the type `quant`, needs an importance matrix."""
+    type_name = ggml.type_name(number).lower()
+    low = type_name in _LOW_BIT or (type_name == "q2_k" and quant == "Q2_K_S")
+    return (low and name not in (*_EMBEDDINGS, "output.weight")) or ggml.requires_imatrix(number)
 
 
 def read_importance(imatrix: str | Path | None, plan: Plan) -> Importance:
@@ -75,7 +81,11 @@ def read_importance(imatrix: str | Path | None, plan: Plan) -> Importance:
 
     matrix = read_imatrix(imatrix)
     weights = matrix.weights()
-    wanted = {t.name for t in plan.tensors if len(t.shape) > 1 and not t.f32 and t.name.startswith("blk.")}
+    wanted = {
+        tensor.name
+        for tensor in plan.tensors
+        if len(tensor.shape) > 1 and not tensor.f32 and not tensor.idle and tensor.name.startswith("blk.")
+    }
     missing = wanted - weights.keys()
     if missing == wanted:
         raise ConversionError(

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 
 from gguf import TokenType
 
+from edge.conversion.template import Findings, examine, stored_tokens
 from edge.errors import ModelFileError
 from edge.formats.adapter import AdapterFile, is_adapter, read_adapter
 from edge.formats.facts import TypeShare, calibration, origin, type_shares
 from edge.formats.gguf import (
     ModelFile,
     TensorInfo,
+    model_sha256,
+    part_files,
     read_array,
     read_metadata,
     read_model_file,
@@ -27,7 +30,7 @@ from edge.formats.gguf import (
     read_tensors,
     sha256,
 )
-from edge.prompt import PromptSource, prompt_source, render_prompt, task_messages
+from edge.prompt import prompt_source, render_prompt, task_messages
 from edge.system.tables import display_width
 from edge.system.text import counted, masked
 
@@ -53,12 +56,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Template:
-    """The chat template. `status`: as in results. `reason`: why edge does not use the template, otherwise empty."""
+    """The chat template. `status`: as in results. `reason`: why edge does not use the template, otherwise empty.
+
+    `findings`: what can do harm in it, and what it does not take.
+    """
 
     characters: int
     first_line: str
     status: str
     reason: str
+    findings: Findings
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ class Inspection:
             str(model.path),
             f"  model        {_clean(model.name)}: {_clean(model.architecture)}, {model.n_params:,} parameters "
             f"({_clean(model.size_label)}), context {model.context_length:,}",
-            f"  file         {model.file_type}, {model.n_bytes:,} bytes, {model.bits_per_weight:.3f} bits per weight",
+            f"  file         {model.file_type}, {model.n_bytes:,} bytes, {model.bits_per_weight:.3f} bits per weight"
+            + (f", in {model.parts} parts" if model.parts > 1 else ""),
             f"  SHA-256      {self.sha256}",
             *_pairs("origin", self.origin),
             *_type_lines(self.types),
@@ -208,6 +216,7 @@ def inspect(
     if is_adapter(path):
         return _inspect_adapter(path, verify=verify, compared=source is not None)
     model = read_model_file(path)
+    files = part_files(path)
     metadata = read_metadata(path)
     tensors = read_tensors(path)
     problems: list[str] = []
@@ -226,17 +235,25 @@ def inspect(
         model=model,
         types=type_shares(tensors),
         tensors=tuple(tensors),
-        header_bytes=min((tensor.offset for tensor in tensors), default=model.n_bytes),
-        padding_bytes=sum(end - begin for begin, end in read_padding(path)),
+        header_bytes=_header_bytes(files, tensors),
+        padding_bytes=sum(end - begin for file in files for begin, end in read_padding(file)),
         tokens=_tokens(path, metadata),
-        template=_template(prompt_source(path)),
+        template=_template(path, model),
         origin=origin(metadata),
         calibration=calibration(metadata),
-        sha256=sha256(path),
+        sha256=model_sha256(path),
         verified=verify,
         problems=tuple(problems),
         comparison=comparison,
     )
+
+
+def _header_bytes(files: Sequence[Path], tensors: Sequence[TensorInfo]) -> int:
+    """The bytes before the data, of all files of a model. A part without tensors is all header."""
+    begins: dict[int, int] = {}
+    for tensor in tensors:
+        begins[tensor.part] = min(tensor.offset, begins.get(tensor.part, tensor.offset))
+    return sum(begins.get(number, file.stat().st_size) for number, file in enumerate(files, 1))
 
 
 def _inspect_adapter(path: Path, *, verify: bool, compared: bool) -> AdapterInspection:
@@ -282,13 +299,16 @@ def _tokens(path: Path, metadata: Mapping[str, object]) -> Tokens:
     )
 
 
-def _template(source: PromptSource) -> Template | None:
+def _template(path: Path, model: ModelFile) -> Template | None:
     """The template, tried on the messages that `edge run` sends."""
+    source = prompt_source(path)
     if source.template is None:
         return None
     rendered = render_prompt(task_messages("ls", "$"), source)
     first = next((line for line in source.template.splitlines() if line.strip()), "")
-    return Template(len(source.template), first, rendered.status, rendered.reason)
+    texts, kinds = (read_array(path, f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    findings = examine(source.template, stored_tokens(source, texts, kinds, model.end_ids))
+    return Template(len(source.template), first, rendered.status, rendered.reason, findings)
 
 
 # --- the text ---
@@ -357,6 +377,8 @@ def _template_lines(template: Template | None) -> list[str]:
     return [
         f"  template     {template.characters:,} characters; {made}{why}",
         f"               {_clean(template.first_line)}",
+        *([f"               {_clean(template.findings.note)}"] if template.findings.note else []),
+        *(f"  WARNING      {_clean(warning, 300)}" for warning in template.findings.warnings),
     ]
 
 

@@ -8,7 +8,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from edge.formats.tied import EMBEDDINGS, OUTPUT, same_values
 from edge.system.text import counted
 
 Array = npt.NDArray[Any]
-Value = bool | int | float | str | list[int] | list[bool]
+Value = bool | int | float | str | list[int] | list[bool] | list[str]
 Dims = dict[str, int]
 Stored = dict[str, StoredTensor]  # by name without wrapper prefixes
 
@@ -47,6 +47,7 @@ class TensorPlan:
     change: Callable[[Array], Array]
     wide: bool = False  # `change` computes: it takes float32 and returns float32
     columns: bool = False  # `change` moves columns, not rows
+    idle: bool = False  # llama.cpp does not run it with this model, so no importance matrix has it
 
     @property
     def n_values(self) -> int:
@@ -103,6 +104,10 @@ UP_HALF = Change(
 )
 
 
+IDLE = "idle"
+"""A kind of layer: llama.cpp does not run it when it answers."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a family's table. `{i}` is the layer, `{x}` the expert.
@@ -120,6 +125,7 @@ class Row:
     optional: bool = False
     zeros: bool = False  # the GGUF gets zeros, even if the checkpoint has values
     fused: tuple[str, Change] | None = None
+    idle: bool = False  # llama.cpp does not run it; so it is for all rows of a layer of the kind IDLE
 
 
 def no_extra(config: "Config", dims: Dims) -> list[TensorPlan]:
@@ -326,7 +332,8 @@ def _match(
         for row in family.rows:
             if "{i}" in row.gguf and row.layers in kinds:
                 names = (row.gguf.replace("{i}", str(i)), row.stored.replace("{i}", str(i)))
-                yield from _match_row(row, *names, dims, stored, where)
+                row_here = replace(row, idle=row.idle or IDLE in kinds)
+                yield from _match_row(row_here, *names, dims, stored, where)
 
 
 def _match_row(
@@ -364,7 +371,14 @@ def _match_row(
     apply = change.apply
     f32 = row.f32 or len(shape) == 1
     yield TensorPlan(
-        gguf_name, shape, f32, tuple(parts), lambda array: apply(array, dims), change.wide, change.columns
+        name=gguf_name,
+        shape=shape,
+        f32=f32,
+        parts=tuple(parts),
+        change=lambda array: apply(array, dims),
+        wide=change.wide,
+        columns=change.columns,
+        idle=row.idle,
     )
 
 

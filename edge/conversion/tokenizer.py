@@ -1,14 +1,12 @@
 """Convert tokenizer.json to the tokenizer metadata of llama.cpp.
 
-llama.cpp identifies a pre-tokenizer by its name. Its own converter hashes the tokens of a test text to find the name,
-which fails for each new revision of a tokenizer. edge compares the structure and the regex in tokenizer.json instead.
-Sources: the regex of each name is in llama.cpp's src/llama-vocab.cpp, the keys (tokenizer.ggml.*) are in gguf's
-constants.
+llama.cpp's own converter hashes the tokens of a test text to find the pre-tokenizer, which fails for each new revision
+of a tokenizer. edge compares the structure and the regex in tokenizer.json instead (pre_tokenizer.py). The keys
+(tokenizer.ggml.*) are in gguf's constants.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from gguf import TokenType
@@ -16,42 +14,12 @@ from tokenizers import AddedToken, Tokenizer
 
 from edge.conversion.added_tokens import assemble
 from edge.conversion.plan import text_values
-from edge.conversion.tokenizer_json import Step, TokenizerJson, parts, templates
+from edge.conversion.pre_tokenizer import byte_level_pre, sentencepiece_pre
+from edge.conversion.space_prefix import SpacePrefix, choose
+from edge.conversion.tokenizer_json import TokenizerJson, templates
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
-
-_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_ENGLISH_SHORT = r"'(?i:[sdmt]|ll|ve|re)"
-_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + "+"
-_CASED_2 = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + "*"
-_SIGNS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
-_LFM2 = rf"{_ENGLISH_SHORT}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|\s*[\r\n]|\s+(?!\S)|\s"
-_LLAMA3 = rf"{_ENGLISH}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
-_QWEN2 = rf"{_ENGLISH}|{_WORD}|\p{{N}}|{_SIGNS}|{_SPACES}"
-_GPT4O = rf"{_CASED}{_ENGLISH}?|{_CASED_2}{_ENGLISH}?|\p{{N}}{{1,3}}|{_SIGNS_SLASH}|{_SPACES}"
-_TEKKEN = rf"{_CASED}|{_CASED_2}|\p{{N}}|{_SIGNS_SLASH}|{_SPACES}"
-_QWEN35 = (
-    rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
-    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
-)
-
-# Structure of the pre-tokenizer (see _structure) -> llama.cpp's name without and with ignore_merges. None: llama.cpp
-# has no such pre-tokenizer.
-_PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
-    ("gpt2",): ("gpt-2", None),
-    ("digits", "gpt2"): ("smollm", None),
-    (_LFM2, "bytes"): ("dbrx", "lfm2"),
-    (_LLAMA3, "bytes"): ("dbrx", "llama-bpe"),
-    (_QWEN2, "bytes"): ("qwen2", None),
-    (_QWEN35, "bytes"): ("qwen35", None),
-    (_GPT4O, "bytes"): ("gpt-4o", None),
-    (_TEKKEN, "bytes"): (None, "tekken"),
-}
+from edge.system.text import counted
 
 
 class Added(NamedTuple):
@@ -62,14 +30,13 @@ class Added(NamedTuple):
     kind: int
 
 
-_NO_SPACES: Step = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-_SPLIT_SPACES: Step = {
-    "type": "Split",
-    "pattern": {"String": " "},
-    "behavior": "MergedWithPrevious",
-    "invert": False,
-}
 _MAX_VOCABULARY = 1 << 22  # tokens; the largest known has 262,144
+_LISTED = 3  # tokens in one line
+_RESIZE = "call model.resize_token_embeddings and save the model again, or remove the token"
+_NOT_EXTENDED = (
+    "an adapter's tokenizer can only extend the base's: give the base that it was trained on, or remove the tokenizer "
+    "files beside the adapter to use the base's"
+)
 _SPECIAL_LOOKS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 # As in llama.cpp's converter: these tokens are visible text, so that a chat parser can read them.
 _GEMMA4_SHOWN = [
@@ -82,7 +49,8 @@ _GEMMA4_SHOWN = [
 class Vocabulary:
     """A tokenizer as llama.cpp describes it. The fields are those of the tokenizer.ggml.* metadata.
 
-    `warnings` say what a GGUF cannot store, one line each.
+    `left_out`: added tokens past the last row of the embeddings. `warnings` say what differs from the checkpoint's
+    tokenizer, one line each.
     """
 
     model: str  # gpt2 (byte-level BPE), llama (SentencePiece-like) or gemma4 (BPE on raw UTF-8)
@@ -94,19 +62,90 @@ class Vocabulary:
     special_ids: dict[str, int]  # bos, eos, unk, sep, pad, mask, eot, eom
     add_bos: bool
     add_eos: bool
-    add_space_prefix: bool | None
+    space: SpacePrefix | None  # only for SentencePiece-like tokenizers
+    left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     tokenizer: Tokenizer  # as transformers assembles it, to compare with
+
+    @property
+    def add_space_prefix(self) -> bool | None:
+        """Whether llama.cpp puts a space before a text and after each special token; None if it never does."""
+        return None if self.space is None else self.space.adds
 
 
 def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     """The vocabulary of a checkpoint, padded with unused tokens to `n_vocab`.
 
-    Raises ConversionError if the kind of tokenizer is unknown (the line shows its regex), if an id is `n_vocab` or
-    larger, if a token or an id occurs twice, or if the tokenizers package cannot read the file.
+    Raises ConversionError if the kind of tokenizer is unknown (the line shows its regex), if the id of a token that is
+    not added is `n_vocab` or larger, if a token or an id occurs twice, if the tokenizers package cannot read the file,
+    or if the tokenizer of an adapter does more than extend the base's.
     """
-    file = checkpoint.folder / "tokenizer.json"
-    where = str(file)
+    vocabulary = _vocabulary(checkpoint, n_vocab)
+    changes = tokenizer_changes(checkpoint, vocabulary)
+    if not changes:
+        return vocabulary
+    note = f"the tokenizer is the adapter's, not the base's: {', '.join(changes)}"
+    return replace(vocabulary, warnings=(note, *vocabulary.warnings))
+
+
+def tokenizer_changes(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
+    """What an adapter changes in the tokenizer of its base. `vocabulary`: that of `checkpoint`.
+
+    Raises ConversionError if it does more than add tokens that have rows, and name special tokens.
+    """
+    if checkpoint.extends is None:
+        return []
+    base, own = make_vocabulary(checkpoint.extends, len(vocabulary.tokens)), vocabulary
+    where = checkpoint.tokenizer_file
+    for i, (old, new) in enumerate(zip(base.tokens, own.tokens, strict=True)):
+        if base.types[i] != TokenType.UNUSED and old.replace("▁", " ") != new.replace("▁", " "):
+            missing = own.types[i] == TokenType.UNUSED
+            raise ConversionError(
+                f"{where}: {f'lacks {old!r}' if missing else f'id {i} is {new!r}'}, but the base's id {i} is {old!r}; "
+                f"{_NOT_EXTENDED}"
+            )
+    normal = [i for i, kind in enumerate(own.types) if kind == base.types[i] == TokenType.NORMAL]
+    ranks = [[v.scores[i] for i in normal] if v.scores else v.merges for v in (base, own)]
+    if (base.model, base.pre) != (own.model, own.pre) or ranks[0] != ranks[1]:
+        raise ConversionError(f"{where}: splits texts in another way than the base's; {_NOT_EXTENDED}")
+    beyond = [text for text in own.left_out if text not in base.left_out]
+    if beyond:
+        raise ConversionError(
+            f"{where}: {beyond[0]!r} is past the {len(own.tokens):,} rows of the embeddings; {_RESIZE}"
+        )
+    return _changes(base, own)
+
+
+def _changes(base: Vocabulary, own: Vocabulary) -> list[str]:
+    known = [kind != TokenType.UNUSED for kind in base.types]
+    further = [
+        text
+        for text, old, kind in zip(own.tokens, known, own.types, strict=True)
+        if not old and kind != TokenType.UNUSED
+    ]
+    changes = [f"{counted(len(further), 'further token')} ({_listed(further)})"] if further else []
+    flags = sum(old and base.types[i] != own.types[i] for i, old in enumerate(known))
+    if flags:
+        changes.append(f"{counted(flags, 'token')} of another type")
+    for kind in dict.fromkeys([*base.special_ids, *own.special_ids]):
+        texts = [
+            repr(v.tokens[v.special_ids[kind]]) if kind in v.special_ids else "none" for v in (base, own)
+        ]
+        if texts[0] != texts[1]:
+            changes.append(f"{kind} is {texts[1]}, not {texts[0]}")
+    for name in ("add_bos", "add_eos", "add_space_prefix"):
+        if getattr(base, name) != getattr(own, name):
+            changes.append(f"{name} is {str(getattr(own, name)).lower()}")
+    return changes
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(map(repr, texts[:_LISTED])) + (", …" if len(texts) > _LISTED else "")
+
+
+def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
+    """The vocabulary of a checkpoint, without a look at the base of an adapter."""
+    where = str(checkpoint.tokenizer_file)
     model = _bpe_model(where, checkpoint)
     if n_vocab > _MAX_VOCABULARY:
         raise ConversionError(
@@ -124,13 +163,14 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     added = _added_tokens(where, checkpoint.tokenizer)
     assembled = assemble(checkpoint, n_vocab)  # a file that it accepts has the structure of TokenizerJson
     stored = cast(TokenizerJson, checkpoint.tokenizer)
-    pre = _sentencepiece_pre(where, stored) if sentencepiece else _byte_level_pre(where, stored)
+    pre = sentencepiece_pre(where, stored) if sentencepiece else byte_level_pre(where, stored)
+    vocab, added, left_out = _within(stored["model"]["vocab"], added, merges, n_vocab)
     if assembled.added:  # what is wrong in tokenizer.json itself is said first
-        _tokens(where, stored["model"]["vocab"], added, n_vocab, sentencepiece)
+        _tokens(where, vocab, added, n_vocab, sentencepiece)
         added = _with(added, assembled.added)
     if gemma4:
         added = [Added(token.text, token.id, _gemma4_type(token)) for token in added]
-    tokens, types = _tokens(where, stored["model"]["vocab"], added, n_vocab, sentencepiece)
+    tokens, types = _tokens(where, vocab, added, n_vocab, sentencepiece)
     special_ids, unused, notes = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
     add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
     if (
@@ -139,8 +179,12 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         raise ConversionError(
             f"{where}: tokenizer_config.json names no bos_token, which llama.cpp's Gemma 4 needs"
         )
-    scores = None
-    if sentencepiece:  # llama.cpp's Gemma 4 uses the merges; -1000 is what llama.cpp's converter writes there
+    scores, space = None, None
+    if sentencepiece:
+        names = {f"{kind}_token": tokens[i] for kind, i in special_ids.items()}
+        special = [token.text for token in added]
+        space = choose(stored, checkpoint.tokenizer_config, checkpoint.chat_template, names, special)
+        # llama.cpp's Gemma 4 uses the merges; -1000 is what llama.cpp's converter writes there
         scores = [-1000.0] * len(tokens) if gemma4 else _scores(tokens, types, merges, added)
     return Vocabulary(
         model="gemma4" if gemma4 else "llama" if sentencepiece else "gpt2",
@@ -152,10 +196,13 @@ def make_vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         special_ids=special_ids,
         add_bos=add_bos or gemma4,
         add_eos=add_eos,
-        add_space_prefix=_adds_space(stored) if sentencepiece else None,
+        space=space,
+        left_out=(*left_out, *assembled.left_out),
         warnings=(
             *assembled.notes,
+            *_left_out_note(left_out, n_vocab),
             *notes,
+            *(space.notes if space is not None else ()),
             *(
                 f"a GGUF can store only three EOS tokens; {tokens[i]!r} will not end an answer"
                 for i in unused
@@ -175,82 +222,10 @@ def _bpe_model(where: str, checkpoint: Checkpoint) -> Mapping[str, object]:
     return model
 
 
-# --- the pre-tokenizer ---
-
-
-def _structure(pre_tokenizer: Step | None) -> tuple[str, ...]:
-    """A pre-tokenizer as a tuple of steps: a regex that isolates its matches, or one of digits, gpt2, bytes.
-
-    Any other step is returned as its JSON.
-    """
-    if not isinstance(pre_tokenizer, dict):
-        return (json.dumps(pre_tokenizer),)
-    kind = pre_tokenizer.get("type")
-    if kind == "Sequence":
-        return tuple(step for part in pre_tokenizer.get("pretokenizers", []) for step in _structure(part))
-    if kind == "Digits" and pre_tokenizer.get("individual_digits"):
-        return ("digits",)
-    if kind == "ByteLevel" and not pre_tokenizer.get("add_prefix_space"):
-        return ("gpt2",) if pre_tokenizer.get("use_regex", True) else ("bytes",)
-    if kind == "Split" and pre_tokenizer.get("behavior") == "Isolated" and not pre_tokenizer.get("invert"):
-        pattern = pre_tokenizer.get("pattern")
-        if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
-            return (pattern["Regex"],)
-    return (json.dumps(pre_tokenizer, ensure_ascii=False),)
-
-
-def _byte_level_pre(where: str, stored: TokenizerJson) -> str:
-    """llama.cpp's name for the pre-tokenizer. Raises ConversionError if it has none; the line shows the regex."""
-    normalizer = stored.get("normalizer") or Step()
-    steps = parts(normalizer, "normalizers")
-    # llama.cpp does not normalize the text of a byte-level BPE. NFC is accepted, because nearly all text is in NFC.
-    if any(step.get("type", "NFC") != "NFC" for step in steps):
-        raise ConversionError(
-            f"{where}: llama.cpp has no normalizer {json.dumps(normalizer)[:200]} for this BPE"
-        )
-    structure = _structure(stored.get("pre_tokenizer"))
-    without, with_ignore = _PRE_TOKENIZERS.get(structure, (None, None))
-    first, second = (with_ignore, without) if stored["model"].get("ignore_merges") else (without, with_ignore)
-    name = (
-        first or second
-    )  # if it is the second, the tokenization check decides whether the difference matters
-    if name is None:
-        raise ConversionError(f"{where}: llama.cpp has no pre-tokenizer for {' then '.join(structure)}")
-    return name
-
-
-def _adds_space(stored: TokenizerJson) -> bool:
-    """Whether a step puts a space before a SentencePiece-like text."""
-    return any(
-        step.get("type") == "Prepend"
-        or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in [
-            *parts(stored.get("normalizer") or Step(), "normalizers"),
-            *parts(stored.get("pre_tokenizer") or Step(), "pretokenizers"),
-        ]
-    )
-
-
 def _is_gemma4(checkpoint: Checkpoint) -> bool:
     """Gemma 3 and 4 have tokenizers of the same structure; llama.cpp uses scores for Gemma 3 and merges for Gemma 4."""
     names = checkpoint.config.get("architectures")
     return isinstance(names, list) and bool(names) and str(names[0]).startswith("Gemma4")
-
-
-def _sentencepiece_pre(where: str, stored: TokenizerJson) -> str:
-    """llama.cpp's name for the structure of Llama 2: spaces become ▁, and bytes are the fallback.
-
-    Gemma also splits at spaces, but its normalizer leaves no spaces. Raises ConversionError for any other step.
-    """
-    normalizer, pre_tokenizer = stored.get("normalizer"), stored.get("pre_tokenizer")
-    if normalizer == _NO_SPACES and pre_tokenizer == _SPLIT_SPACES:
-        return "default"
-    for step in (normalizer, pre_tokenizer):
-        kinds = set() if step is None else {part.get("type") for part in parts(step, "normalizers")}
-        regex = '"Regex"' in json.dumps(step)  # a hostile regex could run without end
-        if regex or not kinds <= {"Prepend", "Replace", "Metaspace"}:
-            raise ConversionError(f"{where}: llama.cpp's SentencePiece model has no {json.dumps(step)[:200]}")
-    return "default"
 
 
 # --- tokens, merges, special tokens ---
@@ -263,6 +238,31 @@ def _added_tokens(where: str, stored: Mapping[str, Any]) -> list[Added]:
         return [Added(token["content"], int(token["id"]), _added_type(token)) for token in added]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ConversionError(f"{where}: added_tokens is malformed") from None
+
+
+def _within(
+    vocab: Mapping[str, int], added: list[Added], merges: list[tuple[str, str]], n_vocab: int
+) -> tuple[Mapping[str, int], list[Added], list[str]]:
+    """The vocabulary and the added tokens that have a row in the embeddings, and the texts of those that have none.
+
+    Gemma 3's tokenizer has a token for images one past the rows of its text models. A token that a merge makes stays,
+    and is an error: it can be in any text.
+    """
+    if all(token.id < n_vocab for token in added):
+        return vocab, added, []
+    made = {left + right for left, right in merges}
+    beyond = {token.text for token in added if token.id >= n_vocab and token.text not in made}
+    inside = {text: i for text, i in vocab.items() if text not in beyond}
+    return inside, [token for token in added if token.text not in beyond], sorted(beyond)
+
+
+def _left_out_note(left_out: list[str], n_vocab: int) -> list[str]:
+    if not left_out:
+        return []
+    return [
+        f"{counted(len(left_out), 'added token')} ({_listed(left_out)}) past the {n_vocab:,} rows of the embeddings: "
+        "left out, so a prompt must not hold that text"
+    ]
 
 
 def _tokens(
@@ -279,7 +279,7 @@ def _tokens(
     for text, i, kind in entries + added:
         if type(i) is not int or not 0 <= i < n_vocab:
             raise ConversionError(
-                f"{where}: token {text!r} has id {i}, beyond config.json's vocab_size {n_vocab}"
+                f"{where}: token {text!r} has id {i}, beyond config.json's vocab_size {n_vocab}; {_RESIZE}"
             )
         if sentencepiece and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             kind = int(TokenType.BYTE)
@@ -404,8 +404,8 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
             found[kind] = number
             if isinstance(text, str):
                 notes.append(
-                    f"{checkpoint.folder}: its {kind}_token {text!r} is not in the vocabulary; the GGUF uses "
-                    f"{kind}_token_id {number} ({texts[number]!r}) of config.json"
+                    f"{checkpoint.tokenizer_file.parent}: its {kind}_token {text!r} is not in the vocabulary; the GGUF "
+                    f"uses {kind}_token_id {number} ({texts[number]!r}) of config.json"
                 )
     stops: list[object] = []
     for source in (checkpoint.generation_config, numbers):

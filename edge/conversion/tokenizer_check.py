@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from edge.conversion.space_prefix import SpacePrefix
 from edge.errors import ConversionError, ModelFileError
 from edge.llama.vocabulary import file_vocabulary
 
@@ -29,32 +30,40 @@ _LONGEST_OVERLAP = 64  # characters
 _SAME_BEGIN = 20  # tokens with the same beginning that are tried after a token
 
 
-def check_tokenization(gguf: Path, tokenizer: Tokenizer, add_special: bool) -> None:
+def check_tokenization(
+    gguf: Path, tokenizer: Tokenizer, add_special: bool, space: SpacePrefix | None = None
+) -> None:
     """Compare llama.cpp's tokenization of PROBE and of the added tokens with that of the tokenizers package.
 
     `gguf` needs a header only. `tokenizer`: the checkpoint's, as transformers assembles it.
     `add_special` also compares the special tokens that are added around a text.
+    `space`: of a SentencePiece-like tokenizer; the texts are then those to which both add the same spaces.
     Raises ConversionError that shows the first difference.
     """
-    texts = [*PROBE.splitlines(keepends=True), PROBE, *_added_texts(tokenizer)]
+    space = space or SpacePrefix("never", False)
+    lines = PROBE.splitlines(keepends=True)
     try:
         with file_vocabulary(gguf) as vocabulary:
-            for text in texts:
+            texts = (*lines, PROBE, *_added_texts(tokenizer, vocabulary.n_vocab))
+            for text in (*map(space.comparable, texts), *space.prompts):
                 wanted = tokenizer.encode(text, add_special_tokens=False).ids
                 _compare(gguf, tokenizer, wanted, vocabulary.encode(text))
             if add_special:
-                _compare(gguf, tokenizer, tokenizer.encode("a b").ids, vocabulary.encode("a b", ends=True))
+                text = "a b" if space.adds else " a b"
+                _compare(gguf, tokenizer, tokenizer.encode(text).ids, vocabulary.encode(text, ends=True))
     except ModelFileError as error:
         raise ConversionError(str(error)) from None
 
 
-def _added_texts(tokenizer: Tokenizer) -> list[str]:
+def _added_texts(tokenizer: Tokenizer, rows: int) -> list[str]:
     """Texts with the added tokens: first those with flags, then pairs that overlap, then the others.
+
+    A token whose id is `rows` or larger is not in the GGUF.
 
     A token that takes spaces beside it (lstrip, rstrip) or stands for a whole word only (single_word) is none of these
     for llama.cpp. Where two tokens overlap, tokenizers takes the one that begins first, llama.cpp the longer one.
     """
-    tokens = list(tokenizer.get_added_tokens_decoder().values())
+    tokens = [token for i, token in tokenizer.get_added_tokens_decoder().items() if i < rows]
     flagged = [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word]
     contents = [token.content for token in tokens if token.content]
     # The tokens of a fine-tune come last.

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from edge.formats.checksum import damage
 from edge.formats.gguf import (
     ModelFile,
     TensorInfo,
+    part_files,
     read_array,
     read_metadata,
     read_model_file,
@@ -77,7 +78,17 @@ def check_data(path: Path) -> list[str]:
         read_adapter(path)
     else:
         problems += _misfits(read_model_file(path), tensors, read_metadata(path))
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    files = part_files(path)
+    for number, file in enumerate(files, 1):
+        found = _bad_data(file, [tensor for tensor in tensors if tensor.part == number])
+        problems += [f"{file.name}: {problem}" for problem in found] if len(files) > 1 else found
+    return problems
+
+
+def _bad_data(path: Path, tensors: Sequence[TensorInfo]) -> list[str]:
+    """What is wrong with the data of one file."""
+    problems: list[str] = []
+    with _mapped(path) as mapped:
         data = np.frombuffer(mapped, np.uint8)
         try:
             problems += _stray_bytes(data, read_padding(path))
@@ -195,7 +206,8 @@ def compare_with_source(
     calibrated = any(key.startswith("quantize.imatrix.") for key in metadata)
     kind = model.file_type if model.file_type in FLOATS else checkpoint.dtype
     equal, skipped = 0, []
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    with contextlib.ExitStack() as stack:
+        mapped = [stack.enter_context(_mapped(file)) for file in part_files(path)]
         for name, info in stored.items():
             if name not in planned:
                 continue
@@ -205,12 +217,22 @@ def compare_with_source(
                 skipped.append(name)
                 continue
             output = _output(planned[name], info, number, kind, weights.get(name))
-            problem = "has another shape" if output is None else _remade(output, info, mapped, threads)
+            problem = (
+                "has another shape"
+                if output is None
+                else _remade(output, info, mapped[info.part - 1], threads)
+            )
             if problem:
                 different.append(Difference(name, problem))
             else:
                 equal += 1
     return Comparison(str(source), checkpoint.revision, equal, tuple(different), tuple(skipped))
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
 
 
 def _output(
@@ -274,6 +296,9 @@ def _other_metadata(
             )
     if read_array(path, "tokenizer.ggml.token_type") != vocabulary.types:
         yield Difference("tokenizer.ggml.token_type", "differ from those of the source")
+    prefix, adds = metadata.get("tokenizer.ggml.add_space_prefix"), vocabulary.add_space_prefix
+    if prefix != adds:
+        yield Difference("tokenizer.ggml.add_space_prefix", f"{prefix!r}, but the source gives {adds!r}")
     for kind, number in vocabulary.special_ids.items():
         key = gguf.Keys.Tokenizer.__dict__[f"{kind.upper()}_ID"]
         if metadata.get(key) != number:

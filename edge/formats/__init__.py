@@ -11,12 +11,15 @@ index_settings  the package indexes of pip's and uv's settings
 package        one file out of a wheel of a package index
 default_model  the base of edge's default model
 lora           merges a LoRA adapter into a checkpoint
+adapter_tokenizer  the tokenizer and the chat template beside a LoRA adapter
 tied           embeddings and output: one matrix or two
 foreign        weights of other programs that edge refuses by name
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does
-gguf           a GGUF on disk: header, metadata, tensors
+model_card     what a GGUF records of a model card
+gguf           a GGUF on disk: its metadata and tensors, whole or in parts
+gguf_header    reads a GGUF's header, and trusts no length in it
 gguf_names     what the name of a GGUF says: its type, its part
 models         which GGUFs of the store and of ./models are usable
 facts          what a GGUF says about itself

@@ -419,6 +419,11 @@ def find_hostile(template: str, tokens: Mapping[str, str]) -> str | None:
     return None
 
 
+def parsed(template: str) -> nodes.Template:
+    """The template as jinja2's nodes, to look at and not to run. Raises what jinja2 raises."""
+    return _Sandbox().parse(template)
+
+
 def render(template: str, variables: Mapping[str, Any]) -> str:
     """The text of a template for these variables, which must be plain JSON values.
 

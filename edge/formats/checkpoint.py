@@ -8,13 +8,14 @@ template runs in a sandbox (edge/formats/chat_template.py).
 import fnmatch
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edge.errors import CheckpointError
 from edge.formats.foreign import check_not_mlx
 from edge.formats.hub import HUB_ID, HubOptions, Repository, download, open_repository
+from edge.formats.model_card import CARD, CardFacts, read_card
 from edge.formats.stored import StoredTensor, read_header, read_json, read_small
 from edge.formats.weight_files import INDEX, SINGLE, read_tensors, shards
 from edge.system.progress import bar
@@ -35,6 +36,7 @@ __all__ = [
 _MAX_TEMPLATE = 1 << 18  # bytes; the longest known template has 30,000
 
 _SMALL_FILES = [
+    CARD,
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -54,8 +56,10 @@ class Checkpoint:
     """A checkpoint folder, read and checked.
 
     `source`: the folder or hub id that the user gave. `name`: a name that is safe in file names. `revision`: the
-    commit on the hub, if the folder contains it. `adapter`: the names of the LoRA adapters merged into the tensors (see
-    edge/formats/lora.py). `notes`: lines for the user about adapters and about the files that were read.
+    commit on the hub, if the folder contains it. `card`: what a GGUF records of its model card. `adapter`: the names of
+    the LoRA adapters merged into the tensors (see edge/formats/lora.py). `notes`: lines for the user about adapters and
+    about the files that were read. `extends`: the base, if the tokenizer is the adapter's; `adapter_tokenizer`: the
+    adapter's tokenizer.json, if that was read.
     """
 
     folder: Path
@@ -71,6 +75,14 @@ class Checkpoint:
     revision: str | None = None
     adapter: str | None = None
     notes: tuple[str, ...] = ()
+    card: CardFacts = field(default_factory=CardFacts)
+    extends: "Checkpoint | None" = None
+    adapter_tokenizer: Path | None = None
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer.json that `tokenizer` was read from."""
+        return self.adapter_tokenizer or self.folder / "tokenizer.json"
 
     @property
     def dtype(self) -> str:
@@ -114,6 +126,7 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
         tensors=tensors,
         revision=_revision(folder),
         notes=notes,
+        card=read_card(folder),
     )
 
 

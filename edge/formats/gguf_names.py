@@ -25,6 +25,17 @@ def part_name(whole: str, number: int, count: int) -> str:
     return f"{whole.removesuffix('.gguf')}-{number:05}-of-{count:05}.gguf"
 
 
+def parts(path: Path, count: int) -> list[Path]:
+    """The files of a model of `count` parts whose first part is `path`, as llama.cpp names them.
+
+    Only `path` if its name is not that of the first of `count` parts.
+    """
+    if part_of(path.name) != (1, count):
+        return [path]
+    whole = whole_name(path.name)
+    return [path.with_name(part_name(whole, number, count)) for number in range(1, count + 1)]
+
+
 def type_in(name: str) -> str | None:
     """The quantization type in the name of a file, as it is written there; None if it names none."""
     found = _TYPE.findall(whole_name(name))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import ModelFileError
-from edge.formats.gguf import TensorInfo, read_metadata, read_tensors
+from edge.formats.gguf import TensorInfo, read_array, read_kinds, read_metadata, read_tensors
 from edge.system.files import whole_file
 
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -185,19 +185,12 @@ def _refuse_dat(path: Path) -> None:
 
 
 def _datasets(path: Path) -> tuple[str, ...] | None:
-    """The names of the datasets; None if the entry is missing."""
-    from gguf import GGUFReader
-
-    try:
-        field = GGUFReader(path).get_field(DATASETS)
-        if field is None:
-            return None
-        value = field.contents() if field.data or len(field.types) > 1 else []
-    except Exception as error:  # the gguf package has other rules than the check of the header
-        raise _damaged(path, " ".join(str(error).split())) from None
-    if not isinstance(value, list):  # llama.cpp ignores anything but a list of strings
-        return ()
-    return tuple(item for item in value if isinstance(item, str))
+    """The names of the datasets; None without the entry, () if it is not a list of texts: llama.cpp ignores that."""
+    kind = read_kinds(path).get(DATASETS)
+    if kind is None:
+        return None
+    items = read_array(path, DATASETS) if kind == _ARRAY else []
+    return tuple(item.decode("utf-8", "replace") for item in items if isinstance(item, bytes))
 
 
 def _entry(path: Path, name: str, sums: TensorInfo, counts: TensorInfo) -> Sums:

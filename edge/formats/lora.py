@@ -20,14 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import CheckpointError
+from edge.formats.adapter_tokenizer import with_tokenizer
 from edge.formats.checkpoint import (
     Checkpoint,
     StoredTensor,
     checkpoint_name,
-    read_chat_template,
     read_header,
     read_json,
-    read_tokenizer_config,
 )
 from edge.formats.floats import Floats, narrow, widen
 from edge.formats.foreign import check_not_mlx
@@ -131,9 +130,11 @@ def check_adapter(folder: Path) -> None:
 def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """A checkpoint whose tensors have a LoRA adapter merged into them when they are read.
 
-    A chat template beside the adapter replaces that of the base, because the adapter was trained with it. `adapter` and
-    `notes` of the result say what edge did. Raises CheckpointError if there is no adapter, if its method is not LoRA,
-    or if a tensor of it is not in the base or does not fit there.
+    The tokenizer and the chat template beside the adapter replace those of the base, because the adapter was trained
+    with them (edge/formats/adapter_tokenizer.py). `adapter` and `notes` of the result say what edge did.
+
+    Raises CheckpointError if there is no adapter, if its method is not LoRA, or if a tensor of it is not in the base or
+    does not fit there.
     """
     config, file = _open_adapter(folder)
     factors, whole = _sorted_tensors(file)
@@ -147,11 +148,10 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         tensors |= _replaced(file, bases, tensors, name, other)
     for module, pair in factors.items():
         tensors |= {merged.name: merged for merged in _merge(file, config, module, pair, bases, tensors)}
-    template, notes = _template(checkpoint, folder)
+    named, notes = with_tokenizer(checkpoint, folder)
     return replace(
-        checkpoint,
+        named,
         tensors=tensors,
-        chat_template=template,
         adapter="+".join(filter(None, (checkpoint.adapter, checkpoint_name(folder)))),
         notes=(
             *checkpoint.notes,
@@ -440,18 +440,3 @@ def _base(
 
 def _fields(tensor: StoredTensor) -> tuple[str, str, tuple[int, ...], Path, int, int]:
     return tensor.name, tensor.dtype, tensor.shape, tensor.file, tensor.offset, tensor.n_bytes
-
-
-def _template(checkpoint: Checkpoint, folder: Path) -> tuple[str | None, list[str]]:
-    """The chat template to use, and notes about the tokenizer files beside the adapter."""
-    notes = []
-    if os.path.lexists(folder / "tokenizer.json") and (
-        read_json(folder / "tokenizer.json").get("model") != checkpoint.tokenizer.get("model")
-    ):
-        notes.append(
-            f"{folder / 'tokenizer.json'} has another vocabulary than the base's; edge uses the base's"
-        )
-    template = read_chat_template(folder, read_tokenizer_config(folder))
-    if template is None or template == checkpoint.chat_template:
-        return checkpoint.chat_template, notes
-    return template, [*notes, f"the chat template is the adapter's ({folder}), not the base's"]

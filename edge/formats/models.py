@@ -57,42 +57,19 @@ class FoundModel:
 def read_usable(path: Path) -> ModelFile:
     """Read the header of a GGUF that must be a complete language model.
 
-    Raises ModelFileError for what `read_model_file` refuses, and for an importance matrix, an adapter, a projector, a
-    model that writes no text, and a part of a split model that is not the first or whose other parts are missing.
+    Raises ModelFileError for what `read_model_file` refuses, and for a model that writes no text.
     """
     file = read_model_file(path)
-    if file.kind != "model" or file.architecture in ("clip", "mmproj"):
-        raise ModelFileError(f"{path}: is not a language model (general.type is {file.kind[:40]!r})")
     if not file.causal:
         raise ModelFileError(f"{path}: is an encoder ({file.architecture[:40]}); it writes no text")
-    number, count = file.part
-    if number != 1:
-        raise ModelFileError(f"{path}: is part {number} of {count} of a model; name the first part")
-    others = parts(path, count)
-    if len(others) != count:
-        raise ModelFileError(f"{path}: is part 1 of {count}; its name must end in -00001-of-{count:05}.gguf")
-    for other in others[1:]:
-        if not other.is_file():
-            raise ModelFileError(f"{path}: is part 1 of {count}, and {other.name} is missing beside it")
     return file
-
-
-def parts(path: Path, count: int) -> list[Path]:
-    """The files of a model of `count` parts whose first part is `path`, as llama.cpp names them.
-
-    Only `path` if its name is not that of the first of `count` parts.
-    """
-    if part_of(path.name) != (1, count):
-        return [path]
-    whole = whole_name(path.name)
-    return [path.with_name(part_name(whole, number, count)) for number in range(1, count + 1)]
 
 
 def examine(path: Path) -> FoundModel:
     """Read one file of a folder of models. Raises nothing: the problem is in the result."""
     try:
         file = read_usable(path)
-        return FoundModel(path, file, sum(part.stat().st_size for part in parts(path, file.part[1])))
+        return FoundModel(path, file, file.n_bytes)
     except ModelFileError as error:
         problem = str(error).removeprefix(f"{path}: ")
         with contextlib.suppress(ModelFileError, OSError):

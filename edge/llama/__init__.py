@@ -3,7 +3,8 @@
 library      starts llama.cpp once, loads models, decodes batches
 adapters     LoRA adapters: loaded beside a model, put on a context
 log          who receives llama.cpp's log
-tryout       tries an unknown file in a child process
+tryout       tries an unknown file in a child process, in a sandbox where one can be made
+names        whether llama.cpp knows the names of an architecture and a tokenizer
 devices      devices that llama.cpp can compute on
 vocabulary   text to token ids and back
 prefixes     the prefix tree of prompts

@@ -13,7 +13,8 @@ from edge.errors import ContextError, ModelFileError
 from edge.formats.checksum import check
 from edge.llama.devices import load_backends
 from edge.llama.log import pass_on
-from edge.llama.tryout import try_out
+from edge.llama.names import check_names
+from edge.llama.tryout import tried, try_out
 from edge.system.machine import address_space_left
 from edge.system.signals import STOP_FLAG, signals_later, stop_flag_set
 
@@ -67,10 +68,11 @@ def can_offload() -> bool:
 def load_model(path: Path, params: Any, *, trusted: bool = False) -> Any:
     """llama.cpp's model of a GGUF. Call `edge.formats.gguf.read_model_file` for the file first.
 
-    The file's checksums are checked. A file without checksums is tried in a child process, unless it is `trusted`.
-    Raises ModelFileError.
+    The file's checksums are checked. A file without checksums must name an architecture and a tokenizer that llama.cpp
+    knows, and is tried in a child process, unless it is `trusted`. Raises ModelFileError.
     """
-    if not trusted and not check(path, data=not params.vocab_only):
+    if not trusted and not check(path, data=not params.vocab_only) and not tried(path):
+        check_names(path, _refusal)
         try_out(path)
     forget_errors()
     with signals_later() as signals:
@@ -79,6 +81,17 @@ def load_model(path: Path, params: Any, *, trusted: bool = False) -> Any:
     if not model:
         raise ModelFileError(f"{path}: llama.cpp cannot load it: {last_error()}")
     return model
+
+
+def _refusal(path: Path) -> str:
+    """The error that llama.cpp logs when it loads the vocabulary of a GGUF that edge wrote."""
+    start()
+    forget_errors()
+    params = model_params()
+    params.vocab_only = True
+    if model := llama_cpp.llama_model_load_from_file(os.fsencode(path), params):
+        llama_cpp.llama_model_free(model)
+    return last_error("")
 
 
 def end_early(params: Any) -> None:

@@ -1,30 +1,41 @@
 """Try an unknown model file in a child process, because llama.cpp may stop the process that loads it.
 
 Files from `edge convert` have checksums (edge/formats/checksum.py) and need no trial. The header of other files is
-checked, but that check cannot find everything that llama.cpp asserts.
+checked, but that check cannot find everything that llama.cpp asserts, nor a file that is made to attack llama.cpp. So
+the child runs in a sandbox where this system can make one. A trial shows that a file does not stop llama.cpp. It does
+not show that the file is harmless: after it, this process loads the file.
 """
 
+import json
 import subprocess
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-from edge.errors import ModelFileError
-from edge.formats.gguf import recall, remember
-from edge.system.child import run_module, signal_name
+from edge.errors import EdgeWarning, ModelFileError, SandboxError
+from edge.formats.gguf import part_files, recall, remember
+from edge.system.child import signal_name
+from edge.system.confined import Outcome, run_confined, run_plain
+from edge.system.text import printable
 
 _BYTES_A_SECOND = 10_000_000  # of a slow disk; a trial may take a minute more than such a disk needs
 
 
-def try_out(path: Path) -> None:
-    """Raises ModelFileError if llama.cpp stops the process, or does not finish, when it loads the file.
-
-    A successful trial is remembered for this version of llama.cpp, by path, size and modification time.
-    """
+def tried(path: Path) -> bool:
+    """Whether an earlier trial with this version of llama.cpp succeeded, by path, size and modification time."""
     installed = version("llama-cpp-python")
-    if recall(path, "tried") == installed:
-        return
+    return all(recall(file, "tried") == installed for file in part_files(path))
+
+
+def try_out(path: Path) -> None:
+    """Raises ModelFileError if llama.cpp refuses the file, stops the process, or does not finish, when it loads it.
+
+    A successful trial is remembered for `tried`. Issues an EdgeWarning if the trial had no sandbox.
+    """
+    files = part_files(path)
+    patience = 60 + sum(file.stat().st_size for file in files) / _BYTES_A_SECOND
     try:
-        child = run_module("edge.probe", "try", str(path), timeout=60 + path.stat().st_size / _BYTES_A_SECOND)
+        outcome = _trial(path, files, patience)
     except subprocess.TimeoutExpired:
         raise ModelFileError(
             f"{path}: damaged: llama.cpp does not finish loading it; convert or fetch it again"
@@ -33,15 +44,57 @@ def try_out(path: Path) -> None:
         raise ModelFileError(
             f"{path}: the trial in a child process cannot start: {error.strerror or error}"
         ) from None
-    if child.returncode < 0:
-        name = signal_name(child.returncode)
-        lines = child.stderr.splitlines()
+    said = _said(outcome)
+    if outcome.status < 0:
+        name = signal_name(outcome.status)
+        lines = outcome.output.splitlines()
         why = next(
             (line.rpartition("/")[2] for line in lines if "GGML_ASSERT" in line or "error" in line), ""
         )
         raise ModelFileError(
             f"{path}: damaged, or of a kind that llama.cpp cannot run: it stops the process ({name}"
-            f"{': ' if why else ''}{why}); convert or fetch it again"
+            f"{': ' if why else ''}{printable(why)}); convert or fetch it again"
         )
-    if child.returncode == 0:  # otherwise the next load reports the reason
-        remember(path, "tried", installed)
+    refused = said.get("refused")
+    if isinstance(refused, str) and "alloc" not in refused:  # a GPU can have the memory that the trial lacked
+        raise ModelFileError(f"{path}: {printable(refused)}")
+    if "began" not in said:
+        raise ModelFileError(f"{path}: the trial in a child process cannot start: {_first_line(outcome)}")
+    if outcome.status == 0:
+        for file in files:
+            remember(file, "tried", version("llama-cpp-python"))
+
+
+def _trial(path: Path, files: list[Path], patience: float) -> Outcome:
+    """How the child ended: in the sandbox, or without one if it cannot be made or edge does not start in it."""
+    try:
+        outcome = run_confined("edge.probe", "try", files, patience)
+        if "began" in _said(outcome):
+            return outcome
+        why = _first_line(outcome)
+    except SandboxError as error:
+        why = str(error)
+    warnings.warn(
+        f"{path}: is from an unknown source, and edge tries it in a child process that has no sandbox ({why}): the "
+        "child has an empty environment, but can read your files and use the network",
+        EdgeWarning,
+        stacklevel=4,
+    )
+    return run_plain("edge.probe", "try", path, patience)
+
+
+def _said(outcome: Outcome) -> dict[str, object]:
+    """The JSON lines of edge/probe.py in a child's output, as one object. The file can have written them too."""
+    said: dict[str, object] = {}
+    for line in outcome.output.splitlines():
+        if line.startswith('{"'):
+            try:
+                said |= json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+    return said
+
+
+def _first_line(outcome: Outcome) -> str:
+    lines = [line.strip() for line in outcome.output.splitlines() if line.strip()]
+    return printable((lines or [f"it ended with status {outcome.status}"])[-1])[:200]

@@ -2,7 +2,8 @@
 
 import contextlib
 import ctypes
-import warnings
+import itertools
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import llama_cpp
 from llguidance import LLTokenizer
-from llguidance.llamacpp import lltokenizer_from_vocab
 
 from edge.errors import ModelFileError, PromptError
 from edge.formats.gguf import read_model_file
@@ -23,6 +23,17 @@ _PROBES = [chr(i).encode() for i in (0x09, 0x0A, *range(0x20, 0x7F))] + ["é".en
 # Bytes: for a longer text edge checks the memory for llama.cpp's tokenizer. It took up to 140 bytes for each byte of a
 # text, measured with one letter 10 million times.
 _LONG = 1 << 20
+# The signature of llama_tokenize, which llguidance calls.
+_TOKENIZE = ctypes.CFUNCTYPE(
+    ctypes.c_int32,
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_char),
+    ctypes.c_int32,
+    ctypes.POINTER(ctypes.c_int32),
+    ctypes.c_int32,
+    ctypes.c_bool,
+    ctypes.c_bool,
+)
 _BYTES_FOR_BYTE = 150
 
 
@@ -38,6 +49,7 @@ class Vocabulary:
         self._matcher_tokens: LLTokenizer | None = None
         self._forced = lru_cache(maxsize=4096)(self._tokens_after)
         self._settled = lru_cache(maxsize=4096)(self._find_settled)
+        self._tokenize: object = None  # called by matcher_tokens as long as these exist
         self._sorted: list[bytes] = []  # every token's bytes
         self.think_open = self._single(THINK_OPEN)
         self.think_close = self._single(THINK_CLOSE)
@@ -180,16 +192,37 @@ class Vocabulary:
                 raise ModelFileError(
                     "the model's file names no EOS token, so no answer could end; convert it again"
                 )
-            with warnings.catch_warnings():  # llguidance calls a function by its deprecated name
-                warnings.simplefilter("ignore", DeprecationWarning)
-                try:
-                    self._matcher_tokens = lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.end_ids))
-                except ValueError as error:
-                    reason = " ".join(str(error).split())
-                    raise ModelFileError(
-                        f"the model's vocabulary is damaged: llguidance cannot hold it: {reason}; convert it again"
-                    ) from None
+            self._matcher_tokens = self._make_matcher_tokens()
         return self._matcher_tokens
+
+    def _make_matcher_tokens(self) -> LLTokenizer:
+        spellings = [self.spelling(token) for token in range(self.n_vocab)]
+        named = [self._is_named(token, spelling) for token, spelling in enumerate(spellings)]
+        # A byte that no UTF-8 text has marks a token that no text spells.
+        tokens = [b"\xff" * name + text for name, text in zip(named, spellings, strict=True)]
+        self._tokenize = _TOKENIZE(_Plain(self._vocab, spellings, named))
+        try:
+            return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,no-any-return]
+                tokens=tokens,
+                vocab_ptr=self._vocab,
+                tokenize_fptr=ctypes.cast(self._tokenize, ctypes.c_void_p).value,
+                eos_token=sorted(self.end_ids),
+                slices=None,
+            )
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ModelFileError(
+                f"the model's vocabulary is damaged: llguidance cannot hold it: {reason}; convert it again"
+            ) from None
+
+    def _is_named(self, token: int, spelling: bytes) -> bool:
+        """Whether the token stands for something beside its text: `<|im_end|>`, `<think>`."""
+        kinds = llama_cpp.llama_vocab_get_attr(self._vocab, token)
+        own = kinds & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        return bool(
+            kinds & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+            or (own and spelling.startswith(b"<") and spelling.endswith(b">"))
+        )
 
     def prepare(self) -> None:
         """Do the work of the first constrained answer now: up to seconds with a vocabulary of 262,144.
@@ -202,6 +235,71 @@ class Vocabulary:
     def _single(self, text: str) -> int | None:
         ids = self.encode(text)
         return ids[0] if len(ids) == 1 else None
+
+
+class _Plain:
+    """llama_tokenize for llguidance, without the tokens that have a name, such as `<think>`.
+
+    llama.cpp writes a user-defined token for its name also where special tokens are off. In a constrained answer the
+    matcher refuses such a token, so the name is spelled in other tokens. This runs in several threads.
+    """
+
+    def __init__(
+        self, vocab: llama_cpp.llama_vocab_p, spellings: Sequence[bytes], named: Sequence[bool]
+    ) -> None:
+        self._vocab = vocab
+        self._spellings = spellings
+        self._named = named
+        names = sorted((text for text, name in zip(spellings, named, strict=True) if name and len(text) > 1))
+        # After the first byte of each name; the look-ahead finds names that overlap.
+        self._cuts = re.compile(
+            b"|".join(re.escape(text[:1]) + b"(?=" + re.escape(text[1:]) + b")" for text in names)
+        )
+        self._usual = {text: token for token, text in enumerate(spellings) if text and not named[token]}
+        self._longest = max(map(len, self._usual), default=1)
+
+    def __call__(
+        self, _vocab: int, data: object, size: int, ids: object, room: int, add_special: bool, special: bool
+    ) -> int:
+        """As llama_tokenize: the number of tokens, or its negative if they do not fit into `room`."""
+        text = ctypes.string_at(data, size)  # type: ignore[arg-type]
+        tokens = self._encode(text, add_special, special)
+        if not special and any(self._named[token] for token in tokens):
+            tokens = self._spelled(text)
+        if len(tokens) > room:
+            return -len(tokens)
+        for i, token in enumerate(tokens):
+            ids[i] = token  # type: ignore[index]
+        return len(tokens)
+
+    def _encode(self, text: bytes, add_special: bool = False, special: bool = False) -> list[int]:
+        size = len(text) + 8
+        ids = (llama_cpp.llama_token * size)()
+        count = llama_cpp.llama_tokenize(self._vocab, text, len(text), ids, size, add_special, special)
+        return list(ids[: max(0, count)])
+
+    def _spelled(self, text: bytes) -> list[int]:
+        ends = [found.end() for found in self._cuts.finditer(text)]
+        tokens: list[int] = []
+        for begin, end in itertools.pairwise([0, *ends, len(text)]):
+            part = text[begin:end]
+            way = self._encode(part)
+            right = not any(self._named[token] for token in way)
+            right = right and b"".join(self._spellings[token] for token in way) == part
+            tokens += way if right else self._greedy(part)
+        return tokens
+
+    def _greedy(self, text: bytes) -> list[int]:
+        """The longest token at each place; bytes without a token are left out."""
+        tokens: list[int] = []
+        at = 0
+        while at < len(text):
+            sizes = range(min(self._longest, len(text) - at), 0, -1)
+            size = next((size for size in sizes if text[at : at + size] in self._usual), 0)
+            if size:
+                tokens.append(self._usual[text[at : at + size]])
+            at += size or 1
+        return tokens
 
 
 @contextlib.contextmanager

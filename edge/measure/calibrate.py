@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.errors import EdgeError, Interrupted
-from edge.formats.gguf import ModelFile, read_model_file, read_tensors, sha256
+from edge.formats.gguf import ModelFile, model_sha256, read_model_file, read_tensors
 from edge.formats.imatrix import Imatrix, Sums, read_imatrix, write_imatrix
 from edge.llama.activations import CountingReader, Stopped, interrupts_noted
 from edge.llama.memory import BATCH
@@ -147,7 +147,7 @@ def _identity(
     return {
         "edge": __version__,
         "llama-cpp-python": version("llama-cpp-python"),
-        "model_sha256": sha256(file.path),
+        "model_sha256": model_sha256(file.path),
         f"{corpus.kind}_sha256": corpus.sha256,
         "chunk": chunk,
         "context": context,

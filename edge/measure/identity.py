@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edge.errors import ModelFileError, ResultError
-from edge.formats.gguf import ModelFile, read_array, sha256
+from edge.formats.gguf import ModelFile, model_sha256, read_array
 from edge.measure.base_file import BaseFile, Identity
 from edge.measure.positions import Plan
 from edge.version import __version__
@@ -54,7 +54,7 @@ def is_of(path: Path, base: ModelFile, plan: Plan, vocabulary: str) -> bool:
         return False
     scores = BaseFile.read(path)
     check_identity(scores, base.path, identity(plan, vocabulary))
-    if scores.head["base"]["sha256"] != sha256(base.path):
+    if scores.head["base"]["sha256"] != model_sha256(base.path):
         raise ResultError(f"{path}: is of another base model: move the file away, or choose another --out")
     return True
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import EdgeError, Interrupted, ModelFileError, ResultError
-from edge.formats.gguf import ModelFile, sha256
+from edge.formats.gguf import ModelFile, model_sha256
 from edge.llama import library
 from edge.llama.loading import Adapter, Loading
 from edge.llama.memory import BATCH
@@ -138,7 +138,7 @@ def base_pass(
         "base": {
             "name": f"{file.name or file.path.stem} ({file.file_type}, edge)",
             "path": str(file.path),
-            "sha256": sha256(file.path),
+            "sha256": model_sha256(file.path),
         },
         "n_vocab": file.n_vocab,
         "nodes": len(plan.targets),

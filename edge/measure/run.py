@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edge.errors import EdgeError, ResultError
-from edge.formats.gguf import ModelFile, read_model_file, sha256
+from edge.formats.gguf import ModelFile, model_sha256, read_model_file
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.measure.base_file import BaseFile, is_base_file
 from edge.measure.divergence import CLASS_WIDTH, LUMPED, TOP
@@ -72,7 +72,7 @@ def measure(
     base_model, read = (None, None) if base is None else _base(Path(base), file, vocabulary)
     plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
     kept, keep_base = _place_of_scores(out, keep_base, inputs)
-    of_models = {"model_sha256": sha256(file.path), "base_sha256": _base_sha256(base_model, read)}
+    of_models = {"model_sha256": model_sha256(file.path), "base_sha256": _base_sha256(base_model, read)}
     run = {
         **identity(plan, vocabulary),
         **of_models,
@@ -144,7 +144,7 @@ def _base(path: Path, file: ModelFile, vocabulary: str) -> tuple[ModelFile, None
 def _base_sha256(model: ModelFile | None, scores: BaseFile | None) -> str | None:
     """The SHA-256 of the base: a model, or one whose distributions are in a file."""
     if model is not None:
-        return sha256(model.path)
+        return model_sha256(model.path)
     return None if scores is None else scores.head["base"]["sha256"]
 
 
@@ -158,7 +158,7 @@ def _head(
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": f"{file.name or file.path.stem} ({file.file_type}, edge)",
         "model_path": model,
-        "model_sha256": sha256(file.path),
+        "model_sha256": model_sha256(file.path),
         "eval_path": str(data),
         "provenance": provenance(
             {

@@ -13,7 +13,7 @@ from pathlib import Path
 from edge.formats.adapter import read_adapter
 from edge.formats.checkpoint import open_checkpoint
 from edge.formats.facts import calibration, origin, type_shares
-from edge.formats.gguf import read_metadata, read_model_file, read_tensors, sha256
+from edge.formats.gguf import model_sha256, read_metadata, read_model_file, read_tensors, sha256
 from edge.llama.devices import inspect_llama
 from edge.llama.loading import Adapter
 from edge.replay.stored_result import AdapterFacts, Provenance, TensorShare
@@ -70,7 +70,7 @@ def gguf_provenance(path: Path) -> Provenance:
     model, metadata = read_model_file(path), read_metadata(path)
     stated = origin(metadata)
     return {
-        "model_sha256": sha256(path),
+        "model_sha256": model_sha256(path),
         "model_bytes": model.n_bytes,
         "n_params": model.n_params,
         "bits_per_weight": round(model.bits_per_weight, 4),

@@ -12,7 +12,7 @@ from pathlib import Path
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
 from edge.answer.style import load_grammar
 from edge.errors import ContextError
-from edge.formats.gguf import ModelFile, read_model_file, sha256
+from edge.formats.gguf import ModelFile, model_sha256, read_model_file
 from edge.llama.devices import devices
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
@@ -122,7 +122,7 @@ class _Run:
         return {
             "edge": __version__,
             "llama-cpp-python": version("llama-cpp-python"),
-            "model_sha256": sha256(self.file.path),
+            "model_sha256": model_sha256(self.file.path),
             "adapters": adapter_identity(self.loading.adapters),
             "grammar_sha256": self.grammar_sha256,
             **self.sampling,
@@ -144,7 +144,7 @@ class _Run:
         return {
             "model": f"{file.name or file.path.stem} ({file.file_type}, edge)",
             "model_path": self.model,
-            "model_sha256": sha256(file.path),
+            "model_sha256": model_sha256(file.path),
             "lora_path": ",".join(map(str, self.loading.adapters)) or None,
             "model_short": file.path.stem,
             "gpu": placement.device if placement.gpu_layers else "cpu",

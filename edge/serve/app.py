@@ -279,7 +279,10 @@ def _encoded(server: Server, request: ClientRequest) -> tuple[list[int], list[in
         except PromptError as error:
             raise BadRequestError(str(error), "prompt") from None
     try:
-        text = runner.render(request.messages).text
+        rendered = runner.render(request.messages)
+        if rendered.reason:  # another format would be no error, but a worse answer
+            raise PromptError(f"the model's chat template refuses these messages: {rendered.reason}")
+        text = rendered.text
         _check_size(server, text, "messages")
         prompt = runner.encode(text)
         return prompt, runner.branch_points(request.messages, prompt)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from edge.answer.answering import AnswerKind
 from edge.answer.sampling import Sampling
 from edge.errors import EdgeError, PromptError
 from edge.prompt import Message, check_messages
+from edge.serve.messages import template_messages
 from edge.serve.response import ErrorKind
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -89,6 +90,10 @@ def read_chat(body: Mapping[str, Any], answers: AnswerKind = "action") -> Client
                 f"message {index} has the role {str(message['role'])[:40]!r}; use one of {', '.join(ROLES)}",
                 "messages",
             )
+    try:
+        messages = template_messages(messages)
+    except PromptError as error:
+        raise BadRequestError(str(error), "messages") from None
     return _read(body, messages, "", Guide(answers))
 
 
@@ -180,27 +185,93 @@ def _top_k(body: Mapping[str, Any]) -> int:
 
 
 def _guide(body: Mapping[str, Any], default: Guide) -> Guide:
-    form, grammar = body.get("response_format"), body.get("grammar")
-    if grammar is not None:
-        if not isinstance(grammar, str) or not grammar.strip():
-            raise BadRequestError("grammar must be a text in GBNF", "grammar")
-        if form is not None:
-            raise BadRequestError("give either response_format or grammar, not both", "grammar")
-        return Guide("gbnf", grammar, "grammar")
-    if form is None:
-        return default
+    """The form that a request asks for. Other servers have other names for it: each is kept, or refused by its name."""
+    for name in _UNKNOWN_FORMS:
+        if body.get(name) is not None:
+            raise BadRequestError(f"{name} is not supported; use response_format or grammar", name)
+    given = [name for name in _FORMS if body.get(name) is not None]
+    if len(given) > 1:
+        raise BadRequestError(f"give either {given[0]} or {given[1]}, not both", given[1])
+    try:
+        return _FORMS[given[0]](body[given[0]], given[0]) if given else default
+    except RecursionError:
+        raise BadRequestError(f"{given[0]} is nested too deeply", given[0]) from None
+
+
+def _gbnf(value: object, name: str) -> Guide:
+    if not isinstance(value, str) or not value.strip():
+        raise BadRequestError(f"{name} must be a text in GBNF", name)
+    return Guide("gbnf", value, name)
+
+
+def _schema(value: object, name: str) -> Guide:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if not isinstance(value, dict):
+        raise BadRequestError(f"{name} must be an object: a JSON schema", name)
+    return Guide("schema", json.dumps(value), name)
+
+
+def _choice(value: object, name: str) -> Guide:
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
+        raise BadRequestError(f"{name} must be a list of texts", name)
+    return Guide("gbnf", "root ::= " + " | ".join(map(_quoted, value)), name)
+
+
+def _quoted(text: str) -> str:
+    """A text as a literal of GBNF."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
+
+
+def _structured(value: object, name: str) -> Guide:
+    """vLLM's structured_outputs: one of its forms."""
+    given = {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else {}
+    forms: dict[str, Callable[[object, str], Guide]] = {"json": _schema, "choice": _choice, "grammar": _gbnf}
+    if len(given) != 1 or (key := next(iter(given))) not in (*forms, "json_object"):
+        raise BadRequestError(f"{name} must have exactly one of json, choice, grammar, json_object", name)
+    return forms[key](given[key], name) if key in forms else Guide("schema", _ANY_OBJECT, name)
+
+
+def _format(value: object, name: str) -> Guide:
+    """Ollama's format: "json", or a schema."""
+    return Guide("schema", _ANY_OBJECT, name) if value == "json" else _schema(value, name)
+
+
+def _response_format(form: object, name: str) -> Guide:
     kind = form.get("type") if isinstance(form, dict) else None
+    if not isinstance(form, dict) or kind not in ("text", "json_object", "json_schema"):
+        raise BadRequestError("response_format.type must be text, json_object or json_schema", name)
     if kind == "text":
         return Guide("text")
-    if kind == "json_object":
-        return Guide("schema", '{"type": "object"}', "response_format")
-    if kind == "json_schema":
+    schema = form.get("schema")
+    if kind == "json_schema" and schema is None:
         inner = form.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, dict) else None
         if not isinstance(schema, dict):
-            raise BadRequestError("response_format.json_schema.schema must be an object", "response_format")
-        return Guide("schema", json.dumps(schema), "response_format")
-    raise BadRequestError("response_format.type must be text, json_object or json_schema", "response_format")
+            raise BadRequestError("response_format.json_schema.schema must be an object", name)
+    if schema is None:
+        return Guide("schema", _ANY_OBJECT, name)
+    if not isinstance(schema, dict):
+        raise BadRequestError("response_format.schema must be an object", name)
+    return Guide("schema", json.dumps(schema), name)
+
+
+_ANY_OBJECT = '{"type": "object"}'
+_FORMS: dict[str, Callable[[object, str], Guide]] = {
+    "response_format": _response_format,
+    "grammar": _gbnf,
+    "json_schema": _schema,
+    "guided_json": _schema,
+    "guided_choice": _choice,
+    "guided_grammar": _gbnf,
+    "structured_outputs": _structured,
+    "format": _format,
+}
+_UNKNOWN_FORMS = ("guided_regex", "guided_whitespace_pattern", "structural_tag", "regex", "ebnf")
 
 
 def _number(body: Mapping[str, Any], name: str) -> float | None:

@@ -3,6 +3,8 @@
 files     complete files only; reads and writes at an offset
 locks     the lock of a file or folder
 child     runs a module of edge as a child process
+confined  runs a module of edge on an untrusted file, in a sandbox where one can be made
+seccomp   the sandboxes' filter of system calls
 folders   temporary folders that are removed
 places    checks whether an output can be written; text and JSON files
 outputs   an output is never an input, nor the output of another run

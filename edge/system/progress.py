@@ -46,7 +46,7 @@ def bar(text: str, say: Say, *, unit: Literal["bytes", "tokens"]) -> Iterator[Pr
     if not draws():
         yield _lines(text, say, unit)
         return
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     amount = rich_progress.DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     drawn = [_bar_for(console)] if console.width >= _BARE else []
     with _display(console, *_texts(), *drawn, amount, rich_progress.TimeRemainingColumn()) as shown:
@@ -60,7 +60,7 @@ def waiting(text: str, say: Say) -> Iterator[None]:
     if say is None:
         yield
     elif draws():
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         with _display(console, *_texts(), rich_progress.TimeElapsedColumn()) as shown:
             shown.add_task(text, total=None)
             yield
@@ -138,7 +138,7 @@ class Watch:
         self._began = time.monotonic()
         drawn = say is not None and draws()
         self._say = None if drawn else say
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         self._bar = _display(
             console,
             _bar_for(console),

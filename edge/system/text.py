@@ -1,7 +1,8 @@
 r"""Untrusted text (a model, a file, a program) made safe to show; sizes and similar names for people.
 
-A character that `str.isprintable` refuses may steer a terminal, change the order of letters, or be invisible. Four
-functions replace it; choose by where the text goes:
+A character that `str.isprintable` refuses may steer a terminal, change the order of letters, or be invisible. Some that
+it accepts are invisible too (fillers, variation selectors, the blank braille pattern): `is_visible` knows both. Four
+functions replace them; choose by where the text goes:
 
 printable  terminals, logs, error lines: an escape as Python writes it, such as \x1b
 safe_json  JSON on a terminal: an escape of JSON, such as \u001b, so that it is the same JSON
@@ -13,16 +14,27 @@ masked     table cells: one · for each character, so that the width stays
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 
 _SUGGESTED = 3
 _LEAST_PART = 3  # letters: a shorter part is in too many names
+# Characters that Unicode lists as ignorable, or whose glyph is blank, and that str.isprintable accepts.
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u2d7f\u3164\ufe00-\ufe0f\uffa0\U0001107f\U00016fe4\U0001d159"
+    "\U000e0100-\U000e01ef]"
+)
+
+
+def is_visible(text: str) -> bool:
+    """Whether each character of the text can be seen. The plain space counts as visible."""
+    return text.isprintable() and _BLANK.search(text) is None
 
 
 def escape(character: str) -> str:
     r"""One character as it is; as an escape (\n, \x1b, …) if it cannot be seen."""
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+    return character if is_visible(character) else character.encode("unicode_escape").decode()
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -32,14 +44,14 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 def json_escape(character: str) -> str:
     r"""A character of a JSON string as it is; as JSON's escape (\n, \u001b, …) if it cannot be seen."""
-    if character.isprintable():
+    if is_visible(character):
         return character
     return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
 
 
 def safe_json(text: str) -> str:
     """JSON text, or a part of it, that is the same JSON and cannot steer a terminal. Line breaks and tabs stay."""
-    if text.isprintable():
+    if is_visible(text):
         return text
     return "".join(char if char in "\n\t" else json_escape(char) for char in text)
 
@@ -71,7 +83,7 @@ def visible(text: str) -> str:
 
 def masked(text: str) -> str:
     """The text with a · for each character that cannot be seen, line ends and tabs included."""
-    return "".join(char if char.isprintable() else "·" for char in text)
+    return "".join(char if is_visible(char) else "·" for char in text)
 
 
 def counted(number: int, noun: str) -> str:

@@ -5,9 +5,19 @@ shell       its command line, prompts and environment
 sandbox     a shell without network, on a copy of the work folder
 channel     reads what the sandbox answers
 check       checks from outside that the sandbox is in force
-seccomp     the filter of system calls
+needs       what the sandbox needs of this system
+memory      how much memory the sandbox uses
+cgroup      the sandbox's cgroup, where one can be made
 archive     strict reader for untrusted tar archives
 packed      the archive of a work folder
+saved       the archives with which a sandbox begins, or goes on
+sealed      archives that only edge can have written
 workfolder  compares the work folder with an archive and brings changes back
+obeyed      names of files on which programs and agents act
+repository  what makes a folder a git repository
+commits     commits made in the sandbox, fetched into the user's repository
+links       where links of a work folder lead
+place       one path of the work folder: read, written or deleted
+undo        the archive that undoes what was brought back
 opened      opens files and folders without following links
 """

@@ -23,6 +23,7 @@ _BLOCK = 512
 _LONGEST = 4096  # bytes of a path
 _HEAD_BYTES = 64 << 20
 _PIECE = 1 << 20
+_FAR = 1 << 33  # seconds: times beyond it, in either direction, count as it
 _KINDS: dict[bytes, Kind] = {
     b"\0": "file",
     b"0": "file",
@@ -47,8 +48,11 @@ class Entry:
     executable: bool = False
     size: int = 0
     mtime: int = 0
+    """Seconds from 1970, also before it."""
     target: str = ""
     """Where a link leads."""
+    mode: int = 0
+    """Permissions of the file, as edge reads and writes them in its own archives."""
 
 
 def read_entries(
@@ -123,8 +127,9 @@ class _Archive:
                 _KINDS[kind],
                 bool(_number(block[100:108]) & 0o100),
                 size,
-                _number(block[136:148]),
+                _time(block[136:148]),
                 os.fsdecode(target),
+                _number(block[100:108]) & 0o777,
             )
             if not entry.path and entry.kind != "folder":
                 raise _damaged("the work folder is not a folder")
@@ -164,6 +169,13 @@ def _number(field: bytes) -> int:
     return int(text or b"0", 8)
 
 
+def _time(field: bytes) -> int:
+    """A time of a header, at most `_FAR` seconds before or after 1970."""
+    if field[0] == 0xFF:  # base 256, negative
+        return max(int.from_bytes(field, "big", signed=True), -_FAR)
+    return min(_number(field), _FAR)
+
+
 def _path(name: bytes) -> str:
     if name in (b".", b"./"):
         return ""
@@ -182,16 +194,16 @@ def _too_long() -> SandboxError:
     return SandboxError("the work folder is larger than its limit: choose a larger --disk")
 
 
-def header(entry: Entry) -> bytes:
-    """The header blocks of a file, folder or link in an archive."""
+def header(entry: Entry, *, exact: bool = False) -> bytes:
+    """The header blocks of a file, folder or link in an archive. `exact`: with its mode, else with a usual one."""
     info = tarfile.TarInfo(f"./{entry.path}" if entry.path else ".")
     info.type, info.size, info.mtime, info.linkname = (
         _TYPES[entry.kind],
         entry.size,
-        entry.mtime,
+        max(-_FAR, min(entry.mtime, _FAR)),
         entry.target,
     )
-    info.mode = 0o755 if entry.kind == "folder" or entry.executable else 0o644
+    info.mode = entry.mode if exact else 0o755 if entry.kind == "folder" or entry.executable else 0o644
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 

@@ -30,9 +30,9 @@ class Channel:
         del self._buffer[:count]
         return data
 
-    def line(self) -> bytes:
+    def line(self, end: bytes = b"\n") -> bytes:
         """The next line without its end. Raises Silent."""
-        while (place := self._buffer.find(b"\n")) < 0:
+        while (place := self._buffer.find(end)) < 0:
             if len(self._buffer) > 1 << 16:
                 raise Silent("its answer is too long")
             self._fill()

@@ -1,7 +1,9 @@
-"""Checks from outside, in /proc, that a sandbox is in force, and how much memory it uses. Linux only."""
+"""Checks from outside, in /proc, that a sandbox is in force. Linux only."""
 
+import contextlib
 import os
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +27,46 @@ class Limits:
     """The machine's free memory below which edge ends the sandbox."""
 
 
+@dataclass
+class TerminalMode:
+    """The permissions of the terminal outside. The sandbox's programs own it as this user does, and can change them."""
+
+    _descriptor: int
+    _mode: int
+
+    @classmethod
+    def of(cls, pid: int) -> "TerminalMode":
+        """The permissions of the terminal of the sandbox's process 1, as they are now. Raises OSError."""
+        if sys.platform != "linux":
+            raise OSError("there is no /proc")
+        descriptor = os.open(f"/proc/{pid}/fd/0", os.O_PATH | os.O_CLOEXEC)
+        return cls(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode))
+
+    def fault(self) -> str | None:
+        """Undo a change. Returns why the sandbox must end: others could read or write the terminal."""
+        now = stat.S_IMODE(os.fstat(self._descriptor).st_mode)
+        if now == self._mode:
+            return None
+        with contextlib.suppress(OSError):
+            os.chmod(f"/proc/self/fd/{self._descriptor}", self._mode)
+        if now & ~self._mode & 0o077:
+            return f"a program opened the terminal outside to other users (mode {now:o}); edge set it back"
+        return None
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 def fault(pid: int, user: int, limits: Limits) -> str | None:
     """The first protection that is not in force in a sandbox; None if all are.
 
     `pid`: the sandbox's process 1, as the outside numbers it. `user`: the user who must own it.
     """
     try:
-        children = _children(pid)
-        if len(children) != 1:
+        inside = children(pid)
+        if len(inside) != 1:
             return "another program runs in it"
-        for process in (pid, children[0]):
+        for process in (pid, inside[0]):
             if wrong := _process_fault(process, user):
                 return wrong
         if _status(pid)["NSpid"].split()[-1] != "1":
@@ -45,7 +77,7 @@ def fault(pid: int, user: int, limits: Limits) -> str | None:
         devices = Path(f"/proc/{pid}/net/dev").read_text().split("\n")[2:]
         if [line.partition(":")[0].strip() for line in devices if line.strip()] != ["lo"]:
             return "there is a network"
-        return _mount_fault(pid, limits) or _limit_fault(children[0], limits)
+        return _mount_fault(pid, limits) or _limit_fault(inside[0], limits)
     except (OSError, ValueError, KeyError, IndexError) as error:
         return f"it cannot be checked ({error})"
 
@@ -95,7 +127,10 @@ def _limit_fault(pid: int, limits: Limits) -> str | None:
         "Max data size": limits.memory // 1024 * 1024,
         "Max file size": max(limits.disk, limits.temporary) // 1024 * 1024,
         "Max core file size": 0,
-        "Max open files": 1024,
+        # What the sandbox holds of the next three counts for the user outside too.
+        "Max open files": 768,  # as many descriptors can be on their way through sockets
+        "Max pending signals": 1024,
+        "Max locked memory": 1024 << 10,
         "Max msgqueue size": 0,
     }
     for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
@@ -105,40 +140,8 @@ def _limit_fault(pid: int, limits: Limits) -> str | None:
     return f"{', '.join(wanted)} cannot be read" if wanted else None
 
 
-def memory_in_use(pid: int, limit: int) -> int:
-    """Bytes that a process and its descendants use: anonymous and shared memory, without mapped files.
-
-    First counts shared memory once for each process. Only if that is above `limit` does it divide shared memory among
-    the processes, which takes longer.
-    """
-    processes = _family(pid)
-    used = sum(_sum(f"/proc/{process}/status", ("RssAnon", "RssShmem", "VmPTE")) for process in processes)
-    if used > limit:
-        shares = [
-            _sum(f"/proc/{process}/smaps_rollup", ("Pss_Anon", "Pss_Shmem"))
-            + _sum(f"/proc/{process}/status", ("VmPTE",))
-            for process in processes
-        ]
-        used = min(used, sum(shares)) if all(shares) else used
-    return used
-
-
-def memory_of_machine() -> int:
-    """Bytes of memory that this machine has left."""
-    return _sum("/proc/meminfo", ("MemAvailable",))
-
-
-def _family(pid: int) -> list[int]:
-    family = [pid]
-    for member in family:
-        try:
-            family += _children(member)
-        except OSError:  # it has just ended
-            continue
-    return family
-
-
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The child processes of a process. Raises OSError."""
     return [
         int(child)
         for thread in Path(f"/proc/{pid}/task").iterdir()
@@ -149,16 +152,3 @@ def _children(pid: int) -> list[int]:
 def _status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _sum(place: str, names: tuple[str, ...]) -> int:
-    """The sum of these lines of a file in /proc, given in kB, as bytes; 0 if the process has ended."""
-    total = 0
-    try:
-        for line in Path(place).read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name in names:
-                total += int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return total

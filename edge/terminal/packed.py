@@ -1,22 +1,37 @@
 """The archive of a work folder: packed for the sandbox, copied from the sandbox, read back.
 
-Every archive begins with the base: a list of what was in the folder when it was first packed.
+Every archive begins with the base: a list of what was in the folder when it was first packed. An archive of all begins
+a session. Those that follow hold all folders, and of the files only those that changed; they list the others (`kept`).
 """
 
 import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge.errors import SandboxError
-from edge.terminal.archive import END, MOST_ENTRIES, Entry, Kind, head_blocks, header, padding, read_entries
+from edge.terminal.archive import (
+    END,
+    HEAD,
+    MOST_ENTRIES,
+    Entry,
+    Kind,
+    head_blocks,
+    header,
+    padding,
+    read_entries,
+)
 from edge.terminal.opened import create_file, open_file, open_folder
+from edge.terminal.sealed import Writer, check_seal, sealed
 
 _PIECE = 1 << 20
+_LOOK = 2048  # bytes at the begin of a file that show a session record
+_RECORD = b'"source": "edge agent"'
+_LONGEST = 4000  # bytes of a path: programs cannot open a longer one by its name
 _OVERHEAD = 4096  # most bytes of an archive for each file besides its content: names, headers, padding
 
 
@@ -34,14 +49,32 @@ Base = dict[str, Item]
 """The work folder as it was when it was packed, by path."""
 
 
-def pack(folder: Path, to: Path, most: int) -> tuple[str, ...]:
+@dataclass
+class Head:
+    """The begin of an archive: its base, and the files that it does not hold because they are as in the first archive.
+
+    `kept` is None if the archive holds all files.
+    """
+
+    base: Base = field(default_factory=dict)
+    kept: frozenset[str] | None = None
+
+
+Entries = Iterator[tuple[Entry, Iterator[bytes]]]
+"""The entries of an archive, each with its content."""
+
+
+def pack(
+    folder: Path, to: Path, most: int, hidden: Collection[Path] = (), key: bytes | None = None
+) -> tuple[str, ...]:
     """Write a folder to the new file `to` as an archive, which begins with a list of what is in the folder now.
 
-    Returns the paths that are left out: sockets, devices, FIFOs, and what cannot be read. `most`: bytes of the
-    archive. Raises SandboxError if there are more, or more than 200,000 files.
+    Returns the paths that are left out: sockets, devices, FIFOs, what cannot be read, and files of sessions: those of
+    `hidden`, and each file that begins as a session record or its work folder does. `most`: bytes of the archive.
+    `key`: seals it. Raises SandboxError if there are more, or more than 200,000 files.
     """
     with _temporary(to.with_name(to.name + ".body")) as body:
-        packer = _Packer(folder, most, body)
+        packer = _Packer(folder, most, body, _identities(hidden))
         try:
             with open_folder(folder) as root:
                 body.write(header(Entry("", "folder")))
@@ -56,10 +89,10 @@ def pack(folder: Path, to: Path, most: int) -> tuple[str, ...]:
             ) from None
         body.write(END)
         body.seek(0)
-        with _private(to) as file:
-            file.write(_head(packer.base))
+        with _private(to) as file, sealed(file, key) as out:
+            write_head(Head(packer.base), out)
             while piece := body.read(_PIECE):
-                file.write(piece)
+                out.write(piece)
     return tuple(packer.left_out)
 
 
@@ -70,6 +103,8 @@ class _Packer:
     folder: Path
     most: int
     body: BinaryIO
+    hidden: frozenset[tuple[int, int]]
+    """Device and inode of files and folders that are left out, whatever their name is."""
     base: Base = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     total: int = 0
@@ -80,13 +115,16 @@ class _Packer:
             names = sorted(entry.name for entry in scan)
         for name in names:
             state = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            full = f"{path}/{name}" if path else name
+            if (state.st_dev, state.st_ino) in self.hidden or len(os.fsencode(full)) > _LONGEST:
+                self.left_out.append(full)
+                continue
             self.total += _OVERHEAD + (state.st_size if stat.S_ISREG(state.st_mode) else 0)
             if self.total > self.most or len(self.base) >= MOST_ENTRIES:
                 raise SandboxError(
                     f"{self.folder}: too large for the sandbox ({self.most:,} bytes, {MOST_ENTRIES:,} files): "
                     "choose a smaller --workdir or a larger --disk"
                 )
-            full = f"{path}/{name}" if path else name
             try:
                 self._add_one(descriptor, name, full, state)
             except PermissionError:
@@ -104,18 +142,42 @@ class _Packer:
             self.body.write(header(Entry(path, "link", mtime=int(state.st_mtime), target=target)))
         elif stat.S_ISREG(state.st_mode):
             with open_file(name, parent) as file:
-                self.base[path] = _pack_file(file, path, self.body)
+                if _of_a_session(file):
+                    self.left_out.append(path)
+                else:
+                    self.base[path] = pack_file(file, path, self.body)
         else:
             self.left_out.append(path)
 
 
-def _pack_file(descriptor: int, path: str, body: BinaryIO) -> Item:
-    """Write a file with the size that it has now, even if another program changes it during the read."""
+def _identities(places: Collection[Path]) -> frozenset[tuple[int, int]]:
+    found = set()
+    for place in places:
+        with contextlib.suppress(OSError):
+            state = os.stat(place)
+            found.add((state.st_dev, state.st_ino))
+    return frozenset(found)
+
+
+def _of_a_session(descriptor: int) -> bool:
+    """Whether an open file is a session record, or an archive of a work folder."""
+    begin = os.read(descriptor, _LOOK)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    row = begin.startswith(b'{"task_id": ') and _RECORD in begin.partition(b"\n")[0]
+    return row or begin.startswith(HEAD.encode() + b"\0")
+
+
+def pack_file(descriptor: int, path: str, body: Writer, *, exact: bool = False) -> Item:
+    """Write a file with the size that it has now, even if another program changes it during the read.
+
+    `exact`: with its permissions. Raises OSError.
+    """
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode):
         raise OSError(0, "is not a regular file any more", path)
     executable = bool(state.st_mode & 0o100)
-    body.write(header(Entry(path, "file", executable, state.st_size, int(state.st_mtime))))
+    entry = Entry(path, "file", executable, state.st_size, int(state.st_mtime), mode=state.st_mode & 0o777)
+    body.write(header(entry, exact=exact))
     digest, left = hashlib.sha256(), state.st_size
     while left:
         piece = os.read(descriptor, min(left, _PIECE)) or bytes(min(left, _PIECE))
@@ -126,24 +188,32 @@ def _pack_file(descriptor: int, path: str, body: BinaryIO) -> Item:
     return Item("file", executable, digest.hexdigest())
 
 
-def read_base(packed: Path) -> Base:
+def read_base(packed: Path, key: bytes | None = None) -> Base:
     """The folder as it was when it was first packed. Raises SandboxError if the archive is damaged."""
-    with open_archive(packed) as (entries, base):
+    with open_archive(packed, key) as (entries, head):
         next(entries)
-        return base
+        return head.base
 
 
-def copy_archive(read: Callable[[int], bytes], base: Base, file: BinaryIO, most: int) -> None:
+def copy_archive(
+    read: Callable[[int], bytes], base: Base, file: Writer, most: int, kept: frozenset[str] | None = None
+) -> None:
     """Copy the archive that a sandbox sends to `file`, with `base` first and every header written by edge.
 
-    `most`: bytes of content. Raises SandboxError if the archive is damaged or too large.
+    `most`: bytes of content. `kept`: what it does not hold; see `Head`. Raises SandboxError if the archive is damaged
+    or too large.
     """
-    write_archive(read_entries(read, most), base, file)
+    write_archive(read_entries(read, most), Head(base, kept), file)
 
 
-def write_archive(entries: Iterator[tuple[Entry, Iterator[bytes]]], base: Base, file: BinaryIO) -> None:
-    """Write `base` and the entries to `file`. Hard links and devices become links to nowhere."""
-    file.write(_head(base))
+def write_archive(entries: Entries, head: Head, file: Writer) -> None:
+    """Write `head` and the entries to `file`. Hard links and devices become links to nowhere."""
+    write_head(head, file)
+    _write_entries(entries, file)
+    file.write(END)
+
+
+def _write_entries(entries: Entries, file: Writer) -> None:
     for entry, content in entries:
         if entry.kind in ("file", "folder", "link"):
             file.write(header(entry))
@@ -152,11 +222,38 @@ def write_archive(entries: Iterator[tuple[Entry, Iterator[bytes]]], base: Base, 
             file.write(padding(entry.size))
         else:  # kept as a link to nowhere, so that `compare` can report it
             file.write(header(Entry(entry.path, "link", target=f"/{entry.kind}")))
-    file.write(END)
 
 
-def _head(base: Base) -> bytes:
-    return head_blocks({path: [item.kind, item.executable, item.content] for path, item in base.items()})
+def write_nothing(to: Path) -> None:
+    """Write an archive of an empty folder to the new file `to`. Raises OSError."""
+    with _private(to) as file:
+        file.write(header(Entry("", "folder")) + END)
+
+
+def restore(first: Path, saved: Path, key: bytes | None, to: Path, again: Path) -> tuple[Base, Base]:
+    """Write what a sandbox needs to go on from `saved`, whose unchanged files are in `first`.
+
+    The new files: `to`, an archive of all; `again`, an archive of what is not as in `first`. Returns the base of
+    `saved` and that of `first`. `key`: of the seals. Raises SandboxError, OSError.
+    """
+    with open_archive(saved, key) as (entries, head), _private(again) as file:
+        _write_entries(entries, file)
+        file.write(END)
+    with open_archive(first, key) as (entries, begin), _private(to) as file:
+        next(entries)  # the work folder itself
+        write_head(head, file)
+        _write_entries(((e, c) for e, c in entries if head.kept is None or e.path in head.kept), file)
+        with open_archive(again) as (more, _):
+            _write_entries(more, file)
+        file.write(END)
+    return head.base, begin.base
+
+
+def write_head(head: Head, file: Writer) -> None:
+    """Write the begin of an archive. Raises SandboxError if it is too large."""
+    items = {path: [item.kind, item.executable, item.content] for path, item in head.base.items()}
+    kept = {} if head.kept is None else {"kept": sorted(head.kept)}
+    file.write(head_blocks({"base": items, **kept}))
 
 
 @contextlib.contextmanager
@@ -173,28 +270,35 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def open_archive(packed: Path) -> Iterator[tuple[Iterator[tuple[Entry, Iterator[bytes]]], Base]]:
-    """The entries of an archive on disk, and its base, which is empty until the first entry is read."""
-    base: Base = {}
+def open_archive(packed: Path, key: bytes | None = None) -> Iterator[tuple[Entries, Head]]:
+    """The entries of an archive on disk, and its head, which is empty until the first entry is read.
+
+    `key`: check the seal of the file. Raises SandboxError.
+    """
+    head = Head()
     try:
         with packed.open("rb") as file:
             state = os.fstat(file.fileno())
             if not stat.S_ISREG(state.st_mode):
                 raise SandboxError("is not a regular file")
-            yield read_entries(file.read, state.st_size, lambda value: _read_base(value, base)), base
+            if key is not None:
+                check_seal(file, key)
+            yield read_entries(file.read, state.st_size, lambda value: _read_head(value, head)), head
     except SandboxError as error:
         raise SandboxError(f"{packed}: {error}") from None
     except OSError as error:
         raise SandboxError(f"{packed}: {error.strerror or error}") from None
 
 
-def _read_base(value: Any, base: Base) -> None:
+def _read_head(value: Any, head: Head) -> None:
     try:
-        for path, (kind, executable, content) in value.items():
+        if (kept := value.get("kept")) is not None:
+            head.kept = frozenset(map(str, kept))
+        for path, (kind, executable, content) in value["base"].items():
             parts = path.split("/")
             known = kind in ("file", "folder", "link") and isinstance(executable, bool)
             if not known or not isinstance(content, str) or any(part in ("", ".", "..") for part in parts):
                 raise ValueError
-            base[path] = Item(kind, executable, content)
-    except (AttributeError, TypeError, ValueError):
+            head.base[path] = Item(kind, executable, content)
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise SandboxError("its list of files is damaged: remove it and start a new session") from None

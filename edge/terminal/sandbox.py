@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import select
-import shutil
 import signal
 import sys
 import threading
@@ -23,25 +22,31 @@ from pathlib import Path
 from types import TracebackType
 
 from edge.errors import SandboxError
-from edge.system.files import make_private, whole_file
+from edge.system.confined import PATH, find_tool, system_mounts
+from edge.system.files import make_private, whole_file, write_all
 from edge.system.folders import make_folder, remove_folder
+from edge.system.seccomp import seccomp_filter
+from edge.terminal.archive import MOST_ENTRIES
+from edge.terminal.cgroup import is_in, make_cgroup, ran_out, remove_cgroup
 from edge.terminal.channel import Channel, Silent
-from edge.terminal.check import HOME, WORK, fault, memory_in_use, memory_of_machine
+from edge.terminal.check import HOME, WORK, TerminalMode, fault
 from edge.terminal.check import Limits as Limits  # part of this module's interface
-from edge.terminal.packed import Base, copy_archive, pack, read_base
-from edge.terminal.seccomp import seccomp_filter
-from edge.terminal.shell import NEVER_WAIT, NEXT_LINE_PROMPT, PROMPT, PROMPT_COMMAND
-from edge.terminal.workfolder import Changes, compare
+from edge.terminal.memory import Meter, file_systems, memory_of_machine, shared_of_machine
+from edge.terminal.needs import NEEDS_LINUX as NEEDS_LINUX  # part of this module's interface
+from edge.terminal.needs import ROOT_BECOMES, advice, tools
+from edge.terminal.packed import Base, copy_archive
+from edge.terminal.saved import Saved as Saved  # part of this module's interface
+from edge.terminal.saved import begin
+from edge.terminal.sealed import sealed
+from edge.terminal.shell import ASSIGNMENTS, NEVER_WAIT
+from edge.terminal.workfolder import Comparison, compare
 
-NEEDS_LINUX = "the sandbox needs Linux and its namespaces: use --review, or WSL on Windows"
 _USER = 1000  # inside the sandbox
-_ROOT_BECOMES = 64_999  # the real user if edge runs as root: one that owns nothing
 _PATIENCE = 60.0  # seconds for the sandbox to start or to send the work folder
+_BESIDE = 256 << 20  # bytes of a cgroup beside programs and files: page tables, buffers of pipes and sockets
 _WATCH = 0.1  # seconds between two checks of the memory
 _BEGIN = "/run/edge"  # the supervisor inside the sandbox
-_PATH = "/usr/local/bin:/usr/bin:/bin"
 
-_PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "nsswitch.conf", "localtime", "timezone"),
     *("os-release", "debian_version", "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki", "mime.types"),
@@ -49,35 +54,72 @@ _ETC = (
     *("fonts", "bash_completion", "inputrc", "gitconfig", "protocols", "services", "vim", "nanorc"),
 )
 
-# Runs outside: opens the pipes and files between edge and the sandbox before root privileges are dropped. Errors of
-# bubblewrap go to edge. The environment is empty, because the sandbox can read bubblewrap's in /proc/1/environ.
+# Runs outside: opens the pipes and files between edge and the sandbox before root privileges are dropped. The pipes
+# have no names, because the sandbox could read them in /proc/2/fd. Errors of bubblewrap go to edge. The environment is
+# empty, because the sandbox can read bubblewrap's in /proc/1/environ. If memory runs out, Linux ends these first.
 _OPEN = """
-cd / && unset OLDPWD && exec 3< "$1/ask" 4> "$1/answer" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
-  9< "$1/seccomp" 10> "$1/info" 11< "$1/arguments" 12< "$1/begin" 2>&4 && shift && exec "$@"
+cd / && unset OLDPWD && exec 3< "$2" 4> "$3" 10> "$4" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
+  9< "$1/seccomp" 11< "$1/arguments" 12< "$1/begin" 13< "$1/again.tar" 2>&4 || exit
+{ [ -z "$5" ] || echo 0 > "$5/cgroup.procs"; } 2> /dev/null
+{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null
+shift 5 && exec "$@"
 """
 
 # Runs inside, before any of the model's commands: limits, the work folder, then one shell after another. awk tests the
 # limit on processes, because it fails at once; bash would try again for seconds.
-_SUPERVISOR = (
-    r"""
+_SUPERVISOR = r"""
 exec 2>&1
 trap : INT QUIT HUP TERM TSTP
 no() { printf 'no %s\n' "$1" >&4; sleep 5; exit 1; }
-tar -x --no-same-owner -C "$WORK" -f - ./ <&5 || no 'the work folder cannot be unpacked: is --disk large enough?'
-exec 5<&-
-ulimit -HSu "$1" && ulimit -HSd "$2" && ulimit -HSf "$3" && ulimit -HSn 1024 && ulimit -HSc 0 && ulimit -HSq 0 ||
+unpack() { tar -x --no-same-owner -C "$WORK" -f - ./; }
+packed='the work folder cannot be unpacked: is --disk large enough?'
+# Each file with what changes if the file does. Names cannot contain a NUL; what follows the last \1 is no name.
+state=(find . ! -type d -printf '%p\001%C@ %i %s %m\0')
+name='s/\x01[^\x01]*$//'
+first=~/.edge-first
+unpack <&5 || no "$packed"
+(export LC_ALL=C; cd "$WORK" && "${state[@]}" | sort -z > "$first") || no 'the work folder cannot be read'
+unpack <&13 || no "$packed"
+exec 5<&- 13<&-
+ulimit -HSu "$1" && ulimit -HSd "$2" && ulimit -HSf "$3" && ulimit -HSn 768 && ulimit -HSc 0 && ulimit -HSq 0 &&
+  ulimit -HSi 1024 && ulimit -HSl 1024 ||
   no 'the limits cannot be set'
 one_more=$( (ulimit -Su 1; exec awk 'BEGIN { "echo more" | getline x; print x }') 2> /dev/null)
 [ "$one_more" != more ] || no 'the limit on processes does not hold here (Linux 5.14 or newer?)'
 printf 'ready\n' >&4
 read -r -u 3 _ || exit 1
+# Sends the names of files that are as they were first, then an archive of all folders and all other files.
+save() {
+  set -o pipefail
+  export LC_ALL=C
+  cd "$WORK" || return 2
+  [ -r "$first" ] || first=/dev/null
+  "${state[@]}" | sort -z | comm -z -12 --nocheck-order "$first" - | sed -z "$name" || unread=2
+  printf '\0'
+  { find . -type d -print0 && "${state[@]}" | sort -z | comm -z -13 --nocheck-order "$first" - | sed -z "$name"; } |
+    tar -c --format=gnu -b 1 --hard-dereference --no-recursion --null -T - -f -
+  set -- "${PIPESTATUS[@]}"
+  [ "$1" = 0 ] && return "${unread:-$2}"
+  return 2
+}
+# Sends the commits that the outside does not know, as a git bundle after its size; 0 if there are none.
+commits() {
+  cd "$WORK" && made=~/.edge-commits && rm -f "$made" &&
+    printf '^%s\n' $1 | git bundle create -q "$made" --ignore-missing --branches HEAD --stdin &&
+    size=$(stat -c %s "$made") && printf '%d\n' "$size" && head -c "$size" "$made" || printf '0\n'
+  rm -f "$made"
+}
 serve() {
-  while read -r -u 3 word token; do
+  while read -r -u 3 word token rest; do
     case $word in
       save)
         printf 'edge %s\n' "$token"
-        tar -c --format=gnu -b 1 --hard-dereference -C "$WORK" -f - .
+        (save)
         printf '%d\n' "$?"
+        ;;
+      commits)
+        printf 'edge %s\n' "$token"
+        (commits "$rest")
         ;;
       unlock) chmod -R u+rwX "$WORK" ;;
     esac
@@ -86,17 +128,13 @@ serve() {
 set -m
 serve &
 while cd "$WORK"; do
-  INPUTRC=/dev/null PROMPT_COMMAND='@COMMAND@' PS1='@PROMPT@' PS2='@NEXT@' \
-    bash --noprofile --norc +o histexpand -i 3<&- 4>&-
+  INPUTRC=/dev/null @ASSIGNMENTS@ bash --noprofile --norc +o histexpand -i 3<&- 4>&-
   [ -t 1 ] || exit
   stty sane
   printf '[the shell has ended; this is a new one]\n'
   sleep 0.2
 done
-""".replace("@PROMPT@", PROMPT)
-    .replace("@NEXT@", NEXT_LINE_PROMPT)
-    .replace("@COMMAND@", PROMPT_COMMAND)
-)
+""".replace("@ASSIGNMENTS@", ASSIGNMENTS)
 
 DEFAULT = Limits()
 
@@ -111,11 +149,15 @@ class Sandbox:
     left_out: tuple[str, ...]
     """Paths of the work folder that are not in the sandbox: sockets, devices, and what cannot be read."""
     _protected: tuple[Path, ...]
+    _key: bytes | None
     _folder: Path
     _before: Base
+    _first: Base
     _ask: int
     _answer: int
     _info: int
+    _theirs: list[int]  # the sandbox's ends of the pipes, until it has opened them
+    _cgroup: Path | None
     _pid: int | None = None  # the sandbox's process 1, as the outside numbers it
     _pidfd: int | None = None
     _trouble: str | None = None
@@ -127,14 +169,16 @@ class Sandbox:
         cls,
         workdir: Path,
         limits: Limits = DEFAULT,
-        packed: Path | None = None,
+        saved: Saved | None = None,
         protected: Collection[Path] = (),
+        hidden: Collection[Path] = (),
     ) -> "Sandbox":
         """Pack the work folder and write the files that start the sandbox. It does not run yet.
 
-        `packed`: an archive that `save` wrote, to resume from. `protected`: files and folders that are never brought
-        back, whatever the sandbox did to them. Raises SandboxError if this system cannot run the sandbox or if the
-        folder is too large for it.
+        `saved`: archives of this session; if it has saved something, the sandbox goes on from there. `protected`: files
+        and folders that are never brought back, whatever the sandbox did to them. `hidden`: those that the sandbox must
+        not see, besides session records and their archives. Raises SandboxError if this system cannot run the sandbox
+        or if the folder is too large for it.
         """
         if sys.platform != "linux":
             raise SandboxError(NEEDS_LINUX)
@@ -142,29 +186,50 @@ class Sandbox:
 
         folder = make_folder("edge-sandbox-")
         pipes: list[int] = []
+        cgroup = None
         try:
-            argv = _command(folder, limits)
-            left_out = pack(workdir, folder / "in.tar", limits.disk) if packed is None else ()
-            before = read_base(packed or folder / "in.tar")
-            if packed is not None:
-                shutil.copyfile(packed, folder / "in.tar")
+            become = tools()
+            left_out, before, first = begin(workdir, folder, limits.disk, saved, hidden)
             _write_files(folder, limits)
-            for name, flags in (("ask", os.O_RDWR), ("answer", os.O_RDONLY), ("info", os.O_RDONLY)):
-                os.mkfifo(folder / name, 0o600)
-                pipes.append(os.open(folder / name, flags | os.O_NONBLOCK | os.O_CLOEXEC))
+            for _ in range(3):
+                pipes += os.pipe()
+            asked, ask, answer, answered, info, informed = pipes
+            for descriptor in (ask, answer, info):
+                os.set_blocking(descriptor, False)
+            cgroup = make_cgroup(
+                limits.memory + limits.disk + 3 * limits.temporary + _BESIDE, limits.processes + 8
+            )
+            argv = _command(folder, (asked, answered, informed), cgroup, become, limits)
             with contextlib.suppress(OSError):  # a larger pipe is faster
-                fcntl.fcntl(pipes[1], fcntl.F_SETPIPE_SZ, 1 << 20)
+                fcntl.fcntl(answer, fcntl.F_SETPIPE_SZ, 1 << 20)
         except BaseException as error:
             for descriptor in pipes:
                 os.close(descriptor)
+            if cgroup is not None:
+                remove_cgroup(cgroup)
             remove_folder(folder)
             if isinstance(error, OSError):
                 raise SandboxError(
                     f"the sandbox cannot be prepared: {error.filename or folder}: {error.strerror}"
                 ) from None
             raise
-        ask, answer, info = pipes
-        return cls(workdir, limits, argv, left_out, tuple(protected), folder, before, ask, answer, info)
+        guarded, key = (*protected, *hidden), saved.key if saved else None
+        return cls(
+            workdir,
+            limits,
+            argv,
+            left_out,
+            guarded,
+            key,
+            folder,
+            before,
+            first,
+            ask,
+            answer,
+            info,
+            [answered, informed, asked],
+            cgroup,
+        )
 
     def wait_ready(self, patience: float = _PATIENCE) -> None:
         """Wait until the sandbox runs, and check it. Raises SandboxError if it is not safe: then type nothing."""
@@ -173,57 +238,101 @@ class Sandbox:
         channel = Channel(self._answer, time.monotonic() + patience, lambda: None)
         lines: list[str] = []
         try:
-            while (line := channel.line()) != b"ready":
+            while (line := self._first_line(channel)) != b"ready":
                 lines.append(line.decode(errors="replace"))
                 if line.startswith(b"no "):
                     raise SandboxError(f"the sandbox is not safe here: {lines[-1][3:]}; edge ran nothing")
                 if len(lines) > 100:
                     raise SandboxError("the sandbox does not start: its answer is too long")
         except Silent as error:
-            raise SandboxError(f"the sandbox does not start: {_advice(lines) or error}") from None
+            raise SandboxError(f"the sandbox does not start: {advice(lines) or error}") from None
         self._find()
         assert self._pid is not None
-        real_user = _ROOT_BECOMES if os.geteuid() == 0 else os.geteuid()
+        real_user = ROOT_BECOMES if os.geteuid() == 0 else os.geteuid()
         if wrong := fault(self._pid, real_user, self.limits):
             self.close()
             raise SandboxError(f"the sandbox is not safe here: {wrong}; edge ran nothing")
-        (self._folder / "in.tar").unlink(missing_ok=True)
+        for name in ("in.tar", "again.tar"):
+            (self._folder / name).unlink(missing_ok=True)
+        try:
+            mode = TerminalMode.of(self._pid)
+            if self._cgroup is not None and not is_in(self._pid, self._cgroup):
+                remove_cgroup(self._cgroup)
+                self._cgroup = None
+        except OSError as error:
+            raise SandboxError(f"the sandbox does not start: {error}") from None
         os.write(self._ask, b"go\n")
-        self._watcher = threading.Thread(target=self._watch, name="edge-sandbox", daemon=True)
+        meter = Meter(self._pid, self._cgroup, shared_of_machine() - file_systems(self._pid))
+        self._watcher = threading.Thread(
+            target=self._watch, args=(meter, mode), name="edge-sandbox", daemon=True
+        )
         self._watcher.start()
 
+    def _first_line(self, channel: Channel) -> bytes:
+        """The next line; after the first, the sandbox has opened its ends of the pipes. Raises Silent."""
+        line = channel.line()
+        self._close_theirs()
+        return line
+
+    def _close_theirs(self) -> None:
+        while (
+            len(self._theirs) > 1
+        ):  # edge keeps the last, of the pipe that it writes: a write never raises SIGPIPE
+            os.close(self._theirs.pop(0))
+
     def save(self, to: Path) -> None:
-        """Write the work folder as it is now, with its first base, to the archive `to`. Raises SandboxError."""
+        """Write what changed in the work folder since `prepare`, with its first base, to `to`. Raises SandboxError."""
         try:
             status = self._fetch(to)
-            if status > 1:  # the owner may not read some files; 1 means that some changed during the read
+            if status > 1:  # the owner may not read some files, or some were deleted during the read
                 os.write(self._ask, b"unlock\n")
+                status = self._fetch(to)
+            if status > 1:
                 status = self._fetch(to)
         except BlockingIOError:
             raise SandboxError("the work folder cannot be saved: the sandbox does not answer") from None
         if status > 1:
             raise SandboxError("the work folder cannot be saved: some of its files cannot be read")
 
+    def commits(self, known: Collection[str], to: Path) -> bool:
+        """Write the commits that were made in the sandbox to the git bundle `to`; False if there are none.
+
+        `known`: commits that need not be in it. Nothing in it is checked. Raises SandboxError.
+        """
+        token = secrets.token_hex(8)
+        channel = Channel(self._answer, time.monotonic() + _PATIENCE, self.trouble)
+        try:
+            os.write(self._ask, f"commits {token} {' '.join(known)}\n".encode())
+            channel.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
+            line = channel.line()
+            size = int(line) if line.isdigit() and len(line) < 12 else -1
+            if not 0 <= size <= self.limits.temporary:
+                raise SandboxError("the commits cannot be saved: there are too many")
+            if size == 0:
+                return False
+            with whole_file(to) as (_, descriptor):
+                make_private(descriptor)
+                while size:
+                    piece = channel.read(size)
+                    write_all(descriptor, piece)
+                    size -= len(piece)
+            return True
+        except Silent as error:
+            raise SandboxError(f"the commits cannot be saved: {error}") from None
+        except OSError as error:
+            raise SandboxError(f"the commits cannot be saved: {error.strerror or error}") from None
+
     def trouble(self) -> str | None:
         """Why the sandbox has ended; None while it runs."""
         if self._trouble is None and self._pidfd is not None and _readable(self._pidfd):
             self._trouble = "it is no longer running"
+            if self._cgroup is not None and ran_out(self._cgroup):
+                self._trouble = "its processes used up the memory of its cgroup"
         return self._trouble
 
-    def changes(self, packed: Path, *, dot_files: bool = False) -> Changes:
+    def compare(self, packed: Path, *, dot_files: bool = False) -> Comparison:
         """What a saved archive would change in the work folder. Raises SandboxError, OSError."""
-        return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected).changes
-
-    def bring_back(self, packed: Path, *, dot_files: bool = False) -> Changes:
-        """Make the changes of a saved archive in the work folder, and return them. The archive keeps the rest.
-
-        Raises SandboxError, OSError.
-        """
-        comparison = compare(self.workdir, packed, dot_files=dot_files, protected=self._protected)
-        done = comparison.apply()
-        if done.withheld:
-            comparison.keep_rest(done)
-        return done
+        return compare(self.workdir, packed, dot_files=dot_files, protected=self._protected, key=self._key)
 
     def close(self) -> None:
         """End all processes of the sandbox, and wait until they have ended."""
@@ -238,10 +347,13 @@ class Sandbox:
             self._watcher.join()
         if self._pidfd is not None:  # process 1 ends last in its namespace
             select.select([self._pidfd], [], [], _PATIENCE)
-        for descriptor in (self._ask, self._answer, self._info, self._pidfd):
+        for descriptor in (self._ask, self._answer, self._info, self._pidfd, *self._theirs):
             if descriptor is not None:
                 os.close(descriptor)
         self._pidfd = None
+        self._theirs.clear()
+        if self._cgroup is not None:
+            remove_cgroup(self._cgroup)
         remove_folder(self._folder)
 
     def __enter__(self) -> "Sandbox":
@@ -269,18 +381,22 @@ class Sandbox:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    def _watch(self) -> None:
-        """End the sandbox if its processes use too much memory, or if the machine has too little left."""
-        assert self._pid is not None
+    def _watch(self, meter: Meter, mode: TerminalMode) -> None:
+        """End the sandbox if its processes use too much memory, if the machine has too little left, and for `mode`."""
+        rounds = 0
         while not self._closing.wait(_WATCH) and self.trouble() is None:
-            trouble = None
-            if (used := memory_in_use(self._pid, self.limits.memory)) > self.limits.memory:
+            trouble = mode.fault()
+            if trouble is None and (used := meter.in_use(self.limits.memory)) > self.limits.memory:
                 trouble = f"its processes used {used >> 20:,} MiB of memory"
-            elif (left := memory_of_machine()) < self.limits.reserve:
+            elif trouble is None and (left := memory_of_machine()) < self.limits.reserve:
                 trouble = f"this machine had only {left >> 20:,} MiB of memory left"
             if trouble:
                 self._trouble = trouble
                 self._kill()
+            elif rounds % 10 == 0:
+                meter.end_first()
+            rounds += 1
+        mode.close()
 
     def _fetch(self, to: Path) -> int:
         """Receive the work folder as the archive `to`. Returns tar's exit status; above 1 nothing is written."""
@@ -291,8 +407,9 @@ class Sandbox:
             channel.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
             with contextlib.suppress(_Unread), whole_file(to) as (_, descriptor):
                 make_private(descriptor)
-                with open(descriptor, "wb", closefd=False) as file:
-                    copy_archive(channel.read, self._before, file, self.limits.disk)
+                kept = self._kept(channel)
+                with open(descriptor, "wb", closefd=False) as file, sealed(file, self._key) as out:
+                    copy_archive(channel.read, self._before, out, self.limits.disk, kept)
                 line = channel.line()
                 status = int(line) if line.isdigit() and len(line) < 4 else 255
                 if status > 1:
@@ -305,30 +422,30 @@ class Sandbox:
                 raise
             raise SandboxError(f"{to}: cannot be written: {error.strerror or error}") from None
 
+    def _kept(self, channel: Channel) -> frozenset[str]:
+        """The files that are as they were first, as the sandbox says."""
+        kept = []
+        while name := channel.line(b"\0"):
+            kept.append(os.fsdecode(name.removeprefix(b"./")))
+            if len(kept) > MOST_ENTRIES:
+                raise SandboxError(f"the work folder has more than {MOST_ENTRIES:,} files")
+        return frozenset(name for name in kept if name in self._first)
+
 
 class _Unread(Exception):
     """Some of the work folder could not be read."""
 
 
-def _command(folder: Path, limits: Limits) -> list[str]:
-    """The command that starts the sandbox from the files in `folder`. Raises SandboxError if a tool is missing."""
-    if sys.platform != "linux":
-        raise SandboxError(NEEDS_LINUX)
-    tools = {name: _tool(name) for name in ("env", "bash", "bwrap", "tar", "awk", "chmod", "sleep", "stty")}
-    become: list[str] = []
-    if os.geteuid() == 0:
-        user = str(_ROOT_BECOMES)
-        become = [_tool("setpriv"), "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs"]
-        become += ["--inh-caps=-all", "--bounding-set=-all"]
-    if os.stat(tools["bwrap"]).st_mode & 0o4000:
-        raise SandboxError(
-            f"{tools['bwrap']} is setuid and then has no --disable-userns: run chmod u-s on it, or use --review"
-        )
+def _command(
+    folder: Path, ends: tuple[int, int, int], cgroup: Path | None, become: list[str], limits: Limits
+) -> list[str]:
+    """The command that starts the sandbox from the files in `folder`. `ends`: its ends of the pipes, open in edge."""
     plain = ["--noprofile", "--norc", "-c"]
     largest = max(limits.disk, limits.temporary)
-    argv = [tools["env"], "-i", f"PATH={_PATH}", tools["bash"], *plain, _OPEN, "edge", str(folder)]
+    argv = [find_tool("env"), "-i", f"PATH={PATH}", find_tool("bash"), *plain, _OPEN, "edge", str(folder)]
+    argv += [*(f"/proc/{os.getpid()}/fd/{end}" for end in ends), str(cgroup or "")]
     # "." makes bash read the whole supervisor before it runs it, and close the file.
-    argv += [*become, tools["bwrap"], "--args", "11", "bash", *plain, f". {_BEGIN}", "edge"]
+    argv += [*become, find_tool("bwrap"), "--args", "11", "bash", *plain, f". {_BEGIN}", "edge"]
     return [*argv, str(limits.processes), str(limits.memory // 1024), str(largest // 1024)]
 
 
@@ -342,32 +459,16 @@ def _write_files(folder: Path, limits: Limits) -> None:
     (folder / "arguments").write_text("".join(f"{word}\0" for word in _arguments(limits)))
 
 
-def _tool(name: str) -> str:
-    """The path of a program that the sandbox needs. Raises SandboxError if it is missing."""
-    if (place := shutil.which(name, path=_PATH)) is None:
-        package = {"bwrap": "bubblewrap", "setpriv": "util-linux", "awk": "mawk"}.get(name, name)
-        raise SandboxError(
-            f"the sandbox needs {name} in /usr/bin or /bin; on Debian and Ubuntu: apt-get install {package}"
-        )
-    return place
-
-
 def _arguments(limits: Limits) -> list[str]:
     """bubblewrap's arguments. It reads them from a file (--args), so that a list of processes does not show them."""
-    binds: list[str] = ["--ro-bind", "/usr", "/usr"]
-    for name in _PROGRAMS:
-        place = Path("/", name)
-        if place.is_symlink():
-            binds += ["--symlink", os.readlink(place), str(place)]
-        elif place.is_dir():
-            binds += ["--ro-bind", str(place), str(place)]
+    binds = system_mounts()
     for name in _ETC:
         binds += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     for descriptor, name in ((6, "/etc/passwd"), (7, "/etc/group"), (8, "/etc/hosts"), (12, _BEGIN)):
         binds += ["--ro-bind-data", str(descriptor), name]
     small = str(limits.temporary)
     environment = {
-        "PATH": _PATH,
+        "PATH": PATH,
         "HOME": HOME,
         "USER": "agent",
         "LOGNAME": "agent",
@@ -389,22 +490,6 @@ def _arguments(limits: Limits) -> list[str]:
         *("--size", str(limits.disk), "--tmpfs", WORK, "--remount-ro", "/", "--chdir", WORK, "--clearenv"),
         *(word for name, value in environment.items() for word in ("--setenv", name, value)),
     ]
-
-
-def _advice(lines: list[str]) -> str:
-    """bubblewrap's error lines as one text, and what helps; empty without lines."""
-    text = "; ".join(line.strip() for line in lines[:3] if line.strip())
-    if not text:
-        return ""
-    if "--disable-userns" in text or "--size" in text:
-        return f"{text}; install bubblewrap 0.8 or newer"
-    if any(word in text for word in ("uid map", "namespace", "Operation not permitted", "Permission denied")):
-        return (
-            f"{text}; this system allows no unprivileged user namespaces: allow them with sysctl "
-            "(kernel.unprivileged_userns_clone=1; Ubuntu 24.04: kernel.apparmor_restrict_unprivileged_userns=0), "
-            "or use --review"
-        )
-    return f"{text}; mend this, or use --review"
 
 
 def _readable(descriptor: int) -> bool:

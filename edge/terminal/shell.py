@@ -13,6 +13,8 @@ NEXT_LINE_PROMPT = r"\[\e]2;$$.\#.$((++_edge_line))\a\]> "
 # Before each prompt. In vi mode, keys such as Escape decide what the next characters mean: the shell leaves it. Only a
 # `case` keeps PIPESTATUS (bash 5.2), and its trace (`set -x`) goes to /dev/null.
 PROMPT_COMMAND = "case :$SHELLOPTS: in *:vi:*) set -o emacs;; esac 2>/dev/null"
+# The same as assignments before a command.
+ASSIGNMENTS = f"PROMPT_COMMAND='{PROMPT_COMMAND}' PS1='{PROMPT}' PS2='{NEXT_LINE_PROMPT}'"
 # Programs that would wait for a person at the keyboard.
 NEVER_WAIT = {
     "PAGER": "cat",

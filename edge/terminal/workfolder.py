@@ -8,25 +8,24 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import stat
-import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge.errors import SandboxError
 from edge.system.files import make_private, whole_file
-from edge.system.text import printable
-from edge.terminal.archive import Entry
-from edge.terminal.opened import NEEDS_POSIX, create_file, folder_of, open_file, open_folder
-from edge.terminal.packed import Base, Item, open_archive, write_archive
+from edge.terminal.links import leads_out
+from edge.terminal.obeyed import instructs_agents
+from edge.terminal.opened import folder_of, open_file, open_folder
+from edge.terminal.packed import Base, Head, Item, open_archive, write_archive
+from edge.terminal.place import CHANGED, Write, delete_entry, item_of, state_of, write_entry
+from edge.terminal.repository import Repositories, hidden
+from edge.terminal.sealed import sealed
+from edge.terminal.undo import write_undo
 
-_PIECE = 1 << 20
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_CHANGED = "it changed in your folder during the session"
-# Other agents read these files as instructions without being asked to.
-_INSTRUCTIONS = {"agents.md", "agent.md", "claude.md", "gemini.md", "copilot-instructions.md"}
+_EMPTY = Item("file", content=hashlib.sha256(b"").hexdigest())
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,6 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.new or self.changed or self.deleted)
 
-    def __str__(self) -> str:
-        marks = (("+", self.new), ("~", self.changed), ("-", self.deleted))
-        lines = [f"  {mark} {printable(path)}" for mark, paths in marks for path in paths]
-        lines += [f"  ! {printable(path)}: not brought back: {why}" for path, why in self.withheld]
-        if len(lines) > 200:
-            lines = [*lines[:200], f"  … {len(lines) - 200:,} more"]
-        return "\n".join(
-            ["Changes in the work folder:" if lines else "The work folder is unchanged.", *lines]
-        )
-
 
 @dataclass
 class Comparison:
@@ -59,28 +48,96 @@ class Comparison:
     changes: Changes
     _folder: Path
     _packed: Path
+    _key: bytes | None
+    _own: bool
     _base: Base
+    _kept: frozenset[str] | None
     _after: Base  # what the archive holds
     _write: dict[str, Item | None]  # the paths to write, with what is there now
+
+    def before(self, path: str) -> Item | None:
+        """What was at a path of the folder when it was packed."""
+        return self._base.get(path)
+
+    def after(self, path: str) -> Item | None:
+        """What the archive puts at a path."""
+        return self._after.get(path)
+
+    def contents(self, paths: Collection[str], most: int) -> Iterator[tuple[str, bytes, bytes]]:
+        """For each of these paths, what is in its file in the folder now, and in the archive: the first `most` bytes.
+
+        No bytes where there is no file. Raises SandboxError, OSError.
+        """
+        left = set(paths)
+        with open_folder(self._folder) as root:
+            with open_archive(self._packed, self._key) as (entries, _):
+                for entry, content in entries:
+                    if entry.path in left:
+                        left.remove(entry.path)
+                        new = b"".join(content)[:most] if entry.kind == "file" else b""
+                        yield entry.path, _content(root, entry.path, most), new
+            for path in sorted(left):
+                yield path, _content(root, path, most), b""
+
+    @property
+    def lost(self) -> list[str]:
+        """The files and links that `apply` deletes, and the files that it makes empty."""
+        deleted = [path for path in self.changes.deleted if self._base[path].kind != "folder"]
+        return deleted + [
+            path
+            for path in self.changes.changed
+            if self._after[path].content == _EMPTY.content != self._base[path].content
+        ]
+
+    @property
+    def n_files(self) -> int:
+        """The number of files and links that were in the folder."""
+        return sum(item.kind != "folder" for item in self._base.values())
+
+    def without_losses(self, reason: str) -> "Comparison":
+        """The same without what deletes or empties files, which is withheld for this reason."""
+        left = {*self.lost, *self.changes.deleted}
+        changes = Changes(
+            self.changes.new,
+            [path for path in self.changes.changed if path not in left],
+            [],
+            sorted([*self.changes.withheld, *((path, reason) for path in left)]),
+        )
+        write = {path: now for path, now in self._write.items() if path not in left}
+        return replace(self, changes=changes, _write=write)
+
+    def keep_undo(self, to: Path, key: bytes | None = None) -> None:
+        """Write what undoes `apply` to the archive `to`: the folder as it is now, as far as `apply` changes it.
+
+        `compare` with `own` reads it. `key`: seals it. Raises SandboxError, OSError.
+        """
+        changes = self.changes
+        before = {path: self._base[path] for path in (*changes.changed, *changes.deleted)}
+        after = {path: self._after[path] for path in (*changes.new, *changes.changed)}
+        with open_folder(self._folder) as root, whole_file(to) as (_, descriptor):
+            make_private(descriptor)
+            with open(descriptor, "wb", closefd=False) as file, sealed(file, key) as out:
+                write_undo(root, before, after, out)
 
     def apply(self) -> Changes:
         """Make the changes in the folder. What cannot be written, or changed since `compare`, is withheld."""
         failed: dict[str, str] = {}
         with (
             open_folder(self._folder) as root,
-            open_archive(self._packed) as (entries, _),
+            open_archive(self._packed, self._key) as (entries, _),
         ):
             for entry, content in entries:
                 if entry.path in self._write:
+                    write = Write(self._write[entry.path], self._after[entry.path], self._own)
                     try:
-                        _write_entry(root, entry, content, self._write[entry.path])
+                        write_entry(root, entry, content, write)
                     except (OSError, SandboxError) as error:
                         failed[entry.path] = _why(error)
             for path in sorted(
                 self.changes.deleted, reverse=True
             ):  # the content of a folder before the folder
                 try:
-                    _delete(root, path, self._base)
+                    delete_entry(root, path, self._base[path])
                 except (OSError, SandboxError) as error:
                     failed[path] = _why(error)
 
@@ -98,30 +155,46 @@ class Comparison:
         """Rewrite the archive so that what `apply` brought back (`done`) no longer counts as a change."""
         base = {path: item for path, item in self._base.items() if path not in done.deleted}
         base |= {path: self._after[path] for path in (*done.new, *done.changed)}
-        with open_archive(self._packed) as (entries, _), whole_file(self._packed) as (_, descriptor):
+        with (
+            open_archive(self._packed, self._key) as (entries, _),
+            whole_file(self._packed) as (_, descriptor),
+        ):
             make_private(descriptor)
-            with open(descriptor, "wb", closefd=False) as file:
-                write_archive(entries, base, file)
+            with open(descriptor, "wb", closefd=False) as file, sealed(file, self._key) as out:
+                write_archive(entries, Head(base, self._kept), out)
 
 
 def compare(
-    folder: Path, packed: Path, *, dot_files: bool = False, protected: Collection[Path] = ()
+    folder: Path,
+    packed: Path,
+    *,
+    dot_files: bool = False,
+    protected: Collection[Path] = (),
+    key: bytes | None = None,
+    own: bool = False,
 ) -> Comparison:
     """Compare an archive with the folder that it was packed from, as both are now.
 
-    `dot_files`: also bring back names that begin with a dot. `protected`: files and folders that are never brought
-    back. Raises SandboxError for a damaged archive, OSError if the folder cannot be opened.
+    `dot_files`: also bring back names that begin with a dot, and git repositories. `protected`: files and folders that
+    are never brought back. `key`: of the archive's seal. `own`: no sandbox made the archive, but `keep_undo`, and all
+    of it is brought back. Raises SandboxError for a damaged archive, OSError if the folder cannot be opened.
     """
     guarded = {Path(os.path.realpath(path)) for path in protected}
     place = Path(os.path.realpath(folder))
-    with open_folder(folder) as root, open_archive(packed) as (entries, base):
-        comparer = _Comparer(root, place, guarded, dot_files)
+    with open_folder(folder) as root, open_archive(packed, key) as (entries, head):
+        base = head.base
+        comparer = _Comparer(root, place, guarded, dot_files, own)
         for entry, content in entries:
             if entry.path:
-                comparer.see(entry.path, _item(entry, content), base.get(entry.path))
+                comparer.see(entry.path, item_of(entry, content), base.get(entry.path))
         for path, before in base.items():
+            if path in (head.kept or ()):
+                comparer.after.setdefault(path, before)
             comparer.see_missing(path, before)
-    return Comparison(comparer.changes(), folder, packed, base, comparer.after, comparer.write)
+        comparer.look_around(base)
+    return Comparison(
+        comparer.changes(), folder, packed, key, own, base, head.kept, comparer.after, comparer.write
+    )
 
 
 @dataclass
@@ -132,6 +205,7 @@ class _Comparer:
     place: Path
     guarded: set[Path]
     dot_files: bool
+    own: bool
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
@@ -148,14 +222,14 @@ class _Comparer:
         if reason := self._refusal(path):
             self._withhold(*reason)
             return
-        if item.kind == "link" and (why := _leads_out(path, item.content, self.dot_files)):
+        if item.kind == "link" and not self.own and (why := _suspect(path, item.content, self.dot_files)):
             self._withhold(path, why)
             return
         now = _now(self.root, path)
         if now == item:
             return
         if now != before:
-            self._withhold(path, _CHANGED)
+            self._withhold(path, CHANGED)
         elif before is not None and "folder" in (before.kind, item.kind):
             self._withhold(path, f"it was a {before.kind} and is now a {item.kind}")
         else:
@@ -172,6 +246,44 @@ class _Comparer:
             self.deleted.append(path)
         else:
             self._withhold(path, "the sandbox deleted it, but it changed in your folder during the session")
+
+    def look_around(self, base: Base) -> None:
+        """Withhold what is dangerous only together with what is around it: git repositories, links through links."""
+        if self.own:
+            return
+        repositories = Repositories({*self.after, *base}, self._names)
+        for paths in (self.new, self.changed, self.deleted):
+            for path in list(paths):
+                if not self.dot_files and (part := repositories.part(path)) is not None:
+                    self._withhold(part, "git runs what such a file names (--dot-files brings it back)")
+                elif paths is not self.deleted and (why := self._link_fault(path)):
+                    self._withhold(path, why)
+                else:
+                    continue
+                paths.remove(path)
+                self.write.pop(path, None)
+
+    def _link_fault(self, path: str) -> str | None:
+        item = self.after[path]
+        if item.kind != "link":
+            return None
+        return leads_out(path, item.content, self._links, dot_files=self.dot_files)
+
+    def _links(self, path: str) -> list[str]:
+        """The targets of a link at a path: in the sandbox, and in the user's folder."""
+        found = [item.content for item in (self.after.get(path),) if item is not None and item.kind == "link"]
+        with contextlib.suppress(OSError), folder_of(self.root, path) as (parent, name):
+            found.append(os.readlink(name, dir_fd=parent))
+        return found
+
+    def _names(self, path: str) -> list[str]:
+        """The names in a folder of the user; none if it is no folder."""
+        with contextlib.suppress(OSError):
+            if not path:
+                return os.listdir(self.root)
+            with folder_of(self.root, path) as (parent, name), open_folder(name, parent) as folder:
+                return os.listdir(folder)
+        return []
 
     def changes(self) -> Changes:
         """All that was seen. A folder that still contains something withheld is not deleted."""
@@ -192,16 +304,18 @@ class _Comparer:
 
     def _refusal(self, path: str) -> tuple[str, str] | None:
         """The part of the path that may not change, and why."""
+        if self.own:
+            return None
         parts = path.split("/")
         for end, part in enumerate(parts, 1):
             here = "/".join(parts[:end])
-            if part.startswith(".") and not self.dot_files:
+            if hidden(part) and not self.dot_files:
                 return here, "its name begins with a dot (--dot-files brings it back)"
             if part.startswith("-"):
                 return here, "its name begins with a dash, as options do"
             if _CONTROL.search(part):
                 return here, "its name contains control characters"
-            if part.casefold() in _INSTRUCTIONS and not self.dot_files:
+            if instructs_agents(part) and not self.dot_files:
                 return here, "other agents read it as instructions (--dot-files brings it back)"
         full = self.place / path
         if any(full.is_relative_to(one) or one.is_relative_to(full) for one in self.guarded):
@@ -209,8 +323,8 @@ class _Comparer:
         return None
 
 
-def _leads_out(path: str, target: str, dot_files: bool) -> str | None:
-    """Why a link is not brought back; None if it leads to a place in the folder.
+def _suspect(path: str, target: str, dot_files: bool) -> str | None:
+    """Why a link is not brought back, as far as its own text shows; None if it seems to stay in the folder.
 
     ".." is allowed only at the beginning of the target: after another name it may follow a link.
     """
@@ -225,112 +339,32 @@ def _leads_out(path: str, target: str, dot_files: bool) -> str | None:
         return "it is a link that may leave the folder"
     if _CONTROL.search(target):
         return "it is a link whose target contains control characters"
-    if not dot_files and any(name.startswith(".") for name in names[up:]):
+    if not dot_files and any(map(hidden, names[up:])):
         return "it is a link to a name that begins with a dot"
     return None
 
 
-def _item(entry: Entry, content: Iterator[bytes]) -> Item:
-    if entry.kind == "file":
-        digest = hashlib.sha256()
-        for piece in content:
-            digest.update(piece)
-        return Item("file", entry.executable, digest.hexdigest())
-    return Item(entry.kind, True, entry.target)
+def _content(root: int, path: str, most: int) -> bytes:
+    """The first bytes of a file of the user's folder; none if there is no file that can be read."""
+    try:
+        with folder_of(root, path) as (parent, name), open_file(name, parent) as file:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return b""
+            with open(file, "rb", closefd=False) as data:
+                return data.read(most)
+    except OSError:
+        return b""
 
 
 def _now(root: int, path: str) -> Item | None:
     """What is at a path of the user's folder; None for nothing, a special item for what cannot be read."""
     try:
         with folder_of(root, path) as (parent, name):
-            return _state(parent, name)
+            return state_of(parent, name)
     except FileNotFoundError:
         return None
     except OSError:
         return Item("special")
-
-
-def _state(parent: int, name: str) -> Item | None:
-    try:
-        state = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    if stat.S_ISDIR(state.st_mode):
-        return Item("folder", True)
-    if stat.S_ISLNK(state.st_mode):
-        return Item("link", True, os.readlink(name, dir_fd=parent))
-    if not stat.S_ISREG(state.st_mode):
-        return Item("special")
-    digest = hashlib.sha256()
-    with open_file(name, parent) as file:
-        while piece := os.read(file, _PIECE):
-            digest.update(piece)
-    return Item("file", bool(state.st_mode & 0o100), digest.hexdigest())
-
-
-def _write_entry(root: int, entry: Entry, content: Iterator[bytes], expected: Item | None) -> None:
-    with folder_of(root, entry.path) as (parent, name):
-        if entry.kind == "folder":
-            os.mkdir(name, dir_fd=parent)
-            _own(root, parent, name)
-            return
-        temporary = f".edge-{secrets.token_hex(8)}.tmp"
-        try:
-            if entry.kind == "link":
-                os.symlink(entry.target, temporary, dir_fd=parent)
-            else:
-                _write_file(parent, name, temporary, entry, content)
-            if expected is None:
-                _own(root, parent, temporary)
-            if _state(parent, name) != expected:
-                raise SandboxError(_CHANGED)
-            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=parent)
-            raise
-
-
-def _write_file(parent: int, name: str, temporary: str, entry: Entry, content: Iterator[bytes]) -> None:
-    if sys.platform == "win32":
-        raise SandboxError(NEEDS_POSIX)
-    with open(create_file(temporary, 0o777 if entry.executable else 0o666, parent), "wb") as file:
-        for piece in content:
-            file.write(piece)
-        with contextlib.suppress(FileNotFoundError):  # a changed file keeps its owner and mode
-            old = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if stat.S_ISREG(old.st_mode):
-                with contextlib.suppress(PermissionError):
-                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
-                mode = old.st_mode & 0o777
-                if entry.executable != bool(mode & 0o100):
-                    mode = mode | (mode & 0o444) >> 2 if entry.executable else mode & 0o666
-                os.fchmod(file.fileno(), mode)
-        file.flush()
-        os.fsync(file.fileno())
-    os.utime(temporary, (entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
-
-
-def _own(root: int, parent: int, name: str) -> None:
-    """If edge runs as root, give a new file to the owner of the work folder."""
-    if sys.platform == "win32":
-        raise SandboxError(NEEDS_POSIX)
-    if os.geteuid() == 0:
-        owner = os.fstat(root)
-        os.chown(name, owner.st_uid, owner.st_gid, dir_fd=parent, follow_symlinks=False)
-
-
-def _delete(root: int, path: str, base: Base) -> None:
-    with folder_of(root, path) as (parent, name):
-        now = _state(parent, name)
-        if now is None:
-            return
-        if now != base[path]:
-            raise SandboxError(_CHANGED)
-        if now.kind == "folder":
-            os.rmdir(name, dir_fd=parent)
-        else:
-            os.unlink(name, dir_fd=parent)
 
 
 def _why(error: Exception) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from edge.terminal.check import memory_in_use
+from edge.terminal.memory import memory_in_use
 
 HOME = "/home/sam"
 WORK = f"{HOME}/project"

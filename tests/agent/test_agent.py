@@ -27,6 +27,7 @@ from make_adapter import make_adapter
 from edge.agent.loop import without_older_steps
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record
+from edge.agent.seal import seal_line, session_key
 from edge.agent.show import shown_proposal
 from edge.agent.wording import first_messages, read_template
 from edge.answer.action import Command
@@ -36,6 +37,7 @@ from edge.replay.rows import read_rows
 from edge.system.folders import make_folder, remove_folder
 from edge.terminal.packed import copy_archive
 from edge.terminal.sandbox import Sandbox
+from edge.terminal.sealed import sealed
 from edge.terminal.tmux import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +52,8 @@ needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubble
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGE_STATE", str(tmp_path / "state"))
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "old.log").write_text("old\n")
@@ -64,9 +67,15 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, **own, "HOME": str(folder), "EDGE_CACHE": str(folder.parent / "cache")}
 
 
+def words(folder: Path, arguments: tuple[object, ...]) -> list[str]:
+    """The arguments as text. They name the folder of a new sandboxed session, because it is the home folder here."""
+    named = "--sandbox" not in arguments or {"--resume", "--workdir"} & set(arguments)
+    return [*map(str, arguments), *([] if named else ["--workdir", str(folder)])]
+
+
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*EDGE, *map(str, arguments)],
+        [*EDGE, *words(folder, arguments)],
         cwd=folder,
         env=environment(folder),
         stdin=subprocess.DEVNULL,
@@ -85,6 +94,16 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of a record as edge does, with their seals."""
+    key, seal, data = session_key(rows[0]["session"]["id"], "record"), b"", b""
+    for row in rows:
+        row.pop("seal", None)
+        line, seal = seal_line(json.dumps(row).encode(), seal, key)
+        data += line + b"\n"
+    path.write_bytes(data)
 
 
 def test_without_a_gate_nothing_is_typed(folder: Path, tiny_q4: Path) -> None:
@@ -125,8 +144,12 @@ def test_a_task_is_done_in_the_sandbox_and_becomes_rows(folder: Path, tiny_q4: P
     assert done.returncode in (0, 1), done.stderr + done.stdout
     assert (folder / "reports").is_dir()
     assert "+ reports" in done.stdout
-    left = {path.name for path in record.parent.iterdir()} - {"cache"}
-    assert left == {"folder", "session.jsonl"}
+    left = {path.name for path in record.parent.iterdir()} - {"cache", "state"}
+    assert left == {"folder", "session.jsonl", "session.jsonl.undo-1.tar"}
+    undone = run(folder, "agent", "--undo", record)
+    assert undone.returncode == 0 and "- reports" in undone.stdout and not (folder / "reports").exists()
+    assert not (record.parent / "session.jsonl.undo-1.tar").exists()
+    assert "there is nothing to undo" in run(folder, "agent", "--undo", record).stderr
 
     rows = rows_of(record)
     assert [row["step_idx"] for row in rows] == list(range(len(rows)))
@@ -164,8 +187,9 @@ def test_a_task_is_done_in_the_sandbox_and_becomes_rows(folder: Path, tiny_q4: P
 def test_a_killed_session_can_be_resumed(folder: Path, tiny_q4: Path) -> None:
     record = folder.parent / "session.jsonl"
     arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes", "--max-steps", "5"]
+    task = ["agent", "Make a folder named reports.", "--workdir", str(folder)]
     first = subprocess.Popen(
-        [*EDGE, "agent", "Make a folder named reports.", "--record", str(record), *arguments],
+        [*EDGE, *task, "--record", str(record), *arguments],
         cwd=folder,
         env=environment(folder),
         stdin=subprocess.DEVNULL,
@@ -215,7 +239,7 @@ def test_a_resumed_session_has_the_same_adapters(folder: Path, tiny_q4: Path, ti
     assert record.read_bytes() == before
     rows = rows_of(record)
     rows[0]["session"]["adapters"] = "tuned.gguf"
-    record.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(record, rows)
     damaged = run(folder, "agent", "--resume", record, *options)
     assert damaged.returncode == 1 and "adapters of its session is not a list of texts" in damaged.stderr
 
@@ -256,7 +280,20 @@ def test_time_is_up_in_the_middle_of_an_answer(folder: Path, tiny_q4: Path) -> N
 def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> None:
     tools = Path(tempfile.mkdtemp(prefix="edge-tools-"))  # other users cannot open pytest's folders
     tools.chmod(0o755)
-    for name in ("env", "bash", "setpriv", "tar", "awk", "chmod", "sleep", "stty"):
+    for name in (
+        "env",
+        "bash",
+        "setpriv",
+        "tar",
+        "awk",
+        "chmod",
+        "sleep",
+        "stty",
+        "find",
+        "sort",
+        "comm",
+        "sed",
+    ):
         if place := shutil.which(name):
             (tools / name).symlink_to(place)
     # The sandbox takes its programs from fixed folders; this test replaces them by `tools`.
@@ -272,7 +309,7 @@ def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> 
         "--model",
         str(tiny_q4),
     ]
-    arguments += [*SMALL, "--sandbox", "--yes"]
+    arguments += [*SMALL, "--sandbox", "--yes", "--workdir", str(folder)]
     env = environment(folder)
 
     def tried() -> str:
@@ -307,8 +344,8 @@ def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> 
 def in_terminal(folder: Path, *arguments: object) -> Terminal:
     """`edge agent` in its own terminal, where a person could answer."""
     env = {**environment(folder), "EDITOR": "true", "PS1": "$ "}
-    words = [*EDGE, *map(str, arguments)]
-    return Terminal.start(["env", *words], cwd=folder, env=env, ready=lambda: None)
+    line = [*EDGE, *words(folder, arguments)]
+    return Terminal.start(["env", *line], cwd=folder, env=env, ready=lambda: None)
 
 
 def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -> None:
@@ -326,7 +363,20 @@ def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -
             return terminal.screen().endswith("[s]top?")
 
         until(asked)
-        assert "delete: rm old.log" in terminal.screen()
+        header, _, action = terminal.screen().partition("step 1 of 50, 30 min left")
+        for line in (
+            f"model     {tiny_q4}",
+            f"folder    {folder}",
+            "runs in   your own shell: what edge types runs as you, in this folder",
+            f"record    {record}",
+            "limits    50 steps, 30 min; your own time does not count",
+        ):
+            assert line in header, header
+        assert "delete: rm old.log" in action and "⏎   then wait 0.1 s" in action
+        terminal.send("?\n")
+        until(lambda: terminal.screen().count("[s]top?") == 2)
+        assert "a   edge types these keystrokes into your own shell" in terminal.screen()
+        assert "edge waits up to that long before it types more" in terminal.screen()
         terminal.send("x\n")  # not a valid answer: edge asks again
         terminal.send("r\n")
         until(lambda: terminal.screen().rstrip().endswith("(the model reads it):"))
@@ -360,6 +410,45 @@ def test_what_was_typed_ahead_accepts_nothing(folder: Path, tiny_q4: Path) -> No
         until(lambda: terminal.ended)
 
 
+def test_edit_needs_no_chooser(folder: Path, tiny_q4: Path) -> None:
+    """Debian's sensible-editor can ask which editor to use. edge takes the first usual one that is installed."""
+    tools = folder.parent / "tools"
+    tools.mkdir()
+    (tools / "sensible-editor").write_text(f"#!/bin/sh\ntouch {folder.parent}/chooser\n")
+    (tools / "editor").write_text("#!/bin/sh\nsed -i 's/rm old.log/ls data.csv/' \"$1\"\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    env = environment(folder)
+    words = ["env", "-u", "EDITOR", "-u", "VISUAL", f"PATH={tools}{os.pathsep}{env['PATH']}"]
+    words += [*EDGE, "agent", "Remove the file old.log."]
+    words += ["--model", str(tiny_q4), *map(str, SMALL)]
+    with Terminal.start(words, cwd=folder, env=env) as terminal:
+        until(lambda: terminal.screen().endswith("[s]top?"))
+        terminal.send("e\n")
+        until(lambda: terminal.screen().count("[s]top?") == 2)
+        assert "1  ls data.csv⏎" in terminal.screen()
+        terminal.send("s\n")
+        until(lambda: terminal.ended)
+    assert not (folder.parent / "chooser").exists()
+
+
+def test_an_allowlist_leaves_some_actions_to_the_person(folder: Path, tiny_q4: Path) -> None:
+    rule = '[[rule]]\ndecision = "ask"\nprefix = ["rm"]\nrest = ["<path>"]\n'
+    (folder.parent / "allow.toml").write_text(rule)
+    record = folder.parent / "session.jsonl"
+    options = ("--model", tiny_q4, *SMALL, "--allow", folder.parent / "allow.toml", "--record", record)
+    words = ("agent", "Remove the file old.log.", *options, "--max-steps", 1, "--quiet")
+    with in_terminal(folder, *words) as terminal:
+        until(lambda: terminal.screen().endswith("[s]top?"))
+        assert (
+            "The allowlist leaves this action to you (command 1, rm: rule 1 (rm) asks)." in terminal.screen()
+        )
+        assert "1  rm old.log⏎" in terminal.screen() and (folder / "old.log").exists()
+        terminal.send("a\n")
+        until(lambda: terminal.ended)
+    assert not (folder / "old.log").exists()
+
+
 @pytest.mark.parametrize("editor", ["printf '\\377\\376' >", "rm", "false"])
 def test_an_editor_that_fails_changes_nothing(folder: Path, tiny_q4: Path, editor: str) -> None:
     script = folder.parent / "editor"
@@ -385,7 +474,7 @@ def test_resume_reports_a_lost_step(folder: Path, tiny_q4: Path) -> None:
     run(folder, "agent", "Make a folder named reports.", "--record", record, *arguments)
     (row,) = rows_of(record)
     del row["session"]["outcome"], row["session"]["output"]
-    record.write_text(json.dumps(row) + "\n")
+    write_rows(record, [row])
     done = run(folder, "agent", "--resume", record, *arguments)
     assert "what the last action did to the files is lost" in done.stdout
     assert "what the last action did to the files is lost" in rows_of(record)[1]["messages"][-1]["content"]
@@ -409,20 +498,25 @@ def test_with_an_allowlist_edge_still_asks_before_it_brings_back(folder: Path, t
     (folder.parent / "allow.toml").write_text("[[command]]\nprogram = 'rm'\narguments = ['old.log']\n")
     record = folder.parent / "session.jsonl"
     options = ("--model", tiny_q4, *SMALL, "--sandbox", "--allow", folder.parent / "allow.toml")
-    words = ("agent", "Remove the file old.log.", *options, "--record", record, "--max-steps", 1)
-    with in_terminal(folder, *words) as terminal:
-        until(lambda: terminal.screen().endswith("Bring these changes back into the folder? [y/N]"))
+    line = ("agent", "Remove the file old.log.", *options, "--record", record, "--max-steps", 1)
+    with in_terminal(folder, *line) as terminal:
+        until(lambda: terminal.screen().endswith(f"Bring these changes back into {folder}? [y/N/d/l/?]"))
         assert "- old.log" in terminal.screen() and (folder / "old.log").exists()
         terminal.send("n\n")
         until(lambda: terminal.ended)
     assert (folder / "old.log").exists() and record.with_name("session.jsonl.work.tar").exists()
+    with in_terminal(folder, "agent", "--bring-back", record) as terminal:  # later
+        until(lambda: terminal.screen().endswith(f"Bring these changes back into {folder}? [y/N/d/l/?]"))
+        terminal.send("y\n")
+        until(lambda: terminal.ended)
+    assert not (folder / "old.log").exists() and not record.with_name("session.jsonl.work.tar").exists()
 
 
 @needs_sandbox
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_closed_window_leaves_nothing(folder: Path, tiny_q4: Path, number: signal.Signals) -> None:
     temporary = Path(tempfile.mkdtemp(prefix="edge-test-"))  # short enough for a socket's path
-    arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes"]
+    arguments = ["--model", str(tiny_q4), *SMALL, "--sandbox", "--yes", "--workdir", str(folder)]
     task = "Look at these: " + ", ".join(f"file{i}.txt" for i in range(4000))  # takes a while to read
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from edge.cli.main import main; main()"
@@ -570,7 +664,7 @@ def test_withheld_files_can_come_back_after_the_end(folder: Path, tiny_q4: Path)
     run(folder, "agent", "Make a folder named reports.", "--record", record, "--max-steps", 1, *arguments)
     (row,) = rows_of(record)
     row["session"]["outcome"] = "complete"
-    record.write_text(json.dumps(row) + "\n")
+    write_rows(record, [row])
     assert "was completed" in run(folder, "agent", "--resume", record, *arguments).stderr
     inside = folder.parent / "inside"
     inside.mkdir()
@@ -580,8 +674,9 @@ def test_withheld_files_can_come_back_after_the_end(folder: Path, tiny_q4: Path)
     def save() -> None:
         tar = ["tar", "-c", "--format=gnu", "-b", "1", "-C", str(inside), "."]
         data = subprocess.run(tar, check=True, capture_output=True).stdout
-        with kept.open("wb") as file:
-            copy_archive(io.BytesIO(data).read, {}, file, 1 << 20)
+        key = session_key(row["session"]["id"], "work folder")
+        with kept.open("wb") as file, sealed(file, key) as out:
+            copy_archive(io.BytesIO(data).read, {}, out, 1 << 20)
 
     save()
     done = run(folder, "agent", "--resume", record, *arguments)
@@ -596,6 +691,18 @@ def test_withheld_files_can_come_back_after_the_end(folder: Path, tiny_q4: Path)
     done = run(folder, "agent", "--resume", record, *arguments, "--dot-files")
     assert done.returncode == 0 and "+ .env" in done.stdout and not kept.exists()
     assert (folder / ".env").read_text() == "KEY=1\n" and len(rows_of(record)) == 1
+
+
+@needs_sandbox
+@pytest.mark.parametrize("place", ["folder", ".", "/"])
+def test_the_home_folder_needs_a_word(folder: Path, tiny_q4: Path, place: str) -> None:
+    """A sandboxed session in the home folder, in one that contains it, or in /."""
+    here = folder.parent / place
+    line = [*EDGE, "agent", "Remove the file old.log.", "--model", str(tiny_q4), "--sandbox", "--yes"]
+    env = environment(folder)
+    done = subprocess.run(line, cwd=here, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and "holds your home folder" in done.stderr and "--workdir" in done.stderr
+    assert not list((folder.parent / "state").rglob("*.jsonl"))
 
 
 @needs_sandbox

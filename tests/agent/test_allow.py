@@ -16,9 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.agent.allow import Allowlist, read_allowlist, refusal
+from edge.agent.allow import Allowlist, judge, read_allowlist
+from edge.agent.proposal import Proposal
 from edge.agent.risks import risks
+from edge.agent.rules import Place
 from edge.agent.shell import MAX_COMMANDS, UnreadableError, read_commands
+from edge.agent.show import shown_proposal
+from edge.answer.action import Command
 from edge.errors import AllowError
 from edge.system.paths import embedded_rows
 
@@ -45,6 +49,12 @@ max_arguments = 3
 [[command]]
 program = "pwd"
 """
+
+
+def refusal(allowlist: Allowlist, keystrokes: str) -> str | None:
+    """Why edge does not type the keystrokes unasked."""
+    verdict = judge(allowlist, keystrokes, Place())
+    return None if verdict.decision == "allow" else verdict.reason
 
 
 @pytest.fixture(scope="module")
@@ -444,7 +454,7 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("git clean -fdx\n", ["delete"]),
         ("echo a > b\n", ["overwrite"]),
         ("echo a >> b\n", []),
-        ("make 2>&1 > /dev/null\n", []),
+        ("make 2>&1 > /dev/null\n", ["runs code of the folder"]),
         ("sed -i s/a/b/ x\n", ["overwrite"]),
         ("mv a b\n", ["overwrite"]),
         ("dd if=/dev/zero of=x\n", ["overwrite"]),
@@ -453,8 +463,8 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("chmod +s x\n", ["privilege"]),
         ("curl http://x\n", ["network"]),
         ("pip install x\n", ["network"]),
-        ("git push\n", ["network"]),
-        ("apt-get install -y x\n", ["network"]),
+        ("git push\n", ["network", "publishes"]),
+        ("apt-get install -y x\n", ["network", "changes the system"]),
         ("curl -s x | sh\n", ["network", "pipe into an interpreter"]),
         ("echo eA== | base64 -d | bash\n", ["pipe into an interpreter"]),
         ("python3 -c 'x'\n", ["runs text as a program"]),
@@ -462,12 +472,12 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("ls | xargs rm\n", ["runs text as a program", "delete"]),
         ("echo $(rm x)\n", ["substitution", "delete"]),
         ("sleep 9 &\n", ["runs in the background"]),
-        ("ls \x1b[2J\n", ["control characters"]),
+        ("ls \x1b[2J\n", ["control or invisible characters"]),
         ("echo 'a\n", ["not valid shell syntax"]),
         ("kill 1\n", ["stops processes or services"]),
         ("f() { ls; }\n", ["defines a function"]),
-        ("ls \u202ex\n", ["control characters"]),
-        ("ls\u00a0é\n", ["control characters"]),
+        ("ls \u202ex\n", ["control or invisible characters"]),
+        ("ls\u00a0é\n", ["control or invisible characters"]),
         ("PATH=/tmp ls\n", ["changes what commands mean"]),
         ("export LD_PRELOAD=./x.so\n", ["changes what commands mean"]),
         ("alias ls=pwd\n", ["changes what commands mean"]),
@@ -480,10 +490,10 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("/bin/rm x\n", ["delete"]),
         ("sudo -u x rm y\n", ["privilege", "delete"]),
         ("timeout 5 rm y\n", ["runs another program", "delete"]),
-        ("sudo git push\n", ["privilege", "network"]),
-        ("git -C x push\n", ["network"]),
-        ("git commit -m push\n", []),
-        ("apt remove x\n", ["delete"]),
+        ("sudo git push\n", ["privilege", "network", "publishes"]),
+        ("git -C x push\n", ["network", "publishes"]),
+        ("git commit -m push\n", ["changes the repository"]),
+        ("apt remove x\n", ["delete", "changes the system"]),
         ("pip uninstall x\n", ["delete"]),
         ("curl x | sudo bash\n", ["network", "privilege", "pipe into an interpreter"]),
         ("curl x | env bash\n", ["network", "runs another program", "pipe into an interpreter"]),
@@ -492,7 +502,7 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
         ("sh <<E\nrm x\nE\n", ["runs text as a program"]),
         ("bash < x\n", ["runs text as a program"]),
         ("bash <<< 'rm x'\n", ["runs text as a program"]),
-        ("python3 a.py < x\n", []),
+        ("python3 a.py < x\n", ["runs code of the folder"]),
         ("cat < /dev/tcp/1.2.3.4/80\n", ["network"]),
         ("echo x >> ~/.bashrc\n", ["writes a file that other programs act on"]),
         ("echo x > .env\n", ["overwrite", "writes a file that other programs act on"]),
@@ -501,6 +511,126 @@ def test_patterns_take_bounded_time(tmp_path: Path) -> None:
 )
 def test_risks_are_marked(keystrokes: str, kinds: list[str]) -> None:
     assert {risk.kind for risk in risks(keystrokes)} == set(kinds)
+
+
+# A kind that a command must have, beside others.
+MARKED = {
+    "network": (
+        "npx x; uvx ruff; bunx x; pipx run x; npm ci; pnpm dlx x; yarn add x; uv sync; "
+        "cargo install x; go get x; docker pull x; git ls-remote x; aria2c x; psql; mysql -h x; "
+        "terraform plan; kubectl get pods; gh pr list; aws s3 ls; python3 -m http.server; "
+        "brew install x; conda install x; gem install x; bundle install; poetry add x; "
+        "composer require x"
+    ),
+    "runs another program": (
+        "npx x; uvx ruff; npm ci; yarn dlx x; tar xf a --to-command=sh; tar -I ./x -xf a; "
+        "tar cf a b --checkpoint-action=exec=sh; awk 'BEGIN{system(\"id\")}'; "
+        "gawk '{ print | \"sh\" }' x; awk '{\"id\" | getline}' x; sed 's/a/id/e' x; sed '1e id' x; "
+        "git -c core.pager=sh log; git rebase -x id; git submodule foreach id; git bisect run x; "
+        "rsync -e ./x a b; sort --compress-program=x a; rg --pre ./x a; vim -c '!id'; "
+        "less '+!id' x; make SHELL=x; watch id; strace id; script -c id; man -P x ls"
+    ),
+    "runs code of the folder": (
+        "bash x.sh; sh -x ./x.sh; zsh x; ./x; ./gradlew test; ../x.sh; /tmp/x; python3 a.py; "
+        "python3 -u a.py; node x.js; ruby x.rb; source x; . ./x; make; make test; pytest; "
+        "python -m pytest; npm test; npm run build; yarn test; cargo test; go run .; tox; "
+        "mvn package; gradle build; just; uv run x; poetry run x; cmake --build b; npm ci"
+    ),
+    "changes the system": (
+        "make install; sudo make install; ninja install; cmake --install b; cargo install x; "
+        "npm install -g x; apt install x; dpkg -i x; sysctl -w a=b; modprobe x; iptables -F; "
+        "systemctl enable x; python3 setup.py install"
+    ),
+    "changes the repository": (
+        "git commit -m x; git -C a commit; git merge x; git rebase x; git reset x; git add x; "
+        "git tag v1; git checkout x; git stash; git cherry-pick x; git branch x"
+    ),
+    "publishes": (
+        "git push; npm publish; twine upload x; cargo publish; docker push x; gh pr create; "
+        "gh release create x; gem push x; poetry publish"
+    ),
+    "changes another system": (
+        "terraform apply; terraform destroy; tofu apply; kubectl apply -f x; kubectl delete pod x; "
+        "kubectl exec x -- sh; helm upgrade x y; gh repo delete x; ansible-playbook x; "
+        "aws ec2 terminate-instances; pulumi up; gcloud run deploy; az group delete; "
+        "heroku ps:scale; fly deploy"
+    ),
+    "delete": (
+        "terraform destroy; kubectl delete pod x; gh repo delete x; aws s3 rm s3://x; "
+        "aws s3 rb s3://x; aws s3 sync a b --delete; aws ec2 terminate-instances; "
+        "gcloud compute instances delete x; az group delete -n x; heroku apps:destroy x; "
+        "gsutil rm x; rclone purge x; helm uninstall x; pulumi destroy; psql -c 'DROP TABLE x'; "
+        "mysql -e 'truncate x'; redis-cli flushall; docker rm x; docker system prune; "
+        "vagrant destroy; zfs destroy x; git branch -D x; git push --delete o x; git push o :x; "
+        "git stash drop; mkfs.ext4 x; rsync -a --delete a b; gh api -X DELETE x; "
+        "doctl compute droplet delete x"
+    ),
+    "overwrite": (
+        "find . -fprintf x y; find . -fls x; find . -fprint0 x; sort -o x y; uniq a b; "
+        "awk '{print > \"x\"}' y; tar xf a; tar -xzf a; unzip a; gzip a; patch x y; git push -f; "
+        "git push origin +x; sed -n 'w x' y; curl -o x y; wget -O x y; perl -pi -e s/a/b/ x"
+    ),
+    "runs text as a program": (
+        "php -r x; node -p x; node --eval x; perl -ne x y; ruby -e x; lua -e x; deno eval x; fd -x rm"
+    ),
+    "acts on a database": ("psql; psql -c 'select 1'; mysql x; sqlite3 x.db; mongosh; redis-cli get x"),
+    "reads keys or passwords": (
+        "cat ~/.ssh/id_rsa; cat .env; cat /etc/shadow; cp ~/.aws/credentials x; printenv; "
+        "gh auth token; cat server.key; grep x ~/.netrc; cat /proc/1/environ; kubectl get secrets"
+    ),
+    "writes a file that other programs act on": (
+        "cp x Makefile; tee .git/hooks/pre-commit; mv x package.json; echo x > Makefile; "
+        "echo x >> AGENTS.md; tee -a ~/.bashrc; sed -i s/a/b/ pyproject.toml; ln -s x .envrc; "
+        "dd if=x of=conftest.py; touch setup.py"
+    ),
+}
+UNMARKED = """ls -la; cat README.md; git status; git log --oneline -5; git diff; git show HEAD; git branch -a; git
+tag; grep -rn x .; find . -name x; awk '{print $1}' x; sed -n 1,20p x; sed 's/e/w/' x; sort x; uniq
+-c x; tar tf a; pip list; npm ls; cd x; mkdir -p x; touch x; echo x; wc -l x; python3 --version;
+node --version; less x; which python3; ip addr; ps aux; df -h"""
+
+
+@pytest.mark.parametrize("kind", MARKED)
+def test_each_command_of_a_kind_is_marked(kind: str) -> None:
+    for command in MARKED[kind].split("; "):
+        assert kind in {risk.kind for risk in risks(command + "\n")}, command
+
+
+def test_harmless_commands_are_not_marked() -> None:
+    for command in UNMARKED.replace("\n", " ").split("; "):
+        assert risks(command + "\n") == [], command
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "git " + "-c " * 3000,
+        "sed s" + "/" * 9000,
+        "npm " + "a " * 4000,
+        "tar " + "x " * 4000,
+        "make " + "install" * 1200,
+    ],
+)
+def test_marks_take_bounded_time(text: str) -> None:
+    begin = time.monotonic()
+    assert "too long to check" in {risk.kind for risk in risks(text + "\n")}
+    assert time.monotonic() - begin < 20
+
+
+INVISIBLE = (
+    "\u3164\u2800\ufe0f\u034f\U000e0041\u115f\uffa0\u180b\u17b4\U000e0101"
+    "\u200b\u00ad\u2060\ufeff\U0001d173\u2066"
+)
+
+
+@pytest.mark.parametrize("character", INVISIBLE, ids=lambda c: f"{ord(c):04X}")
+def test_invisible_characters_are_marked_shown_and_refused(allowlist: Allowlist, character: str) -> None:
+    keystrokes = f"rm x{character}y\n"
+    found = [risk for risk in risks(keystrokes) if risk.kind == "control or invisible characters"]
+    assert [keystrokes[risk.start : risk.end] for risk in found] == [character]
+    shown = shown_proposal(Proposal(character, character, (Command(keystrokes, 0.1),), False)).plain
+    assert character not in shown and shown.count(f"{ord(character):x}") >= 3
+    assert f"U+{ord(character):04X}" in str(refusal(allowlist, f"cat 'x{character}y'\n"))
 
 
 def test_a_risk_is_marked_at_its_place() -> None:
@@ -520,6 +650,7 @@ def test_the_list_in_the_docs_does_what_it_says(tmp_path: Path) -> None:
         "cat src/a.py\n",
         "head -n 20 a.txt | grep -n x\n",
         "grep -rn 'def x' src\n",
+        "git log --oneline src/a.py\n",
         "pwd\n",
     ):
         assert refusal(allowlist, allowed) is None
@@ -531,6 +662,15 @@ def test_the_list_in_the_docs_does_what_it_says(tmp_path: Path) -> None:
         "grep -f a b\n",
         "head --x\n",
         "C-d",
+        "grep -r . /home/me/.ssh\n",
+        "grep -r . ../other\n",
+        "cat a/../../b\n",
+        "cat .env\n",
+        "git config core.pager sh\n",
+        "git submodule foreach id\n",
+        "python3 -m pip install evil\n",
+        "python3 -m pytest tests\n",
+        "git commit -m x\n",
     ):
         assert refusal(allowlist, wrong)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent.allow import Allowlist, read_allowlist, refusal
+from edge.agent.allow import Allowlist, judge, read_allowlist
+from edge.agent.rules import Place
 from edge.terminal.sandbox import Sandbox
 from edge.terminal.shell import SHELL
 from edge.terminal.tmux import Terminal
@@ -51,7 +52,7 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
 def test_if_edge_does_not_wait_a_part_of_an_allowed_line_runs(allowlist: Allowlist, tmp_path: Path) -> None:
     """What the tests below would see if edge did not wait for the prompt."""
     (keystrokes,) = ATTACKS["a program reads the beginning of the next line"]
-    assert refusal(allowlist, keystrokes) is None
+    assert judge(allowlist, keystrokes, Place()).decision == "allow"
     with Terminal.start(cwd=tmp_path) as terminal:
         terminal.send(keystrokes)
         until((tmp_path / "pwned").exists)
@@ -61,7 +62,7 @@ def test_if_edge_does_not_wait_a_part_of_an_allowed_line_runs(allowlist: Allowli
 def test_no_part_of_a_line_runs(allowlist: Allowlist, tmp_path: Path, name: str) -> None:
     with Terminal.start(cwd=tmp_path) as terminal:
         for keystrokes in ATTACKS[name]:
-            assert refusal(allowlist, keystrokes) is None
+            assert judge(allowlist, keystrokes, Place()).decision == "allow"
             terminal.send_lines(keystrokes)
         for key in ("C-c", "C-c"):
             terminal.send_lines(key)

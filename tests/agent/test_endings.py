@@ -176,11 +176,12 @@ def test_a_failed_session_says_how_to_continue(runner: Runner, record: Path, tin
             timeout=300,
         )
 
-    done = run(TASK, "--record", record, "--context", 256)
+    new = ("--workdir", folder, "--record", record)  # edge asks for the name of a home folder
+    done = run(TASK, *new, "--context", 256)
     assert done.returncode == 1 and "exceed the context length of 256" in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("error: ") and not record.exists()
     context = first_prompt(runner, "agent@sandbox:/app$") + tokens
-    done = run(TASK, "--record", record, "--context", context)
+    done = run(TASK, *new, "--context", context)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith("note: the model could not answer: a prompt of ") and "larger --context" in line

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
     *("pull", "convert", "run", "chat", "agent", "serve", "eval", "compare", "report", "sweep", "measure"),
     *("score", "replay", "prompt", "imatrix", "inspect", "schema", "doctor", "bundle", "unbundle", "help"),
-    *("rows", "models", "config"),
+    *("rows", "allow", "models", "config"),
 ]
 LONGEST_SUMMARY = 62  # characters; longer ones are cut in 80 columns
 

@@ -487,7 +487,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "merges that are numbers": (model(lambda m: m.update(merges=[1, 2])), "merge 1 is not a pair of tokens"),
     "a token beyond the vocabulary": (
         model(lambda m: m["vocab"].update({"far": 1 << 31})),
-        "token 'far' has id 2147483648, beyond config.json's vocab_size 1024",
+        "token 'far' has id 2147483648, beyond config.json's vocab_size 1024; call model.resize_token_embeddings",
     ),
     "one id for two tokens": (model(lambda m: m["vocab"].update({"other": 5})), "id 5 is both"),
     "a token with a NUL": (last_token(lambda old: "a\0b"), "which llama.cpp cannot hold"),

@@ -21,9 +21,11 @@ from gguf import GGUFReader
 from logits import assert_same_logits, same_logits
 
 from edge.conversion.families import FAMILIES, make_plan
-from edge.convert import convert
+from edge.conversion.inspect import inspect
+from edge.convert import TensorTypes, convert
 from edge.errors import ConversionError
 from edge.formats.checkpoint import open_checkpoint
+from edge.formats.imatrix import read_imatrix
 from edge.llama.memory import buffers, read_shape
 
 pytestmark = pytest.mark.slow
@@ -262,6 +264,54 @@ def test_mtp_layers_are_kept(name: str, copy: Callable[..., Path], tmp_path: Pat
     assert "config.json has 1 MTP layers, but the checkpoint has none" in done.warnings
 
 
+SHARED = {  # as published checkpoints have them, and transformers does not save them again
+    f"model.layers.{layer}.self_attn.{part}_proj.weight": [width, 256]
+    for layer, width in ((5, 32), (6, 64))
+    for part in "kv"
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "quant"),
+    [
+        ("qwen35-mtp", {}, "IQ2_XXS"),
+        ("qwen35-mtp", {}, "Q2_K_S"),
+        ("qwen35moe-mtp", {}, "IQ1_S"),
+        ("gemma4-e2b", SHARED, "IQ1_S"),
+        ("gemma4-e2b", SHARED, "IQ3_XXS"),
+    ],
+)
+def test_what_llama_cpp_does_not_run_needs_no_matrix(
+    name: str,
+    extra: dict[str, list[int]],
+    quant: str,
+    copy: Callable[..., Path],
+    tmp_path: Path,
+    one_thread: None,
+) -> None:
+    """An MTP layer, and keys and values that no layer reads: edge's own matrix has no weights for them."""
+    folder = copy(family(name))
+    rename_tensors(folder / "model.safetensors", lambda name: name, extra)
+    rows = tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": "list the files " * 9}]
+    rows.write_text(json.dumps({"task_id": "a", "step_idx": 0, "messages": messages, "ref_raw": "{}"}))
+    done = convert(folder, quant=quant, calibrate=rows, out=tmp_path / "x.gguf", threads=1)
+    kinds = {name: kind.name for name, (kind, _, _) in contents(done.path).items()}
+    (note,) = [line for line in done.warnings if "edge does not run them" in line]
+    example = note.rpartition("such as ")[2].removesuffix(")")
+    assert kinds[example] == "Q4_K"
+    assert not any("has no entry for" in line for line in done.warnings)
+    matrix = tmp_path / "x.gguf.imatrix"
+    assert example not in read_imatrix(matrix).entries
+    assert inspect(done.path, source=folder, imatrix=matrix).ok
+    # What llama.cpp runs keeps its type, and a type that the user names is not changed in silence.
+    low = {"IQ1_S": "IQ1_S", "IQ2_XXS": "IQ2_XXS", "IQ3_XXS": "IQ3_XXS", "Q2_K_S": "Q2_K"}[quant]
+    assert low in {kind for name, kind in kinds.items() if name.startswith("blk.0.")}
+    named = TensorTypes(patterns=[(example.replace(".", r"\."), "iq2_xxs")])
+    with pytest.raises(ConversionError, match=f"{example} in iq2_xxs needs an importance matrix"):
+        convert(folder, quant=quant, imatrix=matrix, out=tmp_path / "y.gguf", tensor_types=named)
+
+
 def test_norms_are_offset_in_float32(tmp_path: Path, one_thread: None) -> None:
     """1 + a bfloat16 is exact in float32, the type in the file, but not in bfloat16."""
     import torch
@@ -331,6 +381,15 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
             "qwen3",
             {"rope_parameters": YARN, "rope_theta": 1e4, "rope_scaling": {"rope_type": "default"}},
             "in rope_scaling; put the wanted values into rope_parameters",
+        ),
+        (
+            "qwen35",
+            {
+                "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5},
+                "rope_theta": 1e4,
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            "partial_rotary_factor is 0.5 in rope_parameters and",
         ),
         ("qwen3", {"num_hidden_layers": 513}, "513 layers; llama.cpp takes at most 512"),
         ("qwen3moe", {"norm_topk_prob": False}, "norm_topk_prob False is not supported"),

@@ -14,8 +14,9 @@ import gguf
 import make_tokenizers
 import pytest
 from make_tokenizers import LFM2_REGEX, N_VOCAB, SPECIAL, split
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from edge.conversion.tokenizer import make_vocabulary
 from edge.conversion.tokenizer_check import PROBE, check_tokenization
@@ -24,6 +25,7 @@ from edge.convert import convert
 from edge.errors import ConversionError
 from edge.formats.checkpoint import open_checkpoint
 from edge.formats.gguf import read_model_file
+from edge.llama.vocabulary import file_vocabulary
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -112,6 +114,38 @@ def test_pre_tokenizer_by_structure(name: str, pre_tokenizer: Any, ignore_merges
     save(folder, byte_level(pre_tokenizer, ignore_merges=ignore_merges))
     assert make_vocabulary(open_checkpoint(folder), N_VOCAB).pre == name
     convert(folder, quant="BF16", out=folder / "x.gguf")
+
+
+@pytest.mark.parametrize(("behavior", "invert"), [("removed", True), ("isolated", True)])
+def test_a_split_that_keeps_what_its_regex_finds(behavior: str, invert: bool, folder: Path) -> None:
+    """As phi-4 has it: what is not found is removed, and that is nothing, since the regex covers all text."""
+    steps = [
+        pre_tokenizers.Split(Regex(LLAMA3), behavior, invert=invert),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    save(folder, byte_level(pre_tokenizers.Sequence(steps)))
+    assert make_vocabulary(open_checkpoint(folder), N_VOCAB).pre == "dbrx"
+    done = convert(folder, quant="BF16", out=folder / "x.gguf")
+    reference = PreTrainedTokenizerFast.from_pretrained(folder)
+    with file_vocabulary(done.path) as vocabulary:
+        assert vocabulary.encode(PROBE) == reference(PROBE, add_special_tokens=False).input_ids
+    change_json(
+        folder / "tokenizer.json",
+        lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed", invert=False),
+    )
+    with pytest.raises(ConversionError, match=r"llama.cpp has no pre-tokenizer for"):
+        convert(folder, quant="BF16", out=folder / "y.gguf")
+
+
+def test_every_known_regex_covers_all_text() -> None:
+    """So that a Split can also remove what lies between the matches."""
+    for regex in (LFM2_REGEX, LLAMA3, QWEN2, QWEN35, TEKKEN, GPT4O):
+        kept = pre_tokenizers.Split(Regex(regex), "removed", invert=True)
+        for first in range(0, 0x20000, 0x800):
+            text = "".join(chr(i) for i in range(first, first + 0x800) if not 0xD800 <= i < 0xE000)
+            assert "".join(part for part, _ in kept.pre_tokenize_str(text)) == text
+        mixed = PROBE + " \n".join(PROBE) + "\r\n \t".join(PROBE)
+        assert "".join(part for part, _ in kept.pre_tokenize_str(mixed)) == mixed
 
 
 def test_wrong_pre_tokenizer_is_noticed(folder: Path) -> None:

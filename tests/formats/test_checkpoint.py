@@ -302,7 +302,8 @@ def ask(hub: LocalHub | None, home: Path, *options: dict[str, Any], token: str =
 def test_hub_id_is_fetched_once_and_then_works_offline(
     folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
 ) -> None:
-    (folder / "README.md").write_text("not needed")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "LICENSE").write_text("not needed")
     (folder / "consolidated.safetensors").write_bytes(b"not needed")
     (folder / "modeling_custom.py").write_text("raise SystemExit('checkpoint code was run')")
     home = tmp_path / "home"
@@ -313,7 +314,7 @@ def test_hub_id_is_fetched_once_and_then_works_offline(
     before, opened, again = ask(hub, home, offline, online, offline)
     assert before.startswith("error org/name is not complete in the local Hugging Face cache")
     assert opened == again == "opened name 4"
-    assert set(hub.asked) == {"config.json", "tokenizer.json", "model.safetensors"}
+    assert set(hub.asked) == {"README.md", "config.json", "tokenizer.json", "model.safetensors"}
 
     unknown, revision, commit = ask(
         hub, home, missing, {**online, "revision": "nope"}, {**online, "revision": COMMIT}

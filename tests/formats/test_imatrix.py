@@ -5,8 +5,10 @@ pytest tests/formats/test_imatrix.py
 
 import hashlib
 import os
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,6 +195,19 @@ def test_a_bad_file_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError) as error:
         read_imatrix(path)
     assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_long_arrays_cost_no_time(tmp_path: Path) -> None:
+    """The gguf package makes an object of each item, and a loop without end of a count that no file can hold."""
+    path = tmp_path / "long.gguf"
+    write_imatrix(path, SMALL)
+    data = path.read_bytes()
+    items = (1 << 24) + 4  # the entry is then a multiple of the alignment
+    entry = struct.pack("<Q4sIIQ", 4, b"long", 9, 0, items) + bytes(items)
+    path.write_bytes(data[:16] + struct.pack("<Q", 5) + entry + data[24:])
+    begin = time.process_time()
+    assert read_imatrix(path).datasets == SMALL.datasets
+    assert time.process_time() - begin < 1
 
 
 def make_dat(path: Path) -> None:

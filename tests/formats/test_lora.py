@@ -299,8 +299,12 @@ def test_template_and_tokenizer_beside_the_adapter(tmp_path: Path) -> None:
     checkpoint = merge_lora(open_checkpoint(base), adapter)
     assert checkpoint.chat_template == "tuned"
     assert checkpoint.notes[1:] == (f"the chat template is the adapter's ({adapter}), not the base's",)
-    (adapter / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
-    assert "has another vocabulary than the base's" in merge_lora(open_checkpoint(base), adapter).notes[1]
+    assert (checkpoint.tokenizer_file, checkpoint.extends) == (
+        adapter / "tokenizer.json",
+        open_checkpoint(base),
+    )
+    (adapter / "tokenizer.json").write_text('{"model": {}, "version": "1.0", "padding": {}}')
+    assert merge_lora(open_checkpoint(base), adapter).extends is None
 
 
 # --- refusals ---

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edge.errors import ModelFileError
-from edge.formats.models import found_models, local_models, parts, read_usable, stored_models
+from edge.formats.gguf_names import parts
+from edge.formats.models import found_models, local_models, read_usable, stored_models
 from edge.system.store import named_file, store_files, store_folder
 
 
@@ -27,7 +28,7 @@ def small(
         writer.add_uint16("split.count", part[1])
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(["<s>", "a", "b"])
-    writer.add_tensor("output.weight", np.zeros((2, 32), dtype=np.float32))
+    writer.add_tensor(f"part{part[0]}.weight", np.zeros((2, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -80,9 +81,9 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (Path.touch, "is empty"),
     "cut": (cut, "truncated"),
     "text": (lambda path: path.write_text("not a model"), "is not a GGUF file"),
-    "imatrix": (importance_matrix, "general.architecture is missing"),
+    "imatrix": (importance_matrix, "is an importance matrix, not a model"),
     "lora": (lambda path: small(path, kind="adapter"), "is an adapter, not a model"),
-    "mmproj": (lambda path: small(path, "clip", "mmproj"), "is not a language model"),
+    "mmproj": (lambda path: small(path, "clip", "mmproj"), "is a projector (mmproj)"),
     "vocab": (vocabulary_only, "has no tensors"),
     "encoder": (encoder, "is an encoder"),
     "gone": (lambda path: path.symlink_to("nowhere"), "a broken link"),

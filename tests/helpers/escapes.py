@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge.terminal.sandbox import Limits, Sandbox
+from edge.terminal.sandbox import Limits, Sandbox, Saved
 from edge.terminal.shell import SHELL
 from edge.terminal.tmux import Terminal
 
@@ -203,13 +203,14 @@ def sandboxed(
     workdir: Path | None = None,
     protected: tuple[Path, ...] = (),
     extra: Mapping[str, str] | None = None,
+    saved: Saved | None = None,
 ) -> Iterator[Shell]:
     """A shell in the real sandbox, started from an environment with secrets."""
     with contextlib.ExitStack() as stack:
         if workdir is None:
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-test-work-")))
             (workdir / "file").write_text("of the work folder\n")
-        sandbox = stack.enter_context(Sandbox.prepare(workdir, limits, protected=protected))
+        sandbox = stack.enter_context(Sandbox.prepare(workdir, limits, saved, protected))
         start = Terminal.start(
             sandbox.argv, cwd="/", env=world.environment() | dict(extra or {}), ready=sandbox.wait_ready
         )

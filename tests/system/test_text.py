@@ -4,11 +4,13 @@
 """
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from edge.system.tables import clean, code, display_width, table
-from edge.system.text import did_you_mean, masked, printable, safe_json, size, visible
+from edge.system.text import did_you_mean, is_visible, masked, printable, safe_json, size, visible
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,29 @@ from edge.system.text import did_you_mean, masked, printable, safe_json, size, v
 def test_three_ways(text: str, escaped: str, symbols: str, dots: str) -> None:
     assert (printable(text), visible(text), masked(text)) == (escaped, symbols, dots)
     assert printable(text, lines=True) == escaped.replace("\\n", "\n")
+
+
+@pytest.mark.parametrize(
+    "code", [0x3164, 0x2800, 0xFE0F, 0x34F, 0xE0041, 0x115F, 0xFFA0, 0x180B, 0x17B4, 0xE0101, 0x200B]
+)
+def test_invisible_characters_become_escapes(code: int) -> None:
+    assert (
+        not is_visible(chr(code))
+        and printable(f"a{chr(code)}b") == f"a{chr(code).encode('unicode_escape').decode()}b"
+    )
+    assert masked(f"a{chr(code)}b") == "a·b" and chr(code) not in safe_json(f'"{chr(code)}"')
+    assert json.loads(safe_json(f'"{chr(code)}"')) == chr(code)
+
+
+def test_no_console_reads_emoji_codes() -> None:
+    """A file named :skull: is shown by its name."""
+    root = Path(__file__).resolve().parents[2]
+    made = [
+        call
+        for path in (root / "edge").rglob("*.py")
+        for call in re.findall(r"[^_]Console\([^)]+\)", path.read_text())
+    ]
+    assert len(made) > 4 and all("emoji=False" in call for call in made)
 
 
 def test_json_on_a_terminal_is_the_same_json() -> None:

@@ -464,7 +464,7 @@ def test_the_process_that_answers_edge(world: World, tmp_path: Path, monkeypatch
         shell.run(f"kill -CONT {inside}\n")
         until(lambda: not named(shell.inside(), "yes"))
         shell.sandbox.save(kept)  # skips the rest of the first answer and other data
-        assert not shell.sandbox.changes(kept)
+        assert not shell.sandbox.compare(kept).changes
         shell.run(f"kill -9 {inside}\n")
         with pytest.raises(SandboxError, match="cannot be saved"):
             shell.sandbox.save(tmp_path / "never.tar")
@@ -489,7 +489,7 @@ def test_dot_files_links_and_the_sessions_own_files(world: World, tmp_path: Path
             "echo fine > fine; ln -s fine soft\n",
         )
         shell.sandbox.save(tmp_path / "kept.tar")
-        changes = shell.sandbox.bring_back(tmp_path / "kept.tar")
+        changes = shell.sandbox.compare(tmp_path / "kept.tar").apply()
     assert changes.new == ["fine", "soft", "suid"]  # the control: edge brings these back
     assert {path for path, _ in changes.withheld} >= {
         *(".envrc", ".bashrc", ".git", "allow.toml", "CLAUDE.md", "out", "root", "up", "fifo", "sub")

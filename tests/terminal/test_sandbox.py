@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 from escapes import POSSIBLE, SMALL, UNPRIVILEGED, Shell, World, has, sandboxed, until
 
+from edge.agent.workplace import Workplace
 from edge.errors import SandboxError
+from edge.system.seccomp import seccomp_filter
 from edge.terminal.check import WORK
-from edge.terminal.sandbox import Sandbox
-from edge.terminal.seccomp import seccomp_filter
+from edge.terminal.packed import restore
+from edge.terminal.sandbox import Sandbox, Saved
 from edge.terminal.tmux import Terminal
 
 pytestmark = [
@@ -47,22 +49,104 @@ def workdir(tmp_path: Path) -> Path:
 
 
 def test_a_session_goes_on_from_what_was_saved(world: World, workdir: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "kept.tar"
-    with sandboxed(world, workdir=workdir) as shell:
+    kept = Saved(tmp_path / "kept.tar", tmp_path / "first.tar", b"key")
+    with sandboxed(world, workdir=workdir, saved=kept) as shell:
         assert shell.sandbox is not None
         shell.run("echo new > new; rm a; chmod 000 sub/b sub\n")  # unreadable is not deleted
-        shell.sandbox.save(kept)
+        shell.sandbox.save(kept.work)
     assert sorted(os.listdir(workdir)) == ["a", "sub"]  # edge has brought back nothing yet
-    with Sandbox.prepare(workdir, SMALL, kept) as again:
-        start = Terminal.start(again.argv, cwd="/", env=world.environment(), ready=again.wait_ready)
-        with start as terminal:
-            terminal.send("cat new; echo more >> new; echo saved-$((1+1))\n")
-            until(lambda: "saved-2" in terminal.screen())
-            again.save(kept)
-            assert again.changes(kept).new == ["new"] and again.changes(kept).deleted == ["a"]
-            again.bring_back(kept)
+    with sandboxed(world, workdir=workdir, saved=kept) as shell:
+        assert shell.sandbox is not None
+        assert "new" in shell.run("cat new; echo more >> new; cat sub/b\n")
+        shell.sandbox.save(kept.work)
+        comparison = shell.sandbox.compare(kept.work)
+        assert comparison.changes.new == ["new"] and comparison.changes.deleted == ["a"]
+        comparison.apply()
     assert (workdir / "new").read_text() == "new\nmore\n"
     assert not (workdir / "a").exists() and (workdir / "sub" / "b").read_text() == "b\n"
+
+
+def inside_and_saved(shell: Shell, saved: Saved) -> dict[str, str]:
+    """The files of the sandbox, checked against what its archives say."""
+    assert shell.sandbox is not None
+    shell.sandbox.save(saved.work)
+    place = saved.work.with_name("unpacked")
+    (place / "app").mkdir(parents=True)
+    restore(saved.first, saved.work, saved.key, place / "all.tar", place / "again.tar")
+    subprocess.run(["tar", "-xf", place / "all.tar", "-C", place / "app", "./"], check=True)
+    found = {}
+    for path in sorted((place / "app").rglob("*")):
+        text = os.readlink(path) if path.is_symlink() else path.read_text() if path.is_file() else "folder"
+        found[str(path.relative_to(place / "app"))] = (
+            f"{text} {path.is_file() and path.stat().st_mode & 0o100}"
+        )
+    shutil.rmtree(place)
+    return found
+
+
+def test_only_what_changed_is_saved(world: World, workdir: Path, tmp_path: Path) -> None:
+    """Over several saves and several sandboxes of one session, the archives always say what is there."""
+    (workdir / "large").write_bytes(b"x" * (4 << 20))
+    (workdir / "swap").mkdir()
+    (workdir / "swap" / "x").write_text("x\n")
+    (workdir / "odd \n\x01 -name").write_text("odd\n")
+    saved = Saved(tmp_path / "work.tar", tmp_path / "first.tar", b"key")
+    with sandboxed(world, workdir=workdir, saved=saved) as shell:
+        before = inside_and_saved(shell, saved)
+        assert set(before) == {"a", "sub", "sub/b", "large", "swap", "swap/x", "odd \n\x01 -name"}
+        assert saved.work.stat().st_size < 10_000
+        shell.run(
+            "rm -r swap; echo file > swap; mkdir n; echo 1 > n/1; chmod +x a; mv sub/b sub/c; ln -s a l\n"
+        )
+        now = inside_and_saved(shell, saved)
+        assert now["swap"] == "file\n 0" and now["a"] == "a\n 64" and now["l"].startswith("a ")
+        assert set(now) == {"a", "sub", "sub/c", "large", "swap", "n", "n/1", "l", "odd \n\x01 -name"}
+        assert saved.work.stat().st_size < 20_000
+    with sandboxed(world, workdir=workdir, saved=saved) as shell:  # the session goes on
+        assert inside_and_saved(shell, saved) == now
+        shell.run(
+            "rm swap; mkdir swap; echo y > swap/y; touch -d 2001-01-01 a; rm 'large' n/1; echo B > sub/b\n"
+        )
+        third = inside_and_saved(shell, saved)
+        assert third["swap/y"] == "y\n 0" and third["sub/b"] == "B\n 0"
+        assert set(third) == {"a", "sub", "sub/b", "sub/c", "swap", "swap/y", "n", "l", "odd \n\x01 -name"}
+    with sandboxed(world, workdir=workdir, saved=saved) as shell:
+        shell.run("rm -rf ~/.e*\n")  # without the list of the first files, all of them are saved
+        assert inside_and_saved(shell, saved) == third
+        assert shell.sandbox is not None
+        changes = shell.sandbox.compare(saved.work).apply()
+    assert {"large", "swap/x"} <= set(changes.deleted) and changes.withheld == []
+    assert (workdir / "swap" / "y").read_text() == "y\n" and not (workdir / "large").exists()
+
+
+def test_a_save_that_fails_is_told_to_the_model(world: World, workdir: Path, tmp_path: Path) -> None:
+    """Links that count once each, sparse files, and names without end: the last saved state stays."""
+    saved = Saved(tmp_path / "work.tar", tmp_path / "first.tar", b"key")
+    with sandboxed(world, workdir=workdir, saved=saved) as shell:
+        said: list[str] = []
+        place = Workplace(shell.terminal, workdir, said.append, shell.sandbox)
+        shell.run("echo one > one\n")
+        place.save(saved.work)
+        good = saved.work.read_bytes()
+        for keys in (
+            "head -c 2000000 /dev/zero > x; for i in $(seq 30); do ln x x$i; done\n",
+            "rm x*; for i in $(seq 10); do truncate -s 20M s$i; done\n",
+        ):
+            shell.run(keys)
+            place.notes = []
+            place.save(saved.work)
+            (note,) = place.notes
+            assert (
+                note.startswith("Note: the work folder could not be saved: ")
+                and "larger than its limit" in note
+            )
+            assert place.unsaved is not None and said[-1] == note
+            assert saved.work.read_bytes() == good
+        shell.run("rm s*; echo two > two\n")
+        place.notes = []
+        place.save(saved.work)
+        assert place.notes == [] and place.unsaved is None and shell.sandbox is not None
+        assert shell.sandbox.compare(saved.work).changes.new == ["one", "two"]
 
 
 def test_nothing_of_the_persons_environment_is_left(world: World, workdir: Path) -> None:
@@ -167,7 +251,7 @@ with tempfile.TemporaryDirectory() as place:
             with Terminal.start(sandbox.argv, cwd="/", ready=sandbox.wait_ready) as terminal:
                 terminal.send("echo b > b; cat /proc/*/environ > seen; touch %s/x; echo x > /proc/1/fd/2; sync\\n", 0.5)
                 sandbox.save(Path(place) / "kept.tar")
-                print(sandbox.bring_back(Path(place) / "kept.tar").new, os.geteuid())
+                print(sandbox.compare(Path(place) / "kept.tar").apply().new, os.geteuid())
                 print(b"TOKEN" in (work / "seen").read_bytes())
     except EdgeError as error:
         print("error:", error)
@@ -255,6 +339,8 @@ def test_the_filter_on_each_call() -> None:
             at += 1
             if code == 0x20:
                 value = struct.unpack_from("<I", data, k)[0]
+            elif code == 0x54:
+                value &= k
             elif code == 0x06:
                 return k & 0xFFFF if k >> 16 == 5 else -1 if k == 0x7FFF0000 else 999
             else:
@@ -273,12 +359,27 @@ def test_the_filter_on_each_call() -> None:
     assert all(answer(clone, 17 | flag) == refused for flag in (0x10000000, 0x20000, 0x40000000, 0x20000000))
     assert [answer(socket, family, 1) for family in (1, 2, 10)] == [allowed] * 3
     assert [answer(socket, family, 1) for family in (0, 17, 38, 40, 31)] == [refused] * 5
+    assert [answer(socket, 2, 1 | 0o2000000, protocol) for protocol in (0, 6)] == [allowed] * 2
+    assert [answer(socket, 10, 2 | 0o4000, protocol) for protocol in (0, 17)] == [allowed] * 2
+    strange = [(2, 1, 132), (10, 1, 262), (2, 5, 0), (2, 6, 33), (2, 3, 0), (10, 2, 58), (2, 1, 1 << 16 | 6)]
+    assert [answer(socket, *one) for one in strange] == [
+        93
+    ] * 7  # SCTP, MPTCP, DCCP, raw, ping: no such protocol
+    assert (answer(calls(54, 208), 3, 6, 31), answer(calls(54, 208), 3, 6, 1)) == (refused, allowed)
+    persons = [0, 0xFFFFFFFF, 8, 0x40000, 0x400000]
+    assert [answer(calls(135, 92), one) for one in persons] == [allowed] * 2 + [refused] * 3
     assert (answer(socket, 16, 3, 0), answer(socket, 16, 3, 9)) == (allowed, refused)
     assert (answer(pair, 1, 1), answer(pair, 40, 1)) == (allowed, refused)
     assert (answer(ioctl, 0, 0x5412), answer(ioctl, 0, 0x1_0000_5412), answer(ioctl, 0, 0x541C)) == (
         refused,
     ) * 3
-    assert answer(ioctl, 0, 0x5401) == allowed
+    assert [answer(ioctl, 0, one) for one in (0x5423, 0x540C, 0x541D)] == [refused] * 3
+    assert [answer(ioctl, 0, one) for one in (0x5401, 0x5413, 0x541B)] == [allowed] * 3
+    known = [
+        *((68, 186), (64, 190), (240, 180), (253, 26), (294, 26), (237, 235), (206, 0), (162, 81), (306, 267))
+    ]
+    assert [answer(calls(*pair)) for pair in known] == [missing] * len(known)
+    assert [answer(number) for number in (470, 500, 1000, 0x3FFFFFFF)] == [missing] * 4  # of later kernels
     assert answer(1, arch=0x40000003) == missing  # a 32-bit program
     if column == 0:
         assert answer(0x40000000 | 1) == missing  # x32

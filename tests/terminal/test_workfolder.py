@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.agent.listing import shown_changes
 from edge.errors import SandboxError
 from edge.terminal.archive import HEAD
 from edge.terminal.packed import copy_archive, pack, read_base
@@ -154,7 +155,8 @@ def test_names_that_programs_act_on_are_withheld(inside: Inside, folder: Path, t
         *(".env", ".git", "sub/.bashrc", "AGENTS.md", "--checkpoint-action=exec=sh x", "a\x1b]0;x\x07\nb"),
         "allow.toml",
     }
-    assert "\x1b" not in str(changes) and "a\\x1b]0;x\\x07\\nb" in str(changes)
+    shown = shown_changes(compare(folder, inside.packed)).plain
+    assert "\x1b" not in shown and "a\\x1b]0;x\\x07\\nb" in shown
     assert contents(folder) == before | {"allow.toml": b"[[allow]]\n"}
     changes = inside.bring_back(protected=[folder / "allow.toml"], dot_files=True)
     assert sorted(changes.new) == [".git/hooks/post-checkout", "AGENTS.md", "sub/.bashrc"]

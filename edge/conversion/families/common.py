@@ -108,7 +108,8 @@ def rope(
     scaling = _rope_values(config, "rope_scaling", layer_type)
     given: dict[str, object] = {"rope_theta": base} | parameters | scaling
     if parameters and scaling:
-        _check_scaling(config, parameters, scaling, base if layer_type is None else given["rope_theta"])
+        flat = layer_type is None
+        _check_scaling(config, parameters, scaling, base if flat else given["rope_theta"], flat)
     if config.values.get("partial_rotary_factor") is not None:
         given.setdefault("partial_rotary_factor", config.values["partial_rotary_factor"])
     return str(given.get("rope_type", "default")), Config(config.where, given)
@@ -130,21 +131,27 @@ def _rope_values(config: Config, key: str, layer_type: str | None) -> dict[str, 
 
 
 def _check_scaling(
-    config: Config, parameters: dict[str, object], scaling: dict[str, object], base: object
+    config: Config, parameters: dict[str, object], scaling: dict[str, object], base: object, flat: bool
 ) -> None:
     """Raises ConversionError if rope_scaling contradicts rope_parameters.
 
-    `base`: what rope_theta is without rope_parameters.
+    `base`: what rope_theta is without rope_parameters. `flat`: one set of values for all layers.
     """
     remedy = "put the wanted values into rope_parameters and remove rope_scaling"
+    keys = parameters.keys() - {"rope_theta", "type"}
     if parameters.get("rope_type", "default") != "default":
-        keys = sorted((parameters.keys() | scaling.keys()) - {"rope_theta", "type"})
-        for key in keys:
-            if parameters.get(key) != scaling.get(key):
-                raise ConversionError(
-                    f"{config.where}: {key} is {parameters.get(key)!r} in rope_parameters and {scaling.get(key)!r} in "
-                    f"rope_scaling; {remedy}"
-                )
+        keys |= scaling.keys() - {"rope_theta", "type"}
+    elif flat:
+        keys -= {"rope_type"}
+    else:  # transformers adds rope_scaling to what a layer type has
+        keys = (keys & scaling.keys()) - {"rope_type"}
+    for key in sorted(keys):
+        wanted = scaling.get(key, config.values.get(key))
+        if parameters.get(key) != wanted:
+            raise ConversionError(
+                f"{config.where}: {key} is {parameters.get(key)!r} in rope_parameters and {wanted!r} in "
+                f"rope_scaling; {remedy}"
+            )
     theta = scaling.get("rope_theta", base)
     if parameters.get("rope_theta", theta) != theta:
         raise ConversionError(

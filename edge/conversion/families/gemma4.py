@@ -45,22 +45,52 @@ _ROWS = (
     Row("blk.{i}.attn_k_norm.weight", "layers.{i}.self_attn.k_norm.weight", "W", "full own"),
     # Published checkpoints still have these tensors in layers that share the keys and values of another layer.
     Row(
-        "blk.{i}.attn_k.weight", "layers.{i}.self_attn.k_proj.weight", "K E", "sliding shared", optional=True
+        "blk.{i}.attn_k.weight",
+        "layers.{i}.self_attn.k_proj.weight",
+        "K E",
+        "sliding shared",
+        optional=True,
+        idle=True,
     ),
-    Row("blk.{i}.attn_k.weight", "layers.{i}.self_attn.k_proj.weight", "J E", "full shared", optional=True),
     Row(
-        "blk.{i}.attn_v.weight", "layers.{i}.self_attn.v_proj.weight", "K E", "sliding shared", optional=True
+        "blk.{i}.attn_k.weight",
+        "layers.{i}.self_attn.k_proj.weight",
+        "J E",
+        "full shared",
+        optional=True,
+        idle=True,
     ),
-    Row("blk.{i}.attn_v.weight", "layers.{i}.self_attn.v_proj.weight", "J E", "full shared", optional=True),
+    Row(
+        "blk.{i}.attn_v.weight",
+        "layers.{i}.self_attn.v_proj.weight",
+        "K E",
+        "sliding shared",
+        optional=True,
+        idle=True,
+    ),
+    Row(
+        "blk.{i}.attn_v.weight",
+        "layers.{i}.self_attn.v_proj.weight",
+        "J E",
+        "full shared",
+        optional=True,
+        idle=True,
+    ),
     Row(
         "blk.{i}.attn_k_norm.weight",
         "layers.{i}.self_attn.k_norm.weight",
         "D",
         "sliding shared",
         optional=True,
+        idle=True,
     ),
     Row(
-        "blk.{i}.attn_k_norm.weight", "layers.{i}.self_attn.k_norm.weight", "W", "full shared", optional=True
+        "blk.{i}.attn_k_norm.weight",
+        "layers.{i}.self_attn.k_norm.weight",
+        "W",
+        "full shared",
+        optional=True,
+        idle=True,
     ),
     Row("blk.{i}.post_attention_norm.weight", "layers.{i}.post_attention_layernorm.weight", "E"),
     Row("blk.{i}.ffn_norm.weight", "layers.{i}.pre_feedforward_layernorm.weight", "E"),

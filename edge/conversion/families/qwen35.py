@@ -27,7 +27,7 @@ from edge.conversion.families.common import (
     size_metadata,
 )
 from edge.conversion.families.qwen import MOE_ROWS
-from edge.conversion.plan import PLUS_ONE, Array, Change, Config, Dims, Family, Row, Stored, Value
+from edge.conversion.plan import IDLE, PLUS_ONE, Array, Change, Config, Dims, Family, Row, Stored, Value
 from edge.errors import ConversionError
 
 _SECTIONS = [11, 11, 10]  # transformers' default of mrope_section
@@ -238,7 +238,7 @@ def _layers(config: Config) -> list[set[str]]:
             f"{config.where}: all {count} layers are {types[0]}; llama.cpp needs both kinds"
         )
     mtp = config.integer("mtp_num_hidden_layers", default=0, least=0)
-    return [{"all", kind} for kind in types] + [{"all", "full_attention", "mtp"}] * mtp
+    return [{"all", kind} for kind in types] + [{"all", "full_attention", "mtp", IDLE}] * mtp
 
 
 def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:

@@ -1,0 +1,287 @@
+"""What programs can do, by their names and words: the data and the patterns behind edge/agent/risks.py.
+
+The kinds are a help for a person; they are not complete.
+"""
+
+import re
+
+from edge.terminal.obeyed import acted_on
+
+RUNS_FOLDER = "runs code of the folder"
+RUNS_TEXT = "runs text as a program"
+RUNS_OTHER = "runs another program"
+SYSTEM = "changes the system"
+ELSEWHERE = "changes another system"
+REPOSITORY = "changes the repository"
+ACTED_ON = "writes a file that other programs act on"
+
+_NAMES = {
+    "delete": (
+        "rm rmdir unlink shred truncate wipefs userdel groupdel deluser delgroup dropdb dropuser srm wipe "
+        "blkdiscard fdisk sfdisk parted sgdisk lvremove vgremove pvremove trash trash-put gio hdparm"
+    ),
+    "overwrite": (
+        "mv cp dd tee install rsync ln patch unzip gunzip gzip bzip2 xz zstd cpio split csplit rename mmv "
+        "pg_restore"
+    ),
+    "privilege": (
+        "sudo su doas pkexec chown chgrp chmod chattr setcap setfacl visudo passwd chpasswd usermod useradd "
+        "adduser groupadd gpasswd mount umount runuser newgrp sg chroot nsenter"
+    ),
+    "network": (
+        "curl wget ssh scp sftp nc ncat netcat socat telnet ftp lftp rsync ping dig nslookup host aria2c axel "
+        "http https xh lynx w3m links elinks nmap masscan traceroute tracepath mtr whois mail mailx mutt sendmail "
+        "msmtp swaks rclone s3cmd mosh autossh sshpass ssh-copy-id rsh rlogin tftp snmpwalk ldapsearch smbclient "
+        "twine ngrok cloudflared frpc chisel websocat wscat yt-dlp youtube-dl psql mysql mariadb mongo mongosh "
+        "redis-cli clickhouse-client cqlsh sqlcmd sqlplus pg_dump pg_restore mysqldump npx bunx uvx pipx "
+        "pip-compile helm skopeo crane"
+    ),
+    RUNS_TEXT: "eval source . exec xargs parallel entr",
+    RUNS_OTHER: (
+        "env nohup setsid nice timeout stdbuf strace ltrace gdb lldb taskset chrt unshare systemd-run fakeroot "
+        "proxychains proxychains4 torsocks torify watch script expect flock rlwrap npx bunx uvx pipx setarch "
+        "linux32 linux64 prlimit cpulimit start-stop-daemon caffeinate osascript dbus-send gdbus busctl chroot "
+        "nsenter runuser"
+    ),
+    "stops processes or services": (
+        "kill pkill killall xkill shutdown reboot halt poweroff telinit init systemctl service rc-service "
+        "launchctl skill fuser loginctl"
+    ),
+    "schedules a command": "crontab at batch atq atrm systemd-run launchctl anacron",
+    "changes what commands mean": "alias unalias enable hash trap bind complete shopt "
+    "update-alternatives direnv",
+    "runs in the background": "screen tmux disown bg daemonize byobu",
+    SYSTEM: (
+        "sysctl modprobe insmod rmmod depmod iptables ip6tables nft ufw firewall-cmd ifconfig route hostnamectl "
+        "hostname timedatectl localectl ldconfig update-grub grub-install efibootmgr mkswap swapon swapoff "
+        "mkinitcpio dracut dpkg rpm dpkg-reconfigure alternatives snap flatpak setenforce apparmor_parser "
+        "auditctl losetup cryptsetup mdadm lvcreate vgcreate pvcreate mknod chsh timedatectl useradd adduser "
+        "groupadd networksetup defaults spctl csrutil"
+    ),
+    "acts on a database": (
+        "psql mysql mariadb mongo mongosh redis-cli sqlite3 clickhouse-client cqlsh sqlcmd sqlplus duckdb "
+        "mysqladmin pg_restore createdb dropdb dropuser influx neo4j cypher-shell"
+    ),
+    RUNS_FOLDER: (
+        "make gmake bmake ninja just task rake invoke tox nox pytest py.test ctest bazel buck scons meson gradle "
+        "gradlew mvn mvnw ant sbt lein mix vagrant snakemake nextflow jest vitest mocha karma cypress playwright "
+        "tsx ts-node phpunit rspec docker-compose act pre-commit lefthook husky"
+    ),
+}
+KINDS: dict[str, list[str]] = {}
+for _kind, _listed in _NAMES.items():
+    for _word in _listed.split():
+        KINDS.setdefault(_word, []).append(_kind)
+INTERPRETER = re.compile(
+    r"(?:ba|da|z|k|c|tc|a|fi)?sh|python[0-9.]*|perl|ruby|node|nodejs|php|lua|deno|bun|Rscript|julia|pwsh"
+)
+WRAPPERS = frozenset(
+    (
+        "sudo doas env nohup nice time timeout xargs command builtin exec setsid ionice busybox stdbuf strace "
+        "ltrace taskset chrt unshare nsenter systemd-run fakeroot proxychains proxychains4 torsocks torify watch "
+        "chroot runuser prlimit caffeinate parallel npx bunx uvx toybox"
+    ).split()
+)
+# Tools whose commands act on machines, accounts and clusters elsewhere.
+_REMOTE = frozenset(
+    (
+        "aws gcloud gsutil bq az kubectl k oc helm helmfile kustomize terraform tofu terragrunt pulumi ansible "
+        "ansible-playbook doctl heroku fly flyctl vercel netlify firebase supabase wrangler railway render gh "
+        "glab hub s3cmd rclone mc eksctl minikube kind k3d nomad consul vault oci ibmcloud linode-cli hcloud "
+        "openstack cf eb sam serverless sls cdk argocd flux istioctl velero kops kubeadm etcdctl juju salt salt- "
+        "call puppet chef knife virsh vagrant govc cloudflared stripe twilio okta op hub s5cmd"
+    ).split()
+)
+_READS = re.compile(
+    r"(?:get|list|ls|describe|show|view|plan|version|status|logs?|diff|fmt|validate|explain|top|search|"
+    r"whoami|help|info|"
+    r"output|graph|auth-list|cluster-info|api-resources|template|lint|--help|--version|inspect|cat|head|tail|"
+    r"(?:describe|get|list|head)-[\w-]+)"
+)
+_DELETES = re.compile(
+    r"(?:delete|destroy|terminate|remove|rm|rb|del|purge|prune|drop|uninstall|undefine|wipe|erase|"
+    r"cleanup|nuke|evict|drain|"
+    r"flushall|flushdb|reset|--delete|--prune|--purge)(?:[:-].*)?|.*:(?:destroy|delete|remove)|-?X?delete",
+    re.IGNORECASE,
+)
+_GIT = r"git\s+(?>-[Cc]\s+\S+\s+|-\S+\s+)*+"
+_PACKAGES = (
+    r"(?:pip[0-9.]*|npm|pnpm|yarn|bun|cargo|gem|go|uv|apt|apt-get|aptitude|dnf|yum|zypper|pacman|apk|"
+    r"brew|port|conda|mamba|"
+    r"poetry|pdm|pipenv|pipx|composer|bundle|nuget|dotnet|luarocks|cpan|cpanm|opam|cabal|stack|rustup|"
+    r"nix-env|nix|snap|"
+    r"flatpak|choco|winget|scoop|easy_install|asdf|mise|nvm|pyenv|helm|code)\s+(?:\S+\s+)*"
+)
+_SCRIPTED = r"(?:npm|pnpm|yarn|bun|deno)\s+(?:\S+\s+)*"
+# Words that make a command risky when its name alone does not.
+_PHRASES = [
+    (re.compile(pattern, re.DOTALL), kind)
+    for pattern, kind in (
+        (r"mkfs\b", "delete"),
+        (r"find\b.*\s-delete\b", "delete"),
+        (r"find\b.*\s-(?:exec|execdir|ok|okdir)\b", RUNS_TEXT),
+        (r"find\b.*\s-f(?:printf|print0?|ls)\b", "overwrite"),
+        (r"(?:fd|fdfind)\b.*\s(?:-[xX]|--exec(?:-batch)?)\b", RUNS_TEXT),
+        (rf"{_GIT}(?:clean|reset\s+--hard|checkout\s+--|branch\s+.*-[dD]|tag\s+.*-d|stash\s+(?:drop|"
+         rf"clear)|worktree\s+remove|"
+         r"remote\s+(?:remove|rm|prune)|reflog\s+(?:expire|delete)|gc|prune|rm|filter-branch|filter-repo|"
+         r"push\s+.*"
+         r"(?:--delete|\s:\S|--mirror|--prune|-d\b))", "delete"),
+        (rf"{_GIT}push\s+(?:.*\s)?(?:-f\b|--force|\+)", "overwrite"),
+        (rf"{_GIT}(?:push|pull|fetch|clone|submodule|ls-remote|remote\s+(?:update|show)|"
+         rf"archive\s+.*--remote|lfs|svn|send-email)\b",
+         "network"),
+        (rf"{_GIT}(?:commit|merge|rebase|cherry-pick|revert|am|apply|reset|tag\s+[^-\s]\S*|"
+         rf"branch\s+(?:-[mMcCf]\s+)?[^-\s]\S*|switch|"
+         r"checkout|pull|stash|notes|update-ref|symbolic-ref|replace|filter-branch|filter-repo|mv|add|rm|"
+         r"gc|worktree\s+add|"
+         r"init|bisect)\b", REPOSITORY),
+        (rf"{_GIT}(?:config\s+(?!--get|-l\b|--list)\S|remote\s+(?:add|set-url)|"
+         r"hook\b)", "changes what commands mean"),
+        (r"git\s+(?:\S+\s+)*?(?:-c\b|--exec-path|--config-env)", RUNS_OTHER),
+        (rf"{_GIT}(?:bisect\s+run|rebase\s+.*(?:-x|--exec)|submodule\s+foreach|filter-branch|difftool|"
+         rf"mergetool|for-each-repo|"
+         r"grep\s+.*(?:-O|--open-files)|.*--(?:ext-diff|upload-pack|receive-pack|textconv))", RUNS_OTHER),
+        (rf"{_GIT}(?:push|send-email)\b|(?:npm|pnpm|yarn|cargo|gem|bun|vsce|poetry|uv|hatch|flit|"
+         rf"dotnet\s+nuget)\s+(?:\S+\s+)*"
+         r"(?:publish|push)\b|twine\s+upload|(?:docker|podman|buildah|skopeo|crane|"
+         r"oras)\s+(?:\S+\s+)*(?:push|copy)\b|"
+         r"(?:gh|glab|hub)\s+(?:pr|mr|issue|release|gist|repo|discussion|workflow|secret|variable)\s+"
+         r"(?:create|merge|comment|close|edit|upload|new|run|set|review|sync|fork|rename|archive|delete)\b|"
+         r"huggingface-cli\s+upload|hf\s+upload|(?:semantic-release|goreleaser|np|changeset\s+publish|"
+         r"lerna\s+publish)\b",
+         "publishes"),
+        (rf"{_PACKAGES}(?:install|add|get|update|upgrade|i|ci|it|cit|sync|lock|dlx|exec|create|init|"
+         rf"download|fetch|"
+         r"require|restore|self-update|localinstall|reinstall|-S\w*|-U\w*)\b|(?:npm|bun|pnpm)\s+x\b|"
+         r"yarn\s*$|uv\s+(?:run|tool)\b", "network"),
+        (rf"{_SCRIPTED}(?:install|add|i|ci|it|cit|update|upgrade|up|dlx|exec|x|create|init|rebuild|"
+         rf"link)\b|yarn\s*$",
+         RUNS_OTHER),
+        (rf"{_SCRIPTED}(?:run|run-script|test|t|start|stop|restart|task|exec|build|dev|ci|install|i|"
+         rf"prepare|pack)\b|"
+         r"(?:cargo)\s+(?:\S+\s+)*(?:run|test|build|check|bench|r|t|b)\b|go\s+(?:run|test|generate|build|"
+         r"install)\b|"
+         r"(?:dotnet|swift|zig|stack|cabal|dune|mix|rebar3|flutter|dart|gradle)\s+(?:\S+\s+)*(?:run|test|"
+         r"build)\b|"
+         r"(?:uv|poetry|pdm|pipenv|hatch|rye|conda|mamba|bundle|composer)\s+(?:\S+\s+)*(?:run|exec|"
+         r"run-script|test)\b|"
+         r"python[0-9.]*\s+(?:-\S+\s+)*-m\s+(?:pytest|unittest|tox|nox|build|doctest|timeit|pdb|invoke)\b|"
+         r"cmake\s+(?:.*\s)?(?:--build|-P|-S|-B|\.)|pip[0-9.]*\s+install\s+(?:\S+\s+)*(?:-e|\.)", RUNS_FOLDER),
+        (rf"{_PACKAGES}(?:remove|purge|uninstall|autoremove|rm|erase|un|prune|clean|-R\w*|"
+         rf"self\s+uninstall)\b", "delete"),
+        (r"(?:docker|podman|nerdctl|buildah|lxc|incus|machinectl|ctr|crictl)\b", "privilege"),
+        (r"(?:docker|podman|nerdctl|docker-compose|lxc|incus)\s+(?:\S+\s+)*(?:rm|rmi|prune|kill|down|"
+         r"delete|destroy)\b", "delete"),
+        (r"(?:docker|podman|nerdctl|docker-compose)\s+(?:\S+\s+)*(?:pull|push|run|build|login|"
+         r"up)\b", "network"),
+        (rf"{_GIT}(?:restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
+        (r"python[0-9.]*\s+(?:-\S+\s+)*-m\s+(?:pip|ensurepip|http\.server|pipx|uv|webbrowser|smtpd|"
+         r"ftplib)\b", "network"),
+        (r"(?:sed|gsed|perl|ruby)\b.*\s(?:-[a-zA-Z]*i|--in-place)", "overwrite"),
+        (r"sed\b.*(?:(?:^|[\s;{0-9$/])e(?:\s|$)|s(\W)(?:(?!\1).)*\1(?:(?!\1).)*\1[gpIiMm0-9]*e)", RUNS_OTHER),
+        (r"sed\b.*(?:[\s;{0-9$/]w\s+\S)", "overwrite"),
+        (r"(?:g|m|n|busybox )?awk\b.*(?:system\s*\(|getline|\|\s*\S|\|&)", RUNS_OTHER),
+        (r"(?:g|m|n)?awk\b.*(?:print|printf)\b[^|]*>", "overwrite"),
+        (r"(?:g|m|n)?awk\b.*(?:-i\s*inplace|--include)", "overwrite"),
+        (r"(?:bsd|g)?tar\b.*\s(?:--to-command|--use-compress-program|--checkpoint-action|--rsh-command|"
+         r"--rmt-command|-I|"
+         r"--info-script|--new-volume-script|-F)", RUNS_OTHER),
+        (r"(?:bsd|g)?tar\s+(?:-?[a-zA-Z]*x|.*\s(?:-[a-zA-Z]*x|--extract|--get)\b)", "overwrite"),
+        (r"(?:bsd|g)?tar\b.*\s--remove-files|zip\s+(?:-\S+\s+)*-\w*m|rsync\b.*\s(?:--delete|"
+         r"--remove-source)|7z\s+.*-sdel", "delete"),
+        (r"rsync\b.*\s(?:-[a-zA-Z]*e\b|--rsh|--rsync-path)|ssh\b.*ProxyCommand|(?:zip|"
+         r"unzip)\b.*\s-\w*T\w*\b", RUNS_OTHER),
+        (r"(?:sort|tree|openssl|gcc|g\+\+|cc|clang|ld|pandoc|ffmpeg|convert|jq|yq|objcopy|strip|gpg|xxd|"
+         r"base64|wget|curl|"
+         r"curl\.exe|shuf|uniq|iconv)\b.*\s(?:-o|-O|--output|-out|--output-document|--remote-name)(?:\b|"
+         r"=)", "overwrite"),
+        (r"uniq\s+(?:-\S+\s+)*[^-\s]\S*\s+[^-\s]", "overwrite"),
+        (r"(?:yq|prettier|black|isort|autopep8|clang-format|gofmt|rustfmt|ruff|eslint|standard|dos2unix)\b.*\s"
+         r"(?:-i|-w|--write|--in-place|--fix|--inplace|format)\b", "overwrite"),
+        (r"(?:sort|split)\b.*\s(?:--compress-program|--filter)|rg\b.*\s--pre\b|man\b.*\s(?:-P|--pager)|"
+         r"(?:vim?|nvim|view|ex|emacs|less|more|ed)\b.*\s(?:-c|\+|--cmd|--eval|-S|-s|-batch)", RUNS_OTHER),
+        (r"make\b.*\s(?:--eval|SHELL=|-f\b|--file|--makefile|-C\b|--directory)", RUNS_OTHER),
+        (r"(?:make|gmake|ninja|meson|just|rake|mvn|gradle|scons)\s+(?:\S+\s+)*(?:\S*install\S*|deploy\S*|"
+         r"publish\S*|"
+         r"release\S*|upload\S*)(?:\s|$)|cmake\s+.*--install|python[0-9.]*\s+setup\.py\s+(?:install|develop)|"
+         r"(?:cargo|go|gem|pipx|uv\s+tool)\s+install\b|(?:npm|pnpm|yarn|bun)\s+(?:.*\s)?(?:-g|--global|"
+         r"link)\b", SYSTEM),
+        (r"(?:apt|apt-get|aptitude|dnf|yum|zypper|pacman|apk|brew|port|snap|flatpak|"
+         r"nix-env)\s+(?:\S+\s+)*(?:install|upgrade|"
+         r"dist-upgrade|full-upgrade|remove|purge|autoremove|add|del|-S\w*|-R\w*)\b", SYSTEM),
+        (r"(?:ip|tc)\s+(?:\S+\s+)*(?:add|del|delete|set|flush|replace|change)\b", SYSTEM),
+        (r"(?:sh|bash|dash|zsh|ksh|fish|ash|python[0-9.]*|perl|ruby|node|nodejs|php|lua|julia|Rscript|"
+         r"osascript|su|script|"
+         r"flock|pwsh)\s+(?:-\S+\s+)*(?:-[a-zA-Z]*[cer]\b|--eval|-p\b|--print|-[nlap]*[eE])", RUNS_TEXT),
+        (r"(?:deno|bun)\s+(?:eval|-e)\b|expect\s+-c|gdb\b.*\s-ex|lldb\b.*\s-o|env\s+.*(?:-S|"
+         r"--split-string)|m4\b|bc\b.*<<", RUNS_TEXT),
+        (r"(?:sqlite3|psql|mysql|mariadb|mongo|mongosh|redis-cli|clickhouse-client|cqlsh|sqlcmd|duckdb)\b.*"
+         r"(?i:\b(?:drop|delete|truncate|flushall|flushdb|dropDatabase|deleteMany|remove|\.shell|"
+         r"\.system)\b)", "delete"),
+        (r"(?:sqlite3|psql|mysql)\b.*(?:\.(?:shell|system)\b|\\!|COPY\b.*PROGRAM|system\s)", RUNS_OTHER),
+        (r"(?:zfs|zpool|btrfs|lxc|virsh|vagrant|multipass|wsl|minikube|kind|k3d|tmutil)\s+(?:\S+\s+)*"
+         r"(?:destroy|delete|undefine|rollback|--unregister)\b", "delete"),
+        (r"systemctl\s+(?:\S+\s+)*(?:enable|disable|mask|edit|link|set-default|daemon-reload|"
+         r"import-environment)\b", SYSTEM),
+        (r"(?:history|fc)\s+-c|journalctl\s+.*--vacuum|tmutil\s+delete", "delete"),
+        (r"(?:gh|glab)\s+auth\s+token|gpg\b.*--export-secret|security\s+(?:find|dump)-|(?:printenv|"
+         r"env)\s*$|export\s+-p|"
+         r"secret-tool|pass\s+show|op\s+(?:read|item)|vault\s+(?:kv\s+get|read)|kubectl\s+get\s+secrets?\b|"
+         r"aws\s+(?:secretsmanager|ssm)\s+get|getent\s+shadow|ssh-keygen|keyctl|"
+         r"gcloud\s+auth\s+print", "reads keys or passwords"),
+        (r".*(?:^|[\s/=@:])(?:\.ssh/|\.gnupg|\.aws/|\.kube/config|\.netrc|\.pgpass|\.npmrc|\.pypirc|"
+         r"\.git-credentials|"
+         r"\.docker/config\.json|\.config/gh|\.password-store|id_(?:rsa|dsa|ecdsa|ed25519)\b|"
+         r"etc/g?shadow|\.env(?:\b|$)|"
+         r"[\w.-]*\.(?:pem|key|p12|pfx|kdbx)(?:\s|$)|proc/\S*/environ|\.config/gcloud|"
+         r"\.azure)", "reads keys or passwords"),
+    )
+]  # fmt: skip
+_MOST = 2000  # characters of a command that the patterns read: their time grows faster than the length
+_WRITERS = frozenset("tee cp mv ln install rsync patch truncate touch scp chmod sponge rename".split())
+_INTERPRETED = re.compile(r"(?:\.{1,2}/|~/|/(?:tmp|var/tmp|dev/shm|home|root|Users)/).*")
+
+
+def kinds_of(name: str, arguments: list[str], path: str) -> list[str]:
+    """The kinds of risk of a program with these arguments. `path`: the name as it was typed."""
+    kinds = list(KINDS.get(name, []))
+    text = " ".join([name, *arguments])
+    if len(text) > _MOST:
+        kinds.append("too long to check")
+    text = text[:_MOST]
+    kinds += [kind for pattern, kind in _PHRASES if pattern.match(text)]
+    if name in _REMOTE:
+        kinds += _remote_kinds(arguments)
+    if _runs_a_file(name, arguments, path):
+        kinds.append(RUNS_FOLDER)
+    if name in _WRITERS or "overwrite" in kinds:
+        written = arguments[-1:] if name in ("cp", "mv", "install", "rsync", "scp") else arguments
+        if any(acted_on(word.removeprefix("of=")) for word in written if not word.startswith("-")):
+            kinds.append(ACTED_ON)
+    return list(dict.fromkeys(kinds))
+
+
+def _remote_kinds(arguments: list[str]) -> list[str]:
+    words = [word for word in arguments if not word.startswith("-")]
+    kinds = ["network"]
+    deletes = any(_DELETES.fullmatch(word) for word in arguments)
+    if deletes or not any(_READS.fullmatch(word) for word in [*words[:3], *arguments[-1:]]):
+        kinds.append(ELSEWHERE)
+    return [*kinds, "delete"] if deletes else kinds
+
+
+def _runs_a_file(name: str, arguments: list[str], path: str) -> bool:
+    """Whether the command runs a script, or a program in a folder that is not the system's."""
+    if _INTERPRETED.fullmatch(path) or ("/" in path and not path.startswith("/")):
+        return True
+    if name in ("source", "."):
+        return bool(arguments)
+    if INTERPRETER.fullmatch(name) is None:
+        return False
+    for word in arguments:
+        if word in ("-c", "-e", "-m", "--eval", "-r", "-p", "eval"):
+            return False
+        if not word.startswith(("-", "+")):
+            return True
+    return False

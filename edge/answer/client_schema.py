@@ -1,0 +1,114 @@
+"""A client's JSON schema for llguidance: what asserts nothing is left out, and objects have only their listed names."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from edge.errors import GrammarError
+
+# Where a schema holds other schemas: one, a list of them, or a name for each.
+_ONE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_TOGETHER = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties")
+_FORMATS = (
+    "date-time",
+    "time",
+    "date",
+    "duration",
+    "email",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "uuid",
+    "uri",
+)
+_ONE_ESCAPE_EACH = (
+    'nrtbf"\\'  # each character has one spelling; of the control characters only these can be written
+)
+
+
+def _inner(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name in _ONE:
+        if isinstance(found := schema.get(name), dict):
+            yield found
+    for name in _LISTS:
+        if isinstance(found := schema.get(name), list):
+            yield from (one for one in found if isinstance(one, dict))
+    for name in _NAMED:
+        if isinstance(found := schema.get(name), dict):
+            yield from (one for one in found.values() if isinstance(one, dict))
+
+
+def _all(schema: object) -> list[dict[str, Any]]:
+    found = [schema] if isinstance(schema, dict) else []
+    for one in found:  # it grows
+        found += _inner(one)
+    return found
+
+
+def close_objects(schema: object) -> None:
+    """Set `additionalProperties` to false beside `properties` where it is missing.
+
+    A model that may write any name often writes names until its budget ends. Schemas that apply to one object together
+    stay open: each would forbid the names of the others. Changes `schema`.
+    """
+    schemas = _all(schema)
+    together = any(
+        len(one.get("allOf") or ()) > 1 or ("properties" in one and any(name in one for name in _TOGETHER))
+        for one in schemas
+    )
+    if together:
+        return
+    for one in schemas:
+        if isinstance(listed := one.get("properties"), dict):
+            required = one.get("required")
+            if isinstance(required, list) and not set(map(str, required)) <= set(listed):
+                continue  # it would have no valid text
+            if "unevaluatedProperties" not in one:
+                one.setdefault("additionalProperties", False)
+
+
+def allowed_escapes(schema: object) -> str | None:
+    """The letters of the escapes in strings; None for all.
+
+    Where a listed name and others may stand in one object, a second spelling of the listed name, such as `\\u0063md`
+    for `cmd`, would pass as another name, and a parser would take it as the first one again.
+    """
+    for one in _all(schema):
+        others = one.get("additionalProperties", True) is not False or "patternProperties" in one
+        if one.get("properties") and others:
+            return _ONE_ESCAPE_EACH
+    return None
+
+
+def leave_out_annotations(schema: object) -> None:
+    """Leave out what every text meets, and formats that llguidance does not know: to JSON Schema they are notes.
+
+    Changes `schema`.
+    """
+    for one in _all(schema):
+        form = one.get("format")
+        if isinstance(form, str) and form not in _FORMATS:
+            del one["format"]
+        if one.get("propertyNames") in (True, {}, {"type": "string"}):
+            del one["propertyNames"]
+        if one.get("uniqueItems") is False:
+            del one["uniqueItems"]
+        if one.get("not") is False:
+            del one["not"]
+        if one.get("unevaluatedProperties") in (True, {}):
+            del one["unevaluatedProperties"]
+
+
+def check_least(schema: object) -> None:
+    """llguidance accepts an unlisted name twice and counts it twice, so it cannot guarantee `minProperties`.
+
+    Raises GrammarError.
+    """
+    for one in _all(schema):
+        least = one.get("minProperties")
+        if isinstance(least, int) and least > 1 and one.get("additionalProperties", True) is not False:
+            raise GrammarError(
+                'cannot be guaranteed: "minProperties" with names that are not listed; list them under '
+                '"properties", or set "additionalProperties": false'
+            )

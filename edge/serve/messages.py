@@ -1,0 +1,62 @@
+"""A client's messages in the form that chat templates read: contents as text, arguments of calls as objects."""
+
+import json
+from typing import Any
+
+from edge.errors import PromptError
+from edge.prompt import Message
+
+_TEXTS = ("text", "input_text", "output_text")
+
+
+def template_messages(messages: list[Message]) -> list[Message]:
+    """Join text parts, parse the arguments of tool calls, and call a developer `system`.
+
+    Many templates write a list of parts as Python does, or fail at arguments that are a string. Raises PromptError that
+    names the message, for a part that is not text or arguments that are no object.
+    """
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(message: Message, name: str) -> Message:
+    found = dict(message)
+    if found["role"] == "developer":
+        found["role"] = "system"
+    if isinstance(content := found.get("content"), list):
+        found["content"] = "".join(_part(part, f"{name}.content[{at}]") for at, part in enumerate(content))
+    calls = found.get("tool_calls")
+    if calls is not None:
+        if not isinstance(calls, list):
+            raise PromptError(f"{name}.tool_calls must be a list")
+        if found.get("content") is None:  # templates add it to other texts
+            found["content"] = ""
+        found["tool_calls"] = [_call(call, f"{name}.tool_calls[{at}]") for at, call in enumerate(calls)]
+    return found
+
+
+def _part(part: object, name: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind not in _TEXTS or not isinstance(text, str):
+        what = f"of type {str(kind)[:40]!r}" if kind else "no object with a type"
+        raise PromptError(f"{name} is {what}; the model reads only text: send parts of type 'text'")
+    return text
+
+
+def _call(call: object, name: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise PromptError(f"{name} must be an object with a function")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+    elif arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise PromptError(f"{name}.function.arguments must be a JSON object")
+    return {**call, "function": {**function, "arguments": arguments}}

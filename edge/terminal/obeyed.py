@@ -1,0 +1,101 @@
+"""Names of files on which people's programs and other agents act: builds, hooks, package managers, editors, agents.
+
+A change of such a file runs later, outside the sandbox and unasked. The names are a help for a person; they are not
+complete.
+"""
+
+import re
+import unicodedata
+
+_AGENT = (
+    "agents?|claude|gemini|qwen|codex|copilot|warp|crush|opencode|kimi|grok|jules|kiro|goose|cursor|windsurf|cline|roo|"
+    "aider|junie|augment|trae|replit|iflow|devin|amp|skill"
+)
+_INSTRUCTIONS = re.compile(
+    rf"(?:{_AGENT})(?:\.[\w-]+)*\.(?:md|mdc)|(?:[\w-]+-)?instructions\.md|conventions\.md|.*\.(?:instructions|prompt|"
+    r"chatmode)\.md|.*\.mdc|\.?(?:mcp|opencode|crush|claude|codex|gemini|qwen|cursor|kiro)(?:[._-](?:config|settings|"
+    r"local|desktop[._-]config))*\.(?:jsonc?|toml|ya?ml)|\.(?:cursor|windsurf|cline|roo|aider|kilocode|goose)?rules(?:-"
+    r"\w+)?|\.?goosehints|\.aider.*|\.roomodes"
+)
+_AGENT_FOLDERS = re.compile(
+    r"\.(?:claude|cursor|codex|gemini|qwen|windsurf|clinerules|roo|kiro|opencode|crush|amp|goose|junie|trae|agents?|"
+    r"continue|augment|aider|kilocode|openhands)(?:-\w+)?"
+)
+_BY_NAME = tuple(
+    (words, re.compile(pattern))
+    for words, pattern in (
+        (
+            "build file",
+            r"(?:gnu)?makefile(?:\..+)?|.*\.(?:mk|cmake|bazel|bzl|pth)|cmakelists\.txt|meson\.build|build\.ninja|"
+            r"\.?justfile|rakefile|taskfile\.ya?ml|(?:gulpfile|gruntfile)\..*|(?:tasks|noxfile|setup|conftest|"
+            r"sitecustomize|usercustomize|manage|fabfile)\.py|tox\.ini|setup\.cfg|pytest\.ini|pyproject\.toml|"
+            r"(?:build|settings)\.gradle(?:\.kts)?|gradlew?(?:\.bat)?|mvnw?(?:\.cmd)?|pom\.xml|build\.(?:xml|sbt|zig|rs)|"
+            r"configure(?:\.ac)?|autogen\.sh|wscript|sconstruct|sconscript|snakefile|buck|build|workspace|dune|"
+            r".*\.config\.[cm]?[jt]s|(?:docker|container)file(?:\..+)?|(?:docker-)?compose.*\.ya?ml|vagrantfile|procfile|"
+            r".*\.(?:nix|csproj|vcxproj|sln|targets|props)|mix\.exs|\.babelrc.*|\.eslintrc.*",
+        ),
+        (
+            "package manifest",
+            r"package(?:-lock)?\.json|npm-shrinkwrap\.json|yarn\.lock|pnpm-(?:lock|workspace)\.yaml|bun\.lockb?|"
+            r"\.(?:npmrc|yarnrc.*|pypirc)|(?:.*-)?(?:requirements|constraints)(?:[-_.].*)?\.(?:txt|in)|pipfile(?:\.lock)?|"
+            r"(?:poetry|uv|pdm|cargo|composer|gemfile|flake|podfile|mix|deno|pixi)\.lock|environment\.ya?ml|"
+            r"(?:cargo|pixi)\.toml|go\.(?:mod|sum|work)|gemfile|.*\.gemspec|composer\.json|nuget\.config|.*\.cabal|"
+            r"stack\.yaml|deno\.jsonc?|package\.swift|podfile|pubspec\.(?:yaml|lock)|pip\.conf|rust-toolchain(?:\.toml)?",
+        ),
+        (
+            "CI file",
+            r"jenkinsfile|\.?gitlab-ci.*\.ya?ml|\.travis\.yml|azure-pipelines.*\.ya?ml|\.?appveyor\.yml|"
+            r"cloudbuild\.ya?ml|bitbucket-pipelines\.yml|buildspec\.ya?ml|\.drone\.ya?ml|\.?cirrus\.yml|action\.ya?ml|"
+            r"(?:netlify|fly|wrangler)\.toml|(?:vercel|renovate)\.json|serverless\.ya?ml|app\.ya?ml|dependabot\.yml|"
+            r"codemagic\.yaml|\.goreleaser\.ya?ml",
+        ),
+        (
+            "hook",
+            r"\.?pre-commit-(?:config|hooks)\.ya?ml|\.?lefthook\.ya?ml|\.huskyrc.*|(?:pre|post)-(?:commit|push|checkout|"
+            r"merge|receive|rebase|rewrite|applypatch|update)|(?:commit-msg|prepare-commit-msg|applypatch-msg|"
+            r"fsmonitor-watchman|pre-auto-gc)",
+        ),
+        (
+            "start-up file",
+            r"\.(?:bash\w*|zsh\w*|z?profile|z?login|kshrc|inputrc|tmux\.conf|screenrc|xinitrc|xprofile|xsessionrc|envrc|env"
+            r"(?:\..+)?|tool-versions|gitconfig|gitattributes|gitmodules|netrc|pythonrc|pdbrc|gdbinit|lldbinit|irbrc|"
+            r"Rprofile|curlrc|wgetrc|mailcap|pam_environment|forward|rhosts)|mise\.toml|authorized_keys|crontab|.*\.(?:service|"
+            r"timer|socket|desktop|plist)",
+        ),
+        (
+            "editor settings",
+            r"\.(?:g?n?vimrc|exrc|emacs|dir-locals\.el|editorconfig|nvim\.lua)|.*\.code-workspace",
+        ),
+    )
+)
+_BY_FOLDER = {
+    "hook": re.compile(r"hooks|\.githooks|\.husky"),
+    "CI file": re.compile(r"workflows|\.circleci|\.gitlab|\.buildkite|\.github"),
+    "editor settings": re.compile(r"\.(?:vscode|idea|zed|devcontainer|vim|nvim|emacs\.d)"),
+    "start-up file": re.compile(r"\.(?:ssh|git|direnv)|cron\.\w+|autostart"),
+}
+
+
+def instructs_agents(name: str) -> bool:
+    """Whether other agents read a file of this name as instructions, or start programs that it names, unasked."""
+    return _INSTRUCTIONS.fullmatch(_plain(name)) is not None
+
+
+def acted_on(path: str) -> str | None:
+    """What acts on the file, in two or three words; None if nothing is known to."""
+    *folders, name = [_plain(part) for part in path.split("/") if part not in ("", ".")] or [""]
+    if _INSTRUCTIONS.fullmatch(name) or any(_AGENT_FOLDERS.fullmatch(folder) for folder in folders):
+        return "agents obey it"
+    for words, pattern in _BY_NAME:
+        if pattern.fullmatch(name):
+            return words
+    for words, pattern in _BY_FOLDER.items():
+        if any(pattern.fullmatch(folder) for folder in folders):
+            return words
+    return None
+
+
+def _plain(name: str) -> str:
+    """The name as file systems that ignore case and forms of letters compare it, without invisible characters."""
+    shown = "".join(char for char in name if unicodedata.category(char) != "Cf")
+    return unicodedata.normalize("NFKC", shown).casefold()
