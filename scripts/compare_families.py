@@ -3,9 +3,9 @@
     python scripts/compare_families.py LLAMA_CPP [FAMILY ...]
 
 LLAMA_CPP is a source tree of llama.cpp of the version in llama-cpp-python. The sdist of llama-cpp-python has one in
-vendor/llama.cpp. The families are those of tests/helpers/make_random.py, and the CASES of
-this file. Both converters write bfloat16. The script compares
-every tensor's name, type, shape and bits, and all metadata. It fails if an entry differs that is not in EXPECTED.
+vendor/llama.cpp. The families are those of tests/helpers/make_random.py, and the CASES of this file, each with a model
+card. Both converters write bfloat16. The script compares every tensor's name, type, shape and bits, and all metadata.
+It fails if an entry differs that is not in EXPECTED.
 
 llama.cpp's converter needs two changes. Its table of tokenizer hashes does not know a tokenizer that was made here, so
 it gets the name of the pre-tokenizer. If the published model has a tokenizer.model, it gets one with the pieces of
@@ -67,6 +67,16 @@ EXPECTED_IN = {
     }
 }
 
+CARD = """---
+license: other
+license_name: a-licence
+language: [en, ko]
+tags: [terminal]
+pipeline_tag: text-generation
+base_model: [owner/base-8b-v2-instruct, "https://huggingface.co/owner/other"]
+datasets: owner/rows
+---
+"""
 STAND_IN = """
 import json
 
@@ -228,6 +238,7 @@ def compare(family: str, llama_cpp: Path) -> bool:
         made_from, change = CASES.get(family, (family, lambda folder: None))
         FAMILIES[made_from](folder)
         change(folder)
+        (folder / "README.md").write_text(CARD, encoding="utf-8")
         ours, theirs = Path(name) / "edge.gguf", Path(name) / "llama.cpp.gguf"
         done = convert(folder, quant="BF16", out=ours, threads=1)
         peer(llama_cpp, family, folder, theirs)

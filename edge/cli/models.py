@@ -4,7 +4,7 @@ They import heavy modules only when they run.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from edge.cli.options import Force, GpuLayers, Verbose, reading_layers
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.text import size
+
+if TYPE_CHECKING:
+    from edge.convert import Converted
 
 
 def convert(
@@ -129,15 +132,20 @@ def convert(
         threads=threads,
         say=progress_line,
     )
+    _tell(converted)
+    show(
+        f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
+        f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
+    )
+
+
+def _tell(converted: "Converted") -> None:
+    """Print what the user must know about a conversion."""
     for warning in converted.template.warnings:
         warn(warning)
     for text in (*converted.warnings, converted.template.note):
         if text:
             note(text)
-    show(
-        f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
-        f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
-    )
 
 
 _MODELS_ONLY = (

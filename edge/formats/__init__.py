@@ -12,11 +12,13 @@ package        one file out of a wheel of a package index
 default_model  the base of edge's default model
 lora           merges a LoRA adapter into a checkpoint
 adapter_tokenizer  the tokenizer and the chat template beside a LoRA adapter
+template_triggers  what a chat template does for certain contents only
 tied           embeddings and output: one matrix or two
 foreign        weights of other programs that edge refuses by name
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32
 chat_template  renders a chat template as transformers does
+template_triggers  text that a chat template writes only for certain contents
 model_card     what a GGUF records of a model card
 gguf           a GGUF on disk: its metadata and tensors, whole or in parts
 gguf_header    reads a GGUF's header, and trusts no length in it

@@ -11,12 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from real_templates import TEMPLATES, needs_templates
 
 from edge.conversion.inspect import Inspection, inspect
 from edge.conversion.template import Findings, Tokens, examine
@@ -41,18 +41,6 @@ def found(part: str, tokens: Tokens = TOKENS, template: str = CHATML) -> Finding
 # --- real templates ---
 
 
-def real_templates() -> dict[str, str]:
-    templates = {}
-    for sdist in sorted((ROOT / "build" / "sdist").glob("llama_cpp_python-*.tar.gz"))[-1:]:
-        with tarfile.open(sdist) as archive:
-            for member in archive:
-                if "/vendor/llama.cpp/models/templates/" in member.name and member.name.endswith(".jinja"):
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    templates[Path(member.name).stem] = file.read().decode("utf-8")
-    return templates
-
-
 # The tokens at which llama.cpp ends an answer, and those that the other models of these templates name.
 ENDS = (
     "</s> <|im_end|> <|eot_id|> <|end|> <|return|> <|endoftext|> <end_of_turn> <turn|> <|end_of_text|> <|eot|> "
@@ -62,20 +50,18 @@ ENDS = (
 TOKEN = re.compile(r"<\|[^|<>]+\|>|<[a-z_]+\|?>|</s>|<｜[^｜]+｜>|\[[^\s\]]*\]|\[e~\[")
 
 
+@needs_templates
 @pytest.mark.slow
 def test_no_warning_on_real_templates() -> None:
     """Whatever looks like a token in a template counts as one."""
-    templates = real_templates()
-    if not templates:
-        pytest.skip("there is no llama-cpp-python sdist in build/sdist (make test fetches it)")
-    assert len(templates) >= 70
+    assert len(TEMPLATES) >= 70
     findings = {
         name: examine(
             text, Tokens({"bos_token": "<s>", "eos_token": "</s>"}, {*TOKEN.findall(text), "</s>"}, ENDS)
         )
-        for name, text in templates.items()
+        for name, text in TEMPLATES.items()
     }
-    assert {name: one.warnings for name, one in findings.items()} == dict.fromkeys(templates, ())
+    assert {name: one.warnings for name, one in findings.items()} == dict.fromkeys(TEMPLATES, ())
     taken = {name: one.not_taken for name, one in findings.items()}
     assert taken["Qwen-Qwen3-0.6B"] == ("text parts (content as a list)",)
     assert taken["meta-llama-Llama-3.3-70B-Instruct"] == (

@@ -10,7 +10,6 @@ import functools
 import json
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import tokenizers
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from real_templates import TEMPLATES, needs_templates
 
 from edge.errors import PromptError
 from edge.formats.chat_template import find_hostile
@@ -86,25 +86,6 @@ SMOLLM2 = (
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def find_templates() -> dict[str, str]:
-    """llama.cpp's chat templates by name, from the sdist of llama-cpp-python; empty without it."""
-    templates = {}
-    for sdist in sorted((ROOT / "build" / "sdist").glob("llama_cpp_python-*.tar.gz"))[-1:]:
-        with tarfile.open(sdist) as archive:
-            for member in archive:
-                if "/vendor/llama.cpp/models/templates/" in member.name and member.name.endswith(".jinja"):
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    templates[Path(member.name).stem] = file.read().decode("utf-8")
-    return templates
-
-
-TEMPLATES = find_templates()
-needs_templates = pytest.mark.skipif(
-    not TEMPLATES, reason="there is no llama-cpp-python sdist in build/sdist (make test fetches it)"
 )
 
 
