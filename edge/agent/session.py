@@ -363,8 +363,17 @@ def _start(
     interface: Interface,
     say: Callable[[str], None],
 ) -> Iterator[Workplace]:
-    """Start the sandbox and the terminal. If they do not start, remove a new record."""
+    """Start the sandbox and the terminal. If they do not start, remove a new record.
+
+    At the end, remove the archive of the first state if the session typed nothing.
+    """
+
+    def remove_unused() -> None:
+        if options.permission.sandbox and not record.rows:
+            first_path(paths.record).unlink(missing_ok=True)
+
     with ExitStack() as stack:
+        stack.callback(remove_unused)
         try:
             sandbox = None
             if options.permission.sandbox:
@@ -375,7 +384,6 @@ def _start(
         except BaseException:
             if not record.rows:
                 record.finish("ended", "")
-                first_path(paths.record).unlink(missing_ok=True)
             raise
         yield started
 

@@ -179,7 +179,8 @@ def test_a_failed_session_says_how_to_continue(runner: Runner, record: Path, tin
     new = ("--workdir", folder, "--record", record)  # edge asks for the name of a home folder
     done = run(TASK, *new, "--context", 256)
     assert done.returncode == 1 and "exceed the context length of 256" in done.stderr.splitlines()[-1]
-    assert done.stderr.splitlines()[-1].startswith("error: ") and not record.exists()
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert {path.name for path in record.parent.iterdir()} <= {"folder", "state", "cache"}
     context = first_prompt(runner, "agent@sandbox:/app$") + tokens
     done = run(TASK, *new, "--context", context)
     assert done.returncode == 1
