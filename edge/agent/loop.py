@@ -17,23 +17,30 @@ from edge.agent.kept import archive_path
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, StepFacts
 from edge.agent.show import shown_step
-from edge.agent.wording import confirmation, first_messages, observation, refused, typing_notes
+from edge.agent.wording import confirmation, first_messages, observation, refused, repeated, typing_notes
 from edge.agent.workplace import Workplace
-from edge.answer.action import Action
+from edge.answer.action import Action, Command
 from edge.answer.answering import Answering
-from edge.errors import ContextError
+from edge.errors import ContextError, EdgeError
 from edge.prompt import Message
 from edge.runner import Runner, Session
 from edge.terminal.tmux import SCREEN_BYTES, limit_output
 
-Outcome = Literal["complete", "stopped", "steps", "time", "refusals", "ended", "interrupted"]
+Outcome = Literal[
+    "complete", "stopped", "steps", "time", "refusals", "repeated", "failed", "ended", "interrupted"
+]
 DEFAULT_CONTEXT = 32_768
 _MAX_REFUSALS = 5  # in a row
+_TOLD_REPEATS, _MAX_REPEATS = 3, 5  # the same action in a row, with the same output
 _MIN_OUTPUT = 500  # bytes of terminal output that a prompt must have room for
 
 
 class _TimeUpError(Exception):
     """The time limit was reached while the model wrote an answer."""
+
+
+class _NoAnswerError(Exception):
+    """The model could not answer: the context is full, or the engine failed. Its cause is the EdgeError."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,18 @@ class Agent:
     """The work folder is older than the last action, because the process was killed during that action."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Makes the context in which the model reads and writes."""
+    failure: str = field(default="", init=False)
+    """Why the model could not answer, if the session ended as "failed"."""
     _end: float = field(default=0.0, init=False)
+    _last: tuple[str, str] = field(default=("", ""), init=False)
+    _repeats: int = field(default=0, init=False)
 
     def run(self) -> Outcome:
         """Work on the task, from its beginning or from the end of the record. Returns how the session ended.
 
-        KeyboardInterrupt ends the session as "interrupted". Raises AgentError, SandboxError or ContextError; the
-        record then ends as "ended". The record is finished in all cases except a killed process.
+        KeyboardInterrupt ends the session as "interrupted", and an answer that fails ends it as "failed". Raises
+        AgentError or SandboxError; the record then ends as "ended". Raises the EdgeError of a failed answer if the
+        record has no step to continue from. The record is finished in all cases except a killed process.
         """
         outcome: Outcome = "ended"
         self._end = time.monotonic() + self.limits.seconds
@@ -85,6 +97,10 @@ class Agent:
                 outcome = self._steps()
         except _TimeUpError:
             outcome = "time"
+        except _NoAnswerError as error:
+            outcome, self.failure = "failed", str(error.__cause__)
+            if error.__cause__ is not None and not self.record.rows:
+                raise error.__cause__ from None
         except KeyboardInterrupt:
             outcome = "interrupted"
         finally:
@@ -105,8 +121,11 @@ class Agent:
         for number in range(1, self.limits.steps + 1):
             if self._late():
                 return "time"
-            with self.waiting():
-                action = self._answer(session, pending)
+            try:
+                with self.waiting():
+                    action = self._answer(session, pending)
+            except EdgeError as error:
+                raise _NoAnswerError from error
             proposal = Proposal(action.analysis, action.plan, action.commands, action.task_complete)
             self.show(shown_step(number, self.limits.steps, self._end - time.monotonic()))
             self.show(proposal)
@@ -118,7 +137,7 @@ class Agent:
                 refusals, completions = refusals + 1, 0
                 if refusals == _MAX_REFUSALS:
                     return "refusals"
-                pending = [refused(decision.reason, self.workplace.terminal.output())]
+                pending = [refused(decision.reason, self.workplace.output())]
                 continue
             refusals = 0
             self._write_step(session, action, decision)
@@ -131,12 +150,28 @@ class Agent:
                 return "complete"
             if self._late():
                 return "time"
-            output = self.workplace.terminal.output()
+            output = self.workplace.output()
             self.show(output)
             notes = self.workplace.notes + typing_notes(commands, action.closed_at_budget)
+            repeats = self._count_repeats(commands, output)
+            if repeats >= _MAX_REPEATS:
+                return "repeated"
+            if repeats >= _TOLD_REPEATS:
+                notes.append(repeated(repeats))
+                self.show(notes[-1])
             question = confirmation(self.runner.model_name) if completions == 1 else ""
             pending = [observation(output, notes, question)]
         return "steps"
+
+    def _count_repeats(self, commands: Sequence[Command], output: str) -> int:
+        """How often in a row these commands came, and this output after them; a wait for a program does not count."""
+        typed = "\0".join(command.keystrokes for command in commands)
+        if not typed.strip("\0") and self.workplace.terminal.prompt() is None:
+            return 0
+        now = (typed, output)
+        self._repeats = self._repeats + 1 if now == self._last else 1
+        self._last = now
+        return self._repeats
 
     def _decide(self, proposal: Proposal) -> Decision:
         began = time.monotonic()

@@ -44,6 +44,8 @@ _OUTCOMES: dict[Outcome, str] = {
     "steps": "the step limit was reached",
     "time": "the time limit was reached",
     "refusals": "too many actions in a row were refused",
+    "repeated": "the model gave one action five times, and its output was the same",
+    "failed": "the model could not answer",
     "ended": "the terminal has ended",
     "interrupted": "interrupted",
 }
@@ -212,7 +214,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         if workplace.sandbox is not None and record.rows:
             if outcome != "ended":
                 workplace.save_commits(commits_path(paths.record))
-            if outcome in ("interrupted", "ended"):
+            if outcome in ("interrupted", "ended", "failed"):
                 _keep_archive(paths, interface)
             else:
                 whole = _return(options, paths, record, interface).run() and workplace.unsaved is None
@@ -221,7 +223,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         processes = workplace.terminal.close()
     for process in processes:
         interface.say(f"still running: {process}")
-    return Ending(outcome, _summary(outcome, record), undecided=not whole)
+    return Ending(outcome, _summary(outcome, record, agent.failure), undecided=not whole)
 
 
 def _show_header(options: SessionOptions, paths: _Paths, interface: Interface) -> None:
@@ -361,8 +363,17 @@ def _start(
     interface: Interface,
     say: Callable[[str], None],
 ) -> Iterator[Workplace]:
-    """Start the sandbox and the terminal. If they do not start, remove a new record."""
+    """Start the sandbox and the terminal. If they do not start, remove a new record.
+
+    At the end, remove the archive of the first state if the session typed nothing.
+    """
+
+    def remove_unused() -> None:
+        if options.permission.sandbox and not record.rows:
+            first_path(paths.record).unlink(missing_ok=True)
+
     with ExitStack() as stack:
+        stack.callback(remove_unused)
         try:
             sandbox = None
             if options.permission.sandbox:
@@ -373,7 +384,6 @@ def _start(
         except BaseException:
             if not record.rows:
                 record.finish("ended", "")
-                first_path(paths.record).unlink(missing_ok=True)
             raise
         yield started
 
@@ -436,9 +446,11 @@ def _keep_archive(paths: _Paths, interface: Interface) -> None:
     interface.say(f"to bring it back: {command('--bring-back', paths.record, folder=paths.folder)}")
 
 
-def _summary(outcome: Outcome, record: Record) -> str:
-    text = _OUTCOMES[outcome]
+def _summary(outcome: Outcome, record: Record, failure: str) -> str:
+    text = f"{_OUTCOMES[outcome]}: {failure}" if failure else _OUTCOMES[outcome]
     if not record.rows:
         return text
     text += f"; session record: {record.path}"
+    if outcome == "failed":
+        return f"{text}; continue it with --resume {record.path}"
     return f"{text}; continue it with --resume" if outcome == "interrupted" else text

@@ -36,6 +36,7 @@ _CONFIRM = (
     "You set task_complete to true. If all that the task asks for is done, answer with task_complete true once more, "
     "which ends the session. Otherwise go on."
 )
+NEW_SHELL = "Note: the shell has ended. This is a new shell."
 _TRAINED = (EMBEDDED_NAME, DEFAULT_NAME)  # on the short wording
 _FIELDS = {"instruction", "terminal_state"}
 
@@ -81,6 +82,11 @@ def observation(output: str, notes: Sequence[str] = (), question: str = "") -> M
 def refused(reason: str, output: str) -> Message:
     """The next message after a refused action, with the reason."""
     return observation(output, [f"Nothing was typed: {reason}"])
+
+
+def repeated(times: int) -> str:
+    """The note for an action that came several times in a row, with the same output each time."""
+    return f"Note: you gave the same action {times} times, and its output was the same. Try something else."
 
 
 def not_typed(number: int) -> str:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.agent.wording import not_saved, not_typed
+from edge.agent.wording import NEW_SHELL, not_saved, not_typed
 from edge.answer.action import Command
 from edge.errors import AgentError, SandboxError
 from edge.terminal.commits import known_commits, repository_of
-from edge.terminal.tmux import MAX_DURATION, SHELL, Terminal
+from edge.terminal.shell import SHELL
+from edge.terminal.tmux import MAX_DURATION, Terminal
 
 if TYPE_CHECKING:
     from edge.terminal.sandbox import Sandbox
@@ -33,6 +34,8 @@ class Workplace:
     """Notes for the model about the last `type`, and about the `save` after it."""
     unsaved: str | None = field(default=None, init=False)
     """Why the last `save` failed; None if it did not."""
+    _before: str = field(default="", init=False)
+    """What the shell that has ended printed last."""
 
     def type(self, commands: Sequence[Command], late: Callable[[], bool]) -> bool:
         """Type the commands in order; False if the terminal has ended and cannot continue.
@@ -54,7 +57,7 @@ class Workplace:
             if self.terminal.ended and not self._restart_shell():
                 return False
             send = self.terminal.send_lines if self.line_by_line else self.terminal.send
-            if send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop) is False:
+            if not send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop):
                 self.notes.append(not_typed(number))
                 self.say(self.notes[-1])
                 break
@@ -90,10 +93,15 @@ class Workplace:
         except (SandboxError, OSError) as error:
             self.say(str(error))
 
+    def output(self) -> str:
+        """What is new in the terminal, after what a shell printed before it ended. Raises AgentError."""
+        before, self._before = self._before, ""
+        return before + self.terminal.output()
+
     def last_output(self) -> str:
         """What is new in the terminal; empty if tmux has ended."""
         try:
-            return self.terminal.output()
+            return self.output()
         except AgentError:
             return ""
 
@@ -104,6 +112,9 @@ class Workplace:
         if self.sandbox is not None:
             self.say(f"The sandbox has ended: {self._trouble() or 'its shell has ended'}")
             return False
+        self._before += f"{self.terminal.output()}\n\n"
+        self.notes.append(NEW_SHELL)
+        self.say(NEW_SHELL)
         self.terminal.restart(SHELL, cwd=self.folder)
         return True
 

@@ -294,7 +294,8 @@ def _disk() -> Check:
 def _agent() -> Iterator[Check]:
     """Start a shell in a terminal, and one in the sandbox, and stop them."""
     from edge.terminal.sandbox import Sandbox
-    from edge.terminal.tmux import SHELL, Terminal
+    from edge.terminal.shell import SHELL
+    from edge.terminal.tmux import Terminal
 
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -1,6 +1,7 @@
 """Where keystrokes go: tmux, the sandbox, the work folder. Knows no model.
 
 tmux        a real terminal in its own tmux server
+shell       its command line, prompts and environment
 sandbox     a shell without network, on a copy of the work folder
 channel     reads what the sandbox answers
 check       checks from outside that the sandbox is in force

@@ -38,7 +38,7 @@ from edge.terminal.packed import Base, copy_archive
 from edge.terminal.saved import Saved as Saved  # part of this module's interface
 from edge.terminal.saved import begin
 from edge.terminal.sealed import sealed
-from edge.terminal.tmux import PROMPT
+from edge.terminal.shell import ASSIGNMENTS, NEVER_WAIT
 from edge.terminal.workfolder import Comparison, compare
 
 _USER = 1000  # inside the sandbox
@@ -128,13 +128,13 @@ serve() {
 set -m
 serve &
 while cd "$WORK"; do
-  INPUTRC=/dev/null PS1='@PROMPT@' bash --noprofile --norc +o histexpand -i 3<&- 4>&-
+  INPUTRC=/dev/null @ASSIGNMENTS@ bash --noprofile --norc +o histexpand -i 3<&- 4>&-
   [ -t 1 ] || exit
   stty sane
   printf '[the shell has ended; this is a new one]\n'
   sleep 0.2
 done
-""".replace("@PROMPT@", PROMPT)
+""".replace("@ASSIGNMENTS@", ASSIGNMENTS)
 
 DEFAULT = Limits()
 
@@ -487,6 +487,7 @@ def _arguments(limits: Limits) -> list[str]:
         "LANG": "C.UTF-8",
         "HISTFILE": "/dev/null",
         "LESSHISTFILE": "-",
+        **NEVER_WAIT,
         "WORK": WORK,
     }
     return [

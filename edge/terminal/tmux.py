@@ -22,16 +22,13 @@ from types import TracebackType
 from edge.errors import AgentError
 from edge.system.folders import make_folder, remove_folder
 from edge.system.signals import signals_later
+from edge.terminal.shell import SHELL, shell_environment
 
 MAX_DURATION = 60.0  # seconds
 COLUMNS, LINES = 160, 40
 SCROLLBACK = 5000  # lines
 SCREEN_BYTES = 10_000
 
-# bash without start-up files, history expansion, and the user's key bindings and hooks.
-SHELL = ("bash", "--noprofile", "--norc", "+o", "histexpand", "-i")
-# The prompt also sets the pane's title to the shell's process and the prompt's number, for `Terminal.prompt`.
-PROMPT = r"\[\e]2;$$.\#\a\]\u@\h:\w\$ "
 
 _CONFIGURATION = f"""
 set -g prefix None
@@ -43,6 +40,7 @@ unbind -a -T copy-mode-vi
 set -g history-limit {SCROLLBACK}
 set -g status off
 set -g remain-on-exit on
+set -gq remain-on-exit-format ""
 set -g default-terminal screen-256color
 set -g set-titles off
 set -g update-environment ""
@@ -56,28 +54,18 @@ _KEY_NAME = re.compile(
     r"|PageDown|NPage|PgDn|Up|Down|Left|Right|F[1-9]|F1[0-2])|\^[@-_a-z]"
 )
 _CHUNK = 4000  # bytes a call: tmux takes about 16 KiB of arguments
-# C-g, C-e, C-u: empties the shell's line. A program or a printed file can ask the terminal for its colour or cursor.
-# tmux types the answer into that line, and it would become the beginning of the next command.
-_EMPTY_LINE = b"\x07\x05\x15"
-_END_A_LINE = {"Enter", "C-m", "C-j", "C-c", "C-d"}
+# C-g, Escape, A, C-e, C-u: empties the shell's line, also in vi mode, which `bind` can set in spite of PROMPT_COMMAND.
+# A program or a printed file can ask the terminal for its colour or cursor. tmux types the answer into that line, where
+# it would become the beginning of the next command.
+_EMPTY_LINE = b"\x07\x1bA\x05\x15"
+_ENTER = {"Enter", "C-m", "C-j", "^M", "^J", "^m", "^j"}
+# While a program reads whole lines, the kernel cuts one at 4,095 bytes on Linux, at 1,023 on macOS.
+_LONGEST_LINE = 4095 if sys.platform == "linux" else 1023
+_QUOTED_TAB = b"\x16\t"  # C-v: readline then takes the tab as text, and not as a request for file names
 _LONGEST_SOCKET = 103  # bytes of a socket's path; Linux takes 107, macOS 103
 _PATIENCE = 20.0  # seconds for an answer of tmux
 _POLL = 0.05  # seconds
 _PROMPT_PATIENCE = 5.0  # minimum seconds to wait for the shell's prompt
-# Variables that run something in every shell, or that belong to the terminal outside.
-_DROPPED = {
-    "TMUX",
-    "TMUX_PANE",
-    "BASH_ENV",
-    "ENV",
-    "PROMPT_COMMAND",
-    "PS0",
-    "PS1",
-    "PS2",
-    "PS4",
-    "SHELLOPTS",
-    "BASHOPTS",
-}
 
 
 def is_key_name(keystrokes: str) -> bool:
@@ -96,25 +84,6 @@ def limit_output(text: str, most: int = SCREEN_BYTES) -> str:
     return f"{head}\n[… {left_out:,} bytes of output left out …]\n{tail}"
 
 
-def shell_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment for a shell without the user's hooks, history and prompts, with `extra` added."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _DROPPED and not name.startswith("BASH_FUNC_")
-    }
-    environment |= {
-        "PS1": PROMPT,
-        "HISTFILE": "/dev/null",
-        "INPUTRC": "/dev/null",
-        "LESSHISTFILE": "-",
-    }
-    locale = next((environment[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(name)), "")
-    if not re.search("utf-?8", locale, re.IGNORECASE):  # readline would show other characters as numbers
-        environment["LC_ALL"] = "C.UTF-8"
-    return environment | dict(extra or {})
-
-
 @dataclass
 class Terminal:
     """One pane in which a program runs. `Terminal.start` makes it; its `with` ends all that runs in it."""
@@ -126,7 +95,14 @@ class Terminal:
     _row: int = 0  # the cursor's row when the output was last read
     _row_text: str = ""  # the text of that row
     _typed_at: str | None = None  # the prompt at which `send_lines` typed last
-    _in_line: bool = False  # whether the last keystrokes ended within a line
+    _line: str | None = (
+        ""  # the text typed since the last line break; None after a key, which can change the line
+    )
+    _line_at: str | None = None  # the prompt at which edge typed that text
+    _read_at: str | None = None  # where the shell read when edge typed the last line break
+    _tty: tuple[str, int] | None = (
+        None  # the pane's terminal, held open: a program can forbid to open it (TIOCEXCL)
+    )
 
     @classmethod
     def start(
@@ -173,26 +149,81 @@ class Terminal:
             raise
         return terminal
 
-    def send(self, keystrokes: str, duration: float = 0.0, *, stop: Callable[[], bool] | None = None) -> None:
+    def send(self, keystrokes: str, duration: float = 0.0, *, stop: Callable[[], bool] | None = None) -> bool:
         """Send keystrokes as they are, then wait `duration` seconds (at most 60); see `wait`.
 
         Text goes as UTF-8 with nothing added: a command runs only if it ends with a line break. Empty keystrokes only
-        wait. At the shell's prompt, the line is emptied first (see `_EMPTY_LINE`). Raises AgentError if the terminal
-        has ended.
+        wait. At the shell's prompt, every line begins anew (see `_EMPTY_LINE`). A tab in a line that ends with a line
+        break is text. Returns False if it did not type all: a line is too long for the program that reads it. Raises
+        AgentError if the terminal has ended.
         """
+        begin = time.monotonic()
+        whole = True
         if is_key_name(keystrokes):
-            self._tmux("send-keys", "-t", "edge", keystrokes)
-            self._in_line = keystrokes not in _END_A_LINE
+            self._press(keystrokes)
         elif keystrokes:
-            self._type(keystrokes, at_prompt=self.prompt() is not None)
-        self.wait(duration, stop=stop)
+            whole = self._type_lines(
+                keystrokes, begin + max(min(duration, MAX_DURATION), _PROMPT_PATIENCE), stop
+            )
+        self.wait(duration if whole else 0.0, stop=stop)
+        return whole
 
-    def _type(self, text: str, *, at_prompt: bool) -> None:
-        data = (_EMPTY_LINE if at_prompt and not self._in_line else b"") + text.encode(errors="replace")
+    def _press(self, key: str, *, anew: bool = False) -> None:
+        """Send a key. `anew`, and for Enter after text: at a prompt, first type the line again as edge knows it."""
+        if anew or (key in _ENTER and self._line is not None):
+            prompt = self.prompt()
+            if prompt is not None:
+                known = (self._line or "") if prompt == self._line_at and not anew else ""
+                self._send_bytes(_EMPTY_LINE + known.encode(errors="replace"))
+        self._tmux("send-keys", "-t", "edge", key)
+        self._line = "" if key in _ENTER else None
+        self._read_at = None
+
+    def _type_lines(self, text: str, end: float, stop: Callable[[], bool] | None) -> bool:
+        """Type the text; a long line, and lines with tabs, each when the shell reads. Returns whether it typed all."""
+        lines = re.findall(r"[^\n\r]*[\n\r]|[^\n\r]+", text)
+        size = max(len(line.encode(errors="replace")) for line in [(self._line or "") + lines[0], *lines[1:]])
+        if size < _LONGEST_LINE and not ("\t" in text and re.search("[\n\r]", text)):
+            self._type(text, at_prompt=self.prompt())
+            return True
+        begins = True
+        for line in lines:
+            reads = self._wait_to_read(end, stop)
+            if not reads and size >= _LONGEST_LINE and self._cuts_lines():
+                return False
+            prompt = self.prompt()
+            self._type(line, at_prompt=prompt if begins else None, quoted=prompt is not None)
+            begins = False
+        return True
+
+    def _wait_to_read(self, end: float, stop: Callable[[], bool] | None) -> bool:
+        """Wait until the shell reads a line that edge has not typed yet; False at `end` or if another program reads."""
+        while (place := self._reads()) is None or place == self._read_at:
+            if time.monotonic() > end or self.ended or (stop is not None and stop()):
+                return False
+            self.wait(_POLL, stop=stop)
+        return True
+
+    def _type(self, text: str, *, at_prompt: str | None, quoted: bool = False) -> None:
+        """Type the text; at a prompt, on an empty line with what edge itself typed there before."""
+        place = self._reads() if text.strip() and text[-1] in "\n\r" else None
+        known = self._line or ""
+        if at_prompt is not None and at_prompt != self._line_at:
+            known = ""
+        data = ("" if at_prompt is None else known) + text
+        keys = data.encode(errors="replace")
+        if quoted and text[-1] in "\n\r":
+            keys = keys.replace(b"\t", _QUOTED_TAB)
+        self._send_bytes((b"" if at_prompt is None else _EMPTY_LINE) + keys)
+        if text[-1] in "\n\r":
+            self._line, self._read_at = "", place
+        else:
+            self._line, self._line_at = re.split(r"[\n\r]", known + text)[-1], at_prompt
+
+    def _send_bytes(self, data: bytes) -> None:
         for begin in range(0, len(data), _CHUNK):
             chunk = data[begin : begin + _CHUNK]
             self._tmux("send-keys", "-t", "edge", "-H", *(f"{byte:02x}" for byte in chunk))
-        self._in_line = not text.endswith(("\n", "\r"))
 
     def send_lines(
         self, keystrokes: str, duration: float = 0.0, *, stop: Callable[[], bool] | None = None
@@ -211,7 +242,7 @@ class Terminal:
                 if time.monotonic() > end:
                     self._typed_at = None  # the shell never read it
                 self.wait(_POLL, stop=stop)
-            self.send(keystrokes)
+            self._press(keystrokes, anew=keystrokes not in ("C-c", "^C", "^c"))
         for line in [] if is_key_name(keystrokes) else re.findall(r"[^\n]*\n|[^\n]+", keystrokes):
             while (prompt := self.prompt()) is None or prompt == self._typed_at:
                 if time.monotonic() > end or self.ended or (stop is not None and stop()):
@@ -219,12 +250,18 @@ class Terminal:
                 self.wait(_POLL, stop=stop)
             if line.strip():  # an empty line brings the same prompt again
                 self._typed_at = prompt
-            self._type(line, at_prompt=True)
+            self._line = ""
+            self._type(line, at_prompt=prompt)
         self.wait(duration - (time.monotonic() - begin), stop=stop)
         return True
 
     def prompt(self) -> str | None:
         """A name for the prompt at which the shell waits; None while another program reads the keyboard."""
+        place = self._reads()
+        return None if place is None else ".".join(place.split(".")[:2])
+
+    def _reads(self) -> str | None:
+        """A name for the line that the shell reads: of a prompt, or of the rest of a command; None as in `prompt`."""
         state = self._tmux(
             "display-message",
             "-p",
@@ -233,7 +270,34 @@ class Terminal:
             "#{pane_pid} #{pane_tty} #{pane_current_command} #{pane_title}",
         )
         pid, tty, program, title = state.rstrip("\n").split(" ", 3)
-        return title if _line_editor_is_on(tty) and _is_shell(pid, program) else None
+        return title if self._reads_whole_lines(tty) is False and _is_shell(pid, program) else None
+
+    def _cuts_lines(self) -> bool:
+        """Whether the kernel collects whole lines for the program that reads, or edge cannot know."""
+        tty = self._tmux("display-message", "-p", "-t", "edge", "#{pane_tty}").strip()
+        return self._reads_whole_lines(tty) is not False
+
+    def _reads_whole_lines(self, tty: str) -> bool | None:
+        """Whether the terminal collects lines. At a prompt, readline turns this off; bash does nowhere else."""
+        if sys.platform == "win32":
+            return None
+        for _ in range(2):
+            if self._tty is None or self._tty[0] != tty:
+                self._close_tty()
+                try:
+                    self._tty = tty, os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+                except OSError:
+                    return None
+            collects = _collects_lines(self._tty[1])
+            if collects is not None:
+                return collects
+            self._close_tty()  # it was hung up; a new terminal can have the same name
+        return None
+
+    def _close_tty(self) -> None:
+        if self._tty is not None:
+            os.close(self._tty[1])
+            self._tty = None
 
     def wait(self, duration: float, *, stop: Callable[[], bool] | None = None) -> None:
         """Wait `duration` seconds, at most 60; less if the program ends or `stop` returns true."""
@@ -288,12 +352,15 @@ class Terminal:
 
     def restart(self, argv: Sequence[str], *, cwd: Path | str) -> None:
         """Run `argv` in place of the program that has ended."""
+        self._close_tty()
+        self._line, self._read_at = "", None
         self._tmux("respawn-pane", "-k", "-t", "edge", "-c", str(cwd), "--", *argv)
         self._until(lambda: self.screen().strip(), f"{argv[0]} does not start in the terminal")
         self._mark_place()
 
     def close(self) -> list[str]:
         """End the terminal and its programs. Returns the programs that still run, as "PID command"."""
+        self._close_tty()
         if self._server.poll() is None:
             self._server.terminate()  # tmux sends SIGHUP to the pane, as if its window was closed
             try:
@@ -367,22 +434,16 @@ def _start_server(tmux: str, folder: Path, environment: dict[str, str]) -> subpr
         )
 
 
-def _line_editor_is_on(tty: str) -> bool:
-    """Whether keys reach the program one by one. At a prompt, readline sets this; bash sets it nowhere else."""
+def _collects_lines(descriptor: int) -> bool | None:
+    """Whether a terminal gives whole lines to the program that reads; None if it was hung up."""
     if sys.platform == "win32":
-        return False
+        return None
     import termios
 
     try:
-        descriptor = os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        return not termios.tcgetattr(descriptor)[3] & termios.ICANON
+        return bool(termios.tcgetattr(descriptor)[3] & termios.ICANON)
     except termios.error:
-        return False
-    finally:
-        os.close(descriptor)
+        return None
 
 
 def _is_shell(pid: str, program: str) -> bool:

@@ -13,7 +13,8 @@ import pytest
 from edge.agent.allow import Allowlist, judge, read_allowlist
 from edge.agent.rules import Place
 from edge.terminal.sandbox import Sandbox
-from edge.terminal.tmux import SHELL, Terminal
+from edge.terminal.shell import SHELL
+from edge.terminal.tmux import Terminal
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.terminal.sandbox import Limits, Sandbox, Saved
-from edge.terminal.tmux import SHELL, Terminal
+from edge.terminal.shell import SHELL
+from edge.terminal.tmux import Terminal
 
 SMALL = Limits(memory=256 << 20, disk=24 << 20, temporary=8 << 20, processes=40, reserve=64 << 20)
 USER = 64_999  # the user of the sandbox's programs if the tests run as root

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from edge.errors import AgentError
-from edge.terminal.tmux import SHELL, Terminal, is_key_name, limit_output
+from edge.terminal.shell import SHELL
+from edge.terminal.tmux import Terminal, is_key_name, limit_output
 
 pytestmark = [
     pytest.mark.slow,
