@@ -204,6 +204,7 @@ def test_the_agent_tries_no_network(tmp_path: Path, tiny_q4: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "old.log").write_text("old\n")
+    (folder / "kept.txt").write_text("edge does not delete all files unasked\n")
     little = ["--model", tiny_q4, "--threads", 1, "--max-tokens", 96, "--workdir", folder, "--max-steps", 2]
     commands: list[Sequence[object]] = [
         ["agent", "Remove the file old.log.", *little],
