@@ -5,6 +5,7 @@ can name further tokens. transformers adds them with the tokenizers package, and
 transformers 5, tokenization_utils_base.py and tokenization_utils_tokenizers.py.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,8 @@ def _declared(checkpoint: Checkpoint, listed: Mapping[int, AddedToken]) -> dict[
     declared = {}
     for text, value in encoder.items():
         i = _id(where, value)
+        if _text(text) is None:
+            raise ConversionError(f"{where} holds a malformed token; save the tokenizer again")
         if i not in listed:  # tokenizer.json counts there
             is_special = text in special
             declared[i] = AddedToken(text, normalized=not is_special, special=is_special)
@@ -129,7 +132,9 @@ def _extra(config: Mapping[str, Any]) -> Iterable[object]:
 def _text(value: object) -> str | None:
     """The text of a token that a configuration gives as a text or as a map."""
     content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None
+    if not isinstance(content, str) or re.search("[\ud800-\udfff]", content):  # half of a surrogate pair
+        return None
+    return content
 
 
 def _id(where: str, value: object) -> int:

@@ -298,7 +298,7 @@ def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> 
             (tools / name).symlink_to(place)
     # The sandbox takes its programs from fixed folders; this test replaces them by `tools`.
     elsewhere = (
-        f"import edge.terminal.sandbox as s; s._PATH = {str(tools)!r}; from edge.cli.main import main; main()"
+        f"import edge.system.confined as s; s.PATH = {str(tools)!r}; from edge.cli.main import main; main()"
     )
     arguments = [
         sys.executable,

@@ -349,7 +349,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "an unknown dtype": (entry(NORM, dtype="F4_X"), "is stored as F4_X; edge reads BF16, F16 and F32"),
     "a dtype that is a list": (entry(NORM, dtype=["BF16"]), "is malformed"),
     "weights in integers": (as_type(NORM, "I64", bytes(8)), "is stored as I64; edge reads BF16, F16 and F32"),
-    "weights in 8 bits": (as_type(GATE, "F8_E4M3", bytes(1)), "is stored as F8_E4M3; edge reads"),
+    "weights in 8 bits": (as_type(GATE, "F8_E4M3", bytes(1)), "the checkpoint is already quantized"),
     "NaN in bfloat16": (value(GATE, b"\xc0\x7f"), f"{GATE} holds NaN or Inf"),
     "infinity in bfloat16": (value(NORM, b"\x80\x7f"), f"{NORM} holds NaN or Inf"),
     "NaN in float16": (as_type(GATE, "F16", b"\x00\x7e"), f"{GATE} holds NaN or Inf"),
@@ -626,7 +626,8 @@ def test_undamaged_checkpoint(edge: Edge, random_small_moe_folder: Path, tmp_pat
         folder = Path(shutil.copytree(random_small_moe_folder, tmp_path / "model", dirs_exist_ok=True))
         damage(folder)
         ended = edge.run("convert", folder, "--quant", "Q8_0", "--out", tmp_path / "x.gguf")
-        assert (ended.status, ended.err) == (0, ""), ended
+        notes = [line for line in ended.err.splitlines() if not line.startswith("note: its chat template")]
+        assert (ended.status, notes) == (0, []), ended
         assert ended.peak < MOST_MEMORY
         shutil.rmtree(folder)
 
