@@ -69,3 +69,8 @@ class Channel:
                     raise Silent("it has ended")
             if trouble := self.trouble():
                 raise Silent(f"it has ended: {trouble}")
+
+
+def readable(descriptor: int, seconds: float = 0) -> bool:
+    """Whether a read of an open file would not wait, or not longer than `seconds`."""
+    return bool(select.select([descriptor], [], [], seconds)[0])

@@ -3,15 +3,13 @@
 bubblewrap makes the sandbox from kernel namespaces. Its file system is new: programs and libraries are read-only; /tmp,
 the home folder and the work folder are in memory and of limited size. It has no user's home, no /run and no socket.
 Limits apply to each process (rlimits, which an unprivileged user cannot raise) and to all together (processes; memory,
-which edge watches from outside). edge checks every protection, also from outside, before it types anything. If one is
-not in force, it raises SandboxError and runs nothing. docs/safety.md lists the escape attempts in the tests.
+which edge watches from outside). edge checks each protection before it types, also from outside, or runs nothing.
 """
 
 import contextlib
 import json
 import os
 import secrets
-import select
 import signal
 import sys
 import threading
@@ -28,7 +26,7 @@ from edge.system.folders import make_folder, remove_folder
 from edge.system.seccomp import seccomp_filter
 from edge.terminal.archive import MOST_ENTRIES
 from edge.terminal.cgroup import is_in, make_cgroup, ran_out, remove_cgroup
-from edge.terminal.channel import Channel, Silent
+from edge.terminal.channel import Channel, Silent, readable
 from edge.terminal.check import HOME, WORK, TerminalMode, fault
 from edge.terminal.check import Limits as Limits  # part of this module's interface
 from edge.terminal.memory import Meter, file_systems, memory_of_machine, shared_of_machine
@@ -325,7 +323,7 @@ class Sandbox:
 
     def trouble(self) -> str | None:
         """Why the sandbox has ended; None while it runs."""
-        if self._trouble is None and self._pidfd is not None and _readable(self._pidfd):
+        if self._trouble is None and self._pidfd is not None and readable(self._pidfd):
             self._trouble = "it is no longer running"
             if self._cgroup is not None and ran_out(self._cgroup):
                 self._trouble = "its processes used up the memory of its cgroup"
@@ -350,7 +348,7 @@ class Sandbox:
             self._settle(self._mode)
             self._mode.close()
         elif self._pidfd is not None:
-            select.select([self._pidfd], [], [], _PATIENCE)
+            readable(self._pidfd, _PATIENCE)
         for descriptor in (self._ask, self._answer, self._info, self._pidfd, *self._theirs):
             if descriptor is not None:
                 os.close(descriptor)
@@ -405,7 +403,7 @@ class Sandbox:
     def _settle(self, mode: TerminalMode) -> None:
         """Wait until the sandbox's processes have ended, and set the mode of the terminal back once more."""
         if self._pidfd is not None:  # process 1 ends last in its namespace
-            select.select([self._pidfd], [], [], _PATIENCE)
+            readable(self._pidfd, _PATIENCE)
         mode.fault()
 
     def _fetch(self, to: Path) -> int:
@@ -500,7 +498,3 @@ def _arguments(limits: Limits) -> list[str]:
         *("--size", str(limits.disk), "--tmpfs", WORK, "--remount-ro", "/", "--chdir", WORK, "--clearenv"),
         *(word for name, value in environment.items() for word in ("--setenv", name, value)),
     ]
-
-
-def _readable(descriptor: int) -> bool:
-    return bool(select.select([descriptor], [], [], 0)[0])
