@@ -227,11 +227,11 @@ def _lines(typed: str) -> tuple[str, str]:
     lines = [" ".join(line.split()).rstrip(";").strip() for line in typed.splitlines() if line.strip()]
     plain = re.sub(r"(^|&& |; |\| )sudo (-E )?", r"\1", " && ".join(lines))
     plain = re.sub(r" 2> ?/dev/null", "", plain)
-    return plain, " ".join(_words(plain))
+    return plain, " ".join(words_of(plain))
 
 
-def _words(line: str) -> list[str]:
-    """The words of a command line; operators are words of their own."""
+def words_of(line: str) -> list[str]:
+    """The words of a command line; operators and redirections are words of their own."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>()")
     lexer.whitespace_split, lexer.commenters = True, ""
     try:
@@ -245,7 +245,7 @@ def _destroying(typed: str) -> list[tuple[str, list[str]]]:
     found: list[tuple[str, list[str]]] = []
     for line in typed.splitlines():
         command: list[str] = []
-        words = _words(line)
+        words = words_of(line)
         for index, word in enumerate([*words, ";"]):
             if re.fullmatch(r"[;&|()]+", word):
                 found += _destroys(command)

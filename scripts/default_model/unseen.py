@@ -12,10 +12,9 @@ A request is in the list if its solution has a pipeline whose form is in no comm
 """
 
 import re
-import shlex
 from collections import Counter
 
-from judge import Request, read_requests
+from judge import Request, read_requests, words_of
 from kinds import PLACEHOLDER, Kind, read_kinds
 
 _SUBCOMMANDS = frozenset(
@@ -42,7 +41,7 @@ def forms(line: str) -> set[str]:
     found: set[str] = set()
     stages: list[str] = []
     words: list[str] = []
-    for word in [*_words(plain), ";"]:
+    for word in [*words_of(plain), ";"]:
         if not re.fullmatch(r"[;&|()]+", word):
             words.append(word)
             continue
@@ -53,16 +52,6 @@ def forms(line: str) -> set[str]:
             found.add(" | ".join(stages))
             stages = []
     return found.union(*map(forms, inner))
-
-
-def _words(line: str) -> list[str]:
-    """The words of a command line; operators and redirections are words of their own."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>()")
-    lexer.whitespace_split, lexer.commenters = True, ""
-    try:
-        return list(lexer)
-    except ValueError:  # a quote without its end
-        return line.split()
 
 
 def _command(words: list[str]) -> str:

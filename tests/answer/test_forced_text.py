@@ -53,17 +53,6 @@ def server(tiny_q4: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_q4: Path) -> Iterator[Runner]:
-    with Runner.load(tiny_q4, threads=1) as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def endings(tiny: Runner) -> Endings:
-    return Endings(tiny.vocabulary.matcher_tokens(), sorted(tiny.vocabulary.end_ids))
-
-
 def streamed(server: str, **fields: Any) -> str:
     body = {"messages": MESSAGES, "max_tokens": 40, "stream": True, **fields}
     text = ""

@@ -4,8 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jsonschema
@@ -21,17 +20,6 @@ from edge.llama.jobs import Job, Writer
 from edge.runner import Runner
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_q4: Path) -> Iterator[Runner]:
-    with Runner.load(tiny_q4, threads=1) as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def endings(tiny: Runner) -> Endings:
-    return Endings(tiny.vocabulary.matcher_tokens(), sorted(tiny.vocabulary.end_ids))
 
 
 def answered(runner: Runner, writer: Writer[Answer], prompt: Sequence[int], room: int) -> Answer:

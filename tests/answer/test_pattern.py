@@ -70,17 +70,6 @@ PARTS = ["a", "b", "[^a]", ".", "(a|bb)", "^", "$", "a*", "b+", "(ab)?", "a{2}",
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_q4: Path) -> Iterator[Runner]:
-    with Runner.load(tiny_q4, threads=1) as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def endings(tiny: Runner) -> Endings:
-    return Endings(tiny.vocabulary.matcher_tokens(), sorted(tiny.vocabulary.end_ids))
-
-
-@pytest.fixture(scope="module")
 def server(tiny_q4: Path) -> Iterator[str]:
     with serving(tiny_q4, "--answers", "text") as address:
         yield address

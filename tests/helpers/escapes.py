@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from edge.terminal.sandbox import Limits, Sandbox, Saved
 from edge.terminal.shell import SHELL
 from edge.terminal.tmux import Terminal
 
 SMALL = Limits(memory=256 << 20, disk=24 << 20, temporary=8 << 20, processes=40, reserve=64 << 20)
 USER = 64_999  # the user of the sandbox's programs if the tests run as root
+ROOT = Path(__file__).resolve().parents[2]
 UNPRIVILEGED = (
     ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups"] if os.geteuid() == 0 else []
 )
@@ -236,3 +239,26 @@ def has(*programs: str) -> bool:
 
 
 POSSIBLE = sys.platform == "linux" and has("bwrap", "tmux", "bash", "tar", "awk", "stty")
+
+
+@contextlib.contextmanager
+def as_ordinary_user() -> Iterator[tuple[list[str], str]]:
+    """A command that runs Python as an ordinary user, and a folder with a copy of edge: only root may read the project.
+
+    Skips the test if such a user may run no Python 3.11.
+    """
+    python = sys.executable
+    if (
+        UNPRIVILEGED
+        and subprocess.run([*UNPRIVILEGED, "env", python, "-c", ""], capture_output=True).returncode
+    ):
+        python = "/usr/bin/python3"  # only root may run the one of the tests
+        new = [*UNPRIVILEGED, "env", python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        if not Path(python).exists() or subprocess.run(new).returncode:
+            pytest.skip("no Python 3.11 that an ordinary user may run")
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o777)
+        shutil.copytree(
+            ROOT / "edge", f"{place}/edge", ignore=shutil.ignore_patterns("__pycache__", "_models")
+        )
+        yield [python, "-c"], place

@@ -10,13 +10,11 @@ import platform
 import shutil
 import struct
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from escapes import POSSIBLE, SMALL, UNPRIVILEGED, Shell, World, has, sandboxed, until
+from escapes import POSSIBLE, SMALL, UNPRIVILEGED, Shell, World, as_ordinary_user, has, sandboxed, until
 
 from edge.agent.workplace import Workplace
 from edge.errors import SandboxError
@@ -260,22 +258,9 @@ with tempfile.TemporaryDirectory() as place:
 
 def ordinary(*before: str) -> str:
     """The output of the script as an ordinary user; `before`: words before its command."""
-    python = sys.executable
-    if (
-        UNPRIVILEGED
-        and subprocess.run([*UNPRIVILEGED, "env", python, "-c", ""], capture_output=True).returncode
-    ):
-        python = "/usr/bin/python3"  # only root may run the one of the tests
-        new = [*UNPRIVILEGED, "env", python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-        if not Path(python).exists() or subprocess.run(new).returncode:
-            pytest.skip("no Python 3.11 that an ordinary user may run")
-    with tempfile.TemporaryDirectory() as place:  # a copy: maybe only root can read the project
-        os.chmod(place, 0o777)
-        shutil.copytree(
-            ROOT / "edge", f"{place}/edge", ignore=shutil.ignore_patterns("__pycache__", "_models")
-        )
+    with as_ordinary_user() as (python, place):
         run = subprocess.run(
-            [*UNPRIVILEGED, "env", *before, python, "-c", SCRIPT % place],
+            [*UNPRIVILEGED, "env", *before, *python, SCRIPT % place],
             env={
                 "PATH": "/usr/local/bin:/usr/bin:/bin",
                 "HOME": place,

@@ -3,8 +3,6 @@
 .venv/bin/pytest tests/terminal/test_wall.py
 """
 
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from escapes import POSSIBLE, UNPRIVILEGED, Shell, World, has, sandboxed, until
+from escapes import POSSIBLE, UNPRIVILEGED, Shell, World, as_ordinary_user, has, sandboxed, until
 
 from edge.terminal.cgroup import make_cgroup, remove_cgroup
 
@@ -196,22 +194,9 @@ for command in ("chmod 666 /dev/console", "chmod 666 /proc/2/fd/0", "chmod 000 /
 
 
 def test_the_modes_of_the_terminal_outside(world: World) -> None:
-    python = sys.executable
-    if (
-        UNPRIVILEGED
-        and subprocess.run([*UNPRIVILEGED, "env", python, "-c", ""], capture_output=True).returncode
-    ):
-        python = "/usr/bin/python3"  # only root may run the one of the tests
-        new = [*UNPRIVILEGED, "env", python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-        if not Path(python).exists() or subprocess.run(new).returncode:
-            pytest.skip("no Python 3.11 that an ordinary user may run")
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o777)
-        shutil.copytree(
-            ROOT / "edge", f"{place}/edge", ignore=shutil.ignore_patterns("__pycache__", "_models")
-        )
+    with as_ordinary_user() as (python, place):
         run = subprocess.run(
-            [*UNPRIVILEGED, "env", python, "-c", SCRIPT],
+            [*UNPRIVILEGED, "env", *python, SCRIPT],
             env={
                 "PATH": "/usr/local/bin:/usr/bin:/bin",
                 "HOME": place,
