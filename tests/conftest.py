@@ -15,12 +15,16 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from edge.answer.guided import Endings
+    from edge.runner import Runner
 
 # `make test` is the same test each time it runs; `make fuzz` looks for new examples.
 settings.register_profile("fixed", derandomize=True, deadline=None)  # not a timed test
@@ -167,6 +171,21 @@ def tiny_bf16(tiny_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_q4(tiny_folder: Path) -> Path:
     return converted(tiny_folder, "tiny-terminal-Q4_K_M.gguf", "Q4_K_M")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_q4: Path) -> "Iterator[Runner]":
+    from edge.runner import Runner
+
+    with Runner.load(tiny_q4, threads=1) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def endings(tiny: "Runner") -> "Endings":
+    from edge.answer.guided import Endings
+
+    return Endings(tiny.vocabulary.matcher_tokens(), sorted(tiny.vocabulary.end_ids))
 
 
 def random_folder(name: str, make: Callable[[Path], object]) -> Path:

@@ -383,7 +383,7 @@ def _command(table: CommandTable, number: int, path: str) -> AllowedCommand:
         raise AllowError(
             f"{where}: in this form any argument may match any pattern, so that the entry also allows other commands "
             f'of {program}: replace it by a [[rule]] with decision = "allow", prefix = [{prefix}, {choice}] and '
-            'rest = ["<path>"] (docs/allowlist.md)'
+            'rest = ["<path>"]'
         )
     return AllowedCommand(program, _word(patterns, where), table.get("max_arguments", 20))
 

@@ -188,7 +188,7 @@ def _later(bring_back: str | None, undo: str | None, task: str | None, answers: 
 
     if task is not None or None not in (bring_back, undo):
         raise typer.BadParameter("give one of TASK, --bring-back and --undo", param_hint="TASK")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     person, yes = _has_person(), answers.yes
     if undo is not None:
         return undo_session(undo, Consent(person, yes), console, note)

@@ -103,9 +103,9 @@ class Journal:
                 f"make room and run the same command again; the journal keeps {counted(len(self.done), 'step')}",
             ):
                 self._write(_line("step", step))
-            if time.monotonic() - self._synced >= _SYNC:
-                self._sync()
-        self.done[step_key(step)] = step
+        self.done[step_key(step)] = step  # before the sync: Ctrl-C in it must not hide a step that is kept
+        if self._file is not None and time.monotonic() - self._synced >= _SYNC:
+            self._sync()
 
     def close(self) -> None:
         """Stop writing and release the lock. The file stays, unless it holds no step."""

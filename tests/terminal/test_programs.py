@@ -177,7 +177,7 @@ ROWS: list[tuple[str, str, dict[str, str], str]] = [
     ("ps and top", "ps top", {}, "ps aux && top -bn1 | head -3 && echo fine-$((40+2))"),
     ("jq", "jq", {}, "echo '{\"a\": 42}' | jq -r '\"fine-\" + (.a|tostring)'"),
     ("tmux in the sandbox", "tmux", {}, "tmux -L x new -d 'sleep 9' && tmux -L x ls && tmux -L x kill-server && echo fine-$((40+2))"),
-    ("screen size and job control", "stty", {}, "stty size; sleep 9 & bg; fg %1 & jobs; kill %1; echo fine-$((40+2))"),
+    ("screen size and job control", "stty", {}, "stty size; sleep 9 & bg; fg %1 & jobs; kill %1; wait; echo fine-$((40+2))"),
 ]  # fmt: skip
 
 
