@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.conversion.adapter import ConvertedAdapter, convert_adapter
-from edge.conversion.families import make_plan
+from edge.conversion.families import make_plan, settled
 from edge.conversion.header import Placed, write_header
 from edge.conversion.importance import Importance, needs_weights, read_importance
 from edge.conversion.output import Replaced, header_run, output_place
@@ -140,7 +140,7 @@ def convert(
     """
     begin = time.monotonic()
     types = check_options(quant, out, imatrix, calibrate, lora, tensor_types, threads)  # before the download
-    checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
+    checkpoint = settled(open_checkpoint(source, revision=hub.revision, offline=hub.offline))
     if lora is not None:
         make_plan(checkpoint)  # a base that lacks a matrix is refused, even if the adapter would bring it
         checkpoint = merge_lora(checkpoint, Path(lora))

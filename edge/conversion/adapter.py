@@ -17,7 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from edge.conversion.families import make_plan
+from edge.conversion.families import make_plan, settled
 from edge.conversion.header import add_entries
 from edge.conversion.output import Replaced, header_run, output_place
 from edge.conversion.plan import Array, Plan, TensorPlan, Value
@@ -84,10 +84,15 @@ def convert_adapter(
     begin = time.monotonic()
     folder, kind = Path(folder), checked_type(quant)
     check_adapter(folder)
-    checkpoint = open_checkpoint(base, revision=hub.revision, offline=hub.offline)
-    tied = all(tensor.name != "output.weight" for tensor in make_plan(checkpoint).tensors)
+    checkpoint = settled(open_checkpoint(base, revision=hub.revision, offline=hub.offline))
+    rows = make_plan(checkpoint).n_vocab
     merged = merge_lora(checkpoint, folder)
     plan = make_plan(merged)
+    if plan.n_vocab != rows:
+        raise ConversionError(
+            f"{folder}: has a vocabulary of {plan.n_vocab:,} rows, and the base has {rows:,}: tokens were added or "
+            f"removed; a GGUF adapter cannot change the number of rows: {_MERGE}"
+        )
     place_name = f"{checkpoint_name(folder)}-lora-{kind.lower()}.gguf"
     path, place = output_place(out, place_name)
     files = [tensor.file for tensor in checkpoint.tensors.values()]
@@ -96,7 +101,7 @@ def convert_adapter(
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
     card = read_card(folder)
     warnings = [*card.notes, *_warnings(folder, checkpoint, merged, plan)]
-    factors = _factors(folder, checkpoint, plan, tied)
+    factors = _factors(folder, checkpoint, plan, bool(checkpoint.tied))
     alpha = _common_alpha(folder, factors)
     try:
         with whole_file(place) as (temporary, descriptor):

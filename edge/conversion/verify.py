@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from edge.conversion.families import make_plan
+from edge.conversion.families import make_plan, settled
 from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.tokenizer import make_vocabulary
 from edge.conversion.weights import FLOATS, Output, write_weights
@@ -185,7 +185,7 @@ def compare_with_source(
     cannot be read, and ModelFileError if the GGUF cannot.
     """
     model = read_model_file(path)
-    checkpoint = open_checkpoint(source, revision=revision, offline=offline)
+    checkpoint = settled(open_checkpoint(source, revision=revision, offline=offline))
     if lora is not None:
         checkpoint = merge_lora(checkpoint, lora)
     plan = make_plan(checkpoint)

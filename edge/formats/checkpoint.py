@@ -59,7 +59,8 @@ class Checkpoint:
     commit on the hub, if the folder contains it. `card`: what a GGUF records of its model card. `adapter`: the names of
     the LoRA adapters merged into the tensors (see edge/formats/lora.py). `notes`: lines for the user about adapters and
     about the files that were read. `extends`: the base, if the tokenizer is the adapter's; `adapter_tokenizer`: the
-    adapter's tokenizer.json, if that was read.
+    adapter's tokenizer.json, if that was read. `tied`: whether one matrix is the embeddings and the output; None if
+    that was not decided yet (edge/formats/tied.py).
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Checkpoint:
     card: CardFacts = field(default_factory=CardFacts)
     extends: "Checkpoint | None" = None
     adapter_tokenizer: Path | None = None
+    tied: bool | None = None
 
     @property
     def tokenizer_file(self) -> Path:

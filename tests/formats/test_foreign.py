@@ -98,23 +98,3 @@ def test_an_adapter_of_mlx(config: dict[str, Any] | None, random_llama_folder: P
         with pytest.raises(CheckpointError, match="is an adapter of MLX") as caught:
             way()
         assert "mlx_lm.fuse" in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(
-    "trained", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {}, {"target_modules": ["embed_tokens"]}]
-)
-def test_an_adapter_with_a_resized_vocabulary(
-    trained: dict[str, Any], random_llama_folder: Path, tmp_path: Path
-) -> None:
-    peft = pytest.importorskip("peft", reason="peft is not installed")
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(random_llama_folder)
-    rows = model.config.vocab_size
-    model.resize_token_embeddings(rows + 2)
-    config = peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | trained)
-    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    with pytest.raises(CheckpointError, match="the vocabulary was resized") as caught:
-        convert(random_llama_folder, lora=tmp_path / "adapter", out=tmp_path / "m.gguf")
-    assert f"{rows + 2:,} rows, 2 token rows more than the base" in str(caught.value)
