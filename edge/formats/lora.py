@@ -30,6 +30,7 @@ from edge.formats.checkpoint import (
 )
 from edge.formats.floats import Floats, narrow, widen
 from edge.formats.foreign import check_not_mlx
+from edge.formats.model_card import read_card, with_adapter
 from edge.formats.resized import fit_rows, resized_config, resized_note
 from edge.formats.stored import same_values
 from edge.formats.tied import EMBEDDINGS, OUTPUT, bare_name, untie
@@ -132,7 +133,8 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """A checkpoint whose tensors have a LoRA adapter merged into them when they are read.
 
     The tokenizer and the chat template beside the adapter replace those of the base, because the adapter was trained
-    with them (edge/formats/adapter_tokenizer.py). `adapter` and `notes` of the result say what edge did.
+    with them (edge/formats/adapter_tokenizer.py). So do the facts of its model card. `adapter` and `notes` of the
+    result say what edge did.
 
     Raises CheckpointError if there is no adapter, if its method is not LoRA, or if a tensor of it is not in the base or
     does not fit there.
@@ -163,6 +165,7 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         named,
         tensors=tensors,
         tied=False if untied else checkpoint.tied,
+        card=with_adapter(checkpoint.card, read_card(folder)),
         config=checkpoint.config if rows is None else resized_config(checkpoint.config, rows),
         adapter="+".join(filter(None, (checkpoint.adapter, checkpoint_name(folder)))),
         notes=(

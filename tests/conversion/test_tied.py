@@ -115,6 +115,11 @@ def test_an_adapter_on_a_tied_base(name: str, tied: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(last, output, rtol=0, atol=1e-6)
     assert found == count
     assert sum("ties the output matrix" in line for line in done.warnings) == count - 1
+    compared = compare_with_source(done.path, tied, lora=tmp_path / "adapter")
+    assert (compared.different, compared.skipped, compared.equal) == ((), (), 23 + count)
+    if name != "neither":  # the same file is not what the base alone gives, nor what another adapter gives
+        plain = {one.name for one in compare_with_source(done.path, tied).different}
+        assert plain >= {"edge.lora", "token_embd.weight" if count == 1 else "output.weight"}
     if name == "neither":
         assert convert_adapter(tmp_path / "adapter", base=tied, out=tmp_path / "adapter.gguf")
     else:  # llama.cpp has one matrix, and cannot change it as this adapter does
