@@ -23,6 +23,7 @@ PROBE = (
     f"a{' ' * 40}b{chr(10) * 20}c \n \n \n \n{chr(9) * 9}d   \n  \n e{' ' * 300}\n"
     "sed -i 's/\\(foo\\)/\\1bar/g' ./*.py && git commit -m \"fix: #42\" || exit $?; VAR=${HOME:-/tmp}  \n"
 )
+PROBE_LINES = PROBE.splitlines(keepends=True)
 
 _MOST = 10_000  # added tokens, and pairs of them, that are compared: Gemma 3 has 6,415
 _GROUP = 100  # tokens in one text
@@ -41,10 +42,9 @@ def check_tokenization(
     Raises ConversionError that shows the first difference.
     """
     space = space or SpacePrefix("never", False)
-    lines = PROBE.splitlines(keepends=True)
     try:
         with file_vocabulary(gguf) as vocabulary:
-            texts = (*lines, PROBE, *_added_texts(tokenizer, vocabulary.n_vocab))
+            texts = (*PROBE_LINES, PROBE, *_added_texts(tokenizer, vocabulary.n_vocab))
             for text in (*map(space.comparable, texts), *space.prompts):
                 wanted = tokenizer.encode(text, add_special_tokens=False).ids
                 _compare(gguf, tokenizer, wanted, vocabulary.encode(text))

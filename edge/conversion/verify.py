@@ -310,11 +310,11 @@ def _other_metadata(
     for kind in ("bos", "eos", "unk", "sep", "pad", "mask", "eot", "eom"):
         key = gguf.Keys.Tokenizer.__dict__[f"{kind.upper()}_ID"]
         single[key] = vocabulary.special_ids.get(kind)
-    for key, wanted in single.items():
-        found = metadata.get(key)
-        if found is None and key.endswith(("add_bos_token", "add_eos_token")):
+    for key, expected in single.items():
+        given = metadata.get(key)
+        if given is None and key.endswith(("add_bos_token", "add_eos_token")):
             continue  # llama.cpp's converter leaves its default out
-        if found != wanted:
-            yield Difference(key, f"{found!r}, but the source gives {wanted!r}")
+        if given != expected:
+            yield Difference(key, f"{given!r}, but the source gives {expected!r}")
     if (metadata.get("tokenizer.chat_template") or None) != (checkpoint.chat_template or None):
         yield Difference("tokenizer.chat_template", "differs from that of the source")
