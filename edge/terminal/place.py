@@ -16,6 +16,7 @@ from edge.terminal.packed import Item
 
 CHANGED = "it changed in your folder during the session"
 _REPLACED = "it is not what edge showed: the archive changed meanwhile"
+_ACCESS = "system.posix_acl_access"  # the attribute that holds the access list (ACL)
 _PIECE = 1 << 20
 
 
@@ -110,10 +111,30 @@ def _write_file(
                 mode = old.st_mode & 0o777
                 if entry.executable != bool(mode & 0o100):
                     mode = mode | (mode & 0o444) >> 2 if entry.executable else mode & 0o666
+                if not _copy_attributes(parent, name, file.fileno()):
+                    mode &= (
+                        ~0o070
+                    )  # without the access list, these bits would be the rights of the whole group
                 os.fchmod(file.fileno(), mode)
         file.flush()
         os.fsync(file.fileno())
     os.utime(temporary, (entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+
+def _copy_attributes(parent: int, name: str, to: int) -> bool:
+    """Copy the extended attributes of a user's file to an open file; False if its access list cannot be copied."""
+    if sys.platform != "linux":
+        return True
+    with contextlib.suppress(OSError), open_file(name, parent) as old:
+        for attribute in os.listxattr(old):
+            if attribute.startswith("security."):  # rights of the old program
+                continue
+            try:
+                os.setxattr(to, attribute, os.getxattr(old, attribute))
+            except OSError:
+                if attribute == _ACCESS:
+                    return False
+    return True
 
 
 def _own(root: int, parent: int, name: str) -> None:

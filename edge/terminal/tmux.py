@@ -15,14 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from edge.errors import AgentError
 from edge.system.folders import make_folder, remove_folder
 from edge.system.signals import signals_later
-from edge.terminal.shell import SHELL, shell_environment
+from edge.terminal.shell import SHELL, TITLE, Prompts, shell_environment
 
 MAX_DURATION = 60.0  # seconds
 COLUMNS, LINES = 160, 40
@@ -92,9 +92,12 @@ class Terminal:
     """Private to this session: the socket, the configuration and the log of tmux."""
     _server: subprocess.Popen[bytes]
     _mark: str
+    _program: str  # the path of tmux
+    _client: Mapping[str, str]  # the environment of tmux's commands: tmux gives their PATH to the shell
     _row: int = 0  # the cursor's row when the output was last read
     _row_text: str = ""  # the text of that row
     _typed_at: str | None = None  # the prompt at which `send_lines` typed last
+    _prompts: Prompts = field(default_factory=Prompts)
     _line: str | None = (
         ""  # the text typed since the last line break; None after a key, which can change the line
     )
@@ -127,12 +130,14 @@ class Terminal:
         if not Path(cwd).is_dir():
             raise AgentError(f"{cwd}: is not a folder: choose another --workdir")
         folder = make_folder("edge-terminal-")
+        environment = dict(shell_environment() if env is None else env)
         try:
-            server = _start_server(tmux, folder, dict(shell_environment() if env is None else env))
+            server = _start_server(tmux, folder, environment)
         except BaseException:
             remove_folder(folder)
             raise
-        terminal = cls(folder, server, folder.name)
+        client = {**os.environ, "PATH": environment.get("PATH", os.defpath)}
+        terminal = cls(folder, server, folder.name, tmux, client)
         try:
             terminal._until(lambda: (folder / "tmux").exists(), "tmux does not start")
             size = ("-x", str(columns), "-y", str(lines))
@@ -244,24 +249,31 @@ class Terminal:
                 self.wait(_POLL, stop=stop)
             self._press(keystrokes, anew=keystrokes not in ("C-c", "^C", "^c"))
         for line in [] if is_key_name(keystrokes) else re.findall(r"[^\n]*\n|[^\n]+", keystrokes):
-            while (prompt := self.prompt()) is None or prompt == self._typed_at:
+            while not (prompt := self.prompt()) or not self._prompts.is_new(prompt):
                 if time.monotonic() > end or self.ended or (stop is not None and stop()):
                     return False
                 self.wait(_POLL, stop=stop)
             if line.strip():  # an empty line brings the same prompt again
                 self._typed_at = prompt
+                self._prompts.use(prompt)
             self._line = ""
             self._type(line, at_prompt=prompt)
         self.wait(duration - (time.monotonic() - begin), stop=stop)
         return True
 
     def prompt(self) -> str | None:
-        """A name for the prompt at which the shell waits; None while another program reads the keyboard."""
+        """A name for the prompt at which the shell waits; None while another program reads the keyboard.
+
+        It is empty if a program has changed the title since.
+        """
         place = self._reads()
         return None if place is None else ".".join(place.split(".")[:2])
 
     def _reads(self) -> str | None:
-        """A name for the line that the shell reads: of a prompt, or of the rest of a command; None as in `prompt`."""
+        """A name for the line that the shell reads: of a prompt, or of the rest of a command; None as in `prompt`.
+
+        Empty if a program has set another title since.
+        """
         state = self._tmux(
             "display-message",
             "-p",
@@ -270,7 +282,9 @@ class Terminal:
             "#{pane_pid} #{pane_tty} #{pane_current_command} #{pane_title}",
         )
         pid, tty, program, title = state.rstrip("\n").split(" ", 3)
-        return title if self._reads_whole_lines(tty) is False and _is_shell(pid, program) else None
+        if self._reads_whole_lines(tty) is not False or not _is_shell(pid, program):
+            return None
+        return title.removeprefix(TITLE) if title.startswith(TITLE) else ""
 
     def _cuts_lines(self) -> bool:
         """Whether the kernel collects whole lines for the program that reads, or edge cannot know."""
@@ -382,7 +396,8 @@ class Terminal:
     def _tmux(self, *arguments: str) -> str:
         try:
             run = subprocess.run(
-                ["tmux", "-u", "-S", str(self.folder / "tmux"), *arguments],
+                [self._program, "-u", "-S", str(self.folder / "tmux"), *arguments],
+                env=self._client,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_PATIENCE,
