@@ -9,5 +9,6 @@ writer      writes one answer: thought, action, valid end
 guided      answers under any JSON schema or grammar
 pattern     the shortest end of a text under a regular expression
 client_schema  a client's JSON schema in the form that llguidance takes
+one_of      `oneOf` as `anyOf`, where no value fits two of its schemas
 schema      the JSON schema of an action
 """

@@ -21,6 +21,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from edge.answer.client_schema import allowed_escapes, check_least, close_objects, leave_out_annotations
+from edge.answer.one_of import replace_one_of
 from edge.answer.pattern import TextRule, text_rules
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer, TokenWriter
@@ -66,6 +67,7 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
         if kind == "schema":
             schema = json.loads(text)
             leave_out_annotations(schema)
+            replace_one_of(schema)
             close_objects(schema)
             check_least(schema)
             grammar = LLMatcher.grammar_from_json_schema(
