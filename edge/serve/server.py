@@ -20,9 +20,12 @@ from edge.llama.memory import padded
 from edge.llama.placement import place
 from edge.llama.serving import ServingEngine
 from edge.runner import Runner
-from edge.serve.app import Server, error_response, is_local, make_app
+from edge.serve.app import make_app
+from edge.serve.failures import error_response
+from edge.serve.guard import is_local
 from edge.serve.model import ServedModel
 from edge.serve.names import served_names
+from edge.serve.state import Server
 from edge.system.machine import memory
 
 
