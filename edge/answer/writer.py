@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.answer.action import ActionScanner
+from edge.answer.calls import ToolCall
 from edge.answer.constraint import Constraint
 from edge.answer.sampling import Sampler, Sampling
 from edge.answer.style import StyleName, style_grammar, style_of
@@ -38,6 +39,7 @@ class Answer:
     completion_tokens: int
     forced_tokens: int
     thought_tokens: int
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
