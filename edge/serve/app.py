@@ -1,6 +1,8 @@
 """The HTTP part of `edge serve`: which path has which endpoint; models, health and metrics."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from prometheus_client import generate_latest
 from starlette.applications import Starlette
@@ -10,32 +12,74 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from edge.serve.endpoint import Endpoint
+from edge.serve.endpoint import Asking, Dialect, Endpoint
 from edge.serve.failures import error_response
 from edge.serve.guard import Guarded
-from edge.serve.response import Model, ModelList
+from edge.serve.page import page, status
+from edge.serve.request import ClientRequest, read_chat, read_completion
+from edge.serve.response import Form, Model, ModelList
 from edge.serve.state import Server
+from edge.serve.tokens import detokenize, embed, tokenize
+
+_WITHOUT_PREFIX = ("/", "/status", "/health", "/metrics")
 
 
 def make_app(server: Server) -> ASGIApp:
-    """The ASGI application."""
+    """The ASGI application. Each path of an API also works without `/v1`."""
     routes = [
-        Route("/v1/chat/completions", Endpoint(server, chat=True), methods=["POST"]),
-        Route("/v1/completions", Endpoint(server, chat=False), methods=["POST"]),
-        Route("/v1/models", partial(_models, server), methods=["GET"]),
-        Route("/v1/models/{name:path}", partial(_models, server), methods=["GET"]),
-        Route("/health", partial(_health, server), methods=["GET"]),
-        Route("/metrics", partial(_metrics, server), methods=["GET"]),
+        Route(f"{prefix}{path}", endpoint, methods=[method])
+        for path, method, endpoint in _endpoints(server)
+        for prefix in (("/v1", "") if path not in _WITHOUT_PREFIX else ("",))
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     return Guarded(app, server)
+
+
+def _endpoints(server: Server) -> list[tuple[str, str, Any]]:
+    return [
+        ("/", "GET", page),
+        ("/status", "GET", partial(status, server)),
+        ("/chat/completions", "POST", Endpoint(server, CHAT)),
+        ("/completions", "POST", Endpoint(server, COMPLETION)),
+        ("/embeddings", "POST", Asking(server, embed)),
+        ("/tokenize", "POST", Asking(server, tokenize)),
+        ("/detokenize", "POST", Asking(server, detokenize)),
+        ("/models", "GET", partial(_models, server)),
+        ("/models/{name:path}", "GET", partial(_models, server)),
+        ("/health", "GET", partial(_health, server)),
+        ("/metrics", "GET", partial(_metrics, server)),
+    ]
+
+
+def _read_chat(server: Server, body: Mapping[str, Any]) -> ClientRequest:
+    return read_chat(body, server.answers)
+
+
+def _read_completion(server: Server, body: Mapping[str, Any]) -> ClientRequest:
+    return read_completion(body)
+
+
+def _form(server: Server, request: ClientRequest, name: str) -> Form:
+    return Form(
+        bool(request.messages),
+        name,
+        server.model.runner.vocabulary.spelling,
+        request.n,
+        request.warnings,
+        request.include_usage,
+    )
+
+
+CHAT = Dialect(_read_chat, _form)
+COMPLETION = Dialect(_read_completion, _form)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     path = request.url.path[:100]
     message = {
-        404: f"{path} does not exist; use /v1/chat/completions, /v1/completions or /v1/models",
+        404: f"{path} does not exist; use /v1/chat/completions, /v1/responses, /v1/messages, /v1/completions "
+        "or /v1/models",
         405: f"{path} does not accept {request.method}",
     }.get(status, getattr(error, "detail", "") or "error")
     response = error_response(message, status=status)

@@ -3,6 +3,7 @@
 from starlette.responses import JSONResponse
 
 from edge.errors import ContextError, GrammarError
+from edge.serve.request import BadRequestError
 from edge.serve.response import ErrorBody, ErrorKind
 
 
@@ -29,3 +30,18 @@ def failure(error: Exception) -> tuple[ErrorBody, int]:
     if isinstance(error, ContextError | GrammarError):
         return error_body(str(error)), 400
     return error_body(str(error) or type(error).__name__, "server_error"), 500
+
+
+def refusal(error: BadRequestError) -> JSONResponse:
+    """The response to a request that the server refuses, in OpenAI's form."""
+    response = error_response(
+        str(error), status=error.status, kind=error.kind, param=error.param, code=error.code
+    )
+    return with_retry(response, error)
+
+
+def with_retry(response: JSONResponse, error: BadRequestError) -> JSONResponse:
+    """The response with the time after which the client may try again, if the error has one."""
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response

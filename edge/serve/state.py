@@ -70,6 +70,10 @@ class Server:
     answers: AnswerKind = "action"
     """What a chat request gets that asks for no format."""
     metrics: Metrics = field(default_factory=Metrics)
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the server."""
+    silence: float = 10.0
+    """Seconds without an event after which a stream tells that the server still works."""
     began: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
