@@ -42,13 +42,15 @@ class Record:
 
     @property
     def errors(self) -> list[str]:
-        """Requests that the server refused or broke off. A prompt that is too long is no error of the protocol."""
-        found = []
+        """Why the server refused requests or broke off. A prompt that is too long is no error of the protocol."""
+        found: dict[str, None] = {}
         for one in self.exchanges:
             if one.status != 200 and "context_length_exceeded" not in one.answer:
-                found.append(f"{one.method} {one.path}: {one.status} {one.answer[:300]}")
-            found += [f"{one.path}: in the stream: {event}" for event in _events(one.answer) if "error" in event]
-        return [text for text in found if "'error': None" not in text]
+                found[f"{one.method} {one.path}: {one.status} {one.answer[:300]}"] = None
+            if one.status == 200:
+                broken = [event for event in _events(one.answer) if event.get("error")]
+                found |= {f"{one.path}: in the stream: {event}": None for event in broken}
+        return list(found)
 
     @property
     def accepted(self) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 from recorder import Record, recording
 
 HERE = Path(__file__).resolve().parent
-SERVER = ("--context", "32768", "--parallel", "2", "--tool-choice", "required", "--port", "0")
+SERVER = ("--context", "32768", "--parallel", "2", "--port", "0")
 SECONDS = 600
 
 
