@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
-from edge.answer.guided import Endings
+from edge.answer.endings import Endings
 from edge.answer.writer import Answer
 from edge.errors import EdgeError
 from edge.llama.jobs import Logits, Writer
