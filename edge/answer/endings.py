@@ -40,13 +40,15 @@ class Guide:
     """The form of an answer: the matcher at its start, and what helps to find an ending.
 
     `literals`: the literal texts in it. `rules`: what the strings of a schema must match.
-    `closers`: tokens that an ending is likely to need, special tokens among them.
+    `closers`: tokens that an ending is likely to need, special tokens among them. `quick`: a search that finds only
+    endings that are too long stops soon; the shortest text was not found by a search.
     """
 
     matcher: LLMatcher
     literals: tuple[bytes, ...] = ()
     rules: tuple[TextRule, ...] = ()
     closers: tuple[tuple[int, ...], ...] = ()
+    quick: bool = False
 
 
 def forced(matcher: LLMatcher) -> list[int]:
@@ -80,6 +82,7 @@ class _Walk:
         self.way: list[int] = []
         self.guide = guide
         self.before = before
+        self.too_long = False  # a complete text was found, but over the budget
 
     def back(self, length: int) -> None:
         """Go back to where the way had `length` tokens."""
@@ -140,7 +143,11 @@ class Endings:
         def attempts() -> Iterator[list[int] | None]:
             yield self._straight(matcher, walk, most, far, _MOST_TRIED // 10)
             yield self._nearest(matcher, walk, most, words, _MOST_TRIED // 5)
+            if guide is not None and guide.quick and walk.too_long:
+                return
             yield self._straight(matcher, walk, most, far, _MOST_TRIED)
+            if guide is not None and guide.quick and walk.too_long:
+                return
             yield self._nearest(matcher, walk, most, words, 4 * _MOST_TRIED)
             yield self._straight(matcher, walk, most, far, far)
             for depth in (4, 8, 16, 32, 64):
@@ -199,6 +206,7 @@ class Endings:
                 if len(whole) <= most:
                     return whole
                 too_long += 1
+                walk.too_long = True
                 if too_long == _MOST_TOO_LONG:  # its neighbours are not shorter
                     return None
             elif (here := len(walk.way)) < longest:
@@ -222,6 +230,7 @@ class Endings:
                 whole = self._in_few(matcher, walk.way)
                 if len(whole) <= most:
                     return whole
+                walk.too_long = True
                 continue
             mask = self._bits(walk.matcher).tobytes()
             alike[mask] += 1

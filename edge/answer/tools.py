@@ -53,7 +53,7 @@ def compile_calls(
     texts = fixed_texts(form, tools)
     rules = tuple(rule for tool in tools for rule in text_rules(tool.root))
     closers = tuple(tuple(_tokens(vocabulary, text)) for text in texts)
-    guide = Guide(matcher, (), rules, closers)
+    guide = Guide(matcher, (), rules, closers, quick=True)
     opening = _tokens(vocabulary, form.opening())
     ending = _shortest(vocabulary, endings, form, tools, guide)
     return CallGuide(form, tuple(tools), guide, tuple(opening), tuple(ending))
@@ -97,7 +97,7 @@ def _shortest(
             ways.append(tokens)
     if len(ways) < len(tools):
         most = min(map(len, ways), default=_LONGEST_ENDING + 1) - 1
-        found = endings.find(guide.matcher, most, guide)
+        found = endings.find(guide.matcher, most, replace(guide, quick=False))
         ways += [found] if found is not None else []
     if not ways:
         raise GrammarError("no valid call of the tools was found")
