@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from starlette.concurrency import run_in_threadpool
 
 from edge.answer.answering import DEFAULT_TEXT_SHARE
+from edge.answer.calls import Thinking
 from edge.answer.guided import guided_answer
 from edge.answer.text import text_answer
 from edge.answer.writer import action_answer
@@ -146,6 +147,7 @@ def _writer_maker(server: Server, request: ClientRequest, prompt: list[int], roo
             think=room // 4,
             text_share=DEFAULT_TEXT_SHARE,
             emit=emit,
+            emit_thought=lambda text: emit(Thinking(text)),
         )
     if guide.kind == "text":
         return lambda emit: text_answer(
