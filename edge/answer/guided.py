@@ -1,4 +1,4 @@
-"""Answers under any JSON schema or grammar, valid at any budget that a valid text fits into; and plain text with stops.
+"""Answers under any JSON schema or grammar, valid at any budget that a valid text fits into.
 
 At every step the writer knows an ending: tokens that complete the text so far and fit into the rest of the budget. It
 does not write a token that leaves no ending; it writes the ending instead. So it never takes text back, and may stream
@@ -213,42 +213,3 @@ class _Shown:
     def end(self) -> str:
         self.add(b"", True)
         return "".join(self._parts)
-
-
-def text_answer(
-    vocabulary: Vocabulary,
-    prompt: Sequence[int],
-    *,
-    max_tokens: int,
-    sampling: Sampling,
-    stop: Sequence[str] = (),
-    ignore_eos: bool = False,
-    emit: Callable[[str], None] | None = None,
-) -> Writer[Answer]:
-    """Text without a grammar, until the model's own EOS or one of the `stop` texts, which is not included."""
-    writer = TokenWriter(prompt, sampling, max_tokens)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text = ""
-    shown = 0
-    held = max(map(len, stop), default=1) - 1  # characters that may be the beginning of a stop text
-    reason: Literal["stop", "length"] = "length"
-    while writer.left:
-        token = writer.sampler.pick((yield from writer.logits()))
-        writer.write(token)
-        if token in vocabulary.end_ids and not ignore_eos:
-            reason = "stop"
-            break
-        begin = max(0, len(text) - held)
-        text += decoder.decode(vocabulary.piece(token))
-        ends = [at for word in stop if (at := text.find(word, begin)) >= 0]
-        if ends:
-            text, reason = text[: min(ends)], "stop"
-            break
-        if emit is not None and len(text) - held > shown:
-            emit(text[shown : len(text) - held])
-            shown = len(text) - held
-    else:
-        text += decoder.decode(b"", True)
-    if emit is not None and len(text) > shown:
-        emit(text[shown:])
-    return writer.answer(text, reason)

@@ -16,6 +16,7 @@ from edge.answer.action import ActionScanner
 from edge.answer.calls import ToolCall
 from edge.answer.constraint import Constraint
 from edge.answer.sampling import Sampler, Sampling
+from edge.answer.scores import TokenScore
 from edge.answer.style import StyleName, style_grammar, style_of
 from edge.errors import GrammarError
 from edge.llama.jobs import Logits, Writer
@@ -40,6 +41,12 @@ class Answer:
     forced_tokens: int
     thought_tokens: int
     calls: tuple[ToolCall, ...] = ()
+    stopped_by: str | None = None
+    """The `stop` text that ended the answer."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were kept from earlier requests, so they were not read again."""
+    scores: tuple[TokenScore, ...] = ()
+    """Of each token, if they were asked for."""
 
 
 @dataclass(frozen=True)

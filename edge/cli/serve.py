@@ -30,6 +30,13 @@ def serve(
             help=f"File with the API key that clients must send. Default: the variable {_KEY}.",
         ),
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Let web pages of this origin use the server, such as http://localhost:3000. Can be repeated.",
+        ),
+    ] = None,
     answers: Annotated[
         Literal["action", "text"] | None,
         typer.Option(
@@ -113,7 +120,7 @@ def serve(
     )
     server.serve(
         path,
-        server.Address(host, port, key),
+        server.Address(host, port, key, tuple(cors_origin or ())),
         server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
         with_own_adapter(path, loading, beside=True),
         say=progress_line,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,9 +21,12 @@ from edge.llama.memory import padded
 from edge.llama.placement import place
 from edge.llama.serving import ServingEngine
 from edge.runner import Runner
-from edge.serve.app import Server, error_response, is_local, make_app
+from edge.serve.app import make_app
+from edge.serve.failures import error_response
+from edge.serve.guard import is_local
 from edge.serve.model import ServedModel
 from edge.serve.names import served_names
+from edge.serve.state import Server
 from edge.system.machine import memory
 
 
@@ -34,8 +38,16 @@ class Address:
     port: int = 8080
     """0 takes a free one."""
     api_key: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the server, such as http://localhost:3000."""
 
     def __post_init__(self) -> None:
+        for origin in self.cors_origins:
+            if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?", origin):
+                raise ServeError(
+                    f"--cors-origin {origin}: is not an origin; name one as a browser does, such as "
+                    "http://localhost:3000"
+                )
         if not is_local(self.host) and not self.api_key:
             raise ServeError(
                 f"other machines can reach {self.host}: set an API key in EDGE_API_KEY, or serve on 127.0.0.1"
@@ -110,6 +122,7 @@ def serve(
                 address.api_key,
                 say,
                 answers,
+                cors_origins=address.cors_origins,
             )
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
