@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-_DIGITS = 15  # a float of so many digits is the same number again
-WHOLE = "0|-?[1-9][0-9]{0,17}"
+# 15 digits: a float of so many is the same number again, and JavaScript keeps whole numbers of so many.
+WHOLE = "0|-?[1-9][0-9]{0,14}"
 _FRACTION = r"(\.([0-9]{0,8}[1-9]))"
 _SMALL = r"0\.0{0,3}[1-9]([0-9]{0,12}[1-9])?"  # from 0.0001: Python writes smaller ones with an exponent
 _DECIMAL = (
@@ -13,7 +13,7 @@ _DECIMAL = (
 )
 NUMBER = rf"{WHOLE}|0\.0|-?({_DECIMAL})"
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-_MOST = 10**15
+_MOST = 10**15 - 1
 
 
 def whole_range(low: int, high: int) -> str:

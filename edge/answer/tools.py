@@ -17,7 +17,7 @@ from edge.answer.endings import Endings, Guide
 from edge.answer.guided import write_guided
 from edge.answer.pattern import text_rules
 from edge.answer.sampling import Sampling
-from edge.answer.writer import Answer, TokenWriter, thought_is_open, write_thought
+from edge.answer.writer import Answer, Thought, TokenWriter, thought_is_open, write_thought
 from edge.errors import GrammarError
 from edge.llama.jobs import Logits, Writer
 from edge.llama.vocabulary import Vocabulary
@@ -117,9 +117,12 @@ def tool_answer(
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
     forbidden: str = "",
+    form: tuple[Guide, list[int]] | None = None,
     emit: Callable[[Piece], None] | None = None,
 ) -> Writer[Answer]:
     """A thought, then text, then calls. `must`: calls without text. `calls`: None for text without calls.
+
+    `form`: the form of the text, and an ending at its start; then an answer is either text or calls.
 
     `think`: maximum number of tokens of the thought, its tags included; 0 for none. `stop`: texts that end the text.
     `forbidden`: a text that is not written, such as the beginning of a call. With `must`, `least_tokens` have to fit
@@ -127,7 +130,7 @@ def tool_answer(
     """
     show = emit or (lambda piece: None)
     writer = TokenWriter(prompt, sampling, max_tokens)
-    least = calls.shortest if calls is not None and must else 0
+    least = calls.shortest if calls is not None and must else len(form[1]) if form is not None else 0
     thought = yield from write_thought(
         writer,
         vocabulary,
@@ -137,10 +140,16 @@ def tool_answer(
     text = _Text(vocabulary, writer, calls, stop, forbidden, show)
     if must and calls is not None:
         text.begin(calls.opening)
+    elif form is not None:
+        called = calls is not None and (yield from _begins_call(writer, calls))
+        if calls is None or not called:
+            return (yield from _formed(vocabulary, endings, form, writer, thought, text))
+        text.begin(calls.opening)
     else:
         yield from text.write(no_thought=thought.text is None, ignore_eos=ignore_eos)
     if calls is None or not text.called:
-        return writer.answer(text.shown, "stop" if text.ended else "length", thought=thought)
+        answer = writer.answer(text.shown, "stop" if text.ended else "length", thought=thought)
+        return replace(answer, stopped_by=text.stopped_by)
     reader = CallReader(calls.form, calls.tools)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -156,6 +165,26 @@ def tool_answer(
         text.shown, "length" if closed else "stop", closed=closed, thought=thought, calls=tuple(reader.calls)
     )
     return replace(answer, raw=thought.raw + text.raw + calls.form.opening() + "".join(written))
+
+
+def _begins_call(writer: TokenWriter, calls: CallGuide) -> Generator[Sequence[int], Logits, bool]:
+    """Whether the model's next token begins a call, and a call fits."""
+    token = writer.sampler.pick((yield from writer.logits()))
+    return token == calls.opening[0] and calls.shortest <= writer.left
+
+
+def _formed(
+    vocabulary: Vocabulary,
+    endings: Endings,
+    form: tuple[Guide, list[int]],
+    writer: TokenWriter,
+    thought: Thought,
+    text: "_Text",
+) -> Generator[Sequence[int], Logits, Answer]:
+    guide, ending = form
+    closed = yield from write_guided(vocabulary, endings, guide, ending, writer, text.add)
+    text.end()
+    return writer.answer(text.shown, "length" if closed else "stop", closed=closed, thought=thought)
 
 
 def least_tokens(vocabulary: Vocabulary, calls: CallGuide, prompt: Sequence[int]) -> int:
@@ -180,6 +209,7 @@ class _Text:
         self.raw = ""
         self.called = False
         self.ended = False
+        self.stopped_by: str | None = None
         self._vocabulary, self._writer, self._calls, self._show = vocabulary, writer, calls, show
         self._stop = [word for word in stop if word]
         self._text = ""
@@ -188,6 +218,15 @@ class _Text:
         parts = vocabulary.parts(self._trigger) if self._trigger else []
         self._token = parts[0] if len(parts) == 1 and isinstance(parts[0], int) else None
         self._longest = max(map(len, self._stop), default=1) - 1
+
+    def add(self, data: bytes) -> None:
+        """Add text that is certain."""
+        self._text += self._decoder.decode(data)
+        self._show_to(len(self._text))
+
+    def end(self) -> None:
+        """The text is complete."""
+        self._release(final=True)
 
     def begin(self, tokens: Sequence[int]) -> None:
         """Begin a call: write its opening, or the rest of it."""
@@ -264,9 +303,10 @@ class _Text:
             return
         self._text += self._decoder.decode(self._vocabulary.piece(token))
         begin = max(0, len(self.shown) - self._longest)
-        ends = [at for word in self._stop if (at := self._text.find(word, begin)) >= 0]
+        ends = [(at, word) for word in self._stop if (at := self._text.find(word, begin)) >= 0]
         if ends:
-            self._text = self._text[: min(ends)]
+            at, self.stopped_by = min(ends)
+            self._text = self._text[:at]
             self.ended = True
 
     def _release(self, final: bool = False) -> None:
@@ -277,6 +317,9 @@ class _Text:
         else:
             self._text += "" if self.called or self.ended else self._decoder.decode(b"", True)
             end = len(self._text)
+        self._show_to(end)
+
+    def _show_to(self, end: int) -> None:
         if end > len(self.shown):
             self._show(self._text[len(self.shown) : end])
             self.shown = self._text[:end]
