@@ -1,6 +1,5 @@
 """The HTTP part of `edge serve`: which path has which endpoint; models, health and metrics."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,12 +11,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from edge.serve.endpoint import Asking, Dialect, Endpoint
+from edge.serve.anthropic_write import messages_refusal
+from edge.serve.dialects import CHAT, COMPLETION, MESSAGES, RESPONSES, count_tokens
+from edge.serve.endpoint import Asking, Endpoint
 from edge.serve.failures import error_response
 from edge.serve.guard import Guarded
 from edge.serve.page import page, status
-from edge.serve.request import ClientRequest, read_chat, read_completion
-from edge.serve.response import Form, Model, ModelList
+from edge.serve.response import Model, ModelList
 from edge.serve.state import Server
 from edge.serve.tokens import detokenize, embed, tokenize
 
@@ -41,6 +41,9 @@ def _endpoints(server: Server) -> list[tuple[str, str, Any]]:
         ("/status", "GET", partial(status, server)),
         ("/chat/completions", "POST", Endpoint(server, CHAT)),
         ("/completions", "POST", Endpoint(server, COMPLETION)),
+        ("/responses", "POST", Endpoint(server, RESPONSES)),
+        ("/messages", "POST", Endpoint(server, MESSAGES)),
+        ("/messages/count_tokens", "POST", Asking(server, count_tokens, messages_refusal)),
         ("/embeddings", "POST", Asking(server, embed)),
         ("/tokenize", "POST", Asking(server, tokenize)),
         ("/detokenize", "POST", Asking(server, detokenize)),
@@ -49,29 +52,6 @@ def _endpoints(server: Server) -> list[tuple[str, str, Any]]:
         ("/health", "GET", partial(_health, server)),
         ("/metrics", "GET", partial(_metrics, server)),
     ]
-
-
-def _read_chat(server: Server, body: Mapping[str, Any]) -> ClientRequest:
-    return read_chat(body, server.answers)
-
-
-def _read_completion(server: Server, body: Mapping[str, Any]) -> ClientRequest:
-    return read_completion(body)
-
-
-def _form(server: Server, request: ClientRequest, name: str) -> Form:
-    return Form(
-        bool(request.messages),
-        name,
-        server.model.runner.vocabulary.spelling,
-        request.n,
-        request.warnings,
-        request.include_usage,
-    )
-
-
-CHAT = Dialect(_read_chat, _form)
-COMPLETION = Dialect(_read_completion, _form)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -88,7 +68,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _models(server: Server, request: Request) -> Response:
-    models = [_model(server, name) for name in server.names.all]
+    models = [_model(server, name) for name in server.names.listed(server.answers)]
     name = request.path_params.get("name")
     if name is None:
         listed: ModelList = {"object": "list", "data": models}

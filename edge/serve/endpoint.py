@@ -59,7 +59,7 @@ class Endpoint:
             server.model.hand_in(ticket, one.prompt, one.room, one.held, one.make_writer, adapter)
         answering = Answering(server, tickets, self.dialect.form(server, request, name))
         if request.stream:
-            await answering.stream(receive, send)
+            await answering.stream(receive, send, [len(one.prompt) for one in work])
         else:
             await answering.whole(scope, receive, send)
 

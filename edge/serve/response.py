@@ -173,11 +173,11 @@ class Form:
         choices = [self._whole_choice(index, answer) for index, answer in enumerate(answers)]
         return {**self._completion(choices, chunk=False), **self._warned(), "usage": self._usage(answers)}
 
-    def opening(self, count: int) -> list[Sse]:
-        """What a stream begins with; `count`: the number of its answers."""
+    def opening(self, lengths: Sequence[int]) -> list[Sse]:
+        """What a stream begins with; `lengths`: of the prompts of its answers, in tokens."""
         if not self.chat:
             return []
-        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(count)]
+        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(lengths))]
 
     def part(self, index: int, piece: Piece | Scored) -> list[Sse]:
         """The next piece of an answer."""

@@ -25,8 +25,8 @@ class Form(Protocol):
     def whole(self, answers: Sequence[Answer]) -> object:
         """The body of a response without `stream`."""
 
-    def opening(self, count: int) -> list[Sse]:
-        """What a stream begins with; `count`: the number of its answers."""
+    def opening(self, lengths: Sequence[int]) -> list[Sse]:
+        """What a stream begins with; `lengths`: of the prompts of its answers, in tokens."""
 
     def part(self, index: int, piece: Piece | Scored) -> list[Sse]:
         """The next piece of an answer."""
@@ -108,9 +108,12 @@ class Answering:
         if len(self.answers) == len(self.tickets):
             await JSONResponse(self.form.whole(self._all))(scope, receive, send)
 
-    async def stream(self, receive: Receive, send: Send) -> None:
-        """Send the answers as server-sent events. While a long prompt is read, a comment or an event keeps the
-        connection open: Node's clients give up after 300 seconds of silence."""
+    async def stream(self, receive: Receive, send: Send, lengths: Sequence[int]) -> None:
+        """Send the answers as server-sent events; `lengths`: of their prompts, in tokens.
+
+        While a long prompt is read, a comment or an event keeps the connection open: Node's clients give up after 300
+        seconds of silence.
+        """
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -119,7 +122,7 @@ class Answering:
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
 
-        await put(self.form.opening(len(self.tickets)))
+        await put(self.form.opening(lengths))
         ended = False
         async for happened in self.events(receive):
             if happened is None:
