@@ -11,6 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from edge.answer.client_schema import check_least, close_objects, leave_out_annotations
 from edge.answer.number_grammar import bounds
+from edge.answer.one_of import replace_one_of
 from edge.answer.pattern import read_pattern
 from edge.errors import GrammarError
 
@@ -48,6 +49,7 @@ class Tool:
         root = deepcopy(self.parameters) or {"type": "object", "properties": {}}
         try:
             leave_out_annotations(root)
+            replace_one_of(root)
             close_objects(root)
             check_least(root)
             root.setdefault("type", "object") if "properties" in root or not _asserted(root) else None

@@ -92,6 +92,11 @@ def _calls(answer: str) -> list[str]:
         for item in event.get("output") or []:
             if isinstance(item, dict) and item.get("type") == "function_call":
                 found[item["call_id"]] = item["arguments"]
+        for block in event.get("content") or []:
+            if isinstance(block, dict) and block.get("type") == "tool_use":
+                found[block["id"]] = json.dumps(block["input"])
+        if event.get("type") == "content_block_delta" and event["delta"]["type"] == "input_json_delta":
+            found[event["index"]] = found.get(event["index"], "") + event["delta"]["partial_json"]
     for text in found.values():
         if not isinstance(json.loads(text), dict):
             raise ValueError(f"arguments that are no object: {text}")
@@ -101,12 +106,18 @@ def _calls(answer: str) -> list[str]:
 def _has_result(body: Any) -> bool:
     if not isinstance(body, dict):
         return False
-    messages = [*(body.get("messages") or []), *(body["input"] if isinstance(body.get("input"), list) else [])]
+    messages = [
+        *(body.get("messages") or []),
+        *(body["input"] if isinstance(body.get("input"), list) else []),
+    ]
     for message in messages:
         if message.get("role") == "tool" or str(message.get("type")).endswith("_call_output"):
             return True
-        if message.get("role") == "user" and "Observation:" in json.dumps(message.get("content")):
+        content = message.get("content")
+        if message.get("role") == "user" and "Observation:" in json.dumps(content):
             return True  # smolagents
+        if isinstance(content, list) and any(part.get("type") == "tool_result" for part in content):
+            return True
     return False
 
 
@@ -140,7 +151,13 @@ def recording(place: Path, address: str) -> Iterator[Record]:
             exchange.status = answer.status
             self.send_response(answer.status)
             for name, value in answer.getheaders():
-                if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+                if name.lower() not in (
+                    "transfer-encoding",
+                    "connection",
+                    "content-length",
+                    "date",
+                    "server",
+                ):
                     self.send_header(name, value)
             self.send_header("Connection", "close")
             self.end_headers()

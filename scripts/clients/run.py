@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from recorder import Record, recording
 
 HERE = Path(__file__).resolve().parent
-SERVER = ("--context", "32768", "--parallel", "2", "--port", "0")
+SERVER = ("--context", "32768", "--parallel", "2", "--tool-choice", "required", "--port", "0")
 SECONDS = 600
 
 
@@ -37,12 +38,16 @@ def main() -> int:
         return 2
     rows = []
     with serving() as address:
+        listed = json.loads(urllib.request.urlopen(f"http://{address}/v1/models").read())["data"]
+        text = next((one["id"] for one in listed if one["id"].endswith("-text")), "edge")
         for name in names or sessions:
             if not (folder / name / "installed").is_file():
                 rows.append((name, "not installed", "", "", "", "", "no"))
                 continue
-            rows.append(session(name, sessions[name], folder, address))
-    print("| client | version | endpoints | requests | errors | calls, results sent back | ended | finished |")
+            rows.append(session(name, sessions[name], folder, address, text))
+    print(
+        "| client | version | endpoints | requests | errors | calls, results sent back | ended | finished |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(row) + " |")
@@ -53,9 +58,12 @@ def main() -> int:
 def serving() -> Iterator[str]:
     """The address (host:port) of a server of the embedded model."""
     command = [sys.executable, "-m", "edge", "serve", *SERVER, *os.environ.get("SERVE_OPTIONS", "").split()]
-    with tempfile.TemporaryDirectory() as store, subprocess.Popen(
-        command, env={**os.environ, "EDGE_MODELS": store}, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        tempfile.TemporaryDirectory() as store,
+        subprocess.Popen(
+            command, env={**os.environ, "EDGE_MODELS": store}, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
         assert process.stderr is not None
         for line in process.stderr:
             print(line, end="", file=sys.stderr)
@@ -71,8 +79,10 @@ def serving() -> Iterator[str]:
             process.terminate()
 
 
-def session(name: str, plan: dict[str, Any], folder: Path, address: str) -> tuple[str, ...]:
-    """One row of the table."""
+def session(name: str, plan: dict[str, Any], folder: Path, address: str, text: str) -> tuple[str, ...]:
+    """One row of the table; `text`: the name of the model that gives text."""
+    plan = json.loads(json.dumps(plan).replace("@TEXT@", text))
+    plan.setdefault("env", {})["TEXT_MODEL"] = text
     package = (folder / name / "installed").read_text(encoding="utf-8").split()[0]
     version = re.split(r"==|(?<=.)@", package)[-1]
     kept = folder / f"{name}.session"
@@ -132,14 +142,16 @@ def run(command: list[str], name: str, plan: dict[str, Any], folder: Path, home:
     """Run one command of a session in its sandbox; its exit code, 124 after SECONDS."""
     place = "venv/bin" if (folder / name / "venv").is_dir() else "node_modules/.bin"
     words = [word.replace("@BIN@", str(folder / name / place)) for word in command]
-    box = sandbox(folder / name, home, kept / "socket", plan.get("env", {}))
+    box = sandbox(folder / name, home, kept / "socket", plan["env"])
     python = os.path.realpath(sys.executable)
     with (kept / "output").open("a", encoding="utf-8") as output:
         output.write(f"$ {' '.join(command)}\n")
         output.flush()
         whole = [*box, python, "/clients/relay.py", "/run/edge.sock", *words]
         try:
-            return subprocess.run(whole, stdout=output, stderr=output, timeout=SECONDS, check=False).returncode
+            return subprocess.run(
+                whole, stdout=output, stderr=output, timeout=SECONDS, check=False
+            ).returncode
         except subprocess.TimeoutExpired:
             return 124
 
@@ -147,6 +159,7 @@ def run(command: list[str], name: str, plan: dict[str, Any], folder: Path, home:
 def sandbox(packages: Path, home: Path, socket: Path, env: dict[str, str]) -> list[str]:
     """bubblewrap's command: the system read-only, the client's packages, and a home of its own."""
     command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    command += ["--uid", "1000", "--gid", "1000"]  # Claude Code refuses root
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--dir", "/logs"]
     shown = {Path("/usr"), Path("/etc"), packages, Path(sys.base_prefix)}
     if (venv := packages / "venv/bin/python").exists():
@@ -164,7 +177,14 @@ def sandbox(packages: Path, home: Path, socket: Path, env: dict[str, str]) -> li
     command += ["--ro-bind", str(HERE), "/clients", "--bind", str(home), "/home/user"]
     command += ["--bind", str(socket), "/run/edge.sock", "--chdir", "/home/user/work"]
     path = ":".join([*(str(one / "bin") for one in sorted(shown)), "/usr/local/bin", "/usr/bin", "/bin"])
-    settings = {"HOME": "/home/user", "PATH": path, "LANG": "C.UTF-8", "TERM": "xterm", "NO_COLOR": "1", **env}
+    settings = {
+        "HOME": "/home/user",
+        "PATH": path,
+        "LANG": "C.UTF-8",
+        "TERM": "xterm",
+        "NO_COLOR": "1",
+        **env,
+    }
     for key, value in settings.items():
         command += ["--setenv", key, value]
     return command

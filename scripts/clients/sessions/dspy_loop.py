@@ -1,5 +1,6 @@
 """DSPy: a signature as text and as JSON, and a ReAct loop with a tool (native calls)."""
 
+import os
 import subprocess
 
 import dspy
@@ -29,7 +30,9 @@ def model(name: str) -> dspy.LM:
     return dspy.LM(f"edge/{name}", api_key="none", max_tokens=300, temperature=0.0, cache=False)
 
 
-with dspy.context(lm=model("edge-text"), adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+with dspy.context(
+    lm=model(os.environ["TEXT_MODEL"]), adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)
+):
     try:
         print("answer:", dspy.Predict("question -> answer")(question="How many files are here?"))
     except dspy.utils.exceptions.AdapterParseError:

@@ -1,5 +1,7 @@
 """Open Interpreter: code as a tool call, and code in a text."""
 
+import os
+
 from interpreter import interpreter
 
 interpreter.offline = True
@@ -10,7 +12,7 @@ interpreter.llm.api_base = "http://127.0.0.1:8080/v1"
 interpreter.llm.context_window = 8192
 interpreter.llm.max_tokens = 200
 interpreter.loop = False
-for name, tools in (("openai/edge", True), ("openai/edge-text", False)):
+for name, tools in (("openai/edge", True), ("openai/" + os.environ["TEXT_MODEL"], False)):
     interpreter.messages = []
     interpreter.llm.model = name
     interpreter.llm.supports_functions = tools

@@ -1,5 +1,6 @@
 """Smolagents: the agents that call tools (plain and streamed), and the agent that writes code (as text and as JSON)."""
 
+import os
 import subprocess
 
 from smolagents import CodeAgent, OpenAIModel, ToolCallingAgent, tool
@@ -25,7 +26,7 @@ task = "List the files here."
 for stream in (False, True):
     agent = ToolCallingAgent(tools=[bash], model=model("edge"), max_steps=2, stream_outputs=stream)
     print("ended:", str(agent.run(task))[:80])
-agent = CodeAgent(tools=[bash], model=model("edge-text"), max_steps=2)
+agent = CodeAgent(tools=[bash], model=model(os.environ["TEXT_MODEL"]), max_steps=2)
 print("ended:", str(agent.run(task))[:80])
 agent = CodeAgent(tools=[bash], model=model("edge"), max_steps=2, use_structured_outputs_internally=True)
 print("ended:", str(agent.run(task))[:80])

@@ -78,7 +78,7 @@ async def main() -> None:
     context = AgentContext()
     await agent.setup(environment)
     await agent.run("List the files here.", environment, context)
-    print("ended:", context.n_input_tokens, context.n_output_tokens)
+    print("turns:", (context.metadata or {}).get("n_episodes"))
     for path in sorted(paths.agent_dir.iterdir()):
         print(path.name, path.stat().st_size)
 
