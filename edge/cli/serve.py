@@ -41,9 +41,17 @@ def serve(
         Literal["action", "text"] | None,
         typer.Option(
             metavar="action|text",
-            help="Chat answers of requests without a response_format: actions, or free text. Default: action.",
+            help="Chat answers of requests without a response_format or tools: actions, or free text. "
+            "Default: actions for terminal models, text for all others.",
         ),
     ] = None,
+    tool_choice: Annotated[
+        Literal["auto", "required"],
+        typer.Option(
+            metavar="auto|required",
+            help="Requests with tools and without a tool_choice: text or calls (auto), or always a call (required).",
+        ),
+    ] = "auto",
     parallel: Annotated[
         int, typer.Option(min=1, max=64, help="Maximum number of answers written at the same time.")
     ] = 4,
@@ -86,7 +94,7 @@ def serve(
 ) -> None:
     """Serve a model to agents over an OpenAI-compatible API.
 
-    By default, each chat answer is a valid action.
+    By default, each chat answer of a terminal model is a valid action.
     """
     try:
         from edge.serve import server
@@ -103,10 +111,6 @@ def serve(
     key = _key(api_key_file)
     adapters = parse_adapters(lora or ())
     path = chosen_model(model, note, announce=True)
-    if answers is None and default_answers(path) == "text":
-        note(
-            f"{path.stem} is not known as a terminal model; --answers text serves free text instead of actions"
-        )
     loading = Loading(
         gpu_layers=gpu_layers,
         threads=threads,
@@ -124,7 +128,8 @@ def serve(
         server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
         with_own_adapter(path, loading, beside=True),
         say=progress_line,
-        answers=answers or "action",
+        answers=answers or default_answers(path),
+        must_call=tool_choice == "required",
     )
 
 

@@ -68,7 +68,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _models(server: Server, request: Request) -> Response:
-    models = [_model(server, name) for name in server.names.all]
+    models = [_model(server, name) for name in server.names.listed(server.answers)]
     name = request.path_params.get("name")
     if name is None:
         listed: ModelList = {"object": "list", "data": models}

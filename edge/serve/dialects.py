@@ -36,10 +36,12 @@ def _messages_form(server: Server, request: ClientRequest, name: str) -> Message
 
 def count_tokens(server: Server, body: Mapping[str, Any]) -> object:
     """The tokens of the prompt of a message, in Anthropic's form. Raises BadRequestError."""
-    return {"input_tokens": len(chat_ids(server, read_messages(body, server.answers)))}
+    return {"input_tokens": len(chat_ids(server, read_messages(body, server.kind(body))))}
 
 
-CHAT = Dialect(lambda server, body: read_chat(body, server.answers), _form)
+CHAT = Dialect(lambda server, body: read_chat(body, server.kind(body)), _form)
 COMPLETION = Dialect(lambda server, body: read_completion(body), _form)
-RESPONSES = Dialect(lambda server, body: read_responses(body, server.answers), _responses_form)
-MESSAGES = Dialect(lambda server, body: read_messages(body, server.answers), _messages_form, messages_refusal)
+RESPONSES = Dialect(lambda server, body: read_responses(body, server.kind(body)), _responses_form)
+MESSAGES = Dialect(
+    lambda server, body: read_messages(body, server.kind(body)), _messages_form, messages_refusal
+)

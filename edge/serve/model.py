@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 from edge.answer.calls import Piece
-from edge.answer.guided import Endings
+from edge.answer.endings import Endings
 from edge.answer.scores import Scored
 from edge.answer.writer import Answer
 from edge.errors import EdgeError

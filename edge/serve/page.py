@@ -48,7 +48,7 @@ async def status(server: Server, request: Request) -> Response:
         {
             "status": "error" if model.failure else "ok",
             "error": model.failure,
-            "models": server.names.all,
+            "models": server.names.listed(server.answers),
             "architecture": file.architecture,
             "parameters": file.n_params,
             "file_type": file.file_type,

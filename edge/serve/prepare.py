@@ -11,6 +11,7 @@ from edge.answer.text import text_answer
 from edge.answer.writer import action_answer
 from edge.errors import GrammarError, PromptError
 from edge.llama.vocabulary import THINK_CLOSE, THINK_OPEN
+from edge.serve.chat_writer import chat_writer, chosen, conversation
 from edge.serve.model import MakeWriter
 from edge.serve.request import BadRequestError, ClientRequest
 from edge.serve.state import Server
@@ -109,7 +110,8 @@ def chat_ids(server: Server, request: ClientRequest) -> list[int]:
 def _rendered(server: Server, request: ClientRequest) -> tuple[list[int], list[int]]:
     runner = server.model.runner
     try:
-        rendered = runner.render(request.messages)
+        messages, variables = conversation(server, request)
+        rendered = runner.render(messages, variables)
         if rendered.reason:  # another format would be no error, but a worse answer
             raise PromptError(f"the model's chat template refuses these messages: {rendered.reason}")
         text = rendered.text
@@ -119,7 +121,7 @@ def _rendered(server: Server, request: ClientRequest) -> tuple[list[int], list[i
         prompt = runner.encode(text)
         if request.continued is not None:
             return prompt, []
-        return prompt, runner.branch_points(request.messages, prompt)
+        return prompt, runner.branch_points(messages, prompt, variables)
     except PromptError as error:
         raise BadRequestError(str(error), "messages") from None
 
@@ -144,11 +146,13 @@ def _writer_maker(server: Server, request: ClientRequest, prompt: list[int], roo
             prompt,
             max_tokens=room,
             sampling=sampling,
-            think=room // 4,
+            think=min(room // 4, request.thinking.tokens(room)),
             text_share=DEFAULT_TEXT_SHARE,
             emit=emit,
             emit_thought=lambda text: emit(Thinking(text)),
         )
+    if guide.kind == "text" and request.messages and request.continued is None and request.scores is None:
+        return chat_writer(server, request, prompt, room)
     if guide.kind == "text":
         return lambda emit: text_answer(
             vocabulary,
@@ -160,12 +164,16 @@ def _writer_maker(server: Server, request: ClientRequest, prompt: list[int], roo
             scores=request.scores,
             emit=emit,
         )
+    if chosen(server, request) == "required":
+        return chat_writer(server, request, prompt, room)
     try:
         compiled = server.compiled(guide.kind, guide.text)
         endings = server.model.endings
         ending = endings.first(compiled, room)
     except GrammarError as error:
         raise BadRequestError(f"{guide.param}: {error}", guide.param) from None
+    if chosen(server, request) == "auto":
+        return chat_writer(server, request, prompt, room, (compiled, ending))
     return lambda emit: guided_answer(
         vocabulary, endings, compiled, ending, prompt, max_tokens=room, sampling=sampling, emit=emit
     )

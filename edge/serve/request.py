@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from edge.answer.answering import AnswerKind
@@ -12,6 +12,7 @@ from edge.errors import EdgeError, PromptError
 from edge.prompt import Message, check_messages
 from edge.serve.messages import template_messages
 from edge.serve.response import ErrorKind
+from edge.serve.tools import FieldError, ThinkingRequest, ToolRequest, read_thinking, read_tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MOST_STOPS = 16
@@ -74,6 +75,8 @@ class ClientRequest:
     """The beginning of the answer, which the client has written."""
     warnings: tuple[str, ...] = ()
     """Fields that are set aside, because the answer must be complete: one sentence for each."""
+    tools: ToolRequest | None = None
+    thinking: ThinkingRequest = field(default_factory=ThinkingRequest)
 
 
 def read_body(data: bytes) -> dict[str, Any]:
@@ -113,8 +116,13 @@ def read_chat(body: Mapping[str, Any], answers: AnswerKind = "action") -> Client
     most = _whole(body, "top_logprobs") or 0
     if most and not body.get("logprobs"):
         raise BadRequestError("top_logprobs needs logprobs: true", "top_logprobs")
-    request = _read(body, messages, (), Guide(answers), most if body.get("logprobs") else None)
-    return _continued(body, request)
+    try:
+        tools, thinking = read_tools(body), read_thinking(body)
+    except FieldError as error:
+        raise BadRequestError(str(error), error.param) from None
+    kind = "text" if tools is not None else answers  # a request with tools never gets an action
+    request = _read(body, messages, (), Guide(kind), most if body.get("logprobs") else None)
+    return _continued(body, replace(request, tools=tools, thinking=thinking))
 
 
 def _continued(body: Mapping[str, Any], request: ClientRequest) -> ClientRequest:
@@ -176,8 +184,8 @@ def _read(
     default: Guide,
     scores: int | None,
 ) -> ClientRequest:
-    for name in ("tools", "functions", "logit_bias", "audio", "prediction"):
-        if body.get(name):
+    for name in ("tools", "functions", "function_call", "logit_bias", "audio", "prediction"):
+        if body.get(name) and not (messages and name == "tools"):
             raise BadRequestError(f"{name} is not supported", name)
     n = _at_least_one(body, "n") or 1
     if body.get("best_of") not in (None, n):

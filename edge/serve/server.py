@@ -81,13 +81,15 @@ def serve(
     loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] = lambda text: None,
     answers: AnswerKind = "action",
+    must_call: bool = False,
 ) -> None:
     """Serve a GGUF until interrupted.
 
     `loading.context`: tokens of a prompt and its answer, by default the model's context length and at most 8,192.
     `loading.parallel`: answers at the same time, by default 4. A request chooses one of `loading.adapters`, or the base
     alone, by the name of its file. `say` receives notes, and the address when the server
-    is ready. `answers`: what a chat request gets that asks for no format. Raises ServeError if the address cannot be
+    is ready. `answers`: what a chat request gets that asks for no format. `must_call`: a request with tools that leaves
+    it open gets a call. Raises ServeError if the address cannot be
     used, and what loading a model raises.
     """
     names = served_names(path, loading.adapters)
@@ -122,14 +124,15 @@ def serve(
                 address.api_key,
                 say,
                 answers,
+                must_call,
                 cors_origins=address.cors_origins,
             )
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{port}/v1"
             ready = (
-                f"serving {', '.join(names.all)} at {url}, {parallel} answers at a time, context {context:,}, "
-                f"answers: {answers}"
+                f"serving {', '.join(names.listed(answers))} at {url}, {parallel} answers at a time, "
+                f"context {context:,}, answers: {answers}"
             )
             _run(server, listener, lambda: say(ready))
 

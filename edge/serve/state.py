@@ -1,17 +1,22 @@
 """What the endpoints of the server share: the model, the limits of a request, the metrics."""
 
 import asyncio
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from edge.answer.answering import AnswerKind
+from edge.answer.call_schema import Tool
 from edge.answer.guided import compile_guide
+from edge.answer.tools import CallGuide, compile_calls
 from edge.serve.model import ServedModel
 from edge.serve.names import ServedNames
+from edge.serve.tool_prompt import ToolPrompt, recognize
 
 _ENCODED_IN_PARALLEL = 2  # prompts; llama.cpp's tokenizer takes up to 140 bytes for each byte
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
@@ -69,6 +74,8 @@ class Server:
     """Receives a line for each request, except checks of health and metrics."""
     answers: AnswerKind = "action"
     """What a chat request gets that asks for no format."""
+    must_call: bool = False
+    """Whether a request with tools that leaves it open (auto) must be answered with a call."""
     metrics: Metrics = field(default_factory=Metrics)
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may use the server."""
@@ -82,3 +89,19 @@ class Server:
         self.compiled = lru_cache(maxsize=64)(
             lambda kind, text: compile_guide(self.model.runner.vocabulary, kind, text)
         )
+        self.calls = lru_cache(maxsize=64)(self._compile_calls)
+
+    def kind(self, body: Mapping[str, Any]) -> AnswerKind:
+        """What a chat request gets that asks for no format: its model's name can say it."""
+        return self.names.kind(body.get("model"), self.answers)
+
+    @cached_property
+    def tool_prompt(self) -> ToolPrompt:
+        """How the model's chat template shows tools and calls."""
+        return recognize(self.model.runner.render)
+
+    def _compile_calls(self, tools: str, many: bool) -> CallGuide:
+        """`tools`: JSON of their names and parameters. Raises GrammarError."""
+        listed = [Tool(name, parameters) for name, parameters in json.loads(tools)]
+        vocabulary, endings = self.model.runner.vocabulary, self.model.endings
+        return compile_calls(vocabulary, endings, self.tool_prompt.form, listed, many=many)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.answer.guided import Endings, Guide, compile_guide, guided_answer
+from edge.answer.endings import Endings, Guide
+from edge.answer.guided import compile_guide, guided_answer
 from edge.answer.sampling import Sampling
 from edge.answer.text import text_answer
 from edge.answer.writer import Answer
