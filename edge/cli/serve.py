@@ -49,7 +49,8 @@ def serve(
         Literal["auto", "required"],
         typer.Option(
             metavar="auto|required",
-            help="Requests with tools and without a tool_choice: text or calls (auto), or always a call (required).",
+            help="Answers where the client leaves the choice of a tool open: text or calls (auto), or one call "
+            "(required), except after a call's result.",
         ),
     ] = "auto",
     parallel: Annotated[

@@ -1,6 +1,7 @@
 """The writer of a chat's answer that is text, calls of tools, or both; and the prompt of a chat that has tools."""
 
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from edge.answer.endings import Guide
@@ -35,7 +36,18 @@ def chosen(server: Server, request: ClientRequest) -> ToolChoice:
     """Whether an answer has no calls, may have them, or has nothing else."""
     if request.tools is None:
         return "none"
-    return "required" if server.must_call and request.tools.choice == "auto" else request.tools.choice
+    return "required" if _forced(server, request) else request.tools.choice
+
+
+def _forced(server: Server, request: ClientRequest) -> bool:
+    """Whether the server wants a call where the client leaves the choice open.
+
+    After the result of a call the choice stays open: agents end with an answer that has no call.
+    """
+    if not server.must_call or request.tools is None or request.tools.choice != "auto":
+        return False
+    new = takewhile(lambda message: message["role"] != "assistant", reversed(request.messages))
+    return all(message["role"] not in ("tool", "function") for message in new)
 
 
 def chat_writer(
@@ -78,6 +90,9 @@ def chat_writer(
 def _calls(server: Server, request: ClientRequest) -> CallGuide:
     assert request.tools is not None
     try:
-        return server.calls(tools_key(request.tools.tools), request.tools.many)
+        many = request.tools.many and not _forced(
+            server, request
+        )  # a forced call is one: the client chose none
+        return server.calls(tools_key(request.tools.tools), many)
     except (GrammarError, PromptError) as error:
         raise BadRequestError(f"tools: {error}", "tools") from None

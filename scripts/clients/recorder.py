@@ -60,7 +60,7 @@ class Record:
     @property
     def calls(self) -> int:
         """Answers with a call that the server wrote; their arguments are JSON objects, else a ValueError."""
-        return sum(bool(_calls(one.answer)) for one in self._posts)
+        return sum(bool(_calls(one.answer)) for one in self._posts if one.whole)
 
     @property
     def results(self) -> int:
@@ -129,9 +129,10 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 @contextlib.contextmanager
-def recording(place: Path, address: str) -> Iterator[Record]:
-    """A proxy at the socket `place` to the server at `address` (host:port)."""
+def recording(place: Path, address: str, kept: Path) -> Iterator[Record]:
+    """A proxy at the socket `place` to the server at `address` (host:port); `kept`: the file of the record."""
     record = Record()
+    lock = threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -174,6 +175,8 @@ def recording(place: Path, address: str) -> Iterator[Record]:
             finally:
                 exchange.answer = got.decode("utf-8", "replace")
                 server.close()
+                with lock, kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(vars(exchange)) + "\n")
 
         do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_HEAD = _pass_on
 

@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recorder import Record, recording
+from recorder import recording
 
 HERE = Path(__file__).resolve().parent
 SERVER = ("--context", "32768", "--parallel", "2", "--tool-choice", "required", "--port", "0")
-SECONDS = 600
+SECONDS = int(os.environ.get("CLIENT_SECONDS", "600"))  # for one command of a session
 
 
 def main() -> int:
@@ -88,7 +88,10 @@ def session(name: str, plan: dict[str, Any], folder: Path, address: str, text: s
     kept = folder / f"{name}.session"
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
-    with tempfile.TemporaryDirectory() as place, recording(kept / "socket", address) as record:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        recording(kept / "socket", address, kept / "record.jsonl") as record,
+    ):
         home = Path(place)
         make_home(home, plan)
         if (modules := folder / name / "node_modules").is_dir():
@@ -97,7 +100,6 @@ def session(name: str, plan: dict[str, Any], folder: Path, address: str, text: s
         codes = [run(command, name, plan, folder, home, kept) for command in plan["commands"]]
         seconds = time.monotonic() - began
     (kept / "socket").unlink(missing_ok=True)
-    save(kept / "record.jsonl", record)
     output = (kept / "output").read_text(encoding="utf-8", errors="replace")
     ended = "itself" if not any(codes) else "no"
     if "turns" in plan and re.search(plan["turns"], output):
@@ -118,12 +120,6 @@ def session(name: str, plan: dict[str, Any], folder: Path, address: str, text: s
         ended,
         "yes" if finished else "no",
     )
-
-
-def save(path: Path, record: Record) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for one in record.exchanges:
-            file.write(json.dumps(vars(one)) + "\n")
 
 
 def make_home(home: Path, plan: dict[str, Any]) -> None:
