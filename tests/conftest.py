@@ -23,7 +23,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from edge.answer.guided import Endings
+    from edge.answer.endings import Endings
     from edge.runner import Runner
 
 # `make test` is the same test each time it runs; `make fuzz` looks for new examples.
@@ -183,7 +183,7 @@ def tiny(tiny_q4: Path) -> "Iterator[Runner]":
 
 @pytest.fixture(scope="module")
 def endings(tiny: "Runner") -> "Endings":
-    from edge.answer.guided import Endings
+    from edge.answer.endings import Endings
 
     return Endings(tiny.vocabulary.matcher_tokens(), sorted(tiny.vocabulary.end_ids))
 

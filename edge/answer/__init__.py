@@ -6,8 +6,11 @@ constraint  the grammar on token ids
 sampling    the next token from the logits
 answering   the options of an answer
 writer      writes one answer: thought, action, valid end
+text        free text, with stops
+scores      log probabilities of tokens
 guided      answers under any JSON schema or grammar
 pattern     the shortest end of a text under a regular expression
 client_schema  a client's JSON schema in the form that llguidance takes
+one_of      `oneOf` as `anyOf`, where no value fits two of its schemas
 schema      the JSON schema of an action
 """

@@ -39,7 +39,8 @@ def _inner(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (one for one in found.values() if isinstance(one, dict))
 
 
-def _all(schema: object) -> list[dict[str, Any]]:
+def all_schemas(schema: object) -> list[dict[str, Any]]:
+    """A schema and all schemas in it."""
     found = [schema] if isinstance(schema, dict) else []
     for one in found:  # it grows
         found += _inner(one)
@@ -52,7 +53,7 @@ def close_objects(schema: object) -> None:
     A model that may write any name often writes names until its budget ends. Schemas that apply to one object together
     stay open: each would forbid the names of the others. Changes `schema`.
     """
-    schemas = _all(schema)
+    schemas = all_schemas(schema)
     together = any(
         len(one.get("allOf") or ()) > 1 or ("properties" in one and any(name in one for name in _TOGETHER))
         for one in schemas
@@ -74,7 +75,7 @@ def allowed_escapes(schema: object) -> str | None:
     Where a listed name and others may stand in one object, a second spelling of the listed name, such as `\\u0063md`
     for `cmd`, would pass as another name, and a parser would take it as the first one again.
     """
-    for one in _all(schema):
+    for one in all_schemas(schema):
         others = one.get("additionalProperties", True) is not False or "patternProperties" in one
         if one.get("properties") and others:
             return _ONE_ESCAPE_EACH
@@ -86,7 +87,7 @@ def leave_out_annotations(schema: object) -> None:
 
     Changes `schema`.
     """
-    for one in _all(schema):
+    for one in all_schemas(schema):
         form = one.get("format")
         if isinstance(form, str) and form not in _FORMATS:
             del one["format"]
@@ -105,7 +106,7 @@ def check_least(schema: object) -> None:
 
     Raises GrammarError.
     """
-    for one in _all(schema):
+    for one in all_schemas(schema):
         least = one.get("minProperties")
         if isinstance(least, int) and least > 1 and one.get("additionalProperties", True) is not False:
             raise GrammarError(

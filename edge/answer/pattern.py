@@ -352,6 +352,45 @@ def read_pattern(text: str) -> Pattern | None:
         return None
 
 
+def whole_expression(text: str) -> str | None:
+    """The same expression for a whole text, for llguidance: without anchors. None outside the subset, or for an anchor
+    inside a group."""
+    try:
+        rows = _Parser(text).whole().parts
+        return "|".join(_whole_row(row) for row in rows)
+    except (_UnknownError, RecursionError):
+        return None
+
+
+def _whole_row(row: _Node) -> str:
+    parts = list(row.parts)
+    before = after = "(?s:.)*"
+    if parts and parts[0].kind == "begin":
+        parts, before = parts[1:], ""
+    if parts and parts[-1].kind == "end":
+        parts, after = parts[:-1], ""
+    return before + "".join(map(_expression, parts)) + after
+
+
+def _expression(node: _Node) -> str:
+    if node.kind == "class":
+        ranges = [
+            one for low, high in node.ranges for one in ((low, min(high, 0xD7FF)), (max(low, 0xE000), high))
+        ]
+        shown = "".join(f"\\x{{{low:x}}}-\\x{{{high:x}}}" for low, high in ranges if low <= high)
+        if not shown:
+            raise _UnknownError
+        return f"[{shown}]"
+    if node.kind == "cat":
+        return "".join(map(_expression, node.parts))
+    if node.kind == "alt":
+        return "(" + "|".join(map(_expression, node.parts)) + ")"
+    if node.kind == "repeat":
+        most = "" if node.most is None else node.most
+        return f"({_expression(node.parts[0])}){{{node.least},{most}}}"
+    raise _UnknownError
+
+
 @dataclass(frozen=True)
 class TextRule:
     """What a string of a schema must match, and its smallest number of characters."""

@@ -16,7 +16,8 @@ import jsonschema
 import pytest
 from served import serving
 
-from edge.answer.guided import Endings, compile_guide
+from edge.answer.endings import Endings
+from edge.answer.guided import compile_guide
 from edge.answer.pattern import read_pattern
 from edge.runner import Runner
 

@@ -1,0 +1,29 @@
+"""Instructor: one object in each of its modes."""
+
+import instructor
+from openai import OpenAI
+from pydantic import BaseModel, Field
+
+
+class File(BaseModel):
+    """A file."""
+
+    name: str = Field(min_length=1)
+    size: int = Field(ge=0)
+    kind: str | None = None
+
+
+plain = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")
+modes = (
+    instructor.Mode.TOOLS,
+    instructor.Mode.TOOLS_STRICT,
+    instructor.Mode.JSON_SCHEMA,
+    instructor.Mode.JSON,
+)
+for mode in modes:
+    client = instructor.from_openai(plain, mode=mode)
+    messages = [{"role": "user", "content": "A file with its size."}]
+    file = client.chat.completions.create(
+        model="edge", response_model=File, messages=messages, max_tokens=200, max_retries=0
+    )
+    print("object:", mode.name, file)
