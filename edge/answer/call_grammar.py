@@ -4,7 +4,6 @@ A value has one text: that of Python's json.dumps, or what the form has for it. 
 request is written as the same text.
 """
 
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -343,7 +342,9 @@ class _Maker:
             clean = f"/({content})/ & ~/(?s:.)*{_literal(GEMMA_QUOTE)}(?s:.)*/ & /(?s:.)+/"
             inner = self.rule("T", clean)
             return f"<[{quote[0]}]> {inner}{'?' if times.startswith(('*', '{0')) and sized else ''} <[{quote[0]}]>"
-        return f"{_quoted(GEMMA_QUOTE)} {self.lazy(content, GEMMA_QUOTE)}"
+        end = _literal(GEMMA_QUOTE)
+        inner = self.rule("raw", f"/({content}){end}/ & ~/(?s:.)*{end}(?s:.)+/", "[lazy]")
+        return f"{_quoted(GEMMA_QUOTE)} {inner}"
 
     def array(self, item: str, least: int, most: int | None, style: Style) -> str:
         separator = _quoted("," if style == "gemma" else ", ")
@@ -446,17 +447,11 @@ def shortest_text(form: CallFormat, name: str, arguments: dict[str, Any]) -> str
     return form.call(name, arguments, "a" * ID_LENGTH) + form.after
 
 
-def fixed_texts(form: CallFormat, tools: Sequence[Tool]) -> list[str]:
-    """Texts that an ending may need."""
-    texts = [form.end + form.after, form.after, form.between + form.begin]
+def closing_texts(form: CallFormat, tools: Sequence[Tool]) -> list[str]:
+    """Texts that end a value or a call where no JSON mark does."""
+    names = list(dict.fromkeys(name for tool in tools for name in tool.root.get("properties", {})))
     if form.values == "xml":
-        texts += [XML_END, XML_END + form.end + form.after]
-        texts += [
-            f"{XML_END}<parameter={name}>\n" for tool in tools for name in tool.root.get("properties", {})
-        ]
-    elif form.values == "pythonic":
-        texts = ["')]", ")]"]
-        texts += [f"', {name}=" for tool in tools for name in tool.root.get("properties", {})]
-    elif form.values == "gemma":
-        texts += [GEMMA_QUOTE]
-    return list(dict.fromkeys(itertools.filterfalse(lambda text: not text or ID in text, texts)))
+        return [XML_END + form.end, XML_END, *(f"{XML_END}<parameter={name}>\n" for name in names)]
+    if form.values == "pythonic":
+        return ["')]", *(f"', {name}=" for name in names)]
+    return [GEMMA_QUOTE] if form.values == "gemma" else []

@@ -9,7 +9,7 @@ from llguidance import LLMatcher, grammar_from
 from numpy.typing import NDArray
 
 from edge.answer.call_formats import CallFormat
-from edge.answer.call_grammar import calls_grammar, fixed_texts, shortest_text
+from edge.answer.call_grammar import calls_grammar, closing_texts, shortest_text
 from edge.answer.call_reader import CallReader
 from edge.answer.call_schema import Tool, shortest
 from edge.answer.calls import Piece, Thinking
@@ -50,9 +50,8 @@ def compile_calls(
 ) -> CallGuide:
     """Compile the calls of these tools. `many`: an answer may have several. Raises GrammarError that names a tool."""
     matcher = _matcher(vocabulary, form, tools, many)
-    texts = fixed_texts(form, tools)
     rules = tuple(rule for tool in tools for rule in text_rules(tool.root))
-    closers = tuple(tuple(_tokens(vocabulary, text)) for text in texts)
+    closers = tuple(tuple(_tokens(vocabulary, text)) for text in closing_texts(form, tools))
     guide = Guide(matcher, (), rules, closers, quick=True)
     opening = _tokens(vocabulary, form.opening())
     ending = _shortest(vocabulary, endings, form, tools, guide)
@@ -251,10 +250,9 @@ class _Text:
             writer.write(token)
             self._add(token)
             if rest:
-                self._text = (
-                    self._text[: self._text.rfind(self._trigger)] if self._token is None else self._text
-                )
-                self._text = self._text.rstrip()
+                end = len(self._text) if self._token is not None else self._text.rfind(self._trigger)
+                self.raw = self._text[:end]
+                self._text = self.raw.rstrip()
                 self.begin(rest[1:])
             else:
                 self._release()

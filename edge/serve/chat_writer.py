@@ -1,5 +1,6 @@
 """The writer of a chat's answer that is text, calls of tools, or both; and the prompt of a chat that has tools."""
 
+from dataclasses import replace
 from typing import Any
 
 from edge.answer.endings import Guide
@@ -16,13 +17,18 @@ Form = tuple[Guide, list[int]]
 
 
 def conversation(server: Server, request: ClientRequest) -> tuple[list[Message], dict[str, Any]]:
-    """The messages of a chat for the model's template, and the template's variables."""
-    messages, variables = request.messages, dict(request.thinking.variables)
+    """The messages of a chat for the model's template, and the template's variables.
+
+    Tools whose schemas the template cannot write are described in the system message.
+    """
+    messages, variables = request.messages, request.thinking.variables
     tools = request.tools.declared if request.tools is not None else ()
-    if tools or any(message.get("tool_calls") or message["role"] == "tool" for message in messages):
-        messages, more = server.tool_prompt.prepare(messages, tools)
-        variables |= more
-    return messages, variables
+    if not tools and not any(message.get("tool_calls") or message["role"] == "tool" for message in messages):
+        return messages, variables
+    found, more = server.tool_prompt.prepare(messages, tools)
+    if more and server.model.runner.render(found, {**variables, **more}).reason:
+        found, more = replace(server.tool_prompt, shows_tools=False).prepare(messages, tools)
+    return found, {**variables, **more}
 
 
 def chosen(server: Server, request: ClientRequest) -> ToolChoice:

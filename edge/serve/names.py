@@ -30,13 +30,14 @@ class ServedNames:
         """The name and the adapter for the `model` of a request; None for a base without its own adapter.
 
         Without adapters any text means the base, and with one adapter any text but the base's name means that adapter.
+        A name can end with the kind of answers, see `listed`.
         Raises BadRequestError for another text if there are several adapters.
         """
-        wanted = self._without_kind(wanted)
-        if wanted == self.base or not self.adapters:
-            return self.base, self.own
-        if wanted in self.adapters:
-            return wanted, self.adapters[wanted]
+        name = self._without_kind(wanted)
+        if name == self.base or not self.adapters:
+            return (wanted if wanted and name == self.base else self.base), self.own
+        if wanted is not None and name in self.adapters:
+            return wanted, self.adapters[name]
         if len(self.adapters) == 1:
             return next(iter(self.adapters.items()))
         named = "no model is named" if wanted is None else f"the model {wanted[:100]!r} does not exist"

@@ -48,7 +48,7 @@ class ToolPrompt:
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
     ) -> tuple[list[Message], dict[str, Any]]:
-        """Messages for the template, and its variables. Raises PromptError for a result without a call."""
+        """Messages for the template, and its variables."""
         found = _with_names(messages)
         if not self.shows_calls:
             found = [self._in_content(message) for message in found]

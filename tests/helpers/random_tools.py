@@ -1,18 +1,21 @@
 """Random sets of tools, as clients declare them, and random answers under their constraint."""
 
+import json
 import random
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
+from jsonschema import Draft202012Validator
 
-from edge.answer.call_formats import CallFormat
+from edge.answer.call_formats import FORMATS, HARMONY, CallFormat
 from edge.answer.call_schema import Tool
-from edge.answer.calls import Piece
+from edge.answer.calls import CallArguments, CallBegun, CallEnded, Piece, ToolCall
 from edge.answer.endings import Endings
 from edge.answer.sampling import Sampling
 from edge.answer.tools import CallGuide, compile_calls, tool_answer
 from edge.answer.writer import Answer
+from edge.errors import GrammarError
 from edge.llama.vocabulary import Vocabulary
 
 NAMES = ("path", "command", "n", "is_open", "List-Of", "q", "options", "x1", "Zoom", "über", "a b", "timeout")
@@ -43,7 +46,10 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
     ]
     patterned: list[Callable[[], dict[str, Any]]] = [
         lambda: {"type": "string", "pattern": rng.choice(PATTERNS)},
-        lambda: {"type": "string", "format": rng.choice(("date", "date-time", "email", "uuid", "path", "ipv4"))},
+        lambda: {
+            "type": "string",
+            "format": rng.choice(("date", "date-time", "email", "uuid", "path", "ipv4")),
+        },
         lambda: {"anyOf": [{"type": "string", "pattern": "^[0-9]+$"}, {"type": "number"}, {"type": "null"}]},
     ]
     nested: list[Callable[[], dict[str, Any]]] = [
@@ -81,13 +87,6 @@ def random_tools(rng: random.Random) -> list[Tool]:
     return [Tool(name, random_object(rng) if rng.random() < 0.9 else {}) for name in names]
 
 
-def guide_for(
-    vocabulary: Vocabulary, endings: Endings, form: CallFormat, tools: Sequence[Tool], many: bool
-) -> CallGuide:
-    """The compiled calls."""
-    return compile_calls(vocabulary, endings, form, tools, many=many)
-
-
 def random_answer(
     vocabulary: Vocabulary,
     endings: Endings,
@@ -123,3 +122,69 @@ def random_answer(
             tokens += writer.send(logits)
     except StopIteration as ended:
         return ended.value, tokens
+
+
+def check(form: CallFormat, tools: Sequence[Tool], answer: Answer, pieces: Sequence[Piece]) -> None:
+    """Fail if a call is not valid, if its text would come back otherwise, or if the stream says something else."""
+    schemas = {
+        tool.name: tool.parameters or {"type": "object", "additionalProperties": False} for tool in tools
+    }
+    calls = [(call.name, json.loads(call.arguments)) for call in answer.calls]
+    for name, arguments in calls:
+        Draft202012Validator(schemas[name]).validate(arguments)
+    text = form.text(calls, [call.id for call in answer.calls]) if calls else ""
+    assert answer.raw.endswith(text) and answer.raw.removesuffix(text).rstrip().endswith(answer.text.rstrip())
+    streamed: list[list[str]] = []
+    shown = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            assert not streamed
+            shown += piece
+        elif isinstance(piece, CallBegun):
+            assert piece.index == len(streamed)
+            streamed.append([piece.id, piece.name, ""])
+        elif isinstance(piece, CallArguments):
+            assert piece.index == len(streamed) - 1
+            streamed[-1][2] += piece.text
+        elif isinstance(piece, CallEnded):
+            assert piece.call == ToolCall(*streamed[piece.index])
+    assert shown == answer.text and [ToolCall(*one) for one in streamed] == list(answer.calls)
+    assert len({call.id for call in answer.calls}) == len(answer.calls)
+
+
+def liked_tokens(vocabulary: Vocabulary) -> list[int]:
+    """Tokens that end values and calls, and answers."""
+    marks = [vocabulary.encode(mark, special=False)[-1] for mark in "\"}])>'<,|"]
+    named = [
+        part
+        for form in FORMATS
+        for part in vocabulary.parts(form.text([("f", {"a": "x"})]))
+        if isinstance(part, int)
+    ]
+    return [*marks, *named, *vocabulary.end_ids]
+
+
+def try_one(
+    vocabulary: Vocabulary, endings: Endings, number: int, liked: Sequence[int]
+) -> tuple[str, Answer | None]:
+    """One random set of tools with a random form and budget. Returns what was tried, and the answer; None if the
+    schema is refused for this form. Raises what `check` raises."""
+    rng = random.Random(number)
+    form = rng.choice([one for one in FORMATS if one is not HARMONY])
+    tools = random_tools(rng)
+    many, must = rng.random() < 0.6, rng.random() < 0.7
+    try:
+        calls = compile_calls(vocabulary, endings, form, tools, many=many)
+    except GrammarError:
+        return form.name, None
+    room = calls.shortest + (rng.randint(0, 3) if rng.random() < 0.4 else int(rng.random() ** 2 * 120))
+    room = room if must else rng.randint(1, room + 40)
+    pieces: list[Piece] = []
+    answer, _ = random_answer(
+        vocabulary, endings, calls, rng, must=must, max_tokens=room, emit=pieces.append, liked=liked
+    )
+    assert answer.completion_tokens <= room
+    assert answer.calls or not must
+    assert answer.calls or form.trigger not in answer.text
+    check(form, tools, answer, pieces)
+    return form.name, answer
