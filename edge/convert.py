@@ -42,7 +42,7 @@ from edge.system.outputs import check_output
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.places import check_disk
 from edge.system.progress import bar
-from edge.system.text import counted
+from edge.system.text import counted, did_you_mean
 
 __all__ = ["Converted", "ConvertedAdapter", "TensorTypes", "convert", "convert_adapter"]
 
@@ -231,8 +231,11 @@ def _checked_types(quant: str, single: TensorTypes) -> _Types:
 
     def number(kind: str, option: str) -> int:
         if kind.lower() not in ggml.types():
+            meant = did_you_mean(kind, ggml.types())
             raise ConversionError(
-                f"{kind} is not a ggml type; choose one of {', '.join(sorted(ggml.types()))}", option=option
+                f"{kind} is not a ggml type; {f'{meant} All types: ' if meant else 'choose one of '}"
+                f"{', '.join(sorted(ggml.types()))}",
+                option=option,
             )
         return ggml.types()[kind.lower()]
 

@@ -32,12 +32,26 @@ Threads = Annotated[
 
 def note(text: str) -> None:
     """Print a note on stderr: not an error."""
-    typer.echo(f"note: {printable(text, lines=True)}", err=True)
+    say(f"note: {printable(text, lines=True)}")
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr: something that can do harm."""
-    typer.echo(f"warning: {printable(text, lines=True)}", err=True)
+    say(f"warning: {printable(text, lines=True)}")
+
+
+def fail(text: str) -> None:
+    """Print an error on stderr. The caller ends the command."""
+    say(f"error: {printable(text)}")
+
+
+def agreed(question: str) -> bool:
+    """Ask a person on the terminal. No is the default."""
+    while True:
+        answer = typer.prompt(f"{question} [y/N]", default="", show_default=False, err=True).strip().lower()
+        if answer in ("y", "yes", "n", "no", ""):
+            return answer in ("y", "yes")
+        typer.echo("answer y or n", err=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -65,7 +65,9 @@ def compare(
     from edge.compare.stored import check_comparison, write_comparison
 
     if reference is None and not causes:
-        raise typer.BadParameter("give one of them, or both", param_hint="--reference, --causes")
+        raise typer.BadParameter(
+            "give it a result or a known model to compare with, or give --causes", param_hint="--reference"
+        )
     if json_out is not None:
         check_comparison(json_out, results, reference, causes=causes, force=force)
     comparison = None if reference is None else run_compare(results, reference)

@@ -235,7 +235,10 @@ def _progress(
             written = engine.answer_tokens_decoded - before[1]
             if written and reads:
                 shown.close()
-                reads, show = False, shown.enter_context(bar("writing the answer", say, unit="tokens"))
+                reads, show = (
+                    False,
+                    shown.enter_context(bar("writing the answer", say, unit="tokens", limit=True)),
+                )
             read = engine.prompt_tokens_decoded - before[0]
             show(*((read, prompt_tokens) if reads else (written, max_tokens)))
 

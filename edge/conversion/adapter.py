@@ -34,6 +34,7 @@ from edge.formats.model_card import CardFacts, read_card
 from edge.llama import ggml
 from edge.system.files import whole_file
 from edge.system.outputs import check_output
+from edge.system.text import did_you_mean
 from edge.version import __version__
 
 DEFAULT_ADAPTER_QUANT = "F32"
@@ -124,8 +125,10 @@ def convert_adapter(
 def checked_type(quant: str) -> str:
     """The name of a type that the tensors of an adapter may have. Raises ConversionError for another one."""
     if quant.upper() not in FLOAT_TYPES:
+        meant = did_you_mean(quant, FLOAT_TYPES, parts=False)
         raise ConversionError(
-            f"{quant} is not a type for an adapter; use one of {', '.join(FLOAT_TYPES)}", option="--quant"
+            f"{quant} is not a type for an adapter; {meant and meant + ' '}use one of {', '.join(FLOAT_TYPES)}",
+            option="--quant",
         )
     return quant.upper()
 
