@@ -57,7 +57,7 @@ class Converted:
     """A finished conversion. `quant` is the type's name: f32, f16, bf16, otherwise llama.cpp's name in upper case.
 
     `n_bytes` is the size of the whole file. `bits_per_weight` counts its tensors only. `template`: what edge found in
-    the chat template.
+    the chat template. `replaced`: whether a file was there before.
     """
 
     path: Path
@@ -67,6 +67,7 @@ class Converted:
     seconds: float
     sha256: str
     warnings: tuple[str, ...]
+    replaced: bool = False
     template: Findings = field(default_factory=Findings)
 
 
@@ -155,7 +156,7 @@ def convert(
         *([] if lora is None else [Path(lora)]),
     ]
     check_output(out, inputs, error=ConversionError, streams=False)
-    replaced = Replaced(out, force)
+    replaced = Replaced.at(out, force)
     replaced.check({"architecture": plan.architecture, "type": types.quant})
     warnings = _warnings(model)
     try:
@@ -177,6 +178,7 @@ def convert(
         seconds=seconds,
         sha256=digest,
         warnings=tuple(warnings),
+        replaced=replaced.there,
         template=examine(checkpoint.chat_template or "", vocabulary_tokens(model.vocabulary)),
     )
 

@@ -95,6 +95,9 @@ FlashAttention = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a file that another run wrote. An input is never replaced.")
 ]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Do not print the chosen model, the placement and the progress.")
+]
 Batch = Annotated[
     int | None, typer.Option(min=1, max=1 << 20, help="Tokens decoded in one batch. Default: 512.")
 ]

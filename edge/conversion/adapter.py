@@ -54,6 +54,8 @@ class ConvertedAdapter:
     seconds: float
     sha256: str
     warnings: tuple[str, ...]
+    replaced: bool = False
+    """Whether a file was there before."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def convert_adapter(
     path, place = output_place(out, place_name)
     files = [tensor.file for tensor in checkpoint.tensors.values()]
     check_output(path, [folder, checkpoint.folder, *files], error=ConversionError, streams=False)
-    replaced = Replaced(path, force)
+    replaced = Replaced.at(path, force)
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
     card = read_card(folder)
     warnings = [*card.notes, *_warnings(folder, checkpoint, merged, plan)]
@@ -119,6 +121,7 @@ def convert_adapter(
         seconds=time.monotonic() - begin,
         sha256=digest,
         warnings=tuple(warnings),
+        replaced=replaced.there,
     )
 
 
