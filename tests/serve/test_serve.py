@@ -194,6 +194,8 @@ def test_other_formats(client: openai.OpenAI) -> None:
         ({"messages": MESSAGES, "max_tokens": "9"}, "max_tokens", "whole number"),
         ({"messages": MESSAGES, "max_tokens": 10**9}, "messages", "do not fit"),
         ({"messages": [{"role": "user", "content": "x " * 40_000}]}, "messages", "do not fit"),
+        ({"messages": MESSAGES, "max_token": 5}, "max_token", "did you mean max_tokens?"),
+        ({"messages": MESSAGES, "temprature": 1}, "temprature", "did you mean temperature?"),
         ({"messages": MESSAGES, "temperature": -1}, "temperature", "0 or more"),
         ({"messages": MESSAGES, "temperature": "hot"}, "temperature", "a number"),
         ({"messages": MESSAGES, "top_p": 0}, "top_p", "above 0"),
