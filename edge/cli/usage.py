@@ -47,7 +47,7 @@ def value_words(problem: Any, choices: tuple[str, ...]) -> str:
         return f"must be one of {', '.join(choices)}, not {value}{'; ' + meant if meant else ''}"
     if kind in _KINDS:
         words, bound = _KINDS[kind]
-        return f"must be {words} {problem['ctx'][bound]:,g}, not {value}"
+        return f"must be {words} {problem['ctx'][bound]:,.10g}, not {value}"
     if kind.startswith(("int", "float")):
         return f"must be {_WHOLE if kind.startswith('int') else _NUMBER}, not {value}"
     return str(problem["msg"]).removeprefix("Value error, ")

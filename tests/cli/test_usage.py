@@ -74,7 +74,7 @@ def test_wrong_usage(line: str, error: str, tmp_path: Path) -> None:
     ("line", "meant"),
     [
         ("convert c -q Q4_KM", "--quant: Q4_KM is not a quantization type of llama.cpp; did you mean Q4_K_M"),
-        ("sweep c --quants Q8_0,Q4_KM", "--quants: Q4_KM is not a quantization type"),
+        ("sweep c --out s --quants Q8_0,Q4_KM", "--quants: Q4_KM is not a quantization type"),
         (
             "convert c --output-tensor-type q4k",
             "--output-tensor-type: q4k is not a ggml type; did you mean q4_",
