@@ -35,6 +35,7 @@ from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.system.machine import memory
 from edge.system.paths import DEFAULT_NAME
+from edge.system.text import counted
 
 SEQUENCES = 8  # of one conversation: the prompt, the answer, and the states of earlier turns
 MOST_HELD = 32  # states held for later prompts of a replay; parts of a deeper tree are read again
@@ -265,8 +266,9 @@ class Runner:
         needed = len(prompt) + max_tokens
         if needed > self.engine.context_length:
             raise ContextError(
-                f"{self.engine.path}: {needed} tokens do not fit into the context length of this model, "
-                f"{self.engine.context_length}"
+                f"{self.engine.path}: a prompt of {counted(len(prompt), 'token')} and an answer of up to "
+                f"{max_tokens:,} do not fit into the context length of this model, {self.engine.context_length}: "
+                "use a smaller --max-tokens"
             )
         needed += self.engine.held_by_others(owner)
         engine = self.engine

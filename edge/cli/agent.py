@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from edge.cli.common import Threads, is_terminal, note, progress_line
+from edge.cli.common import Threads, is_terminal, note, note_unless, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -221,7 +221,8 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
     person = options.permission.person and not options.permission.yes
 
     def find_model(given: str | None) -> Path:
-        return agent_model(note, person=person) if given is None else chosen_model(given, note)
+        named = note_unless(quiet)
+        return agent_model(named, person=person) if given is None else chosen_model(given, named)
 
     interface = Interface(
         console=Console(highlight=False, soft_wrap=True, emoji=False),

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
+from edge.cli.common import agreed
 from edge.errors import ConfigError, ModelFileError
 from edge.system.paths import DEFAULT_NAME, DEFAULT_QUANT, EMBEDDED_NAME
 from edge.system.store import local_model
@@ -139,7 +138,7 @@ def agent_model(note: Note, *, person: bool) -> Path:
         if not person:
             raise ModelFileError(f"edge agent has no model: {advice}")
         question = f"The only model here is {EMBEDDED_NAME}, a tiny demonstration model. Use it?"
-        if not typer.confirm(question, err=True):
+        if not agreed(question):
             raise ModelFileError(f"no model was chosen: {advice}")
     path = choice.path or demonstration(note)
     note(_line(path, choice))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edge.cli.common import Threads, is_given, note, progress_line
+from edge.cli.common import Threads, is_given, note, note_unless, noting_replaced, progress_line
 from edge.cli.options import (
     Batch,
     FlashAttention,
@@ -19,6 +19,7 @@ from edge.cli.options import (
     MinP,
     Mmap,
     Penalty,
+    Quiet,
     Seed,
     Style,
     Temperature,
@@ -146,7 +147,7 @@ def evaluate(
     ] = 600.0,
     force: Force = False,
     yes: Yes = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no placement and no progress.")] = False,
+    quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Replay recorded steps with a model and score its answers.
@@ -174,12 +175,13 @@ def evaluate(
     loading = Loading(
         gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap, adapters=adapters
     )
-    if backend == "vllm":
-        result = _by_vllm(model, work, dtype, tp)
-    elif backend == "openai":
-        result = _by_server(base_url or "", model, work, served_model, concurrency, timeout)
-    else:
-        result = _by_edge(model, work, loading)
+    with noting_replaced(out, quiet=quiet):
+        if backend == "vllm":
+            result = _by_vllm(model, work, dtype, tp)
+        elif backend == "openai":
+            result = _by_server(base_url or "", model, work, served_model, concurrency, timeout)
+        else:
+            result = _by_edge(model, work, loading)
     print_scores(result, out)
 
 
@@ -212,7 +214,7 @@ def _by_edge(model: str | None, work: _Work, loading: "Loading") -> "Result":
     from edge.llama.loading import with_own_adapter
     from edge.replay import evaluate as run_evaluate
 
-    path = chosen_model(model, note, yes=work.yes, check=work.check, measures=True)
+    path = chosen_model(model, note_unless(work.say is None), yes=work.yes, check=work.check, measures=True)
     return run_evaluate(
         path,
         work.rows,

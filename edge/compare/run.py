@@ -7,7 +7,7 @@ difference, and each side gets the interval that can be computed for it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from edge.compare.intervals import (
     wilson,
 )
 from edge.compare.pairing import keyed, pair_steps, run_notes
-from edge.compare.verdict import places, sentence, unpaired_sentence, verdict
+from edge.compare.verdict import NONE_DIFFERS, places, sentence, unpaired_sentence, verdict
 from edge.errors import EdgeError, ResultError
 from edge.metrics import FIGURES, TERMS, Aggregate, GroupFigures, aggregate, headline
 from edge.replay.known import KnownModel, find_known
@@ -38,6 +38,7 @@ _TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # each step is right or wro
 # Upper limits of the groups of `prompt_length`, in prompt tokens; 1k is 1,000.
 _LENGTHS = ((1000, "< 1k"), (2000, "1–2k"), (4000, "2–4k"), (8000, "4–8k"), (16000, "8–16k"))
 _LONGEST = "≥ 16k"
+_NOTHING = "this compares nothing."
 _BUCKETS = ("early", "mid", "late")
 
 Steps = Sequence[Step]
@@ -134,7 +135,8 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
     pairing = pair_steps(result["per_step"], base.steps, str(path), base.name)
     ours, theirs = pairing.ours, pairing.reference
     tasks = len({key[0] for key in pairing.keys})
-    notes = [*run_notes(result, base.result), *pairing.notes]
+    same = _same(path, result, base)
+    notes = [*([same] if same else []), *run_notes(result, base.result), *pairing.notes]
     if tasks < FEW_TASKS:
         notes.append(_few(tasks))
     changes = [a["command_f1"] - b["command_f1"] for a, b in zip(ours, theirs, strict=True)]
@@ -153,7 +155,12 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
         only_ours=pairing.only_ours,
         only_reference=pairing.only_reference,
         tasks=tasks,
-        figures=_paired_figures(ours, theirs),
+        figures=tuple(
+            replace(figure, sentence="No step differs, because both sides are the same.")
+            if same.endswith(_NOTHING) and figure.verdict == NONE_DIFFERS
+            else figure
+            for figure in _paired_figures(ours, theirs)
+        ),
         groups=_paired_groups(ours, theirs),
         agreement=_agreement(ours, theirs),
         better=sum(change > 0 for change in changes),
@@ -186,6 +193,19 @@ def _unpaired(path: Path | str, result: Result, base: _Reference) -> Part:
         worse=(),
         notes=tuple(notes),
     )
+
+
+def _same(path: Path | str, result: Result, base: _Reference) -> str:
+    """What to say if there is nothing to compare; empty if there is."""
+    if result == base.result:
+        same = Path(path).resolve() == Path(base.name).resolve()
+        return f"Both sides {'are the same file' if same else 'have the same content'}: {_NOTHING}"
+    if result.get("run") and result.get("run") == base.result.get("run"):
+        return (
+            "Both results have the same model, rows and settings: only another machine or chance can make a "
+            "difference."
+        )
+    return ""
 
 
 def _few(tasks: int) -> str:
@@ -298,11 +318,12 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
             changes.append(mine - theirs)
     spread = _spread(tasks, changes)
     low, high = (spread.low, spread.high) if spread else (None, None)
+    differing = len({task for task, change in zip(tasks, changes, strict=True) if change})
     size = detectable(spread.error, spread.tasks) if spread and spread.error else None
     counts = (sum(c < 0 for c in changes), sum(c > 0 for c in changes)) if name in _TESTED else None
     p = mcnemar(*counts) if counts else None
     difference = round(value - reference, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
-    word = verdict(name, low, high, sum(map(bool, changes)), len(changes), len(set(tasks)))
+    word = verdict(name, low, high, differing, len(changes), len(set(tasks)))
     bounds = _rounded(name, spread)
     return Figure(
         name=name,
@@ -312,7 +333,7 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
         low=bounds[0] if bounds else None,
         high=bounds[1] if bounds else None,
         verdict=word,
-        sentence=sentence(name, word, reference, difference, low, high, size, p, len(set(tasks))),
+        sentence=sentence(name, word, reference, difference, low, high, size, p, len(set(tasks)), differing),
         detectable=None if size is None else round(size, digits),
         p=p,
         counts=counts,

@@ -6,6 +6,7 @@ from edge.metrics import TERMS
 _LESS_IS_BETTER = ("empty_commands_pct", "premature_complete_rate_pct")
 _NEITHER_IS_BETTER = ("avg_ref_cmds", "avg_pred_cmds")
 _LEVEL = 0.05
+NONE_DIFFERS = "no step differs"
 
 
 def places(name: str) -> int:
@@ -25,21 +26,28 @@ def verdict(
     """The verdict in a few words.
 
     `low` and `high` bound the difference at 95 %. `counted` steps of `tasks` tasks count for the figure; the two sides
-    differ in `differing` of them.
+    differ in `differing` of the tasks.
     """
     if not counted:
         return "no such steps"
     if not differing:
-        return "no difference"
+        return NONE_DIFFERS
     if low is None or high is None:
         return "one task: no interval"
-    if low <= 0 <= high:
-        return "no difference detected (interval includes 0)"
     if tasks < LEAST_TASKS:
         return "too few tasks for a verdict"
+    if differing < LEAST_TASKS:
+        return "too few tasks differ for a verdict"
+    if low <= 0 <= high:
+        return "no difference detected (interval includes 0)"
     if name in _NEITHER_IS_BETTER:
         return "higher" if low > 0 else "lower"
     return "better" if (low > 0) != (name in _LESS_IS_BETTER) else "worse"
+
+
+def is_few(word: str) -> bool:
+    """Whether a verdict says that the data are too few for one."""
+    return word.startswith(("too few", "one task"))
 
 
 def p_text(p: float) -> str:
@@ -65,23 +73,37 @@ def sentence(
     detectable: float | None,
     p: float | None,
     tasks: int,
+    differing: int,
 ) -> str:
     """The verdict `word` on a paired figure in sentences: the size of the difference, or the size that could be missed.
 
-    `tasks` is the number of tasks with steps that count. `p` is the p-value of McNemar's test. The sentences mention it
-    only if it disagrees with the interval.
+    `tasks` is the number of tasks with steps that count; the two sides differ in `differing` of them. `p` is the
+    p-value of McNemar's test. The sentences mention it only if it disagrees with the interval.
     """
     if word == "no such steps":
         return "There are no such steps."
-    if word == "no difference":
+    if word == NONE_DIFFERS:
         share = f"{100 * none_of(tasks):.0f} %"
         return f"No step differs. At most {share} of all such tasks differ (95 % confidence)."
     if low is None or high is None:
         return "With only one task there is no interval and no verdict."
     found = not low <= 0 <= high
-    if found and tasks < LEAST_TASKS:
-        return f"{_found(name, difference, low, high)}, but {tasks} tasks are too few for a verdict."
-    text = f"{_found(name, difference, low, high)}." if found else _not_found(name, reference, detectable)
+    if min(tasks, differing) < LEAST_TASKS:
+        verb = "differs" if differing == 1 else "differ"
+        few = (
+            f"{tasks} tasks are"
+            if tasks < LEAST_TASKS
+            else f"only {differing} of {tasks} tasks {verb}, which is"
+        )
+        if not found and _possible(name, reference) <= 0:
+            text = _not_found(name, reference, detectable)
+        elif found:
+            text = f"{_found(name, difference, low, high)}, but {few} too few for a verdict."
+        else:
+            few = f"{few[0].upper()}{few[1:]} too few for a verdict"
+            text = f"{few}, and too few to say how large a {_loss(name)} could be missed."
+    else:
+        text = f"{_found(name, difference, low, high)}." if found else _not_found(name, reference, detectable)
     if p is not None and (p < _LEVEL) != found:
         what = "a difference" if p < _LEVEL else "no difference"
         text += f" McNemar's test finds {what} ({p_text(p)}), but it treats steps as independent."
@@ -100,13 +122,18 @@ def _found(name: str, difference: float, low: float, high: float) -> str:
     return f"A {'gain' if low > 0 else 'loss'} of {size}"
 
 
+def _loss(name: str) -> str:
+    """The word for a change for the worse."""
+    return "change" if name in _NEITHER_IS_BETTER else "rise" if name in _LESS_IS_BETTER else "loss"
+
+
 def _not_found(name: str, reference: float, detectable: float | None) -> str:
-    what = "change" if name in _NEITHER_IS_BETTER else "rise" if name in _LESS_IS_BETTER else "loss"
-    if detectable is None:
-        return f"No {what} was detected: the differences cancel in every task."
+    what = _loss(name)
     possible = _possible(name, reference)
     if possible <= 0:
         return f"The reference has {reference:.{places(name)}f}, so no {what} is possible."
+    if detectable is None:
+        return f"No {what} was detected: the differences cancel in every task."
     if detectable > possible:
         return (
             f"No {what} was detected. With so few tasks that differ this much, this comparison could miss even the "

@@ -34,6 +34,7 @@ from edge.formats.model_card import CardFacts, read_card
 from edge.llama import ggml
 from edge.system.files import whole_file
 from edge.system.outputs import check_output
+from edge.system.text import did_you_mean
 from edge.version import __version__
 
 DEFAULT_ADAPTER_QUANT = "F32"
@@ -53,6 +54,8 @@ class ConvertedAdapter:
     seconds: float
     sha256: str
     warnings: tuple[str, ...]
+    replaced: bool = False
+    """Whether a file was there before."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def convert_adapter(
     path, place = output_place(out, place_name)
     files = [tensor.file for tensor in checkpoint.tensors.values()]
     check_output(path, [folder, checkpoint.folder, *files], error=ConversionError, streams=False)
-    replaced = Replaced(path, force)
+    replaced = Replaced.at(path, force)
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
     card = read_card(folder)
     warnings = [*card.notes, *_warnings(folder, checkpoint, merged, plan)]
@@ -123,14 +126,17 @@ def convert_adapter(
         seconds=time.monotonic() - begin,
         sha256=digest,
         warnings=tuple(warnings),
+        replaced=replaced.there,
     )
 
 
 def checked_type(quant: str) -> str:
     """The name of a type that the tensors of an adapter may have. Raises ConversionError for another one."""
     if quant.upper() not in FLOAT_TYPES:
+        meant = did_you_mean(quant, FLOAT_TYPES, parts=False)
         raise ConversionError(
-            f"{quant} is not a type for an adapter; use one of {', '.join(FLOAT_TYPES)}", option="--quant"
+            f"{quant} is not a type for an adapter; {meant and meant + ' '}use one of {', '.join(FLOAT_TYPES)}",
+            option="--quant",
         )
     return quant.upper()
 

@@ -95,7 +95,7 @@ def evaluate_server(
         source = prompt_source(model).template if model is not None and completes else None
         api: Api = "completions" if completes else "chat"
         run = _Run(server, name, kind, api, source, service, answering, context, limit, say)
-        return carry_out(out, asked, run.identity(), run.answer, run.head, force=force)
+        return carry_out(out, asked, run.identity(), run.answer, run.head, force=force, keep_complete=False)
 
 
 def _context_length(model: Path, wanted: int | None) -> int | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from edge.compare import findings
 from edge.compare.findings import Figure
+from edge.compare.verdict import NONE_DIFFERS, is_few
 from edge.metrics import TERMS
 from edge.report.contents import Entry, Report
 from edge.report.measurements import CheckedMeasurement
@@ -185,7 +186,8 @@ def _paired_verdict(entries: Sequence[Entry], reference: str) -> list[str]:
     by_verdict: dict[str, list[tuple[str, Figure]]] = {}
     for entry in entries:
         if (score := entry.figure("score")) is not None:
-            found = score.verdict if score.verdict in ("worse", "better") else "undetected"
+            found = "few" if is_few(score.verdict) else score.verdict
+            found = found if found in ("worse", "better", "few", NONE_DIFFERS) else "undetected"
             by_verdict.setdefault(found, []).append((entry.label, score))
     paragraphs = []
     for name, verb in (("worse", "lost"), ("better", "gained")):
@@ -205,6 +207,12 @@ def _paired_verdict(entries: Sequence[Entry], reference: str) -> list[str]:
             each = " (depending on the file)" if len(bounds) > 1 else ""
             paragraph += f" A loss of more than {' to '.join(bounds)} points{each} would have been detected."
         paragraphs.append(paragraph)
+    if scores := by_verdict.get(NONE_DIFFERS):
+        names = listed([label for label, _ in scores])
+        paragraphs.append(f"No step has another score than with {reference} in {names}.")
+    if scores := by_verdict.get("few"):
+        names = listed([label for label, _ in scores])
+        paragraphs.append(f"Too few tasks differ from {reference} for a verdict on the score of {names}.")
     return paragraphs
 
 

@@ -13,6 +13,7 @@ from edge.prompt import Message, check_messages
 from edge.serve.messages import template_messages
 from edge.serve.response import ErrorKind
 from edge.serve.tools import FieldError, ThinkingRequest, ToolRequest, read_thinking, read_tools
+from edge.system.text import did_you_mean, printable
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MOST_STOPS = 16
@@ -177,6 +178,13 @@ def read_prompts(value: object, name: str) -> tuple[str | list[int], ...]:
     return prompts
 
 
+def _check_names(body: Mapping[str, Any]) -> None:
+    """Refuse a field whose name is almost a known one. Other unknown fields are ignored, as in other servers."""
+    for name in body.keys() - set(_FIELDS):
+        if meant := did_you_mean(name, _FIELDS, 0.88, parts=False):
+            raise BadRequestError(f"unknown field {printable(name[:80])}; {meant}", name[:80])
+
+
 def _read(
     body: Mapping[str, Any],
     messages: list[Message],
@@ -184,6 +192,7 @@ def _read(
     default: Guide,
     scores: int | None,
 ) -> ClientRequest:
+    _check_names(body)
     for name in ("tools", "functions", "function_call", "logit_bias", "audio", "prediction"):
         if body.get(name) and not (messages and name == "tools"):
             raise BadRequestError(f"{name} is not supported", name)
@@ -362,6 +371,45 @@ _FORMS: dict[str, Callable[[object, str], Guide]] = {
     "format": _format,
 }
 _UNKNOWN_FORMS = ("guided_regex", "guided_whitespace_pattern", "structural_tag", "regex", "ebnf")
+# Every name that this module reads or that OpenAI's clients send.
+_FIELDS = (
+    *_FORMS,
+    *_UNKNOWN_FORMS,
+    *(
+        "model",
+        "messages",
+        "prompt",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+    ),
+    *(
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+    ),
+    *(
+        "ignore_eos",
+        "n",
+        "best_of",
+        "echo",
+        "suffix",
+        "logprobs",
+        "top_logprobs",
+        "logit_bias",
+        "tools",
+        "tool_choice",
+    ),
+    *("functions", "function_call", "parallel_tool_calls", "user", "metadata", "store", "reasoning_effort"),
+    *("chat_template_kwargs", "thinking_budget", "continue_final_message", "add_generation_prompt"),
+)
 
 
 def _number(body: Mapping[str, Any], name: str) -> float | None:

@@ -106,7 +106,7 @@ def real(tiny_q4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-ASK = ("run", "ls", "--quiet", "--max-tokens", "4")
+ASK = ("run", "ls", "--max-tokens", "4")
 
 
 def test_the_demonstration_model_goes_into_the_store(user: User) -> None:
@@ -125,6 +125,8 @@ def test_the_demonstration_model_goes_into_the_store(user: User) -> None:
         f"note: model: {made} (the tiny demonstration model; `edge pull default` fetches one "
         "that understands requests)"
     )
+    quiet = user.edge(*ASK, "--quiet")
+    assert quiet.stdout and [line for line in quiet.stderr.splitlines() if "budget" not in line] == []
 
 
 def test_the_order_of_the_choices(user: User, tiny_q4: Path, real: Path) -> None:
@@ -317,6 +319,7 @@ def test_settings_are_the_defaults_of_options(user: User, tiny_q4: Path) -> None
     rows = {line.split()[0]: line for line in user.edge("config").stdout.splitlines() if line}
     assert rows["max_tokens"].split() == ["max_tokens", "6", "file"]
     assert rows["context"].endswith("default: the model's, within a limit")
+    assert f'write model = "NAME" into {user.settings}, or set EDGE_MODEL' in user.edge("config").stdout
 
 
 def test_settings_do_not_change_figures(user: User, tiny_q4: Path) -> None:
@@ -331,7 +334,8 @@ def test_settings_do_not_change_figures(user: User, tiny_q4: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("thread = 1\n", "unknown key 'thread'; the keys are version, model, threads"),
+        ("thread = 1\n", "unknown key 'thread'; did you mean threads? All keys: version, model, threads"),
+        ("xyzzy = 1\n", "unknown key 'xyzzy'; the keys are version, model, threads"),
         ("threads = true\n", "threads is true; it must be a whole number from 1 to 512"),
         ("threads = 0\n", "threads is 0"),
         ('context = "8192"\n', "context is '8192'; it must be a whole number"),

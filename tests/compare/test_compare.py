@@ -76,7 +76,10 @@ def test_figures_and_intervals_by_hand(tmp_path: Path) -> None:
     assert (f1.low, f1.high) == (pytest.approx(-0.66665, abs=1e-4), pytest.approx(0.16665, abs=1e-4))
     assert (score.reference, score.ours, score.difference) == (91.67, 66.67, -25.0)
     assert (score.low, score.high) == (pytest.approx(-66.665, abs=0.01), pytest.approx(16.665, abs=0.01))
-    assert f1.verdict == score.verdict == "no difference detected (interval includes 0)"
+    assert f1.verdict == score.verdict == "too few tasks for a verdict"
+    assert score.sentence == (
+        "2 tasks are too few for a verdict, and too few to say how large a loss could be missed."
+    )
     # first command: all right in base; ours loses one of the two steps of a, none of b
     first = found["first_cmd_exact_pct"]
     assert (first.reference, first.ours, first.difference, first.low, first.high) == (
@@ -88,7 +91,7 @@ def test_figures_and_intervals_by_hand(tmp_path: Path) -> None:
     )
     # 70 * F1 + 0.3 * first: task a -46.67 - 15, task b 11.67
     assert (found["next_action_score"].low, found["next_action_score"].high) == (-61.67, 11.67)
-    assert brief(found["valid_json_pct"]) == (100.0, 100.0, 0.0, 0.0, 0.0, "no difference")
+    assert brief(found["valid_json_pct"]) == (100.0, 100.0, 0.0, 0.0, 0.0, "no step differs")
     assert found["complete_true_recall_pct"].verdict == "no such steps"
     part = comparison.parts[0]
     assert (part.joined, part.tasks, part.better, part.same, len(part.worse)) == (4, 2, 1, 1, 2)
@@ -402,10 +405,17 @@ def test_a_result_does_not_differ_from_itself(tmp_path: Path, texts: dict[tuple[
     part = compare([a], a).parts[0]
     for figure in part.figures:
         assert (figure.difference, figure.detectable) == (0, None)
-        assert figure.verdict in ("no difference", "no such steps")
-        assert figure.sentence.startswith(("No step differs. At most ", "There are no such steps."))
+        assert figure.verdict in ("no step differs", "no such steps")
+        assert figure.sentence in (
+            "No step differs, because both sides are the same.",
+            "There are no such steps.",
+        )
         assert (figure.low, figure.high) in ((0, 0), (None, None))
         assert (figure.p, figure.counts) in ((1, (0, 0)), (None, None))
+    assert part.notes[0] == "Both sides are the same file: this compares nothing."
+    copied = tmp_path / "copy.json"
+    copied.write_bytes(a.read_bytes())
+    assert compare([copied], a).parts[0].notes[0].startswith("Both sides have the same content")
     assert (part.better, part.same, part.worse) == (0, len(texts), ())
     assert set(part.agreement.values()) == {100}
     assert all(group.difference == 0 for group in part.groups)
@@ -417,7 +427,7 @@ def test_a_real_vllm_run_with_itself() -> None:
     comparison = compare([run], run)
     found = figures(comparison)
     assert found["score"].reference == found["score"].ours == 13.29
-    assert {figure.verdict for figure in found.values()} == {"no difference", "no such steps"}
+    assert {figure.verdict for figure in found.values()} == {"no step differs", "no such steps"}
     assert comparison.parts[0].joined == 36 and not comparison.parts[0].worse
 
 
@@ -435,8 +445,9 @@ def test_sentences_where_less_is_better(tmp_path: Path) -> None:
     found = told(tasks(*[GOOD] * 8, *[answer()] * 2), tasks(*[answer()] * 10), tmp_path)["empty_commands_pct"]
     assert (found.difference, found.verdict) == (-80.0, "better")
     assert found.sentence.startswith("Better: a fall of 80.0 points (") and found.low < found.high < 0
-    found = told(tasks(*[answer()] * 2, *[GOOD] * 18), tasks(*[GOOD] * 20), tmp_path)["empty_commands_pct"]
-    assert found.verdict.startswith("no difference detected") and found.difference == 10
+    ours, base = tasks(*[GOOD] * 3, *[answer()] * 5, *[GOOD] * 52), tasks(*[answer()] * 3, *[GOOD] * 57)
+    found = told(ours, base, tmp_path)["empty_commands_pct"]
+    assert found.verdict.startswith("no difference detected") and found.difference == 3.3
     assert found.sentence == (
         "No rise was detected. This comparison would have detected a rise of more than "
         f"{found.detectable} points (80 % power, 5 % level)."
@@ -444,8 +455,9 @@ def test_sentences_where_less_is_better(tmp_path: Path) -> None:
     # with every command empty in the reference there is nothing left to get worse, with one of 20 not there is little
     found = told(tasks(*[answer()] * 19, GOOD), tasks(*[answer()] * 20), tmp_path)["empty_commands_pct"]
     assert found.sentence == "The reference has 100.0, so no rise is possible."
-    found = told(tasks(*[answer()] * 20), tasks(*[answer()] * 19, GOOD), tmp_path)["empty_commands_pct"]
-    assert found.difference == 5 and found.sentence == (
+    ours, base = tasks(*[GOOD] * 3, *[answer()] * 57), tasks(*[answer()] * 57, *[GOOD] * 3)
+    found = told(ours, base, tmp_path)["empty_commands_pct"]
+    assert found.difference == 0 and found.sentence == (
         "No rise was detected. With so few tasks that differ this much, this comparison could miss even the largest "
         "possible rise."
     )
@@ -456,7 +468,8 @@ def test_sentences_without_a_direction(tmp_path: Path) -> None:
     assert rise.verdict == "higher" and rise.sentence.startswith("A rise of 0.90 commands a step (")
     fall = told(tasks(*[HALF] * 9, GOOD), tasks(*[GOOD] * 10), tmp_path)["avg_pred_cmds"]
     assert fall.verdict == "lower" and fall.sentence.startswith("A fall of 0.90 commands a step (")
-    none = told(tasks(GOOD, *[HALF] * 19), tasks(*[HALF] * 20), tmp_path)["avg_pred_cmds"]
+    ours, base = tasks(*[GOOD] * 4, *[HALF] * 19), tasks(*[HALF] * 4, *[GOOD] * 3, *[HALF] * 16)
+    none = told(ours, base, tmp_path)["avg_pred_cmds"]
     assert none.sentence == (
         "No change was detected. This comparison would have detected a change of more than "
         f"{none.detectable:.2f} commands a step (80 % power, 5 % level)."
@@ -470,9 +483,10 @@ def test_sentences_where_more_is_better(tmp_path: Path) -> None:
         f"A loss of 83.33 points (95 % interval: {-score.high:.2f} to {-score.low:.2f})."
     )
     assert loss["avg_command_f1"].sentence.startswith("A loss of 0.8333 (95 % interval: 0.")
-    none = told(tasks(BAD, *[GOOD] * 19), tasks(*[GOOD] * 20), tmp_path)["score"]
-    # one task of 20 differs by all: its standard error is 5 points, times t(0.975) + t(0.8) at 19
-    assert none.detectable == pytest.approx(2.954 * 5, rel=0.02)
+    ours, base = tasks(*[BAD] * 3, *[GOOD] * 17), tasks(*[GOOD] * 3, *[BAD] * 2, *[GOOD] * 15)
+    none = told(ours, base, tmp_path)["score"]
+    # Three tasks of 20 lose 100 and two gain 100: a standard error of 11.41 points, times t(0.975) + t(0.8) at 19.
+    assert none.detectable == pytest.approx(2.954 * 11.41, rel=0.02)
     assert none.sentence == (
         "No loss was detected. This comparison would have detected a loss of more than "
         f"{none.detectable:.2f} points (80 % power, 5 % level)."
@@ -485,8 +499,9 @@ def test_sentences_where_more_is_better(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_cannot_be_is_not_said_to_have_been_found(tmp_path: Path) -> None:
-    """The reference has a score of 5: it cannot lose the 15 points that these tasks would show."""
-    score = told(tasks(BAD, GOOD, *[BAD] * 18), tasks(GOOD, *[BAD] * 19), tmp_path)["score"]
+    """The reference has a score of 5: it cannot lose the 12 points that these tasks would show."""
+    ours, base = tasks(*[GOOD] * 3, *[BAD] * 57), tasks(*[BAD] * 57, *[GOOD] * 3)
+    score = told(ours, base, tmp_path)["score"]
     assert score.reference == 5 and score.detectable > 5
     assert score.sentence == (
         "No loss was detected. With so few tasks that differ this much, this comparison could miss even the largest "
@@ -528,6 +543,33 @@ def test_few_tasks_give_no_verdict(tmp_path: Path) -> None:
         path = result(tmp_path / f"{count}.json", tasks(*[GOOD] * count))
         few = [text for text in compare([path], path).parts[0].notes if text.startswith("Only ")]
         assert [text.startswith(note or "Only") for text in few] == [True] * (note is not None)
+
+
+def test_few_tasks_that_differ_give_no_verdict(tmp_path: Path) -> None:
+    """What four tasks of 40 say is no verdict, whether the interval includes 0 or not, and no bound either."""
+    four = told(tasks(*[BAD] * 4, *[GOOD] * 36), tasks(*[GOOD] * 40), tmp_path)["score"]
+    assert four.verdict == "too few tasks differ for a verdict" and four.high < 0
+    assert four.sentence.endswith("), but only 4 of 40 tasks differ, which is too few for a verdict.")
+    one = told(tasks(BAD, *[GOOD] * 39), tasks(*[GOOD] * 40), tmp_path)["score"]
+    assert one.verdict == four.verdict and one.low < one.high == 0
+    assert one.sentence == (
+        "Only 1 of 40 tasks differs, which is too few for a verdict, and too few to say how large a loss could be "
+        "missed."
+    )
+    text = compare([tmp_path / "o.json"], tmp_path / "b.json").to_markdown()
+    assert "would have detected" not in text and "80 % power" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| score"))
+    assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["–", "too few tasks differ for a verdict"]
+
+
+def test_an_interval_without_width_is_not_shown(tmp_path: Path) -> None:
+    found = compare(
+        [result(tmp_path / "o.json", tasks(*[GOOD] * 20), model="o")],
+        result(tmp_path / "b.json", tasks(*[GOOD] * 20), model="b"),
+    )
+    row = next(line for line in found.to_markdown().splitlines() if line.startswith("| score"))
+    assert [cell.strip() for cell in row.split("|")[5:8]] == ["–", "–", "no step differs"]
+    assert found.parts[0].figures[0].sentence.startswith("No step differs. At most 14 % of all such tasks")
 
 
 def test_mcnemar_may_disagree(tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def test_other_formats(client: openai.OpenAI) -> None:
             "messages",
             "maximum context length is 8192 tokens",
         ),
+        ({"messages": MESSAGES, "max_token": 5}, "max_token", "did you mean max_tokens?"),
+        ({"messages": MESSAGES, "temprature": 1}, "temprature", "did you mean temperature?"),
         ({"messages": MESSAGES, "temperature": -1}, "temperature", "0 or more"),
         ({"messages": MESSAGES, "temperature": "hot"}, "temperature", "a number"),
         ({"messages": MESSAGES, "top_p": 0}, "top_p", "above 0"),
