@@ -1,7 +1,7 @@
 """The place where an agent works: a terminal, and maybe a sandbox around its shell."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from edge.agent.wording import NEW_SHELL, not_saved, not_typed
 from edge.answer.action import Command
 from edge.errors import AgentError, SandboxError
 from edge.terminal.commits import known_commits, repository_of
-from edge.terminal.shell import SHELL
+from edge.terminal.shell import SHELL, shell_environment
 from edge.terminal.tmux import MAX_DURATION, Terminal
 
 if TYPE_CHECKING:
@@ -121,13 +121,20 @@ class Workplace:
 
 @contextlib.contextmanager
 def open_workplace(
-    folder: Path, sandbox: "Sandbox | None", *, line_by_line: bool, say: Callable[[str], None]
+    folder: Path,
+    sandbox: "Sandbox | None",
+    *,
+    line_by_line: bool,
+    say: Callable[[str], None],
+    without: Collection[str] = (),
 ) -> Iterator[Workplace]:
     """Start a terminal in the folder, or in the sandbox with its copy of the folder.
 
-    Ends what runs in it, but not the sandbox. Raises AgentError or SandboxError if it does not start.
+    `without`: environment variables that its shell does not get; a sandbox gets none of them in any case. Ends what
+    runs in it, but not the sandbox. Raises AgentError or SandboxError if it does not start.
     """
     argv = SHELL if sandbox is None else sandbox.argv
     ready = None if sandbox is None else sandbox.wait_ready
-    with Terminal.start(argv, cwd=folder, ready=ready) as terminal:
+    env = {name: value for name, value in shell_environment().items() if name not in without}
+    with Terminal.start(argv, cwd=folder, env=env, ready=ready) as terminal:
         yield Workplace(terminal, folder, say, sandbox, line_by_line)

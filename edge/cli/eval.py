@@ -9,6 +9,7 @@ import typer
 
 from edge.cli.common import Threads, is_given, note, note_unless, noting_replaced, progress_line
 from edge.cli.options import (
+    ApiKeyFile,
     Batch,
     FlashAttention,
     Force,
@@ -36,6 +37,7 @@ from edge.cli.results import print_scores
 if TYPE_CHECKING:
     from edge.answer.answering import Answering
     from edge.llama.loading import Loading
+    from edge.replay.openai import Service
     from edge.replay.stored_result import Result
 
 # Options that only some backends have.
@@ -45,7 +47,7 @@ _ONLY = {
         "mmap".split()
     ),
     "vllm": ["tp", "dtype", "structured"],
-    "openai": ["base_url", "served_model", "concurrency", "timeout", "structured"],
+    "openai": ["base_url", "api_key_file", "served_model", "concurrency", "timeout", "structured"],
 }
 
 
@@ -129,10 +131,10 @@ def evaluate(
         str | None,
         typer.Option(
             "--base-url",
-            help="openai: URL of the server, for example http://localhost:8000/v1. edge reads its key from "
-            "OPENAI_API_KEY.",
+            help="openai: URL of the server, for example http://localhost:8000/v1.",
         ),
     ] = None,
+    api_key_file: ApiKeyFile = None,
     served_model: Annotated[
         str | None,
         typer.Option(
@@ -164,6 +166,7 @@ def evaluate(
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.llama.loading import Loading, parse_adapters
+    from edge.replay.openai import Service
     from edge.system.paths import embedded_rows
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -179,7 +182,8 @@ def evaluate(
         if backend == "vllm":
             result = _by_vllm(model, work, dtype, tp)
         elif backend == "openai":
-            result = _by_server(base_url or "", model, work, served_model, concurrency, timeout)
+            service = Service(served_model, concurrency, timeout, key_file=api_key_file)
+            result = _by_server(base_url or "", model, work, service)
         else:
             result = _by_edge(model, work, loading)
     print_scores(result, out)
@@ -251,23 +255,16 @@ def _by_vllm(model: str | None, work: _Work, dtype: str, tp: int) -> "Result":
     )
 
 
-def _by_server(
-    base_url: str,
-    model: str | None,
-    work: _Work,
-    served_model: str | None,
-    concurrency: int,
-    timeout: float,
-) -> "Result":
+def _by_server(base_url: str, model: str | None, work: _Work, service: "Service") -> "Result":
     from edge.cli.defaults import chosen_model
-    from edge.replay.openai import Service, evaluate_server
+    from edge.replay.openai import evaluate_server
 
     return evaluate_server(
         base_url,
         work.rows,
         work.out,
         model=None if model is None else chosen_model(model, note, yes=work.yes, check=work.check),
-        service=Service(served_model, concurrency, timeout),
+        service=service,
         limit=work.limit,
         rows_of=work.rows_of,
         skip_too_long=work.skip_too_long,

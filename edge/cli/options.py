@@ -75,6 +75,14 @@ Lora = Annotated[
         help="LoRA adapter (GGUF) to add to the model, and the factor of its change. Default: 1. Repeatable.",
     ),
 ]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        metavar="FILE",
+        help="With --base-url: file with the server's key. Default: the variable OPENAI_API_KEY.",
+    ),
+]
 GpuLayers = Annotated[
     int | None,
     typer.Option(
