@@ -131,8 +131,9 @@ lint: $(VENV)/test-installed
 	$(MYPY) --platform win32 --cache-dir .mypy_cache/win32
 	$(BIN)/python scripts/commands_page.py --check
 
+# One process for each core: these tests do not wait, and each process collects all tests.
 check: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) --numprocesses auto --maxprocesses 4 -m "not slow"
 
 test: lint
 	$(PYTEST)

@@ -84,6 +84,8 @@ EARLY = (
 )
 SET = ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "PYTHONPATH")  # the server has its own values
 
+spent = 0.0  # processor seconds of the commands that ended
+
 
 class Command:
     """A command that runs, with the part of subprocess.Popen that tests use."""
@@ -125,7 +127,10 @@ class Command:
         return self.returncode
 
     def _end(self, line: bytes) -> None:
-        self.returncode = int(line)
+        global spent
+        status, seconds = line.split()
+        self.returncode = int(status)
+        spent += float(seconds)
         self._line.close()
 
     def send_signal(self, number: int) -> None:
@@ -362,11 +367,12 @@ def _serve(orders: socket.socket) -> dict[str, Any] | None:
 def _tell(lines: dict[int, socket.socket]) -> None:
     """Tell the tests which commands ended, and how."""
     while lines:
-        child, status = os.waitpid(-1, os.WNOHANG)
+        child, status, usage = os.wait4(-1, os.WNOHANG)
         if not child:
             return
+        seconds = usage.ru_utime + usage.ru_stime
         with lines.pop(child) as line, contextlib.suppress(OSError):  # a test need not wait
-            line.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+            line.sendall(b"%d %f\n" % (os.waitstatus_to_exitcode(status), seconds))
 
 
 def _become(order: dict[str, Any]) -> None:
