@@ -117,6 +117,7 @@ def clustered(
     return sums, counts, values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tasks", "share", "least"), [(20, 1.0, 0.93), (100, 1.0, 0.935), (20, 0.25, 0.90), (100, 0.25, 0.915)]
 )
@@ -138,6 +139,7 @@ def test_intervals_cover_the_truth(tasks: int, share: float, least: float) -> No
     assert naive / simulated < 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [5, 20])
 def test_few_tasks_are_widened_enough(tasks: int) -> None:
     """Normal task means: plain percentiles cover 85 % with 5 tasks and 92.5 % with 20, ours 93 and 95 %."""
@@ -154,6 +156,7 @@ def test_few_tasks_are_widened_enough(tasks: int) -> None:
     assert plain < covered - 0.01 * simulated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [6, 20, 80])
 def test_a_loss_of_the_detectable_size_is_detected_four_times_in_five(tasks: int) -> None:
     """And one of half that size far less often; none at all about once in twenty."""

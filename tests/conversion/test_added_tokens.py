@@ -182,6 +182,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=CONFIGS, encoder=st.dictionaries(TEXTS, st.integers(0, N_VOCAB + 2), max_size=3))
 def test_any_files_give_the_tokens_of_transformers(

@@ -99,6 +99,7 @@ def trained(
     return embeddings.numpy(), output.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_on_a_tied_base(name: str, tied: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -214,6 +215,7 @@ def test_a_bf16_adapter_that_stays_tied(tied: Path, tmp_path: Path) -> None:
     assert peft
 
 
+@pytest.mark.slow
 def test_a_stored_output_beside_a_tied_flag(tied: Path, tmp_path: Path) -> None:
     """transformers decides: a copy is tied, another matrix is kept, one alone serves as both."""
     from transformers import AutoModelForCausalLM
