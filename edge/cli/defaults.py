@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.cli.common import agreed
-from edge.errors import ConfigError, ModelFileError
+from edge.errors import ConfigError, HubError, ModelFileError, UnknownRepositoryError
 from edge.system.paths import DEFAULT_NAME, DEFAULT_QUANT, EMBEDDED_NAME
 from edge.system.store import local_model
 
@@ -107,7 +107,13 @@ def checkpoint_source(
     if check is not None:
         check(quant)
     options = HubOptions(revision or found.revision, offline)
-    source, fixed = fetch_source(found, options, ask_first(yes), progress_line)
+    try:
+        source, fixed = fetch_source(found, options, ask_first(yes), progress_line)
+    except UnknownRepositoryError:
+        raise
+    except HubError as error:
+        also = f"; there is no folder {text} here either" if found.hub_id == text else ""
+        raise HubError(f"{error}{also}") from None
     return Source(source, quant, fixed)
 
 

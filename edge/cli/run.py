@@ -165,7 +165,7 @@ def _action(
 def _task(task: str | None, screen: Path | None, messages: Path | None) -> str | None:
     """The task, from the command line or from standard input; None if there are messages instead."""
     if messages is not None and (task is not None or screen is not None):
-        raise typer.BadParameter("--messages replaces TASK and --screen", param_hint="--messages")
+        raise typer.BadParameter("replaces TASK and --screen; give one of them", param_hint="--messages")
     if messages is None and task is None:
         if sys.stdin is None or is_terminal(sys.stdin):
             raise typer.BadParameter(

@@ -10,6 +10,16 @@ from edge.cli.common import fail
 from edge.system.text import did_you_mean
 
 _USAGE: Any = typer.BadParameter.__base__  # typer exports no name for it
+# What other programs call it, and what it is here.
+_ELSEWHERE = {
+    "list": "edge models lists the models",
+    "ls": "edge models lists the models",
+    "version": "edge --version prints the version",
+    "set": "edge config prints the file of settings and how to choose a model",
+    "pull": "edge pull NAME downloads a model",
+    "download": "edge pull NAME downloads a model",
+    "quantize": "edge convert SOURCE --quant TYPE writes a quantized model",
+}
 _WHOLE, _NUMBER = "a whole number", "a number"
 # The kinds of pydantic's errors that a text on the command line can cause, and what the value must be.
 _KINDS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
@@ -21,7 +31,8 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As in typer."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            ctx.fail(f"no command {args[0]}; {did_you_mean(args[0], self.commands) or 'the help lists them'}")
+            meant = did_you_mean(args[0], self.commands) or _ELSEWHERE.get(args[0], "the help lists them")
+            ctx.fail(f"no command {args[0]}; {meant}")
         return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
@@ -82,7 +93,7 @@ def _text(error: Any) -> str:
     if kind == "BadOptionUsage":
         return f"{error.option_name}: {'takes no value' if 'not take' in message else 'needs a value'}"
     if extra := re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)", message, re.DOTALL):
-        return f"too many arguments: {extra[1]}; put a text with blanks in quotes"
+        return f"too many arguments: {extra[1]}; a text with blanks needs quotes, a list commas"
     return f"{_named(error)}: {message}" if isinstance(error, typer.BadParameter) else message
 
 
