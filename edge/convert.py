@@ -352,8 +352,10 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        vocabulary = model.vocabulary
-        check_tokenization(path, vocabulary.tokenizer, add_special=special, space=vocabulary.space)
+        vocabulary, where = model.vocabulary, model.checkpoint.tokenizer_file
+        check_tokenization(
+            path, vocabulary.tokenizer, add_special=special, space=vocabulary.space, where=where
+        )
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:

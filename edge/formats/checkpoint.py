@@ -115,6 +115,11 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
         raise CheckpointError(_no_tokenizer(folder))
     tokenizer_config = read_tokenizer_config(folder)
     tensors, notes = read_tensors(folder)
+    if os.path.lexists(folder / "adapter_config.json"):
+        notes += (
+            f"{folder} also has an adapter (adapter_config.json); edge merges it into these weights only with --lora "
+            f"{folder}: do that if they do not contain it yet",
+        )
     return Checkpoint(
         folder=folder,
         source=str(source),

@@ -188,6 +188,13 @@ def _other_format(reader: Reader) -> ModelFileError:
     elif begin[8:10] == b'{"':
         what = "is a safetensors file, not a GGUF"
         advice = f"convert its folder with `edge convert {reader.path.absolute().parent}`"
+    elif begin == b"version http":
+        what, advice = "is not a GGUF file but a Git LFS pointer to it", "fetch the file with `git lfs pull`"
+    elif begin.lstrip()[:2].lower() in (b"<!", b"<h", b'{"'):
+        what, advice = (
+            "is not a GGUF file but the answer of a web server",
+            "fetch it again; a login may be needed",
+        )
     else:
         return reader.fail("is not a GGUF file")
     return ModelFileError(f"{reader.path}: {what}; {advice}")

@@ -51,6 +51,17 @@ PACKED = torch.ones(256, 32, dtype=torch.int32)
         ({}, stored(qweight=PACKED, scales=F16), f"GPTQ or AWQ: it stores {Q}.qweight"),
         ({}, stored(weight_packed=PACKED), "compressed-tensors"),
         ({}, stored(weight_scale_inv=torch.ones(2, 2)), "with scales"),
+        ({}, stored(input_global_scale=torch.ones(1)), "with scales"),
+        ({}, stored(k_scale=torch.ones(1)), "with scales"),
+        ({}, stored(weight_quantizer___amax=torch.ones(1)), "with scales"),
+        (
+            {},
+            stored(weight__scale=torch.ones(1), weight___data=PACKED),
+            f"quanto: it stores {Q}.weight._data",
+        ),
+        ({}, stored(trellis=PACKED), "ExLlama"),
+        ({}, stored(Qidxs=PACKED), "QuIP or VPTQ"),
+        ({}, stored(zero_points=PACKED.to(torch.int8)), f"{Q}.zero_points is stored as I8"),
         ({}, as_dtype(torch.uint8), "weight is stored as U8"),
         ({}, as_dtype(torch.int8), "weight is stored as I8"),
         ({}, as_dtype(torch.float8_e4m3fn), "weight is stored as F8_E4M3"),
@@ -77,6 +88,27 @@ def test_a_quantized_checkpoint(
         assert line.startswith(str(folder)) and "\n" not in line and how in line
         assert "convert the original checkpoint" in line and ("owner/model" in line) == bool(base)
         assert "other/model" not in line
+
+
+@pytest.mark.parametrize(
+    "name", ["lora_A__weight", "lora_A__default.weight", "base_layer__weight", "lora_embedding_B"]
+)
+def test_a_lora_that_is_not_merged(name: str, random_llama_folder: Path, tmp_path: Path) -> None:
+    """As model.save_pretrained of a wrapped model leaves it."""
+    folder = Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
+    change = stored(**{name: F16})
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="hold a LoRA that is not merged") as caught:
+        make_plan(open_checkpoint(folder))
+    assert "merge_and_unload" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_adapter_beside_the_weights(random_llama_folder: Path, tmp_path: Path) -> None:
+    """transformers would load the adapter too; edge cannot know whether it is merged, and says so."""
+    folder = Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    (note,) = open_checkpoint(folder).notes
+    assert note.startswith(f"{folder} also has an adapter") and f"--lora {folder}" in note
 
 
 @pytest.mark.parametrize("config", [{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}, None])

@@ -81,6 +81,22 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(struct.pack("<Q", 2) + b"{}" + bytes(8)),
         "is not a GGUF file",
     ),
+    "lfs": (
+        lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "is not a GGUF file but a Git LFS pointer to it; fetch the file with `git lfs pull`",
+    ),
+    "page": (
+        lambda path: path.write_text("<!DOCTYPE html><html>Log in</html>"),
+        "is not a GGUF file but the answer of a web server",
+    ),
+    "answer": (
+        lambda path: path.write_text('{"error":"Repository not found"}'),
+        "the answer of a web server",
+    ),
+    "draft": (
+        lambda path: file_of_kind(path, "eagle3"),
+        "has no vocabulary (architecture 'eagle3'): it is a draft for another model, or no language model",
+    ),
     "a checkpoint": (
         lambda path: path.write_bytes(struct.pack("<Q", 64) + b'{"__metadata__":{}}'.ljust(64)),
         "is a safetensors file, not a GGUF; convert its folder with `edge convert ",
