@@ -156,7 +156,9 @@ class Agent:
             refusals = 0
             self._write_step(answer, decision)
             commands = decision.proposal.commands
-            if not self.workplace.type(commands, self._late):
+            alive = self.workplace.type(commands, self._late)
+            self.record.add_waits(self.workplace.waits)
+            if not alive:
                 return "ended"
             self.workplace.save(archive_path(self.record.path))
             completions = completions + 1 if decision.proposal.task_complete else 0

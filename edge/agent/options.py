@@ -66,6 +66,8 @@ class SessionOptions:
     """Another first prompt; see `wording.read_template`."""
     limits: Limits = field(default_factory=Limits)
     sandbox: SandboxLimits = field(default_factory=SandboxLimits)
+    full_waits: bool = False
+    """Wait as long as the model says, also if its commands have ended."""
     dot_files: bool = False
     """Bring back names that begin with a dot, and files that agents read as instructions."""
     loading: Loading = field(default_factory=Loading)

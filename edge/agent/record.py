@@ -66,7 +66,10 @@ class SessionFacts(ModelFacts):
 
 
 class StepFacts(TypedDict, total=False):
-    """The facts of one step. `model_answer`: the model's version of an action that the person edited."""
+    """The facts of one step.
+
+    `model_answer`: the model's version of an action that the person edited. `waited`: added when the session ends.
+    """
 
     time: str
     """When edge typed the action (ISO 8601)."""
@@ -74,6 +77,8 @@ class StepFacts(TypedDict, total=False):
     """Tokens of the prompt."""
     completion_tokens: int
     """Tokens of the answer."""
+    waited: list[float]
+    """Seconds that edge waited after each command; the durations are what the model said. Absent after a crash."""
     model_answer: str
     """The model's version of an action that the person edited."""
 
@@ -265,6 +270,10 @@ class Record:
                 raise
         self.rows.append(row)
         self._seal = seal
+
+    def add_waits(self, waits: Sequence[float]) -> None:
+        """Add to the last row how long edge waited after each command; `finish` writes it."""
+        self.rows[-1]["session"]["waited"] = list(waits)
 
     def key(self, what: str) -> bytes:
         """The key of this session for one kind of its files. Raises AgentError."""

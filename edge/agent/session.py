@@ -259,7 +259,12 @@ def _start(
             line_by_line = options.permission.allow is not None
             secrets = paths.source.secrets
             workplace = open_workplace(
-                paths.folder, sandbox, line_by_line=line_by_line, say=say, without=secrets
+                paths.folder,
+                sandbox,
+                line_by_line=line_by_line,
+                say=say,
+                without=secrets,
+                full_waits=options.full_waits,
             )
             started = stack.enter_context(workplace)
         except BaseException:

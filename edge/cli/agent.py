@@ -114,6 +114,13 @@ def agent(
     time_limit: Annotated[
         float, typer.Option(min=1, help="Maximum time in seconds; your own decisions do not count.")
     ] = 1800.0,
+    full_waits: Annotated[
+        bool,
+        typer.Option(
+            "--full-waits",
+            help="Wait as long as the model says, also if its commands have ended, as Terminus-2 does.",
+        ),
+    ] = False,
     context: Annotated[
         int | None,
         typer.Option(
@@ -181,6 +188,7 @@ def agent(
         template=prompt_template,
         limits=Limits(max_steps, time_limit),
         sandbox=SandboxLimits(memory << 20, disk << 20, processes=processes),
+        full_waits=full_waits,
         dot_files=dot_files,
         loading=Loading(
             *(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),

@@ -30,7 +30,7 @@ class Meter:
         if self.cgroup is not None:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 return used(self.cgroup) - file_systems(self.pid)
-        processes = _family(self.pid)
+        processes = family(self.pid)
         in_tables = memory_in_use(self.pid, limit, processes)
         # Shared memory that a process has dropped from its page table (MADV_DONTNEED) or that is in swap is in no count
         # of the processes. It exists while a process maps a part of it. Reading all maps takes long, so first compare
@@ -46,7 +46,7 @@ class Meter:
 
     def end_first(self) -> None:
         """Let Linux end the sandbox's processes before others if memory runs out. They can undo it, so repeat it."""
-        for process in _family(self.pid):
+        for process in family(self.pid):
             with contextlib.suppress(OSError):
                 Path(f"/proc/{process}/oom_score_adj").write_text("1000")
 
@@ -57,7 +57,7 @@ def memory_in_use(pid: int, limit: int, processes: Sequence[int] = ()) -> int:
     First counts shared memory once for each process. Only if that is above `limit` does it divide shared memory among
     the processes, which takes longer. `processes`: these, if they are known.
     """
-    processes = processes or _family(pid)
+    processes = processes or family(pid)
     names = ("RssAnon", "RssShmem", "VmSwap", "VmPTE")
     total = sum(_sum(f"/proc/{process}/status", names) for process in processes)
     if total > limit:
@@ -110,14 +110,15 @@ def file_systems(pid: int) -> int:
     return total
 
 
-def _family(pid: int) -> list[int]:
-    family = [pid]
-    for member in family:
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    members = [pid]
+    for member in members:
         try:
-            family += children(member)
+            members += children(member)
         except OSError:  # it has just ended
             continue
-    return family
+    return members
 
 
 def _sum(place: str, names: tuple[str, ...]) -> int:
