@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from escape_calls import BEGIN, CALLS, END
-from escapes import POSSIBLE, UNPRIVILEGED, World, has, sandboxed, victim
+from escapes import POSSIBLE, UNPRIVILEGED, World, as_ordinary_user, has, sandboxed, victim
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,6 +63,45 @@ def test_they_fail_in_the_sandbox(world: World, tmp_path: Path) -> None:
             assert shell.sandbox is not None and shell.sandbox.trouble() is None
         assert world.touched() == [] and (os.stat("/usr/bin/env"), settings()) == before
         assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+RUN = """
+import tempfile, time
+from pathlib import Path
+from edge.terminal.sandbox import Limits, Sandbox
+from edge.terminal.tmux import Terminal
+with tempfile.TemporaryDirectory() as place:
+    (Path(place) / "attempts.py").write_text(ATTEMPTS)
+    with Sandbox.prepare(Path(place), Limits(disk=4 << 20, temporary=1 << 20, reserve=1)) as sandbox:
+        with Terminal.start(sandbox.argv, cwd="/", ready=sandbox.wait_ready) as terminal:
+            terminal.send("python3 attempts.py > shown\\nclear; cat shown\\n")
+            end = time.monotonic() + 60
+            while " end" not in terminal.screen() and time.monotonic() < end:
+                time.sleep(0.05)
+            print(terminal.screen())
+"""
+
+
+def test_they_fail_for_an_ordinary_user(world: World) -> None:
+    """Its sandbox has the same user outside, who owns the terminal and the pipes to edge."""
+    other = victim()
+    try:
+        world.restore()
+        with as_ordinary_user() as (python, place):
+            run = subprocess.run(
+                [*UNPRIVILEGED, "env", *python, f"ATTEMPTS = {script(world, other.pid)!r}\n{RUN}"],
+                env={"PATH": "/usr/bin:/bin", "HOME": place, "PYTHONPATH": place, "LANG": "C.UTF-8"},
+                cwd="/",
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+        assert not run.stderr, run.stderr
+        assert "done: end" in run.stdout, (succeeded(run.stdout), run.stdout)
+        assert world.touched() == [] and other.poll() is None
     finally:
         other.kill()
         other.wait()
