@@ -87,7 +87,7 @@ rmdir 84 -, mknod 133 -, mknodat 259 33, link 86 -, linkat 265 37, unlink 87 -, 
 symlinkat 266 36, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -,
 fchownat 260 54, umask 95 166, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, truncate 76 45,
 ftruncate 77 46, fallocate 285 47, fadvise64 221 223, readahead 187 213, statfs 137 43, fstatfs 138 44, fsync 74 82,
-fdatasync 75 83, sync_file_range 277 84, flock 73 32, fcntl 72 25, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -,
+fdatasync 75 83, sync_file_range 277 84, flock 73 32, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -,
 pipe2 293 59, sendfile 40 71, splice 275 76, tee 276 77, copy_file_range 326 285, setxattr 188 5, lsetxattr 189 6,
 fsetxattr 190 7, getxattr 191 8, lgetxattr 192 9, fgetxattr 193 10, listxattr 194 11, llistxattr 195 12,
 flistxattr 196 13, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, setxattrat 463 463,
@@ -144,6 +144,7 @@ _SETSOCKOPT, _PERSONALITY = (54, 208), (135, 92)
 _MMAP, _SETRLIMIT, _PRLIMIT = (9, 222), (160, 164), (302, 261)
 _MAP_HUGETLB = 0x40000  # pages of a pool that no limit counts
 _RLIMIT_CORE = 4
+_FCNTL, _SETLEASE, _NOTIFY = (72, 25), 1024, 1026  # watch and hold files of the system
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
 # TIOCSTI, TIOCLINUX: insert input as if it was typed. TIOCSETD loads a line discipline of the kernel. TIOCEXCL keeps
 # edge out of the terminal. TIOCCONS takes the messages of the system's console.
@@ -229,6 +230,10 @@ def _by_argument(column: int, refuse: int) -> list[tuple[int, list[_Line]]]:
             [_argument(0), *_families(), allow, no, (_RETURN, 0, 0, _ERROR | errno.EPROTONOSUPPORT)],
         ),
         (_MMAP[column], [_argument(3), (_ANY_BIT, 0, 1, _MAP_HUGETLB), no, allow]),
+        (
+            _FCNTL[column],
+            [_argument(1), (_EQUAL, 1, 0, _SETLEASE), (_EQUAL, 0, 1, _NOTIFY), no, allow],
+        ),
         # Programs set the limit of core dumps to 0, which would let the crash handler run again (confined.no_core).
         (_SETRLIMIT[column], [_argument(0), (_EQUAL, 0, 1, _RLIMIT_CORE), nothing, allow]),
         (

@@ -1,6 +1,7 @@
 """How much memory the sandbox uses, seen from outside, in /proc or in its cgroup. Linux only."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,10 @@ from pathlib import Path
 
 from edge.terminal.cgroup import used
 from edge.terminal.check import HOME, WORK, children
+
+
+_NAME = 1024  # bytes of the kernel for a file in memory: its inode, its name
+_FREE_NAMES = 10_000  # files of each file system that do not count
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Meter:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 return used(self.cgroup) - file_systems(self.pid)
         processes = family(self.pid)
-        in_tables = memory_in_use(self.pid, limit, processes)
+        in_tables = memory_in_use(self.pid, limit, processes) + _of_names(self.pid)
         # Shared memory that a process has dropped from its page table (MADV_DONTNEED) or that is in swap is in no count
         # of the processes. It exists while a process maps a part of it. Reading all maps takes long, so first compare
         # the sizes of the mappings that are not private: there cannot be more.
@@ -41,7 +46,9 @@ class Meter:
         if not mapped:
             return in_tables
         unmapped = shared_of_machine() - self.before - file_systems(self.pid)
-        own = sum(_sum(f"/proc/{process}/status", ("RssAnon", "VmSwap", "VmPTE")) for process in processes)
+        own = _of_names(self.pid) + sum(
+            _sum(f"/proc/{process}/status", ("RssAnon", "VmSwap", "VmPTE")) for process in processes
+        )
         return max(in_tables, own + max(sum(mapped.values()), unmapped))
 
     def end_first(self) -> None:
@@ -107,6 +114,16 @@ def file_systems(pid: int) -> int:
     for place in (WORK, HOME, "/tmp", "/dev/shm"):
         with contextlib.suppress(OSError):
             total += shutil.disk_usage(f"/proc/{pid}/root{place}").used
+    return total
+
+
+def _of_names(pid: int) -> int:
+    """Bytes of the kernel for the files and folders in the sandbox's file systems: no limit of their sizes counts them."""
+    total = 0
+    for place in (WORK, HOME, "/tmp", "/dev/shm"):
+        with contextlib.suppress(OSError):
+            state = os.statvfs(f"/proc/{pid}/root{place}")
+            total += max(0, state.f_files - state.f_ffree - _FREE_NAMES) * _NAME
     return total
 
 

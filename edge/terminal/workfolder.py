@@ -15,11 +15,12 @@ from pathlib import Path
 
 from edge.errors import SandboxError
 from edge.system.files import make_private, whole_file
+from edge.system.locks import try_lock
 from edge.terminal.links import leads_out, way_to
 from edge.terminal.obeyed import acted_on, instructs_agents
 from edge.terminal.opened import folder_of, open_file, open_folder
 from edge.terminal.packed import SESSION_FILE, Base, Head, Item, open_archive, write_archive
-from edge.terminal.place import CHANGED, Write, delete_entry, item_of, state_of, write_entry
+from edge.terminal.place import CHANGED, Write, delete_entry, item_of, remove_leftovers, state_of, write_entry
 from edge.terminal.repository import Repositories, hidden
 from edge.terminal.sealed import sealed
 from edge.terminal.undo import write_undo
@@ -81,12 +82,13 @@ class Comparison:
 
     @property
     def lost(self) -> list[str]:
-        """The files and links that `apply` deletes, and the files that it makes empty."""
+        """The files and links that `apply` deletes, and the files that it makes empty or replaces by a link."""
         deleted = [path for path in self.changes.deleted if self._base[path].kind != "folder"]
         return deleted + [
             path
             for path in self.changes.changed
             if self._after[path].content == _EMPTY.content != self._base[path].content
+            or (self._base[path].kind, self._after[path].kind) == ("file", "link")
         ]
 
     @property
@@ -126,6 +128,11 @@ class Comparison:
             open_folder(self._folder) as root,
             open_archive(self._packed, self._key) as (entries, _),
         ):
+            if try_lock(root) is False:
+                raise SandboxError(
+                    f"{self._folder}: another process brings changes back into it: try again when it has ended"
+                )
+            remove_leftovers(root, {path.rpartition("/")[0] for path in self._write})
             for entry, content in entries:
                 if entry.path in self._write:
                     write = Write(self._write[entry.path], self._after[entry.path], self._own)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from escapes import POSSIBLE, UNPRIVILEGED, World, as_ordinary_user, has, sandboxed
+from escapes import POSSIBLE, UNPRIVILEGED, World, as_ordinary_user, has, sandboxed, until
 
 from edge.errors import SandboxError
 from edge.system.confined import run_confined
@@ -159,6 +159,19 @@ def test_long_names_do_not_fill_edges_memory(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SandboxError, match="too many files, or too long names"):
         for _ in read_entries(read, 1 << 30):
             pass
+
+
+def test_files_without_content(world: World, tmp_path: Path) -> None:
+    """Each takes about 1 KiB of the kernel, and the size of a file system in memory does not count it."""
+    (tmp_path / "make.py").write_text(
+        "import os\nfor n in range(10**6): os.close(os.open(f'/tmp/{n}', os.O_CREAT))\n"
+    )
+    limits = Limits(memory=48 << 20, disk=1 << 20, temporary=1 << 20, reserve=1)
+    with sandboxed(world, limits, workdir=tmp_path) as shell:
+        assert shell.sandbox is not None
+        shell.terminal.send("python3 make.py\n")
+        until(lambda: shell.sandbox is not None and shell.sandbox.trouble())
+        assert "MiB of memory" in str(shell.sandbox.trouble())
 
 
 # Every other program of the machine, the crash handler and the pool of large pages are outside.
