@@ -9,6 +9,8 @@ writer      writes one answer: thought, action, valid end
 text        free text, with stops
 scores      log probabilities of tokens
 guided      answers under any JSON schema or grammar
+expression  regular expressions as trees
+look_ahead  expressions with look-ahead as equal ones without it
 pattern     the shortest end of a text under a regular expression
 client_schema  a client's JSON schema in the form that llguidance takes
 schema      the JSON schema of an action
