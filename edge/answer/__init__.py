@@ -17,6 +17,8 @@ call_grammar  the grammar of calls in a form
 call_reader  reads calls while they are written
 number_grammar  numbers with one text each
 guided      answers under any JSON schema or grammar
+expression  regular expressions as trees
+look_ahead  expressions with look-ahead as equal ones without it
 pattern     the shortest end of a text under a regular expression
 client_schema  a client's JSON schema in the form that llguidance takes
 schema      the JSON schema of an action

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from edge.errors import EdgeError
+from edge.serve.chat_writer import chosen
 from edge.serve.failures import refusal
 from edge.serve.model import QueueFullError, Ticket
 from edge.serve.prepare import prepare
@@ -57,6 +58,9 @@ class Endpoint:
         tickets += [server.model.enter(tickets[0], index) for index in range(1, len(work))]
         for ticket, one in zip(tickets, work, strict=True):
             server.model.hand_in(ticket, one.prompt, one.room, one.held, one.make_writer, adapter)
+        if request.stop and chosen(server, request) == "required":
+            aside = "stop is set aside: it would cut a call that must be complete"
+            request = replace(request, warnings=(*request.warnings, aside))
         answering = Answering(server, tickets, self.dialect.form(server, request, name))
         if request.stream:
             await answering.stream(receive, send, [len(one.prompt) for one in work])

@@ -179,3 +179,32 @@ def test_calls_thoughts_and_texts_are_blocks() -> None:
     whole: Any = MessagesForm(request, "m").whole([answer])
     assert [block["type"] for block in whole["content"]] == [block["type"] for block in blocks]
     assert whole["content"][2] == {"type": "tool_use", "id": "c1", "name": "ls", "input": {"path": "."}}
+
+
+def test_a_session_with_tools(server: str) -> None:
+    schema = {"type": "object", "properties": {"path": {"enum": [".", "/tmp"]}}, "required": ["path"]}
+    tools = [{"name": "ls", "description": "List a folder.", "input_schema": schema}]
+    messages: list[Any] = [{"role": "user", "content": "List the files."}]
+    for turn, choice in enumerate(({"type": "any"}, {"type": "tool", "name": "ls"}, {"type": "any"})):
+        ask: Any = {"messages": messages, "tools": tools, "tool_choice": choice, "max_tokens": 60}
+        got = post(server, **ask, stop_sequences=["x"]).json()
+        assert got["stop_reason"] == "tool_use", got
+        block = got["content"][-1]
+        assert block["type"] == "tool_use" and block["input"]["path"] in (".", "/tmp")
+        assert got["edge_warnings"] == ["stop is set aside: it would cut a call that must be complete"]
+        found = events(post(server, **ask, stream=True).text)
+        begun = [one["content_block"] for one in found if one["type"] == "content_block_start"]
+        parts = [one["delta"] for one in found if one["type"] == "content_block_delta"]
+        text = "".join(part["partial_json"] for part in parts if part["type"] == "input_json_delta")
+        assert begun[-1]["name"] == "ls" and json.loads(text) == block["input"]
+        assert found[-2]["delta"]["stop_reason"] == "tool_use"
+        messages += [
+            {"role": "assistant", "content": got["content"]},
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": block["id"], "content": f"file{turn}"}],
+            },
+        ]
+    assert (
+        post(server, "/v1/messages/count_tokens", messages=messages, tools=tools).json()["input_tokens"] > 50
+    )

@@ -56,6 +56,7 @@ def test_a_whole_response(client: openai.OpenAI, server: str) -> None:
     assert got.usage is not None and got.usage.input_tokens == same["usage"]["prompt_tokens"]
     assert got.status == "incomplete" and got.incomplete_details is not None
     assert got.incomplete_details.reason == "max_output_tokens"
+    assert got.output[0].status == "incomplete"  # type: ignore[union-attr]
     assert got.usage.output_tokens == 8 and got.store is False  # type: ignore[attr-defined]
 
 
@@ -193,3 +194,68 @@ def test_tools_of_other_kinds_are_set_aside() -> None:
     ]
     with pytest.raises(BadRequestError, match="tool_choice"):
         read_responses({"input": "x", "tools": tools, "tool_choice": "required"}, "text")
+
+
+@pytest.fixture(scope="module")
+def caller(tiny_q4: Path) -> Iterator[openai.OpenAI]:
+    with (
+        serving(tiny_q4, "--tool-choice", "required") as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as client,
+    ):
+        yield client
+
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "name": "ls",
+        "description": "List a folder.",
+        "strict": False,
+        "parameters": {
+            "type": "object",
+            "properties": {"path": {"enum": [".", "/tmp"]}},
+            "required": ["path"],
+        },
+    },
+    {"type": "custom", "name": "patch", "description": "Apply a patch."},
+    {"type": "web_search"},
+]
+
+
+def test_a_session_with_tools(caller: openai.OpenAI) -> None:
+    """As codex does: a call comes, its result goes back, another call comes; streamed and not."""
+    items: list[Any] = [{"type": "message", "role": "user", "content": "List the files."}]
+    choice: Any = {"type": "function", "name": "ls"}
+    for turn in range(3):
+        events: list[Any] = list(
+            caller.responses.create(
+                model="m",
+                instructions="You are a coding agent.",
+                input=items,
+                tools=TOOLS,
+                tool_choice=choice,
+                parallel_tool_calls=False,
+                store=False,
+                stream=True,
+                include=["reasoning.encrypted_content"],
+                max_output_tokens=60,
+            )
+        )
+        assert events[-1].type == "response.completed", events[-1]
+        done = [event.item for event in events if event.type == "response.output_item.done"]
+        assert [item.type for item in done] == ["function_call"]
+        assert done[0].name == "ls" and json.loads(done[0].arguments)["path"] in (".", "/tmp")
+        deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+        assert "".join(deltas) == done[0].arguments
+        assert len(events[-1].response.edge_warnings) == 1
+        items.append(done[0].model_dump(exclude_none=True))
+        items.append({"type": "function_call_output", "call_id": done[0].call_id, "output": f"file{turn}"})
+    whole = caller.responses.create(model="m", input=items, tools=TOOLS, tool_choice=choice)
+    assert whole.output[-1].type == "function_call" and whole.status == "completed"
+    custom: Any = {"type": "custom", "name": "patch"}
+    patch = caller.responses.create(
+        model="m", input=items, tools=TOOLS, tool_choice=custom, max_output_tokens=40
+    ).output[-1]
+    assert patch.type == "custom_tool_call" and patch.name == "patch" and isinstance(patch.input, str)
+    forced = caller.responses.create(model="m", input="Hello.", tools=TOOLS, max_output_tokens=60)
+    assert forced.output[-1].type in ("function_call", "custom_tool_call")  # --tool-choice required
