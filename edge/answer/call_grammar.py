@@ -5,6 +5,7 @@ request is written as the same text.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,9 @@ _WORDS: dict[Style, tuple[str, str, str]] = {
     "gemma": ("true", "false", "None"),
 }
 _MOST_RULES = 20_000
+_LONGEST_CHAIN = 600
+_LONGEST = 4000  # characters of a text, or parts of a list, that must be there
+_RULE_NAME = re.compile(r"\b[a-zA-Z]+[0-9]+\b")
 
 
 def calls_grammar(form: CallFormat, tools: Sequence[Tool], mark: Mark, *, many: bool) -> str:
@@ -88,7 +92,25 @@ class _Maker:
             one = self.rule("call", " | ".join(map(self.call, self.tools)))
             more = f"({self.text(form.between + form.begin)} {one})*" if self.many else ""
             start = f"{one} {more} {self.text(form.after)}"
+        if self.longest_chain() > _LONGEST_CHAIN:
+            raise GrammarError("the tools have too many optional parts, or too many parts in each other")
         return "\n".join((f"start: {start}", *(f"{name}: {body}" for name, body in self.rules.items())))
+
+    def longest_chain(self) -> int:
+        """The most rules of which each names the next: llguidance needs stack for each of them."""
+        bodies = {name.partition("[")[0]: body for name, body in self.rules.items()}
+        lengths: dict[str, int] = {}
+        waiting = [(name, False) for name in bodies]
+        while waiting:
+            name, ready = waiting.pop()
+            inner = [one for one in _RULE_NAME.findall(bodies[name]) if one in bodies]
+            if ready:
+                lengths[name] = 1 + max((lengths.get(one, 0) for one in inner), default=0)
+            elif name not in lengths:
+                lengths[name] = 0  # also for a rule that leads to itself
+                waiting.append((name, True))
+                waiting += [(one, False) for one in inner if one not in lengths]
+        return max(lengths.values(), default=0)
 
     def call(self, tool: Tool) -> str:
         try:
@@ -254,6 +276,8 @@ class _Maker:
                 )
             return expression
         if form is not None:
+            if not isinstance(form, str) or form not in _FORMAT_TEXTS:
+                raise GrammarError(f"has the format {str(form)[:60]!r}, which is no text")
             return _FORMAT_TEXTS[form]
         return f"(?s:.){_times(least, most)}"
 
@@ -292,7 +316,8 @@ class _Maker:
         if kind in ("boolean", "null") and not unknown_names(schema, ("type",)):
             words = _WORDS[style]
             return " | ".join(map(_quoted, words[:2] if kind == "boolean" else words[2:]))
-        if kind == "array" and not unknown_names(schema, ("type", "items", "minItems", "maxItems")):
+        known = ("type", "items", "minItems", "maxItems")
+        if kind == "array" and not unknown_names(schema, known) and not isinstance(schema.get("items"), list):
             item = self.value(schema.get("items", {}), root, style)
             return self.array(item, schema.get("minItems", 0), schema.get("maxItems"), style)
         known = ("type", "properties", "required", "additionalProperties")
@@ -425,6 +450,9 @@ def _key(name: str, style: Style) -> str:
 def _times(least: Any, most: Any) -> str:
     if type(least) is not int or not (most is None or type(most) is int):
         raise GrammarError("has a length that is no whole number")
+    least = max(0, least)
+    if least > _LONGEST:
+        raise GrammarError(f"has a text or list of at least {least:,} parts, which no answer has room for")
     if most is None:
         return "*" if least == 0 else f"{{{least},}}"
     if most < least:

@@ -150,7 +150,7 @@ def choices(schema: Schema) -> list[Any] | None:
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(values, list):
         return None
-    if isinstance(listed := schema.get("enum"), list):
+    if "const" in schema and isinstance(listed := schema.get("enum"), list):
         values = [value for value in values if any(_same(value, one) for one in listed)]
     kinds = _types(schema)
     return [value for value in values if kinds is None or kind_of(value) in kinds or _is_number(value, kinds)]
@@ -339,7 +339,7 @@ def _shortest_text(schema: Schema) -> str:
             raise LookupError
         return found
     form = schema.get("format")
-    return _SHORTEST[form] if form in _SHORTEST else "a" * int(least)
+    return _SHORTEST[form] if isinstance(form, str) and form in _SHORTEST else "a" * int(least)
 
 
 def _shortest_number(schema: Schema) -> int | float:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from edge.answer.expression import UnknownError
+from edge.answer.look_ahead import plain_pattern
 from edge.errors import GrammarError
 
 # Where a schema holds other schemas: one, a list of them, or a name for each.
@@ -85,7 +87,7 @@ def allowed_escapes(schema: object) -> str | None:
 def leave_out_annotations(schema: object) -> None:
     """Leave out what every text meets, and formats that llguidance does not know: to JSON Schema they are notes.
 
-    Changes `schema`.
+    Patterns with look-ahead become equal ones without it, which llguidance knows. Changes `schema`.
     """
     for one in all_schemas(schema):
         form = one.get("format")
@@ -93,12 +95,24 @@ def leave_out_annotations(schema: object) -> None:
             del one["format"]
         if one.get("propertyNames") in (True, {}, {"type": "string"}):
             del one["propertyNames"]
+        if isinstance(pattern := one.get("pattern"), str):
+            one["pattern"] = _without_look_ahead(pattern)
+        if isinstance(named := one.get("patternProperties"), dict):
+            one["patternProperties"] = {_without_look_ahead(name): value for name, value in named.items()}
         if one.get("uniqueItems") is False:
             del one["uniqueItems"]
         if one.get("not") is False:
             del one["not"]
         if one.get("unevaluatedProperties") in (True, {}):
             del one["unevaluatedProperties"]
+
+
+def _without_look_ahead(pattern: str) -> str:
+    """An equal pattern; the same one if edge finds none: llguidance then refuses it with its reason."""
+    try:
+        return plain_pattern(pattern)
+    except (UnknownError, RecursionError):
+        return pattern
 
 
 def check_least(schema: object) -> None:

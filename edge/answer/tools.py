@@ -65,6 +65,8 @@ def _matcher(vocabulary: Vocabulary, form: CallFormat, tools: Sequence[Tool], ma
         error = matcher.get_error() if matcher.is_error() else ""
     except RecursionError:
         error = "it is nested too deeply"
+    except UnicodeEncodeError:
+        error = "it contains half of a surrogate pair"
     if not error:
         return matcher
     if len(tools) > 1:
@@ -103,61 +105,85 @@ def _shortest(
     return min(ways, key=len)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What an answer consists of: text, calls, or both.
+
+    `calls`: those that it may have; `must`: it has calls and no text. `stop`: texts that end the text. `forbidden`: a
+    text that is not written, such as the beginning of a call. `form`: the form of the text, and an ending at its start;
+    then an answer is either text or calls.
+    """
+
+    calls: CallGuide | None = None
+    must: bool = False
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    forbidden: str = ""
+    form: tuple[Guide, list[int]] | None = None
+
+    def least(self, vocabulary: Vocabulary, prompt: Sequence[int]) -> int:
+        """Tokens of the shortest answer: a thought that the prompt has opened is closed first."""
+        if self.must and self.calls is not None:
+            tokens = self.calls.shortest
+        else:
+            tokens = len(self.form[1]) if self.form is not None else 0
+        return tokens + thought_is_open(vocabulary, prompt)
+
+
 def tool_answer(
     vocabulary: Vocabulary,
     endings: Endings,
-    calls: CallGuide | None,
+    wanted: Wanted,
     prompt: Sequence[int],
     *,
-    must: bool,
     max_tokens: int,
     sampling: Sampling,
     think: int,
-    stop: Sequence[str] = (),
-    ignore_eos: bool = False,
-    forbidden: str = "",
-    form: tuple[Guide, list[int]] | None = None,
     emit: Callable[[Piece], None] | None = None,
 ) -> Writer[Answer]:
-    """A thought, then text, then calls. `must`: calls without text. `calls`: None for text without calls.
+    """A thought, then text, then calls. `wanted.least` tokens have to fit into `max_tokens`.
 
-    `form`: the form of the text, and an ending at its start; then an answer is either text or calls.
-
-    `think`: maximum number of tokens of the thought, its tags included; 0 for none. `stop`: texts that end the text.
-    `forbidden`: a text that is not written, such as the beginning of a call. With `must`, `least_tokens` have to fit
-    into `max_tokens`.
+    `think`: maximum number of tokens of the thought, its tags included; 0 for none.
     """
     show = emit or (lambda piece: None)
     writer = TokenWriter(prompt, sampling, max_tokens)
-    least = calls.shortest if calls is not None and must else len(form[1]) if form is not None else 0
+    opened = thought_is_open(vocabulary, prompt)
+    most = writer.left - wanted.least(vocabulary, prompt) + opened
     thought = yield from write_thought(
-        writer,
-        vocabulary,
-        min(think, writer.left - least),
-        lambda text: show(Thinking(text)) if text else None,
+        writer, vocabulary, min(think, most), lambda text: show(Thinking(text)) if text else None
     )
-    text = _Text(vocabulary, writer, calls, stop, forbidden, show)
-    if must and calls is not None:
+    calls = wanted.calls
+    text = _Text(vocabulary, writer, wanted, show)
+    if wanted.must and calls is not None:
         text.begin(calls.opening)
-    elif form is not None:
-        called = calls is not None and (yield from _begins_call(writer, calls))
-        if calls is None or not called:
-            return (yield from _formed(vocabulary, endings, form, writer, thought, text))
+    elif wanted.form is not None:
+        if calls is None or not (yield from _begins_call(writer, calls)):
+            return (yield from _formed(vocabulary, endings, wanted.form, writer, thought, text))
         text.begin(calls.opening)
     else:
-        yield from text.write(no_thought=thought.text is None, ignore_eos=ignore_eos)
+        yield from text.write(no_thought=thought.text is None, ignore_eos=wanted.ignore_eos)
     if calls is None or not text.called:
         answer = writer.answer(text.shown, "stop" if text.ended else "length", thought=thought)
         return replace(answer, stopped_by=text.stopped_by)
+    return (yield from _called(vocabulary, endings, calls, writer, thought, text))
+
+
+def _called(
+    vocabulary: Vocabulary,
+    endings: Endings,
+    calls: CallGuide,
+    writer: TokenWriter,
+    thought: Thought,
+    text: "_Text",
+) -> Generator[Sequence[int], Logits, Answer]:
     reader = CallReader(calls.form, calls.tools)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
     written: list[str] = []
 
     def add(data: bytes) -> None:
         written.append(decoder.decode(data))
         for piece in reader.feed(written[-1]):
-            show(piece)
+            text.show(piece)
 
     closed = yield from write_guided(vocabulary, endings, calls.guide, list(calls.ending), writer, add)
     answer = writer.answer(
@@ -186,11 +212,6 @@ def _formed(
     return writer.answer(text.shown, "length" if closed else "stop", closed=closed, thought=thought)
 
 
-def least_tokens(vocabulary: Vocabulary, calls: CallGuide, prompt: Sequence[int]) -> int:
-    """Tokens of the shortest answer that has a call: a thought that the prompt has opened is closed first."""
-    return calls.shortest + thought_is_open(vocabulary, prompt)
-
-
 class _Text:
     """The text before the calls. `shown`: what is certain, and was emitted; `raw`: with the white space before a call;
     `called`: a call has begun."""
@@ -199,9 +220,7 @@ class _Text:
         self,
         vocabulary: Vocabulary,
         writer: TokenWriter,
-        calls: CallGuide | None,
-        stop: Sequence[str],
-        forbidden: str,
+        wanted: Wanted,
         show: Callable[[Piece], None],
     ) -> None:
         self.shown = ""
@@ -209,11 +228,12 @@ class _Text:
         self.called = False
         self.ended = False
         self.stopped_by: str | None = None
-        self._vocabulary, self._writer, self._calls, self._show = vocabulary, writer, calls, show
-        self._stop = [word for word in stop if word]
+        self.show = show
+        self._vocabulary, self._writer, self._calls = vocabulary, writer, wanted.calls
+        self._stop = [word for word in wanted.stop if word]
         self._text = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._trigger = calls.form.trigger if calls else forbidden
+        self._trigger = wanted.calls.form.trigger if wanted.calls else wanted.forbidden
         parts = vocabulary.parts(self._trigger) if self._trigger else []
         self._token = parts[0] if len(parts) == 1 and isinstance(parts[0], int) else None
         self._longest = max(map(len, self._stop), default=1) - 1
@@ -319,7 +339,7 @@ class _Text:
 
     def _show_to(self, end: int) -> None:
         if end > len(self.shown):
-            self._show(self._text[len(self.shown) : end])
+            self.show(self._text[len(self.shown) : end])
             self.shown = self._text[:end]
 
     def _held(self) -> int:

@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import Any
 
 from edge.answer.endings import Guide
-from edge.answer.tools import CallGuide, least_tokens, tool_answer
+from edge.answer.tools import CallGuide, Wanted, tool_answer
 from edge.errors import GrammarError, PromptError
 from edge.prompt import Message
 from edge.serve.model import MakeWriter
@@ -59,30 +59,28 @@ def chat_writer(
     """
     vocabulary, endings = server.model.runner.vocabulary, server.model.endings
     choice = chosen(server, request)
-    calls = _calls(server, request) if choice != "none" else None
-    if (
-        calls is not None
-        and choice == "required"
-        and (least := least_tokens(vocabulary, calls, prompt)) > room
-    ):
+    wanted = Wanted(
+        _calls(server, request) if choice != "none" else None,
+        choice == "required",
+        request.stop,
+        request.ignore_eos,
+        server.tool_prompt.form.trigger if request.tools is not None else "",
+        form,
+    )
+    if (least := wanted.least(vocabulary, prompt)) > room:
+        what = "call of the tools" if wanted.must else "answer"
         raise BadRequestError(
-            f"the shortest call of the tools needs {least} tokens, and there is room for {room}; raise max_tokens",
+            f"the shortest {what} needs {least} tokens, and there is room for {room}; raise max_tokens",
             "max_tokens",
         )
-    forbidden = server.tool_prompt.form.trigger if request.tools is not None else ""
     return lambda emit: tool_answer(
         vocabulary,
         endings,
-        calls,
+        wanted,
         prompt,
-        must=choice == "required",
         max_tokens=room,
         sampling=request.sampling,
         think=request.thinking.tokens(room),
-        stop=request.stop,
-        ignore_eos=request.ignore_eos,
-        forbidden=forbidden,
-        form=form,
         emit=emit,
     )
 

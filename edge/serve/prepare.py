@@ -8,7 +8,7 @@ from edge.answer.answering import DEFAULT_TEXT_SHARE
 from edge.answer.calls import Thinking
 from edge.answer.guided import guided_answer
 from edge.answer.text import text_answer
-from edge.answer.writer import action_answer
+from edge.answer.writer import action_answer, thought_is_open
 from edge.errors import GrammarError, PromptError
 from edge.llama.vocabulary import THINK_CLOSE, THINK_OPEN
 from edge.serve.chat_writer import chat_writer, chosen, conversation
@@ -172,7 +172,7 @@ def _writer_maker(server: Server, request: ClientRequest, prompt: list[int], roo
         ending = endings.first(compiled, room)
     except GrammarError as error:
         raise BadRequestError(f"{guide.param}: {error}", guide.param) from None
-    if chosen(server, request) == "auto":
+    if request.messages and (chosen(server, request) == "auto" or thought_is_open(vocabulary, prompt)):
         return chat_writer(server, request, prompt, room, (compiled, ending))
     return lambda emit: guided_answer(
         vocabulary, endings, compiled, ending, prompt, max_tokens=room, sampling=sampling, emit=emit

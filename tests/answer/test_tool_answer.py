@@ -23,7 +23,7 @@ from edge.answer.call_schema import Tool
 from edge.answer.calls import CallBegun, Piece
 from edge.answer.endings import Endings
 from edge.answer.sampling import Sampling
-from edge.answer.tools import compile_calls, tool_answer
+from edge.answer.tools import Wanted, compile_calls, tool_answer
 from edge.errors import GrammarError
 from edge.llama.vocabulary import Vocabulary, file_vocabulary
 
@@ -112,7 +112,9 @@ def test_each_budget_from_the_shortest_call_on(renamed: Vocabulary, form: CallFo
         check(form, [BASH, Tool("f")], answer, pieces)
 
 
-def write(vocabulary: Vocabulary, form: CallFormat, script: str, room: int, **options: Any) -> Any:
+def write(
+    vocabulary: Vocabulary, form: CallFormat, script: str, room: int, think: int = 0, **options: Any
+) -> Any:
     """The answer of a model that wants to write this text, and then to end."""
     endings = endings_of(vocabulary)
     calls = compile_calls(vocabulary, endings, form, [BASH], many=options.pop("many", True))
@@ -123,14 +125,12 @@ def write(vocabulary: Vocabulary, form: CallFormat, script: str, room: int, **op
     writer = tool_answer(
         vocabulary,
         endings,
-        calls,
+        Wanted(calls, **options),
         [0],
-        must=options.pop("must", False),
         max_tokens=room,
         sampling=Sampling(),
-        think=options.pop("think", 0),
+        think=think,
         emit=pieces.append,
-        **options,
     )
     end = min(vocabulary.end_ids)
     written = len(next(writer))

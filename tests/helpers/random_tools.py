@@ -13,7 +13,7 @@ from edge.answer.call_schema import Tool
 from edge.answer.calls import CallArguments, CallBegun, CallEnded, Piece, ToolCall
 from edge.answer.endings import Endings
 from edge.answer.sampling import Sampling
-from edge.answer.tools import CallGuide, compile_calls, tool_answer
+from edge.answer.tools import CallGuide, Wanted, compile_calls, tool_answer
 from edge.answer.writer import Answer
 from edge.errors import GrammarError
 from edge.llama.vocabulary import Vocabulary
@@ -103,9 +103,8 @@ def random_answer(
     writer: Generator[Sequence[int], Any, Answer] = tool_answer(
         vocabulary,
         endings,
-        calls,
+        Wanted(calls, must),
         prompt,
-        must=must,
         max_tokens=max_tokens,
         sampling=Sampling(),
         think=0,
