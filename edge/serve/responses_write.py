@@ -38,7 +38,7 @@ class ResponsesForm:
         for index, call in enumerate(answer.calls):
             self.part(0, CallBegun(index, call.id, call.name))
             self.part(0, CallEnded(index, call))
-        self._close()
+        self._close("incomplete" if _cut(answer) else "completed")
         return self._response(answer)
 
     def opening(self, lengths: Sequence[int]) -> list[Sse]:
@@ -70,7 +70,7 @@ class ResponsesForm:
     def ended(self, index: int, answer: Answer) -> list[Sse]:
         """The answer has ended: its last item too."""
         first = [] if self.items else self._begin_text("message")
-        return [*first, *self._close()]
+        return [*first, *self._close("incomplete" if _cut(answer) else "completed")]
 
     def closing(self, answers: Sequence[Answer]) -> list[Sse]:
         """The last event. A client that named no maximum gets `completed`: some take `incomplete` as an error."""
@@ -145,7 +145,7 @@ class ResponsesForm:
             ]
         return [*events, *self._close()]
 
-    def _close(self) -> list[Sse]:
+    def _close(self, status: str = "completed") -> list[Sse]:
         """End the open item, if there is one."""
         if not self._open:
             return []
@@ -157,7 +157,7 @@ class ResponsesForm:
                 self._of_part(f"response.{_TEXT[kind]}.done", text=part["text"], **_LOGPROBS[kind]),
                 self._of_part("response.content_part.done", part=part.copy()),
             ]
-        item["status"] = "completed"
+        item["status"] = status
         last = self._event("response.output_item.done", output_index=len(self.items) - 1, item=item)
         return [*events, last]
 
@@ -175,8 +175,7 @@ class ResponsesForm:
         return f"{_IDS[kind]}_{self.token}{len(self.items):02x}"
 
     def _response(self, answer: Answer | None = None) -> dict[str, Any]:
-        cut = answer is not None and answer.finish_reason == "length" and not answer.closed_at_budget
-        cut = cut and not (answer is not None and answer.calls)
+        cut = answer is not None and _cut(answer)
         status = "in_progress" if answer is None else "incomplete" if cut else "completed"
         response: dict[str, Any] = {
             "id": f"resp_{self.token}",
@@ -207,6 +206,11 @@ _LOGPROBS: dict[str, dict[str, Any]] = {"message": {"logprobs": []}, "reasoning"
 def _part(kind: str) -> dict[str, Any]:
     part: dict[str, Any] = {"type": _TEXT[kind], "text": ""}
     return part if kind == "reasoning" else {**part, "annotations": [], "logprobs": []}
+
+
+def _cut(answer: Answer) -> bool:
+    """Whether the text was cut at the maximum of tokens."""
+    return answer.finish_reason == "length" and not answer.closed_at_budget and not answer.calls
 
 
 def _usage(answer: Answer) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def test_a_whole_response(client: openai.OpenAI, server: str) -> None:
     assert got.usage is not None and got.usage.input_tokens == same["usage"]["prompt_tokens"]
     assert got.status == "incomplete" and got.incomplete_details is not None
     assert got.incomplete_details.reason == "max_output_tokens"
+    assert got.output[0].status == "incomplete"  # type: ignore[union-attr]
     assert got.usage.output_tokens == 8 and got.store is False  # type: ignore[attr-defined]
 
 
