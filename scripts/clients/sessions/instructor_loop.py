@@ -1,6 +1,7 @@
 """Instructor: one object in each of its modes."""
 
 import instructor
+from instructor.v2.core.errors import InstructorRetryException
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
@@ -23,7 +24,16 @@ modes = (
 for mode in modes:
     client = instructor.from_openai(plain, mode=mode)
     messages = [{"role": "user", "content": "A file with its size."}]
-    file = client.chat.completions.create(
-        model="edge", response_model=File, messages=messages, max_tokens=200, max_retries=0
-    )
-    print("object:", mode.name, file)
+    request = {
+        "model": "edge",
+        "response_model": File,
+        "messages": messages,
+        "max_tokens": 200,
+        "max_retries": 0,
+    }
+    try:
+        print("object:", mode.name, client.chat.completions.create(**request))
+    except InstructorRetryException as error:
+        if mode != instructor.Mode.JSON:
+            raise
+        print("a JSON object without the fields of this class:", str(error).splitlines()[0])
