@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -36,28 +37,22 @@ class User:
     def edge(
         self, *words: object, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "edge", *map(str, words)],
-            cwd=cwd or self.work,
-            env=self.environment(variables),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        environment = self.environment(variables)
+        done = command_line.run(*words, cwd=cwd or self.work, env=environment, program="python -m edge")
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
     def answers(self, text: str, *words: object) -> tuple[int, str]:
         """Exit code and output of a command in a terminal in which a person types `text`."""
         parent, child = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "edge", *map(str, words)],
+        process = command_line.start(
+            *words,
             cwd=self.work,
             env=self.environment({"TERM": "dumb"}),  # COLUMNS is 80
             stdin=child,
             stdout=child,
             stderr=child,
+            program="python -m edge",
         )
         os.close(child)
         os.write(parent, text.encode())

@@ -171,6 +171,7 @@ def pairs(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("legacy", [True, False])
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

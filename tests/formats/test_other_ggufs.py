@@ -4,14 +4,13 @@ pytest tests/formats/test_other_ggufs.py
 """
 
 import json
-import os
 import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import gguf
 import numpy as np
 import pytest
@@ -28,9 +27,7 @@ from edge.replay.provenance import gguf_provenance
 
 
 def edge(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edge", *map(str, words)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    return command_line.run(*words, program="python -m edge")
 
 
 def refused(path: Path) -> str:
