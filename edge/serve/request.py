@@ -181,7 +181,7 @@ def read_prompts(value: object, name: str) -> tuple[str | list[int], ...]:
 def _check_names(body: Mapping[str, Any]) -> None:
     """Refuse a field whose name is almost a known one. Other unknown fields are ignored, as in other servers."""
     for name in body.keys() - set(_FIELDS):
-        if meant := did_you_mean(name, _FIELDS, 0.88, parts=False):
+        if meant := did_you_mean(name, _FIELDS, 0.9, parts=False):
             raise BadRequestError(f"unknown field {printable(name[:80])}; {meant}", name[:80])
 
 

@@ -460,7 +460,7 @@ def test_wrong_usage(tiny_q4: Path) -> None:
         (["--screen", "-"], 2, "--screen"),
         (["--think", "much"], 2, "--think"),
         (["--answers", "json"], 2, "--answers"),
-        (["hello", "--top-p", 5], 2, "Invalid value for '--top-p': 5 is not above 0 and at most 1"),
+        (["hello", "--top-p", 5], 2, "error: --top-p: 5 is not above 0 and at most 1"),
         (["hello", "--load", "/nowhere"], 1, "/nowhere: cannot be read"),
     ):
         done = chat("-m", tiny_q4, *options)

@@ -174,7 +174,7 @@ def test_a_wrong_value_names_its_option(arguments: list[str], option: str, tmp_p
 
 def test_a_pattern_that_is_no_regular_expression(tiny_folder: Path, tmp_path: Path) -> None:
     code, _, error = edge("convert", tiny_folder, "--tensor-type", "[=Q8_0", "-o", tmp_path / "x.gguf")
-    assert code == 2 and "'--tensor-type': [: is not a regular expression" in error
+    assert code == 2 and "--tensor-type: [: is not a regular expression" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -224,7 +224,7 @@ def test_help_version_and_the_name_of_the_program() -> None:
     assert edge("help")[1] == edge("--help")[1]
     assert edge("run", "--help")[1].startswith(b"Usage: python -m edge run ")
     code, _, error = edge("help", "nothing")
-    assert code == 2 and "No such command 'nothing'" in error
+    assert code == 2 and "error: no command nothing" in error
 
 
 @pytest.mark.parametrize(("words", "found"), [("edge ins", {"inspect"}), ("edge run --sty", {"--style"})])
