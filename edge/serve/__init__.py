@@ -12,10 +12,10 @@ tool_prompt  how the model's chat template shows tools and calls
 chat_writer  the writer of text and calls of tools
 messages  a client's messages in the form that chat templates read
 turns     the turns of a conversation, from the items of other APIs
-responses_read   requests of OpenAI's Responses API as chats
-responses_write  its responses and events
-anthropic_read   requests of Anthropic's Messages API as chats
-anthropic_write  its messages and events
+responses_read   requests of OpenAI's Responses API
+responses_write  answers in its form
+anthropic_read   requests of Anthropic's Messages API
+anthropic_write  answers in its form
 response  chats and completions in OpenAI's form
 tokens    what the tokenizer alone answers
 prepare   from a checked request to the writer of its answer
