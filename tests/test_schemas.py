@@ -8,12 +8,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,8 +38,7 @@ NAMES = [one.name for one in FORMATS]
 
 
 def edge(*words: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edge", *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=120)
+    return command_line.run(*words, cwd=folder, program="python -m edge")
 
 
 def errors(name: str, value: object) -> list[str]:
@@ -180,10 +179,8 @@ def test_comparisons_are_valid(tmp_path: Path) -> None:
 
 def test_the_files_of_chat_and_sweep_are_valid(tmp_path: Path, tiny_q4: Path, tiny_folder: Path) -> None:
     lines = "Remove the file old.log.\n/save talk.json\n"
-    done = subprocess.run(
-        [sys.executable, "-m", "edge", "chat", "-m", tiny_q4, "--commands", "--max-tokens", "16"],
-        **{"input": lines, "cwd": tmp_path, "capture_output": True, "encoding": "utf-8"},
-    )
+    chat = ("chat", "-m", tiny_q4, "--commands", "--max-tokens", "16")
+    done = command_line.run(*chat, input=lines, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     value = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
     assert errors("conversation", value) == [] == errors("messages", value)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import command_line
 import pytest
 
 from edge.answer.action import parse_action
@@ -33,14 +34,16 @@ STATS = re.compile(r"prompt: ([\d,]+) tokens, ([\d,]+) of them new.*?answer: ([\
 
 def chat(*options: object, stdin: str | bytes = "", **environment: str) -> subprocess.CompletedProcess[str]:
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
-        [*EDGE, "chat", "--threads", "1", *map(str, options)],
-        input=data,
-        capture_output=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)} | environment,
+    process = command_line.start(
+        *("chat", "--threads", "1", *options),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
     )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    out, error = process.communicate(data, timeout=300)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(options, process.returncode, out.decode(), error.decode())
 
 
 class Terminal:
@@ -51,14 +54,9 @@ class Terminal:
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
         own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         env = {**own, "PYTHONPATH": str(ROOT), "TERM": "xterm", "EDGE_STATE": str(state)} | environment
-        self.process = subprocess.Popen(
-            [*EDGE, "chat", "--threads", "1", *map(str, options)],
-            stdin=other,
-            stdout=other,
-            stderr=other,
-            env=env,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        line = ("chat", "--threads", "1", *options)
+        self.process = command_line.start(
+            *line, stdin=other, stdout=other, stderr=other, env=env, controlled=True
         )
         os.close(other)
         self.all = ""

@@ -7,6 +7,7 @@ a time; the seed and the moments are told where a test fails.
 """
 
 import copy
+import functools
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,22 @@ def inputs(
     return made
 
 
+@pytest.fixture(scope="module")
+def whole_run(
+    edge: Edge, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Ended, Path]]:
+    """How a command ends that nothing disturbs, and its folder. Each command runs once; tests only read the folder."""
+
+    @functools.cache
+    def run(name: str) -> tuple[Ended, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        ended = edge.run(*inputs.command(name, folder), memory=ROOM, folder=folder)
+        assert ended.status == 0, ended
+        return ended, folder
+
+    return run
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """The files in a folder and below, links and hidden ones too."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -197,13 +214,13 @@ def one_line(ended: Ended) -> str:
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_killed_at_random_moments(name: str, edge: Edge, inputs: Inputs, tmp_path: Path) -> None:
+def test_killed_at_random_moments(
+    name: str, edge: Edge, inputs: Inputs, whole_run: Callable[[str], tuple[Ended, Path]], tmp_path: Path
+) -> None:
     """Old or whole, and the next run does all that was to be done, with nothing left over."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    whole.mkdir()
+    first, whole = whole_run(name)
+    out = tmp_path / "out"
     out.mkdir()
-    first = edge.run(*inputs.command(name, whole), memory=ROOM, folder=whole)
-    assert first.status == 0, first
     wanted = files(whole)
     most = max(map(len, wanted.values()))
     seed = 60
@@ -242,13 +259,17 @@ def test_killed_at_random_moments(name: str, edge: Edge, inputs: Inputs, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", [name for name in LONG if name not in ("convert", "sweep")])
 def test_stopped_by_a_signal(
-    name: str, number: signal.Signals, edge: Edge, inputs: Inputs, tmp_path: Path
+    name: str,
+    number: signal.Signals,
+    edge: Edge,
+    inputs: Inputs,
+    whole_run: Callable[[str], tuple[Ended, Path]],
+    tmp_path: Path,
 ) -> None:
     """Ctrl-C and SIGTERM: 130 or 143, no traceback, nothing left but what the next run goes on from."""
-    probe, out = tmp_path / "probe", tmp_path / "out"
-    probe.mkdir()
+    first, whole = whole_run(name)
+    out = tmp_path / "out"
     out.mkdir()
-    first = edge.run(*inputs.command(name, probe), memory=ROOM, folder=probe)
     seed = 61 + number
     rng = random.Random(seed)
     for moment in [rng.randint(1, first.events) for _ in range(2)]:
@@ -259,19 +280,20 @@ def test_stopped_by_a_signal(
         assert not left, (seed, moment, ended)
     last = edge.run(*inputs.command(name, out), memory=ROOM, folder=out)
     assert last.status == 0, last
-    assert told(files(out)) == told(files(probe)), seed
+    assert told(files(out)) == told(files(whole)), seed
 
 
 # --- a disk that is full ---
 
 
 @pytest.mark.parametrize("name", WRITING)
-def test_no_space_left(name: str, edge: Edge, inputs: Inputs, tmp_path: Path) -> None:
+def test_no_space_left(
+    name: str, edge: Edge, inputs: Inputs, whole_run: Callable[[str], tuple[Ended, Path]], tmp_path: Path
+) -> None:
     """A file may get no longer than so many bytes: one line, and what was there is there."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    whole.mkdir()
+    _, whole = whole_run(name)
+    out = tmp_path / "out"
     out.mkdir()
-    assert edge.run(*inputs.command(name, whole), memory=ROOM, folder=whole).status == 0
     for output in OUTPUTS[name]:
         (out / output).write_bytes(OLD)
     before = files(out)
@@ -301,11 +323,13 @@ def small_disk(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.mark.parametrize("name", [*WRITING, "sweep"])
 def test_a_disk_that_is_full(
-    name: str, small_disk: tuple[Edge, Path, Path], edge: Edge, inputs: Inputs, tmp_path: Path
+    name: str,
+    small_disk: tuple[Edge, Path, Path],
+    inputs: Inputs,
+    whole_run: Callable[[str], tuple[Ended, Path]],
 ) -> None:
     there, folder, seen = small_disk
-    assert edge.run(*inputs.command(name, tmp_path), memory=ROOM, folder=tmp_path).status == 0
-    largest = max(map(len, files(tmp_path).values()))
+    largest = max(map(len, files(whole_run(name)[1]).values()))
     out = seen / name
     out.mkdir()
     for output in OUTPUTS[name]:

@@ -18,6 +18,7 @@ import threading
 import time
 from pathlib import Path
 
+import command_line
 import httpx
 import pytest
 from hypothesis import given
@@ -46,15 +47,18 @@ ROW = {
 def edge(
     *arguments: object, stdin: bytes = b"", cwd: Path | None = None, **env: str
 ) -> tuple[int, bytes, str]:
-    done = subprocess.run(
-        [*PROGRAM, *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
+    process = command_line.start(
+        *arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         cwd=cwd,
         env={**os.environ, **env},
-        timeout=300,
+        program="python -m edge",
     )
-    return done.returncode, done.stdout, done.stderr.decode(errors="replace")
+    out, error = process.communicate(stdin, timeout=300)
+    assert process.returncode is not None
+    return process.returncode, out, error.decode(errors="replace")
 
 
 def on_a_terminal(width: int, *arguments: object, cwd: Path, **env: str) -> str:
@@ -63,8 +67,14 @@ def on_a_terminal(width: int, *arguments: object, cwd: Path, **env: str) -> str:
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     environment |= {"TERM": "xterm", **env}
-    child = subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)], stdin=slave, stdout=slave, stderr=slave, cwd=cwd, env=environment
+    child = command_line.start(
+        *arguments,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=cwd,
+        env=environment,
+        program="python -m edge",
     )
     os.close(slave)
     data = b""

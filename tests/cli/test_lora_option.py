@@ -4,12 +4,11 @@ pytest tests/cli/test_lora_option.py
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from make_adapter import make_adapter
 
@@ -276,10 +275,8 @@ def test_inspect_describes_an_adapter(edge: Edge, adapter: Path, tiny_folder: Pa
 
 def test_chat_with_an_adapter(base: Path, adapter: Path) -> None:
     def answer(*options: object) -> str:
-        command = [sys.executable, "-m", "edge", "chat", TASK, "--model", str(base), "--answers", "action"]
-        done = subprocess.run(
-            [*command, "--max-tokens", "48", *map(str, options)], capture_output=True, text=True, timeout=120
-        )
+        words = ("chat", TASK, "--model", base, "--answers", "action", "--max-tokens", "48")
+        done = command_line.run(*words, *options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -289,18 +286,8 @@ def test_chat_with_an_adapter(base: Path, adapter: Path) -> None:
 def test_chat_shows_and_protects_the_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.gguf"
     own.write_bytes(adapter.read_bytes())
-    command = [
-        sys.executable,
-        "-m",
-        "edge",
-        "chat",
-        "--commands",
-        "--model",
-        str(base),
-        "--lora",
-        f"{own}:0.5",
-    ]
-    done = subprocess.run(command, input=f"/show\n/save {own}\n", capture_output=True, text=True, timeout=120)
+    words = ("chat", "--commands", "--model", base, "--lora", f"{own}:0.5")
+    done = command_line.run(*words, input=f"/show\n/save {own}\n")
     assert f"adapter       {own}:0.5" in done.stderr
     assert done.returncode == 1 and "is an input of this command" in done.stderr
     assert own.read_bytes() == adapter.read_bytes()

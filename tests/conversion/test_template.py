@@ -6,16 +6,13 @@ The real templates are in the sdist of llama-cpp-python in build/sdist, where `m
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import command_line
 import pytest
-from conftest import ROOT
 from real_templates import TEMPLATES, needs_templates
 
 from edge.conversion.inspect import Inspection, inspect
@@ -248,10 +245,7 @@ def test_the_commands_say_it_in_two_levels(random_small_moe_folder: Path, tmp_pa
             CHATML.replace("HERE", HIDDEN_TEXTS["a word"] + "\u200b"), encoding="utf-8"
         )
     out = tmp_path / "x.gguf"
-    command = [sys.executable, "-m", "edge", "convert", str(folder), "--quant", "Q8_0", "--out", str(out)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
+    done = command_line.run("convert", folder, "--quant", "Q8_0", "--out", out)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert "warning: its chat template has hidden characters: U+200B ZERO WIDTH SPACE" in done.stderr

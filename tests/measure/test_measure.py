@@ -7,11 +7,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 from conftest import ROOT, converted
@@ -215,18 +215,17 @@ def test_what_cannot_be_measured(tiny_q4: Path, tmp_path: Path) -> None:
         measure(tiny_q4, out, base=ROWS, replay=ROWS)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    code = "from edge.cli.main import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "measure", *map(str, arguments), "--threads", "1"],
+def start(*arguments: object) -> command_line.Started:
+    return command_line.start(
+        *("measure", *arguments, "--threads", "1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         cwd=ROOT,
     )
 
 
-def wait_for_scores(process: subprocess.Popen[str], folder: Path) -> None:
+def wait_for_scores(process: command_line.Started, folder: Path) -> None:
     until = time.monotonic() + 120
     while not any(path.stat().st_size for path in folder.glob(".m.json.base-scores.*.tmp")):
         assert process.poll() is None and time.monotonic() < until

@@ -8,11 +8,11 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command_line
 import pytest
 
 from edge.replay.journal import Journal
@@ -43,21 +43,15 @@ class Interrupted(NamedTuple):
     journal: bytes
 
 
-def start(model: Path, out: Path, **changed: object) -> subprocess.Popen[str]:
+def start(model: Path, out: Path, **changed: object) -> command_line.Started:
     options = ARGUMENTS | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
-    command = [
-        sys.executable,
-        "-c",
-        "from edge.cli.main import main; main()",
-        "eval",
-        "--quiet",
-        "--model",
-        model,
-    ]
-    command += ["--replay", embedded_rows(), "--out", out]
-    command += [item for option in options.items() for item in option]
-    arguments = [str(item) for item in command]
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return command_line.start(
+        *("eval", "--quiet", "--model", model, "--replay", embedded_rows(), "--out", out),
+        *(item for option in options.items() for item in option),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
 
 
 def finish(model: Path, out: Path, **changed: object) -> tuple[int, str]:
@@ -83,7 +77,7 @@ def steps_in(lines: bytes) -> int:
     return max(0, lines.count(b"\n") - 1)
 
 
-def wait_for(process: subprocess.Popen[str], out: Path, steps: int, seconds: float = 300.0) -> None:
+def wait_for(process: command_line.Started, out: Path, steps: int, seconds: float = 300.0) -> None:
     """Until so many steps are in the journal; for so many seconds at most."""
     deadline = time.monotonic() + seconds
     while steps_in(whole_lines(out)) < steps and process.poll() is None and time.monotonic() < deadline:

@@ -8,12 +8,12 @@ import os
 import re
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from conftest import ROOT, converted
 from hypothesis import given
@@ -518,8 +518,7 @@ def test_no_input_is_written_over_and_rows_must_be_those_of_the_results(
 
 
 def edge(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from edge.cli.main import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    return command_line.run(*arguments, env={**os.environ, **environment})
 
 
 @given(st.text(st.characters()))
