@@ -245,6 +245,9 @@ class Agent:
                     raise _NoAnswerError from error
             except EdgeError as error:
                 raise _NoAnswerError from error
+            except MemoryError:
+                message = "out of memory: end other programs, or use a smaller model or --context"
+                raise _NoAnswerError from EdgeError(message)
             else:
                 self._remember(pending, answer.raw)
                 return answer

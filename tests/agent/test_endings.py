@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent.answerer import LocalAnswerer
+from edge.agent.answerer import Answer, LocalAnswerer
 from edge.agent.gate import Decision, Gate, open_gate
 from edge.agent.loop import Agent, Limits
 from edge.agent.proposal import Proposal
@@ -27,6 +27,7 @@ from edge.answer.action import Command
 from edge.answer.answering import Answering
 from edge.errors import ContextError
 from edge.llama.loading import Loading
+from edge.prompt import Message
 from edge.runner import Runner
 from edge.terminal.tmux import Terminal
 
@@ -148,6 +149,28 @@ def test_a_failed_engine_ends_the_session(runner: Runner, record: Path) -> None:
         assert one.run() == "failed"
         assert "was closed" in one.failure
     assert len(told(record)) == 2
+
+
+class Hungry(LocalAnswerer):
+    """Wants more memory than there is after the first answer."""
+
+    asked = 0
+
+    def answer(self, messages: Sequence[Message], end: float) -> Answer:
+        self.asked += 1
+        if self.asked > 1:
+            bytearray(1 << 62)
+        return super().answer(messages, end)
+
+
+def test_a_session_without_memory_ends(runner: Runner, record: Path) -> None:
+    with agent(runner, record, person(SAME)) as one:
+        one.model = Hungry(runner, Answering(max_tokens=TOKENS))
+        assert one.run() == "failed"
+        assert one.failure.startswith("out of memory: ")
+    assert told(record) == [False]
+    with Record.resume(record) as kept:
+        assert kept.outcome == "failed"
 
 
 def test_a_first_answer_that_fails_is_an_error(runner: Runner, record: Path) -> None:
