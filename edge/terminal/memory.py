@@ -11,7 +11,6 @@ from pathlib import Path
 from edge.terminal.cgroup import used
 from edge.terminal.check import HOME, WORK, children
 
-
 _NAME = 1024  # bytes of the kernel for a file in memory: its inode, its name
 _FREE_NAMES = 10_000  # files of each file system that do not count
 
@@ -119,7 +118,7 @@ def file_systems(pid: int) -> int:
 
 
 def _of_names(pid: int) -> int:
-    """Bytes of the kernel for the files and folders in the sandbox's file systems: no limit of their sizes counts them."""
+    """Bytes of the kernel for the files and folders in the sandbox's file systems: their sizes do not count them."""
     total = 0
     if sys.platform == "win32":
         return total
