@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,10 @@ def file_systems(pid: int) -> int:
 
 
 def _of_names(pid: int) -> int:
-    """Bytes of the kernel for the names in the sandbox's file systems. Limits of their sizes do not count them."""
+    """Bytes of the kernel for the files and folders in the sandbox's file systems: their sizes do not count them."""
     total = 0
+    if sys.platform == "win32":
+        return total
     for place in (WORK, HOME, "/tmp", "/dev/shm"):
         with contextlib.suppress(OSError):
             state = os.statvfs(f"/proc/{pid}/root{place}")
