@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,11 +26,23 @@ from typing import Any
 from recorder import recording
 
 HERE = Path(__file__).resolve().parent
-SERVER = ("--context", "32768", "--parallel", "2", "--tool-choice", "required", "--port", "0")
+SERVER = (
+    "--context",
+    "32768",
+    "--parallel",
+    "2",
+    "--tool-choice",
+    "required",
+    "--max-tokens",
+    "300",
+    "--port",
+    "0",
+)
 SECONDS = int(os.environ.get("CLIENT_SECONDS", "600"))  # for one command of a session
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     folder, names = Path(sys.argv[1]).resolve(), sys.argv[2:]
     sessions = tomllib.loads((HERE / "sessions.toml").read_text(encoding="utf-8"))
     unknown = [name for name in names if name not in sessions]
