@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
-from edge.compare.intervals import LEAST_TASKS
 from edge.compare.run import compare, published_model
 from edge.convert import check_quant, convert
 from edge.errors import ConversionError, EdgeError, Interrupted, ResultError
@@ -358,7 +357,6 @@ class _Sweep:
             names, compare(list(map(self.result, names)), self.result(self.base)).parts, strict=True
         ):
             score = next(figure for figure in part.figures if figure.name == "score")
-            enough = part.tasks >= LEAST_TASKS
             kl = json.loads(self.measurement(name).read_text(encoding="utf-8"))["aggregate"]["kl_mean"]
             found.append(
                 Candidate(
@@ -366,8 +364,8 @@ class _Sweep:
                     self.state.of(name)["n_bytes"],
                     score.ours,
                     -(score.difference or 0.0),
-                    -score.high if enough and score.high is not None else None,
-                    -score.low if enough and score.low is not None else None,
+                    None if score.high is None else -score.high,
+                    None if score.low is None else -score.low,
                     kl,
                 )
             )

@@ -2,7 +2,8 @@
 
 run        compares results with a reference
 pairing    pairs the steps of two results
-intervals  bootstrap, detectable loss, Wilson's interval, McNemar's test
+intervals  bootstrap, Wilson's interval, McNemar's test
+paired     interval of a paired difference, detectable loss
 verdict    a difference in words
 findings   the findings as Markdown and JSON
 causes     finds pairs of results that differ in one thing
