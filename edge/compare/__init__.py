@@ -2,6 +2,7 @@
 
 run        compares results with a reference
 pairing    pairs the steps of two results
+notes      what differs between two runs, and what is missing
 intervals  bootstrap, Wilson's interval, McNemar's test
 paired     interval of a paired difference, detectable loss
 verdict    a difference in words

@@ -22,8 +22,9 @@ from edge.compare.intervals import (
     resampled_means,
     wilson,
 )
+from edge.compare.notes import run_notes
 from edge.compare.paired import LEAST_DIFFERING, TaskDifferences, detectable_loss, paired_interval
-from edge.compare.pairing import keyed, pair_steps, run_notes
+from edge.compare.pairing import keyed, pair_steps
 from edge.compare.verdict import half_range, places, sentence, unpaired_sentence, verdict, within_range
 from edge.errors import EdgeError, ResultError
 from edge.metrics import FIGURES, TERMS, Aggregate, GroupFigures, aggregate, headline
@@ -51,7 +52,7 @@ class _Reference:
     model: str
     steps: list[Step]
     figures: Aggregate
-    result: Head
+    result: Result
 
 
 def compare(results: Sequence[Path | str], reference: Path | str) -> Comparison:
@@ -97,7 +98,9 @@ def _read_reference(reference: Path | str) -> _Reference:
         return _of_result(reference, read_result(reference))
     known = published_model(reference)
     name = f"published figures of {known.name} ({known.reference_source})"
-    return _Reference(name, known.name, [], known.reference, {"sampling": known.reference_run})
+    return _Reference(
+        name, known.name, [], known.reference, {"sampling": known.reference_run, "per_step": []}
+    )
 
 
 def published_model(name: str) -> KnownModel:
