@@ -21,8 +21,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Four processes, each with whole test files: some tests wait. llama.cpp's idle threads would spin without the setting, and slow other tests down.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 4 --dist loadfile
+# Four processes, each with whole test files, in the order of tests/conftest.py: some tests wait. llama.cpp's idle threads would spin without
+# the setting, and slow other tests down.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 MYPY := $(BIN)/mypy
 NAME := tiny-terminal
 ROWS := models/$(NAME)/eval.jsonl
@@ -130,8 +131,9 @@ lint: $(VENV)/test-installed
 	$(MYPY) --platform win32 --cache-dir .mypy_cache/win32
 	$(BIN)/python scripts/commands_page.py --check
 
+# One process for each core: these tests do not wait, and each process collects all tests.
 check: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) --numprocesses auto --maxprocesses 4 -m "not slow"
 
 test: lint
 	$(PYTEST)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.conversion.adapter import ConvertedAdapter, convert_adapter
-from edge.conversion.families import make_plan
+from edge.conversion.families import make_plan, settled
 from edge.conversion.header import Placed, write_header
 from edge.conversion.importance import Importance, needs_weights, read_importance
 from edge.conversion.output import Replaced, header_run, output_place
@@ -42,7 +42,7 @@ from edge.system.outputs import check_output
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.places import check_disk
 from edge.system.progress import bar
-from edge.system.text import counted
+from edge.system.text import counted, did_you_mean
 
 __all__ = ["Converted", "ConvertedAdapter", "TensorTypes", "convert", "convert_adapter"]
 
@@ -57,7 +57,7 @@ class Converted:
     """A finished conversion. `quant` is the type's name: f32, f16, bf16, otherwise llama.cpp's name in upper case.
 
     `n_bytes` is the size of the whole file. `bits_per_weight` counts its tensors only. `template`: what edge found in
-    the chat template.
+    the chat template. `replaced`: whether a file was there before.
     """
 
     path: Path
@@ -67,6 +67,7 @@ class Converted:
     seconds: float
     sha256: str
     warnings: tuple[str, ...]
+    replaced: bool = False
     template: Findings = field(default_factory=Findings)
 
 
@@ -140,7 +141,7 @@ def convert(
     """
     begin = time.monotonic()
     types = check_options(quant, out, imatrix, calibrate, lora, tensor_types, threads)  # before the download
-    checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
+    checkpoint = settled(open_checkpoint(source, revision=hub.revision, offline=hub.offline))
     if lora is not None:
         make_plan(checkpoint)  # a base that lacks a matrix is refused, even if the adapter would bring it
         checkpoint = merge_lora(checkpoint, Path(lora))
@@ -155,7 +156,7 @@ def convert(
         *([] if lora is None else [Path(lora)]),
     ]
     check_output(out, inputs, error=ConversionError, streams=False)
-    replaced = Replaced(out, force)
+    replaced = Replaced.at(out, force)
     replaced.check({"architecture": plan.architecture, "type": types.quant})
     warnings = _warnings(model)
     try:
@@ -177,6 +178,7 @@ def convert(
         seconds=seconds,
         sha256=digest,
         warnings=tuple(warnings),
+        replaced=replaced.there,
         template=examine(checkpoint.chat_template or "", vocabulary_tokens(model.vocabulary)),
     )
 
@@ -231,8 +233,11 @@ def _checked_types(quant: str, single: TensorTypes) -> _Types:
 
     def number(kind: str, option: str) -> int:
         if kind.lower() not in ggml.types():
+            meant = did_you_mean(kind, ggml.types())
             raise ConversionError(
-                f"{kind} is not a ggml type; choose one of {', '.join(sorted(ggml.types()))}", option=option
+                f"{kind} is not a ggml type; {f'{meant} All types: ' if meant else 'choose one of '}"
+                f"{', '.join(sorted(ggml.types()))}",
+                option=option,
             )
         return ggml.types()[kind.lower()]
 
@@ -347,8 +352,10 @@ def _write(
     os.truncate(path, n_bytes)
     if model.check:
         special = bool(templates(model.checkpoint))
-        vocabulary = model.vocabulary
-        check_tokenization(path, vocabulary.tokenizer, add_special=special, space=vocabulary.space)
+        vocabulary, where = model.vocabulary, model.checkpoint.tokenizer_file
+        check_tokenization(
+            path, vocabulary.tokenizer, add_special=special, space=vocabulary.space, where=where
+        )
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]
     if quantized:

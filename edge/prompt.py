@@ -276,26 +276,29 @@ def _opens_empty_thought(size_label: str) -> bool:
     return found is not None and int(found[1] or 1) * float(found[2]) > 20
 
 
-def render_prompt(messages: Sequence[Message], source: PromptSource) -> Rendered:
+def render_prompt(
+    messages: Sequence[Message], source: PromptSource, variables: Mapping[str, Any] | None = None
+) -> Rendered:
     """The prompt for these messages: by the model's chat template, or by a fallback if that is missing or fails.
 
     The fallback is Gemma 4's format for Gemma 4 and ChatML for all other models. For Gemma 4, `enable_thinking` is
-    False. Raises PromptError if the fallback cannot write the messages either.
+    False. `variables`: further ones of the template, as in `render_chat_template`. Raises PromptError if the fallback
+    cannot write the messages either.
     """
     chat = check_messages(messages)
     gemma = is_gemma4(source)
     reason = ""
     if source.template and source.template.strip():
-        variables: dict[str, Any] = dict(source.special_tokens)
+        names: dict[str, Any] = {**source.special_tokens, **(variables or {})}
         if gemma:
-            variables["enable_thinking"] = False
+            names["enable_thinking"] = False
         try:
             text = render_chat_template(
                 chat,
                 template=source.template,
                 bos_token=source.bos_token,
                 eos_token=source.eos_token,
-                **variables,
+                **names,
             )
             return Rendered(text, CHAT_TEMPLATE)
         except PromptError as error:

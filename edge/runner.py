@@ -6,10 +6,11 @@ action = runner.act(edge.task_messages("List the Python files here."))
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from edge.answer.action import Action, parse_action
 from edge.answer.answering import (
@@ -34,6 +35,7 @@ from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.system.machine import memory
 from edge.system.paths import DEFAULT_NAME
+from edge.system.text import counted
 
 SEQUENCES = 8  # of one conversation: the prompt, the answer, and the states of earlier turns
 MOST_HELD = 32  # states held for later prompts of a replay; parts of a deeper tree are read again
@@ -91,9 +93,12 @@ class Runner:
             gpu_layers = fitting_layers(model_file, loading)
         return cls(engine_class(model_file.path, replace(loading, gpu_layers=gpu_layers)), model_file)
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
-        """The text of the prompt for these messages, and how it was made. Raises PromptError."""
-        return render_prompt(list(messages), self._source)
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> Rendered:
+        """The text of the prompt for these messages, and how it was made.
+
+        `variables`: further ones of the chat template, such as `tools`. Raises PromptError.
+        """
+        return render_prompt(list(messages), self._source, variables)
 
     def encode(self, prompt: str) -> list[int]:
         """The token ids of a rendered prompt. No BOS is added: the chat template writes it."""
@@ -187,14 +192,19 @@ class Runner:
             emit=emit,
         )
 
-    def branch_points(self, messages: Sequence[Message], prompt: Sequence[int]) -> list[int]:
+    def branch_points(
+        self,
+        messages: Sequence[Message],
+        prompt: Sequence[int],
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Where the prompt of the next turn will part from this one, if that is before its end: lengths in tokens.
 
         A chat template may drop the thought of an earlier turn, or open a turn in another way than it closes it.
-        Raises PromptError.
+        `variables`: as in `render`. Raises PromptError.
         """
         later = [*messages, {"role": "assistant", "content": "{}"}, {"role": "user", "content": ""}]
-        length = common_length(prompt, self.encode(self.render(later).text))
+        length = common_length(prompt, self.encode(self.render(later, variables).text))
         return [length] if 0 < length < len(prompt) else []
 
     @property
@@ -256,8 +266,9 @@ class Runner:
         needed = len(prompt) + max_tokens
         if needed > self.engine.context_length:
             raise ContextError(
-                f"{self.engine.path}: {needed} tokens do not fit into the context length of this model, "
-                f"{self.engine.context_length}"
+                f"{self.engine.path}: a prompt of {counted(len(prompt), 'token')} and an answer of up to "
+                f"{max_tokens:,} do not fit into the context length of this model, {self.engine.context_length}: "
+                "use a smaller --max-tokens"
             )
         needed += self.engine.held_by_others(owner)
         engine = self.engine

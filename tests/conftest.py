@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from edge.system.locks import held_lock
+
 if TYPE_CHECKING:
-    from edge.answer.guided import Endings
+    from edge.answer.endings import Endings
     from edge.runner import Runner
 
 # `make test` is the same test each time it runs; `make fuzz` looks for new examples.
@@ -69,20 +71,21 @@ def keyed(name: str, sources: list[Path], make: Callable[[Path], object]) -> Pat
         digest.update(source.read_bytes())
     place = CACHE / digest.hexdigest()[:16]
     path = place / name
-    if not path.exists():
-        temporary = place / f"{os.getpid()}.tmp" / name
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            make(temporary)
-            os.replace(temporary, path)
-        except OSError:
-            if not path.exists():  # another test run may have been faster
-                raise
-        finally:
-            shutil.rmtree(temporary.parent)
-        for old in CACHE.glob(f"*/{name}"):
-            if time.time() - old.parent.stat().st_mtime > 3600:
-                shutil.rmtree(old.parent, ignore_errors=True)
+    if path.exists():
+        return path
+    # Other processes that want it wait: each would need as long to make it.
+    with held_lock(CACHE / f"{name}.lock", lambda: None):
+        if not path.exists():
+            temporary = place / f"{os.getpid()}.tmp" / name
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                make(temporary)
+                os.replace(temporary, path)
+            finally:
+                shutil.rmtree(temporary.parent)
+            for old in CACHE.glob(f"*/{name}"):
+                if time.time() - old.parent.stat().st_mtime > 3600:
+                    shutil.rmtree(old.parent, ignore_errors=True)
     return path
 
 
@@ -183,7 +186,7 @@ def tiny(tiny_q4: Path) -> "Iterator[Runner]":
 
 @pytest.fixture(scope="module")
 def endings(tiny: "Runner") -> "Endings":
-    from edge.answer.guided import Endings
+    from edge.answer.endings import Endings
 
     return Endings(tiny.vocabulary.matcher_tokens(), sorted(tiny.vocabulary.end_ids))
 

@@ -32,6 +32,7 @@ for module in pkgutil.walk_packages(edge.__path__, "edge."):
 """
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_posix_modules() -> None:
     run = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -45,6 +45,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert found == ""
 
 
+@pytest.mark.slow
 def test_no_module_brings_torch_or_transformers_into_the_runtime() -> None:
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -66,6 +67,7 @@ def test_version_stands_in_one_place() -> None:
     assert not any(name.startswith(("torch", "llm-")) for name in project["dependencies"])
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_models_and_finds_them(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="hatchling is not installed (make test installs it)")
     build = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"

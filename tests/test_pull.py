@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from local_hub import COMMIT, LocalHub, local_hub
 
@@ -24,6 +25,8 @@ from edge.errors import ModelFileError
 from edge.formats.hub import is_safe
 from edge.names import Reference, resolve
 from edge.replay.known import known_models
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "Tiny-Q4_K_M.gguf"
@@ -75,25 +78,19 @@ class Machine:
         return [sys.executable, "-m", "edge", *words]
 
     def edge(self, hub: LocalHub | None, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*words),
-            cwd=self.work,
-            env=self.environment(hub, **more),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
+        return command_line.run(
+            *words, cwd=self.work, env=self.environment(hub, **more), program="python -m edge"
         )
 
-    def start(self, hub: LocalHub, *words: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            self.command(*words),
+    def start(self, hub: LocalHub, *words: str) -> command_line.Started:
+        return command_line.start(
+            *words,
             cwd=self.work,
             env=self.environment(hub),
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            program="python -m edge",
         )
 
     def blobs(self) -> list[str]:
@@ -183,7 +180,6 @@ def test_a_server_without_ranges_sends_the_file_again(
     assert (machine.store / NAME).read_bytes() == (repository / NAME).read_bytes()
 
 
-@pytest.mark.slow
 def test_the_next_call_resumes_a_download_that_failed(
     machine: Machine, repository: Path, start: Callable[..., LocalHub]
 ) -> None:
@@ -198,7 +194,6 @@ def test_the_next_call_resumes_a_download_that_failed(
     assert f"{left:.1f} MB downloaded" in done.stdout
 
 
-@pytest.mark.slow
 def test_the_next_call_resumes_a_download_that_was_killed(
     machine: Machine, repository: Path, start: Callable[..., LocalHub]
 ) -> None:
@@ -356,7 +351,6 @@ def split(source: Path, folder: Path) -> list[Path]:
     return names
 
 
-@pytest.mark.slow
 def test_a_model_in_parts(
     machine: Machine, tmp_path: Path, start: Callable[..., LocalHub], tiny_q4: Path
 ) -> None:
@@ -612,7 +606,6 @@ def test_on_a_terminal_edge_asks(machine: Machine, repository: Path, start: Call
 # --- a repository of safetensors ---
 
 
-@pytest.mark.slow
 def test_safetensors_are_converted_into_the_store(
     machine: Machine, tiny_folder: Path, start: Callable[..., LocalHub]
 ) -> None:

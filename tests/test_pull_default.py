@@ -15,6 +15,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import command_line
 import make_smollm2
 import pytest
 from local_index import local_index
@@ -279,15 +280,8 @@ class User:
         names = {
             name: value for name, value in os.environ.items() if not name.startswith(("EDGE_", "PIP_", "UV_"))
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "edge", *map(str, words)],
-            cwd=self.work,
-            env={**names, **self._own, **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        environment = {**names, **self._own, **variables}
+        done = command_line.run(*words, cwd=self.work, env=environment, timeout=600, program="python -m edge")
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

@@ -1,6 +1,10 @@
 """The agent: a loop between a model and a terminal, with gates that decide what edge types.
 
 session     one session from its options to its end: resume, sandbox, loop, bring back
+options     the options of a session, and which of them do not fit together
+source      which model a session uses: a file here, or one behind a server
+answerer    who answers in the loop; a model in this process
+remote      a model behind a server, as an answerer
 bring_back  the changes of a sandboxed session, brought into the work folder and undone
 listing     what a session changed, as a person reads it: the list and the diff
 loop        asks the model, asks the gates, shows the screen

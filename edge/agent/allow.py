@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 from edge.agent.rules import DECISIONS, Decision, PatternError, Place, Rule, Word, compile_pattern
 from edge.agent.shell import UnreadableError, read_commands
 from edge.errors import AllowError
-from edge.system.text import did_you_mean
+from edge.system.text import did_you_mean, unknown_key
 from edge.system.typed_json import Index, Name, check
 from edge.system.typed_json import Rule as Test
 from edge.terminal.tmux import is_key_name
@@ -397,7 +397,7 @@ def _word(patterns: Sequence[str], where: str) -> Word:
 
 def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(table.keys() - known):
-        raise AllowError(f"{where}: unknown key {unknown[0]!r}; use only {', '.join(sorted(known))}")
+        raise AllowError(f"{where}: {unknown_key(unknown[0], sorted(known))}")
 
 
 def judge(allowlist: Allowlist, keystrokes: str, place: Place) -> Verdict:

@@ -250,6 +250,7 @@ def hidden_files(record: Path) -> list[Path]:
         record,
         archive_path(record),
         first_path(record),
+        commits_path(record),
         *undo_paths(record),
         key_path(),
         sessions_folder(),

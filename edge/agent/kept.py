@@ -12,12 +12,12 @@ from edge.errors import AgentError
 from edge.system.files import NO_LINK
 from edge.system.locks import try_lock
 from edge.system.paths import state_folder
+from edge.terminal.packed import SESSION_FILE
 
 MOST_DAYS = 30
 """Days that archives of the sessions in the state folder are kept."""
 MOST_BYTES = 4 << 30
 """Bytes of all these archives together."""
-_ARCHIVE = re.compile(r"(.+\.jsonl)\.(?:(?:work|first)\.tar|undo-[1-9][0-9]*\.tar|commits\.bundle)")
 
 
 def sessions_folder() -> Path:
@@ -68,7 +68,7 @@ def remove_old(now: float | None = None) -> int:
         for path in sessions_folder().iterdir():
             with contextlib.suppress(OSError):
                 state = path.lstat()
-                if (found := _ARCHIVE.fullmatch(path.name)) and stat.S_ISREG(state.st_mode):
+                if (found := SESSION_FILE.fullmatch(path.name)) and stat.S_ISREG(state.st_mode):
                     written = state.st_mtime
                     if path == first_path(path.with_name(found[1])):  # it is of use as long as the other one
                         with contextlib.suppress(FileNotFoundError):
@@ -85,7 +85,7 @@ def remove_old(now: float | None = None) -> int:
 
 def _remove_unused(path: Path) -> bool:
     """Remove an archive if no process has the record of its session open."""
-    found = _ARCHIVE.fullmatch(path.name)
+    found = SESSION_FILE.fullmatch(path.name)
     assert found is not None
     try:
         descriptor = os.open(path.with_name(found[1]), os.O_RDWR | NO_LINK)

@@ -12,31 +12,42 @@ from typing import Literal
 
 from rich.text import Text
 
+from edge.agent.answerer import Answer, Answerer, InvalidAnswerError, TimeUpError
 from edge.agent.gate import Decision, Gate
 from edge.agent.kept import archive_path
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, StepFacts
 from edge.agent.show import shown_step
-from edge.agent.wording import confirmation, first_messages, observation, refused, repeated, typing_notes
+from edge.agent.wording import (
+    confirmation,
+    first_messages,
+    invalid_answer,
+    observation,
+    refused,
+    repeated,
+    typing_notes,
+)
 from edge.agent.workplace import Workplace
-from edge.answer.action import Action, Command
-from edge.answer.answering import Answering
+from edge.answer.action import Command
 from edge.errors import ContextError, EdgeError
 from edge.prompt import Message
-from edge.runner import Runner, Session
 from edge.terminal.tmux import SCREEN_BYTES, limit_output
 
 Outcome = Literal[
-    "complete", "stopped", "steps", "time", "refusals", "repeated", "failed", "ended", "interrupted"
+    "complete",
+    "stopped",
+    "steps",
+    "time",
+    "refusals",
+    "repeated",
+    "invalid",
+    "failed",
+    "ended",
+    "interrupted",
 ]
-DEFAULT_CONTEXT = 32_768
 _MAX_REFUSALS = 5  # in a row
-_TOLD_REPEATS, _MAX_REPEATS = 3, 5  # the same action in a row, with the same output
+_MAX_INVALID = 3  # in a row
 _MIN_OUTPUT = 500  # bytes of terminal output that a prompt must have room for
-
-
-class _TimeUpError(Exception):
-    """The time limit was reached while the model wrote an answer."""
 
 
 class _NoAnswerError(Exception):
@@ -47,12 +58,15 @@ class _NoAnswerError(Exception):
 class Limits:
     """What ends a session: the number of model answers, and the time in seconds.
 
-    The time in which the gate decides does not count. The loop checks it before each batch of tokens, and while it
-    waits for the terminal.
+    The time in which the gate decides does not count. The loop checks it while the model answers, and while it waits
+    for the terminal. `told_repeats`, `repeats`: how often one action may come in a row with the same output, before the
+    model is told and before the session ends.
     """
 
     steps: int = 50
     seconds: float = 1800.0
+    told_repeats: int = 3
+    repeats: int = 5
 
 
 @dataclass
@@ -62,15 +76,12 @@ class Agent:
     `show` receives each proposal, and each text of the terminal, when it comes.
     """
 
-    runner: Runner
+    model: Answerer
     workplace: Workplace
     gate: Gate
     record: Record
     show: Callable[[Proposal | str | Text], None]
-    context: int = DEFAULT_CONTEXT
-    """Maximum number of tokens of a prompt and its answer. Above it, the loop leaves out older steps."""
     limits: Limits = field(default_factory=Limits)
-    answering: Answering = field(default_factory=Answering)
     template: str | None = None
     """Another first prompt; see `wording.read_template`."""
     lost: bool = False
@@ -78,7 +89,10 @@ class Agent:
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Makes the context in which the model reads and writes."""
     failure: str = field(default="", init=False)
-    """Why the model could not answer, if the session ended as "failed"."""
+    """Why the model could not answer, if the session ended as "failed" or "invalid"."""
+    _messages: list[Message] = field(
+        default_factory=list, init=False
+    )  # the conversation up to the last answer
     _end: float = field(default=0.0, init=False)
     _last: tuple[str, str] = field(default=("", ""), init=False)
     _repeats: int = field(default=0, init=False)
@@ -93,9 +107,8 @@ class Agent:
         outcome: Outcome = "ended"
         self._end = time.monotonic() + self.limits.seconds
         try:
-            with self.runner.before_each_batch(self._check_time):
-                outcome = self._steps()
-        except _TimeUpError:
+            outcome = self._steps()
+        except TimeUpError:
             outcome = "time"
         except _NoAnswerError as error:
             outcome, self.failure = "failed", str(error.__cause__)
@@ -110,23 +123,24 @@ class Agent:
     def _late(self) -> bool:
         return time.monotonic() > self._end
 
-    def _check_time(self) -> None:
-        if self._late():
-            raise _TimeUpError
-
     def _steps(self) -> Outcome:
-        session = self.runner.session()
-        pending = self._first_messages(session)
-        refusals = completions = 0
+        pending = self._first_messages()
+        refusals = completions = invalid = 0
         for number in range(1, self.limits.steps + 1):
             if self._late():
                 return "time"
             try:
-                with self.waiting():
-                    action = self._answer(session, pending)
-            except EdgeError as error:
-                raise _NoAnswerError from error
-            proposal = Proposal(action.analysis, action.plan, action.commands, action.task_complete)
+                answer = self._answer(pending)
+            except InvalidAnswerError as error:
+                self.show(f"The answer is not a valid action: {error}")
+                invalid, completions = invalid + 1, 0
+                if invalid == _MAX_INVALID:
+                    self.failure = str(error)
+                    return "invalid"
+                pending = [invalid_answer(str(error), self.workplace.output())]
+                continue
+            invalid = 0
+            proposal = answer.proposal
             self.show(shown_step(number, self.limits.steps, self._end - time.monotonic()))
             self.show(proposal)
             decision = self._decide(proposal)
@@ -140,9 +154,11 @@ class Agent:
                 pending = [refused(decision.reason, self.workplace.output())]
                 continue
             refusals = 0
-            self._write_step(session, action, decision)
+            self._write_step(answer, decision)
             commands = decision.proposal.commands
-            if not self.workplace.type(commands, self._late):
+            alive = self.workplace.type(commands, self._late)
+            self.record.add_waits(self.workplace.waits)
+            if not alive:
                 return "ended"
             self.workplace.save(archive_path(self.record.path))
             completions = completions + 1 if decision.proposal.task_complete else 0
@@ -152,16 +168,20 @@ class Agent:
                 return "time"
             output = self.workplace.output()
             self.show(output)
-            notes = self.workplace.notes + typing_notes(commands, action.closed_at_budget)
             repeats = self._count_repeats(commands, output)
-            if repeats >= _MAX_REPEATS:
+            if repeats >= self.limits.repeats:
                 return "repeated"
-            if repeats >= _TOLD_REPEATS:
-                notes.append(repeated(repeats))
-                self.show(notes[-1])
-            question = confirmation(self.runner.model_name) if completions == 1 else ""
-            pending = [observation(output, notes, question)]
+            question = confirmation(self.model.name) if completions == 1 else ""
+            pending = [observation(output, self._notes(commands, answer.cut, repeats), question)]
         return "steps"
+
+    def _notes(self, commands: Sequence[Command], cut: bool, repeats: int) -> list[str]:
+        """The notes for the model about its action. Shows the note about a repeated action."""
+        notes = self.workplace.notes + typing_notes(commands, cut)
+        if repeats >= self.limits.told_repeats:
+            notes.append(repeated(repeats))
+            self.show(notes[-1])
+        return notes
 
     def _count_repeats(self, commands: Sequence[Command], output: str) -> int:
         """How often in a row these commands came, and this output after them; a wait for a program does not count."""
@@ -179,14 +199,14 @@ class Agent:
         self._end += time.monotonic() - began  # the person's time does not count
         return decision
 
-    def _first_messages(self, session: Session) -> list[Message]:
-        """The first messages of this run. Loads the conversation of a resumed record into the session."""
+    def _first_messages(self) -> list[Message]:
+        """The first messages of this run. Loads the conversation of a resumed record."""
         screen = limit_output(self.workplace.terminal.screen())
         if not self.record.rows:
             task = self.record.facts["task"]
-            return first_messages(task, screen, self.runner.model_name, self.template)
+            return first_messages(task, screen, self.model.name, self.template)
         last = self.record.rows[-1]
-        session.messages = [*last["messages"], {"role": "assistant", "content": last["ref_raw"]}]
+        self._messages = [*last["messages"], {"role": "assistant", "content": last["ref_raw"]}]
         # The model reads these notes.
         notes = [
             "Note: the session was interrupted here. This is a new terminal; what ran in the old one has ended."
@@ -198,54 +218,53 @@ class Agent:
             self.show(notes[-1])
         return [observation(f"Current Terminal Screen:\n{screen}", notes)]
 
-    def _answer(self, session: Session, pending: list[Message]) -> Action:
-        """The model's answer. If the conversation is too long, leave out older steps, then shorten the output.
+    def _answer(self, pending: list[Message]) -> Answer:
+        """The model's answer to the pending messages; both become part of the conversation.
 
-        Raises ContextError if that is not enough.
+        If the conversation is too long, leave out older steps, then shorten the output. Raises _NoAnswerError if there
+        is no answer, InvalidAnswerError, TimeUpError.
         """
-        options = self.answering
         output_bytes = SCREEN_BYTES
         while True:
             try:
-                prompt = self.runner.encode(self.runner.render([*session.messages, *pending]).text)
-                if len(prompt) + options.max_tokens > self.context:
-                    raise ContextError(
-                        f"a prompt of {len(prompt)} tokens and an answer of {options.max_tokens} exceed the context "
-                        f"length of {self.context}: use a larger --context or a smaller --max-tokens"
-                    )
-                return session.act(
-                    pending,
-                    options.max_tokens,
-                    sampling=options.sampling,
-                    think=options.think,
-                    text_share=options.text_share,
-                    style=options.style,
-                )
-            except ContextError:
-                if shorter := without_older_steps(session.messages):
-                    session.messages = shorter
-                elif output_bytes > _MIN_OUTPUT and session.messages:
+                with self.waiting():
+                    answer = self.model.answer([*self._messages, *pending], self._end)
+            except InvalidAnswerError as error:
+                self._remember(pending, error.answer)
+                raise
+            except ContextError as error:
+                if shorter := without_older_steps(self._messages):
+                    self._messages = shorter
+                elif output_bytes > _MIN_OUTPUT and self._messages:
                     output_bytes //= 2
                     pending = [
                         {**message, "content": limit_output(message["content"], output_bytes)}
                         for message in pending
                     ]
                 else:
-                    raise
+                    raise _NoAnswerError from error
+            except EdgeError as error:
+                raise _NoAnswerError from error
+            else:
+                self._remember(pending, answer.raw)
+                return answer
 
-    def _write_step(self, session: Session, action: Action, decision: Decision) -> None:
+    def _remember(self, pending: Sequence[Message], answer: str) -> None:
+        self._messages = [*self._messages, *pending, {"role": "assistant", "content": answer}]
+
+    def _write_step(self, answer: Answer, decision: Decision) -> None:
         """Write to the record what edge is about to type."""
-        prompt, answer = session.messages[:-1], session.messages[-1]["content"]
-        step: StepFacts = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "prompt_tokens": action.prompt_tokens,
-            "completion_tokens": action.completion_tokens,
-        }
+        prompt, raw = self._messages[:-1], answer.raw
+        step: StepFacts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        if answer.prompt_tokens is not None:
+            step["prompt_tokens"] = answer.prompt_tokens
+        if answer.completion_tokens is not None:
+            step["completion_tokens"] = answer.completion_tokens
         if decision.edited:
-            step["model_answer"] = answer
-            answer = decision.proposal.to_json()
-            session.messages[-1] = {"role": "assistant", "content": answer}
-        self.record.append(prompt, answer, decision.proposal.fields(), step)
+            step["model_answer"] = raw
+            raw = decision.proposal.to_json()
+            self._messages[-1] = {"role": "assistant", "content": raw}
+        self.record.append(prompt, raw, decision.proposal.fields(), step)
 
 
 def without_older_steps(messages: Sequence[Message]) -> list[Message]:

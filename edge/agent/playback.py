@@ -7,11 +7,9 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from edge.agent.proposal import Proposal
+from edge.agent.proposal import read_answer, split_thought
 from edge.agent.show import highlighted, shown_proposal
-from edge.answer.action import parse_action
 from edge.errors import GrammarError, ReplayError
-from edge.llama.vocabulary import THINK_CLOSE
 from edge.prompt import Message
 from edge.replay.rows import read_lines, read_rows
 from edge.system.text import printable
@@ -60,12 +58,12 @@ def _shown_message(message: Message) -> Text:
 
 
 def _shown_answer(raw: str) -> Text:
-    thought, closing, answer = raw.rpartition(THINK_CLOSE)
-    shown = highlighted(thought + closing)
-    if closing:
+    thought, answer = split_thought(raw)
+    shown = highlighted(thought)
+    if thought:
         shown.stylize("dim")
         shown.append("\n")
     try:
-        return shown.append_text(shown_proposal(Proposal(**parse_action(answer.strip()))))
+        return shown.append_text(shown_proposal(read_answer(answer)))
     except GrammarError:
         return shown.append_text(highlighted(answer.strip()))

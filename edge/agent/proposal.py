@@ -4,7 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import TypedDict
 
-from edge.answer.action import Command
+from edge.answer.action import Command, parse_action
+from edge.llama.vocabulary import THINK_CLOSE
+from edge.metrics import json_text
 
 
 class CommandFields(TypedDict):
@@ -46,3 +48,19 @@ class Proposal:
     def to_json(self, indent: int | None = None) -> str:
         """The action as JSON text."""
         return json.dumps(self.fields(), ensure_ascii=False, indent=indent)
+
+
+def split_thought(answer: str) -> tuple[str, str]:
+    """The thought of an answer with its `</think>`, and the rest. A chat template can have written `<think>`."""
+    if answer.lstrip().startswith("{"):
+        return "", answer
+    thought, closing, rest = answer.partition(THINK_CLOSE)
+    return (thought + closing, rest) if closing else ("", answer)
+
+
+def read_answer(answer: str) -> Proposal:
+    """The action in an answer of any engine: behind a thought, in a code fence or between words, in any order of keys.
+
+    Raises GrammarError.
+    """
+    return Proposal(**parse_action(json_text(split_thought(answer)[1]), any_order=True))

@@ -35,15 +35,24 @@ SCHEMA_VERSION = 1
 """Version of the record's schema. A record without the field is of edge 0.2.0 or older, and has the same fields."""
 
 
-class SessionFacts(TypedDict):
-    """The facts of a whole session; the first row holds them. `model` and `workdir` are absolute paths."""
+class ModelFacts(TypedDict, total=False):
+    """Which model a session uses: a GGUF, or a model behind a server."""
+
+    model: str
+    """Absolute path of the GGUF."""
+    adapters: list[str]
+    """LoRA adapters of the model, each FILE or FILE:SCALE with an absolute path."""
+    server: str
+    """URL of the server, if the model is behind one."""
+    served_model: str
+    """Name of the model on that server."""
+
+
+class SessionFacts(ModelFacts):
+    """The facts of a whole session; the first row holds them. `workdir` is an absolute path."""
 
     task: str
     """The task that the person gave."""
-    model: NotRequired[str]
-    """Absolute path of the GGUF."""
-    adapters: NotRequired[list[str]]
-    """LoRA adapters of the model, each FILE or FILE:SCALE with an absolute path."""
     workdir: NotRequired[str]
     """Absolute path of the work folder."""
     sandbox: NotRequired[bool]
@@ -57,7 +66,10 @@ class SessionFacts(TypedDict):
 
 
 class StepFacts(TypedDict, total=False):
-    """The facts of one step. `model_answer`: the model's version of an action that the person edited."""
+    """The facts of one step.
+
+    `model_answer`: the model's version of an action that the person edited. `waited`: added when the session ends.
+    """
 
     time: str
     """When edge typed the action (ISO 8601)."""
@@ -65,6 +77,8 @@ class StepFacts(TypedDict, total=False):
     """Tokens of the prompt."""
     completion_tokens: int
     """Tokens of the answer."""
+    waited: list[float]
+    """Seconds that edge waited after each command; the durations are what the model said. Absent after a crash."""
     model_answer: str
     """The model's version of an action that the person edited."""
 
@@ -81,6 +95,10 @@ class SessionField(StepFacts, total=False):
     """Absolute path of the GGUF; first row."""
     adapters: list[str]
     """LoRA adapters of the model, each FILE or FILE:SCALE with an absolute path; first row."""
+    server: str
+    """URL of the server, if the model is behind one; first row."""
+    served_model: str
+    """Name of the model on that server; first row."""
     workdir: str
     """Absolute path of the work folder; first row."""
     sandbox: bool
@@ -253,6 +271,10 @@ class Record:
         self.rows.append(row)
         self._seal = seal
 
+    def add_waits(self, waits: Sequence[float]) -> None:
+        """Add to the last row how long edge waited after each command; `finish` writes it."""
+        self.rows[-1]["session"]["waited"] = list(waits)
+
     def key(self, what: str) -> bytes:
         """The key of this session for one kind of its files. Raises AgentError."""
         return session_key(self.facts.get("id", ""), what)
@@ -333,7 +355,7 @@ def _facts(path: Path, data: bytes) -> SessionFacts:
     facts = row.get("session") if isinstance(row, dict) and row.get("source") == SOURCE else None
     if not isinstance(facts, dict) or not isinstance(facts.get("task"), str):
         raise AgentError(f"{path}: is not a session record; start a new session")
-    for name in ("model", "workdir", "id"):
+    for name in ("model", "workdir", "id", "server", "served_model"):
         if not isinstance(facts.get(name, ""), str):
             raise AgentError(f"{path}: is damaged: {name} of its session is not text")
     for name in ("adapters", "own_files"):

@@ -1,6 +1,7 @@
 """Marks the risks in an agent's keystrokes for a person. The marks are a help; they are not complete."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 import tree_sitter
@@ -36,6 +37,8 @@ def risks(keystrokes: str) -> list[Risk]:
     for match in re.finditer(r"[^\n\x20-\x7e]+", keystrokes):
         for start, end in _unseen(match.group()):
             marked[Risk("control or invisible characters", match.start() + start, match.start() + end)] = None
+        if any(unicodedata.bidirectional(character) in ("R", "AL") for character in match.group()):
+            marked[Risk("right-to-left letters, shown in another order", match.start(), match.end())] = None
     if len(keystrokes) > MAX_BYTES:  # the parser's time grows with the square of the length
         marked[Risk("too long to check", MAX_BYTES, len(keystrokes))] = None
         keystrokes = keystrokes[:MAX_BYTES]

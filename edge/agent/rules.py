@@ -6,7 +6,7 @@ the prefix. Every other word has a place. So `git config` never passes as a `git
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,15 @@ import re2  # type: ignore[import-untyped]
 
 Decision = Literal["allow", "ask", "forbid"]
 DECISIONS: tuple[Decision, ...] = ("allow", "ask", "forbid")  # the later is the stricter
-NAMED = ("<path>", "<text>", "<name>", "<number>")
-"""Patterns by name. Only `<path>` depends on the folder."""
+NAMED = ("<path>", "<revision>", "<text>", "<name>", "<number>")
+"""Patterns by name. Only `<path>` and `<revision>` depend on the folder."""
 
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|[./][A-Za-z0-9_])*"  # never "..", and no dot-file
+
+
+# HEAD, a branch, a commit, and what is before it (HEAD~2); two of them with .. or ... between.
+_ONE = rf"(?:HEAD|@|{_NAME})(?:[~^][0-9]*)*"
+_REVISION = rf"{_ONE}(?:\.\.\.?(?:{_ONE})?)?"
 
 
 class PatternError(ValueError):
@@ -173,11 +178,15 @@ def leads_inside(word: str, place: Place) -> bool:
     # A colon: tests/test_a.py::test_b of pytest, HEAD:a/b of git.
     if any(part.startswith(".") and part != "." for part in re.split("[/:]", inner)):
         return False
+    return _stays({inner, inner.partition("::")[0], inner.partition(":")[2]}, place)
+
+
+def _stays(names: Collection[str], place: Place) -> bool:
+    """Whether no link leads these relative names out of the work folder."""
     if place.folder is None or place.sandbox:
         return True
     folder = os.path.realpath(place.folder)
-    parts = {inner, inner.partition("::")[0], inner.partition(":")[2]}
-    return all(Path(os.path.realpath(os.path.join(folder, part))).is_relative_to(folder) for part in parts)
+    return all(Path(os.path.realpath(os.path.join(folder, name))).is_relative_to(folder) for name in names)
 
 
 def _is_option(word: str) -> bool:
@@ -187,6 +196,8 @@ def _is_option(word: str) -> bool:
 def _matches(pattern: Any, word: str, place: Place) -> bool:
     if pattern == "<path>":
         return leads_inside(word, place)
+    if pattern == "<revision>":  # where there is no repository, git takes it for the name of a file
+        return re.fullmatch(_REVISION, word) is not None and _stays({word}, place)
     if pattern == "<text>":
         return not word.startswith("-")
     if pattern == "<name>":

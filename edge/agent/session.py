@@ -6,33 +6,30 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
 from rich.text import Text
 
 from edge.agent.allow import Allowlist, is_name, read_allowlist
 from edge.agent.bring_back import Consent, Return, hidden_files
 from edge.agent.gate import Gate, all_of, allow_gate, closed_gate, open_gate
 from edge.agent.kept import archive_path, command, commits_path, first_path, remove_old, sessions_folder
-from edge.agent.loop import DEFAULT_CONTEXT, Agent, Limits, Outcome
+from edge.agent.loop import Agent, Outcome
+from edge.agent.options import Ending, Interface, Permission, SessionOptions
 from edge.agent.proposal import Proposal
-from edge.agent.record import Record, SessionFacts, new_record_path
+from edge.agent.record import ModelFacts, Record, SessionFacts, new_record_path
 from edge.agent.review import ask_gate, review_gate
 from edge.agent.rules import Place
 from edge.agent.show import highlighted, shown_facts, shown_proposal, time_of
+from edge.agent.source import Source, find_source
 from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
-from edge.answer.answering import Answering
 from edge.errors import AgentError
-from edge.llama.loading import Adapter, Loading, parse_adapters, with_own_adapter
-from edge.runner import Runner
 from edge.system.text import counted
 from edge.terminal.check import WORK
-from edge.terminal.check import Limits as SandboxLimits
 from edge.terminal.tmux import check_terminal
 
 if TYPE_CHECKING:
@@ -45,85 +42,12 @@ _OUTCOMES: dict[Outcome, str] = {
     "time": "the time limit was reached",
     "refusals": "too many actions in a row were refused",
     "repeated": "the model gave one action five times, and its output was the same",
+    "invalid": "three answers in a row were not valid actions",
     "failed": "the model could not answer",
     "ended": "the terminal has ended",
     "interrupted": "interrupted",
 }
 _DRY_RUN = "dry run: edge typed nothing. Choose a gate: --review, --allow FILE, or --sandbox --yes"
-
-
-@dataclass(frozen=True)
-class Permission:
-    """What gives edge the permission to type. `person`: somebody is at the terminal and can answer."""
-
-    person: bool
-    review: bool = False
-    allow: Path | None = None
-    sandbox: bool = False
-    yes: bool = False
-
-    @property
-    def asks(self) -> bool:
-        """Whether the person decides on each action."""
-        return self.review or (self.person and not self.yes and self.allow is None)
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """The options of a session. Exactly one of `task` and `resume` is not None."""
-
-    task: str | None
-    permission: Permission
-    workdir: Path | None = None
-    """By default the current folder."""
-    model: str | None = None
-    """A path or a name; see `Interface.find_model`."""
-    record: Path | None = None
-    """By default in the user's state folder."""
-    resume: Path | None = None
-    """A session record to continue."""
-    template: Path | None = None
-    """Another first prompt; see `wording.read_template`."""
-    limits: Limits = field(default_factory=Limits)
-    sandbox: SandboxLimits = field(default_factory=SandboxLimits)
-    dot_files: bool = False
-    """Bring back names that begin with a dot, and files that agents read as instructions."""
-    loading: Loading = field(default_factory=Loading)
-    answering: Answering = field(default_factory=Answering)
-
-
-@dataclass(frozen=True)
-class Interface:
-    """How a session reaches a person."""
-
-    console: Console
-    """Shows actions, screens, changes and questions, and reads the answers."""
-    say: Callable[[str], None]
-    """Receives notes of one line."""
-    waiting: Callable[[], AbstractContextManager[None]]
-    """Makes the context in which the model reads and writes."""
-    find_model: Callable[[str | None], Path]
-    """The GGUF that a path or a name means. For None, it finds or makes the default model, and says which it is."""
-    quiet: bool = False
-    """Show no actions and no screens, unless the person decides on them."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a session ended. `text`: one line for the person; None if there is nothing to say."""
-
-    outcome: Outcome
-    text: str | None = None
-    undecided: bool = False
-    """A person must decide whether the changes come back, and nobody was asked."""
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """An option that does not fit the other options, and the reason."""
-
-    option: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -133,40 +57,7 @@ class _Paths:
     record: Path
     archive: Path
     folder: Path
-    model: Path
-    adapters: tuple[Adapter, ...]
-
-
-def option_conflict(options: SessionOptions) -> Conflict | None:
-    """The first conflict between the options; None if they fit together."""
-    return next(_conflicts(options), None)
-
-
-def _conflicts(options: SessionOptions) -> Iterator[Conflict]:
-    permission, task = options.permission, options.task
-    if permission.yes and not permission.sandbox:
-        yield Conflict("--yes", "unattended runs need the sandbox: add --sandbox")
-    if permission.yes and permission.review:
-        yield Conflict("--yes", "--review asks, and --yes does not ask: use one of them")
-    if permission.review and not permission.person:
-        yield Conflict("--review", "this is not a terminal, so edge cannot ask: use --sandbox --yes")
-    if permission.sandbox and not (permission.yes or permission.person):
-        yield Conflict("--sandbox", "this is not a terminal, so edge cannot ask: add --yes")
-    if permission.allow is not None and not (permission.sandbox or permission.person):
-        yield Conflict("--allow", "an allowlist is not enough for an unattended run: add --sandbox --yes")
-    if (task is None) == (options.resume is None):
-        both = task is not None
-        why = "--resume takes the task from the session record: leave out TASK"
-        yield Conflict("TASK", why if both else "give a TASK, or a session record with --resume")
-    for option, value, what in (
-        ("--record", options.record, "record"),
-        ("--workdir", options.workdir, "work folder"),
-        ("--prompt-template", options.template, "prompt"),
-    ):
-        if options.resume is not None and value is not None:
-            yield Conflict(option, f"--resume uses the {what} of the session: remove {option}")
-    if task is not None and (not task.strip() or any("\ud800" <= c <= "\udfff" for c in task)):
-        yield Conflict("TASK", "the task is empty, or not UTF-8 text")
+    source: Source
 
 
 def run_session(options: SessionOptions, interface: Interface) -> Ending:
@@ -185,9 +76,8 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         if resumed is not None and resumed.outcome == "complete":
             whole = _return(options, paths, resumed, interface).run()
             return Ending("complete", undecided=not whole)
-        loading = with_own_adapter(paths.model, replace(options.loading, adapters=paths.adapters))
-        runner = stack.enter_context(Runner.open(paths.model, loading))
-        record = resumed or stack.enter_context(_new_record(options, paths))
+        model = stack.enter_context(paths.source.open(options, interface))
+        record = resumed or stack.enter_context(_new_record(options, paths, paths.source.facts(model)))
         if options.permission.sandbox:
             _remove_old(interface)
         _show_header(options, paths, interface)
@@ -195,14 +85,12 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         show = _show(options, interface)
         workplace = stack.enter_context(_start(options, paths, record, interface, show))
         agent = Agent(
-            runner=runner,
+            model=model,
             workplace=workplace,
             gate=gate,
             record=record,
             show=show,
-            context=min(options.loading.context or DEFAULT_CONTEXT, runner.context_length),
             limits=options.limits,
-            answering=options.answering,
             template=template,
             lost=lost,
             waiting=interface.waiting,
@@ -214,7 +102,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
         if workplace.sandbox is not None and record.rows:
             if outcome != "ended":
                 workplace.save_commits(commits_path(paths.record))
-            if outcome in ("interrupted", "ended", "failed"):
+            if outcome in ("interrupted", "ended", "failed", "invalid"):
                 _keep_archive(paths, interface)
             else:
                 whole = _return(options, paths, record, interface).run() and workplace.unsaved is None
@@ -230,18 +118,18 @@ def _show_header(options: SessionOptions, paths: _Paths, interface: Interface) -
     """Say what a person must know before the first question; without a person, only the model and its adapters."""
     permission, limits, sandbox = options.permission, options.limits, options.sandbox
     if permission.yes or not permission.person:
-        if not interface.quiet and (options.model is not None or options.resume is not None):
-            interface.say(f"model: {paths.model}")  # interface.find_model names the one that it finds
-        if not interface.quiet and paths.adapters:
-            interface.say(f"adapters: {', '.join(map(str, paths.adapters))}")
+        if not interface.quiet:
+            for name, value in paths.source.shown().items():
+                found = name == "model" and options.model is None and options.resume is None
+                if value and not found:  # interface.find_model names the one that it finds
+                    interface.say(f"{name}: {value}")
         return
     place = "your own shell: what edge types runs as you, in this folder"
     if permission.sandbox:
         size = f"{sandbox.memory >> 20:,} MiB of memory, {sandbox.disk >> 20:,} MiB of files"
         place = f"the sandbox: a copy of the folder, no network, {size}"
     facts = {
-        "model": paths.model,
-        "adapters": ", ".join(map(str, paths.adapters)),
+        **paths.source.shown(),
         "folder": paths.folder,
         "runs in": place,
         "allowlist": permission.allow or "",
@@ -294,21 +182,17 @@ def _resume(path: Path, options: SessionOptions) -> Record:
 
 
 def _paths(options: SessionOptions, resumed: Record | None, interface: Interface) -> _Paths:
-    folder, model, adapters = options.workdir, options.model, options.loading.adapters
+    folder = options.workdir
     if resumed is not None:
         folder = Path(resumed.facts.get("workdir", ""))
-        if model is None:
-            adapters = adapters or parse_adapters(resumed.facts.get("adapters", []))
-            if "model" not in resumed.facts:
-                raise AgentError(f"{resumed.path}: does not name its model: add --model FILE")
-            model = resumed.facts["model"]
     folder = folder or Path()
     if not folder.is_dir():
         raise AgentError(f"{folder}: is not a folder: choose another --workdir")
     if options.permission.sandbox and options.resume is None and options.workdir is None:
         _check_place(folder)
     record = options.resume or options.record or new_record_path(options.task or "")
-    return _Paths(record, archive_path(record), folder.resolve(), interface.find_model(model), adapters)
+    source = find_source(options, resumed, interface)
+    return _Paths(record, archive_path(record), folder.resolve(), source)
 
 
 def _check_place(folder: Path) -> None:
@@ -324,22 +208,16 @@ def _check_place(folder: Path) -> None:
         )
 
 
-def _new_record(options: SessionOptions, paths: _Paths) -> Record:
+def _new_record(options: SessionOptions, paths: _Paths, model: ModelFacts) -> Record:
     for path in (paths.archive, first_path(paths.record), commits_path(paths.record)):
         if options.permission.sandbox and os.path.lexists(path):
             raise AgentError(
                 f"{path}: already exists, and is of another session: choose another --record, or remove it"
             )
-    facts: SessionFacts = {
-        "task": options.task or "",
-        "model": str(paths.model.absolute()),
-        "workdir": str(paths.folder),
-        "sandbox": options.permission.sandbox,
-    }
+    task, sandbox = options.task or "", options.permission.sandbox
+    facts = cast(SessionFacts, {"task": task, **model, "workdir": str(paths.folder), "sandbox": sandbox})
     if options.permission.sandbox:
         facts["own_files"] = [str(file.absolute()) for file in _own_files(options, paths)]
-    if paths.adapters:
-        facts["adapters"] = [str(replace(one, path=one.path.absolute())) for one in paths.adapters]
     return Record.create(paths.record, facts)
 
 
@@ -379,7 +257,15 @@ def _start(
             if options.permission.sandbox:
                 sandbox = stack.enter_context(_make_sandbox(options, paths, record, interface))
             line_by_line = options.permission.allow is not None
-            workplace = open_workplace(paths.folder, sandbox, line_by_line=line_by_line, say=say)
+            secrets = paths.source.secrets
+            workplace = open_workplace(
+                paths.folder,
+                sandbox,
+                line_by_line=line_by_line,
+                say=say,
+                without=secrets,
+                full_waits=options.full_waits,
+            )
             started = stack.enter_context(workplace)
         except BaseException:
             if not record.rows:
@@ -393,7 +279,10 @@ def _make_sandbox(options: SessionOptions, paths: _Paths, record: Record, interf
     from edge.terminal.sandbox import Sandbox, Saved  # it needs Linux
 
     saved = Saved(paths.archive, first_path(paths.record), record.key("work folder"))
-    sandbox = Sandbox.prepare(paths.folder, options.sandbox, saved, hidden=hidden_files(paths.record))
+    hidden = hidden_files(paths.record)
+    if options.server.key_file is not None:
+        hidden.append(options.server.key_file.absolute())
+    sandbox = Sandbox.prepare(paths.folder, options.sandbox, saved, hidden=hidden)
     if sandbox.left_out:
         more = " …" if len(sandbox.left_out) > 5 else ""
         interface.say(
@@ -404,7 +293,7 @@ def _make_sandbox(options: SessionOptions, paths: _Paths, record: Record, interf
 
 
 def _own_files(options: SessionOptions, paths: _Paths) -> list[Path]:
-    files = (options.permission.allow, options.template, paths.model, *(one.path for one in paths.adapters))
+    files = (options.permission.allow, options.template, *paths.source.files)
     return [file for file in files if file is not None and not is_name(file)]
 
 
@@ -451,6 +340,6 @@ def _summary(outcome: Outcome, record: Record, failure: str) -> str:
     if not record.rows:
         return text
     text += f"; session record: {record.path}"
-    if outcome == "failed":
+    if outcome in ("failed", "invalid"):
         return f"{text}; continue it with --resume {record.path}"
     return f"{text}; continue it with --resume" if outcome == "interrupted" else text

@@ -11,6 +11,7 @@ from edge.terminal.tmux import is_key_name
 
 _RISK = "bold red"
 _HIDDEN = "reverse"
+_MARKS = "⏎␣"  # what edge shows for a line break and a space at the end; escaped where the model typed them
 
 
 def highlighted(text: str) -> Text:
@@ -19,13 +20,21 @@ def highlighted(text: str) -> Text:
 
 
 def _highlighted(text: str, *, keys: bool) -> tuple[Text, list[int]]:
-    """The text with escapes, and where each character of `text` begins in it. `keys`: show line breaks as ⏎ too."""
+    """The text with escapes, and where each character of `text` begins in it.
+
+    `keys`: show line breaks as ⏎ too, and spaces at the end as ␣.
+    """
     shown = Text()
     places = []
-    for character in text:
+    end = len(text.rstrip(" ")) if keys else len(text)
+    for index, character in enumerate(text):
         places.append(len(shown))
         if character == "\n":
             shown.append("⏎\n" if keys else "\n", _HIDDEN if keys else None)
+        elif index >= end:
+            shown.append("␣", _HIDDEN)
+        elif keys and character in _MARKS:
+            shown.append(ascii(character)[1:-1], _HIDDEN)
         else:
             shown.append(escape(character), None if is_visible(character) else _HIDDEN)
     places.append(len(shown))
@@ -55,7 +64,9 @@ def shown_proposal(proposal: Proposal) -> Text:
     """The analysis, the plan, and the keystrokes of each command, with their risks marked and listed below them."""
     text = Text()
     for name, value in (("analysis", proposal.analysis), ("plan", proposal.plan)):
-        text.append(f"{name}: ", "bold").append_text(highlighted(value.strip())).append("\n")
+        # Lines of the model do not begin where edge's own lines do.
+        value = value.strip().replace("\n", "\n        ")
+        text.append(f"{name}: ", "bold").append_text(highlighted(value)).append("\n")
     for number, command in enumerate(proposal.commands, 1):
         keys, places = _highlighted(command.keystrokes, keys=True)
         marked = risks(command.keystrokes)

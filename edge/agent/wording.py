@@ -84,6 +84,12 @@ def refused(reason: str, output: str) -> Message:
     return observation(output, [f"Nothing was typed: {reason}"])
 
 
+def invalid_answer(why: str, output: str) -> Message:
+    """The next message after an answer that is not an action, with the reason."""
+    note = f"Note: your answer was not a valid action: {why}. Nothing was typed. Answer with one JSON object only."
+    return observation(output, [note])
+
+
 def repeated(times: int) -> str:
     """The note for an action that came several times in a row, with the same output each time."""
     return f"Note: you gave the same action {times} times, and its output was the same. Try something else."

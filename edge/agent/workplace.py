@@ -1,7 +1,7 @@
 """The place where an agent works: a terminal, and maybe a sandbox around its shell."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from edge.agent.wording import NEW_SHELL, not_saved, not_typed
 from edge.answer.action import Command
 from edge.errors import AgentError, SandboxError
 from edge.terminal.commits import known_commits, repository_of
-from edge.terminal.shell import SHELL
+from edge.terminal.shell import SHELL, shell_environment
 from edge.terminal.tmux import MAX_DURATION, Terminal
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Workplace:
     """Type a line only when the shell waits for it, because an allowlist allowed it as a command of the shell."""
     notes: list[str] = field(default_factory=list, init=False)
     """Notes for the model about the last `type`, and about the `save` after it."""
+    waits: list[float] = field(default_factory=list, init=False)
+    """Seconds that edge waited after each command of the last `type`."""
     unsaved: str | None = field(default=None, init=False)
     """Why the last `save` failed; None if it did not."""
     _before: str = field(default="", init=False)
@@ -42,7 +44,7 @@ class Workplace:
 
         Stops early when `late` returns True. Raises AgentError if tmux fails.
         """
-        self.notes = []
+        self.notes, self.waits = [], []
 
         def stop() -> bool:
             return late() or self._trouble() is not None
@@ -57,7 +59,9 @@ class Workplace:
             if self.terminal.ended and not self._restart_shell():
                 return False
             send = self.terminal.send_lines if self.line_by_line else self.terminal.send
-            if not send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop):
+            typed = send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop)
+            self.waits.append(round(self.terminal.waited, 2))
+            if not typed:
                 self.notes.append(not_typed(number))
                 self.say(self.notes[-1])
                 break
@@ -121,13 +125,22 @@ class Workplace:
 
 @contextlib.contextmanager
 def open_workplace(
-    folder: Path, sandbox: "Sandbox | None", *, line_by_line: bool, say: Callable[[str], None]
+    folder: Path,
+    sandbox: "Sandbox | None",
+    *,
+    line_by_line: bool,
+    say: Callable[[str], None],
+    without: Collection[str] = (),
+    full_waits: bool = False,
 ) -> Iterator[Workplace]:
     """Start a terminal in the folder, or in the sandbox with its copy of the folder.
 
-    Ends what runs in it, but not the sandbox. Raises AgentError or SandboxError if it does not start.
+    `without`: environment variables that its shell does not get; a sandbox gets none of them in any case.
+    `full_waits`: wait as long as the model says, also if its commands have ended. Ends what runs in it, but not the
+    sandbox. Raises AgentError or SandboxError if it does not start.
     """
     argv = SHELL if sandbox is None else sandbox.argv
     ready = None if sandbox is None else sandbox.wait_ready
-    with Terminal.start(argv, cwd=folder, ready=ready) as terminal:
+    env = {name: value for name, value in shell_environment().items() if name not in without}
+    with Terminal.start(argv, cwd=folder, env=env, ready=ready, full_waits=full_waits) as terminal:
         yield Workplace(terminal, folder, say, sandbox, line_by_line)

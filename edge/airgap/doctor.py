@@ -257,7 +257,8 @@ def _fit_lines(fit: Fit) -> list[str]:
     if fit.largest_context is not None:
         lines.append(f"  largest context that fits: {fit.largest_context:,} tokens")
     if fit.placement is not None:
-        lines.append(f"  {fit.placement}")
+        placed = str(fit.placement).removeprefix("placement: ")
+        lines.append(f"  for edge eval, which writes several answers at the same time: {placed}")
     return lines
 
 

@@ -8,6 +8,7 @@ that grammar.
 import json
 import math
 import re
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NoReturn, TypedDict
 
@@ -57,9 +58,10 @@ class Action:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-def parse_action(text: str) -> Fields:
+def parse_action(text: str, *, any_order: bool = False) -> Fields:
     """Read an action strictly: exactly the four keys in order, the right types, durations from 0 to 60.
 
+    `any_order`: as another engine writes it with the JSON schema: keys in any order, and a duration can be longer.
     Raises GrammarError if the text is anything else. Use: `Action(**parse_action(text), text=text, …)`.
     """
 
@@ -75,9 +77,10 @@ def parse_action(text: str) -> Fields:
         data = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or a number of 5,000 digits
         raise GrammarError(f"the action is not JSON: {error}") from error
-    if not isinstance(data, dict) or list(data) != ["analysis", "plan", "commands", "task_complete"]:
+    if not _has_keys(data, ("analysis", "plan", "commands", "task_complete"), any_order):
         raise GrammarError(
-            "the action must be an object with the keys analysis, plan, commands, task_complete in this order"
+            "the action must be an object with the keys analysis, plan, commands, task_complete"
+            + ("" if any_order else " in this order")
         )
     if not isinstance(data["commands"], list):
         raise GrammarError("the action's commands must be a list")
@@ -86,20 +89,24 @@ def parse_action(text: str) -> Fields:
     return Fields(
         analysis=_string(data["analysis"], "analysis"),
         plan=_string(data["plan"], "plan"),
-        commands=tuple(_command(item, i) for i, item in enumerate(data["commands"], start=1)),
+        commands=tuple(_command(item, i, any_order) for i, item in enumerate(data["commands"], start=1)),
         task_complete=data["task_complete"],
     )
 
 
-def _command(item: Any, number: int) -> Command:
-    if not isinstance(item, dict) or list(item) != ["keystrokes", "duration"]:
-        raise GrammarError(
-            f"command {number} must be an object with the keys keystrokes, duration in this order"
-        )
+def _has_keys(value: Any, keys: tuple[str, ...], any_order: bool) -> bool:
+    return isinstance(value, dict) and (sorted(value) == sorted(keys) if any_order else tuple(value) == keys)
+
+
+def _command(item: Any, number: int, any_order: bool) -> Command:
+    if not _has_keys(item, ("keystrokes", "duration"), any_order):
+        order = "" if any_order else " in this order"
+        raise GrammarError(f"command {number} must be an object with the keys keystrokes, duration{order}")
     duration = item["duration"]
     if isinstance(duration, bool) or not isinstance(duration, int | float):
         raise GrammarError(f"the duration of command {number} must be a number")
-    if not (0 <= duration <= 60) or math.copysign(1, duration) < 0:  # NaN and infinity fail here too
+    most = sys.float_info.max if any_order else 60
+    if not (0 <= duration <= most) or math.copysign(1, duration) < 0:  # NaN and infinity fail here too
         raise GrammarError(f"the duration of command {number} must be from 0 to 60 seconds")
     return Command(_string(item["keystrokes"], f"keystrokes of command {number}"), float(duration))
 

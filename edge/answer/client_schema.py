@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from edge.answer.expression import UnknownError
+from edge.answer.look_ahead import plain_pattern
 from edge.errors import GrammarError
 
 # Where a schema holds other schemas: one, a list of them, or a name for each.
@@ -39,7 +41,8 @@ def _inner(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (one for one in found.values() if isinstance(one, dict))
 
 
-def _all(schema: object) -> list[dict[str, Any]]:
+def all_schemas(schema: object) -> list[dict[str, Any]]:
+    """A schema and all schemas in it."""
     found = [schema] if isinstance(schema, dict) else []
     for one in found:  # it grows
         found += _inner(one)
@@ -52,7 +55,7 @@ def close_objects(schema: object) -> None:
     A model that may write any name often writes names until its budget ends. Schemas that apply to one object together
     stay open: each would forbid the names of the others. Changes `schema`.
     """
-    schemas = _all(schema)
+    schemas = all_schemas(schema)
     together = any(
         len(one.get("allOf") or ()) > 1 or ("properties" in one and any(name in one for name in _TOGETHER))
         for one in schemas
@@ -74,7 +77,7 @@ def allowed_escapes(schema: object) -> str | None:
     Where a listed name and others may stand in one object, a second spelling of the listed name, such as `\\u0063md`
     for `cmd`, would pass as another name, and a parser would take it as the first one again.
     """
-    for one in _all(schema):
+    for one in all_schemas(schema):
         others = one.get("additionalProperties", True) is not False or "patternProperties" in one
         if one.get("properties") and others:
             return _ONE_ESCAPE_EACH
@@ -84,14 +87,18 @@ def allowed_escapes(schema: object) -> str | None:
 def leave_out_annotations(schema: object) -> None:
     """Leave out what every text meets, and formats that llguidance does not know: to JSON Schema they are notes.
 
-    Changes `schema`.
+    Patterns with look-ahead become equal ones without it, which llguidance knows. Changes `schema`.
     """
-    for one in _all(schema):
+    for one in all_schemas(schema):
         form = one.get("format")
         if isinstance(form, str) and form not in _FORMATS:
             del one["format"]
         if one.get("propertyNames") in (True, {}, {"type": "string"}):
             del one["propertyNames"]
+        if isinstance(pattern := one.get("pattern"), str):
+            one["pattern"] = _without_look_ahead(pattern)
+        if isinstance(named := one.get("patternProperties"), dict):
+            one["patternProperties"] = {_without_look_ahead(name): value for name, value in named.items()}
         if one.get("uniqueItems") is False:
             del one["uniqueItems"]
         if one.get("not") is False:
@@ -100,12 +107,20 @@ def leave_out_annotations(schema: object) -> None:
             del one["unevaluatedProperties"]
 
 
+def _without_look_ahead(pattern: str) -> str:
+    """An equal pattern; the same one if edge finds none: llguidance then refuses it with its reason."""
+    try:
+        return plain_pattern(pattern)
+    except (UnknownError, RecursionError):
+        return pattern
+
+
 def check_least(schema: object) -> None:
     """llguidance accepts an unlisted name twice and counts it twice, so it cannot guarantee `minProperties`.
 
     Raises GrammarError.
     """
-    for one in _all(schema):
+    for one in all_schemas(schema):
         least = one.get("minProperties")
         if isinstance(least, int) and least > 1 and one.get("additionalProperties", True) is not False:
             raise GrammarError(

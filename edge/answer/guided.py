@@ -1,4 +1,4 @@
-"""Answers under any JSON schema or grammar, valid at any budget that a valid text fits into; and plain text with stops.
+"""Answers under any JSON schema or grammar, valid at any budget that a valid text fits into.
 
 At every step the writer knows an ending: tokens that complete the text so far and fit into the rest of the budget. It
 does not write a token that leaves no ending; it writes the ending instead. So it never takes text back, and may stream
@@ -6,58 +6,25 @@ all of it.
 """
 
 import codecs
-import contextlib
-import itertools
 import json
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
 from typing import Literal
 
-import numpy as np
-from llguidance import LLMatcher, LLTokenizer, grammar_from
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
-from numpy.typing import NDArray
+from llguidance import LLMatcher, grammar_from
 
 from edge.answer.client_schema import allowed_escapes, check_least, close_objects, leave_out_annotations
-from edge.answer.pattern import TextRule, text_rules
+from edge.answer.endings import Endings, Guide, forced
+from edge.answer.one_of import replace_one_of
+from edge.answer.pattern import text_rules
 from edge.answer.sampling import Sampling
 from edge.answer.writer import Answer, TokenWriter
 from edge.errors import GrammarError
-from edge.llama.jobs import Writer
+from edge.llama.jobs import Logits, Writer
 from edge.llama.vocabulary import Vocabulary
 
-_MOST_TRIED = 400  # states that each attempt to find an ending visits
-_MOST_TOO_LONG = 20  # complete texts over the budget in each attempt
-_MOST_ALIKE = 8  # states in which the same tokens may follow
-# Kinds of bytes, with how many of the first and of the last of a kind are tried. Those that lead to an end soonest come
-# first, white space comes last. Of the others the kind of the last byte comes last: more of it may never end.
-_KINDS = (
-    (b'"}]:)>.;!?,', 5, 0),
-    (b"0123456789", 1, 1),
-    (b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", 1, 1),
-    (b"@-/_" + bytes(byte for byte in range(0x21, 0x7F) if not chr(byte).isalnum()), 8, 0),
-    (bytes(range(0x80, 0x100)), 1, 1),
-    (b"\n ", 1, 1),
-)
 _MOST_LITERALS = 64
-_MOST_CLOSINGS = 8  # of one open string
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_LONGEST = 4000  # tokens of an ending, which may be checked as a whole at each token of an answer
-_MOST_WITHOUT_BYTES = 5
-
-
-@dataclass(frozen=True)
-class Guide:
-    """The form of an answer: the matcher at its start, and what helps to find an ending.
-
-    `literals`: the literal texts in it. `rules`: what the strings of a schema must match.
-    """
-
-    matcher: LLMatcher
-    literals: tuple[bytes, ...] = ()
-    rules: tuple[TextRule, ...] = ()
+_OVERLAP = 256  # bytes of an ending that a model may have begun itself
 
 
 def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text: str) -> Guide:
@@ -66,6 +33,7 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
         if kind == "schema":
             schema = json.loads(text)
             leave_out_annotations(schema)
+            replace_one_of(schema)
             close_objects(schema)
             check_least(schema)
             grammar = LLMatcher.grammar_from_json_schema(
@@ -108,228 +76,6 @@ def _one_line(message: object) -> str:
     return " ".join(str(message).split())[:300]
 
 
-def _forced(matcher: LLMatcher) -> list[int]:
-    """The tokens that must follow, as far as the matcher takes them; often none."""
-    tokens: list[int] = matcher.compute_ff_tokens()
-    return tokens[: matcher.validate_tokens(tokens)] if tokens else []
-
-
-def _open_string(text: bytes) -> str | None:
-    """The content of the JSON string that is open at the end of the text; None if none is, or inside a character."""
-    end = 0
-    for whole in _STRING.finditer(text):
-        end = whole.end()
-    begin = text.find(b'"', end)
-    if begin < 0:
-        return None
-    try:
-        return str(json.loads(text[begin:] + b'"'))
-    except ValueError:
-        return None
-
-
-class _Walk:
-    """A matcher that goes forward from a state and back. It has one copy of the state: a long text has a large one.
-
-    `guide`: the form of the answer, as far as it is known; `before`: the text up to the state.
-    """
-
-    def __init__(self, matcher: LLMatcher, guide: Guide | None, before: bytes) -> None:
-        self.matcher = matcher.deep_copy()
-        self.way: list[int] = []
-        self.guide = guide
-        self.before = before
-
-    def back(self, length: int) -> None:
-        """Go back to where the way had `length` tokens."""
-        if length < len(self.way):
-            self.matcher.rollback(len(self.way) - length)
-            del self.way[length:]
-
-    def go(self, tokens: Sequence[int]) -> bool:
-        """Go over these tokens and all that must follow. If they may not follow, stay and return False."""
-        taken = self.matcher.try_consume_tokens(list(tokens))
-        self.way += tokens[:taken]
-        if taken < len(tokens):
-            self.back(len(self.way) - taken)
-            return False
-        while not self.matcher.is_accepting() and (forced := _forced(self.matcher)):
-            self.way += forced[: self.matcher.try_consume_tokens(forced)]
-        return True
-
-
-class Endings:
-    """Finds endings: short ways from the state of a matcher to a complete text, in tokens of one vocabulary."""
-
-    def __init__(self, tokenizer: LLTokenizer, end_ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._end_ids = np.array(sorted(end_ids))
-        single: dict[int, int] = {}
-        for token in range(tokenizer.vocab_size):
-            if tokenizer.is_special_token(token):
-                continue
-            data = tokenizer.decode_bytes([token])
-            if len(data) == 1:
-                single.setdefault(data[0], token)
-        self._single = single
-        kinds = [[single[byte] for byte in kind if byte in single] for kind, _, _ in _KINDS]
-        self._tokens = np.array([token for kind in kinds for token in kind], np.int64)
-        ends = np.cumsum([0, *map(len, kinds)])
-        self._kinds = [slice(begin, end) for begin, end in itertools.pairwise(ends)]  # of these tokens
-
-    def find(
-        self, matcher: LLMatcher, most: int, guide: Guide | None = None, before: bytes = b""
-    ) -> list[int] | None:
-        """At most `most` tokens, and at most 4,000, that complete the text; None if none were found.
-
-        The matcher does not change. `guide`: the form of the answer; `before`: the text so far. The search goes byte by
-        byte, by whole literals, or by the shortest rest of an open string under its pattern; the result is in the
-        tokenizer's own, longer tokens. There are three kinds of search: depth first, because in JSON closing marks lead
-        to the end; breadth first, for endings that must contain something; and deep, for texts that must be long. Each
-        is tried with few steps first, then with more.
-        """
-        if matcher.is_accepting():
-            return []
-        most = min(most, _LONGEST)
-        far = 4 * most + 16  # bytes
-        words = [way for one in (guide.literals if guide else ()) if (way := self._bytes(one))]
-        walk = _Walk(matcher, guide, before)
-
-        def attempts() -> Iterator[list[int] | None]:
-            yield self._straight(matcher, walk, most, far, _MOST_TRIED // 10)
-            yield self._nearest(matcher, walk, most, words, _MOST_TRIED // 5)
-            yield self._straight(matcher, walk, most, far, _MOST_TRIED)
-            yield self._nearest(matcher, walk, most, words, 4 * _MOST_TRIED)
-            yield self._straight(matcher, walk, most, far, far)
-            for depth in (4, 8, 16, 32, 64):
-                yield self._straight(matcher, walk, most, depth, _MOST_TRIED)
-
-        return next((found for found in attempts() if found is not None), None)
-
-    def first(self, guide: Guide, most: int) -> list[int]:
-        """The ending at the start of an answer. Raises GrammarError if none was found."""
-        found = self.find(guide.matcher, most, guide)
-        if found is None:
-            bound = f" (of {_LONGEST:,} at most)" if most > _LONGEST else ""
-            raise GrammarError(
-                f"no valid text was found that fits into {most} tokens{bound}; raise max_tokens, or request a "
-                "shorter text"
-            )
-        return found
-
-    def _closings(self, walk: _Walk) -> list[list[int]]:
-        """The shortest rests of the open string, if a pattern of the schema may hold for it."""
-        if walk.guide is None or not walk.guide.rules:
-            return []
-        content = _open_string(walk.before + self._tokenizer.decode_bytes(walk.way))
-        if content is None:
-            return []
-        ends = {end for rule in walk.guide.rules if (end := rule.closing(content)) is not None}
-        ways = [self._bytes(end) for end in sorted(ends, key=lambda end: (len(end), end))[:_MOST_CLOSINGS]]
-        return [way for way in ways if way]
-
-    def _bytes(self, text: bytes) -> list[int]:
-        """The tokens of its single bytes; empty if a byte has no token."""
-        tokens = [self._single[byte] for byte in text if byte in self._single]
-        return tokens if len(tokens) == len(text) else []
-
-    def text(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of these tokens."""
-        return bytes(self._tokenizer.decode_bytes(list(tokens)))
-
-    def _straight(
-        self, matcher: LLMatcher, walk: _Walk, most: int, longest: int, tries: int
-    ) -> list[int] | None:
-        """Depth first, at most `longest` single bytes deep."""
-        walk.back(0)
-        stack: list[tuple[int, list[int]]] = [(0, [])]
-        too_long = 0
-        for _ in range(tries):
-            if not stack:
-                return None
-            length, more = stack.pop()
-            walk.back(length)
-            if not walk.go(more):
-                continue
-            if walk.matcher.is_accepting():
-                whole = self._in_few(matcher, walk.way)
-                if len(whole) <= most:
-                    return whole
-                too_long += 1
-                if too_long == _MOST_TOO_LONG:  # its neighbours are not shorter
-                    return None
-            elif (here := len(walk.way)) < longest:
-                ways = [*self._closings(walk), *([choice] for choice in self._choices(walk))]
-                stack += ((here, way) for way in reversed(ways))
-        return None
-
-    def _nearest(
-        self, matcher: LLMatcher, walk: _Walk, most: int, literals: list[list[int]], tries: int
-    ) -> list[int] | None:
-        """Breadth first, one literal or byte a step. Of states with the same next tokens, only some are tried."""
-        waiting: deque[list[int]] = deque([[]])
-        alike: Counter[bytes] = Counter()
-        for _ in range(tries):
-            if not waiting:
-                return None
-            walk.back(0)
-            if not walk.go(waiting.popleft()):
-                continue
-            if walk.matcher.is_accepting():
-                whole = self._in_few(matcher, walk.way)
-                if len(whole) <= most:
-                    return whole
-                continue
-            mask = self._bits(walk.matcher).tobytes()
-            alike[mask] += 1
-            if alike[mask] <= _MOST_ALIKE:
-                waiting += ([*walk.way, *literal] for literal in literals)
-                waiting += ([*walk.way, choice] for choice in self._choices(walk))
-        return None
-
-    def _in_few(self, matcher: LLMatcher, way: list[int]) -> list[int]:
-        """The same text in the tokenizer's own tokens, if the grammar accepts these."""
-        tokens = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes(way)) if way else []
-        return tokens if len(tokens) < len(way) and self.holds(matcher, tokens) else list(way)
-
-    def holds(self, matcher: LLMatcher, ending: Sequence[int]) -> bool:
-        """Whether an earlier ending is still valid."""
-        end = self._tokenizer.eos_token
-        return bool(matcher.validate_tokens([*ending, end]) > len(ending))
-
-    def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
-        """The tokens that may follow, including those that end the answer: bool, shape (n_vocab,)."""
-        bits = self._bits(matcher).view(np.uint8)
-        mask = np.unpackbits(bits, bitorder="little")[: self._tokenizer.vocab_size].view(np.bool_)
-        mask[self._end_ids] = matcher.is_accepting()
-        if not mask.any():
-            raise GrammarError("no token of this model's vocabulary can continue the answer")
-        return mask
-
-    def _bits(self, matcher: LLMatcher) -> NDArray[np.int32]:
-        bits = allocate_token_bitmask(1, self._tokenizer.vocab_size)
-        fill_next_token_bitmask(matcher, bits)
-        row: NDArray[np.int32] = bits[0]
-        return row
-
-    def _choices(self, walk: _Walk) -> list[int]:
-        bits = self._bits(walk.matcher)
-        fits = bits[self._tokens >> 5] >> (self._tokens & 31) & 1
-        fitting = [self._tokens[kind][fits[kind] == 1].tolist() for kind in self._kinds]
-        last_written = walk.way[-1] if walk.way else -1
-        middle = sorted(range(1, len(_KINDS) - 1), key=lambda number: last_written in fitting[number])
-        found: dict[int, None] = {}
-        for number in (0, *middle, len(_KINDS) - 1):
-            _, first, last = _KINDS[number]
-            tokens = fitting[number]
-            found |= dict.fromkeys([*tokens[:first], *tokens[len(tokens) - last :]])
-        if not found:  # a vocabulary without single bytes
-            with contextlib.suppress(GrammarError):
-                allowed = np.flatnonzero(self.allowed(walk.matcher))
-                found = dict.fromkeys(allowed[:_MOST_WITHOUT_BYTES].tolist())
-        return list(found)
-
-
 def guided_answer(
     vocabulary: Vocabulary,
     endings: Endings,
@@ -342,58 +88,75 @@ def guided_answer(
     emit: Callable[[str], None] | None = None,
 ) -> Writer[Answer]:
     """An answer whose whole text the guide accepts. `ending`: one for its start, from `Endings.first`."""
-    matcher = guide.matcher.deep_copy()
     writer = TokenWriter(prompt, sampling, max_tokens)
     shown = _Shown(emit)
+    closed = yield from write_guided(vocabulary, endings, guide, ending, writer, shown.add)
+    return writer.answer(shown.end(), "length" if closed else "stop", closed=closed)
+
+
+def write_guided(
+    vocabulary: Vocabulary,
+    endings: Endings,
+    guide: Guide,
+    ending: list[int],
+    writer: TokenWriter,
+    add: Callable[[bytes], object],
+) -> Generator[Sequence[int], Logits, bool]:
+    """Write a text that the guide accepts; returns whether its end was written because the budget ran out.
+
+    `ending`: one for the start of the text, which fits into the budget. `add`: called with the bytes of what is
+    written; a special token's are its name.
+    """
+    matcher = guide.matcher.deep_copy()
     closed = False
     text = bytearray()
 
-    def add(tokens: Sequence[int]) -> None:
-        data = b"".join(map(vocabulary.piece, tokens))
+    def written(tokens: Sequence[int]) -> None:
+        data = b"".join(map(vocabulary.spelling, tokens))
         text.extend(data)
-        shown.add(data)
+        add(data)
 
     def accepts(token: int) -> bool:
-        if token in vocabulary.end_ids:
-            return bool(matcher.is_accepting())
+        if token in vocabulary.end_ids and matcher.is_accepting():
+            return True
         return bool(matcher.validate_tokens([token]) == 1)
 
     while not matcher.is_stopped():
         if not writer.left:
             closed = bool(ending) or not matcher.is_accepting()
             break
-        forced = _forced(matcher)
-        fits = _fits(endings, guide, matcher, bytes(text), forced, writer.left) if forced else None
+        more = forced(matcher)
+        fits = _fits(endings, guide, matcher, bytes(text), more, writer.left) if more else None
         if fits is not None:
             ending = fits
-            matcher.try_consume_tokens(forced)
-            writer.force(forced)
-            add(forced)
+            matcher.try_consume_tokens(more)
+            writer.force(more)
+            written(more)
             continue
         try:
             token = yield from writer.choose(accepts, lambda: endings.allowed(matcher))
         except GrammarError:  # llguidance has reached one of its limits
             closed = True
             break
-        if token in vocabulary.end_ids:
+        if token in vocabulary.end_ids and matcher.is_accepting():
             writer.write(token)
             break
         if matcher.try_consume_tokens([token]) != 1:
             closed = True
             break
-        after = _after(endings, guide, matcher, ending, bytes(text), vocabulary.piece(token), writer.left - 1)
+        after = _after(endings, guide, matcher, ending, bytes(text), token, writer.left - 1)
         if after is None:
             matcher.rollback(1)
             closed = True
             break
         ending = after
         writer.write(token)
-        add([token])
+        written([token])
     if closed or not matcher.is_accepting():
         writer.force(ending)
-        add(ending)
+        written(ending)
         closed = True
-    return writer.answer(shown.end(), "length" if closed else "stop", closed=closed)
+    return closed
 
 
 def _after(
@@ -402,14 +165,20 @@ def _after(
     matcher: LLMatcher,
     ending: list[int],
     text: bytes,
-    piece: bytes,
+    token: int,
     left: int,
 ) -> list[int] | None:
-    """An ending of at most `left` tokens after `text` and this piece: the one before, its rest, or another."""
+    """An ending of at most `left` tokens after `text` and this token: the one before, its rest, or another."""
+    piece = endings.text([token])
     for known in (ending, ending[len(piece) :]):  # the rest: for a text of fixed length
         if len(known) <= left and endings.holds(matcher, known):
             return known
-    return [] if matcher.is_accepting() else endings.find(matcher, left, guide, text + piece)
+    if matcher.is_accepting():
+        return []
+    for known in endings.rests(ending, text[-_OVERLAP:] + piece):
+        if len(known) <= left and endings.holds(matcher, known):
+            return known
+    return endings.find(matcher, left, guide, text + piece)
 
 
 def _fits(
@@ -446,42 +215,3 @@ class _Shown:
     def end(self) -> str:
         self.add(b"", True)
         return "".join(self._parts)
-
-
-def text_answer(
-    vocabulary: Vocabulary,
-    prompt: Sequence[int],
-    *,
-    max_tokens: int,
-    sampling: Sampling,
-    stop: Sequence[str] = (),
-    ignore_eos: bool = False,
-    emit: Callable[[str], None] | None = None,
-) -> Writer[Answer]:
-    """Text without a grammar, until the model's own EOS or one of the `stop` texts, which is not included."""
-    writer = TokenWriter(prompt, sampling, max_tokens)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text = ""
-    shown = 0
-    held = max(map(len, stop), default=1) - 1  # characters that may be the beginning of a stop text
-    reason: Literal["stop", "length"] = "length"
-    while writer.left:
-        token = writer.sampler.pick((yield from writer.logits()))
-        writer.write(token)
-        if token in vocabulary.end_ids and not ignore_eos:
-            reason = "stop"
-            break
-        begin = max(0, len(text) - held)
-        text += decoder.decode(vocabulary.piece(token))
-        ends = [at for word in stop if (at := text.find(word, begin)) >= 0]
-        if ends:
-            text, reason = text[: min(ends)], "stop"
-            break
-        if emit is not None and len(text) - held > shown:
-            emit(text[shown : len(text) - held])
-            shown = len(text) - held
-    else:
-        text += decoder.decode(b"", True)
-    if emit is not None and len(text) > shown:
-        emit(text[shown:])
-    return writer.answer(text, reason)

@@ -1,5 +1,6 @@
 """Choose the next token from the logits: greedy, or sampled; the parameters mean what they mean in vLLM."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that the answer has already, as in OpenAI's API; 0 is off."""
+    frequency_penalty: float = 0.0
+    """The same, times the number of its occurrences."""
 
     @property
     def greedy(self) -> bool:
@@ -43,6 +48,8 @@ class Sampling:
                 "above 0",
             ),
             ("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more"),
+            ("presence_penalty", self.presence_penalty, -2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
         ):
             if not fits:
                 raise EdgeError(f"{name} is {value}; it must be {range_}")
@@ -55,15 +62,24 @@ class Sampler:
         self._sampling = sampling
         self._random = None if sampling.greedy else np.random.default_rng(sampling.seed)
         self._seen = set(prompt) if sampling.repetition_penalty != 1 else None
+        counts = sampling.presence_penalty or sampling.frequency_penalty
+        self._written: Counter[int] | None = Counter() if counts else None
 
     def saw(self, token: int) -> None:
-        """A token was written; the repetition penalty counts it from now on."""
+        """A token was written; the penalties count it from now on."""
         if self._seen is not None:
             self._seen.add(token)
+        if self._written is not None:
+            self._written[token] += 1
 
     def pick(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None) -> int:
         """The next token, among the `allowed` ones if given. Both arrays have the shape (n_vocab,)."""
         s = self._sampling
+        if self._written:
+            logits = logits.copy()
+            ids = np.fromiter(self._written, np.int64, len(self._written))
+            times = np.fromiter(self._written.values(), np.float32, len(self._written))
+            logits[ids] -= times * s.frequency_penalty + s.presence_penalty
         if self._seen is not None:
             logits = logits.copy()
             ids = np.fromiter(self._seen, np.int64, len(self._seen))

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.answer.action import ActionScanner
+from edge.answer.calls import ToolCall
 from edge.answer.constraint import Constraint
 from edge.answer.sampling import Sampler, Sampling
+from edge.answer.scores import TokenScore
 from edge.answer.style import StyleName, style_grammar, style_of
 from edge.errors import GrammarError
 from edge.llama.jobs import Logits, Writer
@@ -38,6 +40,13 @@ class Answer:
     completion_tokens: int
     forced_tokens: int
     thought_tokens: int
+    calls: tuple[ToolCall, ...] = ()
+    stopped_by: str | None = None
+    """The `stop` text that ended the answer."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were kept from earlier requests, so they were not read again."""
+    scores: tuple[TokenScore, ...] = ()
+    """Of each token, if they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,7 @@ class TokenWriter:
         *,
         closed: bool = False,
         thought: Thought = _NO_THOUGHT,
+        calls: tuple[ToolCall, ...] = (),
     ) -> Answer:
         """The finished answer. `closed`: its end was written because the budget ran out."""
         return Answer(
@@ -123,6 +133,7 @@ class TokenWriter:
             completion_tokens=len(self.tokens),
             forced_tokens=self.forced,
             thought_tokens=thought.tokens,
+            calls=calls,
         )
 
 
@@ -161,7 +172,7 @@ def action_answer(
     - emit_thought: receives the text of the thought, once for each token of it
     """
     writer = TokenWriter(prompt, sampling, max_tokens)
-    thought = yield from _think(writer, vocabulary, think, emit_thought)
+    thought = yield from write_thought(writer, vocabulary, think, emit_thought)
     action = _ActionText(vocabulary, writer, style, emit)
     text_limit = int(text_share * writer.left)
     text_tokens = 0
@@ -202,13 +213,13 @@ def chat_answer(
     `free_answer`, unless the thought reaches its maximum or has no end.
     """
     writer = TokenWriter(prompt, sampling, max_tokens)
-    thought = yield from _think(writer, vocabulary, think, emit_thought)
+    thought = yield from write_thought(writer, vocabulary, think, emit_thought)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = ""
     ended = False
     allowed: NDArray[np.bool_] | None = None
     if thought.text is None and vocabulary.think_open is not None:
-        # `_think` has decided that there is no thought, so the text must not begin one.
+        # `write_thought` has decided that there is no thought, so the text must not begin one.
         allowed = np.ones(vocabulary.n_vocab, np.bool_)
         allowed[vocabulary.think_open] = False
     while writer.left and not ended:
@@ -289,7 +300,13 @@ class _ActionText:
         return self._data[:keep].decode() + ending
 
 
-def _think(
+def thought_is_open(vocabulary: Vocabulary, prompt: Sequence[int]) -> bool:
+    """Whether the chat template has opened a thought, at the end of the prompt or before a line break."""
+    opening, closing = vocabulary.think_open, vocabulary.think_close
+    return opening is not None and opening in prompt[-3:] and closing not in prompt[-3:]
+
+
+def write_thought(
     writer: TokenWriter,
     vocabulary: Vocabulary,
     think: int,
@@ -300,9 +317,7 @@ def _think(
     if opening is None or closing is None or not writer.left:
         return _NO_THOUGHT
     think = min(think, writer.left)
-    # Some chat templates open the thought themselves, at the end of the prompt or before a line break.
-    opened = opening in writer.prompt[-3:] and closing not in writer.prompt[-3:]
-    if not opened:
+    if not thought_is_open(vocabulary, writer.prompt):
         if think < 3 or writer.sampler.pick((yield from writer.logits())) != opening:
             return _NO_THOUGHT
         writer.write(opening)

@@ -4,6 +4,7 @@ main      the `edge` command: its subcommands, errors and exit codes; edge promp
 command   what every command does with its options
 common    notes, reports, tables, lines of progress, standard input, broken packages
 options   options that commands share
+usage     wrong usage in edge's words, with similar names
 defaults  the model of a command: the named or the default one
 config    edge config; settings as defaults of options
 store     edge models, the models in the store

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from edge.cli.common import Threads, is_terminal, note, progress_line
+from edge.cli.common import Threads, is_given, is_terminal, note, note_unless, progress_line
 from edge.cli.options import (
+    ApiKeyFile,
     Batch,
     FlashAttention,
     GpuLayers,
@@ -31,16 +32,35 @@ from edge.cli.options import (
 from edge.errors import Interrupted
 
 if TYPE_CHECKING:
-    from edge.agent.session import SessionOptions
+    from edge.agent.options import SessionOptions
+
+
+# Options that only a model on this machine has, and those that only a server has.
+_LOCAL = "lora think text_share style gpu_layers threads batch kv_type flash_attention mmap".split()
+_SERVER = ["api_key_file", "timeout"]
 
 
 def agent(
+    command: typer.Context,
     task: Annotated[str | None, typer.Argument(metavar="TASK", help="What the model must do.")] = None,
     workdir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to work in. Default: the current folder.")
     ] = None,
     model: ModelOption = None,
     lora: Lora = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            "--base-url",
+            metavar="URL",
+            help="Server with the OpenAI API, for example http://localhost:8000/v1, whose model answers. --model is "
+            "its name there.",
+        ),
+    ] = None,
+    api_key_file: ApiKeyFile = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="With --base-url: maximum seconds to wait for an answer.")
+    ] = 600.0,
     review: Annotated[
         bool, typer.Option("--review", help="Ask before each action. Default on a terminal.")
     ] = False,
@@ -94,6 +114,13 @@ def agent(
     time_limit: Annotated[
         float, typer.Option(min=1, help="Maximum time in seconds; your own decisions do not count.")
     ] = 1800.0,
+    full_waits: Annotated[
+        bool,
+        typer.Option(
+            "--full-waits",
+            help="Wait as long as the model says, also if its commands have ended, as Terminus-2 does.",
+        ),
+    ] = False,
     context: Annotated[
         int | None,
         typer.Option(
@@ -141,36 +168,40 @@ def agent(
     if bring_back is not None or undo is not None:
         return _later(bring_back, undo, task, _Answers(yes, dot_files))
     from edge.agent.loop import Limits
-    from edge.agent.session import Permission, SessionOptions
+    from edge.agent.options import Permission, ServerOptions, SessionOptions
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.llama.loading import Loading, parse_adapters
     from edge.terminal.check import Limits as SandboxLimits
 
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     options = SessionOptions(
         task=task,
         permission=Permission(_has_person(), review, allow, sandboxed, yes),
         workdir=workdir,
         model=model,
+        server=ServerOptions(base_url, api_key_file, timeout),
+        local_options=_given(command, _LOCAL),
+        server_options=_given(command, _SERVER),
         record=record,
         resume=resume,
         template=prompt_template,
         limits=Limits(max_steps, time_limit),
         sandbox=SandboxLimits(memory << 20, disk << 20, processes=processes),
+        full_waits=full_waits,
         dot_files=dot_files,
         loading=Loading(
             *(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),
             adapters=parse_adapters(lora or ()),
         ),
-        answering=Answering(
-            max_tokens,
-            Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
-            think_tokens(think, max_tokens),
-            text_share,
-            style,
-        ),
+        answering=Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style),
     )
     _run(options, quiet)
+
+
+def _given(command: typer.Context, names: list[str]) -> tuple[str, ...]:
+    """Those of these options that were given."""
+    return tuple("--" + name.replace("_", "-") for name in names if is_given(command, name))
 
 
 class _Answers(NamedTuple):
@@ -212,7 +243,8 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
 
     from rich.console import Console
 
-    from edge.agent.session import Interface, option_conflict, run_session
+    from edge.agent.options import Interface, option_conflict
+    from edge.agent.session import run_session
     from edge.cli.defaults import agent_model, chosen_model
     from edge.system.progress import waiting
 
@@ -221,7 +253,8 @@ def _run(options: "SessionOptions", quiet: bool) -> None:
     person = options.permission.person and not options.permission.yes
 
     def find_model(given: str | None) -> Path:
-        return agent_model(note, person=person) if given is None else chosen_model(given, note)
+        named = note_unless(quiet)
+        return agent_model(named, person=person) if given is None else chosen_model(given, named)
 
     interface = Interface(
         console=Console(highlight=False, soft_wrap=True, emoji=False),

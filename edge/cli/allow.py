@@ -35,7 +35,7 @@ def check(
     """
     from edge.agent.allow import judge, read_allowlist
     from edge.agent.rules import Place
-    from edge.cli.common import note
+    from edge.cli.common import note, show
     from edge.system.text import counted, printable
     from edge.terminal.check import WORK
 
@@ -44,15 +44,13 @@ def check(
         note(warning)
     if command is None:
         rules = counted(len(allowlist.rules) + len(allowlist.commands), "rule")
-        typer.echo(
-            f"{printable(str(file))}: {rules}, {counted(allowlist.examples, 'example')}: all as they say"
-        )
+        show(f"{printable(str(file))}: {rules}, {counted(allowlist.examples, 'example')}: all as they say")
         return
     place = Place(workdir or Path(), WORK if sandboxed else None)
     verdict = judge(allowlist, command, place)
     if verdict.decision == "refuse" and not command.endswith("\n"):
         verdict = judge(allowlist, command + "\n", place)
-    typer.echo(printable(f"{verdict.decision}: {verdict.reason}"))
+    show(printable(f"{verdict.decision}: {verdict.reason}"))
     if verdict.decision != "allow":
         raise typer.Exit(1)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import note, progress_line, show
+from edge.cli.common import note, noting_replaced, progress_line, show
 from edge.cli.options import Force
 
 
@@ -40,7 +40,7 @@ def bundle(
     from edge.system.progress import bar
 
     models = [chosen_model(one, note) for one in model]
-    with bar("bundling", progress_line, unit="bytes") as progress:
+    with noting_replaced(out), bar("bundling", progress_line, unit="bytes") as progress:
         bundled = run_bundle(
             models,
             out,

@@ -415,7 +415,11 @@ def _notes(talk: "Conversation", reply: "Reply") -> Iterator[str]:
             "edge closed the action validly"
         )
     elif answer.finish_reason == "length":
-        more = "raise max_tokens" if talk.settings.max_tokens is not None else "the context is full"
+        more = (
+            "raise the limit with --max-tokens or /set max_tokens"
+            if talk.settings.max_tokens is not None
+            else "the context is full"
+        )
         yield f"the answer was cut after {counted(answer.completion_tokens, 'token')}: {more}"
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from edge.cli.usage import Group, value_words
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Options that are text because they take a path or a name.
 _ALSO_PATHS = {"model", "source", "out", "base", "reference", "file", "python", "lora"}
@@ -33,6 +35,9 @@ class Command(TyperCommand):
 class App(typer.Typer):
     """A group of commands, each of them a `Command`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"cls": Group, **kwargs})
+
     def command(self, *args: Any, **kwargs: Any) -> Callable[[Function], Function]:
         """As `typer.Typer.command`."""
         return super().command(*args, **{"cls": Command, **kwargs})
@@ -48,8 +53,8 @@ def _parts(hint: Any) -> Iterator[Any]:
 
 def _improve(parameter: Any, types: list[Any]) -> None:
     is_path = Path in types or parameter.name in _ALSO_PATHS
+    choices = [get_args(part) for part in types if get_origin(part) is Literal]
     if parameter.metavar is None and bool not in types:
-        choices = [get_args(part) for part in types if get_origin(part) is Literal]
         known = [word for kind, word in _VALUES.items() if kind in types]
         parameter.metavar = "|".join(choices[0]) if choices else known[0] if known else None
     if (
@@ -64,7 +69,9 @@ def _improve(parameter: Any, types: list[Any]) -> None:
         try:
             result = process(context, value)
         except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ")  # pydantic's words
+            errors = getattr(error.__cause__, "errors", None)  # of pydantic, in its words
+            if errors is not None:
+                error.message = value_words(errors()[0], choices[0] if choices else ())
             raise
         if isinstance(result, float) and not math.isfinite(result):
             raise typer.BadParameter("must be a finite number")

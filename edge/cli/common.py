@@ -1,11 +1,12 @@
 """What the commands share: the option --threads, notes, tables, lines of progress."""
 
+import contextlib
 import opcode
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -32,12 +33,42 @@ Threads = Annotated[
 
 def note(text: str) -> None:
     """Print a note on stderr: not an error."""
-    typer.echo(f"note: {printable(text, lines=True)}", err=True)
+    say(f"note: {printable(text, lines=True)}")
+
+
+def note_unless(quiet: bool) -> Callable[[str], None]:
+    """`note`; with `quiet`, a function that prints nothing."""
+    return (lambda text: None) if quiet else note
+
+
+@contextlib.contextmanager
+def noting_replaced(*outputs: Path | None, quiet: bool = False) -> Iterator[None]:
+    """Print a note for each of these files that was there before and was written again."""
+    before = {path: path.stat() for path in outputs if path is not None and path.is_file()}
+    yield
+    for path, old in before.items():
+        new = path.stat()
+        if old.st_size and (new.st_ino, new.st_mtime_ns) != (old.st_ino, old.st_mtime_ns):
+            note_unless(quiet)(f"{path}: replaced the file that was there")
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr: something that can do harm."""
-    typer.echo(f"warning: {printable(text, lines=True)}", err=True)
+    say(f"warning: {printable(text, lines=True)}")
+
+
+def fail(text: str) -> None:
+    """Print an error on stderr. The caller ends the command."""
+    say(f"error: {printable(text)}")
+
+
+def agreed(question: str) -> bool:
+    """Ask a person on the terminal. No is the default."""
+    while True:
+        answer = typer.prompt(f"{question} [y/N]", default="", show_default=False, err=True).strip().lower()
+        if answer in ("y", "yes", "n", "no", ""):
+            return answer in ("y", "yes")
+        typer.echo("answer y or n", err=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

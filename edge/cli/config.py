@@ -74,6 +74,10 @@ def config(
     rows: list[tuple[str, ...]] = [(name, _value(one), _source(one)) for name, one in held.items()]
     table(["setting", "value", "from"], rows)
     show(f"\nmodel: {printable(default[0] or 'none yet')} ({printable(default[1])})")
+    if held["model"].value is None:
+        show(
+            f'to choose one: write model = "NAME" into {printable(str(path))}, or set EDGE_MODEL; names: edge models'
+        )
 
 
 @config_app.command()

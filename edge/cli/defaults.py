@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from edge.errors import ConfigError, ModelFileError
+from edge.cli.common import agreed
+from edge.errors import ConfigError, HubError, ModelFileError, UnknownRepositoryError
 from edge.system.paths import DEFAULT_NAME, DEFAULT_QUANT, EMBEDDED_NAME
 from edge.system.store import local_model
 
@@ -108,7 +107,13 @@ def checkpoint_source(
     if check is not None:
         check(quant)
     options = HubOptions(revision or found.revision, offline)
-    source, fixed = fetch_source(found, options, ask_first(yes), progress_line)
+    try:
+        source, fixed = fetch_source(found, options, ask_first(yes), progress_line)
+    except UnknownRepositoryError:
+        raise
+    except HubError as error:
+        also = f"; there is no folder {text} here either" if found.hub_id == text else ""
+        raise HubError(f"{error}{also}") from None
     return Source(source, quant, fixed)
 
 
@@ -139,7 +144,7 @@ def agent_model(note: Note, *, person: bool) -> Path:
         if not person:
             raise ModelFileError(f"edge agent has no model: {advice}")
         question = f"The only model here is {EMBEDDED_NAME}, a tiny demonstration model. Use it?"
-        if not typer.confirm(question, err=True):
+        if not agreed(question):
             raise ModelFileError(f"no model was chosen: {advice}")
     path = choice.path or demonstration(note)
     note(_line(path, choice))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edge.cli.common import Threads, is_given, note, progress_line
+from edge.cli.common import Threads, is_given, note, note_unless, noting_replaced, progress_line
 from edge.cli.options import (
+    ApiKeyFile,
     Batch,
     FlashAttention,
     Force,
@@ -19,6 +20,7 @@ from edge.cli.options import (
     MinP,
     Mmap,
     Penalty,
+    Quiet,
     Seed,
     Style,
     Temperature,
@@ -35,6 +37,7 @@ from edge.cli.results import print_scores
 if TYPE_CHECKING:
     from edge.answer.answering import Answering
     from edge.llama.loading import Loading
+    from edge.replay.openai import Service
     from edge.replay.stored_result import Result
 
 # Options that only some backends have.
@@ -44,7 +47,7 @@ _ONLY = {
         "mmap".split()
     ),
     "vllm": ["tp", "dtype", "structured"],
-    "openai": ["base_url", "served_model", "concurrency", "timeout", "structured"],
+    "openai": ["base_url", "api_key_file", "served_model", "concurrency", "timeout", "structured"],
 }
 
 
@@ -128,10 +131,10 @@ def evaluate(
         str | None,
         typer.Option(
             "--base-url",
-            help="openai: URL of the server, for example http://localhost:8000/v1. edge reads its key from "
-            "OPENAI_API_KEY.",
+            help="openai: URL of the server, for example http://localhost:8000/v1.",
         ),
     ] = None,
+    api_key_file: ApiKeyFile = None,
     served_model: Annotated[
         str | None,
         typer.Option(
@@ -146,7 +149,7 @@ def evaluate(
     ] = 600.0,
     force: Force = False,
     yes: Yes = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no placement and no progress.")] = False,
+    quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Replay recorded steps with a model and score its answers.
@@ -163,6 +166,7 @@ def evaluate(
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.llama.loading import Loading, parse_adapters
+    from edge.replay.openai import Service
     from edge.system.paths import embedded_rows
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -174,12 +178,14 @@ def evaluate(
     loading = Loading(
         gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap, adapters=adapters
     )
-    if backend == "vllm":
-        result = _by_vllm(model, work, dtype, tp)
-    elif backend == "openai":
-        result = _by_server(base_url or "", model, work, served_model, concurrency, timeout)
-    else:
-        result = _by_edge(model, work, loading)
+    with noting_replaced(out, quiet=quiet):
+        if backend == "vllm":
+            result = _by_vllm(model, work, dtype, tp)
+        elif backend == "openai":
+            service = Service(served_model, concurrency, timeout, key_file=api_key_file)
+            result = _by_server(base_url or "", model, work, service)
+        else:
+            result = _by_edge(model, work, loading)
     print_scores(result, out)
 
 
@@ -212,7 +218,7 @@ def _by_edge(model: str | None, work: _Work, loading: "Loading") -> "Result":
     from edge.llama.loading import with_own_adapter
     from edge.replay import evaluate as run_evaluate
 
-    path = chosen_model(model, note, yes=work.yes, check=work.check, measures=True)
+    path = chosen_model(model, note_unless(work.say is None), yes=work.yes, check=work.check, measures=True)
     return run_evaluate(
         path,
         work.rows,
@@ -249,23 +255,16 @@ def _by_vllm(model: str | None, work: _Work, dtype: str, tp: int) -> "Result":
     )
 
 
-def _by_server(
-    base_url: str,
-    model: str | None,
-    work: _Work,
-    served_model: str | None,
-    concurrency: int,
-    timeout: float,
-) -> "Result":
+def _by_server(base_url: str, model: str | None, work: _Work, service: "Service") -> "Result":
     from edge.cli.defaults import chosen_model
-    from edge.replay.openai import Service, evaluate_server
+    from edge.replay.openai import evaluate_server
 
     return evaluate_server(
         base_url,
         work.rows,
         work.out,
         model=None if model is None else chosen_model(model, note, yes=work.yes, check=work.check),
-        service=Service(served_model, concurrency, timeout),
+        service=service,
         limit=work.limit,
         rows_of=work.rows_of,
         skip_too_long=work.skip_too_long,

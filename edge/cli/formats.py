@@ -74,7 +74,7 @@ def check(
     An error is a line that edge refuses. A warning is a line that edge reads, but that is probably a mistake: for
     example a reference that is not an action. The exit code is 1 if there is an error.
     """
-    from edge.cli.common import STDIN, echo_json, input_lines
+    from edge.cli.common import STDIN, echo_json, input_lines, show
     from edge.replay.check import check_rows
     from edge.system.text import printable
 
@@ -82,6 +82,6 @@ def check(
     if as_json:
         echo_json(checked.to_json())
     else:
-        typer.echo(printable(checked.to_text(), lines=True))
+        show(printable(checked.to_text(), lines=True))
     if checked.errors or (strict and checked.warnings):
         raise typer.Exit(1)

@@ -15,7 +15,16 @@ from edge.cli.allow import allow_app
 from edge.cli.bundle import bundle, unbundle
 from edge.cli.chat import chat
 from edge.cli.command import App
-from edge.cli.common import broken_package, conversation, is_terminal, note, note_fallback, written_stream
+from edge.cli.common import (
+    broken_package,
+    conversation,
+    fail,
+    is_terminal,
+    note,
+    note_fallback,
+    say,
+    written_stream,
+)
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.formats import rows, schema
@@ -175,29 +184,27 @@ def main() -> NoReturn:
         app(prog_name="python -m edge" if Path(sys.argv[0]).name == "__main__.py" else "edge")
     except EdgeError as error:
         if error.option:
-            typer.echo(f"Error: Invalid value for '{error.option}': {error}", err=True)
+            fail(f"{error.option}: {error}")
             sys.exit(2)
-        typer.echo(f"error: {error}", err=True)
+        fail(str(error))
         sys.exit(1)
     except SystemExit as stop:
         if stop.code == 130:  # Typer turns KeyboardInterrupt into this
-            typer.echo(printable(_interruption(stop)), err=True)
+            say(printable(_interruption(stop)))
         raise
     except Exception as error:
         package = broken_package(error)
         if package and not limited:
-            typer.echo(f"error: {package}", err=True)
+            fail(package)
             sys.exit(1)
         if isinstance(error, OSError):
             where = error.filename or written_stream(error)
-            typer.echo(
-                f"error: {printable(f'{where}: ' if where else '')}{error.strerror or error}", err=True
-            )
+            fail(f"{where}: {error.strerror or error}" if where else error.strerror or str(error))
             sys.exit(1)
         # With too little memory, an import can fail with any exception, and a thread cannot start.
         if not (isinstance(error, MemoryError | ImportError) or package or "start new thread" in str(error)):
             raise
         why = " ".join(str(error).split())[-200:] or "an allocation failed"
-        typer.echo(f"error: not enough memory ({why}): raise the limit, or close other programs", err=True)
+        fail(f"not enough memory ({why}): raise the limit, or close other programs")
         sys.exit(1)
     sys.exit(0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, progress_line, show
+from edge.cli.common import Threads, note, note_unless, noting_replaced, progress_line, show
 from edge.cli.options import Batch, Force, GpuLayers, Lora, Verbose, reading_layers
 from edge.system.text import counted
 
@@ -81,24 +81,25 @@ def measure(
             read_rows(replay, limit)
 
     adapters = parse_adapters(lora or ())
-    path = chosen_model(model, note, check=check)
-    base_path = None if base is None else chosen_model(base, note, check=check)
+    path = chosen_model(model, note_unless(quiet), check=check)
+    base_path = None if base is None else chosen_model(base, note_unless(quiet), check=check)
     layers = reading_layers(gpu_layers, path, base_path)
     loading = Loading(gpu_layers=layers, threads=threads, context=context, batch=batch, adapters=adapters)
-    done = run_measure(
-        path,
-        out,
-        base=base_path,
-        replay=replay,
-        text=text,
-        chunk=chunk,
-        limit=limit,
-        skip_too_long=skip_too_long,
-        loading=with_own_adapter(path, loading),
-        keep_base=keep_base,
-        force=force,
-        say=None if quiet else progress_line,
-    )
+    with noting_replaced(out, quiet=quiet):
+        done = run_measure(
+            path,
+            out,
+            base=base_path,
+            replay=replay,
+            text=text,
+            chunk=chunk,
+            limit=limit,
+            skip_too_long=skip_too_long,
+            loading=with_own_adapter(path, loading),
+            keep_base=keep_base,
+            force=force,
+            say=None if quiet else progress_line,
+        )
     if not quiet:
         for line in done["method"]["notes"]:
             note(line)

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, echo_json, is_given, note, progress_line, show, warn
+from edge.cli.common import (
+    Threads,
+    echo_json,
+    is_given,
+    note,
+    note_unless,
+    noting_replaced,
+    progress_line,
+    show,
+    warn,
+)
 from edge.cli.options import Force, GpuLayers, Verbose, reading_layers
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
@@ -142,10 +152,16 @@ def _tell(converted: "Converted") -> None:
     for text in (*converted.warnings, converted.template.note):
         if text:
             note(text)
+    _tell_replaced(converted.path, converted.replaced)
     show(
         f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
         f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
     )
+
+
+def _tell_replaced(path: Path, replaced: bool) -> None:
+    if replaced:
+        note(f"{path}: was there before; edge converted again and replaced it")
 
 
 _MODELS_ONLY = (
@@ -183,6 +199,7 @@ def _convert_adapter(
     converted = convert_adapter(folder, found.text, quant=kind, out=out, hub=found.hub, force=force)
     for warning in converted.warnings:
         note(warning)
+    _tell_replaced(converted.path, converted.replaced)
     ranks = ", ".join(map(str, converted.ranks))
     show(
         f"{converted.path}: LoRA adapter, {converted.quant}, {size(converted.n_bytes)}, {converted.weights} weights, "
@@ -220,7 +237,7 @@ def imatrix(
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
     force: Force = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Compute an importance matrix from replay rows or a text.
@@ -239,8 +256,11 @@ def imatrix(
         if replay is not None:
             read_rows(replay)
 
-    path = chosen_model(model, note, check=check)
-    with bar("reading", None if quiet else progress_line, unit="tokens") as progress:
+    path = chosen_model(model, note_unless(quiet), check=check)
+    with (
+        noting_replaced(out, quiet=quiet),
+        bar("reading", None if quiet else progress_line, unit="tokens") as progress,
+    ):
         calibrated = calibrate(
             path,
             out,

@@ -75,6 +75,14 @@ Lora = Annotated[
         help="LoRA adapter (GGUF) to add to the model, and the factor of its change. Default: 1. Repeatable.",
     ),
 ]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        metavar="FILE",
+        help="With --base-url: file with the server's key. Default: the variable OPENAI_API_KEY.",
+    ),
+]
 GpuLayers = Annotated[
     int | None,
     typer.Option(
@@ -95,7 +103,12 @@ FlashAttention = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a file that another run wrote. An input is never replaced.")
 ]
-Batch = Annotated[int | None, typer.Option(min=1, help="Tokens decoded in one batch. Default: 512.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Do not print the chosen model, the placement and the progress.")
+]
+Batch = Annotated[
+    int | None, typer.Option(min=1, max=1 << 20, help="Tokens decoded in one batch. Default: 512.")
+]
 Mmap = Annotated[bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read all of it.")]
 Style = Annotated[
     Literal["auto", "compact", "indented", "free"],
@@ -154,7 +167,7 @@ def think_tokens(value: str | None, most: int | None = None) -> int | None:
                 f"--think {value} is not below --max-tokens {most}: a long thought leaves no tokens for the answer"
             )
         return int(value)
-    raise typer.BadParameter("must be off, or a number of tokens", param_hint="--think")
+    raise typer.BadParameter(f"must be off, or a number of tokens, not {value}", param_hint="--think")
 
 
 def checked_quant(quant: str, option: str) -> str:

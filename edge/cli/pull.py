@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, is_terminal, note, progress_line
+from edge.cli.common import Threads, agreed, is_terminal, note, progress_line, show
 from edge.errors import ModelFileError
 from edge.system.text import size
 
@@ -73,7 +73,7 @@ def pull(
         note(warning)
     origin = pulled.hub_id + (f" at {pulled.commit[:12]}" if pulled.commit else "")
     got = f"{size(pulled.n_downloaded)} downloaded" if pulled.n_downloaded else "no download needed"
-    typer.echo(
+    show(
         f"{pulled.path}: {pulled.quant}, {size(pulled.n_bytes)}, from {origin}, {got}\nSHA-256 {pulled.sha256}"
     )
 
@@ -100,7 +100,7 @@ def ask_first(yes: bool | None) -> Callable[["Download"], None]:
                     f"{download.name}: the download {why}; run first: edge pull {download.name} --yes"
                 )
             raise typer.BadParameter(f"the download {why}: add --yes", param_hint="--yes")
-        if not typer.confirm("Download it?", err=True):
+        if not agreed("Download it?"):
             raise ModelFileError(f"{download.name}: nothing was downloaded")
 
     return confirm

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from edge.cli.common import noting_replaced
 from edge.cli.options import Force
 
 
@@ -53,18 +54,19 @@ def report(
     """
     from edge.report.build import report as write_report
 
-    write_report(
-        results,
-        out,
-        reference,
-        markdown=markdown,
-        plots=plots,
-        worse=worse,
-        replay=replay,
-        title=title,
-        notes=notes or (),
-        force=force,
-    )
+    with noting_replaced(out, markdown):
+        write_report(
+            results,
+            out,
+            reference,
+            markdown=markdown,
+            plots=plots,
+            worse=worse,
+            replay=replay,
+            title=title,
+            notes=notes or (),
+            force=force,
+        )
     for path in (out, markdown, plots):
         if path is not None:
             typer.echo(str(path))

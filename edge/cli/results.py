@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import show
+from edge.cli.common import noting_replaced, show
 from edge.cli.options import Force
 from edge.system.text import counted
 
@@ -31,7 +31,9 @@ def score(
     """Score answers that another engine wrote."""
     from edge.replay.score import score as run_score
 
-    print_scores(run_score(predictions, replay, out, model=model, partial=partial, force=force), out)
+    with noting_replaced(out):
+        result = run_score(predictions, replay, out, model=model, partial=partial, force=force)
+    print_scores(result, out)
 
 
 def compare(
@@ -65,7 +67,9 @@ def compare(
     from edge.compare.stored import check_comparison, write_comparison
 
     if reference is None and not causes:
-        raise typer.BadParameter("give one of them, or both", param_hint="--reference, --causes")
+        raise typer.BadParameter(
+            "give it a result or a known model to compare with, or give --causes", param_hint="--reference"
+        )
     if json_out is not None:
         check_comparison(json_out, results, reference, causes=causes, force=force)
     comparison = None if reference is None else run_compare(results, reference)
@@ -73,7 +77,8 @@ def compare(
     others = [Path(reference)] if reference is not None and comparison and comparison.paired else []
     found = find_causes(distinct([*others, *results])) if causes else None
     if json_out is not None:
-        write_comparison(json_out, results, reference, comparison, found)
+        with noting_replaced(json_out):
+            write_comparison(json_out, results, reference, comparison, found)
     if comparison is not None:
         show(comparison.to_markdown())
     if found is not None:

@@ -18,6 +18,7 @@ from edge.cli.common import (
     no_gpu_note,
     note,
     note_fallback,
+    note_unless,
     one_line,
     placement,
     progress_line,
@@ -34,6 +35,7 @@ from edge.cli.options import (
     Mmap,
     ModelOption,
     Penalty,
+    Quiet,
     Seed,
     Style,
     Temperature,
@@ -92,7 +94,7 @@ def run(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no placement and no progress.")] = False,
+    quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Ask a model for the next action and print it.
@@ -116,7 +118,7 @@ def run(
     terminal = is_terminal(sys.stdout)
     stream = terminal and not as_json
     say = None if quiet else progress_line
-    path = chosen_model(model, note)
+    path = chosen_model(model, note_unless(quiet))
     action = _action(path, chat, with_own_adapter(path, loading), answering, say, stream=stream)
     styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
     text = action.text if styled else one_line(action.text)
@@ -163,7 +165,7 @@ def _action(
 def _task(task: str | None, screen: Path | None, messages: Path | None) -> str | None:
     """The task, from the command line or from standard input; None if there are messages instead."""
     if messages is not None and (task is not None or screen is not None):
-        raise typer.BadParameter("--messages replaces TASK and --screen", param_hint="--messages")
+        raise typer.BadParameter("replaces TASK and --screen; give one of them", param_hint="--messages")
     if messages is None and task is None:
         if sys.stdin is None or is_terminal(sys.stdin):
             raise typer.BadParameter(
@@ -235,7 +237,10 @@ def _progress(
             written = engine.answer_tokens_decoded - before[1]
             if written and reads:
                 shown.close()
-                reads, show = False, shown.enter_context(bar("writing the answer", say, unit="tokens"))
+                reads, show = (
+                    False,
+                    shown.enter_context(bar("writing the answer", say, unit="tokens", limit=True)),
+                )
             read = engine.prompt_tokens_decoded - before[0]
             show(*((read, prompt_tokens) if reads else (written, max_tokens)))
 

@@ -30,13 +30,29 @@ def serve(
             help=f"File with the API key that clients must send. Default: the variable {_KEY}.",
         ),
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Let web pages of this origin use the server, such as http://localhost:3000. Can be repeated.",
+        ),
+    ] = None,
     answers: Annotated[
         Literal["action", "text"] | None,
         typer.Option(
             metavar="action|text",
-            help="Chat answers of requests without a response_format: actions, or free text. Default: action.",
+            help="Chat answers of requests without a response_format or tools: actions, or free text. "
+            "Default: actions for terminal models, text for all others.",
         ),
     ] = None,
+    tool_choice: Annotated[
+        Literal["auto", "required"],
+        typer.Option(
+            metavar="auto|required",
+            help="Answers where the client leaves the choice of a tool open: text or calls (auto), or one call "
+            "(required), except after a call's result.",
+        ),
+    ] = "auto",
     parallel: Annotated[
         int, typer.Option(min=1, max=64, help="Maximum number of answers written at the same time.")
     ] = 4,
@@ -79,7 +95,7 @@ def serve(
 ) -> None:
     """Serve a model to agents over an OpenAI-compatible API.
 
-    By default, each chat answer is a valid action.
+    By default, each chat answer of a terminal model is a valid action.
     """
     try:
         from edge.serve import server
@@ -96,10 +112,6 @@ def serve(
     key = _key(api_key_file)
     adapters = parse_adapters(lora or ())
     path = chosen_model(model, note, announce=True)
-    if answers is None and default_answers(path) == "text":
-        note(
-            f"{path.stem} is not known as a terminal model; --answers text serves free text instead of actions"
-        )
     loading = Loading(
         gpu_layers=gpu_layers,
         threads=threads,
@@ -113,11 +125,12 @@ def serve(
     )
     server.serve(
         path,
-        server.Address(host, port, key),
+        server.Address(host, port, key, tuple(cors_origin or ())),
         server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
         with_own_adapter(path, loading, beside=True),
         say=progress_line,
-        answers=answers or "action",
+        answers=answers or default_answers(path),
+        must_call=tool_choice == "required",
     )
 
 

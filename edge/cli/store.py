@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge.cli.command import App
-from edge.cli.common import echo_json, is_terminal, note, table
+from edge.cli.common import agreed, echo_json, is_terminal, note, show, table
 from edge.errors import ModelFileError
 from edge.replay.known import KnownModel, known_models
 from edge.system.paths import DEFAULT_NAME
@@ -53,16 +53,16 @@ def list_models(as_json: Json = False) -> None:
     _print_models(stored)
     total = sum(model.n_bytes for model in stored)
     what = f"{size(total)} in " if stored else "No models in "
-    typer.echo(f"{what}{printable(str(store_folder()))}")
+    show(f"{what}{printable(str(store_folder()))}")
     if local:
         typer.echo("\nIn ./models:")
         _print_models(local)
     if choice.path is not None:
         in_store = choice.path in store_files()
         shown = model_name(choice.path) if in_store else str(choice.path)
-        typer.echo(f"\nDefault ({printable(choice.why)}):\n  {printable(shown)}")
+        show(f"\nDefault ({printable(choice.why)}):\n  {printable(shown)}")
     elif not stored:
-        typer.echo("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
+        show("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
 
 
 @models_app.command()
@@ -114,7 +114,7 @@ def rm(
             )
         total = size(sum(model.n_bytes for model in chosen))
         shown = ", ".join(printable(model_name(model.path)) for model in chosen)
-        if not typer.confirm(f"Remove {shown} ({total})?", err=True):
+        if not agreed(f"Remove {shown} ({total})?"):
             raise typer.Exit(1)
     for file in files:
         _remove(file)
@@ -179,7 +179,7 @@ def _print_models(models: "list[FoundModel]") -> None:
         table(["name", "size", "type", "model", "date"], rows)
     for model in models:
         if not model.usable and model.adapter is None:
-            typer.echo(f"not usable: {printable(model_name(model.path))}: {printable(model.problem)}")
+            show(f"not usable: {printable(model_name(model.path))}: {printable(model.problem)}")
 
 
 def _facts(model: "FoundModel", place: str) -> dict[str, Any]:

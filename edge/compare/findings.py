@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from edge.compare.verdict import p_text, places
+from edge.compare.verdict import NONE_DIFFERS, is_few, p_text, places
 from edge.replay.rows import describe
 from edge.system.places import write_json
 from edge.system.tables import clean, code, table
@@ -255,17 +255,17 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
 
 def _sentences(part: Part, paired: bool) -> list[str]:
     """One line a metric, metrics with the same sentence together, and how to read the lines."""
-    alike = [figure for figure in part.figures if figure.verdict == "no difference"]
+    alike = [figure for figure in part.figures if figure.verdict == NONE_DIFFERS]
     others = [
         figure
         for figure in part.figures
-        if figure.verdict not in ("no difference", "no such steps", "not published")
+        if figure.verdict not in (NONE_DIFFERS, "no such steps", "not published")
     ]
     names: dict[str, list[str]] = {}
     for figure in [*others, *alike]:
         names.setdefault(figure.sentence + test_text(figure), []).append(LABELS[figure.name])
     lines = [f"- {', '.join(labels)}: {text}" for text, labels in names.items()]
-    if any(figure.detectable is not None for figure in part.figures):
+    if any(figure.detectable is not None and not is_few(figure.verdict) for figure in part.figures):
         lines += [
             "",
             "80 % power, 5 % level: a true difference of that size is detected with 80 % probability at the 5 % level, "
@@ -322,7 +322,7 @@ def _paired_table(figures: Sequence[Figure]) -> list[str]:
             number(figure.name, figure.ours),
             number(figure.name, figure.difference, sign=True),
             interval_text(figure.name, figure.low, figure.high),
-            number(figure.name, figure.detectable),
+            number(figure.name, None if is_few(figure.verdict) else figure.detectable),
             figure.verdict,
         )
         for figure in figures
@@ -410,7 +410,7 @@ def number(name: str, value: float | None, sign: bool = False) -> str:
 
 
 def interval_text(name: str, low: float | None, high: float | None) -> str:
-    """The interval of a difference in a table; a dash for None."""
-    if low is None or high is None:
+    """The interval of a difference in a table; a dash for None, and where no task differs: then it has no width."""
+    if low is None or high is None or low == high == 0:
         return "–"
     return f"{number(name, low, sign=True)} … {number(name, high, sign=True)}"

@@ -8,7 +8,7 @@ computed for it.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,15 @@ from edge.compare.intervals import (
 from edge.compare.notes import run_notes
 from edge.compare.paired import LEAST_DIFFERING, TaskDifferences, detectable_loss, paired_interval
 from edge.compare.pairing import keyed, pair_steps
-from edge.compare.verdict import half_range, places, sentence, unpaired_sentence, verdict, within_range
+from edge.compare.verdict import (
+    NONE_DIFFERS,
+    half_range,
+    places,
+    sentence,
+    unpaired_sentence,
+    verdict,
+    within_range,
+)
 from edge.errors import EdgeError, ResultError
 from edge.metrics import FIGURES, TERMS, Aggregate, GroupFigures, aggregate, headline
 from edge.replay.known import KnownModel, find_known
@@ -39,6 +47,7 @@ _TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # each step is right or wro
 # Upper limits of the groups of `prompt_length`, in prompt tokens; 1k is 1,000.
 _LENGTHS = ((1000, "< 1k"), (2000, "1–2k"), (4000, "2–4k"), (8000, "4–8k"), (16000, "8–16k"))
 _LONGEST = "≥ 16k"
+_NOTHING = "this compares nothing."
 _BUCKETS = ("early", "mid", "late")
 
 Steps = Sequence[Step]
@@ -127,7 +136,8 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
     pairing = pair_steps(result["per_step"], base.steps, str(path), base.name)
     ours, theirs = pairing.ours, pairing.reference
     tasks = len({key[0] for key in pairing.keys})
-    notes = [*run_notes(result, base.result), *pairing.notes]
+    same = _same(path, result, base)
+    notes = [*([same] if same else []), *run_notes(result, base.result), *pairing.notes]
     if tasks < FEW_TASKS:
         notes.append(_few(tasks))
     changes = [a["command_f1"] - b["command_f1"] for a, b in zip(ours, theirs, strict=True)]
@@ -147,7 +157,12 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
         only_ours=pairing.only_ours,
         only_reference=pairing.only_reference,
         tasks=tasks,
-        figures=_paired_figures(ours, theirs),
+        figures=tuple(
+            replace(figure, sentence="No step differs, because both sides are the same.")
+            if same.endswith(_NOTHING) and figure.verdict == NONE_DIFFERS
+            else figure
+            for figure in _paired_figures(ours, theirs)
+        ),
         groups=_paired_groups(ours, theirs),
         agreement=agreement,
         agreement_intervals=_agreement_intervals(agreement, ours),
@@ -182,6 +197,19 @@ def _unpaired(path: Path | str, result: Result, base: _Reference) -> Part:
         worse=(),
         notes=tuple(notes),
     )
+
+
+def _same(path: Path | str, result: Result, base: _Reference) -> str:
+    """What to say if there is nothing to compare; empty if there is."""
+    if result == base.result:
+        same = Path(path).resolve() == Path(base.name).resolve()
+        return f"Both sides {'are the same file' if same else 'have the same content'}: {_NOTHING}"
+    if result.get("run") and result.get("run") == base.result.get("run"):
+        return (
+            "Both results have the same model, rows and settings: only another machine or chance can make a "
+            "difference."
+        )
+    return ""
 
 
 def _few(tasks: int) -> str:

@@ -7,6 +7,7 @@ from edge.system.text import counted
 _LESS_IS_BETTER = ("empty_commands_pct", "premature_complete_rate_pct")
 _NEITHER_IS_BETTER = ("avg_ref_cmds", "avg_pred_cmds")
 _LEVEL = 0.05
+NONE_DIFFERS = "no step differs"
 
 
 def places(name: str) -> int:
@@ -45,7 +46,7 @@ def verdict(name: str, bounds: tuple[float, float] | None, differing: int, count
     if not counted:
         return "no such steps"
     if not differing:
-        return "no difference"
+        return NONE_DIFFERS
     if bounds is None:
         return "too few tasks differ"
     low, high = bounds
@@ -54,6 +55,11 @@ def verdict(name: str, bounds: tuple[float, float] | None, differing: int, count
     if name in _NEITHER_IS_BETTER:
         return "higher" if low > 0 else "lower"
     return "better" if (low > 0) != (name in _LESS_IS_BETTER) else "worse"
+
+
+def is_few(word: str) -> bool:
+    """Whether a verdict says that the data are too few for one."""
+    return word.startswith("too few")
 
 
 def p_text(p: float) -> str:
@@ -89,7 +95,7 @@ def sentence(
     """
     if by_task is None:
         return "There are no such steps."
-    if word == "no difference":
+    if word == NONE_DIFFERS:
         return f"No step differs. {_at_most(by_task)}"
     if bounds is None:
         return f"{_few_differ(by_task)} {_at_most(by_task)}"
@@ -128,6 +134,11 @@ def _found(name: str, difference: float, low: float, high: float) -> str:
     if name in _LESS_IS_BETTER:
         return f"Worse: a rise of {size}" if low > 0 else f"Better: a fall of {size}"
     return f"A {'gain' if low > 0 else 'loss'} of {size}"
+
+
+def _loss(name: str) -> str:
+    """The word for a change for the worse."""
+    return "change" if name in _NEITHER_IS_BETTER else "rise" if name in _LESS_IS_BETTER else "loss"
 
 
 def _not_found(name: str, reference: float, detectable: float | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from edge.conversion.families import make_plan
+from edge.conversion.families import make_plan, settled
 from edge.conversion.header import add_entries
 from edge.conversion.output import Replaced, header_run, output_place
 from edge.conversion.plan import Array, Plan, TensorPlan, Value
@@ -34,6 +34,7 @@ from edge.formats.model_card import CardFacts, read_card
 from edge.llama import ggml
 from edge.system.files import whole_file
 from edge.system.outputs import check_output
+from edge.system.text import did_you_mean
 from edge.version import __version__
 
 DEFAULT_ADAPTER_QUANT = "F32"
@@ -53,6 +54,8 @@ class ConvertedAdapter:
     seconds: float
     sha256: str
     warnings: tuple[str, ...]
+    replaced: bool = False
+    """Whether a file was there before."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,24 @@ def convert_adapter(
     begin = time.monotonic()
     folder, kind = Path(folder), checked_type(quant)
     check_adapter(folder)
-    checkpoint = open_checkpoint(base, revision=hub.revision, offline=hub.offline)
-    tied = all(tensor.name != "output.weight" for tensor in make_plan(checkpoint).tensors)
+    checkpoint = settled(open_checkpoint(base, revision=hub.revision, offline=hub.offline))
+    rows = make_plan(checkpoint).n_vocab
     merged = merge_lora(checkpoint, folder)
     plan = make_plan(merged)
+    if plan.n_vocab != rows:
+        raise ConversionError(
+            f"{folder}: has a vocabulary of {plan.n_vocab:,} rows, and the base has {rows:,}: tokens were added or "
+            f"removed; a GGUF adapter cannot change the number of rows: {_MERGE}"
+        )
     place_name = f"{checkpoint_name(folder)}-lora-{kind.lower()}.gguf"
     path, place = output_place(out, place_name)
     files = [tensor.file for tensor in checkpoint.tensors.values()]
     check_output(path, [folder, checkpoint.folder, *files], error=ConversionError, streams=False)
-    replaced = Replaced(path, force)
+    replaced = Replaced.at(path, force)
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
     card = read_card(folder)
     warnings = [*card.notes, *_warnings(folder, checkpoint, merged, plan)]
-    factors = _factors(folder, checkpoint, plan, tied)
+    factors = _factors(folder, checkpoint, plan, bool(checkpoint.tied))
     alpha = _common_alpha(folder, factors)
     try:
         with whole_file(place) as (temporary, descriptor):
@@ -118,14 +126,17 @@ def convert_adapter(
         seconds=time.monotonic() - begin,
         sha256=digest,
         warnings=tuple(warnings),
+        replaced=replaced.there,
     )
 
 
 def checked_type(quant: str) -> str:
     """The name of a type that the tensors of an adapter may have. Raises ConversionError for another one."""
     if quant.upper() not in FLOAT_TYPES:
+        meant = did_you_mean(quant, FLOAT_TYPES, parts=False)
         raise ConversionError(
-            f"{quant} is not a type for an adapter; use one of {', '.join(FLOAT_TYPES)}", option="--quant"
+            f"{quant} is not a type for an adapter; {meant and meant + ' '}use one of {', '.join(FLOAT_TYPES)}",
+            option="--quant",
         )
     return quant.upper()
 

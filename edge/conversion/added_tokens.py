@@ -45,16 +45,13 @@ def assemble(checkpoint: Checkpoint, n_vocab: int) -> Assembled:
     listed = tokenizer.get_added_tokens_decoder()
     declared = _declared(checkpoint, listed)
     adding = _missing(checkpoint, listed, declared)
-    tokenizer.add_tokens(adding)
-    ids = {token.content: tokenizer.token_to_id(token.content) for token in adding}
-    left_out = {content: i for content, i in ids.items() if i is not None and i >= n_vocab}
+    ids = _new_ids(tokenizer, adding)
+    left_out = {content: i for content, i in ids.items() if i >= n_vocab}
+    tokenizer.add_tokens([token for token in adding if token.content not in left_out])
     notes = [
         f"{file.parent}: names the token {content!r} (id {i}), for which the model has no row; left out"
         for content, i in left_out.items()
     ]
-    if left_out:
-        tokenizer = read_tokenizer(file)
-        tokenizer.add_tokens([token for token in adding if (ids[token.content] or 0) < n_vocab])
     for i, token in declared.items():
         got = tokenizer.token_to_id(token.content)
         if got is not None and got != i:
@@ -67,6 +64,19 @@ def assemble(checkpoint: Checkpoint, n_vocab: int) -> Assembled:
         if i not in listed or repr(listed[i]) != repr(token)
     }
     return Assembled(tokenizer, added, tuple(left_out), tuple(notes))
+
+
+def _new_ids(tokenizer: Tokenizer, adding: Iterable[AddedToken]) -> dict[str, int]:
+    """The ids that the tokenizers package gives to added tokens: their own, or the next one after all others."""
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
+    following = max([size, *(i + 1 for i in tokenizer.get_added_tokens_decoder())])
+    ids: dict[str, int] = {}
+    for token in adding:
+        if token.content not in ids:
+            known = tokenizer.token_to_id(token.content)
+            ids[token.content] = following if known is None else known
+            following = max(following, ids[token.content] + 1)
+    return ids
 
 
 def _declared(checkpoint: Checkpoint, listed: Mapping[int, AddedToken]) -> dict[int, AddedToken]:

@@ -35,6 +35,12 @@ class Replaced:
 
     out: Path
     force: bool
+    there: bool
+    """Whether there is a file before the conversion."""
+
+    @classmethod
+    def at(cls, out: Path, force: bool) -> "Replaced":
+        return cls(out, force, out.is_file() and out.stat().st_size > 0)
 
     def check(self, run: Run) -> None:
         """Compare the header at `out` with what will be written, as far as `run` says it. Raises ConversionError."""

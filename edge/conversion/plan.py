@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint, StoredTensor
-from edge.formats.tied import EMBEDDINGS, OUTPUT, same_values
+from edge.formats.tied import OUTPUT, bare_name, settle
 from edge.system.text import counted
 
 Array = npt.NDArray[Any]
@@ -28,7 +28,6 @@ _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS: above it llama.cpp stops the process
 _MAX_FLOAT = 3e38  # GGUF metadata is float32
 
 # Prefixes that training frameworks and multimodal models put before tensor names, sometimes twice.
-_WRAPPERS = re.compile(r"^(?:(?:model|language_model|_orig_mod|module|base_model)\.)+")
 _TOWERS = re.compile(
     r"^(?:vision_tower|vision_model|visual|audio_tower|audio_encoder|multi_modal_projector|mm_projector"
     r"|embed_vision|embed_audio)\."
@@ -229,8 +228,21 @@ def text_values(values: dict[str, object]) -> dict[str, object]:
     return values | text | {"tie_word_embeddings": tied}
 
 
+def decide_tied(checkpoint: Checkpoint, config: Config, family: Family) -> Checkpoint:
+    """The checkpoint with one matrix or two as embeddings and output, as config.json or the family's default says.
+
+    Raises ConversionError if the setting is not a boolean.
+    """
+    if checkpoint.tied is not None:
+        return checkpoint
+    config = Config(config.where, {**family.defaults, **config.values})
+    separate = any(bare_name(name) == OUTPUT for name in checkpoint.tensors)
+    default = not separate if family.tied is None else family.tied
+    return settle(checkpoint, config.flag("tie_embedding", "tie_word_embeddings", default=default))
+
+
 def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
-    """Match a checkpoint with the table of its family.
+    """Match a checkpoint, for which `decide_tied` was called, with the table of its family.
 
     Raises ConversionError for a hyper-parameter that is missing or that llama.cpp cannot run, and for a tensor that is
     missing, has another shape than config.json requires, or is not in the table.
@@ -245,12 +257,7 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     config, stored, further = family.adapt(config, stored)
     dims = family.dims(config)
     layers = family.layers(config)
-    default = "lm_head.weight" not in stored if family.tied is None else family.tied
-    tied = config.flag("tie_embedding", "tie_word_embeddings", default=default)
-    if tied:
-        tied, separate = _still_tied(stored, config.where)
-        notes += separate
-    tensors = list(_match(family, dims, layers, stored, tied, str(checkpoint.folder)))
+    tensors = list(_match(family, dims, layers, stored, bool(checkpoint.tied), str(checkpoint.folder)))
     if stored:
         raise ConversionError(
             f"{checkpoint.folder}: {min(stored)} is not a tensor of a {family.architecture} model; "
@@ -266,27 +273,6 @@ def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
     )
 
 
-def _still_tied(stored: Stored, where: str) -> tuple[bool, list[str]]:
-    """Whether one matrix serves as embeddings and output, where config.json ties them; and notes.
-
-    Removes a copy from `stored`. As in transformers 5: a stored output matrix that differs stays, and one without
-    embeddings serves as both.
-    """
-    output = stored.get(OUTPUT)
-    if output is None:
-        return True, []
-    if EMBEDDINGS not in stored:
-        stored[EMBEDDINGS] = stored.pop(OUTPUT)
-        return True, []
-    if same_values(stored[EMBEDDINGS], output):
-        del stored[OUTPUT]
-        return True, []
-    return False, [
-        f"{where} ties the output matrix to the embeddings, but {output.name} differs from them: edge keeps both, as "
-        "transformers 5 does; other programs may use the embeddings for both"
-    ]
-
-
 def _bare_names(checkpoint: Checkpoint) -> tuple[Stored, list[str]]:
     """The tensors that a text model needs, by name without wrapper prefixes; and notes on what changed.
 
@@ -296,7 +282,7 @@ def _bare_names(checkpoint: Checkpoint) -> tuple[Stored, list[str]]:
     towers: Counter[str] = Counter()
     doubled: Counter[str] = Counter()
     for name, tensor in checkpoint.tensors.items():
-        bare = _WRAPPERS.sub("", name)
+        bare = bare_name(name)
         if _SKIPPED.search(bare):
             continue
         if _TOWERS.search(bare):

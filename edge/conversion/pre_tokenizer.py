@@ -22,10 +22,10 @@ _CASED_2 = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + "*"
 _SIGNS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 _LFM2 = rf"{_ENGLISH_SHORT}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|\s*[\r\n]|\s+(?!\S)|\s"
 _LLAMA3 = rf"{_ENGLISH}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
-_QWEN2 = rf"{_ENGLISH}|{_WORD}|\p{{N}}|{_SIGNS}|{_SPACES}"
+QWEN2 = rf"{_ENGLISH}|{_WORD}|\p{{N}}|{_SIGNS}|{_SPACES}"
 _GPT4O = rf"{_CASED}{_ENGLISH}?|{_CASED_2}{_ENGLISH}?|\p{{N}}{{1,3}}|{_SIGNS_SLASH}|{_SPACES}"
 _TEKKEN = rf"{_CASED}|{_CASED_2}|\p{{N}}|{_SIGNS_SLASH}|{_SPACES}"
-_QWEN35 = (
+QWEN35 = (
     rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
 )
@@ -37,8 +37,8 @@ _PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     ("digits", "gpt2"): ("smollm", None),
     (_LFM2, "bytes"): ("dbrx", "lfm2"),
     (_LLAMA3, "bytes"): ("dbrx", "llama-bpe"),
-    (_QWEN2, "bytes"): ("qwen2", None),
-    (_QWEN35, "bytes"): ("qwen35", None),
+    (QWEN2, "bytes"): ("qwen2", None),
+    (QWEN35, "bytes"): ("qwen35", None),
     (_GPT4O, "bytes"): ("gpt-4o", None),
     (_TEKKEN, "bytes"): (None, "tekken"),
 }

@@ -8,7 +8,7 @@ pre_tokenizers/metaspace.rs.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,12 +91,11 @@ def scheme(stored: TokenizerJson) -> Scheme:
 
 def choose(
     stored: TokenizerJson,
-    config: Mapping[str, object],
     template: str | None,
     tokens: dict[str, str],
     special: Sequence[str],
 ) -> SpacePrefix:
-    """The switch for a tokenizer. `config`: tokenizer_config.json; `special`: the texts of all added tokens.
+    """The switch for a tokenizer. `special`: the texts of all added tokens.
 
     `tokens`: the special tokens that the template knows by name.
     Of the two values edge takes the one that is right for more of the prompts that the template writes.
@@ -105,7 +104,7 @@ def choose(
     if found in ("never", "exact"):
         return SpacePrefix(found, found == "exact")
     usual = found == "always"
-    prompts = list(_prompts(template, tokens))
+    prompts = list(chat_prompts(template, tokens))
     equal = {
         adds: [text for text in prompts if SpacePrefix(found, adds, tuple(special)).agrees(text)]
         for adds in (usual, not usual)
@@ -117,11 +116,6 @@ def choose(
     notes = [
         f"llama.cpp does not add spaces as this tokenizer does (Metaspace, {found}): {_NOTES[found, adds]}"
     ]
-    if found == "always" and _read_as_first(config):
-        notes.append(
-            "transformers 5 reads a LlamaTokenizer as Metaspace, first, whatever tokenizer.json says; edge follows "
-            "tokenizer.json"
-        )
     if other:
         notes.append(
             f"{len(other)} of {len(prompts)} prompts that the chat template writes have other tokens in llama.cpp, "
@@ -131,13 +125,8 @@ def choose(
     return SpacePrefix(found, adds, tuple(special), checked, tuple(notes))
 
 
-def _read_as_first(config: Mapping[str, object]) -> bool:
-    """Whether transformers 5 makes the pre-tokenizer anew (LlamaTokenizer.__init__); `legacy` is not saved again."""
-    return str(config.get("tokenizer_class")).startswith("Llama") and config.get("legacy") is not True
-
-
-def _prompts(template: str | None, tokens: dict[str, str]) -> Iterator[str]:
-    """What the template writes for some short chats; not those that it refuses."""
+def chat_prompts(template: str | None, tokens: dict[str, str]) -> Iterator[str]:
+    """What the template writes for some short chats; not those that it refuses. `tokens`: as for `choose`."""
     if template is None or not template.strip():
         return
     further: dict[str, Any] = {

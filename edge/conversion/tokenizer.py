@@ -13,6 +13,7 @@ from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer
 
 from edge.conversion.added_tokens import assemble
+from edge.conversion.class_tokenizer import class_note
 from edge.conversion.plan import text_values
 from edge.conversion.pre_tokenizer import byte_level_pre, sentencepiece_pre
 from edge.conversion.space_prefix import SpacePrefix, choose
@@ -180,10 +181,10 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
             f"{where}: tokenizer_config.json names no bos_token, which llama.cpp's Gemma 4 needs"
         )
     scores, space = None, None
+    names = {f"{kind}_token": tokens[i] for kind, i in special_ids.items()}
     if sentencepiece:
-        names = {f"{kind}_token": tokens[i] for kind, i in special_ids.items()}
         special = [token.text for token in added]
-        space = choose(stored, checkpoint.tokenizer_config, checkpoint.chat_template, names, special)
+        space = choose(stored, checkpoint.chat_template, names, special)
         # llama.cpp's Gemma 4 uses the merges; -1000 is what llama.cpp's converter writes there
         scores = [-1000.0] * len(tokens) if gemma4 else _scores(tokens, types, merges, added)
     return Vocabulary(
@@ -203,6 +204,7 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
             *_left_out_note(left_out, n_vocab),
             *notes,
             *(space.notes if space is not None else ()),
+            *class_note(checkpoint, assembled.tokenizer, names),
             *(
                 f"a GGUF can store only three EOS tokens; {tokens[i]!r} will not end an answer"
                 for i in unused

@@ -23,6 +23,7 @@ PROBE = (
     f"a{' ' * 40}b{chr(10) * 20}c \n \n \n \n{chr(9) * 9}d   \n  \n e{' ' * 300}\n"
     "sed -i 's/\\(foo\\)/\\1bar/g' ./*.py && git commit -m \"fix: #42\" || exit $?; VAR=${HOME:-/tmp}  \n"
 )
+PROBE_LINES = PROBE.splitlines(keepends=True)
 
 _MOST = 10_000  # added tokens, and pairs of them, that are compared: Gemma 3 has 6,415
 _GROUP = 100  # tokens in one text
@@ -31,26 +32,31 @@ _SAME_BEGIN = 20  # tokens with the same beginning that are tried after a token
 
 
 def check_tokenization(
-    gguf: Path, tokenizer: Tokenizer, add_special: bool, space: SpacePrefix | None = None
+    gguf: Path,
+    tokenizer: Tokenizer,
+    add_special: bool,
+    space: SpacePrefix | None = None,
+    where: Path | None = None,
 ) -> None:
     """Compare llama.cpp's tokenization of PROBE and of the added tokens with that of the tokenizers package.
 
     `gguf` needs a header only. `tokenizer`: the checkpoint's, as transformers assembles it.
     `add_special` also compares the special tokens that are added around a text.
     `space`: of a SentencePiece-like tokenizer; the texts are then those to which both add the same spaces.
-    Raises ConversionError that shows the first difference.
+    Raises ConversionError that shows the first difference, for the file `where` (else `gguf`).
     """
     space = space or SpacePrefix("never", False)
-    lines = PROBE.splitlines(keepends=True)
     try:
         with file_vocabulary(gguf) as vocabulary:
-            texts = (*lines, PROBE, *_added_texts(tokenizer, vocabulary.n_vocab))
+            texts = (*PROBE_LINES, PROBE, *_added_texts(tokenizer, vocabulary.n_vocab))
             for text in (*map(space.comparable, texts), *space.prompts):
                 wanted = tokenizer.encode(text, add_special_tokens=False).ids
-                _compare(gguf, tokenizer, wanted, vocabulary.encode(text))
+                _compare(where or gguf, tokenizer, wanted, vocabulary.encode(text))
             if add_special:
                 text = "a b" if space.adds else " a b"
-                _compare(gguf, tokenizer, tokenizer.encode(text).ids, vocabulary.encode(text, ends=True))
+                _compare(
+                    where or gguf, tokenizer, tokenizer.encode(text).ids, vocabulary.encode(text, ends=True)
+                )
     except ModelFileError as error:
         raise ConversionError(str(error)) from None
 
@@ -95,7 +101,7 @@ def _overlaps(tokens: list[str]) -> list[str]:
     return list(texts)
 
 
-def _compare(gguf: Path, tokenizer: Tokenizer, wanted: list[int], got: list[int]) -> None:
+def _compare(where: Path, tokenizer: Tokenizer, wanted: list[int], got: list[int]) -> None:
     if wanted == got:
         return
     at = next(
@@ -104,6 +110,6 @@ def _compare(gguf: Path, tokenizer: Tokenizer, wanted: list[int], got: list[int]
     before = tokenizer.decode(wanted[max(0, at - 8) : at], skip_special_tokens=False)
     texts = [[tokenizer.id_to_token(i) for i in ids[at : at + 4]] for ids in (wanted, got)]
     raise ConversionError(
-        f"{gguf}: llama.cpp tokenizes differently after {before!r}: tokenizers gives {texts[0]}, "
+        f"{where}: llama.cpp tokenizes differently after {before!r}: tokenizers gives {texts[0]}, "
         f"llama.cpp {texts[1]}; --no-check skips this check"
     )

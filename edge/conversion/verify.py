@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from edge.conversion.families import make_plan
+from edge.conversion.families import make_plan, settled
 from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.tokenizer import make_vocabulary
 from edge.conversion.weights import FLOATS, Output, write_weights
@@ -185,7 +185,7 @@ def compare_with_source(
     cannot be read, and ModelFileError if the GGUF cannot.
     """
     model = read_model_file(path)
-    checkpoint = open_checkpoint(source, revision=revision, offline=offline)
+    checkpoint = settled(open_checkpoint(source, revision=revision, offline=offline))
     if lora is not None:
         checkpoint = merge_lora(checkpoint, lora)
     plan = make_plan(checkpoint)
@@ -296,12 +296,25 @@ def _other_metadata(
             )
     if read_array(path, "tokenizer.ggml.token_type") != vocabulary.types:
         yield Difference("tokenizer.ggml.token_type", "differ from those of the source")
-    prefix, adds = metadata.get("tokenizer.ggml.add_space_prefix"), vocabulary.add_space_prefix
-    if prefix != adds:
-        yield Difference("tokenizer.ggml.add_space_prefix", f"{prefix!r}, but the source gives {adds!r}")
-    for kind, number in vocabulary.special_ids.items():
+    if vocabulary.scores is not None:
+        scores = np.asarray(read_array(path, "tokenizer.ggml.scores"), np.float32)
+        if not np.array_equal(scores, np.asarray(vocabulary.scores, np.float32)):
+            yield Difference("tokenizer.ggml.scores", "differ from those of the source")
+    single: dict[str, object] = {
+        "tokenizer.ggml.model": vocabulary.model,
+        "tokenizer.ggml.pre": vocabulary.pre or metadata.get("tokenizer.ggml.pre"),
+        "tokenizer.ggml.add_space_prefix": vocabulary.add_space_prefix,
+        "tokenizer.ggml.add_bos_token": vocabulary.add_bos,
+        "tokenizer.ggml.add_eos_token": vocabulary.add_eos,
+    }
+    for kind in ("bos", "eos", "unk", "sep", "pad", "mask", "eot", "eom"):
         key = gguf.Keys.Tokenizer.__dict__[f"{kind.upper()}_ID"]
-        if metadata.get(key) != number:
-            yield Difference(key, f"{metadata.get(key)!r}, but the source gives {number!r}")
+        single[key] = vocabulary.special_ids.get(kind)
+    for key, expected in single.items():
+        given = metadata.get(key)
+        if given is None and key.endswith(("add_bos_token", "add_eos_token")):
+            continue  # llama.cpp's converter leaves its default out
+        if given != expected:
+            yield Difference(key, f"{given!r}, but the source gives {expected!r}")
     if (metadata.get("tokenizer.chat_template") or None) != (checkpoint.chat_template or None):
         yield Difference("tokenizer.chat_template", "differs from that of the source")

@@ -14,6 +14,7 @@ lora           merges a LoRA adapter into a checkpoint
 adapter_tokenizer  the tokenizer and the chat template beside a LoRA adapter
 template_triggers  what a chat template does for certain contents only
 tied           embeddings and output: one matrix or two
+resized        adapters whose vocabulary has more or fewer rows than the base's
 foreign        weights of other programs that edge refuses by name
 adapter        a LoRA adapter as a GGUF, and whether it fits a base
 floats         number formats: bf16, f16, f32

@@ -59,7 +59,8 @@ class Checkpoint:
     commit on the hub, if the folder contains it. `card`: what a GGUF records of its model card. `adapter`: the names of
     the LoRA adapters merged into the tensors (see edge/formats/lora.py). `notes`: lines for the user about adapters and
     about the files that were read. `extends`: the base, if the tokenizer is the adapter's; `adapter_tokenizer`: the
-    adapter's tokenizer.json, if that was read.
+    adapter's tokenizer.json, if that was read. `tied`: whether one matrix is the embeddings and the output; None if
+    that was not decided yet (edge/formats/tied.py).
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Checkpoint:
     card: CardFacts = field(default_factory=CardFacts)
     extends: "Checkpoint | None" = None
     adapter_tokenizer: Path | None = None
+    tied: bool | None = None
 
     @property
     def tokenizer_file(self) -> Path:
@@ -113,6 +115,11 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, offline:
         raise CheckpointError(_no_tokenizer(folder))
     tokenizer_config = read_tokenizer_config(folder)
     tensors, notes = read_tensors(folder)
+    if os.path.lexists(folder / "adapter_config.json"):
+        notes += (
+            f"{folder} also has an adapter (adapter_config.json); edge merges it into these weights only with --lora "
+            f"{folder}: do that if they do not contain it yet",
+        )
     return Checkpoint(
         folder=folder,
         source=str(source),

@@ -1,7 +1,8 @@
-"""Weights that edge cannot convert because another program changed them: quantized checkpoints, MLX's adapters.
+"""Weights that edge cannot convert as they are: quantized checkpoints, a LoRA that is not merged, MLX's adapters.
 
 Names as the programs write them: mlx_lm (`quantization`, `.scales`, `.biases`), bitsandbytes (`.SCB`, `.absmax`),
-GPTQ and AWQ (`.qweight`), compressed-tensors (`.weight_packed`), FP8 (`.weight_scale_inv`), gpt-oss (`_blocks`).
+GPTQ and AWQ (`.qweight`), compressed-tensors (`.weight_packed`), FP8 (`.weight_scale_inv`), gpt-oss (`_blocks`),
+ModelOpt (`_quantizer._amax`), quanto (`.weight._data`), ExLlama (`.trellis`), VPTQ (`.centroids`).
 """
 
 import os
@@ -25,18 +26,31 @@ _ENDS = (
     (r"\.(?:weight_packed|weight_shape|weight_zero_point)", "compressed-tensors"),
     (r"\.(?:codes|codebooks)", "AQLM"),
     (
-        r"\.(?:weight_scale_2|input_scale|weight_scale|weight_scale_inv|weight_scales)",
+        r"\.(?:weight|input|output|[wqkv])_(?:global_)?scales?(?:_inv|_2)?|\.\w*_quantizer\._?amax",
         "8 or 4 bits with scales",
     ),
+    (r"\.weight\._(?:data|scale|shift)", "quanto"),
+    (r"\.(?:trellis|suh|svh|q_weight|q_groups)", "ExLlama"),
+    (r"\.(?:Qidxs|centroids\.weight|res_centroids\.weight)", "QuIP or VPTQ"),
     (r"\.(?:W_q|W_q\.meta)", "HQQ"),
     (r"\.\w+_proj_blocks", "MXFP4"),
     (r"\.(?:scales|biases)", "MLX"),
 )
+_LORA = re.compile(r"\.(?:lora_(?:embedding_)?[AB]|base_layer|modules_to_save)(?:\.|$)")
 _SMALL = {"U8", "I8", "F8_E4M3", "F8_E5M2", "I16", "U16", "I32", "U32"}  # dtypes of quantized matrices
 
 
 def check_not_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise CheckpointError if the weights of a checkpoint are quantized, by its config.json or its tensors."""
+    """Raise CheckpointError if the weights of a checkpoint are quantized, by its config.json or its tensors.
+
+    So it does if they hold a LoRA that was not merged: then they are not those of the model that was trained.
+    """
+    unmerged = next((name for name in tensors if _LORA.search(name)), None)
+    if unmerged is not None:
+        raise CheckpointError(
+            f"{folder}: its weights hold a LoRA that is not merged ({unmerged}); call merge_and_unload of peft before "
+            "save_pretrained, or save the adapter alone and convert its base with --lora"
+        )
     how = _by_config(config) or _by_tensors(tensors)
     if how is None:
         return
@@ -79,7 +93,7 @@ def _by_tensors(tensors: Mapping[str, StoredTensor]) -> str | None:
         if found is not None:
             return f"{how}: it stores {found}"
     for tensor in tensors.values():
-        if tensor.dtype in _SMALL and len(tensor.shape) > 1 and tensor.name.endswith("weight"):
+        if tensor.dtype in _SMALL and len(tensor.shape) > 1:
             return f"{tensor.name} is stored as {tensor.dtype}"
     return None
 

@@ -348,7 +348,11 @@ def _vocabulary(reader: Reader, header: Header) -> list[bytes]:
     model = _text(header.metadata, "tokenizer.ggml.model")
     kind, count, begin = header.arrays.get("tokenizer.ggml.tokens", (0, 0, 0))
     if model in (None, "none", "no_vocab") or kind != STRING or not count:
-        raise reader.fail("has no vocabulary")
+        architecture = _text(header.metadata, "general.architecture")
+        raise ModelFileError(
+            f"{reader.path}: has no vocabulary (architecture {str(architecture)[:40]!r}): it is a draft for another "
+            "model, or no language model; give the GGUF of a whole one"
+        )
     tokens = reader.strings(count, begin)
     # Each token must occur once, as a C string and with llama.cpp's name for an empty one.
     texts = [token.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)]

@@ -136,14 +136,25 @@ def regular_status(path: Path) -> os.stat_result:
     except ValueError as error:  # a NUL in the path
         raise ModelFileError(f"{str(path)!r}: cannot be read: {error}") from None
     if stat.S_ISDIR(status.st_mode):
-        made = [name for name in map(model_name, store_files()) if name.startswith(f"{path.resolve().name}-")]
-        stored = f", or use one in the model store: {', '.join(made)}" if made else ""
-        raise ModelFileError(
-            f"{path}: is a folder, not a GGUF; make a GGUF with `edge convert {path}`{stored}"
-        )
+        raise ModelFileError(f"{path}: is a folder, not a GGUF; {_instead(path)}")
     if not stat.S_ISREG(status.st_mode):
         raise ModelFileError(f"{path}: is not a regular file; give the path of a GGUF")
     return status
+
+
+def _instead(folder: Path) -> str:
+    """What to name instead of a folder, by what is in it."""
+    names = sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else []
+    files = [name for name in names if name.endswith(".gguf")]
+    if files:
+        return f"name a file in it, such as {folder / files[0]}"
+    if "adapter_config.json" in names:
+        return f"it is a LoRA adapter: make a GGUF with `edge convert {folder} --base SOURCE`, then give it with --lora"
+    made = [name for name in map(model_name, store_files()) if name.startswith(f"{folder.resolve().name}-")]
+    if made or any(name == "config.json" or name.endswith(".safetensors") for name in names):
+        stored = f", or use one in the model store: {', '.join(made)}" if made else ""
+        return f"make a GGUF with `edge convert {folder}`{stored}"
+    return "it has no GGUF and no checkpoint; `edge models` lists the models here"
 
 
 @contextlib.contextmanager
@@ -177,6 +188,13 @@ def _other_format(reader: Reader) -> ModelFileError:
     elif begin[8:10] == b'{"':
         what = "is a safetensors file, not a GGUF"
         advice = f"convert its folder with `edge convert {reader.path.absolute().parent}`"
+    elif begin == b"version http":
+        what, advice = "is not a GGUF file but a Git LFS pointer to it", "fetch the file with `git lfs pull`"
+    elif begin.lstrip()[:2].lower() in (b"<!", b"<h", b'{"'):
+        what, advice = (
+            "is not a GGUF file but the answer of a web server",
+            "fetch it again; a login may be needed",
+        )
     else:
         return reader.fail("is not a GGUF file")
     return ModelFileError(f"{reader.path}: {what}; {advice}")

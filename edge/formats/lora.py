@@ -30,16 +30,18 @@ from edge.formats.checkpoint import (
 )
 from edge.formats.floats import Floats, narrow, widen
 from edge.formats.foreign import check_not_mlx
-from edge.formats.tied import EMBEDDINGS, OUTPUT, same_values, untie
+from edge.formats.model_card import read_card, with_adapter
+from edge.formats.resized import fit_rows, resized_config, resized_note
+from edge.formats.stored import same_values
+from edge.formats.tied import EMBEDDINGS, OUTPUT, bare_name, untie
 from edge.system.text import counted
 
 _MAX_RANK = 4096
 _BLOCK = 1 << 22  # values computed at a time, to keep the float32 memory small
 
-# Prefixes that peft, training frameworks and multimodal models put before a module's name.
-_WRAPPERS = re.compile(r"^(?:(?:model|language_model|_orig_mod|module|base_model)\.)+")
 # `….lora_A.weight`, in older files `….lora_A.default.weight`; the factors of an embedding have no `.weight`.
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?")
+_ORIGINAL = re.compile(r"\.original_module\.(?:weight|bias)$")  # the base's, beside the trained one
 _SAVED = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|base_layer)(?=\.(?:weight|bias)$)")
 
 # Methods other than W + scale · B·A: the key in adapter_config.json, and the name of the method.
@@ -131,7 +133,8 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """A checkpoint whose tensors have a LoRA adapter merged into them when they are read.
 
     The tokenizer and the chat template beside the adapter replace those of the base, because the adapter was trained
-    with them (edge/formats/adapter_tokenizer.py). `adapter` and `notes` of the result say what edge did.
+    with them (edge/formats/adapter_tokenizer.py). So do the facts of its model card. `adapter` and `notes` of the
+    result say what edge did.
 
     Raises CheckpointError if there is no adapter, if its method is not LoRA, or if a tensor of it is not in the base or
     does not fit there.
@@ -143,15 +146,27 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     tensors = dict(checkpoint.tensors)
     bases = {bare_name(name): name for name in tensors}
     n_modules = len(factors.keys() | {name.removesuffix(".weight") for name in whole})
-    untie(config, checkpoint.config, bases, tensors, factors, whole)
+    untied = untie(config, bases, tensors, factors, whole)
+    old = checkpoint.tensors[bases[EMBEDDINGS]].shape[0] if EMBEDDINGS in bases else 0
+    rows = fit_rows(file, bases, tensors, factors, whole)
     for name, other in whole.items():
         tensors |= _replaced(file, bases, tensors, name, other)
     for module, pair in factors.items():
         tensors |= {merged.name: merged for merged in _merge(file, config, module, pair, bases, tensors)}
     named, notes = with_tokenizer(checkpoint, folder)
+    if untied:
+        notes.append(
+            f"{checkpoint.folder / 'config.json'} ties the output matrix to the embeddings, but the adapter trains "
+            "them separately: edge writes both; other programs may use the embeddings for both"
+        )
+    if rows is not None:
+        notes.append(resized_note(folder, rows, old))
     return replace(
         named,
         tensors=tensors,
+        tied=False if untied else checkpoint.tied,
+        card=with_adapter(checkpoint.card, read_card(folder)),
+        config=checkpoint.config if rows is None else resized_config(checkpoint.config, rows),
         adapter="+".join(filter(None, (checkpoint.adapter, checkpoint_name(folder)))),
         notes=(
             *checkpoint.notes,
@@ -159,11 +174,6 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
             *notes,
         ),
     )
-
-
-def bare_name(name: str) -> str:
-    """A tensor's name without the prefixes of wrappers."""
-    return _WRAPPERS.sub("", name)
 
 
 # --- the adapter's configuration ---
@@ -256,6 +266,8 @@ def _sorted_tensors(
     halves: dict[str, dict[str, StoredTensor]] = {}
     whole: dict[str, StoredTensor] = {}
     for name, tensor in read_header(file).items():
+        if _ORIGINAL.search(name):
+            continue
         match = _FACTOR.fullmatch(name)
         if match is None and "lora_" in name:
             raise CheckpointError(
@@ -295,8 +307,8 @@ def _replaced(
 ) -> dict[str, StoredTensor]:
     """The base tensor with a bare name, replaced by one of the adapter."""
     base = _base(file, bases, tensors, name, other.name)
-    if len(other.shape) == 2 and other.shape[1:] == base.shape[1:] and name in (EMBEDDINGS, OUTPUT):
-        _check_rows(file, other.name, other.shape[0], base.shape[0])
+    if name in (EMBEDDINGS, OUTPUT) and len(other.shape) == 2 and other.shape[1:] == base.shape[1:]:
+        base = replace(base, shape=other.shape)  # fit_rows has checked the rows
     if other.shape != base.shape:
         raise CheckpointError(
             f"{file}: {other.name} is {list(other.shape)}, but the base's is {list(base.shape)}; "
@@ -304,21 +316,6 @@ def _replaced(
         )
     other.check_dtype()
     return {base.name: ReplacedTensor(*_fields(base), other)}
-
-
-def _check_rows(file: Path, name: str, rows: int, base: int) -> None:
-    """Raise CheckpointError if an adapter's vocabulary has another number of rows than the base's."""
-    if rows != base:
-        how = (
-            f"{counted(rows - base, 'token row')} more"
-            if rows > base
-            else f"{base - rows:,} fewer token rows"
-        )
-        raise CheckpointError(
-            f"{file}: {name} has {rows:,} rows, {how} than the base: the vocabulary was resized for training; resize "
-            f"the base with resize_token_embeddings({rows}), merge with peft's merge_and_unload, save model and "
-            "tokenizer, and convert the result"
-        )
 
 
 def _merge(
@@ -340,8 +337,6 @@ def _merge(
     flipped = embedding or bool(config.get("fan_in_fan_out"))
     rank = a.shape[0]
     wanted = (a.shape[1], b.shape[0]) if flipped else (b.shape[0], a.shape[1])
-    if f"{module}.weight" in (EMBEDDINGS, OUTPUT) and base.shape[1:] == wanted[1:]:
-        _check_rows(file, a.name if embedding else b.name, wanted[0], base.shape[0])
     if b.shape[1] != rank or base.shape != wanted:
         raise CheckpointError(
             f"{file}: {a.name} {list(a.shape)} and {b.name} {list(b.shape)} do not fit the base's "

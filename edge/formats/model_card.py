@@ -58,6 +58,18 @@ def read_card(folder: Path) -> CardFacts:
         return _unread(f"{path}: its facts cannot be read: {' '.join(str(error).split())[:150]}")
 
 
+def with_adapter(base: CardFacts, adapter: CardFacts) -> CardFacts:
+    """The facts of a merged model: of each kind, those of the adapter's card where it has them, else the base's."""
+    own = {_kind(key) for key, _ in adapter.entries}
+    kept = [entry for entry in base.entries if _kind(entry[0]) not in own]
+    return CardFacts((*adapter.entries, *kept), (*base.notes, *adapter.notes))
+
+
+def _kind(key: str) -> str:
+    """`general.license.name` is of the kind `license`."""
+    return key.split(".")[1]
+
+
 def _unread(problem: str) -> CardFacts:
     return CardFacts(notes=(f"{problem}; the GGUF records no licence, tags or sources from it",))
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import CheckpointError
+from edge.formats.floats import widen
 
 _ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2}
 _ITEM_BYTES |= {"U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
@@ -31,6 +32,7 @@ _READABLE: dict[str, npt.DTypeLike] = {"BF16": np.uint16, "F16": np.float16, "F3
 _MAX_JSON = _MAX_HEADER = 1 << 26
 _MAX_NAME = 512  # characters of a tensor's name
 _MAX_DIMENSIONS = 8
+_PIECE = 1 << 22  # values compared at once
 
 # Other kinds of file under the name of a safetensors file: the first bytes, and the fault.
 _LFS = "is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
@@ -70,6 +72,34 @@ class StoredTensor:
         """Raise CheckpointError unless the dtype is BF16, F16 or F32."""
         if self.dtype not in _READABLE:
             raise _unreadable(self.file, self.name, self.dtype)
+
+
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors have the same shape and numbers: the same bits, or equal floats of two dtypes."""
+    if one.shape != other.shape:
+        return False
+    if one.n_bytes == 0:
+        return True
+    floats = {one.dtype, other.dtype} <= _READABLE.keys()
+    if one.dtype == other.dtype:  # then the bits count, also those of NaN
+        read = [each.read() if floats else _bits(each) for each in (one, other)]
+        flat = [values.reshape(-1).view(np.uint8) for values in read]
+        return all(np.array_equal(a, b) for a, b in zip(*map(_pieces, flat), strict=True))
+    if not floats:
+        return False
+    flat = [each.read().reshape(-1) for each in (one, other)]
+    return all(
+        np.array_equal(widen(a, one.dtype), widen(b, other.dtype))
+        for a, b in zip(*map(_pieces, flat), strict=True)
+    )
+
+
+def _bits(tensor: StoredTensor) -> npt.NDArray[Any]:
+    return np.memmap(tensor.file, np.uint8, "r", tensor.offset, (tensor.n_bytes,))
+
+
+def _pieces(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    return [values[first : first + _PIECE] for first in range(0, len(values), _PIECE)]
 
 
 def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:

@@ -4,67 +4,79 @@ peft trains two matrices on a tied base, each from the base's values, unless `en
 the embeddings alone leaves the output as it was (peft 0.21, tuners/lora/layer.py and utils/other.py).
 """
 
-from dataclasses import fields
+import re
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
+from edge.formats.checkpoint import Checkpoint
 from edge.formats.floats import widen
-from edge.formats.stored import StoredTensor
+from edge.formats.stored import StoredTensor, same_values
 
 EMBEDDINGS, OUTPUT = "embed_tokens.weight", "lm_head.weight"
-_ROWS = 4096  # compared at once
+
+# Prefixes that peft, training frameworks and multimodal models put before the names of tensors, sometimes twice.
+_WRAPPERS = re.compile(r"^(?:(?:model|language_model|_orig_mod|module|base_model)\.)+")
 
 Tensors = dict[str, StoredTensor]
 Factors = dict[str, tuple[StoredTensor, StoredTensor]]  # A and B of each module
 
 
-def same_values(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two matrices hold the same numbers, of any dtypes. Raises CheckpointError as StoredTensor.read."""
-    if one.shape != other.shape:
-        return False
-    values, others = one.read(), other.read()
-    return all(
-        np.array_equal(
-            widen(values[first : first + _ROWS], one.dtype), widen(others[first : first + _ROWS], other.dtype)
-        )
-        for first in range(0, one.shape[0], _ROWS)
+def bare_name(name: str) -> str:
+    """A tensor's name without the prefixes of wrappers."""
+    return _WRAPPERS.sub("", name)
+
+
+def settle(checkpoint: Checkpoint, tied: bool) -> Checkpoint:
+    """The checkpoint with one matrix as embeddings and output, or with two. `tied`: what config.json says.
+
+    As in transformers 5: a stored output matrix that differs from the embeddings stays, a copy is left out, and one
+    without embeddings serves as both.
+    """
+    names = {bare_name(name): name for name in checkpoint.tensors}
+    if not tied or OUTPUT not in names:
+        return replace(checkpoint, tied=tied)
+    tensors = dict(checkpoint.tensors)
+    output = tensors.pop(names[OUTPUT])
+    if EMBEDDINGS not in names:
+        name = names[OUTPUT].removesuffix(OUTPUT) + EMBEDDINGS
+        return replace(checkpoint, tied=True, tensors={**tensors, name: replace(output, name=name)})
+    if same_values(tensors[names[EMBEDDINGS]], output):
+        return replace(checkpoint, tied=True, tensors=tensors)
+    note = (
+        f"{checkpoint.folder / 'config.json'} ties the output matrix to the embeddings, but {output.name} differs from "
+        "them: edge keeps both, as transformers 5 does; other programs may use the embeddings for both"
     )
+    return replace(checkpoint, tied=False, notes=(*checkpoint.notes, note))
 
 
 def untie(
-    config: dict[str, Any],
-    base_config: dict[str, Any],
-    bases: dict[str, str],
-    tensors: Tensors,
-    factors: Factors,
-    whole: Tensors,
-) -> None:
+    config: dict[str, Any], bases: dict[str, str], tensors: Tensors, factors: Factors, whole: Tensors
+) -> bool:
     """Make two matrices of one where an adapter needs it: adds the missing one to `tensors` and `bases`.
 
-    Both begin with the base's values.
-    `config`: adapter_config.json; `base_config`: config.json. `bases`: the names in `tensors` by bare name.
-    `factors`, `whole`: the adapter's tensors by bare name; what it stores twice for `ensure_weight_tying` is taken out.
+    Both begin with the base's values. Returns whether it made two.
+    `config`: adapter_config.json. `bases`: the names in `tensors` by bare name. `factors`, `whole`: the adapter's
+    tensors by bare name; what it stores twice for one matrix is taken out, and what it stores once for two is added.
     """
-    if config.get("ensure_weight_tying"):
-        _drop_copy(base_config, bases, tensors)
     stored = [name for name in (EMBEDDINGS, OUTPUT) if name in bases]
     if len(stored) != 1:
-        return
-    if config.get("ensure_weight_tying"):
-        _take_copies(factors, whole)
-    modules = factors.keys() | {name.removesuffix(".weight") for name in whole}
-    if not modules & {"embed_tokens", "lm_head"} or (
-        config.get("ensure_weight_tying") and "lm_head" not in modules
-    ):
-        return
-    trained = config.get("modules_to_save")
-    if (
-        EMBEDDINGS in whole
-        and OUTPUT not in whole
-        and not (isinstance(trained, list) and "embed_tokens" in trained)
-    ):
-        whole[OUTPUT] = whole[EMBEDDINGS]  # stored because it was resized, not because it was trained
+        return False
+    keep = bool(config.get("ensure_weight_tying"))
+    copied = _take_copies(factors, whole, keep)
+    changed = {name for name in ("embed_tokens", "lm_head") if name in factors}
+    replaced = {name for name in (EMBEDDINGS, OUTPUT) if name in whole}
+    saved = config.get("modules_to_save")
+    names = saved if isinstance(saved, list) else []
+    trained = {f"{bare_name(name)}.weight" for name in names if isinstance(name, str)}
+    if not changed and (copied or replaced <= {EMBEDDINGS} - trained):
+        return False  # stored because the vocabulary was resized, or the same for both
+    if keep and not {"lm_head", OUTPUT} & (changed | replaced):
+        return False
+    for name, other in ((EMBEDDINGS, OUTPUT), (OUTPUT, EMBEDDINGS)):
+        if replaced == {name} and (copied or name not in trained) and changed:
+            whole[other] = whole[name]
     base = tensors[bases[stored[0]]]
     (missing,) = {EMBEDDINGS, OUTPUT} - {stored[0]}
     name = base.name.removesuffix(stored[0]) + missing
@@ -72,25 +84,20 @@ def untie(
     tensors[name] = StoredTensor(
         **{each.name: getattr(base, each.name) for each in fields(StoredTensor)} | {"name": name}
     )
+    return True
 
 
-def _drop_copy(base_config: dict[str, Any], bases: dict[str, str], tensors: Tensors) -> None:
-    """Remove the base's output matrix where config.json ties it and it is a copy of the embeddings."""
-    text = base_config.get("text_config")
-    keys = ("tie_embedding", "tie_word_embeddings")
-    settings = [values.get(key) for values in (base_config, text) if isinstance(values, dict) for key in keys]
-    given = next((value for value in settings if isinstance(value, bool)), True)
-    both = given and {EMBEDDINGS, OUTPUT} <= bases.keys()
-    if both and same_values(tensors[bases[EMBEDDINGS]], tensors[bases[OUTPUT]]):
-        del tensors[bases.pop(OUTPUT)]
+def _take_copies(factors: Factors, whole: Tensors, tied: bool) -> bool:
+    """Remove the output matrix where it is a copy of the embeddings. Returns whether a whole matrix was.
 
-
-def _take_copies(factors: Factors, whole: Tensors) -> None:
-    """Remove the output matrix where it is a copy of the embeddings, whose factors are stored transposed."""
-    if {EMBEDDINGS, OUTPUT} <= whole.keys() and same_values(whole[EMBEDDINGS], whole[OUTPUT]):
-        del whole[OUTPUT]
-    if {"embed_tokens", "lm_head"} <= factors.keys():
+    `tied`: peft keeps the two tied. Then the factors of the output are a copy too, transposed.
+    """
+    if tied and {"embed_tokens", "lm_head"} <= factors.keys():
         (a, b), (right, left) = factors["embed_tokens"], factors["lm_head"]
         pairs = ((a, left), (b, right))
         if all(np.array_equal(widen(x.read(), x.dtype), widen(y.read(), y.dtype).T) for x, y in pairs):
             del factors["lm_head"]
+    copied = {EMBEDDINGS, OUTPUT} <= whole.keys() and same_values(whole[EMBEDDINGS], whole[OUTPUT])
+    if copied:
+        del whole[OUTPUT]
+    return copied

@@ -8,16 +8,13 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
-
 from edge.errors import CheckpointError
-from edge.formats.stored import StoredTensor, read_header, read_json
+from edge.formats.stored import StoredTensor, read_header, read_json, same_values
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_PIECE = 1 << 26  # bytes compared at once
 
 Tensors = dict[str, StoredTensor]
 
@@ -95,27 +92,13 @@ def _same(folder: Path, single: Tensors, sharded: Tensors) -> tuple[Tensors, tup
     """The tensors of model.safetensors. Raises CheckpointError if the shards hold other weights."""
     different = sorted(single.keys() ^ sharded.keys())
     if not different:
-        different = [name for name in sorted(single) if not _equal(single[name], sharded[name])]
+        different = [name for name in sorted(single) if not same_values(single[name], sharded[name])]
     if different:
         raise CheckpointError(
             f"{folder}: has two models: {SINGLE} and the files that {INDEX} lists differ in {different[0]}; remove the "
             "one that is out of date"
         )
     return single, (f"{folder} has its weights twice; edge reads {SINGLE}, which equals the shards",)
-
-
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two stored tensors have the same dtype, shape and bytes."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    if one.n_bytes == 0:
-        return True
-    mapped = [np.memmap(each.file, np.uint8, "r", each.offset, (each.n_bytes,)) for each in (one, other)]
-    starts = range(0, one.n_bytes, _PIECE)
-    return all(
-        np.array_equal(mapped[0][start : start + _PIECE], mapped[1][start : start + _PIECE])
-        for start in starts
-    )
 
 
 def _no_weights(folder: Path) -> str:

@@ -33,6 +33,8 @@ class Request(Job[T], Generic[T]):
 
     cancelled: threading.Event = field(default_factory=threading.Event)
     adapter: Adapter | None = None
+    begun: Callable[[int], None] = lambda kept: None
+    """Called when its prompt begins to be read, with the number of its tokens that were kept."""
 
 
 @dataclass(eq=False)
@@ -235,6 +237,7 @@ class ServingEngine(Engine):
         partings = self.cache.partings(prompt, job.adapter)
         state = self.cache.bring_back(prompt, job.adapter)
         length = len(state.tokens)
+        job.begun(length)
         stops = {at for at in job.held if length < at < len(prompt)}
         if not self.cache.rewindable:
             stops |= {at for at in partings if max(length, _LEAST) < at < len(prompt)}

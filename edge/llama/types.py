@@ -18,6 +18,7 @@ import llama_cpp
 
 from edge.errors import ConversionError
 from edge.system.child import run_module, signal_name
+from edge.system.text import did_you_mean
 
 # By llama.cpp's names; the numbers are those of llama_model_quantize. It has no mixture for NVFP4 yet.
 FTYPES = {
@@ -57,8 +58,10 @@ def type_name(quant: str) -> str:
     """The name in QUANT_TYPES of a type that a user named, in any case. Raises ConversionError for an unknown one."""
     name = _ALIASES.get(quant.upper(), quant.upper())
     if name not in QUANT_TYPES:
+        meant = did_you_mean(quant, (*QUANT_TYPES, *_ALIASES))
         raise ConversionError(
-            f"{quant} is not a quantization type of llama.cpp; use one of {', '.join(QUANT_TYPES)}"
+            f"{quant} is not a quantization type of llama.cpp; {f'{meant} All types: ' if meant else 'use one of '}"
+            f"{', '.join(QUANT_TYPES)}"
         )
     return name
 

@@ -51,6 +51,8 @@ class Vocabulary:
         self._settled = lru_cache(maxsize=4096)(self._find_settled)
         self._tokenize: object = None  # called by matcher_tokens as long as these exist
         self._sorted: list[bytes] = []  # every token's bytes
+        self._names: dict[str, int] | None = None  # the special tokens
+        self._at_names = re.compile("(?!)")
         self.think_open = self._single(THINK_OPEN)
         self.think_close = self._single(THINK_CLOSE)
         if self.think_open is None or self.think_close is None:
@@ -223,6 +225,23 @@ class Vocabulary:
             kinds & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
             or (own and spelling.startswith(b"<") and spelling.endswith(b">"))
         )
+
+    def parts(self, text: str) -> list[str | int]:
+        """The text, split at the names of special tokens, such as `<tool_call>`: texts, and the ids of the tokens."""
+        if self._names is None:
+            tokens = self.matcher_tokens()
+            named = [token for token in range(self.n_vocab) if tokens.is_special_token(token)]
+            names = {self.spelling(token).decode("utf-8", "replace"): token for token in named}
+            self._names = {name: token for name, token in names.items() if len(name) > 2}
+            longest_first = sorted(self._names, key=len, reverse=True)
+            self._at_names = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        found: list[str | int] = []
+        end = 0
+        for name in self._at_names.finditer(text):
+            found += [text[end : name.start()]] if name.start() > end else []
+            found.append(self._names[name[0]])
+            end = name.end()
+        return [*found, text[end:]] if text[end:] else found
 
     def prepare(self) -> None:
         """Do the work of the first constrained answer now: up to seconds with a vocabulary of 262,144.

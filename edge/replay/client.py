@@ -1,14 +1,20 @@
 """HTTP client for an OpenAI-compatible server: lists its models and requests answers, with retries."""
 
+import json
+import math
 import os
 import random
 import re
+import socket
 import threading
+import time
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -16,6 +22,7 @@ import httpx
 from edge.answer.schema import SchemaFields
 from edge.errors import BackendError
 from edge.prompt import Message
+from edge.system.places import read_text
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES = 6
@@ -23,6 +30,8 @@ _LONGEST_WAIT = 60.0  # seconds between two tries; a longer Retry-After counts a
 _AGAIN = {408, 409, 425, 429}  # retried, like every status from 500
 _ABSENT = {404, 405, 501}
 _MOST = 64 << 20  # maximum bytes of a response
+_STREAM = "text/event-stream"
+_MOST_KEY = 4096  # maximum characters of a key
 
 
 class Refused(BackendError):
@@ -65,15 +74,55 @@ class Written:
     completion_tokens: int | None
 
 
+@dataclass(frozen=True)
+class _Response:
+    """A whole response. `kind`: its content type, without parameters."""
+
+    status: int
+    headers: httpx.Headers
+    data: bytes
+
+    @property
+    def kind(self) -> str:
+        return str(self.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+
+    def json(self) -> Any:
+        """The JSON value. Raises ValueError."""
+        try:
+            return json.loads(self.data)
+        except RecursionError:
+            raise ValueError("too deep") from None
+
+
+def read_key(path: Path | None) -> str:
+    """The key for a server: the text of a file, else OPENAI_API_KEY; empty if there is none.
+
+    Raises BackendError or ReplayError, never with the key, if it cannot be read or is no key.
+    """
+    source = KEY_VARIABLE if path is None else str(path)
+    key = (os.environ.get(KEY_VARIABLE, "") if path is None else read_text(path)).strip()
+    if path is not None and not key:
+        raise BackendError(f"{source}: is empty: write the key of the server into it")
+    if len(key) > _MOST_KEY or not re.fullmatch("[!-~]*", key):
+        raise BackendError(f"{source}: is not a key: a key is one word of ASCII characters")
+    return key
+
+
 class Server:
-    """A server at `base_url`; several threads can use it. The key from OPENAI_API_KEY is sent only to this server.
+    """A server at `base_url`; several threads can use it. Its key (see `read_key`) is sent only to this server.
 
     `timeout` is the maximum time for an answer in seconds. `pause` is the time before the second try in seconds; it
-    doubles before each later try. Raises BackendError for an invalid URL.
+    doubles before each later try. `key_file`: the file of the key. Raises BackendError for an invalid URL or key.
     """
 
     def __init__(
-        self, base_url: str, *, timeout: float = 600.0, concurrency: int = 1, pause: float = 0.5
+        self,
+        base_url: str,
+        *,
+        timeout: float = 600.0,
+        concurrency: int = 1,
+        pause: float = 0.5,
+        key_file: Path | None = None,
     ) -> None:
         try:
             url = httpx.URL(base_url)
@@ -91,10 +140,12 @@ class Server:
         self.url = str(url.copy_with(path=path or "/v1"))
         self.pause = pause
         self._stopped = threading.Event()
-        key = os.environ.get(KEY_VARIABLE, "").strip()
+        self._sockets = weakref.WeakSet[socket.socket]()
+        self._timeout = timeout
+        self._key = read_key(key_file)
+        self._key_source = str(key_file or KEY_VARIABLE)
         self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             limits=httpx.Limits(max_connections=concurrency + 1),
             follow_redirects=False,  # the key must not reach another server
         )
@@ -109,65 +160,129 @@ class Server:
         """The version of vLLM or llama-server; None if the server does not report it."""
         root = self.url.removesuffix("/v1")
         for path, name in (("version", "version"), ("props", "build_info")):
-            with suppress(httpx.HTTPError, ValueError):
-                value = self._client.get(f"{root}/{path}", timeout=10.0).json()
+            with suppress(httpx.HTTPError, BackendError, ValueError):
+                value = self._exchange("GET", f"{root}/{path}", None, time.monotonic() + 10.0).json()
                 if isinstance(value, dict) and isinstance(value.get(name), str):
                     return str(value[name])
         return None
 
-    def complete(self, request: Request) -> Written:
-        """The answer to a request to `completions`."""
-        return _written(self.ask("POST", "completions", request), self.url)
+    @property
+    def open_key(self) -> bool:
+        """Whether the key goes over a network without encryption."""
+        url = httpx.URL(self.url)
+        return bool(self._key) and url.scheme == "http" and url.host not in ("localhost", "127.0.0.1", "::1")
 
-    def chat(self, request: Request) -> Written:
-        """The answer to a request to `chat/completions`."""
-        return _written(self.ask("POST", "chat/completions", request), self.url)
+    def complete(self, request: Request, end: float = math.inf) -> Written:
+        """The answer to a request to `completions`; `end` as in `ask`."""
+        return _written(self.ask("POST", "completions", request, end), self.url)
 
-    def ask(self, method: str, path: str, request: Request | None = None) -> dict[str, Any]:
+    def chat(self, request: Request, end: float = math.inf) -> Written:
+        """The answer to a request to `chat/completions`; `end` as in `ask`."""
+        return _written(self.ask("POST", "chat/completions", request, end), self.url)
+
+    def ask(
+        self, method: str, path: str, request: Request | None = None, end: float = math.inf
+    ) -> dict[str, Any]:
         """The JSON object that the server returns for a request, with up to TRIES tries.
 
-        Raises Refused if another try would not help, and BackendError if all tries fail.
+        `end`: the time.monotonic() at which it stops. Raises Refused if another try would not help, and BackendError
+        if all tries fail or the time has ended.
         """
         failed = ""
         for number in range(TRIES):
             if self._stopped.is_set():
                 raise BackendError(f"{self.url}: stopped")
             wait = min(_LONGEST_WAIT, self.pause * 2**number) * random.uniform(0.75, 1.25)
+            until = min(end, time.monotonic() + self._timeout)
             try:
-                response = self._client.request(method, f"{self.url}/{path}", json=request)
+                response = self._exchange(method, f"{self.url}/{path}", request, until)
+            except httpx.TimeoutException as error:
+                late = isinstance(error, httpx.ReadTimeout)
+                failed = f"no answer in {self._timeout:.0f} s" if late else "the connection timed out"
             except httpx.HTTPError as error:
                 failed = " ".join(str(error).split()) or type(error).__name__
             except RuntimeError:  # the client was closed in another thread
                 raise BackendError(f"{self.url}: stopped") from None
             else:
-                if response.is_success:
+                if 200 <= response.status < 300:
                     with suppress(ValueError):
-                        value = response.json() if len(response.content) <= _MOST else None
+                        value = response.json()
                         if isinstance(value, dict):
                             return value
-                    failed = f"its answer to {path} is not a JSON object"
+                    failed = f"its answer to {path} is not a JSON object{_kind_of(response)}"
                 else:
-                    failed = f"{response.status_code} {_message(response)}"
-                    if response.status_code not in _AGAIN and response.status_code < 500:
-                        raise Refused(
-                            f"{self.url}: {path} was refused: {failed}{_advice(response)}",
-                            response.status_code,
-                        )
-                    if response.status_code == 501:
-                        raise Refused(f"{self.url}: {path} was refused: {failed}", 501)
-                    delay = _retry_after(response)
-                    if delay is not None and delay > _LONGEST_WAIT:
-                        raise BackendError(
-                            f"{self.url}: {failed}; the server asks to wait {delay:.0f} s before the next try"
-                        )
-                    wait = max(wait, delay or 0.0)
+                    failed = f"{response.status} {self._message(response)}"
+                    wait = max(wait, self._delay(response, path, failed))
+            if time.monotonic() + wait > end:
+                break
             if number + 1 < TRIES:
                 self._stopped.wait(wait)
-        raise BackendError(f"{self.url}: no answer in {TRIES} tries: {failed}")
+        raise BackendError(f"{self.url}: no answer in {number + 1} tries: {failed}")
+
+    def _exchange(self, method: str, url: str, request: Request | None, end: float) -> _Response:
+        """The whole response to one request, read until `end`. Raises httpx.HTTPError, or BackendError if too large."""
+        left = max(end - time.monotonic(), 0.001)
+        limits = httpx.Timeout(left, connect=min(left, 10.0))
+        data = bytearray()
+        watched = {"trace": self._keep_socket}
+        with self._client.stream(method, url, json=request, timeout=limits, extensions=watched) as response:
+            if response.is_success and response.headers.get("Content-Type", "").startswith(_STREAM):
+                raise Refused(f"{self.url}: it sends a stream ({_STREAM}), which edge did not ask for", 200)
+            for piece in response.iter_bytes():
+                data += piece
+                if len(data) > _MOST:
+                    raise Refused(f"{self.url}: its answer is larger than {_MOST >> 20} MiB", 200)
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout("the answer takes too long")
+        return _Response(response.status_code, response.headers, bytes(data))
+
+    def _delay(self, response: _Response, path: str, failed: str) -> float:
+        """Seconds that the server asks to wait after a failure. Raises Refused if another try would not help."""
+        status = response.status
+        if status == 501 or (status not in _AGAIN and status < 500):
+            raise Refused(f"{self.url}: {path} was refused: {failed}{self._advice(response)}", status)
+        delay = _retry_after(response) or 0.0
+        if delay > _LONGEST_WAIT:
+            raise BackendError(
+                f"{self.url}: {failed}; the server asks to wait {delay:.0f} s before the next try"
+            )
+        return delay
+
+    def _message(self, response: _Response) -> str:
+        """The error message of the server in one line, without the key."""
+        text = response.data[:2000].decode(errors="replace")
+        with suppress(ValueError):
+            value = response.json()
+            error = value.get("error", value) if isinstance(value, dict) else value
+            message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
+            text = str(message or text)
+        if self._key:
+            text = text.replace(self._key, "[the key]")
+        text = re.sub(r"<[^>]*>", " ", text)  # an HTML page
+        return " ".join(text.split())[:300] or httpx.codes.get_reason_phrase(response.status)
+
+    def _advice(self, response: _Response) -> str:
+        """What a person can do about a refusal."""
+        if response.status in (401, 403):
+            return f" (is the key in {self._key_source} right?)"
+        if 300 <= response.status < 400:
+            place = response.headers.get("Location", "another address")[:200]
+            return f" (it redirects to {place}, which edge does not follow: give the server's own URL)"
+        if response.status == 404:
+            return " (does the URL end as the server's documentation says, for example with /v1?)"
+        return ""
+
+    def _keep_socket(self, event: str, details: Mapping[str, Any]) -> None:
+        """Remember the socket of a new connection, for `close`."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._sockets.add(details["return_value"].get_extra_info("socket"))
 
     def close(self) -> None:
         """Send no more requests, and abandon those that wait for an answer."""
         self._stopped.set()
+        for one in list(self._sockets):  # closing a socket does not wake the thread that reads from it
+            with suppress(OSError):
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -205,23 +320,12 @@ def _written(value: Mapping[str, Any], url: str) -> Written:
     )
 
 
-def _message(response: httpx.Response) -> str:
-    """The error message of the server, in one line."""
-    text = response.text[:2000]
-    with suppress(ValueError):
-        value = response.json()
-        error = value.get("error", value) if isinstance(value, dict) else value
-        message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
-        text = str(message or text)
-    text = re.sub(r"<[^>]*>", " ", text)  # an HTML page
-    return " ".join(text.split())[:300] or response.reason_phrase
+def _kind_of(response: _Response) -> str:
+    """The content type of a response that is not JSON, as a part of a message."""
+    return "" if response.kind in ("", "application/json") else f" but {response.kind[:100]}"
 
 
-def _advice(response: httpx.Response) -> str:
-    return f" (is the key in {KEY_VARIABLE} right?)" if response.status_code in (401, 403) else ""
-
-
-def _retry_after(response: httpx.Response) -> float | None:
+def _retry_after(response: _Response) -> float | None:
     """The Retry-After header in seconds, from a number or a date (RFC 9110, section 10.2.3)."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):

@@ -16,7 +16,7 @@ from edge.errors import EdgeError
 from edge.metrics import Aggregate
 from edge.replay.stored_result import SamplingFields
 from edge.system.paths import shipped_models
-from edge.system.text import did_you_mean
+from edge.system.text import did_you_mean, unknown_key
 from edge.system.typed_json import Rule, check
 
 
@@ -127,7 +127,7 @@ def read_known(path: Path) -> KnownModel:
         raise EdgeError(f"{path}: cannot be read as TOML: {error}") from None
     allowed = get_type_hints(KnownFields)
     if unknown := sorted(data.keys() - allowed.keys()):
-        raise EdgeError(f"{path}: unknown key {unknown[0]!r}; the allowed keys are {', '.join(allowed)}")
+        raise EdgeError(f"{path}: {unknown_key(unknown[0], allowed)}")
     fields = check(data, KnownFields, str(path), EdgeError)
     return KnownModel(
         name=fields["name"],

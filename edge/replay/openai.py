@@ -23,7 +23,13 @@ from edge.system.hashes import text_sha256
 from edge.system.outputs import Run, check_output
 from edge.version import __version__
 
-_KINDS = {"llamacpp": "llama-server", "vllm": "vLLM", "sglang": "SGLang"}  # by the models' `owned_by`
+EDGE_KIND = "edge serve"
+_KINDS = {
+    "llamacpp": "llama-server",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "edge": EDGE_KIND,
+}  # by the models' `owned_by`
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Service:
     """Seconds for an answer."""
     pause: float = 0.5
     """Seconds before a second try."""
+    key_file: Path | None = None
+    """The file of the server's key; by default OPENAI_API_KEY."""
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -86,16 +94,20 @@ def evaluate_server(
             skip_too_long=skip_too_long,
         )
     with Server(
-        base_url, timeout=service.timeout, concurrency=service.concurrency, pause=service.pause
+        base_url,
+        timeout=service.timeout,
+        concurrency=service.concurrency,
+        pause=service.pause,
+        key_file=service.key_file,
     ) as server:
-        name, kind = _served(server, service.served_model)
+        name, kind = served_model(server, service.served_model)
         completes = model is not None and _completes(server, name, asked.prompts[0])
         if not completes:
             asked = Asked(replay, asked.rows, [], [], [], asked.skipped)
         source = prompt_source(model).template if model is not None and completes else None
         api: Api = "completions" if completes else "chat"
         run = _Run(server, name, kind, api, source, service, answering, context, limit, say)
-        return carry_out(out, asked, run.identity(), run.answer, run.head, force=force)
+        return carry_out(out, asked, run.identity(), run.answer, run.head, force=force, keep_complete=False)
 
 
 def _context_length(model: Path, wanted: int | None) -> int | None:
@@ -151,7 +163,7 @@ class _Run:
     def request(self) -> Request:
         """The fields that all requests share."""
         request: Request = {"model": self.name, "max_tokens": self.answering.max_tokens}
-        request.update(_sampling_fields(self.answering.sampling, self.kind))
+        request.update(request_fields(self.answering.sampling, self.kind))
         if self.answering.constrained:
             request = {**request, **schema_request(self.api, self.kind)}
         return request
@@ -199,8 +211,11 @@ class _Run:
         }
 
 
-def _served(server: Server, wanted: str | None) -> tuple[str, str]:
-    """The model's name on the server, and the server's kind ("" for one that is not known). Raises BackendError."""
+def served_model(server: Server, wanted: str | None, option: str = "--served-model") -> tuple[str, str]:
+    """The model's name on the server, and the server's kind ("" for one that is not known).
+
+    `option`: the option that names a model. Raises BackendError.
+    """
     try:
         models = server.models()
     except Refused as error:
@@ -210,9 +225,7 @@ def _served(server: Server, wanted: str | None) -> tuple[str, str]:
     if wanted is None:
         if len(models) != 1:
             names = ", ".join(sorted(models)[:20]) or "none"
-            raise BackendError(
-                f"{server.url}: serves {len(models)} models ({names}): name one with --served-model"
-            )
+            raise BackendError(f"{server.url}: serves {len(models)} models ({names}): name one with {option}")
         wanted = next(iter(models))
     elif models and wanted not in models:
         raise BackendError(
@@ -238,8 +251,8 @@ def _completes(server: Server, name: str, prompt: list[int]) -> bool:
     return True
 
 
-def _sampling_fields(sampling: Sampling, kind: str) -> Request:
-    """The sampling fields of a request.
+def request_fields(sampling: Sampling, kind: str) -> Request:
+    """The sampling fields of a request to a server of this kind.
 
     Servers have their own defaults. So a server that is known to read a field gets it, also if it is off; other servers
     get only what differs from the default.

@@ -17,6 +17,7 @@ from edge.replay.result import read_result
 from edge.replay.rows import Row, describe, read_rows, step_key
 from edge.replay.stored_result import PromptTemplate
 from edge.system.hashes import text_sha256
+from edge.system.text import counted
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ def prepare(
         lengths = zip(rows, map(len, prompts), strict=True)
         row, length = next((row, n) for row, n in lengths if n + max_tokens > most)
         raise ContextError(
-            f"{replay}: {describe(row.key)} has {length} prompt tokens; with {max_tokens} for the "
-            f"answer it does not fit into {context} (use --skip-too-long to leave such rows out)"
+            f"{replay}: {describe(row.key)} has a prompt of {counted(length, 'token')}; with {max_tokens} for the "
+            f"answer it does not fit into a context of {context} (use a smaller --max-tokens, or --skip-too-long to "
+            "leave such rows out)"
         )
     if not fitting:
         raise ContextError(f"{replay}: no row fits into a context of {context} tokens")

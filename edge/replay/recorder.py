@@ -1,5 +1,6 @@
 """What every evaluation does, whoever answers: finished steps go to the journal, at the end the result is written."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -7,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
-from edge.errors import BackendError, Interrupted
+from edge.errors import BackendError, Interrupted, ResultError
 from edge.replay.journal import Journal, journal_path
 from edge.replay.prepare import Asked, template_summary
 from edge.replay.provenance import provenance
-from edge.replay.result import step_result, stored_run, write_result
-from edge.replay.rows import rows_sha256
+from edge.replay.result import read_result, step_result, stored_run, write_result
+from edge.replay.rows import rows_sha256, step_key
 from edge.replay.stored_result import EngineCounters, Head, Making, Result, Step
 from edge.system.hashes import file_sha256
 from edge.system.outputs import Run, check_replaced
+from edge.system.places import place_of
 from edge.system.progress import Watch
 
 
@@ -72,8 +74,13 @@ def carry_out(
     head: Callable[[EngineCounters], Head],
     *,
     force: bool = False,
+    keep_complete: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
     """Answer what the journal beside `out` lacks, write the result there and return it.
+
+    With `keep_complete`, a complete result of the same run stays as it is, and is returned; not for a server, which may
+    have another model now. `say` receives a line about that.
 
     `run`: all that the answers depend on beside the rows and prompts, which are added. `answer` answers the
     recorder's `wanted` rows and returns the run's counters (not called where none is wanted); `head` makes the
@@ -85,6 +92,10 @@ def carry_out(
     known = {"rows_sha256": rows_sha256(rows), "prompts_sha256": asked.prompts_sha256}
     run = {**run, **known}
     check_replaced(out, run, stored_run, kind="a result", force=force)
+    if keep_complete and not force and (complete := _complete(out, asked, run)) is not None:
+        if say is not None:
+            say(f"{out}: is already complete, nothing is answered again; --force answers again")
+        return complete
     with Journal.open(journal_path(out), run) as journal:
         recorder = Recorder(
             asked, journal, wanted=[i for i, r in enumerate(rows) if r.key not in journal.done]
@@ -105,6 +116,26 @@ def carry_out(
         written = write_result(out, result, steps)
         journal.remove()
     return written
+
+
+def _complete(out: Path | str, asked: Asked, run: Run) -> Result | None:
+    """The result at `out` if it is of the same run, has every row, and answers do not depend on chance."""
+    place, through = place_of(out)
+    journal = journal_path(out)
+    if through or not place.is_file() or (journal is not None and journal.exists()):
+        return None
+    if run.get("temperature") and run.get("seed") is None:
+        return None
+    try:
+        result = read_result(place)
+    except ResultError:
+        return None
+    same = result.get("run") == json.loads(json.dumps(run))
+    return (
+        result
+        if same and {step_key(step) for step in result["per_step"]} == {r.key for r in asked.rows}
+        else None
+    )
 
 
 def _head(

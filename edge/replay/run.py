@@ -84,7 +84,7 @@ def evaluate(
     if say is not None:
         say(str(placement))
     run = _Run(file, str(model), answering, loading, placement, context, limit, say)
-    return carry_out(out, asked, run.identity(), run.answer, run.head, force=force)
+    return carry_out(out, asked, run.identity(), run.answer, run.head, force=force, say=say)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def evaluate_vllm(
         folder, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
     )
     run = _Run(llm_class, device, str(model), known, engine, answering, context, limit, say)
-    return carry_out(out, asked, run.identity(), run.answer, run.head, force=force)
+    return carry_out(out, asked, run.identity(), run.answer, run.head, force=force, say=say)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from edge.compare import findings
 from edge.compare.findings import Figure
 from edge.compare.paired import LEAST_DIFFERING
+from edge.compare.verdict import NONE_DIFFERS, is_few
 from edge.metrics import TERMS
 from edge.report.contents import Entry, Report
 from edge.report.measurements import CheckedMeasurement
@@ -196,8 +197,8 @@ def _paired_verdict(entries: Sequence[Entry], reference: str) -> list[str]:
     by_verdict: dict[str, list[tuple[str, Figure]]] = {}
     for entry in entries:
         if (score := entry.figure("score")) is not None:
-            few = score.verdict in ("too few tasks differ", "no difference")
-            found = score.verdict if score.verdict in ("worse", "better") else "few" if few else "undetected"
+            found = "few" if is_few(score.verdict) else score.verdict
+            found = found if found in ("worse", "better", "few", NONE_DIFFERS) else "undetected"
             by_verdict.setdefault(found, []).append((entry.label, score))
     paragraphs = []
     for name, verb in (("worse", "lost"), ("better", "gained")):
@@ -217,6 +218,9 @@ def _paired_verdict(entries: Sequence[Entry], reference: str) -> list[str]:
             each = " (depending on the file)" if len(bounds) > 1 else ""
             paragraph += f" A loss of more than {' to '.join(bounds)} points{each} would have been detected."
         paragraphs.append(paragraph)
+    if scores := by_verdict.get(NONE_DIFFERS):
+        names = listed([label for label, _ in scores])
+        paragraphs.append(f"No step has another score than with {reference} in {names}.")
     if scores := by_verdict.get("few"):
         names = listed([label for label, _ in scores])
         paragraphs.append(

@@ -23,7 +23,7 @@ def _message(message: Message, name: str) -> Message:
     if found["role"] == "developer":
         found["role"] = "system"
     if isinstance(content := found.get("content"), list):
-        found["content"] = "".join(_part(part, f"{name}.content[{at}]") for at, part in enumerate(content))
+        found["content"] = joined_text(content, f"{name}.content")
     calls = found.get("tool_calls")
     if calls is not None:
         if not isinstance(calls, list):
@@ -32,6 +32,15 @@ def _message(message: Message, name: str) -> Message:
             found["content"] = ""
         found["tool_calls"] = [_call(call, f"{name}.tool_calls[{at}]") for at, call in enumerate(calls)]
     return found
+
+
+def joined_text(content: object, name: str) -> str:
+    """A text, or the joined texts of parts; None is empty. `name`: of the content in errors. Raises PromptError."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise PromptError(f"{name} must be a text or a list of parts")
+    return "".join(_part(part, f"{name}[{at}]") for at, part in enumerate(content))
 
 
 def _part(part: object, name: str) -> str:

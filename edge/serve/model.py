@@ -6,9 +6,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from edge.answer.guided import Endings
+from edge.answer.calls import Piece
+from edge.answer.endings import Endings
+from edge.answer.scores import Scored
 from edge.answer.writer import Answer
 from edge.errors import EdgeError
 from edge.llama.jobs import Logits, Writer
@@ -16,10 +18,12 @@ from edge.llama.loading import Adapter
 from edge.llama.serving import Request, ServingEngine
 from edge.runner import Runner
 
-MakeWriter = Callable[[Callable[[str], None]], Writer[Answer]]
-"""Makes the writer of an answer. Its argument is called with each piece of text that is certain."""
-Event = str | Answer | Exception
-"""A piece of text, the finished answer, or the exception that ends the request."""
+MakeWriter = Callable[[Callable[[Piece | Scored], None]], Writer[Answer]]
+"""Makes the writer of an answer. Its argument is called with each piece of the answer that is certain."""
+Event = Piece | Scored | Answer | Exception
+"""A piece of an answer, the finished answer, or the exception that ends it."""
+Events = asyncio.Queue[tuple[int, Event]]
+"""Events of the answers of one request: which answer, and what happened."""
 
 
 class QueueFullError(Exception):
@@ -32,10 +36,14 @@ class QueueFullError(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """A request in progress. `events`: texts, then an Answer or an exception that ends it."""
+    """An answer in progress. `events`: its pieces, then an Answer or an exception that ends it, each with its index."""
 
     loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    events: Events = field(default_factory=asyncio.Queue)
+    index: int = 0
+    """Which of the answers that share `events` this one is."""
+    cached: int = 0
+    """Tokens of the prompt that were not read, because they were kept."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     handed_in: float = field(default_factory=time.monotonic)
     ended: bool = False
@@ -43,9 +51,13 @@ class Ticket:
     def put(self, event: Event) -> None:
         """Add an event; for the model's thread."""
         try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+            self.loop.call_soon_threadsafe(self.events.put_nowait, (self.index, event))
         except RuntimeError:  # the server has ended
             self.cancelled.set()
+
+    def begin(self, kept: int) -> None:
+        """The prompt is being read, but for the tokens that were kept; for the model's thread."""
+        self.cached = kept
 
     def cancel(self) -> None:
         """The client has gone away. Its place is free after the next batch."""
@@ -114,16 +126,19 @@ class ServedModel:
         """Prompt tokens read so far, without those that were kept."""
         return self._engine.prompt_tokens_decoded
 
-    def enter(self) -> Ticket:
+    def enter(self, first: Ticket | None = None, index: int = 0) -> Ticket:
         """Take a place in line. `leave` frees it. Raises QueueFullError.
 
-        Call it before the request is read: only requests with a place are then held in memory.
+        Call it before the request is read: only requests with a place are then held in memory. `first`: the ticket of
+        the first answer of the same request, `index`: the number of this answer in it.
         """
         with self._lock:
             if self._in_line >= self.parallel + self.queue_limit:
                 seconds = sum(self._seconds) / len(self._seconds)
                 raise QueueFullError(max(1, round(seconds * (1 + self.waiting / self.parallel))))
             self._in_line += 1
+        if first is not None:
+            return Ticket(first.loop, first.events, index)
         return Ticket(asyncio.get_running_loop())
 
     def hand_in(
@@ -144,7 +159,13 @@ class ServedModel:
             raise EdgeError(f"the model has failed: {self.failure}; start the server again")
         writer = _guarded(make_writer, ticket.put)
         request: Request[Answer | Exception] = Request(
-            list(prompt), writer, room, held=list(held), cancelled=ticket.cancelled, adapter=adapter
+            list(prompt),
+            writer,
+            room,
+            held=list(held),
+            cancelled=ticket.cancelled,
+            adapter=adapter,
+            begun=ticket.begin,
         )
         self._tickets[id(request)] = ticket
         self._waiting.put((ticket, request))
@@ -164,7 +185,9 @@ class ServedModel:
                     continue
                 self.leave(ticket)  # now, because its client may be slow to read the answer
                 self._seconds.append(time.monotonic() - ticket.handed_in)
-                ticket.put(answer)
+                ticket.put(
+                    replace(answer, cached_tokens=ticket.cached) if isinstance(answer, Answer) else answer
+                )
         except Exception as error:  # those who wait must learn that the thread has ended
             self.failure = str(error) or type(error).__name__
             for ticket in list(self._tickets.values()):
@@ -189,7 +212,7 @@ class ServedModel:
 
 
 def _guarded(
-    make_writer: MakeWriter, emit: Callable[[str], None]
+    make_writer: MakeWriter, emit: Callable[[Piece | Scored], None]
 ) -> Generator[Sequence[int], Logits, Answer | Exception]:
     """The writer, made in the model's thread. What it raises becomes its answer, so that other requests continue."""
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,9 +21,12 @@ from edge.llama.memory import padded
 from edge.llama.placement import place
 from edge.llama.serving import ServingEngine
 from edge.runner import Runner
-from edge.serve.app import Server, error_response, is_local, make_app
+from edge.serve.app import make_app
+from edge.serve.failures import error_response
+from edge.serve.guard import is_local
 from edge.serve.model import ServedModel
 from edge.serve.names import served_names
+from edge.serve.state import Server
 from edge.system.machine import memory
 
 
@@ -34,8 +38,16 @@ class Address:
     port: int = 8080
     """0 takes a free one."""
     api_key: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the server, such as http://localhost:3000."""
 
     def __post_init__(self) -> None:
+        for origin in self.cors_origins:
+            if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?", origin):
+                raise ServeError(
+                    f"--cors-origin {origin}: is not an origin; name one as a browser does, such as "
+                    "http://localhost:3000"
+                )
         if not is_local(self.host) and not self.api_key:
             raise ServeError(
                 f"other machines can reach {self.host}: set an API key in EDGE_API_KEY, or serve on 127.0.0.1"
@@ -69,13 +81,15 @@ def serve(
     loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] = lambda text: None,
     answers: AnswerKind = "action",
+    must_call: bool = False,
 ) -> None:
     """Serve a GGUF until interrupted.
 
     `loading.context`: tokens of a prompt and its answer, by default the model's context length and at most 8,192.
     `loading.parallel`: answers at the same time, by default 4. A request chooses one of `loading.adapters`, or the base
     alone, by the name of its file. `say` receives notes, and the address when the server
-    is ready. `answers`: what a chat request gets that asks for no format. Raises ServeError if the address cannot be
+    is ready. `answers`: what a chat request gets that asks for no format. `must_call`: a request with tools that leaves
+    it open gets a call. Raises ServeError if the address cannot be
     used, and what loading a model raises.
     """
     names = served_names(path, loading.adapters)
@@ -110,13 +124,15 @@ def serve(
                 address.api_key,
                 say,
                 answers,
+                must_call,
+                cors_origins=address.cors_origins,
             )
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{port}/v1"
             ready = (
-                f"serving {', '.join(names.all)} at {url}, {parallel} answers at a time, context {context:,}, "
-                f"answers: {answers}"
+                f"serving {', '.join(names.listed(answers))} at {url}, {parallel} answers at a time, "
+                f"context {context:,}, answers: {answers}"
             )
             _run(server, listener, lambda: say(ready))
 

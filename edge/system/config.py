@@ -1,7 +1,7 @@
 """The user's settings: defaults for options, from environment variables and one TOML file.
 
 An option wins over a variable, a variable over the file. `edge config` prints the settings in effect.
-Imports edge.errors and the standard library only: the command line imports this module at its start.
+Imports edge.errors, edge.system and the standard library only: the command line imports this module at its start.
 """
 
 import os
@@ -14,6 +14,7 @@ from typing import Literal
 
 from edge.errors import ConfigError
 from edge.system.paths import at_home, base_folder, home
+from edge.system.text import unknown_key
 
 VERSION = 1
 """The version of the file's form; `version` in the file, 1 if it has none."""
@@ -188,5 +189,5 @@ def _read(path: Path) -> dict[str, object]:
             f"{path}: is of version {version}, and this edge reads version {VERSION}: update edge"
         )
     if unknown := sorted(data.keys() - SETTINGS.keys()):
-        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; the keys are version, {', '.join(SETTINGS)}")
+        raise ConfigError(f"{path}: {unknown_key(unknown[0], ('version', *SETTINGS))}")
     return data

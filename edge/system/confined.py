@@ -22,11 +22,20 @@ from edge.system.seccomp import seccomp_filter
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 _PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_DEBIAN = {"bwrap": "bubblewrap", "setpriv": "util-linux", "awk": "mawk", "find": "findutils"}
+_DEBIAN = {
+    "bwrap": "bubblewrap",
+    "setpriv": "util-linux",
+    "prlimit": "util-linux",
+    "awk": "mawk",
+    "find": "findutils",
+}
 _LIBRARIES = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime")  # of /etc
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSIDE = Path("/untrusted")  # the folder of the files inside
 _SCRATCH = 64 << 20  # bytes of /tmp inside
+_MEMORY = (
+    4 << 30
+)  # bytes of a child's own memory, besides twice its files: llama.cpp can rearrange the weights
 _KEPT = 1 << 16  # bytes of output that are kept; more is read and dropped
 _CHILD = '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; exec "$@"'
 # Where libraries are. Without these variables, llama.cpp cannot be loaded in some installations.
@@ -57,6 +66,8 @@ def run_confined(module: str, word: str, files: Sequence[Path], timeout: float) 
             pipe.write(seccomp_filter())
         environment = _environment("/tmp")
         command = [
+            *no_core(),
+            f"--data={_MEMORY + 2 * sum(file.stat().st_size for file in files)}",
             *(find_tool("sh"), "-c", _CHILD, "edge", bwrap),
             *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
             *("--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"),
@@ -103,6 +114,15 @@ def find_tool(name: str) -> str:
             f"the sandbox needs {name} in /usr/bin or /bin; on Debian and Ubuntu: apt-get install {package}"
         )
     return place
+
+
+def no_core() -> list[str]:
+    """The words before a command that keep its crashes from the system's crash handler, which runs outside as root.
+
+    Linux gives a core dump to a handler also where the limit of its size is 0, and not where it is 1 byte (core(5),
+    fs/coredump.c). The filter of system calls lets no program change the limit. Raises SandboxError.
+    """
+    return [find_tool("prlimit"), "--core=1:1"]
 
 
 def system_mounts() -> list[str]:

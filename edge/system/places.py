@@ -27,7 +27,7 @@ def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, strea
     try:
         place, through = place_of(path)
         if place.is_dir():
-            raise error(f"{path}: is a folder: give the name of a file in it")
+            raise error(f"{path}: is a folder: give the name of a file in it, such as {Path(path) / 'NAME'}")
         if through:
             if not streams:
                 raise error(f"{path}: is not a regular file: choose another place with --out")
@@ -37,8 +37,15 @@ def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, strea
         folder = next(parent for parent in place.parents if parent.exists())
         if not folder.is_dir():
             raise error(f"{path}: cannot be written: {folder} is a file, not a folder")
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not show /proc or a read-only mount
-            pass
+        try:
+            with tempfile.TemporaryFile(
+                dir=folder
+            ):  # permissions alone do not show /proc or a read-only mount
+                pass
+        except FileNotFoundError:  # what /proc says
+            raise error(
+                f"{path}: cannot be written: {folder} takes no new files; choose another place"
+            ) from None
     except (OSError, ValueError) as problem:
         raise error(f"{path}: cannot be written: {_why(problem)}") from None
 

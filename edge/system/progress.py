@@ -38,18 +38,25 @@ def draws() -> bool:
 
 
 @contextlib.contextmanager
-def bar(text: str, say: Say, *, unit: Literal["bytes", "tokens"]) -> Iterator[Progress]:
-    """A bar with the time left on stderr; where that is not a terminal, `say` receives a line every ten seconds."""
+def bar(text: str, say: Say, *, unit: Literal["bytes", "tokens"], limit: bool = False) -> Iterator[Progress]:
+    """A bar with the time left on stderr; where that is not a terminal, `say` receives a line every ten seconds.
+
+    `limit`: the total is an upper limit that the work may not reach, so there is no bar, and the time is "at most".
+    """
     if say is None:
         yield lambda done, total: None
         return
     if not draws():
-        yield _lines(text, say, unit)
+        yield _lines(text, say, unit, limit)
         return
     console = Console(stderr=True, emoji=False)
-    amount = rich_progress.DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    drawn = [_bar_for(console)] if console.width >= _BARE else []
-    with _display(console, *_texts(), *drawn, amount, rich_progress.TimeRemainingColumn()) as shown:
+    if limit:
+        columns: list[ProgressColumn] = [_Limited(unit)]
+    else:
+        amount = rich_progress.DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        drawn = [_bar_for(console)] if console.width >= _BARE else []
+        columns = [*drawn, amount, rich_progress.TimeRemainingColumn()]
+    with _display(console, *_texts(), *columns) as shown:
         task = shown.add_task(text, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
@@ -88,7 +95,7 @@ def _logging(say: Callable[[str], None], line: Callable[[], str]) -> Iterator[No
         thread.join()
 
 
-def _lines(text: str, say: Callable[[str], None], unit: str) -> Progress:
+def _lines(text: str, say: Callable[[str], None], unit: str, limit: bool) -> Progress:
     """Sends a line every ten seconds."""
     began = logged = time.monotonic()
 
@@ -97,11 +104,19 @@ def _lines(text: str, say: Callable[[str], None], unit: str) -> Progress:
         now = time.monotonic()
         if now - logged >= _LOG_EVERY:
             logged = now
-            amount = f"{size(done)} of {size(total)}" if unit == "bytes" else f"{done:,} of {total:,} {unit}"
-            left = timedelta(seconds=round((now - began) / max(done, 1) * max(total - done, 0)))
-            say(f"{text}: {amount}, {left} left")
+            say(f"{text}: {_amount(done, total, unit, now - began, limit)}")
 
     return progress
+
+
+def _amount(done: int, total: int, unit: str, seconds: float, limit: bool) -> str:
+    """What is done, and the time left if the work goes on at the same speed."""
+    most = "at most " if limit else ""
+    amount = (
+        f"{size(done)} of {most}{size(total)}" if unit == "bytes" else f"{done:,} of {most}{total:,} {unit}"
+    )
+    left = timedelta(seconds=round(seconds / max(done, 1) * max(total - done, 0)))
+    return f"{amount}, {most}{left} left"
 
 
 def _display(console: Console, *columns: ProgressColumn, disable: bool = False) -> rich_progress.Progress:
@@ -185,6 +200,22 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._shown.close()
+
+
+class _Limited(ProgressColumn):
+    """The amount and the time of work whose total is an upper limit."""
+
+    max_refresh = 0.5
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        done, total = int(task.completed), task.total
+        if not done or total is None:
+            return Text("")
+        return Text(_amount(done, int(total), self._unit, task.elapsed or 0.0, limit=True))
 
 
 class _Figures(ProgressColumn):

@@ -87,7 +87,7 @@ rmdir 84 -, mknod 133 -, mknodat 259 33, link 86 -, linkat 265 37, unlink 87 -, 
 symlinkat 266 36, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55, lchown 94 -,
 fchownat 260 54, umask 95 166, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, truncate 76 45,
 ftruncate 77 46, fallocate 285 47, fadvise64 221 223, readahead 187 213, statfs 137 43, fstatfs 138 44, fsync 74 82,
-fdatasync 75 83, sync_file_range 277 84, flock 73 32, fcntl 72 25, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -,
+fdatasync 75 83, sync_file_range 277 84, flock 73 32, dup 32 23, dup2 33 -, dup3 292 24, pipe 22 -,
 pipe2 293 59, sendfile 40 71, splice 275 76, tee 276 77, copy_file_range 326 285, setxattr 188 5, lsetxattr 189 6,
 fsetxattr 190 7, getxattr 191 8, lgetxattr 192 9, fgetxattr 193 10, listxattr 194 11, llistxattr 195 12,
 flistxattr 196 13, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, setxattrat 463 463,
@@ -101,7 +101,7 @@ signalfd4 289 74, timerfd_create 283 85, timerfd_settime 286 86, timerfd_gettime
 """,
     # Memory.
     """
-brk 12 214, mmap 9 222, munmap 11 215, mremap 25 216, mprotect 10 226, msync 26 227, mincore 27 232, madvise 28 233,
+brk 12 214, munmap 11 215, mremap 25 216, mprotect 10 226, msync 26 227, mincore 27 232, madvise 28 233,
 mlock 149 228, mlock2 325 284, munlock 150 229, mlockall 151 230, munlockall 152 231, membarrier 324 283,
 get_mempolicy 239 236, pkey_alloc 330 289, pkey_free 331 290, pkey_mprotect 329 288, map_shadow_stack 453 453,
 mseal 462 462
@@ -122,7 +122,7 @@ capget 125 90, capset 126 91, sched_yield 24 124, sched_getaffinity 204 123, sch
 sched_getparam 143 121, sched_setparam 142 118, sched_getscheduler 145 120, sched_setscheduler 144 119,
 sched_get_priority_max 146 125, sched_get_priority_min 147 126, sched_rr_get_interval 148 127, sched_getattr 315 275,
 sched_setattr 314 274, getpriority 140 141, setpriority 141 140, ioprio_get 252 31, ioprio_set 251 30,
-getrlimit 97 163, setrlimit 160 164, prlimit64 302 261, getrusage 98 165, getcpu 309 168
+getrlimit 97 163, getrusage 98 165, getcpu 309 168
 """,
     # Time and the machine.
     """
@@ -141,6 +141,10 @@ shutdown 48 210
 # Allowed with some arguments.
 _CLONE, _IOCTL, _SOCKET, _SOCKETPAIR = (56, 220), (16, 29), (41, 198), (53, 199)
 _SETSOCKOPT, _PERSONALITY = (54, 208), (135, 92)
+_MMAP, _SETRLIMIT, _PRLIMIT = (9, 222), (160, 164), (302, 261)
+_MAP_HUGETLB = 0x40000  # pages of a pool that no limit counts
+_RLIMIT_CORE = 4
+_FCNTL, _SETLEASE, _NOTIFY = (72, 25), 1024, 1026  # watch and hold files of the system
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
 # TIOCSTI, TIOCLINUX: insert input as if it was typed. TIOCSETD loads a line discipline of the kernel. TIOCEXCL keeps
 # edge out of the terminal. TIOCCONS takes the messages of the system's console.
@@ -212,6 +216,7 @@ def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
 def _by_argument(column: int, refuse: int) -> list[tuple[int, list[_Line]]]:
     """The calls that the filter allows with some arguments only: each call's number, and the lines that decide."""
     allow, no = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, refuse)
+    nothing = (_RETURN, 0, 0, _ERROR)  # the call succeeds and does nothing
     # A jump counts the lines that it skips.
     terminal = [(_EQUAL, len(_TERMINAL) - i, 0, one) for i, one in enumerate(_TERMINAL)]
     return [
@@ -223,6 +228,21 @@ def _by_argument(column: int, refuse: int) -> list[tuple[int, list[_Line]]]:
         (
             _SOCKET[column],
             [_argument(0), *_families(), allow, no, (_RETURN, 0, 0, _ERROR | errno.EPROTONOSUPPORT)],
+        ),
+        (_MMAP[column], [_argument(3), (_ANY_BIT, 0, 1, _MAP_HUGETLB), no, allow]),
+        (
+            _FCNTL[column],
+            [_argument(1), (_EQUAL, 1, 0, _SETLEASE), (_EQUAL, 0, 1, _NOTIFY), no, allow],
+        ),
+        # Programs set the limit of core dumps to 0, which would let the crash handler run again (confined.no_core).
+        (_SETRLIMIT[column], [_argument(0), (_EQUAL, 0, 1, _RLIMIT_CORE), nothing, allow]),
+        (
+            _PRLIMIT[column],
+            [
+                *(_argument(1), (_EQUAL, 0, 4, _RLIMIT_CORE)),
+                *(_argument(2), (_EQUAL, 0, 3, 0), _argument(2, upper=True), (_EQUAL, 0, 1, 0)),
+                *(allow, nothing),
+            ],
         ),
         (_SOCKETPAIR[column], [_argument(0), (_EQUAL, 0, 1, _UNIX), allow, no]),
         # An upper layer protocol on TCP, such as TLS in the kernel.
@@ -258,6 +278,6 @@ def _families() -> list[_Line]:
     ]
 
 
-def _argument(index: int) -> _Line:
-    """Load the lower half of a call's argument; both architectures are little-endian."""
-    return (_LOAD, 0, 0, 16 + 8 * index)
+def _argument(index: int, *, upper: bool = False) -> _Line:
+    """Load the lower or upper half of a call's argument; both architectures are little-endian."""
+    return (_LOAD, 0, 0, 16 + 8 * index + 4 * upper)

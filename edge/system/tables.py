@@ -3,11 +3,12 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import groupby, zip_longest
+from itertools import groupby
 
 from edge.system.text import masked
 
 _MOST_LINES = 3  # of a cell
+_LEAST_TEXT = 16  # columns of a last column whose text is wrapped
 
 
 def clean(text: str) -> str:
@@ -64,35 +65,56 @@ def columns(
 ) -> list[str]:
     """The lines of a table without rules, at most `width` columns wide; None is without limit. `right` as in `table`.
 
-    If the table is too wide, cells take up to three lines. If this is not enough either, each row becomes a paragraph
-    with a line for each cell. No text is cut. `named`: the first column has names, which stay on one line to be copied.
+    If the table is too wide, a last column of text takes up to three lines. If this is not enough, the columns that do
+    not fit go below each row, with their headings. No cell that fits into the width is broken, and no text is cut.
+    `named`: the first column has names, which are never broken, so that they can be copied.
     """
     lines = [[masked(cell) for cell in line] for line in [header, *rows]]
     widths = [max(map(display_width, column)) for column in zip(*lines, strict=True)]
-    gaps = 2 * (len(header) - 1)
-    # No word is broken.
-    least = [
-        max(display_width(word) for cell in column for word in re.findall(r"[^ /_-]*[/_-]?", cell))
-        for column in zip(*lines, strict=True)
-    ]
-    if named:
-        least[0] = widths[0]
-    while width is not None and sum(widths) + gaps > width:
-        wider = [column for column in range(len(widths)) if widths[column] > least[column]]
-        if not wider:
-            return _paragraphs(lines, width, named)
-        widths[max(wider, key=widths.__getitem__)] -= 1
-    wrapped = [[_wrapped(cell, room) for cell, room in zip(line, widths, strict=True)] for line in lines]
-    if width is not None and max(len(cell) for line in wrapped for cell in line) > _MOST_LINES:
-        return _paragraphs(lines, width, named)
-    found = []
-    for line in wrapped:
-        for cells in zip_longest(*line, fillvalue=""):
-            padded = []
-            for column, (cell, room) in enumerate(zip(cells, widths, strict=True)):
-                space = " " * (room - display_width(cell))
-                padded.append(space + cell if column in right else cell + space)
-            found.append("  ".join(padded).rstrip())
+    if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
+        return [_aligned(line, widths, right) for line in lines]
+    last = len(widths) - 1
+    room = width - sum(widths[:-1]) - 2 * last
+    if last and last not in right and room >= _LEAST_TEXT:
+        cells = [_wrapped(line[-1], room) for line in lines]
+        texts = [part for cell in cells for part in cell[:-1]]
+        if max(map(len, cells)) <= _MOST_LINES and all(" " in part for part in texts):
+            return [
+                _aligned([*(line[:-1] if not i else [""] * last), part], [*widths[:-1], room], right)
+                for line, cell in zip(lines, cells, strict=True)
+                for i, part in enumerate(cell)
+            ]
+    fitting = 0
+    while fitting <= last and sum(widths[: fitting + 1]) + 2 * fitting <= width:
+        fitting += 1
+    if fitting < 2:
+        fitting = 1
+    found = [_aligned(lines[0][:fitting], widths, right)] if fitting > 1 else []
+    for line in lines[1:]:
+        row = _aligned(line[:fitting], widths, right) if fitting > 1 else line[0]
+        found += [row] if fitting > 1 or named else _wrapped(row, width)
+        found += _below(header[fitting:], line[fitting:], width)
+    return found
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> str:
+    """One line of a table."""
+    padded = []
+    for column, (cell, room) in enumerate(zip(cells, widths, strict=False)):
+        space = " " * (room - display_width(cell))
+        padded.append(space + cell if column in right else cell + space)
+    return "  ".join(padded).rstrip()
+
+
+def _below(header: Sequence[str], cells: Sequence[str], width: int) -> list[str]:
+    """Cells with their headings, in lines of at most `width` columns. Only a cell that is longer is broken."""
+    found: list[str] = []
+    for name, cell in zip(header, cells, strict=True):
+        item = f"{name}: {cell}"
+        if found and display_width(found[-1]) + 2 + display_width(item) <= width:
+            found[-1] += f"  {item}"
+        else:
+            found += ["  " + part for part in _wrapped(item, max(width - 2, 1))]
     return found
 
 
@@ -120,25 +142,22 @@ def fitted(text: str, width: int | None) -> str:
     return "\n".join(found)
 
 
-def _paragraphs(lines: Sequence[Sequence[str]], width: int, named: bool) -> list[str]:
-    """For each row its first cell, then the other cells with their headings."""
-    header, *rows = lines
-    found = []
-    for row in rows:
-        found += [row[0]] if named else _wrapped(row[0], width)
-        for name, cell in zip(header[1:], row[1:], strict=True):
-            found += ["  " + part for part in _wrapped(f"{name}: {cell}", max(width - 2, 1))]
-    return found
-
-
 def _wrapped(text: str, width: int, later: int | None = None) -> list[str]:
-    """The text in lines of at most `width` columns, those after the first of `later`; broken at blanks or / - _."""
+    """The text in lines of at most `width` columns, those after the first of `later`.
+
+    A line ends at a blank. If that leaves half of it empty, it may also end at / - _.
+    """
     found: list[str] = []
     while display_width(text) > width:
         end = len(text)
         while end > 1 and display_width(text[:end]) > width:
             end -= 1
-        soft = max(text.rfind(" ", 0, end + 1), *(text.rfind(mark, 0, end) + 1 for mark in "/-_"))
+        blanks = [
+            blank.start() for blank in re.finditer(" (?!%)", text[: end + 1])
+        ]  # no line begins with a %
+        soft = blanks[-1] if blanks else 0
+        if display_width(text[:soft]) < width / 2:
+            soft = max(soft, *(text.rfind(mark, 0, end) + 1 for mark in "/-_"))
         end = soft if text[:soft].strip() else end
         found.append(text[:end].rstrip())
         text = text[end:].lstrip()

@@ -74,6 +74,13 @@ def did_you_mean(word: str, names: Iterable[str], cutoff: float = 0.6, *, parts:
     return f"did you mean {' or '.join(filter(None, [', '.join(shown[:-1]), shown[-1]]))}?" if shown else ""
 
 
+def unknown_key(key: str, keys: Iterable[str]) -> str:
+    """What is wrong with a key of a file: the key, similar keys, and all that fit."""
+    known = list(keys)
+    meant = did_you_mean(key, known)
+    return f"unknown key {key!r}; {f'{meant} All keys: ' if meant else 'the keys are '}{', '.join(known)}"
+
+
 def visible(text: str) -> str:
     """The text with a symbol for each character that cannot be seen. Line ends and tabs stay."""
     if text.isprintable():

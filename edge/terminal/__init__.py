@@ -1,6 +1,8 @@
 """Where keystrokes go: tmux, the sandbox, the work folder. Knows no model.
 
 tmux        a real terminal in its own tmux server
+server      the tmux server
+processes   the processes of a terminal
 shell       its command line, prompts and environment
 sandbox     a shell without network, on a copy of the work folder
 channel     reads what the sandbox answers

@@ -66,6 +66,7 @@ def read_entries(
     """
     archive = _Archive(read, most)
     seen: dict[str, bool] = {}  # each path, and whether it is a folder
+    letters = 0
     while (step := archive.next(allow_head=head is not None and not seen)) is not None:
         entry, content = step
         if entry is None:
@@ -82,6 +83,9 @@ def read_entries(
             )
         if entry.path and not seen.get(parent, False):
             raise _damaged("a file comes before its folder")
+        letters += len(entry.path) + len(entry.target)
+        if letters > _HEAD_BYTES:
+            raise _too_many()
         seen[entry.path] = entry.kind == "folder"
         yield entry, content
         for _ in content:
@@ -194,6 +198,10 @@ def _too_long() -> SandboxError:
     return SandboxError("the work folder is larger than its limit: choose a larger --disk")
 
 
+def _too_many() -> SandboxError:
+    return SandboxError("the work folder has too many files, or too long names: choose a smaller --workdir")
+
+
 def header(entry: Entry, *, exact: bool = False) -> bytes:
     """The header blocks of a file, folder or link in an archive. `exact`: with its mode, else with a usual one."""
     info = tarfile.TarInfo(f"./{entry.path}" if entry.path else ".")
@@ -211,7 +219,7 @@ def head_blocks(value: Any) -> bytes:
     """The blocks of edge's own file with a JSON value; it is first in an archive. Raises SandboxError if too large."""
     data = json.dumps(value, separators=(",", ":")).encode()
     if len(data) > _HEAD_BYTES:
-        raise SandboxError("the work folder has too many files: choose a smaller --workdir")
+        raise _too_many()
     info = tarfile.TarInfo(HEAD)
     info.size = len(data)
     return info.tobuf(tarfile.GNU_FORMAT) + data + padding(len(data))

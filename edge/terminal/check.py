@@ -126,7 +126,9 @@ def _limit_fault(pid: int, limits: Limits) -> str | None:
         "Max processes": limits.processes,
         "Max data size": limits.memory // 1024 * 1024,
         "Max file size": max(limits.disk, limits.temporary) // 1024 * 1024,
-        "Max core file size": 0,
+        "Max core file size": 1,  # byte: no crash handler of the system runs (see no_core)
+        "Max nice priority": 0,  # some users may take the processors from all others
+        "Max realtime priority": 0,
         # What the sandbox holds of the next three counts for the user outside too.
         "Max open files": 768,  # as many descriptors can be on their way through sockets
         "Max pending signals": 1024,

@@ -19,6 +19,9 @@ from edge.system.folders import make_folder, remove_folder
 _MOST_KNOWN = 500  # commits whose names the sandbox gets
 _MOST_BRANCHES = 20
 _PATIENCE = 120  # seconds
+_MEMORY = (
+    2 << 30
+)  # bytes that git may use for the data of a bundle: a few bytes of it can mean an object of 16 GB
 _OFF = (
     *("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.attributesFile=/dev/null", "core.pager=cat"),
     *(
@@ -170,6 +173,9 @@ def _git(place: Path | None, *arguments: str, stdin: int | None = None, check: b
     """The output of git in a repository. Raises SandboxError if it fails or takes too long."""
     where = [] if place is None else [f"--git-dir={place.absolute()}"]
     off = [word for setting in _OFF for word in ("-c", setting)]
+    limit = (
+        [] if sys.platform == "win32" else ["/bin/sh", "-c", f'ulimit -d {_MEMORY >> 10}; exec "$@"', "edge"]
+    )
     environment = {
         **{name: os.environ[name] for name in ("PATH",) if name in os.environ},
         **{"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_SYSTEM": os.devnull, "GIT_CONFIG_GLOBAL": os.devnull},
@@ -188,7 +194,7 @@ def _git(place: Path | None, *arguments: str, stdin: int | None = None, check: b
     }
     try:
         done = subprocess.run(
-            ["git", *where, *off, *arguments],
+            [*limit, "git", *where, *off, *arguments],
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             capture_output=True,
             encoding="utf-8",
@@ -198,7 +204,9 @@ def _git(place: Path | None, *arguments: str, stdin: int | None = None, check: b
             check=False,
             timeout=_PATIENCE,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        raise SandboxError(f"git {arguments[0]} has not ended after {_PATIENCE} seconds") from None
+    except OSError as error:
         raise SandboxError(f"git {arguments[0]} does not work here: {error}") from None
     if check and done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -1,6 +1,8 @@
 """Where a symbolic link of a work folder leads, with each link on its way followed, and none of them opened."""
 
+import os
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from edge.terminal.repository import hidden
 
@@ -47,3 +49,26 @@ def leads_out(
 
 
 _WHY = "it is a link that may leave the folder"
+
+
+def way_to(path: Path) -> set[Path]:
+    """Where a path leads, and each link on its way: who changes one of them changes what the path means."""
+    found = set()
+    here, rest = Path(os.sep), list(reversed(path.absolute().parts[1:]))
+    for _ in range(_MOST_STEPS):
+        if not rest:
+            break
+        name = rest.pop()
+        if name == "..":
+            here = here.parent
+            continue
+        try:
+            target = Path(os.readlink(here / name))
+        except OSError:  # no link
+            here /= name
+            continue
+        found.add(here / name)
+        if target.is_absolute():
+            here = Path(os.sep)
+        rest += reversed([part for part in target.parts if part != os.sep])
+    return {*found, here}

@@ -1,6 +1,7 @@
 """How much memory the sandbox uses, seen from outside, in /proc or in its cgroup. Linux only."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from pathlib import Path
 
 from edge.terminal.cgroup import used
 from edge.terminal.check import HOME, WORK, children
+
+_NAME = 1024  # bytes of the kernel for a file in memory: its inode, its name
+_FREE_NAMES = 10_000  # files of each file system that do not count
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Meter:
         if self.cgroup is not None:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 return used(self.cgroup) - file_systems(self.pid)
-        processes = _family(self.pid)
-        in_tables = memory_in_use(self.pid, limit, processes)
+        processes = family(self.pid)
+        in_tables = memory_in_use(self.pid, limit, processes) + _of_names(self.pid)
         # Shared memory that a process has dropped from its page table (MADV_DONTNEED) or that is in swap is in no count
         # of the processes. It exists while a process maps a part of it. Reading all maps takes long, so first compare
         # the sizes of the mappings that are not private: there cannot be more.
@@ -41,12 +45,14 @@ class Meter:
         if not mapped:
             return in_tables
         unmapped = shared_of_machine() - self.before - file_systems(self.pid)
-        own = sum(_sum(f"/proc/{process}/status", ("RssAnon", "VmSwap", "VmPTE")) for process in processes)
+        own = _of_names(self.pid) + sum(
+            _sum(f"/proc/{process}/status", ("RssAnon", "VmSwap", "VmPTE")) for process in processes
+        )
         return max(in_tables, own + max(sum(mapped.values()), unmapped))
 
     def end_first(self) -> None:
         """Let Linux end the sandbox's processes before others if memory runs out. They can undo it, so repeat it."""
-        for process in _family(self.pid):
+        for process in family(self.pid):
             with contextlib.suppress(OSError):
                 Path(f"/proc/{process}/oom_score_adj").write_text("1000")
 
@@ -57,7 +63,7 @@ def memory_in_use(pid: int, limit: int, processes: Sequence[int] = ()) -> int:
     First counts shared memory once for each process. Only if that is above `limit` does it divide shared memory among
     the processes, which takes longer. `processes`: these, if they are known.
     """
-    processes = processes or _family(pid)
+    processes = processes or family(pid)
     names = ("RssAnon", "RssShmem", "VmSwap", "VmPTE")
     total = sum(_sum(f"/proc/{process}/status", names) for process in processes)
     if total > limit:
@@ -110,14 +116,25 @@ def file_systems(pid: int) -> int:
     return total
 
 
-def _family(pid: int) -> list[int]:
-    family = [pid]
-    for member in family:
+def _of_names(pid: int) -> int:
+    """Bytes of the kernel for the names in the sandbox's file systems. Limits of their sizes do not count them."""
+    total = 0
+    for place in (WORK, HOME, "/tmp", "/dev/shm"):
+        with contextlib.suppress(OSError):
+            state = os.statvfs(f"/proc/{pid}/root{place}")
+            total += max(0, state.f_files - state.f_ffree - _FREE_NAMES) * _NAME
+    return total
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    members = [pid]
+    for member in members:
         try:
-            family += children(member)
+            members += children(member)
         except OSError:  # it has just ended
             continue
-    return family
+    return members
 
 
 def _sum(place: str, names: tuple[str, ...]) -> int:

@@ -7,6 +7,7 @@ a session. Those that follow hold all folders, and of the files only those that 
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from edge.terminal.sealed import Writer, check_seal, sealed
 _PIECE = 1 << 20
 _LOOK = 2048  # bytes at the begin of a file that show a session record
 _RECORD = b'"source": "edge agent"'
+SESSION_FILE = re.compile(r"(.+\.jsonl)\.(?:(?:work|first)\.tar|undo-[1-9][0-9]*\.tar|commits\.bundle)")
+"""Names of the files that edge keeps beside a session record; the first group is the name of the record."""
 _LONGEST = 4000  # bytes of a path: programs cannot open a longer one by its name
 _OVERHEAD = 4096  # most bytes of an archive for each file besides its content: names, headers, padding
 
@@ -116,7 +119,8 @@ class _Packer:
         for name in names:
             state = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             full = f"{path}/{name}" if path else name
-            if (state.st_dev, state.st_ino) in self.hidden or len(os.fsencode(full)) > _LONGEST:
+            ours = (state.st_dev, state.st_ino) in self.hidden or SESSION_FILE.fullmatch(name) is not None
+            if ours or len(os.fsencode(full)) > _LONGEST:
                 self.left_out.append(full)
                 continue
             self.total += _OVERHEAD + (state.st_size if stat.S_ISREG(state.st_mode) else 0)

@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from edge.errors import SandboxError
@@ -16,6 +17,8 @@ from edge.terminal.packed import Item
 
 CHANGED = "it changed in your folder during the session"
 _REPLACED = "it is not what edge showed: the archive changed meanwhile"
+_ACCESS = "system.posix_acl_access"  # the attribute that holds the access list (ACL)
+_TEMPORARY = re.compile(r"\.edge-[0-9a-f]{16}\.tmp")
 _PIECE = 1 << 20
 
 
@@ -69,7 +72,7 @@ def write_entry(root: int, entry: Entry, content: Iterator[bytes], write: Write)
             os.mkdir(name, dir_fd=parent)
             _own(root, parent, name)
             return
-        temporary = f".edge-{secrets.token_hex(8)}.tmp"
+        temporary = f".edge-{secrets.token_hex(8)}.tmp"  # `remove_leftovers` knows the form
         try:
             if entry.kind == "link":
                 os.symlink(entry.target, temporary, dir_fd=parent)
@@ -110,10 +113,30 @@ def _write_file(
                 mode = old.st_mode & 0o777
                 if entry.executable != bool(mode & 0o100):
                     mode = mode | (mode & 0o444) >> 2 if entry.executable else mode & 0o666
+                if not _copy_attributes(parent, name, file.fileno()):
+                    mode &= (
+                        ~0o070
+                    )  # without the access list, these bits would be the rights of the whole group
                 os.fchmod(file.fileno(), mode)
         file.flush()
         os.fsync(file.fileno())
     os.utime(temporary, (entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+
+def _copy_attributes(parent: int, name: str, to: int) -> bool:
+    """Copy the extended attributes of a user's file to an open file; False if its access list cannot be copied."""
+    if sys.platform != "linux":
+        return True
+    with contextlib.suppress(OSError), open_file(name, parent) as old:
+        for attribute in os.listxattr(old):
+            if attribute.startswith("security."):  # rights of the old program
+                continue
+            try:
+                os.setxattr(to, attribute, os.getxattr(old, attribute))
+            except OSError:
+                if attribute == _ACCESS:
+                    return False
+    return True
 
 
 def _own(root: int, parent: int, name: str) -> None:
@@ -123,6 +146,18 @@ def _own(root: int, parent: int, name: str) -> None:
     if os.geteuid() == 0:
         owner = os.fstat(root)
         os.chown(name, owner.st_uid, owner.st_gid, dir_fd=parent, follow_symlinks=False)
+
+
+def remove_leftovers(root: int, folders: Collection[str]) -> None:
+    """Remove what a killed process left in these folders, as paths below the open folder `root`.
+
+    Only one process may change `root` meanwhile.
+    """
+    for folder in folders:
+        with contextlib.suppress(OSError), folder_of(root, f"{folder}/." if folder else ".") as (parent, _):
+            for name in os.listdir(parent):
+                if _TEMPORARY.fullmatch(name):
+                    os.unlink(name, dir_fd=parent)
 
 
 def delete_entry(root: int, path: str, expected: Item) -> None:

@@ -6,49 +6,34 @@ pane as bytes (`send-keys -H`), so tmux finds neither commands nor key names in 
 that are exactly the name of a key, such as C-c, go as that key, as in the Terminus-2 agent of Terminal-Bench.
 """
 
-import ctypes
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from edge.errors import AgentError
 from edge.system.folders import make_folder, remove_folder
-from edge.system.signals import signals_later
-from edge.terminal.shell import SHELL, shell_environment
+from edge.terminal.processes import (
+    collects_lines,
+    foreground,
+    is_shell,
+    marked,
+    running,
+    unread,
+)
+from edge.terminal.server import SCROLLBACK, start_server
+from edge.terminal.shell import SHELL, TITLE, Prompts, shell_environment
 
 MAX_DURATION = 60.0  # seconds
 COLUMNS, LINES = 160, 40
-SCROLLBACK = 5000  # lines
 SCREEN_BYTES = 10_000
 
-
-_CONFIGURATION = f"""
-set -g prefix None
-set -g prefix2 None
-unbind -a
-unbind -a -T root
-unbind -a -T copy-mode
-unbind -a -T copy-mode-vi
-set -g history-limit {SCROLLBACK}
-set -g status off
-set -g remain-on-exit on
-set -gq remain-on-exit-format ""
-set -g default-terminal screen-256color
-set -g set-titles off
-set -g update-environment ""
-set -gq allow-rename off
-set -gq allow-passthrough off
-set -s set-clipboard off
-set -s escape-time 0
-"""
 _KEY_NAME = re.compile(
     r"(?:[CMS]-)*(?:[CM]-[!-~]|Enter|Escape|Space|Tab|BTab|BSpace|Delete|DC|Insert|IC|Home|End|PageUp|PPage|PgUp"
     r"|PageDown|NPage|PgDn|Up|Down|Left|Right|F[1-9]|F1[0-2])|\^[@-_a-z]"
@@ -62,10 +47,12 @@ _ENTER = {"Enter", "C-m", "C-j", "^M", "^J", "^m", "^j"}
 # While a program reads whole lines, the kernel cuts one at 4,095 bytes on Linux, at 1,023 on macOS.
 _LONGEST_LINE = 4095 if sys.platform == "linux" else 1023
 _QUOTED_TAB = b"\x16\t"  # C-v: readline then takes the tab as text, and not as a request for file names
-_LONGEST_SOCKET = 103  # bytes of a socket's path; Linux takes 107, macOS 103
 _PATIENCE = 20.0  # seconds for an answer of tmux
 _POLL = 0.05  # seconds
 _PROMPT_PATIENCE = 5.0  # minimum seconds to wait for the shell's prompt
+_STILL = 0.5  # seconds without a change of the screen, after which a wait may end early
+_GLANCE = 0.1  # seconds between two looks at the screen
+_PLACE = "#{pane_pid} #{pane_tty} #{pane_current_command} #{pane_title}"
 
 
 def is_key_name(keystrokes: str) -> bool:
@@ -90,11 +77,18 @@ class Terminal:
 
     folder: Path
     """Private to this session: the socket, the configuration and the log of tmux."""
+    full_waits: bool = field(default=True, kw_only=True)
+    """Wait as long as the caller says; otherwise a wait can end early (see `_wait_for_prompt`)."""
+    waited: float = field(default=0.0, init=False)
+    """Seconds that the last `send` or `send_lines` waited after it had typed."""
     _server: subprocess.Popen[bytes]
     _mark: str
+    _program: str  # the path of tmux
+    _client: Mapping[str, str]  # the environment of tmux's commands: tmux gives their PATH to the shell
     _row: int = 0  # the cursor's row when the output was last read
     _row_text: str = ""  # the text of that row
     _typed_at: str | None = None  # the prompt at which `send_lines` typed last
+    _prompts: Prompts = field(default_factory=Prompts)
     _line: str | None = (
         ""  # the text typed since the last line break; None after a key, which can change the line
     )
@@ -103,6 +97,7 @@ class Terminal:
     _tty: tuple[str, int] | None = (
         None  # the pane's terminal, held open: a program can forbid to open it (TIOCEXCL)
     )
+    _first: frozenset[int] = frozenset()  # the processes before anything was typed
 
     @classmethod
     def start(
@@ -114,6 +109,7 @@ class Terminal:
         ready: Callable[[], object] | None = None,
         columns: int = COLUMNS,
         lines: int = LINES,
+        full_waits: bool = True,
     ) -> "Terminal":
         """Start a terminal that runs `argv` in the folder `cwd`.
 
@@ -127,12 +123,14 @@ class Terminal:
         if not Path(cwd).is_dir():
             raise AgentError(f"{cwd}: is not a folder: choose another --workdir")
         folder = make_folder("edge-terminal-")
+        environment = dict(shell_environment() if env is None else env)
         try:
-            server = _start_server(tmux, folder, dict(shell_environment() if env is None else env))
+            server = start_server(tmux, folder, environment)
         except BaseException:
             remove_folder(folder)
             raise
-        terminal = cls(folder, server, folder.name)
+        client = {**os.environ, "PATH": environment.get("PATH", os.defpath)}
+        terminal = cls(folder, server, folder.name, tmux, client, full_waits=full_waits)
         try:
             terminal._until(lambda: (folder / "tmux").exists(), "tmux does not start")
             size = ("-x", str(columns), "-y", str(lines))
@@ -144,6 +142,7 @@ class Terminal:
                 f"{argv[0]} does not start in the terminal",
             )
             terminal._mark_place()
+            terminal._first = terminal._running()
         except BaseException:
             terminal.close()
             raise
@@ -158,14 +157,15 @@ class Terminal:
         AgentError if the terminal has ended.
         """
         begin = time.monotonic()
-        whole = True
+        whole, prompt = True, None
         if is_key_name(keystrokes):
             self._press(keystrokes)
         elif keystrokes:
+            prompt = self._early_prompt(keystrokes)
             whole = self._type_lines(
                 keystrokes, begin + max(min(duration, MAX_DURATION), _PROMPT_PATIENCE), stop
             )
-        self.wait(duration if whole else 0.0, stop=stop)
+        self._wait_after(duration if whole else 0.0, prompt, stop)
         return whole
 
     def _press(self, key: str, *, anew: bool = False) -> None:
@@ -244,33 +244,88 @@ class Terminal:
                 self.wait(_POLL, stop=stop)
             self._press(keystrokes, anew=keystrokes not in ("C-c", "^C", "^c"))
         for line in [] if is_key_name(keystrokes) else re.findall(r"[^\n]*\n|[^\n]+", keystrokes):
-            while (prompt := self.prompt()) is None or prompt == self._typed_at:
+            while not (prompt := self.prompt()) or not self._prompts.is_new(prompt):
                 if time.monotonic() > end or self.ended or (stop is not None and stop()):
                     return False
                 self.wait(_POLL, stop=stop)
             if line.strip():  # an empty line brings the same prompt again
                 self._typed_at = prompt
+                self._prompts.use(prompt)
             self._line = ""
             self._type(line, at_prompt=prompt)
-        self.wait(duration - (time.monotonic() - begin), stop=stop)
+        early = None if is_key_name(keystrokes) or not _runs_a_line(keystrokes) else self._typed_at
+        self._wait_after(duration - (time.monotonic() - begin), early, stop)
         return True
 
+    def _early_prompt(self, keystrokes: str) -> str | None:
+        """The prompt at which the keystrokes are about to run a line; None if the wait for them must not end early."""
+        return self.prompt() if not self.full_waits and _runs_a_line(keystrokes) else None
+
+    def _wait_after(self, duration: float, prompt: str | None, stop: Callable[[], bool] | None) -> None:
+        """Wait after keystrokes; `prompt`: where they ran, None if the wait must not end early."""
+        begin = time.monotonic()
+        if self.full_waits or prompt is None or duration <= _STILL or sys.platform != "linux":
+            self.wait(duration, stop=stop)
+        else:
+            self._wait_for_prompt(duration, prompt, stop)
+        self.waited = time.monotonic() - begin
+
+    def _wait_for_prompt(self, duration: float, before: str, stop: Callable[[], bool] | None) -> None:
+        """Wait `duration` seconds; less if the lines that ran at the prompt `before` have ended.
+
+        That is: the shell is at a later prompt and has read all that was typed, the screen did not change for half a
+        second, and nothing runs that did not run when the terminal started.
+        """
+        since = time.monotonic()
+        end, seen = since + min(duration, MAX_DURATION), ""
+        while (left := end - time.monotonic()) > 0 and not (stop is not None and stop()) and not self.ended:
+            place = f"{_PLACE}\n#{{history_size}} #{{cursor_x}} #{{cursor_y}}"
+            look = self._tmux(
+                "display-message", "-p", "-t", "edge", place, ";", "capture-pane", "-p", "-t", "edge"
+            )
+            now = time.monotonic()
+            if look != seen:
+                seen, since = look, now
+            elif now - since >= _STILL and _prompt_of(self._place(look.split("\n")[0])) not in (
+                None,
+                "",
+                before,
+            ):
+                if self._tty is not None and not unread(self._tty[1]) and self._running() <= self._first:
+                    return
+                return self.wait(left, stop=stop)  # a background job
+            time.sleep(min(left, _GLANCE))
+
+    def _running(self) -> frozenset[int]:
+        """The processes of the terminal but the shell that has the keyboard."""
+        if sys.platform != "linux":
+            return frozenset()
+        pid = self._tmux("display-message", "-p", "-t", "edge", "#{pane_pid}").strip()
+        try:
+            return frozenset(running(int(pid), self._mark)) - {foreground(pid), self._server.pid}
+        except (OSError, ValueError):  # the pane has just ended
+            return frozenset()
+
     def prompt(self) -> str | None:
-        """A name for the prompt at which the shell waits; None while another program reads the keyboard."""
-        place = self._reads()
-        return None if place is None else ".".join(place.split(".")[:2])
+        """A name for the prompt at which the shell waits; None while another program reads the keyboard.
+
+        It is empty if a program has changed the title since.
+        """
+        return _prompt_of(self._reads())
 
     def _reads(self) -> str | None:
-        """A name for the line that the shell reads: of a prompt, or of the rest of a command; None as in `prompt`."""
-        state = self._tmux(
-            "display-message",
-            "-p",
-            "-t",
-            "edge",
-            "#{pane_pid} #{pane_tty} #{pane_current_command} #{pane_title}",
-        )
-        pid, tty, program, title = state.rstrip("\n").split(" ", 3)
-        return title if self._reads_whole_lines(tty) is False and _is_shell(pid, program) else None
+        """A name for the line that the shell reads: of a prompt, or of the rest of a command; None as in `prompt`.
+
+        Empty if a program has set another title since.
+        """
+        return self._place(self._tmux("display-message", "-p", "-t", "edge", _PLACE).rstrip("\n"))
+
+    def _place(self, state: str) -> str | None:
+        """As `_reads`, from what tmux says about _PLACE."""
+        pid, tty, program, title = state.split(" ", 3)
+        if self._reads_whole_lines(tty) is not False or not is_shell(pid, program):
+            return None
+        return title.removeprefix(TITLE) if title.startswith(TITLE) else ""
 
     def _cuts_lines(self) -> bool:
         """Whether the kernel collects whole lines for the program that reads, or edge cannot know."""
@@ -288,7 +343,7 @@ class Terminal:
                     self._tty = tty, os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
                 except OSError:
                     return None
-            collects = _collects_lines(self._tty[1])
+            collects = collects_lines(self._tty[1])
             if collects is not None:
                 return collects
             self._close_tty()  # it was hung up; a new terminal can have the same name
@@ -357,6 +412,7 @@ class Terminal:
         self._tmux("respawn-pane", "-k", "-t", "edge", "-c", str(cwd), "--", *argv)
         self._until(lambda: self.screen().strip(), f"{argv[0]} does not start in the terminal")
         self._mark_place()
+        self._first = self._running()
 
     def close(self) -> list[str]:
         """End the terminal and its programs. Returns the programs that still run, as "PID command"."""
@@ -369,7 +425,7 @@ class Terminal:
                 self._server.kill()
                 self._server.wait()
         remove_folder(self.folder)
-        return _marked(self._mark)
+        return [f"{process} {words[:80]}" for process, words in marked(self._mark)]
 
     def __enter__(self) -> "Terminal":
         return self
@@ -382,7 +438,8 @@ class Terminal:
     def _tmux(self, *arguments: str) -> str:
         try:
             run = subprocess.run(
-                ["tmux", "-u", "-S", str(self.folder / "tmux"), *arguments],
+                [self._program, "-u", "-S", str(self.folder / "tmux"), *arguments],
+                env=self._client,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_PATIENCE,
@@ -402,6 +459,16 @@ class Terminal:
             time.sleep(_POLL)
 
 
+def _runs_a_line(keystrokes: str) -> bool:
+    """Whether these keystrokes are text that ends with a line break: a shell runs its last line."""
+    last = re.split(r"[\n\r]", keystrokes[:-1])[-1] if keystrokes[-1:] in ("\n", "\r") else ""
+    return bool(last.strip())
+
+
+def _prompt_of(place: str | None) -> str | None:
+    return None if place is None else ".".join(place.split(".")[:2])
+
+
 def check_terminal() -> str:
     """The path of tmux. Raises AgentError if this system has no tmux, and says how to get it."""
     if sys.platform == "win32":
@@ -413,65 +480,3 @@ def check_terminal() -> str:
         )
         raise AgentError(f"edge agent needs tmux, which is not installed; {how}")
     return tmux
-
-
-def _start_server(tmux: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a tmux server whose socket, configuration and log are in `folder`."""
-    if len(os.fsencode(folder / "tmux")) > _LONGEST_SOCKET:
-        raise AgentError(f"{folder}: the path is too long for tmux's socket: set TMPDIR to a shorter folder")
-    (folder / "tmux.conf").write_text(_CONFIGURATION)
-    # With a preexec_fn, Python forks through callbacks that would lose the exception of a signal.
-    with (folder / "log").open("wb") as log, signals_later():
-        return subprocess.Popen(
-            [tmux, "-u", "-S", str(folder / "tmux"), "-f", str(folder / "tmux.conf"), "-D"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment | {"EDGE_SESSION": folder.name, "TERM": "xterm-256color"},
-            cwd="/",
-            start_new_session=True,  # a C-c for edge must not reach the programs in the terminal
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
-
-
-def _collects_lines(descriptor: int) -> bool | None:
-    """Whether a terminal gives whole lines to the program that reads; None if it was hung up."""
-    if sys.platform == "win32":
-        return None
-    import termios
-
-    try:
-        return bool(termios.tcgetattr(descriptor)[3] & termios.ICANON)
-    except termios.error:
-        return None
-
-
-def _is_shell(pid: str, program: str) -> bool:
-    """Whether SHELL has the keyboard of process `pid`'s terminal; tmux calls the program there `program`."""
-    if sys.platform != "linux":
-        return program == SHELL[0]
-    try:
-        group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[5]
-        words = Path(f"/proc/{group}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return False
-    return (words[0].rpartition("/")[2], *words[1:-1]) == SHELL
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _marked(mark: str) -> list[str]:
-    """The processes with this session's mark in their environment, as "PID command"; Linux only."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"EDGE_SESSION={mark}".encode() in (place / "environ").read_bytes().split(b"\0"):
-                words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                if words:
-                    found.append(f"{place.name} {words[:80]}")
-        except OSError:
-            continue
-    return found

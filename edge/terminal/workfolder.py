@@ -15,11 +15,12 @@ from pathlib import Path
 
 from edge.errors import SandboxError
 from edge.system.files import make_private, whole_file
-from edge.terminal.links import leads_out
-from edge.terminal.obeyed import instructs_agents
+from edge.system.locks import try_lock
+from edge.terminal.links import leads_out, way_to
+from edge.terminal.obeyed import acted_on, instructs_agents
 from edge.terminal.opened import folder_of, open_file, open_folder
-from edge.terminal.packed import Base, Head, Item, open_archive, write_archive
-from edge.terminal.place import CHANGED, Write, delete_entry, item_of, state_of, write_entry
+from edge.terminal.packed import SESSION_FILE, Base, Head, Item, open_archive, write_archive
+from edge.terminal.place import CHANGED, Write, delete_entry, item_of, remove_leftovers, state_of, write_entry
 from edge.terminal.repository import Repositories, hidden
 from edge.terminal.sealed import sealed
 from edge.terminal.undo import write_undo
@@ -81,12 +82,13 @@ class Comparison:
 
     @property
     def lost(self) -> list[str]:
-        """The files and links that `apply` deletes, and the files that it makes empty."""
+        """The files and links that `apply` deletes, and the files that it makes empty or replaces by a link."""
         deleted = [path for path in self.changes.deleted if self._base[path].kind != "folder"]
         return deleted + [
             path
             for path in self.changes.changed
             if self._after[path].content == _EMPTY.content != self._base[path].content
+            or (self._base[path].kind, self._after[path].kind) == ("file", "link")
         ]
 
     @property
@@ -126,6 +128,11 @@ class Comparison:
             open_folder(self._folder) as root,
             open_archive(self._packed, self._key) as (entries, _),
         ):
+            if try_lock(root) is False:
+                raise SandboxError(
+                    f"{self._folder}: another process brings changes back into it: try again when it has ended"
+                )
+            remove_leftovers(root, {path.rpartition("/")[0] for path in self._write})
             for entry, content in entries:
                 if entry.path in self._write:
                     write = Write(self._write[entry.path], self._after[entry.path], self._own)
@@ -179,7 +186,7 @@ def compare(
     are never brought back. `key`: of the archive's seal. `own`: no sandbox made the archive, but `keep_undo`, and all
     of it is brought back. Raises SandboxError for a damaged archive, OSError if the folder cannot be opened.
     """
-    guarded = {Path(os.path.realpath(path)) for path in protected}
+    guarded = {part for path in protected for part in way_to(Path(path))}
     place = Path(os.path.realpath(folder))
     with open_folder(folder) as root, open_archive(packed, key) as (entries, head):
         base = head.base
@@ -187,6 +194,8 @@ def compare(
         for entry, content in entries:
             if entry.path:
                 comparer.see(entry.path, item_of(entry, content), base.get(entry.path))
+            elif not dot_files and not own:  # the folder itself, which is first
+                comparer.led_to = _led_to(place, base)
         for path, before in base.items():
             if path in (head.kept or ()):
                 comparer.after.setdefault(path, before)
@@ -213,6 +222,8 @@ class _Comparer:
     """Path and reason; how many changes it stands for."""
     write: dict[str, Item | None] = field(default_factory=dict)
     after: Base = field(default_factory=dict)
+    led_to: dict[Path, str] = field(default_factory=dict)
+    """What a link of the user leads to that programs obey, and the link."""
 
     def see(self, path: str, item: Item, before: Item | None) -> None:
         """A path of the archive: what is there in the sandbox, and what was there when the folder was packed."""
@@ -317,7 +328,12 @@ class _Comparer:
                 return here, "its name contains control characters"
             if instructs_agents(part) and not self.dot_files:
                 return here, "other agents read it as instructions (--dot-files brings it back)"
+            if SESSION_FILE.fullmatch(part):
+                return here, "it has the name of a session's file"
         full = self.place / path
+        for one, link in self.led_to.items():
+            if full.is_relative_to(one):
+                return path, f"{link} leads to it (--dot-files brings it back)"
         if any(full.is_relative_to(one) or one.is_relative_to(full) for one in self.guarded):
             return path, "it belongs to this session: the record, the allowlist, the prompt or the model"
         return None
@@ -342,6 +358,21 @@ def _suspect(path: str, target: str, dot_files: bool) -> str | None:
     if not dot_files and any(map(hidden, names[up:])):
         return "it is a link to a name that begins with a dot"
     return None
+
+
+def _led_to(place: Path, base: Base) -> dict[Path, str]:
+    """What in the folder is also there under a name that is not brought back, through a link of the user.
+
+    Such as a script to which .git/hooks/pre-commit leads, or the page to which CLAUDE.md leads.
+    """
+    found: dict[Path, str] = {}
+    for path, item in base.items():
+        withheld = any(hidden(part) or instructs_agents(part) for part in path.split("/"))
+        if (
+            item.kind == "link" and withheld and (acted_on(path) or acted_on(f"{path}/x"))
+        ):  # a file, or a folder
+            found |= dict.fromkeys(way_to(place / path) - {place / path}, path)
+    return {end: link for end, link in found.items() if end != place and end.is_relative_to(place)}
 
 
 def _content(root: int, path: str, most: int) -> bytes:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,15 +75,7 @@ def words(folder: Path, arguments: tuple[object, ...]) -> list[str]:
 
 
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*EDGE, *words(folder, arguments)],
-        cwd=folder,
-        env=environment(folder),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return command_line.run(*words(folder, arguments), cwd=folder, env=environment(folder))
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:

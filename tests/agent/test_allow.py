@@ -316,6 +316,7 @@ def test_keys_that_change_the_next_line_cannot_be_allowed(tmp_path: Path, key: s
         read_allowlist(tmp_path / "allow.toml")
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(text=st.text(max_size=300) | _shell)
 def test_no_text_breaks_the_readers(allowlist: Allowlist, text: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.agent.answerer import LocalAnswerer
 from edge.agent.gate import Decision, Gate, open_gate
 from edge.agent.loop import Agent, Limits
 from edge.agent.proposal import Proposal
@@ -59,14 +60,18 @@ def agent(runner: Runner, record: Path, gate: Gate, steps: int = 7) -> Iterator[
         Record.create(record, {"task": TASK}) as kept,
         open_workplace(folder, None, line_by_line=False, say=print) as workplace,
     ):
-        yield Agent(
-            runner, workplace, gate, kept, print, limits=Limits(steps), answering=Answering(max_tokens=TOKENS)
-        )
+        model = LocalAnswerer(runner, Answering(max_tokens=TOKENS))
+        yield Agent(model, workplace, gate, kept, print, limits=Limits(steps))
 
 
 def first_prompt(runner: Runner, screen: str) -> int:
     """The number of tokens of the first prompt."""
     return len(runner.encode(runner.render(first_messages(TASK, screen, runner.model_name)).text))
+
+
+def limit_context(agent: Agent, tokens: int) -> None:
+    assert isinstance(agent.model, LocalAnswerer)
+    agent.model.context = tokens
 
 
 def person(*actions: Sequence[Command]) -> Gate:
@@ -123,7 +128,7 @@ def test_what_is_not_a_repeated_action(
 
 def test_a_full_context_ends_the_session(runner: Runner, record: Path) -> None:
     with agent(runner, record, person(SAME)) as one:
-        one.context = first_prompt(runner, one.workplace.terminal.screen()) + TOKENS
+        limit_context(one, first_prompt(runner, one.workplace.terminal.screen()) + TOKENS)
         assert one.run() == "failed"
         assert "exceed the context length" in one.failure
     assert told(record) == [False]
@@ -147,7 +152,7 @@ def test_a_failed_engine_ends_the_session(runner: Runner, record: Path) -> None:
 
 def test_a_first_answer_that_fails_is_an_error(runner: Runner, record: Path) -> None:
     with agent(runner, record, open_gate) as one:
-        one.context = 60
+        limit_context(one, 60)
         with pytest.raises(ContextError, match="exceed the context length of 60"):
             one.run()
     assert not record.exists()

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from served import serving
 
-from edge.answer.guided import Endings, Guide, compile_guide, guided_answer
+from edge.answer.endings import Endings, Guide
+from edge.answer.guided import compile_guide, guided_answer
 from edge.answer.sampling import Sampling
 from edge.errors import GrammarError
 from edge.llama.jobs import Job

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.answer.guided import Endings, Guide, compile_guide, guided_answer, text_answer
+from edge.answer.endings import Endings, Guide
+from edge.answer.guided import compile_guide, guided_answer
 from edge.answer.sampling import Sampling
+from edge.answer.text import text_answer
 from edge.answer.writer import Answer
 from edge.errors import GrammarError
 from edge.llama.jobs import Job, Writer

@@ -16,13 +16,16 @@ import jsonschema
 import pytest
 from served import serving
 
-from edge.answer.guided import Endings, compile_guide
+from edge.answer.endings import Endings
+from edge.answer.guided import compile_guide
 from edge.answer.pattern import read_pattern
 from edge.runner import Runner
 
 pytestmark = pytest.mark.slow
 
 EVERYDAY = [
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",  # zod's e-mail
+    r"^(?!\.)(?!.*\.\.)([A-Z0-9_'+\-\.]*)[A-Z0-9_+-]@([A-Z0-9][A-Z0-9\-]*\.)+[A-Z]{2,}$",
     r"^[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}$",
     r"^[^@\s]+@[^@\s]+\.[^@\s]+$",
     r"^(?:[a-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[a-z0-9!#$%&'*+/=?^_`{|}~-]+)*)@(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z0-9](?:[a-z0-9-]*[a-z0-9])?$",
@@ -111,7 +114,19 @@ def test_ends_have_a_least_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [r"(?=a)b", r"(a)\1", r"\bx", r"\p{L}", "((a{900}){900}){900}", "(" * 3000, "[", "a{2,1}"]
+    "text",
+    [
+        r"(?=a)b",  # no text at all
+        r"(?<!a)b",
+        r"((?=a).)*b",
+        r"(a)\1",
+        r"\bx",
+        r"\p{L}",
+        "((a{900}){900}){900}",
+        "(" * 3000,
+        "[",
+        "a{2,1}",
+    ],
 )
 def test_other_and_hostile_patterns_have_no_automaton(text: str) -> None:
     assert read_pattern(text) is None

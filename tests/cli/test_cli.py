@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -27,18 +28,10 @@ LONGEST_SUMMARY = 62  # characters; longer ones are cut in 80 columns
 
 
 def edge(*arguments: object, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from edge.cli.main import main; main()",
-            *(a if isinstance(a, bytes) else str(a) for a in arguments),
-        ],
+    return command_line.run(
+        *arguments,
         input=stdin,
-        capture_output=True,
-        text=True,
         cwd=cwd,
-        timeout=300,
         env={
             **os.environ,
             "EDGE_CACHE": str(cwd or Path("build/test-cache").absolute()),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -36,28 +37,22 @@ class User:
     def edge(
         self, *words: object, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "edge", *map(str, words)],
-            cwd=cwd or self.work,
-            env=self.environment(variables),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        environment = self.environment(variables)
+        done = command_line.run(*words, cwd=cwd or self.work, env=environment, program="python -m edge")
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
     def answers(self, text: str, *words: object) -> tuple[int, str]:
         """Exit code and output of a command in a terminal in which a person types `text`."""
         parent, child = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "edge", *map(str, words)],
+        process = command_line.start(
+            *words,
             cwd=self.work,
             env=self.environment({"TERM": "dumb"}),  # COLUMNS is 80
             stdin=child,
             stdout=child,
             stderr=child,
+            program="python -m edge",
         )
         os.close(child)
         os.write(parent, text.encode())
@@ -106,7 +101,7 @@ def real(tiny_q4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-ASK = ("run", "ls", "--quiet", "--max-tokens", "4")
+ASK = ("run", "ls", "--max-tokens", "4")
 
 
 def test_the_demonstration_model_goes_into_the_store(user: User) -> None:
@@ -125,6 +120,8 @@ def test_the_demonstration_model_goes_into_the_store(user: User) -> None:
         f"note: model: {made} (the tiny demonstration model; `edge pull default` fetches one "
         "that understands requests)"
     )
+    quiet = user.edge(*ASK, "--quiet")
+    assert quiet.stdout and [line for line in quiet.stderr.splitlines() if "budget" not in line] == []
 
 
 def test_the_order_of_the_choices(user: User, tiny_q4: Path, real: Path) -> None:
@@ -317,6 +314,7 @@ def test_settings_are_the_defaults_of_options(user: User, tiny_q4: Path) -> None
     rows = {line.split()[0]: line for line in user.edge("config").stdout.splitlines() if line}
     assert rows["max_tokens"].split() == ["max_tokens", "6", "file"]
     assert rows["context"].endswith("default: the model's, within a limit")
+    assert f'write model = "NAME" into {user.settings}, or set EDGE_MODEL' in user.edge("config").stdout
 
 
 def test_settings_do_not_change_figures(user: User, tiny_q4: Path) -> None:
@@ -331,7 +329,8 @@ def test_settings_do_not_change_figures(user: User, tiny_q4: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("thread = 1\n", "unknown key 'thread'; the keys are version, model, threads"),
+        ("thread = 1\n", "unknown key 'thread'; did you mean threads? All keys: version, model, threads"),
+        ("xyzzy = 1\n", "unknown key 'xyzzy'; the keys are version, model, threads"),
         ("threads = true\n", "threads is true; it must be a whole number from 1 to 512"),
         ("threads = 0\n", "threads is 0"),
         ('context = "8192"\n', "context is '8192'; it must be a whole number"),

@@ -207,7 +207,18 @@ def test_the_same_command_runs_again_and_another_needs_force(
     results: Place, command: tuple[str, ...], changes: list[tuple[str, str]]
 ) -> None:
     results.good(*command)
-    results.good(*command)
+    spoken = [word for word in command if word != "--quiet"]
+    code, errors = results.edge(*spoken)
+    place = command[-1]
+    what = (
+        "is already complete"
+        if command[0] == "eval"
+        else "was there before"
+        if command[0] == "convert"
+        else "replaced"
+    )
+    assert code == 0 and f"{place}: {what}" in errors
+    assert place not in results.edge(*spoken, "--quiet")[1] or "--quiet" not in command
     for option, value in changes:
         other = list(command)
         if option in other:
@@ -217,6 +228,25 @@ def test_the_same_command_runs_again_and_another_needs_force(
         results.refused(*other, words="of another run (")
     results.good(*other, "--force")
     results.good(*other)
+
+
+def test_a_complete_result_is_not_answered_again(results: Place) -> None:
+    """Except with --force, for a sampled answer without a seed, and if a row's answer is missing."""
+
+    def answered(*more: str) -> bool:
+        before = os.stat(results.root / "x.json").st_mtime_ns
+        results.good(*EVAL, "--out", "x.json", *more)
+        return os.stat(results.root / "x.json").st_mtime_ns != before
+
+    results.good(*EVAL, "--out", "x.json")
+    assert not answered() and answered("--force")
+    stored = json.loads((results.root / "x.json").read_text())
+    stored["per_step"] = stored["per_step"][1:]
+    (results.root / "x.json").write_text(json.dumps(stored))
+    assert answered() and not answered()
+    (results.root / "x.json").unlink()
+    results.good(*EVAL, "--out", "x.json", "--temperature", "1")
+    assert answered("--temperature", "1")
 
 
 def test_another_output_than_a_result_is_not_a_result(results: Place) -> None:

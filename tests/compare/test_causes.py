@@ -355,4 +355,4 @@ def test_command(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFi
     assert edge("compare", given[0], "--causes", "--reference", "lfm2.5-8b-a1b-terminal") == 0
     assert "cannot name the cause" in capsys.readouterr().out
     assert edge("compare", *given) == 2
-    assert "give one of them, or both" in capsys.readouterr().err
+    assert "--reference: give it a result or a known model" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     # first command: all right in base; ours loses one of the two steps of a, none of b
     first = found["first_cmd_exact_pct"]
     assert (first.reference, first.ours, first.difference, first.low) == (100.0, 75.0, -25.0, None)
-    assert brief(found["valid_json_pct"]) == (100.0, 100.0, 0.0, None, None, "no difference")
+    assert brief(found["valid_json_pct"]) == (100.0, 100.0, 0.0, None, None, "no step differs")
     assert found["complete_true_recall_pct"].verdict == "no such steps"
     part = comparison.parts[0]
     assert (part.joined, part.tasks, part.better, part.same, len(part.worse)) == (4, 2, 1, 1, 2)
@@ -400,10 +400,17 @@ def test_a_result_does_not_differ_from_itself(tmp_path: Path, texts: dict[tuple[
     part = compare([a], a).parts[0]
     for figure in part.figures:
         assert (figure.difference, figure.detectable) == (0, None)
-        assert figure.verdict in ("no difference", "no such steps")
-        assert figure.sentence.startswith(("No step differs. At most ", "There are no such steps."))
-        assert (figure.low, figure.high) in ((0, 0), (None, None))
+        assert figure.verdict in ("no step differs", "no such steps")
+        assert figure.sentence in (
+            "No step differs, because both sides are the same.",
+            "There are no such steps.",
+        )
+        assert (figure.low, figure.high) == (None, None)
         assert (figure.p, figure.counts) in ((1, (0, 0)), (None, None))
+    assert part.notes[0] == "Both sides are the same file: this compares nothing."
+    copied = tmp_path / "copy.json"
+    copied.write_bytes(a.read_bytes())
+    assert compare([copied], a).parts[0].notes[0].startswith("Both sides have the same content")
     assert (part.better, part.same, part.worse) == (0, len(texts), ())
     assert set(part.agreement.values()) == {100}
     assert all(group.difference == 0 for group in part.groups)
@@ -415,7 +422,7 @@ def test_a_real_vllm_run_with_itself() -> None:
     comparison = compare([run], run)
     found = figures(comparison)
     assert found["score"].reference == found["score"].ours == 13.29
-    assert {figure.verdict for figure in found.values()} == {"no difference", "no such steps"}
+    assert {figure.verdict for figure in found.values()} == {"no step differs", "no such steps"}
     assert comparison.parts[0].joined == 36 and not comparison.parts[0].worse
 
 
@@ -538,6 +545,16 @@ def test_few_differing_tasks_give_no_verdict(tmp_path: Path) -> None:
         path = result(tmp_path / f"{count}.json", tasks(*[GOOD] * count))
         few = [text for text in compare([path], path).parts[0].notes if text.startswith("Only ")]
         assert [text.startswith(note or "Only") for text in few] == [True] * (note is not None)
+
+
+def test_an_interval_without_width_is_not_shown(tmp_path: Path) -> None:
+    found = compare(
+        [result(tmp_path / "o.json", tasks(*[GOOD] * 20), model="o")],
+        result(tmp_path / "b.json", tasks(*[GOOD] * 20), model="b"),
+    )
+    row = next(line for line in found.to_markdown().splitlines() if line.startswith("| score"))
+    assert [cell.strip() for cell in row.split("|")[5:8]] == ["–", "–", "no step differs"]
+    assert found.parts[0].figures[0].sentence.startswith("No step differs. At most 14 % of all such tasks")
 
 
 def test_mcnemar_may_disagree(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def clustered(
     return sums, counts, values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tasks", "share", "least"), [(20, 1.0, 0.93), (100, 1.0, 0.935), (20, 0.25, 0.90), (100, 0.25, 0.915)]
 )
@@ -135,6 +136,7 @@ def test_intervals_cover_the_truth(tasks: int, share: float, least: float) -> No
     assert naive / simulated < 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [5, 20])
 def test_few_tasks_are_widened_enough(tasks: int) -> None:
     """Normal task means: plain percentiles cover 85 % with 5 tasks and 92.5 % with 20, ours 93 and 95 %."""

@@ -182,6 +182,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=CONFIGS, encoder=st.dictionaries(TEXTS, st.integers(0, N_VOCAB + 2), max_size=3))
 def test_any_files_give_the_tokens_of_transformers(
@@ -196,3 +197,7 @@ def test_any_files_give_the_tokens_of_transformers(
     wanted = {i: repr(token) for i, token in backend.get_added_tokens_decoder().items()}
     assert {i: repr(token) for i, token in assembled.get_added_tokens_decoder().items()} == wanted
     assert assembled.get_vocab() == backend.get_vocab()
+    within = assemble(open_checkpoint(folder), N_VOCAB)
+    beyond = {text: i for text, i in backend.get_vocab().items() if i >= N_VOCAB}
+    assert set(within.left_out) == beyond.keys()
+    assert within.tokenizer.get_vocab() == {text: i for text, i in backend.get_vocab().items() if i < N_VOCAB}

@@ -507,7 +507,7 @@ def test_tokenization_is_checked_by_default(folder: Path, out: Path) -> None:
     vocab["total"] = vocab.pop(last)
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     message = refused(folder, out)
-    assert "tokenizes differently after" in message
+    assert f"{path}: llama.cpp tokenizes differently after" in message
     assert "['total'" in message
     assert convert(folder, quant="BF16", out=out, check=False).path.is_file()
 

@@ -148,6 +148,32 @@ def test_an_adapter_names_its_licence_and_its_base(with_card: Callable[[str], Pa
     assert (found["general.base_model.count"], found["general.base_model.0.name"]) == (1, base.name)
 
 
+@pytest.mark.slow
+def test_a_merged_model_has_the_facts_of_the_adapters_card(
+    with_card: Callable[[str], Path], llama_cpp_sources: Path, tmp_path: Path
+) -> None:
+    """As llama.cpp's converter takes that card; what it does not say is the base's."""
+    base = with_card("---\nlicense: mit\ntags: [base]\nlanguage: de\nbase_model: a/first\n---\n")
+    folder = make_adapter(base, tmp_path / "ad")
+    assert facts(convert(base, lora=folder, quant="BF16", out=tmp_path / "none.gguf").path) == {
+        key: value for key, value in read_card(base).entries
+    }
+    for name, card in (("rich", RICH), ("peft", "---\nbase_model: some/base\ntags: [lora, peft]\n---\n")):
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        theirs = json.loads(python(llama_cpp_sources, PEER, str(folder)))["ad"]
+        (folder / "out.gguf").unlink()
+        wanted = {key: value for key, value in theirs.items() if key.startswith(KEYS)}
+        done = convert(base, lora=folder, quant="BF16", out=tmp_path / f"{name}.gguf")
+        found = facts(done.path)
+        assert found.items() >= wanted.items()
+        assert found["general.license"] == ("other" if name == "rich" else "mit")
+        further = {key: value for key, value in found.items() if key not in wanted}
+        assert set(further) == (set() if name == "rich" else {"general.license", "general.languages"})
+    (folder / "README.md").write_text("---\nlicense: [\n---\n", encoding="utf-8")
+    done = convert(base, lora=folder, quant="BF16", out=tmp_path / "bad.gguf")
+    assert any(str(folder / "README.md") in line for line in done.warnings)
+
+
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklm"))
 MERGES = "a: &a {x: y}\n" + "".join(
     f"{b}: &{b}\n  <<: [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi")

@@ -93,7 +93,8 @@ def test_prompts_have_the_tokens_of_transformers(
     [note] = [line for line in done.warnings if "does not add spaces as this tokenizer does" in line]
     assert f"(Metaspace, {'always' if legacy else 'first'})" in note
     assert not any("prompts that the chat template writes have other" in line for line in done.warnings)
-    assert any("transformers 5 reads" in line for line in done.warnings) == legacy
+    other = [line for line in done.warnings if "transformers 5 builds the tokenizer from its class" in line]
+    assert bool(other) == legacy  # tokenizer.json says `always`, and transformers would build `first`
     assert not compare_with_source(done.path, folder).different
     text = "<s>[INST] ls -la  x\n</s>"
     if template is not None:
@@ -170,6 +171,7 @@ def pairs(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("legacy", [True, False])
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

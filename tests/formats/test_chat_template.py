@@ -184,6 +184,7 @@ def test_smollm2_template_is_the_real_one(smollm2_folder: Path) -> None:
     assert prompt_source(smollm2_folder).template == SMOLLM2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder_name", "file_name"), [("smollm2_folder", "smollm2_bf16"), ("tiny_folder", "tiny_bf16")]
 )
@@ -344,6 +345,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_are_stopped(name: str) -> None:
     start = time.process_time()
@@ -353,6 +355,7 @@ def test_hostile_templates_are_stopped(name: str) -> None:
     assert time.process_time() - start < 30
 
 
+@pytest.mark.slow
 def test_hostile_templates_take_little_memory() -> None:
     """edge refuses a value that would fill the memory before the template makes it. Without those that only loop."""
     templates = {
@@ -380,6 +383,7 @@ def test_hostile_templates_take_little_memory() -> None:
     assert "MemoryError" not in run.stdout
 
 
+@pytest.mark.slow
 def test_no_honest_template_is_taken_for_hostile() -> None:
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     for template in (SMOLLM2, *TEMPLATES.values()):

@@ -51,6 +51,17 @@ PACKED = torch.ones(256, 32, dtype=torch.int32)
         ({}, stored(qweight=PACKED, scales=F16), f"GPTQ or AWQ: it stores {Q}.qweight"),
         ({}, stored(weight_packed=PACKED), "compressed-tensors"),
         ({}, stored(weight_scale_inv=torch.ones(2, 2)), "with scales"),
+        ({}, stored(input_global_scale=torch.ones(1)), "with scales"),
+        ({}, stored(k_scale=torch.ones(1)), "with scales"),
+        ({}, stored(weight_quantizer___amax=torch.ones(1)), "with scales"),
+        (
+            {},
+            stored(weight__scale=torch.ones(1), weight___data=PACKED),
+            f"quanto: it stores {Q}.weight._data",
+        ),
+        ({}, stored(trellis=PACKED), "ExLlama"),
+        ({}, stored(Qidxs=PACKED), "QuIP or VPTQ"),
+        ({}, stored(zero_points=PACKED.to(torch.int8)), f"{Q}.zero_points is stored as I8"),
         ({}, as_dtype(torch.uint8), "weight is stored as U8"),
         ({}, as_dtype(torch.int8), "weight is stored as I8"),
         ({}, as_dtype(torch.float8_e4m3fn), "weight is stored as F8_E4M3"),
@@ -79,6 +90,27 @@ def test_a_quantized_checkpoint(
         assert "other/model" not in line
 
 
+@pytest.mark.parametrize(
+    "name", ["lora_A__weight", "lora_A__default.weight", "base_layer__weight", "lora_embedding_B"]
+)
+def test_a_lora_that_is_not_merged(name: str, random_llama_folder: Path, tmp_path: Path) -> None:
+    """As model.save_pretrained of a wrapped model leaves it."""
+    folder = Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
+    change = stored(**{name: F16})
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="hold a LoRA that is not merged") as caught:
+        make_plan(open_checkpoint(folder))
+    assert "merge_and_unload" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_adapter_beside_the_weights(random_llama_folder: Path, tmp_path: Path) -> None:
+    """transformers would load the adapter too; edge cannot know whether it is merged, and says so."""
+    folder = Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    (note,) = open_checkpoint(folder).notes
+    assert note.startswith(f"{folder} also has an adapter") and f"--lora {folder}" in note
+
+
 @pytest.mark.parametrize("config", [{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}, None])
 def test_an_adapter_of_mlx(config: dict[str, Any] | None, random_llama_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "adapters"
@@ -98,23 +130,3 @@ def test_an_adapter_of_mlx(config: dict[str, Any] | None, random_llama_folder: P
         with pytest.raises(CheckpointError, match="is an adapter of MLX") as caught:
             way()
         assert "mlx_lm.fuse" in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(
-    "trained", [{"modules_to_save": ["embed_tokens", "lm_head"]}, {}, {"target_modules": ["embed_tokens"]}]
-)
-def test_an_adapter_with_a_resized_vocabulary(
-    trained: dict[str, Any], random_llama_folder: Path, tmp_path: Path
-) -> None:
-    peft = pytest.importorskip("peft", reason="peft is not installed")
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(random_llama_folder)
-    rows = model.config.vocab_size
-    model.resize_token_embeddings(rows + 2)
-    config = peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | trained)
-    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    with pytest.raises(CheckpointError, match="the vocabulary was resized") as caught:
-        convert(random_llama_folder, lora=tmp_path / "adapter", out=tmp_path / "m.gguf")
-    assert f"{rows + 2:,} rows, 2 token rows more than the base" in str(caught.value)

@@ -171,7 +171,17 @@ def test_damaged_headers(data: bytes, problem: str, tmp_path: Path) -> None:
 
 def test_missing_and_no_file(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "nothing.gguf")
-    assert f"is a folder, not a GGUF; make a GGUF with `edge convert {tmp_path}`" in refused(tmp_path)
+    assert "is a folder, not a GGUF; it has no GGUF and no checkpoint" in refused(tmp_path)
+    for name, advice in (
+        ("config.json", f"make a GGUF with `edge convert {tmp_path}`"),
+        (
+            "adapter_config.json",
+            f"it is a LoRA adapter: make a GGUF with `edge convert {tmp_path} --base SOURCE`",
+        ),
+        ("b.gguf", f"name a file in it, such as {tmp_path / 'b.gguf'}"),
+    ):
+        (tmp_path / name).touch()
+        assert f"is a folder, not a GGUF; {advice}" in refused(tmp_path)
     os.mkfifo(tmp_path / "fifo")
     assert "is not a regular file" in refused(tmp_path / "fifo")
     assert "is not a regular file" in refused(Path("/dev/zero"))

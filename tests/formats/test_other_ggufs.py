@@ -4,14 +4,13 @@ pytest tests/formats/test_other_ggufs.py
 """
 
 import json
-import os
 import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import gguf
 import numpy as np
 import pytest
@@ -28,9 +27,7 @@ from edge.replay.provenance import gguf_provenance
 
 
 def edge(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edge", *map(str, words)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    return command_line.run(*words, program="python -m edge")
 
 
 def refused(path: Path) -> str:
@@ -80,6 +77,22 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "safetensors": (
         lambda path: path.write_bytes(struct.pack("<Q", 2) + b"{}" + bytes(8)),
         "is not a GGUF file",
+    ),
+    "lfs": (
+        lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "is not a GGUF file but a Git LFS pointer to it; fetch the file with `git lfs pull`",
+    ),
+    "page": (
+        lambda path: path.write_text("<!DOCTYPE html><html>Log in</html>"),
+        "is not a GGUF file but the answer of a web server",
+    ),
+    "answer": (
+        lambda path: path.write_text('{"error":"Repository not found"}'),
+        "the answer of a web server",
+    ),
+    "draft": (
+        lambda path: file_of_kind(path, "eagle3"),
+        "has no vocabulary (architecture 'eagle3'): it is a draft for another model, or no language model",
     ),
     "a checkpoint": (
         lambda path: path.write_bytes(struct.pack("<Q", 64) + b'{"__metadata__":{}}'.ljust(64)),

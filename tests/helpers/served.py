@@ -4,22 +4,22 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+import command_line
 
 
 @contextlib.contextmanager
 def serving(model: Path, *options: object, **environment: str) -> Iterator[str]:
     """The address of a server of this model, without /v1."""
-    command = [sys.executable, "-c", "from edge.cli.main import main; main()", "serve", "--model", str(model)]
-    command += ["--port", "0", "--threads", "1", *map(str, options)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    with subprocess.Popen(
-        command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    with command_line.start(
+        *("serve", "--model", model, "--port", "0", "--threads", "1", *options),
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
     ) as process:
         assert process.stderr is not None
         lines = []

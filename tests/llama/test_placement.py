@@ -60,6 +60,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["smollm2_q4", "tiny_q4"])
 def test_estimates_agree_with_what_llama_cpp_allocates(model: str, request: pytest.FixtureRequest) -> None:
     import llama_cpp
@@ -177,6 +178,7 @@ def test_named_answers_at_once_share_a_smaller_cache(smol: Shape) -> None:
     assert 2000 + 512 <= plan.cells < 2000 + 16 * 512
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     available=st.integers(110, 900),

@@ -98,6 +98,7 @@ with Runner.load(sys.argv[1], gpu_layers=0) as runner:
 """
 
 
+@pytest.mark.slow
 @SANDBOX
 def test_without_a_sandbox_one_line_says_so(unknown: Path) -> None:
     """bubblewrap is there and cannot run: the trial runs in a plain child, and a note names the reason."""

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,11 +38,8 @@ ROW: dict[str, Any] = {
 def edge(
     *words: str | Path, folder: Path, stdin: Path = Path(os.devnull)
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edge", *map(str, words)]
     with open(stdin, "rb") as read:
-        return subprocess.run(
-            command, cwd=folder, stdin=read, capture_output=True, encoding="utf-8", timeout=120
-        )
+        return command_line.run(*words, cwd=folder, stdin=read, program="python -m edge")
 
 
 def write(path: Path, *values: Any) -> Path:

@@ -30,6 +30,7 @@ from edge.answer.answering import Answering
 from edge.answer.sampling import Sampling
 from edge.errors import BackendError, EdgeError
 from edge.llama.loading import Loading
+from edge.replay.client import Server
 from edge.replay.openai import Service, evaluate_server
 from edge.replay.rows import read_rows
 from edge.replay.run import evaluate
@@ -407,6 +408,29 @@ def test_a_retry_after_too_long_is_not_waited_for(
         pytest.raises(BackendError, match="asks to wait 86400 s before"),
     ):
         asked_of(server, tiny_bf16, tmp_path / "result.json")
+
+
+def test_close_ends_the_requests_that_wait() -> None:
+    """The server takes connections and never answers."""
+    errors: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=600, concurrency=3)
+
+        def ask() -> None:
+            try:
+                server.models()
+            except BackendError as error:
+                errors.append(str(error))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            listener.accept()
+        server.close()
+        for thread in threads:
+            thread.join(60)
+    assert len(errors) == 3 and all(error.endswith("stopped") for error in errors)
 
 
 def test_parse_of_local_answers(local: dict[str, Any]) -> None:

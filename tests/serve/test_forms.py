@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from served import serving
 
-from edge.answer.guided import Guide, compile_guide
+from edge.answer.endings import Guide
+from edge.answer.guided import compile_guide
 from edge.errors import GrammarError
 from edge.llama.vocabulary import Vocabulary, file_vocabulary
 from edge.serve.request import BadRequestError, read_chat

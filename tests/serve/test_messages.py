@@ -62,7 +62,10 @@ def test_tool_history_reaches_the_template(server: str) -> None:
     asked = {"role": "user", "content": "List."}
     calls = {"role": "assistant", "content": None, "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "old.log"}]}
-    plain = [asked, {"role": "assistant", "content": ""}, result | {"content": "old.log"}]
+    # The embedded model's template has no calls: they are part of the text.
+    text = '<tool_call>\n{"name": "ls", "arguments": {"path": "."}}\n</tool_call>'
+    response = {"role": "user", "content": "<tool_response>\nold.log\n</tool_response>"}
+    plain = [asked, {"role": "assistant", "content": text}, response]
     assert tokens(server, asked, calls, result) == tokens(server, *plain)
 
 

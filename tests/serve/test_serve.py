@@ -24,8 +24,8 @@ from served import serving
 from terminus import check
 
 from edge.answer.action import parse_action
-from edge.answer.guided import text_answer
 from edge.answer.sampling import Sampling
+from edge.answer.text import text_answer
 from edge.answer.writer import Answer
 from edge.llama.loading import Loading
 from edge.llama.serving import ServingEngine
@@ -189,16 +189,28 @@ def test_other_formats(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user"}]}, "messages", "content"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages", "must be a string, a list or null"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "not UTF-8"),
-        ({"messages": MESSAGES, "n": 2}, "n", "must be 1"),
+        ({"messages": MESSAGES, "n": 0}, "n", "at least 1"),
+        ({"messages": MESSAGES, "n": 69}, "n", "places for 68"),
+        ({"messages": MESSAGES, "best_of": 2}, "best_of", "not supported"),
         ({"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "at least 1"),
         ({"messages": MESSAGES, "max_tokens": "9"}, "max_tokens", "whole number"),
-        ({"messages": MESSAGES, "max_tokens": 10**9}, "messages", "do not fit"),
-        ({"messages": [{"role": "user", "content": "x " * 40_000}]}, "messages", "do not fit"),
+        (
+            {"messages": [{"role": "user", "content": "x " * 40_000}]},
+            "messages",
+            "maximum context length is 8192 tokens",
+        ),
+        ({"messages": MESSAGES, "max_token": 5}, "max_token", "did you mean max_tokens?"),
+        ({"messages": MESSAGES, "temprature": 1}, "temprature", "did you mean temperature?"),
         ({"messages": MESSAGES, "temperature": -1}, "temperature", "0 or more"),
         ({"messages": MESSAGES, "temperature": "hot"}, "temperature", "a number"),
         ({"messages": MESSAGES, "top_p": 0}, "top_p", "above 0"),
-        ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"messages": MESSAGES, "stop": ["x"]}, "stop", "would cut"),
+        ({"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools", "must be"),
+        ({"messages": MESSAGES, "stop": [""]}, "stop", "list of texts"),
+        ({"messages": MESSAGES, "logprobs": True}, "logprobs", "text answers only"),
+        ({"messages": MESSAGES, "top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+        ({"messages": MESSAGES, "seed": -2}, "seed", "0 or more"),
+        ({"messages": MESSAGES, "presence_penalty": 3}, "presence_penalty", "from -2 to 2"),
+        ({"messages": MESSAGES, "continue_final_message": True}, "continue_final_message", "assistant"),
         ({"messages": MESSAGES, "stream": "yes"}, "stream", "true or false"),
         ({"messages": MESSAGES, "response_format": {"type": "xml"}}, "response_format", "must be text"),
         (
@@ -235,7 +247,7 @@ def test_other_paths_and_sizes(server: str, client: openai.OpenAI) -> None:
     assert "error" in httpx.get(f"{server}/v1/nothing").json()
     assert httpx.get(f"{server}/v1/chat/completions").status_code == 405
     assert httpx.get(f"{server}/health").json() == {"status": "ok"}
-    (model,) = client.models.list().data
+    model, _ = client.models.list().data  # and its second name
     assert client.models.retrieve(model.id).id == model.id
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
@@ -285,7 +297,14 @@ def test_odd_paths_do_not_add_to_the_metrics(server: str) -> None:
         re.findall(r'^edge_requests_total{path="([^"]*)"', httpx.get(f"{server}/metrics").text, re.MULTILINE)
     )
     assert "other" in paths
-    assert paths <= {"other", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics"}
+    assert paths <= {
+        "other",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/health",
+        "/metrics",
+    }
 
 
 def test_many_at_once_lose_nothing_and_do_not_mix(client: openai.OpenAI) -> None:
@@ -403,9 +422,7 @@ def test_slow_bodies_take_a_place_and_long_prompts_are_refused(tiny_q4: Path) ->
         ask: Any = {"messages": [{"role": "user", "content": "x " * (6 << 20)}], "max_tokens": 4}
         got = httpx.post(f"{server}/v1/chat/completions", json=ask, timeout=60)
         assert got.status_code == 400 and got.json()["error"]["code"] == "context_length_exceeded"
-        assert (
-            "characters has more tokens than" in got.json()["error"]["message"]
-        )  # told without tokenizing it
+        assert "characters, so more tokens" in got.json()["error"]["message"]  # told without tokenizing it
         got = httpx.post(f"{server}/v1/completions", json={"prompt": "x " * (6 << 20)}, timeout=60)
         assert got.status_code == 400 and got.json()["error"]["param"] == "prompt"
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
@@ -422,7 +439,7 @@ def test_slow_bodies_take_a_place_and_long_prompts_are_refused(tiny_q4: Path) ->
 
 
 def test_a_client_that_goes_away_while_its_last_token_is_computed(tiny_q4: Path) -> None:
-    async def run(runner: Runner) -> Answer | Exception | str:
+    async def run(runner: Runner) -> object:
         served = ServedModel(runner, 2, 8)
         after, prompt = served._next, runner.encode("lo")
 
@@ -450,7 +467,7 @@ def test_a_client_that_goes_away_while_its_last_token_is_computed(tiny_q4: Path)
         try:
             await asyncio.to_thread(until, lambda: ticket.ended)
             second = hand_in()
-            while isinstance(event := await asyncio.wait_for(second.events.get(), 60), str):
+            while isinstance(event := (await asyncio.wait_for(second.events.get(), 60))[1], str):
                 pass
             assert served.running == served.waiting == 0
             return event

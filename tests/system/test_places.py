@@ -19,7 +19,7 @@ from edge.system.places import check_place, place_of, read_text, write_json
     ("path", "fault"),
     [
         ("", "the name of the file to write is empty"),
-        ("folder", "is a folder: give the name of a file in it"),
+        ("folder", "is a folder: give the name of a file in it, such as "),
         ("file/out", "is a file, not a folder"),
         ("file/none/out", "is a file, not a folder"),
         ("a\0b", "cannot be written"),
@@ -38,7 +38,9 @@ def test_faults(path: str, fault: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_file_system_that_takes_no_files() -> None:
-    with pytest.raises(ResultError, match="/proc/out: cannot be written"):
+    with pytest.raises(
+        ResultError, match="/proc/out: cannot be written: /proc takes no new files; choose another place"
+    ):
         check_place("/proc/out")
 
 

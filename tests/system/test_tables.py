@@ -31,16 +31,16 @@ def test_columns_fit_and_lose_nothing(lines: list[list[str]], width: int) -> Non
         assert all(kept.count(char) >= letters(cell).count(char) for char in set(letters(cell)) - {"·"})
 
 
-def test_columns_wrap_between_words_and_become_paragraphs() -> None:
+def test_columns_that_do_not_fit_go_below_their_row() -> None:
     header, rows = (
         ("name", "hub id", "verdict"),
         [("tiny", "owner-name/a-long-repository-name", "no difference")],
     )
     assert columns(header, rows)[1] == "tiny  owner-name/a-long-repository-name  no difference"
     assert columns(header, rows, 40) == [
-        "name  hub id               verdict",
-        "tiny  owner-name/a-long-   no difference",
-        "      repository-name",
+        "name  hub id",
+        "tiny  owner-name/a-long-repository-name",
+        "  verdict: no difference",
     ]
     assert columns(header, rows, 20) == [
         "tiny",
@@ -50,6 +50,24 @@ def test_columns_wrap_between_words_and_become_paragraphs() -> None:
         "  verdict: no",
         "  difference",
     ]
+    figures = [("F1", "0.9417", "0.9417", "0.0000 … 0.0000", "no step differs")]
+    assert columns(("metric", "reference", "ours", "95 % interval", "verdict"), figures, 30, (1, 2, 3)) == [
+        "metric  reference    ours",
+        "F1         0.9417  0.9417",
+        "  95 % interval: 0.0000 …",
+        "  0.0000",
+        "  verdict: no step differs",
+    ]
+
+
+def test_a_last_column_of_text_is_wrapped_between_words() -> None:
+    rows = [("model", "-", "default: the newest usable GGUF"), ("threads", "2", "file")]
+    assert columns(("setting", "value", "from"), rows, 40) == [
+        "setting  value  from",
+        "model    -      default: the newest",
+        "                usable GGUF",
+        "threads  2      file",
+    ]
 
 
 @given(st.text(st.characters(categories=("L", "N", "P", "Zs"))), st.integers(10, 100))
@@ -58,6 +76,15 @@ def test_fitted_lines_fit_and_lose_nothing(text: str, width: int) -> None:
     assert all(display_width(line) <= width for line in shown.split("\n"))
     assert "".join(shown.split()) == "".join(text.split())
     assert fitted(text, None) == text
+
+
+def test_lines_end_at_blanks_and_keep_the_percent_sign() -> None:
+    assert fitted("run first: edge pull org/some-long-repository-name", 40) == (
+        "run first: edge pull\n  org/some-long-repository-name"
+    )
+    assert fitted("At most 18 % of all tasks differ (95 % confidence).", 37) == (
+        "At most 18 % of all tasks differ\n  (95 % confidence)."
+    )
 
 
 def test_a_report_keeps_its_second_column_and_its_tables() -> None:

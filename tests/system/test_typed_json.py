@@ -106,6 +106,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from([Step, Summary]), st.data())
 def test_any_json_fits_or_is_one_line(kind: Any, draw: st.DataObject) -> None:
     value = draw.draw(st.dictionaries(st.sampled_from(sorted(kind.__annotations__)), values))

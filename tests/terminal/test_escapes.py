@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from escape_attempts import BREAK, OTHER_ATTEMPTS, SHELL_ATTEMPTS, Attempt
+from escape_rows import MORE_ROWS
 from escapes import POSSIBLE, Shell, World, free, has, sandboxed
 
 from edge.terminal.check import WORK
@@ -94,7 +95,7 @@ def test_the_table_in_the_docs() -> None:
     rows = [
         (one.name, one.stops, "test_escapes.py", "test_it_fails_in_the_sandbox") for one in SHELL_ATTEMPTS
     ]
-    rows += OTHER_ATTEMPTS
+    rows += [*OTHER_ATTEMPTS, *MORE_ROWS]
     table = "| | attempt | result | what stops it | test |\n|---|---|---|---|---|\n"
     for number, (name, stops, file, test) in enumerate(rows, 1):
         (source,) = HERE.parent.rglob(file)

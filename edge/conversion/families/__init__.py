@@ -15,7 +15,7 @@ from edge.conversion.families.lfm2 import LFM2, LFM2MOE
 from edge.conversion.families.llama import LLAMA, MISTRAL, MISTRAL3
 from edge.conversion.families.qwen import QWEN2, QWEN3, QWEN3MOE
 from edge.conversion.families.qwen35 import QWEN35, QWEN35MOE
-from edge.conversion.plan import Config, Plan, match, text_values
+from edge.conversion.plan import Config, Family, Plan, decide_tied, match, text_values
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
 from edge.formats.foreign import check_not_quantized
@@ -47,6 +47,19 @@ def make_plan(checkpoint: Checkpoint) -> Plan:
     Raises CheckpointError if the checkpoint is already quantized, ConversionError if the architecture is unknown, and
     as `edge.conversion.plan.match` does.
     """
+    config, family = _family(checkpoint)
+    return match(decide_tied(checkpoint, config, family), config, family)
+
+
+def settled(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with one matrix or two as embeddings and output: compared once, for every later plan.
+
+    Raises as `make_plan` does for a checkpoint that it cannot read.
+    """
+    return decide_tied(checkpoint, *_family(checkpoint))
+
+
+def _family(checkpoint: Checkpoint) -> tuple[Config, Family]:
     config = Config(str(checkpoint.folder / "config.json"), text_values(checkpoint.config))
     check_not_quantized(checkpoint.folder, checkpoint.config, checkpoint.tensors)
     names = checkpoint.config.get("architectures")
@@ -55,4 +68,4 @@ def make_plan(checkpoint: Checkpoint) -> Plan:
         raise ConversionError(f"{config.where}: names no architecture")
     if name not in FAMILIES:
         raise ConversionError(f"{config.where}: {name} is not supported; edge converts {', '.join(FAMILIES)}")
-    return match(checkpoint, config, FAMILIES[name])
+    return config, FAMILIES[name]

@@ -1,0 +1,197 @@
+"""Regular expressions as trees, for the subset that most JSON schemas use.
+
+Characters, classes, `.`, `\\d`, `\\w`, `\\s` and their opposites, groups, `|`, quantifiers, `^`, `$`, and look-ahead
+where the caller can use it. `parse` raises UnknownError for other expressions (look-behind, backreferences, `\\b`,
+`\\p{…}`).
+"""
+
+import string
+from dataclasses import dataclass
+
+_MOST_NESTED = 60
+LAST = 0x10FFFF
+Range = tuple[int, int]
+ANY: tuple[Range, ...] = ((0, LAST),)
+_DIGIT = ((48, 57),)
+_WORD = ((48, 57), (65, 90), (95, 95), (97, 122))
+_SPACE = (
+    (9, 13),
+    (32, 32),
+    (0xA0, 0xA0),
+    (0x1680, 0x1680),
+    (0x2000, 0x200A),
+    (0x2028, 0x2029),
+    (0x3000, 0x3000),
+)
+_CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
+
+
+class UnknownError(Exception):
+    """The expression is outside the subset, or too large."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of an expression. `kind`: class, cat, alt, repeat, begin, end, ahead or not_ahead."""
+
+    kind: str
+    ranges: tuple[Range, ...] = ()
+    parts: tuple["Node", ...] = ()
+    least: int = 0
+    most: int | None = None
+
+
+def opposite(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
+    found = []
+    begin = 0
+    for low, high in sorted(ranges):
+        if low > begin:
+            found.append((begin, low - 1))
+        begin = max(begin, high + 1)
+    return (*found, (begin, LAST)) if begin <= LAST else tuple(found)
+
+
+_CLASSES = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
+_CLASSES |= {name.upper(): opposite(ranges) for name, ranges in _CLASSES.items()}
+
+
+class _Parser:
+    def __init__(self, text: str, looks: bool) -> None:
+        self.text = text
+        self.looks = looks
+        self.at = 0
+        self.depth = 0
+
+    def take(self, *wanted: str) -> str:
+        found = next((one for one in wanted if self.text.startswith(one, self.at)), "")
+        self.at += len(found)
+        return found
+
+    def next(self) -> str:
+        if self.at >= len(self.text):
+            raise UnknownError
+        self.at += 1
+        return self.text[self.at - 1]
+
+    def whole(self) -> Node:
+        node = self.choice()
+        if self.at < len(self.text):
+            raise UnknownError
+        return node
+
+    def choice(self) -> Node:
+        self.depth += 1
+        if self.depth > _MOST_NESTED:
+            raise UnknownError
+        parts = [self.row()]
+        while self.take("|"):
+            parts.append(self.row())
+        self.depth -= 1
+        return Node("alt", parts=tuple(parts))
+
+    def row(self) -> Node:
+        parts = []
+        while self.at < len(self.text) and self.text[self.at] not in "|)":
+            parts.append(self.repeated(self.atom()))
+        return Node("cat", parts=tuple(parts))
+
+    def atom(self) -> Node:
+        character = self.next()
+        if character == "(":
+            if self.looks and (sign := self.take("?=", "?!")):
+                inner = self.choice()
+                if self.next() != ")":
+                    raise UnknownError
+                return Node("ahead" if sign == "?=" else "not_ahead", parts=(inner,))
+            if self.take("?<", "?P<"):
+                if self.text[self.at : self.at + 1] in ("=", "!"):
+                    raise UnknownError
+                while self.next() != ">":
+                    pass
+            elif not self.take("?:") and self.take("?"):
+                raise UnknownError
+            node = self.choice()
+            if self.next() != ")":
+                raise UnknownError
+            return node
+        if character == "[":
+            return Node("class", self.members())
+        if character == ".":
+            return Node("class", opposite(((10, 10),)))
+        if character in "^$":
+            return Node("begin" if character == "^" else "end")
+        if character in "*+?":
+            raise UnknownError
+        return Node("class", self.escaped() if character == "\\" else _one(character))
+
+    def escaped(self) -> tuple[Range, ...]:
+        character = self.next()
+        if character in _CLASSES:
+            return _CLASSES[character]
+        if character in "xu":
+            size = 2 if character == "x" else 4
+            digits = "".join(self.next() for _ in range(size))
+            if not all(digit in string.hexdigits for digit in digits):
+                raise UnknownError
+            return _one(chr(int(digits, 16)))
+        if character in _CONTROLS:
+            return ((_CONTROLS[character],) * 2,)
+        if character.isalnum():
+            raise UnknownError
+        return _one(character)
+
+    def members(self) -> tuple[Range, ...]:
+        negative = bool(self.take("^"))
+        found: list[Range] = []
+        first = True
+        while (character := self.next()) != "]" or first:
+            if character == "[" or (character in "&-~" and self.text[self.at : self.at + 1] == character):
+                raise UnknownError  # engines read these differently
+            first = False
+            low = self.escaped() if character == "\\" else _one(character)
+            ends = self.text[self.at : self.at + 2]
+            if (
+                len(low) == 1
+                and low[0][0] == low[0][1]
+                and len(ends) == 2
+                and ends[0] == "-"
+                and ends[1] != "]"
+            ):
+                self.at += 1
+                character = self.next()
+                high = self.escaped() if character == "\\" else _one(character)
+                if len(high) != 1 or high[0][1] < low[0][0]:
+                    raise UnknownError
+                low = ((low[0][0], high[0][1]),)
+            found += low
+        return opposite(tuple(found)) if negative else tuple(found)
+
+    def repeated(self, node: Node) -> Node:
+        while sign := self.take("*", "+", "?", "{"):
+            least, most = {"*": (0, None), "+": (1, None), "?": (0, 1), "{": (0, None)}[sign]
+            if sign == "{":
+                least, most = self.bounds()
+            self.take("?")  # lazy: the same texts
+            node = Node("repeat", parts=(node,), least=least, most=most)
+        return node
+
+    def bounds(self) -> tuple[int, int | None]:
+        inner = ""
+        while (character := self.next()) != "}":
+            inner += character
+        low, comma, high = inner.partition(",")
+        if not low.isdecimal() or not (high.isdecimal() or not high) or len(inner) > 12:
+            raise UnknownError
+        least, most = int(low), int(high) if high else None if comma else int(low)
+        if most is not None and most < least:
+            raise UnknownError
+        return least, most
+
+
+def _one(character: str) -> tuple[Range, ...]:
+    return ((ord(character), ord(character)),)
+
+
+def parse(text: str, *, looks: bool = False) -> Node:
+    """The tree of an expression: of the kind alt. `looks`: with look-ahead. Raises UnknownError, RecursionError."""
+    return _Parser(text, looks).whole()

@@ -1,0 +1,135 @@
+"""Where transformers 5 does not read tokenizer.json as it is, but builds the tokenizer anew from a class.
+
+transformers takes vocabulary, merges, added tokens and post-processor from tokenizer.json, and normalizer and
+pre-tokenizer from the code of the class. Usually the two are the same. edge follows tokenizer.json, and says where they
+differ. Sources: transformers 5.24, models/auto/tokenization_auto.py, tokenization_utils_tokenizers.py and the
+tokenization files of the classes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
+
+from edge.conversion.pre_tokenizer import QWEN2, QWEN35
+from edge.conversion.space_prefix import chat_prompts
+from edge.conversion.tokenizer_check import PROBE_LINES
+from edge.formats.checkpoint import Checkpoint
+from edge.system.text import counted
+
+# The class of a model's type, without those whose tokenizer.json transformers reads as it is.
+_CLASS_OF_TYPE = {
+    **dict.fromkeys(("qwen2", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer"),
+    **dict.fromkeys(("gemma3", "gemma3_text"), "GemmaTokenizer"),
+}
+# Types whose class counts, whatever class the checkpoint names; and types whose tokenizer.json always counts.
+_CLASS_COUNTS = {"qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"}
+_FILE_COUNTS = {"mistral", "mistral3", "ministral3"}
+_SHOWN = 40  # characters of a text in a note
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a class builds. `unknown`: its unknown token. None of the classes sets `ignore_merges`."""
+
+    normalizer: Normalizer | None
+    pre_tokenizer: PreTokenizer
+    byte_fallback: bool = False
+    unknown: str | None = None
+
+
+def class_note(checkpoint: Checkpoint, tokenizer: Tokenizer, tokens: dict[str, str]) -> list[str]:
+    """A note if transformers 5 gives other tokens than `tokenizer`, which follows tokenizer.json.
+
+    The texts are those of the tokenization check, and what the chat template writes. `tokens`: its special tokens.
+    """
+    name = class_name(checkpoint)
+    built = None if name is None else build(checkpoint, tokenizer, name)
+    if built is None:
+        return []
+    after = [f"{token}ls -la" for token in dict.fromkeys(tokens.values())]
+    texts = [*PROBE_LINES, *after, *chat_prompts(checkpoint.chat_template, tokens)]
+    different = [text for text in texts if _ids(built, text) != _ids(tokenizer, text)]
+    if not different:
+        return []
+    shown = min(different, key=len)
+    return [
+        f"transformers 5 builds the tokenizer from its class ({name}) and gives other tokens for {len(different)} of "
+        f"{counted(len(texts), 'text')} that edge tried, such as {shown[:_SHOWN]!r}; edge follows tokenizer.json: if "
+        "the model was trained with transformers 5, save the tokenizer again with it (save_pretrained) first"
+    ]
+
+
+def class_name(checkpoint: Checkpoint) -> str | None:
+    """The class whose code builds the tokenizer; None if transformers 5 reads tokenizer.json as it is."""
+    config = checkpoint.config
+    kind = config.get("model_type")
+    named = checkpoint.tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
+    name = named.removesuffix("Fast") if isinstance(named, str) else None
+    own = _CLASS_OF_TYPE.get(kind) if isinstance(kind, str) else None
+    if kind in _FILE_COUNTS:
+        return None
+    if name is None or (own is not None and kind in _CLASS_COUNTS):
+        return own
+    if name == "LlamaTokenizer" and _is_byte_level(checkpoint.tokenizer):
+        return None
+    return name
+
+
+def build(checkpoint: Checkpoint, tokenizer: Tokenizer, name: str) -> Tokenizer | None:
+    """The tokenizer as transformers 5 builds it; None for a class that edge does not know.
+
+    `tokenizer`: that of tokenizer.json with all added tokens; its vocabulary and merges are shared.
+    """
+    parts = _parts(name, checkpoint.tokenizer_config)
+    if parts is None:
+        return None
+    stored = checkpoint.tokenizer["model"]
+    model: Any = tokenizer.model
+    if stored.get("ignore_merges") or bool(stored.get("byte_fallback")) != parts.byte_fallback:
+        model = Tokenizer.from_str(tokenizer.to_str()).model  # a copy, which can have other settings
+        model.ignore_merges, model.byte_fallback = False, parts.byte_fallback
+        model.fuse_unk, model.unk_token = parts.byte_fallback, parts.unknown
+    built = Tokenizer(model)
+    if parts.normalizer is not None:
+        built.normalizer = parts.normalizer
+    built.pre_tokenizer = parts.pre_tokenizer
+    built.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    return built
+
+
+def _parts(name: str, config: Mapping[str, Any]) -> _Parts | None:
+    space = config.get("add_prefix_space")
+    if name in ("LlamaTokenizer", "CodeLlamaTokenizer"):
+        always = name == "LlamaTokenizer" and bool(config.get("legacy"))
+        scheme = "never" if space is not None and not space else "always" if always else "first"
+        return _Parts(None, pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False), True)
+    if name == "GemmaTokenizer":
+        return _Parts(
+            normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"), True, "<unk>"
+        )
+    if name in ("GPT2Tokenizer", "GPTNeoXTokenizer"):
+        normalizer = normalizers.NFC() if name == "GPTNeoXTokenizer" else None
+        return _Parts(normalizer, pre_tokenizers.ByteLevel(add_prefix_space=bool(space)))
+    regex = {"Qwen2Tokenizer": QWEN2, "Qwen3_5Tokenizer": QWEN35}.get(name)
+    if regex is None:
+        return None
+    steps = [
+        pre_tokenizers.Split(Regex(regex), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=bool(space), use_regex=False),
+    ]
+    return _Parts(normalizers.NFC(), pre_tokenizers.Sequence(steps))
+
+
+def _is_byte_level(stored: Mapping[str, Any]) -> bool:
+    kinds = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    return any('"ByteLevel"' in json.dumps(stored.get(kind)) for kind in kinds)
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,0 +1,85 @@
+"""The scripts that start a sandbox's programs, and that answer edge from inside. Linux only."""
+
+from edge.terminal.shell import ASSIGNMENTS
+
+# Runs outside: opens the pipes and files between edge and the sandbox before root privileges are dropped. The pipes
+# have no names, because the sandbox could read them in /proc/2/fd. Errors of bubblewrap go to edge. The environment is
+# empty, because the sandbox can read bubblewrap's in /proc/1/environ. If memory runs out, Linux ends these first.
+OPEN = """
+cd / && unset OLDPWD && exec 3< "$2" 4> "$3" 10> "$4" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
+  9< "$1/seccomp" 11< "$1/arguments" 12< "$1/begin" 13< "$1/again.tar" 2>&4 || exit
+{ [ -z "$5" ] || echo 0 > "$5/cgroup.procs"; } 2> /dev/null
+{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null
+shift 5 && exec "$@"
+"""
+
+# Runs inside, before any of the model's commands: limits, the work folder, then one shell after another. awk tests the
+# limit on processes, because it fails at once; bash would try again for seconds.
+SUPERVISOR = r"""
+exec 2>&1
+trap : INT QUIT HUP TERM TSTP
+no() { printf 'no %s\n' "$1" >&4; sleep 5; exit 1; }
+unpack() { tar -x --no-same-owner -C "$WORK" -f - ./; }
+packed='the work folder cannot be unpacked: is --disk large enough?'
+# Each file with what changes if the file does. Names cannot contain a NUL; what follows the last \1 is no name.
+state=(find . ! -type d -printf '%p\001%C@ %i %s %m\0')
+name='s/\x01[^\x01]*$//'
+first=~/.edge-first
+unpack <&5 || no "$packed"
+(export LC_ALL=C; cd "$WORK" && "${state[@]}" | sort -z > "$first") || no 'the work folder cannot be read'
+unpack <&13 || no "$packed"
+exec 5<&- 13<&-
+ulimit -HSu "$1" && ulimit -HSd "$2" && ulimit -HSf "$3" && ulimit -HSn 768 && ulimit -HSq 0 &&
+  ulimit -HSi 1024 && ulimit -HSl 1024 && ulimit -HSr 0 && ulimit -HSe 0 ||
+  no 'the limits cannot be set'
+one_more=$( (ulimit -Su 1; exec awk 'BEGIN { "echo more" | getline x; print x }') 2> /dev/null)
+[ "$one_more" != more ] || no 'the limit on processes does not hold here (Linux 5.14 or newer?)'
+printf 'ready\n' >&4
+read -r -u 3 _ || exit 1
+# Sends the names of files that are as they were first, then an archive of all folders and all other files.
+save() {
+  set -o pipefail
+  export LC_ALL=C
+  cd "$WORK" || return 2
+  [ -r "$first" ] || first=/dev/null
+  "${state[@]}" | sort -z | comm -z -12 --nocheck-order "$first" - | sed -z "$name" || unread=2
+  printf '\0'
+  { find . -type d -print0 && "${state[@]}" | sort -z | comm -z -13 --nocheck-order "$first" - | sed -z "$name"; } |
+    tar -c --format=gnu -b 1 --hard-dereference --no-recursion --null -T - -f -
+  set -- "${PIPESTATUS[@]}"
+  [ "$1" = 0 ] && return "${unread:-$2}"
+  return 2
+}
+# Sends the commits that the outside does not know, as a git bundle after its size; 0 if there are none.
+commits() {
+  cd "$WORK" && made=~/.edge-commits && rm -f "$made" &&
+    printf '^%s\n' $1 | git bundle create -q "$made" --ignore-missing --branches HEAD --stdin &&
+    size=$(stat -c %s "$made") && printf '%d\n' "$size" && head -c "$size" "$made" || printf '0\n'
+  rm -f "$made"
+}
+serve() {
+  while read -r -u 3 word token rest; do
+    case $word in
+      save)
+        printf 'edge %s\n' "$token"
+        (save)
+        printf '%d\n' "$?"
+        ;;
+      commits)
+        printf 'edge %s\n' "$token"
+        (commits "$rest")
+        ;;
+      unlock) chmod -R u+rwX "$WORK" ;;
+    esac
+  done < /dev/null >&4 2> /dev/null
+}
+set -m
+serve &
+while cd "$WORK"; do
+  INPUTRC=/dev/null @ASSIGNMENTS@ bash --noprofile --norc +o histexpand -i 3<&- 4>&-
+  [ -t 1 ] || exit
+  stty sane
+  printf '[the shell has ended; this is a new one]\n'
+  sleep 0.2
+done
+""".replace("@ASSIGNMENTS@", ASSIGNMENTS)

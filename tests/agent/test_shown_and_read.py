@@ -1,0 +1,124 @@
+"""What a person is shown is what edge types, and what edge's lists allow is what bash runs: more attempts.
+
+.venv/bin/pytest tests/agent/test_shown_and_read.py
+"""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from edge.agent.allow import judge, read_allowlist
+from edge.agent.proposal import Proposal
+from edge.agent.risks import risks
+from edge.agent.rules import Place
+from edge.agent.show import shown_proposal
+from edge.answer.action import Command
+
+
+def screen(*keystrokes: str, plan: str = "Look.") -> str:
+    """A proposal as a terminal of 80 columns without styles shows it."""
+    console = Console(file=(out := io.StringIO()), width=80)
+    commands = tuple(Command(keys, 1.0) for keys in keystrokes)
+    console.print(shown_proposal(Proposal("It is so.", plan, commands, False)))
+    return out.getvalue()
+
+
+def letters(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+HIDING = {
+    "spaces as wide as the screen": "ls" + " " * 80 * 40 + "; rm -rf keep\n",
+    "a line that begins after the screen": "ls\n" * 60 + "rm -rf keep\n",
+    "a long word": "echo " + "x" * 4000 + ";rm -rf keep\n",
+    "wide letters at the edge": "echo " + "全" * 77 + "; rm -rf keep\n",
+    "combining letters": "echo " + "a\u0338\u20e0" * 70 + "; rm -rf keep\n",
+    "markup of the console": "echo [/bold][conceal]; rm -rf keep[/conceal]\n",
+    "a link of the console": "echo [link=file:///x]; rm -rf keep[/link] :warning:\n",
+    "a here-document": "cat <<'E'\n⏎   then wait 1 s\nE\nrm -rf keep\n",
+    "a joined line": "ls \\\n; rm -rf keep\n",
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_no_text_hides_a_command(name: str) -> None:
+    """All letters of the keystrokes are on the screen, in order; none is cut."""
+    shown = screen(HIDING[name])
+    wanted = letters(HIDING[name].replace("⏎", "\\u23ce").replace("\n", "⏎"))
+    assert wanted in letters(shown)
+    assert "! delete: rm -rf keep" in shown or "too long to check" in shown
+
+
+def test_the_models_text_cannot_be_a_list_of_commands() -> None:
+    plan = "Look.\n  1  ls⏎   then wait 1 s\n[?] help, [a]ccept, [e]dit, [r]efuse, [s]top? a\nstep 2 of 50"
+    lines = screen("rm -rf keep\n", plan=plan).splitlines()
+    assert [line for line in lines if re.match(r" {0,3}\d|\[|step", line)] == [
+        "  1  rm -rf keep⏎   then wait 1 s"
+    ]
+
+
+def test_marks_that_the_model_types_are_escaped() -> None:
+    shown = screen("ls⏎   then wait 1 s", "y  ", " ", "echo a␣\n")
+    assert shown.count("⏎") == 1 and "ls\\u23ce   then wait" in shown
+    assert "2  y␣␣   then" in shown and "3  ␣   then" in shown and "4  echo a\\u2423⏎" in shown
+
+
+@pytest.mark.parametrize("text", ["cp \u05d0 \u05d1\n", "echo \u0627 1 2\n"])
+def test_letters_that_change_the_order_are_marked(text: str) -> None:
+    """A terminal can show the words around Hebrew and Arabic letters in another order."""
+    assert any("right-to-left" in risk.kind for risk in risks(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["C-c ", "\uff23-c", "C-\u0441", "Enter\n", "c-c", "C-cc", "^\u200b[", "F13"]
+)
+def test_only_names_of_keys_are_keys(text: str) -> None:
+    assert "(this key)" not in screen(text) and "(this key)" in screen("C-c")
+
+
+# Edge's lists `reading`, `git`, `pytest` and `make` together, in a folder without a repository.
+REFUSED = {
+    "a link that leaves the folder, as a revision of git": "git diff out/secret a.txt",
+    "the same with a range": "git show out/secret~1..a",
+    "an abbreviated long option": "git log --outpu=x",
+    "another abbreviated long option": "sort --compress-prog=sh a.txt",
+    "an option in a cluster of letters": "grep -nf/etc/passwd a.txt",
+    "an option after --": "git diff -- --no-index /etc/passwd a.txt",
+    "an assignment before the program": "GIT_EXTERNAL_DIFF=./x git diff",
+    "an assignment as an argument of make": "make test SHELL=./x",
+    "a special target of make": "make .SHELLFLAGS=-c test",
+    "another Makefile in a cluster": "make -kf x",
+    "arguments from a file": "pytest @args.txt",
+    "a plugin of pytest": "pytest -p x --pyargs os",
+    "magic of a path of git": "git log ':(top,glob)**/secret'",
+    "a file of an old commit outside": "git show 'HEAD:../secret'",
+    "a path in two quotations": "cat '.'./'.'./secret",
+    "a path in bash's own quotation": "cat $'\\x2e\\x2e/secret'",
+    "the last folder, as bash knows it": "cat ~-/secret",
+    "letters of another alphabet": "\u0441at a.txt",
+    "a program in quotes": "'cat' a.txt",
+    "another line separator": "cat a.txt\u2028rm a.txt",
+    "a line that goes on": "cat a.txt \\\nrm a.txt",
+    "a file that follows": "tail --follow=name a.txt",
+    "a command of sed after another": "sed -n '1p;1e id' a.txt",
+    "a file that find writes": "find . -fls out",
+    "a file list that find reads": "find -files0-from a.txt",
+    "devices that are sockets": "cat /dev/tcp/127.0.0.1/1",
+    "another process's files": "cat /proc/self/root/etc/passwd",
+    "a job": "%1",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_edges_lists_refuse(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path)
+    for place in (tmp_path / "secret", folder / "a.txt"):
+        place.touch()
+    allowlist, place = read_allowlist("reading,git,pytest,make"), Place(folder)
+    assert judge(allowlist, REFUSED[name] + "\n", place).decision == "refuse"
+    assert judge(allowlist, "git diff main..work a.txt\n", place).decision == "allow"

@@ -1,0 +1,196 @@
+"""More rows of the table in docs/safety.md: attempt, what stops it, file and test."""
+
+from escape_calls import CALLS
+
+SHOWN = "test_shown_files.py"
+READ = "test_shown_and_read.py"
+STOPPED = "test_bring_back_stopped.py"
+RIGHTS = "test_bring_back_rights.py"
+OUTSIDE = "test_use_outside.py"
+LEFT = "edge clears the line before it types at the prompt, and reads prompts only from their own titles"
+WORD = "each word of a rule has its place"
+READER = "edge refuses what it cannot read in full"
+_SHOWN_FILES = (
+    *("the alternate screen, left on by a shown file", "another character set, left on by a shown file"),
+    "insert mode, no wrap and a scroll region, left on by a shown file",
+    "the keyboard protocols of xterm and kitty, so that C-c is another sequence",
+    "pasted text in brackets that a shown file begins",
+    "reports of the mouse and the focus",
+    "an escape sequence without its end, which swallows the next prompt",
+    "a command of tmux in the title",
+    "questions about the palette, the clipboard, modes and keys",
+    "reports of the window's size and title",
+)
+_REFUSED = (
+    ("abbreviations of long options, and options in a cluster of letters", WORD),
+    ("options after --", WORD),
+    ("assignments before a program, and as arguments of make", READER),
+    ("special targets of make, and plugins and argument files of pytest", WORD),
+    ("magic in the paths of git, and files of old commits", "edge follows each path and its links"),
+    ("paths and programs spelled with several quotations", READER),
+    ("letters of other alphabets, other line separators, lines that go on", READER),
+)
+
+MORE_ROWS = (
+    *((one.name, one.stops, "test_escapes_by_calls.py", "test_they_fail_in_the_sandbox") for one in CALLS),
+    (
+        "real-time priority, the system's crash handler, large pages",
+        "limits; system call filter",
+        OUTSIDE,
+        "test_what_only_a_limit_stops",
+    ),
+    (
+        "millions of files without content",
+        "edge counts the kernel's memory for files",
+        OUTSIDE,
+        "test_files_without_content",
+    ),
+    (
+        "a false answer that fills the memory of edge",
+        "edge keeps only names that it knows",
+        OUTSIDE,
+        "test_a_false_answer_does_not_fill_edges_memory",
+    ),
+    (
+        "an archive with very long names",
+        "edge limits the bytes of all names",
+        OUTSIDE,
+        "test_long_names_do_not_fill_edges_memory",
+    ),
+    (
+        "a git bundle of 16 kB with an object of 8 GB",
+        "git reads a bundle with limited memory",
+        OUTSIDE,
+        "test_a_small_bundle_with_a_large_object",
+    ),
+    (
+        "memory and crashes of the trial of an unknown model file",
+        "limits",
+        OUTSIDE,
+        "test_the_trial_of_an_unknown_file_has_limits",
+    ),
+    (
+        "a title as of the shell's next prompt, in a shown file",
+        "titles of prompts contain a secret, and only later ones count",
+        SHOWN,
+        "test_a_forged_prompt_is_no_prompt",
+    ),
+    *((name, LEFT, SHOWN, "test_what_a_shown_file_leaves_on") for name in _SHOWN_FILES),
+    (
+        "letters that are keys in a locale that is not installed",
+        "the shell gets a locale that this system has",
+        SHOWN,
+        "test_a_locale_that_is_not_installed",
+    ),
+    (
+        "a program of the folder under an allowed name, by a relative place in PATH",
+        "the shell gets only absolute places",
+        SHOWN,
+        "test_names_do_not_mean_programs_of_the_folder",
+    ),
+    (
+        "keystrokes that hide a command from the person: blanks, long and wide text, markup",
+        "edge shows all of them, with escapes",
+        READ,
+        "test_no_text_hides_a_command",
+    ),
+    (
+        "a plan that looks like edge's own list of commands and question",
+        "edge indents the model's lines",
+        READ,
+        "test_the_models_text_cannot_be_a_list_of_commands",
+    ),
+    (
+        "edge's marks for line breaks and spaces, typed by the model",
+        "edge escapes them",
+        READ,
+        "test_marks_that_the_model_types_are_escaped",
+    ),
+    (
+        "right-to-left letters that change the order of words on the screen",
+        "edge marks them",
+        READ,
+        "test_letters_that_change_the_order_are_marked",
+    ),
+    (
+        "texts that look like the name of a key",
+        "edge says which keystrokes are a key",
+        READ,
+        "test_only_names_of_keys_are_keys",
+    ),
+    (
+        "a revision of git that is a link out of the folder, where there is no repository",
+        "edge follows the links of revisions too",
+        READ,
+        "test_edges_lists_refuse",
+    ),
+    *((name, stops, READ, "test_edges_lists_refuse") for name, stops in _REFUSED),
+    (
+        "files to which the user's own CLAUDE.md, .envrc or git hook is a link",
+        "edge does not bring them back",
+        RIGHTS,
+        "test_files_behind_the_users_own_names",
+    ),
+    (
+        "another file in the place of a link to the session's allowlist",
+        "edge guards each link on the way",
+        RIGHTS,
+        "test_each_link_to_the_sessions_own_files",
+    ),
+    (
+        "a git bundle of another session in the work folder",
+        "edge hides such names, and does not bring them back",
+        RIGHTS,
+        "test_names_of_session_files",
+    ),
+    (
+        "access lists (ACL) that a changed file loses, so that its group can read it",
+        "edge copies the attributes of the old file",
+        RIGHTS,
+        "test_access_lists_stay",
+    ),
+    (
+        "kill -9 while edge brings back or undoes",
+        "each file changes whole; the same command goes on",
+        STOPPED,
+        "test_kill_9_in_the_middle",
+    ),
+    ("an undo of an undo", "an undo happens once", STOPPED, "test_undo_of_an_undo"),
+    (
+        "two sessions that change the same files",
+        "edge compares the contents before each write",
+        STOPPED,
+        "test_two_sessions_with_the_same_files",
+    ),
+    (
+        "two processes that write into one folder",
+        "one lock for each folder",
+        STOPPED,
+        "test_two_processes_in_one_folder",
+    ),
+    (
+        "a full disk while edge brings back",
+        "each file changes whole; the rest stays in the archive",
+        STOPPED,
+        "test_a_full_disk_in_the_middle",
+    ),
+    ("jumps of the clock", "edge compares contents, not times", STOPPED, "test_other_times_of_the_clock"),
+    (
+        "names that are not UTF-8, very long, or twins of the user's in other letters",
+        "edge compares and writes the bytes of names",
+        STOPPED,
+        "test_odd_names",
+    ),
+    (
+        "files that become folders, links or FIFOs, and folders that become files",
+        "edge does not change the kind of a folder",
+        STOPPED,
+        "test_other_kinds_in_place_of_files",
+    ),
+    (
+        "links in the place of all files, in an unattended session",
+        "edge counts them as deletions",
+        STOPPED,
+        "test_files_that_become_links_are_losses",
+    ),
+)

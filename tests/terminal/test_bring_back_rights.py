@@ -1,0 +1,112 @@
+"""What comes back from the sandbox must not change what the user's programs obey, nor who may read a file.
+
+.venv/bin/pytest tests/terminal/test_bring_back_rights.py
+"""
+
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+from unpacked import Session
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    (folder / "docs").mkdir(parents=True)
+    (folder / "docs" / "page.md").write_text("page\n")
+    return folder
+
+
+def write_all(inside: Path, *names: str) -> None:
+    for name in names:
+        place = inside / name
+        if place.is_symlink():
+            place.unlink()
+        place.write_text("the agent's\n")
+
+
+def test_files_behind_the_users_own_names(folder: Path, tmp_path: Path) -> None:
+    """The names CLAUDE.md, .git/hooks/pre-commit and .envrc are withheld: so is what the user's links lead to."""
+    (folder / ".git" / "hooks").mkdir(parents=True)
+    (folder / "scripts").mkdir()
+    (folder / "rules").mkdir()
+    for name, target in (
+        ("CLAUDE.md", "docs/guide.md"),
+        (".git/hooks/pre-commit", "../../scripts/check"),
+        (".envrc", "chain"),
+        ("chain", "env.sh"),
+        (".cursor", "rules"),
+        (".bin", "scripts"),  # nothing acts on it
+    ):
+        (folder / name).symlink_to(target)
+    behind = ("docs/guide.md", "scripts/check", "env.sh", "rules/all.txt")
+    for name in (*behind, "scripts/free"):
+        (folder / name).write_text("mine\n")
+    session = Session(folder, tmp_path / "session")
+    write_all(session.inside, *behind, "scripts/free", "docs/page.md", "chain", "rules/new.txt")
+    changes = session.compare().apply()
+    assert changes.changed == ["docs/page.md", "scripts/free"] and changes.new == []
+    assert {path for path, _ in changes.withheld} == {*behind, "chain", "rules/new.txt"}
+    assert any(".git/hooks/pre-commit leads to it" in why for _, why in changes.withheld)
+    assert all((folder / name).read_text() == "mine\n" for name in behind)
+    assert session.compare(dot_files=True).changes.changed == sorted([*behind, "chain"])
+
+
+def test_each_link_to_the_sessions_own_files(folder: Path, tmp_path: Path) -> None:
+    """The allowlist of the session is a link: another file in place of the link is another allowlist."""
+    (folder / "lists").mkdir()
+    (folder / "lists" / "strict.toml").write_text("# nothing is allowed\n")
+    (folder / "now").symlink_to("lists")
+    (folder / "allow.toml").symlink_to("now/strict.toml")
+    session = Session(folder, tmp_path / "session")
+    write_all(session.inside, "allow.toml", "now", "lists/strict.toml", "new")
+    changes = session.compare(protected=[folder / "allow.toml"]).apply()
+    assert changes.new == ["new"] and not changes.changed
+    assert {path for path, _ in changes.withheld} == {"allow.toml", "now", "lists/strict.toml"}
+    assert (folder / "allow.toml").read_text() == "# nothing is allowed\n"
+
+
+SESSION_FILES = ("s.jsonl.commits.bundle", "s.jsonl.work.tar", "s.jsonl.first.tar", "s.jsonl.undo-3.tar")
+
+
+def test_names_of_session_files(folder: Path, tmp_path: Path) -> None:
+    """A git bundle of another session is in the work folder, or the sandbox makes one for it."""
+    (folder / "docs" / SESSION_FILES[0]).write_text("# v2 git bundle\n")
+    session = Session(folder, tmp_path / "session")
+    assert not (session.inside / "docs" / SESSION_FILES[0]).exists()
+    write_all(session.inside, *SESSION_FILES, f"docs/{SESSION_FILES[0]}", "fine.bundle")
+    changes = session.compare(dot_files=True).apply()
+    assert changes.new == ["fine.bundle"]
+    assert {path for path, _ in changes.withheld} == {*SESSION_FILES, f"docs/{SESSION_FILES[0]}"}
+
+
+def access_list(*entries: tuple[int, int, int]) -> bytes:
+    """A POSIX access list as the kernel stores it (acl(5)): tag, rights and user of each entry."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+@pytest.mark.parametrize("executable", [False, True])
+def test_access_lists_stay(executable: bool, folder: Path, tmp_path: Path) -> None:
+    """One other user may read and write a file, its group may not: so it is after the agent changed the file."""
+    none = 0xFFFFFFFF
+    rights = [(0x01, 6, none), (0x02, 6, 64_998), (0x04, 0, none), (0x10, 6, none), (0x20, 0, none)]
+    try:
+        os.setxattr(folder / "docs" / "page.md", "system.posix_acl_access", access_list(*rights))
+        os.setxattr(folder / "docs" / "page.md", "user.note", b"mine")
+    except (OSError, AttributeError):
+        pytest.skip("this file system has no access lists")
+    session = Session(folder, tmp_path / "session")
+    write_all(session.inside, "docs/page.md")
+    (session.inside / "docs" / "page.md").chmod(0o755 if executable else 0o644)
+    assert session.compare().apply().changed == ["docs/page.md"]
+    after = os.getxattr(folder / "docs" / "page.md", "system.posix_acl_access")
+    entries = [struct.unpack("<HHI", after[at : at + 8]) for at in range(4, len(after), 8)]
+    assert [(tag, who) for tag, _, who in entries] == [(tag, who) for tag, _, who in rights]
+    assert entries[2][1] == entries[4][1] == 0  # the group's own rights, and everyone's
+    assert bool(entries[0][1] & 1) is executable
+    assert os.getxattr(folder / "docs" / "page.md", "user.note") == b"mine"
