@@ -131,7 +131,8 @@ class Aggregate(TypedDict, total=False):
 
 _FENCE_OPENS = re.compile(r"```(?:json)?\s*(?=\{)")
 _FENCE_CLOSES = re.compile(r"\}(?=\s*```)")
-_KEYSTROKES = re.compile(r'"keystrokes"\s*:\s*"((?:\\.|[^"\\])*)"', re.DOTALL)
+# As published, without DOTALL: a backslash before a real line break is no escape, and such keystrokes are not found.
+_KEYSTROKES = re.compile(r'"keystrokes"\s*:\s*"((?:\\.|[^"\\])*)"')
 
 
 def json_text(text: str) -> str:

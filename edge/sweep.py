@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
-from edge.compare.intervals import LEAST_TASKS
 from edge.compare.run import compare, published_model
 from edge.convert import check_quant, convert
 from edge.errors import ConversionError, EdgeError, Interrupted, ResultError
@@ -33,7 +32,7 @@ from edge.measure.calibrate import calibrate
 from edge.measure.run import base_scores, measure
 from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import folder_provenance
-from edge.replay.rows import Row, read_rows, rows_sha256
+from edge.replay.rows import Row, read_rows, rows_sha256, same_rows
 from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
@@ -75,6 +74,8 @@ class SweepOptions:
     """What the report compares with instead of the base: a result JSON or the name of a known model."""
     calibrate_on: Path | str | None = None
     """Replay rows to make one importance matrix from, for all types."""
+    same_rows: bool = False
+    """Allow rows of the replay among those to calibrate on; the report says so."""
     keep: bool = False
     """Keep every GGUF; otherwise each is removed after its use."""
     budget: int | None = None
@@ -106,7 +107,11 @@ def check_sweep(
     if not names:
         raise ConversionError("no quantization type is named: name at least one")
     rows = chosen_rows(replay, None, None)
-    calibration = None if options.calibrate_on is None else rows_sha256(read_rows(options.calibrate_on))
+    calibration = None
+    if options.calibrate_on is not None:
+        calibration = rows_sha256(read_rows(options.calibrate_on))
+        if not options.same_rows and (same := same_rows(rows, options.calibrate_on)):
+            raise ResultError(f"{same}; calibrate on other rows, or allow it with --same-rows")
     if options.reference is not None and not Path(options.reference).is_file():
         published_model(options.reference)
     check_output(Path(out) / "sweep.json", [replay, options.calibrate_on, options.reference])
@@ -173,6 +178,8 @@ def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
     """All stages, the report and the choice."""
     options = work.options
     pairs = work.run(names)
+    calibrated_on = options.calibrate_on
+    same = None if calibrated_on is None else same_rows(read_rows(work.replay), calibrated_on)
     results = [work.result(work.base), *(result for result, _ in pairs)]
     measurements = [measurement for _, measurement in pairs]
     report(
@@ -182,6 +189,7 @@ def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
         markdown=page.with_name("report.md"),
         plots=page.with_name("plots"),
         replay=work.replay,
+        notes=[f"{same}: the figures of the quantized files can be too good."] if same else [],
         force=True,  # a sweep with more types has more results
     )
     choice = chosen = None
@@ -358,7 +366,6 @@ class _Sweep:
             names, compare(list(map(self.result, names)), self.result(self.base)).parts, strict=True
         ):
             score = next(figure for figure in part.figures if figure.name == "score")
-            enough = part.tasks >= LEAST_TASKS
             kl = json.loads(self.measurement(name).read_text(encoding="utf-8"))["aggregate"]["kl_mean"]
             found.append(
                 Candidate(
@@ -366,8 +373,8 @@ class _Sweep:
                     self.state.of(name)["n_bytes"],
                     score.ours,
                     -(score.difference or 0.0),
-                    -score.high if enough and score.high is not None else None,
-                    -score.low if enough and score.low is not None else None,
+                    None if score.high is None else -score.high,
+                    None if score.low is None else -score.low,
                     kl,
                 )
             )

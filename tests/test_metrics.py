@@ -45,6 +45,9 @@ GOLDEN = {
     "thought before": ("<think>list</think>\n" + action("ls -la\n"), ["ls -la"], True, 1.0, 1.0, 0.5, 0.6667),
     # a brace in the thought makes the JSON invalid; the command is then read from the raw text
     "brace in thought": ("<think>{x}</think>" + action("ls -la\n"), ["ls -la"], False, 1.0, 1.0, 0.5, 0.6667),
+    # the published pattern: a backslash before a real line break is no escape, before a letter it is one
+    "broken line": ('x {"keystrokes": "ls -la \\\n"}{', [], False, 0.0, 0.0, 0.0, 0.0),
+    "real line": ('x {"keystrokes": "ls -la\n"}{', ["ls -la"], False, 1.0, 1.0, 0.5, 0.6667),
     "fence": (
         "So:\n```json\n" + action("ls -la\n") + "\n```\nDone {ok}",
         ["ls -la"],

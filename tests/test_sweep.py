@@ -4,6 +4,7 @@ pytest tests/test_sweep.py
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -195,7 +196,16 @@ def test_bad_input_is_one_line_before_any_work(
 
 
 def test_calibrated_types_share_one_matrix(tiny_folder: Path, rows: Path, tmp_path: Path) -> None:
-    done = run(tiny_folder, rows, tmp_path / "out", ["IQ2_XS"], calibrate_on=rows, keep=True, budget=10**9)
+    """The same rows judge and calibrate only where that is asked for, and then the page says so."""
+    same = f"{rows}: {ROWS} of the {ROWS} rows to judge by are also in these calibration rows"
+    with pytest.raises(
+        ResultError, match=re.escape(f"{same}; calibrate on other rows, or allow it with --same-")
+    ):
+        run(tiny_folder, rows, tmp_path / "out", ["IQ2_XS"], calibrate_on=rows)
+    assert not (tmp_path / "out").exists()
+    options = {"calibrate_on": rows, "same_rows": True}
+    done = run(tiny_folder, rows, tmp_path / "out", ["IQ2_XS"], **options, keep=True, budget=10**9)
+    assert same in done.page.with_name("report.md").read_text() or same in done.page.read_text()
     assert done.choice is not None and done.choice.quant == "IQ2_XS" and "IQ2_XS" in done.choice.why
     assert read(done.results[1])["provenance"]["imatrix"]
     assert (tmp_path / "out" / "tiny-terminal.imatrix").is_file()

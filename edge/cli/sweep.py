@@ -48,6 +48,9 @@ def sweep(
             help="Other replay rows. edge computes an importance matrix for all types from them.",
         ),
     ] = None,
+    same_rows: Annotated[
+        bool, typer.Option("--same-rows", help="Allow the same rows in --calibrate and --replay.")
+    ] = False,
     budget: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Choose the best file up to this size, such as 6GB.")
     ] = None,
@@ -99,6 +102,7 @@ def sweep(
     options = SweepOptions(
         reference=reference,
         calibrate_on=calibrate,
+        same_rows=same_rows,
         keep=keep,
         budget=limit,
         max_loss=max_loss,

@@ -2,7 +2,9 @@
 
 run        compares results with a reference
 pairing    pairs the steps of two results
-intervals  bootstrap, detectable loss, Wilson's interval, McNemar's test
+notes      what differs between two runs, and what is missing
+intervals  bootstrap, Wilson's interval, McNemar's test
+paired     interval of a paired difference, detectable loss
 verdict    a difference in words
 findings   the findings as Markdown and JSON
 causes     finds pairs of results that differ in one thing

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge.compare.findings import LABELS, Figure, Part, interval_text, number, test_text
-from edge.compare.pairing import thought_budget
+from edge.compare.notes import thought_budget
 from edge.compare.run import check_once, compare_pair, model_label
 from edge.errors import ResultError
 from edge.replay.result import adapter_key, read_result, whole_text

@@ -59,7 +59,7 @@ class Figure:
     difference: float | None
     """ours - reference."""
     low: float | None
-    """Lower bound of the difference at 95 %; null if nothing is paired."""
+    """Lower bound of the difference at 95 %; null if nothing is paired, or if fewer than 6 tasks differ."""
     high: float | None
     """Upper bound of the difference."""
     verdict: str
@@ -67,8 +67,8 @@ class Figure:
     sentence: str
     """The verdict in sentences."""
     detectable: float | None = None
-    """The true loss that is detected with 80 % probability at the 5 % level. null if the figure is not paired, if there
-    is only one task, or if nothing varies. Where the verdict is "too few …", it says nothing."""
+    """The true loss that is detected with 80 % probability at the 5 % level. null if the figure is not paired, if a
+    difference was found, if fewer than 6 tasks differ, or if no loss is detected that often."""
     p: float | None = None
     """The p-value of McNemar's exact test, for `valid_json_pct` and `first_cmd_exact_pct` of paired steps."""
     counts: tuple[int, int] | None = None
@@ -120,7 +120,7 @@ class Group:
     difference: float | None
     """ours - reference."""
     low: float | None
-    """Lower bound of the difference at 95 %; null also for a group of one task."""
+    """Lower bound of the difference at 95 %; null also if fewer than 6 tasks of the group differ."""
     high: float | None
     """Upper bound of the difference."""
 
@@ -147,6 +147,8 @@ class Part:
     """Command F1 by group of steps."""
     agreement: Agreement
     """How often both sides answer the same."""
+    agreement_intervals: dict[str, tuple[float, float]]
+    """95 % interval of each of these: Wilson's, with tasks as trials (Kish's effective number of tasks)."""
     better: int
     """Number of steps whose command F1 is higher than the reference's."""
     same: int
@@ -229,19 +231,15 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
         ]
     for note in part.notes:
         lines += [clean(note), ""]
+    if paired:
+        lines += [f"- {agreement_text(part)}"]
     lines += [*_sentences(part, paired), ""]
     lines += _paired_table(part.figures) if paired else _published_table(part.figures)
     for kind, what in _KINDS.items():
         lines += _groups_table([group for group in part.groups if group.kind == kind], what, paired)
     if not paired:
         return lines
-    same = ", ".join(
-        f"{name.removesuffix('_pct').removeprefix('same_').replace('_', ' ')} {value} %"
-        for name, value in part.agreement.items()
-    )
     lines += [
-        "",
-        f"The same on both sides: {same}.",
         "",
         f"F1 by step: {part.better} better, {part.same} the same, {len(part.worse)} worse.",
     ]
@@ -270,8 +268,8 @@ def _sentences(part: Part, paired: bool) -> list[str]:
     if any(figure.detectable is not None and not is_few(figure.verdict) for figure in part.figures):
         lines += [
             "",
-            "80 % power, 5 % level: with as many tasks that differ as much as these, a true difference of that size is "
-            "detected with 80 % probability at the 5 % level.",
+            "80 % power, 5 % level: a true difference of that size is detected with 80 % probability at the 5 % level, "
+            "if the tasks that differ do so as much as these, and one of four in the other direction.",
         ]
     if any(figure.counts and any(figure.counts) for figure in part.figures):
         lines += [
@@ -287,6 +285,24 @@ def _sentences(part: Part, paired: bool) -> list[str]:
             "our interval is not a test.",
         ]
     return lines
+
+
+def agreement_text(part: Part) -> str:
+    """How often both sides answer the same, with intervals, in one sentence."""
+    named: dict[str, float | None] = {
+        "same_commands_pct": part.agreement.get("same_commands_pct"),
+        "same_first_command_pct": part.agreement.get("same_first_command_pct"),
+        "same_text_pct": part.agreement.get("same_text_pct"),
+    }
+    said = []
+    for name, share in named.items():
+        if share is not None:
+            low, high = part.agreement_intervals[name]
+            what = name.removesuffix("_pct").replace("_", " ")
+            said.append(
+                f"{what} {number('valid_json_pct', share)} % (95 % interval: {low:.1f} to {high:.1f})"
+            )
+    return f"{', '.join(said)} of the steps."
 
 
 def test_text(figure: Figure) -> str:

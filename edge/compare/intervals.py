@@ -1,10 +1,11 @@
-"""Intervals and tests: a bootstrap over tasks, the loss that it detects, Wilson's interval, McNemar's test.
+"""Intervals and tests: a bootstrap over tasks, Wilson's interval, McNemar's test.
 
 Pure functions on numbers. docs/compare.md says where they are used. Intervals are at 95 %, tests at the 5 % level.
 """
 
 import functools
 import math
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import numpy as np
@@ -13,10 +14,6 @@ from numpy.typing import NDArray
 RESAMPLES = 10_000
 SEED = 20260604  # fixed, so that the same files give the same intervals
 FEW_TASKS = 10  # with fewer tasks, intervals and powers are only approximate, although they are widened
-# With fewer tasks there is no verdict. A bootstrap cannot reach beyond its extreme tasks: the intervals of 4, 3 and 2
-# tasks cover 87, 75 and 50 % (benchmarks/coverage.py).
-LEAST_TASKS = 5
-POWER = 0.8
 _NORMAL = NormalDist()
 
 Samples = NDArray[np.float64]
@@ -55,22 +52,6 @@ def interval(samples: Samples, tasks: int) -> tuple[float, float]:
     return round(float(low), 9) + 0.0, round(float(high), 9) + 0.0
 
 
-def standard_error(samples: Samples, tasks: int) -> float:
-    """The standard error of the bootstrap, without its factor sqrt((n - 1) / n); 0 if nothing varies."""
-    error = float(np.std(samples)) * math.sqrt(tasks / (tasks - 1))
-    return round(error, 9)
-
-
-def detectable(error: float, tasks: int) -> float:
-    """The true difference that is detected with 80 % probability at the 5 % level, two-sided.
-
-    (t(0.975) + t(0.8)) standard errors, with Student's t for tasks - 1 degrees of freedom: 2.80 for very many
-    tasks, 2.95 for 20, 3.49 for 6. The sum of the two quantiles is the usual approximation (Bloom, "Minimum
-    Detectable Effects", Evaluation Review 19 (1995)).
-    """
-    return (t_quantile(0.975, tasks - 1) + t_quantile(POWER, tasks - 1)) * error
-
-
 def t_quantile(probability: float, freedom: int) -> float:
     """The quantile of Student's t for `probability` (0.5 to 1) and `freedom` degrees of freedom, at least 1."""
     if freedom > 1000:  # the first Cornish-Fisher term is then exact to 1e-6
@@ -105,7 +86,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * sum(math.comb(pairs, k) for k in range(fewer + 1)) / (1 << pairs))
 
 
-def wilson(share: float, trials: int) -> tuple[float, float]:
+def wilson(share: float, trials: float) -> tuple[float, float]:
     """Wilson's binomial interval of a share (0 to 1) observed in `trials` independent trials.
 
     The interval of Clopper and Pearson always covers at least 95 % and mostly far more, so two sides would look more
@@ -120,6 +101,11 @@ def wilson(share: float, trials: int) -> tuple[float, float]:
     return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
-def none_of(tasks: int) -> float:
-    """The upper 95 % confidence bound of the share of tasks that differ if none of `tasks` does: about 3 / tasks."""
-    return 1 - math.pow(0.05, 1 / tasks)
+def effective_trials(counts: Iterable[int]) -> float:
+    """The number of independent trials that steps are worth if the steps of a task are all alike.
+
+    `counts` has the number of steps of each task. Kish's effective sample size: (sum of counts)^2 / sum of counts^2
+    (Kish, Survey Sampling, 1965, section 11.7).
+    """
+    numbers = list(counts)
+    return sum(numbers) ** 2 / sum(number * number for number in numbers)

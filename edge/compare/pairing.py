@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from edge.errors import ResultError
-from edge.replay.result import adapter_key
 from edge.replay.rows import Key, by_step, describe, step_key, without_sample
-from edge.replay.stored_result import Head, SamplingFields, Step
+from edge.replay.stored_result import Step
 from edge.system.text import counted
 
 _SHOWN = 3  # steps that a refusal names
@@ -20,26 +19,6 @@ _ADVICE = {
     "prompts of different lengths": "use the same chat template and tokenizer on both sides",
 }
 
-_Setting = Literal[
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "max_tokens",
-    "max_model_len",
-    "constrained",
-    "structured",
-    "text_share",
-    "style",
-]
-# Fields of `sampling` that get a note if they differ.
-_SETTINGS: tuple[_Setting, ...] = get_args(_Setting)
-_SOURCES: tuple[tuple[Literal["source", "source_revision"], str], ...] = (
-    ("source", "models"),
-    ("source_revision", "revisions of the model"),
-)
 _Hash = Literal["row_sha256", "prompt_sha256"]
 _Pair = tuple[Step, Step]
 
@@ -102,7 +81,9 @@ def keyed(steps: Iterable[Step], others: Iterable[Key]) -> dict[Key, Step]:
 def _difference(a: Step, b: Step) -> str | None:
     if _both_have(a, b, "row_sha256") and a["row_sha256"] != b["row_sha256"]:
         return "different rows"
-    if a["ref_command_units"] != b["ref_command_units"] or a["ref_task_complete"] != b["ref_task_complete"]:
+    # A reference answer without task_complete is false in published results, null here.
+    completes = a["ref_task_complete"] is True, b["ref_task_complete"] is True
+    if a["ref_command_units"] != b["ref_command_units"] or completes[0] != completes[1]:
         return "different reference answers"
     if _both_have(a, b, "prompt_sha256"):
         return None if a["prompt_sha256"] == b["prompt_sha256"] else "different prompts"
@@ -170,70 +151,3 @@ def _lacking(pairs: Sequence[_Pair], name: _Hash, our_name: str, reference_name:
 
 def _steps(count: int) -> str:
     return counted(count, "step")
-
-
-def thought_budget(sampling: SamplingFields) -> int | None:
-    """Maximum number of tokens of a thought by a result's `sampling`, 0 for none; None if no grammar limits it.
-
-    The default is a quarter of `max_tokens`. A budget below 3 (two tags and one token) allows no thought
-    (`edge/answer/writer.py`).
-    """
-    if sampling.get("constrained") is not True or "think" not in sampling:
-        return None
-    think, whole = sampling["think"], sampling.get("max_tokens")
-    budget = think if think is not None else None if whole is None else whole // 4
-    return budget if budget is None or budget >= 3 else 0
-
-
-def run_notes(ours: Head, reference: Head) -> list[str]:
-    """Other differences of two runs: settings and limits, the model, rows that were left out.
-
-    Both are results. For published figures, `sampling` alone is enough.
-    """
-    notes = []
-    a, b = reference.get("sampling", {}), ours.get("sampling", {})
-    for name in _SETTINGS:
-        theirs, mine = a.get(name), b.get(name)
-        # A setting that does not apply is null. The setting that makes it so has its own line.
-        if theirs is not None and mine is not None and theirs != mine:
-            notes.append(
-                f"The runs differ: {name} is {_value(theirs)} in the reference, {_value(mine)} in ours."
-            )
-    budgets = thought_budget(a), thought_budget(b)
-    if None not in budgets and budgets[0] != budgets[1]:
-        words = [f"up to {budget} tokens" if budget else "off" for budget in budgets]
-        notes.append(f"The runs differ: think is {words[0]} in the reference, {words[1]} in ours.")
-    origin, our_origin = reference.get("provenance", {}), ours.get("provenance", {})
-    for source, what in _SOURCES:
-        theirs, mine = origin.get(source), our_origin.get(source)
-        if theirs and mine and theirs != mine:
-            notes.append(
-                f"The runs are of different {what}: {source} is {theirs} in the reference, {mine} in ours."
-            )
-            break
-    recorded = origin.get("adapters") or our_origin.get("adapters")  # other engines write a path, if anything
-    if recorded and adapter_key(reference) != adapter_key(ours):
-        notes.append(
-            f"The runs have different adapters: {_adapters(reference)} in the reference, {_adapters(ours)} in ours."
-        )
-    for sampling, whose in ((a, "The reference"), (b, "Our result")):
-        if (skipped := sampling.get("skipped_too_long") or 0) > 0:
-            notes.append(f"{whose} left out {counted(skipped, 'row')} that did not fit into its context.")
-    for result, whose in ((reference, "The reference"), (ours, "Our result")):
-        status = result.get("prompt_template", {})
-        if status.get("rank_eligible") is False and status.get("template_status") != "unknown":
-            notes.append(
-                f"{whose} is not rank-eligible: its prompts come from {status.get('template_status')}."
-            )
-    return notes
-
-
-def _adapters(result: Head) -> str:
-    adapters = result.get("provenance", {}).get("adapters")
-    if adapters:
-        return " and ".join(f"{one['name']} (scale {one['scale']:g})" for one in adapters)
-    return result.get("lora_path") or "none"
-
-
-def _value(value: object) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)

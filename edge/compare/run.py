@@ -1,11 +1,12 @@
 """Compare results with a reference, figure by figure and step by step (`edge compare`).
 
 If both sides have steps, edge compares only the steps that both have, and computes the figures of both sides again from
-these steps. The 95 % interval of a difference is a paired bootstrap over tasks. Steps of one task share their history,
-so each draw takes whole tasks, the same ones for both sides. Published figures have no steps to pair: they get a plain
-difference, and each side gets the interval that can be computed for it.
+these steps. The 95 % interval of a difference is over tasks, since steps of one task share their history (paired.py).
+Published figures have no steps to pair: they get a plain difference, and each side gets the interval that can be
+computed for it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,16 +16,24 @@ import numpy as np
 from edge.compare.findings import Agreement, Comparison, Figure, Group, Part, Worse
 from edge.compare.intervals import (
     FEW_TASKS,
-    LEAST_TASKS,
-    detectable,
+    effective_trials,
     interval,
     mcnemar,
     resampled_means,
-    standard_error,
     wilson,
 )
-from edge.compare.pairing import keyed, pair_steps, run_notes
-from edge.compare.verdict import NONE_DIFFERS, places, sentence, unpaired_sentence, verdict
+from edge.compare.notes import run_notes
+from edge.compare.paired import LEAST_DIFFERING, TaskDifferences, detectable_loss, paired_interval
+from edge.compare.pairing import keyed, pair_steps
+from edge.compare.verdict import (
+    NONE_DIFFERS,
+    half_range,
+    places,
+    sentence,
+    unpaired_sentence,
+    verdict,
+    within_range,
+)
 from edge.errors import EdgeError, ResultError
 from edge.metrics import FIGURES, TERMS, Aggregate, GroupFigures, aggregate, headline
 from edge.replay.known import KnownModel, find_known
@@ -52,17 +61,7 @@ class _Reference:
     model: str
     steps: list[Step]
     figures: Aggregate
-    result: Head
-
-
-@dataclass(frozen=True)
-class _Spread:
-    """The bootstrap of one mean: its interval, its standard error, and the number of tasks."""
-
-    low: float
-    high: float
-    error: float
-    tasks: int
+    result: Result
 
 
 def compare(results: Sequence[Path | str], reference: Path | str) -> Comparison:
@@ -108,7 +107,9 @@ def _read_reference(reference: Path | str) -> _Reference:
         return _of_result(reference, read_result(reference))
     known = published_model(reference)
     name = f"published figures of {known.name} ({known.reference_source})"
-    return _Reference(name, known.name, [], known.reference, {"sampling": known.reference_run})
+    return _Reference(
+        name, known.name, [], known.reference, {"sampling": known.reference_run, "per_step": []}
+    )
 
 
 def published_model(name: str) -> KnownModel:
@@ -148,6 +149,7 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
     worse.sort(
         key=lambda step: (step.our_f1 - step.reference_f1, step.task_id, step.sample_idx, step.step_idx)
     )
+    agreement = _agreement(ours, theirs)
     return Part(
         result=str(path),
         model=model_label(result, path),
@@ -162,7 +164,8 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
             for figure in _paired_figures(ours, theirs)
         ),
         groups=_paired_groups(ours, theirs),
-        agreement=_agreement(ours, theirs),
+        agreement=agreement,
+        agreement_intervals=_agreement_intervals(agreement, ours),
         better=sum(change > 0 for change in changes),
         same=sum(change == 0 for change in changes),
         worse=tuple(worse),
@@ -188,6 +191,7 @@ def _unpaired(path: Path | str, result: Result, base: _Reference) -> Part:
         figures=_published_figures(ours, base.figures),
         groups=_published_groups(ours, base.figures),
         agreement={},
+        agreement_intervals={},
         better=0,
         same=0,
         worse=(),
@@ -211,8 +215,8 @@ def _same(path: Path | str, result: Result, base: _Reference) -> str:
 def _few(tasks: int) -> str:
     if tasks == 1:
         return "Only 1 task: its steps are not independent, so there are no intervals."
-    if tasks < LEAST_TASKS:
-        return f"Only {counted(tasks, 'task')}: the intervals are too narrow, so they show neither a loss nor a gain."
+    if tasks < LEAST_DIFFERING:
+        return f"Only {counted(tasks, 'task')}: too few for the interval of a difference."
     return f"Only {counted(tasks, 'task')}: the intervals are widened for so few tasks, but they are still rough."
 
 
@@ -256,6 +260,14 @@ def _share(same: Sequence[bool]) -> float:
     return round(100 * sum(same) / len(same), 1)
 
 
+def _agreement_intervals(agreement: Agreement, ours: Steps) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each percentage of the agreement."""
+    trials = effective_trials(Counter(step["task_id"] for step in ours).values())
+    shares = {name: float(str(value)) / 100 for name, value in agreement.items()}
+    spans = {name: wilson(share, trials) for name, share in shares.items()}
+    return {name: (round(100 * low, 1), round(100 * high, 1)) for name, (low, high) in spans.items()}
+
+
 def _figures_with_score(figures: Aggregate) -> dict[str, float]:
     named: dict[str, float] = {name: float(figures[name]) for name in FIGURES if name in figures}
     return ({"score": headline(figures)} if "avg_command_f1" in figures else {}) | named
@@ -276,29 +288,29 @@ def _term(name: str) -> Callable[[Step], float | None]:
     return scaled
 
 
-def _spread(tasks: Sequence[str], values: Sequence[float]) -> _Spread | None:
-    """The bootstrap of the mean of `values`; `tasks` has the task of each value. None if there is only one task."""
+def _differences(tasks: Sequence[str], values: Sequence[float], half: float) -> TaskDifferences:
+    """The differences `values` of steps by task; `tasks` has the task of each value."""
     numbers = {task: index for index, task in enumerate(dict.fromkeys(tasks))}
-    if len(numbers) < 2:
-        return None
     where = [numbers[task] for task in tasks]
-    samples = resampled_means(
-        np.bincount(where, weights=values).astype(float), np.bincount(where).astype(float)
-    )
-    low, high = interval(samples, len(numbers))
-    return _Spread(low, high, standard_error(samples, len(numbers)), len(numbers))
+    sums, counts = np.bincount(where, weights=values).astype(float), np.bincount(where).astype(float)
+    return TaskDifferences(sums, counts, half)
 
 
-def _rounded(name: str, spread: _Spread | None) -> tuple[float, float] | None:
+def _rounded(name: str, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
     digits = places(name)
-    return None if spread is None else (round(spread.low, digits) + 0.0, round(spread.high, digits) + 0.0)
+    return None if bounds is None else (round(bounds[0], digits) + 0.0, round(bounds[1], digits) + 0.0)
 
 
-def _side(name: str, steps: Steps) -> _Spread | None:
-    """The bootstrap of the figure of one side alone."""
+def _side(name: str, steps: Steps) -> tuple[float, float] | None:
+    """The bootstrap interval of the figure of one side alone; None if there is only one task."""
     term = _term(name)
     counted = [(step["task_id"], value) for step in steps if (value := term(step)) is not None]
-    return _spread([task for task, _ in counted], [value for _, value in counted])
+    by_task = (
+        _differences([task for task, _ in counted], [value for _, value in counted], 0.0) if counted else None
+    )
+    if by_task is None or by_task.tasks < 2:
+        return None
+    return _rounded(name, interval(resampled_means(by_task.sums, by_task.counts), by_task.tasks))
 
 
 def _paired_figures(ours: Steps, base: Steps) -> tuple[Figure, ...]:
@@ -316,29 +328,31 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
         if mine is not None and theirs is not None:
             tasks.append(a["task_id"])
             changes.append(mine - theirs)
-    spread = _spread(tasks, changes)
-    low, high = (spread.low, spread.high) if spread else (None, None)
-    differing = len({task for task, change in zip(tasks, changes, strict=True) if change})
-    size = detectable(spread.error, spread.tasks) if spread and spread.error else None
+    by_task = _differences(tasks, changes, half_range(name)) if changes else None
+    bounds = size = None
+    if by_task and (found := paired_interval(by_task)):
+        bounds = within_range(name, reference, found)
+        if bounds[0] <= 0 <= bounds[1]:
+            size = detectable_loss(by_task)
     counts = (sum(c < 0 for c in changes), sum(c > 0 for c in changes)) if name in _TESTED else None
     p = mcnemar(*counts) if counts else None
     difference = round(value - reference, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
-    word = verdict(name, low, high, differing, len(changes), len(set(tasks)))
-    bounds = _rounded(name, spread)
+    word = verdict(name, bounds, sum(map(bool, changes)), len(changes))
+    rounded = _rounded(name, bounds)
     return Figure(
         name=name,
         reference=reference,
         ours=value,
         difference=difference,
-        low=bounds[0] if bounds else None,
-        high=bounds[1] if bounds else None,
+        low=rounded[0] if rounded else None,
+        high=rounded[1] if rounded else None,
         verdict=word,
-        sentence=sentence(name, word, reference, difference, low, high, size, p, len(set(tasks)), differing),
+        sentence=sentence(name, word, reference, difference, bounds, size, p, by_task),
         detectable=None if size is None else round(size, digits),
         p=p,
         counts=counts,
-        reference_interval=_rounded(name, _side(name, base)),
-        our_interval=_rounded(name, _side(name, ours)),
+        reference_interval=_side(name, base),
+        our_interval=_side(name, ours),
     )
 
 
@@ -348,7 +362,7 @@ def _published_figures(ours: Steps, published: Aggregate) -> tuple[Figure, ...]:
     figures = []
     for name, value in _figures_with_score(aggregate(ours)).items():
         reference = theirs.get(name)
-        our_interval = _rounded(name, _side(name, ours))
+        our_interval = _side(name, ours)
         reference_interval = None
         if name.endswith("_pct"):
             values = [x for x in map(_term(name), ours) if x is not None]
@@ -415,8 +429,11 @@ def _paired_groups(ours: Steps, base: Steps) -> tuple[Group, ...]:
         a, b = [ours[i] for i in indexes], [base[i] for i in indexes]
         tasks = [step["task_id"] for step in a]
         changes = [x["command_f1"] - y["command_f1"] for x, y in zip(a, b, strict=True)]
-        bounds = _rounded("avg_command_f1", _spread(tasks, changes)) or (None, None)
+        by_task = _differences(tasks, changes, half_range("avg_command_f1"))
         reference, value = _f1(b), _f1(a)
+        found = paired_interval(by_task)
+        inside = within_range("avg_command_f1", reference, found) if found else None
+        bounds = _rounded("avg_command_f1", inside) or (None, None)
         difference = round(value - reference, 4) + 0.0
         groups.append(
             Group(kind, name, len(a), len(set(tasks)), reference, value, difference, bounds[0], bounds[1])

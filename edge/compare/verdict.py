@@ -1,7 +1,8 @@
 """Say what the difference of a figure means, in one word and in plain sentences. docs/compare.md explains each."""
 
-from edge.compare.intervals import LEAST_TASKS, none_of
+from edge.compare.paired import LEAST_DIFFERING, TaskDifferences, most_differing
 from edge.metrics import TERMS
+from edge.system.text import counted
 
 _LESS_IS_BETTER = ("empty_commands_pct", "premature_complete_rate_pct")
 _NEITHER_IS_BETTER = ("avg_ref_cmds", "avg_pred_cmds")
@@ -20,24 +21,35 @@ def amount(name: str, value: float) -> str:
     return f"{abs(value):.{places(name)}f}{unit}"
 
 
-def verdict(
-    name: str, low: float | None, high: float | None, differing: int, counted: int, tasks: int
-) -> str:
+def half_range(name: str) -> float:
+    """Half of the largest possible difference of the figure in a step: 50 points, or 0.5 for F1 and its parts.
+
+    The number of commands has no limit; a difference of two commands is then taken as large.
+    """
+    return 1.0 if name in _NEITHER_IS_BETTER else _whole(name) / 2
+
+
+def within_range(name: str, reference: float, bounds: tuple[float, float]) -> tuple[float, float]:
+    """The bounds of a difference, cut where the figure would leave its range (0 to 100, or 0 to 1)."""
+    low, high = bounds
+    if name in _NEITHER_IS_BETTER:
+        return max(low, -reference), high
+    return max(low, -reference), min(high, _whole(name) - reference)
+
+
+def verdict(name: str, bounds: tuple[float, float] | None, differing: int, counted: int) -> str:
     """The verdict in a few words.
 
-    `low` and `high` bound the difference at 95 %. `counted` steps of `tasks` tasks count for the figure; the two sides
-    differ in `differing` of the tasks.
+    `bounds` are those of the difference at 95 %, None if too few tasks differ. `counted` steps count for the figure;
+    the two sides differ in `differing` of them.
     """
     if not counted:
         return "no such steps"
     if not differing:
         return NONE_DIFFERS
-    if low is None or high is None:
-        return "one task: no interval"
-    if tasks < LEAST_TASKS:
-        return "too few tasks for a verdict"
-    if differing < LEAST_TASKS:
-        return "too few tasks differ for a verdict"
+    if bounds is None:
+        return "too few tasks differ"
+    low, high = bounds
     if low <= 0 <= high:
         return "no difference detected (interval includes 0)"
     if name in _NEITHER_IS_BETTER:
@@ -47,7 +59,7 @@ def verdict(
 
 def is_few(word: str) -> bool:
     """Whether a verdict says that the data are too few for one."""
-    return word.startswith(("too few", "one task"))
+    return word.startswith("too few")
 
 
 def p_text(p: float) -> str:
@@ -55,12 +67,15 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def _whole(name: str) -> float:
+    return 1.0 if name.startswith("avg_") else 100.0
+
+
 def _possible(name: str, reference: float) -> float:
     """The largest possible change for the worse from the value of the reference."""
     if name in _NEITHER_IS_BETTER:
         return float("inf")
-    whole = 1.0 if name.startswith("avg_") else 100.0
-    return whole - reference if name in _LESS_IS_BETTER else reference
+    return _whole(name) - reference if name in _LESS_IS_BETTER else reference
 
 
 def sentence(
@@ -68,53 +83,52 @@ def sentence(
     word: str,
     reference: float,
     difference: float,
-    low: float | None,
-    high: float | None,
+    bounds: tuple[float, float] | None,
     detectable: float | None,
     p: float | None,
-    tasks: int,
-    differing: int,
+    by_task: TaskDifferences | None,
 ) -> str:
     """The verdict `word` on a paired figure in sentences: the size of the difference, or the size that could be missed.
 
-    `tasks` is the number of tasks with steps that count; the two sides differ in `differing` of them. `p` is the
-    p-value of McNemar's test. The sentences mention it only if it disagrees with the interval.
+    `by_task` has the differences of the tasks with steps that count. `p` is the p-value of McNemar's test. The
+    sentences mention it only if it disagrees with the interval.
     """
-    if word == "no such steps":
+    if by_task is None:
         return "There are no such steps."
     if word == NONE_DIFFERS:
-        share = f"{100 * none_of(tasks):.0f} %"
-        return f"No step differs. At most {share} of all such tasks differ (95 % confidence)."
-    if low is None or high is None:
-        return "With only one task there is no interval and no verdict."
-    found = not low <= 0 <= high
-    if min(tasks, differing) < LEAST_TASKS:
-        verb = "differs" if differing == 1 else "differ"
-        few = (
-            f"{tasks} tasks are"
-            if tasks < LEAST_TASKS
-            else f"only {differing} of {tasks} tasks {verb}, which is"
-        )
-        if not found and _possible(name, reference) <= 0:
-            text = _not_found(name, reference, detectable)
-        elif found:
-            text = f"{_found(name, difference, low, high)}, but {few} too few for a verdict."
-        else:
-            few = f"{few[0].upper()}{few[1:]} too few for a verdict"
-            text = f"{few}, and too few to say how large a {_loss(name)} could be missed."
-    else:
-        text = f"{_found(name, difference, low, high)}." if found else _not_found(name, reference, detectable)
+        return f"No step differs. {_at_most(by_task)}"
+    if bounds is None:
+        return f"{_few_differ(by_task)} {_at_most(by_task)}"
+    found = not bounds[0] <= 0 <= bounds[1]
+    text = f"{_found(name, difference, *bounds)}." if found else _not_found(name, reference, detectable)
     if p is not None and (p < _LEVEL) != found:
         what = "a difference" if p < _LEVEL else "no difference"
         text += f" McNemar's test finds {what} ({p_text(p)}), but it treats steps as independent."
     return text
 
 
+def _few_differ(by_task: TaskDifferences) -> str:
+    if not by_task.differing:
+        return "Steps differ, but their differences cancel in every task."
+    verb = "differs" if by_task.differing == 1 else "differ"
+    return (
+        f"{by_task.differing} of {counted(by_task.tasks, 'task')} {verb}: too few for an interval, which needs "
+        f"{LEAST_DIFFERING}."
+    )
+
+
+def _at_most(by_task: TaskDifferences) -> str:
+    share = most_differing(by_task.differing, by_task.tasks)
+    return (
+        f"At most {100 * share:.{0 if share >= 0.0995 else 1}f} % of all such tasks differ (95 % confidence)."
+    )
+
+
 def _found(name: str, difference: float, low: float, high: float) -> str:
     sizes = sorted((abs(low), abs(high)))
     digits = places(name)
     bounds = f"95 % interval: {sizes[0]:.{digits}f} to {sizes[1]:.{digits}f}"
-    size = f"{amount(name, difference)} ({'the same in every task' if low == high else bounds})"
+    size = f"{amount(name, difference)} ({bounds})"
     if name in _NEITHER_IS_BETTER:
         return f"A {'rise' if low > 0 else 'fall'} of {size}"
     if name in _LESS_IS_BETTER:
@@ -128,17 +142,12 @@ def _loss(name: str) -> str:
 
 
 def _not_found(name: str, reference: float, detectable: float | None) -> str:
-    what = _loss(name)
+    what = "change" if name in _NEITHER_IS_BETTER else "rise" if name in _LESS_IS_BETTER else "loss"
     possible = _possible(name, reference)
     if possible <= 0:
         return f"The reference has {reference:.{places(name)}f}, so no {what} is possible."
-    if detectable is None:
-        return f"No {what} was detected: the differences cancel in every task."
-    if detectable > possible:
-        return (
-            f"No {what} was detected. With so few tasks that differ this much, this comparison could miss even the "
-            f"largest possible {what}."
-        )
+    if detectable is None or detectable > possible:
+        return f"No {what} was detected. With so few tasks, edge could miss even the largest possible {what}."
     return (
         f"No {what} was detected. This comparison would have detected a {what} of more than "
         f"{amount(name, detectable)} (80 % power, 5 % level)."

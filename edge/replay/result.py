@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from edge.errors import ResultError
 from edge.metrics import aggregate, bucket, score_step
 from edge.replay.rows import Key, Row, describe, row_sha256, step_key
+from edge.replay.rules import check_aggregate, scored_again
 from edge.replay.stored_result import SHARES, Head, Making, Result, SamplingFields, Step, Summary
 from edge.system.outputs import Run
 from edge.system.places import write_json
@@ -80,8 +81,9 @@ def read_result(path: Path | str) -> Result:
     """Read a result, edge's own or a published one, and check it against its types.
 
     Defaults for steps: `source_group` "unknown", `bucket` from step_idx. A top-level object or a figure that is null
-    counts as missing. A file that has only an aggregate gets an empty `per_step`. Raises ResultError for a file that
-    is not a result, a field that is missing or of a wrong type, and a duplicate step.
+    counts as missing. A file that has only an aggregate gets an empty `per_step`. Steps that other rules scored are
+    scored again (edge/replay/rules.py). Raises ResultError for a file that is not a result, a field that is missing or
+    of a wrong type, a duplicate step, and an aggregate that contradicts the steps.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -112,7 +114,12 @@ def read_result(path: Path | str) -> Result:
             value.pop(name, None)
     if isinstance(figures := value.get("aggregate"), dict):
         value["aggregate"] = {name: figure for name, figure in figures.items() if figure is not None}
-    return {**check(value, Summary, str(path)), "per_step": steps}
+    summary = check(value, Summary, str(path))
+    again, changed = scored_again(steps)
+    if changed:
+        return {**summary, "aggregate": aggregate(again), "per_step": again, "rescored": changed}
+    check_aggregate(summary.get("aggregate", {}), steps, str(path))
+    return {**summary, "per_step": steps}
 
 
 def _other_kind(value: object) -> str:

@@ -7,7 +7,7 @@ with the file and the line, before the evaluation starts. docs/formats.md descri
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -17,6 +17,7 @@ import orjson
 from edge.errors import ReplayError
 from edge.prompt import Message, Messages
 from edge.replay.stored_result import KeyFields
+from edge.system.text import counted
 from edge.system.typed_json import Rule, problems
 
 Key = tuple[str, int, int]
@@ -272,3 +273,15 @@ def rows_sha256(rows: Iterable[Row]) -> str:
 def json_bytes(value: object) -> bytes:
     """A value as compact JSON in UTF-8; half surrogate pairs become three bytes each."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def same_rows(rows: Sequence[Row], calibrated_on: Path | str) -> str | None:
+    """In words, how many of `rows` are also in the file that a model was calibrated on; None if none is.
+
+    Raises ReplayError if the file cannot be read.
+    """
+    known = {row_sha256(row) for row in read_rows(calibrated_on)}
+    same = sum(row_sha256(row) in known for row in rows)
+    if not same:
+        return None
+    return f"{calibrated_on}: {same} of the {counted(len(rows), 'row')} to judge by are also in these calibration rows"

@@ -37,6 +37,8 @@ class Reported(TypedDict, total=False):
     """Tokens of the answer, its thought included."""
     closed_at_budget: bool | None
     """Whether the answer reached its token limit and edge closed it."""
+    error: str | None
+    """Error message of a server that gave no answer. Only other programs write it."""
 
 
 class Making(Reported, total=False):
@@ -280,6 +282,10 @@ class Head(TypedDict, total=False):
     """Name of the device, or cpu."""
     eval_path: str | None
     """The --replay file."""
+    complete: bool | None
+    """Whether the run came to its end. Only other programs write it, with false for an unfinished run."""
+    total_input_steps: int | None
+    """Number of rows of the replay file. Only other programs write it."""
     load_time_sec: float | None
     """Seconds to load the model."""
     gen_time_sec: float | None
@@ -294,6 +300,8 @@ class Head(TypedDict, total=False):
     """What the run did and used. Only edge writes it."""
     provenance: Provenance
     """Where the result comes from. Only edge writes it."""
+    rescored: int
+    """Number of steps that edge scored again when it read the file, because other rules had scored them."""
     run: Mapping[str, object] | None
     """All that the answers depend on; without --force, edge does not replace a file of another run."""
 

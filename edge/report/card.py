@@ -23,9 +23,9 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
     if any(entry.published for entry in report.entries):
         lines += [f"{_MARK} Published figures, not measured by edge.", ""]
     lines += [
-        "Intervals are 95 %, from bootstrap draws of whole tasks. KL is the divergence from the base model, in nats "
-        "per token. Tokens/s is answer tokens divided by the time of the whole run, which includes reading the "
-        "prompts, on one machine.",
+        "Intervals are 95 %, over whole tasks; a difference has one if at least 6 tasks differ. KL is the divergence "
+        "from the base model, in nats per token. Tokens/s is answer tokens divided by the time of the whole run, which "
+        "includes reading the prompts, on one machine.",
         "",
     ]
     if report.compared:
@@ -58,9 +58,10 @@ def _files(report: Report) -> list[str]:
         ("95 % interval", [words.interval("score", e.score_interval) for e in report.entries]),
         ("difference", [_difference(e) for e in report.entries]),
         *((words.LABELS[name], [_figure(e, name) for e in report.entries]) for name in MAIN[1:]),
+        ("Same commands %", [_same_commands(e) for e in report.entries]),
         ("KL mean", [words.kl(_measured(e, "kl_mean")) for e in report.entries]),
         ("KL p99", [words.kl(_measured(e, "kl_p99")) for e in report.entries]),
-        ("top-1 %", [words.fixed(_measured(e, "top1_agreement_pct"), 1) for e in report.entries]),
+        ("top-1 %", [words.percent(_measured(e, "top1_agreement_pct")) for e in report.entries]),
         ("tokens/s", [words.fixed(e.tokens_per_second, 1) for e in report.entries]),
         ("peak memory", [words.size(e.peak_bytes) for e in report.entries]),
     ]
@@ -76,6 +77,13 @@ def _figure(entry: Entry, name: str) -> str:
 
 def _measured(entry: Entry, name: str) -> float | None:
     return entry.measured.aggregate.get(name) if entry.measured else None
+
+
+def _same_commands(entry: Entry) -> str:
+    if entry.part is None or "same_commands_pct" not in entry.part.agreement:
+        return words.DASH
+    low, high = entry.part.agreement_intervals["same_commands_pct"]
+    return f"{words.percent(entry.part.agreement['same_commands_pct'])} ({low:.1f} … {high:.1f})"
 
 
 def _difference(entry: Entry) -> str:

@@ -110,7 +110,7 @@ def _environment(report: Report) -> Environment:
     )
     filters: Mapping[str, Callable[..., str]] = {
         name: getattr(words, name)
-        for name in ("figure", "fixed", "interval", "kl", "size", "p_value", "engine", "base_name")
+        for name in ("figure", "fixed", "percent", "interval", "kl", "size", "p_value", "engine", "base_name")
     }
     environment.filters.update(filters, counted=counted, cut=_cut, without_paths=_without_paths(report))
     return environment

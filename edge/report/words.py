@@ -5,6 +5,7 @@ from pathlib import Path
 
 from edge.compare import findings
 from edge.compare.findings import Figure
+from edge.compare.paired import LEAST_DIFFERING
 from edge.compare.verdict import NONE_DIFFERS, is_few
 from edge.metrics import TERMS
 from edge.report.contents import Entry, Report
@@ -28,9 +29,14 @@ DEFINITIONS = (
         "damaged.",
     ),
     (
+        "Same commands",
+        "The percentage of steps in which a result and the reference have the same commands, right or wrong, with its "
+        "95 % interval. It shows small changes that the score does not show.",
+    ),
+    (
         "95 % interval",
-        "From 10,000 bootstrap draws of whole tasks, because the steps of one task depend on each other. If the "
-        "interval of a difference includes 0, these steps cannot show whether there is a difference.",
+        "Over whole tasks, because the steps of one task depend on each other. A difference has an interval if at "
+        "least 6 tasks differ. If it includes 0, these steps cannot show whether there is a difference.",
     ),
     (
         "Smallest detectable",
@@ -86,6 +92,11 @@ def fixed(value: float | None, digits: int, *, sign: bool = False) -> str:
         return DASH
     rounded = round(value, digits) + 0.0
     return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A percentage with one decimal place. A value that is not 100 never reads 100.0."""
+    return "> 99.9" if value is not None and value < 100 <= round(value, 1) else fixed(value, 1)
 
 
 def interval(name: str, bounds: tuple[float | None, float | None] | None, *, sign: bool = False) -> str:
@@ -212,7 +223,10 @@ def _paired_verdict(entries: Sequence[Entry], reference: str) -> list[str]:
         paragraphs.append(f"No step has another score than with {reference} in {names}.")
     if scores := by_verdict.get("few"):
         names = listed([label for label, _ in scores])
-        paragraphs.append(f"Too few tasks differ from {reference} for a verdict on the score of {names}.")
+        paragraphs.append(
+            f"In {names}, fewer than {LEAST_DIFFERING} tasks differ from {reference}: too few to say whether the score "
+            "changed. More tasks, or the commands and the KL divergence, show more."
+        )
     return paragraphs
 
 
@@ -233,9 +247,7 @@ def _distance(entries: Sequence[Entry]) -> str:
     base = f"the base model {bases.pop()}" if len(bases) == 1 else "the base model"
     sentence = f"Mean KL divergence from {base}, in nats per token: {means}."
     agree = [
-        fixed(m.aggregate["top1_agreement_pct"], 1)
-        for _, m in measured
-        if "top1_agreement_pct" in m.aggregate
+        percent(m.aggregate["top1_agreement_pct"]) for _, m in measured if "top1_agreement_pct" in m.aggregate
     ]
     if agree:
         who = "The file and the base" if len(agree) == 1 else "Each file and the base"

@@ -1,0 +1,157 @@
+"""Say what differs between two runs besides the thing compared, and what is missing in each."""
+
+from typing import Literal, get_args
+
+from edge.replay.result import adapter_key
+from edge.replay.stored_result import Result, SamplingFields
+from edge.system.text import counted
+
+_Setting = Literal[
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "max_tokens",
+    "max_model_len",
+    "constrained",
+    "structured",
+    "text_share",
+    "style",
+]
+# Fields of `sampling` that get a note if they differ.
+_SETTINGS: tuple[_Setting, ...] = get_args(_Setting)
+_SOURCES: tuple[tuple[Literal["source", "source_revision"], str], ...] = (
+    ("source", "models"),
+    ("source_revision", "revisions of the model"),
+)
+
+
+def thought_budget(sampling: SamplingFields) -> int | None:
+    """Maximum number of tokens of a thought by a result's `sampling`, 0 for none; None if no grammar limits it.
+
+    The default is a quarter of `max_tokens`. A budget below 3 (two tags and one token) allows no thought
+    (`edge/answer/writer.py`).
+    """
+    if sampling.get("constrained") is not True or "think" not in sampling:
+        return None
+    think, whole = sampling["think"], sampling.get("max_tokens")
+    budget = think if think is not None else None if whole is None else whole // 4
+    return budget if budget is None or budget >= 3 else 0
+
+
+def run_notes(ours: Result, reference: Result) -> list[str]:
+    """Other differences of two runs: settings and limits, the model, rows that were left out.
+
+    Both are results. For published figures, `sampling` alone is enough.
+    """
+    notes = [*_row_sets(ours, reference), *_grammar(ours, reference)]
+    a, b = reference.get("sampling", {}), ours.get("sampling", {})
+    for name in _SETTINGS:
+        theirs, mine = a.get(name), b.get(name)
+        # A setting that does not apply is null. The setting that makes it so has its own line.
+        if theirs is not None and mine is not None and theirs != mine:
+            notes.append(
+                f"The runs differ: {name} is {_value(theirs)} in the reference, {_value(mine)} in ours."
+            )
+    budgets = thought_budget(a), thought_budget(b)
+    if None not in budgets and budgets[0] != budgets[1]:
+        words = [f"up to {budget} tokens" if budget else "off" for budget in budgets]
+        notes.append(f"The runs differ: think is {words[0]} in the reference, {words[1]} in ours.")
+    origin, our_origin = reference.get("provenance", {}), ours.get("provenance", {})
+    for source, what in _SOURCES:
+        theirs, mine = origin.get(source), our_origin.get(source)
+        if theirs and mine and theirs != mine:
+            notes.append(
+                f"The runs are of different {what}: {source} is {theirs} in the reference, {mine} in ours."
+            )
+            break
+    recorded = origin.get("adapters") or our_origin.get("adapters")  # other engines write a path, if anything
+    if recorded and adapter_key(reference) != adapter_key(ours):
+        notes.append(
+            f"The runs have different adapters: {_adapters(reference)} in the reference, {_adapters(ours)} in ours."
+        )
+    return [*notes, *own_notes(reference, "The reference"), *own_notes(ours, "Our result")]
+
+
+def own_notes(result: Result, whose: str) -> list[str]:
+    """What is missing or unusual in one result. `whose` is the subject of the sentences."""
+    notes = []
+    engine, sampling = result.get("engine", {}), result.get("sampling", {})
+    if result.get("complete") is False:
+        of = f" of {total}" if (total := result.get("total_input_steps")) else ""
+        notes.append(f"{whose} is unfinished: it has {len(result['per_step'])}{of} steps.")
+    if (missing := engine.get("rows_missing") or 0) > 0:
+        notes.append(f"{whose} has no prediction for {counted(missing, 'row')}; its figures leave them out.")
+    if (skipped := sampling.get("skipped_too_long") or 0) > 0:
+        notes.append(f"{whose} left out {counted(skipped, 'row')} that did not fit into its context.")
+    if (again := result.get("rescored", 0)) > 0:
+        verb = "was" if again == 1 else "were"
+        notes.append(
+            f"{whose}: {counted(again, 'step')} {verb} scored by other rules. edge scored them again from their "
+            "command lines by its own rules, in which no commands against no commands count 0."
+        )
+    failed = sum(bool(step.get("error")) for step in result["per_step"])
+    if failed:
+        verb = "is an error message" if failed == 1 else "are error messages"
+        notes.append(f"{whose}: {counted(failed, 'answer')} {verb} of a server; they count as 0.")
+    cut = [
+        step
+        for step in result["per_step"]
+        if step.get("closed_at_budget") or step.get("finish_reason") == "length"
+    ]
+    if cut:
+        verb = "was" if len(cut) == 1 else "were"
+        closed = sum(bool(step.get("closed_at_budget")) for step in cut)
+        rest = " The grammar closed them as valid JSON." if closed == len(cut) else ""
+        notes.append(
+            f"{whose}: {len(cut)} of {counted(len(result['per_step']), 'answer')} {verb} cut at the token limit.{rest}"
+        )
+    status = result.get("prompt_template", {})
+    if status.get("rank_eligible") is False and status.get("template_status") != "unknown":
+        notes.append(f"{whose} is not rank-eligible: its prompts come from {status.get('template_status')}.")
+    return notes
+
+
+def _row_sets(ours: Result, reference: Result) -> list[str]:
+    """A note if the two sides have other numbers of steps: the names and sizes of their row sets."""
+    sizes = len(reference["per_step"]), len(ours["per_step"])
+    if not all(sizes) or sizes[0] == sizes[1]:
+        return []
+    names = [_set_name(result) for result in (reference, ours)]
+    return [
+        f"The row sets differ: {names[0]} with {counted(sizes[0], 'step')} in the reference, {names[1]} with "
+        f"{counted(sizes[1], 'step')} in ours. edge compares the steps that both have."
+    ]
+
+
+def _set_name(result: Result) -> str:
+    path = result.get("eval_path")
+    return path.replace("\\", "/").rpartition("/")[2] if path else "an unnamed set"
+
+
+def _grammar(ours: Result, reference: Result) -> list[str]:
+    """A note if only one side wrote with a grammar, and the other does not say so in the same field."""
+    sampling = reference.get("sampling", {}), ours.get("sampling", {})
+    if None not in [each.get("constrained") for each in sampling]:
+        return []  # the settings have their own note
+    used = [bool(each.get("constrained") or each.get("structured")) for each in sampling]
+    if used[0] == used[1]:
+        return []
+    who, other = ("our result", "the reference") if used[1] else ("the reference", "our result")
+    return [
+        f"Only {who} was written with a grammar, as far as {other} says. The grammar alone can raise valid JSON and "
+        "the figures that depend on it."
+    ]
+
+
+def _adapters(result: Result) -> str:
+    adapters = result.get("provenance", {}).get("adapters")
+    if adapters:
+        return " and ".join(f"{one['name']} (scale {one['scale']:g})" for one in adapters)
+    return result.get("lora_path") or "none"
+
+
+def _value(value: object) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)

@@ -1,0 +1,164 @@
+"""The 95 % interval of a paired difference, also where few tasks differ, and the smallest loss that it detects.
+
+Pure functions on the differences of tasks. docs/compare.md explains them; benchmarks/coverage.py simulates them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.compare.intervals import SEED, t_quantile
+
+POWER = 0.8
+# With fewer differing tasks there is no interval: their sizes and directions say too little about other tasks.
+LEAST_DIFFERING = 6
+# From here on the pseudo-tasks widen the interval by at most 14 %.
+ENOUGH_DIFFERING = 21
+_WIDENED = (
+    0.15  # square of the largest pseudo-task, as a share of the sum of squares: sqrt(1 + 2 * 0.15) = 1.14
+)
+_BEYOND = 1.5  # a pseudo-task differs by this times the largest difference seen, or times half of the range
+_OTHER_WAY = 0.25  # share of the differing tasks that a detectable loss assumes to be gains
+_SIMULATED = 1000
+_SHARES = np.geomspace(0.005, 1.0, 48)
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TaskDifferences:
+    """The difference of a figure between two sides, by task.
+
+    `sums`: sum over the steps of each task, shape (tasks,). `counts`: number of steps of each task, at least 1, shape
+    (tasks,). `half`: half of the largest possible difference of a step (50 for percentages and scores).
+    """
+
+    sums: Values
+    counts: Values
+    half: float
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.sums)
+
+    @property
+    def differing(self) -> int:
+        """Number of tasks whose mean differs. Differences that only rounding makes do not count."""
+        return int(np.count_nonzero(self._shares.round(9)))
+
+    @property
+    def mean(self) -> float:
+        """The mean difference over all steps."""
+        return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def _shares(self) -> Values:
+        """What each task adds to the mean, times the number of tasks."""
+        shares: Values = self.sums / self.counts.mean()
+        return shares
+
+
+def paired_interval(differences: TaskDifferences) -> tuple[float, float] | None:
+    """The 95 % interval of the mean difference; None if fewer than 6 tasks differ.
+
+    It is Student's t interval over tasks, with two pseudo-tasks: one that is much better, one that is much worse. A
+    sample with few differing tasks often lacks the rare, large differences of its population. Its spread is then too
+    small. benchmarks/coverage.py prints how often such intervals contain the true value with and without pseudo-tasks.
+    From 21 differing tasks on, the interval is at most 1.14 times as wide as without them. The mean is a ratio of two
+    sums; its error is that of the residuals (Cochran, Sampling Techniques, 3rd edition, section 6.3).
+    """
+    if differences.differing < LEAST_DIFFERING:
+        return None
+    shares = differences._shares
+    residuals = shares - differences.mean * differences.counts / differences.counts.mean()
+    reach = _reach(
+        differences.tasks,
+        np.array([differences.differing]),
+        np.array([np.square(residuals).sum()]),
+        np.array([np.abs(shares).max()]),
+        differences.half,
+    )[0]
+    return round(differences.mean - float(reach), 9) + 0.0, round(differences.mean + float(reach), 9) + 0.0
+
+
+def detectable_loss(differences: TaskDifferences) -> float | None:
+    """The smallest true loss that `paired_interval` finds with 80 % probability; None if no loss is found that often,
+    or if fewer than 6 tasks differ.
+
+    Simulated, with a fixed seed: a share of the tasks differs, by as much as the differing tasks of the sample, and one
+    of four of them the other way. The share grows until 80 % of the intervals are on the side of the loss.
+    """
+    if differences.differing < LEAST_DIFFERING:
+        return None
+    rng = np.random.default_rng(SEED)
+    tasks = differences.tasks
+    runs = max(200, min(_SIMULATED, 2_000_000 // tasks))
+    seen = np.abs(differences._shares)
+    seen = seen[seen > 1e-9]
+    # Task j of a run differs if fewer than j uniform numbers are below the share: the tasks before it differ too.
+    sizes = rng.choice(seen, (runs, tasks))
+    values = np.where(rng.random((runs, tasks)) < _OTHER_WAY, sizes, -sizes)
+    order = np.sort(rng.random((runs, tasks)), axis=1)
+    sums, squares = values.cumsum(axis=1), np.square(values).cumsum(axis=1)
+    largest = np.maximum.accumulate(sizes, axis=1)
+    powers = []
+    for share in _SHARES:
+        count = (order < share).sum(axis=1)
+        last = np.maximum(count - 1, 0)[:, None]
+        total, square, most = (np.take_along_axis(of, last, 1)[:, 0] for of in (sums, squares, largest))
+        mean = total / tasks
+        reach = _reach(tasks, count, square - tasks * np.square(mean), most, differences.half)
+        powers.append(float(((count >= LEAST_DIFFERING) & (mean + reach < 0)).mean()))
+    enough = next((i for i in range(len(powers)) if min(powers[i:]) >= POWER), None)
+    if enough is None:
+        return None
+    share = float(_SHARES[enough])
+    if enough and powers[enough] > powers[enough - 1]:
+        before = float(_SHARES[enough - 1])
+        share -= (share - before) * (powers[enough] - POWER) / (powers[enough] - powers[enough - 1])
+    return share * float(seen.mean()) * (1 - 2 * _OTHER_WAY)
+
+
+def most_differing(differing: int, tasks: int) -> float:
+    """The upper 95 % confidence bound of the share of tasks that differ, if `differing` of `tasks` do.
+
+    Clopper and Pearson's, one-sided: with a larger share, so few would differ with less than 5 % probability. If none
+    differs, it is 1 - 0.05^(1 / tasks), about 3 / tasks.
+    """
+    if differing >= tasks:
+        return 1.0
+    low, high = differing / tasks, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_most(differing, tasks, middle) > 0.05 else (low, middle)
+    return high
+
+
+def _at_most(differing: int, tasks: int, share: float) -> float:
+    """The probability that at most `differing` of `tasks` independent tasks differ."""
+    if share in (0.0, 1.0):
+        return 1.0 - share
+    return sum(
+        math.exp(
+            math.lgamma(tasks + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(tasks - k + 1)
+            + k * math.log(share)
+            + (tasks - k) * math.log1p(-share)
+        )
+        for k in range(differing + 1)
+    )
+
+
+def _reach(tasks: int, differing: NDArray[np.int64], squares: Values, largest: Values, half: float) -> Values:
+    """Half of the interval's width, for each of several samples of `tasks` tasks.
+
+    `squares`: sum of the squared residuals. `largest`: the largest difference of a task.
+    """
+    pseudo = np.square(_BEYOND * np.maximum(half, largest))
+    pseudo = np.where(differing < ENOUGH_DIFFERING, pseudo, np.minimum(pseudo, _WIDENED * squares))
+    reach: Values = t_quantile(0.975, tasks - 1) * np.sqrt((squares + 2 * pseudo) / (tasks - 1) / tasks)
+    return reach

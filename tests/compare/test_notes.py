@@ -1,0 +1,139 @@
+"""What a comparison says about results of other rules, unfinished ones, errors, cut answers, and a grammar on one side.
+
+pytest tests/compare/test_notes.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.compare import compare
+from edge.errors import ResultError
+from edge.replay.result import read_result, step_result, write_result
+from edge.replay.rows import Row
+
+REF = json.dumps({"analysis": "a", "plan": "p", "commands": [{"keystrokes": "ls\n"}], "task_complete": False})
+WAITS = json.dumps({"analysis": "a", "plan": "p", "commands": [], "task_complete": True})
+
+
+def result(path: Path, refs: dict[str, str], texts: dict[str, str], **head: Any) -> Path:
+    steps = [
+        step_result(Row(task, 0, 0, None, "s", "g", [], ref), texts.get(task, ref))
+        for task, ref in refs.items()
+    ]
+    write_result(path, {"model": path.stem, **head}, steps)  # type: ignore[typeddict-item]
+    return path
+
+
+def edited(path: Path, change: Any) -> Path:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    return path
+
+
+def notes(ours: Path, reference: Path) -> list[str]:
+    """The notes without those on prompts, which have no hashes here, and on equal files."""
+    return [
+        note
+        for note in compare([ours], reference).parts[0].notes
+        if not note.endswith(
+            (" prompt hashes.", "(a server that renders the chat itself sends none).", "compares nothing.")
+        )
+    ]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    refs = {f"t{i:02}": WAITS if i < 8 else REF for i in range(20)}
+    return result(tmp_path / "base.json", refs, {})
+
+
+def older_rules(value: dict[str, Any]) -> None:
+    """As the rules of April 2026 scored: no commands against no commands count 1."""
+    for step in value["per_step"]:
+        if not step["ref_command_units"] and not step["pred_command_units"]:
+            for name in ("first_cmd_exact", "command_precision", "command_recall", "command_f1"):
+                step[name] = 1.0
+    value["aggregate"] = {"steps": 20, "avg_command_f1": 1.0}
+
+
+def test_steps_of_other_rules_are_scored_again(base: Path, tmp_path: Path) -> None:
+    """Otherwise the same answers would be a loss of 40 points."""
+    old = tmp_path / "old.json"
+    old.write_bytes(base.read_bytes())
+    edited(old, older_rules)
+    read = read_result(old)
+    assert read["rescored"] == 8 and read["aggregate"]["avg_command_f1"] == 0.6
+    part = compare([base], old).parts[0]
+    score = next(figure for figure in part.figures if figure.name == "score")
+    assert (score.reference, score.ours, score.verdict) == (60.0, 60.0, "no step differs")
+    assert any(note.startswith("The reference: 8 steps were scored by other rules.") for note in part.notes)
+    assert notes(base, base) == []
+
+
+def test_an_aggregate_that_contradicts_its_steps_is_refused(base: Path) -> None:
+    edited(base, lambda value: value["aggregate"].update(avg_command_f1=0.9))
+    with pytest.raises(
+        ResultError, match=r"base.json: aggregate.avg_command_f1 is 0.9, but its steps give 0.6: "
+    ):
+        read_result(base)
+
+
+def test_a_missing_task_complete_is_no_other_answer(base: Path, tmp_path: Path) -> None:
+    """Published results write false where a reference answer has no task_complete."""
+    other = tmp_path / "other.json"
+    other.write_bytes(base.read_bytes())
+
+    def without(value: dict[str, Any]) -> None:
+        for step in value["per_step"]:
+            if step["ref_task_complete"] is False:
+                step["ref_task_complete"] = None
+
+    assert notes(edited(other, without), base) == []
+    edited(
+        other, lambda value: value.pop("aggregate") and value["per_step"][0].update(ref_task_complete=False)
+    )
+    with pytest.raises(ResultError, match="different reference answers"):
+        compare([other], base)
+
+
+def test_what_is_missing_is_said(base: Path, tmp_path: Path) -> None:
+    def unfinished(value: dict[str, Any]) -> None:
+        value.update(complete=False, total_input_steps=386, eval_path="sets/long.jsonl")
+        value["engine"] = {"rows_missing": 29}
+        value["per_step"] = value["per_step"][:19]
+        for step in value["per_step"][:3]:
+            step.update(pred_text="", pred_command_units=[], valid_json=False, error="500")
+            step.update(first_cmd_exact=0, command_precision=0, command_recall=0, command_f1=0)
+        for step in value["per_step"][3:7]:
+            step["finish_reason"] = "length"
+        del value["aggregate"]
+
+    other = tmp_path / "other.json"
+    other.write_bytes(base.read_bytes())
+    said = notes(edited(other, unfinished), base)
+    assert "Our result is unfinished: it has 19 of 386 steps." in said
+    assert "Our result has no prediction for 29 rows; its figures leave them out." in said
+    assert "Our result: 3 answers are error messages of a server; they count as 0." in said
+    assert "Our result: 4 of 19 answers were cut at the token limit." in said
+    assert any(
+        note.startswith(
+            "The row sets differ: an unnamed set with 20 steps in the reference, long.jsonl with 19 steps"
+        )
+        for note in said
+    )
+
+
+def test_a_grammar_on_one_side_is_said(base: Path, tmp_path: Path) -> None:
+    """Published vLLM results do not say that they had no grammar."""
+    ours = tmp_path / "ours.json"
+    ours.write_bytes(base.read_bytes())
+    edited(ours, lambda value: value.update(sampling={"constrained": True}))
+    said = "Only our result was written with a grammar, as far as the reference says."
+    assert any(note.startswith(said) for note in notes(ours, base))
+    assert any(note.startswith("Only the reference was written") for note in notes(base, ours))
+    edited(base, lambda value: value.update(sampling={"structured": "json"}))
+    assert notes(ours, base) == []

@@ -1,0 +1,121 @@
+"""Intervals of paired differences: they contain the truth where few tasks differ, and the detectable loss is detected.
+
+pytest tests/compare/test_paired.py     benchmarks/coverage.py simulates more populations
+"""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edge.compare.paired import (
+    LEAST_DIFFERING,
+    POWER,
+    TaskDifferences,
+    detectable_loss,
+    most_differing,
+    paired_interval,
+)
+
+# Sizes of the differences of tasks: of Q4_K_M and Q2_K in benchmarks/evidence, all alike, and mostly small.
+SIZES = {
+    "Q4_K_M": [5.7, 42.9, 71.4],
+    "Q2_K": [25.0, 25.0, 16.7, 15.0, 8.9, 4.8, 12.5, 15.0, 17.9, 25.0, 33.3, 71.4],
+    "alike": [100.0],
+    "mostly small": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 14.0, 80.0, 100.0],
+}
+
+
+def sample(
+    rng: np.random.Generator, tasks: int, share: float, sizes: list[float], gains: float
+) -> TaskDifferences:
+    values = np.where(rng.random(tasks) < share, rng.choice(sizes, tasks), 0.0)
+    return TaskDifferences(values * np.where(rng.random(tasks) < gains, 1, -1), np.ones(tasks), 50.0)
+
+
+@pytest.mark.parametrize("population", SIZES)
+@pytest.mark.parametrize("gains", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize(("tasks", "share"), [(30, 0.3), (100, 0.05), (100, 0.1), (300, 0.02), (300, 0.3)])
+def test_intervals_contain_the_truth(population: str, gains: float, tasks: int, share: float) -> None:
+    """In at least 93 % of the samples that get an interval; 92 is asserted, for 600 samples have their own noise."""
+    rng = np.random.default_rng(7)
+    sizes = SIZES[population]
+    truth = -share * float(np.mean(sizes)) * (1 - 2 * gains)
+    found = [paired_interval(sample(rng, tasks, share, sizes, gains)) for _ in range(600)]
+    covered = [bounds[0] <= truth <= bounds[1] for bounds in found if bounds]
+    assert len(covered) >= 100
+    assert np.mean(covered) >= 0.92
+
+
+@pytest.mark.parametrize("differing", [21, 40, 100])
+def test_from_21_differing_tasks_on_pseudo_tasks_add_little(differing: int) -> None:
+    rng = np.random.default_rng(3)
+    values = np.zeros(200)
+    values[:differing] = rng.uniform(-5, 100, differing)
+    bounds = paired_interval(TaskDifferences(values, np.ones(200), 50.0))
+    assert bounds is not None
+    plain = 2 * 1.972 * values.std(ddof=1) / math.sqrt(200)  # t(0.975) at 199 degrees of freedom
+    assert 1 <= (bounds[1] - bounds[0]) / plain <= 1.15
+
+
+@pytest.mark.parametrize(("tasks", "differing"), [(100, 7), (100, 12), (300, 40)])
+def test_a_loss_of_the_detectable_size_is_detected_four_times_in_five(tasks: int, differing: int) -> None:
+    """Where one of four differing tasks goes the other way; a loss of a third of it far less often."""
+    rng = np.random.default_rng(tasks + differing)
+    sizes = SIZES["Q2_K"] * 25
+    values = np.zeros(tasks)
+    values[:differing] = rng.choice(sizes, differing) * np.where(rng.random(differing) < 0.25, 1, -1)
+    size = detectable_loss(TaskDifferences(values, np.ones(tasks), 50.0))
+    assert size is not None
+    seen = list(np.abs(values[:differing]))
+
+    def detected(loss: float) -> float:
+        share = loss / (float(np.mean(seen)) * 0.5)
+        found = [paired_interval(sample(rng, tasks, share, seen, 0.25)) for _ in range(400)]
+        return float(np.mean([bounds is not None and bounds[1] < 0 for bounds in found]))
+
+    assert detected(size) == pytest.approx(POWER, abs=0.06)
+    assert detected(size / 3) < 0.5
+
+
+def test_too_few_differing_tasks_give_no_interval() -> None:
+    for differing in range(LEAST_DIFFERING + 1):
+        values = np.zeros(50)
+        values[:differing] = -30
+        of = TaskDifferences(values, np.ones(50), 50.0)
+        assert (paired_interval(of) is None) == (differing < LEAST_DIFFERING)
+        assert differing >= LEAST_DIFFERING or detectable_loss(of) is None
+    assert TaskDifferences(np.full(9, 1e-12), np.ones(9), 50.0).differing == 0  # rounding
+
+
+@given(st.lists(st.tuples(st.floats(-100, 100), st.integers(1, 9)), min_size=6, max_size=40))
+def test_signs_and_order(tasks: list[tuple[float, int]]) -> None:
+    """The sides swapped, the bounds swap their signs; the mean over steps is inside; the order does not count."""
+    counts: NDArray[np.float64] = np.array([count for _, count in tasks], dtype=float)
+    sums = np.array([mean * count for mean, count in tasks])
+    of = TaskDifferences(sums, counts, 50.0)
+    bounds = paired_interval(of)
+    if bounds is None:
+        assert of.differing < LEAST_DIFFERING
+        return
+    assert bounds[0] <= of.mean <= bounds[1]
+    turned = paired_interval(TaskDifferences(-sums, counts, 50.0))
+    assert turned == pytest.approx((-bounds[1], -bounds[0]))
+    assert paired_interval(TaskDifferences(sums[::-1], counts[::-1], 50.0)) == pytest.approx(bounds)
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 10, 60])
+def test_most_differing_is_the_share_with_one_chance_in_twenty(tasks: int) -> None:
+    for differing in range(tasks):
+        share = most_differing(differing, tasks)
+        exact = Fraction(share)
+        chance = sum(
+            math.comb(tasks, k) * exact**k * (1 - exact) ** (tasks - k) for k in range(differing + 1)
+        )
+        assert float(chance) == pytest.approx(0.05, rel=1e-6)
+    assert most_differing(tasks, tasks) == 1
+    assert most_differing(0, tasks) == pytest.approx(1 - 0.05 ** (1 / tasks))
