@@ -11,6 +11,7 @@ recorder       journal, counters and result of every evaluation
 journal        keeps finished steps on disk while an evaluation runs
 stored_result  the types of the result JSON
 result         builds, writes and reads the result JSON
+rules          checks the figures of a stored result, and scores steps of other rules again
 provenance     records where a result comes from
 known          known models and their published figures
 score          scores the answers of another engine
