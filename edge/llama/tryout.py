@@ -18,7 +18,8 @@ from edge.system.child import signal_name
 from edge.system.confined import Outcome, run_confined, run_plain
 from edge.system.text import printable
 
-_BYTES_A_SECOND = 10_000_000  # of a slow disk; a trial may take a minute more than such a disk needs
+_BYTES_A_SECOND = 10_000_000  # of a slow disk
+_PATIENCE = 180  # seconds beyond what such a disk needs: a busy machine must not make a file look damaged
 
 
 def tried(path: Path) -> bool:
@@ -33,12 +34,13 @@ def try_out(path: Path) -> None:
     A successful trial is remembered for `tried`. Issues an EdgeWarning if the trial had no sandbox.
     """
     files = part_files(path)
-    patience = 60 + sum(file.stat().st_size for file in files) / _BYTES_A_SECOND
+    patience = _PATIENCE + sum(file.stat().st_size for file in files) / _BYTES_A_SECOND
     try:
         outcome = _trial(path, files, patience)
     except subprocess.TimeoutExpired:
         raise ModelFileError(
-            f"{path}: damaged: llama.cpp does not finish loading it; convert or fetch it again"
+            f"{path}: llama.cpp did not finish loading it in {patience:.0f} s: the machine is busy, or the file is "
+            "damaged; try again, or convert or fetch it again"
         ) from None
     except OSError as error:
         raise ModelFileError(
