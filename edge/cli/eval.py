@@ -166,7 +166,6 @@ def evaluate(
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.llama.loading import Loading, parse_adapters
-    from edge.replay.openai import Service
     from edge.system.paths import embedded_rows
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -182,6 +181,9 @@ def evaluate(
         if backend == "vllm":
             result = _by_vllm(model, work, dtype, tp)
         elif backend == "openai":
+            # The other backends do not need the HTTP client.
+            from edge.replay.openai import Service
+
             service = Service(served_model, concurrency, timeout, key_file=api_key_file)
             result = _by_server(base_url or "", model, work, service)
         else:

@@ -72,7 +72,7 @@ def class_name(checkpoint: Checkpoint) -> str | None:
     named = checkpoint.tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
     name = named.removesuffix("Fast") if isinstance(named, str) else None
     own = _CLASS_OF_TYPE.get(kind) if isinstance(kind, str) else None
-    if kind in _FILE_COUNTS:
+    if isinstance(kind, str) and kind in _FILE_COUNTS:
         return None
     if name is None or (own is not None and kind in _CLASS_COUNTS):
         return own

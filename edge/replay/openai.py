@@ -223,6 +223,9 @@ def served_model(server: Server, wanted: str | None, option: str = "--served-mod
             raise
         return wanted, ""
     if wanted is None:
+        # edge serve has a second name for each model, for its other form of answers.
+        twins = {f"{name}-{answers}" for name in models for answers in ("text", "action")}
+        models = {name: kind for name, kind in models.items() if name not in twins}
         if len(models) != 1:
             names = ", ".join(sorted(models)[:20]) or "none"
             raise BackendError(f"{server.url}: serves {len(models)} models ({names}): name one with {option}")

@@ -58,6 +58,8 @@ def _call(call: object, name: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise PromptError(f"{name} must be an object with a function")
+    if not isinstance(function.get("name"), str):
+        raise PromptError(f"{name}.function.name must be a text")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:

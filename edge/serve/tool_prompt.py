@@ -37,13 +37,17 @@ _LFM2_MARK = "List of tools: "
 
 @dataclass(frozen=True)
 class ToolPrompt:
-    """`form`: of the calls. `shows_tools`, `shows_calls`, `shows_results`, `takes_system`: what the template does."""
+    """`form`: of the calls. `shows_tools`, `shows_calls`, `shows_results`, `takes_system`: what the template does.
+
+    `needs_list`: the template fails without tools, and takes an empty list.
+    """
 
     form: CallFormat
     shows_tools: bool
     shows_calls: bool
     shows_results: bool
     takes_system: bool
+    needs_list: bool = False
 
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
@@ -56,7 +60,8 @@ class ToolPrompt:
             found = _results_as_user(found)
         if tools and not self.shows_tools:
             found = self._with_tools(found, tools)
-        return found, {"tools": list(tools)} if tools and self.shows_tools else {}
+        shown = list(tools) if self.shows_tools else []
+        return found, {"tools": shown} if shown or self.needs_list else {}
 
     def _in_content(self, message: Message) -> Message:
         calls = message.get("tool_calls")
@@ -86,7 +91,9 @@ def recognize(render: Render) -> ToolPrompt:
     for form in FORMATS if shows_tools else ():
         if form.text([(_NAME, _ARGUMENTS)], list(_IDS[:1])) in one and _RESULT in one:
             both = form.text([(_NAME, _ARGUMENTS)] * 2, list(_IDS)) in two
-            return ToolPrompt(form if both == form.many else _single(form), True, True, True, takes_system)
+            own = form if both == form.many else _single(form)
+            needs_list = not _shown(render, [_USER], {}) and bool(_shown(render, [_USER], {"tools": []}))
+            return ToolPrompt(own, True, True, True, takes_system, needs_list)
     if shows_tools and _LFM2_MARK in _shown(render, [_USER], tools):
         return ToolPrompt(LFM2_KEYWORDS, True, False, True, takes_system)
     return ToolPrompt(HERMES, False, False, False, takes_system)

@@ -74,6 +74,7 @@ def run_confined(module: str, word: str, files: Sequence[Path], timeout: float) 
             *("--seccomp", str(rules)),
             *system_mounts(),
             *(word for name in _LIBRARIES for word in ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")),
+            *("--size", str(_SCRATCH), "--tmpfs", "/tmp"),  # before what lies in /tmp outside
             *_python_mounts(python),
             *(
                 word
@@ -81,7 +82,7 @@ def run_confined(module: str, word: str, files: Sequence[Path], timeout: float) 
                 for word in ("--ro-bind", str(file.resolve()), str(_INSIDE / file.name))
             ),
             *("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
-            *("--size", str(_SCRATCH), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
+            *("--remount-ro", "/", "--chdir", "/", "--clearenv"),
             *(word for name, value in environment.items() for word in ("--setenv", name, value)),
             *(python, "-P", "-S", "-m", module, word, str(_INSIDE / files[0].name)),
         ]

@@ -277,6 +277,7 @@ def test_without_a_working_sandbox_nothing_runs(folder: Path, tiny_q4: Path) -> 
         "env",
         "bash",
         "setpriv",
+        "prlimit",
         "tar",
         "awk",
         "chmod",

@@ -579,11 +579,11 @@ def test_options_that_do_not_fit(folder: Path, record: Path) -> None:
     for arguments, what in (
         (
             ["x", "--base-url", "http://localhost:1/v1", "--threads", "1"],
-            "'--threads': is for a model on this",
+            "--threads: is for a model on this",
         ),
-        (["--resume", str(record), "--style", "free"], "'--style': is for a model on this machine"),
-        (["x", "--timeout", "5"], "'--timeout': is for a server: add --base-url"),
-        (["x", "--api-key-file", "none"], "'--api-key-file': is for a server: add --base-url"),
+        (["--resume", str(record), "--style", "free"], "--style: is for a model on this machine"),
+        (["x", "--timeout", "5"], "--timeout: is for a server: add --base-url"),
+        (["x", "--api-key-file", "none"], "--api-key-file: is for a server: add --base-url"),
         (["x", "--base-url", "http://me:word@localhost:1/v1"], "must not have a user name"),
         (["x", "--base-url", "localhost:1"], "is not an http or https URL"),
     ):

@@ -116,7 +116,8 @@ def test_shows_the_placement(smol: Path) -> None:
     text = report.to_text()
     assert "fits?" in text and "context 1,024 of" in text
     assert report.fit is not None and report.fit.placement is not None
-    assert f"\n  {report.fit.placement}" in text
+    eval_line = "\n  for edge eval, which writes several answers at the same time: "
+    assert eval_line + str(report.fit.placement).removeprefix("placement: ") in text
     data = json.loads(report.to_json())["fit"]
     assert data["placement"]["cells"] == 1024
     assert data["placement"]["threads"] == machine.physical_cores()

@@ -425,11 +425,12 @@ def test_close_ends_the_requests_that_wait() -> None:
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
-        for _ in threads:
-            listener.accept()
+        taken = [listener.accept()[0] for _ in threads]  # kept: a socket that nobody holds is closed
         server.close()
         for thread in threads:
             thread.join(60)
+        for connection in taken:
+            connection.close()
     assert len(errors) == 3 and all(error.endswith("stopped") for error in errors)
 
 

@@ -74,6 +74,9 @@ def test_models_lists_the_base_and_its_adapters(client: openai.OpenAI, address: 
         ("base", None),
         ("one", "base"),
         ("two", "base"),
+        ("base-text", "base"),
+        ("one-text", "one"),
+        ("two-text", "two"),
     ]
     assert client.models.retrieve("two").id == "two"
     assert httpx.get(f"{address}/v1/models/three").status_code == 404
