@@ -45,10 +45,28 @@ class CallGuide:
         return len(self.opening) + len(self.ending)
 
 
+# What a keyword with a value of a wrong type raises where the schema is read.
+_MALFORMED = (TypeError, AttributeError, KeyError, ValueError)
+
+
 def compile_calls(
     vocabulary: Vocabulary, endings: Endings, form: CallFormat, tools: Sequence[Tool], *, many: bool
 ) -> CallGuide:
     """Compile the calls of these tools. `many`: an answer may have several. Raises GrammarError that names a tool."""
+    try:
+        return _compiled(vocabulary, endings, form, tools, many)
+    except _MALFORMED:
+        for tool in tools:
+            try:
+                _compiled(vocabulary, endings, form, [tool], many)
+            except _MALFORMED:
+                raise GrammarError(f"the tool {tool.name}: its parameters are no valid JSON Schema") from None
+        raise
+
+
+def _compiled(
+    vocabulary: Vocabulary, endings: Endings, form: CallFormat, tools: Sequence[Tool], many: bool
+) -> CallGuide:
     matcher = _matcher(vocabulary, form, tools, many)
     rules = tuple(rule for tool in tools for rule in text_rules(tool.root))
     closers = tuple(tuple(_tokens(vocabulary, text)) for text in closing_texts(form, tools))

@@ -36,6 +36,7 @@ _SCRATCH = 64 << 20  # bytes of /tmp inside
 _MEMORY = (
     4 << 30
 )  # bytes of a child's own memory, besides twice its files: llama.cpp can rearrange the weights
+_SYS_RESOURCE = 24  # the capability to raise limits (linux/capability.h)
 _KEPT = 1 << 16  # bytes of output that are kept; more is read and dropped
 _CHILD = '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; exec "$@"'
 # Where libraries are. Without these variables, llama.cpp cannot be loaded in some installations.
@@ -123,7 +124,19 @@ def no_core() -> list[str]:
     Linux gives a core dump to a handler also where the limit of its size is 0, and not where it is 1 byte (core(5),
     fs/coredump.c). The filter of system calls lets no program change the limit. Raises SandboxError.
     """
-    return [find_tool("prlimit"), "--core=1:1"]
+    return [find_tool("prlimit"), f"--core={core_limit()}:{core_limit()}"]
+
+
+def core_limit() -> int:
+    """The limit of core dumps in a sandbox, in bytes: 1, or 0 where the system allows this user nothing else."""
+    if sys.platform == "win32":
+        return 1
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] != 0:
+        return 1
+    state = Path("/proc/self/status").read_text().split()
+    return 1 if int(state[state.index("CapEff:") + 1], 16) >> _SYS_RESOURCE & 1 else 0
 
 
 def system_mounts() -> list[str]:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.system.confined import core_limit
+
 WORK = "/app"  # as in Terminal-Bench
 HOME = "/home/agent"
 _NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts")
@@ -93,7 +95,10 @@ def _process_fault(pid: int, user: int) -> str | None:
     if state["Seccomp"] != "2":
         return "its filter of system calls is not in force"
     for place in Path(f"/proc/{pid}/fd").iterdir():
-        kind = place.stat().st_mode
+        try:
+            kind = place.stat().st_mode
+        except FileNotFoundError:  # closed since it was listed
+            continue
         if stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISSOCK(kind):
             return f"it has a file of this system open ({os.readlink(place)})"
     return None
@@ -126,7 +131,7 @@ def _limit_fault(pid: int, limits: Limits) -> str | None:
         "Max processes": limits.processes,
         "Max data size": limits.memory // 1024 * 1024,
         "Max file size": max(limits.disk, limits.temporary) // 1024 * 1024,
-        "Max core file size": 1,  # byte: no crash handler of the system runs (see no_core)
+        "Max core file size": core_limit(),  # of 1 byte: no crash handler of the system runs
         "Max nice priority": 0,  # some users may take the processors from all others
         "Max realtime priority": 0,
         # What the sandbox holds of the next three counts for the user outside too.

@@ -218,7 +218,7 @@ def test_every_figure_of_the_table_is_that_of_its_file(
     assert rows[next(iter(rows))][3] == "–" and rows[next(iter(rows))][6:10] == ["–"] * 4
     row = list(rows.values())[1]
     assert row[3].replace("−", "-") == f"{score.difference:+.2f}{score.low:+.2f} … {score.high:+.2f}"
-    assert row[6:9] == ["0.123", "1.36", "93.3"]
+    assert row[7:10] == ["0.123", "1.36", "93.3"]
 
 
 def test_measurements_differences_and_groups_are_told_in_full(

@@ -75,8 +75,8 @@ def test_models_lists_the_base_and_its_adapters(client: openai.OpenAI, address: 
         ("one", "base"),
         ("two", "base"),
         ("base-text", "base"),
-        ("one-text", "one"),
-        ("two-text", "two"),
+        ("one-text", "base"),
+        ("two-text", "base"),
     ]
     assert client.models.retrieve("two").id == "two"
     assert httpx.get(f"{address}/v1/models/three").status_code == 404

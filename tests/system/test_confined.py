@@ -142,3 +142,19 @@ def test_the_sandbox_hides_the_folder_of_edges_own_sources(tmp_path: Path) -> No
     path.write_text(f"import os\nprint(os.listdir({str(ROOT)!r}))\n")
     said = run_confined("cProfile", "-o/dev/null", [path], 60).output.splitlines()[-1]
     assert "'edge'" in said and not any(f"'{name}'" in said for name in ("docs", ".git", "models"))
+
+
+@SANDBOX
+def test_a_hard_limit_of_0_for_core_dumps_leaves_the_sandbox(tmp_path: Path) -> None:
+    """An ordinary user cannot raise a hard limit: containers and careful systems set it to 0."""
+    path = tmp_path / "nothing.py"
+    path.write_text("print('ran')\n")
+    script = (
+        "from pathlib import Path; from edge.system.confined import run_confined; "
+        f"print(run_confined('cProfile', '-o/dev/null', [Path({str(path)!r})], 60).output)"
+    )
+    no_power = ["setpriv", "--bounding-set=-sys_resource"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        ["prlimit", "--core=0:0", *no_power, sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert (done.stdout.split(), done.returncode) == (["ran"], 0), done.stderr
