@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edge.answer.call_formats import GEMMA_QUOTE, ID, ID_LENGTH, XML_END, CallFormat, plain
@@ -218,17 +218,28 @@ def _literals(text: str) -> list[Any]:
 
 def _keywords(text: str, at: int, found: Shape, ends: list[str] | None) -> Read | None:
     """`ends`: for texts without escapes, what may follow the last argument."""
+
+    def value(at: int, index: int) -> Read | None:
+        return _raw(text, at, found, index, ends) if ends and text.startswith("'", at) else _value(text, at)
+
+    return _named(text, at, found, (", ", "="), value)
+
+
+def _named(
+    text: str, at: int, found: Shape, marks: tuple[str, str], value: Callable[[int, int], Read | None]
+) -> Read | None:
+    """Arguments by name from `at` on. `marks`: between two, and after a name. `value` reads one from a place in the
+    text; it also gets the number of its name."""
     arguments: dict[str, Any] = {}
     index = -1
     while True:
-        separator = ", " if index >= 0 else ""
+        separator = marks[0] if index >= 0 else ""
         following = found.next_names(index)
-        name = next((one for one in following if text.startswith(f"{separator}{one}=", at)), None)
+        name = next((one for one in following if text.startswith(f"{separator}{one}{marks[1]}", at)), None)
         if name is None:
             return arguments, at
         index = found.names.index(name)
-        at += len(f"{separator}{name}=")
-        read = _raw(text, at, found, index, ends) if ends and text.startswith("'", at) else _value(text, at)
+        read = value(at + len(f"{separator}{name}{marks[1]}"), index)
         if read is None:
             return None
         arguments[name], at = read
@@ -292,19 +303,7 @@ def _python(text: str) -> Any:
 
 
 def _gemma(text: str, at: int, found: Shape) -> Read | None:
-    arguments: dict[str, Any] = {}
-    index = -1
-    while True:
-        separator = "," if index >= 0 else ""
-        following = found.next_names(index)
-        name = next((one for one in following if text.startswith(f"{separator}{one}:", at)), None)
-        if name is None:
-            return arguments, at
-        index = found.names.index(name)
-        read = _gemma_value(text, at + len(f"{separator}{name}:"))
-        if read is None:
-            return None
-        arguments[name], at = read
+    return _named(text, at, found, (",", ":"), lambda place, _: _gemma_value(text, place))
 
 
 def _gemma_value(text: str, at: int) -> tuple[Any, int] | None:

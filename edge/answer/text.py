@@ -25,7 +25,7 @@ def text_answer(
 ) -> Writer[Answer]:
     """Text without a grammar, until the model's own EOS or one of the `stop` texts, which is not included.
 
-    `scores`: how many of the most probable tokens are told with each token; None: no scores.
+    `scores`: how many of the most probable tokens the answer gives with each token; None: no scores.
     """
     writer = TokenWriter(prompt, sampling, max_tokens)
     shown = _StoppedText(stop, emit)

@@ -32,8 +32,8 @@ class Work:
 async def prepare(server: Server, request: ClientRequest) -> list[Work]:
     """The work of a checked request: for each prompt, each of its answers.
 
-    Raises BadRequestError for what only the model's tokens can tell. After it nothing can be refused but for want of a
-    place. Raises EdgeError if the model cannot read its own template.
+    Raises BadRequestError for what needs the model's tokens to be checked. After that, the server refuses a request
+    only if it has no free place. Raises EdgeError if the model cannot read its own template.
     """
     chat = bool(request.messages)
     count = request.n * (1 if chat else len(request.prompts))

@@ -71,7 +71,7 @@ class ClientRequest:
     n: int = 1
     """Answers for each prompt."""
     scores: int | None = None
-    """How many of the most probable tokens are told with each token; None: no log probabilities."""
+    """How many of the most probable tokens the answer gives with each token; None: no log probabilities."""
     continued: str | None = None
     """The beginning of the answer, which the client has written."""
     warnings: tuple[str, ...] = ()
