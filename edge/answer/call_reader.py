@@ -219,14 +219,18 @@ def _literals(text: str) -> list[Any]:
 def _keywords(text: str, at: int, found: Shape, ends: list[str] | None) -> Read | None:
     """`ends`: for texts without escapes, what may follow the last argument."""
 
-    def value(at: int, index: int) -> Read | None:
+    def value(at: int, index: int) -> tuple[Any, int] | None:
         return _raw(text, at, found, index, ends) if ends and text.startswith("'", at) else _value(text, at)
 
     return _named(text, at, found, (", ", "="), value)
 
 
 def _named(
-    text: str, at: int, found: Shape, marks: tuple[str, str], value: Callable[[int, int], Read | None]
+    text: str,
+    at: int,
+    found: Shape,
+    marks: tuple[str, str],
+    value: Callable[[int, int], tuple[Any, int] | None],
 ) -> Read | None:
     """Arguments by name from `at` on. `marks`: between two, and after a name. `value` reads one from a place in the
     text; it also gets the number of its name."""

@@ -262,3 +262,16 @@ def as_ordinary_user() -> Iterator[tuple[list[str], str]]:
             ROOT / "edge", f"{place}/edge", ignore=shutil.ignore_patterns("__pycache__", "_models")
         )
         yield [python, "-c"], place
+
+
+def run_as_ordinary_user(script: str) -> "subprocess.CompletedProcess[str]":
+    """Run a script of Python as an ordinary user, with a copy of edge. Skips the test as `as_ordinary_user` does."""
+    with as_ordinary_user() as (python, place):
+        return subprocess.run(
+            [*UNPRIVILEGED, "env", *python, script],
+            env={"PATH": "/usr/bin:/bin", "HOME": place, "PYTHONPATH": place, "LANG": "C.UTF-8"},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )

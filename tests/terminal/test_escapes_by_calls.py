@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from escape_calls import BEGIN, CALLS, END
-from escapes import POSSIBLE, UNPRIVILEGED, World, as_ordinary_user, has, sandboxed, victim
+from escapes import POSSIBLE, UNPRIVILEGED, World, has, run_as_ordinary_user, sandboxed, victim
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,15 +90,7 @@ def test_they_fail_for_an_ordinary_user(world: World) -> None:
     other = victim()
     try:
         world.restore()
-        with as_ordinary_user() as (python, place):
-            run = subprocess.run(
-                [*UNPRIVILEGED, "env", *python, f"ATTEMPTS = {script(world, other.pid)!r}\n{RUN}"],
-                env={"PATH": "/usr/bin:/bin", "HOME": place, "PYTHONPATH": place, "LANG": "C.UTF-8"},
-                cwd="/",
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
+        run = run_as_ordinary_user(f"ATTEMPTS = {script(world, other.pid)!r}\n{RUN}")
         assert not run.stderr, run.stderr
         assert "done: end" in run.stdout, (succeeded(run.stdout), run.stdout)
         assert world.touched() == [] and other.poll() is None
