@@ -2,10 +2,11 @@
 
 python scripts/agent_effects.py --model MODEL.gguf [--steps 8] [--tasks 20]
 
-Each task runs three times in the sandbox, greedy, in the same folder: as edge does it; with --full-waits; without the
-note. The first table compares the screens and answers of the first two, and the time that they waited. The second
-compares the first and the third: what the model does after it gave one action three times with the same output. Times
-are those of the waits alone, so they depend little on other work of the machine.
+Each task runs four times in the sandbox, greedy, in the same folder: as edge does it; twice with --full-waits; without
+the note. The first table compares screens and answers with those of the first run with full waits, and the time that
+edge waited. The second run with full waits shows how much differs by chance, such as a time of day on the screen. The
+second table shows what the model does after it gave one action three times with the same output. Times are those of
+the waits alone, so they depend little on other work of the machine.
 """
 
 import argparse
@@ -57,7 +58,7 @@ FILES = {
     "broken.py": "print('begin')\nvalue = undefined + 1\n",
     "tools.py": "def twice(x):\n    return 2 * x\n",
 }
-KINDS = ("now", "full waits", "no note")
+KINDS = ("now", "full waits", "full waits again", "no note")
 NEVER = 1_000_000
 
 
@@ -106,7 +107,7 @@ def run(model: Path, task: str, kind: str, steps: int, place: Path) -> Ran:
         workdir=folder,
         model=str(model),
         record=record,
-        full_waits=kind == "full waits",
+        full_waits=kind.startswith("full waits"),
         limits=Limits(steps, 3600.0, told_repeats=NEVER if kind == "no note" else 3),
         loading=Loading(threads=1),
         answering=Answering(max_tokens=256),
@@ -124,24 +125,27 @@ def run(model: Path, task: str, kind: str, steps: int, place: Path) -> Ran:
 
 
 def waits(sessions: list[dict[str, Ran]]) -> None:
-    """Print what waits that end early change."""
-    same = screens = steps = 0
-    for by_kind in sessions:
-        now, full = by_kind["now"].rows, by_kind["full waits"].rows
-        same += [row["ref_raw"] for row in now] == [row["ref_raw"] for row in full]
-        for one, other in zip(now, full, strict=False):
-            steps += 1
-            screens += one["messages"] == other["messages"] and one["ref_raw"] == other["ref_raw"]
-    for kind in ("now", "full waits"):
+    """Print what waits that end early change, beside what differs by chance."""
+    for kind in ("now", "full waits", "full waits again"):
         ran = [by_kind[kind] for by_kind in sessions]
         waited, asked = sum(one.waited for one in ran), sum(one.asked for one in ran)
-        count = sum(len(one.rows) for one in ran)
-        print(f"| {kind} | {len(ran)} | {count} | {asked:.1f} s | {waited:.1f} s |")
-    print(
-        f"sessions with the same answers: {same} of {len(sessions)}; steps with the same screen and answer: ",
-        end="",
-    )
-    print(f"{screens} of {steps}")
+        steps = sum(len(one.rows) for one in ran)
+        same = sum(answers(by_kind[kind]) == answers(by_kind["full waits"]) for by_kind in sessions)
+        screens = sum(same_steps(by_kind[kind], by_kind["full waits"]) for by_kind in sessions)
+        print(
+            f"| {kind} | {steps} | {asked:.1f} s | {waited:.1f} s | {same} of {len(ran)} | {screens} of {steps} |"
+        )
+
+
+def answers(ran: Ran) -> list[str]:
+    """The model's answers of a session."""
+    return [row["ref_raw"] for row in ran.rows]
+
+
+def same_steps(one: Ran, other: Ran) -> int:
+    """Number of steps with the same screens and the same answer."""
+    pairs = zip(one.rows, other.rows, strict=False)
+    return sum(a["messages"] == b["messages"] and a["ref_raw"] == b["ref_raw"] for a, b in pairs)
 
 
 def notes(sessions: list[dict[str, Ran]]) -> None:
@@ -174,7 +178,10 @@ def main() -> None:
             ended = ", ".join(f"{kind}: {ran.outcome} in {len(ran.rows)}" for kind, ran in by_kind.items())
             print(f"{task} {ended}", file=sys.stderr, flush=True)
             sessions.append(by_kind)
-    print("| waits | sessions | steps | the model asked | edge waited |\n|---|---|---|---|---|")
+    print(
+        "| waits | steps | the model asked | edge waited | sessions with the same answers | steps all the same |"
+    )
+    print("|---|---|---|---|---|---|")
     waits(sessions)
     print("\n| note | sessions that repeat | another action next | ended |\n|---|---|---|---|")
     notes(sessions)

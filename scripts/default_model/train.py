@@ -6,7 +6,8 @@
 
 Only adapter weights get gradients; the loss is on the answers alone. The script saves its state every ten minutes and
 when it is stopped with Ctrl-C or SIGTERM, and goes on from there at the next start. Batch N depends only on N and the
-kinds. WORK/curve.jsonl gets a line for each measurement, WORK/adapter is the adapter in PEFT's format.
+kinds. WORK/curve.jsonl gets a line for each measurement, WORK/adapter is the adapter in PEFT's format. Without a state,
+--adapter and --first start from a GGUF adapter of this base, at the batch of that number, with a new optimizer.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from edge.prompt import PromptSource, prompt_source, render_prompt
 
 RANK = 16
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GGUF_NAMES = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
 POOL = 24  # number of batches whose episodes are sorted by length together
 LONGEST = 640  # tokens of an episode; a longer one is left out
 HELD = 120  # number of held-out episodes in a measurement
@@ -156,6 +158,30 @@ def new_model(base: Path) -> PeftModel:
     return model
 
 
+@torch.no_grad()
+def read_adapter(model: PeftModel, path: Path) -> None:
+    """Put a GGUF adapter's matrices into the model. llama.cpp has the rows of queries and keys in another order."""
+    from gguf import GGUFReader
+
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(path).tensors}
+    config = model.get_base_model().config
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    names = dict(zip(MODULES, GGUF_NAMES, strict=True))
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        layer = name.split(".layers.")[1].split(".")[0]
+        module = next(module for module in MODULES if f".{module}." in name)
+        half = "lora_a" if "lora_A" in name else "lora_b"
+        found = tensors.pop(f"blk.{layer}.{names[module]}.weight.{half}")
+        if half == "lora_b" and module in heads:
+            rows, rank = found.shape
+            found = found.reshape(heads[module], rows // heads[module] // 2, 2, rank).swapaxes(1, 2)
+        weight.copy_(found.reshape(weight.shape))
+    if tensors:
+        raise SystemExit(f"{path}: has tensors that this training has not, such as {next(iter(tensors))}")
+
+
 class Optimizer:
     """AdamW on float32 copies of the adapter's bf16 weights. B matrices learn `ratio` times faster than A matrices
     (Hayou et al. 2024, LoRA+)."""
@@ -212,6 +238,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decay", type=float, default=0.4, help="share of the steps in which the rate falls")
     parser.add_argument("--every", type=int, default=200, help="steps between two measurements")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--adapter", type=Path, help="GGUF adapter to start from, if WORK has no state")
+    parser.add_argument("--first", type=int, default=0, help="number of the first batch then")
     return parser.parse_args()
 
 
@@ -223,8 +251,10 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(args.base / "tokenizer.json"))
     data = Data(kinds, prompt_source(args.base), tokenizer)
     model = new_model(args.base)
+    state_file, first, trained, began = args.work / "state.pt", args.first, 0, 0.0
+    if args.adapter and not state_file.exists():
+        read_adapter(model, args.adapter)
     optimizer = Optimizer(model, args.rate, args.ratio)
-    state_file, first, trained, began = args.work / "state.pt", 0, 0, 0.0
     if state_file.exists():
         state = torch.load(state_file)
         optimizer.adam.load_state_dict(state["adam"])
@@ -264,7 +294,7 @@ def main() -> None:
     for rows in batches(data, first, args.tokens):
         if stop or step >= args.steps:
             break
-        scale = min(1.0, (step + 1) / 30, (1 - step / args.steps) / args.decay + 0.02)
+        scale = min(1.0, (step + 1 - args.first) / 30, (1 - step / args.steps) / args.decay + 0.02)
         logits, targets, _ = answer_logits(model, rows)
         loss = torch.nn.functional.cross_entropy(logits, targets)
         loss.backward()
