@@ -93,6 +93,7 @@ def test_real_rows_are_valid() -> None:
             assert errors("messages", {"messages": row["messages"]}) == []
 
 
+@pytest.mark.slow
 def test_examples_run(tmp_path: Path, tiny_q4: Path) -> None:
     """The three rows of docs/formats.md: valid, without a finding, answered and scored."""
     for name in ("replay-row", "prediction", "messages"):
@@ -177,6 +178,7 @@ def test_comparisons_are_valid(tmp_path: Path) -> None:
     assert errors("comparison", value | {"parts": [{}]}) != []
 
 
+@pytest.mark.slow
 def test_the_files_of_chat_and_sweep_are_valid(tmp_path: Path, tiny_q4: Path, tiny_folder: Path) -> None:
     lines = "Remove the file old.log.\n/save talk.json\n"
     chat = ("chat", "-m", tiny_q4, "--commands", "--max-tokens", "16")
@@ -293,6 +295,7 @@ def test_settings_agree(name: str, value: Any) -> None:
     assert SETTINGS[name].fits(value) == (errors("config", {name: value}) == [])
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(data=st.data())
 def test_rows_and_messages_agree(place: Path, data: st.DataObject) -> None:
@@ -310,6 +313,7 @@ PREDICTION = {"task_id": "t", "step_idx": 0, "sample_idx": 1, "pred_text": "", "
 PREDICTION |= {"prompt_tokens": 3, "completion_tokens": None, "closed_at_budget": False, "prompt_sha256": "a"}
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(data=st.data())
 def test_predictions_agree(place: Path, data: st.DataObject) -> None:
@@ -328,6 +332,7 @@ def test_predictions_agree(place: Path, data: st.DataObject) -> None:
         assert problem == "" or "is not among the rows" in problem, (value, problem)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(data=st.data())
 def test_what_the_reader_of_a_result_refuses_the_schema_refuses(place: Path, data: st.DataObject) -> None:

@@ -66,6 +66,7 @@ def test_decoys_hide_no_changed_makefile(session: Session) -> None:
     assert len(lines_of(session.compare(), whole=True)) == 304
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["changed", "deleted", "withheld", "new", "new and marked", "in folders"])
 def test_many_changes_of_one_kind_hide_none_of_another(tmp_path: Path, kind: str) -> None:
     session = Session(tmp_path)

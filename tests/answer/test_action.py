@@ -42,6 +42,7 @@ styles, quotes = st.sampled_from(STYLES), st.sampled_from(QUOTES)
 # --- close ---
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(action=actions, style=styles, quote=quotes, share=st.floats(0, 1))
 def test_any_beginning_of_any_action_closes_to_what_was_finished(action, style, quote, share) -> None:
@@ -161,6 +162,7 @@ def test_what_no_action_begins_with_is_refused_in_one_line(data: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_no_shorter_ending_exists() -> None:
     """Search all endings over JSON's own bytes, shortest first, from every beginning of a small action.
 

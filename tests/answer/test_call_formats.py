@@ -63,6 +63,7 @@ def renderer(name: str) -> Any:
     return render
 
 
+@pytest.mark.slow
 @needs_templates
 @pytest.mark.parametrize("name", FORMS)
 def test_calls_come_back_as_the_same_text(name: str, vocabulary: Vocabulary) -> None:

@@ -133,6 +133,7 @@ def mutations(text: str, rng: random.Random) -> str:
             return text[:at]
 
 
+@pytest.mark.slow
 def test_llguidance_llama_cpp_and_the_scanner_agree() -> None:
     """On hand-written texts, all samples, small changes of samples, and real answers if there are any."""
     rng = random.Random(2)

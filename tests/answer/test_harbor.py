@@ -7,6 +7,7 @@ Run: python -m pytest tests/answer/test_harbor.py
 import json
 from typing import Any
 
+import pytest
 from actions import random_runs, references, sample_texts
 from terminus import check
 
@@ -41,6 +42,7 @@ def test_every_beginning_of_real_answers(terminus: Any) -> None:
             check(terminus, text)
 
 
+@pytest.mark.slow
 def test_random_runs_closed_at_random_budgets(terminus: Any) -> None:
     for data, keep, ending in random_runs():
         check(terminus, data[:keep].decode("utf-8") + ending)

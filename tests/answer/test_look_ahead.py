@@ -80,6 +80,7 @@ def _random(source: random.Random, depth: int = 3) -> str:
     return f"(?{source.choice('=!')}{inner}{source.choice(['', '$'])}){_random(source, depth - 1)}"
 
 
+@pytest.mark.slow
 def test_1000_random_patterns() -> None:
     source = random.Random(3)
     texts = ["".join(text) for size in range(6) for text in itertools.product("abc", repeat=size)]

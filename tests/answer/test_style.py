@@ -256,6 +256,7 @@ def forced_share(vocabulary: Vocabulary, texts: list[str], name: StyleName = "au
     return forced / total
 
 
+@pytest.mark.slow
 def test_forced_tokens_are_the_tokenizers_own_on_real_answers(smol: Vocabulary, tiny: Vocabulary) -> None:
     answers = references()
     for vocabulary in (smol, tiny):

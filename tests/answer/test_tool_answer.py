@@ -72,6 +72,7 @@ def endings_of(vocabulary: Vocabulary) -> Endings:
     return Endings(vocabulary.matcher_tokens(), sorted(vocabulary.end_ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("special", [False, True])
 def test_random_tools_budgets_and_forms(plain: Vocabulary, renamed: Vocabulary, special: bool) -> None:
     """No call is invalid, and each comes back as the same text; with markers that are special tokens, and without."""
@@ -86,6 +87,7 @@ def test_random_tools_budgets_and_forms(plain: Vocabulary, renamed: Vocabulary, 
     assert all(counts[form.name] for form in FORMATS if form is not HARMONY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_each_budget_from_the_shortest_call_on(renamed: Vocabulary, form: CallFormat) -> None:
     endings, liked = endings_of(renamed), liked_tokens(renamed)
@@ -162,6 +164,7 @@ def test_text_and_then_a_call(
     assert len(write(vocabulary, form, two, 200, many=False).calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [HERMES, LFM2, QWEN_XML, GEMMA, MISTRAL], ids=lambda form: form.name)
 def test_a_call_that_does_not_fit_is_not_begun(renamed: Vocabulary, form: CallFormat) -> None:
     for room in range(1, 60):

@@ -20,6 +20,7 @@ from edge.replay.rows import read_rows
 from edge.replay.run import evaluate
 from edge.system.paths import embedded_rows
 
+pytestmark = pytest.mark.slow  # its runs take seconds
 ROWS = 50  # of the embedded set's 143; 8 of them ask for a thought
 THOUGHTLESS = 9  # the first rows ask for none
 
@@ -88,7 +89,6 @@ def scores(path: Path) -> float:
     return float(100 * read_result(path)["aggregate"]["avg_command_f1"])
 
 
-@pytest.mark.slow
 def test_each_cause_is_told_from_the_others(runs: dict[str, Path]) -> None:
     """All runs of the same rows at once: what differs in two things is in no pair, and the baseline is first."""
     names = ["q4-free", "q4", "bf16-parallel", "bf16-no-thought", "bf16-free", "bf16"]

@@ -557,6 +557,7 @@ def test_an_interval_without_width_is_not_shown(tmp_path: Path) -> None:
     assert found.parts[0].figures[0].sentence.startswith("No step differs. At most 14 % of all such tasks")
 
 
+@pytest.mark.slow
 def test_mcnemar_may_disagree(tmp_path: Path) -> None:
     """It takes steps as independent: it finds a loss in six long tasks of 60, where the interval includes 0."""
     base = steps({(f"t{i}", step): GOOD for i in range(60) for step in range(8)})

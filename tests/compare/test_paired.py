@@ -37,6 +37,7 @@ def sample(
     return TaskDifferences(values * np.where(rng.random(tasks) < gains, 1, -1), np.ones(tasks), 50.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("population", SIZES)
 @pytest.mark.parametrize("gains", [0.0, 0.25, 0.5])
 @pytest.mark.parametrize(("tasks", "share"), [(30, 0.3), (100, 0.05), (100, 0.1), (300, 0.02), (300, 0.3)])
@@ -62,6 +63,7 @@ def test_from_21_differing_tasks_on_pseudo_tasks_add_little(differing: int) -> N
     assert 1 <= (bounds[1] - bounds[0]) / plain <= 1.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "differing"), [(100, 7), (100, 12), (300, 40)])
 def test_a_loss_of_the_detectable_size_is_detected_four_times_in_five(tasks: int, differing: int) -> None:
     """Where one of four differing tasks goes the other way; a loss of a third of it far less often."""

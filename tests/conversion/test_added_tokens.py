@@ -100,6 +100,7 @@ FILES: dict[str, tuple[dict[str, dict[str, Any]], TokenType]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_token_of_another_file(name: str, folder: Path, tmp_path: Path) -> None:
     files, kind = FILES[name]

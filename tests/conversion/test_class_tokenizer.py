@@ -68,6 +68,7 @@ def agrees(folder: Path) -> bool:
     return [plain.encode(text, add_special_tokens=False).ids for text in TEXTS] == wanted
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(KINDS),

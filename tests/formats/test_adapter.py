@@ -353,6 +353,7 @@ def known(base: Path) -> Path:
     return base
 
 
+@pytest.mark.slow
 def test_what_is_accepted_runs(known: Path, tmp_path: Path) -> None:
     ran = refused = 0
 

@@ -121,6 +121,7 @@ def both(
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 
+@pytest.mark.slow
 @needs_templates
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_real_templates(name: str) -> None:
@@ -137,6 +138,7 @@ def test_real_templates(name: str) -> None:
         pytest.skip("transformers itself cannot render it")
 
 
+@pytest.mark.slow
 @needs_templates
 def test_which_real_templates_take_a_plain_message() -> None:
     refused = {
@@ -393,6 +395,7 @@ def test_no_honest_template_is_taken_for_hostile() -> None:
         assert (reason is not None) == name.startswith("private"), (name, reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [

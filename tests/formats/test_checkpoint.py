@@ -299,6 +299,7 @@ def ask(hub: LocalHub | None, home: Path, *options: dict[str, Any], token: str =
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_hub_id_is_fetched_once_and_then_works_offline(
     folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
 ) -> None:
@@ -328,6 +329,7 @@ def test_hub_id_is_fetched_once_and_then_works_offline(
     assert "cannot be fetched and is not in the local cache" in unreachable
 
 
+@pytest.mark.slow
 def test_gated_repository_needs_a_token(
     folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
 ) -> None:
@@ -338,6 +340,7 @@ def test_gated_repository_needs_a_token(
     assert ask(hub, tmp_path / "home", online, token="hf_right") == ["opened name 4"]
 
 
+@pytest.mark.slow
 def test_sharded_repository_fetches_the_shards_of_its_index(
     folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
 ) -> None:
@@ -349,6 +352,7 @@ def test_sharded_repository_fetches_the_shards_of_its_index(
     assert "model-00001-of-00001.safetensors" in hub.asked
 
 
+@pytest.mark.slow
 def test_a_repository_with_an_index_of_absent_shards(
     folder: Path, tmp_path: Path, start_hub: Callable[..., LocalHub]
 ) -> None:

@@ -252,6 +252,7 @@ def test_cut_anywhere(whole: Path, tmp_path: Path) -> None:
         refused(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     at=st.integers(0, 100_000),

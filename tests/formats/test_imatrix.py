@@ -55,6 +55,7 @@ def matrices(draw: st.DrawFn) -> Imatrix:
     return Imatrix(entries, tuple(datasets), draw(st.integers(0, 1 << 31)), draw(st.integers(0, 1 << 31)))
 
 
+@pytest.mark.slow
 @given(matrices())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_what_is_written_is_read_back(tmp_path: Path, imatrix: Imatrix) -> None:

@@ -264,6 +264,7 @@ WHAT = (
 )
 
 
+@pytest.mark.slow
 def test_eval_and_score_name_such_rows_once(bad: Path, tmp_path: Path, tiny_q4: Path) -> None:
     wanted = WHAT.format(bad, "every answer to 4 of these rows scores 0", bad)
     words = ("eval", "-m", tiny_q4, "-r", bad, "-o", "r.json", "--max-tokens", "8", "--quiet")
@@ -295,6 +296,7 @@ def test_measure_and_imatrix_name_such_rows(bad: Path, tmp_path: Path, tiny_q4: 
     assert done.returncode == 0 and done.stdout.count(wanted.strip()) == 1
 
 
+@pytest.mark.slow
 def test_a_pipe_is_read_once(bad: Path, tmp_path: Path, tiny_q4: Path) -> None:
     if os.name == "nt":
         pytest.skip("Windows has no /dev/stdin")

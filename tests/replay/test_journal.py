@@ -85,6 +85,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.dictionaries(texts.map("further {}".format), values, max_size=4), min_size=1, max_size=4))
 def test_steps_come_back_as_they_were(place: Path, fields: list[dict[str, Any]]) -> None:
@@ -107,6 +108,7 @@ def test_each_line_is_json_and_ends_at_once(path: Path) -> None:
     assert json.loads(second)["step"] == step(0, pred_text="a\r\nb\x85c\u2028d")
 
 
+@pytest.mark.slow
 def test_after_a_cut_at_any_byte_the_whole_lines_are_there(place: Path) -> None:
     data = write(place, STEPS)
     for cut in range(len(data)):
@@ -333,6 +335,7 @@ while turns < 300:
 """
 
 
+@pytest.mark.slow
 def test_a_journal_that_its_owner_deletes_is_not_gone_on_with(path: Path) -> None:
     """Several processes in turn: who comes to hold a file that was deleted meanwhile opens a new one."""
     processes = [subprocess.Popen([sys.executable, "-c", TAKES_TURNS, str(path)]) for _ in range(3)]
