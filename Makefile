@@ -22,8 +22,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Four processes, each with whole test files, in the order of tests/conftest.py: some tests wait. llama.cpp's idle threads would spin without
-# the setting, and slow other tests down.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+# the setting, and slow other tests down. Bytecode is kept even where the environment says otherwise: each process would
+# compile each test file anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 MYPY := $(BIN)/mypy
 NAME := tiny-terminal
 ROWS := models/$(NAME)/eval.jsonl

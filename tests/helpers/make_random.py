@@ -17,15 +17,6 @@ import torch
 import transformers
 from make_tokenizers import N_VOCAB
 from safetensors.torch import load_file, save_file
-from transformers import (
-    Lfm2Config,
-    Lfm2ForCausalLM,
-    Lfm2MoeConfig,
-    Lfm2MoeForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
 
 SMALL: dict[str, Any] = {
     "vocab_size": N_VOCAB,
@@ -41,7 +32,7 @@ MOE_LAYERS = ["conv", "conv", "full_attention", "conv", "full_attention", "conv"
 
 
 def save(
-    model: PreTrainedModel,
+    model: "transformers.PreTrainedModel",
     folder: Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
@@ -78,7 +69,7 @@ def save(
 
 def lfm2moe(folder: Path, *, fused: bool = False, **changes: Any) -> None:
     """The target's architecture in small: 6 layers, 2 of 4 experts, the first two layers dense."""
-    config = Lfm2MoeConfig(
+    config = transformers.Lfm2MoeConfig(
         **{
             **SMALL,
             "intermediate_size": 512,
@@ -91,20 +82,22 @@ def lfm2moe(folder: Path, *, fused: bool = False, **changes: Any) -> None:
             **changes,
         }
     )
-    save(Lfm2MoeForCausalLM(config), folder, save_original_format=not fused)
+    save(transformers.Lfm2MoeForCausalLM(config), folder, save_original_format=not fused)
 
 
 def lfm2(folder: Path, **changes: Any) -> None:
     """A dense Lfm2 of 4 layers, with its adjusted feed-forward width (768 becomes 512)."""
     layers = {"num_hidden_layers": 4, "full_attn_idxs": [1, 3]}
-    config = Lfm2Config(**{**SMALL, "intermediate_size": 768, **layers, **changes})
-    save(Lfm2ForCausalLM(config), folder)
+    config = transformers.Lfm2Config(**{**SMALL, "intermediate_size": 768, **layers, **changes})
+    save(transformers.Lfm2ForCausalLM(config), folder)
 
 
 def llama(folder: Path, *, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> None:
     """A Llama of 2 layers."""
-    config = LlamaConfig(**{**SMALL, "intermediate_size": 512, "num_hidden_layers": 2, **changes})
-    save(LlamaForCausalLM(config), folder, dtype=dtype)
+    config = transformers.LlamaConfig(
+        **{**SMALL, "intermediate_size": 512, "num_hidden_layers": 2, **changes}
+    )
+    save(transformers.LlamaForCausalLM(config), folder, dtype=dtype)
 
 
 # --- the families: small ones of each, with what sets its published models apart ---
