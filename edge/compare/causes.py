@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+from edge.compare import patterns
 from edge.compare.findings import LABELS, Figure, Part, interval_text, number, test_text
 from edge.compare.notes import thought_budget
 from edge.compare.run import check_once, compare_pair, model_label
@@ -144,10 +145,7 @@ def causes_json(found: Sequence[Cause]) -> list[dict[str, object]]:
 def causes_markdown(found: Sequence[Cause]) -> str:
     """A table of the causes and the sentences of each, also readable in a terminal."""
     if not found:
-        return (
-            "# Causes\n\nNo two of these results differ in exactly one thing, so edge cannot name the cause of a "
-            "difference.\n"
-        )
+        return f"# Causes\n\n{patterns.NO_CAUSES()}\n"
     header = ("cause", "from → to", "steps", "tasks", "score", "95 % interval", "same commands %")
     rows = []
     for cause in found:
@@ -163,7 +161,7 @@ def causes_markdown(found: Sequence[Cause]) -> str:
                 number("valid_json_pct", cause.part.agreement["same_commands_pct"]),
             )
         )
-    lines = ["# Causes", "", "Each line compares two runs that differ in exactly one thing.", ""]
+    lines = ["# Causes", "", patterns.CAUSES(), ""]
     lines += table(header, rows, right=range(2, len(header)))
     noted: set[str] = set()  # a note of several pairs is printed once
     for cause in found:
@@ -275,7 +273,7 @@ def _by_name(a: _Run, b: _Run) -> str | None:
     """A note for a pair that is one model only by two different names; None for other pairs."""
     if (a.source and b.source) or (a.file and a.file == b.file) or _plain(a.name) == _plain(b.name):
         return None
-    return f"Check that {a.name} and {b.name} come from one checkpoint: edge could compare only their names."
+    return patterns.BY_NAME(first=a.name, second=b.name)
 
 
 def _plain(name: str) -> str:
