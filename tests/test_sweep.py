@@ -37,7 +37,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(tiny_folder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    return run(tiny_folder, rows, tmp_path_factory.mktemp("swept") / "out", max_loss=50.0)
+    return run(tiny_folder, rows, tmp_path_factory.mktemp("swept") / "out", budget=10**9)
 
 
 def run(folder: Path, rows: Path, out: Path, quants: list[str] = QUANTS, **options: Any) -> Swept:
