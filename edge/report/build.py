@@ -6,14 +6,15 @@ All figures come from the files and from `compare`; the report only arranges the
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import ResultError
 from edge.replay.result import run_digest
-from edge.report.collect import WORSE, collect
-from edge.report.contents import Report
+from edge.report.collect import WORSE, all_paths, collect
+from edge.report.contents import Report, Solved
+from edge.report.embedded import Embedded, embedded_files, stored_page
 from edge.system.files import whole_file, write_at
 from edge.system.hashes import file_sha256
 from edge.system.outputs import Run, check_output, check_replaced
@@ -31,6 +32,7 @@ def report(
     replay: Path | str | None = None,
     title: str = "",
     notes: Sequence[str] = (),
+    solved: Mapping[str, Solved] | None = None,
     force: bool = False,
 ) -> Report:
     """Write a report as one HTML page and return its contents.
@@ -39,14 +41,15 @@ def report(
     unquantized one of several results. `markdown`: also write a short form for a model card. `plots`: also write the
     plots as PNG into this folder. `worse`: the maximum number of steps that got worse, for each result. `replay`: the
     rows; with them, these steps show the task's last message. `notes`: paragraphs for the beginning of the page.
-    `force`: replace the files of another report.
+    `solved`: tasks solved in trials, by the SHA-256 of the model file. `force`: replace the files of another
+    report.
 
     The same files give the same bytes. If anything is wrong, nothing is written. Raises ResultError, ReplayError.
     """
     # matplotlib is slow to import.
-    from edge.report.card import to_markdown
     from edge.report.drawings import draw
-    from edge.report.page import stored_page, to_html
+    from edge.report.page import to_html
+    from edge.report.short_form import to_markdown
 
     outputs = _Outputs(
         _named(out),
@@ -54,7 +57,9 @@ def report(
         None if plots is None else _named(plots),
     )
     outputs.check([*results, *([replay] if replay else []), *([reference] if reference else [])])
-    contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
+    contents = collect(
+        results, reference, worse=worse, replay=replay, title=title, notes=notes, solved=solved
+    )
     run: Run = {
         "results": {f"{i + 1} {Path(path).name}": run_digest(path) for i, path in enumerate(results)},
         "reference": run_digest(reference) if reference and Path(reference).is_file() else reference,
@@ -72,7 +77,26 @@ def report(
     if not force:
         outputs.check_beside([path for path, _ in files])
     beside = sorted(hashlib.sha256(data).hexdigest() for _, data in files)
-    files.append((outputs.page, _utf8(to_html(contents, drawings, run, beside))))
+    embedded: Embedded = {
+        "run": dict(run),
+        "beside": beside,
+        **embedded_files(contents, all_paths(results, reference), reference),
+        "rows": None if replay is None else file_sha256(replay),
+        "worse": worse,
+        "title": title,
+        "notes": list(notes),
+        "solved": [
+            {
+                "model_sha256": digest,
+                "solved": each.solved,
+                "tasks": each.tasks,
+                "low": each.low,
+                "high": each.high,
+            }
+            for digest, each in sorted((solved or {}).items())
+        ],
+    }
+    files.append((outputs.page, _utf8(to_html(contents, drawings, embedded))))
     _write(files)
     return contents
 
@@ -101,8 +125,6 @@ class _Outputs:
 
     def check_beside(self, files: Sequence[Path]) -> None:
         """Raises ResultError if a file exists that is not, byte for byte, of the page that is at this place."""
-        from edge.report.page import stored_page
-
         page = place_of(self.page)[0]
         known = stored_page(page)[1] if page.is_file() and page.stat().st_size else []
         for path in files:

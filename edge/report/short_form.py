@@ -1,4 +1,4 @@
-"""A report in a short form, as Markdown for a model card."""
+"""A report in a short form, as Markdown."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,12 @@ _PLOTS = ("size-score", "size-kl", "difference-score", "causes")  # more plots w
 def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str, str]) -> str:
     """The verdict, the table of files and the table of differences. `links`: the paths of plots, by their names."""
     lines = [f"## {_text(words.title(report))}", ""]
-    lines += [line for sentence in words.verdict(report) for line in (_text(sentence), "")]
+    said = (words.layman(report), words.expert(report), words.besides(report), words.few_note(report))
+    lines += [line for sentence in said if sentence for line in (_text(sentence), "")]
     lines += [_text(words.scope(report)), ""]
     lines += [line for note in report.notes for line in (_text(note), "")]
     lines += [*_files(report), ""]
-    if any(entry.published for entry in report.entries):
+    if any(entry.published for entry in report.files):
         lines += [f"{_MARK} Published figures, not measured by edge.", ""]
     lines += [
         "Intervals are 95 %, over whole tasks; a difference has one if at least 6 tasks differ. KL is the divergence "
@@ -51,19 +52,19 @@ def _text(text: str) -> str:
 
 def _files(report: Report) -> list[str]:
     columns: list[tuple[str, list[str]]] = [
-        ("result", [_text(e.label) + (f" {_MARK}" if e.published else "") for e in report.entries]),
-        ("size", [words.size(e.n_bytes) for e in report.entries]),
-        ("bits/weight", [words.fixed(e.bits_per_weight, 2) for e in report.entries]),
-        ("score", [words.figure("score", e.score) for e in report.entries]),
-        ("95 % interval", [words.interval("score", e.score_interval) for e in report.entries]),
-        ("difference", [_difference(e) for e in report.entries]),
-        *((words.LABELS[name], [_figure(e, name) for e in report.entries]) for name in MAIN[1:]),
-        ("Same commands %", [_same_commands(e) for e in report.entries]),
-        ("KL mean", [words.kl(_measured(e, "kl_mean")) for e in report.entries]),
-        ("KL p99", [words.kl(_measured(e, "kl_p99")) for e in report.entries]),
-        ("top-1 %", [words.percent(_measured(e, "top1_agreement_pct")) for e in report.entries]),
-        ("tokens/s", [words.fixed(e.tokens_per_second, 1) for e in report.entries]),
-        ("peak memory", [words.size(e.peak_bytes) for e in report.entries]),
+        ("result", [_text(e.label) + (f" {_MARK}" if e.published else "") for e in report.files]),
+        ("size", [words.size(e.n_bytes) for e in report.files]),
+        ("bits/weight", [words.fixed(e.bits_per_weight, 2) for e in report.files]),
+        ("score", [words.figure("score", e.score) for e in report.files]),
+        ("95 % interval", [words.interval("score", e.score_interval) for e in report.files]),
+        ("difference", [_difference(e) for e in report.files]),
+        *((words.LABELS[name], [_figure(e, name) for e in report.files]) for name in MAIN[1:]),
+        ("Same commands %", [_same_commands(e) for e in report.files]),
+        ("KL mean", [words.kl(_measured(e, "kl_mean")) for e in report.files]),
+        ("KL p99", [words.kl(_measured(e, "kl_p99")) for e in report.files]),
+        ("top-1 %", [words.percent(_measured(e, "top1_agreement_pct")) for e in report.files]),
+        ("tokens/s", [words.fixed(e.tokens_per_second, 1) for e in report.files]),
+        ("peak memory", [words.size(e.peak_bytes) for e in report.files]),
     ]
     kept = [(name, cells) for name, cells in columns if any(cell != words.DASH for cell in cells)]
     rows = list(zip(*(cells for _, cells in kept), strict=True))
@@ -98,7 +99,7 @@ def _difference(entry: Entry) -> str:
 def _differences(report: Report) -> list[str]:
     header = ("result", "figure", "reference", "ours", "difference", "95 % interval", "verdict")
     rows = []
-    for entry in report.compared:
+    for entry in report.files:
         for name in MAIN:
             if (figure := entry.figure(name)) is not None:
                 rows.append(
