@@ -18,9 +18,8 @@ from edge.compare.findings import Agreement, Comparison, Figure, Group, Part, Wo
 from edge.compare.intervals import (
     FEW_TASKS,
     effective_trials,
-    interval,
     mcnemar,
-    resampled_means,
+    mean_interval,
     wilson,
 )
 from edge.compare.notes import run_notes
@@ -301,7 +300,7 @@ def _side(name: str, steps: Steps) -> tuple[float, float] | None:
     )
     if by_task is None or by_task.tasks < 2:
         return None
-    return _rounded(name, interval(resampled_means(by_task.sums, by_task.counts), by_task.tasks))
+    return _rounded(name, mean_interval(by_task.sums, by_task.counts))
 
 
 def _paired_figures(ours: Steps, base: Steps) -> tuple[Figure, ...]:

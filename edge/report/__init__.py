@@ -15,6 +15,8 @@ origin        how each result was made
 page          the HTML page
 embedded      what a page says about its files
 short_form    the short form in Markdown
+model_card    the model card of a repository
+verify        whether a page is that of its files
 choice        which quantization to take, and why
 """
 

@@ -15,6 +15,7 @@ from edge.replay.result import run_digest
 from edge.report.collect import WORSE, all_paths, collect
 from edge.report.contents import Report, Solved
 from edge.report.embedded import Embedded, embedded_files, stored_page
+from edge.report.model_card import CardFacts
 from edge.system.files import whole_file, write_at
 from edge.system.hashes import file_sha256
 from edge.system.outputs import Run, check_output, check_replaced
@@ -27,6 +28,7 @@ def report(
     reference: Path | str | None = None,
     *,
     markdown: Path | str | None = None,
+    card: CardFacts | None = None,
     plots: Path | str | None = None,
     worse: int = WORSE,
     replay: Path | str | None = None,
@@ -38,16 +40,17 @@ def report(
     """Write a report as one HTML page and return its contents.
 
     `results`: result JSONs and measurement JSONs. `reference`: a result JSON or a known model's name. None: the only
-    unquantized one of several results. `markdown`: also write a short form for a model card. `plots`: also write the
-    plots as PNG into this folder. `worse`: the maximum number of steps that got worse, for each result. `replay`: the
-    rows; with them, these steps show the task's last message. `notes`: paragraphs for the beginning of the page.
-    `solved`: tasks solved in trials, by the SHA-256 of the model file. `force`: replace the files of another
-    report.
+    unquantized one of several results. `markdown`: also write a short form. `card`: also write a model card, with these
+    facts. `plots`: also write the plots as PNG into this folder. `worse`: the maximum number of steps that got worse,
+    for each result. `replay`: the rows; with them, these steps show the task's last message. `notes`: paragraphs for
+    the beginning of the page. `solved`: tasks solved in trials, by the SHA-256 of the model file. `force`: replace the
+    files of another report.
 
     The same files give the same bytes. If anything is wrong, nothing is written. Raises ResultError, ReplayError.
     """
     # matplotlib is slow to import.
     from edge.report.drawings import draw
+    from edge.report.model_card import to_card
     from edge.report.page import to_html
     from edge.report.short_form import to_markdown
 
@@ -55,8 +58,16 @@ def report(
         _named(out),
         None if markdown is None else _named(markdown),
         None if plots is None else _named(plots),
+        None if card is None else _named(card.path),
     )
-    outputs.check([*results, *([replay] if replay else []), *([reference] if reference else [])])
+    outputs.check(
+        [
+            *results,
+            *([replay] if replay else []),
+            *([reference] if reference else []),
+            *(card.ggufs if card else ()),
+        ]
+    )
     contents = collect(
         results, reference, worse=worse, replay=replay, title=title, notes=notes, solved=solved
     )
@@ -74,6 +85,8 @@ def report(
     if outputs.markdown is not None:
         links = {drawing.name: outputs.link(drawing.name) for drawing in drawings} if files else {}
         files.append((outputs.markdown, _utf8(to_markdown(contents, drawings, links))))
+    if card is not None:
+        files.append((_named(card.path), _utf8(to_card(contents, card))))
     if not force:
         outputs.check_beside([path for path, _ in files])
     beside = sorted(hashlib.sha256(data).hexdigest() for _, data in files)
@@ -108,16 +121,19 @@ class _Outputs:
     page: Path
     markdown: Path | None
     plots: Path | None
+    card: Path | None
 
     def check(self, inputs: Sequence[Path | str]) -> None:
         """Raises ResultError if an output would replace an input or another output, or cannot be written."""
-        for path, option in ((self.page, "--out"), (self.markdown, "--markdown")):
-            if path is not None:
-                check_output(path, inputs, option=option)
-        if self.markdown is not None:
-            place, through = place_of(self.page)
-            if not through and place_of(self.markdown)[0] == place:
-                raise ResultError(f"{self.markdown}: is given for two outputs: give another name")
+        seen = []
+        for path, option in ((self.page, "--out"), (self.markdown, "--markdown"), (self.card, "--card")):
+            if path is None:
+                continue
+            check_output(path, inputs, option=option)
+            place, through = place_of(path)
+            if not through and place in seen:
+                raise ResultError(f"{path}: is given for two outputs: give another name")
+            seen.append(place)
         if self.plots is not None and not self.plots.is_dir():
             if self.plots.exists():
                 raise ResultError(f"{self.plots}: is not a folder: give a folder with --plots")

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge.compare.causes import causes
 from edge.compare.findings import Comparison, Part
-from edge.compare.intervals import interval, resampled_means
+from edge.compare.intervals import mean_interval
 from edge.compare.run import compare, published_model
 from edge.errors import ResultError
 from edge.metrics import Aggregate, aggregate, headline
@@ -110,7 +110,7 @@ def score_interval(steps: Sequence[Step]) -> tuple[float, float] | None:
     for step in steps:
         sums[tasks[step["task_id"]]] += 100 * step["command_f1"]
         counts[tasks[step["task_id"]]] += 1
-    low, high = interval(resampled_means(sums, counts), len(tasks))
+    low, high = mean_interval(sums, counts)
     return max(0.0, low), min(100.0, high)
 
 

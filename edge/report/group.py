@@ -43,10 +43,16 @@ def others(reference: Made, runs: Sequence[tuple[Run, bool]]) -> dict[str, str]:
         if run.path in words or file is None:
             continue
         if file in chosen or file == own:
-            words[run.path] = "another run of the same file"
+            words[run.path] = _again(run, reference.run)
         else:
             chosen[file] = run
     return words
+
+
+def _again(run: Run, reference: Run | None) -> str:
+    """Another run of a file, in words, with its number of parallel answers if that is another one."""
+    ours, theirs = _batching(run)[0], _batching(reference)[0]
+    return f"another run of the same file{f', parallel {ours}' if ours and ours != theirs else ''}"
 
 
 def _differences(reference: Made, run: Run) -> dict[str, str]:

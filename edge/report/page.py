@@ -71,6 +71,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], embedded: Embedded) -> 
                 for number, (entry, m) in enumerate(with_bands(report))
             ],
             all_measurements=_measurements(report),
+            one_base=_one_base(report),
             columns=_columns(report),
             any_published=any(entry.published for entry in report.entries),
             has_worse=any(entry.worse for entry in report.entries),
@@ -124,6 +125,12 @@ def _measurements(report: Report) -> list[tuple[Entry, CheckedMeasurement]]:
     """Each measurement once, with the first result of its model."""
     found = {m.path: (entry, m) for entry in reversed(report.entries) for m in entry.measurements}
     return sorted(found.values(), key=lambda pair: report.entries.index(pair[0]))
+
+
+def _one_base(report: Report) -> str:
+    """The base of all measurements; "" if there are several."""
+    bases = {m.base for entry in report.entries for m in entry.measurements}
+    return bases.pop() if len(bases) == 1 else ""
 
 
 def _cause_rows(report: Report) -> list[CauseRow]:

@@ -127,3 +127,98 @@ NO_DEFAULT_REFERENCE = Pattern(
     "No reference was given and {why}, so edge compared nothing. Give one with --reference.",
     "Several results are given without --reference, and not exactly one is unquantized.",
 )
+
+# The check of a page (edge report --verify).
+VERIFIED = Pattern(
+    "{page}: is the page of these {files}: all {texts} texts with figures follow from them",
+    "Each file has the SHA-256 that the page names, and the page made again from them has the same texts and "
+    "attributes.",
+)
+NOT_VERIFIED = Pattern(
+    "{page}: is not the page of these files: {faults}", "There is a fault. Each has a line of its own."
+)
+MISSING = Pattern(
+    "{name}: is missing: the page was made from it (SHA-256 {digest})",
+    "No given file has this SHA-256, and none has this name.",
+)
+CHANGED = Pattern(
+    "{name}: was changed: its SHA-256 is {digest}, and the page names {wanted}",
+    "A file of this name is given, with another SHA-256.",
+)
+NOT_OF_PAGE = Pattern("{name}: is not a file of this page", "The page names no file with its SHA-256.")
+OTHER_ROWS = Pattern(
+    "{name}: has other rows: its SHA-256 is {digest}, and the page names {wanted}",
+    "The given rows are not those of the page.",
+)
+OTHER_FIGURE = Pattern(
+    "{where}: the page says {page}, the files give {files}",
+    "All files are those of the page, and this text or attribute is another one when the page is made again.",
+)
+MORE_FAULTS = Pattern("{count} more places differ", "More places differ than are shown.")
+CANNOT_BE_MADE = Pattern(
+    "the page cannot be made again from its files: {why}", "Making the page again failed."
+)
+NOT_CHECKED_ROWS = Pattern(
+    "the last messages of the tasks were not checked: give the rows with --replay (SHA-256 {digest})",
+    "The page was made with rows, and none are given.",
+)
+NOT_CHECKED_SOLVED = Pattern(
+    "the shares of solved tasks were not checked: they come from trials, not from these files",
+    "The page shows tasks that were solved in trials.",
+)
+OTHER_PROGRAM = Pattern(
+    "the page was made with {name} {was}, and this is {now}: differences can come from that",
+    "The page names another version. With another matplotlib, only the texts of plots are compared.",
+)
+
+# The model card (edge report --card).
+CARD_TABLE = Pattern(
+    "KL: mean divergence from the base model, in nats per token. Same commands: the percentage of steps with the "
+    "commands of the reference, with its 95 % interval. Score: 100 × command F1 on recorded steps.",
+    "Always, under the table of files.",
+)
+CARD_COMMANDS = Pattern(
+    "These commands convert, answer and measure again. A file is the same if its SHA-256 is the same.",
+    "Always. The settings are those that the results record. A file with an importance matrix needs edge imatrix too.",
+)
+ADVICE_BASE = Pattern("The unquantized base of the comparison.", "The row of the reference.")
+ADVICE_FIRST = Pattern(
+    "Take it if it fits into your memory.",
+    "The largest file that no other one beats by size and KL divergence.",
+)
+ADVICE_ONLY = Pattern("The only choice here.", "No other file is left that none beats.")
+ADVICE_NEXT = Pattern(
+    "Take it if {file} does not fit.",
+    "No other file beats it by size and KL divergence. file: the next larger such file.",
+)
+ADVICE_BEATEN = Pattern(
+    "Take {file} instead: it is not larger, and nearer to the base model.",
+    "Its KL divergence is lower, and the 95 % intervals of both do not overlap.",
+)
+ADVICE_LOSS = Pattern("It lost {points} points of score.", "The 95 % interval of its difference is below 0.")
+ADVICE_NO_LOSS = Pattern(
+    "No loss of score was detected.", "At least 6 tasks differ, and the interval includes 0 or is above it."
+)
+ADVICE_FEW = Pattern("Too few tasks differ to say whether the score changed.", "Fewer than 6 tasks differ.")
+NOT_SOLVED = Pattern(
+    "Whether an agent with these files solves whole tasks.", "No trials are given for these files."
+)
+ONLY_ROWS = Pattern(
+    "Anything but the recorded steps of {rows}: {pairs}.", "Always. The rows that the results name."
+)
+NO_KL = Pattern("The KL divergence of {files}.", "The report has no measurement of these files.")
+MATRIX = Pattern(
+    "Files without an importance matrix: {files} used one.", "The results say that these files used one."
+)
+NO_MEMORY = Pattern("The memory of {files}.", "The GGUFs of these files are not given.")
+MEMORY_ESTIMATED = Pattern(
+    "The memory in the table: it is estimated from the headers of the files.", "The GGUFs are given."
+)
+NO_SPEED = Pattern("The speed on your machine.", "Always.")
+NO_LICENCE = Pattern(
+    "The licence is unknown: the files do not name one.", "Neither a GGUF nor an option names a licence."
+)
+NO_QUANTIZER = Pattern(
+    "Who quantized the files is unknown: the files do not say it.",
+    "Neither a GGUF nor an option names a person.",
+)

@@ -278,6 +278,9 @@ def _drawing(figure: Figure, name: str, title: str, alt: str, png: bool) -> Draw
     with warnings.catch_warnings():
         # A label may contain characters that the font does not have. The PNG shows boxes for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        # Each drawing moves a constrained layout a little. Fixed after one, the SVG is the same with and without a PNG.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         raster = io.BytesIO()
         if png:
             figure.savefig(raster, format="png", dpi=200, metadata={"Software": None})

@@ -15,11 +15,11 @@ _PLOTS = ("size-score", "size-kl", "difference-score", "causes")  # more plots w
 
 def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str, str]) -> str:
     """The verdict, the table of files and the table of differences. `links`: the paths of plots, by their names."""
-    lines = [f"## {_text(words.title(report))}", ""]
+    lines = [f"## {escaped(words.title(report))}", ""]
     said = (words.layman(report), words.expert(report), words.besides(report), words.few_note(report))
-    lines += [line for sentence in said if sentence for line in (_text(sentence), "")]
-    lines += [_text(words.scope(report)), ""]
-    lines += [line for note in report.notes for line in (_text(note), "")]
+    lines += [line for sentence in said if sentence for line in (escaped(sentence), "")]
+    lines += [escaped(words.scope(report)), ""]
+    lines += [line for note in report.notes for line in (escaped(note), "")]
     lines += [*_files(report), ""]
     if any(entry.published for entry in report.files):
         lines += [f"{_MARK} Published figures, not measured by edge.", ""]
@@ -33,7 +33,7 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
         lines += [*_differences(report), ""]
     shown = [drawing for drawing in drawings if drawing.name in links and drawing.name in _PLOTS]
     for drawing in shown:
-        alt = _text(f"{drawing.title}: {drawing.alt}").replace("[", "(").replace("]", ")")
+        alt = escaped(f"{drawing.title}: {drawing.alt}").replace("[", "(").replace("]", ")")
         target = (
             links[drawing.name]
             .replace("%", "%25")
@@ -45,21 +45,21 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """A text on one line, escaped so that a Markdown renderer shows it unchanged."""
     return re.sub(r"[\\`*\[\]<>#~|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", clean(visible(text)).replace("\\|", "|"))
 
 
 def _files(report: Report) -> list[str]:
     columns: list[tuple[str, list[str]]] = [
-        ("result", [_text(e.label) + (f" {_MARK}" if e.published else "") for e in report.files]),
+        ("result", [escaped(e.label) + (f" {_MARK}" if e.published else "") for e in report.files]),
         ("size", [words.size(e.n_bytes) for e in report.files]),
         ("bits/weight", [words.fixed(e.bits_per_weight, 2) for e in report.files]),
         ("score", [words.figure("score", e.score) for e in report.files]),
         ("95 % interval", [words.interval("score", e.score_interval) for e in report.files]),
         ("difference", [_difference(e) for e in report.files]),
         *((words.LABELS[name], [_figure(e, name) for e in report.files]) for name in MAIN[1:]),
-        ("Same commands %", [_same_commands(e) for e in report.files]),
+        ("Same commands %", [words.same_commands(e) for e in report.files]),
         ("KL mean", [words.kl(_measured(e, "kl_mean")) for e in report.files]),
         ("KL p99", [words.kl(_measured(e, "kl_p99")) for e in report.files]),
         ("top-1 %", [words.percent(_measured(e, "top1_agreement_pct")) for e in report.files]),
@@ -80,13 +80,6 @@ def _measured(entry: Entry, name: str) -> float | None:
     return entry.measured.aggregate.get(name) if entry.measured else None
 
 
-def _same_commands(entry: Entry) -> str:
-    if entry.part is None or "same_commands_pct" not in entry.part.agreement:
-        return words.DASH
-    low, high = entry.part.agreement_intervals["same_commands_pct"]
-    return f"{words.percent(entry.part.agreement['same_commands_pct'])} ({low:.1f} … {high:.1f})"
-
-
 def _difference(entry: Entry) -> str:
     score = entry.figure("score")
     if score is None or score.difference is None:
@@ -104,13 +97,13 @@ def _differences(report: Report) -> list[str]:
             if (figure := entry.figure(name)) is not None:
                 rows.append(
                     (
-                        _text(entry.label),
+                        escaped(entry.label),
                         words.LABELS[name],
                         words.figure(name, figure.reference),
                         words.figure(name, figure.ours),
                         words.figure(name, figure.difference, sign=True),
                         words.interval(name, (figure.low, figure.high), sign=True),
-                        _text(figure.sentence),
+                        escaped(figure.sentence),
                     )
                 )
     return table(header, rows, right=range(2, 6))

@@ -264,6 +264,14 @@ def _same(entry: Entry) -> str:
     return f"{percent(share)} %"
 
 
+def same_commands(entry: Entry) -> str:
+    """The percentage of steps with the same commands as the reference, and its 95 % interval; a dash without it."""
+    if entry.part is None or "same_commands_pct" not in entry.part.agreement:
+        return DASH
+    low, high = entry.part.agreement_intervals["same_commands_pct"]
+    return f"{percent(entry.part.agreement['same_commands_pct'])} ({low:.1f} … {high:.1f})"
+
+
 def _clauses(entries: Sequence[Entry]) -> list[str]:
     """What the scores say, files with the same verdict together."""
     by_verdict: dict[str, list[tuple[str, Figure]]] = {}
