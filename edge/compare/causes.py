@@ -166,7 +166,7 @@ def causes_markdown(found: Sequence[Cause]) -> str:
     noted: set[str] = set()  # a note of several pairs is printed once
     for cause in found:
         lines += ["", f"## {cause.kind}: {clean(cause.what)}", ""]
-        lines += [f"{clean(cause.second)} compared with {clean(cause.first)}.", ""]
+        lines += [patterns.CAUSE_PAIR(second=clean(cause.second), first=clean(cause.first)), ""]
         for note in cause.part.notes:
             if note not in noted:
                 lines += [clean(note), ""]

@@ -292,7 +292,7 @@ def agreement_text(part: Part) -> str:
             what = name.removesuffix("_pct").replace("_", " ")
             value = number("valid_json_pct", share)
             said.append(patterns.SAME_SHARE(what=what, share=value, low=f"{low:.1f}", high=f"{high:.1f}"))
-    return f"{', '.join(said)} of the steps."
+    return patterns.SAME_SHARES(shares=", ".join(said))
 
 
 def test_text(figure: Figure) -> str:
@@ -343,8 +343,7 @@ def _published_table(figures: Sequence[Figure]) -> list[str]:
     return [
         *table(header, rows, right=range(1, len(header) - 1)),
         "",
-        f"{PUBLISHED} published elsewhere, or computed from published figures. Everything else was measured here, or "
-        "compares the two.",
+        patterns.PUBLISHED_MARK(),
     ]
 
 

@@ -105,6 +105,7 @@ SAME_SHARE = Pattern(
     "{what} {share} % (95 % interval: {low} to {high})",
     "The steps are paired. what: same commands, same first command or same text of both answers.",
 )
+SAME_SHARES = Pattern("{shares} of the steps.", "The steps are paired. shares: those above.")
 ONLY_TASKS = Pattern(
     "Only 1 task: its steps are not independent, so there are no intervals.", "There is one task."
 )
@@ -142,6 +143,11 @@ PUBLISHED_LINE = Pattern(
     "Intervals of percentages are Wilson's, for independent steps. They are too narrow if the steps of a task are "
     "alike. Our other intervals are a bootstrap over tasks. That a published figure is inside or outside our interval "
     "is not a test.",
+    "The reference has only published figures.",
+)
+PUBLISHED_MARK = Pattern(
+    "† published elsewhere, or computed from published figures. Everything else was measured here, or compares the "
+    "two.",
     "The reference has only published figures.",
 )
 
@@ -225,6 +231,9 @@ OTHER_TOKENS = Pattern(
     "{steps} {verb} the same prompt text but a different number of tokens: the tokenizers differ, or one side added a "
     "token.",
     "The prompts of paired steps have equal hashes and other lengths.",
+)
+CAUSE_PAIR = Pattern(
+    "{second} compared with {first}.", "A pair of --causes. The difference is the second minus the first."
 )
 BY_NAME = Pattern(
     "Check that {first} and {second} come from one checkpoint: edge could compare only their names.",

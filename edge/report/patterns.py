@@ -75,6 +75,11 @@ SPACES = Pattern(
 EXPERT = Pattern(
     "Compared with {reference} on {pairs}: {clauses}.", "The steps are paired. The clauses follow here."
 )
+EXPERT_PUBLISHED = Pattern(
+    "Compared with the published figures of {reference}: {clauses}.",
+    "The reference has only published figures. The clauses follow here.",
+)
+EXPERT_ALONE = Pattern("Without a comparison: {clauses}.", "Nothing was compared, but KL was measured.")
 LOST = Pattern(
     "{file} lost {points} points of score ({bounds})", "The 95 % interval of the difference is below 0."
 )
@@ -126,6 +131,15 @@ SCOPE_OTHERS = Pattern(
 NO_DEFAULT_REFERENCE = Pattern(
     "No reference was given and {why}, so edge compared nothing. Give one with --reference.",
     "Several results are given without --reference, and not exactly one is unquantized.",
+)
+SHORT_PUBLISHED = Pattern(
+    "† Published figures, not measured by edge.", "The short form has figures that edge did not measure."
+)
+SHORT_TABLE = Pattern(
+    "Intervals are 95 %, over whole tasks; a difference has one if at least 6 tasks differ. KL is the divergence from "
+    "the base model, in nats per token. Tokens/s is answer tokens divided by the time of the whole run, which includes "
+    "reading the prompts, on one machine.",
+    "Always, under the table of the short form.",
 )
 
 # The check of a page (edge report --verify).

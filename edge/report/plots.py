@@ -138,7 +138,7 @@ def tradeoff(
         if reference is not None:
             axes.axhline(reference[1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             label += f"\ndashed: {_short(reference[0], 40)}"
-        axes.set_xlabel(label)
+        axes.set_xlabel(label, loc="left")
         axes.set_ylabel(unit)
         axes.grid(True, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -356,7 +356,7 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float
     labels = [_short(label, 26) for _, _, label in ordered]
     lengths = [TextPath((0, 0), text, size=_LABEL).get_extents().width for text in labels]
     slant = math.sqrt(0.5)
-    left, right, bottom = 56.0, 10.0, 40.0 + 14 * axes.get_xlabel().count("\n")
+    left, right, bottom = 66.0, 10.0, 40.0 + 14 * axes.get_xlabel().count("\n")
     overhang = [max(0.0, slant * length - right) for length in lengths]
     width = max(72 * _WIDTH, left + right + _GAP * len(labels) + max(overhang))
     top = slant * max(lengths) + 30

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from edge.report import words
+from edge.report import patterns, words
 from edge.report.contents import MAIN, Entry, Report
 from edge.report.plots import Drawing
 from edge.system.tables import clean, table
@@ -22,13 +22,8 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
     lines += [line for note in report.notes for line in (escaped(note), "")]
     lines += [*_files(report), ""]
     if any(entry.published for entry in report.files):
-        lines += [f"{_MARK} Published figures, not measured by edge.", ""]
-    lines += [
-        "Intervals are 95 %, over whole tasks; a difference has one if at least 6 tasks differ. KL is the divergence "
-        "from the base model, in nats per token. Tokens/s is answer tokens divided by the time of the whole run, which "
-        "includes reading the prompts, on one machine.",
-        "",
-    ]
+        lines += [patterns.SHORT_PUBLISHED(), ""]
+    lines += [patterns.SHORT_TABLE(), ""]
     if report.compared:
         lines += [*_differences(report), ""]
     shown = [drawing for drawing in drawings if drawing.name in links and drawing.name in _PLOTS]

@@ -213,9 +213,12 @@ def expert(report: Report) -> str:
         clauses.append(distance)
     if not clauses:
         return ""
-    if reference is not None and files and report.comparison is not None and report.comparison.paired:
-        return patterns.EXPERT(reference=reference.label, pairs=_pairs(files), clauses="; ".join(clauses))
-    return f"{_upper('; '.join(clauses))}."
+    said = "; ".join(clauses)
+    if reference is None or not files or report.comparison is None:
+        return patterns.EXPERT_ALONE(clauses=said)
+    if not report.comparison.paired:
+        return patterns.EXPERT_PUBLISHED(reference=reference.label, clauses=said)
+    return patterns.EXPERT(reference=reference.label, pairs=_pairs(files), clauses=said)
 
 
 def few_note(report: Report) -> str:
@@ -333,7 +336,3 @@ def _lower(sentence: str) -> str:
     return (
         sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() or sentence[1:2] == " " else sentence
     )
-
-
-def _upper(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]

@@ -67,7 +67,7 @@ def test_unknown_facts_are_said_and_a_base_model_is_needed(tmp_path: Path) -> No
         stored = json.loads(path.read_text())
         stored["provenance"]["source"] = "/home/me/small"
         path.write_text(json.dumps(stored))
-    with pytest.raises(ResultError, match="base model is unknown: .* --base-model OWNER/NAME"):
+    with pytest.raises(ResultError, match=r"base model is unknown: .* --base-model OWNER/NAME"):
         written(tmp_path / "other", files)
     assert not (tmp_path / "other").exists()
     assert "base_model: a/b\n" in written(tmp_path, files, base_model="a/b")
