@@ -350,7 +350,7 @@ def _run(path: Path | str, result: Result) -> _Run:
     backend = backend.lower() if backend else None
     kind = _type_name(origin.get("quantization") or sampling.get("dtype") or None)
     bits = origin.get("bits_per_weight")
-    constrained = _constrained(sampling, backend)
+    constrained = is_constrained(sampling, backend)
     version = origin.get("llama_cpp_python") if backend == "edge" else origin.get("backend_version")
     grammar = (origin.get("grammar_sha256"), sampling.get("text_share"), sampling.get("style"))
     return _Run(
@@ -406,7 +406,7 @@ def _settings(sampling: SamplingFields, engine: EngineCounters) -> tuple[object,
     return *values, top_k, engine.get("kv_type", "f16")
 
 
-def _constrained(sampling: SamplingFields, backend: str | None) -> bool | None:
+def is_constrained(sampling: SamplingFields, backend: str | None) -> bool | None:
     """Whether a grammar or schema constrained the answers. A published vLLM run that does not say had none."""
     fields = (sampling.get("constrained"), sampling.get("structured"))
     stated = [value for value in fields if isinstance(value, bool)]

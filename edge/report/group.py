@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
+from edge.compare.causes import is_constrained
 from edge.compare.notes import thought_budget
 from edge.replay.result import adapter_key
 from edge.replay.stored_result import SamplingFields
@@ -46,7 +47,7 @@ def others(reference: Made, runs: Sequence[tuple[Run, bool]]) -> dict[str, str]:
             words[run.path] = _again(run, reference.run)
         else:
             chosen[file] = run
-    return words
+    return {} if all(path in words for path in compared) else words
 
 
 def _again(run: Run, reference: Run | None) -> str:
@@ -65,8 +66,8 @@ def _differences(reference: Made, run: Run) -> dict[str, str]:
     )
     if None not in engines and engines[0] != engines[1]:
         found[_ENGINE] = f"engine {engines[1]}"
-    grammars = [bool(each.get("constrained") or each.get("structured")) for each in (theirs, ours)]
-    if _says(theirs) and _says(ours) and grammars[0] != grammars[1]:
+    grammars = [is_constrained(each, engine) for each, engine in zip((theirs, ours), engines, strict=True)]
+    if None not in grammars and grammars[0] != grammars[1]:
         found["grammar"] = "with a grammar" if grammars[1] else "no grammar"
     budgets = thought_budget(theirs), thought_budget(ours)
     if None not in budgets and budgets[0] != budgets[1]:
@@ -85,10 +86,6 @@ def _differences(reference: Made, run: Run) -> dict[str, str]:
         if adapter_key(reference.run.result) != adapter_key(run.result):
             found["adapters"] = "other adapters"
     return found
-
-
-def _says(sampling: SamplingFields) -> bool:
-    return isinstance(sampling.get("constrained"), bool) or isinstance(sampling.get("structured"), bool)
 
 
 def _engine(sampling: SamplingFields, run: Run | None) -> str | None:

@@ -73,6 +73,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], embedded: Embedded) -> 
             all_measurements=_measurements(report),
             one_base=_one_base(report),
             columns=_columns(report),
+            hollow=any(entry.published and entry.n_bytes for entry in report.files),
             any_published=any(entry.published for entry in report.entries),
             has_worse=any(entry.worse for entry in report.entries),
             causes=_cause_rows(report),

@@ -63,6 +63,9 @@ SAME = Pattern(
     "The files proposed the same commands as {reference} in {shares} of the steps.",
     "The steps are paired, and the size of some file or of the reference is unknown.",
 )
+SAME_ONE = Pattern(
+    "{file} proposed the same commands as {reference} in {same} of the steps.", "The same, for one file."
+)
 SPACE = Pattern(
     "{file} takes {space} % of the space of {reference}, and proposed the same commands in {same} of the steps.",
     "The steps of one file are paired, and both sizes are known.",
@@ -125,7 +128,7 @@ SCOPE_PUBLISHED = Pattern(
 )
 SCOPE = Pattern("{files} compared with {reference}, step by step, on {pairs}.", "The steps are paired.")
 SCOPE_OTHERS = Pattern(
-    "{runs} of these files, made in another way, are under Other runs.",
+    "{runs} of these files, made in another way, {verb} under Other runs.",
     "Some results differ from the reference in more than their file, or are another run of a file.",
 )
 NO_DEFAULT_REFERENCE = Pattern(

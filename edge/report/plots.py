@@ -217,18 +217,28 @@ def _draw_bands(axes: Axes, spreads: Sequence[Spread], limits: tuple[float, floa
     axes.set_yscale("log")
     axes.fill_between(rows, medians, p99, color=_ACCENT, alpha=0.13, linewidth=0)
     axes.fill_between(rows, medians, p90, color=_ACCENT, alpha=0.22, linewidth=0)
-    for values, style, what in ((p99, ":", "p99"), (p90, "--", "p90"), (medians, "-", "median")):
+    curves = ((p99, ":", "p99"), (p90, "--", "p90"), (medians, "-", "median"))
+    for values, style, _ in curves:
         axes.plot(rows, values, color=_ACCENT, linewidth=1.8 if style == "-" else 1.1, linestyle=style)
+    axes.set_ylim(*limits)
+    # The labels keep their distance where the curves end at nearly one place. The axes are about 120 points high.
+    ends = [
+        120 * math.log(values[-1] / limits[0]) / math.log(limits[1] / limits[0]) for values, _, _ in curves
+    ]
+    lowest = 0.0
+    upwards = sorted(zip(ends, curves, strict=True), key=lambda pair: (pair[0], pair[1][2]))
+    for end, (values, _, what) in upwards:
+        at = max(end, lowest)
+        lowest = at + 13
         axes.annotate(
             what,
             (rows[-1], values[-1]),
-            (5, 0),
+            (5, at - end),
             textcoords="offset points",
             va="center",
             fontsize=10,
             color=_ACCENT,
         )
-    axes.set_ylim(*limits)
     step = max(1, -(-len(rows) // 7))
     axes.set_xticks(rows[::step], [s.label for s in spreads][::step])
     axes.set_xlim(rows[0], max(rows[-1], 1))

@@ -163,7 +163,11 @@ def scope(report: Report) -> str:
         return patterns.SCOPE_PUBLISHED(files=names, reference=reference.label)
     said = [patterns.SCOPE(files=names, reference=reference.label, pairs=_pairs(compared))]
     if others := report.others:
-        said.append(patterns.SCOPE_OTHERS(runs=text.counted(len(others), "other run")))
+        said.append(
+            patterns.SCOPE_OTHERS(
+                runs=text.counted(len(others), "other run"), verb="is" if len(others) == 1 else "are"
+            )
+        )
     return " ".join(said)
 
 
@@ -183,6 +187,8 @@ def layman(report: Report) -> str:
         return patterns.PUBLISHED(scores=scores, reference=reference.label, score=theirs)
     sized = sorted((e for e in files if e.n_bytes), key=lambda e: (-(e.n_bytes or 0), e.label))
     if not reference.n_bytes or len(sized) < len(files):
+        if len(files) == 1:
+            return patterns.SAME_ONE(file=files[0].label, reference=original, same=_same(files[0]))
         shares = [f"{_same(entry)} ({entry.label})" for entry in files]
         return patterns.SAME(reference=original, shares=listed(shares))
     first, last = sized[0], sized[-1]
