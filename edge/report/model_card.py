@@ -66,7 +66,14 @@ def to_card(report: Report, facts: CardFacts) -> str:
     front, unknown = _front(facts, base, stated)
     context = facts.context or _context(base, ggufs)
     memory = {label: _memory(path, context) for label, path in ggufs.items()}
-    lines = ["---", front, "---", "", f"# {escaped(words.title(report))}", ""]
+    lines = [
+        "---",
+        front,
+        "---",
+        "",
+        f"# {escaped(report.title or patterns.CARD_TITLE(name=base.rpartition('/')[2]))}",
+        "",
+    ]
     said = (words.layman(report), words.expert(report), words.besides(report), words.few_note(report))
     lines += [line for sentence in said if sentence for line in (escaped(sentence), "")]
     lines += ["## Files", "", *_table(report, files, memory, context), ""]
@@ -251,7 +258,7 @@ def _commands_of(entry: Entry, reference: Entry | None, base: str) -> list[str]:
     if parallel := result.get("engine", {}).get("parallel"):
         options.append(f"--parallel {parallel}")
     lines = [
-        f"edge convert {shlex.quote(base)}{pinned} --quant {shlex.quote(quant)} --out {file}",
+        f"edge convert {shlex.quote(base)}{pinned} --quant {shlex.quote(quant)}{_matrix(entry)} --out {file}",
         f"edge eval --model {file} {' '.join(options)} --out {shlex.quote(_stem(entry) + '.json')}",
     ]
     if entry.measured and reference is not None:
@@ -260,6 +267,15 @@ def _commands_of(entry: Entry, reference: Entry | None, base: str) -> list[str]:
             f"--out {shlex.quote(_stem(entry) + '.measure.json')}"
         )
     return lines
+
+
+def _matrix(entry: Entry) -> str:
+    """The option that names the importance matrix of a file; "" without one."""
+    known = entry.run.provenance.get("imatrix") if entry.run else None
+    if not known:
+        return ""
+    name = PurePosixPath(str(known.get("matrix") or "matrix.gguf").replace("\\", "/")).name
+    return f" --imatrix {shlex.quote(name)}"
 
 
 def _rows_name(entry: Entry) -> str:

@@ -189,6 +189,7 @@ OTHER_PROGRAM = Pattern(
 )
 
 # The model card (edge report --card).
+CARD_TITLE = Pattern("{name}: quantized GGUF files", "Always, without --title.")
 CARD_TABLE = Pattern(
     "KL: mean divergence from the base model, in nats per token. Same commands: the percentage of steps with the "
     "commands of the reference, with its 95 % interval. Score: 100 × command F1 on recorded steps.",
