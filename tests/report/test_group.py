@@ -7,11 +7,14 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from small_results import result, small_results
 
 from edge.report.build import report
 from edge.report.collect import collect
 from edge.report.contents import Report
+
+pytestmark = pytest.mark.slow
 
 
 def labels(found: Report) -> list[str]:

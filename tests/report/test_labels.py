@@ -12,6 +12,8 @@ import pytest
 
 from edge.report.plots import Bar, Drawing, Point, forest, tradeoff
 
+pytestmark = pytest.mark.slow
+
 Corner = tuple[float, float]
 _TEXT = re.compile(r'<text style="([^"]*)"([^>]*)>([^<]*)</text>')
 # A generous box of a text, in font sizes: fonts of browsers differ.

@@ -18,6 +18,8 @@ from edge.report.build import report
 from edge.report.contents import Solved
 from edge.report.model_card import CardFacts
 
+pytestmark = pytest.mark.slow
+
 
 def written(folder: Path, files: list[Path], **facts: object) -> str:
     facts.setdefault("path", folder / "README.md")

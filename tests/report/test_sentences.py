@@ -108,6 +108,7 @@ def excused(node: ast.AST) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_listed(tmp_path: Path) -> None:
     """Comparisons of few and many differing tasks, of equal sides, with a grammar on one side, with missing rows."""
     files = small_results(tmp_path)

@@ -17,6 +17,8 @@ from edge.report.build import report
 from edge.report.contents import Solved
 from edge.report.verify import verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
