@@ -28,6 +28,7 @@ from edge.cli.common import (
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.formats import rows, schema
+from edge.cli.join import join
 from edge.cli.measure import measure
 from edge.cli.models import convert, doctor, imatrix, inspect
 from edge.cli.options import Verbose
@@ -112,6 +113,7 @@ app.command()(report)
 app.command()(sweep)
 app.command()(measure)
 app.command()(score)
+app.command()(join)
 app.command()(replay)
 app.command()(prompt)
 app.command()(imatrix)

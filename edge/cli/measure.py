@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.common import Threads, note, note_unless, noting_replaced, progress_line, show
-from edge.cli.options import Batch, Force, GpuLayers, Lora, Verbose, reading_layers
+from edge.cli.options import Batch, Force, GpuLayers, Lora, Shard, Verbose, reading_layers
 from edge.system.text import counted
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def measure(
     text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-perplexity does.")] = None,
     chunk: Annotated[int, typer.Option(min=4, help="Chunk size of a text, in tokens.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only the first N rows or chunks.")] = None,
+    shard: Shard = None,
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
@@ -75,6 +76,9 @@ def measure(
     from edge.llama.loading import Loading, parse_adapters, with_own_adapter
     from edge.measure import measure as run_measure
     from edge.replay.rows import read_rows
+    from edge.replay.shards import parse_shard
+
+    part = parse_shard(shard)
 
     def check() -> None:
         if replay is not None:
@@ -95,6 +99,7 @@ def measure(
             chunk=chunk,
             limit=limit,
             skip_too_long=skip_too_long,
+            shard=part,
             loading=with_own_adapter(path, loading),
             keep_base=keep_base,
             force=force,

@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 from edge.replay.result import adapter_key
+from edge.replay.shards import shard_note
 from edge.replay.stored_result import Result, SamplingFields
 from edge.system.text import counted
 
@@ -79,6 +80,8 @@ def own_notes(result: Result, whose: str) -> list[str]:
     """What is missing or unusual in one result. `whose` is the subject of the sentences."""
     notes = []
     engine, sampling = result.get("engine", {}), result.get("sampling", {})
+    if shard := result.get("shard"):
+        notes.append(shard_note(shard, len(result["per_step"]), whose))
     if result.get("complete") is False:
         of = f" of {total}" if (total := result.get("total_input_steps")) else ""
         notes.append(f"{whose} is unfinished: it has {len(result['per_step'])}{of} steps.")
