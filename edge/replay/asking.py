@@ -76,9 +76,8 @@ class Asking:
         given, stripped = self.messages(messages)
         return render_prompt(given, source, thinking=self.thinking, plain_turns=self.strips), stripped
 
-    def recorded(self, stripped: int) -> PromptTemplate:
-        """The fields of `prompt_template` that say what the options did."""
-        thinking = self.thinking
+    def recorded(self, stripped: int, thinking: bool | None) -> PromptTemplate:
+        """The fields of `prompt_template` that say what the options did. `thinking`: what the template was given."""
         return {
             "chat_template_kwargs": {} if thinking is None else {"enable_thinking": thinking},
             "prompt_options": {"strip_thinking_history": self.strips},

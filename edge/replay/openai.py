@@ -84,7 +84,7 @@ def evaluate_server(
     """
     check_output(out, [model, replay, rows_of])
     rows = chosen_rows(replay, limit, rows_of)
-    asked = Asked(replay, rows, [], [], [], 0, asking)
+    asked = Asked(replay, rows, [], [], [], 0, asking, thinking=asking.thinking)
     if model is not None:
         context_length = _context_length(Path(model), service.context)
         asked = prepare(
@@ -107,7 +107,7 @@ def evaluate_server(
         completes = model is not None and _completes(server, name, asked.prompts[0])
         if not completes:
             stripped = sum(asking.messages(row.messages)[1] for row in asked.rows)
-            asked = Asked(replay, asked.rows, [], [], [], asked.skipped, asking, stripped)
+            asked = Asked(replay, asked.rows, [], [], [], asked.skipped, asking, stripped, asking.thinking)
         source = prompt_source(model).template if model is not None and completes else None
         api: Api = "completions" if completes else "chat"
         run = _Run(server, name, kind, api, source, service, answering, limit, say)

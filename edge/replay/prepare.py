@@ -12,7 +12,7 @@ from edge.errors import ContextError, EdgeWarning, ReplayError
 from edge.formats.checkpoint import read_json
 from edge.formats.gguf import read_model_file
 from edge.llama.encode import encoder
-from edge.prompt import CHAT_TEMPLATE, GEMMA_TURNS, Rendered, prompt_source
+from edge.prompt import CHAT_TEMPLATE, GEMMA_TURNS, Rendered, is_gemma4, prompt_source
 from edge.replay.asking import DEFAULT_ASKING, Asking
 from edge.replay.check import reference_notes
 from edge.replay.result import read_result
@@ -38,6 +38,8 @@ class Asked:
     asking: Asking = DEFAULT_ASKING
     stripped: int = 0
     """Number of thoughts that were removed from past answers."""
+    thinking: bool | None = None
+    """The value of enable_thinking that the chat template got; None where it was not set."""
 
     @cached_property
     def places(self) -> list[int]:
@@ -132,6 +134,7 @@ def prepare(
         len(rows) - len(fitting),
         asking,
         sum(written[i][1] for i in fitting),
+        False if asking.thinking is None and is_gemma4(source) else asking.thinking,
     )
 
 

@@ -166,7 +166,10 @@ def _head(
         "gen_time_sec": round(seconds, 3) if wanted else 0.0,
         "avg_sec_per_step": round(seconds / wanted, 3) if wanted else 0.0,
         "sampling": {**told["sampling"], **asking.sampling, "skipped_too_long": asked.skipped},
-        "prompt_template": {**template_summary(statuses, lengths), **asking.recorded(asked.stripped)},
+        "prompt_template": {
+            **template_summary(statuses, lengths),
+            **asking.recorded(asked.stripped, asked.thinking),
+        },
         "engine": {"steps_done_before": len(steps) - wanted, **told["engine"]},
         "provenance": provenance(
             {

@@ -66,6 +66,8 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
             measurements.append(check_measurement(path, content))
         else:
             results.append((str(path), read_result(path)))
+            if results[-1][1].get("shard"):
+                raise ResultError(f"{path}: is a shard of a result; put the shards together with edge join")
     if not results:
         raise ResultError(f"{paths[0]}: is a measurement: give the result of the same model too")
     labels = short_labels([path for path, _ in results])
