@@ -35,6 +35,7 @@ FORMATS = (
     Format("allowlist", "the TOML file of edge agent --allow, as JSON", "allowlist.toml"),
     Format("conversation", "the file that /save of edge chat writes"),
     Format("comparison", "the JSON of edge compare --json"),
+    Format("ranking", "the JSON of edge rank --json"),
     Format("sweep", "sweep.json, the state of edge sweep"),
     Format("config", "config.toml, the file of settings, as JSON"),
     Format("known-model", "the TOML file of a known model, as JSON"),
@@ -95,6 +96,10 @@ def schema(name: str) -> dict[str, Any]:
             from edge.compare.stored import StoredComparison
 
             return json_schema(StoredComparison, title=title)
+        case "ranking":
+            from edge.compare.ranking_text import StoredRanking
+
+            return json_schema(StoredRanking, title=title)
         case "sweep":
             from edge.sweep import StoredSweep
 

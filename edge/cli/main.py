@@ -33,6 +33,7 @@ from edge.cli.measure import measure
 from edge.cli.models import convert, doctor, imatrix, inspect
 from edge.cli.options import Verbose
 from edge.cli.pull import pull
+from edge.cli.rank import rank
 from edge.cli.report import report
 from edge.cli.results import compare, score
 from edge.cli.run import run
@@ -110,6 +111,7 @@ app.command()(serve)
 app.command(name="eval")(evaluate)
 app.command()(compare)
 app.command()(report)
+app.command()(rank)
 app.command()(sweep)
 app.command()(measure)
 app.command()(score)
