@@ -210,6 +210,13 @@ _MEASURED = {
     "notes": "What a reader of the figures must know.",
     "run": "All that the figures depend on; without --force, edge does not replace a file of another run.",
     "schema_version": "Version of this format.",
+    "shard": "Which part of the rows or chunks it measures (--shard); absent in a whole measurement.",
+    "positions": "Values at each position, in a shard only: edge join computes the figures from them.",
+    "kl": "KL divergence from the base.",
+    "kl_error": "Largest possible error of each divergence.",
+    "same_top": "1 where both models have the same most probable token, else 0.",
+    "fields": "Field of the action that the token writes.",
+    "command": "First and last position + 1 of the first command.",
 }
 
 
