@@ -57,14 +57,17 @@ def contradicted(name: str, result: Head) -> str | None:
 
 
 def file_notes(result: Head, path: Path | str, whose: str) -> list[str]:
-    """A note for each name that contradicts the provenance. `whose`: the result in the sentences."""
-    names = {"its file": Path(path).stem, "its model file": _base(result.get("model_path"))}
-    names["its model"] = _base(result.get("model_short"))
+    """A note for each type that a name states against the provenance. `whose`: the result in the sentences."""
+    names = (
+        ("its file", Path(path).name),
+        ("its model file", _base(result.get("model_path"))),
+        ("its model", _base(result.get("model_short"))),
+    )
     notes, seen = [], set[str]()
-    for what, name in names.items():
+    for what, name in names:
         named = contradicted(name, result)
-        if named and name not in seen:
-            seen.add(name)
+        if named and named not in seen:
+            seen.add(named)
             notes.append(
                 f"{whose}: {what} is named {name}, but its weights are {stated_type(result)}, as the model file says."
             )

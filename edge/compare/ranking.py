@@ -194,7 +194,7 @@ def _entry(number: int, one: Candidate, score: float, best: float, pairs: _Pairs
         valid_json_pct=figures["valid_json_pct"],
         sec_per_step=result.get("avg_sec_per_step"),
         not_distinguishable=tuple(j + 1 for j in pairs.alike(number)),
-        notes=(*one.notes, *(note.removeprefix("It: ") for note in file_notes(result, one.path, "It"))),
+        notes=(*one.notes, *(note[len("It: ") : -1] for note in file_notes(result, one.path, "It"))),
     )
 
 
@@ -207,9 +207,10 @@ def _differing(candidates: Sequence[Candidate]) -> list[str]:
             notes += _setting_note(name, candidates, settings)
     guided = [one.path for one in candidates if written_with_grammar(one.result)]
     if guided and len(guided) < len(candidates):
+        verb = "was" if len(guided) == 1 else "were"
         notes.append(
-            f"{len(guided)} of {len(candidates)} results were written with a grammar, which alone can raise valid JSON "
-            "and the score."
+            f"{len(guided)} of {len(candidates)} results {verb} written with a grammar, which alone can raise valid "
+            "JSON and the score."
         )
     return notes
 

@@ -95,12 +95,12 @@ def test_a_copy_with_another_name_is_told(runs: Path) -> None:
     paths = [runs / "tiny-Q8_0.json", runs / "free.json"]
     copy, free = compare(paths, runs / "tiny-BF16.json").parts
     for wanted in (
-        "Our result: its file is named tiny-Q8_0, but its weights are BF16, as the model file says.",
+        "Our result: its file is named tiny-Q8_0.json, but its weights are BF16, as the model file says.",
         f"(SHA-256 {_sha(runs)}",
     ):
         assert any(wanted in note for note in copy.notes), copy.notes
     assert not any("The reference: its file is named" in note for note in copy.notes)
-    assert any("its model file is named tiny-Q8_0" in note for note in free.notes)
+    assert any("its model file is named tiny-Q8_0.gguf" in note for note in free.notes)
     assert any(f"Of the same model file (SHA-256 {_sha(runs)}…): {paths[0]}." == note for note in free.notes)
 
 
@@ -115,5 +115,5 @@ def test_rank_goes_by_the_file(runs: Path) -> None:
     done = command_line.run("rank", *(runs / f"{name}.json" for name in ("tiny-BF16", "tiny-Q8_0", "free")))
     assert done.returncode == 0, done.stderr
     assert "duplicate: " in done.stdout and "is of the same model and settings" in done.stdout
-    assert "its model file is named tiny-Q8_0, but its weights are BF16" in done.stdout
+    assert "its model file is named tiny-Q8_0.gguf, but its weights are BF16" in done.stdout
     assert "Of the same model file (SHA-256 " in done.stdout

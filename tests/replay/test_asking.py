@@ -116,7 +116,7 @@ def test_a_run_records_its_options_and_compare_notes_them(tiny_q4: Path, tmp_pat
         {
             "task_id": f"t{i}",
             "step_idx": 1,
-            "messages": [user("do"), said(THOUGHT), user("go on")],
+            "messages": [user("do"), said(CHANNEL), user("go on")],
             "ref_raw": REF,
         }
         for i in range(2)
