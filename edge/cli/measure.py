@@ -1,6 +1,7 @@
 """The command `edge measure`. It imports heavy modules only when it runs."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,16 +75,12 @@ def measure(
 
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading, parse_adapters, with_own_adapter
-    from edge.measure import measure as run_measure
-    from edge.replay.rows import read_rows
+    from edge.measure.run import Chosen
+    from edge.measure.run import measure as run_measure
     from edge.replay.shards import parse_shard
 
-    part = parse_shard(shard)
-
-    def check() -> None:
-        if replay is not None:
-            read_rows(replay, limit)
-
+    chosen = Chosen(skip_too_long, parse_shard(shard))
+    check = partial(_check, replay, limit)
     adapters = parse_adapters(lora or ())
     path = chosen_model(model, note_unless(quiet), check=check)
     base_path = None if base is None else chosen_model(base, note_unless(quiet), check=check)
@@ -98,8 +95,7 @@ def measure(
             text=text,
             chunk=chunk,
             limit=limit,
-            skip_too_long=skip_too_long,
-            shard=part,
+            chosen=chosen,
             loading=with_own_adapter(path, loading),
             keep_base=keep_base,
             force=force,
@@ -109,6 +105,14 @@ def measure(
         for line in done["method"]["notes"]:
             note(line)
     _print(done, out)
+
+
+def _check(replay: Path | None, limit: int | None) -> None:
+    """Check the rows before a model is downloaded. Raises ReplayError."""
+    from edge.replay.rows import read_rows
+
+    if replay is not None:
+        read_rows(replay, limit)
 
 
 def _print(done: "Measurement", out: Path) -> None:

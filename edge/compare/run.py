@@ -19,7 +19,7 @@ from edge.compare.intervals import (
     mcnemar,
     wilson,
 )
-from edge.compare.labels import file_notes, same_file, shared_files
+from edge.compare.labels import file_notes, model_hash, same_file, shared_files, stated_type
 from edge.compare.notes import run_notes, switch_notes
 from edge.compare.paired import LEAST_DIFFERING, detectable_loss, paired_interval
 from edge.compare.pairing import keyed, pair_steps
@@ -167,6 +167,8 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
     return Part(
         result=str(path),
         model=model_label(result, path),
+        type=stated_type(result),
+        model_sha256=model_hash(result),
         joined=len(ours),
         only_ours=pairing.only_ours,
         only_reference=pairing.only_reference,
@@ -202,6 +204,8 @@ def _unpaired(path: Path | str, result: Result, base: _Reference) -> Part:
     return Part(
         result=str(path),
         model=model_label(result, path),
+        type=stated_type(result),
+        model_sha256=model_hash(result),
         joined=0,
         only_ours=len(ours),
         only_reference=0,

@@ -6,6 +6,7 @@ same tokens and is compared position by position. docs/measure.md explains the f
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
@@ -37,6 +38,19 @@ from edge.version import __version__
 _STAY = "the distributions of the base stay in {}; run the same command again"
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Which of the rows or chunks are read."""
+
+    skip_too_long: bool = False
+    """Leave out rows that do not fit into the context."""
+    shard: Shard | None = None
+    """Only this shard of them."""
+
+
+ALL = Chosen()
+
+
 def measure(
     model: Path | str,
     out: Path | str,
@@ -46,8 +60,7 @@ def measure(
     text: Path | str | None = None,
     chunk: int = 512,
     limit: int | None = None,
-    skip_too_long: bool = False,
-    shard: Shard | None = None,
+    chosen: Chosen = ALL,
     loading: Loading = DEFAULT_LOADING,
     keep_base: bool = False,
     force: bool = False,
@@ -58,12 +71,12 @@ def measure(
     `base`: the GGUF to compare it with, or the file that `base_scores` made of one with the same rows or text and the
     same arguments; without it there are only likelihoods. `limit`: the maximum number of rows or chunks.
     `loading.context`: the maximum number of tokens of a row with its answer, by default the model's context length; a
-    longer row raises ContextError unless `skip_too_long`. By default all layers are offloaded if there is a GPU.
+    longer row raises ContextError unless `chosen.skip_too_long`. By default all layers are offloaded if there is a GPU.
     kv_type, flash_attention and parallel must be the defaults. The adapters of `loading` change the model, not the
     base.
 
-    With `shard`, only the rows or chunks of that shard are measured, in the batches of all of them. `edge join` puts
-    the measurements of all shards together.
+    With `chosen.shard`, only the rows or chunks of that shard are measured, in the batches of all of them. `edge join`
+    puts the measurements of all shards together.
 
     The distributions of the base are in a temporary file beside `out`. With `keep_base` they stay as OUT.base-scores,
     and such a file of the same base and data is used again. A measurement of another run at `out` is replaced only with
@@ -76,7 +89,8 @@ def measure(
     file = read_model_file(model)
     vocabulary = vocabulary_sha256(file)
     base_model, read = (None, None) if base is None else _base(Path(base), file, vocabulary)
-    whole = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
+    shard = chosen.shard
+    whole = _plan(file, replay, text, chunk, limit, chosen.skip_too_long, loading.context, settings.batch)
     plan, of_shard = _part(whole, shard)
     kept, keep_base = _place_of_scores(out, keep_base, inputs)
     of_models = {"model_sha256": model_sha256(file.path), "base_sha256": _base_sha256(base_model, read)}
@@ -234,7 +248,7 @@ def base_scores(
     text: Path | str | None = None,
     chunk: int = 512,
     limit: int | None = None,
-    skip_too_long: bool = False,
+    chosen: Chosen = ALL,
     loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] | None = None,
 ) -> Path:
@@ -249,7 +263,8 @@ def base_scores(
         raise ResultError(f"{out}: is not a regular file; choose another name")
     settings = Settings.checked(loading)
     file = read_model_file(model)
-    plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
+    whole = _plan(file, replay, text, chunk, limit, chosen.skip_too_long, loading.context, settings.batch)
+    plan, _ = _part(whole, chosen.shard)
     base_pass(file, place, None, plan, vocabulary_sha256(file), settings, say)
     return Path(out)
 

@@ -82,13 +82,13 @@ def _bar(entry: Entry, entries: Sequence[Entry]) -> Markup:
     width = max(high - low, 1e-9)
 
     def at(value: float) -> float:
-        return round(2 + 156 * (value - low) / width, 1)
+        return round(4 + 92 * (value - low) / width, 1)
 
     bounds = entry.score_interval or (entry.score, entry.score)
     line = f'<line x1="{at(bounds[0])}" x2="{at(bounds[1])}" y1="8" y2="8"/>'
     words = f"{entry.score:.2f}, 95 % interval {bounds[0]:.2f} to {bounds[1]:.2f}"
     return Markup(
-        f'<svg viewBox="0 0 160 16" width="160" height="16" role="img" aria-label="{words}">{line}'
+        f'<svg viewBox="0 0 100 16" width="100" height="16" role="img" aria-label="{words}">{line}'
         f'<circle cx="{at(entry.score)}" cy="8" r="3.2"/></svg>'
     )
 

@@ -12,6 +12,7 @@ import pytest
 
 from edge.compare import compare
 from edge.compare.labels import contradicted, named_types, stated_type
+from edge.report.evidence import read_runs
 from edge.system.paths import embedded_rows
 
 
@@ -117,3 +118,17 @@ def test_rank_goes_by_the_file(runs: Path) -> None:
     assert "duplicate: " in done.stdout and "is of the same model and settings" in done.stdout
     assert "its model file is named tiny-Q8_0.gguf, but its weights are BF16" in done.stdout
     assert "Of the same model file (SHA-256 " in done.stdout
+
+
+def test_the_report_labels_by_the_file(runs: Path) -> None:
+    """A copy that is called Q8_0 has the type of its weights in the report's tables and plots."""
+    found = read_runs([runs / "tiny-BF16.json", runs / "tiny-Q8_0.json"])
+    assert [run.label for run in found] == ["BF16", "BF16 (named Q8_0)"]
+
+
+def test_compare_has_the_type_of_each_result(runs: Path) -> None:
+    comparison = compare([runs / "tiny-Q8_0.json", runs / "free.json"], runs / "tiny-BF16.json")
+    assert [part.type for part in comparison.parts] == ["BF16", "BF16"]
+    assert len({part.model_sha256 for part in comparison.parts}) == 1
+    overview = [line for line in comparison.to_markdown().splitlines() if line.startswith("|")][:4]
+    assert "| type" in overview[0] and all("| BF16" in line for line in overview[2:])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edge.compare import compare
 from edge.errors import EdgeError
 from edge.measure.join import join_measurements
-from edge.measure.run import base_scores, measure
+from edge.measure.run import Chosen, base_scores, measure
 from edge.replay.journal import Journal
 from edge.replay.rows import step_key
 from edge.replay.shards import Shard, parse_shard
@@ -181,7 +181,7 @@ def test_the_joined_measurement_is_that_of_one_machine(
     whole = measure(tiny_q4, tmp_path / "whole.json", base=tiny_bf16, **data)
     kept = base_scores(tiny_bf16, tmp_path / "all.base-scores", **data)
     for i, base in ((1, tiny_bf16), (2, kept)):
-        measure(tiny_q4, tmp_path / f"m{i}.json", base=base, shard=Shard(i, 2), **data)
+        measure(tiny_q4, tmp_path / f"m{i}.json", base=base, chosen=Chosen(shard=Shard(i, 2)), **data)
     joined = join_measurements([tmp_path / "m2.json", tmp_path / "m1.json"], tmp_path / "joined.json")
     assert joined == read(tmp_path / "joined.json")
     for name in read(tmp_path / "whole.json").keys() - {*OF_MACHINES, "measure_time_sec", "method"}:
