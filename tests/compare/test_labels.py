@@ -92,6 +92,7 @@ def runs(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_copy_with_another_name_is_told(runs: Path) -> None:
     paths = [runs / "tiny-Q8_0.json", runs / "free.json"]
     copy, free = compare(paths, runs / "tiny-BF16.json").parts
@@ -111,6 +112,7 @@ def _sha(runs: Path) -> str:
     return sha256(runs / "tiny-Q8_0.gguf")[:12]
 
 
+@pytest.mark.slow
 def test_rank_goes_by_the_file(runs: Path) -> None:
     """The copy is a duplicate of the file, the newest counts, and its name is a note."""
     done = command_line.run("rank", *(runs / f"{name}.json" for name in ("tiny-BF16", "tiny-Q8_0", "free")))
@@ -120,12 +122,14 @@ def test_rank_goes_by_the_file(runs: Path) -> None:
     assert "Of the same model file (SHA-256 " in done.stdout
 
 
+@pytest.mark.slow
 def test_the_report_labels_by_the_file(runs: Path) -> None:
     """A copy that is called Q8_0 has the type of its weights in the report's tables and plots."""
     found = read_runs([runs / "tiny-BF16.json", runs / "tiny-Q8_0.json"])
     assert [run.label for run in found] == ["BF16", "BF16 (named Q8_0)"]
 
 
+@pytest.mark.slow
 def test_compare_has_the_type_of_each_result(runs: Path) -> None:
     comparison = compare([runs / "tiny-Q8_0.json", runs / "free.json"], runs / "tiny-BF16.json")
     assert [part.type for part in comparison.parts] == ["BF16", "BF16"]

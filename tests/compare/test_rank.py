@@ -100,6 +100,7 @@ def test_the_order_of_the_files_does_not_matter(three: list[Path]) -> None:
     assert rank(three).entries == rank(three[::-1]).entries
 
 
+@pytest.mark.slow
 def test_forty_results(tmp_path: Path) -> None:
     """Each pair is told apart as `edge compare` tells it, and the spans follow from the pairs."""
     numbers = random.Random(1)
@@ -225,6 +226,7 @@ def test_few_tasks(tmp_path: Path) -> None:
     assert "Only 5 tasks: too few to tell any two results apart." in ranking.notes
 
 
+@pytest.mark.slow
 def test_table_page_and_json(three: list[Path], tmp_path: Path) -> None:
     hostile = result(tmp_path / "x.json", steps(half(8)), model="<script>alert(1)</script>|\x1b[31m")
     page, out = tmp_path / "rank.html", tmp_path / "rank.json"

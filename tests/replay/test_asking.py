@@ -110,6 +110,7 @@ def test_what_a_result_says(result: Any, found: dict[str, str]) -> None:
     assert prompt_switches(result) == found
 
 
+@pytest.mark.slow
 def test_a_run_records_its_options_and_compare_notes_them(tiny_q4: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     steps = [

@@ -80,6 +80,7 @@ def replays(tiny_q4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_joined_replay_is_that_of_one_machine(replays: Path, tmp_path: Path) -> None:
     out = tmp_path / "joined.json"
     assert edge("join", replays / "s3.json", replays / "s1.json", replays / "s2.json", "--out", out)[0] == 0
@@ -99,6 +100,7 @@ def test_the_joined_replay_is_that_of_one_machine(replays: Path, tmp_path: Path)
     assert out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_shard_resumes(replays: Path, tiny_q4: Path, tmp_path: Path) -> None:
     """The journal of a shard continues that shard, and no other one."""
     shard = read(replays / "s2.json")
@@ -122,6 +124,7 @@ def changed(path: Path, out: Path, change: Any) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_shards_that_do_not_fit_are_refused_in_one_line(replays: Path, tmp_path: Path) -> None:
     one, two, three = (replays / f"s{i}.json" for i in (1, 2, 3))
     twin = changed(two, tmp_path / "twin.json", lambda value: None)
@@ -155,6 +158,7 @@ def test_shards_that_do_not_fit_are_refused_in_one_line(replays: Path, tmp_path:
     assert code == 1 and "is an input of this command" in said
 
 
+@pytest.mark.slow
 def test_a_shard_is_called_a_shard(replays: Path, tmp_path: Path) -> None:
     part = compare([replays / "s1.json"], replays / "whole.json").parts[0]
     steps = len(read(replays / "s1.json")["per_step"])
@@ -168,6 +172,7 @@ def test_a_shard_is_called_a_shard(replays: Path, tmp_path: Path) -> None:
     assert code == 1 and "is a shard of a result" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rows", "text"])
 def test_the_joined_measurement_is_that_of_one_machine(
     kind: str, tiny_q4: Path, tiny_bf16: Path, tmp_path: Path
@@ -191,6 +196,7 @@ def test_the_joined_measurement_is_that_of_one_machine(
     assert code == 1 and "is shard 1 of 2; shard 2 of 2 not given" in said
 
 
+@pytest.mark.slow
 def test_the_answered_steps_are_those_of_the_shard(replays: Path) -> None:
     whole = [step_key(step) for step in read(replays / "whole.json")["per_step"]]
     for i in (1, 2, 3):
