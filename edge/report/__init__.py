@@ -11,6 +11,7 @@ plots         plots as SVG and PNG
 words         numbers, verdicts and definitions in words
 origin        how each result was made
 page          the HTML page
+rank_page     a ranking as one HTML page
 card          the short form for a model card
 choice        which quantization to take, and why
 """
