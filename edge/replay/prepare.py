@@ -12,7 +12,7 @@ from edge.errors import ContextError, EdgeWarning, ReplayError
 from edge.formats.checkpoint import read_json
 from edge.formats.gguf import read_model_file
 from edge.llama.encode import encoder
-from edge.prompt import CHAT_TEMPLATE, GEMMA_TURNS, Rendered, is_gemma4, prompt_source
+from edge.prompt import CHAT_TEMPLATE, Rendered, is_gemma4, prompt_source
 from edge.replay.asking import DEFAULT_ASKING, Asking
 from edge.replay.check import reference_notes
 from edge.replay.result import read_result
@@ -142,7 +142,7 @@ def template_summary(statuses: Sequence[str], prompt_tokens: Sequence[int]) -> P
     """The `prompt_template` of a result, from the template status and the prompt length in tokens of each row.
 
     `template_status` is the status of all rows, or `mixed`. A run is rank-eligible only if the chat template rendered
-    all rows, or Gemma 4's format without past thoughts. Percentiles are lengths that occur (nearest rank).
+    all rows. Percentiles are lengths that occur (nearest rank).
     """
     counts = dict(sorted(Counter(statuses).items()))
     lengths = sorted(prompt_tokens)
@@ -154,7 +154,7 @@ def template_summary(statuses: Sequence[str], prompt_tokens: Sequence[int]) -> P
     return {
         "template_status": next(iter(counts)) if len(counts) == 1 else "mixed" if counts else "none",
         "template_status_counts": counts,
-        "rank_eligible": bool(counts) and set(counts) <= {CHAT_TEMPLATE, GEMMA_TURNS},
+        "rank_eligible": bool(counts) and set(counts) == {CHAT_TEMPLATE},
         "row_count": len(statuses),
         "prompt_tokens_min": percentile(0.0),
         "prompt_tokens_p50": percentile(0.5),
