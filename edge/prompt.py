@@ -54,12 +54,14 @@ MESSAGES_VERSION = 1
 
 # The template statuses in results.
 CHAT_TEMPLATE, CHATML, GEMMA = "chat_template", "chatml_fallback", "gemma_fallback"
+# Gemma 4's format written on purpose instead of its template, as published runs without past thoughts do.
+GEMMA_TURNS = "gemma4_patched"
 
 _SEE = "(see `edge schema messages`)"
 _OTHER_TOKENS = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
-# Keys of a message that can contain a thought. Most templates read the first, those of gpt-oss the second.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message that can contain a thought. Most templates read the first, those of gpt-oss the second."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The text of a prompt. `status`: `chat_template`, `chatml_fallback` or `gemma_fallback`."""
+    """The text of a prompt. `status`: `chat_template`, `chatml_fallback`, `gemma_fallback` or `gemma4_patched`."""
 
     text: str
     status: str
@@ -203,7 +205,7 @@ def _plain(value: Any) -> Any:
 
 def _with_reasoning(message: Message) -> Message:
     """The message with its thought under both keys that templates read."""
-    thought = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    thought = next((message[name] for name in REASONING if message.get(name) is not None), None)
     if thought is None:
         return message
     return {"thinking": thought, **message, "reasoning_content": thought}
@@ -277,21 +279,30 @@ def _opens_empty_thought(size_label: str) -> bool:
 
 
 def render_prompt(
-    messages: Sequence[Message], source: PromptSource, variables: Mapping[str, Any] | None = None
+    messages: Sequence[Message],
+    source: PromptSource,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    thinking: bool | None = None,
+    plain_turns: bool = False,
 ) -> Rendered:
     """The prompt for these messages: by the model's chat template, or by a fallback if that is missing or fails.
 
     The fallback is Gemma 4's format for Gemma 4 and ChatML for all other models. For Gemma 4, `enable_thinking` is
-    False. `variables`: further ones of the template, as in `render_chat_template`. Raises PromptError if the fallback
-    cannot write the messages either.
+    False unless `thinking` is True. `variables`: further ones of the template, as in `render_chat_template`.
+    `thinking`: the template's `enable_thinking`; None leaves it unset. `plain_turns`: for Gemma 4, write its format
+    without its template, as published runs without past thoughts do. Raises PromptError if the fallback cannot write
+    the messages either.
     """
     chat = check_messages(messages)
     gemma = is_gemma4(source)
     reason = ""
+    if gemma and plain_turns:
+        return Rendered(_gemma(chat, source, thinking), GEMMA_TURNS)
     if source.template and source.template.strip():
         names: dict[str, Any] = {**source.special_tokens, **(variables or {})}
-        if gemma:
-            names["enable_thinking"] = False
+        if gemma or thinking is not None:
+            names["enable_thinking"] = bool(thinking)
         try:
             text = render_chat_template(
                 chat,
@@ -304,7 +315,7 @@ def render_prompt(
         except PromptError as error:
             reason = str(error).removeprefix("the chat template cannot be rendered: ")
     if gemma:
-        return Rendered(_gemma(chat, _opens_empty_thought(source.size_label)), GEMMA, reason)
+        return Rendered(_gemma(chat, source, thinking), GEMMA, reason)
     return Rendered(_chatml(chat), CHATML, reason)
 
 
@@ -329,13 +340,15 @@ def _chatml(messages: Sequence[Message]) -> str:
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
-def _gemma(messages: Sequence[Message], empty_thought: bool) -> str:
+def _gemma(messages: Sequence[Message], source: PromptSource, thinking: bool | None) -> str:
     roles = {"assistant": "model", "tool": "user"}
     turns = []
     for message in messages:
         role = roles.get(message["role"], message["role"])
         turns.append(f"<|turn>{role}\n{_content(message).strip()}<turn|>\n")
-    end = "<|channel>thought\n<channel|>" if empty_thought else ""
+    if thinking:
+        return "<bos><|turn>system\n<|think|>\n<turn|>\n" + "".join(turns) + "<|turn>model\n"
+    end = "<|channel>thought\n<channel|>" if _opens_empty_thought(source.size_label) else ""
     return "<bos>" + "".join(turns) + "<|turn>model\n" + end
 
 

@@ -35,6 +35,7 @@ FORMATS = (
     Format("allowlist", "the TOML file of edge agent --allow, as JSON", "allowlist.toml"),
     Format("conversation", "the file that /save of edge chat writes"),
     Format("comparison", "the JSON of edge compare --json"),
+    Format("ranking", "the JSON of edge rank --json"),
     Format("sweep", "sweep.json, the state of edge sweep"),
     Format("config", "config.toml, the file of settings, as JSON"),
     Format("known-model", "the TOML file of a known model, as JSON"),
@@ -95,6 +96,10 @@ def schema(name: str) -> dict[str, Any]:
             from edge.compare.stored import StoredComparison
 
             return json_schema(StoredComparison, title=title)
+        case "ranking":
+            from edge.compare.ranking_text import StoredRanking
+
+            return json_schema(StoredRanking, title=title)
         case "sweep":
             from edge.sweep import StoredSweep
 
@@ -205,6 +210,13 @@ _MEASURED = {
     "notes": "What a reader of the figures must know.",
     "run": "All that the figures depend on; without --force, edge does not replace a file of another run.",
     "schema_version": "Version of this format.",
+    "shard": "Which part of the rows or chunks it measures (--shard); absent in a whole measurement.",
+    "positions": "Values at each position, in a shard only: edge join computes the figures from them.",
+    "kl": "KL divergence from the base.",
+    "kl_error": "Largest possible error of each divergence.",
+    "same_top": "1 where both models have the same most probable token, else 0.",
+    "fields": "Field of the action that the token writes.",
+    "command": "First and last position + 1 of the first command.",
 }
 
 

@@ -29,7 +29,7 @@ from edge.formats.gguf import sha256
 from edge.formats.hub import HubOptions
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.measure.calibrate import calibrate
-from edge.measure.run import base_scores, measure
+from edge.measure.run import Chosen, base_scores, measure
 from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import folder_provenance
 from edge.replay.rows import Row, read_rows, rows_sha256, same_rows
@@ -313,7 +313,7 @@ class _Sweep:
                 model,
                 self._scores,
                 replay=self.replay,
-                skip_too_long=self.options.skip_too_long,
+                chosen=Chosen(self.options.skip_too_long),
                 loading=self._reading,
                 say=self.say,
             )
@@ -351,7 +351,7 @@ class _Sweep:
                 found,
                 base=scores,
                 replay=self.replay,
-                skip_too_long=self.options.skip_too_long,
+                chosen=Chosen(self.options.skip_too_long),
                 loading=self._reading,
                 force=self.options.force,
                 say=self.say,

@@ -438,6 +438,7 @@ def test_every_field_is_in_a_table() -> None:
         ("measurement", "Provenance"),
         ("measurement", "TensorShare"),
         ("measurement", "AdapterFacts"),
+        ("measurement", "ShardFields"),
         ("known-model", "Aggregate"),
         ("known-model", "GroupFigures"),
     }

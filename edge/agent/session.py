@@ -136,7 +136,7 @@ def _show_header(options: SessionOptions, paths: _Paths, interface: Interface) -
         "record": paths.record,
         "limits": f"{counted(limits.steps, 'step')}, {time_of(limits.seconds)}; your own time does not count",
     }
-    interface.console.print(shown_facts(facts), end="")
+    interface.console.print(shown_facts(facts))
 
 
 def _allowlist(permission: Permission, interface: Interface) -> Allowlist | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rich.table import Table
 from rich.text import Text
 
 from edge.agent.proposal import Proposal
@@ -41,13 +42,15 @@ def _highlighted(text: str, *, keys: bool) -> tuple[Text, list[int]]:
     return shown, places
 
 
-def shown_facts(facts: Mapping[str, object]) -> Text:
-    """One line for each fact that is not empty, by its name."""
-    text = Text()
+def shown_facts(facts: Mapping[str, object]) -> Table:
+    """One row for each fact that is not empty: its name, and its value, which wraps beside the name."""
+    table = Table.grid()
+    table.add_column(style="bold", width=10, no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         if shown := printable(str(value)):
-            text.append(f"{name:10}", "bold").append(f"{shown}\n")
-    return text
+            table.add_row(name, Text(shown))
+    return table
 
 
 def shown_step(number: int, steps: int, seconds: float) -> Text:

@@ -17,6 +17,8 @@ allow     edge allow: try an allowlist, print edge's own
 serve     edge serve
 eval      edge eval
 results   edge score, compare
+rank      edge rank
+join      edge join
 formats   edge schema, rows: the formats of files
 measure   edge measure
 sweep     edge sweep

@@ -22,6 +22,7 @@ from edge.cli.options import (
     Penalty,
     Quiet,
     Seed,
+    Shard,
     Style,
     Temperature,
     TextShare,
@@ -37,6 +38,7 @@ from edge.cli.results import print_scores
 if TYPE_CHECKING:
     from edge.answer.answering import Answering
     from edge.llama.loading import Loading
+    from edge.replay.asking import Asking
     from edge.replay.openai import Service
     from edge.replay.stored_result import Result
 
@@ -81,6 +83,7 @@ def evaluate(
     rows_of: Annotated[
         Path | None, typer.Option("--rows-of", help="Use only the steps of this result JSON.")
     ] = None,
+    shard: Shard = None,
     max_tokens: MaxTokens = 1024,
     unconstrained: Annotated[
         bool, typer.Option("--unconstrained", help="Answer without the grammar, as vLLM does.")
@@ -92,6 +95,22 @@ def evaluate(
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
+    thinking_mode: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            "--thinking-mode",
+            metavar="auto|on|off",
+            help="Value of enable_thinking in the chat template. auto: not set, for Gemma 4 off.",
+        ),
+    ] = "auto",
+    strip_thinking_history: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            "--strip-thinking-history",
+            metavar="auto|on|off",
+            help="on: remove thoughts from past answers in the prompts. auto: off, the chat template decides.",
+        ),
+    ] = "auto",
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
@@ -166,13 +185,16 @@ def evaluate(
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.llama.loading import Loading, parse_adapters
+    from edge.replay.asking import Asking
+    from edge.replay.shards import parse_shard
     from edge.system.paths import embedded_rows
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     constrained = structured if backend != "edge" else not unconstrained
     answering = Answering(max_tokens, sampling, thought, text_share, style, constrained)
     rows, say = replay or embedded_rows(), None if quiet else progress_line
-    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, context, force, yes, say)
+    asking = Asking(thinking_mode, strip_thinking_history, parse_shard(shard))
+    work = _Work(rows, out, limit, rows_of, skip_too_long, answering, asking, context, force, yes, say)
     adapters = parse_adapters(lora or ())
     loading = Loading(
         gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap, adapters=adapters
@@ -184,7 +206,7 @@ def evaluate(
             # The other backends do not need the HTTP client.
             from edge.replay.openai import Service
 
-            service = Service(served_model, concurrency, timeout, key_file=api_key_file)
+            service = Service(served_model, concurrency, timeout, key_file=api_key_file, context=context)
             result = _by_server(base_url or "", model, work, service)
         else:
             result = _by_edge(model, work, loading)
@@ -201,6 +223,7 @@ class _Work:
     rows_of: Path | None
     skip_too_long: bool
     answering: "Answering"
+    asking: "Asking"
     context: int | None
     force: bool
     yes: bool
@@ -211,7 +234,9 @@ class _Work:
         from edge.replay.prepare import chosen_rows
         from edge.system.outputs import check_output
 
-        chosen_rows(self.rows, self.limit, self.rows_of)
+        rows = chosen_rows(self.rows, self.limit, self.rows_of)
+        if self.asking.shard is not None:
+            self.asking.shard.places([row.task_id for row in rows], str(self.rows))
         check_output(self.out, [self.rows, self.rows_of])
 
 
@@ -229,6 +254,7 @@ def _by_edge(model: str | None, work: _Work, loading: "Loading") -> "Result":
         rows_of=work.rows_of,
         skip_too_long=work.skip_too_long,
         answering=work.answering,
+        asking=work.asking,
         loading=with_own_adapter(path, loading),
         force=work.force,
         say=work.say,
@@ -250,6 +276,7 @@ def _by_vllm(model: str | None, work: _Work, dtype: str, tp: int) -> "Result":
         rows_of=work.rows_of,
         skip_too_long=work.skip_too_long,
         answering=work.answering,
+        asking=work.asking,
         context=work.context,
         engine=VllmOptions(dtype, tp),
         force=work.force,
@@ -271,7 +298,7 @@ def _by_server(base_url: str, model: str | None, work: _Work, service: "Service"
         rows_of=work.rows_of,
         skip_too_long=work.skip_too_long,
         answering=work.answering,
-        context=work.context,
+        asking=work.asking,
         force=work.force,
         say=work.say,
     )

@@ -28,10 +28,12 @@ from edge.cli.common import (
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.formats import rows, schema
+from edge.cli.join import join
 from edge.cli.measure import measure
 from edge.cli.models import convert, doctor, imatrix, inspect
 from edge.cli.options import Verbose
 from edge.cli.pull import pull
+from edge.cli.rank import rank
 from edge.cli.report import report
 from edge.cli.results import compare, score
 from edge.cli.run import run
@@ -109,9 +111,11 @@ app.command()(serve)
 app.command(name="eval")(evaluate)
 app.command()(compare)
 app.command()(report)
+app.command()(rank)
 app.command()(sweep)
 app.command()(measure)
 app.command()(score)
+app.command()(join)
 app.command()(replay)
 app.command()(prompt)
 app.command()(imatrix)

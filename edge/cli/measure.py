@@ -1,13 +1,14 @@
 """The command `edge measure`. It imports heavy modules only when it runs."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge.cli.common import Threads, note, note_unless, noting_replaced, progress_line, show
-from edge.cli.options import Batch, Force, GpuLayers, Lora, Verbose, reading_layers
+from edge.cli.options import Batch, Force, GpuLayers, Lora, Shard, Verbose, reading_layers
 from edge.system.text import counted
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def measure(
     text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-perplexity does.")] = None,
     chunk: Annotated[int, typer.Option(min=4, help="Chunk size of a text, in tokens.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Read only the first N rows or chunks.")] = None,
+    shard: Shard = None,
     skip_too_long: Annotated[
         bool, typer.Option("--skip-too-long", help="Leave out rows that do not fit into the context.")
     ] = False,
@@ -73,13 +75,12 @@ def measure(
 
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading, parse_adapters, with_own_adapter
-    from edge.measure import measure as run_measure
-    from edge.replay.rows import read_rows
+    from edge.measure.run import Chosen
+    from edge.measure.run import measure as run_measure
+    from edge.replay.shards import parse_shard
 
-    def check() -> None:
-        if replay is not None:
-            read_rows(replay, limit)
-
+    chosen = Chosen(skip_too_long, parse_shard(shard))
+    check = partial(_check, replay, limit)
     adapters = parse_adapters(lora or ())
     path = chosen_model(model, note_unless(quiet), check=check)
     base_path = None if base is None else chosen_model(base, note_unless(quiet), check=check)
@@ -94,7 +95,7 @@ def measure(
             text=text,
             chunk=chunk,
             limit=limit,
-            skip_too_long=skip_too_long,
+            chosen=chosen,
             loading=with_own_adapter(path, loading),
             keep_base=keep_base,
             force=force,
@@ -104,6 +105,14 @@ def measure(
         for line in done["method"]["notes"]:
             note(line)
     _print(done, out)
+
+
+def _check(replay: Path | None, limit: int | None) -> None:
+    """Check the rows before a model is downloaded. Raises ReplayError."""
+    from edge.replay.rows import read_rows
+
+    if replay is not None:
+        read_rows(replay, limit)
 
 
 def _print(done: "Measurement", out: Path) -> None:

@@ -31,6 +31,16 @@ def _value(fits: Callable[[float], bool], range_: str) -> Callable[[float | None
     return check
 
 
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Do only shard I of N, for example 2/3: whole tasks, as many rows in each shard as possible. edge join "
+        "puts the shards together.",
+    ),
+]
+
+
 def _temperature(end: str) -> Any:
     return typer.Option(min=0, help=f"Sampling temperature; 0 takes the most likely token{end}")
 

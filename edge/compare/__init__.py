@@ -2,6 +2,11 @@
 
 run        compares results with a reference
 pairing    pairs the steps of two results
+by_task    the figure of steps by task
+labels     what a result's model is, by its provenance
+board      which of many results can be ranked together
+ranking    places, and groups that cannot be told apart
+ranking_text  a ranking as Markdown and JSON
 notes      what differs between two runs, and what is missing
 intervals  bootstrap, Wilson's interval, McNemar's test
 paired     interval of a paired difference, detectable loss

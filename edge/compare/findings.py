@@ -134,6 +134,10 @@ class Part:
     """The result, as the command named it."""
     model: str
     """Name of its model for people."""
+    type: str | None
+    """Its quantization or number type, as the model file says; null if unknown."""
+    model_sha256: str | None
+    """SHA-256 of its model file; null if unknown."""
     joined: int
     """Number of steps that both sides have."""
     only_ours: int
@@ -194,7 +198,16 @@ class Comparison:
 
 
 def _overview(parts: Sequence[Part]) -> list[str]:
-    header = ("result", "steps", "score", "difference", "95 % interval", "valid JSON %", "same commands %")
+    header = (
+        "result",
+        "type",
+        "steps",
+        "score",
+        "difference",
+        "95 % interval",
+        "valid JSON %",
+        "same commands %",
+    )
     rows = []
     for part in parts:
         figures = {figure.name: figure for figure in part.figures}
@@ -203,6 +216,7 @@ def _overview(parts: Sequence[Part]) -> list[str]:
         rows.append(
             (
                 clean(part.result),
+                clean(part.type or "–"),
                 str(part.joined or part.only_ours),
                 number("score", score.ours),
                 number("score", score.difference, sign=True),
@@ -211,7 +225,7 @@ def _overview(parts: Sequence[Part]) -> list[str]:
                 number("valid_json_pct", same),
             )
         )
-    return table(header, rows, right=range(1, len(header)))
+    return table(header, rows, right=range(2, len(header)))
 
 
 def _section(part: Part, paired: bool, shown: int) -> list[str]:

@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 from edge.compare import patterns
 from edge.replay.result import adapter_key
+from edge.replay.shards import shard_note
 from edge.replay.stored_result import Result, SamplingFields
 from edge.system.text import counted
 
@@ -54,6 +55,7 @@ def run_notes(ours: Result, reference: Result) -> list[str]:
         # A setting that does not apply is null. The setting that makes it so has its own line.
         if theirs is not None and mine is not None and theirs != mine:
             notes.append(patterns.SETTING(name=name, theirs=_value(theirs), ours=_value(mine)))
+    notes += switch_notes(ours, reference)
     budgets = thought_budget(a), thought_budget(b)
     if None not in budgets and budgets[0] != budgets[1]:
         words = [f"up to {budget} tokens" if budget else "off" for budget in budgets]
@@ -70,10 +72,49 @@ def run_notes(ours: Result, reference: Result) -> list[str]:
     return [*notes, *own_notes(reference, "The reference"), *own_notes(ours, "Our result")]
 
 
+def prompt_switches(result: Result) -> dict[str, str]:
+    """How a run set the options of its prompts: `on`, `off` or `not set`, by name. One that is unknown is missing.
+
+    A published run records what `auto` meant for its model in `prompt_template`.
+    """
+    sampling, template = result.get("sampling", {}), result.get("prompt_template", {})
+    found: dict[str, str] = {}
+    for name, kept, field in (
+        ("thinking_mode", template.get("chat_template_kwargs"), "enable_thinking"),
+        ("strip_thinking_history", template.get("prompt_options"), "strip_thinking_history"),
+    ):
+        given = _switch(sampling.get(name))
+        if kept is not None and (name == "thinking_mode" or field in kept):
+            found[name] = _switch(kept.get(field)) or "not set"
+        elif given:
+            found[name] = given
+    return found
+
+
+def _switch(value: object) -> str | None:
+    """`on` or `off`, as the published scripts read such a value; None for another one."""
+    text = str(value).lower()
+    if text in ("on", "true", "1", "yes", "enabled"):
+        return "on"
+    return "off" if text in ("off", "false", "0", "no", "disabled") else None
+
+
+def switch_notes(ours: Result, reference: Result) -> list[str]:
+    """The options that change prompts and differ, as sentences."""
+    theirs, mine = prompt_switches(reference), prompt_switches(ours)
+    return [
+        patterns.SETTING(name=name, theirs=theirs[name], ours=mine[name])
+        for name in theirs
+        if name in mine and theirs[name] != mine[name]
+    ]
+
+
 def own_notes(result: Result, whose: str) -> list[str]:
     """What is missing or unusual in one result. `whose` is the subject of the sentences."""
     notes = []
     engine, sampling = result.get("engine", {}), result.get("sampling", {})
+    if shard := result.get("shard"):
+        notes.append(shard_note(shard, len(result["per_step"]), whose))
     if result.get("complete") is False:
         of = f" of {total}" if (total := result.get("total_input_steps")) else ""
         notes.append(patterns.UNFINISHED(whose=whose, steps=f"{len(result['per_step'])}{of}"))

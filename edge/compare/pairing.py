@@ -20,6 +20,8 @@ _ADVICE = {
     "prompts of different lengths": "use the same chat template and tokenizer on both sides",
 }
 
+_PROMPTS = ("different prompts", "prompts of different lengths")
+
 _Hash = Literal["row_sha256", "prompt_sha256"]
 _Pair = tuple[Step, Step]
 
@@ -38,12 +40,18 @@ class Pairing:
 
 
 def pair_steps(
-    ours: Sequence[Step], reference: Sequence[Step], our_name: str, reference_name: str
+    ours: Sequence[Step],
+    reference: Sequence[Step],
+    our_name: str,
+    reference_name: str,
+    *,
+    other_prompts: bool = False,
 ) -> Pairing:
     """Pair the steps of two results, as `read_result` returns them, by their keys.
 
     Raises ResultError if the results share no step, or if the rows or prompts of a shared step differ. The check uses
     `row_sha256` and `prompt_sha256` if both sides have them, else the reference answers and `prompt_tokens`.
+    `other_prompts`: the runs differ in an option that changes prompts; prompts may then differ, and a note says so.
     """
     our_steps = keyed(ours, map(step_key, reference))
     base_steps = keyed(reference, our_steps)
@@ -55,8 +63,9 @@ def pair_steps(
     pairs = [(our_steps[key], base_steps[key]) for key in keys]
     different: dict[str, list[Key]] = {what: [] for what in _ADVICE}
     for key, (a, b) in zip(keys, pairs, strict=True):
-        if what := _difference(a, b):
+        if what := row_difference(a, b) or _prompt_difference(a, b):
             different[what].append(key)
+    others = sum(map(len, [different.pop(what) for what in _PROMPTS])) if other_prompts else 0
     if any(different.values()):
         raise ResultError(f"{our_name} and {reference_name}: {_refusal(different)}")
     return Pairing(
@@ -65,7 +74,10 @@ def pair_steps(
         keys,
         len(our_steps) - len(keys),
         len(base_steps) - len(keys),
-        tuple(_unchecked(pairs, our_name, reference_name)),
+        (
+            *([f"{_steps(others)} of {len(keys)} have different prompts."] if others else []),
+            *_unchecked(pairs, our_name, reference_name),
+        ),
     )
 
 
@@ -79,13 +91,18 @@ def keyed(steps: Iterable[Step], others: Iterable[Key]) -> dict[Key, Step]:
     return result
 
 
-def _difference(a: Step, b: Step) -> str | None:
+def row_difference(a: Step, b: Step) -> str | None:
+    """Why two steps with the same key are not of the same row; None if they are."""
     if _both_have(a, b, "row_sha256") and a["row_sha256"] != b["row_sha256"]:
         return "different rows"
     # A reference answer without task_complete is false in published results, null here.
     completes = a["ref_task_complete"] is True, b["ref_task_complete"] is True
     if a["ref_command_units"] != b["ref_command_units"] or completes[0] != completes[1]:
         return "different reference answers"
+    return None
+
+
+def _prompt_difference(a: Step, b: Step) -> str | None:
     if _both_have(a, b, "prompt_sha256"):
         return None if a["prompt_sha256"] == b["prompt_sha256"] else "different prompts"
     return "prompts of different lengths" if _other_length(a, b) else None

@@ -7,23 +7,22 @@ computed for it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from edge.compare import patterns
+from edge.compare.by_task import Steps, rounded, side_interval, step_term, task_differences
 from edge.compare.findings import Agreement, Comparison, Figure, Group, Part, Worse
 from edge.compare.intervals import (
     FEW_TASKS,
     effective_trials,
     mcnemar,
-    mean_interval,
     wilson,
 )
-from edge.compare.notes import run_notes
-from edge.compare.paired import LEAST_DIFFERING, TaskDifferences, detectable_loss, paired_interval
+from edge.compare.labels import file_notes, model_hash, same_file, shared_files, stated_type
+from edge.compare.notes import run_notes, switch_notes
+from edge.compare.paired import LEAST_DIFFERING, detectable_loss, paired_interval
 from edge.compare.pairing import keyed, pair_steps
 from edge.compare.verdict import (
     NONE_DIFFERS,
@@ -35,7 +34,7 @@ from edge.compare.verdict import (
     within_range,
 )
 from edge.errors import EdgeError, ResultError
-from edge.metrics import FIGURES, TERMS, Aggregate, GroupFigures, aggregate, headline
+from edge.metrics import FIGURES, Aggregate, GroupFigures, aggregate, headline
 from edge.replay.known import KnownModel, find_known
 from edge.replay.result import read_result, whole_text
 from edge.replay.rows import Key
@@ -48,8 +47,6 @@ _TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # each step is right or wro
 _LENGTHS = ((1000, "< 1k"), (2000, "1–2k"), (4000, "2–4k"), (8000, "4–8k"), (16000, "8–16k"))
 _LONGEST = "≥ 16k"
 _BUCKETS = ("early", "mid", "late")
-
-Steps = Sequence[Step]
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,17 @@ def compare(results: Sequence[Path | str], reference: Path | str) -> Comparison:
         raise ResultError("no result to compare; give at least one result JSON")
     check_once(results)
     base = _read_reference(reference)
-    parts = []
-    for path in results:
-        result = read_result(path)
-        parts.append(_paired(path, result, base) if base.steps else _unpaired(path, result, base))
-    return Comparison(base.name, base.model, bool(base.steps), tuple(parts))
+    read = [(str(path), read_result(path)) for path in results]
+    parts = [
+        _paired(path, result, base) if base.steps else _unpaired(path, result, base) for path, result in read
+    ]
+    shared = shared_files(read)
+    return Comparison(
+        base.name,
+        base.model,
+        bool(base.steps),
+        tuple(replace(part, notes=(*shared.get(part.result, ()), *part.notes)) for part in parts),
+    )
 
 
 def check_once(results: Sequence[Path | str]) -> None:
@@ -132,11 +135,23 @@ def _of_result(path: Path | str, result: Result) -> _Reference:
 def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
     if not result["per_step"]:
         raise ResultError(f"{path}: contains no steps")
-    pairing = pair_steps(result["per_step"], base.steps, str(path), base.name)
+    pairing = pair_steps(
+        result["per_step"],
+        base.steps,
+        str(path),
+        base.name,
+        other_prompts=bool(switch_notes(result, base.result)),
+    )
     ours, theirs = pairing.ours, pairing.reference
     tasks = len({key[0] for key in pairing.keys})
     same = _same(path, result, base)
-    notes = [*([same] if same else []), *run_notes(result, base.result), *pairing.notes]
+    notes = [
+        *([same] if same else []),
+        *file_notes(result, path, "Our result"),
+        *file_notes(base.result, base.name, "The reference"),
+        *run_notes(result, base.result),
+        *pairing.notes,
+    ]
     if tasks < FEW_TASKS:
         notes.append(_few(tasks))
     changes = [a["command_f1"] - b["command_f1"] for a, b in zip(ours, theirs, strict=True)]
@@ -152,6 +167,8 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
     return Part(
         result=str(path),
         model=model_label(result, path),
+        type=stated_type(result),
+        model_sha256=model_hash(result),
         joined=len(ours),
         only_ours=pairing.only_ours,
         only_reference=pairing.only_reference,
@@ -177,12 +194,18 @@ def _unpaired(path: Path | str, result: Result, base: _Reference) -> Part:
     if not ours:
         raise ResultError(f"{path}: contains no steps")
     tasks = len({step["task_id"] for step in ours})
-    notes = [_unpaired_note(len(ours), base.figures), *run_notes(result, base.result)]
+    notes = [
+        _unpaired_note(len(ours), base.figures),
+        *file_notes(result, path, "Our result"),
+        *run_notes(result, base.result),
+    ]
     if tasks < FEW_TASKS:
         notes.append(_few(tasks))
     return Part(
         result=str(path),
         model=model_label(result, path),
+        type=stated_type(result),
+        model_sha256=model_hash(result),
         joined=0,
         only_ours=len(ours),
         only_reference=0,
@@ -205,7 +228,7 @@ def _same(path: Path | str, result: Result, base: _Reference) -> str:
         return patterns.SAME_FILE(are="are the same file" if same else "have the same content")
     if result.get("run") and result.get("run") == base.result.get("run"):
         return patterns.SAME_RUN()
-    return ""
+    return same_file(result, base.result)
 
 
 def _few(tasks: int) -> str:
@@ -263,46 +286,6 @@ def _figures_with_score(figures: Aggregate) -> dict[str, float]:
     return ({"score": headline(figures)} if "avg_command_f1" in figures else {}) | named
 
 
-def _term(name: str) -> Callable[[Step], float | None]:
-    """The function of a step whose mean is the figure; it returns None for a step that does not count."""
-    if name == "score":
-        return lambda step: 100 * float(step["command_f1"])
-    if name == "next_action_score":
-        return lambda step: 70 * float(step["command_f1"]) + 30 * float(step["first_cmd_exact"])
-    factor, _, term = TERMS[name]
-
-    def scaled(step: Step) -> float | None:
-        value = term(step)
-        return None if value is None else factor * float(value)
-
-    return scaled
-
-
-def _differences(tasks: Sequence[str], values: Sequence[float], half: float) -> TaskDifferences:
-    """The differences `values` of steps by task; `tasks` has the task of each value."""
-    numbers = {task: index for index, task in enumerate(dict.fromkeys(tasks))}
-    where = [numbers[task] for task in tasks]
-    sums, counts = np.bincount(where, weights=values).astype(float), np.bincount(where).astype(float)
-    return TaskDifferences(sums, counts, half)
-
-
-def _rounded(name: str, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-    digits = places(name)
-    return None if bounds is None else (round(bounds[0], digits) + 0.0, round(bounds[1], digits) + 0.0)
-
-
-def _side(name: str, steps: Steps) -> tuple[float, float] | None:
-    """The bootstrap interval of the figure of one side alone; None if there is only one task."""
-    term = _term(name)
-    counted = [(step["task_id"], value) for step in steps if (value := term(step)) is not None]
-    by_task = (
-        _differences([task for task, _ in counted], [value for _, value in counted], 0.0) if counted else None
-    )
-    if by_task is None or by_task.tasks < 2:
-        return None
-    return _rounded(name, mean_interval(by_task.sums, by_task.counts))
-
-
 def _paired_figures(ours: Steps, base: Steps) -> tuple[Figure, ...]:
     our_figures, base_figures = _figures_with_score(aggregate(ours)), _figures_with_score(aggregate(base))
     return tuple(
@@ -311,14 +294,14 @@ def _paired_figures(ours: Steps, base: Steps) -> tuple[Figure, ...]:
 
 
 def _paired_figure(name: str, reference: float, value: float, ours: Steps, base: Steps) -> Figure:
-    term, digits = _term(name), places(name)
+    term, digits = step_term(name), places(name)
     tasks, changes = [], []
     for a, b in zip(ours, base, strict=True):
         mine, theirs = term(a), term(b)
         if mine is not None and theirs is not None:
             tasks.append(a["task_id"])
             changes.append(mine - theirs)
-    by_task = _differences(tasks, changes, half_range(name)) if changes else None
+    by_task = task_differences(tasks, changes, half_range(name)) if changes else None
     bounds = size = None
     if by_task and (found := paired_interval(by_task)):
         bounds = within_range(name, reference, found)
@@ -328,21 +311,21 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
     p = mcnemar(*counts) if counts else None
     difference = round(value - reference, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
     word = verdict(name, bounds, sum(map(bool, changes)), len(changes))
-    rounded = _rounded(name, bounds)
+    shown = rounded(name, bounds)
     return Figure(
         name=name,
         reference=reference,
         ours=value,
         difference=difference,
-        low=rounded[0] if rounded else None,
-        high=rounded[1] if rounded else None,
+        low=shown[0] if shown else None,
+        high=shown[1] if shown else None,
         verdict=word,
         sentence=sentence(name, word, reference, difference, bounds, size, p, by_task),
         detectable=None if size is None else round(size, digits),
         p=p,
         counts=counts,
-        reference_interval=_side(name, base),
-        our_interval=_side(name, ours),
+        reference_interval=side_interval(name, base),
+        our_interval=side_interval(name, ours),
     )
 
 
@@ -352,10 +335,10 @@ def _published_figures(ours: Steps, published: Aggregate) -> tuple[Figure, ...]:
     figures = []
     for name, value in _figures_with_score(aggregate(ours)).items():
         reference = theirs.get(name)
-        our_interval = _side(name, ours)
+        our_interval = side_interval(name, ours)
         reference_interval = None
         if name.endswith("_pct"):
-            values = [x for x in map(_term(name), ours) if x is not None]
+            values = [x for x in map(step_term(name), ours) if x is not None]
             our_interval = _binomial(sum(values), len(values))
             # The number of steps that the completion figures count was not published.
             if reference is not None and steps is not None and "complete" not in name:
@@ -419,11 +402,11 @@ def _paired_groups(ours: Steps, base: Steps) -> tuple[Group, ...]:
         a, b = [ours[i] for i in indexes], [base[i] for i in indexes]
         tasks = [step["task_id"] for step in a]
         changes = [x["command_f1"] - y["command_f1"] for x, y in zip(a, b, strict=True)]
-        by_task = _differences(tasks, changes, half_range("avg_command_f1"))
+        by_task = task_differences(tasks, changes, half_range("avg_command_f1"))
         reference, value = _f1(b), _f1(a)
         found = paired_interval(by_task)
         inside = within_range("avg_command_f1", reference, found) if found else None
-        bounds = _rounded("avg_command_f1", inside) or (None, None)
+        bounds = rounded("avg_command_f1", inside) or (None, None)
         difference = round(value - reference, 4) + 0.0
         groups.append(
             Group(kind, name, len(a), len(set(tasks)), reference, value, difference, bounds[0], bounds[1])

@@ -175,14 +175,20 @@ class Walk:
         self._work = work
         self._free = list(range(places(work), 0, -1))
         self._held: list[tuple[int, int]] = []  # (length, sequence), ascending
+        self._last = 0  # the sequence that was read last
 
     def read(self, index: int) -> Iterator[tuple[int, int]]:
-        """Read the new tokens of a sequence; yields (begin, end) of each batch after it is read."""
+        """Read the new tokens of a sequence; yields (begin, end) of each batch after it is read.
+
+        Sequences are read in ascending order; some may be left out.
+        """
         reader, work = self._reader, self._work
         tokens, seen = work.sequences[index], work.seen(index)
         if seen == len(tokens):
             return  # a duplicate, or the beginning of another; its end is held if needed
-        while self._held and self._held[-1][0] > seen:
+        common = min(work.shared[self._last : index], default=0)  # with the sequence that was read last
+        self._last = index
+        while self._held and self._held[-1][0] > common:
             self._drop_held(-1)
         reader.drop(0)
         start = 0

@@ -8,6 +8,7 @@ positions     what is read, and where predictions are measured
 spans         the field of an answer that a token belongs to
 divergence    KL divergence with its error bound
 base_file     the base model's distributions in a file
+join          puts shards of a measurement together
 figures       the figures of a measurement
 schema        the fields of a measurement JSON and their types
 calibrate     importance matrices

@@ -20,6 +20,7 @@ from edge.measure.schema import (
     Figures,
     MeasurementAggregate,
     PositionFigures,
+    PositionValues,
     RowFigures,
     TokenFigures,
 )
@@ -44,7 +45,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class _BasePositions:
+class BasePositions:
     """The comparison with the base at some positions; `same` is 1 where the most probable tokens are the same."""
 
     nll: Floats
@@ -54,29 +55,32 @@ class _BasePositions:
 
 
 @dataclass(frozen=True)
-class _Positions:
+class Positions:
     """Some positions, and their comparison with the base if there is one."""
 
     nll: Floats
-    base: _BasePositions | None
+    base: BasePositions | None
 
-    def where(self, chosen: NDArray[np.bool_]) -> "_Positions":
+    def where(self, chosen: NDArray[np.bool_]) -> "Positions":
         base = self.base
         if base is not None:
-            base = _BasePositions(base.nll[chosen], base.kl[chosen], base.errors[chosen], base.same[chosen])
-        return _Positions(self.nll[chosen], base)
+            base = BasePositions(base.nll[chosen], base.kl[chosen], base.errors[chosen], base.same[chosen])
+        return Positions(self.nll[chosen], base)
 
 
 def figures(plan: Plan, found: Predictions) -> Figures:
     """`aggregate`, `intervals`, `by_position`, `by_field` and `per_step` of a measurement JSON."""
-    rows = plan.rows
-    parts = [_of_row(row, found) for row in rows]
+    return joint_figures(plan.rows, [_of_row(row, found) for row in plan.rows], plan.chunk)
+
+
+def joint_figures(rows: Sequence[MeasuredRow], parts: Sequence[Positions], chunk: int | None) -> Figures:
+    """The figures of rows, from the values at the positions of each. `chunk`: as in a plan."""
     everything = _joined(parts)
     steps = [_row_figures(row, part) for row, part in zip(rows, parts, strict=True)]
     tasks = sorted({row.key[0] for row in rows})
     aggregate = _aggregate(len(rows), len(tasks), everything, steps)
     intervals = _intervals(tasks, rows, parts, steps)
-    if plan.chunk is not None:
+    if chunk is not None:
         return {"aggregate": aggregate, "intervals": intervals, "per_step": steps}
     return {
         "aggregate": aggregate,
@@ -87,7 +91,7 @@ def figures(plan: Plan, found: Predictions) -> Figures:
     }
 
 
-def _of_row(row: MeasuredRow, found: Predictions) -> _Positions:
+def _of_row(row: MeasuredRow, found: Predictions) -> Positions:
     base = None
     if (
         found.base_log_probs is not None
@@ -95,26 +99,48 @@ def _of_row(row: MeasuredRow, found: Predictions) -> _Positions:
         and found.errors is not None
         and found.same_top is not None
     ):
-        base = _BasePositions(
+        base = BasePositions(
             -found.base_log_probs[row.slots] + 0.0,
             found.kl[row.nodes],
             found.errors[row.nodes],
             found.same_top[row.nodes].astype(np.float64),
         )
-    return _Positions(-found.log_probs[row.slots] + 0.0, base)
+    return Positions(-found.log_probs[row.slots] + 0.0, base)
 
 
-def _joined(parts: Sequence[_Positions]) -> _Positions:
+def position_values(row: MeasuredRow, found: Predictions) -> PositionValues:
+    """The values at each position of a row, as a shard keeps them for `edge join`."""
+    part = _of_row(row, found)
+    values: PositionValues = {"nll": part.nll.tolist()}
+    if (base := part.base) is not None:
+        values["base_nll"], values["kl"] = base.nll.tolist(), base.kl.tolist()
+        values["kl_error"], values["same_top"] = base.errors.tolist(), base.same.tolist()
+    if row.fields is not None:
+        values["fields"] = list(row.fields)
+    if row.command is not None:
+        values["command"] = [row.command.start, row.command.stop]
+    return values
+
+
+def positions_of(values: PositionValues) -> Positions:
+    """The reverse of `position_values`."""
+    base = None
+    if "kl" in values:
+        base = BasePositions(*(np.array(values[name]) for name in ("base_nll", "kl", "kl_error", "same_top")))
+    return Positions(np.array(values["nll"]), base)
+
+
+def _joined(parts: Sequence[Positions]) -> Positions:
     bases = [part.base for part in parts if part.base is not None]
     base = None
     if bases:
-        base = _BasePositions(
+        base = BasePositions(
             np.concatenate([part.nll for part in bases]),
             np.concatenate([part.kl for part in bases]),
             np.concatenate([part.errors for part in bases]),
             np.concatenate([part.same for part in bases]),
         )
-    return _Positions(np.concatenate([part.nll for part in parts]), base)
+    return Positions(np.concatenate([part.nll for part in parts]), base)
 
 
 def _exp(value: float) -> float | None:
@@ -122,7 +148,7 @@ def _exp(value: float) -> float | None:
     return math.exp(value) if value < 700 else None
 
 
-def _means(part: _Positions) -> TokenFigures:
+def _means(part: Positions) -> TokenFigures:
     """The figures that exist for any set of positions, at least one."""
     means: TokenFigures = {"tokens": len(part.nll), "nll": float(part.nll.mean())}
     if (base := part.base) is not None:
@@ -137,7 +163,7 @@ def _means(part: _Positions) -> TokenFigures:
 
 
 def _aggregate(
-    rows: int, tasks: int, everything: _Positions, steps: Sequence[RowFigures]
+    rows: int, tasks: int, everything: Positions, steps: Sequence[RowFigures]
 ) -> MeasurementAggregate:
     # mypy refuses ** where keys of the target may be missing, though these are not required.
     aggregate = cast(MeasurementAggregate, {"rows": rows, "tasks": tasks, **_means(everything)})
@@ -157,7 +183,7 @@ def _aggregate(
     return aggregate
 
 
-def _row_figures(row: MeasuredRow, part: _Positions) -> RowFigures:
+def _row_figures(row: MeasuredRow, part: Positions) -> RowFigures:
     task_id, sample_idx, step_idx = row.key
     step: RowFigures = {
         "task_id": task_id,
@@ -207,7 +233,7 @@ class _ByRow:
 def _intervals(
     tasks: Sequence[str],
     rows: Sequence[MeasuredRow],
-    parts: Sequence[_Positions],
+    parts: Sequence[Positions],
     steps: Sequence[RowFigures],
 ) -> dict[str, list[float | None]]:
     """The 95 % interval of each mean; no entry for a mean over fewer than two tasks."""
@@ -242,7 +268,7 @@ def _intervals(
     return intervals
 
 
-def _by_position(rows: Sequence[MeasuredRow], everything: _Positions) -> list[PositionFigures]:
+def _by_position(rows: Sequence[MeasuredRow], everything: Positions) -> list[PositionFigures]:
     """Bands of the token's index in its answer, each twice as wide as the one before: 0, 1, 2–3, 4–7, …"""
     index = np.concatenate([np.arange(len(row.nodes)) for row in rows])
     last, bands, begin = int(index.max()), list[PositionFigures](), 0
@@ -254,7 +280,7 @@ def _by_position(rows: Sequence[MeasuredRow], everything: _Positions) -> list[Po
     return bands
 
 
-def _by_field(rows: Sequence[MeasuredRow], everything: _Positions) -> list[FieldFigures]:
+def _by_field(rows: Sequence[MeasuredRow], everything: Positions) -> list[FieldFigures]:
     """The fields that occur, in the order of an answer. Answers whose tokens have no known text are left out."""
     names = np.concatenate([row.fields if row.fields is not None else [""] * len(row.nodes) for row in rows])
     return [

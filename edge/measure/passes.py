@@ -15,7 +15,7 @@ from edge.llama.loading import Adapter, Loading
 from edge.llama.memory import BATCH
 from edge.llama.reader import Reader, Walk, places
 from edge.measure.base_file import BaseFile, BaseFileWriter
-from edge.measure.divergence import divergence, keep, log_normalizer, log_probability
+from edge.measure.divergence import KeptDistribution, divergence, keep, log_normalizer, log_probability
 from edge.measure.figures import Predictions
 from edge.measure.identity import identity, other_vocabulary
 from edge.measure.positions import END, Plan
@@ -24,6 +24,7 @@ from edge.system.machine import MAX_THREADS, physical_cores
 from edge.system.progress import bar
 
 Say = Callable[[str], None] | None
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ def _nodes(
 
     Raises ModelFileError if they are not finite.
     """
-    walk, done, total = Walk(reader, plan.corpus), 0, plan.corpus.tokens
+    walk, done, total = Walk(reader, plan.corpus), 0, plan.tokens
     for index, wanted in enumerate(plan.wanted):
+        if plan.reads is not None and index not in plan.reads:
+            continue
         reader.wanted = frozenset(wanted)
         at = 0
         for begin, end in walk.read(index):
@@ -193,7 +196,7 @@ def model_pass(
             bar("reading the model", say, unit="tokens") as progress,
         ):
             loaded = time.perf_counter()
-            records = None if scores is None else scores.records()
+            records = None if scores is None else _records(scores, plan)
             if scores is not None and reader.n_vocab != scores.head["n_vocab"]:
                 raise other_vocabulary(file.path, scores.path)
             for logits, log_norm in _nodes(reader, plan, progress):
@@ -221,6 +224,15 @@ def model_pass(
             f"interrupted in the model after {count:,} of {nodes:,} positions; {after or 'nothing was written'}"
         ) from None
     return found, decoded, loaded - began, time.perf_counter() - loaded
+
+
+def _records(scores: BaseFile, plan: Plan) -> Iterator[tuple[KeptDistribution, Floats]]:
+    """The records of the plan's nodes. A file of the whole plan has more than a part of it needs."""
+    records = scores.records()
+    if plan.nodes is None or scores.head["nodes"] == len(plan.nodes):
+        return records
+    chosen = frozenset(plan.nodes.tolist())
+    return (record for node, record in enumerate(records) if node in chosen)
 
 
 class _write_errors:

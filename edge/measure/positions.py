@@ -64,7 +64,8 @@ class Plan:
 
     `wanted[i]`: the indices of the tokens of sequence i that are such nodes, ascending, without those that an earlier
     sequence has read. `targets[node]`: the tokens that come next there, in the rows that contain the node. `chunk`:
-    its number of tokens, None for rows.
+    its number of tokens, None for rows. `reads`: the sequences that are read, None for all. `nodes`: the numbers of the
+    nodes in the plan that this one is a part of.
     """
 
     corpus: Corpus
@@ -72,6 +73,46 @@ class Plan:
     targets: list[tuple[int, ...]]
     rows: list[MeasuredRow]
     chunk: int | None
+    reads: frozenset[int] | None = None
+    nodes: NDArray[np.int64] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The number of distinct tokens that are read."""
+        chosen = range(len(self.corpus.sequences)) if self.reads is None else self.reads
+        return sum(len(self.corpus.sequences[k]) - self.corpus.seen(k) for k in chosen)
+
+    def part(self, places: Sequence[int]) -> "Plan":
+        """The plan for the rows at these places only.
+
+        It reads the sequences that have their nodes, in the same batches and with the same logits as the whole plan.
+        So each value is the same to the last bit.
+        """
+        rows = [self.rows[place] for place in places]
+        ends = np.cumsum([len(some) for some in self.wanted])
+        needed = np.unique(np.concatenate([row.nodes for row in rows]))
+        reads = frozenset(np.searchsorted(ends, needed, side="right").tolist())
+        nodes = np.concatenate([np.arange(ends[k] - len(self.wanted[k]), ends[k]) for k in sorted(reads)])
+        targets = [self.targets[node] for node in nodes]
+        new = np.zeros(len(self.targets), np.int64)
+        new[nodes] = np.arange(len(nodes))
+        old_slots, new_slots = _first_slots(self.targets), _first_slots(targets)
+        return Plan(
+            self.corpus,
+            [some if k in reads else [] for k, some in enumerate(self.wanted)],
+            targets,
+            [
+                replace(
+                    row,
+                    nodes=new[row.nodes],
+                    slots=row.slots - old_slots[row.nodes] + new_slots[new[row.nodes]],
+                )
+                for row in rows
+            ],
+            self.chunk,
+            reads,
+            nodes,
+        )
 
     @cached_property
     def sha256(self) -> str:
@@ -235,7 +276,7 @@ def _plan(corpus: Corpus, items: Sequence[_Tokens], order: Sequence[int]) -> Pla
                 known.append(target)
     numbers = {node: number for number, node in enumerate(sorted(next_by_node))}
     targets = [tuple(next_by_node[node]) for node in numbers]
-    begins = np.concatenate([[0], np.cumsum([len(some) for some in targets])])
+    begins = _first_slots(targets)
     wanted = list[list[int]]()
     for k, i in enumerate(order):
         own = tree[i][corpus.seen(k) :].tolist()
@@ -246,3 +287,9 @@ def _plan(corpus: Corpus, items: Sequence[_Tokens], order: Sequence[int]) -> Pla
         slots = [begins[n] + targets[n].index(target) for n, target in zip(nodes, item.targets, strict=True)]
         rows.append(item.measured(np.array(nodes, np.int64), np.array(slots, np.int64)))
     return Plan(corpus, wanted, targets, rows, None)
+
+
+def _first_slots(targets: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
+    """The slot of the first target of each node."""
+    ends: NDArray[np.int64] = np.cumsum([len(some) for some in targets], dtype=np.int64)
+    return np.concatenate([np.zeros(1, np.int64), ends[:-1]])

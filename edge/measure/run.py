@@ -6,15 +6,17 @@ same tokens and is compared position by position. docs/measure.md explains the f
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypedDict
 
 from edge.errors import EdgeError, ResultError
 from edge.formats.gguf import ModelFile, model_sha256, read_model_file
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.measure.base_file import BaseFile, is_base_file
 from edge.measure.divergence import CLASS_WIDTH, LUMPED, TOP
-from edge.measure.figures import figures
+from edge.measure.figures import figures, position_values
 from edge.measure.identity import check_identity, identity, is_of, other_vocabulary, vocabulary_sha256
 from edge.measure.passes import Settings, base_pass, model_pass
 from edge.measure.positions import Plan, rows_plan, text_plan
@@ -26,6 +28,7 @@ from edge.replay.provenance import (
     llama_cpp_provenance,
     provenance,
 )
+from edge.replay.shards import Shard, ShardFields
 from edge.system.files import temporary_file
 from edge.system.hashes import file_sha256
 from edge.system.outputs import check_output, check_replaced, named_run
@@ -33,6 +36,19 @@ from edge.system.places import place_of, write_json
 from edge.version import __version__
 
 _STAY = "the distributions of the base stay in {}; run the same command again"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which of the rows or chunks are read."""
+
+    skip_too_long: bool = False
+    """Leave out rows that do not fit into the context."""
+    shard: Shard | None = None
+    """Only this shard of them."""
+
+
+ALL = Chosen()
 
 
 def measure(
@@ -44,7 +60,7 @@ def measure(
     text: Path | str | None = None,
     chunk: int = 512,
     limit: int | None = None,
-    skip_too_long: bool = False,
+    chosen: Chosen = ALL,
     loading: Loading = DEFAULT_LOADING,
     keep_base: bool = False,
     force: bool = False,
@@ -55,9 +71,12 @@ def measure(
     `base`: the GGUF to compare it with, or the file that `base_scores` made of one with the same rows or text and the
     same arguments; without it there are only likelihoods. `limit`: the maximum number of rows or chunks.
     `loading.context`: the maximum number of tokens of a row with its answer, by default the model's context length; a
-    longer row raises ContextError unless `skip_too_long`. By default all layers are offloaded if there is a GPU.
+    longer row raises ContextError unless `chosen.skip_too_long`. By default all layers are offloaded if there is a GPU.
     kv_type, flash_attention and parallel must be the defaults. The adapters of `loading` change the model, not the
     base.
+
+    With `chosen.shard`, only the rows or chunks of that shard are measured, in the batches of all of them. `edge join`
+    puts the measurements of all shards together.
 
     The distributions of the base are in a temporary file beside `out`. With `keep_base` they stay as OUT.base-scores,
     and such a file of the same base and data is used again. A measurement of another run at `out` is replaced only with
@@ -70,11 +89,14 @@ def measure(
     file = read_model_file(model)
     vocabulary = vocabulary_sha256(file)
     base_model, read = (None, None) if base is None else _base(Path(base), file, vocabulary)
-    plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
+    shard = chosen.shard
+    whole = _plan(file, replay, text, chunk, limit, chosen.skip_too_long, loading.context, settings.batch)
+    plan, of_shard = _part(whole, shard)
     kept, keep_base = _place_of_scores(out, keep_base, inputs)
     of_models = {"model_sha256": model_sha256(file.path), "base_sha256": _base_sha256(base_model, read)}
     run = {
-        **identity(plan, vocabulary),
+        **identity(whole, vocabulary),
+        **({} if shard is None else {"shard": str(shard)}),
         **of_models,
         "adapters": adapter_identity(loading.adapters),
         "gpu_layers": loading.gpu_layers,
@@ -87,19 +109,36 @@ def measure(
             target = (kept, None) if keep_base else (temporary, descriptor)
             scores = _scores(base_model, target, plan, vocabulary, settings, say)
         elif read is not None:
-            check_identity(read, file.path, identity(plan, vocabulary))
+            full = read.head["nodes"] == len(whole.targets)
+            check_identity(read, file.path, identity(whole if full else plan, vocabulary))
         stay = "" if scores is None or scores.path == temporary else _STAY.format(scores.path)
         predictions, decoded, *times = model_pass(file, plan, scores, settings, say, stay)
         result: Measurement = {
             **_head(str(model), file, plan, scores, settings),
+            **of_shard,
             "run": run,
             "method": _method(plan, settings, loading, limit, decoded),
             "load_time_sec": round(times[0], 3),
             "measure_time_sec": round(times[1], 3),
             **figures(plan, predictions),
         }
+        if shard is not None:
+            for row, step in zip(plan.rows, result["per_step"], strict=True):
+                step["positions"] = position_values(row, predictions)
         write_json(out, result)
     return result
+
+
+class _OfShard(TypedDict, total=False):
+    shard: ShardFields
+
+
+def _part(whole: Plan, shard: Shard | None) -> tuple[Plan, _OfShard]:
+    """The plan of a shard, and the field that names it. Raises EdgeError for too few tasks."""
+    if shard is None:
+        return whole, {}
+    places = shard.places([row.key[0] for row in whole.rows], str(whole.corpus.path))
+    return whole.part(places), {"shard": shard.fields(places, len(whole.rows))}
 
 
 def _scores(
@@ -209,7 +248,7 @@ def base_scores(
     text: Path | str | None = None,
     chunk: int = 512,
     limit: int | None = None,
-    skip_too_long: bool = False,
+    chosen: Chosen = ALL,
     loading: Loading = DEFAULT_LOADING,
     say: Callable[[str], None] | None = None,
 ) -> Path:
@@ -224,7 +263,8 @@ def base_scores(
         raise ResultError(f"{out}: is not a regular file; choose another name")
     settings = Settings.checked(loading)
     file = read_model_file(model)
-    plan = _plan(file, replay, text, chunk, limit, skip_too_long, loading.context, settings.batch)
+    whole = _plan(file, replay, text, chunk, limit, chosen.skip_too_long, loading.context, settings.batch)
+    plan, _ = _part(whole, chosen.shard)
     base_pass(file, place, None, plan, vocabulary_sha256(file), settings, say)
     return Path(out)
 

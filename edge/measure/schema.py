@@ -7,6 +7,7 @@ exist only where the model was compared with a base.
 from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
+from edge.replay.shards import ShardFields
 from edge.replay.stored_result import Provenance
 
 FORMAT = 1
@@ -54,6 +55,18 @@ class FieldFigures(TokenFigures):
     field: str
 
 
+class PositionValues(TypedDict):
+    """The values at each position of a row, in a shard only: `edge join` computes the figures of all rows from them."""
+
+    nll: list[float]
+    base_nll: NotRequired[list[float]]
+    kl: NotRequired[list[float]]
+    kl_error: NotRequired[list[float]]
+    same_top: NotRequired[list[float]]
+    fields: NotRequired[list[str]]
+    command: NotRequired[list[int]]
+
+
 class RowFigures(TypedDict):
     """The figures of one row or one chunk. Rows of a text have no hashes and no `prompt_tokens`."""
 
@@ -73,6 +86,7 @@ class RowFigures(TypedDict):
     base_first_command_logprob: NotRequired[float]
     row_sha256: NotRequired[str | None]
     prompt_sha256: NotRequired[str | None]
+    positions: NotRequired[PositionValues]
 
 
 class Figures(TypedDict):
@@ -109,6 +123,7 @@ class MeasurementHead(TypedDict):
     """Which model was measured on which data. `kind`: "rows" or "text". `run`: all that the figures depend on."""
 
     measurement: int
+    shard: NotRequired[ShardFields]
     run: NotRequired[Mapping[str, object]]
     timestamp: str
     model: str

@@ -2,6 +2,9 @@
 
 rows           reads and checks replay rows
 check          every problem of a replay file, and references that are not actions
+asking         options of the prompts, and the shard
+shards         splits rows into shards of whole tasks
+join           puts shards together
 prepare        renders and tokenizes prompts, and checks that they fit the context
 run            answers rows with a GGUF
 vllm           answers rows with vLLM

@@ -61,6 +61,7 @@ class Request(SchemaFields, total=False):
     min_p: float
     repeat_penalty: float
     repetition_penalty: float
+    chat_template_kwargs: dict[str, bool]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from edge.answer.sampling import Sampling
 from edge.answer.schema import Api, schema_request, schema_sha256
 from edge.errors import BackendError, ContextError
 from edge.prompt import prompt_source
+from edge.replay.asking import DEFAULT_ASKING, Asking
 from edge.replay.client import Refused, Request, Server, Written
 from edge.replay.prepare import Asked, chosen_rows, model_context, prepare
 from edge.replay.recorder import Recorder, carry_out
@@ -46,6 +47,8 @@ class Service:
     """Seconds before a second try."""
     key_file: Path | None = None
     """The file of the server's key; by default OPENAI_API_KEY."""
+    context: int | None = None
+    """Maximum number of tokens of a row with its answer; by default what the model that writes the prompts says."""
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -66,25 +69,24 @@ def evaluate_server(
     rows_of: Path | str | None = None,
     skip_too_long: bool = False,
     answering: Answering = FREE,
-    context: int | None = None,
+    asking: Asking = DEFAULT_ASKING,
     force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Result:
     """As `edge.replay.run.evaluate`, with the answers of the server at `base_url`.
 
     `model`: a GGUF or a Hugging Face folder whose chat template and tokenizer write the prompts; without one, or where
-    the server has no `completions`, it gets the messages as a chat. `context`: the maximum number of tokens of a row
-    with its answer, by default what `model` says. `answering.constrained` asks the server to keep to the JSON schema of
-    an action. `force`: replace the result of another run.
+    the server has no `completions`, it gets the messages as a chat. `answering.constrained` asks the server to keep to
+    the JSON schema of an action. `force`: replace the result of another run.
 
     Raises BackendError if the server cannot be reached, refuses a request or keeps failing; the journal keeps the
     answers until then. Raises ContextError, ReplayError, ResultError, ModelFileError, CheckpointError, PromptError.
     """
     check_output(out, [model, replay, rows_of])
     rows = chosen_rows(replay, limit, rows_of)
-    asked = Asked(replay, rows, [], [], [], 0)
+    asked = Asked(replay, rows, [], [], [], 0, asking, thinking=asking.thinking)
     if model is not None:
-        context_length = _context_length(Path(model), context)
+        context_length = _context_length(Path(model), service.context)
         asked = prepare(
             Path(model),
             replay,
@@ -92,6 +94,7 @@ def evaluate_server(
             context=context_length,
             max_tokens=answering.max_tokens,
             skip_too_long=skip_too_long,
+            asking=asking,
         )
     with Server(
         base_url,
@@ -103,10 +106,11 @@ def evaluate_server(
         name, kind = served_model(server, service.served_model)
         completes = model is not None and _completes(server, name, asked.prompts[0])
         if not completes:
-            asked = Asked(replay, asked.rows, [], [], [], asked.skipped)
+            stripped = sum(asking.messages(row.messages)[1] for row in asked.rows)
+            asked = Asked(replay, asked.rows, [], [], [], asked.skipped, asking, stripped, asking.thinking)
         source = prompt_source(model).template if model is not None and completes else None
         api: Api = "completions" if completes else "chat"
-        run = _Run(server, name, kind, api, source, service, answering, context, limit, say)
+        run = _Run(server, name, kind, api, source, service, answering, limit, say)
         return carry_out(out, asked, run.identity(), run.answer, run.head, force=force, keep_complete=False)
 
 
@@ -129,7 +133,6 @@ class _Run:
     template: str | None  # the chat template that wrote the prompts; None where the server writes them
     service: Service
     answering: Answering
-    context: int | None
     limit: int | None
     say: Callable[[str], None] | None
 
@@ -139,7 +142,7 @@ class _Run:
         return {
             **sampling_fields(self.answering.sampling),
             "max_tokens": self.answering.max_tokens,
-            "max_model_len": self.context,
+            "max_model_len": self.service.context,
             "constrained": structured,
             "structured": "json_schema" if structured else None,
             "prompt": "token ids" if self.api == "completions" else "messages",
@@ -171,11 +174,15 @@ class _Run:
     def answer(self, recorder: Recorder) -> EngineCounters:
         """Answer the rows that the journal lacks; the counters of this run's work."""
         request, asked = self.request(), recorder.asked
+        thinking = asked.asking.thinking
+        # vLLM, SGLang, llama-server and edge serve pass these on to the chat template.
+        switch: Request = {} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}}
 
         def ask(index: int) -> Written:
             if self.api == "completions":
                 return self.server.complete({**request, "prompt": asked.prompts[index]})
-            return self.server.chat({**request, "messages": asked.rows[index].messages})
+            messages, _ = asked.asking.messages(asked.rows[index].messages)
+            return self.server.chat({**request, **switch, "messages": messages})
 
         return _answer(recorder, ask, self.server, self.service.concurrency, self.say)
 

@@ -5,13 +5,15 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from edge.errors import ContextError, EdgeWarning, ReplayError
 from edge.formats.checkpoint import read_json
 from edge.formats.gguf import read_model_file
 from edge.llama.encode import encoder
-from edge.prompt import CHAT_TEMPLATE, Rendered, prompt_source, render_prompt
+from edge.prompt import CHAT_TEMPLATE, Rendered, is_gemma4, prompt_source
+from edge.replay.asking import DEFAULT_ASKING, Asking
 from edge.replay.check import reference_notes
 from edge.replay.result import read_result
 from edge.replay.rows import Row, describe, read_rows, step_key
@@ -33,6 +35,19 @@ class Asked:
     """SHA-256 of the text of each prompt."""
     skipped: int
     """Number of rows that were left out because they were too long."""
+    asking: Asking = DEFAULT_ASKING
+    stripped: int = 0
+    """Number of thoughts that were removed from past answers."""
+    thinking: bool | None = None
+    """The value of enable_thinking that the chat template got; None where it was not set."""
+
+    @cached_property
+    def places(self) -> list[int]:
+        """The indices of the rows to answer: all, or those of the shard. Raises EdgeError for too few tasks."""
+        shard = self.asking.shard
+        if shard is None:
+            return list(range(len(self.rows)))
+        return shard.places([row.task_id for row in self.rows], str(self.replay))
 
     @property
     def prompts_sha256(self) -> str | None:
@@ -85,6 +100,7 @@ def prepare(
     context: int | None,
     max_tokens: int,
     skip_too_long: bool,
+    asking: Asking = DEFAULT_ASKING,
 ) -> Asked:
     """Render rows with the chat template of a model and tokenize them. It reads no weights.
 
@@ -93,7 +109,8 @@ def prepare(
     raises ModelFileError, CheckpointError and PromptError.
     """
     source = prompt_source(model)
-    rendered = [render_prompt(row.messages, source) for row in rows]
+    written = [asking.render(row.messages, source) for row in rows]
+    rendered = [prompt for prompt, _ in written]
     with encoder(model) as encode:
         prompts = [encode(prompt.text) for prompt in rendered]
     most = float("inf") if context is None else context
@@ -115,6 +132,9 @@ def prepare(
         [prompts[i] for i in fitting],
         [str(text_sha256(rendered[i].text)) for i in fitting],
         len(rows) - len(fitting),
+        asking,
+        sum(written[i][1] for i in fitting),
+        False if asking.thinking is None and is_gemma4(source) else asking.thinking,
     )
 
 
@@ -134,7 +154,7 @@ def template_summary(statuses: Sequence[str], prompt_tokens: Sequence[int]) -> P
     return {
         "template_status": next(iter(counts)) if len(counts) == 1 else "mixed" if counts else "none",
         "template_status_counts": counts,
-        "rank_eligible": set(counts) == {CHAT_TEMPLATE},
+        "rank_eligible": bool(counts) and set(counts) == {CHAT_TEMPLATE},
         "row_count": len(statuses),
         "prompt_tokens_min": percentile(0.0),
         "prompt_tokens_p50": percentile(0.5),

@@ -44,6 +44,7 @@ _UNKNOWN: Provenance = {
     "platform": None,
     "cpu": None,
     "threads": None,
+    "shards": None,
 }
 _HUB = "https://huggingface.co/"
 _SMALL_FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja")

@@ -61,7 +61,7 @@ class Recorder:
         def answered() -> tuple[int, int]:
             return self.totals["prompt_tokens"], self.totals["completion_tokens"]
 
-        steps = len(self.asked.rows)
+        steps = len(self.asked.places)
         self.watch = Watch(steps, steps - len(self.wanted), counters or answered, say)
         return self.watch
 
@@ -88,9 +88,10 @@ def carry_out(
     replaced only with `force`. Raises ResultError and what `answer` raises; a KeyboardInterrupt is raised
     again with a line that tells how far it came, a BackendError with what is kept.
     """
-    rows = asked.rows
-    known = {"rows_sha256": rows_sha256(rows), "prompts_sha256": asked.prompts_sha256}
-    run = {**run, **known}
+    places = asked.places
+    rows = [asked.rows[place] for place in places]
+    known = {"rows_sha256": rows_sha256(asked.rows), "prompts_sha256": asked.prompts_sha256}
+    run = {**run, **asked.asking.identity, **known}
     check_replaced(out, run, stored_run, kind="a result", force=force)
     if keep_complete and not force and (complete := _complete(out, asked, run)) is not None:
         if say is not None:
@@ -98,7 +99,7 @@ def carry_out(
         return complete
     with Journal.open(journal_path(out), run) as journal:
         recorder = Recorder(
-            asked, journal, wanted=[i for i, r in enumerate(rows) if r.key not in journal.done]
+            asked, journal, wanted=[i for i in places if asked.rows[i].key not in journal.done]
         )
         began = time.perf_counter()
         try:
@@ -133,7 +134,9 @@ def _complete(out: Path | str, asked: Asked, run: Run) -> Result | None:
     same = result.get("run") == json.loads(json.dumps(run))
     return (
         result
-        if same and {step_key(step) for step in result["per_step"]} == {r.key for r in asked.rows}
+        if same
+        and {step_key(step) for step in result["per_step"]}
+        == {asked.rows[place].key for place in asked.places}
         else None
     )
 
@@ -147,20 +150,27 @@ def _head(
     """
     loading, seconds = times
     lengths = [len(prompt) for prompt in asked.prompts]
+    # A shard describes the prompts of all rows, so that the shards together do.
     statuses = [prompt.status for prompt in asked.rendered]
     if not asked.rendered:  # the server wrote the prompts
         statuses = ["server_chat"] * len(steps)
         lengths = [tokens for step in steps if (tokens := step.get("prompt_tokens"))]
+    asking = asked.asking
+    shard = asking.shard
     return {
         **told,
         "run": run,
+        **({} if shard is None else {"shard": shard.fields(asked.places, len(asked.rows))}),
         "eval_path": str(asked.replay),
         "load_time_sec": round(loading, 3),
         "gen_time_sec": round(seconds, 3) if wanted else 0.0,
         "avg_sec_per_step": round(seconds / wanted, 3) if wanted else 0.0,
-        "sampling": {**told["sampling"], "skipped_too_long": asked.skipped},
-        "prompt_template": template_summary(statuses, lengths),
-        "engine": {"steps_done_before": len(asked.rows) - wanted, **told["engine"]},
+        "sampling": {**told["sampling"], **asking.sampling, "skipped_too_long": asked.skipped},
+        "prompt_template": {
+            **template_summary(statuses, lengths),
+            **asking.recorded(asked.stripped, asked.thinking),
+        },
+        "engine": {"steps_done_before": len(steps) - wanted, **told["engine"]},
         "provenance": provenance(
             {
                 **told["provenance"],

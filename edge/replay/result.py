@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 PREVIEW = 1200  # characters of an answer in `pred_preview`, as published
 
 _RESULT = "a result of `edge eval` or `edge score`"
-_OTHERS = {"measurement": "measure", "comparison": "compare"}
+_OTHERS = {"measurement": "measure", "comparison": "compare", "ranking": "rank"}
 """Fields that name the kind of a JSON file, and the command that writes it."""
 _OBJECTS = ("sampling", "prompt_template", "engine", "provenance", "aggregate")
 
@@ -93,7 +93,7 @@ def read_result(path: Path | str) -> Result:
         raise ResultError(f"{path}: is damaged, or is not {_RESULT}") from None
     if isinstance(value, dict) and "per_step" not in value and isinstance(value.get("aggregate"), dict):
         value["per_step"] = []
-    if not isinstance(value, dict) or not isinstance(value.get("per_step"), list):
+    if not isinstance(value, dict) or not isinstance(value.get("per_step"), list) or _other_kind(value):
         raise ResultError(f"{path}: is {_other_kind(value)}not {_RESULT}")
     steps: list[Step] = []
     first: dict[Key, int] = {}

@@ -17,6 +17,7 @@ from edge.llama.devices import devices
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
 from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
+from edge.replay.asking import DEFAULT_ASKING, Asking
 from edge.replay.prepare import chosen_rows, prepare
 from edge.replay.provenance import (
     adapter_identity,
@@ -43,6 +44,7 @@ def evaluate(
     rows_of: Path | str | None = None,
     skip_too_long: bool = False,
     answering: Answering = DEFAULT_ANSWERING,
+    asking: Asking = DEFAULT_ASKING,
     loading: Loading = DEFAULT_LOADING,
     force: bool = False,
     say: Callable[[str], None] | None = None,
@@ -54,7 +56,9 @@ def evaluate(
     is answered, unless `skip_too_long`. Constrained answers are scored by the action alone, unconstrained ones by the
     raw text, as those of vLLM are. With `loading.parallel` 1 (exact mode), unless flash attention or a quantized cache
     is named, each answer is byte for byte that of its prompt alone in an empty cache. `say` receives the lines of
-    progress; None is silent. A result of another run at `out` is replaced only with `force`.
+    progress; None is silent. A result of another run at `out` is replaced only with `force`. With `asking.shard`, only
+    the rows of that shard are answered; the plan is that of all rows, so the shards of exact mode have the answers of
+    the whole run.
 
     Started again with the same arguments after an interruption, it continues from the journal beside `out`.
     Raises ModelFileError, ReplayError, ResultError, PromptError, and Interrupted with the number of finished steps.
@@ -68,7 +72,13 @@ def evaluate(
             f"{file.path}: has a context length of {file.context_length} tokens, less than {context}"
         )
     asked = prepare(
-        file.path, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
+        file.path,
+        replay,
+        rows,
+        context=context,
+        max_tokens=answering.max_tokens,
+        skip_too_long=skip_too_long,
+        asking=asking,
     )
     if loading.parallel == 1 and loading.flash_attention is None and loading.kv_type == "f16":
         loading = replace(loading, flash_attention=False)  # exact mode

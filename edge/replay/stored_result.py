@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal, NotRequired, TypedDict
 
 from edge.metrics import Aggregate, StepScores
+from edge.replay.shards import ShardFields
 from edge.system.typed_json import Index, Name
 
 
@@ -124,17 +125,21 @@ class SamplingFields(TypedDict, total=False):
     """--limit: only the first N rows."""
     skipped_too_long: int | None
     """Rows that did not fit into the context and were left out."""
+    thinking_mode: str | None
+    """enable_thinking of the chat template: on, off, or auto (not set)."""
+    strip_thinking_history: str | bool | None
+    """Whether thoughts were removed from past answers in the prompts: on, off or auto."""
 
 
 class PromptTemplate(TypedDict, total=False):
     """`prompt_template`: how the prompts were rendered, and percentiles of their lengths in tokens."""
 
     template_status: str | None
-    """chat_template, chatml_fallback, gemma_fallback, server_chat, mixed or unknown."""
+    """chat_template, gemma4_patched, chatml_fallback, gemma_fallback, server_chat, mixed or unknown."""
     template_status_counts: Mapping[str, object]
     """Number of rows of each status."""
     rank_eligible: bool | None
-    """Whether the model's own chat template rendered every row."""
+    """Whether the model's own chat template rendered every row, or for Gemma 4 its format without past thoughts."""
     row_count: int | None
     """Number of rows."""
     prompt_tokens_min: float | None
@@ -147,6 +152,12 @@ class PromptTemplate(TypedDict, total=False):
     """99 % of the prompts are at most this long."""
     prompt_tokens_max: float | None
     """Longest prompt."""
+    chat_template_kwargs: Mapping[str, object] | None
+    """Variables of the template that the run set."""
+    prompt_options: Mapping[str, object] | None
+    """strip_thinking_history: whether thoughts were removed from past answers."""
+    stripped_thinking_blocks: int | None
+    """How many thoughts were removed."""
 
 
 class EngineCounters(TypedDict, total=False):
@@ -259,6 +270,8 @@ class Provenance(TypedDict, total=False):
     """Name of the CPU."""
     threads: int | None
     """CPU threads."""
+    shards: int | None
+    """Number of shards that `edge join` put together; null for a run that one machine made."""
 
 
 class Head(TypedDict, total=False):
@@ -282,6 +295,8 @@ class Head(TypedDict, total=False):
     """Name of the device, or cpu."""
     eval_path: str | None
     """The --replay file."""
+    shard: ShardFields | None
+    """Which part of the rows the result holds (`--shard`); absent in a whole result."""
     complete: bool | None
     """Whether the run came to its end. Only other programs write it, with false for an unfinished run."""
     total_input_steps: int | None

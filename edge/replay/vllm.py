@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypedDict
 from edge.answer.answering import FREE, Answering
 from edge.answer.schema import action_schema, schema_sha256
 from edge.errors import BackendError, CheckpointError, ContextError
+from edge.replay.asking import DEFAULT_ASKING, Asking
 from edge.replay.prepare import chosen_rows, model_context, prepare
 from edge.replay.provenance import folder_provenance
 from edge.replay.recorder import Recorder, carry_out
@@ -71,6 +72,7 @@ def evaluate_vllm(
     rows_of: Path | str | None = None,
     skip_too_long: bool = False,
     answering: Answering = FREE,
+    asking: Asking = DEFAULT_ASKING,
     context: int | None = None,
     engine: VllmOptions = DEFAULT_VLLM,
     force: bool = False,
@@ -98,7 +100,13 @@ def evaluate_vllm(
     if most is not None and context > most:
         raise ContextError(f"{folder}: has a context length of {most} tokens, less than {context}")
     asked = prepare(
-        folder, replay, rows, context=context, max_tokens=answering.max_tokens, skip_too_long=skip_too_long
+        folder,
+        replay,
+        rows,
+        context=context,
+        max_tokens=answering.max_tokens,
+        skip_too_long=skip_too_long,
+        asking=asking,
     )
     run = _Run(llm_class, device, str(model), known, engine, answering, context, limit, say)
     return carry_out(out, asked, run.identity(), run.answer, run.head, force=force, say=say)

@@ -17,6 +17,7 @@ embedded      what a page says about its files
 short_form    the short form in Markdown
 model_card    the model card of a repository
 verify        whether a page is that of its files
+rank_page     a ranking as one HTML page
 choice        which quantization to take, and why
 """
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from edge.compare.labels import contradicted, model_hash, stated_type
 from edge.errors import ResultError
 from edge.replay.result import adapter_key, read_result
 from edge.replay.stored_result import Provenance, Result, SamplingFields, Step
@@ -77,11 +78,15 @@ def read_runs(paths: Sequence[Path | str], named: Mapping[str, Named] | None = N
             measurements.append(check_measurement(path, content))
         else:
             results.append((str(path), read_result(path)))
+            if results[-1][1].get("shard"):
+                raise ResultError(f"{path}: is a shard of a result; put the shards together with edge join")
     if not results:
         raise ResultError(f"{paths[0]}: is a measurement: give the result of the same model too")
     given = [path for path, _ in results]
-    own = zip(given, short_labels(given), strict=True)
-    names = named or {path: Named(Path(path).name, label) for path, label in own}
+    own = zip(results, short_labels(given), strict=True)
+    names = named or {
+        path: Named(Path(path).name, stated_label(label, result)) for (path, result), label in own
+    }
     runs = [
         Run(
             path,
@@ -116,13 +121,16 @@ def short_labels(paths: Sequence[str]) -> list[str]:
     return stems
 
 
+def stated_label(label: str, result: Result) -> str:
+    """A label from a file's name, with the type of the model file first if the name states another one."""
+    return f"{stated_type(result)} (named {label})" if contradicted(label, result) else label
+
+
 def _is_about(measurement: CheckedMeasurement, result: Result) -> bool:
     """Whether both are about the same model file with the same adapters."""
-    return measurement.model_sha256 == _sha256(result) and measurement.adapters == (adapter_key(result) or ())
-
-
-def _sha256(result: Result) -> str | None:
-    return result.get("provenance", {}).get("model_sha256") or result.get("model_sha256")
+    return measurement.model_sha256 == model_hash(result) and measurement.adapters == (
+        adapter_key(result) or ()
+    )
 
 
 def _load(path: Path | str) -> object:

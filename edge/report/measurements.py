@@ -51,6 +51,8 @@ def check_measurement(path: Path | str, data: Mapping[str, object]) -> CheckedMe
         raise ResultError(
             f"{path}: is a measurement of format {str(data['measurement'])[:20]}; this edge reads format {FORMAT}"
         )
+    if data.get("shard"):
+        raise ResultError(f"{path}: is a shard of a measurement; put the shards together with edge join")
     model_sha256, kind = _text(path, data, "model_sha256"), _text(path, data, "kind")
     aggregate = data.get("aggregate")
     if not isinstance(aggregate, dict):

@@ -23,7 +23,7 @@ from edge.formats.gguf import read_model_file
 from edge.llama.encode import encode_with
 from edge.llama.loading import Loading
 from edge.llama.prefixes import distinct_tokens
-from edge.measure.run import base_scores, measure
+from edge.measure.run import Chosen, base_scores, measure
 from edge.measure.spans import token_fields
 from edge.prompt import prompt_source, render_prompt
 from edge.replay.rows import read_rows
@@ -203,7 +203,12 @@ def test_what_cannot_be_measured(tiny_q4: Path, tmp_path: Path) -> None:
     with pytest.raises(ContextError, match="--skip-too-long"):
         measure(tiny_q4, out, replay=ROWS, loading=Loading(context=150, threads=1))
     done = measure(
-        tiny_q4, out, replay=ROWS, limit=30, skip_too_long=True, loading=Loading(context=150, threads=1)
+        tiny_q4,
+        out,
+        replay=ROWS,
+        limit=30,
+        chosen=Chosen(skip_too_long=True),
+        loading=Loading(context=150, threads=1),
     )
     skipped = done["method"]["skipped_too_long"]
     assert 0 < skipped < 30 and done["aggregate"]["rows"] == 30 - skipped

@@ -239,7 +239,7 @@ def serving(server: Fake) -> Iterator[Fake]:
 
 
 def asked_of(server: Fake, model: Path | None, out: Path, **options: Any) -> dict[str, Any]:
-    names = ("served_model", "concurrency", "timeout", "pause")
+    names = ("served_model", "concurrency", "timeout", "pause", "context")
     service = {name: options.pop(name) for name in names if name in options}
     answering = Answering(
         options.pop("max_tokens", MAX_TOKENS),
