@@ -75,7 +75,7 @@ def pair_steps(
         len(our_steps) - len(keys),
         len(base_steps) - len(keys),
         (
-            *([f"{_steps(others)} of {len(keys)} have different prompts."] if others else []),
+            *([patterns.OTHER_PROMPTS(steps=_steps(others), all=len(keys))] if others else []),
             *_unchecked(pairs, our_name, reference_name),
         ),
     )

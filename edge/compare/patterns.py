@@ -180,6 +180,21 @@ SOURCES = Pattern(
     "The runs are of different {what}: {source} is {theirs} in the reference, {ours} in ours.",
     "Both results record the source or its revision, and the values differ.",
 )
+MISNAMED = Pattern(
+    "{whose}: {what} is named {name}, but its weights are {stated}, as the model file says.",
+    "A name mentions another type than the one that edge read from the model file.",
+)
+SAME_MODEL = Pattern(
+    "Both results are of the same model file (SHA-256 {digest}…).",
+    "Both record the same SHA-256 and adapters.",
+)
+SHARED_MODEL = Pattern(
+    "Of the same model file (SHA-256 {digest}…): {others}.", "Several results record the same SHA-256."
+)
+SHARD = Pattern(
+    "{whose} is shard {index} of {count}: it has {steps} of {rows}. `edge join` puts the shards together.",
+    "The result says that it is a shard. The sentence is in edge/replay/shards.py.",
+)
 ADAPTERS = Pattern(
     "The runs have different adapters: {theirs} in the reference, {ours} in ours.",
     "At least one result records adapters, and the other has not the same ones.",
@@ -226,6 +241,10 @@ CHECKED_BY_ANSWERS = Pattern(
 CHECKED_BY_LENGTH = Pattern(
     "edge {checked}: {who} prompt hashes{why}.",
     "A paired step lacks `prompt_sha256` on one side. checked: by lengths where both sides have them, else not at all.",
+)
+OTHER_PROMPTS = Pattern(
+    "{steps} of {all} have different prompts.",
+    "The prompts of paired steps differ because an option that changes prompts differs.",
 )
 OTHER_TOKENS = Pattern(
     "{steps} {verb} the same prompt text but a different number of tokens: the tokenizers differ, or one side added a "

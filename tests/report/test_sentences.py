@@ -30,6 +30,7 @@ PATTERNS = [*patterns_of(vars(compare_patterns)).values(), *patterns_of(vars(rep
 PRINTING = (
     "compare/verdict.py",
     "compare/notes.py",
+    "compare/labels.py",
     "compare/run.py",
     "compare/pairing.py",
     "compare/findings.py",
