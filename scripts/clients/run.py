@@ -49,7 +49,11 @@ def main() -> int:
     if unknown:
         print(f"run.py: there is no session of {unknown[0]}; use {', '.join(sessions)}", file=sys.stderr)
         return 2
-    rows = []
+    finished = []
+    print(
+        "| client | version | endpoints | requests | errors | calls, results sent back | ended | finished |"
+    )
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     with serving() as address:
         listed = json.loads(urllib.request.urlopen(f"http://{address}/v1/models").read())["data"]
         text = next((one["id"] for one in listed if one["id"].endswith("-text")), "edge")
