@@ -5,8 +5,10 @@ python benchmarks/serve.py --model SmolLM2-135M-Instruct.Q4_1.gguf --replay repl
 
 Each client plays recorded tasks step by step, as an agent does. It sends the messages of a step, waits for the whole
 streamed answer, and continues with the task's next step. A seed determines the tasks and their order, the same for both
-servers. Both servers write actions: edge by default, llama-server with grammar.gbnf.
-A request is lost if no answer reaches its end. An answer is valid if its text is an action.
+servers. Both servers write actions: edge by default, llama-server with grammar.gbnf. With --tools, both get the same
+three tools with tool_choice "required" instead.
+A request is lost if no answer reaches its end. An answer is valid if its text is an action; with --tools, if it has
+calls and all their arguments are valid.
 """
 
 import argparse
@@ -26,6 +28,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator, ValidationError
+
 from edge.answer.action import parse_action
 from edge.errors import GrammarError
 from edge.llama.encode import encode_with
@@ -33,6 +37,34 @@ from edge.prompt import prompt_source, render_prompt
 from edge.replay.rows import Row, read_rows
 
 Task = list[Row]
+
+
+def _tool(name: str, description: str, required: Sequence[str], **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": list(required)}
+    return {
+        "type": "function",
+        "function": {"name": name, "description": description, "parameters": parameters},
+    }
+
+
+TOOLS = [
+    _tool(
+        "bash",
+        "Run a shell command.",
+        ["command"],
+        command={"type": "string"},
+        timeout={"type": "integer", "minimum": 1, "maximum": 600},
+    ),
+    _tool(
+        "read_file",
+        "Show lines of a file.",
+        ["path"],
+        path={"type": "string"},
+        first={"type": "integer", "minimum": 1},
+        lines={"type": "integer", "minimum": 1, "maximum": 2000},
+    ),
+    _tool("finish", "End the task.", ["success"], success={"type": "boolean"}, note={"type": "string"}),
+]
 
 
 @dataclass
@@ -65,6 +97,7 @@ def ask(port: int, body: dict[str, Any], load: Load) -> None:
     began = time.perf_counter()
     first = None
     text = ""
+    calls: dict[int, list[str]] = {}  # the name and the arguments of each
     tokens = 0
     ended = False
     try:
@@ -88,9 +121,14 @@ def ask(port: int, body: dict[str, Any], load: Load) -> None:
                 tokens = chunk["usage"]["completion_tokens"]
             for choice in chunk["choices"]:
                 part = choice["delta"].get("content") or ""
-                if part and first is None:
+                pieces = choice["delta"].get("tool_calls") or []
+                if (part or pieces) and first is None:
                     first = time.perf_counter() - began
                 text += part
+                for piece in pieces:
+                    call = calls.setdefault(piece["index"], ["", ""])
+                    call[0] += piece["function"].get("name") or ""
+                    call[1] += piece["function"].get("arguments") or ""
         connection.close()
         if not ended:
             raise OSError("the stream ended early")
@@ -98,16 +136,31 @@ def ask(port: int, body: dict[str, Any], load: Load) -> None:
         with load.lock:
             load.lost.append(f"{type(error).__name__}: {error}")
         return
-    try:
-        parse_action(text)
-        valid = True
-    except GrammarError:
-        valid = False
+    valid = are_valid(list(calls.values())) if "tools" in body else is_action(text)
     with load.lock:
         load.seconds.append(time.perf_counter() - began)
         load.first.append(first if first is not None else load.seconds[-1])
         load.valid += valid
         load.tokens += tokens
+
+
+def is_action(text: str) -> bool:
+    try:
+        parse_action(text)
+    except GrammarError:
+        return False
+    return True
+
+
+def are_valid(calls: Sequence[Sequence[str]]) -> bool:
+    """Whether there are calls, and each has a tool's name and arguments that are valid for its schema."""
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
+    try:
+        for name, arguments in calls:
+            Draft202012Validator(schemas[name]).validate(json.loads(arguments))
+    except (KeyError, ValueError, ValidationError):
+        return False
+    return bool(calls)
 
 
 def client(
@@ -208,11 +261,21 @@ def main() -> None:
     parser.add_argument(
         "--cache-ram", type=int, default=1024, help="size in MiB of the prompt cache of each server"
     )
+    parser.add_argument("--tools", action="store_true", help="give tools, and require a call of them")
     options = parser.parse_args()
 
     tasks = tasks_of(options.model, options.replay, options.under)
-    context = -(-(options.under + options.max_tokens) // 256) * 256
-    extra = {"max_tokens": options.max_tokens, "temperature": 0, "stream_options": {"include_usage": True}}
+    room = (
+        options.under + options.max_tokens + (1024 if options.tools else 0)
+    )  # the prompt also shows the tools
+    context = -(-room // 256) * 256
+    extra: dict[str, Any] = {
+        "max_tokens": options.max_tokens,
+        "temperature": 0,
+        "stream_options": {"include_usage": True},
+    }
+    if options.tools:
+        extra |= {"tools": TOOLS, "tool_choice": "required"}
     print(
         f"{len(tasks)} tasks, {sum(map(len, tasks))} steps; {options.clients} clients, {options.slots} slots"
     )
@@ -253,11 +316,13 @@ def main() -> None:
             "--jinja",
         ]
         peer += ["--threads", str(options.threads), "--threads-batch", str(options.threads)]
-        grammar = resources.files("edge").joinpath("grammar.gbnf").read_text(encoding="utf-8")
-        loads["llama-server"] = run("llama-server", peer, port, tasks, extra | {"grammar": grammar}, options)
+        if not options.tools:
+            extra["grammar"] = resources.files("edge").joinpath("grammar.gbnf").read_text(encoding="utf-8")
+        loads["llama-server"] = run("llama-server", peer, port, tasks, extra, options)
 
     print(
-        "| server | answers | lost | valid actions | p50 s | p95 s | first text p50 s | p95 s | tokens/s "
+        f"| server | answers | lost | valid {'calls' if options.tools else 'actions'} | p50 s | p95 s "
+        "| first text p50 s | p95 s | tokens/s "
         "| prompt tokens read an answer "
         "| MiB by fifths of the time |"
     )

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from edge.answer.action import Command, parse_action
-from edge.llama.vocabulary import THINK_CLOSE
 from edge.metrics import json_text
+
+_CLOSINGS = ("</think>", "[/THINK]", "<channel|>")  # of thoughts
 
 
 class CommandFields(TypedDict):
@@ -51,11 +52,14 @@ class Proposal:
 
 
 def split_thought(answer: str) -> tuple[str, str]:
-    """The thought of an answer with its `</think>`, and the rest. A chat template can have written `<think>`."""
+    """The thought of an answer with its closing mark, and the rest. A chat template can have written the opening."""
     if answer.lstrip().startswith("{"):
         return "", answer
-    thought, closing, rest = answer.partition(THINK_CLOSE)
-    return (thought + closing, rest) if closing else ("", answer)
+    for mark in _CLOSINGS:
+        thought, closing, rest = answer.partition(mark)
+        if closing:
+            return thought + closing, rest
+    return "", answer
 
 
 def read_answer(answer: str) -> Proposal:

@@ -23,7 +23,7 @@ _BYTES_PER_TOKEN = 3.0  # until the server has counted
 _TOO_LONG = re.compile(
     r"context[ _](?:length|size|window)|maximum context|context of \d|too long", re.IGNORECASE
 )
-_NO_SCHEMA = {400, 404, 415, 422, 501}  # how servers refuse a field
+_NO_SCHEMA = {400, 404, 415, 422, 500, 501}  # how servers refuse a field
 
 
 @dataclass

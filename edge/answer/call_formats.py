@@ -5,7 +5,7 @@ templates; `tests/answer/test_call_formats.py` compares them.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Values = Literal["json", "pythonic", "keywords", "xml", "gemma"]
@@ -131,6 +131,14 @@ HARMONY = CallFormat(
     many=False,
     at_start=True,
 )
+HARMONY_CHANNEL = replace(
+    HARMONY,
+    name="harmony-channel",
+    begin="<|channel|>commentary to=functions.",
+    middle=" <|constrain|>json<|message|>",
+    trigger="<|channel|>commentary",
+)
+"""As gpt-oss writes its calls itself; its template writes HARMONY for the same calls."""
 FORMATS = (HERMES, LFM2, LFM2_KEYWORDS, QWEN_XML, GEMMA, LLAMA3, MISTRAL_LIST, MISTRAL_ID, MISTRAL, HARMONY)
 
 

@@ -1,5 +1,6 @@
 """The schema of a tool's arguments, made ready: references, kinds, the shortest value, whether a value is valid."""
 
+import itertools
 import json
 import math
 from copy import deepcopy
@@ -18,6 +19,8 @@ from edge.errors import GrammarError
 Schema = dict[str, Any]
 KINDS = ("string", "integer", "number", "boolean", "null", "array", "object")
 _MOST_NESTED = 40
+_MOST_PARTS = 20_000
+_LONGEST_VALUE = 100_000  # characters
 _NOTES = frozenset(
     "title description default examples example $schema $id $comment $anchor deprecated readOnly writeOnly "
     "contentMediaType contentEncoding $defs definitions nullable strict propertyOrdering propertyNames".split()
@@ -275,9 +278,14 @@ def kinds_of(schema: Any, root: Schema) -> set[str]:
     return _types(schema) or set(KINDS)
 
 
-def shortest(schema: Any, root: Schema, depth: int = 0) -> Any:
+def shortest(schema: Any, root: Schema) -> Any:
     """A short valid value, most often the shortest. Raises LookupError if none is known."""
-    if depth > _MOST_NESTED:
+    return _shortest(schema, root, 0, itertools.count())
+
+
+def _shortest(schema: Any, root: Schema, depth: int, parts: "itertools.count[int]") -> Any:
+    """`parts`: counts the parts that were looked at, since a schema can refer to itself in many ways."""
+    if depth > _MOST_NESTED or next(parts) > _MOST_PARTS:
         raise LookupError
     schema = resolve(schema, root)
     if not isinstance(schema, dict):
@@ -292,11 +300,11 @@ def shortest(schema: Any, root: Schema, depth: int = 0) -> Any:
         found = []
         for one in inner:
             try:
-                found.append(shortest(one, root, depth + 1))
+                found.append(_shortest(one, root, depth + 1, parts))
             except LookupError:
                 continue
         return _least(found)
-    return _shortest_of(schema, root, depth)
+    return _shortest_of(schema, root, depth, parts)
 
 
 def _least(values: list[Any]) -> Any:
@@ -305,7 +313,7 @@ def _least(values: list[Any]) -> Any:
     return min(values, key=lambda value: len(json.dumps(value, ensure_ascii=False)))
 
 
-def _shortest_of(schema: Schema, root: Schema, depth: int) -> Any:
+def _shortest_of(schema: Schema, root: Schema, depth: int, parts: "itertools.count[int]") -> Any:
     kinds = _types(schema)
     kind = "object" if kinds is None else next(iter(kinds))
     if kind == "string":
@@ -315,18 +323,27 @@ def _shortest_of(schema: Schema, root: Schema, depth: int) -> Any:
     if kind == "array":
         least = schema.get("minItems", 0)
         first = schema.get("prefixItems")
-        listed = [shortest(one, root, depth + 1) for one in first[:least]] if isinstance(first, list) else []
+        listed = (
+            [_shortest(one, root, depth + 1, parts) for one in first[:least]]
+            if isinstance(first, list)
+            else []
+        )
         if least > len(listed):
-            if least > 1000:
+            item = _shortest(schema.get("items", {}), root, depth + 1, parts)
+            if least * len(json.dumps(item)) > _LONGEST_VALUE:
                 raise LookupError
-            listed += [shortest(schema.get("items", {}), root, depth + 1)] * (least - len(listed))
+            listed += [item] * (least - len(listed))
         return listed
     if kind == "object":
         properties = schema.get("properties", {})
         required = set(map(str, schema.get("required", ())))
         if not required <= set(properties):
             raise LookupError
-        return {name: shortest(one, root, depth + 1) for name, one in properties.items() if name in required}
+        return {
+            name: _shortest(one, root, depth + 1, parts)
+            for name, one in properties.items()
+            if name in required
+        }
     return True if kind == "boolean" else None
 
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import re
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,22 @@ _MOST_CLOSINGS = 8  # of one open string
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _LONGEST = 4000  # tokens of an ending, which may be checked as a whole at each token of an answer
 _MOST_WITHOUT_BYTES = 5
+_SECONDS = 1.5  # of processor time, for one search
+_FOR_ONE_TOKEN = 0.02
+
+
+@dataclass
+class Effort:
+    """The processor time in seconds that the searches of one answer may still take. Each token of it adds some.
+
+    Without a limit, the searches of one hostile schema would hold up the answers of all clients.
+    """
+
+    left: float = 2 * _SECONDS
+
+    def add(self) -> None:
+        """Add the time for one token."""
+        self.left = min(2 * _SECONDS, self.left + _FOR_ONE_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -77,12 +94,17 @@ class _Walk:
     `guide`: the form of the answer, as far as it is known; `before`: the text up to the state.
     """
 
-    def __init__(self, matcher: LLMatcher, guide: Guide | None, before: bytes) -> None:
+    def __init__(self, matcher: LLMatcher, guide: Guide | None, before: bytes, seconds: float) -> None:
+        self._end = time.thread_time() + seconds
         self.matcher = matcher.deep_copy()
         self.way: list[int] = []
         self.guide = guide
         self.before = before
         self.too_long = False  # a complete text was found, but over the budget
+
+    def is_over(self) -> bool:
+        """Whether the time for the search is over."""
+        return time.thread_time() >= self._end
 
     def back(self, length: int) -> None:
         """Go back to where the way had `length` tokens."""
@@ -122,23 +144,38 @@ class Endings:
         self._kinds = [slice(begin, end) for begin, end in itertools.pairwise(ends)]  # of these tokens
 
     def find(
-        self, matcher: LLMatcher, most: int, guide: Guide | None = None, before: bytes = b""
+        self,
+        matcher: LLMatcher,
+        most: int,
+        guide: Guide | None = None,
+        before: bytes = b"",
+        effort: Effort | None = None,
     ) -> list[int] | None:
-        """At most `most` tokens, and at most 4,000, that complete the text; None if none were found.
+        """At most `most` tokens, and at most 4,000, that complete the text; None if none were found in time.
 
         The matcher does not change. `guide`: the form of the answer; `before`: the text so far. The search goes byte by
         byte, by whole literals, or by the shortest rest of an open string under its pattern; the result is in the
         tokenizer's own, longer tokens. There are three kinds of search: depth first, because in JSON closing marks lead
         to the end; breadth first, for endings that must contain something; and deep, for texts that must be long. Each
-        is tried with few steps first, then with more.
+        is tried with few steps first, then with more. The search takes 1.5 seconds of processor time at most, or what
+        is left of `effort`.
         """
         if matcher.is_accepting():
             return []
+        began = time.thread_time()
+        found = self._search(matcher, most, guide, before, min(_SECONDS, effort.left) if effort else _SECONDS)
+        if effort is not None:
+            effort.left -= time.thread_time() - began
+        return found
+
+    def _search(
+        self, matcher: LLMatcher, most: int, guide: Guide | None, before: bytes, seconds: float
+    ) -> list[int] | None:
         most = min(most, _LONGEST)
         far = 4 * most + 16  # bytes
         words = [way for one in (guide.literals if guide else ()) if (way := self._bytes(one))]
         words += map(list, guide.closers if guide else ())
-        walk = _Walk(matcher, guide, before)
+        walk = _Walk(matcher, guide, before, seconds)
 
         def attempts() -> Iterator[list[int] | None]:
             yield self._straight(matcher, walk, most, far, _MOST_TRIED // 10)
@@ -157,7 +194,13 @@ class Endings:
 
     def first(self, guide: Guide, most: int) -> list[int]:
         """The ending at the start of an answer. Raises GrammarError if none was found."""
+        began = time.thread_time()
         found = self.find(guide.matcher, most, guide)
+        if found is None and time.thread_time() - began >= _SECONDS:
+            raise GrammarError(
+                f"no valid text that fits into {most} tokens was found in {_SECONDS} seconds of search; raise "
+                "max_tokens, or request a shorter or simpler text"
+            )
         if found is None:
             bound = f" (of {_LONGEST:,} at most)" if most > _LONGEST else ""
             raise GrammarError(
@@ -173,7 +216,12 @@ class Endings:
         content = _open_string(walk.before + self._tokenizer.decode_bytes(walk.way))
         if content is None:
             return []
-        ends = {end for rule in walk.guide.rules if (end := rule.closing(content)) is not None}
+        ends: set[bytes] = set()
+        for rule in walk.guide.rules:
+            if (end := rule.closing(content)) is not None:
+                ends.add(end)
+            if walk.is_over():
+                break
         ways = [self._bytes(end) for end in sorted(ends, key=lambda end: (len(end), end))[:_MOST_CLOSINGS]]
         return [way for way in ways if way]
 
@@ -195,7 +243,7 @@ class Endings:
         stack: list[tuple[int, list[int]]] = [(0, [])]
         too_long = 0
         for _ in range(tries):
-            if not stack:
+            if not stack or walk.is_over():
                 return None
             length, more = stack.pop()
             walk.back(length)
@@ -221,7 +269,7 @@ class Endings:
         waiting: deque[list[int]] = deque([[]])
         alike: Counter[bytes] = Counter()
         for _ in range(tries):
-            if not waiting:
+            if not waiting or walk.is_over():
                 return None
             walk.back(0)
             if not walk.go(waiting.popleft()):

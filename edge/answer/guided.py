@@ -14,7 +14,7 @@ from typing import Literal
 from llguidance import LLMatcher, grammar_from
 
 from edge.answer.client_schema import allowed_escapes, check_least, close_objects, leave_out_annotations
-from edge.answer.endings import Endings, Guide, forced
+from edge.answer.endings import Effort, Endings, Guide, forced
 from edge.answer.one_of import replace_one_of
 from edge.answer.pattern import text_rules
 from edge.answer.sampling import Sampling
@@ -110,6 +110,7 @@ def write_guided(
     matcher = guide.matcher.deep_copy()
     closed = False
     text = bytearray()
+    effort = Effort()
 
     def written(tokens: Sequence[int]) -> None:
         data = b"".join(map(vocabulary.spelling, tokens))
@@ -122,11 +123,12 @@ def write_guided(
         return bool(matcher.validate_tokens([token]) == 1)
 
     while not matcher.is_stopped():
+        effort.add()
         if not writer.left:
             closed = bool(ending) or not matcher.is_accepting()
             break
         more = forced(matcher)
-        fits = _fits(endings, guide, matcher, bytes(text), more, writer.left) if more else None
+        fits = _fits(endings, guide, matcher, bytes(text), more, writer.left, effort) if more else None
         if fits is not None:
             ending = fits
             matcher.try_consume_tokens(more)
@@ -144,7 +146,7 @@ def write_guided(
         if matcher.try_consume_tokens([token]) != 1:
             closed = True
             break
-        after = _after(endings, guide, matcher, ending, bytes(text), token, writer.left - 1)
+        after = _after(endings, guide, matcher, ending, bytes(text), token, writer.left - 1, effort)
         if after is None:
             matcher.rollback(1)
             closed = True
@@ -167,6 +169,7 @@ def _after(
     text: bytes,
     token: int,
     left: int,
+    effort: Effort,
 ) -> list[int] | None:
     """An ending of at most `left` tokens after `text` and this token: the one before, its rest, or another."""
     piece = endings.text([token])
@@ -178,11 +181,17 @@ def _after(
     for known in endings.rests(ending, text[-_OVERLAP:] + piece):
         if len(known) <= left and endings.holds(matcher, known):
             return known
-    return endings.find(matcher, left, guide, text + piece)
+    return endings.find(matcher, left, guide, text + piece, effort)
 
 
 def _fits(
-    endings: Endings, guide: Guide, matcher: LLMatcher, text: bytes, tokens: Sequence[int], left: int
+    endings: Endings,
+    guide: Guide,
+    matcher: LLMatcher,
+    text: bytes,
+    tokens: Sequence[int],
+    left: int,
+    effort: Effort,
 ) -> list[int] | None:
     """The ending after `text` and these tokens, if they and the ending fit; otherwise None."""
     if len(tokens) > left:
@@ -191,7 +200,7 @@ def _fits(
     try:
         if taken < len(tokens):
             return None
-        return endings.find(matcher, left - taken, guide, text + endings.text(tokens))
+        return endings.find(matcher, left - taken, guide, text + endings.text(tokens), effort)
     finally:
         matcher.rollback(taken)
 

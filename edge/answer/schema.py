@@ -41,9 +41,11 @@ def schema_request(api: Api, server: str) -> SchemaFields:
     """The fields of a request that ask a server for the schema.
 
     `response_format` is OpenAI's; vLLM and SGLang read it in completions too. llama-server reads it only in chats; in
-    completions it has its own `json_schema`.
+    completions it has its own `json_schema`. llama-cpp-python's server has its own form of it, in chats only.
     """
     if api == "completions" and server == "llama-server":
         return {"json_schema": action_schema()}
+    if server == "llama-cpp-python":
+        return {"response_format": {"type": "json_object", "schema": action_schema()}}
     wrapped = {"name": "action", "schema": action_schema(), "strict": True}
     return {"response_format": {"type": "json_schema", "json_schema": wrapped}}

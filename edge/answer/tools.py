@@ -17,9 +17,10 @@ from edge.answer.endings import Endings, Guide
 from edge.answer.guided import write_guided
 from edge.answer.pattern import text_rules
 from edge.answer.sampling import Sampling
-from edge.answer.writer import Answer, Thought, TokenWriter, thought_is_open, write_thought
+from edge.answer.writer import Answer, Thought, TokenWriter, thought_is_open, write_header, write_thought
 from edge.errors import GrammarError
 from edge.llama.jobs import Logits, Writer
+from edge.llama.thought_marks import ThoughtMarks
 from edge.llama.vocabulary import Vocabulary
 
 _LONGEST_ENDING = 4000
@@ -143,8 +144,11 @@ class Wanted:
         """Tokens of the shortest answer: a thought that the prompt has opened is closed first."""
         if self.must and self.calls is not None:
             tokens = self.calls.shortest
+        elif self.form is not None:
+            header = vocabulary.thought.header_ids if vocabulary.thought is not None else ()
+            tokens = len(header) + len(self.form[1])
         else:
-            tokens = len(self.form[1]) if self.form is not None else 0
+            tokens = 0
         return tokens + thought_is_open(vocabulary, prompt)
 
 
@@ -172,13 +176,12 @@ def tool_answer(
     )
     calls = wanted.calls
     text = _Text(vocabulary, writer, wanted, show)
-    if wanted.must and calls is not None:
-        text.begin(calls.opening)
-    elif wanted.form is not None:
-        if calls is None or not (yield from _begins_call(writer, calls)):
-            return (yield from _formed(vocabulary, endings, wanted.form, writer, thought, text))
-        text.begin(calls.opening)
+    if calls is not None and (wanted.must or (yield from _begins_call(vocabulary, writer, wanted, calls))):
+        text.begin(ThoughtMarks.rest(writer.tokens, calls.opening))
     else:
+        write_header(writer, vocabulary)
+        if wanted.form is not None:
+            return (yield from _formed(vocabulary, endings, wanted.form, writer, thought, text))
         yield from text.write(no_thought=thought.text is None, ignore_eos=wanted.ignore_eos)
     if calls is None or not text.called:
         answer = writer.answer(text.shown, "stop" if text.ended else "length", thought=thought)
@@ -210,10 +213,23 @@ def _called(
     return replace(answer, raw=thought.raw + text.raw + calls.form.opening() + "".join(written))
 
 
-def _begins_call(writer: TokenWriter, calls: CallGuide) -> Generator[Sequence[int], Logits, bool]:
-    """Whether the model's next token begins a call, and a call fits."""
-    token = writer.sampler.pick((yield from writer.logits()))
-    return token == calls.opening[0] and calls.shortest <= writer.left
+def _begins_call(
+    vocabulary: Vocabulary, writer: TokenWriter, wanted: Wanted, calls: CallGuide
+) -> Generator[Sequence[int], Logits, bool]:
+    """Whether the model's next tokens begin a call, where only the beginning of an answer decides, and a call fits."""
+    header = vocabulary.thought.header_ids if vocabulary.thought is not None else ()
+    if wanted.form is None and not (header and calls.opening[0] == header[0]):
+        return False
+    if calls.shortest > writer.left:
+        return False
+    first = calls.opening[0]
+    if not header or first != header[0]:
+        return writer.sampler.pick((yield from writer.logits())) == first
+    if writer.tokens[-1:] != [first]:
+        writer.force([first])
+    allowed = np.zeros(vocabulary.n_vocab, np.bool_)
+    allowed[[header[1], calls.opening[1]]] = True
+    return writer.sampler.pick((yield from writer.logits()), allowed) == calls.opening[1]
 
 
 def _formed(
@@ -273,10 +289,12 @@ class _Text:
     def write(self, *, no_thought: bool, ignore_eos: bool) -> Generator[Sequence[int], Logits, None]:
         """Write until the model ends the text or begins a call, or until the budget or a stop text."""
         vocabulary, writer = self._vocabulary, self._writer
-        refused = {vocabulary.think_open} if no_thought and vocabulary.think_open is not None else set()
+        refused = (
+            {vocabulary.thought.opening_ids[0]} if no_thought and vocabulary.thought is not None else set()
+        )
         while writer.left and not self.called and not self.ended:
             token = writer.sampler.pick((yield from writer.logits()), self._allowed(refused))
-            if token in vocabulary.end_ids and not ignore_eos:
+            if token in vocabulary.text_ends and not ignore_eos:
                 writer.write(token)
                 self.ended = True
                 break

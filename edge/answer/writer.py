@@ -20,7 +20,8 @@ from edge.answer.scores import TokenScore
 from edge.answer.style import StyleName, style_grammar, style_of
 from edge.errors import GrammarError
 from edge.llama.jobs import Logits, Writer
-from edge.llama.vocabulary import THINK_CLOSE, THINK_OPEN, Vocabulary
+from edge.llama.thought_marks import ThoughtMarks
+from edge.llama.vocabulary import Vocabulary
 
 _BLANKS_AFTER_THOUGHT = 4  # tokens of white space that a model may write between its thought and its action
 
@@ -173,6 +174,7 @@ def action_answer(
     """
     writer = TokenWriter(prompt, sampling, max_tokens)
     thought = yield from write_thought(writer, vocabulary, think, emit_thought)
+    write_header(writer, vocabulary)
     action = _ActionText(vocabulary, writer, style, emit)
     text_limit = int(text_share * writer.left)
     text_tokens = 0
@@ -218,15 +220,16 @@ def chat_answer(
     text = ""
     ended = False
     allowed: NDArray[np.bool_] | None = None
-    if thought.text is None and vocabulary.think_open is not None:
+    write_header(writer, vocabulary)
+    if thought.text is None and vocabulary.thought is not None:
         # `write_thought` has decided that there is no thought, so the text must not begin one.
         allowed = np.ones(vocabulary.n_vocab, np.bool_)
-        allowed[vocabulary.think_open] = False
+        allowed[vocabulary.thought.opening_ids[0]] = False
     while writer.left and not ended:
         token = writer.sampler.pick((yield from writer.logits()), allowed)
         allowed = None
         writer.write(token)
-        ended = token in vocabulary.end_ids
+        ended = token in vocabulary.text_ends
         piece = decoder.decode(b"" if ended else vocabulary.piece(token), ended or not writer.left)
         text += piece
         if emit is not None and piece:
@@ -302,8 +305,12 @@ class _ActionText:
 
 def thought_is_open(vocabulary: Vocabulary, prompt: Sequence[int]) -> bool:
     """Whether the chat template has opened a thought, at the end of the prompt or before a line break."""
-    opening, closing = vocabulary.think_open, vocabulary.think_close
-    return opening is not None and opening in prompt[-3:] and closing not in prompt[-3:]
+    marks = vocabulary.thought
+    if marks is None:
+        return False
+    tail = list(prompt[-len(marks.opening_ids) - 2 :])
+    opened = any(tail[at:][: len(marks.opening_ids)] == list(marks.opening_ids) for at in range(3))
+    return opened and marks.closing_ids[0] not in tail[-3:]
 
 
 def write_thought(
@@ -313,33 +320,52 @@ def write_thought(
     emit: Callable[[str], None] | None = None,
 ) -> Generator[Sequence[int], Logits, Thought]:
     """Write the thought, if the chat template has opened one or the model begins one."""
-    opening, closing = vocabulary.think_open, vocabulary.think_close
-    if opening is None or closing is None or not writer.left:
+    marks = vocabulary.thought
+    if marks is None or not writer.left:
         return _NO_THOUGHT
     think = min(think, writer.left)
     if not thought_is_open(vocabulary, writer.prompt):
-        if think < 3 or writer.sampler.pick((yield from writer.logits())) != opening:
+        if think < marks.least or not (yield from _begins_thought(writer, marks)):
             return _NO_THOUGHT
-        writer.write(opening)
+        writer.force(marks.rest(writer.tokens, marks.opening_ids))
     begin = len(writer.tokens)
-    token = opening
+    token = -1
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    while len(writer.tokens) < think - 1:
+    while len(writer.tokens) < think - len(marks.closing_ids):
         token = writer.sampler.pick((yield from writer.logits()))
-        if token == closing or token in vocabulary.end_ids:
+        if token == marks.closing_ids[0] or token in vocabulary.end_ids:
             break
         writer.write(token)
         if emit is not None:
             emit(decoder.decode(vocabulary.piece(token)))
     text = vocabulary.text(writer.tokens[begin:])
-    writer.forced += token != closing
-    writer.write(closing)
+    writer.forced -= token == marks.closing_ids[0]
+    writer.force(marks.closing_ids[: max(1, writer.left)])
     end = len(writer.tokens)
-    for _ in range(min(_BLANKS_AFTER_THOUGHT, think - end)):
+    for _ in range(0 if marks.header else min(_BLANKS_AFTER_THOUGHT, think - end)):
         token = writer.sampler.pick((yield from writer.logits()))
         piece = vocabulary.piece(token)
         if not piece or piece.strip():
             break
         writer.write(token)
     blanks = vocabulary.text(writer.tokens[end:])
-    return Thought(text.strip(), f"{THINK_OPEN}{text}{THINK_CLOSE}{blanks}", len(writer.tokens))
+    # A template that writes a header takes no marks of thoughts in a message.
+    raw = "" if marks.header else f"{marks.opening}{text}{marks.closing}{blanks}"
+    return Thought(text.strip(), raw, len(writer.tokens))
+
+
+def _begins_thought(writer: TokenWriter, marks: ThoughtMarks) -> Generator[Sequence[int], Logits, bool]:
+    """Whether the model's next tokens begin a thought. Where a header begins like one, the first token is written."""
+    first, second = marks.opening_ids[:2] if marks.header else (marks.opening_ids[0], -1)
+    if writer.sampler.pick((yield from writer.logits())) != first:
+        return False
+    if not marks.header:
+        return True
+    writer.write(first)
+    return writer.sampler.pick((yield from writer.logits())) == second
+
+
+def write_header(writer: TokenWriter, vocabulary: Vocabulary) -> None:
+    """Write what stands before the text of an answer, or the rest of it: for most models nothing."""
+    if vocabulary.thought is not None:
+        writer.force(vocabulary.thought.rest(writer.tokens, vocabulary.thought.header_ids)[: writer.left])

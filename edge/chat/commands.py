@@ -110,11 +110,8 @@ class Commands:
         name, _, value = rest.removeprefix("parameter ").strip().partition(" ")
         settings = self.conversation.settings
         before = dict(shown(settings))
-        if (
-            name == "think"
-            and value.strip() != "off"
-            and self.conversation.runner.vocabulary.think_open is None
-        ):
+        thought = self.conversation.runner.vocabulary.thought
+        if name == "think" and value.strip() != "off" and thought is None:
             raise EdgeError("think: this model has no tokens that mark a thought, so it cannot be set")
         other = {
             "verbose": replace(settings, stats=True),

@@ -7,6 +7,7 @@ tryout       tries an unknown file in a child process, in a sandbox where one ca
 names        whether llama.cpp knows the names of an architecture and a tokenizer
 devices      devices that llama.cpp can compute on
 vocabulary   text to token ids and back
+thought_marks  how models mark their thoughts
 prefixes     the prefix tree of prompts
 jobs         what an engine works on: a prompt and the writer of its answer
 cache        sequences, and the states that later prompts continue from

@@ -15,8 +15,7 @@ from llguidance import LLTokenizer
 from edge.errors import ModelFileError, PromptError
 from edge.formats.gguf import read_model_file
 from edge.llama import library
-
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+from edge.llama.thought_marks import find_marks
 
 # Texts that may follow a forced text: with one of these a tokenizer shows that it merges across the end.
 _PROBES = [chr(i).encode() for i in (0x09, 0x0A, *range(0x20, 0x7F))] + ["é".encode(), "한".encode()]
@@ -53,10 +52,10 @@ class Vocabulary:
         self._sorted: list[bytes] = []  # every token's bytes
         self._names: dict[str, int] | None = None  # the special tokens
         self._at_names = re.compile("(?!)")
-        self.think_open = self._single(THINK_OPEN)
-        self.think_close = self._single(THINK_CLOSE)
-        if self.think_open is None or self.think_close is None:
-            self.think_open = self.think_close = None
+        self.thought = find_marks(self.encode)
+        # A message of gpt-oss also ends where a thought ends.
+        ends = self.thought.closing_ids[:1] if self.thought is not None and self.thought.header else ()
+        self.text_ends = self.end_ids | set(ends)
 
     def encode(self, text: str, *, special: bool = True, ends: bool = False) -> list[int]:
         """Token ids of `text`. `special`: read names such as `<|im_end|>` as their single token.
@@ -250,10 +249,6 @@ class Vocabulary:
         """
         self.matcher_tokens()
         self.forced_tokens(None, b'"plan":')
-
-    def _single(self, text: str) -> int | None:
-        ids = self.encode(text)
-        return ids[0] if len(ids) == 1 else None
 
 
 class _Plain:

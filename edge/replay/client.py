@@ -213,6 +213,14 @@ class Server:
                     failed = f"its answer to {path} is not a JSON object{_kind_of(response)}"
                 else:
                     failed = f"{response.status} {self._message(response)}"
+                    # llama-cpp-python's server calls a field that it does not know an internal error.
+                    if (
+                        response.status == 500
+                        and request
+                        and "response_format" in request
+                        and "response_format" in failed
+                    ):
+                        raise Refused(f"{self.url}: {path} was refused: {failed}", response.status)
                     wait = max(wait, self._delay(response, path, failed))
             if time.monotonic() + wait > end:
                 break

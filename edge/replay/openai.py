@@ -30,6 +30,7 @@ _KINDS = {
     "vllm": "vLLM",
     "sglang": "SGLang",
     "edge": EDGE_KIND,
+    "me": "llama-cpp-python",
 }  # by the models' `owned_by`
 
 
@@ -270,7 +271,7 @@ def request_fields(sampling: Sampling, kind: str) -> Request:
     fields: Request = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if sampling.seed is not None:
         fields["seed"] = sampling.seed
-    llama = kind == "llama-server"
+    llama = kind in ("llama-server", "llama-cpp-python")
     off = 0 if llama else -1
     if kind or sampling.top_k:
         fields["top_k"] = sampling.top_k or off

@@ -64,7 +64,7 @@ def chat_writer(
         choice == "required",
         request.stop,
         request.ignore_eos,
-        server.tool_prompt.form.trigger if request.tools is not None else "",
+        server.call_form.trigger if request.tools is not None else "",
         form,
     )
     if (least := wanted.least(vocabulary, prompt)) > room:

@@ -10,7 +10,7 @@ from edge.answer.guided import guided_answer
 from edge.answer.text import text_answer
 from edge.answer.writer import action_answer, thought_is_open
 from edge.errors import GrammarError, PromptError
-from edge.llama.vocabulary import THINK_CLOSE, THINK_OPEN
+from edge.llama.thought_marks import ThoughtMarks
 from edge.serve.chat_writer import chat_writer, chosen, conversation
 from edge.serve.model import MakeWriter
 from edge.serve.request import BadRequestError, ClientRequest
@@ -116,7 +116,7 @@ def _rendered(server: Server, request: ClientRequest) -> tuple[list[int], list[i
             raise PromptError(f"the model's chat template refuses these messages: {rendered.reason}")
         text = rendered.text
         if request.continued is not None:
-            text = _thought_closed(text) + request.continued
+            text = _begun(text, runner.vocabulary.thought) + request.continued
         _check_size(server, text, "messages")
         prompt = runner.encode(text)
         if request.continued is not None:
@@ -126,9 +126,13 @@ def _rendered(server: Server, request: ClientRequest) -> tuple[list[int], list[i
         raise BadRequestError(str(error), "messages") from None
 
 
-def _thought_closed(text: str) -> str:
+def _begun(text: str, marks: ThoughtMarks | None) -> str:
     """A prompt whose answer the client has begun: a thought that the template has opened is empty."""
-    return f"{text.rstrip()}\n\n{THINK_CLOSE}\n\n" if text.rstrip().endswith(THINK_OPEN) else text
+    if marks is None:
+        return text
+    if text.rstrip().endswith(marks.opening.rstrip()):
+        return f"{text.rstrip()}\n\n{marks.closing}\n\n"
+    return text + marks.header
 
 
 def _check_size(server: Server, text: str, param: str) -> None:
@@ -172,7 +176,9 @@ def _writer_maker(server: Server, request: ClientRequest, prompt: list[int], roo
         ending = endings.first(compiled, room)
     except GrammarError as error:
         raise BadRequestError(f"{guide.param}: {error}", guide.param) from None
-    if request.messages and (chosen(server, request) == "auto" or thought_is_open(vocabulary, prompt)):
+    marks = vocabulary.thought
+    thinks = thought_is_open(vocabulary, prompt) or (marks is not None and bool(marks.header))
+    if request.messages and (chosen(server, request) == "auto" or thinks):
         return chat_writer(server, request, prompt, room, (compiled, ending))
     return lambda emit: guided_answer(
         vocabulary, endings, compiled, ending, prompt, max_tokens=room, sampling=sampling, emit=emit

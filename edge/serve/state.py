@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from edge.answer.answering import AnswerKind
+from edge.answer.call_formats import HARMONY, HARMONY_CHANNEL, CallFormat
 from edge.answer.call_schema import Tool
 from edge.answer.guided import compile_guide
 from edge.answer.tools import CallGuide, compile_calls
@@ -100,8 +101,14 @@ class Server:
         """How the model's chat template shows tools and calls."""
         return recognize(self.model.runner.render)
 
+    @property
+    def call_form(self) -> CallFormat:
+        """The form in which the model writes calls: that of its template, or for gpt-oss its own."""
+        form = self.tool_prompt.form
+        return HARMONY_CHANNEL if form.name == HARMONY.name else form
+
     def _compile_calls(self, tools: str, many: bool) -> CallGuide:
         """`tools`: JSON of their names and parameters. Raises GrammarError."""
         listed = [Tool(name, parameters) for name, parameters in json.loads(tools)]
         vocabulary, endings = self.model.runner.vocabulary, self.model.endings
-        return compile_calls(vocabulary, endings, self.tool_prompt.form, listed, many=many)
+        return compile_calls(vocabulary, endings, self.call_form, listed, many=many)

@@ -49,22 +49,21 @@ def main() -> int:
     if unknown:
         print(f"run.py: there is no session of {unknown[0]}; use {', '.join(sessions)}", file=sys.stderr)
         return 2
-    rows = []
+    finished = []
+    print(
+        "| client | version | endpoints | requests | errors | calls, results sent back | ended | finished |"
+    )
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     with serving() as address:
         listed = json.loads(urllib.request.urlopen(f"http://{address}/v1/models").read())["data"]
         text = next((one["id"] for one in listed if one["id"].endswith("-text")), "edge")
         for name in names or sessions:
-            if not (folder / name / "installed").is_file():
-                rows.append((name, "not installed", "", "", "", "", "no"))
-                continue
-            rows.append(session(name, sessions[name], folder, address, text))
-    print(
-        "| client | version | endpoints | requests | errors | calls, results sent back | ended | finished |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    return any(row[-1] != "yes" for row in rows)
+            row: tuple[str, ...] = (name, "not installed", "", "", "", "", "", "no")
+            if (folder / name / "installed").is_file():
+                row = session(name, sessions[name], folder, address, text)
+            print("| " + " | ".join(row) + " |", flush=True)
+            finished.append(row[-1] == "yes")
+    return not all(finished)
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.keys.add(self.headers.get("Authorization"))
-        self.give(200, {"data": [{"id": name} for name in self.server.models]})
+        self.give(200, {"data": [{"id": name, "owned_by": self.server.owner} for name in self.server.models]})
 
     def do_POST(self) -> None:
         self.server.keys.add(self.headers.get("Authorization"))
@@ -111,7 +111,7 @@ class Scripted(ThreadingHTTPServer):
 
     def __init__(self, *given: Given, models: tuple[str, ...] = ("big-model",)) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.given, self.models = list(given), models
+        self.given, self.models, self.owner = list(given), models, ""
         self.asked: list[dict[str, Any]] = []
         self.keys = set[str | None]()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -252,6 +252,30 @@ def test_a_server_that_refuses_the_schema_is_asked_without_it(folder: Path, reco
     (note,) = [note for note in run.notes if "without the JSON schema" in note]
     assert "response_format: extra fields not permitted" in note
     assert "prompt_tokens" not in rows_of(record)[0]["session"]
+
+
+@pytest.mark.parametrize("owner", ["", "me"])
+def test_the_server_of_llama_cpp_python(folder: Path, record: Path, owner: str) -> None:
+    """It takes a schema in its own form, and calls each other form an internal error."""
+
+    def server_of_llama_cpp_python(handler: Handler) -> None:
+        wanted = handler.server.asked[-1].get("response_format")
+        if wanted and wanted["type"] not in ("text", "json_object"):
+            message = (
+                "1 validation error:\n  {'type': 'literal_error', 'loc': ('body', 'response_format', 'type')}"
+            )
+            return refuse(500, message)(handler)
+        handler.give(200, {"choices": [{"message": {"content": MAKE}}]})
+
+    with scripted(server_of_llama_cpp_python) as server:
+        server.owner = owner
+        run = Run(folder, record, server.url, steps=2)
+    assert run.outcome == "steps" and (folder / "reports").is_dir()
+    forms = [asked["response_format"]["type"] if "response_format" in asked else "" for asked in server.asked]
+    assert forms == (["json_object", "json_object"] if owner else ["json_schema", "", ""])
+    if owner:
+        assert server.asked[0]["response_format"]["schema"]["required"][-1] == "task_complete"
+        assert server.asked[0]["top_k"] == 0 and server.asked[0]["repeat_penalty"] == 1.0
 
 
 def test_an_invalid_answer_is_told_and_the_session_goes_on(folder: Path, record: Path) -> None:

@@ -1,10 +1,14 @@
-"""Harbor's Terminus-2: the agent itself, with a shell of this sandbox as its environment."""
+"""Harbor's Terminus-2: the agent itself, with a shell of this sandbox as its environment.
+
+terminus.py TASK
+"""
 
 import asyncio
 import logging
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OPENAI_API_KEY", "none")
@@ -77,7 +81,7 @@ async def main() -> None:
     )
     context = AgentContext()
     await agent.setup(environment)
-    await agent.run("List the files here.", environment, context)
+    await agent.run(sys.argv[1], environment, context)
     print("turns:", (context.metadata or {}).get("n_episodes"))
     for path in sorted(paths.agent_dir.iterdir()):
         print(path.name, path.stat().st_size)
