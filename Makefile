@@ -131,6 +131,7 @@ lint: $(VENV)/test-installed
 	$(MYPY) --platform darwin --cache-dir .mypy_cache/darwin
 	$(MYPY) --platform win32 --cache-dir .mypy_cache/win32
 	$(BIN)/python scripts/commands_page.py --check
+	$(BIN)/python scripts/sentences_page.py --check
 
 # One process for each core: these tests do not wait, and each process collects all tests.
 check: lint
@@ -141,6 +142,7 @@ test: lint
 
 docs: $(VENV)/test-installed
 	$(BIN)/python scripts/commands_page.py
+	$(BIN)/python scripts/sentences_page.py
 
 lock: $(VENV)/created
 	$(BIN)/python scripts/lock.py

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import noting_replaced
+from edge.cli.common import note, noting_replaced, show
 from edge.cli.options import Force
+from edge.system.text import printable
 
 
 def report(
@@ -24,7 +25,53 @@ def report(
         ),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", help="Also write a short form in Markdown, for a model card.")
+        Path | None, typer.Option("--markdown", help="Also write a short form in Markdown.")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            "--card", help="Also write a Hugging Face model card for a repository with these files."
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model",
+            metavar="OWNER/NAME",
+            help="For --card: the checkpoint that was quantized. Default: what the files name.",
+        ),
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            "--license", help="For --card: licence as the hub names it. Default: what the GGUFs name."
+        ),
+    ] = None,
+    quantized_by: Annotated[
+        str | None,
+        typer.Option(
+            "--quantized-by", help="For --card: who quantized the files. Default: what the GGUFs name."
+        ),
+    ] = None,
+    pipeline_tag: Annotated[
+        str, typer.Option("--pipeline-tag", help="For --card: task of the model on the hub.")
+    ] = "text-generation",
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="For --card: one more tag beside gguf; repeatable.")
+    ] = None,
+    ggufs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--gguf",
+            help="For --card: GGUF of one of the results, for the licence and the memory; repeatable.",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For --card: context length for the memory. Default: that of a known model, else 8,192.",
+        ),
     ] = None,
     plots: Annotated[
         Path | None,
@@ -46,20 +93,49 @@ def report(
     title: Annotated[
         str, typer.Option(help="Heading of the page. Default: from the names of the models.")
     ] = "",
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify",
+            metavar="PAGE",
+            help="Write nothing. Compute every figure of this page again from its files, given as RESULT, and say "
+            "whether it is their page. Exit code 1 if not.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Write a page about the cost of quantization.
 
     The page has a verdict, tables, plots, and the steps that got worse.
     """
+    if verify is not None:
+        _verify(verify, results, replay)
+        return
     from edge.report.build import report as write_report
+    from edge.report.model_card import CardFacts
 
-    with noting_replaced(out, markdown):
+    given = (base_model, license, quantized_by, tags, ggufs, context)
+    if card is None and any(given):
+        raise typer.BadParameter("needs --card", param_hint="an option of the model card")
+    facts = None
+    if card is not None:
+        facts = CardFacts(
+            card,
+            base_model,
+            license,
+            quantized_by,
+            pipeline_tag,
+            tuple(tags or ()),
+            tuple(ggufs or ()),
+            context,
+        )
+    with noting_replaced(out, markdown, card):
         write_report(
             results,
             out,
             reference,
             markdown=markdown,
+            card=facts,
             plots=plots,
             worse=worse,
             replay=replay,
@@ -67,6 +143,25 @@ def report(
             notes=notes or (),
             force=force,
         )
-    for path in (out, markdown, plots):
+    for path in (out, markdown, card, plots):
         if path is not None:
             typer.echo(str(path))
+
+
+def _verify(page: Path, results: list[Path], replay: Path | None) -> None:
+    """Print what is wrong with a page, a line for each fault. Raises ResultError if anything is."""
+    from edge.errors import ResultError
+    from edge.report import patterns
+    from edge.report.verify import verify
+    from edge.system.text import counted
+
+    found = verify(page, results, replay)
+    for text in found.notes:
+        note(text)
+    for fault in found.faults:
+        show(printable(fault))
+    if found.faults:
+        faults = counted(len(found.faults), "fault")
+        raise ResultError(patterns.NOT_VERIFIED(page=page, faults=faults))
+    files = counted(len(results), "file")
+    show(patterns.VERIFIED(page=page, files=files, texts=f"{found.texts:,}"))

@@ -60,7 +60,7 @@ def sweep(
             "--max-loss",
             metavar="POINTS",
             min=0,
-            help="Choose the smallest file that loses at most this many points of score.",
+            help="Choose the smallest file that is 95 % sure to lose at most this many points of score.",
         ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep all GGUFs, not only the chosen one.")] = False,

@@ -11,6 +11,7 @@ notes      what differs between two runs, and what is missing
 intervals  bootstrap, Wilson's interval, McNemar's test
 paired     interval of a paired difference, detectable loss
 verdict    a difference in words
+patterns   every sentence of a comparison, and when it is true
 findings   the findings as Markdown and JSON
 causes     finds pairs of results that differ in one thing
 stored     the JSON file of a comparison, and the run that it is of

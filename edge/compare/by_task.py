@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edge.compare.intervals import interval, resampled_means
+from edge.compare.intervals import mean_interval
 from edge.compare.paired import TaskDifferences
 from edge.compare.verdict import places
 from edge.metrics import TERMS
@@ -52,4 +52,4 @@ def side_interval(name: str, steps: Steps) -> tuple[float, float] | None:
     )
     if by_task is None or by_task.tasks < 2:
         return None
-    return rounded(name, interval(resampled_means(by_task.sums, by_task.counts), by_task.tasks))
+    return rounded(name, mean_interval(by_task.sums, by_task.counts))

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+from edge.compare import patterns
 from edge.compare.findings import LABELS, Figure, Part, interval_text, number, test_text
 from edge.compare.notes import thought_budget
 from edge.compare.run import check_once, compare_pair, model_label
@@ -144,10 +145,7 @@ def causes_json(found: Sequence[Cause]) -> list[dict[str, object]]:
 def causes_markdown(found: Sequence[Cause]) -> str:
     """A table of the causes and the sentences of each, also readable in a terminal."""
     if not found:
-        return (
-            "# Causes\n\nNo two of these results differ in exactly one thing, so edge cannot name the cause of a "
-            "difference.\n"
-        )
+        return f"# Causes\n\n{patterns.NO_CAUSES()}\n"
     header = ("cause", "from → to", "steps", "tasks", "score", "95 % interval", "same commands %")
     rows = []
     for cause in found:
@@ -163,12 +161,12 @@ def causes_markdown(found: Sequence[Cause]) -> str:
                 number("valid_json_pct", cause.part.agreement["same_commands_pct"]),
             )
         )
-    lines = ["# Causes", "", "Each line compares two runs that differ in exactly one thing.", ""]
+    lines = ["# Causes", "", patterns.CAUSES(), ""]
     lines += table(header, rows, right=range(2, len(header)))
     noted: set[str] = set()  # a note of several pairs is printed once
     for cause in found:
         lines += ["", f"## {cause.kind}: {clean(cause.what)}", ""]
-        lines += [f"{clean(cause.second)} compared with {clean(cause.first)}.", ""]
+        lines += [patterns.CAUSE_PAIR(second=clean(cause.second), first=clean(cause.first)), ""]
         for note in cause.part.notes:
             if note not in noted:
                 lines += [clean(note), ""]
@@ -275,7 +273,7 @@ def _by_name(a: _Run, b: _Run) -> str | None:
     """A note for a pair that is one model only by two different names; None for other pairs."""
     if (a.source and b.source) or (a.file and a.file == b.file) or _plain(a.name) == _plain(b.name):
         return None
-    return f"Check that {a.name} and {b.name} come from one checkpoint: edge could compare only their names."
+    return patterns.BY_NAME(first=a.name, second=b.name)
 
 
 def _plain(name: str) -> str:
@@ -352,7 +350,7 @@ def _run(path: Path | str, result: Result) -> _Run:
     backend = backend.lower() if backend else None
     kind = _type_name(origin.get("quantization") or sampling.get("dtype") or None)
     bits = origin.get("bits_per_weight")
-    constrained = _constrained(sampling, backend)
+    constrained = is_constrained(sampling, backend)
     version = origin.get("llama_cpp_python") if backend == "edge" else origin.get("backend_version")
     grammar = (origin.get("grammar_sha256"), sampling.get("text_share"), sampling.get("style"))
     return _Run(
@@ -408,7 +406,7 @@ def _settings(sampling: SamplingFields, engine: EngineCounters) -> tuple[object,
     return *values, top_k, engine.get("kv_type", "f16")
 
 
-def _constrained(sampling: SamplingFields, backend: str | None) -> bool | None:
+def is_constrained(sampling: SamplingFields, backend: str | None) -> bool | None:
     """Whether a grammar or schema constrained the answers. A published vLLM run that does not say had none."""
     fields = (sampling.get("constrained"), sampling.get("structured"))
     stated = [value for value in fields if isinstance(value, bool)]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from edge.compare import patterns
 from edge.compare.verdict import NONE_DIFFERS, is_few, p_text, places
 from edge.replay.rows import describe
 from edge.system.places import write_json
@@ -239,8 +240,11 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
             if count
         ]
         lines += [
-            f"Paired: {counted(part.joined, 'step')} of {counted(part.tasks, 'task')}. "
-            f"Not paired: {', '.join(left_out) or 'none'}.",
+            patterns.PAIRED(
+                steps=counted(part.joined, "step"),
+                tasks=counted(part.tasks, "task"),
+                left_out=", ".join(left_out) or "none",
+            ),
             "",
         ]
     for note in part.notes:
@@ -255,14 +259,14 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
         return lines
     lines += [
         "",
-        f"F1 by step: {part.better} better, {part.same} the same, {len(part.worse)} worse.",
+        patterns.F1_BY_STEP(better=part.better, same=part.same, worse=len(part.worse)),
     ]
     if part.worse and shown > 0:
         lines += ["", *_worse_table(part.worse[:shown])]
         if len(part.worse) > shown:
             lines += [
                 "",
-                f"{len(part.worse) - shown} more steps got worse; the JSON output lists all of them.",
+                patterns.MORE_WORSE(count=len(part.worse) - shown),
             ]
     return lines
 
@@ -280,24 +284,11 @@ def _sentences(part: Part, paired: bool) -> list[str]:
         names.setdefault(figure.sentence + test_text(figure), []).append(LABELS[figure.name])
     lines = [f"- {', '.join(labels)}: {text}" for text, labels in names.items()]
     if any(figure.detectable is not None and not is_few(figure.verdict) for figure in part.figures):
-        lines += [
-            "",
-            "80 % power, 5 % level: a true difference of that size is detected with 80 % probability at the 5 % level, "
-            "if the tasks that differ do so as much as these, and one of four in the other direction.",
-        ]
+        lines += ["", patterns.POWER_LINE()]
     if any(figure.counts and any(figure.counts) for figure in part.figures):
-        lines += [
-            "",
-            "McNemar's test treats all steps as independent, but steps of one task are not. So the verdict uses the "
-            "interval, which is over tasks.",
-        ]
+        lines += ["", patterns.MCNEMAR_LINE()]
     if not paired:
-        lines += [
-            "",
-            "Intervals of percentages are Wilson's, for independent steps. They are too narrow if the steps of a task "
-            "are alike. Our other intervals are a bootstrap over tasks. That a published figure is inside or outside "
-            "our interval is not a test.",
-        ]
+        lines += ["", patterns.PUBLISHED_LINE()]
     return lines
 
 
@@ -313,10 +304,9 @@ def agreement_text(part: Part) -> str:
         if share is not None:
             low, high = part.agreement_intervals[name]
             what = name.removesuffix("_pct").replace("_", " ")
-            said.append(
-                f"{what} {number('valid_json_pct', share)} % (95 % interval: {low:.1f} to {high:.1f})"
-            )
-    return f"{', '.join(said)} of the steps."
+            value = number("valid_json_pct", share)
+            said.append(patterns.SAME_SHARE(what=what, share=value, low=f"{low:.1f}", high=f"{high:.1f}"))
+    return patterns.SAME_SHARES(shares=", ".join(said))
 
 
 def test_text(figure: Figure) -> str:
@@ -324,7 +314,7 @@ def test_text(figure: Figure) -> str:
     if figure.counts is None or figure.p is None or not any(figure.counts):
         return ""
     theirs, ours = figure.counts
-    return f" (McNemar: {theirs} right only in the reference, {ours} only in ours, {p_text(figure.p)}.)"
+    return f" {patterns.MCNEMAR(theirs=theirs, ours=ours, p=p_text(figure.p))}"
 
 
 def _paired_table(figures: Sequence[Figure]) -> list[str]:
@@ -367,8 +357,7 @@ def _published_table(figures: Sequence[Figure]) -> list[str]:
     return [
         *table(header, rows, right=range(1, len(header) - 1)),
         "",
-        f"{PUBLISHED} published elsewhere, or computed from published figures. Everything else was measured here, or "
-        "compares the two.",
+        patterns.PUBLISHED_MARK(),
     ]
 
 

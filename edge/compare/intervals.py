@@ -37,6 +37,17 @@ def resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> S
     return means
 
 
+def mean_interval(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float, float]:
+    """The `interval` of the mean over steps, from `resampled_means`. The parameters are those of that function."""
+    return _mean_interval(sums.astype(float).tobytes(), counts.astype(float).tobytes())
+
+
+@functools.lru_cache(maxsize=4096)  # a report asks for the same figure of its reference with each file
+def _mean_interval(sums: bytes, counts: bytes) -> tuple[float, float]:
+    by_task = np.frombuffer(sums), np.frombuffer(counts)
+    return interval(resampled_means(*by_task), len(by_task[0]))
+
+
 def interval(samples: Samples, tasks: int) -> tuple[float, float]:
     """The expanded percentile interval of a bootstrap over `tasks` tasks, at least 2.
 

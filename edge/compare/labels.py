@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from edge.compare import patterns
 from edge.replay.result import adapter_key
 from edge.replay.stored_result import Head
 
@@ -68,9 +69,7 @@ def file_notes(result: Head, path: Path | str, whose: str) -> list[str]:
         named = contradicted(name, result)
         if named and named not in seen:
             seen.add(named)
-            notes.append(
-                f"{whose}: {what} is named {name}, but its weights are {stated_type(result)}, as the model file says."
-            )
+            notes.append(patterns.MISNAMED(whose=whose, what=what, name=name, stated=stated_type(result)))
     return notes
 
 
@@ -88,7 +87,7 @@ def same_file(result: Head, reference: Head) -> str:
     """The sentence that both sides have one model file; empty if they do not, or if it is unknown."""
     if not same_model(result, reference):
         return ""
-    return f"Both results are of the same model file (SHA-256 {str(model_hash(result))[:_SHOWN]}…)."
+    return patterns.SAME_MODEL(digest=str(model_hash(result))[:_SHOWN])
 
 
 def shared_files(results: Sequence[tuple[str, Head]]) -> dict[str, list[str]]:
@@ -98,5 +97,5 @@ def shared_files(results: Sequence[tuple[str, Head]]) -> dict[str, list[str]]:
         others = [name for name, other in results if name != path and same_model(result, other)]
         if others:
             digest = str(model_hash(result))[:_SHOWN]
-            notes[path] = [f"Of the same model file (SHA-256 {digest}…): {', '.join(others)}."]
+            notes[path] = [patterns.SHARED_MODEL(digest=digest, others=", ".join(others))]
     return notes

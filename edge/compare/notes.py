@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+from edge.compare import patterns
 from edge.replay.result import adapter_key
 from edge.replay.shards import shard_note
 from edge.replay.stored_result import Result, SamplingFields
@@ -53,27 +54,21 @@ def run_notes(ours: Result, reference: Result) -> list[str]:
         theirs, mine = a.get(name), b.get(name)
         # A setting that does not apply is null. The setting that makes it so has its own line.
         if theirs is not None and mine is not None and theirs != mine:
-            notes.append(
-                f"The runs differ: {name} is {_value(theirs)} in the reference, {_value(mine)} in ours."
-            )
+            notes.append(patterns.SETTING(name=name, theirs=_value(theirs), ours=_value(mine)))
     notes += switch_notes(ours, reference)
     budgets = thought_budget(a), thought_budget(b)
     if None not in budgets and budgets[0] != budgets[1]:
         words = [f"up to {budget} tokens" if budget else "off" for budget in budgets]
-        notes.append(f"The runs differ: think is {words[0]} in the reference, {words[1]} in ours.")
+        notes.append(patterns.SETTING(name="think", theirs=words[0], ours=words[1]))
     origin, our_origin = reference.get("provenance", {}), ours.get("provenance", {})
     for source, what in _SOURCES:
         theirs, mine = origin.get(source), our_origin.get(source)
         if theirs and mine and theirs != mine:
-            notes.append(
-                f"The runs are of different {what}: {source} is {theirs} in the reference, {mine} in ours."
-            )
+            notes.append(patterns.SOURCES(what=what, source=source, theirs=theirs, ours=mine))
             break
     recorded = origin.get("adapters") or our_origin.get("adapters")  # other engines write a path, if anything
     if recorded and adapter_key(reference) != adapter_key(ours):
-        notes.append(
-            f"The runs have different adapters: {_adapters(reference)} in the reference, {_adapters(ours)} in ours."
-        )
+        notes.append(patterns.ADAPTERS(theirs=_adapters(reference), ours=_adapters(ours)))
     return [*notes, *own_notes(reference, "The reference"), *own_notes(ours, "Our result")]
 
 
@@ -108,7 +103,7 @@ def switch_notes(ours: Result, reference: Result) -> list[str]:
     """The options that change prompts and differ, as sentences."""
     theirs, mine = prompt_switches(reference), prompt_switches(ours)
     return [
-        f"The runs differ: {name} is {theirs[name]} in the reference, {mine[name]} in ours."
+        patterns.SETTING(name=name, theirs=theirs[name], ours=mine[name])
         for name in theirs
         if name in mine and theirs[name] != mine[name]
     ]
@@ -122,21 +117,18 @@ def own_notes(result: Result, whose: str) -> list[str]:
         notes.append(shard_note(shard, len(result["per_step"]), whose))
     if result.get("complete") is False:
         of = f" of {total}" if (total := result.get("total_input_steps")) else ""
-        notes.append(f"{whose} is unfinished: it has {len(result['per_step'])}{of} steps.")
+        notes.append(patterns.UNFINISHED(whose=whose, steps=f"{len(result['per_step'])}{of}"))
     if (missing := engine.get("rows_missing") or 0) > 0:
-        notes.append(f"{whose} has no prediction for {counted(missing, 'row')}; its figures leave them out.")
+        notes.append(patterns.ROWS_MISSING(whose=whose, rows=counted(missing, "row")))
     if (skipped := sampling.get("skipped_too_long") or 0) > 0:
-        notes.append(f"{whose} left out {counted(skipped, 'row')} that did not fit into its context.")
+        notes.append(patterns.LEFT_OUT(whose=whose, rows=counted(skipped, "row")))
     if (again := result.get("rescored", 0)) > 0:
         verb = "was" if again == 1 else "were"
-        notes.append(
-            f"{whose}: {counted(again, 'step')} {verb} scored by other rules. edge scored them again from their "
-            "command lines by its own rules, in which no commands against no commands count 0."
-        )
+        notes.append(patterns.RESCORED(whose=whose, steps=counted(again, "step"), verb=verb))
     failed = sum(bool(step.get("error")) for step in result["per_step"])
     if failed:
         verb = "is an error message" if failed == 1 else "are error messages"
-        notes.append(f"{whose}: {counted(failed, 'answer')} {verb} of a server; they count as 0.")
+        notes.append(patterns.SERVER_ERRORS(whose=whose, answers=counted(failed, "answer"), verb=verb))
     cut = [
         step
         for step in result["per_step"]
@@ -145,13 +137,12 @@ def own_notes(result: Result, whose: str) -> list[str]:
     if cut:
         verb = "was" if len(cut) == 1 else "were"
         closed = sum(bool(step.get("closed_at_budget")) for step in cut)
-        rest = " The grammar closed them as valid JSON." if closed == len(cut) else ""
-        notes.append(
-            f"{whose}: {len(cut)} of {counted(len(result['per_step']), 'answer')} {verb} cut at the token limit.{rest}"
-        )
+        rest = f" {patterns.CLOSED()}" if closed == len(cut) else ""
+        answers = counted(len(result["per_step"]), "answer")
+        notes.append(patterns.CUT(whose=whose, cut=len(cut), answers=answers, verb=verb) + rest)
     status = result.get("prompt_template", {})
     if status.get("rank_eligible") is False and status.get("template_status") != "unknown":
-        notes.append(f"{whose} is not rank-eligible: its prompts come from {status.get('template_status')}.")
+        notes.append(patterns.NOT_ELIGIBLE(whose=whose, status=status.get("template_status")))
     return notes
 
 
@@ -161,10 +152,8 @@ def _row_sets(ours: Result, reference: Result) -> list[str]:
     if not all(sizes) or sizes[0] == sizes[1]:
         return []
     names = [_set_name(result) for result in (reference, ours)]
-    return [
-        f"The row sets differ: {names[0]} with {counted(sizes[0], 'step')} in the reference, {names[1]} with "
-        f"{counted(sizes[1], 'step')} in ours. edge compares the steps that both have."
-    ]
+    told = [f"{name} with {counted(size, 'step')}" for name, size in zip(names, sizes, strict=True)]
+    return [patterns.ROW_SETS(theirs=told[0], ours=told[1])]
 
 
 def _set_name(result: Result) -> str:
@@ -181,10 +170,7 @@ def _grammar(ours: Result, reference: Result) -> list[str]:
     if used[0] == used[1]:
         return []
     who, other = ("our result", "the reference") if used[1] else ("the reference", "our result")
-    return [
-        f"Only {who} was written with a grammar, as far as {other} says. The grammar alone can raise valid JSON and "
-        "the figures that depend on it."
-    ]
+    return [patterns.GRAMMAR(who=who, other=other)]
 
 
 def _adapters(result: Result) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edge.compare import patterns
 from edge.errors import ResultError
 from edge.replay.rows import Key, by_step, describe, step_key, without_sample
 from edge.replay.stored_result import Step
@@ -74,7 +75,7 @@ def pair_steps(
         len(our_steps) - len(keys),
         len(base_steps) - len(keys),
         (
-            *([f"{_steps(others)} of {len(keys)} have different prompts."] if others else []),
+            *([patterns.OTHER_PROMPTS(steps=_steps(others), all=len(keys))] if others else []),
             *_unchecked(pairs, our_name, reference_name),
         ),
     )
@@ -136,7 +137,7 @@ def _unchecked(pairs: Sequence[_Pair], our_name: str, reference_name: str) -> li
     prompts = [pair for pair in pairs if not _both_have(*pair, "prompt_sha256")]
     if rows:
         who = _lacking(rows, "row_sha256", our_name, reference_name)
-        notes.append(f"edge checked the rows by their reference answers only: {who} row hashes.")
+        notes.append(patterns.CHECKED_BY_ANSWERS(who=who))
     if prompts:
         who = _lacking(prompts, "prompt_sha256", our_name, reference_name)
         of = "" if len(prompts) == len(pairs) else f" of {_steps(len(prompts))}"
@@ -147,14 +148,11 @@ def _unchecked(pairs: Sequence[_Pair], our_name: str, reference_name: str) -> li
             else f"could not check the prompts{of}"
         )
         why = "" if rows else " (a server that renders the chat itself sends none)"
-        notes.append(f"edge {checked}: {who} prompt hashes{why}.")
+        notes.append(patterns.CHECKED_BY_LENGTH(checked=checked, who=who, why=why))
     other = sum(_both_have(a, b, "prompt_sha256") and _other_length(a, b) for a, b in pairs)
     if other:
         verb = "has" if other == 1 else "have"
-        notes.append(
-            f"{_steps(other)} {verb} the same prompt text but a different number of tokens: the tokenizers differ, or "
-            "one side added a token."
-        )
+        notes.append(patterns.OTHER_TOKENS(steps=_steps(other), verb=verb))
     return notes
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edge.compare import patterns
 from edge.compare.by_task import Steps, rounded, side_interval, step_term, task_differences
 from edge.compare.findings import Agreement, Comparison, Figure, Group, Part, Worse
 from edge.compare.intervals import (
@@ -45,7 +46,6 @@ _TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # each step is right or wro
 # Upper limits of the groups of `prompt_length`, in prompt tokens; 1k is 1,000.
 _LENGTHS = ((1000, "< 1k"), (2000, "1–2k"), (4000, "2–4k"), (8000, "4–8k"), (16000, "8–16k"))
 _LONGEST = "≥ 16k"
-_NOTHING = "this compares nothing."
 _BUCKETS = ("early", "mid", "late")
 
 
@@ -174,8 +174,8 @@ def _paired(path: Path | str, result: Result, base: _Reference) -> Part:
         only_reference=pairing.only_reference,
         tasks=tasks,
         figures=tuple(
-            replace(figure, sentence="No step differs, because both sides are the same.")
-            if same.endswith(_NOTHING) and figure.verdict == NONE_DIFFERS
+            replace(figure, sentence=patterns.SAME_SIDES())
+            if patterns.SAME_FILE.matches(same) and figure.verdict == NONE_DIFFERS
             else figure
             for figure in _paired_figures(ours, theirs)
         ),
@@ -225,30 +225,21 @@ def _same(path: Path | str, result: Result, base: _Reference) -> str:
     """What to say if there is nothing to compare; empty if there is."""
     if result == base.result:
         same = Path(path).resolve() == Path(base.name).resolve()
-        return f"Both sides {'are the same file' if same else 'have the same content'}: {_NOTHING}"
+        return patterns.SAME_FILE(are="are the same file" if same else "have the same content")
     if result.get("run") and result.get("run") == base.result.get("run"):
-        return (
-            "Both results have the same model, rows and settings: only another machine or chance can make a "
-            "difference."
-        )
+        return patterns.SAME_RUN()
     return same_file(result, base.result)
 
 
 def _few(tasks: int) -> str:
     if tasks == 1:
-        return "Only 1 task: its steps are not independent, so there are no intervals."
-    if tasks < LEAST_DIFFERING:
-        return f"Only {counted(tasks, 'task')}: too few for the interval of a difference."
-    return f"Only {counted(tasks, 'task')}: the intervals are widened for so few tasks, but they are still rough."
+        return patterns.ONLY_TASKS()
+    return (patterns.FEW_TASKS if tasks < LEAST_DIFFERING else patterns.ROUGH)(tasks=counted(tasks, "task"))
 
 
 def _unpaired_note(steps: int, figures: Aggregate) -> str:
     published = f" of {counted(figures['steps'], 'step')}" if "steps" in figures else ""
-    return (
-        f"The reference is published figures{published}; our result has {counted(steps, 'step')}. "
-        "Published figures have no steps to pair, so there is no interval of a difference, no test and no list of "
-        "steps that got worse."
-    )
+    return patterns.UNPAIRED(steps=published, ours=counted(steps, "step"))
 
 
 def _worse(key: Key, ours: Step, base: Step) -> Worse:

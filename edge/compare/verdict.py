@@ -1,5 +1,6 @@
 """Say what the difference of a figure means, in one word and in plain sentences. docs/compare.md explains each."""
 
+from edge.compare import patterns
 from edge.compare.paired import LEAST_DIFFERING, TaskDifferences, most_differing
 from edge.metrics import TERMS
 from edge.system.text import counted
@@ -94,34 +95,30 @@ def sentence(
     sentences mention it only if it disagrees with the interval.
     """
     if by_task is None:
-        return "There are no such steps."
+        return patterns.NO_SUCH_STEPS()
     if word == NONE_DIFFERS:
-        return f"No step differs. {_at_most(by_task)}"
+        return f"{patterns.NO_STEP()} {_at_most(by_task)}"
     if bounds is None:
         return f"{_few_differ(by_task)} {_at_most(by_task)}"
     found = not bounds[0] <= 0 <= bounds[1]
-    text = f"{_found(name, difference, *bounds)}." if found else _not_found(name, reference, detectable)
+    text = _found(name, difference, *bounds) if found else _not_found(name, reference, detectable)
     if p is not None and (p < _LEVEL) != found:
         what = "a difference" if p < _LEVEL else "no difference"
-        text += f" McNemar's test finds {what} ({p_text(p)}), but it treats steps as independent."
+        text += f" {patterns.MCNEMAR_DISAGREES(what=what, p=p_text(p))}"
     return text
 
 
 def _few_differ(by_task: TaskDifferences) -> str:
     if not by_task.differing:
-        return "Steps differ, but their differences cancel in every task."
+        return patterns.CANCEL()
     verb = "differs" if by_task.differing == 1 else "differ"
-    return (
-        f"{by_task.differing} of {counted(by_task.tasks, 'task')} {verb}: too few for an interval, which needs "
-        f"{LEAST_DIFFERING}."
-    )
+    tasks = counted(by_task.tasks, "task")
+    return patterns.FEW_DIFFER(differing=by_task.differing, tasks=tasks, verb=verb, least=LEAST_DIFFERING)
 
 
 def _at_most(by_task: TaskDifferences) -> str:
     share = most_differing(by_task.differing, by_task.tasks)
-    return (
-        f"At most {100 * share:.{0 if share >= 0.0995 else 1}f} % of all such tasks differ (95 % confidence)."
-    )
+    return patterns.AT_MOST(share=f"{100 * share:.{0 if share >= 0.0995 else 1}f}")
 
 
 def _found(name: str, difference: float, low: float, high: float) -> str:
@@ -130,10 +127,10 @@ def _found(name: str, difference: float, low: float, high: float) -> str:
     bounds = f"95 % interval: {sizes[0]:.{digits}f} to {sizes[1]:.{digits}f}"
     size = f"{amount(name, difference)} ({bounds})"
     if name in _NEITHER_IS_BETTER:
-        return f"A {'rise' if low > 0 else 'fall'} of {size}"
+        return patterns.FOUND(word="rise" if low > 0 else "fall", size=size)
     if name in _LESS_IS_BETTER:
-        return f"Worse: a rise of {size}" if low > 0 else f"Better: a fall of {size}"
-    return f"A {'gain' if low > 0 else 'loss'} of {size}"
+        return (patterns.WORSE_RISE if low > 0 else patterns.BETTER_FALL)(size=size)
+    return patterns.FOUND(word="gain" if low > 0 else "loss", size=size)
 
 
 def _loss(name: str) -> str:
@@ -145,13 +142,10 @@ def _not_found(name: str, reference: float, detectable: float | None) -> str:
     what = "change" if name in _NEITHER_IS_BETTER else "rise" if name in _LESS_IS_BETTER else "loss"
     possible = _possible(name, reference)
     if possible <= 0:
-        return f"The reference has {reference:.{places(name)}f}, so no {what} is possible."
+        return patterns.NONE_POSSIBLE(value=f"{reference:.{places(name)}f}", what=what)
     if detectable is None or detectable > possible:
-        return f"No {what} was detected. With so few tasks, edge could miss even the largest possible {what}."
-    return (
-        f"No {what} was detected. This comparison would have detected a {what} of more than "
-        f"{amount(name, detectable)} (80 % power, 5 % level)."
-    )
+        return patterns.NOT_FOUND_AT_ALL(what=what)
+    return patterns.NOT_FOUND(what=what, size=amount(name, detectable))
 
 
 def unpaired_sentence(
@@ -162,14 +156,14 @@ def unpaired_sentence(
 ) -> str:
     """What can be said about a published figure: whether it is in our interval, and its own interval if it has one."""
     if published is None:
-        return "Not published."
+        return patterns.NOT_PUBLISHED()
     if ours is None:
-        return "Not paired, and our steps give no interval."
+        return patterns.NO_OWN_INTERVAL()
     digits = places(name)
 
     def span(bounds: tuple[float, float]) -> str:
         return f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
 
     where = "inside" if ours[0] <= published <= ours[1] else "outside"
-    known = f"Its own interval is {span(theirs)}." if theirs else "Its own interval is unknown."
-    return f"Not paired. The published {published:.{digits}f} is {where} our interval ({span(ours)}). {known}"
+    known = patterns.OWN_INTERVAL(span=span(theirs)) if theirs else patterns.OWN_UNKNOWN()
+    return f"{patterns.NOT_PAIRED(value=f'{published:.{digits}f}', where=where, span=span(ours))} {known}"

@@ -3,16 +3,21 @@
 build         writes a report
 collect       reads and compares the results of a report
 contents      the contents of a report
+group         which runs compare with the reference
 evidence      results and their measurements, read from files
 measurements  measurements, read from files
 worse         the steps that got worse
 drawings      the plots that a report has
 plots         plots as SVG and PNG
 words         numbers, verdicts and definitions in words
+patterns      every sentence of a report, and when it is true
 origin        how each result was made
 page          the HTML page
+embedded      what a page says about its files
+short_form    the short form in Markdown
+model_card    the model card of a repository
+verify        whether a page is that of its files
 rank_page     a ranking as one HTML page
-card          the short form for a model card
 choice        which quantization to take, and why
 """
 

@@ -6,14 +6,16 @@ All figures come from the files and from `compare`; the report only arranges the
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import ResultError
 from edge.replay.result import run_digest
-from edge.report.collect import WORSE, collect
-from edge.report.contents import Report
+from edge.report.collect import WORSE, all_paths, collect
+from edge.report.contents import Report, Solved
+from edge.report.embedded import Embedded, embedded_files, stored_page
+from edge.report.model_card import CardFacts
 from edge.system.files import whole_file, write_at
 from edge.system.hashes import file_sha256
 from edge.system.outputs import Run, check_output, check_replaced
@@ -26,35 +28,49 @@ def report(
     reference: Path | str | None = None,
     *,
     markdown: Path | str | None = None,
+    card: CardFacts | None = None,
     plots: Path | str | None = None,
     worse: int = WORSE,
     replay: Path | str | None = None,
     title: str = "",
     notes: Sequence[str] = (),
+    solved: Mapping[str, Solved] | None = None,
     force: bool = False,
 ) -> Report:
     """Write a report as one HTML page and return its contents.
 
     `results`: result JSONs and measurement JSONs. `reference`: a result JSON or a known model's name. None: the only
-    unquantized one of several results. `markdown`: also write a short form for a model card. `plots`: also write the
-    plots as PNG into this folder. `worse`: the maximum number of steps that got worse, for each result. `replay`: the
-    rows; with them, these steps show the task's last message. `notes`: paragraphs for the beginning of the page.
-    `force`: replace the files of another report.
+    unquantized one of several results. `markdown`: also write a short form. `card`: also write a model card, with these
+    facts. `plots`: also write the plots as PNG into this folder. `worse`: the maximum number of steps that got worse,
+    for each result. `replay`: the rows; with them, these steps show the task's last message. `notes`: paragraphs for
+    the beginning of the page. `solved`: tasks solved in trials, by the SHA-256 of the model file. `force`: replace the
+    files of another report.
 
     The same files give the same bytes. If anything is wrong, nothing is written. Raises ResultError, ReplayError.
     """
     # matplotlib is slow to import.
-    from edge.report.card import to_markdown
     from edge.report.drawings import draw
-    from edge.report.page import stored_page, to_html
+    from edge.report.model_card import to_card
+    from edge.report.page import to_html
+    from edge.report.short_form import to_markdown
 
     outputs = _Outputs(
         _named(out),
         None if markdown is None else _named(markdown),
         None if plots is None else _named(plots),
+        None if card is None else _named(card.path),
     )
-    outputs.check([*results, *([replay] if replay else []), *([reference] if reference else [])])
-    contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
+    outputs.check(
+        [
+            *results,
+            *([replay] if replay else []),
+            *([reference] if reference else []),
+            *(card.ggufs if card else ()),
+        ]
+    )
+    contents = collect(
+        results, reference, worse=worse, replay=replay, title=title, notes=notes, solved=solved
+    )
     run: Run = {
         "results": {f"{i + 1} {Path(path).name}": run_digest(path) for i, path in enumerate(results)},
         "reference": run_digest(reference) if reference and Path(reference).is_file() else reference,
@@ -69,10 +85,31 @@ def report(
     if outputs.markdown is not None:
         links = {drawing.name: outputs.link(drawing.name) for drawing in drawings} if files else {}
         files.append((outputs.markdown, _utf8(to_markdown(contents, drawings, links))))
+    if card is not None:
+        files.append((_named(card.path), _utf8(to_card(contents, card))))
     if not force:
         outputs.check_beside([path for path, _ in files])
     beside = sorted(hashlib.sha256(data).hexdigest() for _, data in files)
-    files.append((outputs.page, _utf8(to_html(contents, drawings, run, beside))))
+    embedded: Embedded = {
+        "run": dict(run),
+        "beside": beside,
+        **embedded_files(contents, all_paths(results, reference), reference),
+        "rows": None if replay is None else file_sha256(replay),
+        "worse": worse,
+        "title": title,
+        "notes": list(notes),
+        "solved": [
+            {
+                "model_sha256": digest,
+                "solved": each.solved,
+                "tasks": each.tasks,
+                "low": each.low,
+                "high": each.high,
+            }
+            for digest, each in sorted((solved or {}).items())
+        ],
+    }
+    files.append((outputs.page, _utf8(to_html(contents, drawings, embedded))))
     _write(files)
     return contents
 
@@ -84,16 +121,19 @@ class _Outputs:
     page: Path
     markdown: Path | None
     plots: Path | None
+    card: Path | None
 
     def check(self, inputs: Sequence[Path | str]) -> None:
         """Raises ResultError if an output would replace an input or another output, or cannot be written."""
-        for path, option in ((self.page, "--out"), (self.markdown, "--markdown")):
-            if path is not None:
-                check_output(path, inputs, option=option)
-        if self.markdown is not None:
-            place, through = place_of(self.page)
-            if not through and place_of(self.markdown)[0] == place:
-                raise ResultError(f"{self.markdown}: is given for two outputs: give another name")
+        seen = []
+        for path, option in ((self.page, "--out"), (self.markdown, "--markdown"), (self.card, "--card")):
+            if path is None:
+                continue
+            check_output(path, inputs, option=option)
+            place, through = place_of(path)
+            if not through and place in seen:
+                raise ResultError(f"{path}: is given for two outputs: give another name")
+            seen.append(place)
         if self.plots is not None and not self.plots.is_dir():
             if self.plots.exists():
                 raise ResultError(f"{self.plots}: is not a folder: give a folder with --plots")
@@ -101,8 +141,6 @@ class _Outputs:
 
     def check_beside(self, files: Sequence[Path]) -> None:
         """Raises ResultError if a file exists that is not, byte for byte, of the page that is at this place."""
-        from edge.report.page import stored_page
-
         page = place_of(self.page)[0]
         known = stored_page(page)[1] if page.is_file() and page.stat().st_size else []
         for path in files:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edge.report import patterns
 from edge.system.text import size
 
 
@@ -11,7 +12,7 @@ class Candidate:
     """A quantized file, and its loss compared with the base (the unquantized file) on the same steps.
 
     `score`: 0 to 100 points. `loss`: the base's score minus this one's; `loss_low` and `loss_high` are its 95 %
-    interval, None if there are too few tasks for one. `kl_mean`: nats per token, None if it was not measured.
+    interval, None if too few tasks differ for one. `kl_mean`: nats per token, None if it was not measured.
     """
 
     quant: str
@@ -38,57 +39,47 @@ def choose(
 
     With only a `budget` (bytes): of the files that fit, the one with the lowest mean KL divergence from the base,
     because scores of files that lose little differ by chance. If KL was not measured for all of them, the one with the
-    best score. With a `max_loss` (points of score): the smallest file, of those that fit, whose loss is at most that in
-    its whole 95 % interval. If there is none, the smallest file with a measured loss of at most that.
+    best score. With a `max_loss` (points of score): the smallest file, of those that fit, that is 95 % sure to lose at
+    most that: the upper bound of its loss is not larger. A file without an interval is never sure, although its answers
+    may all be equal to the base's: with so few differing tasks, that can be chance. If no file is sure, none is chosen.
     """
     fitting = [each for each in candidates if budget is None or each.n_bytes <= budget]
     if not fitting:
         smallest = min(candidates, key=lambda each: each.n_bytes)
-        return Choice(
-            None,
-            f"No file fits into {size(budget or 0)}. The smallest file is {_named(smallest)}.",
-        )
+        return Choice(None, patterns.NOTHING_FITS(budget=size(budget or 0), smallest=_named(smallest)))
     fits = "" if budget is None else f" that fits into {size(budget)}"
     if max_loss is None:
         return _best(fitting, fits)
     sure = [each for each in fitting if each.loss_high is not None and each.loss_high <= max_loss]
     if sure:
         chosen = min(sure, key=lambda each: each.n_bytes)
-        return Choice(
-            chosen.quant,
-            f"{_named(chosen)} is the smallest file{fits} whose whole 95 % interval shows a loss of at most "
-            f"{max_loss:g} points. {_loss(chosen)}.",
-        )
-    perhaps = [each for each in fitting if each.loss <= max_loss]
-    if perhaps:
-        chosen = min(perhaps, key=lambda each: each.n_bytes)
-        return Choice(
-            chosen.quant,
-            f"{_named(chosen)} is the smallest file{fits} with a measured loss of at most {max_loss:g} points. "
-            f"{_loss(chosen)}. These rows are too few to be sure of this for any file.",
-        )
-    least = min(fitting, key=lambda each: each.loss)
-    return Choice(
-        None,
-        f"No file{fits} has a measured loss of at most {max_loss:g} points. {least.quant} lost the least. "
-        f"{_loss(least)}.",
-    )
+        why = patterns.SURE(file=_named(chosen), fits=fits, points=f"{max_loss:g}")
+        return Choice(chosen.quant, f"{why} {_loss(chosen)}")
+    return Choice(None, _none_sure(fitting, fits, max_loss))
+
+
+def _none_sure(fitting: Sequence[Candidate], fits: str, max_loss: float) -> str:
+    """Why no file is sure to lose at most `max_loss`, and what can be done."""
+    found = [patterns.NONE_SURE(fits=fits, points=f"{max_loss:g}")]
+    bounded = [(each.loss_high, each) for each in fitting if each.loss_high is not None]
+    if bounded:
+        high, nearest = min(bounded, key=lambda pair: pair[0])
+        found.append(patterns.NEAREST_BOUND(file=nearest.quant, high=f"{high:.2f}"))
+    unbounded = [each.quant for each in fitting if each.loss_high is None]
+    if unbounded:
+        found.append(patterns.NO_BOUND(files=", ".join(unbounded)))
+    return " ".join([*found, patterns.SURE_ADVICE()])
 
 
 def _best(fitting: Sequence[Candidate], fits: str) -> Choice:
     measured = [(each.kl_mean, each.n_bytes, each) for each in fitting if each.kl_mean is not None]
     if len(measured) == len(fitting):
         kl, _, chosen = min(measured, key=lambda item: item[:2])
-        return Choice(
-            chosen.quant,
-            f"{_named(chosen)} has the lowest mean KL divergence from the unquantized model of any file{fits}: "
-            f"{kl:.2g} nats per token. {_loss(chosen)}.",
-        )
-    chosen = min(fitting, key=lambda each: (-each.score, each.n_bytes))
-    return Choice(
-        chosen.quant,
-        f"{_named(chosen)} has the best score of any file{fits}: {chosen.score:.2f}. {_loss(chosen)}.",
-    )
+        why = patterns.LOWEST_KL(file=_named(chosen), fits=fits, kl=f"{kl:.2g}")
+    else:
+        chosen = min(fitting, key=lambda each: (-each.score, each.n_bytes))
+        why = patterns.BEST_SCORE(file=_named(chosen), fits=fits, score=f"{chosen.score:.2f}")
+    return Choice(chosen.quant, f"{why} {_loss(chosen)}")
 
 
 def _named(each: Candidate) -> str:
@@ -96,7 +87,10 @@ def _named(each: Candidate) -> str:
 
 
 def _loss(each: Candidate) -> str:
-    words = f"It lost {each.loss:.2f} points" if each.loss > 0 else f"It gained {-each.loss + 0.0:.2f} points"
+    """The difference of its score, with the interval, in one sentence."""
+    change = f"{-each.loss + 0.0:+.2f}"
     if each.loss_low is None or each.loss_high is None:
-        return f"{words} (too few tasks for an interval)"
-    return f"{words} (95 %: {-each.loss_high + 0.0:+.2f} to {-each.loss_low + 0.0:+.2f})"
+        return patterns.DIFFERENCE_ALONE(change=change)
+    return patterns.DIFFERENCE(
+        change=change, low=f"{-each.loss_high + 0.0:+.2f}", high=f"{-each.loss_low + 0.0:+.2f}"
+    )

@@ -1,21 +1,24 @@
 """Read the files of a report, compare the results with the reference, and gather the contents of the report."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edge.compare.causes import causes
 from edge.compare.findings import Comparison, Part
-from edge.compare.intervals import interval, resampled_means
+from edge.compare.intervals import mean_interval
 from edge.compare.run import compare, published_model
 from edge.errors import ResultError
 from edge.metrics import Aggregate, aggregate, headline
 from edge.replay.known import find_known
 from edge.replay.stored_result import Step
-from edge.report.contents import Entry, Report
-from edge.report.evidence import Run, read_runs, short_labels
+from edge.report import patterns
+from edge.report.contents import Entry, Report, Solved
+from edge.report.evidence import Named, Run, read_runs, short_labels
+from edge.report.group import Made, others
 from edge.report.measurements import number
 from edge.report.worse import WorseStep, read_replay, worse_steps
 
@@ -31,18 +34,20 @@ def collect(
     replay: Path | str | None = None,
     title: str = "",
     notes: Sequence[str] = (),
+    solved: Mapping[str, Solved] | None = None,
+    named: Mapping[str, Named] | None = None,
 ) -> Report:
-    """Read and compare what a report shows. The parameters are those of `report`. Raises ResultError, ReplayError."""
+    """Read and compare what a report shows. The parameters are those of `report`; `named` is that of `read_runs`.
+
+    Raises ResultError, ReplayError.
+    """
     file = published = None
     if reference is not None:
         if isinstance(reference, Path) or Path(reference).exists():
             file = Path(reference)
         else:
             published = reference
-    paths = list(results)
-    if file is not None and file.resolve() not in {Path(path).resolve() for path in paths}:
-        paths.append(str(reference))
-    runs = read_runs(paths)
+    runs = read_runs(all_paths(results, reference), named)
     all_notes = list(notes)
     base = None
     if file is not None:
@@ -65,7 +70,35 @@ def collect(
         entries.append(_entry(run, part, False, got_worse))
     with_steps = [run.path for run in runs if run.steps]
     found = causes(with_steps) if len(with_steps) > 1 else ()
-    return Report(title, _subject(entries), tuple(entries), comparison, found, tuple(all_notes))
+    sorted_out = _sorted_out(entries, base, published)
+    sorted_out = [replace(entry, solved=(solved or {}).get(_sha256(entry))) for entry in sorted_out]
+    return Report(title, _subject(entries), tuple(sorted_out), comparison, found, tuple(all_notes))
+
+
+def all_paths(results: Sequence[Path | str], reference: Path | str | None) -> list[Path | str]:
+    """The results, and the reference if it is a file that is not among them."""
+    paths = list(results)
+    is_file = reference is not None and (isinstance(reference, Path) or Path(reference).exists())
+    if is_file and Path(str(reference)).resolve() not in {Path(path).resolve() for path in paths}:
+        paths.append(str(reference))
+    return paths
+
+
+def _sorted_out(entries: Sequence[Entry], base: Run | None, published: str | None) -> list[Entry]:
+    """The entries, each with how it differs from the runs that compare with the reference."""
+    if base is not None:
+        reference = Made(base.sampling, base)
+    elif published is not None:
+        reference = Made(find_known(published).reference_run, None)
+    else:
+        return list(entries)
+    runs = [(entry.run, entry.part is not None) for entry in entries if entry.run and not entry.is_reference]
+    words = others(reference, runs)
+    return [replace(e, other=words.get(e.run.path, "")) if e.run else e for e in entries]
+
+
+def _sha256(entry: Entry) -> str:
+    return str(entry.run.provenance.get("model_sha256") or "") if entry.run else ""
 
 
 def score_interval(steps: Sequence[Step]) -> tuple[float, float] | None:
@@ -77,7 +110,7 @@ def score_interval(steps: Sequence[Step]) -> tuple[float, float] | None:
     for step in steps:
         sums[tasks[step["task_id"]]] += 100 * step["command_f1"]
         counts[tasks[step["task_id"]]] += 1
-    low, high = interval(resampled_means(sums, counts), len(tasks))
+    low, high = mean_interval(sums, counts)
     return max(0.0, low), min(100.0, high)
 
 
@@ -96,7 +129,7 @@ def _default_reference(runs: Sequence[Run]) -> tuple[Run | None, str]:
     if len(candidates) == 1:
         return candidates[0], ""
     why = f"{len(candidates)} of the results are unquantized" if candidates else "no result is unquantized"
-    return None, f"No reference was given and {why}, so edge compared nothing. Give one with --reference."
+    return None, patterns.NO_DEFAULT_REFERENCE(why=why)
 
 
 def _compared(base: Run | None, published: str | None, others: Sequence[Run]) -> Comparison | None:

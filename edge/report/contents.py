@@ -14,6 +14,16 @@ MAIN = ("score", "first_cmd_exact_pct", "valid_json_pct")
 
 
 @dataclass(frozen=True)
+class Solved:
+    """How many tasks a model solved in trials. `low` and `high` bound the share at 95 %, in percent."""
+
+    solved: int
+    tasks: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Entry:
     """One row of the table of quantizations. A value is None or () where the file does not have it."""
 
@@ -42,6 +52,10 @@ class Entry:
     """Its comparison with the reference."""
     measurements: tuple[CheckedMeasurement, ...]
     worse: tuple[WorseStep, ...]
+    other: str = ""
+    """For another run of a file, or a run that differs in more than its file: in what, in words. "" for the others."""
+    solved: Solved | None = None
+    """Tasks that the model solved in trials."""
 
     @property
     def measured(self) -> CheckedMeasurement | None:
@@ -75,3 +89,19 @@ class Report:
     @property
     def compared(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.part is not None]
+
+    @property
+    def files(self) -> list[Entry]:
+        """The reference and the entries that compare with it: one run of each file, made like the reference."""
+        return [entry for entry in self.entries if not entry.other]
+
+    @property
+    def others(self) -> list[Entry]:
+        """The other runs: they separate causes."""
+        return [entry for entry in self.entries if entry.other]
+
+    @property
+    def quantized(self) -> list[Entry]:
+        """The compared files, without unquantized ones if any is quantized."""
+        compared = [entry for entry in self.files if entry.part is not None]
+        return [entry for entry in compared if entry.run and not entry.run.unquantized] or compared

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from edge.compare.causes import Cause
 from edge.report import plots, words
 from edge.report.contents import MAIN, Entry, Report
 from edge.report.measurements import Band, CheckedMeasurement
@@ -29,6 +30,37 @@ def with_bands(report: Report) -> list[tuple[Entry, CheckedMeasurement]]:
     return list(found.values())
 
 
+def beaten_files(report: Report) -> dict[str, str]:
+    """The files that another one beats, by label, and the label of the other: it is not larger, and nearer to the base.
+
+    Nearer: its mean KL divergence is lower, and the 95 % intervals of both, where they are known, do not overlap.
+    """
+    measured = [
+        (entry, entry.n_bytes, entry.measured)
+        for entry in report.files
+        if entry.n_bytes is not None and entry.measured and "kl_mean" in entry.measured.aggregate
+    ]
+    found: dict[str, str] = {}
+    for entry, n_bytes, m in measured:
+        low = m.intervals.get("kl_mean", (m.aggregate["kl_mean"],) * 2)[0]
+        for other, other_bytes, better in sorted(measured, key=lambda each: each[1]):
+            high = better.intervals.get("kl_mean", (better.aggregate["kl_mean"],) * 2)[1]
+            if other_bytes <= n_bytes and high < low:
+                found.setdefault(entry.label, other.label)
+    return found
+
+
+def other_causes(report: Report) -> list[Cause]:
+    """The causes, without the quantizations that the differences from the reference show."""
+    files = {entry.run.path for entry in report.files if entry.run}
+    base = report.reference.run.path if report.reference and report.reference.run else None
+    return [
+        cause
+        for cause in report.causes
+        if not (cause.kind == "quantization" and cause.first == base and cause.second in files)
+    ]
+
+
 def run_labels(report: Report) -> dict[str, str]:
     """The label of each result, by its path."""
     return {entry.run.path: entry.label for entry in report.entries if entry.run}
@@ -36,9 +68,10 @@ def run_labels(report: Report) -> dict[str, str]:
 
 def _sizes(report: Report, png: bool) -> list[Drawing]:
     drawings = []
+    beaten = beaten_files(report)
     scored = [
-        Point(visible(e.label), e.n_bytes / 1e6, e.score, low, high, e.published)
-        for e in report.entries
+        Point(visible(e.label), e.n_bytes / 1e6, e.score, low, high, e.published, e.label in beaten)
+        for e in report.files
         for low, high in [e.score_interval or (None, None)]
         if e.n_bytes is not None and e.score is not None
     ]
@@ -46,23 +79,27 @@ def _sizes(report: Report, png: bool) -> list[Drawing]:
         reference, line = report.reference, None
         if reference is not None and reference.n_bytes is None and reference.score is not None:
             mark = ", published" if reference.published else ""
-            line = (f"{visible(reference.label)}{mark}", reference.score)
+            line = (
+                f"{visible(reference.label)}{mark}, {words.figure('score', reference.score)}",
+                reference.score,
+            )
         alt = "; ".join(f"{p.label}: {p.megabytes:,.1f} MB, score {p.value:.2f}" for p in scored)
-        unit = "score, 95 % interval"
+        unit = "score"
         drawings.append(
             plots.tradeoff("size-score", "Score by size", alt, scored, unit=unit, reference=line, png=png)
         )
     distant: dict[str, Point] = {}
-    for entry in report.entries:
+    for entry in report.files:
         m = entry.measured
         if m is not None and entry.n_bytes is not None and m.aggregate.get("kl_mean", 0) > 0:
             low, high = m.intervals.get("kl_mean", (None, None))
-            point = Point(visible(entry.label), entry.n_bytes / 1e6, m.aggregate["kl_mean"], low, high)
+            mean, is_beaten = m.aggregate["kl_mean"], entry.label in beaten
+            point = Point(visible(entry.label), entry.n_bytes / 1e6, mean, low, high, beaten=is_beaten)
             distant.setdefault(m.path, point)
     if len(distant) > 1:
         points = list(distant.values())
         alt = "; ".join(f"{p.label}: {p.megabytes:,.1f} MB, mean KL {words.kl(p.value)}" for p in points)
-        unit = "mean KL, nats per token; lower is better"
+        unit = "mean KL, nats per token"
         drawings.append(
             plots.tradeoff("size-kl", "KL divergence by size", alt, points, unit=unit, log=True, png=png)
         )
@@ -74,7 +111,7 @@ def _differences(report: Report, png: bool) -> list[Drawing]:
     reference = visible(report.reference.label) if report.reference else ""
     for name in MAIN:
         bars = []
-        for entry in report.compared:
+        for entry in report.files:
             figure = entry.figure(name)
             if figure is not None and figure.difference is not None and figure.low is not None:
                 bars.append(Bar(visible(entry.label), figure.difference, figure.low, figure.high))
@@ -95,13 +132,16 @@ def _differences(report: Report, png: bool) -> list[Drawing]:
 def _causes(report: Report, png: bool) -> list[Drawing]:
     labels = run_labels(report)
     bars = []
-    for cause in report.causes:
+    for cause in other_causes(report):
         score = next((f for f in cause.part.figures if f.name == "score"), None)
         if score is not None and score.difference is not None:
             label = visible(f"{cause.kind}: {labels[cause.first]} → {labels[cause.second]}")
             bars.append(Bar(label, score.difference, score.low, score.high))
     if not bars:
         return []
+    if not any(bar.low is not None for bar in bars):
+        return []
+    bars = [bar for bar in bars if bar.low is not None]
     title, unit = "Difference of the score by cause", "points of score"
     return [plots.forest("causes", title, _bars(bars, "score"), bars, unit=unit, wide=True, png=png)]
 

@@ -1,7 +1,7 @@
 """The files that a report is made of: results, each with the measurements of the same model file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -14,12 +14,22 @@ from edge.report.measurements import CheckedMeasurement, check_measurement
 
 
 @dataclass(frozen=True)
+class Named:
+    """How a page names a result: by the name of its file, and by a short label."""
+
+    name: str
+    label: str
+
+
+@dataclass(frozen=True)
 class Run:
     """One result, with the measurements of the same model file."""
 
     path: str
     label: str
     """A short name that no other run of the report has."""
+    name: str
+    """The name of its file."""
     result: Result
     measurements: tuple[CheckedMeasurement, ...] = ()
 
@@ -47,9 +57,10 @@ class Run:
         return str(dtype).lower() in {"bf16", "bfloat16", "f16", "float16", "f32", "float32"}
 
 
-def read_runs(paths: Sequence[Path | str]) -> list[Run]:
+def read_runs(paths: Sequence[Path | str], named: Mapping[str, Named] | None = None) -> list[Run]:
     """Read results, in the given order, each with its measurements: those with the same `model_sha256` and adapters.
 
+    `named`: how an earlier page named them, by path. None: by their files.
     Raises ResultError if a file is neither a result nor a measurement, if a file is given twice, and if the model of a
     measurement has no result.
     """
@@ -71,10 +82,20 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
                 raise ResultError(f"{path}: is a shard of a result; put the shards together with edge join")
     if not results:
         raise ResultError(f"{paths[0]}: is a measurement: give the result of the same model too")
-    labels = short_labels([path for path, _ in results])
+    given = [path for path, _ in results]
+    own = zip(results, short_labels(given), strict=True)
+    names = named or {
+        path: Named(Path(path).name, stated_label(label, result)) for (path, result), label in own
+    }
     runs = [
-        Run(path, stated_label(label, result), result, tuple(m for m in measurements if _is_about(m, result)))
-        for (path, result), label in zip(results, labels, strict=True)
+        Run(
+            path,
+            names[path].label,
+            names[path].name,
+            result,
+            tuple(m for m in measurements if _is_about(m, result)),
+        )
+        for path, result in results
     ]
     owned = {measurement.path for run in runs for measurement in run.measurements}
     for measurement in measurements:

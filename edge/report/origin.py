@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from edge.report.evidence import Run
@@ -86,7 +86,7 @@ def _types(run: Run) -> object:
 
 
 _MODEL: list[_Wanted] = [
-    ("result file", lambda run: Path(run.path).name, False),
+    ("result file", lambda run: run.name, False),
     ("model", _top("model"), False),
     ("model file", lambda run: _name_of(run.result.get("model_path")), False),
     ("model SHA-256", lambda run: run.provenance.get("model_sha256") or run.result.get("model_sha256"), True),

@@ -1,8 +1,6 @@
 """A report as one HTML page. The page loads nothing and runs no script; all text from files is escaped and visible."""
 
-import html
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,19 +8,22 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from edge.compare.findings import Figure, Group
+from edge.compare.findings import Figure, Group, Part
 from edge.report import words
 from edge.report.contents import MAIN, Entry, Report
-from edge.report.drawings import run_labels, with_bands
+from edge.report.drawings import beaten_files, other_causes, run_labels, with_bands
+from edge.report.embedded import Embedded
 from edge.report.measurements import CheckedMeasurement
-from edge.report.origin import origin
+from edge.report.origin import Line, origin
 from edge.report.plots import Drawing
 from edge.report.words import KINDS, LABELS
-from edge.system.outputs import Run
 from edge.system.text import counted, visible
 from edge.version import __version__
 
 _FOLD = 12  # a table of more groups is folded
+_ORIGINS = 4  # results beside each other in a table of how they were made
+_GROUPED = 7  # results beside each other in a table of groups
+_ONCE = ("avg_command_f1",)  # the score is 100 times this
 
 
 class CauseRow(NamedTuple):
@@ -44,23 +45,8 @@ class GroupRow(NamedTuple):
     cells: list[Group | None]
 
 
-def stored_page(path: Path) -> tuple[Run | None, list[str]]:
-    """The run that a page names (None for a page of edge 0.2.0 and older), and the SHA-256 of the files beside it.
-
-    Raises ValueError for another file.
-    """
-    text = path.read_text(encoding="utf-8")
-    if '<meta name="generator" content="edge' not in text:
-        raise ValueError("not a report")
-    match = re.search('<meta name="edge-run" content="([^"]*)">', text)
-    stored = json.loads(html.unescape(match[1])) if match else None
-    if not isinstance(stored, dict) or not isinstance(stored.get("run"), dict):
-        return None, []
-    return stored["run"], [str(digest) for digest in stored.get("beside") or []]
-
-
-def to_html(report: Report, drawings: Sequence[Drawing], run: Run, beside: Sequence[str]) -> str:
-    """The page. `drawings`: those of the same report. `run`, `beside`: what `stored_page` reads again."""
+def to_html(report: Report, drawings: Sequence[Drawing], embedded: Embedded) -> str:
+    """The page. `drawings`: those of the same report. `embedded`: what `read_embedded` reads again."""
     by_name = {drawing.name: drawing for drawing in drawings}
     runs = [entry.run for entry in report.entries if entry.run]
     return (
@@ -70,7 +56,11 @@ def to_html(report: Report, drawings: Sequence[Drawing], run: Run, beside: Seque
             report=report,
             title=words.title(report),
             scope=words.scope(report),
-            verdict=words.verdict(report),
+            layman=words.layman(report),
+            expert=words.expert(report),
+            remarks=[text for text in (words.besides(report), words.few_note(report)) if text],
+            beaten=beaten_files(report),
+            verdicts=_verdicts,
             definitions=words.DEFINITIONS,
             labels=LABELS,
             main=MAIN,
@@ -81,7 +71,9 @@ def to_html(report: Report, drawings: Sequence[Drawing], run: Run, beside: Seque
                 for number, (entry, m) in enumerate(with_bands(report))
             ],
             all_measurements=_measurements(report),
+            one_base=_one_base(report),
             columns=_columns(report),
+            hollow=any(entry.published and entry.n_bytes for entry in report.files),
             any_published=any(entry.published for entry in report.entries),
             has_worse=any(entry.worse for entry in report.entries),
             causes=_cause_rows(report),
@@ -90,9 +82,10 @@ def to_html(report: Report, drawings: Sequence[Drawing], run: Run, beside: Seque
                 g.reference is not None for e in report.compared if e.part for g in e.part.groups
             ),
             fold=_FOLD,
-            origin=origin(runs),
+            shared_origin=_shared(origin(runs)),
+            origins=_origins(report),
             runs=runs,
-            run=json.dumps({"run": run, "beside": list(beside)}),
+            run=json.dumps(embedded),
             version=__version__,
         )
     )
@@ -118,13 +111,14 @@ def _environment(report: Report) -> Environment:
 
 def _columns(report: Report) -> dict[str, bool]:
     """The optional columns of the first table: those for which a result has a value."""
-    entries = report.entries
+    entries = report.files
     return {
         "size": any(e.n_bytes is not None or e.bits_per_weight is not None for e in entries),
-        "difference": bool(report.compared),
+        "difference": any(e.part is not None for e in entries),
         "kl": any(e.measured is not None and "kl_mean" in e.measured.aggregate for e in entries),
         "speed": any(e.tokens_per_second is not None for e in entries),
         "memory": any(e.peak_bytes is not None for e in entries),
+        "solved": any(e.solved is not None for e in entries),
     }
 
 
@@ -134,16 +128,58 @@ def _measurements(report: Report) -> list[tuple[Entry, CheckedMeasurement]]:
     return sorted(found.values(), key=lambda pair: report.entries.index(pair[0]))
 
 
+def _one_base(report: Report) -> str:
+    """The base of all measurements; "" if there are several."""
+    bases = {m.base for entry in report.entries for m in entry.measurements}
+    return bases.pop() if len(bases) == 1 else ""
+
+
 def _cause_rows(report: Report) -> list[CauseRow]:
     labels = run_labels(report)
     rows = []
-    for cause in report.causes:
+    for cause in other_causes(report):
         figures = {f.name: f for f in cause.part.figures}
         pair = f"{labels[cause.first]} → {labels[cause.second]}"
         rows.append(
             CauseRow(cause.kind, cause.what, pair, cause.part.joined, [figures[name] for name in MAIN])
         )
     return rows
+
+
+def _verdicts(part: Part) -> list[tuple[Figure, int]]:
+    """The figures of a comparison, each with the rows that its verdict covers; 0 under an equal one.
+
+    The score is 100 times the command F1, which therefore has no row of its own.
+    """
+    figures = [figure for figure in part.figures if figure.name not in _ONCE]
+    found: list[tuple[Figure, int]] = []
+    for index, figure in enumerate(figures):
+        if index and figures[index - 1].sentence == figure.sentence:
+            found.append((figure, 0))
+            continue
+        alike = 1
+        while index + alike < len(figures) and figures[index + alike].sentence == figure.sentence:
+            alike += 1
+        found.append((figure, alike))
+    return found
+
+
+def _origins(report: Report) -> list[tuple[list[Entry], list[Line]]]:
+    """How results differ in the way they were made: a few results, and the lines with their values."""
+    entries = [entry for entry in report.entries if entry.run]
+    lines = [line for _, lines in origin([e.run for e in entries if e.run]) for line in lines]
+    found = []
+    for at in range(0, len(entries), _ORIGINS):
+        end = at + _ORIGINS
+        different = [Line(line.name, line.values[at:end], line.is_code) for line in lines if not line.same]
+        if different:
+            found.append((entries[at:end], different))
+    return found
+
+
+def _shared(table: list[tuple[str, list[Line]]]) -> list[Line]:
+    """The lines with one value for all results."""
+    return [line for _, lines in table for line in lines if line.same]
 
 
 def _cut(text: str, most: int) -> str:
@@ -166,20 +202,26 @@ def _visible(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _grouped(report: Report) -> list[tuple[str, list[GroupRow]]]:
-    """The tables of groups, by the kind of group. A kind with a single group has no table."""
-    table: dict[str, dict[str, list[Group | None]]] = {}
-    compared = report.compared
-    for column, entry in enumerate(compared):
-        for group in entry.part.groups if entry.part else ():
-            row = table.setdefault(group.kind, {}).setdefault(group.name, [None] * len(compared))
-            row[column] = group
+def _grouped(report: Report) -> list[tuple[str, list[Entry], list[GroupRow]]]:
+    """The tables of groups: kind, results and rows. A kind with a single group has no table."""
+    compared = [entry for entry in report.files if entry.part is not None]
     tables = []
     for kind in ("bucket", "prompt_length", "source_group"):
-        rows = []
-        for name, cells in table.get(kind, {}).items():
-            there = [group for group in cells if group is not None]
-            rows.append(GroupRow(name, max(g.steps for g in there), there[0].reference, cells))
-        if len(rows) > 1:
-            tables.append((KINDS[kind], rows))
+        for at in range(0, len(compared), _GROUPED):
+            entries = compared[at : at + _GROUPED]
+            if len(rows := _group_rows(kind, entries)) > 1:
+                tables.append((KINDS[kind], entries, rows))
     return tables
+
+
+def _group_rows(kind: str, entries: Sequence[Entry]) -> list[GroupRow]:
+    table: dict[str, list[Group | None]] = {}
+    for column, entry in enumerate(entries):
+        for group in entry.part.groups if entry.part else ():
+            if group.kind == kind:
+                table.setdefault(group.name, [None] * len(entries))[column] = group
+    rows = []
+    for name, cells in table.items():
+        there = [group for group in cells if group is not None]
+        rows.append(GroupRow(name, max(g.steps for g in there), there[0].reference, cells))
+    return rows

@@ -16,7 +16,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 FLOOR = 1e-6  # nats; a logarithmic scale shows smaller divergences here
@@ -25,6 +26,8 @@ FLOOR = 1e-6  # nats; a logarithmic scale shows smaller divergences here
 _COLORS = {"ink": "#1c2126", "muted": "#59636d", "rule": "#dde2e6", "accent": "#0b6a82", "paper": "#ffffff"}
 _INK, _MUTED, _RULE, _ACCENT, _PAPER = _COLORS.values()
 _WIDTH, _NARROW = 400 / 72, 340 / 72  # inches
+_LABEL = 10.5  # points; font size of the labels of points
+_GAP = 20.0  # points between slanted labels; across them this is 14.1, more than a line of text is high
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11,
@@ -71,6 +74,8 @@ class Point:
     high: float | None
     hollow: bool = False
     """edge did not measure it."""
+    beaten: bool = False
+    """A file that is not larger is nearer to the base, by its KL divergence."""
 
 
 @dataclass(frozen=True)
@@ -115,49 +120,45 @@ def tradeoff(
     log: bool = False,
     png: bool = False,
 ) -> Drawing:
-    """Size against quality with the Pareto front. `log`: lower values are better, on a logarithmic scale.
+    """Size against quality. `log`: lower values are better, on a logarithmic scale, with a line over the front.
 
-    `reference`: the label and value of a horizontal line.
+    `reference`: the label and value of a horizontal line. The labels of the points stand above the axes, in the order
+    of the sizes, with equal distances where they would overlap.
     """
-    with _figure(name, 3.3) as (figure, axes):
+    with _figure(name, 1, constrained=False) as (figure, axes):
         shown = [_floored(p) for p in points] if log else list(points)
         scale, size_unit = (1000, "GB") if max(p.megabytes for p in shown) >= 1000 else (1, "MB")
         if log:
             axes.set_yscale("log")
-        _draw_points(axes, shown, front(shown, less_is_better=log), scale)
+            best = front(shown, less_is_better=True)
+            xs = [p.megabytes / scale for p in best]
+            axes.step(xs, [p.value for p in best], where="post", color=_ACCENT, linewidth=1.2, alpha=0.5)
+        _draw_points(axes, shown, scale)
+        label = f"file size, {size_unit}"
         if reference is not None:
-            _draw_reference(axes, *reference)
-        axes.set_xlabel(f"file size, {size_unit}")
-        axes.set_title(unit, loc="left", fontsize=11, color=_MUTED, pad=10)
+            axes.axhline(reference[1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            label += f"\ndashed: {_short(reference[0], 40)}"
+        axes.set_xlabel(label, loc="left")
+        axes.set_ylabel(unit)
         axes.grid(True, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         if log:
             _log_ticks(axes, [v for p in shown for v in (p.value, p.low, p.high) if v])
-            _name_points(axes, [(p.megabytes / scale, p.value, p.label) for p in shown])
         else:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y <= 100 else ""))
-            _name_bars(axes, [(p.megabytes / scale, p.high or p.value, p.label) for p in shown])
+        _name_points(figure, axes, [(p.megabytes / scale, p.high or p.value, p.label) for p in shown])
         return _drawing(figure, name, title, alt, png)
 
 
-def _draw_points(axes: Axes, points: Sequence[Point], best: Sequence[Point], scale: int) -> None:
-    """Points with their intervals, and a line over the `best` ones. `scale`: megabytes of a unit of the axis."""
-    xs = [p.megabytes / scale for p in best]
-    axes.step(xs, [p.value for p in best], where="post", color=_ACCENT, linewidth=1.4, alpha=0.55, zorder=2)
+def _draw_points(axes: Axes, points: Sequence[Point], scale: int) -> None:
+    """Points, with their intervals as bands. `scale`: megabytes of a unit of the axis."""
     for point in points:
-        x, color = point.megabytes / scale, _ACCENT if point in best else _MUTED
+        x, color = point.megabytes / scale, _MUTED if point.beaten else _ACCENT
         if point.low is not None and point.high is not None:
-            axes.plot([x, x], [point.low, point.high], color=color, linewidth=1.4, zorder=3)
+            axes.plot([x, x], [point.low, point.high], color=color, linewidth=7, alpha=0.25, zorder=3)
         face = _PAPER if point.hollow else color
-        axes.plot([x], [point.value], "o", color=color, markerfacecolor=face, markersize=6.5, zorder=4)
-    axes.margins(x=0.16, y=0.1)
-
-
-def _draw_reference(axes: Axes, label: str, value: float) -> None:
-    axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 10}
-    paper = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1.5}
-    axes.text(0.995, value, _short(label, 32), place, color=_MUTED, bbox=paper, zorder=5)
+        axes.plot([x], [point.value], "o", color=color, markerfacecolor=face, markersize=6, zorder=4)
+    axes.margins(x=0.08, y=0.1)
 
 
 def forest(
@@ -216,18 +217,28 @@ def _draw_bands(axes: Axes, spreads: Sequence[Spread], limits: tuple[float, floa
     axes.set_yscale("log")
     axes.fill_between(rows, medians, p99, color=_ACCENT, alpha=0.13, linewidth=0)
     axes.fill_between(rows, medians, p90, color=_ACCENT, alpha=0.22, linewidth=0)
-    for values, style, what in ((p99, ":", "p99"), (p90, "--", "p90"), (medians, "-", "median")):
+    curves = ((p99, ":", "p99"), (p90, "--", "p90"), (medians, "-", "median"))
+    for values, style, _ in curves:
         axes.plot(rows, values, color=_ACCENT, linewidth=1.8 if style == "-" else 1.1, linestyle=style)
+    axes.set_ylim(*limits)
+    # The labels keep their distance where the curves end at nearly one place. The axes are about 120 points high.
+    ends = [
+        120 * math.log(values[-1] / limits[0]) / math.log(limits[1] / limits[0]) for values, _, _ in curves
+    ]
+    lowest = 0.0
+    upwards = sorted(zip(ends, curves, strict=True), key=lambda pair: (pair[0], pair[1][2]))
+    for end, (values, _, what) in upwards:
+        at = max(end, lowest)
+        lowest = at + 13
         axes.annotate(
             what,
             (rows[-1], values[-1]),
-            (5, 0),
+            (5, at - end),
             textcoords="offset points",
             va="center",
             fontsize=10,
             color=_ACCENT,
         )
-    axes.set_ylim(*limits)
     step = max(1, -(-len(rows) // 7))
     axes.set_xticks(rows[::step], [s.label for s in spreads][::step])
     axes.set_xlim(rows[0], max(rows[-1], 1))
@@ -262,11 +273,13 @@ def kl_limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 @contextmanager
-def _figure(name: str, height: float, width: float = _WIDTH) -> Iterator[tuple[Figure, Axes]]:
+def _figure(
+    name: str, height: float, width: float = _WIDTH, *, constrained: bool = True
+) -> Iterator[tuple[Figure, Axes]]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own style would change the bytes
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
         FigureCanvasAgg(figure)
         yield figure, figure.add_subplot()
 
@@ -275,6 +288,9 @@ def _drawing(figure: Figure, name: str, title: str, alt: str, png: bool) -> Draw
     with warnings.catch_warnings():
         # A label may contain characters that the font does not have. The PNG shows boxes for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        # Each drawing moves a constrained layout a little. Fixed after one, the SVG is the same with and without a PNG.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         raster = io.BytesIO()
         if png:
             figure.savefig(raster, format="png", dpi=200, metadata={"Software": None})
@@ -316,6 +332,7 @@ def _floored(point: Point) -> Point:
         floor(point.low),
         floor(point.high),
         point.hollow,
+        point.beaten,
     )
 
 
@@ -339,65 +356,66 @@ def _power(value: float) -> str:
     return f"10{raised}" if mantissa == "1" else f"{mantissa}·10{raised}"
 
 
-def _name_bars(axes: Axes, tops: Sequence[tuple[float, float, str]]) -> None:
-    """A slanted label above each bar. Bars at one place share the first one's label and the number of the others."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.34 * (high - low))
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
-    columns: list[tuple[float, list[tuple[float, float, str]]]] = []
-    for top in sorted(tops, key=lambda top: top[0]):
-        place = float(axes.transData.transform((top[0], 0))[0])
-        if columns and place - columns[-1][0] < 9:
-            columns[-1][1].append(top)
-        else:
-            columns.append((place, [top]))
-    for _, column in columns:
-        first = next(label for _, _, label in tops if label in {label for _, _, label in column})
-        more = f" +{len(column) - 1}" if len(column) > 1 else ""
-        axes.annotate(
-            _short(first, 16) + more,
-            (column[0][0], max(top for _, top, _ in column)),
-            (3, 5),
-            textcoords="offset points",
+def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Set the size of the figure, and write a slanted label above the axes for each point, joined to it by a line.
+
+    `points`: the place of the top of each point in data units, and its label. All labels are parallel and at least
+    _GAP apart, so that none overlaps another, in any font.
+    """
+    ordered = sorted(points, key=lambda point: (point[0], -point[1]))
+    labels = [_short(label, 26) for _, _, label in ordered]
+    lengths = [TextPath((0, 0), text, size=_LABEL).get_extents().width for text in labels]
+    slant = math.sqrt(0.5)
+    left, right, bottom = 66.0, 10.0, 40.0 + 14 * axes.get_xlabel().count("\n")
+    overhang = [max(0.0, slant * length - right) for length in lengths]
+    width = max(72 * _WIDTH, left + right + _GAP * len(labels) + max(overhang))
+    top = slant * max(lengths) + 30
+    height = bottom + 165 + top
+    figure.set_size_inches(width / 72, height / 72)
+    axes.set_position((left / width, bottom / height, (width - left - right) / width, 165 / height))
+    limits, ceiling = axes.get_xlim(), axes.get_ylim()[1]
+    across = (width - left - right) / (limits[1] - limits[0])
+    places = [left + (x - limits[0]) * across for x, _, _ in ordered]
+    most = [width - right - over for over in overhang]
+    edge = (height - top) / height
+    for place, at, text, (x, y, _) in zip(places, _apart(places, left, most), labels, ordered, strict=True):
+        axes.plot([x, x], [y, ceiling], color=_MUTED, alpha=0.4, linewidth=0.7, zorder=1)
+        ends = [edge, edge + 14 / height]
+        joint = Line2D([place / width, at / width], ends, color=_MUTED, alpha=0.4, linewidth=0.7)
+        figure.add_artist(joint)
+        figure.text(
+            at / width,
+            edge + 18 / height,
+            text,
             rotation=45,
             rotation_mode="anchor",
-            fontsize=10.5,
+            fontsize=_LABEL,
         )
+    axes.set_xlim(limits)
+    axes.set_ylim(top=ceiling)
 
 
-def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """A label beside each point, at a place where it covers no point and no other label if possible."""
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
-    taken: list[tuple[float, ...]] = []
-    for x, y in (axes.transData.transform((x, y)) for x, y, _ in points):
-        taken.append((x - 4, y - 4, x + 4, y + 4))
-    frame = axes.get_window_extent()
-    heights = (5, -11, 17, -23, 29, -35)
-    spots = [(dx, dy, align) for dy in heights for dx, align in ((8, "left"), (-8, "right"))]
-    for x, y, label in points:
-        best: tuple[int, Annotation, tuple[float, ...]] | None = None
-        for dx, dy, align in spots:
-            text = axes.annotate(
-                _short(label), (x, y), (dx, dy), textcoords="offset points", ha=align, fontsize=10.5, zorder=5
-            )
-            box = text.get_window_extent().extents
-            clashes = sum(_overlap(box, other) for other in taken)
-            clashes += 3 * bool(box[2] > frame.x1 + 4 or box[0] < frame.x0)
-            clashes += 3 * bool(box[1] < frame.y0 or box[3] > frame.y1 + 8)
-            if best is not None and clashes >= best[0]:
-                text.remove()
-                continue
-            if best is not None:
-                best[1].remove()
-            best = (clashes, text, tuple(box))
-            if not clashes:
-                break
-        if best is not None:
-            taken.append(best[2])
+def _apart(places: Sequence[float], least: float, most: Sequence[float]) -> list[float]:
+    """Sorted places moved as little as possible, so that they are at least _GAP apart, from `least` to `most` of each.
 
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    Pool adjacent violators: places that are too near share their mean (Barlow et al., Statistical Inference under Order
+    Restrictions, 1972). The space must be enough.
+    """
+    pools: list[tuple[float, int]] = []  # mean and number of the places without their gaps
+    for index, place in enumerate(places):
+        mean, count = place - _GAP * index, 1
+        while pools and pools[-1][0] > mean:
+            before, number = pools.pop()
+            mean = (before * number + mean * count) / (number + count)
+            count += number
+        pools.append((mean, count))
+    spread = [mean for mean, count in pools for _ in range(count)]
+    found = [max(least, mean) + _GAP * index for index, mean in enumerate(spread)]
+    limit = math.inf
+    for index in reversed(range(len(found))):
+        limit = min(limit - _GAP, most[index])
+        found[index] = min(found[index], limit)
+    return found
 
 
 def _short(label: str, most: int = 24) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from edge.compare import findings
 from edge.compare.findings import Figure
-from edge.compare.paired import LEAST_DIFFERING
 from edge.compare.verdict import NONE_DIFFERS, is_few
 from edge.metrics import TERMS
+from edge.report import patterns
 from edge.report.contents import Entry, Report
 from edge.report.measurements import CheckedMeasurement
 from edge.system import text
@@ -153,85 +153,172 @@ def title(report: Report) -> str:
 
 def scope(report: Report) -> str:
     """What was compared, and on how many steps of how many tasks."""
-    compared, reference = report.compared, report.reference
+    compared, reference = _compared(report), report.reference
     if not compared or reference is None:
         steps = sorted({entry.steps for entry in report.entries})
         bounds = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1])))
-        return f"{text.counted(len(report.entries), 'result')} of {bounds} steps each; edge compared nothing."
+        return patterns.SCOPE_NONE(results=text.counted(len(report.entries), "result"), steps=bounds)
     names = listed([entry.label for entry in compared])
     if report.comparison is not None and not report.comparison.paired:
-        return (
-            f"{names} compared with the published figures of {reference.label}. Without the steps of "
-            f"{reference.label}, edge cannot pair steps."
+        return patterns.SCOPE_PUBLISHED(files=names, reference=reference.label)
+    said = [patterns.SCOPE(files=names, reference=reference.label, pairs=_pairs(compared))]
+    if others := report.others:
+        said.append(
+            patterns.SCOPE_OTHERS(
+                runs=text.counted(len(others), "other run"), verb="is" if len(others) == 1 else "are"
+            )
         )
-    joined = sorted({(entry.part.joined, entry.part.tasks) for entry in compared if entry.part})
-    pairs = " or ".join(
+    return " ".join(said)
+
+
+def layman(report: Report) -> str:
+    """What quantization cost, in one sentence without terms of statistics."""
+    reference, files = report.reference, report.quantized
+    if reference is None or not files:
+        return patterns.NO_REFERENCE()
+    original = _original(reference)
+    if reference.solved and any(entry.solved for entry in files):
+        solved = [f"{e.label} {e.solved.solved} of {e.solved.tasks}" for e in files if e.solved]
+        own = reference.solved
+        return patterns.SOLVED(reference=original, own=f"{own.solved} of {own.tasks}", files=listed(solved))
+    if report.comparison is None or not report.comparison.paired:
+        scores = listed([f"{figure('score', entry.score)} ({entry.label})" for entry in files])
+        theirs = figure("score", reference.score)
+        return patterns.PUBLISHED(scores=scores, reference=reference.label, score=theirs)
+    sized = sorted((e for e in files if e.n_bytes), key=lambda e: (-(e.n_bytes or 0), e.label))
+    if not reference.n_bytes or len(sized) < len(files):
+        if len(files) == 1:
+            return patterns.SAME_ONE(file=files[0].label, reference=original, same=_same(files[0]))
+        shares = [f"{_same(entry)} ({entry.label})" for entry in files]
+        return patterns.SAME(reference=original, shares=listed(shares))
+    first, last = sized[0], sized[-1]
+    spaces = [f"{100 * (entry.n_bytes or 0) / reference.n_bytes:.0f}" for entry in (first, last)]
+    if len(sized) == 1:
+        return patterns.SPACE(file=first.label, space=spaces[0], reference=original, same=_same(first))
+    return patterns.SPACES(
+        first=first.label,
+        reference=original,
+        space=spaces[0],
+        same=_same(first),
+        last=last.label,
+        last_space=spaces[1],
+        last_same=_same(last),
+    )
+
+
+def expert(report: Report) -> str:
+    """The verdict on the score for all files, and the distance from the base, in one sentence; "" without either."""
+    reference, files = report.reference, report.quantized
+    clauses = []
+    if reference is not None and files and report.comparison is not None:
+        if report.comparison.paired:
+            clauses = _clauses(files)
+        else:
+            clauses = [_unpaired(entry) for entry in files[:3] if entry.figure("score") is not None]
+    if distance := _distance(report.files):
+        clauses.append(distance)
+    if not clauses:
+        return ""
+    said = "; ".join(clauses)
+    if reference is None or not files or report.comparison is None:
+        return patterns.EXPERT_ALONE(clauses=said)
+    if not report.comparison.paired:
+        return patterns.EXPERT_PUBLISHED(reference=reference.label, clauses=said)
+    return patterns.EXPERT(reference=reference.label, pairs=_pairs(files), clauses=said)
+
+
+def few_note(report: Report) -> str:
+    """What shows more than the score, if too few tasks differ for a verdict on some file; "" otherwise."""
+    scores = [score for entry in report.quantized if (score := entry.figure("score")) is not None]
+    few = any(is_few(score.verdict) or score.verdict == NONE_DIFFERS for score in scores)
+    return patterns.FEW_NOTE() if few else ""
+
+
+def besides(report: Report) -> str:
+    """What differs in the compared runs besides the model file; "" if nothing is known to differ."""
+    reference = report.reference
+    kinds: dict[str, None] = {}
+    for entry in report.quantized if reference else ():
+        sides = (reference, entry)
+        engines = [side.backend for side in sides if side]
+        if "unknown" not in engines and engines[0] != engines[1]:
+            kinds[f"the engine ({engines[0]} and {engines[1]})"] = None
+        grammars = [side.constrained for side in sides if side]
+        if None not in grammars and grammars[0] != grammars[1]:
+            kinds["the grammar"] = None
+    return patterns.BESIDES(what=listed(list(kinds))) if kinds else ""
+
+
+def _compared(report: Report) -> list[Entry]:
+    return [entry for entry in report.files if entry.part is not None]
+
+
+def _pairs(entries: Sequence[Entry]) -> str:
+    """On how many steps of how many tasks: `143 steps of 100 tasks`."""
+    joined = sorted({(entry.part.joined, entry.part.tasks) for entry in entries if entry.part})
+    return " or ".join(
         f"{text.counted(steps, 'step')} of {text.counted(tasks, 'task')}" for steps, tasks in joined[:3]
     )
-    return f"{names} compared with {reference.label}, step by step, on {pairs}."
 
 
-def verdict(report: Report) -> list[str]:
-    """One or two paragraphs: the verdict on the score for all results, then the distance from the base."""
-    paragraphs = []
-    if (reference := report.reference) is not None and report.compared:
-        paired = report.comparison is not None and report.comparison.paired
-        if not paired or len(report.compared) == 1:
-            for entry in report.compared[:3]:
-                if (score := entry.figure("score")) is not None:
-                    paragraphs.append(
-                        f"Score of {entry.label} compared with {reference.label}: {_lower(score.sentence)}"
-                    )
-        else:
-            # If there are quantized models, the verdict is about them. The other runs only separate causes.
-            quantized = [entry for entry in report.compared if entry.run and not entry.run.unquantized]
-            paragraphs += _paired_verdict(quantized or report.compared, reference.label)
-    if distance := _distance(report.entries):
-        paragraphs.append(distance)
-    return paragraphs or [
-        "These are results without a reference, so they cannot show the cost of quantization."
-    ]
+def _original(reference: Entry) -> str:
+    if reference.run is not None and reference.run.unquantized:
+        return f"the unquantized model ({reference.label})"
+    return reference.label
 
 
-def _paired_verdict(entries: Sequence[Entry], reference: str) -> list[str]:
+def _same(entry: Entry) -> str:
+    """The percentage of steps with the same commands as the reference."""
+    share = entry.part.agreement.get("same_commands_pct") if entry.part else None
+    return f"{percent(share)} %"
+
+
+def same_commands(entry: Entry) -> str:
+    """The percentage of steps with the same commands as the reference, and its 95 % interval; a dash without it."""
+    if entry.part is None or "same_commands_pct" not in entry.part.agreement:
+        return DASH
+    low, high = entry.part.agreement_intervals["same_commands_pct"]
+    return f"{percent(entry.part.agreement['same_commands_pct'])} ({low:.1f} … {high:.1f})"
+
+
+def _clauses(entries: Sequence[Entry]) -> list[str]:
+    """What the scores say, files with the same verdict together."""
     by_verdict: dict[str, list[tuple[str, Figure]]] = {}
     for entry in entries:
         if (score := entry.figure("score")) is not None:
             found = "few" if is_few(score.verdict) else score.verdict
             found = found if found in ("worse", "better", "few", NONE_DIFFERS) else "undetected"
             by_verdict.setdefault(found, []).append((entry.label, score))
-    paragraphs = []
-    for name, verb in (("worse", "lost"), ("better", "gained")):
-        if scores := by_verdict.get(name):
-            changes = [
-                f"{label} {verb} {figure('score', abs(score.difference or 0))} points "
-                f"({interval('score', (score.low, score.high), sign=True)})"
-                for label, score in scores
-            ]
-            paragraphs.append(f"Compared with {reference}, {listed(changes)}.")
-    if scores := by_verdict.get("undetected"):
-        names = listed([label for label, _ in scores])
-        paragraph = f"No loss of score compared with {reference} was detected in {names}."
-        known = sorted(score.detectable for _, score in scores if score.detectable is not None)
-        if known:
-            bounds = list(dict.fromkeys(figure("score", known[index]) for index in (0, -1)))
-            each = " (depending on the file)" if len(bounds) > 1 else ""
-            paragraph += f" A loss of more than {' to '.join(bounds)} points{each} would have been detected."
-        paragraphs.append(paragraph)
-    if scores := by_verdict.get(NONE_DIFFERS):
-        names = listed([label for label, _ in scores])
-        paragraphs.append(f"No step has another score than with {reference} in {names}.")
-    if scores := by_verdict.get("few"):
-        names = listed([label for label, _ in scores])
-        paragraphs.append(
-            f"In {names}, fewer than {LEAST_DIFFERING} tasks differ from {reference}: too few to say whether the score "
-            "changed. More tasks, or the commands and the KL divergence, show more."
-        )
-    return paragraphs
+    names = {found: listed([label for label, _ in scores]) for found, scores in by_verdict.items()}
+    clauses = []
+    for name, pattern in (("worse", patterns.LOST), ("better", patterns.GAINED)):
+        for label, score in by_verdict.get(name, ()):
+            points = figure("score", abs(score.difference or 0))
+            bounds = interval("score", (score.low, score.high), sign=True)
+            clauses.append(pattern(file=label, points=points, bounds=bounds))
+    undetected = by_verdict.get("undetected", [])
+    if known := [(label, score.detectable) for label, score in undetected if score.detectable is not None]:
+        sizes = sorted(size for _, size in known)
+        bounds = " to ".join(dict.fromkeys(figure("score", size) for size in (sizes[0], sizes[-1])))
+        files = listed([label for label, _ in known])
+        clauses.append(patterns.UNDETECTED_UP_TO(files=files, points=bounds))
+    if unknown := [label for label, score in undetected if score.detectable is None]:
+        clauses.append(patterns.UNDETECTED(files=listed(unknown)))
+    if NONE_DIFFERS in by_verdict:
+        clauses.append(patterns.NO_OTHER_SCORE(files=names[NONE_DIFFERS]))
+    if "few" in by_verdict:
+        clauses.append(patterns.FEW(files=names["few"]))
+    return clauses
+
+
+def _unpaired(entry: Entry) -> str:
+    score = entry.figure("score")
+    assert score is not None
+    return patterns.UNPAIRED_SCORE(file=entry.label, sentence=_lower(score.sentence.rstrip(".")))
 
 
 def _distance(entries: Sequence[Entry]) -> str:
-    """The mean divergence of at most four files from the base; "" if none was measured against another model."""
+    """The smallest and the largest mean divergence from the base; "" if none was measured against another model."""
     by_path: dict[str, tuple[Entry, CheckedMeasurement]] = {}
     for entry in entries:
         m = entry.measured
@@ -240,19 +327,10 @@ def _distance(entries: Sequence[Entry]) -> str:
     measured = sorted(by_path.values(), key=lambda pair: pair[1].aggregate["kl_mean"])
     if not measured:
         return ""
-    if len(measured) > 4:
-        measured = [measured[0], measured[len(measured) // 2], measured[-1]]
-    means = listed([f"{kl(m.aggregate['kl_mean'])} for {entry.label}" for entry, m in measured])
+    ends = measured if len(measured) == 1 else [measured[0], measured[-1]]
+    means = " to ".join(f"{kl(m.aggregate['kl_mean'])} ({entry.label})" for entry, m in ends)
     bases = {base_name(m.base) for _, m in measured}
-    base = f"the base model {bases.pop()}" if len(bases) == 1 else "the base model"
-    sentence = f"Mean KL divergence from {base}, in nats per token: {means}."
-    agree = [
-        percent(m.aggregate["top1_agreement_pct"]) for _, m in measured if "top1_agreement_pct" in m.aggregate
-    ]
-    if agree:
-        who = "The file and the base" if len(agree) == 1 else "Each file and the base"
-        sentence += f" {who} have the same most probable token for {listed(agree)} % of the tokens."
-    return sentence
+    return patterns.DISTANCE(base=bases.pop() if len(bases) == 1 else "the base model", means=means)
 
 
 def base_name(base: str) -> str:

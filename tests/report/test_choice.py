@@ -43,24 +43,33 @@ def test_a_budget_that_nothing_fits_names_the_smallest() -> None:
     assert "Q2_K" in choice.why and "30.0 MB" in choice.why
 
 
-def test_a_largest_loss_takes_the_smallest_file_that_surely_keeps_it() -> None:
+def test_a_largest_loss_takes_the_smallest_file_whose_bound_keeps_it() -> None:
     assert choose(FOUR, max_loss=1.5).quant == "Q4_K_M"
-    assert "whole 95 % interval" in choose(FOUR, max_loss=1.5).why
+    why = choose(FOUR, max_loss=1.5).why
+    assert "95 % sure to lose at most 1.5 points" in why and "-0.60 points" in why
+    assert "(95 %: -1.50 to +0.30)" in why
     assert choose(FOUR, max_loss=1.0).quant == "Q6_K"  # Q4_K_M lost 0.6, but perhaps 1.5
     assert choose(FOUR, max_loss=10.0).quant == "Q2_K"
 
 
-def test_where_none_is_sure_it_says_so() -> None:
+def test_a_measured_loss_alone_chooses_nothing() -> None:
+    """Q6_K gained, and Q8_0 lost 0.1; but no bound is below 0.05."""
     choice = choose(FOUR, max_loss=0.05)
-    assert choice.quant == "Q6_K"
-    assert "whole" not in choice.why and "too few to be sure" in choice.why
-    assert "gained 0.30 points" in choice.why and "-0.10 to +0.70" in choice.why
-
-
-def test_where_all_lose_more_none_is_chosen() -> None:
-    choice = choose([candidate("Q4_K_M", 45, 3.0), candidate("Q2_K", 30, 5.0)], max_loss=1.0)
     assert choice.quant is None
-    assert "Q4_K_M lost the least" in choice.why and "lost 3.00 points" in choice.why
+    assert "No file is 95 % sure to lose at most 0.05 points" in choice.why
+    assert "lowest bound is that of Q6_K: a loss of up to 0.10 points" in choice.why
+    assert "--budget" in choice.why
+
+
+def test_a_file_whose_rows_agree_by_chance_is_never_sure() -> None:
+    """On four rows all answers of a ruined file can equal the base's: no loss was seen, and there is no interval."""
+    ruined = candidate("IQ1_S", 20, 0.0, None, 2.5)
+    for limit in (0.5, 5.0, 100.0):
+        choice = choose([ruined], max_loss=limit)
+        assert choice.quant is None
+        assert "Too few tasks differ for a bound of: IQ1_S." in choice.why
+    assert choose([*FOUR, ruined], max_loss=10.0).quant == "Q2_K"
+    assert choose([*FOUR, ruined], budget=100 * MB).quant == "Q8_0"
 
 
 def test_budget_and_loss_together() -> None:
@@ -68,7 +77,7 @@ def test_budget_and_loss_together() -> None:
     assert choose(FOUR, budget=35 * MB, max_loss=1.5).quant is None
 
 
-def test_too_few_tasks_have_no_interval() -> None:
-    choice = choose([candidate("Q8_0", 80, 0.0, None)], max_loss=1.0)
+def test_a_budget_says_where_there_is_no_interval() -> None:
+    choice = choose([candidate("Q8_0", 80, 0.0, None, 0.001)], budget=100 * MB)
     assert choice.quant == "Q8_0"
-    assert "too few tasks" in choice.why and "whole" not in choice.why
+    assert "+0.00 points from the base's; too few tasks differ for an interval" in choice.why

@@ -1,9 +1,9 @@
-"""A report in a short form, as Markdown for a model card."""
+"""A report in a short form, as Markdown."""
 
 import re
 from collections.abc import Mapping, Sequence
 
-from edge.report import words
+from edge.report import patterns, words
 from edge.report.contents import MAIN, Entry, Report
 from edge.report.plots import Drawing
 from edge.system.tables import clean, table
@@ -15,24 +15,20 @@ _PLOTS = ("size-score", "size-kl", "difference-score", "causes")  # more plots w
 
 def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str, str]) -> str:
     """The verdict, the table of files and the table of differences. `links`: the paths of plots, by their names."""
-    lines = [f"## {_text(words.title(report))}", ""]
-    lines += [line for sentence in words.verdict(report) for line in (_text(sentence), "")]
-    lines += [_text(words.scope(report)), ""]
-    lines += [line for note in report.notes for line in (_text(note), "")]
+    lines = [f"## {escaped(words.title(report))}", ""]
+    said = (words.layman(report), words.expert(report), words.besides(report), words.few_note(report))
+    lines += [line for sentence in said if sentence for line in (escaped(sentence), "")]
+    lines += [escaped(words.scope(report)), ""]
+    lines += [line for note in report.notes for line in (escaped(note), "")]
     lines += [*_files(report), ""]
-    if any(entry.published for entry in report.entries):
-        lines += [f"{_MARK} Published figures, not measured by edge.", ""]
-    lines += [
-        "Intervals are 95 %, over whole tasks; a difference has one if at least 6 tasks differ. KL is the divergence "
-        "from the base model, in nats per token. Tokens/s is answer tokens divided by the time of the whole run, which "
-        "includes reading the prompts, on one machine.",
-        "",
-    ]
+    if any(entry.published for entry in report.files):
+        lines += [patterns.SHORT_PUBLISHED(), ""]
+    lines += [patterns.SHORT_TABLE(), ""]
     if report.compared:
         lines += [*_differences(report), ""]
     shown = [drawing for drawing in drawings if drawing.name in links and drawing.name in _PLOTS]
     for drawing in shown:
-        alt = _text(f"{drawing.title}: {drawing.alt}").replace("[", "(").replace("]", ")")
+        alt = escaped(f"{drawing.title}: {drawing.alt}").replace("[", "(").replace("]", ")")
         target = (
             links[drawing.name]
             .replace("%", "%25")
@@ -44,26 +40,26 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """A text on one line, escaped so that a Markdown renderer shows it unchanged."""
     return re.sub(r"[\\`*\[\]<>#~|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", clean(visible(text)).replace("\\|", "|"))
 
 
 def _files(report: Report) -> list[str]:
     columns: list[tuple[str, list[str]]] = [
-        ("result", [_text(e.label) + (f" {_MARK}" if e.published else "") for e in report.entries]),
-        ("size", [words.size(e.n_bytes) for e in report.entries]),
-        ("bits/weight", [words.fixed(e.bits_per_weight, 2) for e in report.entries]),
-        ("score", [words.figure("score", e.score) for e in report.entries]),
-        ("95 % interval", [words.interval("score", e.score_interval) for e in report.entries]),
-        ("difference", [_difference(e) for e in report.entries]),
-        *((words.LABELS[name], [_figure(e, name) for e in report.entries]) for name in MAIN[1:]),
-        ("Same commands %", [_same_commands(e) for e in report.entries]),
-        ("KL mean", [words.kl(_measured(e, "kl_mean")) for e in report.entries]),
-        ("KL p99", [words.kl(_measured(e, "kl_p99")) for e in report.entries]),
-        ("top-1 %", [words.percent(_measured(e, "top1_agreement_pct")) for e in report.entries]),
-        ("tokens/s", [words.fixed(e.tokens_per_second, 1) for e in report.entries]),
-        ("peak memory", [words.size(e.peak_bytes) for e in report.entries]),
+        ("result", [escaped(e.label) + (f" {_MARK}" if e.published else "") for e in report.files]),
+        ("size", [words.size(e.n_bytes) for e in report.files]),
+        ("bits/weight", [words.fixed(e.bits_per_weight, 2) for e in report.files]),
+        ("score", [words.figure("score", e.score) for e in report.files]),
+        ("95 % interval", [words.interval("score", e.score_interval) for e in report.files]),
+        ("difference", [_difference(e) for e in report.files]),
+        *((words.LABELS[name], [_figure(e, name) for e in report.files]) for name in MAIN[1:]),
+        ("Same commands %", [words.same_commands(e) for e in report.files]),
+        ("KL mean", [words.kl(_measured(e, "kl_mean")) for e in report.files]),
+        ("KL p99", [words.kl(_measured(e, "kl_p99")) for e in report.files]),
+        ("top-1 %", [words.percent(_measured(e, "top1_agreement_pct")) for e in report.files]),
+        ("tokens/s", [words.fixed(e.tokens_per_second, 1) for e in report.files]),
+        ("peak memory", [words.size(e.peak_bytes) for e in report.files]),
     ]
     kept = [(name, cells) for name, cells in columns if any(cell != words.DASH for cell in cells)]
     rows = list(zip(*(cells for _, cells in kept), strict=True))
@@ -79,13 +75,6 @@ def _measured(entry: Entry, name: str) -> float | None:
     return entry.measured.aggregate.get(name) if entry.measured else None
 
 
-def _same_commands(entry: Entry) -> str:
-    if entry.part is None or "same_commands_pct" not in entry.part.agreement:
-        return words.DASH
-    low, high = entry.part.agreement_intervals["same_commands_pct"]
-    return f"{words.percent(entry.part.agreement['same_commands_pct'])} ({low:.1f} … {high:.1f})"
-
-
 def _difference(entry: Entry) -> str:
     score = entry.figure("score")
     if score is None or score.difference is None:
@@ -98,18 +87,18 @@ def _difference(entry: Entry) -> str:
 def _differences(report: Report) -> list[str]:
     header = ("result", "figure", "reference", "ours", "difference", "95 % interval", "verdict")
     rows = []
-    for entry in report.compared:
+    for entry in report.files:
         for name in MAIN:
             if (figure := entry.figure(name)) is not None:
                 rows.append(
                     (
-                        _text(entry.label),
+                        escaped(entry.label),
                         words.LABELS[name],
                         words.figure(name, figure.reference),
                         words.figure(name, figure.ours),
                         words.figure(name, figure.difference, sign=True),
                         words.interval(name, (figure.low, figure.high), sign=True),
-                        _text(figure.sentence),
+                        escaped(figure.sentence),
                     )
                 )
     return table(header, rows, right=range(2, 6))

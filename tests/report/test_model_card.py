@@ -1,0 +1,132 @@
+"""edge report --card: huggingface_hub reads the card, and no fact in it is invented.
+
+pytest tests/report/test_model_card.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+import command_line
+import pytest
+from conftest import converted
+from huggingface_hub import ModelCard
+from small_results import FILES, result, small_results
+
+from edge.errors import ResultError
+from edge.report.build import report
+from edge.report.contents import Solved
+from edge.report.model_card import CardFacts
+
+pytestmark = pytest.mark.slow
+
+
+def written(folder: Path, files: list[Path], **facts: object) -> str:
+    facts.setdefault("path", folder / "README.md")
+    report(files, folder / "page.html", files[0], card=CardFacts(**facts), force=True)  # type: ignore[arg-type]
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_hub_library_reads_what_was_written(tmp_path: Path) -> None:
+    files = small_results(tmp_path)
+    text = written(tmp_path, files, license="apache-2.0", quantized_by="me", tags=("terminal", "gguf"))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.to_dict() == {
+        "license": "apache-2.0",
+        "base_model": "owner/small",
+        "base_model_relation": "quantized",
+        "quantized_by": "me",
+        "pipeline_tag": "text-generation",
+        "tags": ["gguf", "terminal"],
+    }
+    assert card.content == text
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+        for line in text.splitlines()
+        if line.startswith("| small-") and " MB " in line
+        for cells in [line.split("|")]
+    }
+    assert list(rows) == [f"small-{name}.gguf" for name in FILES]
+    assert rows["small-Q4_K_M.gguf"][:3] == ["5.0 MB", "5.00", "0.00400"]
+    assert rows["small-Q4_K_M.gguf"][3].startswith("83.3 (")
+    assert "It lost 58.34 points of score." in rows["small-Q2_K.gguf"][-1]
+    assert rows["small-Q8_0.gguf"][-1].startswith("Take it if it fits into your memory.")
+    assert rows["small-Q4_K_M.gguf"][-1].startswith("Take it if Q8_0 does not fit.")
+    assert "tasks solved" not in text and "Whether an agent with these files solves whole tasks." in text
+    assert "The memory of Q8_0, Q4_K_M and Q2_K." in text and "unknown" not in text
+    assert "edge convert owner/small --quant Q4_K_M --out small-Q4_K_M.gguf" in text
+    assert "--replay rows.jsonl --max-tokens 64 --think off --parallel 4 --out small-Q4_K_M.json" in text
+
+
+def test_unknown_facts_are_said_and_a_base_model_is_needed(tmp_path: Path) -> None:
+    files = small_results(tmp_path)
+    text = written(tmp_path, files)
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert "license" not in data and "quantized_by" not in data
+    assert "The licence is unknown: the files do not name one." in text
+    assert "Who quantized the files is unknown" in text
+    for path in files[:4]:
+        stored = json.loads(path.read_text())
+        stored["provenance"]["source"] = "/home/me/small"
+        path.write_text(json.dumps(stored))
+    with pytest.raises(ResultError, match=r"base model is unknown: .* --base-model OWNER/NAME"):
+        written(tmp_path / "other", files)
+    assert not (tmp_path / "other").exists()
+    assert "base_model: a/b\n" in written(tmp_path, files, base_model="a/b")
+
+
+def test_files_of_two_base_models_are_refused(tmp_path: Path) -> None:
+    files = small_results(tmp_path)
+    stored = json.loads(files[2].read_text())
+    stored["provenance"]["source"] = "another/one"
+    files[2].write_text(json.dumps(stored))
+    with pytest.raises(ResultError, match=r"different values \(another/one, owner/small\) for base model"):
+        written(tmp_path, files)
+
+
+def test_solved_shares_have_a_column(tmp_path: Path) -> None:
+    files = small_results(tmp_path)
+    digest = json.loads(files[1].read_text())["provenance"]["model_sha256"]
+    facts = CardFacts(tmp_path / "README.md", license="mit", quantized_by="me")
+    report(files, tmp_path / "p.html", files[0], card=facts, solved={digest: Solved(7, 10, 40.0, 90.0)})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| tasks solved % |" in text and "70.0 |" in text
+    assert "Whether an agent" not in text
+
+
+def test_a_gguf_gives_its_licence_and_its_memory(tiny_folder: Path, tmp_path: Path) -> None:
+    from edge.formats.gguf import model_sha256, read_metadata
+    from edge.llama.memory import buffers, read_shape
+    from edge.report.words import size
+
+    gguf = converted(tiny_folder, "tiny-terminal-Q2_K.gguf", "Q2_K")
+    base, ours = result(tmp_path / "bf16.json", "bf16"), result(tmp_path / "Q2_K.json", "Q2_K")
+    stored = json.loads(ours.read_text())
+    stored["provenance"]["model_sha256"] = model_sha256(gguf)
+    ours.write_text(json.dumps(stored))
+    text = written(tmp_path, [base, ours], ggufs=(gguf,), context=2048)
+    shape = read_shape(gguf)
+    assert "memory at 2,048 tokens" in text
+    assert f" {size(shape.weights + buffers(shape, 2048).total)} " in text
+    licence = read_metadata(gguf).get("general.license")
+    assert ModelCard.load(tmp_path / "README.md").data.get("license") == licence
+    with pytest.raises(ResultError, match="no result of the report is about this file"):
+        written(tmp_path, [base, result(tmp_path / "Q2_K.json", "Q2_K")], ggufs=(gguf,))
+
+
+def test_the_command_writes_it_and_refuses_facts_without_a_card(tmp_path: Path) -> None:
+    files = small_results(tmp_path)
+    card, page = tmp_path / "README.md", tmp_path / "p.html"
+    done = command_line.run(
+        *("report", *files, "--reference", files[0], "--out", page, "--card", card),
+        *("--license", "mit", "--quantized-by", "me", "--tag", "x"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(page), str(card)]
+    assert re.search(r"^license: mit$", card.read_text(), re.MULTILINE)
+    before = card.read_bytes()
+    done = command_line.run("report", *files, "--out", tmp_path / "q.html", "--card", card)
+    assert done.returncode == 1 and "not as this report wrote it" in done.stderr
+    assert card.read_bytes() == before
+    done = command_line.run("report", *files, "--license", "mit", "--out", tmp_path / "q.html")
+    assert done.returncode == 2 and "needs --card" in done.stderr

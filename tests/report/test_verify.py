@@ -1,0 +1,137 @@
+"""edge report --verify: a page is that of its files, or each change is found and named.
+
+pytest tests/report/test_verify.py
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import command_line
+import pytest
+from small_results import small_results
+
+from edge.errors import ResultError
+from edge.report.build import report
+from edge.report.contents import Solved
+from edge.report.verify import verify
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    folder = tmp_path_factory.mktemp("verify")
+    files = small_results(folder)
+    page = folder / "page.html"
+    report(files, page, files[0], plots=folder / "plots", notes=["A note."], title="My files")
+    return page, files
+
+
+def changed(page: Path, to: Path, before: str, after: str) -> Path:
+    text = page.read_text(encoding="utf-8")
+    assert before in text
+    to.write_text(text.replace(before, after, 1), encoding="utf-8")
+    return to
+
+
+def test_a_page_is_that_of_its_files_in_any_order_and_place(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    page, files = made
+    moved = [Path(shutil.copy(path, tmp_path / f"renamed-{i}.json")) for i, path in enumerate(files)]
+    found = verify(page, moved[::-1])
+    assert (found.faults, found.notes) == ((), ())
+    assert found.texts > 100
+
+
+def test_a_changed_digit_is_found_and_its_place_is_named(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    page, files = made
+    text = page.read_text(encoding="utf-8")
+    cell = re.search(r'<td data-name="Score, 95 % interval">([\d.]+)', text)
+    assert cell is not None
+    (fault,) = verify(changed(page, tmp_path / "a.html", cell[0], cell[0][:-1] + "9"), files).faults
+    assert (fault.startswith("Files, row bf16, column Score") and '.69"' in fault) or '.99"' in fault, fault
+    lead = re.search(r'<p class="lead">[^<]*?(\d+) %', text)
+    assert lead is not None
+    wrong = lead[0].replace(f"{lead[1]} %", f"{int(lead[1]) + 1} %")
+    (fault,) = verify(changed(page, tmp_path / "b.html", lead[0], wrong), files).faults
+    assert fault.startswith("top of the page: ")
+    line = re.search(r'<path d="M [\d.]+', text)  # a line of a plot is a figure too
+    assert line is not None
+    faults = verify(changed(page, tmp_path / "c.html", line[0], line[0][:-1] + "x"), files).faults
+    assert len(faults) == 1 and "plot " in faults[0]
+
+
+def test_a_removed_row_and_an_added_sentence_are_found(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    page, files = made
+    added = changed(page, tmp_path / "a.html", "<nav", "<p>The best file.</p><nav")
+    (fault,) = verify(added, files).faults
+    assert '"The best file."' in fault and "the files give nothing" in fault
+    row = re.search(r'<tr>\n<th scope="row">Q8_0.*?</tr>\n', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert row is not None
+    assert verify(changed(page, tmp_path / "b.html", row[0], ""), files).faults
+
+
+def test_a_changed_result_and_missing_and_foreign_files_are_named(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    page, files = made
+    other = tmp_path / files[1].name
+    stored = json.loads(files[1].read_text())
+    other.write_text(json.dumps({**stored, "gpu": "another"}))
+    (fault,) = verify(page, [files[0], other, *files[2:]]).faults
+    assert fault.startswith(f"{other}: was changed: its SHA-256 is ")
+    (fault,) = verify(page, files[:-1]).faults
+    assert fault.startswith(f"{files[-1].name}: is missing")
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(json.dumps({**stored, "gpu": "a third"}))
+    assert verify(page, [*files, foreign]).faults == (f"{foreign}: is not a file of this page",)
+
+
+def test_solved_shares_are_shown_and_not_checked(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    page, files = made
+    shares = {
+        json.loads(path.read_text())["provenance"]["model_sha256"]: Solved(solved, 20, 10.0, 90.0)
+        for path, solved in zip(files[:3], (15, 14, 9), strict=True)
+    }
+    out = tmp_path / "solved.html"
+    report(files, out, files[0], solved=shares)
+    text = out.read_text(encoding="utf-8")
+    lead = re.search(r'<p class="lead">(.*)</p>', text)
+    assert lead is not None
+    assert lead[1] == (
+        "In a sandbox, the unquantized model (bf16) solved 15 of 20 tasks; Q8_0 14 of 20 and Q4_K_M 9 of 20."
+    )
+    assert '<td data-name="Tasks solved, %">70.0<span class="ci">10.0 … 90.0</span></td>' in text
+    assert "Tasks solved" not in page.read_text(encoding="utf-8")
+    found = verify(out, files)
+    assert found.faults == () and "solved tasks were not checked" in found.notes[0]
+
+
+def test_the_command_says_it_and_exits_with_1(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    page, files = made
+    done = command_line.run("report", "--verify", page, *files)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{page}: is the page of these {len(files)} files: all ")
+    done = command_line.run("report", "--verify", page, *files[1:])
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{files[0].name}: is missing")
+    assert done.stderr == f"error: {page}: is not the page of these files: 1 fault\n"
+
+
+def test_what_is_no_page_is_refused(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    page, files = made
+    (tmp_path / "x.html").write_text("<p>no</p>")
+    with pytest.raises(ResultError, match="is not a page of edge report"):
+        verify(tmp_path / "x.html", files)
+    with pytest.raises(ResultError, match="cannot be read"):
+        verify(tmp_path / "nope.html", files)
+    with pytest.raises(ResultError, match=r"nope\.json: cannot be read"):
+        verify(page, [tmp_path / "nope.json"])
+    old = changed(page, tmp_path / "old.html", '<meta name="edge-run"', '<meta name="other"')
+    with pytest.raises(ResultError, match="does not name its files"):
+        verify(old, files)
