@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from edge.agent.loop import Limits as SessionLimits
@@ -166,7 +167,7 @@ def _in_parallel(
         running: dict[Future[Trial], Attempt] = {}
 
         def begin(count: int) -> None:
-            for attempt, _ in zip(waiting, range(count), strict=False):
+            for attempt in islice(waiting, count):
                 running[pool.submit(try_task, attempt, setting, workers(attempt.seed))] = attempt
 
         begin(parallel)
