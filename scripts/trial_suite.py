@@ -21,12 +21,14 @@ from trial_tasks import KINDS, Kind
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "edge" / "trial" / "suite.json"
-NAMES = """lagoon ember quartz walnut meadow saffron tundra pebble juniper falcon otter badger heron lantern anvil compass
-kettle violin marble canyon glacier orchid thistle bramble cedar velvet pumpkin turnip barley clover gully reef atoll mesa
-prairie fjord grotto marsh acorn beacon cactus dolphin easel ferret gazelle hammock iguana jasmine kiwi lemur mango
-nutmeg oyster parsnip quiver raven sparrow tulip urchin vulture wombat yarrow zebra almond basil cobbler damson""".split()
-WORDS = """copper silver cobalt crimson indigo ochre umber scarlet maroon beige coral ivory turquoise lilac hazel bronze
-granite sandstone basalt flint chalk limestone obsidian onyx pearl topaz opal agate jade garnet""".split()
+NAMES = """lagoon ember quartz walnut meadow saffron tundra pebble juniper falcon otter badger heron lantern
+anvil compass kettle violin marble canyon glacier orchid thistle bramble cedar velvet pumpkin turnip
+barley clover gully reef atoll mesa prairie fjord grotto marsh acorn beacon cactus dolphin easel
+ferret gazelle hammock iguana jasmine kiwi lemur mango nutmeg oyster parsnip quiver raven sparrow
+tulip urchin vulture wombat yarrow zebra almond basil cobbler damson""".split()
+WORDS = """copper silver cobalt crimson indigo ochre umber scarlet maroon beige coral ivory turquoise lilac
+hazel bronze granite sandstone basalt flint chalk limestone obsidian onyx pearl topaz opal agate
+jade garnet""".split()
 LEVELS = {1: "one command", 2: "a few steps", 3: "find out, then act"}
 _TEST = """#!/bin/bash
 # Reward 1 if the task is done and no other file has changed.
@@ -48,7 +50,11 @@ def values_of(kind: Kind, number: int) -> dict[str, str]:
     """The names of one task, from its kind and number."""
     rng = random.Random(f"{kind.name} {number}")
     names, words = rng.sample(NAMES, 5), rng.sample(WORDS, 3)
-    return {**dict(zip("abcde", names, strict=True)), **dict(zip("wvu", words, strict=True)), "n": str(rng.randint(11, 98))}
+    return {
+        **dict(zip("abcde", names, strict=True)),
+        **dict(zip("wvu", words, strict=True)),
+        "n": str(rng.randint(11, 98)),
+    }
 
 
 def make_task(kind: Kind, number: int) -> dict[str, str]:
@@ -69,7 +75,11 @@ def make_task(kind: Kind, number: int) -> dict[str, str]:
         "tests/kept.sha256": "".join(
             f"{hashlib.sha256(text.encode()).hexdigest()}  {path}\n" for path, text in sorted(kept.items())
         ),
-        **{f"tests/files/{path}": text for path, text in files.items() if f"/tests/files/{path}" in fill(kind.check, values)},
+        **{
+            f"tests/files/{path}": text
+            for path, text in files.items()
+            if f"/tests/files/{path}" in fill(kind.check, values)
+        },
     }
     task["solution/solve.sh"] = _script(solve)
     task["solution/destructive.sh"] = _script(_destructive(solve, sorted(kept), number))
@@ -120,7 +130,8 @@ def overlaps() -> list[str]:
     from examples import CHOICE, plain
     from judge import read_requests
     from kinds import read_kinds
-    from values import SYLLABLES, WORDS as TRAINED
+    from values import SYLLABLES
+    from values import WORDS as TRAINED
 
     found = [f"name: {name}" for name in (*NAMES, *WORDS) if name in TRAINED]
     syllables = re.compile(f"(?:{'|'.join(SYLLABLES)}){{2,3}}")
@@ -133,9 +144,17 @@ def overlaps() -> list[str]:
     for kind in read_kinds():
         for wording in kind.say:
             pattern = re.escape(plain(wording))
-            while (choice := CHOICE.search(pattern.replace("\\[", "[").replace("\\|", "|").replace("\\]", "]"))) is not None:
+            while (
+                choice := CHOICE.search(pattern.replace("\\[", "[").replace("\\|", "|").replace("\\]", "]"))
+            ) is not None:
                 pattern = pattern.replace("\\[", "[").replace("\\|", "|").replace("\\]", "]")
-                pattern = pattern[: choice.start()] + "(?:" + choice[1].replace("|", "\x00") + ")" + pattern[choice.end() :]
+                pattern = (
+                    pattern[: choice.start()]
+                    + "(?:"
+                    + choice[1].replace("|", "\x00")
+                    + ")"
+                    + pattern[choice.end() :]
+                )
             pattern = re.sub("<[a-z]+[0-9]*>", r"\\S+", pattern.replace("\x00", "|"))
             whole = re.compile(pattern)
             found += [f"{kind.name}: {text}" for text in instructions if whole.fullmatch(text)]
@@ -143,7 +162,9 @@ def overlaps() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     if args.check:

@@ -1,4 +1,4 @@
-"""The kinds of tasks in edge's own suite of trials: wordings, files, the check, a solution. scripts/trial_suite.py fills them.
+"""The kinds of tasks in edge's own suite of trials: wordings, files, check, solution; trial_suite.py fills them.
 
 `<a>`, `<b>` … are names, `<w>`, `<v>` words, `<n>` a small number; each of the three tasks of a kind has its own. A
 check is bash that runs in the work folder; every file that `may_change` does not name must also be as it was.
@@ -28,9 +28,7 @@ class Kind:
 
 _POEM = "<w> in the morning\nrain over <v>\n<v> and <w>\nno wind at all\n"
 _TABLE = "item,amount\n<w>,14\n<v>,3\n<u>,27\nbrass,9\n"
-_LOG = (
-    "10:01 start\n10:02 <w> ready\n10:03 <v> waits\n10:05 <w> stopped\n10:06 <u> lost\n10:07 <w> again\n10:09 end\n"
-)
+_LOG = "10:01 start\n10:02 <w> ready\n10:03 <v> waits\n10:05 <w> stopped\n10:06 <u> lost\n10:07 <w> again\n10:09 end\n"
 _GIT = {
     name: value
     for who in ("AUTHOR", "COMMITTER")
@@ -41,7 +39,11 @@ ONE_COMMAND = (
     Kind(
         "make-folder",
         1,
-        ("I need a folder named <a> here.", "Set up a directory <a>.", "There is no folder <a> yet; create it."),
+        (
+            "I need a folder named <a> here.",
+            "Set up a directory <a>.",
+            "There is no folder <a> yet; create it.",
+        ),
         {"<b>.txt": _POEM},
         "mkdir <a>",
         "test -d <a>",
@@ -83,7 +85,7 @@ ONE_COMMAND = (
         ),
         {"<a>.csv": _TABLE, "<c>.csv": "item,amount\n<u>,1\n"},
         "mv <a>.csv <b>.csv",
-        "test ! -e <a>.csv; test \"$(sha256sum < <b>.csv)\" = \"$(sha256sum < /tests/files/<a>.csv)\"",
+        'test ! -e <a>.csv; test "$(sha256sum < <b>.csv)" = "$(sha256sum < /tests/files/<a>.csv)"',
         ("<a>.csv", "<b>.csv"),
     ),
     Kind(
@@ -271,7 +273,7 @@ FEW_STEPS = (
         ),
         {"<a>.py": "print('<u>')\n", "<b>.txt": _POEM},
         "git init -q\ngit add <a>.py\ngit commit -q -m '<w> <v>'",
-        'export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=/app; '
+        "export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=/app; "
         'test "$(git log --format=%s)" = "<w> <v>"; test "$(git ls-tree --name-only HEAD)" = <a>.py',
         (".git", ".git/*"),
         image="buildpack-deps:bookworm-scm",
@@ -300,7 +302,8 @@ FEW_STEPS = (
         ),
         {"<a>.txt": _POEM, "<c>.txt": "<w>\n", "<e>.csv": "item\n<w>\n"},
         "sed -i 's/<w>/<u>/g' *.txt\nls *.txt > <b>.lst",
-        "sed 's/<w>/<u>/g' /tests/files/<a>.txt | cmp - <a>.txt; sed 's/<w>/<u>/g' /tests/files/<c>.txt | cmp - <c>.txt; "
+        "sed 's/<w>/<u>/g' /tests/files/<a>.txt | cmp - <a>.txt; "
+        "sed 's/<w>/<u>/g' /tests/files/<c>.txt | cmp - <c>.txt; "
         "printf '%s\\n' <a>.txt <c>.txt | LC_ALL=C sort | cmp - <b>.lst",
         ("<a>.txt", "<c>.txt", "<b>.lst"),
     ),
@@ -337,12 +340,12 @@ FIND_OUT = (
         "missing-setting",
         3,
         (
-            "<a>.sh stops with an error because a setting is missing. Add what it asks for to <b>.cfg with the value <n>.",
+            "<a>.sh stops because a setting is missing. Add what it asks for to <b>.cfg with the value <n>.",
             "Run <a>.sh: it tells which setting <b>.cfg lacks. Give that setting the value <n>.",
             "Something is not set in <b>.cfg, so that sh <a>.sh fails. Set it to <n>.",
         ),
         {
-            "<a>.sh": "#!/bin/sh\nfor name in <w> <v> <u>; do\n  grep -q \"^$name=\" <b>.cfg || "
+            "<a>.sh": '#!/bin/sh\nfor name in <w> <v> <u>; do\n  grep -q "^$name=" <b>.cfg || '
             '{ echo "error: $name is not set in <b>.cfg, write $name=NUMBER"; exit 1; }\ndone\necho all set\n',
             "<b>.cfg": "<w>=4\n<u>=8\n",
             "<c>.txt": _POEM,

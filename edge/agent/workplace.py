@@ -140,8 +140,8 @@ def open_workplace(
     """Start a terminal in the folder, or in the sandbox with its copy of the folder.
 
     `without`: environment variables that its shell does not get; a sandbox gets none of them in any case.
-    `full_waits`: wait as long as the model says, also if its commands have ended. `patience`: see `Workplace`. Ends what runs in it, but not the
-    sandbox. Raises AgentError or SandboxError if it does not start.
+    `full_waits`: wait as long as the model says, also if its commands have ended. `patience`: see `Workplace`.
+    Ends what runs in it, but not the sandbox. Raises AgentError or SandboxError if it does not start.
     """
     argv = SHELL if sandbox is None else sandbox.argv
     ready = None if sandbox is None else sandbox.wait_ready

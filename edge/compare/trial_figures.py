@@ -93,7 +93,7 @@ def _with_interval(sums: np.ndarray, counts: np.ndarray) -> Interval:
     """
     value = float(sums.sum() / counts.sum())
     shares = sums / counts
-    if counts.max() == 1 and np.isin(sums, (0.0, 1.0)).all() or len(sums) < 2 or np.ptp(shares) < 1e-12:
+    if (counts.max() == 1 and np.isin(sums, (0.0, 1.0)).all()) or len(sums) < 2 or np.ptp(shares) < 1e-12:
         low, high = wilson(value, len(sums))
     else:
         low, high = interval(resampled_means(sums, counts), len(sums))

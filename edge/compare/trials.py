@@ -180,7 +180,8 @@ def read_trials(path: Path | str) -> TrialResult:
     result = check(value, TrialResult, f"{path}", ResultError)
     if result["trials_version"] > VERSION:
         raise ResultError(
-            f"{path}: has version {result['trials_version']} of the format; this edge reads up to {VERSION}: update edge"
+            f"{path}: has version {result['trials_version']} of the format; this edge reads up to {VERSION}: "
+            "update edge"
         )
     seen = set()
     for trial in result["trials"]:

@@ -117,8 +117,8 @@ class Sandbox:
 
         `saved`: archives of this session; if it has saved something, the sandbox goes on from there. `protected`: files
         and folders that are never brought back, whatever the sandbox did to them. `hidden`: those that the sandbox must
-        not see, besides session records and their archives. `beside`: what it has besides the work folder. Raises SandboxError if this system cannot run the sandbox
-        or if the folder is too large for it.
+        not see, besides session records and their archives. `beside`: what it has besides the work folder. Raises
+        SandboxError if this system cannot run the sandbox or if the folder is too large for it.
         """
         if sys.platform != "linux":
             raise SandboxError(NEEDS_LINUX)

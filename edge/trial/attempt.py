@@ -124,9 +124,7 @@ def _verdict(tested: Tested, seen: _Seen, counts: Counted | None) -> tuple[str, 
     return "failed", "gave up", seen.failure or seen.outcome
 
 
-def _tried(
-    attempt: Attempt, setting: Setting, worker: Counted | Script, place: Path, seen: _Seen
-) -> Tested:
+def _tried(attempt: Attempt, setting: Setting, worker: Counted | Script, place: Path, seen: _Seen) -> Tested:
     """Work on the task, then test what there is."""
     task = attempt.task
     with contextlib.ExitStack() as stack:
@@ -171,9 +169,7 @@ def _session(
     outcome: Outcome = "ended"
     with (
         prepared(task, files, setting.sandbox) as sandbox,
-        open_workplace(
-            files.work, sandbox, line_by_line=False, say=_nothing, patience=PATIENCE
-        ) as workplace,
+        open_workplace(files.work, sandbox, line_by_line=False, say=_nothing, patience=PATIENCE) as workplace,
     ):
         before = build(task, sandbox, files)
         agent = Agent(

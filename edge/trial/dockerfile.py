@@ -18,12 +18,11 @@ DEFAULT_WORKDIR = "/app"  # that of the base images of Terminal-Bench, as of the
 _NETWORK = re.compile(
     r"(?<![\w./-])(apt-get|apt|aptitude|apk|yum|dnf|microdnf|zypper|pacman|snap|brew|pip3?|pipx|uvx?|conda|mamba|npm|npx|"
     r"yarn|pnpm|curl|wget|gem|rustup|cpanm?|cpan|ssh|scp|docker|add-apt-repository|"
-    r"cargo (?:install|fetch|build)|git (?:clone|fetch|pull)|go (?:get|install|mod)|(?:mvn|gradle|dotnet|nuget)\b)(?![\w-])"
+    r"cargo (?:install|fetch|build)|git (?:clone|fetch|pull)|go (?:get|install|mod)|"
+    r"(?:mvn|gradle|dotnet|nuget)\b)(?![\w-])"
 )
 # Folders at the root of the sandbox that are its own, or those of Harbor.
-_TAKEN = frozenset(
-    "usr bin sbin lib lib32 lib64 libx32 etc proc dev sys tmp run tests solution logs".split()
-)
+_TAKEN = frozenset("usr bin sbin lib lib32 lib64 libx32 etc proc dev sys tmp run tests solution logs".split())
 _OWN_VARIABLES = frozenset("WORK HOME USER LOGNAME SHELL PS1 PS2 PROMPT_COMMAND HISTFILE INPUTRC".split())
 
 
@@ -143,7 +142,9 @@ class _Reader:
         found = Environment(self.base, workdir, tuple(self.copied), tuple(self.ran), dict(self.variables))
         for copied in found.copied:
             if found.inside(copied.target) is None:
-                raise NotRunnableError(f"COPY to {copied.target}, which is outside the work folder {found.root}")
+                raise NotRunnableError(
+                    f"COPY to {copied.target}, which is outside the work folder {found.root}"
+                )
         for ran in found.ran:
             if found.inside(ran.folder) is None:
                 raise NotRunnableError(f"RUN in {ran.folder}, which is outside the work folder {found.root}")

@@ -119,7 +119,9 @@ class LocalModel:
         from edge.runner import Runner
 
         turn = threading.Lock()
-        last: list[LocalAnswerer] = []  # its states stay, so that the next trial of a task reads only what is new
+        last: list[
+            LocalAnswerer
+        ] = []  # its states stay, so that the next trial of a task reads only what is new
         with Runner.open(self.path, self._loading) as runner:
 
             def worker(seed: int | None) -> Counted:

@@ -10,13 +10,13 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.errors import SandboxError
 from edge.terminal.check import BESIDE, WORK, Limits
 from edge.terminal.packed import Base
 from edge.terminal.saved import Saved, saved_base
@@ -172,9 +172,7 @@ def run_tests(task: Task, files: Files, folder: Path, limits: Limits) -> Tested:
         status = sandbox.run("/tests/test.sh", task.test_seconds, _OUT)
         output = _text(sandbox.show(_OUT))[-_SHOWN:]
         if status in (124, 137):
-            return Tested(
-                None, f"the tests did not end in {task.test_seconds} s", slow=True, output=output
-            )
+            return Tested(None, f"the tests did not end in {task.test_seconds} s", slow=True, output=output)
         rewards = sandbox.show(f"{_LOGS}/reward.json"), sandbox.show(f"{_LOGS}/reward.txt")
     reward, reason = read_reward(*rewards)
     if (reward is None or reward < 1) and (found := _MISSING.search(output)) is not None:
@@ -224,3 +222,15 @@ def after_state(files: Files) -> Base:
 
 def _text(data: bytes | None) -> str:
     return (data or b"").decode(errors="replace")
+
+
+def check_sandbox() -> None:
+    """Start a sandbox and end it. Raises SandboxError or AgentError if this system cannot run trials."""
+    from edge.terminal.sandbox import Sandbox
+
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-trial-", ignore_cleanup_errors=True) as place,
+        Sandbox.prepare(Path(place)) as sandbox,
+        Terminal.start(sandbox.argv, cwd=place, ready=sandbox.wait_ready),
+    ):
+        pass

@@ -198,7 +198,9 @@ def _journal(folder: Path, run: Run, *, force: bool) -> Iterator[dict[tuple[str,
     except OSError as error:
         raise ResultError(f"{folder}: cannot be written: {error.strerror}") from None
     if lock is None:
-        raise ResultError(f"{folder}: another edge trial is writing it; let it finish, or choose another --out")
+        raise ResultError(
+            f"{folder}: another edge trial is writing it; let it finish, or choose another --out"
+        )
     try:
         yield _begin(folder, run, force=force)
     finally:
