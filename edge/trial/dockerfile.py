@@ -7,7 +7,7 @@ Every other instruction refuses the task.
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -54,15 +54,12 @@ class Environment:
 
     base: str = ""
     workdir: str = DEFAULT_WORKDIR
+    """Where the shell starts."""
+    root: str = DEFAULT_WORKDIR
+    """The work folder: /app if WORKDIR is in it, else the first WORKDIR above the last."""
     copied: tuple[Copied, ...] = ()
     ran: tuple[Ran, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def root(self) -> str:
-        """The path of the work folder: /app if WORKDIR is in it, else WORKDIR."""
-        inside = PurePosixPath(self.workdir).is_relative_to(DEFAULT_WORKDIR)
-        return DEFAULT_WORKDIR if inside else self.workdir
 
     def inside(self, path: str) -> str | None:
         """A path relative to the work folder; None for a path outside it."""
@@ -85,8 +82,16 @@ def read_dockerfile(text: str) -> Environment:
     return reader.environment()
 
 
-def check_workdir(workdir: str) -> None:
-    """Raises NotRunnableError for a work folder that cannot be in the sandbox."""
+def root_of(workdir: str, before: Sequence[str] = ()) -> str:
+    """The work folder for a last WORKDIR and those before it. Raises NotRunnableError if the sandbox cannot have it."""
+    for place in (DEFAULT_WORKDIR, *before, workdir):
+        if PurePosixPath(workdir).is_relative_to(place):
+            _check_root(place)
+            return place
+    raise AssertionError(workdir)
+
+
+def _check_root(workdir: str) -> None:
     parts = PurePosixPath(workdir).parts
     if len(parts) < 2 or parts[1] in _TAKEN or ".." in parts or re.search(r"[\s\0]", workdir):
         raise NotRunnableError(f"its work folder is {workdir}, which the sandbox cannot have")
@@ -115,6 +120,7 @@ def _instructions(text: str) -> Iterator[tuple[str, str]]:
 class _Reader:
     base: str = ""
     workdir: str = ""
+    workdirs: list[str] = field(default_factory=list)
     copied: list[Copied] = field(default_factory=list)
     ran: list[Ran] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
@@ -125,6 +131,7 @@ class _Reader:
                 self._from(rest)
             case "WORKDIR":
                 self.workdir = self._absolute(self._expanded(rest.strip("\"'")))
+                self.workdirs.append(self.workdir)
             case "ENV":
                 self._env(rest)
             case "COPY":
@@ -138,8 +145,10 @@ class _Reader:
         if not self.base:
             raise NotRunnableError("its Dockerfile has no FROM")
         workdir = self.workdir or DEFAULT_WORKDIR
-        check_workdir(workdir)
-        found = Environment(self.base, workdir, tuple(self.copied), tuple(self.ran), dict(self.variables))
+        root = root_of(workdir, self.workdirs)
+        found = Environment(
+            self.base, workdir, root, tuple(self.copied), tuple(self.ran), dict(self.variables)
+        )
         for copied in found.copied:
             if found.inside(copied.target) is None:
                 raise NotRunnableError(

@@ -17,9 +17,9 @@ from edge.errors import ReplayError
 from edge.trial.dockerfile import (
     Environment,
     NotRunnableError,
-    check_workdir,
     network_program,
     read_dockerfile,
+    root_of,
 )
 
 DEFAULT_SECONDS = 600  # for the tests, as in Harbor
@@ -112,8 +112,7 @@ def read_task(folder: Path) -> Task:
     environment = read_dockerfile(_text(folder, "environment/Dockerfile"))
     settings, metadata = _table(fields, "environment"), _table(fields, "metadata")
     if isinstance(workdir := settings.get("workdir"), str):
-        check_workdir(workdir)
-        environment = replace(environment, workdir=workdir)
+        environment = replace(environment, workdir=workdir, root=root_of(workdir, [environment.root]))
     variables = {**environment.variables, **_variables(settings, "environment")}
     level = metadata.get("level", metadata.get("difficulty", ""))
     return Task(
