@@ -64,7 +64,8 @@ def compare(
     """
     from edge.compare.trials import is_trials
 
-    if any(is_trials(path) for path in (*results, *([reference] if reference else []))):
+    named = [*map(str, results), *([] if reference is None else [reference])]
+    if any(map(is_trials, named)):
         return _compare_trials(results, reference, json_out, causes=causes, force=force)
     from edge.compare.causes import causes as find_causes
     from edge.compare.causes import causes_markdown

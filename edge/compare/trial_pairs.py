@@ -229,8 +229,9 @@ def _notes(ours: TrialResult, theirs: TrialResult) -> list[str]:
         if found["not_run"] or found["wall"] or result["refused"]:
             refused = len(result["refused"])
             notes.append(
-                f"Left out of {name}: {counted(refused, 'task')} not runnable here, {counted(found['not_run'], 'trial')} "
-                f"that could not run, {found['wall']} that met a limit of wall time."
+                f"Left out of {name}: {counted(refused, 'task')} not runnable here, "
+                f"{counted(found['not_run'], 'trial')} that could not run, {found['wall']} that met a limit of wall "
+                "time."
             )
     return notes
 

@@ -38,7 +38,7 @@ def test_a_task_has_its_files_and_its_tests_come_later(tmp_path: Path) -> None:
             '[ "$PWD" = /workplace ]\n[ "$COLOR$WANTED" = redred ]\n[ "$(cat color)" = red ]\n'
             "[ $(stat -c %a sub/a.txt) = 600 ]\n[ $(grep -c 'No such file' seen) = 2 ]\n[ ! -e ~/left ]\n"
             "tail -n 1 seen | grep -x /workplace\n[ -x /tests/test.sh ]\n"
-            'echo \'{"reward": 1.0}\' > /logs/verifier/reward.json\n',
+            "echo '{\"reward\": 1.0}' > /logs/verifier/reward.json\n",
         },
     )
     found = tried(task, "oracle", tmp_path)
