@@ -10,10 +10,16 @@ from typing import TypedDict
 import numpy as np
 
 from edge.compare.intervals import mcnemar
-from edge.compare.paired import LEAST_DIFFERING, TaskDifferences, detectable_loss, paired_interval
+from edge.compare.paired import (
+    LEAST_DIFFERING,
+    TaskDifferences,
+    detectable_loss,
+    most_differing,
+    paired_interval,
+)
 from edge.compare.trial_figures import by_task, solved_share
 from edge.compare.trials import Interval, Trial, TrialFigures, TrialResult, read_trials
-from edge.compare.verdict import most_differing_words, p_text
+from edge.compare.verdict import p_text
 from edge.errors import ResultError
 from edge.system.outputs import differences
 from edge.system.tables import code, table
@@ -175,11 +181,11 @@ def _sentence(
 ) -> str:
     if bounds is None:
         if not by.differing:
-            return f"No task differs. {most_differing_words(by)}"
+            return f"No task differs. {_at_most(by)}"
         verb = "differs" if by.differing == 1 else "differ"
         return (
             f"{by.differing} of {counted(by.tasks, 'task')} {verb}: too few for an interval, which needs "
-            f"{LEAST_DIFFERING}. {most_differing_words(by)}"
+            f"{LEAST_DIFFERING}. {_at_most(by)}"
         )
     if not bounds[0] <= 0 <= bounds[1]:
         sizes = sorted(abs(bound) for bound in bounds)
@@ -200,6 +206,11 @@ def _sentence(
     if p is not None and (p < 0.05) != found:
         text += f" McNemar's test finds {'a' if p < 0.05 else 'no'} difference ({p_text(p)})."
     return text
+
+
+def _at_most(by: TaskDifferences) -> str:
+    share = 100 * most_differing(by.differing, by.tasks)
+    return f"At most {share:.{0 if share >= 9.95 else 1}f} % of all such tasks differ (95 % confidence)."
 
 
 def _same_run(ours: TrialResult, theirs: TrialResult) -> bool:

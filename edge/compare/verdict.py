@@ -96,9 +96,9 @@ def sentence(
     if by_task is None:
         return "There are no such steps."
     if word == NONE_DIFFERS:
-        return f"No step differs. {most_differing_words(by_task)}"
+        return f"No step differs. {_at_most(by_task)}"
     if bounds is None:
-        return f"{_few_differ(by_task)} {most_differing_words(by_task)}"
+        return f"{_few_differ(by_task)} {_at_most(by_task)}"
     found = not bounds[0] <= 0 <= bounds[1]
     text = f"{_found(name, difference, *bounds)}." if found else _not_found(name, reference, detectable)
     if p is not None and (p < _LEVEL) != found:
@@ -117,8 +117,7 @@ def _few_differ(by_task: TaskDifferences) -> str:
     )
 
 
-def most_differing_words(by_task: TaskDifferences) -> str:
-    """The sentence about how many of all such tasks can differ at most."""
+def _at_most(by_task: TaskDifferences) -> str:
     share = most_differing(by_task.differing, by_task.tasks)
     return (
         f"At most {100 * share:.{0 if share >= 0.0995 else 1}f} % of all such tasks differ (95 % confidence)."
