@@ -177,6 +177,8 @@ def read_trials(path: Path | str) -> TrialResult:
         raise ResultError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise ResultError(f"{path}: is not JSON") from None
+    if not isinstance(value, dict) or "trials_version" not in value:
+        raise ResultError(f"{path}: is not a result of `edge trial`; results of one kind compare")
     result = check(value, TrialResult, f"{path}", ResultError)
     if result["trials_version"] > VERSION:
         raise ResultError(

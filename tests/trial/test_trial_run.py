@@ -211,6 +211,7 @@ DAMAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda value: value["trials"].append(value["trials"][0]), "twice"),
     (lambda value: value["trials"][0].update(state="won"), "the state of easy is won"),
     (lambda value: value.update(trials_version=99), "update edge"),
+    (lambda value: value.pop("trials_version"), "is not a result of `edge trial`"),
 ]
 
 
