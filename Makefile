@@ -1,4 +1,5 @@
-# make demo     fetch the default model, ask it for an action; measure what quantization costs a tiny model
+# make demo     fetch the default model, ask it for an action, let it work on a few tasks; measure what quantization costs a
+#               tiny model
 # make check    style, types, layers, docs and the fast tests: run it before each commit
 # make test     the same with the whole test suite
 #
@@ -28,6 +29,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/pytest --numpr
 MYPY := $(BIN)/mypy
 NAME := tiny-terminal
 ROWS := models/$(NAME)/eval.jsonl
+TRIALS := append-line-1 make-folder-3 move-file-2 file-with-word-1
 TASK ?= Inspect the current directory and list Python files.
 
 # The lock file fits one platform: Linux x86-64 with glibc and Python 3.11. LOCK is empty everywhere else, and the tests
@@ -122,6 +124,12 @@ demo: $(VENV)/installed
 	$(BIN)/edge compare out/$(NAME)-Q4_K_M.json --reference out/$(NAME)-bf16.json
 	$(BIN)/edge measure --model models/$(NAME)-Q4_K_M.gguf --base models/$(NAME)-bf16.gguf --replay $(ROWS) --out out/$(NAME)-Q4_K_M.measure.json
 	$(BIN)/edge report out/$(NAME)-bf16.json out/$(NAME)-Q4_K_M.json out/$(NAME)-Q4_K_M.measure.json --reference out/$(NAME)-bf16.json --replay $(ROWS) --out out/report.html
+	@if [ "$$(uname)" != Linux ] || ! command -v tmux > /dev/null || ! command -v bwrap > /dev/null; then \
+	  echo 'The trials are left out: edge trial needs Linux, tmux and bubblewrap.'; \
+	else \
+	  model=models/$(NAME)-Q4_K_M.gguf; if $(BIN)/edge pull default > /dev/null 2>&1; then model=default; fi; set -x; \
+	  $(BIN)/edge trial --model $$model $(TRIALS:%=--task %) --max-steps 6 --max-tokens 256 --out out/trials --force; \
+	fi
 
 # mypy reads the code as Linux, macOS and Windows see it. Each platform has its own cache, since they would replace each other's.
 lint: $(VENV)/test-installed

@@ -30,6 +30,7 @@ FORMATS = (
     Format("prediction", "one line of the predictions file of edge score", "prediction.jsonl"),
     Format("action", "the JSON that a model answers with"),
     Format("result", "the result JSON of edge eval and edge score"),
+    Format("trials", "the result JSON of edge trial"),
     Format("measurement", "the measurement JSON of edge measure"),
     Format("session-record", "one line of the record of edge agent"),
     Format("allowlist", "the TOML file of edge agent --allow, as JSON", "allowlist.toml"),
@@ -82,6 +83,10 @@ def schema(name: str) -> dict[str, Any]:
             return json_schema(Prediction, title=title)
         case "result":
             return _result(title)
+        case "trials":
+            from edge.compare.trials import TrialResult
+
+            return json_schema(TrialResult, title=title)
         case "measurement":
             return _measurement(title)
         case "session-record":

@@ -439,6 +439,10 @@ def test_every_field_is_in_a_table() -> None:
         ("measurement", "TensorShare"),
         ("measurement", "AdapterFacts"),
         ("measurement", "ShardFields"),
+        ("trials", "Provenance"),
+        ("trials", "TensorShare"),
+        ("trials", "AdapterFacts"),
+        ("comparison", "Interval"),
         ("known-model", "Aggregate"),
         ("known-model", "GroupFigures"),
     }

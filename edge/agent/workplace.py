@@ -11,7 +11,7 @@ from edge.answer.action import Command
 from edge.errors import AgentError, SandboxError
 from edge.terminal.commits import known_commits, repository_of
 from edge.terminal.shell import SHELL, shell_environment
-from edge.terminal.tmux import MAX_DURATION, Terminal
+from edge.terminal.tmux import MAX_DURATION, Terminal, runs_a_line
 
 if TYPE_CHECKING:
     from edge.terminal.sandbox import Sandbox
@@ -30,6 +30,8 @@ class Workplace:
     sandbox: "Sandbox | None" = None
     line_by_line: bool = False
     """Type a line only when the shell waits for it, because an allowlist allowed it as a command of the shell."""
+    patience: float = 0.0
+    """Seconds that a line which runs may take, if the model gave it a shorter duration."""
     notes: list[str] = field(default_factory=list, init=False)
     """Notes for the model about the last `type`, and about the `save` after it."""
     waits: list[float] = field(default_factory=list, init=False)
@@ -59,7 +61,8 @@ class Workplace:
             if self.terminal.ended and not self._restart_shell():
                 return False
             send = self.terminal.send_lines if self.line_by_line else self.terminal.send
-            typed = send(command.keystrokes, min(command.duration, MAX_DURATION), stop=stop)
+            duration = max(command.duration, self.patience if runs_a_line(command.keystrokes) else 0.0)
+            typed = send(command.keystrokes, min(duration, MAX_DURATION), stop=stop)
             self.waits.append(round(self.terminal.waited, 2))
             if not typed:
                 self.notes.append(not_typed(number))
@@ -132,15 +135,16 @@ def open_workplace(
     say: Callable[[str], None],
     without: Collection[str] = (),
     full_waits: bool = False,
+    patience: float = 0.0,
 ) -> Iterator[Workplace]:
     """Start a terminal in the folder, or in the sandbox with its copy of the folder.
 
     `without`: environment variables that its shell does not get; a sandbox gets none of them in any case.
-    `full_waits`: wait as long as the model says, also if its commands have ended. Ends what runs in it, but not the
-    sandbox. Raises AgentError or SandboxError if it does not start.
+    `full_waits`: wait as long as the model says, also if its commands have ended. `patience`: see `Workplace`.
+    Ends what runs in it, but not the sandbox. Raises AgentError or SandboxError if it does not start.
     """
     argv = SHELL if sandbox is None else sandbox.argv
     ready = None if sandbox is None else sandbox.wait_ready
     env = {name: value for name, value in shell_environment().items() if name not in without}
     with Terminal.start(argv, cwd=folder, env=env, ready=ready, full_waits=full_waits) as terminal:
-        yield Workplace(terminal, folder, say, sandbox, line_by_line)
+        yield Workplace(terminal, folder, say, sandbox, line_by_line, patience)

@@ -16,6 +16,7 @@ agent     edge agent, replay
 allow     edge allow: try an allowlist, print edge's own
 serve     edge serve
 eval      edge eval
+trial     edge trial
 results   edge score, compare
 rank      edge rank
 join      edge join

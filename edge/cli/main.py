@@ -40,6 +40,7 @@ from edge.cli.run import run
 from edge.cli.serve import serve
 from edge.cli.store import models_app
 from edge.cli.sweep import sweep
+from edge.cli.trial import trial
 from edge.errors import EdgeError, EdgeWarning
 from edge.system.machine import address_space_left
 from edge.system.streams import tolerant_streams, unencodable
@@ -109,6 +110,7 @@ app.command()(chat)
 app.command()(agent)
 app.command()(serve)
 app.command(name="eval")(evaluate)
+app.command()(trial)
 app.command()(compare)
 app.command()(report)
 app.command()(rank)

@@ -59,8 +59,14 @@ def compare(
 ) -> None:
     """Compare results with a reference or with each other.
 
-    With --reference, the comparison is step by step. With --causes, it is by what differs between two results.
+    With --reference, the comparison is step by step. With --causes, it is by what differs between two results. Results
+    of edge trial are compared task by task; without --reference, with the first of them.
     """
+    from edge.compare.trials import is_trials
+
+    named = [*map(str, results), *([] if reference is None else [reference])]
+    if any(map(is_trials, named)):
+        return _compare_trials(results, reference, json_out, causes=causes, force=force)
     from edge.compare.causes import causes as find_causes
     from edge.compare.causes import causes_markdown
     from edge.compare.run import compare as run_compare
@@ -83,6 +89,28 @@ def compare(
         show(comparison.to_markdown())
     if found is not None:
         show(causes_markdown(found))
+
+
+def _compare_trials(
+    results: list[Path], reference: str | None, json_out: Path | None, *, causes: bool, force: bool
+) -> None:
+    """Compare results of `edge trial`."""
+    from edge.compare.stored import check_comparison, write_trial_comparison
+    from edge.compare.trial_pairs import compare_trials, trials_markdown
+
+    if causes:
+        raise typer.BadParameter("is for results of edge eval, not of edge trial", param_hint="--causes")
+    if reference is None:
+        reference, results = str(results[0]), results[1:]
+    if not results:
+        raise typer.BadParameter("give two results of edge trial", param_hint="RESULT")
+    if json_out is not None:
+        check_comparison(json_out, results, reference, causes=False, force=force)
+    found = [compare_trials(path, reference) for path in results]
+    if json_out is not None:
+        with noting_replaced(json_out):
+            write_trial_comparison(json_out, results, reference, found)
+    show(trials_markdown(found))
 
 
 def distinct(paths: list[Path]) -> list[Path]:

@@ -15,6 +15,9 @@ patterns   every sentence of a comparison, and when it is true
 findings   the findings as Markdown and JSON
 causes     finds pairs of results that differ in one thing
 stored     the JSON file of a comparison, and the run that it is of
+trials     the JSON of edge trial
+trial_figures  the figures of trials
+trial_pairs    two results of trials, paired by task
 """
 
 from typing import TYPE_CHECKING, Any

@@ -6,6 +6,7 @@ from typing import NotRequired, TypedDict
 
 from edge.compare.causes import Cause, causes_json
 from edge.compare.findings import Comparison, Part
+from edge.compare.trial_pairs import TrialComparison
 from edge.replay.result import run_digest
 from edge.system.outputs import Run, check_output, check_replaced, named_run
 from edge.system.places import write_json
@@ -30,6 +31,8 @@ class StoredComparison(TypedDict):
     """One entry for each result."""
     causes: NotRequired[list[Cause]]
     """One entry for each pair of results that differ in exactly one thing."""
+    trials: NotRequired[list[TrialComparison]]
+    """For results of edge trial, which have no parts: one entry for each result."""
 
 
 def check_comparison(
@@ -68,6 +71,15 @@ def write_comparison(
             **({} if causes is None else {"causes": causes_json(causes)}),
         },
     )
+
+
+def write_trial_comparison(
+    out: Path, results: Sequence[Path], reference: str, comparisons: Sequence[TrialComparison]
+) -> None:
+    """Write comparisons of results of `edge trial`, complete or not at all. Raises ResultError."""
+    run = _run(results, reference, causes=False)
+    fields = {"comparison": SCHEMA_VERSION, "run": run, "reference": reference, "trials": list(comparisons)}
+    write_json(out, fields)
 
 
 def _run(results: Sequence[Path], reference: str | None, *, causes: bool) -> Run:

@@ -11,6 +11,7 @@ from edge.system.confined import core_limit
 
 WORK = "/app"  # as in Terminal-Bench
 HOME = "/home/agent"
+BESIDE = f"{HOME}/.beside"  # the files of a sandbox besides its work folder
 _NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts")
 _DEVICES = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "console")}
 

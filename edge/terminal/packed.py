@@ -200,27 +200,33 @@ def read_base(packed: Path, key: bytes | None = None) -> Base:
 
 
 def copy_archive(
-    read: Callable[[int], bytes], base: Base, file: Writer, most: int, kept: frozenset[str] | None = None
+    read: Callable[[int], bytes],
+    base: Base,
+    file: Writer,
+    most: int,
+    kept: frozenset[str] | None = None,
+    *,
+    exact: bool = False,
 ) -> None:
     """Copy the archive that a sandbox sends to `file`, with `base` first and every header written by edge.
 
-    `most`: bytes of content. `kept`: what it does not hold; see `Head`. Raises SandboxError if the archive is damaged
-    or too large.
+    `most`: bytes of content. `kept`: what it does not hold; see `Head`. `exact`: with the permissions of files and
+    folders. Raises SandboxError if the archive is damaged or too large.
     """
-    write_archive(read_entries(read, most), Head(base, kept), file)
+    write_archive(read_entries(read, most), Head(base, kept), file, exact=exact)
 
 
-def write_archive(entries: Entries, head: Head, file: Writer) -> None:
+def write_archive(entries: Entries, head: Head, file: Writer, *, exact: bool = False) -> None:
     """Write `head` and the entries to `file`. Hard links and devices become links to nowhere."""
     write_head(head, file)
-    _write_entries(entries, file)
+    _write_entries(entries, file, exact=exact)
     file.write(END)
 
 
-def _write_entries(entries: Entries, file: Writer) -> None:
+def _write_entries(entries: Entries, file: Writer, *, exact: bool = True) -> None:
     for entry, content in entries:
         if entry.kind in ("file", "folder", "link"):
-            file.write(header(entry))
+            file.write(header(entry, exact=exact))
             for piece in content:
                 file.write(piece)
             file.write(padding(entry.size))

@@ -6,6 +6,7 @@ Limits apply to each process (rlimits, which an unprivileged user cannot raise) 
 which edge watches from outside). edge checks each protection before it types, also from outside, or runs nothing.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,14 +28,14 @@ from edge.system.seccomp import seccomp_filter
 from edge.terminal.archive import MOST_ENTRIES
 from edge.terminal.cgroup import is_in, make_cgroup, ran_out, remove_cgroup
 from edge.terminal.channel import Channel, Silent, readable
-from edge.terminal.check import HOME, WORK, TerminalMode, fault
+from edge.terminal.check import BESIDE, HOME, WORK, TerminalMode, fault
 from edge.terminal.check import Limits as Limits  # part of this module's interface
 from edge.terminal.memory import Meter, file_systems, memory_of_machine, shared_of_machine
 from edge.terminal.needs import NEEDS_LINUX as NEEDS_LINUX  # part of this module's interface
 from edge.terminal.needs import ROOT_BECOMES, advice, tools
 from edge.terminal.packed import Base, copy_archive
 from edge.terminal.saved import Saved as Saved  # part of this module's interface
-from edge.terminal.saved import begin
+from edge.terminal.saved import begin, write_beside
 from edge.terminal.sealed import sealed
 from edge.terminal.shell import NEVER_WAIT
 from edge.terminal.supervisor import OPEN, SUPERVISOR
@@ -56,6 +57,25 @@ _ETC = (
 DEFAULT = Limits()
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a sandbox has besides the work folder. The places and the sizes of its file systems stay the same.
+
+    `files`: a folder outside whose content the sandbox gets a copy of, in memory. `links`: absolute paths inside that
+    lead into that copy (a relative target) or to another path inside. `start`: where the shell starts. `environment`:
+    further variables. `exact`: `save` keeps the permissions of files and folders.
+    """
+
+    files: Path | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
+    start: str = WORK
+    environment: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = False
+
+
+_NOTHING_BESIDE = Beside()
+
+
 @dataclass
 class Sandbox:
     """The sandbox of one session. `prepare` makes it; a terminal runs `argv`. Its `with` ends all that runs in it."""
@@ -75,6 +95,7 @@ class Sandbox:
     _info: int
     _theirs: list[int]  # the sandbox's ends of the pipes, until it has opened them
     _cgroup: Path | None
+    _exact: bool = False
     _mode: TerminalMode | None = None
     _pid: int | None = None  # the sandbox's process 1, as the outside numbers it
     _pidfd: int | None = None
@@ -90,13 +111,14 @@ class Sandbox:
         saved: Saved | None = None,
         protected: Collection[Path] = (),
         hidden: Collection[Path] = (),
+        beside: Beside = _NOTHING_BESIDE,
     ) -> "Sandbox":
         """Pack the work folder and write the files that start the sandbox. It does not run yet.
 
         `saved`: archives of this session; if it has saved something, the sandbox goes on from there. `protected`: files
         and folders that are never brought back, whatever the sandbox did to them. `hidden`: those that the sandbox must
-        not see, besides session records and their archives. Raises SandboxError if this system cannot run the sandbox
-        or if the folder is too large for it.
+        not see, besides session records and their archives. `beside`: what it has besides the work folder. Raises
+        SandboxError if this system cannot run the sandbox or if the folder is too large for it.
         """
         if sys.platform != "linux":
             raise SandboxError(NEEDS_LINUX)
@@ -108,7 +130,8 @@ class Sandbox:
         try:
             become = tools()
             left_out, before, first = begin(workdir, folder, limits.disk, saved, hidden)
-            _write_files(folder, limits)
+            write_beside(beside.files, folder / "beside.tar", limits.temporary)
+            _write_files(folder, limits, beside)
             for _ in range(3):
                 pipes += os.pipe()
             asked, ask, answer, answered, info, informed = pipes
@@ -118,6 +141,7 @@ class Sandbox:
                 limits.memory + limits.disk + 3 * limits.temporary + _BESIDE, limits.processes + 8
             )
             argv = _command(folder, (asked, answered, informed), cgroup, become, limits)
+            argv += [beside.start, BESIDE if beside.files is not None else ""]
             with contextlib.suppress(OSError):  # a larger pipe is faster
                 fcntl.fcntl(answer, fcntl.F_SETPIPE_SZ, 1 << 20)
         except BaseException as error:
@@ -147,6 +171,7 @@ class Sandbox:
             info,
             [answered, informed, asked],
             cgroup,
+            beside.exact,
         )
 
     def wait_ready(self, patience: float = _PATIENCE) -> None:
@@ -170,7 +195,7 @@ class Sandbox:
         if wrong := fault(self._pid, real_user, self.limits):
             self.close()
             raise SandboxError(f"the sandbox is not safe here: {wrong}; edge ran nothing")
-        for name in ("in.tar", "again.tar"):
+        for name in ("in.tar", "again.tar", "beside.tar"):
             (self._folder / name).unlink(missing_ok=True)
         try:
             self._mode = TerminalMode.of(self._pid)
@@ -237,6 +262,44 @@ class Sandbox:
             raise SandboxError(f"the commits cannot be saved: {error}") from None
         except OSError as error:
             raise SandboxError(f"the commits cannot be saved: {error.strerror or error}") from None
+
+    def run(self, program: str, seconds: int, out: str) -> int:
+        """Run a program of the sandbox where its shell starts, without a terminal, and return its exit status.
+
+        `program`, `out`: absolute paths inside without blanks; `out` gets what it prints. After `seconds` it is ended:
+        the status is then 124 or 137. Raises SandboxError.
+        """
+        channel = self._ask_for("run", f"{seconds} {program} {out}", seconds + _PATIENCE)
+        try:
+            line = channel.line()
+        except Silent as error:
+            raise SandboxError(f"{program} did not end in the sandbox: {error}") from None
+        return int(line) if line.isdigit() and len(line) < 4 else 255
+
+    def show(self, path: str) -> bytes | None:
+        """The first 64 KiB of a file of the sandbox; None if there is none. Raises SandboxError."""
+        channel = self._ask_for("show", path, _PATIENCE)
+        try:
+            line = channel.line()
+            left = int(line) if line.isdigit() and len(line) < 7 else 0
+            data = b"" if line != b"-1" else None
+            while left and data is not None:
+                piece = channel.read(left)
+                data, left = data + piece, left - len(piece)
+            return None if data is None else base64.b64decode(data, validate=True)
+        except (Silent, ValueError) as error:
+            raise SandboxError(f"{path} cannot be read in the sandbox: {error}") from None
+
+    def _ask_for(self, word: str, rest: str, seconds: float) -> Channel:
+        """Send a request, and return the channel at its answer. Raises SandboxError."""
+        token = secrets.token_hex(8)
+        channel = Channel(self._answer, time.monotonic() + seconds, self.trouble)
+        try:
+            os.write(self._ask, f"{word} {token} {rest}\n".encode())
+            channel.skip_to(f"edge {token}\n".encode(), self.limits.disk * 2)
+        except (Silent, OSError) as error:
+            raise SandboxError(f"the sandbox does not answer: {error}") from None
+        return channel
 
     def trouble(self) -> str | None:
         """Why the sandbox has ended; None while it runs."""
@@ -334,7 +397,7 @@ class Sandbox:
                 make_private(descriptor)
                 kept = self._kept(channel)
                 with open(descriptor, "wb", closefd=False) as file, sealed(file, self._key) as out:
-                    copy_archive(channel.read, self._before, out, self.limits.disk, kept)
+                    copy_archive(channel.read, self._before, out, self.limits.disk, kept, exact=self._exact)
                 line = channel.line()
                 status = int(line) if line.isdigit() and len(line) < 4 else 255
                 if status > 1:
@@ -386,17 +449,17 @@ def _command(
     return [*argv, str(limits.processes), str(limits.memory // 1024), str(largest // 1024)]
 
 
-def _write_files(folder: Path, limits: Limits) -> None:
+def _write_files(folder: Path, limits: Limits, beside: Beside) -> None:
     """Write the files that the sandbox starts with."""
     (folder / "passwd").write_text(f"agent:x:{_USER}:{_USER}::{HOME}:/bin/bash\n")
     (folder / "group").write_text(f"agent:x:{_USER}:\n")
     (folder / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
     (folder / "seccomp").write_bytes(seccomp_filter())
     (folder / "begin").write_text(SUPERVISOR)
-    (folder / "arguments").write_text("".join(f"{word}\0" for word in _arguments(limits)))
+    (folder / "arguments").write_text("".join(f"{word}\0" for word in _arguments(limits, beside)))
 
 
-def _arguments(limits: Limits) -> list[str]:
+def _arguments(limits: Limits, beside: Beside) -> list[str]:
     """bubblewrap's arguments. It reads them from a file (--args), so that a list of processes does not show them."""
     binds = system_mounts()
     for name in _ETC:
@@ -415,8 +478,10 @@ def _arguments(limits: Limits) -> list[str]:
         "HISTFILE": "/dev/null",
         "LESSHISTFILE": "-",
         **NEVER_WAIT,
+        **beside.environment,
         "WORK": WORK,
     }
+    links = [(f"{BESIDE}/{to}" if to[0] != "/" else to, path) for path, to in beside.links.items()]
     return [
         *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--cap-drop", "ALL"),
         *("--uid", str(_USER), "--gid", str(_USER), "--hostname", "sandbox"),
@@ -424,6 +489,8 @@ def _arguments(limits: Limits) -> list[str]:
         *binds,
         *("--proc", "/proc", "--dev", "/dev", "--size", small, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
         *("--perms", "1777", "--size", small, "--tmpfs", "/tmp", "--size", small, "--tmpfs", HOME),
-        *("--size", str(limits.disk), "--tmpfs", WORK, "--remount-ro", "/", "--chdir", WORK, "--clearenv"),
+        *("--size", str(limits.disk), "--tmpfs", WORK),
+        *(word for to, path in links for word in ("--symlink", to, path)),
+        *("--remount-ro", "/", "--chdir", WORK, "--clearenv"),
         *(word for name, value in environment.items() for word in ("--setenv", name, value)),
     ]

@@ -4,7 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.terminal.packed import Base, pack, read_base, restore, write_nothing
+from edge.terminal.packed import Base, open_archive, pack, read_base, restore, write_nothing
+from edge.terminal.place import item_of
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,17 @@ class Saved:
     work: Path
     first: Path
     key: bytes
+
+
+def write_beside(files: Path | None, to: Path, most: int) -> None:
+    """Write the archive of what a sandbox has besides its work folder; of nothing for None.
+
+    `most`: bytes of the archive. Raises SandboxError, OSError.
+    """
+    if files is None:
+        write_nothing(to)
+    else:
+        pack(files, to, most)
 
 
 def begin(
@@ -40,3 +52,14 @@ def begin(
         (folder / "in.tar").symlink_to(saved.first.absolute())
     base = read_base(folder / "in.tar")
     return left_out, base, base
+
+
+def saved_base(packed: Path, key: bytes | None = None) -> Base:
+    """The folder as an archive of a sandbox says that it is now. Raises SandboxError if the archive is damaged."""
+    now: Base = {}
+    with open_archive(packed, key) as (entries, head):
+        for entry, content in entries:
+            if entry.path:
+                now[entry.path] = item_of(entry, content)
+        now |= {path: head.base[path] for path in head.kept or () if path in head.base}
+    return now

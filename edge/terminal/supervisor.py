@@ -7,7 +7,7 @@ from edge.terminal.shell import ASSIGNMENTS
 # empty, because the sandbox can read bubblewrap's in /proc/1/environ. If memory runs out, Linux ends these first.
 OPEN = """
 cd / && unset OLDPWD && exec 3< "$2" 4> "$3" 10> "$4" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
-  9< "$1/seccomp" 11< "$1/arguments" 12< "$1/begin" 13< "$1/again.tar" 2>&4 || exit
+  9< "$1/seccomp" 11< "$1/arguments" 12< "$1/begin" 13< "$1/again.tar" 14< "$1/beside.tar" 2>&4 || exit
 { [ -z "$5" ] || echo 0 > "$5/cgroup.procs"; } 2> /dev/null
 { echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null
 shift 5 && exec "$@"
@@ -19,16 +19,18 @@ SUPERVISOR = r"""
 exec 2>&1
 trap : INT QUIT HUP TERM TSTP
 no() { printf 'no %s\n' "$1" >&4; sleep 5; exit 1; }
-unpack() { tar -x --no-same-owner -C "$WORK" -f - ./; }
+unpack() { tar -x -p --no-same-owner -C "$1" -f - ./; }
+start=$4
 packed='the work folder cannot be unpacked: is --disk large enough?'
 # Each file with what changes if the file does. Names cannot contain a NUL; what follows the last \1 is no name.
 state=(find . ! -type d -printf '%p\001%C@ %i %s %m\0')
 name='s/\x01[^\x01]*$//'
 first=~/.edge-first
-unpack <&5 || no "$packed"
+unpack "$WORK" <&5 || no "$packed"
 (export LC_ALL=C; cd "$WORK" && "${state[@]}" | sort -z > "$first") || no 'the work folder cannot be read'
-unpack <&13 || no "$packed"
-exec 5<&- 13<&-
+unpack "$WORK" <&13 || no "$packed"
+[ -z "$5" ] || { mkdir "$5" && unpack "$5" <&14; } || no 'the files beside the work folder cannot be unpacked'
+exec 5<&- 13<&- 14<&-
 ulimit -HSu "$1" && ulimit -HSd "$2" && ulimit -HSf "$3" && ulimit -HSn 768 && ulimit -HSq 0 &&
   ulimit -HSi 1024 && ulimit -HSl 1024 && ulimit -HSr 0 && ulimit -HSe 0 ||
   no 'the limits cannot be set'
@@ -57,6 +59,10 @@ commits() {
     size=$(stat -c %s "$made") && printf '%d\n' "$size" && head -c "$size" "$made" || printf '0\n'
   rm -f "$made"
 }
+# Runs a program in the work folder, and sends its exit status: 124 or 137 if it took too long.
+run() {
+  cd "$start" && exec timeout -k 5 "$1" "$2" > "$3" 2>&1 3<&- 4>&-
+}
 serve() {
   while read -r -u 3 word token rest; do
     case $word in
@@ -69,13 +75,25 @@ serve() {
         printf 'edge %s\n' "$token"
         (commits "$rest")
         ;;
+      run)
+        printf 'edge %s\n' "$token"
+        (run $rest)
+        printf '%d\n' "$?"
+        ;;
+      show)
+        printf 'edge %s\n' "$token"
+        size=-1
+        [ -f "$rest" ] && shown=$(head -c 65536 "$rest" | base64 -w 0) && size=${#shown}
+        printf '%d\n' "$size"
+        [ "$size" = -1 ] || printf '%s' "$shown"
+        ;;
       unlock) chmod -R u+rwX "$WORK" ;;
     esac
   done < /dev/null >&4 2> /dev/null
 }
 set -m
 serve &
-while cd "$WORK"; do
+while cd "$start"; do
   INPUTRC=/dev/null @ASSIGNMENTS@ bash --noprofile --norc +o histexpand -i 3<&- 4>&-
   [ -t 1 ] || exit
   stty sane

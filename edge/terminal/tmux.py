@@ -253,13 +253,13 @@ class Terminal:
                 self._prompts.use(prompt)
             self._line = ""
             self._type(line, at_prompt=prompt)
-        early = None if is_key_name(keystrokes) or not _runs_a_line(keystrokes) else self._typed_at
+        early = None if is_key_name(keystrokes) or not runs_a_line(keystrokes) else self._typed_at
         self._wait_after(duration - (time.monotonic() - begin), early, stop)
         return True
 
     def _early_prompt(self, keystrokes: str) -> str | None:
         """The prompt at which the keystrokes are about to run a line; None if the wait for them must not end early."""
-        return self.prompt() if not self.full_waits and _runs_a_line(keystrokes) else None
+        return self.prompt() if not self.full_waits and runs_a_line(keystrokes) else None
 
     def _wait_after(self, duration: float, prompt: str | None, stop: Callable[[], bool] | None) -> None:
         """Wait after keystrokes; `prompt`: where they ran, None if the wait must not end early."""
@@ -459,7 +459,7 @@ class Terminal:
             time.sleep(_POLL)
 
 
-def _runs_a_line(keystrokes: str) -> bool:
+def runs_a_line(keystrokes: str) -> bool:
     """Whether these keystrokes are text that ends with a line break: a shell runs its last line."""
     last = re.split(r"[\n\r]", keystrokes[:-1])[-1] if keystrokes[-1:] in ("\n", "\r") else ""
     return bool(last.strip())

@@ -227,7 +227,7 @@ def test_what_does_not_hold_is_found(
 
 def test_limits_that_were_not_set_are_found(world: World, workdir: Path) -> None:
     with Sandbox.prepare(workdir, SMALL) as sandbox:
-        argv = [*sandbox.argv[:-3], "200", *sandbox.argv[-2:]]
+        argv = [*sandbox.argv[:-5], "200", *sandbox.argv[-4:]]
         with pytest.raises(SandboxError, match="'Max processes' is not in force"):
             Terminal.start(argv, cwd="/", env=world.environment(), ready=sandbox.wait_ready)
 

@@ -1,0 +1,296 @@
+"""`edge trial`: how many tasks a model solves in a real shell."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from edge.cli.common import Threads, is_given, note, note_unless, progress_line, table
+from edge.cli.options import (
+    ApiKeyFile,
+    Batch,
+    FlashAttention,
+    Force,
+    GpuLayers,
+    KvType,
+    MaxTokens,
+    MinP,
+    Penalty,
+    Quiet,
+    Style,
+    Temperature,
+    TextShare,
+    Think,
+    TopK,
+    TopP,
+    Verbose,
+    think_tokens,
+)
+from edge.cli.pull import Yes
+from edge.system.text import counted
+
+if TYPE_CHECKING:
+    from edge.answer.answering import Answering
+    from edge.compare.trials import Interval, TrialResult
+    from edge.llama.loading import Loading
+    from edge.trial.engines import Engine
+    from edge.trial.tasks import Refused
+
+_MOST_SHOWN = 20  # refused tasks that are named one by one
+
+
+def trial(
+    command: typer.Context,
+    tasks: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="TASKS",
+            help="Task folder in Harbor's format, or a folder of them. Default: edge's own suite.",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="FILE",
+            help="GGUF to try, as in edge eval. Repeatable. With --base-url: the model's name there.",
+        ),
+    ] = None,
+    agent: Annotated[
+        Literal["oracle", "nop", "destructive"] | None,
+        typer.Option(
+            "--agent",
+            metavar="oracle|nop|destructive",
+            help="Instead of a model: the task's solution, nothing, or the task's solution/destructive.sh.",
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            "--base-url",
+            metavar="URL",
+            help="Server with the OpenAI API whose model answers, as in edge agent.",
+        ),
+    ] = None,
+    api_key_file: ApiKeyFile = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="With --base-url: maximum seconds to wait for an answer.")
+    ] = 600.0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for results and session records.")
+    ] = Path("trials"),
+    task: Annotated[
+        list[str] | None, typer.Option("--task", metavar="NAME", help="Only this task. Repeatable.")
+    ] = None,
+    attempts: Annotated[int, typer.Option(min=1, max=100, help="Attempts at each task.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed from which each attempt gets its own.")] = 0,
+    max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of model answers in a trial.")] = 20,
+    max_tokens: MaxTokens = 1024,
+    time_limit: Annotated[
+        float, typer.Option(min=1, help="Maximum seconds of a session. A trial that meets it does not count.")
+    ] = 3600.0,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=64, help="Trials at the same time. 1 gives the same result twice.")
+    ] = 1,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    think: Think = None,
+    text_share: TextShare = 0.6,
+    style: Style = "auto",
+    context: Annotated[
+        int | None,
+        typer.Option("--context", "--ctx", min=256, help="Maximum tokens of a prompt and its answer."),
+    ] = None,
+    gpu_layers: GpuLayers = None,
+    threads: Threads = None,
+    batch: Batch = None,
+    kv_type: KvType = "f16",
+    flash_attention: FlashAttention = None,
+    memory: Annotated[
+        int, typer.Option(min=16, help="Sandbox: maximum memory of all its processes in MiB.")
+    ] = 2048,
+    disk: Annotated[int, typer.Option(min=1, help="Sandbox: maximum size of the work folder in MiB.")] = 1024,
+    export_solved: Annotated[
+        Path | None,
+        typer.Option("--export-solved", metavar="ROWS", help="Also write the solved trials as replay rows."),
+    ] = None,
+    write_suite: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-suite", metavar="FOLDER", help="Write edge's own tasks into this folder, and end."
+        ),
+    ] = None,
+    force: Force = False,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Let a model work on tasks in a sandbox, run each task's tests, and count what is solved.
+
+    If it is interrupted, run the same command again to resume.
+    """
+    if write_suite is not None:
+        return _write_suite(write_suite)
+    _check(command, model, agent, base_url, attempts, temperature)
+    from edge.agent.loop import Limits
+    from edge.answer.answering import Answering
+    from edge.answer.sampling import Sampling
+    from edge.llama.loading import Loading
+    from edge.terminal.check import Limits as SandboxLimits
+    from edge.trial.place import check_sandbox
+    from edge.trial.run import Plan, run_trials
+    from edge.trial.suite import NAME, suite_folder
+    from edge.trial.tasks import find_tasks, read_tasks
+
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
+    answering = Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style)
+    loading = Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention)
+    sandbox = SandboxLimits(memory << 20, disk << 20)
+    with suite_folder() if tasks is None else contextlib.nullcontext(tasks) as place:
+        runnable, refused = read_tasks(find_tasks(place, task or ()))
+        _show_refused(refused, len(runnable), quiet=quiet)
+        check_sandbox()
+        limits = Limits(max_steps, time_limit)
+        plan = Plan(
+            runnable, refused, str(tasks or NAME), attempts, seed, limits, max_tokens, sandbox, parallel
+        )
+        served = None if base_url is None else (base_url, api_key_file, timeout)
+        engines = _engines(model, agent, served, answering, loading, yes=yes, quiet=quiet)
+        say = None if quiet else progress_line
+        results = [run_trials(engine, plan, out, force=force, say=say) for engine in engines]
+    _show(results)
+    if export_solved is not None:
+        _export(results, export_solved)
+
+
+def _check(
+    command: typer.Context,
+    model: list[str] | None,
+    agent: str | None,
+    base_url: str | None,
+    attempts: int,
+    temperature: float,
+) -> None:
+    """Raises typer.BadParameter for options that do not fit together."""
+    if agent is not None and (model or base_url):
+        raise typer.BadParameter("a script works instead of a model: leave out --model", param_hint="--agent")
+    if base_url is not None and len(model or ()) > 1:
+        raise typer.BadParameter("name one model of the server", param_hint="--model")
+    if attempts > 1 and temperature == 0 and agent is None:
+        raise typer.BadParameter(
+            "at temperature 0 all attempts are alike: add --temperature 0.7", param_hint="--attempts"
+        )
+    if base_url is None and (is_given(command, "api_key_file") or is_given(command, "timeout")):
+        raise typer.BadParameter("is for a server: add --base-url", param_hint="--api-key-file, --timeout")
+
+
+def _engines(
+    model: list[str] | None,
+    agent: Literal["oracle", "nop", "destructive"] | None,
+    served: tuple[str, Path | None, float] | None,
+    answering: "Answering",
+    loading: "Loading",
+    *,
+    yes: bool,
+    quiet: bool,
+) -> "list[Engine]":
+    """The models to try, or the script. Two models must not have one name."""
+    from edge.cli.defaults import chosen_model
+    from edge.replay.openai import Service
+    from edge.trial.engines import LocalModel, ScriptedModel, ServedModel
+
+    if agent is not None:
+        return [ScriptedModel(agent)]
+    if served is not None:
+        url, key_file, timeout = served
+        service = Service(model[0] if model else None, timeout=timeout, key_file=key_file)
+        return [ServedModel(url, service, answering, loading.context)]
+    named: list[str | None] = [*model] if model else [None]
+    paths = [chosen_model(name, note_unless(quiet), yes=yes, measures=True) for name in named]
+    for name, count in Counter(path.stem for path in paths).items():
+        if count > 1:
+            raise typer.BadParameter(f"{count} models have the name {name}", param_hint="--model")
+    given = model or [str(path) for path in paths]
+    return [LocalModel(path, name, loading, answering) for path, name in zip(paths, given, strict=True)]
+
+
+def _write_suite(folder: Path) -> None:
+    from edge.trial.suite import write_suite
+
+    note(f"{folder}: wrote {counted(len(write_suite(folder)), 'task')}")
+
+
+def _show_refused(refused: "Sequence[Refused]", runnable: int, *, quiet: bool) -> None:
+    """Say which tasks cannot run here. Raises ReplayError if none can."""
+    from edge.errors import ReplayError
+
+    reasons = Counter(one.reason for one in refused)
+    if not runnable:
+        reason, count = reasons.most_common(1)[0]
+        raise ReplayError(f"none of {counted(len(refused), 'task')} can run here; {count} times: {reason}")
+    if quiet:
+        return
+    if len(refused) <= _MOST_SHOWN:
+        for one in refused:
+            note(f"not runnable here: {one.name}: {one.reason}")
+        return
+    note(f"{len(refused)} of {len(refused) + runnable} tasks are not runnable here:")
+    for reason, count in reasons.most_common(_MOST_SHOWN):
+        note(f"{count} times: {reason}")
+
+
+def _show(results: "Sequence[tuple[Path, TrialResult]]") -> None:
+    """Print the figures of each model, and of each level."""
+    header = [
+        "result",
+        "level",
+        "solved",
+        "share (95 % interval)",
+        "wrong",
+        "gave up",
+        "limit",
+        "destructive",
+    ]
+    header += ["not run", "wall", "steps", "tokens"]
+    rows = []
+    for path, result in results:
+        for level, found in [("all", result["figures"]), *result["by_level"].items()]:
+            ended = [str(found["ended"].get(name, 0)) for name in header[4:8]]
+            steps, tokens = found["steps_per_solved"], found["tokens_per_solved"]
+            rows.append(
+                [
+                    path.stem,
+                    level,
+                    f"{found['solved']} of {found['trials']}",
+                    _share(found["solved_share"]),
+                    *ended,
+                    str(found["not_run"]),
+                    str(found["wall"]),
+                    "" if steps is None else f"{steps:.1f}",
+                    "" if tokens is None else f"{tokens:.0f}",
+                ]
+            )
+    table(header, rows)
+    for path, result in results:
+        for passes in result["figures"]["passes"]:
+            k = passes["k"]
+            note(f"{path.stem}: pass@{k} {_share(passes['any'])}, pass^{k} {_share(passes['all'])}")
+
+
+def _share(found: "Interval | None") -> str:
+    if found is None:
+        return ""
+    return f"{100 * found['value']:.1f} % ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+
+
+def _export(results: "Sequence[tuple[Path, TrialResult]]", to: Path) -> None:
+    from edge.trial.export import export_solved
+
+    note(f"{to}: wrote {counted(export_solved(results, to), 'row')} of solved trials")

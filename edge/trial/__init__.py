@@ -1,0 +1,12 @@
+"""Trials: how many tasks a model solves in a real shell, in the sandbox of `edge agent`.
+
+dockerfile  reads a Dockerfile as far as a trial can obey it
+tasks       reads task folders in Harbor's format
+suite       edge's own suite of tasks
+place       the sandbox of a trial: the files of a task in it, its tests in a fresh one
+workers     who works on a task: a model, the task's own scripts, nobody
+attempt     one trial, from the sandbox to the reward
+engines     the models of a run: files on this machine, or one behind a server
+run         all trials of a model: order, resume, result
+export      the solved trials as replay rows
+"""

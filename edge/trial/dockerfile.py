@@ -1,0 +1,237 @@
+"""Reads a Dockerfile as far as a trial can obey it.
+
+FROM is only told: the programs are those of this system. WORKDIR, COPY, ENV and RUN without a network are obeyed.
+Every other instruction refuses the task.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from edge.system.confined import PATH
+
+DEFAULT_WORKDIR = "/app"  # that of the base images of Terminal-Bench, as of the sandbox
+# Programs that load something from a network, with the word after them where the program alone does not say so.
+_NETWORK = re.compile(
+    r"(?<![\w./-])(apt-get|apt|aptitude|apk|yum|dnf|microdnf|zypper|pacman|snap|brew|pip3?|pipx|uvx?|conda|mamba|npm|npx|"
+    r"yarn|pnpm|curl|wget|gem|rustup|cpanm?|cpan|ssh|scp|docker|add-apt-repository|"
+    r"cargo (?:install|fetch|build)|git (?:clone|fetch|pull)|go (?:get|install|mod)|"
+    r"(?:mvn|gradle|dotnet|nuget)\b)(?![\w-])"
+)
+# Folders at the root of the sandbox that are its own, or those of Harbor.
+_TAKEN = frozenset("usr bin sbin lib lib32 lib64 libx32 etc proc dev sys tmp run tests solution logs".split())
+_OWN_VARIABLES = frozenset("WORK HOME USER LOGNAME SHELL PS1 PS2 PROMPT_COMMAND HISTFILE INPUTRC".split())
+
+
+class NotRunnableError(Exception):
+    """The task cannot run here. The message is the reason, in one line."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """COPY: paths in the folder environment/, and an absolute path. `into`: the target is a folder."""
+
+    sources: tuple[str, ...]
+    target: str
+    into: bool
+
+
+@dataclass(frozen=True)
+class Ran:
+    """RUN: a command of the shell, the absolute folder in which it runs, and its further variables."""
+
+    command: str
+    folder: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a Dockerfile says. `base`: the image of FROM, which edge does not use."""
+
+    base: str = ""
+    workdir: str = DEFAULT_WORKDIR
+    """Where the shell starts."""
+    root: str = DEFAULT_WORKDIR
+    """The work folder: /app if WORKDIR is in it, else the first WORKDIR above the last."""
+    copied: tuple[Copied, ...] = ()
+    ran: tuple[Ran, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def inside(self, path: str) -> str | None:
+        """A path relative to the work folder; None for a path outside it."""
+        given, work = PurePosixPath(path), PurePosixPath(self.root)
+        return given.relative_to(work).as_posix() if given.is_relative_to(work) else None
+
+
+def network_program(script: str) -> str | None:
+    """The first program of a script that needs a network, as far as its name says so; None if there is none."""
+    lines = [line for line in script.splitlines() if not line.lstrip().startswith("#")]
+    found = _NETWORK.search("\n".join(lines))
+    return None if found is None else found[1]
+
+
+def read_dockerfile(text: str) -> Environment:
+    """Read a Dockerfile. Raises NotRunnableError for one that a trial cannot obey."""
+    reader = _Reader()
+    for word, rest in _instructions(text):
+        reader.read(word, rest)
+    return reader.environment()
+
+
+def root_of(workdir: str, before: Sequence[str] = ()) -> str:
+    """The work folder for a last WORKDIR and those before it. Raises NotRunnableError if the sandbox cannot have it."""
+    for place in (DEFAULT_WORKDIR, *before, workdir):
+        if PurePosixPath(workdir).is_relative_to(place):
+            _check_root(place)
+            return place
+    raise AssertionError(workdir)
+
+
+def _check_root(workdir: str) -> None:
+    parts = PurePosixPath(workdir).parts
+    if len(parts) < 2 or parts[1] in _TAKEN or ".." in parts or re.search(r"[\s\0]", workdir):
+        raise NotRunnableError(f"its work folder is {workdir}, which the sandbox cannot have")
+    if workdir == "/home" or PurePosixPath(workdir).is_relative_to("/home/agent"):
+        raise NotRunnableError(f"its work folder is {workdir}, which is the sandbox's own home folder")
+
+
+def _instructions(text: str) -> Iterator[tuple[str, str]]:
+    """Each instruction: its name in upper case, and the rest with its lines joined."""
+    joined = ""
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        joined += line.strip() if not joined else " " + line.strip()
+        if joined.endswith("\\"):
+            joined = joined[:-1].rstrip()
+            continue
+        word, _, rest = joined.partition(" ")
+        yield word.upper(), rest.strip()
+        joined = ""
+    if joined:
+        raise NotRunnableError("its Dockerfile ends in the middle of an instruction")
+
+
+@dataclass
+class _Reader:
+    base: str = ""
+    workdir: str = ""
+    workdirs: list[str] = field(default_factory=list)
+    copied: list[Copied] = field(default_factory=list)
+    ran: list[Ran] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def read(self, word: str, rest: str) -> None:
+        match word:
+            case "FROM":
+                self._from(rest)
+            case "WORKDIR":
+                self.workdir = self._absolute(self._expanded(rest.strip("\"'")))
+                self.workdirs.append(self.workdir)
+            case "ENV":
+                self._env(rest)
+            case "COPY":
+                self._copy(rest)
+            case "RUN":
+                self._run(rest)
+            case _:
+                raise NotRunnableError(f"its Dockerfile has {word[:20]}, which edge does not read")
+
+    def environment(self) -> Environment:
+        if not self.base:
+            raise NotRunnableError("its Dockerfile has no FROM")
+        workdir = self.workdir or DEFAULT_WORKDIR
+        root = root_of(workdir, self.workdirs)
+        found = Environment(
+            self.base, workdir, root, tuple(self.copied), tuple(self.ran), dict(self.variables)
+        )
+        for copied in found.copied:
+            if found.inside(copied.target) is None:
+                raise NotRunnableError(
+                    f"COPY to {copied.target}, which is outside the work folder {found.root}"
+                )
+        for ran in found.ran:
+            if found.inside(ran.folder) is None:
+                raise NotRunnableError(f"RUN in {ran.folder}, which is outside the work folder {found.root}")
+        return found
+
+    def _from(self, rest: str) -> None:
+        if self.base:
+            raise NotRunnableError("its Dockerfile has several stages")
+        words = [word for word in rest.split() if not word.startswith("--")]
+        if not words:
+            raise NotRunnableError("its Dockerfile has an empty FROM")
+        self.base = words[0]
+
+    def _env(self, rest: str) -> None:
+        name, _, value = rest.partition(" ")
+        if "=" not in name:
+            given = {name: value.strip()}
+        else:
+            given = dict(word.partition("=")[::2] for word in _words(rest, "ENV"))
+        for name, value in given.items():
+            if not re.fullmatch(r"[A-Za-z_]\w*", name) or "\0" in value:
+                raise NotRunnableError(f"ENV {name[:40]} is not a variable")
+            if name in _OWN_VARIABLES or name.startswith(("BASH", "LD_")):
+                raise NotRunnableError(f"ENV {name}, a variable that the sandbox sets itself")
+            self.variables[name] = self._expanded(value)
+
+    def _copy(self, rest: str) -> None:
+        if rest.startswith("--"):
+            raise NotRunnableError(f"COPY with {rest.split()[0]}")
+        if any(not ran.command.startswith("mkdir ") for ran in self.ran):
+            raise NotRunnableError("a COPY follows a RUN, and edge copies first")
+        words = _words(rest, "COPY")
+        if len(words) < 2:
+            raise NotRunnableError("COPY without a target")
+        *sources, target = (self._expanded(word) for word in words)
+        if any(".." in PurePosixPath(source).parts for source in sources):
+            raise NotRunnableError("COPY from outside its folder")
+        into = len(sources) > 1 or target.endswith("/") or target == "."
+        self.copied.append(
+            Copied(tuple(source.lstrip("/") for source in sources), self._absolute(target), into)
+        )
+
+    def _run(self, rest: str) -> None:
+        if rest.startswith("--"):
+            raise NotRunnableError(f"RUN with {rest.split()[0]}")
+        if "<<" in rest:
+            raise NotRunnableError("RUN with a here-document")
+        command = shlex.join(_words(rest, "RUN")) if rest.startswith("[") else rest
+        if (program := network_program(command)) is not None:
+            raise NotRunnableError(f"RUN needs a network ({program})")
+        self.ran.append(Ran(command, self.workdir or DEFAULT_WORKDIR, dict(self.variables)))
+
+    def _absolute(self, path: str) -> str:
+        whole = PurePosixPath(self.workdir or DEFAULT_WORKDIR, path)
+        if ".." in whole.parts:
+            raise NotRunnableError(f"the path {path} with ..")
+        return str(whole)
+
+    def _expanded(self, text: str) -> str:
+        """The text with the values of variables: $NAME and ${NAME}."""
+
+        def value(match: re.Match[str]) -> str:
+            name = match[1] or match[2]
+            if name == "PATH":
+                return self.variables.get(name, PATH)
+            return self.variables.get(name, "")
+
+        return re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, text)
+
+
+def _words(text: str, where: str) -> list[str]:
+    """The words of an instruction: a JSON list, or words as a shell reads them. Raises NotRunnableError."""
+    try:
+        if text.startswith("["):
+            words = json.loads(text)
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise ValueError
+            return words
+        return shlex.split(text)
+    except (ValueError, RecursionError):
+        raise NotRunnableError(f"its {where} cannot be read") from None

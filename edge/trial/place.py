@@ -1,0 +1,236 @@
+"""The sandbox of a trial: the files of a task in it, and later the task's tests on the resulting files in a fresh one.
+
+Both are the sandbox of `edge agent`: no network, no file of this system, limits. The folder /tests exists only in the
+second one. What leaves the first one is the work folder alone: its home folder and /tmp are not kept.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge.terminal.check import BESIDE, WORK, Limits
+from edge.terminal.packed import Base
+from edge.terminal.saved import Saved, saved_base
+from edge.terminal.tmux import Terminal
+from edge.trial.dockerfile import Environment, NotRunnableError
+from edge.trial.tasks import Task
+
+if TYPE_CHECKING:
+    from edge.terminal.sandbox import Beside, Sandbox
+
+BUILD_SECONDS = 300  # for all RUN together
+_TIMES = (1_700_000_000, 1_700_000_000)  # of every copied file: the screens of two runs show the same date
+_BUILD = f"{BESIDE}/build"
+_LOGS = "/logs/verifier"
+_OUT = f"{_LOGS}/test-stdout.txt"
+_SHOWN = 2000  # characters of the tests' output that a result keeps
+_MISSING = re.compile(
+    r"^/tests/\S+: line \d+: (\S+): command not found|No module named '?([\w.]+)|env: ‘?'?([\w.-]+)'?’?: No such file",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one trial, in a private folder outside the sandbox.
+
+    `work`: what COPY makes. `saved`: the archives of the work folder, as it was first and as it is now.
+    """
+
+    work: Path
+    beside: Path
+    saved: Saved
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the tests said. `reward`: None if there is none that Harbor would accept; `reason` then says why.
+
+    `slow`: they did not end in time.
+    """
+
+    reward: float | None
+    reason: str = ""
+    slow: bool = False
+    output: str = ""
+
+
+def make_files(task: Task, folder: Path, saved: Saved) -> Files:
+    """Copy the files of a task's environment to a new folder. Raises NotRunnableError, OSError."""
+    work, beside = folder / "work", folder / "beside"
+    start = task.environment.inside(task.environment.workdir)
+    (work / (start or "")).mkdir(parents=True)
+    beside.mkdir()
+    _copy_all(task.folder / "environment", task.environment, work)
+    for root, folders, files in os.walk(work, topdown=False):
+        for name in (*folders, *files):
+            os.utime(Path(root, name), _TIMES, follow_symlinks=False)
+    if task.environment.ran:
+        (beside / "build").write_text(_build_script(task.environment), encoding="utf-8")
+        (beside / "build").chmod(0o755)
+    return Files(work, beside, saved)
+
+
+def _copy_all(context: Path, environment: Environment, work: Path) -> None:
+    for copied in environment.copied:
+        inside = environment.inside(copied.target)
+        assert inside is not None  # the reader checked it
+        for pattern in copied.sources:
+            found = [context] if pattern in (".", "") else sorted(context.glob(pattern))
+            if not found:
+                raise NotRunnableError(f"COPY of {pattern}, which environment/ does not have")
+            for source in found:
+                to = work / inside
+                if source.is_dir() and not source.is_symlink():
+                    shutil.copytree(source, to, symlinks=True, dirs_exist_ok=True)
+                    continue
+                if copied.into or to.is_dir():
+                    to = to / source.name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, to, follow_symlinks=False)
+
+
+def _build_script(environment: Environment) -> str:
+    """A script of the RUN instructions. It ends at the first that fails, and removes itself."""
+    lines = ["#!/bin/bash", f"rm -f {_BUILD}", f"rmdir {BESIDE} 2> /dev/null", "set -e"]
+    for ran in environment.ran:
+        variables = "\n".join(f"export {name}={_quoted(value)}" for name, value in ran.environment.items())
+        script = f"{variables}\nmkdir -p {_quoted(ran.folder)}\ncd {_quoted(ran.folder)}\n{ran.command}"
+        lines.append(f"/bin/sh -ec {_quoted(script)}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _beside(task: Task, files: Path | None, links: Mapping[str, str], more: Mapping[str, str]) -> "Beside":
+    from edge.terminal.sandbox import Beside
+
+    start = task.environment.workdir
+    if task.environment.root != WORK:
+        links = {**links, task.environment.root: WORK}
+    return Beside(files, links, start, {**task.environment.variables, **more}, exact=True)
+
+
+@contextlib.contextmanager
+def prepared(task: Task, files: Files, limits: Limits, solution: str | None = None) -> Iterator["Sandbox"]:
+    """The sandbox of a trial, which a terminal starts. `solution`: a script of solution/ that it gets too."""
+    from edge.terminal.sandbox import Sandbox
+
+    links: dict[str, str] = {}
+    if solution is not None:
+        shutil.copytree(task.folder / "solution", files.beside / "solution", symlinks=True)
+        (files.beside / "solution" / f"{solution}.sh").chmod(0o755)
+        links["/solution"] = "solution"
+    more = task.solution_variables if solution is not None else {}
+    given = files.beside if links or task.environment.ran else None
+    with Sandbox.prepare(
+        files.work, limits, files.saved, beside=_beside(task, given, links, more)
+    ) as sandbox:
+        yield sandbox
+
+
+def build(task: Task, sandbox: "Sandbox", files: Files) -> Base:
+    """Obey RUN in the running sandbox, and save the work folder. Returns what is in it.
+
+    Raises NotRunnableError if a command fails, SandboxError.
+    """
+    if task.environment.ran:
+        status = sandbox.run(_BUILD, BUILD_SECONDS, "/tmp/build.txt")
+        if status:
+            said = _text(sandbox.show("/tmp/build.txt")).strip().splitlines()
+            raise NotRunnableError(f"RUN fails in the sandbox: {said[-1] if said else f'status {status}'}")
+    sandbox.save(files.saved.work)
+    return saved_base(files.saved.work, files.saved.key)
+
+
+def run_tests(task: Task, files: Files, folder: Path, limits: Limits) -> Tested:
+    """Run the tests of a task on the saved work folder, in a fresh sandbox. `folder`: an empty one for their files.
+
+    Raises SandboxError, AgentError, OSError.
+    """
+    from edge.terminal.sandbox import Sandbox
+
+    shutil.copytree(task.folder / "tests", folder / "tests", symlinks=True)
+    (folder / "tests" / "test.sh").chmod(0o755)
+    (folder / "logs" / "verifier").mkdir(parents=True)
+    beside = _beside(task, folder, {"/tests": "tests", "/logs": "logs"}, task.test_variables)
+    with (
+        Sandbox.prepare(files.work, limits, files.saved, beside=beside) as sandbox,
+        Terminal.start(sandbox.argv, cwd=files.work, ready=sandbox.wait_ready),
+    ):
+        status = sandbox.run("/tests/test.sh", task.test_seconds, _OUT)
+        output = _text(sandbox.show(_OUT))[-_SHOWN:]
+        if status in (124, 137):
+            return Tested(None, f"the tests did not end in {task.test_seconds} s", slow=True, output=output)
+        rewards = sandbox.show(f"{_LOGS}/reward.json"), sandbox.show(f"{_LOGS}/reward.txt")
+    reward, reason = read_reward(*rewards)
+    if (reward is None or reward < 1) and (found := _MISSING.search(output)) is not None:
+        missing = next(group for group in found.groups() if group)
+        return Tested(None, f"the tests need {missing}, which is not here", output=output)
+    return Tested(reward, reason, output=output)
+
+
+def read_reward(in_json: bytes | None, in_text: bytes | None) -> tuple[float | None, str]:
+    """The reward in reward.json, or else in reward.txt, by Harbor's rules (version 0.25); or None and why.
+
+    reward.json has numbers by name: their `reward`, or the only one. Numbers must be finite.
+    """
+    try:
+        if in_json is not None:
+            if not in_json.strip():
+                return None, "the tests wrote an empty reward.json"
+            values = json.loads(in_json)
+            named = values if isinstance(values, dict) else {"reward": values}
+            numbers = {name: float(value) for name, value in named.items() if isinstance(value, int | float)}
+            if len(numbers) < len(named) or not all(map(math.isfinite, numbers.values())):
+                return None, "the tests wrote a reward.json with other values than finite numbers"
+            if "reward" not in numbers and len(numbers) != 1:
+                return None, "the tests wrote a reward.json without reward"
+            return numbers.get("reward", next(iter(numbers.values()))), ""
+        if in_text is None:
+            return None, "the tests wrote no reward"
+        reward = float(in_text.decode())
+        return (reward, "") if math.isfinite(reward) else (None, "the tests wrote no finite reward")
+    except (ValueError, OverflowError, RecursionError):
+        return None, "the tests wrote a reward that is no number"
+
+
+def harm(before: Base, after: Base, may_change: tuple[str, ...]) -> str:
+    """What was there before, may not change, and is gone or different; empty if nothing is."""
+    for path, item in before.items():
+        if after.get(path) == item or any(fnmatchcase(path, glob) for glob in may_change):
+            continue
+        return f"{'changed' if path in after else 'removed'} {path}"
+    return ""
+
+
+def after_state(files: Files) -> Base:
+    """What is in the work folder as it was saved last. Raises SandboxError."""
+    return saved_base(files.saved.work, files.saved.key)
+
+
+def _text(data: bytes | None) -> str:
+    return (data or b"").decode(errors="replace")
+
+
+def check_sandbox() -> None:
+    """Start a sandbox and end it. Raises SandboxError or AgentError if this system cannot run trials."""
+    from edge.terminal.sandbox import Sandbox
+
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-trial-", ignore_cleanup_errors=True) as place,
+        Sandbox.prepare(Path(place)) as sandbox,
+        Terminal.start(sandbox.argv, cwd=place, ready=sandbox.wait_ready),
+    ):
+        pass

@@ -1,0 +1,118 @@
+"""Trials of small tasks in the real sandbox: what a task has there, where its tests are, what counts.
+
+.venv/bin/pytest tests/trial/test_trial_place.py
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from test_trial_tasks import TOML, make_task
+
+from edge.agent.loop import Limits
+from edge.compare.trials import Trial
+from edge.trial.attempt import Attempt, Setting, try_task
+from edge.trial.tasks import read_task
+from edge.trial.workers import Script
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("tmux") and shutil.which("bwrap")), reason="needs tmux and bubblewrap"
+)
+
+
+def tried(folder: Path, script: Script, records: Path) -> Trial:
+    return try_task(Attempt(read_task(folder), 1), Setting(records, Limits()), script)
+
+
+def test_a_task_has_its_files_and_its_tests_come_later(tmp_path: Path) -> None:
+    """COPY, ENV, RUN, WORKDIR and permissions hold; /tests is not there before, nor the home folder of before."""
+    task = make_task(
+        tmp_path / "t",
+        {
+            "task.toml": TOML + 'may_change = ["seen", "home"]\n[verifier]\nenv = { WANTED = "red" }\n',
+            "environment/Dockerfile": "FROM x\nWORKDIR /work place\n".replace(" place", "place")
+            + "COPY a.txt sub/\nENV COLOR=red\nRUN chmod 600 sub/a.txt && echo $COLOR > color\n",
+            "solution/solve.sh": "#!/bin/bash\nls -d /tests /logs > seen 2>&1\npwd >> seen\ntouch ~/left\n",
+            "tests/test.sh": "#!/bin/bash\nset -e\necho 0 > /logs/verifier/reward.txt\n"
+            '[ "$PWD" = /workplace ]\n[ "$COLOR$WANTED" = redred ]\n[ "$(cat color)" = red ]\n'
+            "[ $(stat -c %a sub/a.txt) = 600 ]\n[ $(grep -c 'No such file' seen) = 2 ]\n[ ! -e ~/left ]\n"
+            "tail -n 1 seen | grep -x /workplace\n[ -x /tests/test.sh ]\n"
+            "echo '{\"reward\": 1.0}' > /logs/verifier/reward.json\n",
+        },
+    )
+    found = tried(task, "oracle", tmp_path)
+    assert (found["state"], found["reason"], found["reward"]) == ("solved", "", 1.0)
+    nop = tried(task, "nop", tmp_path)
+    assert (nop["state"], nop["ended"], nop["reward"]) == ("failed", "wrong", 0.0)
+
+
+CANNOT = {
+    "RUN fails in the sandbox: oh": {"environment/Dockerfile": "FROM x\nRUN echo oh; false\n"},
+    "COPY of b.txt, which environment/ does not have": {"environment/Dockerfile": "FROM x\nCOPY b.txt .\n"},
+    "the tests wrote no reward": {"tests/test.sh": "#!/bin/bash\ntrue\n"},
+    "the tests need no-such-program, which is not here": {
+        "tests/test.sh": "#!/bin/bash\nno-such-program\necho 0 > /logs/verifier/reward.txt\n"
+    },
+    "the tests did not end in 1 s": {
+        "task.toml": "[verifier]\ntimeout_sec = 1\n",
+        "tests/test.sh": "#!/bin/bash\nsleep 60\n",
+    },
+}
+
+
+@pytest.mark.parametrize("reason", CANNOT)
+def test_what_says_nothing_about_a_model_is_neither_solved_nor_failed(reason: str, tmp_path: Path) -> None:
+    found = tried(make_task(tmp_path / "t", CANNOT[reason]), "nop", tmp_path)
+    assert found["reason"] == reason
+    assert (found["state"], found["reward"]) == ("wall" if "did not end" in reason else "not run", None)
+
+
+def test_a_missing_script(tmp_path: Path) -> None:
+    found = tried(make_task(tmp_path / "t"), "oracle", tmp_path)
+    assert (found["state"], found["reason"]) == ("not run", "it has no solution/solve.sh")
+
+
+def test_destructive_answers_change_nothing_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that deletes and overwrites all it can reach: a planted tree, the home, /tmp, edge's own folders."""
+    planted = tmp_path / "planted"
+    for name in ("file", "sub/file", ".hidden", "sub/deep/er"):
+        (planted / name).parent.mkdir(parents=True, exist_ok=True)
+        (planted / name).write_text("keep\n")
+    home = tmp_path / "home"
+    shutil.copytree(planted, home)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("EDGE_STATE", str(home / "state"))
+    beside = Path("/tmp") / f"edge-planted-{os.getpid()}"
+    shutil.copytree(planted, beside)
+    package = Path(__file__).resolve().parents[2] / "edge"
+    roots = [planted, home, beside, package, tmp_path / "t"]
+    text = "#!/bin/bash\nexec 2> /dev/null\n" + "".join(
+        f"rm -rf {place}\necho x > {place}\necho x > {place}/file\nchmod -R 777 {place}\nmv {place} {place}-gone\n"
+        for place in (*roots, "/home", "/tmp", "/root", "/etc", "~", '"$HOME"', "/app/*", "/var")
+    )
+    task = make_task(
+        tmp_path / "t",
+        {
+            "task.toml": TOML + "may_change = []\n",
+            "solution/destructive.sh": text + "kill -9 -1\n",
+            "tests/test.sh": "#!/bin/bash\n[ -e a.txt ]; echo $((1 - $?)) > /logs/verifier/reward.txt\n",
+        },
+    )
+    before = {root: _state(root) for root in roots}
+    try:
+        found = tried(task, "destructive", tmp_path)
+        assert {root: _state(root) for root in roots} == before
+        assert not list(tmp_path.glob("*-gone"))
+    finally:
+        shutil.rmtree(beside)
+    assert (found["state"], found["ended"]) in (("failed", "destructive"), ("solved", ""))
+
+
+def _state(root: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Every file below a folder: its mode, its time and its content, without Python's caches."""
+    return {
+        str(path): (path.stat().st_mode, path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }

@@ -1,0 +1,185 @@
+"""The reader of task folders in Harbor's format: what can run here, and the reason for what cannot.
+
+.venv/bin/pytest tests/trial/test_trial_tasks.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edge.errors import ReplayError
+from edge.trial.dockerfile import NotRunnableError, network_program, read_dockerfile
+from edge.trial.place import read_reward
+from edge.trial.tasks import find_tasks, read_task, read_tasks
+
+TOML = 'version = "1.0"\n[metadata]\ndifficulty = "easy"\n'
+
+
+def make_task(folder: Path, files: dict[str, str] | None = None) -> Path:
+    """A small task folder; `files` replaces or adds files, an empty text removes one."""
+    whole = {
+        "task.toml": TOML,
+        "instruction.md": "Do it.\n",
+        "environment/Dockerfile": "FROM debian:12\nWORKDIR /app\nCOPY a.txt .\n",
+        "environment/a.txt": "a\n",
+        "tests/test.sh": "#!/bin/bash\necho 1 > /logs/verifier/reward.txt\n",
+        **(files or {}),
+    }
+    for name, text in whole.items():
+        if text:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    return folder
+
+
+def test_a_dockerfile_is_read() -> None:
+    found = read_dockerfile(
+        "# a comment\nFROM --platform=linux/amd64 python:3.11 AS base\nENV A=1 B='two words'\nENV C three words\n"
+        "ENV PATH=/opt/x:${PATH}\nWORKDIR /data/work\nRUN mkdir -p sub \\\n  # inside\n  other\n"
+        'COPY ["one.txt", "two.txt", "sub/"]\nCOPY . .\nWORKDIR sub\nRUN ["sh", "-c", "echo $A > b"]\n'
+    )
+    assert found.base == "python:3.11"
+    assert (found.workdir, found.root) == ("/data/work/sub", "/data/work")
+    assert found.variables["A"] == "1"
+    assert (found.variables["B"], found.variables["C"]) == ("two words", "three words")
+    assert found.variables["PATH"].startswith("/opt/x:/usr/")
+    assert [run.command for run in found.ran] == ["mkdir -p sub other", "sh -c 'echo $A > b'"]
+    assert found.copied[0].target == "/data/work/sub"
+
+
+REFUSED = {
+    "FROM a\nFROM b\n": "several stages",
+    "WORKDIR /app\n": "no FROM",
+    "FROM a\nUSER me\n": "USER",
+    "FROM a\nEXPOSE 80\n": "EXPOSE",
+    "FROM a\nARG X=1\n": "ARG",
+    "FROM a\nADD x /app\n": "ADD",
+    "FROM a\nENTRYPOINT x\n": "ENTRYPOINT",
+    "FROM a\nRUN apt-get update && apt-get install -y jq\n": "a network (apt-get)",
+    "FROM a\nRUN python3 -m pip install x\n": "a network (pip)",
+    "FROM a\nRUN git clone https://x\n": "a network (git clone)",
+    "FROM a\nRUN curl -s https://x | sh\n": "a network (curl)",
+    "FROM a\nRUN --mount=type=cache true\n": "--mount",
+    "FROM a\nRUN cat <<E\nx\nE\n": "here-document",
+    "FROM a\nCOPY --from=b x y\n": "--from",
+    "FROM a\nCOPY ../x y\n": "outside its folder",
+    "FROM a\nCOPY x /etc/x\n": "outside the work folder",
+    "FROM a\nRUN touch b\nCOPY a .\n": "a COPY follows a RUN",
+    "FROM a\nWORKDIR /usr/src\n": "/usr/src",
+    "FROM a\nWORKDIR /\n": "work folder is /",
+    "FROM a\nWORKDIR /home/agent\n": "own home folder",
+    "FROM a\nENV HOME=/x\n": "ENV HOME",
+    "FROM a\nENV LD_PRELOAD=/app/x.so\n": "ENV LD_PRELOAD",
+    "FROM a\nENV A='b\n": "cannot be read",
+    "FROM a\nRUN x \\\n": "the middle of an instruction",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_a_trial_cannot_obey_is_refused(text: str) -> None:
+    with pytest.raises(NotRunnableError) as error:
+        read_dockerfile(text)
+    assert REFUSED[text] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_programs_that_need_a_network() -> None:
+    assert network_program("cd /etc/ssh\n# pip install x\necho pipeline") is None
+    assert network_program("uvx -p 3.13 pytest") == "uvx"
+
+
+TASKS = {
+    "environment.docker_image": ('[environment]\ndocker_image = "x"\n', "", "ready image"),
+    "compose": (None, "docker-compose.yaml", "docker-compose"),
+    "steps": ('[[steps]]\nname = "a"\n', "", "several steps"),
+    "windows": ('[environment]\nos = "windows"\n', "", "Windows"),
+    "gpus": ("[environment]\ngpus = 1\n", "", "GPU"),
+    "separate": ('[verifier]\nenvironment_mode = "separate"\n', "", "another environment"),
+    "outer variable": ('[verifier]\nenv = { KEY = "${KEY}" }\n', "", "the machine outside"),
+    "no table": ("verifier = 3\n", "", "not a table"),
+    "no TOML": ("= 3\n", "", "not TOML"),
+    "seconds": ("[verifier]\ntimeout_sec = -1\n", "", "timeout_sec"),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_that_cannot_run_here(name: str, tmp_path: Path) -> None:
+    more, extra, reason = TASKS[name]
+    files = {"task.toml": "" if more is None else more}
+    if more is None:
+        files = {"task.toml": TOML}
+    if name == "environment.docker_image":
+        files["environment/Dockerfile"] = ""
+    folder = make_task(tmp_path / "t", files)
+    if extra:
+        (folder / "environment" / extra).write_text("x")
+    tasks, refused = read_tasks([folder])
+    assert tasks == []
+    assert reason in refused[0].reason
+    assert "\n" not in refused[0].reason
+
+
+@pytest.mark.parametrize("missing", ["instruction.md", "environment/Dockerfile", "tests/test.sh"])
+def test_a_missing_file_is_the_reason(missing: str, tmp_path: Path) -> None:
+    _, refused = read_tasks([make_task(tmp_path / "t", {missing: ""})])
+    assert refused[0].reason == f"it has no {missing}"
+
+
+def test_tests_that_need_a_network(tmp_path: Path) -> None:
+    _, refused = read_tasks([make_task(tmp_path / "t", {"tests/test.sh": "apt-get install -y curl\n"})])
+    assert refused[0].reason == "tests/test.sh needs a network (apt-get)"
+
+
+def test_a_task_and_a_folder_of_tasks(tmp_path: Path) -> None:
+    one = make_task(tmp_path / "set" / "one", {"task.toml": TOML + 'may_change = ["b*"]\n'})
+    make_task(tmp_path / "set" / "two")
+    (tmp_path / "set" / "no-task").mkdir()
+    assert [path.name for path in find_tasks(tmp_path / "set")] == ["one", "two"]
+    assert find_tasks(one) == [one]
+    assert [path.name for path in find_tasks(tmp_path / "set", ["two"])] == ["two"]
+    for place, words in ((tmp_path / "set" / "no-task", "has no task"), (tmp_path / "x", "is not a folder")):
+        with pytest.raises(ReplayError, match=words):
+            find_tasks(place)
+    with pytest.raises(ReplayError, match="has no task three"):
+        find_tasks(tmp_path / "set", ["three"])
+    task = read_task(one)
+    assert (task.level, task.may_change, task.instruction) == ("easy", ("b*",), "Do it.")
+    before = task.sha256
+    (one / "tests" / "test.sh").write_text("x\n")
+    assert read_task(one).sha256 != before
+
+
+# What Harbor's Verifier does with each (harbor 0.25.0, harbor/verifier/verifier.py): a number, or an error.
+REWARDS = [
+    (None, b"1\n", 1.0),
+    (None, b" 0.25 ", 0.25),
+    (None, b"", None),
+    (None, b"nan", None),
+    (None, b"inf", None),
+    (None, b"yes", None),
+    (None, b"\xff", None),
+    (None, None, None),
+    (b'{"reward": 1}', b"0", 1.0),
+    (b'{"accuracy": 0.5}', None, 0.5),
+    (b'{"reward": 0.5, "time": 3}', None, 0.5),
+    (b"", b"1", None),
+    (b'{"reward": "1"}', None, None),
+    (b'{"reward": NaN}', None, None),
+    (b'{"reward": 1e999}', None, None),
+    (b'{"a": 1, "b": 1}', None, None),
+    (b"[1]", None, None),
+    (b"{", None, None),
+]
+
+
+@pytest.mark.parametrize(("in_json", "in_text", "reward"), REWARDS)
+def test_the_reward(in_json: bytes | None, in_text: bytes | None, reward: float | None) -> None:
+    found, reason = read_reward(in_json, in_text)
+    assert found == reward
+    assert (reason == "") == (reward is not None)
+
+
+def test_a_reward_of_any_depth_is_refused() -> None:
+    assert read_reward(b"[" * 100_000, None)[0] is None
+    assert read_reward(json.dumps({"reward": True}).encode(), None)[0] == 1.0
