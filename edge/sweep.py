@@ -139,6 +139,8 @@ def sweep(
     """
     names, rows, calibration = check_sweep(quants, replay, out, options)
     checkpoint = open_checkpoint(source, revision=options.revision, offline=options.offline)
+    if Path(out).resolve() == Path(checkpoint.folder).resolve():
+        raise ResultError(f"{out}: is the checkpoint's own folder; choose another folder with --out")
     base = checkpoint.dtype.lower()
     names = [name for name in names if name != base]
     folder = Path(out)
