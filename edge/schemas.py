@@ -25,8 +25,8 @@ class Format:
 
 
 FORMATS = (
-    Format("replay-row", "one line of a --replay file: messages and a reference answer", "replay-row.jsonl"),
-    Format("messages", "the file of --messages (edge run, prompt) and edge chat --load", "messages.json"),
+    Format("replay-row", "one line of --replay: messages, reference answer", "replay-row.jsonl"),
+    Format("messages", "the file of --messages, and of edge chat --load", "messages.json"),
     Format("prediction", "one line of the predictions file of edge score", "prediction.jsonl"),
     Format("action", "the JSON that a model answers with"),
     Format("result", "the result JSON of edge eval and edge score"),

@@ -139,6 +139,8 @@ def sweep(
     """
     names, rows, calibration = check_sweep(quants, replay, out, options)
     checkpoint = open_checkpoint(source, revision=options.revision, offline=options.offline)
+    if Path(out).resolve() == Path(checkpoint.folder).resolve():
+        raise ResultError(f"{out}: is the checkpoint's own folder; choose another folder with --out")
     base = checkpoint.dtype.lower()
     names = [name for name in names if name != base]
     folder = Path(out)
@@ -195,7 +197,10 @@ def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
     choice = chosen = None
     if options.budget is not None or options.max_loss is not None:
         choice = choose(work.candidates(names), budget=options.budget, max_loss=options.max_loss)
-        chosen = None if choice.quant is None else work.converted(choice.quant)
+    if not options.keep:  # a chosen file that is there stays: the same command again need not convert it
+        work.remove(name for name in [work.base, *names] if choice is None or name != choice.quant)
+    if choice is not None and choice.quant is not None:
+        chosen = work.converted(choice.quant)
     return Swept(page, tuple(results), choice, chosen)
 
 
@@ -223,13 +228,11 @@ class _Sweep:
                 self.matrix()
         pairs = []
         for name in names:
-            if not self.options.keep:
-                self._remove(other for other in [self.base, *names] if other != name)
+            if not self.options.keep and not self.measured(name):
+                self.remove(other for other in [self.base, *names] if other != name)
             pairs.append((self.answer(name), self.measure(name)))
-        if not self.options.keep:
-            self._remove([self.base, *names])
-            if self.state.of(self.base).get("read"):
-                self._scores.unlink(missing_ok=True)
+        if not self.options.keep and self.state.of(self.base).get("read"):
+            self._scores.unlink(missing_ok=True)
         return pairs
 
     def foreign(self, names: Sequence[str]) -> Path | None:
@@ -396,7 +399,7 @@ class _Sweep:
         if self.say is not None:
             self.say(text)
 
-    def _remove(self, names: Iterable[str]) -> None:
+    def remove(self, names: Iterable[str]) -> None:
         """Remove the GGUFs of these types that the sweep wrote."""
         for name in names:
             if self.state.of(name).get("begun"):

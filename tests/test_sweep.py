@@ -5,6 +5,7 @@ pytest tests/test_sweep.py
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,29 @@ def test_the_chosen_file_is_the_one_that_was_measured(swept: Swept) -> None:
 
     result = swept.page.with_name(f"tiny-terminal-{swept.choice.quant}.json")
     assert sha256(swept.chosen) == read(result)["model_sha256"]
+
+
+def test_the_same_sweep_again_keeps_the_chosen_file(swept: Swept, tiny_folder: Path, rows: Path) -> None:
+    """A chosen file can take an hour to convert, and the checkpoint's disk can be full by then."""
+    assert swept.chosen is not None
+    before, names = swept.chosen.stat(), sorted(path.name for path in swept.page.parent.iterdir())
+    again = run(tiny_folder, rows, swept.page.parent, max_loss=50.0)
+    assert again.chosen == swept.chosen
+    after = again.chosen.stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert sorted(path.name for path in again.page.parent.iterdir()) == names
+
+
+def test_a_sweep_into_the_checkpoint_is_refused(tiny_folder: Path, rows: Path, tmp_path: Path) -> None:
+    """Its JSON files would change the checkpoint's SHA-256, and the same sweep could not be resumed."""
+    shutil.copytree(tiny_folder, copy := tmp_path / "copy")
+    (link := tmp_path / "link").symlink_to(copy)
+    before = sorted(copy.iterdir())
+    with pytest.raises(
+        ResultError, match=r"link: is the checkpoint's own folder; choose another folder with --out"
+    ):
+        run(copy, rows, link)
+    assert sorted(copy.iterdir()) == before
 
 
 def test_started_again_nothing_is_done_twice_and_more_types_are(

@@ -18,7 +18,7 @@ from edge.agent.kept import (
 )
 from edge.agent.listing import shown_changes, shown_diff
 from edge.agent.record import Record
-from edge.agent.review import ask, discard_typed_ahead
+from edge.agent.review import ask, discard_typed_ahead, print_wrapped
 from edge.agent.seal import key_path
 from edge.errors import AgentError, SandboxError
 from edge.system.text import counted, printable
@@ -178,7 +178,7 @@ class Return:
                 return False
             word, _, name = answer.partition(" ")
             if word in ("?", "h", "help"):
-                self.console.print(_KEYS, markup=False)
+                print_wrapped(self.console, _KEYS)
             elif word in ("l", "list"):
                 self.console.print(shown_changes(comparison, whole=True))
             elif word in ("d", "diff"):

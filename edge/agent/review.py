@@ -13,6 +13,7 @@ from edge.agent.proposal import Proposal
 from edge.agent.show import shown_proposal
 from edge.answer.action import parse_action
 from edge.errors import GrammarError
+from edge.system.tables import fitted
 from edge.system.text import printable
 
 _QUESTION = "[?] help, [a]ccept, [e]dit, [r]efuse, [s]top? "
@@ -22,7 +23,7 @@ e   change the action in your editor; edge shows it again before it types anythi
 r   edge types nothing, and the model reads your reason
 s   end the session; the record stays, and edge agent --resume continues it
 ⏎ is Enter. A line with ! names a risk: it is a hint, and not all risks are known.
-"then wait 3 s": after these keystrokes, edge waits up to that long before it types more or shows the screen to the
+"then wait 3 s": after these keystrokes, edge waits up to that long before it types more or shows the screen to the \
 model. A program that takes longer goes on. edge waits 60 s at most."""
 # In order. Debian's `sensible-editor` is not there: it can ask which editor to use, before it opens the file.
 _EDITORS = ("editor", "nano", "micro", "vim", "nvim", "vi", "emacs", "mg", "joe", "ed", "notepad")
@@ -43,19 +44,23 @@ def review_gate(console: Console, sandbox: bool) -> Gate:
                 return Decision("stop", proposal)
             if answer in ("?", "h", "help"):
                 place = "the sandbox" if sandbox else "your own shell, where they run as you"
-                console.print(_KEYS.format(place=place), markup=False)
-            if answer in ("a", "accept"):
+                print_wrapped(console, _KEYS.format(place=place))
+            elif answer in ("a", "accept"):
                 return Decision("type", current, edited=current != proposal)
-            if answer in ("r", "refuse"):
+            elif answer in ("r", "refuse"):
                 why = ask(console, "Reason (the model reads it): ")
                 if why is None:
                     return Decision("stop", proposal)
                 # The model reads this line.
                 reason = f"the person at the terminal refused it: {why or 'no reason given'}"
                 return Decision("refuse", proposal, reason)
-            if answer in ("e", "edit"):
+            elif answer in ("e", "edit"):
                 current = _edited(console, current)
                 discard_typed_ahead()
+            elif answer:
+                print_wrapped(
+                    console, f"{printable(answer)}: not an answer; type a, e, r or s, or ? for help"
+                )
 
     return decide
 
@@ -71,6 +76,11 @@ def ask_gate(console: Console, sandbox: bool, *, show: bool) -> Callable[[Propos
         return decide(proposal)
 
     return asked
+
+
+def print_wrapped(console: Console, text: str) -> None:
+    """Print text in lines that break at blanks; off a terminal, as it is."""
+    console.print(fitted(text, console.width if console.is_terminal else None), markup=False)
 
 
 def ask(console: Console, question: str) -> str | None:

@@ -36,9 +36,9 @@ def schema(
         if example:
             raise typer.BadParameter("needs the name of a format", param_hint="--example")
         listed: list[tuple[str, ...]] = [
-            (one.name, one.about, "yes" if one.example else "-") for one in schemas.FORMATS
+            (one.name, "yes" if one.example else "-", one.about) for one in schemas.FORMATS
         ]
-        table(["format", "what it is", "--example"], listed)
+        table(["format", "example", "what it is"], listed)
         return
     try:
         text = (

@@ -98,6 +98,8 @@ def read_board(results: Sequence[Path | str], rows_of: Path | str | None = None)
             read.append((str(path), read_result(path)))
         except ResultError as error:
             left_out.append(LeftOut(str(path), "", None, 0, str(error).removeprefix(f"{path}: ")))
+    if not any(result["per_step"] for _, result in read):
+        raise ResultError(_nothing(read, left_out))
     rows = _rows(read, rows_of)
     found: list[Candidate] = []
     for path, result in read:
@@ -112,6 +114,14 @@ def read_board(results: Sequence[Path | str], rows_of: Path | str | None = None)
     given = {str(path): place for place, path in enumerate(results)}
     ordered = sorted([*left_out, *older], key=lambda one: given[one.result])
     return Board(name, tuple(rows), tuple(kept), tuple(ordered))
+
+
+def _nothing(read: Sequence[tuple[str, Result]], left_out: Sequence[LeftOut]) -> str:
+    """Why there is nothing to rank: what is wrong with the first file, and how many more there are."""
+    reasons = [f"{one.result}: {one.why}" for one in left_out]
+    reasons += [f"{path}: has figures but no steps" for path, _ in read]
+    more = f" (and {counted(len(reasons) - 1, 'more file')} without steps)" if len(reasons) > 1 else ""
+    return f"{reasons[0]}{more}; nothing to rank"
 
 
 def own_score(result: Result) -> float | None:
@@ -147,10 +157,6 @@ def _rows(read: Sequence[tuple[str, Result]], rows_of: Path | str | None) -> dic
             raise ResultError(f"{rows_of}: contains no steps")
         return steps
     with_steps = [(path, result) for path, result in read if result["per_step"]]
-    if not with_steps:
-        raise ResultError(
-            f"{read[0][0] if read else 'rank'}: no result with steps was given; nothing to rank"
-        )
     whole = [one for one in with_steps if not _unfinished(one[1])] or with_steps
     sets: dict[frozenset[object], list[dict[Key, Step]]] = {}
     for _, result in whole:

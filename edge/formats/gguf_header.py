@@ -190,7 +190,12 @@ def _other_format(reader: Reader) -> ModelFileError:
         advice = f"convert its folder with `edge convert {reader.path.absolute().parent}`"
     elif begin == b"version http":
         what, advice = "is not a GGUF file but a Git LFS pointer to it", "fetch the file with `git lfs pull`"
-    elif begin.lstrip()[:2].lower() in (b"<!", b"<h", b'{"'):
+    elif begin.lstrip()[:2] in (b'{"', b"[{", b"{\n", b"[\n", b"{}", b"[]"):
+        what, advice = (
+            "is not a GGUF file but JSON",
+            "give a GGUF; if the file was downloaded, fetch it again: a login may be needed",
+        )
+    elif begin.lstrip()[:2].lower() in (b"<!", b"<h"):
         what, advice = (
             "is not a GGUF file but the answer of a web server",
             "fetch it again; a login may be needed",

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from edge.agent.allow import judge, read_allowlist
 from edge.agent.proposal import Proposal
+from edge.agent.review import review_gate
 from edge.agent.risks import risks
 from edge.agent.rules import Place
 from edge.agent.show import shown_proposal
@@ -122,3 +123,16 @@ def test_edges_lists_refuse(name: str, tmp_path: Path) -> None:
     allowlist, place = read_allowlist("reading,git,pytest,make"), Place(folder)
     assert judge(allowlist, REFUSED[name] + "\n", place).decision == "refuse"
     assert judge(allowlist, "git diff main..work a.txt\n", place).decision == "allow"
+
+
+def test_review_names_a_wrong_answer_and_wraps_its_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal of 80 columns: no word of the help is broken, and a wrong answer types nothing."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes please\n?\ns\n"))
+    console = Console(file=(out := io.StringIO()), width=80, soft_wrap=True, force_terminal=True)
+    proposal = Proposal("It is so.", "Look.", (Command("ls\n", 1.0),), False)
+    assert review_gate(console, sandbox=True)(proposal).verdict == "stop"
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert "yes please: not an answer; type a, e, r or s, or ? for help" in shown
+    assert "edge types these keystrokes into the sandbox" in shown
+    lines = [line for line in shown.splitlines() if "[?]" not in line]
+    assert len(lines) > 7 and max(map(len, lines)) <= 80

@@ -265,6 +265,15 @@ def test_nothing_to_rank(tmp_path: Path) -> None:
     only = edited(result(tmp_path / "a.json", steps(half(0))), per_step=...)
     with pytest.raises(ResultError, match="nothing to rank"):
         rank([only])
+    with pytest.raises(ResultError, match=r"a\.json: has figures but no steps; nothing to rank"):
+        rank([only])
+    (rows := tmp_path / "rows.jsonl").write_text('{"task_id": "a"}\n{"task_id": "b"}\n')
+    (model := tmp_path / "q4.gguf").write_bytes(b"GGUF" + bytes(8))
+    words = (
+        r"rows\.jsonl: is damaged, or is not a result .* \(and 1 more file without steps\); nothing to rank"
+    )
+    with pytest.raises(ResultError, match=words):
+        rank([rows, model])
     failed = result(tmp_path / "b.json", [{**step, "error": "x"} for step in steps(half(0))])
     with pytest.raises(ResultError, match="no result can be ranked"):
         rank([failed])

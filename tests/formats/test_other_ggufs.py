@@ -88,7 +88,11 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "answer": (
         lambda path: path.write_text('{"error":"Repository not found"}'),
-        "the answer of a web server",
+        "is not a GGUF file but JSON; give a GGUF; if the file was downloaded, fetch it again",
+    ),
+    "rows": (
+        lambda path: path.write_text('{"task_id": "a", "step_idx": 0}\n'),
+        "is not a GGUF file but JSON; give a GGUF",
     ),
     "draft": (
         lambda path: file_of_kind(path, "eagle3"),
