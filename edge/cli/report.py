@@ -13,7 +13,10 @@ from edge.system.text import printable
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULT", help="Result JSONs, and measurement JSONs of the same models."),
+        typer.Argument(
+            metavar="RESULT",
+            help="Result JSONs, and measurement JSONs and results of edge trial of the same models.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML page to write.")] = Path("report.html"),
     reference: Annotated[
@@ -113,6 +116,7 @@ def report(
         return
     from edge.report.build import report as write_report
     from edge.report.model_card import CardFacts
+    from edge.report.trial_words import unmatched
 
     given = (base_model, license, quantized_by, tags, ggufs, context)
     if card is None and any(given):
@@ -130,7 +134,7 @@ def report(
             context,
         )
     with noting_replaced(out, markdown, card):
-        write_report(
+        contents = write_report(
             results,
             out,
             reference,
@@ -143,9 +147,10 @@ def report(
             notes=notes or (),
             force=force,
         )
-    for path in (out, markdown, card, plots):
-        if path is not None:
-            typer.echo(str(path))
+    if said := unmatched(contents):
+        note(said)
+    for path in filter(None, (out, markdown, card, plots)):
+        typer.echo(str(path))
 
 
 def _verify(page: Path, results: list[Path], replay: Path | None) -> None:

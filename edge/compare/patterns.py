@@ -258,3 +258,57 @@ BY_NAME = Pattern(
     "Check that {first} and {second} come from one checkpoint: edge could compare only their names.",
     "A pair of --causes is one model only by its names.",
 )
+
+# Two results of trials (edge trial), paired by task.
+NO_TASK_DIFFERS = Pattern(
+    "No task differs. {most}", "Both sides solve each task equally often. most: the share of all such tasks."
+)
+TRIALS_FEW = Pattern(
+    "{differing} of {tasks} {verb}: too few for an interval, which needs {least}. {most}",
+    "1 to 5 tasks are solved more often by one side.",
+)
+TRIALS_FOUND = Pattern(
+    "A {word} of {points} points (95 % interval: {low} to {high}).",
+    "At least 6 tasks differ and the 95 % interval of the difference does not include 0. word: loss or gain.",
+)
+NOTHING_TO_LOSE = Pattern(
+    "The reference solves nothing, so no loss is possible. No gain was detected.",
+    "The interval includes 0, and the reference solves no task.",
+)
+TRIALS_TOO_FEW = Pattern(
+    "No difference was detected. With so few tasks, edge could miss even the largest possible loss.",
+    "The interval includes 0, and no loss that the reference's share allows is found with 80 % power.",
+)
+TRIALS_NOT_FOUND = Pattern(
+    "No difference was detected. This comparison would have detected a loss of more than {points} points (80 % power, "
+    "5 % level).",
+    "The interval includes 0, and such a loss is possible.",
+)
+TRIALS_MCNEMAR = Pattern(
+    "McNemar's test finds {what} difference ({p}).",
+    "One attempt at a task, and the test and the interval disagree at the 5 % level.",
+)
+TASKS_CHANGED = Pattern(
+    "{tasks} left out, because the files differ: {names}.",
+    "A task of one name has other files on both sides.",
+)
+ONE_SIDE_ONLY = Pattern(
+    "{tasks} with trials that count on one side only: left out.",
+    "A task was not tried, did not run or met a limit of wall time on one side.",
+)
+OTHER_SETTINGS = Pattern(
+    "The runs have other settings too: {changes}.", "The runs record other settings than the model."
+)
+NOT_COUNTED = Pattern(
+    "Left out of {side}: {refused} not runnable here, {not_run} that could not run, {wall} that met a limit of wall "
+    "time.",
+    "A side has such tasks or trials.",
+)
+SAME_SCREENS = Pattern(
+    "The same model and settings: every screen of every trial is the same.",
+    "Both runs record the same model and settings, and what the model was shown is the same.",
+)
+OTHER_SCREENS = Pattern(
+    "The same model and settings; screens differ in {trials}: {names}.",
+    "The same, and what the model was shown differs in some trial.",
+)

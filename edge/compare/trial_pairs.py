@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from edge.compare import patterns
 from edge.compare.intervals import mcnemar
 from edge.compare.paired import (
     LEAST_DIFFERING,
@@ -118,7 +119,7 @@ def _paired(ours: TrialResult, theirs: TrialResult, notes: list[str]) -> dict[st
     first, second = by_task(ours["trials"]), by_task(theirs["trials"])
     other = [name for name in first if name in second and _sha(first[name]) != _sha(second[name])]
     if other:
-        notes.append(f"{counted(len(other), 'task')} left out, because the files differ: {_names(other)}.")
+        notes.append(patterns.TASKS_CHANGED(tasks=counted(len(other), "task"), names=_names(other)))
     found: dict[str, _Group] = {}
     for name in first:
         if name not in second or name in other:
@@ -129,7 +130,7 @@ def _paired(ours: TrialResult, theirs: TrialResult, notes: list[str]) -> dict[st
             found[name] = group
     only = len(first) + len(second) - 2 * len(found) - 2 * len(other)
     if only:
-        notes.append(f"{counted(only, 'task')} with trials that count on one side only: left out.")
+        notes.append(patterns.ONE_SIDE_ONLY(tasks=counted(only, "task")))
     return found
 
 
@@ -156,6 +157,9 @@ def _pairs(level: str, paired: Mapping[str, _Group]) -> TrialPairs:
         for side in (0, 1)
     ]
     assert shares[0] is not None and shares[1] is not None
+    reference = 100 * shares[1]["value"]
+    if bounds is not None:  # no model solves less than nothing, or more than all
+        bounds = max(bounds[0], -reference), min(bounds[1], 100 - reference)
     return {
         "level": level,
         "tasks": len(paired),
@@ -163,12 +167,12 @@ def _pairs(level: str, paired: Mapping[str, _Group]) -> TrialPairs:
         "reference": shares[1],
         "ours": shares[0],
         "difference": round(by.mean, 6),
-        "low": None if bounds is None else max(bounds[0], -100 * shares[1]["value"]),
-        "high": None if bounds is None else min(bounds[1], 100 - 100 * shares[1]["value"]),
+        "low": None if bounds is None else bounds[0],
+        "high": None if bounds is None else bounds[1],
         "detectable": detectable,
         "p": p,
         "counts": [worse, better],
-        "sentence": _sentence(by, bounds, detectable, p, 100 * shares[1]["value"]),
+        "sentence": _sentence(by, bounds, detectable, p, reference),
     }
 
 
@@ -181,36 +185,33 @@ def _sentence(
 ) -> str:
     if bounds is None:
         if not by.differing:
-            return f"No task differs. {_at_most(by)}"
-        verb = "differs" if by.differing == 1 else "differ"
-        return (
-            f"{by.differing} of {counted(by.tasks, 'task')} {verb}: too few for an interval, which needs "
-            f"{LEAST_DIFFERING}. {_at_most(by)}"
-        )
-    if not bounds[0] <= 0 <= bounds[1]:
-        sizes = sorted(abs(bound) for bound in bounds)
-        kind = "gain" if bounds[0] > 0 else "loss"
-        text = f"A {kind} of {abs(by.mean):.1f} points (95 % interval: {sizes[0]:.1f} to {sizes[1]:.1f})."
-    elif reference <= 0:
-        text = "The reference solves nothing, so no loss is possible. No gain was detected."
-    elif detectable is None or detectable > reference:
-        text = (
-            "No difference was detected. With so few tasks, edge could miss even the largest possible loss."
-        )
-    else:
-        text = (
-            f"No difference was detected. This comparison would have detected a loss of more than {detectable:.1f} "
-            "points (80 % power, 5 % level)."
+            return patterns.NO_TASK_DIFFERS(most=_at_most(by))
+        return patterns.TRIALS_FEW(
+            differing=by.differing,
+            tasks=counted(by.tasks, "task"),
+            verb="differs" if by.differing == 1 else "differ",
+            least=LEAST_DIFFERING,
+            most=_at_most(by),
         )
     found = not bounds[0] <= 0 <= bounds[1]
+    if found:
+        low, high = (f"{size:.1f}" for size in sorted(abs(bound) for bound in bounds))
+        word = "gain" if bounds[0] > 0 else "loss"
+        text = patterns.TRIALS_FOUND(word=word, points=f"{abs(by.mean):.1f}", low=low, high=high)
+    elif reference <= 0:
+        text = patterns.NOTHING_TO_LOSE()
+    elif detectable is None or detectable > reference:
+        text = patterns.TRIALS_TOO_FEW()
+    else:
+        text = patterns.TRIALS_NOT_FOUND(points=f"{detectable:.1f}")
     if p is not None and (p < 0.05) != found:
-        text += f" McNemar's test finds {'a' if p < 0.05 else 'no'} difference ({p_text(p)})."
+        text += f" {patterns.TRIALS_MCNEMAR(what='a' if p < 0.05 else 'no', p=p_text(p))}"
     return text
 
 
 def _at_most(by: TaskDifferences) -> str:
     share = 100 * most_differing(by.differing, by.tasks)
-    return f"At most {share:.{0 if share >= 9.95 else 1}f} % of all such tasks differ (95 % confidence)."
+    return patterns.AT_MOST(share=f"{share:.{0 if share >= 9.95 else 1}f}")
 
 
 def _same_run(ours: TrialResult, theirs: TrialResult) -> bool:
@@ -234,15 +235,17 @@ def _notes(ours: TrialResult, theirs: TrialResult) -> list[str]:
     notes = []
     runs = [{k: v for k, v in run.items() if k not in _MAY_DIFFER} for run in (theirs["run"], ours["run"])]
     if changes := differences(*runs):
-        notes.append(f"The runs have other settings too: {changes}.")
+        notes.append(patterns.OTHER_SETTINGS(changes=changes))
     for name, result in (("ours", ours), ("the reference", theirs)):
         found = result["figures"]
         if found["not_run"] or found["wall"] or result["refused"]:
-            refused = len(result["refused"])
             notes.append(
-                f"Left out of {name}: {counted(refused, 'task')} not runnable here, "
-                f"{counted(found['not_run'], 'trial')} that could not run, {found['wall']} that met a limit of wall "
-                "time."
+                patterns.NOT_COUNTED(
+                    side=name,
+                    refused=counted(len(result["refused"]), "task"),
+                    not_run=counted(found["not_run"], "trial"),
+                    wall=found["wall"],
+                )
             )
     return notes
 
@@ -326,9 +329,9 @@ def figures_table(found: Mapping[str, TrialFigures]) -> list[str]:
 
 def _same(one: TrialComparison) -> str:
     if not one["screens_differ"]:
-        return "The same model and settings: every screen of every trial is the same."
+        return patterns.SAME_SCREENS()
     names = one["screens_differ"]
-    return f"The same model and settings; screens differ in {counted(len(names), 'trial')}: {_names(names)}."
+    return patterns.OTHER_SCREENS(trials=counted(len(names), "trial"), names=_names(names))
 
 
 def _percent(share: Interval) -> str:

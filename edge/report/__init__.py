@@ -6,6 +6,8 @@ contents      the contents of a report
 group         which runs compare with the reference
 evidence      results and their measurements, read from files
 measurements  measurements, read from files
+tried         the trials of a report, each with the result of the same model
+trial_words   the trials in words
 worse         the steps that got worse
 drawings      the plots that a report has
 plots         plots as SVG and PNG

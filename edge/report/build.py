@@ -6,14 +6,14 @@ All figures come from the files and from `compare`; the report only arranges the
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import ResultError
 from edge.replay.result import run_digest
 from edge.report.collect import WORSE, all_paths, collect
-from edge.report.contents import Report, Solved
+from edge.report.contents import Report
 from edge.report.embedded import Embedded, embedded_files, stored_page
 from edge.report.model_card import CardFacts
 from edge.system.files import whole_file, write_at
@@ -34,17 +34,16 @@ def report(
     replay: Path | str | None = None,
     title: str = "",
     notes: Sequence[str] = (),
-    solved: Mapping[str, Solved] | None = None,
     force: bool = False,
 ) -> Report:
     """Write a report as one HTML page and return its contents.
 
-    `results`: result JSONs and measurement JSONs. `reference`: a result JSON or a known model's name. None: the only
-    unquantized one of several results. `markdown`: also write a short form. `card`: also write a model card, with these
-    facts. `plots`: also write the plots as PNG into this folder. `worse`: the maximum number of steps that got worse,
-    for each result. `replay`: the rows; with them, these steps show the task's last message. `notes`: paragraphs for
-    the beginning of the page. `solved`: tasks solved in trials, by the SHA-256 of the model file. `force`: replace the
-    files of another report.
+    `results`: result JSONs, and measurement JSONs and results of `edge trial` of the same models. `reference`: a
+    result JSON or a known model's name. None: the only unquantized one of several results. `markdown`: also write a
+    short form. `card`: also write a model card, with these facts. `plots`: also write the plots as PNG into this
+    folder. `worse`: the maximum number of steps that got worse, for each result. `replay`: the rows; with them, these
+    steps show the task's last message. `notes`: paragraphs for the beginning of the page. `force`: replace the files of
+    another report.
 
     The same files give the same bytes. If anything is wrong, nothing is written. Raises ResultError, ReplayError.
     """
@@ -68,9 +67,7 @@ def report(
             *(card.ggufs if card else ()),
         ]
     )
-    contents = collect(
-        results, reference, worse=worse, replay=replay, title=title, notes=notes, solved=solved
-    )
+    contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
     run: Run = {
         "results": {f"{i + 1} {Path(path).name}": run_digest(path) for i, path in enumerate(results)},
         "reference": run_digest(reference) if reference and Path(reference).is_file() else reference,
@@ -98,16 +95,6 @@ def report(
         "worse": worse,
         "title": title,
         "notes": list(notes),
-        "solved": [
-            {
-                "model_sha256": digest,
-                "solved": each.solved,
-                "tasks": each.tasks,
-                "low": each.low,
-                "high": each.high,
-            }
-            for digest, each in sorted((solved or {}).items())
-        ],
     }
     files.append((outputs.page, _utf8(to_html(contents, drawings, embedded))))
     _write(files)

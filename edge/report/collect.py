@@ -11,15 +11,17 @@ from edge.compare.causes import causes
 from edge.compare.findings import Comparison, Part
 from edge.compare.intervals import mean_interval
 from edge.compare.run import compare, published_model
+from edge.compare.trials import is_trials
 from edge.errors import ResultError
 from edge.metrics import Aggregate, aggregate, headline
 from edge.replay.known import find_known
 from edge.replay.stored_result import Step
 from edge.report import patterns
-from edge.report.contents import Entry, Report, Solved
+from edge.report.contents import Entry, Report
 from edge.report.evidence import Named, Run, read_runs, short_labels
 from edge.report.group import Made, others
 from edge.report.measurements import number
+from edge.report.tried import with_trials
 from edge.report.worse import WorseStep, read_replay, worse_steps
 
 WORSE = 20
@@ -34,7 +36,6 @@ def collect(
     replay: Path | str | None = None,
     title: str = "",
     notes: Sequence[str] = (),
-    solved: Mapping[str, Solved] | None = None,
     named: Mapping[str, Named] | None = None,
 ) -> Report:
     """Read and compare what a report shows. The parameters are those of `report`; `named` is that of `read_runs`.
@@ -47,7 +48,14 @@ def collect(
             file = Path(reference)
         else:
             published = reference
-    runs = read_runs(all_paths(results, reference), named)
+    paths = all_paths(results, reference)
+    trials = [str(path) for path in paths if is_trials(path)]
+    rest = [path for path in paths if str(path) not in trials]
+    if trials and not rest:
+        raise ResultError(
+            f"{trials[0]}: is a result of edge trial: give the result of edge eval of the same model too"
+        )
+    runs = read_runs(rest, named)
     all_notes = list(notes)
     base = None
     if file is not None:
@@ -71,8 +79,8 @@ def collect(
     with_steps = [run.path for run in runs if run.steps]
     found = causes(with_steps) if len(with_steps) > 1 else ()
     sorted_out = _sorted_out(entries, base, published)
-    sorted_out = [replace(entry, solved=(solved or {}).get(_sha256(entry))) for entry in sorted_out]
-    return Report(title, _subject(entries), tuple(sorted_out), comparison, found, tuple(all_notes))
+    kept, tried = with_trials(sorted_out, trials, named)
+    return Report(title, _subject(entries), kept, comparison, found, tuple(all_notes), tried)
 
 
 def all_paths(results: Sequence[Path | str], reference: Path | str | None) -> list[Path | str]:
@@ -97,10 +105,6 @@ def _sorted_out(entries: Sequence[Entry], base: Run | None, published: str | Non
     return [replace(e, other=words.get(e.run.path, "")) if e.run else e for e in entries]
 
 
-def _sha256(entry: Entry) -> str:
-    return str(entry.run.provenance.get("model_sha256") or "") if entry.run else ""
-
-
 def score_interval(steps: Sequence[Step]) -> tuple[float, float] | None:
     """The 95 % interval of the score of some steps (0 to 100), from bootstrap draws of tasks; None for one task."""
     tasks = {task: index for index, task in enumerate(dict.fromkeys(step["task_id"] for step in steps))}
@@ -118,7 +122,7 @@ def _run_of(file: Path, runs: Sequence[Run]) -> Run:
     for run in runs:
         if Path(run.path).resolve() == file.resolve():
             return run
-    raise ResultError(f"{file}: is a measurement: the reference must be a result")
+    raise ResultError(f"{file}: is no result of edge eval or edge score, and the reference must be one")
 
 
 def _default_reference(runs: Sequence[Run]) -> tuple[Run | None, str]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from edge.compare.causes import Cause
 from edge.compare.findings import Comparison, Figure, Part
+from edge.compare.trial_pairs import TrialComparison, TrialPairs
+from edge.compare.trials import TrialFigures, TrialResult
 from edge.report.evidence import Run
 from edge.report.measurements import CheckedMeasurement
 from edge.report.worse import WorseStep
@@ -14,13 +16,33 @@ MAIN = ("score", "first_cmd_exact_pct", "valid_json_pct")
 
 
 @dataclass(frozen=True)
-class Solved:
-    """How many tasks a model solved in trials. `low` and `high` bound the share at 95 %, in percent."""
+class Tried:
+    """A result of `edge trial`, and its difference from the reference's."""
 
-    solved: int
-    tasks: int
-    low: float
-    high: float
+    path: str
+    name: str
+    """The name of its file."""
+    label: str
+    """The label of the result of the same model file; without such a result, its own name."""
+    is_matched: bool
+    """Whether a result of the report is about the same model file with the same adapters."""
+    is_reference: bool
+    """Whether it is about the reference."""
+    same_tasks: bool
+    """Whether the reference tried exactly the same tasks. True for the reference."""
+    result: TrialResult
+    comparison: TrialComparison | None
+    """Its difference from the reference's trials; None if they share no task that counts on both sides."""
+
+    @property
+    def figures(self) -> TrialFigures:
+        """The figures over all its trials."""
+        return self.result["figures"]
+
+    @property
+    def pair(self) -> TrialPairs | None:
+        """The paired difference over all tasks."""
+        return self.comparison["pairs"][0] if self.comparison else None
 
 
 @dataclass(frozen=True)
@@ -54,8 +76,8 @@ class Entry:
     worse: tuple[WorseStep, ...]
     other: str = ""
     """For another run of a file, or a run that differs in more than its file: in what, in words. "" for the others."""
-    solved: Solved | None = None
-    """Tasks that the model solved in trials."""
+    tried: Tried | None = None
+    """The trials of the same model file."""
 
     @property
     def measured(self) -> CheckedMeasurement | None:
@@ -81,6 +103,8 @@ class Report:
     comparison: Comparison | None
     causes: tuple[Cause, ...]
     notes: tuple[str, ...]
+    tried: tuple[Tried, ...] = ()
+    """The trials: those of the reference first, those of no result of the report last."""
 
     @property
     def reference(self) -> Entry | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from edge.errors import EdgeError, ResultError
-from edge.report.contents import Report
+from edge.report.contents import Report, Tried
+from edge.report.evidence import Run as Evidence
 from edge.system.hashes import file_sha256, package_version
 from edge.system.outputs import Run
 from edge.system.typed_json import check
@@ -18,29 +19,14 @@ _META = re.compile('<meta name="edge-run" content="([^"]*)">')
 
 
 class EmbeddedFile(TypedDict):
-    """A result or measurement of a page."""
+    """A result, a measurement or a result of trials of a page."""
 
     name: str
     """Its name, without folders."""
     label: str
-    """How the page names a result; "" for a measurement."""
+    """How the page names a result or trials; "" for a measurement."""
     sha256: str
     """SHA-256 of the file."""
-
-
-class EmbeddedSolved(TypedDict):
-    """Tasks that a model solved in trials."""
-
-    model_sha256: str
-    """SHA-256 of the model file."""
-    solved: int
-    """Number of solved tasks."""
-    tasks: int
-    """Number of tasks."""
-    low: float
-    """Lower bound of the share at 95 %, in percent."""
-    high: float
-    """Upper bound of the share."""
 
 
 class EmbeddedFiles(TypedDict):
@@ -49,7 +35,7 @@ class EmbeddedFiles(TypedDict):
     made_by: Mapping[str, str]
     """Versions of the programs that made the page, by name."""
     files: list[EmbeddedFile]
-    """The results and measurements, in their order."""
+    """The results, measurements and trials, in their order."""
     reference: int | str | None
     """The reference: its place among the files, or the name of a known model; null without one."""
 
@@ -69,8 +55,6 @@ class Embedded(EmbeddedFiles):
     """The heading that the author gave."""
     notes: list[str]
     """The paragraphs that the author gave."""
-    solved: list[EmbeddedSolved]
-    """Tasks solved in trials, by model."""
 
 
 def programs() -> dict[str, str]:
@@ -81,15 +65,18 @@ def programs() -> dict[str, str]:
 def embedded_files(
     report: Report, paths: Sequence[Path | str], reference: Path | str | None
 ) -> EmbeddedFiles:
-    """The files of a page: `paths`, those of the results and measurements, and which one is the reference."""
-    runs = {str(run.path): run for entry in report.entries if (run := entry.run)}
+    """The files of a page: `paths`, those of the results, measurements and trials, and which one is the reference."""
+    named: dict[str, Evidence | Tried] = {
+        str(run.path): run for entry in report.entries if (run := entry.run)
+    }
+    named |= {one.path: one for one in report.tried}
     files: list[EmbeddedFile] = []
     for path in paths:
-        run = runs.get(str(path))
+        own = named.get(str(path))
         files.append(
             {
-                "name": run.name if run else Path(path).name,
-                "label": run.label if run else "",
+                "name": own.name if own else Path(path).name,
+                "label": own.label if own else "",
                 "sha256": file_sha256(path) or "",
             }
         )

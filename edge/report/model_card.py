@@ -14,14 +14,15 @@ from edge.formats.gguf import model_sha256, read_metadata
 from edge.llama.memory import buffers, read_shape
 from edge.llama.placement import DEFAULT_CONTEXT
 from edge.replay.known import find_known
-from edge.report import patterns, words
-from edge.report.contents import Entry, Report
+from edge.report import patterns, trial_words, words
+from edge.report.contents import Entry, Report, Tried
 from edge.report.drawings import beaten_files
 from edge.report.short_form import escaped
 from edge.system.tables import table
 from edge.system.text import counted
 
 PIPELINE = "text-generation"
+_PLAIN = {"top_p": 1.0, "repetition_penalty": 1.0}  # settings that change nothing; 0 for the others
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def to_card(report: Report, facts: CardFacts) -> str:
     said = (words.layman(report), words.expert(report), words.besides(report), words.few_note(report))
     lines += [line for sentence in said if sentence for line in (escaped(sentence), "")]
     lines += ["## Files", "", *_table(report, files, memory, context), ""]
-    lines += [escaped(patterns.CARD_TABLE()), ""]
+    solved = [patterns.CARD_SOLVED()] if trial_words.counting(report.files) else []
+    lines += [escaped(" ".join([*solved, patterns.CARD_TABLE()])), ""]
+    lines += _trials(report)
     lines += ["## Make it again", "", *_commands(report, files, base), ""]
     lines += ["## What was not measured", ""]
     lines += [f"- {escaped(text)}" for text in _unmeasured(report, files, memory)]
@@ -172,12 +175,12 @@ def _table(report: Report, files: Sequence[Entry], memory: Mapping[str, int], co
     rows = [*reference, *sorted(files, key=lambda entry: -(entry.n_bytes or 0))]
     columns: list[tuple[str, list[str]]] = [
         ("file", [escaped(_file_name(entry)) for entry in rows]),
+        ("tasks solved %", [words.tasks_solved(entry) for entry in rows]),
         ("size", [words.size(entry.n_bytes) for entry in rows]),
         ("bits per weight", [words.fixed(entry.bits_per_weight, 2) for entry in rows]),
         ("KL", [words.kl(_kl(entry)) for entry in rows]),
         ("same commands %", [words.same_commands(entry) for entry in rows]),
         ("score", [words.figure("score", entry.score) for entry in rows]),
-        ("tasks solved %", [_solved(entry) for entry in rows]),
         (f"memory at {context:,} tokens", [words.size(memory.get(entry.label)) for entry in rows]),
         ("recommendation", [escaped(advice.get(entry.label, patterns.ADVICE_BASE())) for entry in rows]),
     ]
@@ -218,10 +221,12 @@ def _kl(entry: Entry) -> float | None:
     return entry.measured.aggregate.get("kl_mean") if entry.measured else None
 
 
-def _solved(entry: Entry) -> str:
-    return (
-        words.DASH if entry.solved is None else words.percent(100 * entry.solved.solved / entry.solved.tasks)
-    )
+def _trials(report: Report) -> list[str]:
+    """What the trials say about each file, as a list."""
+    said = [f"{label}: {text}" for label, text in trial_words.sentences(report)]
+    if predicted := trial_words.prediction(report):
+        said.append(predicted)
+    return ["## Tasks solved", "", *(f"- {escaped(text)}" for text in said), ""] if said else []
 
 
 def _commands(report: Report, files: Sequence[Entry], base: str) -> list[str]:
@@ -232,6 +237,8 @@ def _commands(report: Report, files: Sequence[Entry], base: str) -> list[str]:
         lines += _commands_of(entry, reference, base)
     names = [shlex.quote(_stem(entry) + ".json") for entry in files]
     names += [shlex.quote(_stem(entry) + ".measure.json") for entry in files if entry.measured]
+    tried = [entry for entry in [*([reference] if reference else []), *files] if entry.tried]
+    names += [shlex.quote(f"trials/{_stem(entry)}.json") for entry in tried]
     against = shlex.quote(_stem(reference) + ".json" if reference else report.entries[0].label)
     lines += [f"edge report {' '.join(names)} --reference {against} --out report.html", "```", ""]
     digests = [
@@ -266,7 +273,22 @@ def _commands_of(entry: Entry, reference: Entry | None, base: str) -> list[str]:
             f"edge measure --model {file} --base {shlex.quote(_stem(reference) + '.gguf')} {options[0]} "
             f"--out {shlex.quote(_stem(entry) + '.measure.json')}"
         )
-    return lines
+    return lines + _trial_command(entry.tried, file)
+
+
+def _trial_command(tried: Tried | None, file: str) -> list[str]:
+    """The command that tries a file again, with the settings that its trials record."""
+    if tried is None:
+        return []
+    result, limits = tried.result, tried.result["limits"]
+    tasks = PurePosixPath(result["tasks_path"].replace("\\", "/")).name
+    words_ = [] if tasks == "suite" else [shlex.quote(tasks)]
+    words_ += [f"--model {file} --attempts {result['attempts']} --max-steps {limits['max_steps']}"]
+    words_ += [f"--max-tokens {limits['max_tokens']}"]
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"):
+        if (value := result["sampling"].get(name)) not in (None, _PLAIN.get(name, 0)):
+            words_.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+    return [f"edge trial {' '.join(words_)} --out trials"]
 
 
 def _matrix(entry: Entry) -> str:
@@ -289,8 +311,11 @@ def _stem(entry: Entry) -> str:
 
 def _unmeasured(report: Report, files: Sequence[Entry], memory: Mapping[str, int]) -> list[str]:
     found = []
-    if not any(entry.solved for entry in files):
+    tried = {label for label, _ in trial_words.counting(files)}
+    if not tried:
         found.append(patterns.NOT_SOLVED())
+    elif untried := [entry.label for entry in files if entry.label not in tried]:
+        found.append(patterns.NOT_TRIED(files=words.listed(untried)))
     steps = sorted({(entry.steps, entry.tasks or 0) for entry in files})
     names = {_rows_name(entry) for entry in files}
     pairs = " or ".join(f"{counted(a, 'step')} of {counted(b, 'task')}" for a, b in steps)

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from edge.compare.findings import Figure, Group, Part
-from edge.report import words
+from edge.report import trial_words, words
 from edge.report.contents import MAIN, Entry, Report
 from edge.report.drawings import beaten_files, other_causes, run_labels, with_bands
 from edge.report.embedded import Embedded
@@ -73,6 +73,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], embedded: Embedded) -> 
             all_measurements=_measurements(report),
             one_base=_one_base(report),
             columns=_columns(report),
+            trials=_trials(report),
             hollow=any(entry.published and entry.n_bytes for entry in report.files),
             any_published=any(entry.published for entry in report.entries),
             has_worse=any(entry.worse for entry in report.entries),
@@ -118,7 +119,30 @@ def _columns(report: Report) -> dict[str, bool]:
         "kl": any(e.measured is not None and "kl_mean" in e.measured.aggregate for e in entries),
         "speed": any(e.tokens_per_second is not None for e in entries),
         "memory": any(e.peak_bytes is not None for e in entries),
-        "solved": any(e.solved is not None for e in entries),
+        "solved": any(e.tried is not None for e in entries),
+    }
+
+
+def _trials(report: Report) -> dict[str, Any]:
+    """What the section about trials shows."""
+    levels = sorted({level for one in report.tried for level in one.result["by_level"]})
+    return {
+        "settings": [
+            (
+                one,
+                words.base_name(one.result["tasks_path"]),
+                counted(len({trial["task"] for trial in one.result["trials"]}), "task"),
+            )
+            for one in report.tried
+        ],
+        "levels": [(level, [one.result["by_level"].get(level) for one in report.tried]) for level in levels],
+        "sentences": trial_words.sentences(report),
+        "unmatched": trial_words.unmatched(report),
+        "both": trial_words.both(report),
+        "prediction": trial_words.prediction(report),
+        "share": trial_words.share,
+        "bounds": trial_words.bounds,
+        "of_how_many": trial_words.of_how_many,
     }
 
 

@@ -51,8 +51,13 @@ NO_REFERENCE = Pattern(
     "Nothing was compared.",
 )
 SOLVED = Pattern(
-    "In a sandbox, {reference} solved {own} tasks; {files}.",
-    "Trials of the reference and of some file are given.",
+    "In a sandbox, {reference} solved {own}; {files}.",
+    "Trials of the reference and of some file on the same tasks are given. Each share has its 95 % interval. With "
+    "several attempts at a task, the numbers count trials, else tasks.",
+)
+SOLVED_ALONE = Pattern(
+    "Solved in a sandbox: {files}.",
+    "Trials of some file are given, and none of the reference on the same tasks.",
 )
 PUBLISHED = Pattern(
     "On the 100-point score, these files reached {scores}; {reference} published {score}, on steps that edge cannot "
@@ -145,6 +150,43 @@ SHORT_TABLE = Pattern(
     "Always, under the table of the short form.",
 )
 
+# The trials of a report (edge trial). The sentences about a difference are those of edge/compare/patterns.py.
+TRIALS_UNMATCHED = Pattern(
+    "No result here is about the model of these trials: {files}.",
+    "The SHA-256 of the model file, or an adapter, of trials is that of no given result.",
+)
+TRIALS_OTHER_TASKS = Pattern(
+    "{file} was tried on other tasks than {reference}, so the shares do not compare.",
+    "Some task, or the files of some task, are not the same in both.",
+)
+PREDICT_ONE = Pattern(
+    "One file cannot show whether the score predicts the solved share.",
+    "One file has a score and trials. Files on other tasks than the reference's do not count.",
+)
+PREDICT_TWO = Pattern(
+    "Two files cannot show whether the score predicts the solved share: any two points lie on a line.",
+    "The same, for two files.",
+)
+PREDICT_FLAT = Pattern(
+    "All {count} files have the same {what}, so they cannot show whether the score predicts the solved share.",
+    "At least three files, and all their scores or all their solved shares are equal. what: the equal figure.",
+)
+PREDICT_FEW = Pattern(
+    "{count} files are too few to show whether the score predicts the solved share: their rank correlation is {rho}, "
+    "and even a perfect one has p = {least}.",
+    "Three or four files. The smallest p of the two-sided permutation test is 2 divided by the number of orders.",
+)
+PREDICTS = Pattern(
+    "Over these {count} files, a higher score goes with a {direction} solved share (rank correlation {rho}, {p}).",
+    "At least five files, and p of the permutation test of Spearman's rank correlation is below 0.05. It treats files "
+    "as independent.",
+)
+PREDICTS_NOT = Pattern(
+    "Over these {count} files, no relation of score and solved share was detected (rank correlation {rho}, {p}). With "
+    "so few files, only a strong one would be.",
+    "At least five files, and p is 0.05 or more.",
+)
+
 # The check of a page (edge report --verify).
 VERIFIED = Pattern(
     "{page}: is the page of these {files}: all {texts} texts with figures follow from them",
@@ -179,10 +221,6 @@ NOT_CHECKED_ROWS = Pattern(
     "the last messages of the tasks were not checked: give the rows with --replay (SHA-256 {digest})",
     "The page was made with rows, and none are given.",
 )
-NOT_CHECKED_SOLVED = Pattern(
-    "the shares of solved tasks were not checked: they come from trials, not from these files",
-    "The page shows tasks that were solved in trials.",
-)
 OTHER_PROGRAM = Pattern(
     "the page was made with {name} {was}, and this is {now}: differences can come from that",
     "The page names another version. With another matplotlib, only the texts of plots are compared.",
@@ -194,6 +232,10 @@ CARD_TABLE = Pattern(
     "KL: mean divergence from the base model, in nats per token. Same commands: the percentage of steps with the "
     "commands of the reference, with its 95 % interval. Score: 100 × command F1 on recorded steps.",
     "Always, under the table of files.",
+)
+CARD_SOLVED = Pattern(
+    "Tasks solved: the percentage of trials in a sandbox whose task was solved, with its 95 % interval.",
+    "Trials of some file are given.",
 )
 CARD_COMMANDS = Pattern(
     "These commands convert, answer and measure again. A file is the same if its SHA-256 is the same.",
@@ -221,6 +263,7 @@ ADVICE_FEW = Pattern("Too few tasks differ to say whether the score changed.", "
 NOT_SOLVED = Pattern(
     "Whether an agent with these files solves whole tasks.", "No trials are given for these files."
 )
+NOT_TRIED = Pattern("The tasks that {files} solve.", "Trials of other files are given, but not of these.")
 ONLY_ROWS = Pattern(
     "Anything but the recorded steps of {rows}: {pairs}.", "Always. The rows that the results name."
 )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from edge.report import patterns, words
+from edge.report import patterns, trial_words, words
 from edge.report.contents import MAIN, Entry, Report
 from edge.report.plots import Drawing
 from edge.system.tables import clean, table
@@ -24,6 +24,8 @@ def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str,
     if any(entry.published for entry in report.files):
         lines += [patterns.SHORT_PUBLISHED(), ""]
     lines += [patterns.SHORT_TABLE(), ""]
+    if report.tried:
+        lines += [*_trials(report), ""]
     if report.compared:
         lines += [*_differences(report), ""]
     shown = [drawing for drawing in drawings if drawing.name in links and drawing.name in _PLOTS]
@@ -48,6 +50,7 @@ def escaped(text: str) -> str:
 def _files(report: Report) -> list[str]:
     columns: list[tuple[str, list[str]]] = [
         ("result", [escaped(e.label) + (f" {_MARK}" if e.published else "") for e in report.files]),
+        ("tasks solved %", [words.tasks_solved(e) for e in report.files]),
         ("size", [words.size(e.n_bytes) for e in report.files]),
         ("bits/weight", [words.fixed(e.bits_per_weight, 2) for e in report.files]),
         ("score", [words.figure("score", e.score) for e in report.files]),
@@ -64,6 +67,25 @@ def _files(report: Report) -> list[str]:
     kept = [(name, cells) for name, cells in columns if any(cell != words.DASH for cell in cells)]
     rows = list(zip(*(cells for _, cells in kept), strict=True))
     return table([name for name, _ in kept], rows, right=range(1, len(kept)))
+
+
+def _trials(report: Report) -> list[str]:
+    """The trials, their differences from the reference, and what the score says about them."""
+    header = ("trials", "solved", "share, 95 % interval", "difference", "95 % interval")
+    rows = []
+    for one in report.tried:
+        pair = one.pair
+        difference, span = words.DASH, words.DASH
+        if pair is not None:
+            difference = words.fixed(pair["difference"], 1, sign=True)
+            if pair["low"] is not None:
+                span = " … ".join(words.fixed(pair[end], 1, sign=True) for end in ("low", "high"))
+        share = trial_words.share(one.figures["solved_share"])
+        rows.append((escaped(one.label), trial_words.of_how_many(one), share, difference, span))
+    lines = table(header, rows, right=range(1, len(header)))
+    said = [f"{label}: {text}" for label, text in trial_words.sentences(report)]
+    said += [text for text in (trial_words.unmatched(report), trial_words.prediction(report)) if text]
+    return [*lines, "", *(f"- {escaped(text)}" for text in said)]
 
 
 def _figure(entry: Entry, name: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from edge.errors import EdgeError, ResultError
 from edge.report import patterns
 from edge.report.collect import collect
-from edge.report.contents import Solved
 from edge.report.embedded import Embedded, programs, read_embedded
 from edge.report.evidence import Named
 from edge.system.hashes import file_sha256
@@ -39,8 +38,8 @@ class Verified:
 def verify(page: Path, results: Sequence[Path], replay: Path | None = None) -> Verified:
     """Compute every figure of a page again from its files.
 
-    `results`: the result and measurement JSONs of the page, with any names, in any order. `replay`: its rows, if the
-    page shows messages. Raises ResultError if `page` is no page that names its files, or cannot be read.
+    `results`: the result, measurement and trial JSONs of the page, with any names, in any order. `replay`: its rows, if
+    the page shows messages. Raises ResultError if `page` is no page that names its files, or cannot be read.
     """
     embedded = read_embedded(page)
     paths, faults = _matched(embedded, results)
@@ -50,8 +49,6 @@ def verify(page: Path, results: Sequence[Path], replay: Path | None = None) -> V
     elif replay is not None and file_sha256(replay) != rows:
         wanted = "none" if rows is None else _short(rows)
         faults.append(patterns.OTHER_ROWS(name=replay, digest=_short(file_sha256(replay)), wanted=wanted))
-    if embedded["solved"]:
-        notes.append(patterns.NOT_CHECKED_SOLVED())
     own = programs()
     others = [name for name in own if embedded["made_by"].get(name) != own[name]]
     for name in others:
@@ -120,10 +117,6 @@ def _again(embedded: Embedded, paths: Sequence[Path], replay: Path | None) -> st
         replay=replay,
         title=embedded["title"],
         notes=embedded["notes"],
-        solved={
-            each["model_sha256"]: Solved(each["solved"], each["tasks"], each["low"], each["high"])
-            for each in embedded["solved"]
-        },
         named=named,
     )
     html = to_html(contents, draw(contents), embedded)

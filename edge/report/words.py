@@ -10,6 +10,7 @@ from edge.metrics import TERMS
 from edge.report import patterns
 from edge.report.contents import Entry, Report
 from edge.report.measurements import CheckedMeasurement
+from edge.report.trial_words import counting, share, solved, unit
 from edge.system import text
 
 LABELS = {name: label[0].upper() + label[1:] for name, label in findings.LABELS.items()}
@@ -17,6 +18,12 @@ KINDS = {"bucket": "Place in the task", "source_group": "Source group", "prompt_
 DASH = "–"
 
 DEFINITIONS = (
+    (
+        "Tasks solved",
+        "The percentage of trials whose task was solved. In a trial, the model works on a task in a sandbox, and the "
+        "task's own tests then look at the files. With one attempt a task the interval is Wilson's; with more, whole "
+        "tasks are resampled. A share is about these tasks and limits only.",
+    ),
     (
         "Score",
         "100 × the mean command F1 over all steps (corrected TB2-lite): how well the commands of an answer match the "
@@ -172,15 +179,23 @@ def scope(report: Report) -> str:
 
 
 def layman(report: Report) -> str:
-    """What quantization cost, in one sentence without terms of statistics."""
+    """What quantization cost, in one sentence: by tasks solved in trials if there are any, else by commands."""
     reference, files = report.reference, report.quantized
+    tried = counting(files if reference and files else report.files)
+    own = reference.tried if reference and counting([reference]) else None
+    if reference and own and (same := [(label, one) for label, one in tried if one.same_tasks]):
+        shares = listed([f"{label} {solved(one, unit(own))}" for label, one in same])
+        return patterns.SOLVED(reference=_original(reference), own=solved(own), files=shares)
+    alone = tried if own is None else []
+    shares = listed([f"{label} {solved(one)}" for label, one in alone]) if alone else ""
+    replayed = _by_commands(reference, files, report)
+    return f"{patterns.SOLVED_ALONE(files=shares)} {replayed}" if shares else replayed
+
+
+def _by_commands(reference: Entry | None, files: Sequence[Entry], report: Report) -> str:
     if reference is None or not files:
         return patterns.NO_REFERENCE()
     original = _original(reference)
-    if reference.solved and any(entry.solved for entry in files):
-        solved = [f"{e.label} {e.solved.solved} of {e.solved.tasks}" for e in files if e.solved]
-        own = reference.solved
-        return patterns.SOLVED(reference=original, own=f"{own.solved} of {own.tasks}", files=listed(solved))
     if report.comparison is None or not report.comparison.paired:
         scores = listed([f"{figure('score', entry.score)} ({entry.label})" for entry in files])
         theirs = figure("score", reference.score)
@@ -279,6 +294,11 @@ def same_commands(entry: Entry) -> str:
         return DASH
     low, high = entry.part.agreement_intervals["same_commands_pct"]
     return f"{percent(entry.part.agreement['same_commands_pct'])} ({low:.1f} … {high:.1f})"
+
+
+def tasks_solved(entry: Entry) -> str:
+    """The percentage of trials whose task was solved, and its 95 % interval; a dash without trials."""
+    return share(entry.tried.figures["solved_share"]) if entry.tried else DASH
 
 
 def _clauses(entries: Sequence[Entry]) -> list[str]:

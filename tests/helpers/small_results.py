@@ -1,12 +1,15 @@
-"""Small results and measurements of four files, written without a model, for tests of pages."""
+"""Small results, measurements and trials of four files, written without a model, for tests of pages."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from edge.compare.trial_figures import figures, levels
 from edge.replay.result import step_result, write_result
 from edge.replay.rows import Row
 
+EVIDENCE = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence" / "trials" / "default.json"
+"""Trials of the default model: it solved 25 of 84 tasks."""
 TASKS = 12
 _COMMANDS = ("ls", "pwd", "df -h", "cat a.txt")
 # Of the tasks, those whose answer is wrong; the size of the file; the mean KL divergence from the base.
@@ -95,3 +98,21 @@ def small_results(folder: Path) -> list[Path]:
         if FILES[name][2] is not None
     ]
     return paths
+
+
+def trials(path: Path, name: str, lost: int = 0, attempts: int = 1) -> Path:
+    """The trials of the default model as those of a file, which fails the first `lost` of the 25 solved tasks.
+
+    `attempts`: each trial is there so many times.
+    """
+    told: dict[str, Any] = json.loads(EVIDENCE.read_text(encoding="utf-8"))
+    solved = [trial for trial in told["trials"] if trial["state"] == "solved"]
+    for trial in solved[:lost]:
+        trial.update(state="failed", ended="wrong", reward=0.0)
+    repeated = [{**trial, "attempt": k} for trial in told["trials"] for k in range(1, attempts + 1)]
+    told |= {"trials": repeated, "attempts": attempts}
+    told |= {"figures": figures(repeated), "by_level": levels(repeated)}
+    told["provenance"] |= {"model_sha256": digest(name), "adapters": []}
+    told["run"] |= {"model_sha256": digest(name), "adapters": {}}
+    path.write_text(json.dumps(told), encoding="utf-8")
+    return path

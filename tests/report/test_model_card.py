@@ -11,11 +11,10 @@ import command_line
 import pytest
 from conftest import converted
 from huggingface_hub import ModelCard
-from small_results import FILES, result, small_results
+from small_results import FILES, result, small_results, trials
 
 from edge.errors import ResultError
 from edge.report.build import report
-from edge.report.contents import Solved
 from edge.report.model_card import CardFacts
 
 pytestmark = pytest.mark.slow
@@ -86,12 +85,21 @@ def test_files_of_two_base_models_are_refused(tmp_path: Path) -> None:
 
 def test_solved_shares_have_a_column(tmp_path: Path) -> None:
     files = small_results(tmp_path)
-    digest = json.loads(files[1].read_text())["provenance"]["model_sha256"]
+    tried = [trials(tmp_path / f"t-{name}.json", name, lost) for name, lost in (("bf16", 0), ("Q4_K_M", 20))]
+    page = tmp_path / "p.html"
     facts = CardFacts(tmp_path / "README.md", license="mit", quantized_by="me")
-    report(files, tmp_path / "p.html", files[0], card=facts, solved={digest: Solved(7, 10, 40.0, 90.0)})
+    report([*files, *tried], page, files[0], card=facts)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| tasks solved % |" in text and "70.0 |" in text
-    assert "Whether an agent" not in text
+    header, _, base, _, q4 = text[text.index("| file") :].splitlines()[:5]
+    assert header.split("|")[2].strip() == "tasks solved %"
+    assert (
+        base.split("|")[2].strip() == "29.8 (21.0 … 40.2)" and q4.split("|")[2].strip() == "6.0 (2.6 … 13.2)"
+    )
+    assert "- Q4\\_K\\_M: A loss of 23.8 points" in text or "- Q4_K_M: A loss of 23.8 points" in text
+    assert "Tasks solved: the percentage of trials in a sandbox" in text
+    assert "Whether an agent" not in text and "- The tasks that Q8_0 and Q2_K solve." in text
+    again = "edge trial --model small-Q4_K_M.gguf --attempts 1 --max-steps 6 --max-tokens 256 --out trials"
+    assert again in text and "trials/small-Q4_K_M.json --reference" in text
 
 
 def test_a_gguf_gives_its_licence_and_its_memory(tiny_folder: Path, tmp_path: Path) -> None:

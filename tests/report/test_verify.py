@@ -14,7 +14,6 @@ from small_results import small_results
 
 from edge.errors import ResultError
 from edge.report.build import report
-from edge.report.contents import Solved
 from edge.report.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -90,26 +89,6 @@ def test_a_changed_result_and_missing_and_foreign_files_are_named(
     foreign = tmp_path / "foreign.json"
     foreign.write_text(json.dumps({**stored, "gpu": "a third"}))
     assert verify(page, [*files, foreign]).faults == (f"{foreign}: is not a file of this page",)
-
-
-def test_solved_shares_are_shown_and_not_checked(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
-    page, files = made
-    shares = {
-        json.loads(path.read_text())["provenance"]["model_sha256"]: Solved(solved, 20, 10.0, 90.0)
-        for path, solved in zip(files[:3], (15, 14, 9), strict=True)
-    }
-    out = tmp_path / "solved.html"
-    report(files, out, files[0], solved=shares)
-    text = out.read_text(encoding="utf-8")
-    lead = re.search(r'<p class="lead">(.*)</p>', text)
-    assert lead is not None
-    assert lead[1] == (
-        "In a sandbox, the unquantized model (bf16) solved 15 of 20 tasks; Q8_0 14 of 20 and Q4_K_M 9 of 20."
-    )
-    assert '<td data-name="Tasks solved, %">70.0<span class="ci">10.0 … 90.0</span></td>' in text
-    assert "Tasks solved" not in page.read_text(encoding="utf-8")
-    found = verify(out, files)
-    assert found.faults == () and "solved tasks were not checked" in found.notes[0]
 
 
 def test_the_command_says_it_and_exits_with_1(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
