@@ -138,7 +138,7 @@ def trial(
     """
     if write_suite is not None:
         return _write_suite(write_suite)
-    _check(command, model, agent, base_url, attempts, temperature)
+    _check(command, model, agent, base_url, attempts, temperature, export_solved)
     from edge.agent.loop import Limits
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
@@ -177,8 +177,11 @@ def _check(
     base_url: str | None,
     attempts: int,
     temperature: float,
+    export_solved: Path | None,
 ) -> None:
-    """Raises typer.BadParameter for options that do not fit together."""
+    """Raises typer.BadParameter for options that do not fit together, ResultError for an output that is a model."""
+    from edge.system.outputs import check_output
+
     if agent is not None and (model or base_url):
         raise typer.BadParameter("a script works instead of a model: leave out --model", param_hint="--agent")
     if base_url is not None and len(model or ()) > 1:
@@ -189,6 +192,8 @@ def _check(
         )
     if base_url is None and (is_given(command, "api_key_file") or is_given(command, "timeout")):
         raise typer.BadParameter("is for a server: add --base-url", param_hint="--api-key-file, --timeout")
+    if export_solved is not None:  # before the trials, which take long
+        check_output(export_solved, model or (), option="--export-solved")
 
 
 def _engines(

@@ -256,7 +256,9 @@ def _newest(found: Sequence[Candidate]) -> tuple[list[Candidate], list[LeftOut]]
             why = f"duplicate: {newest.path} is of the same model and settings, {how}"
             older.append(_left_out(one.path, one.result, why))
         if len(group) > 1:
-            note = f"the newest of {len(group)} results of this model and settings"
+            times = [written_at(one.result) for one in group]
+            which = "newest" if times.count(max(times)) == 1 else "last given"
+            note = f"the {which} of {len(group)} results of this model and settings"
             newest = Candidate(newest.path, newest.result, newest.steps, (*newest.notes, note))
         kept.append(newest)
     return kept, older

@@ -28,6 +28,8 @@ name='s/\x01[^\x01]*$//'
 first=~/.edge-first
 unpack "$WORK" <&5 || no "$packed"
 (export LC_ALL=C; cd "$WORK" && "${state[@]}" | sort -z > "$first") || no 'the work folder cannot be read'
+# The second archive writes into folders that the first made; it sets their permissions again.
+find "$WORK" -type d ! -perm -200 -exec chmod u+w {} +
 unpack "$WORK" <&13 || no "$packed"
 [ -z "$5" ] || { mkdir "$5" && unpack "$5" <&14; } || no 'the files beside the work folder cannot be unpacked'
 exec 5<&- 13<&- 14<&-

@@ -181,7 +181,7 @@ def _session(
             seen.failure = str(error)
         except AgentError as error:  # the terminal has ended, with the sandbox in it
             seen.failure = str(error)
-            if sandbox.trouble() is None:
+            if not _has_ended(sandbox):
                 raise
         except EdgeError as error:  # the first answer failed
             if worker.lost is not None or not worker.full:
@@ -216,8 +216,18 @@ def _run_script(sandbox: "Sandbox", path: str, files: Files) -> None:
         sandbox.run(path, SCRIPT_SECONDS, "/tmp/solution.txt")
         sandbox.save(files.saved.work)
     except SandboxError:
-        if sandbox.trouble() is None:
+        if not _has_ended(sandbox):
             raise  # a script that ends the sandbox leaves the last saved files
+
+
+def _has_ended(sandbox: "Sandbox") -> bool:
+    """Whether all processes of a sandbox have ended. Its pipes close a moment before the last process ends."""
+    end = time.monotonic() + PATIENCE
+    while sandbox.trouble() is None:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _nothing(what: object) -> None:

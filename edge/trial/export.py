@@ -33,7 +33,7 @@ def export_solved(results: Sequence[tuple[Path, TrialResult]], to: Path) -> int:
                 lines.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
     if not lines:
         raise ResultError(f"{to}: no trial of a model was solved, so there are no rows to write")
-    check_output(to, records, option="--export-solved")
+    check_output(to, [*records, *(path for path, _ in results)], option="--export-solved")
     try:
         with whole_file(to) as (_, descriptor):
             for line in lines:

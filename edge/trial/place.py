@@ -11,13 +11,16 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.terminal.check import BESIDE, WORK, Limits
+from edge.errors import SandboxError
+from edge.system.confined import PATH
+from edge.terminal.check import BESIDE, HOME, WORK, Limits
 from edge.terminal.packed import Base
 from edge.terminal.saved import Saved, saved_base
 from edge.terminal.tmux import Terminal
@@ -28,10 +31,28 @@ if TYPE_CHECKING:
     from edge.terminal.sandbox import Beside, Sandbox
 
 BUILD_SECONDS = 300  # for all RUN together
+LINK_SECONDS = 60
 _TIMES = (1_700_000_000, 1_700_000_000)  # of every copied file: the screens of two runs show the same date
 _BUILD = f"{BESIDE}/build"
 _LOGS = "/logs/verifier"
 _OUT = f"{_LOGS}/test-stdout.txt"
+# Removes links of the work folder that lead to the tests, to their results, or to what a test reads or writes: a test
+# that compares a file with an expected one would find that the two agree.
+_LINKS = rf"""#!/bin/bash
+PATH={PATH}
+find {WORK} -type l -print0 | while IFS= read -r -d '' link; do
+  for target in "$(readlink -- "$link")" "$(readlink -m -- "$link")"; do
+    case $target in
+      /dev/null | /dev/zero | /dev/*random) ;;
+      / | /home | {HOME} | {BESIDE} | {BESIDE}/* | /tests | /tests/* | /logs | /logs/* | \
+      /proc | /proc/* | /dev | /dev/*)
+        chmod u+rwx "${{link%/*}}"
+        rm -f -- "$link"
+        ;;
+    esac
+  done
+done
+"""
 _SHOWN = 2000  # characters of the tests' output that a result keeps
 _MISSING = re.compile(
     r"^/tests/\S+: line \d+: (\S+): command not found|No module named '?([\w.]+)|env: ‘?'?([\w.-]+)'?’?: No such file",
@@ -85,18 +106,41 @@ def _copy_all(context: Path, environment: Environment, work: Path) -> None:
         inside = environment.inside(copied.target)
         assert inside is not None  # the reader checked it
         for pattern in copied.sources:
-            found = [context] if pattern in (".", "") else sorted(context.glob(pattern))
+            try:
+                found = [context] if pattern in (".", "") else sorted(context.glob(pattern))
+            except ValueError:
+                found = []
             if not found:
                 raise NotRunnableError(f"COPY of {pattern}, which environment/ does not have")
             for source in found:
-                to = work / inside
-                if source.is_dir() and not source.is_symlink():
-                    shutil.copytree(source, to, symlinks=True, dirs_exist_ok=True)
-                    continue
-                if copied.into or to.is_dir():
-                    to = to / source.name
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, to, follow_symlinks=False)
+                folder = source.is_dir() and not source.is_symlink()
+                into = not folder and (copied.into or (work / inside).is_dir())
+                _copy(source, work / inside / source.name if into else work / inside, work)
+
+
+def _copy(source: Path, to: Path, work: Path) -> None:
+    """Copy a file, a link or a folder, never through a link that was copied before: it can lead out of `work`.
+
+    Raises NotRunnableError.
+    """
+    for place in (to, *to.parents):
+        if place == work:
+            break
+        if place.is_symlink():
+            raise NotRunnableError(f"COPY through the link {place.relative_to(work)}")
+    try:
+        if source.is_dir() and not source.is_symlink():
+            to.mkdir(parents=True, exist_ok=True)
+            for one in sorted(source.iterdir()):
+                _copy(one, to / one.name, work)
+            shutil.copystat(source, to)
+            return
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if to.exists():
+            to.unlink()
+        shutil.copy2(source, to, follow_symlinks=False)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        raise NotRunnableError(f"COPY of a file and a folder to {to.relative_to(work)}") from None
 
 
 def _build_script(environment: Environment) -> str:
@@ -113,10 +157,12 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _beside(task: Task, files: Path | None, links: Mapping[str, str], more: Mapping[str, str]) -> "Beside":
+def _beside(
+    task: Task, files: Path | None, links: Mapping[str, str], more: Mapping[str, str], start: str = ""
+) -> "Beside":
     from edge.terminal.sandbox import Beside
 
-    start = task.environment.workdir
+    start = start or task.environment.workdir
     if task.environment.root != WORK:
         links = {**links, task.environment.root: WORK}
     return Beside(files, links, start, {**task.environment.variables, **more}, exact=True)
@@ -157,6 +203,7 @@ def build(task: Task, sandbox: "Sandbox", files: Files) -> Base:
 def run_tests(task: Task, files: Files, folder: Path, limits: Limits) -> Tested:
     """Run the tests of a task on the saved work folder, in a fresh sandbox. `folder`: an empty one for their files.
 
+    They start in the work folder itself if the folder of WORKDIR is gone.
     Raises SandboxError, AgentError, OSError.
     """
     from edge.terminal.sandbox import Sandbox
@@ -164,21 +211,53 @@ def run_tests(task: Task, files: Files, folder: Path, limits: Limits) -> Tested:
     shutil.copytree(task.folder / "tests", folder / "tests", symlinks=True)
     (folder / "tests" / "test.sh").chmod(0o755)
     (folder / "logs" / "verifier").mkdir(parents=True)
-    beside = _beside(task, folder, {"/tests": "tests", "/logs": "logs"}, task.test_variables)
+    (folder / "links").write_text(_LINKS, encoding="utf-8")
+    (folder / "links").chmod(0o755)
+    inside = task.environment.inside(task.environment.workdir) or "."
+    there = inside == "." or ((item := after_state(files).get(inside)) is not None and item.kind == "folder")
+    start = task.environment.workdir if there else WORK
+    beside = _beside(task, folder, {"/tests": "tests", "/logs": "logs"}, task.test_variables, start)
     with (
         Sandbox.prepare(files.work, limits, files.saved, beside=beside) as sandbox,
         Terminal.start(sandbox.argv, cwd=files.work, ready=sandbox.wait_ready),
     ):
+        if sandbox.run(f"{BESIDE}/links", LINK_SECONDS, "/dev/null"):
+            raise SandboxError("the links of the work folder cannot be checked before the tests")
+        began = time.monotonic()
         status = sandbox.run("/tests/test.sh", task.test_seconds, _OUT)
+        late = time.monotonic() - began >= task.test_seconds
         output = _text(sandbox.show(_OUT))[-_SHOWN:]
-        if status in (124, 137):
+        if late and status in (124, 137):  # tests can end with such a status themselves
             return Tested(None, f"the tests did not end in {task.test_seconds} s", slow=True, output=output)
         rewards = sandbox.show(f"{_LOGS}/reward.json"), sandbox.show(f"{_LOGS}/reward.txt")
     reward, reason = read_reward(*rewards)
-    if (reward is None or reward < 1) and (found := _MISSING.search(output)) is not None:
-        missing = next(group for group in found.groups() if group)
+    if (reward is None or reward < 1) and (missing := _missing(task, output)):
         return Tested(None, f"the tests need {missing}, which is not here", output=output)
     return Tested(reward, reason, output=output)
+
+
+def _missing(task: Task, output: str) -> str:
+    """A program or module that the tests need and that is not here; empty if there is none.
+
+    What a program of the model lacks is the model's fault: the name must be in the tests, and neither in the
+    instruction nor in the solution, which say what the model is to make.
+    """
+    for found in _MISSING.finditer(output):
+        name = next(group for group in found.groups() if group)
+        if _names(task.folder / "tests", name) and shutil.which(name, path=PATH) is None:
+            made = re.search(rf"\b{re.escape(name)}\b", task.instruction)
+            if not made and not _names(task.folder / "solution", name):
+                return name
+    return ""
+
+
+def _names(folder: Path, name: str) -> bool:
+    """Whether a file below a folder has this name in it, as a whole word."""
+    word = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])".encode())
+    return any(
+        path.is_file() and not path.is_symlink() and word.search(path.read_bytes()) is not None
+        for path in sorted(folder.rglob("*"))
+    )
 
 
 def read_reward(in_json: bytes | None, in_text: bytes | None) -> tuple[float | None, str]:

@@ -101,6 +101,7 @@ def read_task(folder: Path) -> Task:
     if not _NAME.fullmatch(folder.name):
         raise NotRunnableError("its name has other characters than letters, digits, dots, dashes and _")
     digest = _digest(folder)
+    _check_links(folder)
     fields = _toml(folder / "task.toml")
     instruction = _text(folder, "instruction.md")
     if not instruction.strip():
@@ -127,6 +128,14 @@ def read_task(folder: Path) -> Task:
         _seconds(_table(fields, "verifier")),
         digest,
     )
+
+
+def _check_links(folder: Path) -> None:
+    """Raises NotRunnableError if a link is in the place of what edge reads or makes executable."""
+    parts = ["task.toml", "instruction.md", "environment", "environment/Dockerfile", "tests", "tests/test.sh"]
+    for path in (*(folder / part for part in (*parts, "solution")), *(folder / "solution").glob("*.sh")):
+        if path.is_symlink():
+            raise NotRunnableError(f"{path.relative_to(folder)} is a link")
 
 
 def _check_fields(folder: Path, fields: Mapping[str, Any]) -> None:
@@ -210,15 +219,22 @@ def _seconds(verifier: Mapping[str, Any]) -> int:
 
 
 def _digest(folder: Path) -> str:
-    """SHA-256 of a line `PATH SHA256` for each file of a task, sorted. Raises NotRunnableError."""
+    """SHA-256 of a line `PATH SHA256` for each file and link of a task, sorted.
+
+    Raises NotRunnableError if the files are too large, and for a link that leads out of the task folder: what it shows
+    are files of this system.
+    """
     lines, total = [], 0
     try:
         for root, folders, files in os.walk(folder):
             folders.sort()
-            for name in sorted(files):
+            for name in sorted([*files, *(one for one in folders if Path(root, one).is_symlink())]):
                 path = Path(root, name)
                 state = path.lstat()
                 if stat.S_ISLNK(state.st_mode):
+                    if not Path(os.path.realpath(path)).is_relative_to(folder):
+                        shown = path.relative_to(folder)
+                        raise NotRunnableError(f"{shown} is a link that leads out of the task folder")
                     content = os.readlink(path).encode(errors="surrogateescape")
                 elif stat.S_ISREG(state.st_mode):
                     total += state.st_size

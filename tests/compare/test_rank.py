@@ -202,7 +202,9 @@ def test_the_newest_duplicate_counts(three: list[Path], tmp_path: Path) -> None:
     assert "the newest of 3 results of this model and settings" in entry.notes
     for path in (older, newer):
         edited(path, timestamp=None)
-    assert reasons(rank([newer, older])) == {
+    ranking = rank([newer, older])
+    assert "the last given of 2 results of this model and settings" in ranking.entries[0].notes
+    assert reasons(ranking) == {
         "newer": f"duplicate: {older} is of the same model and settings, which is given later"
     }
 

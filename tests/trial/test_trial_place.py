@@ -95,7 +95,7 @@ def test_destructive_answers_change_nothing_outside(tmp_path: Path, monkeypatch:
         tmp_path / "t",
         {
             "task.toml": TOML + "may_change = []\n",
-            "solution/destructive.sh": text + "kill -9 -1\n",
+            "solution/destructive.sh": text + "kill -9 -1\n",  # the sandbox ends
             "tests/test.sh": "#!/bin/bash\n[ -e a.txt ]; echo $((1 - $?)) > /logs/verifier/reward.txt\n",
         },
     )
@@ -106,7 +106,7 @@ def test_destructive_answers_change_nothing_outside(tmp_path: Path, monkeypatch:
         assert not list(tmp_path.glob("*-gone"))
     finally:
         shutil.rmtree(beside)
-    assert (found["state"], found["ended"]) in (("failed", "destructive"), ("solved", ""))
+    assert (found["state"], found["ended"]) in (("failed", "destructive"), ("solved", "")), found["reason"]
 
 
 def _state(root: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -116,3 +116,71 @@ def _state(root: Path) -> dict[str, tuple[int, int, bytes]]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+COMPARES = "cmp -s answer /tests/expected && echo 1 > /logs/verifier/reward.txt || echo 0 > /logs/verifier/reward.txt\n"
+LINKS = {
+    "absolute": "ln -s /tests/expected answer",
+    "relative": "ln -s ../tests/expected answer",
+    "the copy itself": "ln -s /home/agent/.beside/tests/expected answer",
+    "through /proc": "ln -s /proc/self/root/tests/expected answer",
+    "through another link": "ln -s /usr up; ln -s up/../tests/expected answer",
+    "through the root": "ln -s / up; ln -s up/tests/expected answer",
+}
+
+
+@pytest.mark.parametrize("how", LINKS)
+def test_a_link_to_the_expected_file_is_no_answer(how: str, tmp_path: Path) -> None:
+    files = {
+        "tests/expected": "42\n",
+        "tests/test.sh": "#!/bin/bash\n" + COMPARES,
+        "solution/solve.sh": f"#!/bin/bash\n{LINKS[how]}\n",
+    }
+    found = tried(make_task(tmp_path / "t", files), "oracle", tmp_path)
+    assert (found["state"], found["ended"], found["reward"]) == ("failed", "wrong", 0.0)
+
+
+def test_a_link_to_what_the_test_reads_is_no_answer_and_other_links_stay(tmp_path: Path) -> None:
+    files = {
+        "tests/test.sh": "#!/bin/bash\n[ -L same ] && [ -L up ] && [ -L none ] || exit 1\n"
+        "echo 42 | cmp -s - answer; echo $((1 - ($? > 0))) > /logs/verifier/reward.txt\n",
+        "solution/solve.sh": "#!/bin/bash\nln -s a.txt same; ln -s /usr/bin up; ln -s /dev/null none\n"
+        "[ -e right ] && echo 42 > answer || ln -s /dev/stdin answer\n",
+    }
+    found = tried(make_task(tmp_path / "t", files), "oracle", tmp_path)
+    assert (found["state"], found["ended"], found["reward"]) == ("failed", "wrong", 0.0)
+    right = {"environment/right": "x\n", "environment/Dockerfile": "FROM x\nCOPY . .\n"}
+    found = tried(make_task(tmp_path / "right", {**files, **right}), "oracle", tmp_path)
+    assert found["state"] == "solved"
+
+
+FAULTS = {
+    "a module that the model's program needs": (
+        "echo 'import nothere' > prog.py",
+        "python3 prog.py && echo 1 > /logs/verifier/reward.txt || echo 0 > /logs/verifier/reward.txt",
+    ),
+    "a program that the model was to make": (
+        "true",
+        "PATH=$PATH:/app; greet > out && echo 1 > /logs/verifier/reward.txt || echo 0 > /logs/verifier/reward.txt",
+    ),
+    "a status of tests that were not late": ("true", "echo 0 > /logs/verifier/reward.txt; exit 124"),
+    "a folder that cannot be written": (
+        "mkdir no; echo > no/x; chmod 500 no",
+        "echo 0 > /logs/verifier/reward.txt",
+    ),
+    "the folder of WORKDIR is gone": ("cd ..; rm -rf sub", "echo 0 > /logs/verifier/reward.txt"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_model_counts_as_failed(fault: str, tmp_path: Path) -> None:
+    solve, test = FAULTS[fault]
+    files = {
+        "instruction.md": "Make the script greet.\n",
+        "environment/Dockerfile": "FROM x\nWORKDIR /app\nWORKDIR /app/sub\n",
+        "tests/test.sh": f"#!/bin/bash\n{test}\n",
+        "solution/solve.sh": f"#!/bin/bash\n{solve}\n",
+    }
+    found = tried(make_task(tmp_path / "t", files), "oracle", tmp_path)
+    assert (found["state"], found["ended"], found["reward"]) == ("failed", "wrong", 0.0)
+    assert "did not end" not in found["reason"]

@@ -238,3 +238,12 @@ def test_a_damaged_result(damage: Callable[[dict[str, Any]], object], said: str,
     assert done.returncode == 1
     assert done.stderr.startswith("error: b.json: ") and said in done.stderr
     assert command_line.run("compare", "a.json", "a.json", cwd=tmp_path).returncode == 0
+
+
+def test_the_rows_never_replace_the_model(tmp_path: Path) -> None:
+    """The line comes before any trial."""
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF")
+    found = trial("--model", model, "--export-solved", model, folder=tmp_path, wanted=1)
+    assert "is an input of this command" in found.stderr
+    assert model.read_bytes() == b"GGUF"

@@ -4,13 +4,15 @@
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from edge.errors import ReplayError
+from edge.terminal.saved import Saved
 from edge.trial.dockerfile import NotRunnableError, network_program, read_dockerfile
-from edge.trial.place import read_reward
+from edge.trial.place import make_files, read_reward
 from edge.trial.tasks import find_tasks, read_task, read_tasks
 
 TOML = 'version = "1.0"\n[metadata]\ndifficulty = "easy"\n'
@@ -183,3 +185,56 @@ def test_the_reward(in_json: bytes | None, in_text: bytes | None, reward: float 
 def test_a_reward_of_any_depth_is_refused() -> None:
     assert read_reward(b"[" * 100_000, None)[0] is None
     assert read_reward(json.dumps({"reward": True}).encode(), None)[0] == 1.0
+
+
+def linked(tmp_path: Path, at: str, to: str) -> Path:
+    """A task with a link at a path, in the place of what is there."""
+    task = make_task(tmp_path / "t", {"solution/solve.sh": "#!/bin/bash\n"})
+    if (task / at).is_dir():
+        shutil.rmtree(task / at)
+    (task / at).unlink(missing_ok=True)
+    (task / at).symlink_to(to)
+    return task
+
+
+@pytest.mark.parametrize(
+    "at", ["instruction.md", "tests/test.sh", "tests", "environment", "environment/sub", "solution/solve.sh"]
+)
+def test_a_link_out_of_the_task_is_refused(at: str, tmp_path: Path) -> None:
+    """It would show a file of this system to a model, or make it executable."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "test.sh").write_text("secret\n")
+    (outside / "test.sh").chmod(0o600)
+    task = linked(tmp_path, at, str(outside if "." not in at else outside / "test.sh"))
+    tasks, refused = read_tasks([task])
+    assert not tasks
+    assert refused[0].reason == f"{at} is a link that leads out of the task folder"
+    assert (outside / "test.sh").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_within_the_task_stands_for_no_part_of_it(tmp_path: Path) -> None:
+    assert read_tasks([linked(tmp_path, "tests/test.sh", "../environment/a.txt")])[1][0].reason.endswith(
+        "is a link"
+    )
+
+
+def test_copy_never_writes_through_a_link(tmp_path: Path) -> None:
+    """A link that stays inside the task can lead elsewhere from where it is copied to."""
+    task = make_task(
+        tmp_path / "t",
+        {
+            "environment/Dockerfile": "FROM x\nCOPY deep/er/out ./\nCOPY a.txt out/\n",
+            "environment/up/kept": "kept\n",
+            "environment/deep/er/kept": "kept\n",
+        },
+    )
+    (task / "environment/deep/er/out").symlink_to("../../up")
+    outside = tmp_path / "up"
+    outside.mkdir()
+    place = tmp_path / "a" / "b"
+    place.mkdir(parents=True)
+    saved = Saved(tmp_path / "work.tar", tmp_path / "first.tar", b"k" * 32)
+    with pytest.raises(NotRunnableError, match="COPY through the link out"):
+        make_files(read_task(task), place, saved)
+    assert not list(outside.iterdir())
