@@ -135,15 +135,15 @@ def seconds(value: float | None) -> str:
 
 def _table(ranking: Ranking) -> list[str]:
     header = (
-        "",
+        "#",
         "place",
         "model",
         "result",
         "type",
         "score",
-        "95 % interval",
+        "its 95 % interval",
         "to the first",
-        "95 % interval",
+        "95 % interval of that",
         "first command exact %",
         "valid JSON %",
         "grammar",
