@@ -186,6 +186,8 @@ def is_given(context: typer.Context, name: str) -> bool:
 
 def broken_package(error: BaseException) -> str | None:
     """A line about a package that is missing or cannot be imported; None if `error`, caught in main, is another one."""
+    if isinstance(error, MemoryError):
+        return None
     frames = [
         (frame, frame.f_code.co_code[frame.f_lasti]) for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
@@ -196,7 +198,7 @@ def broken_package(error: BaseException) -> str | None:
         if frame.f_code.co_name == "<module>"
         or (frame is frames[-1][0] and instruction == opcode.opmap["IMPORT_NAME"])
     ]
-    if isinstance(error, MemoryError) or not (importing or isinstance(error, ImportError)):
+    if not (importing or isinstance(error, ImportError)):
         return None
     if isinstance(error, ImportError) and error.name:
         module = error.name

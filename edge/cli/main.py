@@ -102,6 +102,8 @@ def show_help(
     typer.echo(found.get_help())
 
 
+_MORE_MEMORY = "raise the limit, or close other programs"
+
 # `edge --help` lists them in this order.
 app.command()(pull)
 app.command()(convert)
@@ -173,6 +175,21 @@ def _show_warning(
         typer.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
+def _explained(error: Exception, limited: bool) -> str | None:
+    """One line for an error that is not edge's own; None for a fault of edge. `limited`: memory has a limit."""
+    package = broken_package(error)
+    if package and not limited:
+        return package
+    if isinstance(error, OSError):
+        where = error.filename or written_stream(error)
+        return f"{where}: {error.strerror or error}" if where else error.strerror or str(error)
+    # With too little memory, an import can fail with any exception, and a thread cannot start.
+    if isinstance(error, MemoryError | ImportError) or package or "start new thread" in str(error):
+        why = " ".join(str(error).split())[-200:] or "an allocation failed"
+        return f"not enough memory ({why}): {_MORE_MEMORY}"
+    return None
+
+
 def main() -> NoReturn:
     """The program `edge`. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     # Exit by exception, so that temporary files are removed. Windows has no SIGHUP.
@@ -199,18 +216,13 @@ def main() -> NoReturn:
             say(printable(_interruption(stop)))
         raise
     except Exception as error:
-        package = broken_package(error)
-        if package and not limited:
-            fail(package)
-            sys.exit(1)
-        if isinstance(error, OSError):
-            where = error.filename or written_stream(error)
-            fail(f"{where}: {error.strerror or error}" if where else error.strerror or str(error))
-            sys.exit(1)
-        # With too little memory, an import can fail with any exception, and a thread cannot start.
-        if not (isinstance(error, MemoryError | ImportError) or package or "start new thread" in str(error)):
+        try:
+            line = _explained(error, limited)
+        except MemoryError:
+            error.__traceback__ = None  # frees what the failed call held
+            line = f"not enough memory (an allocation failed): {_MORE_MEMORY}"
+        if line is None:
             raise
-        why = " ".join(str(error).split())[-200:] or "an allocation failed"
-        fail(f"not enough memory ({why}): raise the limit, or close other programs")
+        fail(line)
         sys.exit(1)
     sys.exit(0)
