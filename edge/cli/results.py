@@ -57,7 +57,7 @@ def compare(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Compare results with a reference, or find what differs between them.
+    """Compare results with a reference, or find what differs.
 
     With --reference, the comparison is step by step. With --causes, it is by what differs between two results. Results
     of edge trial are compared task by task; without --reference, with the first of them.

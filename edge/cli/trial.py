@@ -132,9 +132,9 @@ def trial(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Let a model work on tasks in a sandbox, run each task's tests, and count what is solved.
+    """Count the tasks that a model solves in a sandboxed shell.
 
-    If it is interrupted, run the same command again to resume.
+    A task's own tests decide, in a fresh sandbox. If it is interrupted, run the same command again to resume.
     """
     if write_suite is not None:
         return _write_suite(write_suite)

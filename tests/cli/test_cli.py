@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # In the order of `edge --help`: from the first use to the rare one.
 COMMANDS = [
-    *("pull", "convert", "run", "chat", "agent", "serve", "eval", "compare", "report", "sweep", "measure"),
-    *("score", "replay", "prompt", "imatrix", "inspect", "schema", "doctor", "bundle", "unbundle", "help"),
+    *("pull", "convert", "run", "chat", "agent", "serve", "eval", "trial", "compare", "report", "rank"),
+    *("sweep", "measure", "score", "join", "replay", "prompt", "imatrix", "inspect", "schema", "doctor"),
+    *("bundle", "unbundle", "help"),
     *("rows", "allow", "models", "config"),
 ]
 LONGEST_SUMMARY = 62  # characters; longer ones are cut in 80 columns
