@@ -49,7 +49,7 @@ else
 LLAMA_PIP := $(PIP)
 endif
 
-.PHONY: help install demo lint check test docs lock fuzz wheel-check format clean
+.PHONY: help install demo lint types-here types-darwin types-win32 check test docs lock fuzz wheel-check format clean
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
@@ -139,11 +139,15 @@ demo: $(VENV)/installed
 lint: $(VENV)/test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(MYPY)
-	$(MYPY) --platform darwin --cache-dir .mypy_cache/darwin
-	$(MYPY) --platform win32 --cache-dir .mypy_cache/win32
+	$(MAKE) --no-print-directory --jobs=2 types-here types-darwin types-win32
 	$(BIN)/python scripts/commands_page.py --check
 	$(BIN)/python scripts/sentences_page.py --check
+
+types-here:
+	$(MYPY)
+
+types-darwin types-win32: types-%:
+	$(MYPY) --platform $* --cache-dir .mypy_cache/$*
 
 # One process for each core: these tests do not wait, and each process collects all tests.
 check: lint

@@ -4,6 +4,7 @@
 """
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,3 +125,9 @@ def test_each_folder_lists_its_modules() -> None:
             path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
         }
         assert sorted(listed) == sorted(there - {"__init__"}), folder
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    """pytest imports them by their file's name: a second module of one name is an error where both are collected."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

@@ -284,14 +284,16 @@ class Server:
     def _keep_socket(self, event: str, details: Mapping[str, Any]) -> None:
         """Remember the socket of a new connection, for `close`."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            self._sockets.add(details["return_value"].get_extra_info("socket"))
+            one = details["return_value"].get_extra_info("socket")
+            self._sockets.add(one)
+            if self._stopped.is_set():  # `close` may not have seen it
+                _shut(one)
 
     def close(self) -> None:
         """Send no more requests, and abandon those that wait for an answer."""
         self._stopped.set()
         for one in list(self._sockets):  # closing a socket does not wake the thread that reads from it
-            with suppress(OSError):
-                socket.socket.shutdown(one, socket.SHUT_RDWR)
+            _shut(one)
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -299,6 +301,12 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _shut(connection: socket.socket) -> None:
+    """End a connection, also a read that waits in another thread."""
+    with suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _written(value: Mapping[str, Any], url: str) -> Written:

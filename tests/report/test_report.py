@@ -474,7 +474,7 @@ ERRORS: dict[str, tuple[Callable[[dict[str, Path], Path], dict[str, Any]], str]]
     ),
     "a measurement as reference": (
         lambda f, t: {"results": [f["Q2_K"]], "reference": f["measured"]},
-        "the reference must be a result",
+        "the reference must be one",
     ),
     "the reference alone": (
         lambda f, t: {"results": [f["bf16"]], "reference": f["bf16"]},

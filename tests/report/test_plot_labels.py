@@ -1,6 +1,6 @@
 """The labels of plots never overlap, with any number of files and long names; the front goes by KL.
 
-pytest tests/report/test_labels.py
+pytest tests/report/test_plot_labels.py
 """
 
 import html

@@ -1,6 +1,6 @@
 """edge report --card: huggingface_hub reads the card, and no fact in it is invented.
 
-pytest tests/report/test_model_card.py
+pytest tests/report/test_report_card.py
 """
 
 import json
