@@ -18,6 +18,7 @@ page          the HTML page
 embedded      what a page says about its files
 short_form    the short form in Markdown
 model_card    the model card of a repository
+templates     the Jinja environment of the pages
 verify        whether a page is that of its files
 rank_page     a ranking as one HTML page
 choice        which quantization to take, and why

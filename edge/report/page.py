@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from edge.compare.findings import Figure, Group, Part
@@ -16,8 +15,9 @@ from edge.report.embedded import Embedded
 from edge.report.measurements import CheckedMeasurement
 from edge.report.origin import Line, origin
 from edge.report.plots import Drawing
+from edge.report.templates import page_environment
 from edge.report.words import KINDS, LABELS
-from edge.system.text import counted, visible
+from edge.system.text import counted
 from edge.version import __version__
 
 _FOLD = 12  # a table of more groups is folded
@@ -93,15 +93,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], embedded: Embedded) -> 
 
 
 def _environment(report: Report) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=_visible,  # for every value that the template writes, so that none is forgotten
-    )
+    environment = page_environment()
     filters: Mapping[str, Callable[..., str]] = {
         name: getattr(words, name)
         for name in ("figure", "fixed", "percent", "interval", "kl", "size", "p_value", "engine", "base_name")
@@ -220,10 +212,6 @@ def _without_paths(report: Report) -> Callable[[str], str]:
         return note
 
     return replaced
-
-
-def _visible(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _grouped(report: Report) -> list[tuple[str, list[Entry], list[GroupRow]]]:

@@ -5,19 +5,17 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from edge.compare.findings import interval_text, number
 from edge.compare.ranking import Entry, Ranking
 from edge.compare.ranking_text import heading, place, scope, seconds, spans
 from edge.errors import ResultError
+from edge.report.templates import page_environment
 from edge.system.files import whole_file, write_at
 from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.places import place_of
-from edge.system.text import visible
 from edge.version import __version__
 
 
@@ -47,15 +45,7 @@ def write_page(out: Path, ranking: Ranking, run: Run, title: str = "") -> None:
 
 def rank_html(ranking: Ranking, run: Run, title: str = "") -> str:
     """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=_visible,  # for every value that the template writes, so that none is forgotten
-    )
+    environment = page_environment()
     environment.filters.update(
         place=place,
         seconds=seconds,
@@ -100,7 +90,3 @@ def _stored(path: Path) -> Run | None:
         raise ValueError("not a ranking")
     run = json.loads(html.unescape(match[1]))
     return run if isinstance(run, dict) else None
-
-
-def _visible(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
