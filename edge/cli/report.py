@@ -9,6 +9,8 @@ from edge.cli.common import note, noting_replaced, show
 from edge.cli.options import Force
 from edge.system.text import printable
 
+_SHOWN_FAULTS = 20
+
 
 def report(
     results: Annotated[
@@ -163,8 +165,10 @@ def _verify(page: Path, results: list[Path], replay: Path | None) -> None:
     found = verify(page, results, replay)
     for text in found.notes:
         note(text)
-    for fault in found.faults:
+    for fault in found.faults[:_SHOWN_FAULTS]:
         show(printable(fault))
+    if (more := len(found.faults) - _SHOWN_FAULTS) > 0:
+        show(patterns.MORE_FAULTS(count=more))
     if found.faults:
         faults = counted(len(found.faults), "fault")
         raise ResultError(patterns.NOT_VERIFIED(page=page, faults=faults))

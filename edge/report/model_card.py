@@ -54,7 +54,7 @@ def to_card(report: Report, facts: CardFacts) -> str:
     Raises ResultError if no file was compared, if the base model is unknown, or if files name different facts, and
     ModelFileError for a GGUF that cannot be read.
     """
-    files = [entry for entry in report.quantized if entry.run]
+    files = [entry for entry in _largest_first(report.quantized) if entry.run]
     if not files:
         raise ResultError(f"{facts.path}: no quantized file was compared: give results and a --reference")
     ggufs = _by_file(files, facts)
@@ -87,6 +87,10 @@ def to_card(report: Report, facts: CardFacts) -> str:
     if unknown:
         lines += ["", "## What is unknown", "", *(f"- {escaped(text)}" for text in unknown)]
     return "\n".join(lines) + "\n"
+
+
+def _largest_first(files: Sequence[Entry]) -> list[Entry]:
+    return sorted(files, key=lambda entry: -(entry.n_bytes or 0))
 
 
 def _by_file(files: Sequence[Entry], facts: CardFacts) -> dict[str, Path]:
@@ -172,7 +176,7 @@ def _file_name(entry: Entry) -> str:
 def _table(report: Report, files: Sequence[Entry], memory: Mapping[str, int], context: int) -> list[str]:
     advice = recommendations(report)
     reference = [entry for entry in (report.reference,) if entry and entry.run]
-    rows = [*reference, *sorted(files, key=lambda entry: -(entry.n_bytes or 0))]
+    rows = [*reference, *files]
     columns: list[tuple[str, list[str]]] = [
         ("file", [escaped(_file_name(entry)) for entry in rows]),
         ("tasks solved %", [words.tasks_solved(entry) for entry in rows]),
@@ -191,7 +195,7 @@ def _table(report: Report, files: Sequence[Entry], memory: Mapping[str, int], co
 
 def recommendations(report: Report) -> dict[str, str]:
     """A plain recommendation for each compared file, by label. docs/sentences.md says when each is true."""
-    files = sorted(report.quantized, key=lambda entry: -(entry.n_bytes or 0))
+    files = _largest_first(report.quantized)
     beaten = beaten_files(report)
     good = [entry for entry in files if entry.label not in beaten]
     found = {}
@@ -242,7 +246,9 @@ def _commands(report: Report, files: Sequence[Entry], base: str) -> list[str]:
     against = shlex.quote(_stem(reference) + ".json" if reference else report.entries[0].label)
     lines += [f"edge report {' '.join(names)} --reference {against} --out report.html", "```", ""]
     digests = [
-        (escaped(_file_name(entry)), f"`{_provenance(entry, 'model_sha256') or ''}`") for entry in files
+        (escaped(_file_name(entry)), f"`{digest}`")
+        for entry in [*([reference] if reference else []), *files]
+        if (digest := _provenance(entry, "model_sha256"))
     ]
     return [*lines, *table(("file", "SHA-256"), digests)]
 

@@ -15,7 +15,6 @@ from edge.report.embedded import Embedded, programs, read_embedded
 from edge.report.evidence import Named
 from edge.system.hashes import file_sha256
 
-_SHOWN = 20  # differences that are named
 _WIDTH = 60  # characters of a text that are shown
 _MESSAGE = re.compile(r'<h4>Last message of the task[^<]*</h4><pre class="message">[^<]*</pre>')
 _Text = tuple[str, str]
@@ -133,11 +132,8 @@ def _compared(page: str, again: str, *, plots: bool) -> tuple[list[str], int]:
     faults = []
     for before, after in _different(ours.found, theirs.found):
         where = (before or after or ("", ""))[0]
-        page_says = _quoted(before[1]) if before else "nothing"
-        files_give = _quoted(after[1]) if after else "nothing"
+        page_says, files_give = _quoted(before and before[1], after and after[1])
         faults.append(patterns.OTHER_FIGURE(where=where, page=page_says, files=files_give))
-    if len(faults) > _SHOWN:
-        faults = [*faults[:_SHOWN], patterns.MORE_FAULTS(count=len(faults) - _SHOWN)]
     return faults, count
 
 
@@ -160,8 +156,19 @@ def _different(ours: Sequence[_Text], theirs: Sequence[_Text]) -> list[tuple[_Te
     return found
 
 
-def _quoted(text: str) -> str:
-    return f'"{text if len(text) <= _WIDTH else text[:_WIDTH] + "…"}"'
+def _quoted(page: str | None, files: str | None) -> tuple[str, str]:
+    """Two texts that differ, cut to the part with the first difference; "nothing" for None."""
+    pairs = list(zip(page or "", files or "", strict=False))
+    first = next((place for place, (ours, theirs) in enumerate(pairs) if ours != theirs), len(pairs))
+    start = max(0, first - _WIDTH // 3)
+
+    def cut(text: str | None) -> str:
+        if text is None:
+            return "nothing"
+        before, after = "…" if start else "", "…" if len(text) > start + _WIDTH else ""
+        return f'"{before}{text[start : start + _WIDTH]}{after}"'
+
+    return cut(page), cut(files)
 
 
 def _short(digest: str | None) -> str:

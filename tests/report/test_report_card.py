@@ -11,7 +11,7 @@ import command_line
 import pytest
 from conftest import converted
 from huggingface_hub import ModelCard
-from small_results import FILES, result, small_results, trials
+from small_results import FILES, digest, result, small_results, trials
 
 from edge.errors import ResultError
 from edge.report.build import report
@@ -53,6 +53,8 @@ def test_the_hub_library_reads_what_was_written(tmp_path: Path) -> None:
     assert rows["small-Q4_K_M.gguf"][-1].startswith("Take it if Q8_0 does not fit.")
     assert "tasks solved" not in text and "Whether an agent with these files solves whole tasks." in text
     assert "The memory of Q8_0, Q4_K_M and Q2_K." in text and "unknown" not in text
+    digests = re.findall(r"^\| small-(\S+)\.gguf +\| `(\w+)`", text, re.MULTILINE)
+    assert digests == [(name, digest(name)) for name in FILES]
     assert "edge convert owner/small --quant Q4_K_M --out small-Q4_K_M.gguf" in text
     assert "--replay rows.jsonl --max-tokens 64 --think off --parallel 4 --out small-Q4_K_M.json" in text
 

@@ -75,6 +75,31 @@ def test_a_removed_row_and_an_added_sentence_are_found(made: tuple[Path, list[Pa
     assert verify(changed(page, tmp_path / "b.html", row[0], ""), files).faults
 
 
+def test_a_change_late_in_a_long_text_is_shown(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    page, files = made
+    lead = re.search(r'<p class="lead">([^<]{80,})\.</p>', page.read_text(encoding="utf-8"))
+    assert lead is not None
+    (fault,) = verify(
+        changed(page, tmp_path / "a.html", lead[0], f"{lead[0][:-5]} always.</p>"), files
+    ).faults
+    assert 'always."' in fault and fault.count("…") == 2
+
+
+def test_the_number_of_faults_counts_those_that_are_not_shown(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    page, files = made
+    text = page.read_text(encoding="utf-8")
+    other = tmp_path / "a.html"
+    other.write_text(re.sub(r"<td data-name=([^>]*)>[^<]+", r"<td data-name=\1>7", text), encoding="utf-8")
+    count = len(verify(other, files).faults)
+    assert count > 30
+    done = command_line.run("report", "--verify", other, *files)
+    assert done.returncode == 1 and f"{count} faults" in done.stderr
+    assert len(done.stdout.splitlines()) == 21
+    assert done.stdout.splitlines()[-1] == f"{count - 20} more places differ"
+
+
 def test_a_changed_result_and_missing_and_foreign_files_are_named(
     made: tuple[Path, list[Path]], tmp_path: Path
 ) -> None:
