@@ -16,7 +16,7 @@ from edge.conversion.adapter import ConvertedAdapter, convert_adapter
 from edge.conversion.families import make_plan, settled
 from edge.conversion.header import Placed, write_header
 from edge.conversion.importance import Importance, needs_weights, read_importance
-from edge.conversion.output import Replaced, header_run, output_place
+from edge.conversion.output import Replaced, header_run, output_place, sources
 from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.template import Findings, examine, vocabulary_tokens
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
@@ -157,14 +157,19 @@ def convert(
     ]
     check_output(out, inputs, error=ConversionError, streams=False)
     replaced = Replaced.at(out, force)
+    made_from = sources(
+        checkpoint=checkpoint.hub_id or checkpoint.folder, lora=lora, imatrix=imatrix, calibrate=calibrate
+    )
+    replaced.check_sources(made_from)
     replaced.check({"architecture": plan.architecture, "type": types.quant})
     warnings = _warnings(model)
     try:
         if calibrate is not None:
-            imatrix = _calibrated(model, place, Path(calibrate), force)
+            imatrix = _calibrated(model, place, Path(calibrate), inputs, force)
         with whole_file(place) as (temporary, descriptor):
             warnings += _write(temporary, descriptor, model, types, imatrix, replaced)
             written, digest = read_model_file(temporary), sha256(temporary)
+        remember(place, "made_from", made_from)
         remember(place, "sha256", digest)  # saves the next reader a full pass over the file
         remember(place, "crc32", "right")
     except OSError as error:
@@ -311,13 +316,15 @@ def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[s
 # --- the work ---
 
 
-def _calibrated(model: _Model, place: Path, rows: Path, force: bool) -> Path:
+def _calibrated(
+    model: _Model, place: Path, rows: Path, inputs: Sequence[Path | str | None], force: bool
+) -> Path:
     """Compute the importance matrix of a checkpoint from replay rows. An interrupted run resumes where it stopped."""
     from edge.measure.calibrate import calibrate
 
     read_rows(rows)  # reports bad rows before the long work
     matrix = place.with_name(place.name + ".imatrix")
-    check_output(matrix, [rows], error=ConversionError)
+    check_output(matrix, inputs, error=ConversionError)
     with temporary_file(place) as (floats, descriptor):
         _write(floats, descriptor, model, _Types(model.checkpoint.dtype), None)
         with bar("calibrating", model.say, unit="tokens") as watch:

@@ -106,7 +106,7 @@ def schema(name: str) -> dict[str, Any]:
 
             return json_schema(StoredRanking, title=title)
         case "sweep":
-            from edge.sweep import StoredSweep
+            from edge.sweep_state import StoredSweep
 
             return json_schema(StoredSweep, title=title)
         case "config":

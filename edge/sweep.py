@@ -14,16 +14,15 @@ where it was, also inside an evaluation; with more types it does those too.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
 from edge.compare.run import compare, published_model
 from edge.convert import check_quant, convert
-from edge.errors import ConversionError, EdgeError, Interrupted, ResultError
+from edge.errors import ConversionError, Interrupted, ResultError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.gguf import sha256
 from edge.formats.hub import HubOptions
@@ -36,17 +35,15 @@ from edge.replay.rows import Row, read_rows, rows_sha256, same_rows
 from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
+from edge.sweep_state import State
 from edge.system.machine import forget_peak_memory, free_disk
-from edge.system.outputs import check_output, differences
-from edge.system.places import write_json
+from edge.system.outputs import check_output
 from edge.system.progress import bar
 from edge.system.text import size
-from edge.system.typed_json import check
 from edge.version import __version__
 
 __all__ = ["SweepOptions", "Swept", "sweep"]
 
-_SCHEMA_VERSION = 1  # of sweep.json
 _FLOATS = ("f32", "f16", "bf16")
 # No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more where rows do not divide.
 _MORE_BITS = 1.5
@@ -147,7 +144,7 @@ def sweep(
     disk = _disk_needed(checkpoint, names, folder, options.keep)
     if say is not None:
         say(disk)
-    state = _State.open(
+    state = State.open(
         folder / "sweep.json",
         {
             "edge": __version__,
@@ -164,10 +161,9 @@ def sweep(
     )
     place = folder / checkpoint.name
     work = _Sweep(source, base, place, Path(replay), options, answering, loading, state, say)
-    if not options.force and (foreign := work.foreign(names)) is not None:
-        raise ResultError(
-            f"{foreign}: exists, and this sweep did not write it; choose another --out, or replace it with --force"
-        )
+    work.check_inputs(names)
+    if not options.force:
+        work.check_files(names)
     try:
         return _finish(work, names, folder / "report.html")
     except Interrupted:
@@ -183,9 +179,10 @@ def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
     calibrated_on = options.calibrate_on
     same = None if calibrated_on is None else same_rows(read_rows(work.replay), calibrated_on)
     results = [work.result(work.base), *(result for result, _ in pairs)]
-    measurements = [measurement for _, measurement in pairs]
+    reported = [*names, *work.earlier(names)]
+    work.state.begin_report(options.reference)
     report(
-        [*results, *measurements],
+        [work.result(work.base), *map(work.result, reported), *map(work.measurement, reported)],
         page,
         options.reference or results[0],
         markdown=page.with_name("report.md"),
@@ -194,11 +191,13 @@ def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
         notes=[f"{same}: the figures of the quantized files can be too good."] if same else [],
         force=True,  # a sweep with more types has more results
     )
+    work.state.end_report()
     choice = chosen = None
     if options.budget is not None or options.max_loss is not None:
         choice = choose(work.candidates(names), budget=options.budget, max_loss=options.max_loss)
-    if not options.keep:  # a chosen file that is there stays: the same command again need not convert it
-        work.remove(name for name in [work.base, *names] if choice is None or name != choice.quant)
+    stay = [work.base, *names] if options.keep else [choice.quant] if choice and choice.quant else []
+    work.keep(stay)
+    work.remove([work.base, *names])
     if choice is not None and choice.quant is not None:
         chosen = work.converted(choice.quant)
     return Swept(page, tuple(results), choice, chosen)
@@ -215,7 +214,7 @@ class _Sweep:
     options: SweepOptions
     answering: Answering
     loading: Loading
-    state: "_State"
+    state: State
     say: Callable[[str], None] | None
 
     def run(self, names: Sequence[str]) -> list[tuple[Path, Path]]:
@@ -235,14 +234,27 @@ class _Sweep:
             self._scores.unlink(missing_ok=True)
         return pairs
 
-    def foreign(self, names: Sequence[str]) -> Path | None:
-        """The first file that the sweep would replace or remove, and that it did not write; None if there is none."""
-        models = [self.file(name) for name in [self.base, *names] if not self.state.of(name).get("begun")]
-        if not self.state.of(self.base).get("read"):
-            models.append(self._scores)
-        folder = self.place.parent
-        page = [folder / "report.html", folder / "report.md", *sorted((folder / "plots").glob("*.png"))]
-        return next((path for path in [*models, *([] if self.state.begun else page)] if path.exists()), None)
+    def check_inputs(self, names: Sequence[str]) -> None:
+        """Check that the sweep writes none of its inputs. Raises ResultError."""
+        options, folder = self.options, self.place.parent
+        outputs = [folder / "report.html", folder / "report.md", self._scores, self._named(".imatrix")]
+        for name in [self.base, *names]:
+            outputs.append(self.file(name))
+            outputs += [] if self.answered(name) else [self.result(name)]
+            outputs += [] if self.measured(name) else [self.measurement(name)]
+        for output in outputs:
+            check_output(output, [self.replay, options.calibrate_on, options.reference])
+
+    def check_files(self, names: Sequence[str]) -> None:
+        """Check that no file that the sweep would replace or remove is of somebody else. Raises ResultError."""
+        models = {name: self.file(name) for name in [self.base, *names]}
+        self.state.check_models(models, self._scores, self.base)
+        self.state.check_report(self.options.reference)
+
+    def earlier(self, names: Sequence[str]) -> list[str]:
+        """The other types that this sweep has measured before: the report keeps them."""
+        done = [name for name in self.state.stored["stages"] if name not in names and name != self.base]
+        return [name for name in done if self.measured(name)]
 
     def file(self, name: str) -> Path:
         return self._named(f"-{name}.gguf")
@@ -399,83 +411,20 @@ class _Sweep:
         if self.say is not None:
             self.say(text)
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove the GGUFs of these types that the sweep wrote."""
+    def keep(self, names: Iterable[str]) -> None:
+        """Note that the GGUFs of these types are for the user, and name those that an earlier sweep left."""
         for name in names:
-            if self.state.of(name).get("begun"):
-                self.file(name).unlink(missing_ok=True)
+            if not self.state.of(name).get("kept"):
+                self.state.note(name, {"kept": True})
+        for name in sorted(self.state.stored["stages"].keys() - set(names)):
+            if self.state.of(name).get("kept") and self.file(name).is_file():
+                self._say(f"{self.file(name)}: stays; an earlier sweep chose or kept it")
 
-
-class Stage(TypedDict, total=False):
-    """What is done for one type."""
-
-    begun: bool
-    """Whether the sweep writes its GGUF."""
-    read: bool
-    """Whether the sweep writes its distributions; of the base."""
-    sha256: str
-    """SHA-256 of the complete GGUF."""
-    n_bytes: int
-    """Size of the complete GGUF."""
-    answered: bool
-    """Whether its result is complete."""
-    calibrated: bool
-    """Whether the importance matrix is complete; of the base."""
-    measured: bool
-    """Whether its measurement is complete."""
-
-
-class StoredSweep(TypedDict):
-    """sweep.json of `edge sweep`: what is done, so that the same command resumes."""
-
-    schema_version: NotRequired[int]
-    """Version of this format; absent in files of edge 0.2.0 and older."""
-    sweep: Mapping[str, str | int | bool | None]
-    """The settings by which two sweeps are the same."""
-    stages: dict[str, Stage]
-    """What is done, by the name of each type."""
-
-
-@dataclass
-class _State:
-    """The finished stages of a sweep, on disk."""
-
-    path: Path
-    stored: StoredSweep
-
-    @classmethod
-    def open(cls, path: Path, settings: Mapping[str, str | int | bool | None]) -> "_State":
-        """Resume from the state at `path`, or begin one. Raises ResultError if it is of another sweep, or damaged."""
-        try:
-            before = check(json.loads(path.read_text(encoding="utf-8")), StoredSweep, "it")
-        except FileNotFoundError:
-            return cls(path, {"schema_version": _SCHEMA_VERSION, "sweep": settings, "stages": {}})
-        except (OSError, ValueError, RecursionError, EdgeError) as error:
-            why = " ".join(str(error).split())[:80]
-            raise ResultError(f"{path}: is not the state of a sweep ({why}): choose another --out") from None
-        if (version := before.get("schema_version", _SCHEMA_VERSION)) > _SCHEMA_VERSION:
-            raise ResultError(
-                f"{path}: has schema version {version}; this edge reads up to {_SCHEMA_VERSION}: update edge"
-            )
-        if changes := differences(before["sweep"], settings):
-            raise ResultError(
-                f"{path}: holds another sweep ({changes}): use the same arguments to resume, or choose another --out"
-            )
-        return cls(path, {"schema_version": _SCHEMA_VERSION, "sweep": settings, "stages": before["stages"]})
-
-    @property
-    def begun(self) -> bool:
-        """Whether the sweep has written anything."""
-        return bool(self.stored["stages"])
-
-    def of(self, name: str) -> Stage:
-        """What is done for a type."""
-        return self.stored["stages"].get(name, {})
-
-    def note(self, name: str, done: Stage) -> None:
-        """Add to what is done for a type."""
-        self.stored["stages"][name] = {**self.of(name), **done}
-        write_json(self.path, self.stored)
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove the GGUFs of these types that the sweep wrote, but none that was chosen or kept."""
+        for name in names:
+            if self.state.removable(name, self.file(name)):
+                self.file(name).unlink()
 
 
 def _disk_needed(checkpoint: Checkpoint, names: Sequence[str], folder: Path, keep: bool) -> str:

@@ -42,8 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": {"runner"},
     "airgap": {"replay", "llama", "formats", "terminal"},
     "convert": {"conversion", "measure", "report", "terminal"},
-    "sweep": {"convert", "conversion", "measure", "report", "terminal"},
-    "schemas": {"agent", "chat", "compare", "measure", "sweep"},
+    "sweep": {"convert", "conversion", "measure", "report", "sweep_state", "terminal"},
+    "sweep_state": {"formats", "report"},
+    "schemas": {"agent", "chat", "compare", "measure", "sweep_state"},
     "names": {"replay"},
     "pull": {"convert", "formats", "names", "replay"},
     "cli": {

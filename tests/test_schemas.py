@@ -194,12 +194,13 @@ def test_the_files_of_chat_and_sweep_are_valid(tmp_path: Path, tiny_q4: Path, ti
     assert done.returncode == 0, done.stderr
     value = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
     assert errors("sweep", value) == [] and value["stages"]["Q4_0"]["measured"]
+    assert "report.html" in value["report"]["files"]
     assert errors("sweep", {**value, "stages": {"Q4_0": {"begun": 1}}}) != []
-    (tmp_path / "sweep.json").write_text(json.dumps(value | {"schema_version": 2}), encoding="utf-8")
+    (tmp_path / "sweep.json").write_text(json.dumps(value | {"schema_version": 3}), encoding="utf-8")
     newer = edge(*words, folder=tmp_path)
     assert (
         newer.stderr.splitlines()[-1]
-        == "error: sweep.json: has schema version 2; this edge reads up to 1: update edge"
+        == "error: sweep.json: has schema version 3; this edge reads up to 2: update edge"
     )
 
 

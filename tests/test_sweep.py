@@ -150,13 +150,77 @@ def test_started_again_nothing_is_done_twice_and_more_types_are(
     )
 
 
-@pytest.mark.parametrize("change", [{"max_tokens": 64}, {"constrained": False}, {"parallel": 2}])
-def test_another_sweep_in_the_same_folder_is_refused(
-    swept: Swept, tiny_folder: Path, rows: Path, change: dict[str, Any]
+def test_a_later_sweep_removes_no_file_that_an_earlier_one_left(
+    swept: Swept, tiny_folder: Path, rows: Path, tmp_path: Path
 ) -> None:
+    """Without --budget, with another one, and with other types: the files and their figures in the report stay."""
+    out = tmp_path / "out"
+    shutil.copytree(swept.page.parent, out)
+    kept = out / "tiny-terminal-Q8_0.gguf"
+    before, state = kept.stat().st_ino, read(out / "sweep.json")
+    # That of edge 0.2.0 does not say which files are for the user.
+    stages = {
+        name: {k: v for k, v in stage.items() if k != "kept"} for name, stage in state["stages"].items()
+    }
+    (out / "sweep.json").write_text(json.dumps({"sweep": state["sweep"], "stages": stages}), encoding="utf-8")
+    assert run(tiny_folder, rows, out).chosen is None and kept.stat().st_ino == before
+    small = read(out / "tiny-terminal-Q2_K.json")["provenance"]["model_bytes"]
+    again = run(tiny_folder, rows, out, ["Q2_K"], budget=small)
+    assert again.chosen == out / "tiny-terminal-Q2_K.gguf" and again.chosen.is_file()
+    assert kept.stat().st_ino == before and not (out / "tiny-terminal-bf16.gguf").exists()
+    assert "Q8_0" in again.page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md", "tiny-terminal-Q8_0.gguf"])
+def test_a_sweep_replaces_no_file_that_the_user_changed(
+    swept: Swept, tiny_folder: Path, rows: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(swept.page.parent, tmp_path / "out")
+    changed = tmp_path / "out" / name
+    data = changed.read_bytes() + b"\nmy notes\n"
+    changed.write_bytes(data)
+    with pytest.raises(ResultError, match=f"{name}: exists, and this sweep did not write it; .* --force"):
+        run(tiny_folder, rows, tmp_path / "out")
+    assert changed.read_bytes() == data
+
+
+def test_a_report_with_another_reference_is_not_replaced(swept: Swept, tiny_folder: Path, rows: Path) -> None:
+    page = swept.page.read_bytes()
     with pytest.raises(
-        ResultError, match=rf"sweep.json: holds another sweep \({next(iter(change))} was"
-    ) as caught:
+        ResultError, match=r"report.html: compares with the base, not with .*Q8_0.json; .* --force"
+    ):
+        run(tiny_folder, rows, swept.page.parent, reference=str(swept.results[1]))
+    assert swept.page.read_bytes() == page
+
+
+def test_a_sweep_replaces_none_of_its_inputs(
+    swept: Swept, tiny_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Also with force, and through a link: a file of the folder that the sweep has yet to write."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("tiny-terminal-Q2_K.json", "tiny-terminal-bf16.json", "tiny-terminal.imatrix", "report.md"):
+        (tmp_path / "reference.json").unlink(missing_ok=True)
+        shutil.copy(swept.results[1], tmp_path / "reference.json")
+        (out / name).symlink_to(tmp_path / "reference.json")
+        with pytest.raises(ResultError, match=f"{name}: is an input of this command"):
+            run(tiny_folder, rows, out, reference=str(tmp_path / "reference.json"), force=True)
+        assert [path.name for path in out.iterdir()] == [name]
+        (out / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_tokens": 64}, "--max-tokens"),
+        ({"constrained": False}, "the grammar"),
+        ({"parallel": 2}, "--parallel"),
+    ],
+)
+def test_another_sweep_in_the_same_folder_is_refused(
+    swept: Swept, tiny_folder: Path, rows: Path, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ResultError, match=rf"sweep.json: holds another sweep \({words} was") as caught:
         run(tiny_folder, rows, swept.page.parent, **change)
     assert "\n" not in str(caught.value)
 

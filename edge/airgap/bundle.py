@@ -97,7 +97,7 @@ def bundle(
     if not models:
         raise BundleError("a bundle needs a model: give one with --model FILE")
 
-    check_output(out, [*models, *rows, *references], error=BundleError, streams=False)
+    check_output(out, [*models, *rows, *references, wheels], error=BundleError, streams=False)
     sources: dict[str, Path] = {}
     for folder, paths in (("rows", rows), ("references", references), ("models", models)):
         for path in paths:

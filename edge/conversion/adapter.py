@@ -19,7 +19,7 @@ import numpy as np
 
 from edge.conversion.families import make_plan, settled
 from edge.conversion.header import add_entries
-from edge.conversion.output import Replaced, header_run, output_place
+from edge.conversion.output import Replaced, header_run, output_place, sources
 from edge.conversion.plan import Array, Plan, TensorPlan, Value
 from edge.conversion.tokenizer import make_vocabulary, tokenizer_changes
 from edge.errors import ConversionError
@@ -101,6 +101,8 @@ def convert_adapter(
     files = [tensor.file for tensor in checkpoint.tensors.values()]
     check_output(path, [folder, checkpoint.folder, *files], error=ConversionError, streams=False)
     replaced = Replaced.at(path, force)
+    made_from = sources(checkpoint=checkpoint.hub_id or checkpoint.folder, lora=folder)
+    replaced.check_sources(made_from)
     replaced.check({"architecture": plan.architecture, "general.type": "adapter"})
     card = read_card(folder)
     warnings = [*card.notes, *_warnings(folder, checkpoint, merged, plan)]
@@ -112,6 +114,7 @@ def convert_adapter(
             replaced.check(header_run(temporary))
             seal(temporary, descriptor)
             written, digest = read_adapter(temporary), sha256(temporary)
+        remember(place, "made_from", made_from)
         remember(place, "sha256", digest)
         remember(place, "crc32", "right")
     except OSError as error:

@@ -1,12 +1,13 @@
 """Where a conversion writes, and what it may replace."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import ConversionError
 from edge.formats.checksum import KEY
-from edge.formats.gguf import read_metadata, read_tensors
+from edge.formats.gguf import read_metadata, read_tensors, recall
 from edge.llama.types import FTYPES
 from edge.system.hashes import text_sha256
 from edge.system.outputs import Run, check_replaced
@@ -50,6 +51,32 @@ class Replaced:
             return {name: before.get(name) for name in run}
 
         check_replaced(self.out, run, read, kind="a GGUF", force=self.force, error=ConversionError)
+
+    def check_sources(self, made_from: str) -> None:
+        """Compare the sources of the file at `out`, if edge remembers them, with these. Raises ConversionError.
+
+        Two checkpoints of one architecture can have the same header: only this tells their files apart.
+        """
+        before = recall(self.out, "made_from") if self.there else None
+        if before is None:
+            return
+
+        def read(_: Path) -> Run:
+            named: dict[str, object] = json.loads(before)
+            return named
+
+        run = json.loads(made_from)
+        check_replaced(self.out, run, read, kind="a GGUF", force=self.force, error=ConversionError)
+
+
+def sources(**inputs: Path | str | None) -> str:
+    """The inputs of a conversion as text, by name: a hub id, or the path of a file or folder."""
+    named = {
+        name: os.path.realpath(path) if isinstance(path, Path) or os.path.exists(path) else path
+        for name, path in inputs.items()
+        if path is not None
+    }
+    return json.dumps(named, sort_keys=True)
 
 
 def header_run(path: Path) -> Run:

@@ -6,6 +6,7 @@ tokens. All sequences form a prefix tree. Each node of the tree is read once and
 Text: cut into chunks as llama-imatrix does. Each chunk is read in an empty cache, and all its tokens count.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.errors import EdgeError, Interrupted
-from edge.formats.gguf import ModelFile, model_sha256, read_model_file, read_tensors
+from edge.formats.gguf import ModelFile, model_sha256, read_model_file, read_tensors, recall, remember
 from edge.formats.imatrix import Imatrix, Sums, read_imatrix, write_imatrix
 from edge.llama.activations import CountingReader, Stopped, interrupts_noted
 from edge.llama.memory import BATCH
@@ -118,14 +119,11 @@ def calibrate(
     file = read_model_file(model)
     corpus = from_text(file, Path(text), chunk) if text else from_rows(file, Path(rows or ""), context)
     identity = _identity(file, corpus, chunk if text else None, context, settings)
-    run = {"data": str(corpus.path), "chunk": chunk, "model": file.path.name}
-    check_replaced(
-        out,
-        run,
-        lambda path: _stored_run(path, file),
-        kind="an importance matrix",
-        force=force,
-    )
+    run: Run = {"data": str(corpus.path), "chunk": chunk, "model": file.path.name}
+    check_replaced(out, run, lambda path: _stored_run(path, file), kind="an importance matrix", force=force)
+    # The format has no place for the rest; edge remembers it as long as the file does not change.
+    if place.is_file() and (known := recall(place, "calibration")) is not None:
+        check_replaced(out, identity, lambda _: _loaded(known), kind="an importance matrix", force=force)
     partial = PartialFile.read(place.with_name(place.name + ".partial"), identity)
     before = corpus.tokens_until(partial.done)
     with interrupts_noted() as stopped:
@@ -136,6 +134,7 @@ def calibrate(
             raise Interrupted(_how_far(corpus, partial)) from None
     imatrix = _imatrix(corpus, partial, chunk)
     write_imatrix(out, imatrix)
+    remember(place, "calibration", json.dumps(identity))
     partial.remove()
     return _calibration(Path(out), corpus, partial, imatrix, chunk, before, time.monotonic() - begin)
 
@@ -204,6 +203,11 @@ def _stored_run(path: Path, file: ModelFile) -> Run:
         "chunk": matrix.chunk_size,
         "model": file.path.name if fits else "another model",
     }
+
+
+def _loaded(text: str) -> Run:
+    run: Run = json.loads(text)
+    return run
 
 
 def _how_far(corpus: Corpus, partial: PartialFile) -> str:

@@ -8,6 +8,7 @@ from edge.errors import ModelFileError, ResultError
 from edge.formats.gguf import ModelFile, model_sha256, read_array
 from edge.measure.base_file import BaseFile, Identity
 from edge.measure.positions import Plan
+from edge.system.changes import differences
 from edge.version import __version__
 
 
@@ -40,10 +41,9 @@ def check_identity(scores: BaseFile, model: Path, wanted: Identity) -> None:
     held = scores.head["identity"]
     if held.get("vocabulary") != wanted["vocabulary"]:
         raise other_vocabulary(model, scores.path)
-    changed = [name for name in {**held, **wanted} if held.get(name) != wanted.get(name)]
-    if changed:
+    if changes := differences(held, wanted):
         raise ResultError(
-            f"{scores.path}: was made for another measurement; they differ in {', '.join(changed)}: "
+            f"{scores.path}: was made for another measurement ({changes}): "
             "measure with the same rows and options, or read the base again"
         )
 

@@ -18,6 +18,7 @@ import numpy as np
 from edge.errors import ModelFileError
 from edge.formats.imatrix import replacing
 from edge.llama.activations import Activation
+from edge.system.changes import differences
 
 _MAGIC = b"edge calibration 1 "
 
@@ -55,14 +56,9 @@ class PartialFile:
             raise ModelFileError(f"{path}: is damaged: delete it to start again")
         head, _, values = rest.partition(b"\n")
         fields = json.loads(head)
-        changed = [
-            f"{name} was {_short(fields['identity'].get(name))}, is {_short(identity.get(name))}"
-            for name in {**fields["identity"], **identity}
-            if fields["identity"].get(name) != identity.get(name)
-        ]
-        if changed:
+        if changes := differences(fields["identity"], identity):
             raise ModelFileError(
-                f"{path}: belongs to another calibration ({'; '.join(changed)}): run the same command as before to "
+                f"{path}: belongs to another calibration ({changes}): run the same command as before to "
                 "resume, choose another --out, or delete this file"
             )
         sums, at = {}, 0
@@ -105,9 +101,3 @@ class PartialFile:
         """Delete the file, if it exists."""
         with contextlib.suppress(OSError):
             self.path.unlink()
-
-
-def _short(value: object) -> str:
-    """A value as text; only the beginning of a SHA-256."""
-    text = "unset" if value is None else str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text

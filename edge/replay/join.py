@@ -101,8 +101,7 @@ def _disagreement(first: Part, part: Part) -> str | None:
     for name in ("model_sha256", "rows_sha256"):
         was, is_ = (each.run.get(name) for each in (first, part))
         if was != is_:
-            what = "model" if name == "model_sha256" else "set of rows"
-            return f"another {what} ({differences({name: was}, {name: is_})})"
+            return "another model" if name == "model_sha256" else "another set of rows"
     for name in ("count", "rows"):
         a, b = (each.shard["count"] if name == "count" else each.shard["rows"] for each in (first, part))
         if a != b:

@@ -83,7 +83,7 @@ def evaluate_server(
     Raises BackendError if the server cannot be reached, refuses a request or keeps failing; the journal keeps the
     answers until then. Raises ContextError, ReplayError, ResultError, ModelFileError, CheckpointError, PromptError.
     """
-    check_output(out, [model, replay, rows_of])
+    check_output(out, [model, replay, rows_of, service.key_file])
     rows = chosen_rows(replay, limit, rows_of)
     asked = Asked(replay, rows, [], [], [], 0, asking, thinking=asking.thinking)
     if model is not None:

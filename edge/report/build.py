@@ -59,14 +59,8 @@ def report(
         None if plots is None else _named(plots),
         None if card is None else _named(card.path),
     )
-    outputs.check(
-        [
-            *results,
-            *([replay] if replay else []),
-            *([reference] if reference else []),
-            *(card.ggufs if card else ()),
-        ]
-    )
+    inputs = [*results, *(path for path in (replay, reference) if path), *(card.ggufs if card else ())]
+    outputs.check(inputs)
     contents = collect(results, reference, worse=worse, replay=replay, title=title, notes=notes)
     run: Run = {
         "results": {f"{i + 1} {Path(path).name}": run_digest(path) for i, path in enumerate(results)},
@@ -79,6 +73,7 @@ def report(
     check_replaced(outputs.page, run, lambda path: stored_page(path)[0], kind="a report", force=force)
     drawings = draw(contents, png=plots is not None)
     files = [(outputs.plot(drawing.name), drawing.png) for drawing in drawings] if plots is not None else []
+    outputs.check_plots([path for path, _ in files], inputs)
     if outputs.markdown is not None:
         links = {drawing.name: outputs.link(drawing.name) for drawing in drawings} if files else {}
         files.append((outputs.markdown, _utf8(to_markdown(contents, drawings, links))))
@@ -125,6 +120,14 @@ class _Outputs:
             if self.plots.exists():
                 raise ResultError(f"{self.plots}: is not a folder: give a folder with --plots")
             check_place(self.plots)
+
+    def check_plots(self, plots: Sequence[Path], inputs: Sequence[Path | str]) -> None:
+        """Raises ResultError if a plot would replace an input or another output, or cannot be written."""
+        others = [place_of(path)[0] for path in (self.page, self.markdown, self.card) if path is not None]
+        for plot in plots:
+            check_output(plot, inputs, option="--plots")
+            if place_of(plot)[0] in others:
+                raise ResultError(f"{plot}: is given for two outputs: give another name")
 
     def check_beside(self, files: Sequence[Path]) -> None:
         """Raises ResultError if a file exists that is not, byte for byte, of the page that is at this place."""

@@ -8,6 +8,7 @@ seccomp   the sandboxes' filter of system calls
 folders   temporary folders that are removed
 places    checks whether an output can be written; text and JSON files
 outputs   an output is never an input, nor the output of another run
+changes   how two runs differ, in words
 paths     where shipped models, caches and sessions are
 store     the folder of the user's models, and ./models
 config    the user's settings: a file and environment variables

@@ -1,17 +1,21 @@
 """Files that a command writes: never one of its inputs, and the output of another run only if the user says so."""
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from edge.errors import EdgeError, ResultError
+from edge.errors import ConfigError, EdgeError, ResultError
+from edge.system.changes import Run, differences
+from edge.system.config import config_file
 from edge.system.places import check_place, place_of
 
-Run = Mapping[str, object]
-"""Everything that an output depends on, as JSON values by name: inputs (by SHA-256 or path) and settings."""
+__all__ = ["Run", "check_output", "check_replaced", "differences", "named_run"]
 
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")  # as llama.cpp names the parts of a model
+_CHECKPOINT = frozenset((".json", ".jinja", ".safetensors"))  # what a checkpoint's SHA-256 counts
 # A newer program that repeats the same command may replace what an older one wrote.
 _PROGRAMS = frozenset(("edge", "llama-cpp-python", "vllm"))
 
@@ -26,15 +30,24 @@ def check_output(
 ) -> None:
     """`edge.system.places.check_place`, and the file must not be one of the inputs of the command, whatever its name.
 
-    Inputs that are None or do not exist are ignored. Raises `error`.
+    The user's file of settings is always an input, and so are all parts of a split model. Inputs that are None or do
+    not exist are ignored. A folder is a checkpoint or an adapter: no file of it is replaced, and no file is added that
+    would become a part of it. Raises `error`.
     """
     check_place(out, error=error, streams=streams)
     place, through = place_of(out)
     if through:
         return
-    for path in inputs:
-        if path is not None and _same_file(place, Path(path)):
+    for path in (*inputs, _settings_file()):
+        if path is None:
+            continue
+        if any(_same_file(place, file) for file in _files(Path(path))):
             raise error(f"{out}: is an input of this command; choose another name with {option}")
+        if place.suffix in _CHECKPOINT and place.parent == Path(os.path.realpath(path)):
+            raise error(
+                f"{out}: would become a part of {path}, which is an input of this command; choose another folder "
+                f"with {option}"
+            )
 
 
 def check_replaced(
@@ -75,22 +88,30 @@ def named_run(path: Path, kind: str) -> Run | None:
     return run if isinstance(run, dict) else None
 
 
-def differences(before: Run, now: Run) -> str:
-    """How two runs differ, for people; an empty string if they are equal."""
-    old, new = dict(_flat(before)), dict(_flat(json.loads(json.dumps(now))))
-    different = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    changes = [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in different[:4]]
-    if len(different) > 4:
-        changes.append(f"{len(different) - 4} more differ")
-    return "; ".join(changes)
-
-
 def _settings(run: Run) -> Run:
     return {name: value for name, value in run.items() if name not in _PROGRAMS}
 
 
+def _settings_file() -> Path | None:
+    try:
+        return config_file()
+    except ConfigError:  # no home folder
+        return None
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The files that an input consists of: itself, the parts of a split model, the files of a folder."""
+    yield path
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_dir():
+            yield from path.iterdir()
+        elif (part := _PART.search(path.name)) is not None:
+            for number in range(1, int(part[2]) + 1):
+                yield path.with_name(f"{path.name[: part.start()]}-{number:05}-of-{part[2]}.gguf")
+
+
 def _same_file(place: Path, path: Path) -> bool:
-    """Whether both names are one file (links followed, hard links too), or `place` is a file of a checkpoint folder."""
+    """Whether both names are one file (links followed, hard links too), or `place` is a file deep in a folder."""
     try:
         if path.is_dir():
             return (
@@ -99,22 +120,3 @@ def _same_file(place: Path, path: Path) -> bool:
         return os.path.realpath(path) == str(place) or os.path.samefile(path, place)
     except (OSError, ValueError):  # one of them does not exist
         return False
-
-
-def _flat(values: Run, prefix: str = "") -> Iterable[tuple[str, object]]:
-    """(dotted name, value) of everything in nested objects."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _short(value: object) -> str:
-    """A value for people; a checksum is cut to its first digits."""
-    if value is None:
-        return "unset"
-    text = value if isinstance(value, str) else json.dumps(value)
-    if re.fullmatch("[0-9a-f]{64}", text):
-        return f"{text[:12]}…"
-    return text if re.fullmatch(r"[\w.,+-]+", text) else json.dumps(text)

@@ -6,6 +6,7 @@ pytest tests/cli/test_outputs.py
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import run
 
 from edge.cli.main import main
 
@@ -49,6 +51,7 @@ class Place:
         code, errors = self.edge(*arguments)
         lines = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert code == 1 and len(lines) == 1 and words in lines[0], (arguments, errors)
+        assert not re.search("[0-9a-f]{12}", lines[0]), f"a checksum tells nobody anything: {lines[0]}"
         assert self.hashes() == before, arguments
 
     def hashes(self) -> dict[str, str]:
@@ -59,41 +62,61 @@ class Place:
         }
 
 
-@pytest.fixture
-def place(
-    tmp_path: Path,
-    tiny_q4: Path,
-    tiny_bf16: Path,
-    tiny_folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Place:
-    lines = (tiny_folder / "eval.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "rows.jsonl").write_bytes(b"".join(lines[:4]))
-    (tmp_path / "fewer.jsonl").write_bytes(b"".join(lines[:2]))
-    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
-    (tmp_path / "notes.txt").write_text("my notes", encoding="utf-8")
-    shutil.copy(tiny_q4, tmp_path / "q4.gguf")
-    shutil.copy(tiny_bf16, tmp_path / "bf16.gguf")
-    shutil.copytree(tiny_folder, tmp_path / "checkpoint")
-    return Place(tmp_path, capsys, monkeypatch)
-
-
 ROWS = ("--replay", "rows.jsonl")
 EVAL = ("eval", "--model", "q4.gguf", *ROWS, "--max-tokens", "24", "--quiet")
 
 
-@pytest.fixture
-def results(place: Place) -> Place:
-    """With two results, a measurement, predictions and an importance matrix."""
-    place.good(*EVAL, "--out", "a.json")
-    place.good("eval", "--model", "bf16.gguf", *ROWS, "--max-tokens", "24", "--quiet", "--out", "b.json")
-    steps = json.loads((place.root / "a.json").read_text())["per_step"]
+@pytest.fixture(scope="module")
+def inputs(
+    tiny_q4: Path, tiny_bf16: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    lines = (tiny_folder / "eval.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_bytes(b"".join(lines[:4]))
+    (folder / "fewer.jsonl").write_bytes(b"".join(lines[:2]))
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    (folder / "notes.txt").write_text("my notes", encoding="utf-8")
+    shutil.copy(tiny_q4, folder / "q4.gguf")
+    shutil.copy(tiny_bf16, folder / "bf16.gguf")
+    shutil.copytree(tiny_folder, folder / "checkpoint")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outputs(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inputs, two results, a measurement, predictions and an importance matrix."""
+    folder = tmp_path_factory.mktemp("outputs")
+    shutil.copytree(inputs, folder, dirs_exist_ok=True)
+    for command in (
+        (*EVAL, "--out", "a.json"),
+        ("eval", "--model", "bf16.gguf", *ROWS, "--max-tokens", "24", "--quiet", "--out", "b.json"),
+        ("measure", "--model", "q4.gguf", "--base", "bf16.gguf", *ROWS, "--out", "m.json", "--quiet"),
+        ("imatrix", "--model", "bf16.gguf", *ROWS, "--out", "matrix.gguf"),
+    ):
+        done = run(*command, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    steps = json.loads((folder / "a.json").read_text())["per_step"]
     predictions = "".join(json.dumps(step) + "\n" for step in steps)
-    (place.root / "answers.jsonl").write_text(predictions, encoding="utf-8")
-    place.good("measure", "--model", "q4.gguf", "--base", "bf16.gguf", *ROWS, "--out", "m.json", "--quiet")
-    place.good("imatrix", "--model", "bf16.gguf", *ROWS, "--out", "matrix.gguf")
-    return place
+    (folder / "answers.jsonl").write_text(predictions, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def place(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    """A new folder with the inputs."""
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    return Place(tmp_path, capsys, monkeypatch)
+
+
+@pytest.fixture
+def results(
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    """A new folder with the outputs too."""
+    shutil.copytree(outputs, tmp_path, dirs_exist_ok=True)
+    return Place(tmp_path, capsys, monkeypatch)
 
 
 def links(root: Path, name: str) -> list[str]:
@@ -133,6 +156,9 @@ PAIRS = [
         "--markdown",
         ("a.json", "b.json", "rows.jsonl"),
     ),
+    (("rank", "a.json", "b.json", "--rows-of", "a.json"), "--json", ("a.json", "b.json")),
+    (("rank", "a.json", "b.json"), "--html", ("a.json", "b.json")),
+    (("join", "a.json", "b.json"), "--out", ("a.json", "b.json")),
     (
         ("bundle", "--model", "q4.gguf", *ROWS, "--reference", "a.json"),
         "--out",
@@ -151,6 +177,91 @@ def test_an_input_is_never_replaced(results: Place) -> None:
                     results.refused(*command, option, spelling, *force, words=words)
             (results.root / "linked").unlink()
             (results.root / "hard").unlink()
+
+
+def test_the_file_of_settings_is_an_input_of_each_command(
+    results: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = results.root / "config.toml"
+    settings.write_text("threads = 1\n", encoding="utf-8")
+    (results.root / "linked").symlink_to(settings)
+    monkeypatch.setenv("EDGE_CONFIG", str(settings))
+    for command, option, _ in PAIRS:
+        results.refused(*command, option, "linked", "--force", words="is an input of this command")
+
+
+def test_all_that_an_input_consists_of_is_an_input(place: Place) -> None:
+    """The other parts of a split model, files that a checkpoint links to, the folder of wheels, the key file."""
+    for name in ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf"):
+        shutil.copy(place.root / "q4.gguf", place.root / name)
+    shutil.move(place.root / "checkpoint" / "config.json", place.root / "blob")
+    (place.root / "checkpoint" / "config.json").symlink_to("../blob")
+    (place.root / "wheels").mkdir()
+    for name in ("wheels/a.whl", "key"):
+        (place.root / name).write_text("x", encoding="utf-8")
+    model = ("--model", "s-00001-of-00002.gguf")
+    server = ("--backend", "openai", "--base-url", "http://localhost:1/v1", "--api-key-file", "key")
+    for command, out in (
+        (("eval", *model, *ROWS), "s-00002-of-00002.gguf"),
+        (("measure", *model, *ROWS), "s-00002-of-00002.gguf"),
+        (("imatrix", *model, *ROWS), "s-00002-of-00002.gguf"),
+        (("bundle", *model), "s-00002-of-00002.gguf"),
+        (("bundle", "--model", "q4.gguf", "--wheels", "wheels"), "wheels/a.whl"),
+        (("convert", "checkpoint"), "blob"),
+        (("eval", *ROWS, *server), "key"),
+    ):
+        place.refused(*command, "--out", out, "--force", words=f"{out}: is an input of this command")
+
+
+def test_a_file_in_a_checkpoint_would_change_it(place: Place) -> None:
+    place.refused(
+        "convert", "checkpoint", "--out", "checkpoint/new.json", words="would become a part of checkpoint"
+    )
+    place.good("convert", "checkpoint", "--out", "checkpoint/new.gguf", "--quant", "bf16")
+
+
+def test_a_plot_replaces_no_page_and_no_input(results: Place) -> None:
+    (results.root / "plots").mkdir()
+    report = ("report", "a.json", "--plots", "plots", "--out")
+    known = ("--reference", "b.json")
+    results.good(*report, "x.html", *known, "--force")
+    drawn = sorted(path.name for path in (results.root / "plots").glob("*.png"))
+    assert drawn
+    for name in drawn:
+        results.refused(
+            *report, f"plots/{name}", *known, "--force", words=f"{name}: is given for two outputs"
+        )
+    shutil.copy(results.root / "b.json", results.root / "plots" / drawn[0])
+    reference = ("--reference", f"plots/{drawn[0]}")
+    results.refused(
+        *report, "x.html", *reference, "--force", words=f"{drawn[0]}: is an input of this command"
+    )
+
+
+def test_two_checkpoints_of_one_name_are_two_models(place: Place) -> None:
+    """Fine-tuned models of one base have the same header; only their weights and their folders differ."""
+    (place.root / "second").mkdir()
+    shutil.copytree(place.root / "checkpoint", other := place.root / "second" / "checkpoint")
+    data = bytearray((other / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "model.safetensors").write_bytes(data)
+    convert = ("--quant", "Q8_0", "--out", "x.gguf")
+    place.good("convert", "checkpoint", *convert)
+    place.refused(
+        "convert", "second/checkpoint", *convert, words="x.gguf: holds a GGUF of another run (checkpoint was"
+    )
+    place.good("convert", "../" + place.root.name + "/checkpoint", *convert)
+    place.good("convert", "second/checkpoint", *convert, "--force")
+
+
+def test_a_matrix_of_other_rows_in_the_same_file_is_not_replaced(place: Place) -> None:
+    command = ("imatrix", "--model", "bf16.gguf", "--replay", "fewer.jsonl", "--out", "x.imatrix")
+    place.good(*command)
+    place.good(*command)
+    place.refused(*command, "--process-output", words="(--process-output was off, is on)")
+    shutil.copy(place.root / "rows.jsonl", place.root / "fewer.jsonl")
+    place.refused(*command, words="of another run (other replay rows)")
+    place.good(*command, "--force")
 
 
 def test_the_base_that_is_kept_is_not_an_input(place: Place) -> None:
@@ -181,30 +292,51 @@ def test_a_file_of_somebody_else_is_not_replaced(results: Place, command: tuple[
         assert (results.root / "notes.txt").read_bytes()[:8] != b"my notes"
 
 
-# A command that succeeds twice, its output, and changes that make it another run.
+# A command that succeeds twice, its output, and changes that make it another run, with the words that name them.
 AGAIN = [
-    (("convert", "checkpoint", "--quant", "Q4_K_M", "--out", "x.gguf"), [("--quant", "Q8_0")]),
+    (
+        ("convert", "checkpoint", "--quant", "Q4_K_M", "--out", "x.gguf"),
+        [("--quant", "Q8_0", "the quantization type was Q4_K_M, is Q8_0")],
+    ),
     (
         ("imatrix", "--model", "bf16.gguf", "--replay", "rows.jsonl", "--out", "x.imatrix"),
-        [("--replay", "fewer.jsonl")],
+        [("--replay", "fewer.jsonl", "data was rows.jsonl, is fewer.jsonl")],
     ),
     (
         (*EVAL, "--out", "x.json"),
-        [("--model", "bf16.gguf"), ("--replay", "fewer.jsonl"), ("--max-tokens", "25"), ("--limit", "3")],
+        [
+            ("--model", "bf16.gguf", "another model file"),
+            ("--replay", "fewer.jsonl", "other replay rows"),
+            ("--max-tokens", "25", "--max-tokens was 24, is 25"),
+            ("--limit", "3", "other replay rows"),
+        ],
     ),
-    (("score", "answers.jsonl", *ROWS, "--out", "x.json"), [("--model", "another")]),
+    (
+        ("score", "answers.jsonl", *ROWS, "--out", "x.json"),
+        [("--model", "another", "model was answers, is another")],
+    ),
     (
         ("measure", "--model", "q4.gguf", *ROWS, "--quiet", "--out", "x.json"),
-        [("--model", "bf16.gguf"), ("--base", "bf16.gguf"), ("--limit", "3")],
+        [
+            ("--model", "bf16.gguf", "another model file"),
+            ("--base", "bf16.gguf", "now with base"),
+            ("--limit", "3", "other replay rows"),
+        ],
     ),
-    (("compare", "a.json", "--reference", "b.json", "--json", "x.json"), [("--reference", "a.json")]),
-    (("report", "a.json", "--reference", "b.json", "--out", "x.html"), [("--title", "Another")]),
+    (
+        ("compare", "a.json", "--reference", "b.json", "--json", "x.json"),
+        [("--reference", "a.json", "another reference")],
+    ),
+    (
+        ("report", "a.json", "--reference", "b.json", "--out", "x.html"),
+        [("--title", "Another", '--title was "", is Another')],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("command", "changes"), AGAIN, ids=lambda value: value[0] if value else "")
 def test_the_same_command_runs_again_and_another_needs_force(
-    results: Place, command: tuple[str, ...], changes: list[tuple[str, str]]
+    results: Place, command: tuple[str, ...], changes: list[tuple[str, str, str]]
 ) -> None:
     results.good(*command)
     spoken = [word for word in command if word != "--quiet"]
@@ -219,13 +351,13 @@ def test_the_same_command_runs_again_and_another_needs_force(
     )
     assert code == 0 and f"{place}: {what}" in errors
     assert place not in results.edge(*spoken, "--quiet")[1] or "--quiet" not in command
-    for option, value in changes:
+    for option, value, words in changes:
         other = list(command)
         if option in other:
             other[other.index(option) + 1] = value
         else:
             other += [option, value]
-        results.refused(*other, words="of another run (")
+        results.refused(*other, words=f"of another run ({words}")
     results.good(*other, "--force")
     results.good(*other)
 

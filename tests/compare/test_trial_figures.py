@@ -123,7 +123,7 @@ def test_what_cannot_be_paired(tmp_path: Path) -> None:
     assert found["pairs"][0]["tasks"] == 1 and found["lost"] == [] and found["gained"] == ["a"]
     text = " ".join(found["notes"])
     assert "1 task left out, because the files differ: b." in text
-    assert "max_steps was 4, is 3" in text and "1 trial that could not run" in text
+    assert "--max-steps was 4, is 3" in text and "1 trial that could not run" in text
     assert not found["same_run"]
     assert "1 of 1 task differs: too few for an interval" in trials_markdown([found])
     alone = write(tmp_path / "c.json", [trial("x", 1, "solved")])

@@ -109,7 +109,7 @@ def test_an_interrupted_shard_resumes(replays: Path, tiny_q4: Path, tmp_path: Pa
         for step in shard["per_step"][:2]:
             kept.append(step)
     code, said = evaluate(tiny_q4, tmp_path / "s2.json", "--shard", "1/3")
-    assert code == 1 and 'shard was "2/3", is "1/3"' in said
+    assert code == 1 and '--shard was "2/3", is "1/3"' in said
     assert evaluate(tiny_q4, tmp_path / "s2.json", "--shard", "2/3")[0] == 0
     resumed = read(tmp_path / "s2.json")
     assert resumed["per_step"] == shard["per_step"]
@@ -142,7 +142,7 @@ def test_shards_that_do_not_fit_are_refused_in_one_line(replays: Path, tmp_path:
         ([one, model, three], f"{model}: cannot be joined with {one}: another model (model_sha256"),
         (
             [one, tokens, three],
-            f"{tokens}: cannot be joined with {one}: another run (max_tokens was 16, is 17)",
+            f"{tokens}: cannot be joined with {one}: another run (--max-tokens was 16, is 17)",
         ),
         ([one, build, three], f"{build}: cannot be joined with {one}: another build of llama.cpp"),
         ([one, rows, three], f"{rows}: cannot be joined with {one}: another set of rows"),

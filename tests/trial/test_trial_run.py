@@ -92,7 +92,7 @@ def test_a_model_twice_and_what_reads_its_trials(tasks: Path, tiny_q4: Path, tmp
     assert scored.returncode == 0, scored.stderr
     assert json.loads((tmp_path / "r.json").read_text())["aggregate"]["steps"] == len(rows)
     other = command_line.run("trial", *words, "--out", "one", "--max-steps", "3", cwd=tmp_path)
-    assert other.returncode == 1 and "max_steps was 2, is 3" in other.stderr
+    assert other.returncode == 1 and "--max-steps was 2, is 3" in other.stderr
 
 
 @pytest.mark.slow
