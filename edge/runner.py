@@ -320,7 +320,7 @@ class Session:
         self._owner = (
             object()
         )  # owns the states in the engine; not the session itself, so that it can be collected
-        weakref.finalize(self, runner.engine.forget, self._owner).atexit = False
+        weakref.finalize(self, runner.engine.forget_later, self._owner).atexit = False
 
     def act(
         self,

@@ -1,7 +1,8 @@
 """The kinds of tasks in edge's own suite of trials: wordings, files, check, solution; trial_suite.py fills them.
 
 `<a>`, `<b>` … are names, `<w>`, `<v>` words, `<n>` a small number; each of the three tasks of a kind has its own. A
-check is bash that runs in the work folder; every file that `may_change` does not name must also be as it was.
+check is bash that runs in the work folder; every file that `may_change` does not name must also be as it was. A check
+starts no file of the work folder, and no program that obeys settings in it: both could write the reward.
 """
 
 from dataclasses import dataclass, field
@@ -34,6 +35,12 @@ _GIT = {
     for who in ("AUTHOR", "COMMITTER")
     for name, value in ((f"GIT_{who}_NAME", "Ines"), (f"GIT_{who}_EMAIL", "ines@example.com"))
 }
+# Reads commits without the settings, hooks and replacements of the repository: they can name programs.
+_READ_GIT = (
+    "export GIT_DIR=/tmp/seen GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_NO_REPLACE_OBJECTS=1; "
+    "git init -q --bare --template=; for part in HEAD refs packed-refs; do "
+    "test ! -e .git/$part || cp -r .git/$part /tmp/seen/; done; export GIT_OBJECT_DIRECTORY=/app/.git/objects; "
+)
 
 ONE_COMMAND = (
     Kind(
@@ -72,7 +79,7 @@ ONE_COMMAND = (
         ),
         {"<a>.txt": _POEM, "<c>.txt": "<u>\n"},
         "cp <a>.txt <b>.txt",
-        "cmp <a>.txt <b>.txt",
+        "test ! -L <b>.txt; cmp <a>.txt <b>.txt",
         ("<b>.txt",),
     ),
     Kind(
@@ -189,8 +196,8 @@ ONE_COMMAND = (
         ),
         {"<d>/<a>.txt": _POEM, "<d>/<c>.csv": _TABLE, "<e>.txt": "<u>\n"},
         "tar -czf <b>.tar.gz <d>",
-        "mkdir /tmp/out; tar -xzf <b>.tar.gz -C /tmp/out; place=$(find /tmp/out -name <a>.txt | head -n 1); "
-        'cmp "$place" /tests/files/<d>/<a>.txt; cmp "${place%/*}/<c>.csv" /tests/files/<d>/<c>.csv',
+        "tar -xzOf <b>.tar.gz --wildcards '*<a>.txt' | cmp - /tests/files/<d>/<a>.txt; "
+        "tar -xzOf <b>.tar.gz --wildcards '*<c>.csv' | cmp - /tests/files/<d>/<c>.csv",
         ("<b>.tar.gz",),
     ),
 )
@@ -273,8 +280,8 @@ FEW_STEPS = (
         ),
         {"<a>.py": "print('<u>')\n", "<b>.txt": _POEM},
         "git init -q\ngit add <a>.py\ngit commit -q -m '<w> <v>'",
-        "export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=/app; "
-        'test "$(git log --format=%s)" = "<w> <v>"; test "$(git ls-tree --name-only HEAD)" = <a>.py',
+        _READ_GIT
+        + 'test "$(git log --format=%s)" = "<w> <v>"; test "$(git ls-tree --name-only HEAD)" = <a>.py',
         (".git", ".git/*"),
         image="buildpack-deps:bookworm-scm",
         variables=_GIT,
@@ -351,7 +358,7 @@ FIND_OUT = (
             "<c>.txt": _POEM,
         },
         "echo '<v>=<n>' >> <b>.cfg",
-        "grep -qx '<v>=<n>' <b>.cfg; grep -qx '<w>=4' <b>.cfg; grep -qx '<u>=8' <b>.cfg; sh <a>.sh",
+        "grep -qx '<v>=<n>' <b>.cfg; grep -qx '<w>=4' <b>.cfg; grep -qx '<u>=8' <b>.cfg",
         ("<b>.cfg",),
     ),
     Kind(

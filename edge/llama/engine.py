@@ -8,6 +8,7 @@ where they branch from the same prompt: the model's weights, and the prompt's ke
 memory once for all of them.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -107,6 +108,7 @@ class Engine:
 
     def __init__(self, path: Path, loading: Loading = DEFAULT_LOADING) -> None:
         self._model = None  # for __del__, if one of the next lines raises
+        self._forgotten: deque[object] = deque()
         self.before_batch: Callable[[], None] | None = None
         threads = loading.threads or physical_cores()
         batch = BATCH if loading.batch is None else loading.batch
@@ -196,15 +198,25 @@ class Engine:
         Held states move to the larger cache. Raises ContextError if there is not enough memory.
         """
         self.check_open()
+        self._forget()
         self.cache.resize(cells, sequences)
 
     def held_by_others(self, owner: object) -> int:
         """Tokens in the held states of other owners."""
+        self._forget()
         return self.cache.held_by_others(owner)
 
     def forget(self, owner: object) -> None:
         """Drop the states of `owner`. Does nothing once the engine is closed."""
         self.cache.forget(owner)
+
+    def forget_later(self, owner: object) -> None:
+        """Drop the states of `owner` before the next run. For finalizers: any thread may call it, also during a run."""
+        self._forgotten.append(owner)
+
+    def _forget(self) -> None:
+        while self._forgotten:
+            self.cache.forget(self._forgotten.popleft())
 
     def run(self, jobs: Sequence[Job[T]], parallel: int = 1, owner: object = None) -> Iterator[tuple[int, T]]:
         """Read the prompts and write the answers; yields (index of the job, answer) as soon as each is finished.
@@ -219,6 +231,7 @@ class Engine:
         after its answer stays too. Raises ContextError if a job does not fit into the cache that `reserve` made.
         """
         self.check_open()
+        self._forget()
         self._check_room(jobs)
         shared = [common_length(a.prompt, b.prompt) for a, b in pairwise(jobs)]
         context = self.cache.context

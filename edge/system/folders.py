@@ -33,6 +33,14 @@ def make_folder(prefix: str) -> Path:
     return folder
 
 
+def make_open_folder(prefix: str) -> Path:
+    """As `make_folder`, but another user whom root's processes become can enter it. Raises OSError."""
+    folder = make_folder(prefix)
+    if os.name == "posix" and os.geteuid() == 0:
+        folder.chmod(0o711)
+    return folder
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder that `make_folder` made. What cannot be removed stays."""
     shutil.rmtree(folder, ignore_errors=True)

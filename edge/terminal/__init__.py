@@ -5,6 +5,7 @@ server      the tmux server
 processes   the processes of a terminal
 shell       its command line, prompts and environment
 sandbox     a shell without network, on a copy of the work folder
+bubblewrap  which files it has, and where
 supervisor  the scripts that start its programs and answer edge from inside
 channel     reads what the sandbox answers
 check       checks from outside that the sandbox is in force

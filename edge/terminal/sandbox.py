@@ -15,62 +15,38 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from edge.errors import SandboxError
-from edge.system.confined import PATH, find_tool, no_core, system_mounts
+from edge.system.confined import PATH, find_tool, no_core
 from edge.system.files import make_private, whole_file, write_all
 from edge.system.folders import make_folder, remove_folder
 from edge.system.seccomp import seccomp_filter
 from edge.terminal.archive import MOST_ENTRIES
+from edge.terminal.bubblewrap import BEGIN, USER, arguments
+from edge.terminal.bubblewrap import Beside as Beside  # part of this module's interface
 from edge.terminal.cgroup import is_in, make_cgroup, ran_out, remove_cgroup
 from edge.terminal.channel import Channel, Silent, readable
-from edge.terminal.check import BESIDE, HOME, WORK, TerminalMode, fault
+from edge.terminal.check import BESIDE, HOME, TerminalMode, fault
 from edge.terminal.check import Limits as Limits  # part of this module's interface
-from edge.terminal.memory import Meter, file_systems, memory_of_machine, shared_of_machine
+from edge.terminal.memory import THIS_MACHINE, Meter, file_systems, memory_of_machine, shared_of_machine
 from edge.terminal.needs import NEEDS_LINUX as NEEDS_LINUX  # part of this module's interface
 from edge.terminal.needs import ROOT_BECOMES, advice, tools
 from edge.terminal.packed import Base, copy_archive
 from edge.terminal.saved import Saved as Saved  # part of this module's interface
 from edge.terminal.saved import begin, write_beside
 from edge.terminal.sealed import sealed
-from edge.terminal.shell import NEVER_WAIT
 from edge.terminal.supervisor import OPEN, SUPERVISOR
 from edge.terminal.workfolder import Comparison, compare
 
-_USER = 1000  # inside the sandbox
 _PATIENCE = 60.0  # seconds for the sandbox to start or to send the work folder
 _BESIDE = 256 << 20  # bytes of a cgroup beside programs and files: page tables, buffers of pipes and sockets
 _WATCH = 0.1  # seconds between two checks of the memory
-_BEGIN = "/run/edge"  # the supervisor inside the sandbox
-
-_ETC = (
-    *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "nsswitch.conf", "localtime", "timezone"),
-    *("os-release", "debian_version", "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki", "mime.types"),
-    *("terminfo", "magic", "perl", "python3", "python3.11", "python3.12", "python3.13", "java-17-openjdk"),
-    *("fonts", "bash_completion", "inputrc", "gitconfig", "protocols", "services", "vim", "nanorc"),
-)
 
 DEFAULT = Limits()
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What a sandbox has besides the work folder. The places and the sizes of its file systems stay the same.
-
-    `files`: a folder outside whose content the sandbox gets a copy of, in memory. `links`: absolute paths inside that
-    lead into that copy (a relative target) or to another path inside. `start`: where the shell starts. `environment`:
-    further variables. `exact`: `save` keeps the permissions of files and folders.
-    """
-
-    files: Path | None = None
-    links: Mapping[str, str] = field(default_factory=dict)
-    start: str = WORK
-    environment: Mapping[str, str] = field(default_factory=dict)
-    exact: bool = False
 
 
 _NOTHING_BESIDE = Beside()
@@ -276,6 +252,17 @@ class Sandbox:
             raise SandboxError(f"{program} did not end in the sandbox: {error}") from None
         return int(line) if line.isdigit() and len(line) < 4 else 255
 
+    def end_others(self) -> bool:
+        """End all processes in the sandbox but edge's own and its shell. False if some do not end.
+
+        Raises SandboxError.
+        """
+        channel = self._ask_for("end", "", _PATIENCE)
+        try:
+            return channel.line() == b"0"
+        except Silent as error:
+            raise SandboxError(f"the programs in the sandbox cannot be ended: {error}") from None
+
     def show(self, path: str) -> bytes | None:
         """The first 64 KiB of a file of the sandbox; None if there is none. Raises SandboxError."""
         channel = self._ask_for("show", path, _PATIENCE)
@@ -371,7 +358,7 @@ class Sandbox:
             if trouble is None and (used := meter.in_use(self.limits.memory)) > self.limits.memory:
                 trouble = f"its processes used {used >> 20:,} MiB of memory"
             elif trouble is None and (left := memory_of_machine()) < self.limits.reserve:
-                trouble = f"this machine had only {left >> 20:,} MiB of memory left"
+                trouble = f"{THIS_MACHINE} had only {left >> 20:,} MiB of memory left"
             if trouble:
                 self._trouble = trouble
                 self._kill()
@@ -445,52 +432,15 @@ def _command(
     ]
     argv += [*(f"/proc/{os.getpid()}/fd/{end}" for end in ends), str(cgroup or "")]
     # "." makes bash read the whole supervisor before it runs it, and close the file.
-    argv += [*become, find_tool("bwrap"), "--args", "11", "bash", *plain, f". {_BEGIN}", "edge"]
+    argv += [*become, find_tool("bwrap"), "--args", "11", "bash", *plain, f". {BEGIN}", "edge"]
     return [*argv, str(limits.processes), str(limits.memory // 1024), str(largest // 1024)]
 
 
 def _write_files(folder: Path, limits: Limits, beside: Beside) -> None:
     """Write the files that the sandbox starts with."""
-    (folder / "passwd").write_text(f"agent:x:{_USER}:{_USER}::{HOME}:/bin/bash\n")
-    (folder / "group").write_text(f"agent:x:{_USER}:\n")
+    (folder / "passwd").write_text(f"agent:x:{USER}:{USER}::{HOME}:/bin/bash\n")
+    (folder / "group").write_text(f"agent:x:{USER}:\n")
     (folder / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
     (folder / "seccomp").write_bytes(seccomp_filter())
     (folder / "begin").write_text(SUPERVISOR)
-    (folder / "arguments").write_text("".join(f"{word}\0" for word in _arguments(limits, beside)))
-
-
-def _arguments(limits: Limits, beside: Beside) -> list[str]:
-    """bubblewrap's arguments. It reads them from a file (--args), so that a list of processes does not show them."""
-    binds = system_mounts()
-    for name in _ETC:
-        binds += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    for descriptor, name in ((6, "/etc/passwd"), (7, "/etc/group"), (8, "/etc/hosts"), (12, _BEGIN)):
-        binds += ["--ro-bind-data", str(descriptor), name]
-    small = str(limits.temporary)
-    environment = {
-        "PATH": PATH,
-        "HOME": HOME,
-        "USER": "agent",
-        "LOGNAME": "agent",
-        "SHELL": "/bin/bash",
-        "TERM": "screen-256color",
-        "LANG": "C.UTF-8",
-        "HISTFILE": "/dev/null",
-        "LESSHISTFILE": "-",
-        **NEVER_WAIT,
-        **beside.environment,
-        "WORK": WORK,
-    }
-    links = [(f"{BESIDE}/{to}" if to[0] != "/" else to, path) for path, to in beside.links.items()]
-    return [
-        *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--cap-drop", "ALL"),
-        *("--uid", str(_USER), "--gid", str(_USER), "--hostname", "sandbox"),
-        *("--seccomp", "9", "--info-fd", "10"),
-        *binds,
-        *("--proc", "/proc", "--dev", "/dev", "--size", small, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
-        *("--perms", "1777", "--size", small, "--tmpfs", "/tmp", "--size", small, "--tmpfs", HOME),
-        *("--size", str(limits.disk), "--tmpfs", WORK),
-        *(word for to, path in links for word in ("--symlink", to, path)),
-        *("--remount-ro", "/", "--chdir", WORK, "--clearenv"),
-        *(word for name, value in environment.items() for word in ("--setenv", name, value)),
-    ]
+    (folder / "arguments").write_text("".join(f"{word}\0" for word in arguments(limits, beside)))

@@ -5,7 +5,7 @@ import hashlib
 import secrets
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +22,18 @@ from edge.terminal.packed import Base
 from edge.terminal.saved import Saved
 from edge.terminal.tmux import Terminal
 from edge.trial.dockerfile import NotRunnableError
-from edge.trial.place import Files, Tested, after_state, build, harm, make_files, prepared, run_tests
+from edge.trial.place import (
+    Files,
+    Tested,
+    after_state,
+    build,
+    built_path,
+    harm,
+    has_ended,
+    make_files,
+    prepared,
+    run_tests,
+)
 from edge.trial.tasks import Task
 from edge.trial.workers import SCRIPTS, Counted, Script
 
@@ -111,6 +122,8 @@ def _verdict(tested: Tested, seen: _Seen, counts: Counted | None) -> tuple[str, 
     """The state of a trial, why it failed, and more about it."""
     if seen.outcome == "time" or tested.slow:
         return "wall", "", tested.reason or "the session met its limit of wall time"
+    if counts is not None and counts.broken:
+        return "not run", "", counts.broken
     if tested.reward is None:
         return "not run", "", tested.reason
     if tested.reward >= 1:
@@ -148,8 +161,13 @@ def _tried(attempt: Attempt, setting: Setting, worker: Counted | Script, place: 
             before = _script(task, setting, worker, files)
         if task.may_change is not None:
             seen.harm = harm(before, after_state(files), task.may_change)
-        (place / "tests").mkdir()
-        return run_tests(task, files, place / "tests", setting.sandbox)
+        tested = run_tests(task, files, setting.sandbox)
+        if tested.reward is None and not tested.slow and not tested.lacking:
+            untouched = replace(files, saved=replace(files.saved, work=built_path(files)))
+            if run_tests(task, untouched, setting.sandbox).reward is not None:
+                # On the untouched files the tests write a reward: what the answer left keeps them from it.
+                return replace(tested, reward=0.0, output=tested.reason)
+        return tested
 
 
 def _record(attempt: Attempt, setting: Setting, worker: Counted | Script, place: Path) -> Record | None:
@@ -181,10 +199,10 @@ def _session(
             seen.failure = str(error)
         except AgentError as error:  # the terminal has ended, with the sandbox in it
             seen.failure = str(error)
-            if not _has_ended(sandbox):
+            if not has_ended(sandbox):
                 raise
         except EdgeError as error:  # the first answer failed
-            if worker.lost is not None or not worker.full:
+            if worker.lost is not None or not (worker.full or worker.broken):
                 raise worker.lost or error from None
             outcome, seen.failure = "failed", str(error)
         seen.outcome, seen.failure = outcome, seen.failure or agent.failure
@@ -216,18 +234,8 @@ def _run_script(sandbox: "Sandbox", path: str, files: Files) -> None:
         sandbox.run(path, SCRIPT_SECONDS, "/tmp/solution.txt")
         sandbox.save(files.saved.work)
     except SandboxError:
-        if not _has_ended(sandbox):
+        if not has_ended(sandbox):
             raise  # a script that ends the sandbox leaves the last saved files
-
-
-def _has_ended(sandbox: "Sandbox") -> bool:
-    """Whether all processes of a sandbox have ended. Its pipes close a moment before the last process ends."""
-    end = time.monotonic() + PATIENCE
-    while sandbox.trouble() is None:
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def _nothing(what: object) -> None:

@@ -13,14 +13,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import SandboxError
 from edge.system.confined import PATH
+from edge.system.folders import make_open_folder, remove_folder
 from edge.terminal.check import BESIDE, HOME, WORK, Limits
+from edge.terminal.memory import THIS_MACHINE
 from edge.terminal.packed import Base
 from edge.terminal.saved import Saved, saved_base
 from edge.terminal.tmux import Terminal
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 BUILD_SECONDS = 300  # for all RUN together
 LINK_SECONDS = 60
+_PATIENCE = 10.0  # seconds until the last process of a sandbox has ended
 _TIMES = (1_700_000_000, 1_700_000_000)  # of every copied file: the screens of two runs show the same date
 _BUILD = f"{BESIDE}/build"
 _LOGS = "/logs/verifier"
@@ -76,12 +79,13 @@ class Files:
 class Tested:
     """What the tests said. `reward`: None if there is none that Harbor would accept; `reason` then says why.
 
-    `slow`: they did not end in time.
+    `slow`: they did not end in time. `lacking`: a program that they need is not here.
     """
 
     reward: float | None
     reason: str = ""
     slow: bool = False
+    lacking: bool = False
     output: str = ""
 
 
@@ -197,42 +201,84 @@ def build(task: Task, sandbox: "Sandbox", files: Files) -> Base:
             said = _text(sandbox.show("/tmp/build.txt")).strip().splitlines()
             raise NotRunnableError(f"RUN fails in the sandbox: {said[-1] if said else f'status {status}'}")
     sandbox.save(files.saved.work)
+    shutil.copyfile(files.saved.work, built_path(files))
     return saved_base(files.saved.work, files.saved.key)
 
 
-def run_tests(task: Task, files: Files, folder: Path, limits: Limits) -> Tested:
-    """Run the tests of a task on the saved work folder, in a fresh sandbox. `folder`: an empty one for their files.
+def built_path(files: Files) -> Path:
+    """The archive of the work folder as `build` left it."""
+    return files.work.with_name("built.tar")
 
-    They start in the work folder itself if the folder of WORKDIR is gone.
-    Raises SandboxError, AgentError, OSError.
+
+def run_tests(task: Task, files: Files, limits: Limits) -> Tested:
+    """Run the tests of a task on the saved work folder, in a fresh sandbox.
+
+    They start in the work folder itself if the folder of WORKDIR is gone. Nothing in the sandbox can change /tests, and
+    what they started is ended before the reward is read. Raises SandboxError, AgentError, OSError.
     """
     from edge.terminal.sandbox import Sandbox
 
-    shutil.copytree(task.folder / "tests", folder / "tests", symlinks=True)
-    (folder / "tests" / "test.sh").chmod(0o755)
-    (folder / "logs" / "verifier").mkdir(parents=True)
-    (folder / "links").write_text(_LINKS, encoding="utf-8")
-    (folder / "links").chmod(0o755)
     inside = task.environment.inside(task.environment.workdir) or "."
     there = inside == "." or ((item := after_state(files).get(inside)) is not None and item.kind == "folder")
     start = task.environment.workdir if there else WORK
-    beside = _beside(task, folder, {"/tests": "tests", "/logs": "logs"}, task.test_variables, start)
-    with (
-        Sandbox.prepare(files.work, limits, files.saved, beside=beside) as sandbox,
-        Terminal.start(sandbox.argv, cwd=files.work, ready=sandbox.wait_ready),
-    ):
-        if sandbox.run(f"{BESIDE}/links", LINK_SECONDS, "/dev/null"):
-            raise SandboxError("the links of the work folder cannot be checked before the tests")
-        began = time.monotonic()
-        status = sandbox.run("/tests/test.sh", task.test_seconds, _OUT)
-        late = time.monotonic() - began >= task.test_seconds
-        output = _text(sandbox.show(_OUT))[-_SHOWN:]
-        if late and status in (124, 137):  # tests can end with such a status themselves
-            return Tested(None, f"the tests did not end in {task.test_seconds} s", slow=True, output=output)
-        rewards = sandbox.show(f"{_LOGS}/reward.json"), sandbox.show(f"{_LOGS}/reward.txt")
-    reward, reason = read_reward(*rewards)
+    with _test_files(task) as folder:
+        beside = _beside(task, folder / "beside", {"/logs": "logs"}, task.test_variables, start)
+        beside = replace(beside, fixed=folder / "tests", fixed_at="/tests")
+        with (
+            Sandbox.prepare(files.work, limits, files.saved, beside=beside) as sandbox,
+            Terminal.start(sandbox.argv, cwd=files.work, ready=sandbox.wait_ready),
+        ):
+            if sandbox.run(f"{BESIDE}/links", LINK_SECONDS, "/dev/null"):
+                raise SandboxError("the links of the work folder cannot be checked before the tests")
+            try:
+                return _tested(task, sandbox)
+            except SandboxError:
+                trouble = (sandbox.trouble() or "") if has_ended(sandbox) else THIS_MACHINE
+                if trouble.startswith(THIS_MACHINE):
+                    raise
+                return Tested(None, f"the sandbox ended during the tests: {trouble}")
+
+
+@contextlib.contextmanager
+def _test_files(task: Task) -> Iterator[Path]:
+    """A folder with a copy of the tests that every user can read, and with what the sandbox of the tests gets too."""
+    folder = make_open_folder("edge-tests-")
+    try:
+        tests = folder / "tests"
+        shutil.copytree(task.folder / "tests", tests, symlinks=True)
+        for root, _, files in os.walk(tests):
+            Path(root).chmod(0o755)
+            for path in (Path(root, name) for name in files):
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode | 0o444)
+        (tests / "test.sh").chmod(0o755)
+        (folder / "beside" / "logs" / "verifier").mkdir(parents=True)
+        (folder / "beside" / "links").write_text(_LINKS, encoding="utf-8")
+        (folder / "beside" / "links").chmod(0o755)
+        yield folder
+    finally:
+        remove_folder(folder)
+
+
+def _tested(task: Task, sandbox: "Sandbox") -> Tested:
+    """Run the tests, end what they have started, and read the reward. Raises SandboxError."""
+    began = time.monotonic()
+    status = sandbox.run("/tests/test.sh", task.test_seconds, _OUT)
+    late = time.monotonic() - began >= task.test_seconds
+    ended = sandbox.end_others()
+    output = _text(sandbox.show(_OUT))[-_SHOWN:]
+    if late and status in (124, 137):  # tests can end with such a status themselves
+        return Tested(None, f"the tests did not end in {task.test_seconds} s", slow=True, output=output)
+    if not ended:
+        return Tested(None, "programs that the tests started do not end", output=output)
+    if 128 < status < 160:
+        return Tested(None, f"the signal {status - 128} ended the tests", output=output)
+    in_json, in_text = sandbox.show(f"{_LOGS}/reward.json"), sandbox.show(f"{_LOGS}/reward.txt")
+    if _names(task.folder / "tests", "reward.txt") and not _names(task.folder / "tests", "reward.json"):
+        in_json = None  # no test wrote it
+    reward, reason = read_reward(in_json, in_text)
     if (reward is None or reward < 1) and (missing := _missing(task, output)):
-        return Tested(None, f"the tests need {missing}, which is not here", output=output)
+        return Tested(None, f"the tests need {missing}, which is not here", lacking=True, output=output)
     return Tested(reward, reason, output=output)
 
 
@@ -297,6 +343,16 @@ def harm(before: Base, after: Base, may_change: tuple[str, ...]) -> str:
 def after_state(files: Files) -> Base:
     """What is in the work folder as it was saved last. Raises SandboxError."""
     return saved_base(files.saved.work, files.saved.key)
+
+
+def has_ended(sandbox: "Sandbox") -> bool:
+    """Whether all processes of a sandbox have ended. Its pipes close a moment before the last process ends."""
+    end = time.monotonic() + _PATIENCE
+    while sandbox.trouble() is None:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _text(data: bytes | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edge.agent.answerer import Answer, Answerer
-from edge.errors import BackendError, ContextError
+from edge.errors import BackendError, ContextError, EdgeError, ModelFileError
 from edge.prompt import Message
 
 Script = Literal["oracle", "destructive", "nop"]
@@ -31,6 +31,8 @@ class Counted:
     """The server did not answer: the trial says nothing about the model."""
     full: bool = field(default=False, init=False)
     """The context was full."""
+    broken: str = field(default="", init=False)
+    """Why edge itself could not make an answer, for example out of memory: that says nothing about the model."""
 
     @property
     def name(self) -> str:
@@ -51,6 +53,11 @@ class Counted:
             raise
         except BackendError as error:
             self.lost = error
+            raise
+        except ModelFileError:  # its values are not finite: that is the model
+            raise
+        except (EdgeError, MemoryError) as error:
+            self.broken = str(error) or "out of memory"
             raise
         self.full = False
         self.answers += 1

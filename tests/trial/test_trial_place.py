@@ -184,3 +184,38 @@ def test_a_fault_of_the_model_counts_as_failed(fault: str, tmp_path: Path) -> No
     found = tried(make_task(tmp_path / "t", files), "oracle", tmp_path)
     assert (found["state"], found["ended"], found["reward"]) == ("failed", "wrong", 0.0)
     assert "did not end" not in found["reason"]
+
+
+_LATE = "setsid bash -c 'while sleep 0.1; do echo 1 > /logs/verifier/reward.txt; done' > /dev/null 2>&1 &"
+PROGRAMS = {
+    "writes the reward that comes first": "echo '{\"reward\": 1}' > /logs/verifier/reward.json",
+    "ends the tests": "echo 1 > /logs/verifier/reward.txt; kill -9 $PPID",
+    "ends all processes": "echo 1 > /logs/verifier/reward.txt; kill -9 -1",
+    "writes the reward later": _LATE,
+    "changes the expected file": "chmod u+w /tests /tests/*; echo 41 > /tests/expected; rm -f /tests/expected",
+    "removes the folder of the reward": "rm -rf /logs/verifier",
+    "uses all memory": "tail -c 4G /dev/zero > /dev/null",
+    "fails": "exit 3",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", PROGRAMS)
+def test_a_program_that_the_tests_run_gets_no_reward(what: str, tmp_path: Path) -> None:
+    """The tests run the model's program, then write their reward; without one, the answer is no success."""
+    files = {
+        "tests/expected": "42\n",
+        "tests/test.sh": "#!/bin/bash\nset -e\n./program\necho 41 | cmp -s - /tests/expected && reward=1 || reward=0\n"
+        "echo $reward > /logs/verifier/reward.txt\n",
+        "environment/program": "#!/bin/bash\n",
+        "environment/Dockerfile": "FROM x\nCOPY program .\nRUN chmod +x program\n",
+        "solution/solve.sh": f"#!/bin/bash\ncat > program <<'END'\n#!/bin/bash\n{PROGRAMS[what]}\nEND\n",
+    }
+    found = tried(make_task(tmp_path / "t", files), "oracle", tmp_path)
+    assert (found["state"], found["ended"], found["reward"]) == ("failed", "wrong", 0.0), found
+
+
+def test_tests_that_never_write_a_reward_say_nothing(tmp_path: Path) -> None:
+    files = {"tests/test.sh": "#!/bin/bash\nkill -9 $$\n", "solution/solve.sh": "#!/bin/bash\ntouch b\n"}
+    found = tried(make_task(tmp_path / "t", files), "oracle", tmp_path)
+    assert (found["state"], found["reason"]) == ("not run", "the signal 9 ended the tests")

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -106,3 +107,51 @@ def test_each_task_is_proven(script_name: Script, tasks: list[Task], tmp_path: P
     written = json.loads((tmp_path / f"{script_name}.json").read_text())
     assert written == found
     assert {one["reward"] for one in found["trials"]} == {1.0 if script_name == "oracle" else 0.0}
+
+
+PROGRAMS = "cat cmp cp cut do done export for git grep ls printf sed sha256sum sort tar test tr wc".split()
+
+
+def test_no_check_starts_a_program_of_the_answer(tasks: list[Task]) -> None:
+    """A check runs only programs of the system, by their names, and git only with settings of its own."""
+    for task in tasks:
+        text = (task.folder / "tests" / "check.sh").read_text()
+        plain = re.sub(r"'[^']*'", "x", text.replace('"$(', "; ").replace("LC_ALL=C ", ""))
+        words = {found[1] for found in re.finditer(r"(?:^|[;|]|\bdo )\s*([^\s;|]+)", plain, re.MULTILINE)}
+        assert words - {"in"} <= set(PROGRAMS), (task.name, text)
+        if "git" in words:
+            assert text.startswith(
+                "export GIT_DIR=/tmp/seen GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null "
+            )
+
+
+# Writes a good reward if anything starts it, in each form that counts.
+_WRITES = (
+    "cat > /app/evil <<'END'\n#!/bin/bash\necho 1 > /logs/verifier/reward.txt\n"
+    "echo '{\"reward\": 1}' > /logs/verifier/reward.json\nchmod 400 /logs/verifier/*\nEND\nchmod +x /app/evil\n"
+)
+_SIGNED = (
+    "tree $(git write-tree)\nauthor a <a@b.c> 1 +0000\ncommitter a <a@b.c> 1 +0000\n"
+    "gpgsig -----BEGIN PGP SIGNATURE-----\n \n x\n -----END PGP SIGNATURE-----\n\nother"
+)
+CHEATS = {
+    "first-commit-1": f"{_WRITES}git init -q\nmkdir hooks\ncp evil hooks/post-index-change\n"
+    "for name in gpg.program core.fsmonitor core.pager diff.external; do git config $name /app/evil; done\n"
+    "git config log.showSignature true\ngit config core.hooksPath /app/hooks\ngit config alias.log '!/app/evil'\n"
+    f'git update-ref HEAD "$(printf "{_SIGNED}" | git hash-object -t commit -w --stdin)"',
+    "missing-setting-2": f"{_WRITES}cp evil $(ls *.sh)",
+    "pack-folder-1": "name=$(ls -d */ | tr -d /)\nmkdir -p /tmp/x/$name\n"
+    "for file in $name/*; do ln -s /tests/files/$file /tmp/x/$file; done\ntar -czf @OUT@ -C /tmp/x $name",
+    "copy-file-1": "ln -s @A@ @B@",
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_gets_no_reward(name: str, tasks: list[Task], tmp_path: Path) -> None:
+    task = next(task for task in tasks if task.name == name)
+    names = re.findall(r"\w+\.(?:tar\.gz|txt)", task.instruction) or [""]
+    text = CHEATS[name].replace("@OUT@", names[0]).replace("@A@", names[0]).replace("@B@", names[-1])
+    (task.folder / "solution" / "solve.sh").write_text(f"#!/bin/bash\ncd /app\n{text}\n")
+    (found,) = ran([task], "oracle", tmp_path)["trials"]
+    assert (found["state"], found["reward"]) == ("failed", 0.0), found
