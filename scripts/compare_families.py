@@ -40,13 +40,7 @@ PRE = {
     "mistral-tekken": "tekken",
     "ministral3": "tekken",
 }
-SENTENCEPIECE = (
-    "gemma3",
-    "gemma3-image",
-    "gemma3-parent",
-    "mistral",
-    "mistral-metaspace",
-)  # published with a tokenizer.model
+SENTENCEPIECE = ("gemma3", "mistral")  # published with a tokenizer.model
 
 
 @dataclass(frozen=True)
@@ -100,6 +94,7 @@ TOLERANCE = 1e-6
 
 EXPECTED = {
     "general.name": "the folder's name, unchanged or as a title",
+    "tokenizer.ggml.eom_token_id": "a third EOS of generation_config.json",
     "tokenizer.ggml.eot_token_id": "a second EOS of generation_config.json, which llama.cpp's converter does not read",
     "tokenizer.ggml.add_eos_token": "false; llama.cpp's converter relies on the default, which is false",
     "edge.version": "only edge's files have it",
@@ -266,7 +261,8 @@ def saved_by_peft(folder: Path, adapter: Path, live: Any, to: Path) -> None:
 
     with torch.no_grad():
         embeddings = live.get_input_embeddings()
-        rows = embeddings(torch.arange(live.config.vocab_size)) / getattr(embeddings, "embed_scale", 1)
+        scale = next((part.embed_scale for part in embeddings.modules() if hasattr(part, "embed_scale")), 1)
+        rows = embeddings(torch.arange(live.config.vocab_size)) / scale
         output = live.base_model.model.lm_head(torch.eye(live.config.hidden_size)).T
     stored = {name: value.clone() for name, value in live.merge_and_unload().state_dict().items()}
     one = torch.equal(rows, output) and live.config.tie_word_embeddings
@@ -334,7 +330,7 @@ def peer(llama_cpp: Path, family: str, folder: Path, out: Path, kind: str) -> No
     stand_in = out.parent / "stand-in"
     stand_in.mkdir()
     (stand_in / "sentencepiece.py").write_text(STAND_IN, encoding="utf-8")
-    if family in SENTENCEPIECE:
+    if family.startswith(SENTENCEPIECE) and not family.startswith("mistral-tekken"):
         write_pieces(folder)
     script = llama_cpp / "convert_hf_to_gguf.py"
     name = next((name for start, name in reversed(PRE.items()) if family.startswith(start)), "")
@@ -415,7 +411,7 @@ def both(family: str, llama_cpp: Path, place: Path) -> tuple[Path, Path, Sequenc
     else:
         other = folder
     same_folder = other == folder
-    for given in {folder, other}:
+    for given in {folder, other, *([adapter] if case.adapter is not None else [])}:
         (given / "README.md").write_text(CARD, encoding="utf-8")
     kind, lora = "bf16" if same_folder else "f32", None if case.adapter is None else adapter
     ours, theirs = place / "edge.gguf", place / "llama.cpp.gguf"
