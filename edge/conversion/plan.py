@@ -219,25 +219,30 @@ class Config:
 def text_values(values: dict[str, object]) -> dict[str, object]:
     """The values of config.json for the text model. A multimodal model stores them in text_config.
 
-    As in transformers, its own tie_word_embeddings takes precedence over that of text_config.
+    As in transformers, the parent's other values do not count there, but its tie_word_embeddings does, and not that of
+    text_config.
     """
     text = values.get("text_config")
     if not isinstance(text, dict):
         return values
-    tied = values.get("tie_word_embeddings", text.get("tie_word_embeddings"))
-    return values | text | {"tie_word_embeddings": tied}
+    parent = {
+        key: value for key, value in values.items() if key == "architectures" or key.endswith("_token_id")
+    }
+    return parent | text | {"tie_word_embeddings": values.get("tie_word_embeddings")}
 
 
 def decide_tied(checkpoint: Checkpoint, config: Config, family: Family) -> Checkpoint:
     """The checkpoint with one matrix or two as embeddings and output, as config.json or the family's default says.
 
+    A multimodal parent that does not say it has one matrix unless it stores two.
     Raises ConversionError if the setting is not a boolean.
     """
     if checkpoint.tied is not None:
         return checkpoint
     config = Config(config.where, {**family.defaults, **config.values})
     separate = any(bare_name(name) == OUTPUT for name in checkpoint.tensors)
-    default = not separate if family.tied is None else family.tied
+    parent = isinstance(checkpoint.config.get("text_config"), dict)
+    default = not separate if family.tied is None or parent else family.tied
     return settle(checkpoint, config.flag("tie_embedding", "tie_word_embeddings", default=default))
 
 

@@ -21,6 +21,8 @@ _MAX_CARD = 1 << 22  # bytes
 _MAX_FACTS = 1 << 17  # characters: about a second of work
 # Merges of merges grow without end, and no known card has one.
 _MERGE = re.compile(r"<<['\"]?\s*:")
+# A folder on the machine of whoever trained the model, as peft writes it into a card: not a place for others.
+_LOCAL = re.compile(r"(?:base_model:(?:\w+:)?)?(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|file:)")
 _LISTS = ("tags", "pipeline_tag", "languages", "language")
 _SOURCES = ("base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources")
 _PARTS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
@@ -129,7 +131,10 @@ def _entries(card: Mapping[str, Any]) -> list[tuple[str, str | int | list[str]]]
 
 
 def _named(source: object) -> list[str]:
-    """The name of a base model or dataset; of a dictionary of names, something, so that it is taken once."""
+    """The name of a base model or dataset; of a dictionary of names, something, so that it is taken once.
+
+    None for a folder on the author's machine.
+    """
     return [""] if isinstance(source, dict) else _texts(source, "")[:1]
 
 
@@ -145,5 +150,5 @@ def _texts(value: object, key: str) -> list[str]:
         if item is None or isinstance(item, bool | list | dict):
             continue
         text = str(item).replace("\0", "").encode("utf-8", "ignore").decode("utf-8").strip()
-        found += [text] if text else []
+        found += [text] if text and not _LOCAL.match(text) else []
     return found

@@ -101,7 +101,8 @@ def rope(
     transformers 5 stores them in rope_parameters, transformers 4 in rope_theta (or the key `theta`) and rope_scaling.
     If config.json has both, rope_scaling counts, as in transformers 5 (modeling_rope_utils.py).
 
-    Raises ConversionError if the two disagree about the scaling or about rope_theta.
+    Raises ConversionError if the two disagree about the scaling or about rope_theta, or if they have one set of values
+    where transformers reads one for each type of layer, or the other way round.
     """
     base = config.number(theta, default=default_theta)
     parameters = _rope_values(config, "rope_parameters", layer_type)
@@ -112,22 +113,57 @@ def rope(
         _check_scaling(config, parameters, scaling, base if flat else given["rope_theta"], flat)
     if config.values.get("partial_rotary_factor") is not None:
         given.setdefault("partial_rotary_factor", config.values["partial_rotary_factor"])
-    return str(given.get("rope_type", "default")), Config(config.where, given)
+    kind = str(given.get("rope_type", "default"))
+    original = config.values.get("original_max_position_embeddings")
+    if layer_type is None and kind in ("llama3", "yarn", "longrope") and original is not None:
+        given["original_max_position_embeddings"] = original  # it counts, not the one beside the factor
+    if layer_type == "full_attention":
+        _check_layers(config, given)
+    return kind, Config(config.where, given)
 
 
 def _rope_values(config: Config, key: str, layer_type: str | None) -> dict[str, object]:
     """The values of rope_parameters or rope_scaling that are set, with `type`, the older name of `rope_type`."""
     value = config.values.get(key)
     if isinstance(value, dict) and layer_type is not None:
-        # A single set belongs to the full layers: sliding layers have their own base and no scaling.
-        nested = not value.keys().isdisjoint(("full_attention", "sliding_attention"))
-        value = value.get(layer_type) if nested or layer_type != "full_attention" else value
+        # rope_scaling is the older key: a single set, for the full layers. rope_parameters has one for each type.
+        older = key == "rope_scaling" and layer_type == "full_attention" and not _by_layer(value)
+        value = value.get(layer_type) if key == "rope_parameters" else value if older else None
     if not isinstance(value, dict):
         return {}
     found = {name: entry for name, entry in value.items() if entry is not None}
     if "type" in found:
         found.setdefault("rope_type", found["type"])
     return found
+
+
+def _by_layer(value: object) -> bool:
+    """Whether rope_parameters or rope_scaling has one set of values for each type of layer."""
+    return isinstance(value, dict) and not value.keys().isdisjoint(("full_attention", "sliding_attention"))
+
+
+def _check_layers(config: Config, given: dict[str, object]) -> None:
+    """Raises ConversionError if config.json has values of a form in which transformers ignores them (Gemma 3, 4)."""
+    remedy = "put the wanted values into rope_parameters, under full_attention and sliding_attention"
+    if _by_layer(config.values.get("rope_scaling")):
+        raise ConversionError(
+            f"{config.where}: rope_scaling has values for each type of layer, which transformers ignores; {remedy}, "
+            "and remove rope_scaling"
+        )
+    older = config.values.get("rope_scaling")
+    if isinstance(older, dict) and "rope_type" not in older and older.get("type", "default") != "default":
+        raise ConversionError(
+            f"{config.where}: rope_scaling has type {older['type']!r} and no rope_type, so transformers does not "
+            "scale; name it rope_type, or remove rope_scaling"
+        )
+    flat = config.values.get("rope_parameters")
+    if not isinstance(flat, dict) or _by_layer(flat):
+        return
+    kind = flat.get("rope_type", flat.get("type")) or "default"
+    if kind != "default" or flat.get("rope_theta") not in (None, given["rope_theta"]):
+        raise ConversionError(
+            f"{config.where}: rope_parameters has one set of values, which transformers ignores here; {remedy}"
+        )
 
 
 def _check_scaling(
@@ -173,13 +209,15 @@ def rope_metadata(kind: str, parameters: Config, context: int, kinds: set[str]) 
     if kind == "linear":
         metadata += [
             ("rope.scaling.type", kind),
-            ("rope.scaling.factor", parameters.number("factor", default=1.0)),
+            ("rope.scaling.factor", parameters.number("factor")),
         ]
     if kind == "yarn":
         parameters.must_be("beta_fast", 32, 32)
         parameters.must_be("beta_slow", 1, 1)
-        for key in ("mscale", "mscale_all_dim"):
-            parameters.must_be(key, None, None)
+        if parameters.values.get("mscale") and parameters.values.get(
+            "mscale_all_dim"
+        ):  # one alone has no effect
+            parameters.must_be("mscale", None, None)
         metadata += yarn_metadata(parameters, context)
     return metadata
 

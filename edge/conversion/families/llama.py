@@ -67,16 +67,16 @@ def _mistral_dims(config: Config) -> Dims:
     return _llama_dims(config, kv_heads=8)
 
 
-def _llama3_factors(rope: Config, head: int) -> Array:
+def _llama3_factors(rope: Config, head: int, context_length: int) -> Array:
     """The frequency factors of Llama 3.1, float32, one for each rotated pair.
 
     With wave = 2 pi theta^(2i/head) and b = clip((context/wave - low) / (high - low), 0, 1), the factor is
     1 / ((1 - b) / factor + b): long waves are stretched by `factor`, short waves are unchanged.
     """
-    factor = rope.number("factor", default=8.0)
-    low = rope.number("low_freq_factor", default=1.0)
-    high = rope.number("high_freq_factor", default=4.0)
-    context = rope.number("original_max_position_embeddings", default=8192)
+    factor = rope.number("factor")
+    low = rope.number("low_freq_factor")
+    high = rope.number("high_freq_factor")
+    context = rope.number("original_max_position_embeddings", default=context_length)
     theta = rope.number("rope_theta", default=10_000.0)
     waves = 2 * math.pi * theta ** (np.arange(0, head, 2, dtype=np.float64) / head)
     blend = np.clip((context / waves - low) / (high - low), 0, 1)
@@ -85,7 +85,12 @@ def _llama3_factors(rope: Config, head: int) -> Array:
 
 def _extra(config: Config, dims: Dims) -> list[TensorPlan]:
     kind, parameters, _ = full_rope(config, 10_000.0, _KINDS)
-    return [made("rope_freqs.weight", _llama3_factors(parameters, dims["D"]))] if kind == "llama3" else []
+    length = config.integer("max_position_embeddings")
+    return (
+        [made("rope_freqs.weight", _llama3_factors(parameters, dims["D"], length))]
+        if kind == "llama3"
+        else []
+    )
 
 
 def _size(config: Config, dims: Dims) -> list[tuple[str, Value]]:
@@ -104,7 +109,7 @@ def _metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
 
 
 def _mistral3_dims(config: Config) -> Dims:
-    kind = config.values.get("model_type")
+    kind = _mistral3_kind(config)
     if kind not in ("mistral", "ministral3"):
         raise ConversionError(
             f"{config.where}: a text model of type {kind!r} is not supported; only mistral, ministral3"
@@ -114,8 +119,12 @@ def _mistral3_dims(config: Config) -> Dims:
     return _llama_dims(config, kv_heads=8)
 
 
+def _mistral3_kind(config: Config) -> object:
+    return config.values.get("model_type", "mistral")  # transformers' default for a text_config
+
+
 def _mistral3_metadata(config: Config, dims: Dims) -> list[tuple[str, Value]]:
-    if config.values["model_type"] == "mistral":
+    if _mistral3_kind(config) == "mistral":
         return _metadata(config, dims)
     kind, parameters = rope(config, 1_000_000.0)
     if kind != "yarn":
