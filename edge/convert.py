@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge.conversion.adapter import ConvertedAdapter, convert_adapter
@@ -18,6 +18,7 @@ from edge.conversion.header import Placed, write_header
 from edge.conversion.importance import Importance, needs_weights, read_importance
 from edge.conversion.output import Replaced, header_run, output_place, sources
 from edge.conversion.plan import Plan, TensorPlan
+from edge.conversion.recipe import Recipe
 from edge.conversion.template import Findings, examine, vocabulary_tokens
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
 from edge.conversion.tokenizer_check import check_tokenization
@@ -77,21 +78,27 @@ class TensorTypes:
 
     `patterns`: pairs of a regular expression and a type; the first expression found in a tensor's name counts.
     `output`: the type of the output matrix. `embedding`: the type of the token embeddings.
+    `recipe`: more patterns, which count after `patterns`. The file keeps the lines of both in its metadata.
     """
 
     patterns: Sequence[tuple[str, str]] = ()
     output: str | None = None
     embedding: str | None = None
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
 class _Types:
-    """The types to write: `quant`, one of QUANT_TYPES, and the ggml numbers for single tensors."""
+    """The types to write: `quant`, one of QUANT_TYPES, and the ggml numbers for single tensors.
+
+    `recipe`: what the metadata says of `patterns`; None if they came without a recipe.
+    """
 
     quant: str
     patterns: tuple[tuple[str, int], ...] = ()
     output: int | None = None
     embedding: int | None = None
+    recipe: Recipe | None = None
 
     @property
     def shown(self) -> str:
@@ -154,6 +161,7 @@ def convert(
         imatrix,
         calibrate,
         *([] if lora is None else [Path(lora)]),
+        None if types.recipe is None else types.recipe.path,
     ]
     check_output(out, inputs, error=ConversionError, streams=False)
     replaced = Replaced.at(out, force)
@@ -233,8 +241,15 @@ def _checked_types(quant: str, single: TensorTypes) -> _Types:
         name = type_name(quant)
     except ConversionError as error:
         raise ConversionError(str(error), option="--quant") from None
-    if name in FLOATS and (single.patterns or single.output or single.embedding):
+    if name in FLOATS and (single.patterns or single.output or single.embedding or single.recipe):
         raise ConversionError(f"{name} is not a quantized type: types for single tensors cannot be set")
+    recipe = single.recipe
+    if recipe is not None:
+        if single.output or single.embedding:
+            raise ConversionError("a recipe names the types of all tensors: add a line to it instead")
+        recipe = replace(recipe, lines=(*single.patterns, *recipe.lines))
+    patterns = single.patterns if recipe is None else recipe.lines
+    given = len(single.patterns)
 
     def number(kind: str, option: str) -> int:
         if kind.lower() not in ggml.types():
@@ -249,9 +264,13 @@ def _checked_types(quant: str, single: TensorTypes) -> _Types:
     return _Types(
         name,
         # llama-quantize changes the pattern to lower case too
-        tuple((pattern.lower(), number(kind, "--tensor-type")) for pattern, kind in single.patterns),
+        tuple(
+            (pattern.lower(), number(kind, "--tensor-type" if i < given else "--recipe"))
+            for i, (pattern, kind) in enumerate(patterns)
+        ),
         None if single.output is None else number(single.output, "--output-tensor-type"),
         None if single.embedding is None else number(single.embedding, "--token-embedding-type"),
+        recipe,
     )
 
 
@@ -368,7 +387,8 @@ def _write(
     if quantized:
         chosen, notes = _chosen(path, plan, types, None if imatrix is None else importance)
         warnings += notes
-        placed, n_bytes = _header(path, model, chosen, types.quant, importance.metadata)
+        recipe = () if types.recipe is None else types.recipe.metadata
+        placed, n_bytes = _header(path, model, chosen, types.quant, (*importance.metadata, *recipe))
     outputs = [
         Output(
             tensor=each.tensor,
@@ -427,11 +447,7 @@ def _chosen(
         raise ConversionError(
             f"llama-cpp-python {installed} does not report which types it chooses; install 0.3.36"
         )
-    warnings = [
-        f"--tensor-type {pattern}: no tensor name matches it"
-        for pattern, _ in types.patterns
-        if not _matches(pattern, by_name)
-    ]
+    warnings = _unmatched(types, by_name)
     if choice.fallbacks:
         warnings.append(
             f"{choice.fallbacks} of {len(plan.tensors)} tensors use another type, because their rows cannot be "
@@ -442,6 +458,18 @@ def _chosen(
         chosen, notes = _without_weights(chosen, types, importance)
         warnings += notes
     return chosen, warnings
+
+
+def _unmatched(types: _Types, names: Iterable[str]) -> list[str]:
+    """A warning for patterns that match no tensor. Raises ConversionError if the recipe is one of another model."""
+    missing = [pattern for pattern, _ in types.patterns if not _matches(pattern, names)]
+    if types.recipe is None or not missing:
+        return [f"--tensor-type {pattern}: no tensor name matches it" for pattern in missing]
+    where = types.recipe.path or "the recipe"
+    if len(missing) == len(types.patterns):
+        raise ConversionError(f"{where}: is a recipe for another model: no tensor has a name that it matches")
+    lines = f"{len(missing)} of {counted(len(types.patterns), 'line')}"
+    return [f"{where}: {lines} match no tensor of this model, such as {missing[0]}"]
 
 
 def _without_weights(

@@ -81,6 +81,14 @@ def convert(
         list[str] | None,
         typer.Option(metavar="PATTERN=TYPE", help="Type for tensors whose name matches PATTERN; repeatable."),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Types for tensors: lines PATTERN=TYPE, as for --tensor-type-file of llama-quantize, or a GGUF that "
+            "was made with a recipe. --quant is for the tensors that no line matches.",
+        ),
+    ] = None,
     output_tensor_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type for the output matrix.")
     ] = None,
@@ -119,10 +127,12 @@ def convert(
         )
 
     from edge.cli.defaults import checkpoint_source
+    from edge.conversion.recipe import read_recipe
     from edge.convert import TensorTypes, check_options
     from edge.convert import convert as run_convert
 
-    types = TensorTypes(overrides, output_tensor_type, token_embedding_type)
+    lines = None if recipe is None else read_recipe(recipe)
+    types = TensorTypes(overrides, output_tensor_type, token_embedding_type, lines)
 
     def check_first(named: str | None) -> None:
         check_options(quant or named or DEFAULT_QUANT, out, imatrix, calibrate, lora, types, threads)
@@ -165,8 +175,8 @@ def _tell_replaced(path: Path, replaced: bool) -> None:
 
 
 _MODELS_ONLY = (
-    "imatrix calibrate lora tensor_type output_tensor_type token_embedding_type check threads verbose".split()
-)
+    "imatrix calibrate lora tensor_type recipe output_tensor_type token_embedding_type check threads verbose"
+).split()
 
 
 def _check_adapter_options(command: typer.Context) -> None:

@@ -11,6 +11,7 @@ space_prefix     the space that a tokenizer puts before a text
 tokenizer_json   the structure of tokenizer.json
 tokenizer_check  compares llama.cpp's tokenization with the checkpoint's
 importance       the column weights that each tensor is quantized with
+recipe           the types of a mixed-precision file, as lines
 header           the GGUF's header
 weights          reads, quantizes and writes the tensors
 adapter          a LoRA adapter as a GGUF of its own

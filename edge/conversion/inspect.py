@@ -17,7 +17,7 @@ from gguf import TokenType
 from edge.conversion.template import Findings, examine, stored_tokens
 from edge.errors import ModelFileError
 from edge.formats.adapter import AdapterFile, is_adapter, read_adapter
-from edge.formats.facts import TypeShare, calibration, origin, type_shares
+from edge.formats.facts import RECIPE_COSTS, TypeShare, calibration, origin, recipe, type_shares
 from edge.formats.gguf import (
     ModelFile,
     TensorInfo,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edge.conversion.verify import Comparison
 
 _SHOWN = 100  # maximum width of a text from the file, in columns
+_LINES = 100  # maximum number of lines of a recipe
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Inspection:
     """What `edge inspect` shows of a file. Sizes are in bytes.
 
     `problems`: what is wrong with the data, one line each; always empty unless `verified`. `comparison`: the result of
-    the comparison with the source, if one was given.
+    the comparison with the source, if one was given. `recipe`: the lines PATTERN=TYPE that it was made with.
+    `recipe_costs`: what was measured to choose them, as JSON text.
     """
 
     model: ModelFile
@@ -85,6 +87,8 @@ class Inspection:
     template: Template | None
     origin: dict[str, str]
     calibration: dict[str, str]
+    recipe: tuple[str, ...]
+    recipe_costs: str
     sha256: str
     verified: bool
     problems: tuple[str, ...]
@@ -115,6 +119,7 @@ class Inspection:
             f"  SHA-256      {self.sha256}",
             *_pairs("origin", self.origin),
             *_type_lines(self.types),
+            *_recipe_lines(self.recipe),
             f"  layout       {self.header_bytes:,} bytes of header, {counted(len(self.tensors), 'tensor')}, "
             f"{self.padding_bytes:,} bytes of padding",
             *_token_lines(self.tokens),
@@ -241,6 +246,8 @@ def inspect(
         template=_template(path, model),
         origin=origin(metadata),
         calibration=calibration(metadata),
+        recipe=tuple(recipe(metadata)),
+        recipe_costs=str(metadata.get(RECIPE_COSTS, "")),
         sha256=model_sha256(path),
         verified=verify,
         problems=tuple(problems),
@@ -350,6 +357,13 @@ def _type_lines(types: tuple[TypeShare, ...]) -> list[str]:
         + "  ".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         for i, row in enumerate(rows)
     ]
+
+
+def _recipe_lines(lines: Sequence[str]) -> list[str]:
+    shown = [_clean(line) for line in lines[:_LINES]]
+    more = len(lines) - len(shown)
+    shown += [f"and {counted(more, 'line')} more; --json has all"] if more else []
+    return [f"  {'recipe' if i == 0 else '':12} {line}" for i, line in enumerate(shown)]
 
 
 def _token_lines(tokens: Tokens) -> list[str]:

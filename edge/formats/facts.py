@@ -6,6 +6,11 @@ from typing import Any
 
 from edge.formats.gguf import TensorInfo
 
+RECIPE = "edge.recipe"
+"""The metadata key of the lines PATTERN=TYPE that chose the types of a mixed-precision file."""
+RECIPE_COSTS = "edge.recipe.costs"
+"""The metadata key of what was measured to choose them, as JSON text."""
+
 # The origin of a file, in the order of display: metadata key and display name.
 _ORIGIN = (
     ("general.source.huggingface.repository", "hub id"),
@@ -45,6 +50,12 @@ def origin(metadata: dict[str, Any]) -> dict[str, str]:
 def calibration(metadata: dict[str, Any]) -> dict[str, str]:
     """The importance matrix of a GGUF, as its metadata says: "matrix", "text", "tensors", "chunks"; {} without one."""
     return _present(metadata, _CALIBRATION)
+
+
+def recipe(metadata: dict[str, Any]) -> list[str]:
+    """The lines PATTERN=TYPE that chose the types of a GGUF; [] if it was made without a recipe."""
+    text = metadata.get(RECIPE)
+    return text.split() if isinstance(text, str) else []
 
 
 def type_shares(tensors: list[TensorInfo]) -> tuple[TypeShare, ...]:
