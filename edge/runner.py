@@ -25,12 +25,12 @@ from edge.answer.style import StyleName
 from edge.answer.writer import Answer, action_answer, free_answer
 from edge.errors import ContextError
 from edge.formats.gguf import ModelFile, read_model_file
-from edge.llama.devices import devices
 from edge.llama.engine import Engine
 from edge.llama.jobs import Job, Writer
 from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading, with_own_adapter
 from edge.llama.placement import place
 from edge.llama.prefixes import branch_points, common_length, depth_held, reading_order
+from edge.llama.remote import devices_for
 from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.system.machine import memory
@@ -297,7 +297,7 @@ class Runner:
 
 def fitting_layers(model_file: ModelFile, loading: Loading = DEFAULT_LOADING) -> int:
     """How many layers fit into the free memory of a GPU with a context of 8,192 tokens; -1 for all, 0 without a GPU."""
-    found = devices()
+    found = devices_for(loading)
     if any("GPU" in device.kind for device in found):
         with contextlib.suppress(ContextError):  # it may still run on the CPU, slowly
             wanted = replace(loading, gpu_layers=None, context=None, parallel=1, threads=None, batch=None)

@@ -68,7 +68,10 @@ BARE = {"errors", "version", "metrics", "system", "terminal"}
 # Units that only these units or modules may import, whatever is transitive.
 OPENED_BY = {"conversion": {"conversion", "convert", "sweep", "edge.cli.models"}}
 # Names of other packages that have no public equivalent.
-FOREIGN_PRIVATE = {("edge.llama.devices", "_lib")}  # llama_cpp's own handle of the library that it loaded
+FOREIGN_PRIVATE = {
+    ("edge.llama.devices", "_lib"),  # llama_cpp's own handle of the library that it loaded
+    ("edge.cli.main", "_exit"),  # of os: the end of a process in which nothing can be raised any more
+}
 # Packages that only these units or modules may import.
 ONLY_IN = {
     "llama_cpp": {"llama"},

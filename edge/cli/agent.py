@@ -14,19 +14,24 @@ from edge.cli.options import (
     GpuLayers,
     KvType,
     Lora,
+    MainGpu,
     MaxTokens,
     MinP,
     Mmap,
     ModelOption,
     Penalty,
+    Rpc,
     Seed,
+    SplitMode,
     Style,
     Temperature,
+    TensorSplit,
     TextShare,
     Think,
     TopK,
     TopP,
     Verbose,
+    spread_of,
     think_tokens,
 )
 from edge.errors import Interrupted
@@ -36,7 +41,10 @@ if TYPE_CHECKING:
 
 
 # Options that only a model on this machine has, and those that only a server has.
-_LOCAL = "lora think text_share style gpu_layers threads batch kv_type flash_attention mmap".split()
+_LOCAL = (
+    "lora think text_share style gpu_layers rpc tensor_split main_gpu split_mode threads batch kv_type "
+    "flash_attention mmap".split()
+)
 _SERVER = ["api_key_file", "timeout"]
 
 
@@ -153,6 +161,10 @@ def agent(
     text_share: TextShare = 0.6,
     style: Style = "auto",
     gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    tensor_split: TensorSplit = None,
+    main_gpu: MainGpu = None,
+    split_mode: SplitMode = None,
     threads: Threads = None,
     batch: Batch = None,
     kv_type: KvType = "f16",
@@ -193,6 +205,7 @@ def agent(
         loading=Loading(
             *(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),
             adapters=parse_adapters(lora or ()),
+            spread=spread_of(rpc, tensor_split, main_gpu, split_mode),
         ),
         answering=Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style),
     )

@@ -34,10 +34,15 @@ from edge.cli.options import (
     GpuLayers,
     KvType,
     Lora,
+    MainGpu,
     Mmap,
     ModelOption,
+    Rpc,
     Seed,
+    SplitMode,
+    TensorSplit,
     Verbose,
+    spread_of,
     think_tokens,
 )
 from edge.errors import EdgeError, PromptError
@@ -128,6 +133,10 @@ def chat(
         ),
     ] = False,
     gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    tensor_split: TensorSplit = None,
+    main_gpu: MainGpu = None,
+    split_mode: SplitMode = None,
     threads: Threads = None,
     batch: Batch = None,
     kv_type: KvType = "f16",
@@ -157,17 +166,16 @@ def chat(
     def sampling(kind: "AnswerKind") -> "Sampling":
         return _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
 
-    adapters = parse_adapters(lora or ())
+    adapters, spread = parse_adapters(lora or ()), spread_of(rpc, tensor_split, main_gpu, split_mode)
     shown = None if screen is None else input_text(screen)
     path = chosen_model(model, note, check=lambda: _check(sampling, load))
     kind: AnswerKind = answers or default_answers(path)
-    loading = Loading(
-        gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap, adapters=adapters
-    )
+    loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
+    loading = with_own_adapter(path, replace(loading, adapters=adapters, spread=spread))
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
         _say(f"loading {path} ({size(path.stat().st_size)})")
-    with _opened(path, with_own_adapter(path, loading)) as (runner, most):
+    with _opened(path, loading) as (runner, most):
         settings = Settings(sampling(kind), max_tokens, thought, show_thoughts, stats)
         talk = Conversation(runner, kind, most, settings, system)
         if load is not None:
@@ -192,12 +200,12 @@ def _check(sampling: "Callable[[AnswerKind], Sampling]", load: Path | None) -> N
 @contextlib.contextmanager
 def _opened(path: Path, loading: "Loading") -> "Iterator[tuple[Runner, int]]":
     """The loaded model and the context length of a conversation. Prints a note if the context does not fit."""
-    from edge.llama.devices import devices
     from edge.llama.placement import place
+    from edge.llama.remote import devices_for
     from edge.runner import Runner
     from edge.system.machine import memory
 
-    free, found = memory(), devices()
+    free, found = memory(), devices_for(loading)
     no_gpu_note(loading, found)
     with Runner.open(path, loading) as runner:
         most = min(loading.context or _CONTEXT, runner.context_length)

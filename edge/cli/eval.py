@@ -16,20 +16,25 @@ from edge.cli.options import (
     GpuLayers,
     KvType,
     Lora,
+    MainGpu,
     MaxTokens,
     MinP,
     Mmap,
     Penalty,
     Quiet,
+    Rpc,
     Seed,
     Shard,
+    SplitMode,
     Style,
     Temperature,
+    TensorSplit,
     TextShare,
     Think,
     TopK,
     TopP,
     Verbose,
+    spread_of,
     think_tokens,
 )
 from edge.cli.pull import Yes
@@ -45,8 +50,8 @@ if TYPE_CHECKING:
 # Options that only some backends have.
 _ONLY = {
     "edge": (
-        "lora unconstrained think text_share style parallel gpu_layers threads batch kv_type flash_attention "
-        "mmap".split()
+        "lora unconstrained think text_share style parallel gpu_layers rpc tensor_split main_gpu split_mode threads "
+        "batch kv_type flash_attention mmap".split()
     ),
     "vllm": ["tp", "dtype", "structured"],
     "openai": ["base_url", "api_key_file", "served_model", "concurrency", "timeout", "structured"],
@@ -139,6 +144,10 @@ def evaluate(
         ),
     ] = None,
     gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    tensor_split: TensorSplit = None,
+    main_gpu: MainGpu = None,
+    split_mode: SplitMode = None,
     threads: Threads = None,
     batch: Batch = None,
     kv_type: KvType = "f16",
@@ -197,7 +206,9 @@ def evaluate(
     work = _Work(rows, out, limit, rows_of, skip_too_long, answering, asking, context, force, yes, say)
     adapters = parse_adapters(lora or ())
     loading = Loading(
-        gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap, adapters=adapters
+        *(gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap),
+        adapters=adapters,
+        spread=spread_of(rpc, tensor_split, main_gpu, split_mode),
     )
     with noting_replaced(out, quiet=quiet):
         if backend == "vllm":

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -42,8 +44,9 @@ from edge.cli.store import models_app
 from edge.cli.sweep import sweep
 from edge.cli.trial import trial
 from edge.errors import EdgeError, EdgeWarning
+from edge.llama.log import at_abort
 from edge.system.machine import address_space_left
-from edge.system.streams import tolerant_streams, unencodable
+from edge.system.streams import terminal_settings, tolerant_streams, unencodable
 from edge.system.text import counted, printable
 from edge.version import __version__
 
@@ -190,6 +193,15 @@ def _explained(error: Exception, limited: bool) -> str | None:
     return None
 
 
+def _end_at_once(restore_terminal: Callable[[], None], text: str) -> NoReturn:
+    """Print an error and end the process, inside llama.cpp, which would stop it: nothing can be raised there."""
+    try:
+        restore_terminal()
+        fail(text)
+    finally:
+        os._exit(1)
+
+
 def main() -> NoReturn:
     """The program `edge`. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     # Exit by exception, so that temporary files are removed. Windows has no SIGHUP.
@@ -203,6 +215,7 @@ def main() -> NoReturn:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     warnings.filterwarnings("once", category=EdgeWarning)
     warnings.showwarning = _show_warning
+    at_abort(partial(_end_at_once, terminal_settings()))
     try:
         app(prog_name="python -m edge" if Path(sys.argv[0]).name == "__main__.py" else "edge")
     except EdgeError as error:

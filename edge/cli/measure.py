@@ -7,8 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, note, note_unless, noting_replaced, progress_line, show
-from edge.cli.options import Batch, Force, GpuLayers, Lora, Shard, Verbose, reading_layers
+from edge.cli.common import Threads, note_unless, noting_replaced, progress_line, show
+from edge.cli.options import (
+    Batch,
+    Force,
+    GpuLayers,
+    Lora,
+    MainGpu,
+    Rpc,
+    Shard,
+    SplitMode,
+    TensorSplit,
+    Verbose,
+    reading_layers,
+    spread_of,
+)
 from edge.system.text import counted
 
 if TYPE_CHECKING:
@@ -54,6 +67,10 @@ def measure(
         ),
     ] = False,
     gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    tensor_split: TensorSplit = None,
+    main_gpu: MainGpu = None,
+    split_mode: SplitMode = None,
     threads: Threads = None,
     batch: Batch = None,
     force: Force = False,
@@ -81,11 +98,11 @@ def measure(
 
     chosen = Chosen(skip_too_long, parse_shard(shard))
     check = partial(_check, replay, limit)
-    adapters = parse_adapters(lora or ())
+    adapters, spread = parse_adapters(lora or ()), spread_of(rpc, tensor_split, main_gpu, split_mode)
     path = chosen_model(model, note_unless(quiet), check=check)
     base_path = None if base is None else chosen_model(base, note_unless(quiet), check=check)
-    layers = reading_layers(gpu_layers, path, base_path)
-    loading = Loading(gpu_layers=layers, threads=threads, context=context, batch=batch, adapters=adapters)
+    layers = reading_layers(gpu_layers, path, base_path, spread=spread)
+    loading = Loading(layers, threads, context, batch=batch, adapters=adapters, spread=spread)
     with noting_replaced(out, quiet=quiet):
         done = run_measure(
             path,
@@ -101,9 +118,8 @@ def measure(
             force=force,
             say=None if quiet else progress_line,
         )
-    if not quiet:
-        for line in done["method"]["notes"]:
-            note(line)
+    for line in done["method"]["notes"]:
+        note_unless(quiet)(line)
     _print(done, out)
 
 

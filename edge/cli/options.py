@@ -4,11 +4,14 @@ import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edge.cli.common import note
+from edge.cli.common import note, warn
+
+if TYPE_CHECKING:
+    from edge.llama.loading import Spread
 
 
 def _show_log(wanted: bool) -> None:
@@ -98,6 +101,32 @@ GpuLayers = Annotated[
     typer.Option(
         "--gpu-layers", min=-1, help="Layers on the GPU; -1 for all, 0 for none. Default: all that fit."
     ),
+]
+Rpc = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rpc",
+        metavar="HOST:PORT",
+        help="RPC server of llama.cpp whose devices take layers: fragile and insecure, see docs/scale.md. Repeatable.",
+    ),
+]
+TensorSplit = Annotated[
+    str | None,
+    typer.Option(
+        "--tensor-split",
+        metavar="SHARES",
+        help="Share of each device in the layers, such as 3,1. Default: as their free memory.",
+    ),
+]
+MainGpu = Annotated[
+    int | None,
+    typer.Option(
+        "--main-gpu", min=0, help="Device that takes all layers with --split-mode none, from 0. Default: 0."
+    ),
+]
+SplitMode = Annotated[
+    Literal["none", "layer", "row"] | None,
+    typer.Option("--split-mode", help="One device, or layers or rows on all of them. Default: layer."),
 ]
 KvType = Annotated[
     Literal["f16", "q8_0", "q4_0"],
@@ -191,19 +220,44 @@ def checked_quant(quant: str, option: str) -> str:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
-def reading_layers(given: int | None, *files: Path | None) -> int:
+def spread_of(
+    rpc: list[str] | None, tensor_split: str | None, main_gpu: int | None, split_mode: str | None
+) -> "Spread":
+    """The values of --rpc, --tensor-split, --main-gpu and --split-mode; RPC servers with a warning.
+
+    Raises EdgeError or typer.BadParameter for a value that is none.
+    """
+    from edge.llama.loading import Spread
+
+    try:
+        shares = tuple(map(float, tensor_split.split(","))) if tensor_split is not None else ()
+    except ValueError:
+        raise typer.BadParameter(
+            f"must be shares such as 3,1, not {tensor_split}", param_hint="--tensor-split"
+        ) from None
+    if rpc:
+        warn(
+            "llama.cpp's authors call its RPC backend fragile and insecure: who reaches its port can take over "
+            "the machine; bind it to 127.0.0.1 and connect through an SSH tunnel (docs/scale.md)"
+        )
+    return Spread(tuple(dict.fromkeys(rpc or ())), shares, main_gpu, split_mode)
+
+
+def reading_layers(given: int | None, *files: Path | None, spread: "Spread | None" = None) -> int:
     """--gpu-layers of a command that reads texts: by default what fits of each of these GGUFs; -1 without a GPU."""
     from edge.errors import EdgeError
     from edge.formats.gguf import read_model_file
-    from edge.llama.devices import devices
+    from edge.llama.loading import Loading, Spread
+    from edge.llama.remote import devices_for
     from edge.runner import fitting_layers
 
-    if given is not None or not any("GPU" in device.kind for device in devices()):
+    loading = Loading(spread=spread or Spread())
+    if given is not None or not any("GPU" in device.kind for device in devices_for(loading)):
         return -1 if given is None else given
     layers = []
     for file in files:
         with contextlib.suppress(
             EdgeError
         ):  # the command reports a bad file; a base may be another kind of file
-            layers += [] if file is None else [fitting_layers(read_model_file(file))]
+            layers += [] if file is None else [fitting_layers(read_model_file(file), loading)]
     return min((n for n in layers if n >= 0), default=-1)

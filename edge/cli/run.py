@@ -30,20 +30,25 @@ from edge.cli.options import (
     GpuLayers,
     KvType,
     Lora,
+    MainGpu,
     MaxTokens,
     MinP,
     Mmap,
     ModelOption,
     Penalty,
     Quiet,
+    Rpc,
     Seed,
+    SplitMode,
     Style,
     Temperature,
+    TensorSplit,
     TextShare,
     Think,
     TopK,
     TopP,
     Verbose,
+    spread_of,
     think_tokens,
 )
 from edge.errors import PromptError
@@ -89,6 +94,10 @@ def run(
         bool, typer.Option("--json", help="Print the action and its metadata as one JSON object.")
     ] = False,
     gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    tensor_split: TensorSplit = None,
+    main_gpu: MainGpu = None,
+    split_mode: SplitMode = None,
     threads: Threads = None,
     batch: Batch = None,
     kv_type: KvType = "f16",
@@ -113,7 +122,12 @@ def run(
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     answering = Answering(max_tokens, sampling, thought, text_share, style)
     adapters = parse_adapters(lora or ())
-    loading = Loading(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap, adapters=adapters)
+    spread = spread_of(rpc, tensor_split, main_gpu, split_mode)
+    loading = Loading(
+        *(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap),
+        adapters=adapters,
+        spread=spread,
+    )
     chat = _conversation(task, screen, messages)
     terminal = is_terminal(sys.stdout)
     stream = terminal and not as_json
@@ -140,11 +154,11 @@ def _action(
     stream: bool,
 ) -> "Action":
     """The model's action. `say` receives the placement and the progress; `stream`: print the text as it is written."""
-    from edge.llama.devices import devices
     from edge.llama.placement import place
+    from edge.llama.remote import devices_for
     from edge.system.machine import memory
 
-    free, found, max_tokens = memory(), devices(), answering.max_tokens
+    free, found, max_tokens = memory(), devices_for(loading), answering.max_tokens
     no_gpu_note(loading, found)
     with _opened(path, loading, say) as runner:
         rendered = runner.render(chat)

@@ -8,7 +8,21 @@ from typing import Annotated, Literal
 import typer
 
 from edge.cli.common import Threads, note, progress_line
-from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Lora, Mmap, ModelOption, Verbose
+from edge.cli.options import (
+    Batch,
+    FlashAttention,
+    GpuLayers,
+    KvType,
+    Lora,
+    MainGpu,
+    Mmap,
+    ModelOption,
+    Rpc,
+    SplitMode,
+    TensorSplit,
+    Verbose,
+    spread_of,
+)
 from edge.errors import ServeError
 
 _KEY = "EDGE_API_KEY"
@@ -86,6 +100,10 @@ def serve(
         ),
     ] = 1024,
     gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    tensor_split: TensorSplit = None,
+    main_gpu: MainGpu = None,
+    split_mode: SplitMode = None,
     threads: Threads = None,
     batch: Batch = None,
     kv_type: KvType = "f16",
@@ -110,7 +128,7 @@ def serve(
     from edge.llama.loading import Loading, parse_adapters, with_own_adapter
 
     key = _key(api_key_file)
-    adapters = parse_adapters(lora or ())
+    adapters, spread = parse_adapters(lora or ()), spread_of(rpc, tensor_split, main_gpu, split_mode)
     path = chosen_model(model, note, announce=True)
     loading = Loading(
         gpu_layers=gpu_layers,
@@ -122,6 +140,7 @@ def serve(
         flash_attention=flash_attention,
         mmap=mmap,
         adapters=adapters,
+        spread=spread,
     )
     server.serve(
         path,

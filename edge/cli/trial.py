@@ -16,17 +16,22 @@ from edge.cli.options import (
     Force,
     GpuLayers,
     KvType,
+    MainGpu,
     MaxTokens,
     MinP,
     Penalty,
     Quiet,
+    Rpc,
+    SplitMode,
     Style,
     Temperature,
+    TensorSplit,
     TextShare,
     Think,
     TopK,
     TopP,
     Verbose,
+    spread_of,
     think_tokens,
 )
 from edge.cli.pull import Yes
@@ -109,6 +114,10 @@ def trial(
         typer.Option("--context", "--ctx", min=256, help="Maximum tokens of a prompt and its answer."),
     ] = None,
     gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    tensor_split: TensorSplit = None,
+    main_gpu: MainGpu = None,
+    split_mode: SplitMode = None,
     threads: Threads = None,
     batch: Batch = None,
     kv_type: KvType = "f16",
@@ -151,7 +160,8 @@ def trial(
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     answering = Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style)
-    loading = Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention)
+    spread = spread_of(rpc, tensor_split, main_gpu, split_mode)
+    loading = Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention, spread=spread)
     sandbox = SandboxLimits(memory << 20, disk << 20)
     with suite_folder() if tasks is None else contextlib.nullcontext(tasks) as place:
         runnable, refused = read_tasks(find_tasks(place, task or ()))

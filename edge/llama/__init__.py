@@ -2,10 +2,12 @@
 
 library      starts llama.cpp once, loads models, decodes batches
 adapters     LoRA adapters: loaded beside a model, put on a context
-log          who receives llama.cpp's log
+log          who receives llama.cpp's log, and its last words
+aborts       llama.cpp's last words as one line
 tryout       tries an unknown file in a child process, in a sandbox where one can be made
 names        whether llama.cpp knows the names of an architecture and a tokenizer
 devices      devices that llama.cpp can compute on
+remote       devices of other machines, through llama.cpp's RPC backend
 vocabulary   text to token ids and back
 thought_marks  how models mark their thoughts
 prefixes     the prefix tree of prompts

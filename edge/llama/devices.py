@@ -5,7 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from edge.errors import EdgeError
+from edge.llama.loading import ONE_DEVICE, Spread
 
 # enum ggml_backend_dev_type in ggml-backend.h
 DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "meta")
@@ -22,25 +26,33 @@ class Device:
     memory_total: int
 
 
+@cache
 def load_backends() -> None:
-    """Load llama.cpp's backends, if they are separate libraries (GGML_BACKEND_DL); otherwise do nothing.
+    """Load llama.cpp's backends, once, if they are separate libraries (GGML_BACKEND_DL).
 
-    They are loaded only from llama.cpp's own folder: its default also searches the current folder. Call this before
-    you set llama.cpp's log: it resets the log to the default.
+    They are loaded only from llama.cpp's own folder: its default also searches the current folder. As in llama.cpp's
+    own programs, GGML_BACKEND_PATH names one more such library. Call this before you set llama.cpp's log: it resets
+    the log to the default.
     """
     try:
         import llama_cpp
 
-        lib = _ggml()
+        lib = ggml_library()
         count, load, log = lib.ggml_backend_dev_count, lib.ggml_backend_load_all_from_path, lib.ggml_log_set
+        load_one = lib.ggml_backend_load
     except (ImportError, OSError, RuntimeError, AttributeError):
         return
     count.restype, load.argtypes, load.restype = ctypes.c_size_t, [ctypes.c_char_p], None
     log.argtypes, log.restype = [ctypes.c_void_p, ctypes.c_void_p], None
-    if count() == 0:
+    load_one.argtypes, load_one.restype = [ctypes.c_char_p], ctypes.c_void_p
+    own = os.environ.get("GGML_BACKEND_PATH")
+    if count() == 0 or own:
         quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
         log(ctypes.cast(quiet, ctypes.c_void_p), None)
-        load(os.fsencode(Path(llama_cpp.__file__).parent / "lib"))
+        if count() == 0:  # this one reads GGML_BACKEND_PATH too
+            load(os.fsencode(Path(llama_cpp.__file__).parent / "lib"))
+        elif own:
+            load_one(os.fsencode(own))
         log(None, None)
 
 
@@ -48,10 +60,10 @@ def devices() -> list[Device]:
     """The devices of the installed llama.cpp; an empty list if it cannot be loaded."""
     load_backends()
     try:
-        libggml = _ggml()
-        count, get = libggml.ggml_backend_dev_count, libggml.ggml_backend_dev_get
-        name, description = libggml.ggml_backend_dev_name, libggml.ggml_backend_dev_description
-        kind, space = libggml.ggml_backend_dev_type, libggml.ggml_backend_dev_memory
+        lib = ggml_library()
+        count, get = lib.ggml_backend_dev_count, lib.ggml_backend_dev_get
+        name, description = lib.ggml_backend_dev_name, lib.ggml_backend_dev_description
+        kind, space = lib.ggml_backend_dev_type, lib.ggml_backend_dev_memory
     except (ImportError, OSError, RuntimeError, AttributeError):
         # AttributeError: on Windows only the exports of this one library are visible
         return []
@@ -72,7 +84,33 @@ def devices() -> list[Device]:
     return found
 
 
-def _ggml() -> ctypes.CDLL:
+def offload_devices(found: Sequence[Device], spread: Spread = ONE_DEVICE) -> list[Device]:
+    """Those of these devices to which llama.cpp gives layers, in its order: RPC servers first.
+
+    Integrated GPUs count only if there are no others. With split mode none, one device gets all layers.
+    """
+    gpus = [d for d in found if d.kind == "GPU"] or [d for d in found if d.kind == "integrated GPU"]
+    gpus.sort(key=lambda device: not device.name.startswith("RPC"))
+    if spread.split_mode == "none" and gpus:
+        main = spread.main_gpu or 0
+        if main >= len(gpus):
+            raise EdgeError(f"--main-gpu is {main}; llama.cpp finds {len(gpus)} of them", option="--main-gpu")
+        return [gpus[main]]
+    return gpus
+
+
+def usable_memory(gpus: Sequence[Device], spread: Spread = ONE_DEVICE) -> int | None:
+    """Free bytes on these devices together, as far as the shares of --tensor-split can use them; None if unknown."""
+    if not all(gpu.memory_total for gpu in gpus):
+        return None
+    if not spread.tensor_split or len(gpus) < 2:
+        return sum(gpu.memory_free for gpu in gpus)
+    shares = [*spread.tensor_split, *(0.0 for _ in gpus)][: len(gpus)]
+    fullest = (gpu.memory_free / share for gpu, share in zip(gpus, shares, strict=True) if share)
+    return int(min(fullest, default=0) * sum(shares))
+
+
+def ggml_library() -> ctypes.CDLL:
     """The ggml that libllama uses.
 
     A wheel has libggml.so and libggml.so.0 as two files. The first name would load a second ggml, without the backends
@@ -118,7 +156,7 @@ def inspect_llama(found: Sequence[Device]) -> Llama:
         ggml=" ".join(_text(libggml, name) for name in ("ggml_version", "ggml_commit")).strip() or "unknown",
         system_info=info,
         cpu_features=[name.strip() for name, _, value in features if value.strip() == "1"],
-        gpu_offload=bool(lib.llama_supports_gpu_offload()),
+        gpu_offload=bool(offload_devices(found)),
         devices=list(found),
     )
 

@@ -26,6 +26,7 @@ from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
 from edge.llama.prefixes import common_length, distinct_tokens
+from edge.llama.remote import connect
 from edge.system.machine import MAX_THREADS, physical_cores
 
 T = TypeVar("T")
@@ -129,6 +130,8 @@ class Engine:
         library.start()
         params = library.model_params()
         params.n_gpu_layers = gpu_layers
+        connect(loading.spread.rpc)
+        library.spread_out(params, loading.spread)
         if not loading.mmap:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self._model = library.load_model(path, params, trusted=loading.trusted)
@@ -142,7 +145,7 @@ class Engine:
         self.threads = threads
         self.kv_type = kv_type
         self.batch = batch
-        self.offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
+        self.offloads = library.can_offload() and gpu_layers != 0
         if flash_attention is None:
             flash_attention = self.offloads or kv_type != "f16"
         self.flash_attention = flash_attention

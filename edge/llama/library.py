@@ -9,9 +9,11 @@ from typing import Any
 
 import llama_cpp
 
-from edge.errors import ContextError, ModelFileError
+from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.formats.checksum import check
-from edge.llama.devices import load_backends
+from edge.llama.aborts import report_aborts
+from edge.llama.devices import devices, load_backends
+from edge.llama.loading import SPLIT_MODES, Spread
 from edge.llama.log import pass_on
 from edge.llama.names import check_names
 from edge.llama.tryout import tried, try_out
@@ -44,6 +46,7 @@ def _keep_errors(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
 def start() -> None:
     """Start llama.cpp's backends, once. Call it before any other function of the library."""
     load_backends()
+    report_aborts()
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
@@ -60,9 +63,29 @@ def model_params() -> Any:
     return params
 
 
+def spread_out(params: Any, spread: Spread) -> None:
+    """Set how llama.cpp spreads the layers over several devices. Call it before the model is loaded with `params`."""
+    if spread.split_mode is not None:
+        params.split_mode = SPLIT_MODES[spread.split_mode]
+    if spread.main_gpu is not None:
+        params.main_gpu = spread.main_gpu
+    if spread.tensor_split:
+        most = int(llama_cpp.llama_max_devices())
+        if len(spread.tensor_split) > most:
+            raise EdgeError(
+                f"--tensor-split: has {len(spread.tensor_split)} shares; llama.cpp takes {most} devices"
+            )
+        params.tensor_split = (ctypes.c_float * most)(
+            *spread.tensor_split
+        )  # ctypes keeps a reference in `params`
+
+
 def can_offload() -> bool:
-    """Whether this llama.cpp was built with a backend that takes layers from the CPU."""
-    return bool(llama_cpp.llama_supports_gpu_offload())
+    """Whether llama.cpp finds a device that takes layers from the CPU.
+
+    `llama_supports_gpu_offload` is also true where only the RPC backend is there, without a server.
+    """
+    return any("GPU" in device.kind for device in devices())
 
 
 def load_model(path: Path, params: Any, *, trusted: bool = False) -> Any:

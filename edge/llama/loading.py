@@ -42,6 +42,48 @@ class Adapter:
         return str(self.path) if self.scale == 1 else f"{self.path}:{scale}"
 
 
+# enum llama_split_mode
+SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How layers are spread over several devices: llama.cpp's own options. Raises EdgeError for a value out of range.
+
+    llama.cpp numbers the devices of RPC servers first, in their order, and the GPUs of this machine after them.
+    """
+
+    rpc: tuple[str, ...] = ()
+    """RPC servers (HOST:PORT) whose devices take layers."""
+    tensor_split: tuple[float, ...] = ()
+    """The share of each device in the layers; by default as its free memory."""
+    main_gpu: int | None = None
+    """The number of the device that takes all layers with split_mode none."""
+    split_mode: str | None = None
+    """none: one device; layer (llama.cpp's default) or row: all devices."""
+
+    def __post_init__(self) -> None:
+        shares = self.tensor_split
+        if shares and not (all(math.isfinite(one) and one >= 0 for one in shares) and sum(shares) > 0):
+            raise EdgeError(
+                "must be shares such as 3,1: numbers from 0, not all of them 0", option="--tensor-split"
+            )
+        if self.split_mode is not None and self.split_mode not in SPLIT_MODES:
+            raise EdgeError(f"must be one of {', '.join(SPLIT_MODES)}", option="--split-mode")
+        if self.main_gpu is not None and self.main_gpu < 0:
+            raise EdgeError("must be the number of a device, from 0", option="--main-gpu")
+
+    def identity(self) -> dict[str, str]:
+        """What two runs must share so that one may continue the other; an RPC server may have moved."""
+        if self == Spread():
+            return {}
+        shares = ",".join(format(share, "g") for share in self.tensor_split)
+        return {"spread": f"{len(self.rpc)} servers, {shares or '-'}, {self.main_gpu}, {self.split_mode}"}
+
+
+ONE_DEVICE = Spread()
+
+
 @dataclass(frozen=True)
 class Loading:
     """Options of loading a model. None means: chosen from the free memory and the lengths (edge/llama/placement.py)."""
@@ -65,6 +107,8 @@ class Loading:
     """Do not try an unknown file in a child process first."""
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters; their changes add up. In a server, each request chooses one."""
+    spread: Spread = ONE_DEVICE
+    """Over which devices the layers are spread, and how."""
 
 
 DEFAULT_LOADING = Loading()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from edge.errors import ContextError, EdgeError
 from edge.formats.gguf import ModelFile
-from edge.llama.devices import Device
-from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading
+from edge.llama.devices import Device, offload_devices, usable_memory
+from edge.llama.loading import DEFAULT_LOADING, ONE_DEVICE, Adapter, Loading, Spread
 from edge.llama.memory import (
     BATCH,
     CELLS_STEP,
@@ -77,6 +77,7 @@ class Placement:
     device: str
     uses: tuple[Use, ...]
     adapters: tuple[Adapter, ...] = ()
+    spread: Spread = ONE_DEVICE
 
     @property
     def loading(self) -> Loading:
@@ -90,6 +91,7 @@ class Placement:
             flash_attention=self.flash_attention,
             mmap=self.mmap,
             adapters=self.adapters,
+            spread=self.spread,
         )
 
     def __str__(self) -> str:
@@ -213,7 +215,7 @@ def _divides(shape: Shape, kv_type: str) -> bool:
 
 def _choose(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]) -> Placement | None:
     """The first of the candidates that fits, or None."""
-    gpus = [] if wish.loading.gpu_layers == 0 else _gpus(devices)
+    gpus = [] if wish.loading.gpu_layers == 0 else offload_devices(devices, wish.loading.spread)
     if gpus and wish.loading.gpu_layers is None:
         # All layers first: one layer on the CPU costs more than fewer answers at a time. No layer last: as on a CPU.
         whole = _choose(shape, wish.but(replace(wish.loading, gpu_layers=-1)), memory, devices)
@@ -300,11 +302,6 @@ def _roomy(shape: Shape, placement: Placement) -> bool:
     return 2 * (needed - shape.weights) <= usable - shape.weights
 
 
-def _gpus(devices: Sequence[Device]) -> list[Device]:
-    """The devices that llama.cpp offloads to: integrated GPUs only if there are no others."""
-    return [d for d in devices if d.kind == "GPU"] or [d for d in devices if d.kind == "integrated GPU"]
-
-
 def _names(devices: Sequence[Device]) -> str:
     return " and ".join(device.name for device in devices)
 
@@ -365,6 +362,7 @@ def _laid(
         device=f"{_names(gpus)} ({layers} of {total} layers)" if layers else "CPU",
         uses=_uses(shape, wish, memory, gpus, cells, sequences, need, layers),
         adapters=wish.loading.adapters,
+        spread=wish.loading.spread,
     )
 
 
@@ -392,7 +390,7 @@ def _uses(
     here = shape.weights + need.kv_cache + need.state + need.output - moved
     here += shape.output_weights if shape.tied else 0  # a copy went to the GPU
     here += need.compute if first else 0
-    free = sum(gpu.memory_free for gpu in gpus) if all(gpu.memory_total for gpu in gpus) else None
+    free = usable_memory(gpus, wish.loading.spread)
     if any(gpu.kind == "integrated GPU" or gpu.name.startswith(("Metal", "MTL")) for gpu in gpus):
         # One memory for both: free memory of the GPU is part of the free main memory.
         known = [number for number in (free, memory.available) if number is not None]
@@ -406,7 +404,7 @@ def _advice(shape: Shape, wish: _Wish, memory: Memory, devices: Sequence[Device]
     def fits(changed: _Wish) -> bool:
         return _choose(shape, changed, memory, devices) is not None
 
-    gpus = [] if wish.loading.gpu_layers == 0 else _gpus(devices)
+    gpus = [] if wish.loading.gpu_layers == 0 else offload_devices(devices, wish.loading.spread)
     parallel, flash_attention = _candidates(wish, bool(gpus))[-1]
     cells = _cells(shape, wish, parallel)[0]
     layers = (wish.loading.gpu_layers or 0) if gpus else 0

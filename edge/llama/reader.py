@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
 from edge.llama.adapters import check_adapters, load_adapters, use_adapters
-from edge.llama.loading import Adapter
+from edge.llama.loading import ONE_DEVICE, Adapter, Spread
 from edge.llama.memory import buffers, padded, read_shape
 from edge.llama.prefixes import Corpus, depth_held
+from edge.llama.remote import connect
 from edge.system.signals import signals_later
 
 # States held for later sequences. In a deeper tree the shallowest is read again, but not counted again.
@@ -29,7 +30,8 @@ class Reader:
 
     A batch is read as it is given, so the same calls give the same values, to the last bit. `flash_attention`: let
     llama.cpp choose it, as by default; without it, a CPU does not use flash attention. `callback`: llama.cpp's
-    `cb_eval`. `adapters`: LoRA adapters, whose changes add up. Use the reader in one thread, as a context manager.
+    `cb_eval`. `adapters`: LoRA adapters, whose changes add up. `spread`: over which devices. Use the reader in
+    one thread, as a context manager.
 
     Raises ModelFileError, ContextError.
     """
@@ -47,6 +49,7 @@ class Reader:
         mmap: bool = True,
         callback: Any = None,
         adapters: Sequence[Adapter] = (),
+        spread: Spread = ONE_DEVICE,
     ) -> None:
         self._model = self._context = None
         self.path = path
@@ -55,9 +58,11 @@ class Reader:
         self._callback = callback  # ctypes keeps no reference
         model_params = library.model_params()
         model_params.n_gpu_layers = gpu_layers
+        connect(spread.rpc)
+        library.spread_out(model_params, spread)
         if not mmap:
             model_params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        offloads = llama_cpp.llama_supports_gpu_offload() and gpu_layers != 0
+        offloads = library.can_offload() and gpu_layers != 0
         self._model = library.load_model(path, model_params)
         shape = read_shape(path, [adapter.path for adapter in adapters])
         needed = buffers(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge.errors import EdgeError, Interrupted, ModelFileError, ResultError
 from edge.formats.gguf import ModelFile, model_sha256
 from edge.llama import library
-from edge.llama.loading import Adapter, Loading
+from edge.llama.loading import ONE_DEVICE, Adapter, Loading, Spread
 from edge.llama.memory import BATCH
 from edge.llama.reader import Reader, Walk, places
 from edge.measure.base_file import BaseFile, BaseFileWriter
@@ -36,6 +36,7 @@ class Settings:
     batch: int
     adapters: tuple[Adapter, ...] = ()
     """Of the model; the base is read without."""
+    spread: Spread = ONE_DEVICE
 
     @property
     def offloads(self) -> bool:
@@ -49,7 +50,11 @@ class Settings:
             raise EdgeError("a measurement takes no --kv-type, --flash-attention or --parallel")
         gpu_layers = -1 if loading.gpu_layers is None else loading.gpu_layers
         settings = cls(
-            loading.threads or physical_cores(), gpu_layers, loading.batch or BATCH, loading.adapters
+            loading.threads or physical_cores(),
+            gpu_layers,
+            loading.batch or BATCH,
+            loading.adapters,
+            loading.spread,
         )
         for name, value, least, most in (
             ("threads", settings.threads, 1, MAX_THREADS),
@@ -110,6 +115,7 @@ def _opened(
         threads=settings.threads,
         gpu_layers=settings.gpu_layers,
         adapters=adapters,
+        spread=settings.spread,
     )
 
 

@@ -100,6 +100,7 @@ def measure(
         **of_models,
         "adapters": adapter_identity(loading.adapters),
         "gpu_layers": loading.gpu_layers,
+        **loading.spread.identity(),
     }
     check_replaced(out, run, lambda path: named_run(path, "measurement"), kind="a measurement", force=force)
     # Opened even if it stays empty: this removes what a killed run left under such a name.

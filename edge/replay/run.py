@@ -13,10 +13,10 @@ from edge.answer.answering import DEFAULT_ANSWERING, Answering
 from edge.answer.style import load_grammar
 from edge.errors import ContextError
 from edge.formats.gguf import ModelFile, model_sha256, read_model_file
-from edge.llama.devices import devices
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
 from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
+from edge.llama.remote import devices_for
 from edge.replay.asking import DEFAULT_ASKING, Asking
 from edge.replay.prepare import chosen_rows, prepare
 from edge.replay.provenance import (
@@ -87,7 +87,7 @@ def evaluate(
         list(map(len, asked.prompts)),
         answering.max_tokens,
         memory=memory(),
-        devices=devices(),
+        devices=devices_for(loading),
         loading=loading,
         branches=min(depth_held([asked.prompts[i] for i in reading_order(asked.prompts)]), MOST_HELD),
     )
@@ -142,6 +142,7 @@ class _Run:
             "kv_type": self.placement.kv_type,
             # As given: what `place` chooses may change with the free memory.
             "flash_attention": self.loading.flash_attention,
+            **self.loading.spread.identity(),
         }
 
     def answer(self, recorder: Recorder) -> EngineCounters:

@@ -15,10 +15,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge.answer.answering import AnswerKind
 from edge.errors import EdgeError, ServeError
-from edge.llama.devices import devices
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import padded
 from edge.llama.placement import place
+from edge.llama.remote import devices_for
 from edge.llama.serving import ServingEngine
 from edge.runner import Runner
 from edge.serve.app import make_app
@@ -94,7 +94,7 @@ def serve(
     """
     names = served_names(path, loading.adapters)
     with contextlib.closing(_listen(address.host, address.port)) as listener:
-        free, found = memory(), devices()
+        free, found = memory(), devices_for(loading)
         with Runner.open(path, loading, partial(ServingEngine, most_kept=limits.cache_ram)) as runner:
             most = runner.context_length
             if loading.context is not None and loading.context > most:

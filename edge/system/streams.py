@@ -4,8 +4,10 @@ In JSON, such a character is always inside a string, where the escape has the sa
 """
 
 import codecs
+import contextlib
 import io
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 _ESCAPED = "edge-json-escape"
@@ -24,6 +26,25 @@ def tolerant_streams() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         ascii_only = codecs.lookup(sys.stdin.encoding).name == "ascii"
         sys.stdin.reconfigure(encoding="utf-8" if ascii_only else None, errors="backslashreplace")
+
+
+def terminal_settings() -> Callable[[], None]:
+    """A function that gives the terminal on stdin its settings of now; it does nothing for another stream."""
+    if sys.platform == "win32":
+        return lambda: None
+    import termios
+
+    try:
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+    except (AttributeError, OSError, ValueError, termios.error):  # closed, or no terminal
+        return lambda: None
+
+    def restore() -> None:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+    return restore
 
 
 def unencodable(text: str, stream: TextIO | None) -> int:

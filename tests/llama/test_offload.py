@@ -1,0 +1,297 @@
+"""Layers on a device, beside the CPU: llama.cpp's RPC backend is an offload device that needs no GPU.
+
+pytest tests/llama/test_offload.py
+
+With EDGE_TEST_DEVICE=1 in the environment, the first half runs on the GPU of this machine (scripts/gpu_check.sh).
+"""
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import command_line
+import conftest
+import httpx
+import pytest
+import rpc_server
+from make_adapter import make_adapter
+from rpc_server import RpcServer, serving_device
+from served import serving
+
+from edge.convert import convert_adapter
+
+pytestmark = pytest.mark.slow
+ROWS = conftest.ROOT / "models" / "tiny-terminal" / "eval.jsonl"
+TASK = "Inspect the current directory and list Python files."
+OWN = os.environ.get("EDGE_TEST_DEVICE")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where layers go in these tests: to an RPC server, or to the GPU of this machine."""
+
+    name: str
+    words: tuple[str, ...]
+    environment: dict[str, str]
+
+    def edge(self, *words: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """What a command of edge wrote that computes on the device."""
+        return command_line.run(*words, *self.words, env=self.environment, **options)
+
+
+@pytest.fixture(scope="session")
+def backend() -> Path:
+    """llama.cpp's RPC backend as a library."""
+    if why := rpc_server.missing():
+        pytest.skip(why)
+    sources = [path for path in (Path(rpc_server.__file__), rpc_server.DEVICE, rpc_server.sources()) if path]
+    return conftest.keyed("libggml-rpc.so", sources, rpc_server.compile_backend)
+
+
+@pytest.fixture(scope="module")
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    if OWN:
+        from edge.llama.devices import devices, offload_devices
+
+        found = offload_devices(devices())
+        assert found, "EDGE_TEST_DEVICE is set, and llama.cpp finds no GPU"
+        yield Device(found[0].name, (), dict(os.environ))
+        return
+    with serving_device(request.getfixturevalue("backend")) as server:
+        yield on(server)
+
+
+def on(server: RpcServer) -> Device:
+    return Device("RPC0", ("--rpc", server.endpoint), server.environment)
+
+
+def evaluated(device: Device | None, model: Path, out: Path, *words: object) -> dict[str, Any]:
+    """The result of `edge eval` of eight rows on the device, or on the CPU; what it said on stderr beside it."""
+    common = (
+        "eval",
+        "--model",
+        model,
+        "--replay",
+        ROWS,
+        "--out",
+        out,
+        "--max-tokens",
+        "64",
+        "--threads",
+        "1",
+    )
+    chosen = (*common, "--limit", "8", *words)
+    done = command_line.run(*chosen) if device is None else device.edge(*chosen)
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(out.read_text()), "stderr": done.stderr}
+
+
+def answers(result: dict[str, Any]) -> list[str]:
+    return [step["pred_text"] for step in result["per_step"]]
+
+
+def test_run_answers_as_the_cpu(device: Device, tiny_q4: Path) -> None:
+    words = ("run", "--model", tiny_q4, "--max-tokens", "64", "--threads", "1", TASK)
+    here, there = command_line.run(*words), device.edge(*words)
+    assert here.stdout == there.stdout != ""
+    assert f"placement: {device.name} (7 of 7 layers)" in there.stderr
+    assert ("fragile and insecure" in there.stderr) == bool(device.words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--parallel", "1"), ("--parallel", "8"), ("--parallel", "8", "--kv-type", "q8_0")],
+    ids=" ".join,
+)
+def test_eval_answers_as_the_cpu(
+    device: Device, tiny_q4: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """One answer at a time, eight, and a quantized cache: the same answers, so the same score."""
+    here = evaluated(None, tiny_q4, tmp_path / "cpu.json", *words)
+    there = evaluated(device, tiny_q4, tmp_path / "device.json", *words)
+    assert answers(here) == answers(there)
+    assert here["aggregate"] == there["aggregate"]
+    assert (here["gpu"], there["gpu"]) == ("cpu", f"{device.name} (7 of 7 layers)")
+    assert here["engine"]["prompt_tokens_decoded"] == there["engine"]["prompt_tokens_decoded"]
+
+
+def test_some_layers_on_the_device(device: Device, tiny_q4: Path, tmp_path: Path) -> None:
+    """Without flash attention on both sides: it changes answers, and a device has it by default."""
+    here = evaluated(None, tiny_q4, tmp_path / "cpu.json", "--no-flash-attention")
+    there = evaluated(device, tiny_q4, tmp_path / "device.json", "--no-flash-attention", "--gpu-layers", "3")
+    assert there["gpu"] == f"{device.name} (3 of 7 layers)"
+    assert answers(here) == answers(there)
+
+
+def test_a_conversation_continues_and_rewinds(device: Device, tiny_q4: Path) -> None:
+    """The second message continues from the first answer; after /clear the third goes back to the beginning."""
+    typed = "Show the size of /var/log.\nNow count its files.\n/clear\nShow the size of /var/log.\n"
+    words = ("chat", "--model", tiny_q4, "--max-tokens", "48", "--threads", "1", "--commands")
+    here, there = command_line.run(*words, input=typed), device.edge(*words, input=typed)
+    assert here.returncode == there.returncode == 0, there.stderr
+    assert here.stdout == there.stdout
+    assert here.stdout.count('"analysis"') == 3
+
+
+def test_a_server_answers_as_the_cpu(device: Device, tiny_q4: Path) -> None:
+    messages = [{"role": "user", "content": TASK}]
+
+    def talk(address: str) -> list[str]:
+        said = list(messages)
+        for request in ("", "Now show their sizes."):
+            said += [{"role": "user", "content": request}] if request else []
+            body = {"messages": said, "max_tokens": 48, "temperature": 0}
+            reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=120).json()
+            said.append(reply["choices"][0]["message"])
+        return [one["content"] for one in said]
+
+    with serving(tiny_q4, **{}) as here:
+        expected = talk(here)
+    with serving(tiny_q4, *device.words, **device.environment) as there:
+        assert talk(there) == expected
+
+
+def test_predictions_are_those_of_the_cpu(device: Device, tiny_q4: Path, tmp_path: Path) -> None:
+    """The distributions on the device beside those on the CPU, of the same file."""
+    words = ("measure", "--model", tiny_q4, "--replay", ROWS, "--limit", "4", "--threads", "1", "--quiet")
+    cpu, both = tmp_path / "cpu.json", tmp_path / "device.json"
+    done = command_line.run(*words, "--out", cpu, "--base", tiny_q4, "--keep-base")
+    assert done.returncode == 0, done.stderr
+    done = device.edge(*words, "--out", both, "--base", f"{cpu}.base-scores")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(both.read_text())["aggregate"]
+    assert 0 <= figures["kl_mean"] < 1e-3
+    assert figures["top1_agreement_pct"] > 99
+    assert figures["nll"] == pytest.approx(figures["base_nll"], abs=0.01)
+
+
+def test_an_adapter_changes_the_answers_on_the_device(
+    device: Device, tiny_folder: Path, tiny_q4: Path, tmp_path: Path
+) -> None:
+    made = make_adapter(tiny_folder, tmp_path / "adapter", size=1.0)
+    lora = convert_adapter(made, tiny_folder, out=tmp_path / "adapter.gguf").path
+    plain = evaluated(device, tiny_q4, tmp_path / "plain.json", "--limit", "4")
+    here = evaluated(None, tiny_q4, tmp_path / "cpu.json", "--lora", lora, "--limit", "4")
+    there = evaluated(device, tiny_q4, tmp_path / "device.json", "--lora", lora, "--limit", "4")
+    assert answers(here) == answers(there) != answers(plain)
+
+
+# From here on, only on RPC servers.
+
+
+@pytest.mark.skipif(bool(OWN), reason="needs RPC servers")
+def test_a_device_that_dies_costs_one_line_and_no_step(backend: Path, tiny_q4: Path, tmp_path: Path) -> None:
+    """llama.cpp's client stops the process: edge says why, and the same command continues on another server."""
+    whole = evaluated(None, tiny_q4, tmp_path / "whole.json", "--limit", "24", "--parallel", "1")
+    out, journal = tmp_path / "result.json", tmp_path / "result.json.journal"
+    words = (
+        "eval",
+        "--model",
+        tiny_q4,
+        "--replay",
+        ROWS,
+        "--out",
+        out,
+        "--max-tokens",
+        "64",
+        "--threads",
+        "1",
+    )
+    chosen = (*words, "--limit", "24", "--parallel", "1")
+    with serving_device(backend) as server:
+        pipe = subprocess.PIPE
+        running = command_line.start(
+            *chosen,
+            "--rpc",
+            server.endpoint,
+            env=server.environment,
+            stdout=pipe,
+            stderr=pipe,
+            encoding="utf-8",
+        )
+        while running.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
+            time.sleep(0.01)
+        server.process.kill()
+        _, said = running.communicate(timeout=120)
+    assert running.returncode == 1, said
+    last = said.splitlines()[-1]
+    assert last.startswith("error: llama.cpp stopped: ggml-rpc.cpp:"), said
+    assert "an RPC server ended" in last
+    assert said.count("error") == 1 and "Traceback" not in said
+    assert not out.exists()
+    steps = journal.read_text().splitlines()
+    assert all(json.loads(line) for line in steps) and 4 <= len(steps) < 25
+    with serving_device(backend) as server:
+        done = on(server).edge(*chosen)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert result["engine"]["steps_done_before"] >= 3
+    assert answers(result) == answers(whole)
+
+
+@pytest.mark.skipif(bool(OWN), reason="needs RPC servers")
+def test_a_small_device_gets_the_layers_that_fit(backend: Path, tiny_q4: Path, tmp_path: Path) -> None:
+    here = evaluated(None, tiny_q4, tmp_path / "cpu.json", "--limit", "4", "--flash-attention")
+    with serving_device(backend, 10_000_000) as server:
+        there = evaluated(on(server), tiny_q4, tmp_path / "device.json", "--limit", "4")
+        forced = on(server).edge(
+            *(
+                "eval",
+                "--model",
+                tiny_q4,
+                "--replay",
+                ROWS,
+                "--out",
+                tmp_path / "no.json",
+                "--gpu-layers",
+                "-1",
+            )
+        )
+    assert 0 < there["engine"]["gpu_layers"] < 7, there["gpu"]
+    assert answers(here) == answers(there)
+    assert forced.returncode == 1
+    assert "is free on RPC0" in forced.stderr and "What would fit: " in forced.stderr
+    assert forced.stderr.count("error:") == 1
+
+
+@pytest.mark.skipif(bool(OWN), reason="needs RPC servers")
+def test_a_device_whose_memory_is_taken_is_one_line(backend: Path, tiny_q4: Path) -> None:
+    """It reports the memory of the machine, and its process gets none of it."""
+    with serving_device(backend, 0, 3_000_000) as server:
+        done = on(server).edge("run", "--model", tiny_q4, "--max-tokens", "8", TASK)
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+    assert "buffer" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(bool(OWN), reason="needs RPC servers")
+def test_wrong_servers_are_one_line_each(backend: Path, tiny_q4: Path) -> None:
+    words = ("run", "--model", tiny_q4, "--max-tokens", "8", TASK)
+    environment = {**os.environ, "GGML_BACKEND_PATH": str(backend)}
+    with socket.create_server(("127.0.0.1", 0)) as silent, serving_device(backend) as busy:
+        port = silent.getsockname()[1]
+        with socket.create_connection(busy.endpoint.split(":")):  # type: ignore[arg-type]
+            cases = {
+                "127.0.0.1": (2, "is not HOST:PORT"),
+                "127.0.0.1:1": (1, "cannot be reached"),
+                f"127.0.0.1:{port}": (1, "no answer in"),
+                busy.endpoint: (1, "one client at a time"),
+            }
+            for endpoint, (status, text) in cases.items():
+                done = command_line.run(*words, "--rpc", endpoint, env=environment)
+                errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+                assert (done.returncode, len(errors)) == (status, 1), done.stderr
+                assert text in errors[0] and "Traceback" not in done.stderr
+
+
+def test_without_the_backend_there_is_one_line(tiny_q4: Path) -> None:
+    done = command_line.run("run", "--model", tiny_q4, "--rpc", "127.0.0.1:1", TASK)
+    assert done.returncode == 1
+    assert "built without its RPC backend" in done.stderr.splitlines()[-1]
+    assert "GGML_RPC=on" in done.stderr
