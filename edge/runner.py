@@ -26,7 +26,7 @@ from edge.answer.writer import Answer, action_answer, free_answer
 from edge.errors import ContextError
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.llama.engine import Engine
-from edge.llama.jobs import Job, Writer
+from edge.llama.jobs import Guide, Job, Writer
 from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading, with_own_adapter
 from edge.llama.placement import place
 from edge.llama.prefixes import branch_points, common_length, depth_held, reading_order
@@ -169,13 +169,18 @@ class Runner:
         )
         jobs = []
         for i in chosen:
-            writer = self._writer(prompts[i], answering, None)
-            jobs.append(Job(prompts[i], writer, answering.max_tokens, points[i]))
+            guide = Guide()
+            writer = self._writer(prompts[i], answering, None, guide)
+            jobs.append(Job(prompts[i], writer, answering.max_tokens, points[i], guide=guide))
         for index, answer in self.engine.run(jobs, parallel):
             yield chosen[index], answer
 
     def _writer(
-        self, prompt: Sequence[int], answering: Answering, emit: Callable[[str], None] | None
+        self,
+        prompt: Sequence[int],
+        answering: Answering,
+        emit: Callable[[str], None] | None,
+        guide: Guide,
     ) -> Writer[Answer]:
         if not answering.constrained:
             return free_answer(
@@ -190,6 +195,7 @@ class Runner:
             text_share=answering.text_share,
             style=answering.style,
             emit=emit,
+            guide=guide,
         )
 
     def branch_points(
@@ -247,8 +253,9 @@ class Runner:
         held: Sequence[int] = (),
     ) -> Answer:
         """One answer to a prompt in token ids; `owner` and `held` as in `write`. Raises ContextError."""
-        writer = self._writer(prompt, answering, emit)
-        return self.write(prompt, writer, answering.max_tokens, owner, held)
+        guide = Guide()
+        writer = self._writer(prompt, answering, emit, guide)
+        return self.write(prompt, writer, answering.max_tokens, owner, held, guide)
 
     def write(
         self,
@@ -257,11 +264,12 @@ class Runner:
         max_tokens: int,
         owner: object = None,
         held: Sequence[int] = (),
+        guide: Guide | None = None,
     ) -> Answer:
         """Read a prompt in token ids and run the writer of its answer, which takes at most `max_tokens` tokens.
 
         `owner`: whose conversation the engine's states belong to. `held`: lengths of the prompt at which a state is
-        kept for the owner's next turn. Raises ContextError.
+        kept for the owner's next turn. `guide`: that of the writer. Raises ContextError.
         """
         needed = len(prompt) + max_tokens
         if needed > self.engine.context_length:
@@ -279,7 +287,7 @@ class Runner:
                 engine.reserve(max(needed, engine.cells, min(2 * engine.cells, most)), SEQUENCES)
             except ContextError:
                 engine.reserve(needed, SEQUENCES)
-        job = Job(prompt, writer, max_tokens, held=held)
+        job = Job(prompt, writer, max_tokens, held=held, guide=guide)
         return next(self.engine.run([job], owner=owner))[1]
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ on one core of a small virtual machine: 4 ms to compile a grammar, once for each
 1.4 µs for `accepts`, 4 µs for `consume`, 0.3 µs for `forced_bytes`, 30 µs for `mask`.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -64,6 +65,15 @@ class Constraint:
         allowed = self._matcher.validate_tokens([token]) == 1
         self._check()
         return allowed
+
+    def fitting(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens, from the first on, may follow one another here. Does not change the state."""
+        if self._ended:
+            return 0
+        known = next((i for i, token in enumerate(tokens) if not 0 <= token < self.n_vocab), len(tokens))
+        count = self._matcher.validate_tokens(list(tokens[:known]))
+        self._check()
+        return count
 
     def consume(self, token: int) -> None:
         """Move on by one token. Raises GrammarError, without a change of the state, if it is not accepted."""

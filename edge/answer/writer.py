@@ -19,7 +19,7 @@ from edge.answer.sampling import Sampler, Sampling
 from edge.answer.scores import TokenScore
 from edge.answer.style import StyleName, style_grammar, style_of
 from edge.errors import GrammarError
-from edge.llama.jobs import Logits, Writer
+from edge.llama.jobs import Guide, Logits, Writer
 from edge.llama.thought_marks import ThoughtMarks
 from edge.llama.vocabulary import Vocabulary
 
@@ -162,6 +162,7 @@ def action_answer(
     style: StyleName = "auto",
     emit: Callable[[str], None] | None = None,
     emit_thought: Callable[[str], None] | None = None,
+    guide: Guide | None = None,
 ) -> Writer[Answer]:
     """An answer whose text is a whole action, with any model, budget or temperature.
 
@@ -171,11 +172,16 @@ def action_answer(
       with what follows
     - emit: receives the text of the action as it becomes certain
     - emit_thought: receives the text of the thought, once for each token of it
+    - guide: receives how many tokens of a draft the grammar accepts
     """
     writer = TokenWriter(prompt, sampling, max_tokens)
     thought = yield from write_thought(writer, vocabulary, think, emit_thought)
     write_header(writer, vocabulary)
     action = _ActionText(vocabulary, writer, style, emit)
+    if guide is not None:
+        guide.fitting = lambda tokens: action.constraint.fitting(
+            tokens
+        )  # the constraint changes with the style
     text_limit = int(text_share * writer.left)
     text_tokens = 0
     while writer.left and not action.constraint.complete:

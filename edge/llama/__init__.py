@@ -13,6 +13,7 @@ thought_marks  how models mark their thoughts
 prefixes     the prefix tree of prompts
 jobs         what an engine works on: a prompt and the writer of its answer
 cache        sequences, and the states that later prompts continue from
+drafts       tokens to decode ahead, and whether that saves time
 engine       token ids in, logits out, many sequences in one cache
 serving      the engine of a server, for jobs that arrive while others are written
 reader       reads given texts, each node of their prefix tree once

@@ -8,6 +8,7 @@ where they branch from the same prompt: the model's weights, and the prompt's ke
 memory once for all of them.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
 from edge.llama.adapters import check_adapters, load_adapters
 from edge.llama.cache import KV_TYPES, Cache, State
+from edge.llama.drafts import HOPELESS, MEASURED, Draft, Drafting, Repeats
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
@@ -33,6 +35,8 @@ T = TypeVar("T")
 # Cells beyond a prompt's own that the answers written beside it may hold. Without a GPU, attention runs over all cells
 # in use, of any sequence: with two long prompts in the cache, every token of both pays for both.
 _FOREIGN = 512
+_ANSWERS = 8  # earlier answers that drafts are taken from
+_PASSES = 5  # passes over one token that are timed
 Entry = tuple[int, int, int, bool]
 """Of a token in a batch: its id, its position, its sequence, and whether the logits after it are wanted."""
 
@@ -46,6 +50,10 @@ class RunningJob(Generic[T]):
     state: State
     pending: list[int] = field(default_factory=list)
     """Tokens that the writer yielded and that are not decoded yet."""
+    repeats: Repeats | None = None
+    """The tokens so far, searched for drafts."""
+    draft: Draft | None = None
+    """What was decoded ahead with the last batch."""
     answer: T = field(init=False)
     """The answer, set when the job is finished."""
     _begun: bool = field(default=False, init=False)
@@ -59,6 +67,7 @@ class RunningJob(Generic[T]):
             self.pending = list(tokens or writer.send(logits))
         except StopIteration as stop:
             self.answer = stop.value
+            self.pending = []
             return True
         return False
 
@@ -166,8 +175,13 @@ class Engine:
         # gain nothing from one batch there. So answers wait until more of them can continue together.
         self.mixes = self.cache.rewindable
         self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
+        # A hybrid cannot take back the tokens of a wrong draft.
+        self.drafting = Drafting(loading.draft) if loading.draft and self.cache.rewindable else None
+        self._seconds: list[float] = []  # of passes over one token, until the costs of drafts are measured
+        self._answers: deque[Sequence[int]] = deque(maxlen=_ANSWERS)
         self.prompt_tokens_decoded = 0
         self.answer_tokens_decoded = 0
+        self.answer_passes = 0
 
     @property
     def cells(self) -> int:
@@ -269,7 +283,7 @@ class Engine:
                     if reading is not None and reading.at_stop:
                         self.cache.hold(self.cache.copy(reading.state))
                 for running, logits in ready:
-                    if running.resume(logits):
+                    if self.resume(running, logits):
                         active.remove(running)
                         end(running.state)
                         yield running.index, running.answer
@@ -302,19 +316,101 @@ class Engine:
             if part and not running.pending:
                 awaited.append((running, len(entries) - 1))
         self.answer_tokens_decoded += len(entries)
+        self.answer_passes += bool(entries)
+        if reading is None and len(active) == 1 and awaited:
+            entries += self._drafted(active[0], len(entries) - 1, grown)
         if reading is not None and len(entries) < self.batch:
             state = reading.state
             part = reading.next_part(self.batch - len(entries))
             entries += _entries(state, part, last=len(state.tokens) + len(part) == len(reading.job.prompt))
             grown.append((state, part))
             self.prompt_tokens_decoded += len(part)
+        began = time.perf_counter()
         self._compute(entries)
         for state, part in grown:
             state.tokens += part
             state.logits = None
+        if self.drafting and len(entries) == 1 and awaited and len(self._seconds) < _PASSES:
+            self._logits(0)  # with a GPU, this waits for the computation
+            self._seconds.append(time.perf_counter() - began)
         if reading is not None and len(reading.state.tokens) == len(reading.job.prompt):
             reading.state.logits = self._logits(len(entries) - 1).copy()
         return [(running, self._logits(i)) for running, i in awaited]
+
+    def resume(self, running: RunningJob[T], logits: Logits) -> bool:
+        """Send the writer the logits after its last token; whether the answer is finished.
+
+        As long as it chooses the tokens of the draft, it receives the logits after them too. The rest of the draft
+        is removed from the cache.
+        """
+        ended = running.resume(logits)
+        draft, running.draft = running.draft, None
+        if draft is None or self.drafting is None:
+            return self._ended(running) if ended else False
+        right = 0
+        while not ended and right < len(draft.tokens):
+            same = common_length(running.pending, draft.tokens[right:])
+            right += same
+            if same < len(running.pending):
+                del running.pending[:same]
+                break
+            ended = running.resume(self._logits(draft.first + right))
+        state = running.state
+        if wrong := len(draft.tokens) - right:
+            del state.tokens[-wrong:]
+            self.cache.cut(state.sequence, len(state.tokens))
+        self.answer_tokens_decoded += right
+        self.drafting.count(draft.match, len(draft.tokens), right)
+        return self._ended(running) if ended else False
+
+    def _ended(self, running: RunningJob[T]) -> bool:
+        """Keep the tokens of a finished answer for the drafts of later ones; always True."""
+        if self.drafting is not None:
+            self._answers.append(running.state.tokens[len(running.job.prompt) :])
+        return True
+
+    def _drafted(
+        self, running: RunningJob[T], first: int, grown: list[tuple[State, Sequence[int]]]
+    ) -> list[Entry]:
+        """What to decode ahead after the last token of an answer, added to `grown`; [] if that gains nothing."""
+        drafting = self.drafting
+        if drafting is None:
+            return []
+        state, (_, part) = running.state, grown[-1]
+        text = [*state.tokens, *part]
+        room = len(running.job.prompt) + running.job.room - len(text)
+        if drafting.costs is None and len(self._seconds) == _PASSES and room >= MEASURED[0]:
+            self._measure(drafting, state, room)
+        if drafting.costs is None:
+            return []
+        if running.repeats is None:
+            running.repeats = Repeats(self._answers)
+        running.repeats.add(text[running.repeats.length :])
+        tokens, match = running.repeats.following(min(room, self.batch - first - 1, drafting.most))
+        tokens = tokens[: drafting.length(match)]
+        if tokens and running.job.guide is not None:
+            tokens = tokens[: running.job.guide.fitting(tokens)]
+        if not tokens:
+            return []
+        running.draft = Draft(tokens, match, first)
+        grown.append((state, tokens))
+        return [(token, i, state.sequence, True) for i, token in enumerate(tokens, len(text))]
+
+    def _measure(self, drafting: Drafting, state: State, room: int) -> None:
+        """Time passes over several tokens behind this state, which stays as it is."""
+        single = sorted(self._seconds)[len(self._seconds) // 2]
+        seconds = {1: single}
+        length = len(state.tokens)
+        for count in [count for count in MEASURED if count <= min(room, self.batch)]:
+            tokens = [state.tokens[-1]] * count
+            began = time.perf_counter()
+            self._compute(_entries(state, tokens, last=True))
+            self._logits(count - 1)
+            seconds[count] = time.perf_counter() - began
+            self.cache.cut(state.sequence, length)
+            if seconds[count] > HOPELESS * count * single:
+                break
+        drafting.measured(seconds)
 
     def _check_room(self, jobs: Sequence[Job[T]]) -> None:
         most = min(self.cells, self.context_length)

@@ -1,6 +1,6 @@
 """What an engine works on: a job is a prompt and the generator that writes its answer."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,6 +17,14 @@ The logits are valid until the next yield. An empty first yield asks for the log
 """
 
 
+@dataclass(eq=False)
+class Guide:
+    """What the writer of an answer says about tokens that may follow. The writer sets `fitting` while it writes."""
+
+    fitting: Callable[[Sequence[int]], int] = len
+    """How many tokens of a draft, from its beginning, its grammar accepts now."""
+
+
 @dataclass(frozen=True)
 class Job(Generic[T]):
     """A prompt in token ids, and the writer of its answer."""
@@ -29,3 +37,5 @@ class Job(Generic[T]):
     """Lengths of the prompt at which reading stops, because other prompts part there."""
     held: Sequence[int] = ()
     """Lengths of the prompt at which a state is held, because the owner's next prompt may part there."""
+    guide: Guide | None = None
+    """Cuts drafts before they are decoded. Without one they are decoded whole."""

@@ -105,6 +105,8 @@ class Loading:
     """Map the file into memory instead of reading it."""
     trusted: bool = False
     """Do not try an unknown file in a child process first."""
+    draft: int = 0
+    """Maximum number of tokens that are decoded ahead where that saves time (edge/llama/drafts.py); 0: none."""
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters; their changes add up. In a server, each request chooses one."""
     spread: Spread = ONE_DEVICE

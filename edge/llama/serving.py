@@ -199,7 +199,7 @@ class ServingEngine(Engine):
                 turn = not turn
                 ready = self._step(*self._turn_of(active, reading), turn)
             for running, logits in ready:
-                if running.resume(logits):
+                if self.resume(running, logits):
                     active.remove(running)
                     self.cache.hold(running.state)
                     yield requests.pop(running.index), running.answer
