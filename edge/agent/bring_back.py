@@ -261,7 +261,7 @@ def work_folder(record: Record) -> Path:
     """The folder of a session. Raises AgentError if it is not there."""
     folder = Path(record.facts.get("workdir", ""))
     if not folder.is_absolute() or not folder.is_dir():
-        raise AgentError(f"{folder}: the work folder of this session is not there any more")
+        raise AgentError(f"{folder}: the work folder of this session no longer exists")
     return folder
 
 

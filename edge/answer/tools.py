@@ -61,7 +61,9 @@ def compile_calls(
             try:
                 _compiled(vocabulary, endings, form, [tool], many)
             except _MALFORMED:
-                raise GrammarError(f"the tool {tool.name}: its parameters are no valid JSON Schema") from None
+                raise GrammarError(
+                    f"the tool {tool.name}: its parameters are not a valid JSON Schema"
+                ) from None
         raise
 
 

@@ -87,12 +87,13 @@ def checkpoint_source(
     offline: bool = False,
     yes: bool | None = None,
     check: Callable[[str | None], object] | None = None,
+    quiet: bool = False,
 ) -> Source:
     """A SOURCE of a checkpoint. A folder is returned as it is.
 
     A known name or a hub id is downloaded into the hub's cache first, after a line on stderr, and above 1 GB after a
     question. `check` is called before, with the quantization type in the name. Raises ModelFileError for an unknown
-    name, HubError for a failed download.
+    name, HubError for a failed download. `quiet`: show no progress of a download.
     """
     from edge.cli.common import progress_line
     from edge.cli.pull import ask_first
@@ -108,7 +109,7 @@ def checkpoint_source(
         check(quant)
     options = HubOptions(revision or found.revision, offline)
     try:
-        source, fixed = fetch_source(found, options, ask_first(yes), progress_line)
+        source, fixed = fetch_source(found, options, ask_first(yes), None if quiet else progress_line)
     except UnknownRepositoryError:
         raise
     except HubError as error:

@@ -4,7 +4,7 @@ They import heavy modules only when they run.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -74,7 +74,7 @@ def convert(
         typer.Option(
             metavar="SOURCE",
             help="Base of the LoRA adapter SOURCE: a folder, a known name or a hub id. edge writes the adapter as a "
-            "GGUF of its own, for --lora of other commands.",
+            "separate GGUF, for --lora of other commands.",
         ),
     ] = None,
     tensor_type: Annotated[
@@ -110,6 +110,7 @@ def convert(
     ] = True,
     threads: Threads = None,
     force: Force = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to a quantized GGUF.
@@ -118,8 +119,8 @@ def convert(
     """
     if base is not None:
         _check_adapter_options(command)
-        _convert_adapter(source, base, quant, out, revision, offline=offline, yes=yes, force=force)
-        return
+        where = _Base(base, revision, offline, yes)
+        return _convert_adapter(source, where, quant, out, force=force, quiet=quiet)
     overrides = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in tensor_type or [])]
     if not all(pattern and kind for pattern, kind in overrides):
         raise typer.BadParameter(
@@ -137,7 +138,9 @@ def convert(
     def check_first(named: str | None) -> None:
         check_options(quant or named or DEFAULT_QUANT, out, imatrix, calibrate, lora, types, threads)
 
-    found = checkpoint_source(source, revision=revision, offline=offline, yes=yes, check=check_first)
+    found = checkpoint_source(
+        source, revision=revision, offline=offline, yes=yes, check=check_first, quiet=quiet
+    )
     converted = run_convert(
         found.text,
         quant=quant or found.quant or DEFAULT_QUANT,
@@ -150,19 +153,19 @@ def convert(
         check=check,
         force=force,
         threads=threads,
-        say=progress_line,
+        say=None if quiet else progress_line,
     )
-    _tell(converted)
+    _tell(converted, quiet)
 
 
-def _tell(converted: "Converted") -> None:
-    """Print what the user must know about a conversion, and the file."""
+def _tell(converted: "Converted", quiet: bool) -> None:
+    """Print what the user must know about a conversion, and the file. Warnings are printed also with `quiet`."""
     for warning in converted.template.warnings:
         warn(warning)
     for text in (*converted.warnings, converted.template.note):
         if text:
-            note(text)
-    _tell_replaced(converted.path, converted.replaced)
+            note_unless(quiet)(text)
+    _tell_replaced(converted.path, converted.replaced and not quiet)
     show(
         f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
         f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
@@ -188,16 +191,17 @@ def _check_adapter_options(command: typer.Context) -> None:
             )
 
 
+class _Base(NamedTuple):
+    """The base of an adapter, and how it may be downloaded."""
+
+    source: str
+    revision: str | None
+    offline: bool
+    yes: bool
+
+
 def _convert_adapter(
-    folder: str,
-    base: str,
-    quant: str | None,
-    out: str | None,
-    revision: str | None,
-    *,
-    offline: bool,
-    yes: bool,
-    force: bool,
+    folder: str, base: _Base, quant: str | None, out: str | None, *, force: bool, quiet: bool
 ) -> None:
     from edge.cli.defaults import checkpoint_source
     from edge.conversion.adapter import DEFAULT_ADAPTER_QUANT, checked_type, convert_adapter
@@ -205,11 +209,13 @@ def _convert_adapter(
 
     kind = checked_type(quant or DEFAULT_ADAPTER_QUANT)
     check_adapter(Path(folder))
-    found = checkpoint_source(base, revision=revision, offline=offline, yes=yes)
+    found = checkpoint_source(
+        base.source, revision=base.revision, offline=base.offline, yes=base.yes, quiet=quiet
+    )
     converted = convert_adapter(folder, found.text, quant=kind, out=out, hub=found.hub, force=force)
     for warning in converted.warnings:
-        note(warning)
-    _tell_replaced(converted.path, converted.replaced)
+        note_unless(quiet)(warning)
+    _tell_replaced(converted.path, converted.replaced and not quiet)
     ranks = ", ".join(map(str, converted.ranks))
     show(
         f"{converted.path}: LoRA adapter, {converted.quant}, {size(converted.n_bytes)}, {converted.weights} weights, "

@@ -113,7 +113,9 @@ def sweep(
     def check_first(_: str | None) -> None:
         check_sweep(names, rows, out, options)
 
-    found = checkpoint_source(source, revision=revision, offline=offline, yes=yes, check=check_first)
+    found = checkpoint_source(
+        source, revision=revision, offline=offline, yes=yes, check=check_first, quiet=quiet
+    )
     done = run_sweep(
         found.text,
         names,

@@ -38,7 +38,7 @@ _DEFAULTS: Mapping[str, object] = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,
 }
-# The ones whose difference a reader of a ranking must know. A grammar has a note of its own.
+# The ones whose difference a reader of a ranking must know. A grammar has a separate note.
 COMPARED = (*_SETTINGS[:6], "thinking_mode", "strip_thinking_history")
 
 

@@ -14,7 +14,7 @@ importance       the column weights that each tensor is quantized with
 recipe           the types of a mixed-precision file, as lines
 header           the GGUF's header
 weights          reads, quantizes and writes the tensors
-adapter          a LoRA adapter as a GGUF of its own
+adapter          a LoRA adapter as a separate GGUF
 output           where a conversion writes, and what it may replace
 verify           reads all data of a GGUF, and converts its source again to compare
 inspect          what a GGUF contains and what is wrong with it

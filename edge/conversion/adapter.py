@@ -1,4 +1,4 @@
-"""`edge convert ADAPTER --base SOURCE`: a LoRA adapter that peft saved becomes a GGUF of its own.
+"""`edge convert ADAPTER --base SOURCE`: a LoRA adapter that peft saved becomes a separate GGUF.
 
 The tensors and the `adapter.*` metadata are those of llama.cpp's convert_lora_to_gguf.py. edge finds the weights that
 the adapter changes as it does for a merge (edge/formats/lora.py), and moves the rows of B, or the columns of A, as the

@@ -219,7 +219,7 @@ def _all_tensors(header: Header, files: list[Path]) -> list[TensorInfo]:
 
 
 def _refuse_other_kinds(path: Path, header: Header) -> None:
-    """Raise ModelFileError for a GGUF that is no model, with what it is and what to do."""
+    """Raise ModelFileError for a GGUF that is not a model, with what it is and what to do."""
     metadata = header.metadata
     kind, architecture = (str(metadata.get(f"general.{key}", "")) for key in ("type", "architecture"))
     if kind == "adapter":

@@ -42,7 +42,7 @@ class FoundModel:
     n_bytes: int
     problem: str = ""
     adapter: AdapterFile | None = None
-    """Set if it is no model, but a LoRA adapter that can be used."""
+    """Set if it is not a model but a LoRA adapter that can be used."""
 
     @property
     def usable(self) -> bool:

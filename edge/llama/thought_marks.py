@@ -34,7 +34,7 @@ _KNOWN = (
     ThoughtMarks("<think>", "</think>"),
     ThoughtMarks("[THINK]", "[/THINK]"),  # Magistral
     ThoughtMarks("<|channel>thought\n", "<channel|>"),  # Gemma 4
-    # gpt-oss: a thought is a message of its own, and the text of an answer is another.
+    # gpt-oss: a thought is a separate message, and the text of an answer is another.
     ThoughtMarks(
         "<|channel|>analysis<|message|>",
         "<|end|><|start|>assistant",

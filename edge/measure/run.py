@@ -161,7 +161,7 @@ def _scores(
 
 
 def _place_of_scores(out: Path | str, keep: bool, inputs: Sequence[Path | str | None]) -> tuple[Path, bool]:
-    """Where the distributions of the base are, and whether they stay: not beside an output that is no file."""
+    """Where the distributions of the base are, and whether they stay: not beside a device or a FIFO."""
     place, through = place_of(out)
     if through:
         place = Path(tempfile.gettempdir()) / "edge-measure"

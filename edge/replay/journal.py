@@ -170,7 +170,7 @@ def _locked(path: Path) -> io.FileIO:
     """The open file, locked for this process. The lock ends with the process in every case."""
     while True:
         with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO can block for ever
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO can block without end
                 raise ResultError(f"{path}: is not a regular file; move it away, or choose another --out")
         file = path.open("a+b", buffering=0)
         if try_lock(file.fileno()) is False:

@@ -122,7 +122,7 @@ def _run_of(file: Path, runs: Sequence[Run]) -> Run:
     for run in runs:
         if Path(run.path).resolve() == file.resolve():
             return run
-    raise ResultError(f"{file}: is no result of edge eval or edge score, and the reference must be one")
+    raise ResultError(f"{file}: is not a result of edge eval or edge score, and the reference must be one")
 
 
 def _default_reference(runs: Sequence[Run]) -> tuple[Run | None, str]:

@@ -100,7 +100,7 @@ def stored_page(path: Path) -> tuple[Run | None, list[str]]:
 
 
 def read_embedded(path: Path) -> Embedded:
-    """What a page says about itself. Raises ResultError if it is no page, or one that names no files."""
+    """What a page says about itself. Raises ResultError if it is not a page, or names no files."""
     try:
         stored = _stored(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -165,7 +165,7 @@ def _cause_rows(report: Report) -> list[CauseRow]:
 def _verdicts(part: Part) -> list[tuple[Figure, int]]:
     """The figures of a comparison, each with the rows that its verdict covers; 0 under an equal one.
 
-    The score is 100 times the command F1, which therefore has no row of its own.
+    The score is 100 times the command F1, which therefore has no separate row.
     """
     figures = [figure for figure in part.figures if figure.name not in _ONCE]
     found: list[tuple[Figure, int]] = []

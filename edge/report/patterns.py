@@ -194,7 +194,7 @@ VERIFIED = Pattern(
     "attributes.",
 )
 NOT_VERIFIED = Pattern(
-    "{page}: is not the page of these files: {faults}", "There is a fault. Each has a line of its own."
+    "{page}: is not the page of these files: {faults}", "There is a fault. Each is on a separate line."
 )
 MISSING = Pattern(
     "{name}: is missing: the page was made from it (SHA-256 {digest})",

@@ -38,7 +38,7 @@ def verify(page: Path, results: Sequence[Path], replay: Path | None = None) -> V
     """Compute every figure of a page again from its files.
 
     `results`: the result, measurement and trial JSONs of the page, with any names, in any order. `replay`: its rows, if
-    the page shows messages. Raises ResultError if `page` is no page that names its files, or cannot be read.
+    the page shows messages. Raises ResultError if `page` does not name its files, or cannot be read.
     """
     embedded = read_embedded(page)
     paths, faults = _matched(embedded, results)

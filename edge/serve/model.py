@@ -56,7 +56,7 @@ class Ticket:
             self.cancelled.set()
 
     def begin(self, kept: int) -> None:
-        """The prompt is being read, but for the tokens that were kept; for the model's thread."""
+        """The prompt is being read, except the tokens that were kept; for the model's thread."""
         self.cached = kept
 
     def cancel(self) -> None:

@@ -169,7 +169,7 @@ def _config(server: Server) -> uvicorn.Config:
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection over which a request's head does not arrive in time, where uvicorn waits for ever; what is
+    """Closes a connection over which a request's head does not arrive in time, where uvicorn waits without end; what is
     no HTTP gets an error of OpenAI's form."""
 
     head_seconds: float

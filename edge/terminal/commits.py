@@ -1,6 +1,6 @@
 """Commits made in a sandbox: a git bundle, checked, and fetched into new branches of the user's repository.
 
-The bundle is untrusted. `git index-pack --strict` reads it in a folder of its own, and then `git fetch` in the user's
+The bundle is untrusted. `git index-pack --strict` reads it in a separate folder, and then `git fetch` in the user's
 repository: with all hooks, file system monitors, helpers, other protocols and configuration files besides the
 repository's own turned off. Nothing of the sandbox's `.git` comes with it, and no file is checked out.
 """
@@ -63,7 +63,7 @@ class Commits:
 
 
 def repository_of(folder: Path) -> Path | None:
-    """The `.git` folder of a work folder; None if it has none of its own, or git is not installed."""
+    """The `.git` folder of a work folder; None if it has none, or git is not installed."""
     place = folder / ".git"
     if place.is_symlink() or not place.is_dir() or shutil.which("git") is None:
         return None

@@ -22,7 +22,7 @@ no() { printf 'no %s\n' "$1" >&4; sleep 5; exit 1; }
 unpack() { tar -x -p --no-same-owner -C "$1" -f - ./; }
 start=$4
 packed='the work folder cannot be unpacked: is --disk large enough?'
-# Each file with what changes if the file does. Names cannot contain a NUL; what follows the last \1 is no name.
+# Each file with what changes if the file does. Names cannot contain a NUL; what follows the last \1 is not a name.
 state=(find . ! -type d -printf '%p\001%C@ %i %s %m\0')
 name='s/\x01[^\x01]*$//'
 first=~/.edge-first

@@ -333,7 +333,7 @@ def test_a_folder_that_is_gone_is_one_line(folder: Path, monkeypatch: pytest.Mon
     record = make_session(folder, lambda inside: (inside / "new").write_text("new\n"))
     monkeypatch.chdir(folder.parent)
     shutil.rmtree(folder)
-    with pytest.raises(AgentError, match="the work folder of this session is not there any more"):
+    with pytest.raises(AgentError, match="the work folder of this session no longer exists"):
         Person().brings_back(record, YES)
 
 

@@ -134,7 +134,7 @@ def test_wrong_files_are_one_line(tmp_path: Path) -> None:
         collect([*files, EVIDENCE, EVIDENCE])
     with pytest.raises(ResultError, match="give the result of edge eval of the same model too"):
         collect([own])
-    with pytest.raises(ResultError, match=r"tried-bf16\.json: is no result of edge eval"):
+    with pytest.raises(ResultError, match=r"tried-bf16\.json: is not a result of edge eval"):
         collect(files, own)
     with pytest.raises(ResultError, match=r"old\.json: .*update edge"):
         collect([*files, edited(own, tmp_path / "old.json", trials_version=99)])
