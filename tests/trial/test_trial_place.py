@@ -168,6 +168,10 @@ FAULTS = {
         "mkdir no; echo > no/x; chmod 500 no",
         "echo 0 > /logs/verifier/reward.txt",
     ),
+    "links in folders that cannot be written": (
+        "mkdir -p a/b c; ln -s /etc/passwd a/b/l; ln -s /usr c/u; touch c/d; chmod 555 a/b a c",
+        "[ -L a/b/l ] && [ -L c/u ] && echo 0 > /logs/verifier/reward.txt || echo 1 > /logs/verifier/reward.txt",
+    ),
     "the folder of WORKDIR is gone": ("cd ..; rm -rf sub", "echo 0 > /logs/verifier/reward.txt"),
 }
 
