@@ -3,6 +3,7 @@
 pytest tests/test_session.py
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metada
 
 from edge.answer.action import Action
 from edge.errors import ContextError, EdgeError, PromptError
+from edge.llama.loading import Loading
 from edge.llama.prefixes import common_length
 from edge.prompt import Message, task_messages
 from edge.runner import Runner, Session
@@ -242,3 +244,31 @@ def test_a_session_of_a_closed_runner_says_so(tiny: Runner) -> None:
     with pytest.raises(EdgeError, match="closed"):
         session.act(screen(1), 4)
     session.close()
+
+
+def test_a_session_that_is_collected_during_an_answer(tiny_q4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its states are dropped before the next answer, not in the middle of this one: any thread may collect it."""
+    with Runner.open(tiny_q4, Loading(threads=1)) as runner:
+        held = [runner.session()]
+        held[0].act(TASK, 48)
+        alone = runner.engine.held_by_others(None)
+        forgotten: list[str] = []
+        forget = runner.engine.cache.forget
+        busy = ["answer"]
+        monkeypatch.setattr(
+            runner.engine.cache, "forget", lambda owner: (forgotten.append(busy[-1]), forget(owner))
+        )
+        session = runner.session()
+        session.act(TASK, 48)
+        assert alone > 0 and forgotten == []
+
+        def collect() -> None:
+            held.clear()
+            gc.collect()
+
+        with runner.before_each_batch(collect):
+            session.act(screen(1), 48)
+        assert held == [] and forgotten == []
+        busy.append("between")
+        assert runner.engine.held_by_others(session) > 0
+        assert forgotten == ["between"]

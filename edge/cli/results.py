@@ -1,15 +1,17 @@
 """The commands `edge score` and `edge compare`. They import heavy modules only when they run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import noting_replaced, show
+from edge.cli.common import note, noting_replaced, show, table
 from edge.cli.options import Force
 from edge.system.text import counted
 
 if TYPE_CHECKING:
+    from edge.compare.trials import Interval, TrialResult
     from edge.replay.stored_result import Result
 
 
@@ -125,3 +127,47 @@ def print_scores(result: "Result", out: Path) -> None:
         f"{out}: {counted(figures['steps'], 'step')}, score {100 * figures['avg_command_f1']:.2f}, "
         f"first command {figures['first_cmd_exact_pct']} %, valid JSON {figures['valid_json_pct']} %"
     )
+
+
+def print_trials(results: "Sequence[tuple[Path, TrialResult]]") -> None:
+    """Print the figures of each model, and of each level."""
+    header = [
+        "result",
+        "level",
+        "solved",
+        "share (95 % interval)",
+        "wrong",
+        "gave up",
+        "limit",
+        "destructive",
+    ]
+    header += ["not run", "wall", "steps", "tokens"]
+    rows = []
+    for path, result in results:
+        for level, found in [("all", result["figures"]), *result["by_level"].items()]:
+            ended = [str(found["ended"].get(name, 0)) for name in header[4:8]]
+            steps, tokens = found["steps_per_solved"], found["tokens_per_solved"]
+            rows.append(
+                [
+                    path.stem,
+                    level,
+                    f"{found['solved']} of {found['trials']}",
+                    _share(found["solved_share"]),
+                    *ended,
+                    str(found["not_run"]),
+                    str(found["wall"]),
+                    "" if steps is None else f"{steps:.1f}",
+                    "" if tokens is None else f"{tokens:.0f}",
+                ]
+            )
+    table(header, rows)
+    for path, result in results:
+        for passes in result["figures"]["passes"]:
+            k = passes["k"]
+            note(f"{path.stem}: pass@{k} {_share(passes['any'])}, pass^{k} {_share(passes['all'])}")
+
+
+def _share(found: "Interval | None") -> str:
+    if found is None:
+        return ""
+    return f"{100 * found['value']:.1f} % ({100 * found['low']:.1f} to {100 * found['high']:.1f})"

@@ -2,13 +2,14 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edge.cli.common import Threads, is_given, note, note_unless, progress_line, table
+from edge.cli.common import Threads, is_given, note, note_unless, progress_line
 from edge.cli.options import (
     ApiKeyFile,
     Batch,
@@ -22,6 +23,7 @@ from edge.cli.options import (
     Penalty,
     Quiet,
     Rpc,
+    Shard,
     SplitMode,
     Style,
     Temperature,
@@ -35,14 +37,16 @@ from edge.cli.options import (
     think_tokens,
 )
 from edge.cli.pull import Yes
+from edge.cli.results import print_trials
 from edge.system.text import counted
 
 if TYPE_CHECKING:
     from edge.answer.answering import Answering
-    from edge.compare.trials import Interval, TrialResult
     from edge.llama.loading import Loading
     from edge.trial.engines import Engine
-    from edge.trial.tasks import Refused
+    from edge.trial.root import Root
+    from edge.trial.run import Plan
+    from edge.trial.tasks import Refused, Task
 
 _MOST_SHOWN = 20  # refused tasks that are named one by one
 
@@ -126,6 +130,15 @@ def trial(
         int, typer.Option(min=16, help="Sandbox: maximum memory of all its processes in MiB.")
     ] = 2048,
     disk: Annotated[int, typer.Option(min=1, help="Sandbox: maximum size of the work folder in MiB.")] = 1024,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            metavar="TAR",
+            help="File system from docker export whose programs the tasks get, instead of those of this system.",
+        ),
+    ] = None,
+    shard: Shard = None,
     export_solved: Annotated[
         Path | None,
         typer.Option("--export-solved", metavar="ROWS", help="Also write the solved trials as replay rows."),
@@ -152,32 +165,62 @@ def trial(
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
     from edge.llama.loading import Loading
+    from edge.replay.shards import parse_shard
     from edge.terminal.check import Limits as SandboxLimits
-    from edge.trial.place import check_sandbox
-    from edge.trial.run import Plan, run_trials
-    from edge.trial.suite import NAME, suite_folder
-    from edge.trial.tasks import find_tasks, read_tasks
+    from edge.trial.run import Plan
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     answering = Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style)
     spread = spread_of(rpc, tensor_split, main_gpu, split_mode)
     loading = Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention, spread=spread)
     sandbox = SandboxLimits(memory << 20, disk << 20)
-    with suite_folder() if tasks is None else contextlib.nullcontext(tasks) as place:
-        runnable, refused = read_tasks(find_tasks(place, task or ()))
-        _show_refused(refused, len(runnable), quiet=quiet)
-        check_sandbox()
-        limits = Limits(max_steps, time_limit)
-        plan = Plan(
-            runnable, refused, str(tasks or NAME), attempts, seed, limits, max_tokens, sandbox, parallel
-        )
+    limits, part = Limits(max_steps, time_limit), parse_shard(shard)
+    with _read(tasks, task or (), root, quiet=quiet) as (shown, runnable, refused, system):
+        plan = Plan(runnable, refused, shown, attempts, seed, limits, max_tokens, sandbox, parallel)
+        plan = replace(plan, root=system, shard=part)
         served = None if base_url is None else (base_url, api_key_file, timeout)
         engines = _engines(model, agent, served, answering, loading, yes=yes, quiet=quiet)
-        say = None if quiet else progress_line
-        results = [run_trials(engine, plan, out, force=force, say=say) for engine in engines]
-    _show(results)
-    if export_solved is not None:
-        _export(results, export_solved)
+        _run(engines, plan, out, export_solved, force=force, quiet=quiet)
+
+
+@contextlib.contextmanager
+def _read(
+    tasks: Path | None, names: "Sequence[str]", root: Path | None, *, quiet: bool
+) -> "Iterator[tuple[str, list[Task], list[Refused], Root | None]]":
+    """The tasks and the root, and a sandbox tried with it. The first value: the place of the tasks, for people."""
+    from edge.trial.place import check_sandbox
+    from edge.trial.root import unpacked_root
+    from edge.trial.suite import NAME, suite_folder
+    from edge.trial.tasks import find_tasks, read_tasks
+
+    shown = str(tasks or NAME)
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(suite_folder()) if tasks is None else tasks
+        runnable, refused = read_tasks(find_tasks(place, names, shown))
+        _show_refused(refused, len(runnable), quiet=quiet)
+        system = None if root is None else stack.enter_context(unpacked_root(root))
+        check_sandbox(None if system is None else system.folder)
+        yield shown, runnable, refused, system
+
+
+def _run(
+    engines: "Sequence[Engine]", plan: "Plan", out: Path, rows: Path | None, *, force: bool, quiet: bool
+) -> None:
+    """Run all trials, print the figures, and write the rows of the solved ones."""
+    from edge.trial.export import check_rows, export_solved, run_of
+    from edge.trial.run import run_trials, stored_form
+
+    models = [engine.given for engine in engines if engine.given is not None]
+    if rows is not None:  # before the trials, which take long
+        check_rows(
+            rows, run_of([stored_form(plan.identity(engine)) for engine in engines]), models, force=force
+        )
+    say = None if quiet else progress_line
+    results = [run_trials(engine, plan, out, force=force, say=say) for engine in engines]
+    print_trials(results)
+    if rows is not None:
+        count = export_solved(results, rows, models, force=force)
+        note(f"{rows}: wrote {counted(count, 'row')} of solved trials")
 
 
 def _check(
@@ -259,53 +302,3 @@ def _show_refused(refused: "Sequence[Refused]", runnable: int, *, quiet: bool) -
     note(f"{len(refused)} of {len(refused) + runnable} tasks are not runnable here:")
     for reason, count in reasons.most_common(_MOST_SHOWN):
         note(f"{count} times: {reason}")
-
-
-def _show(results: "Sequence[tuple[Path, TrialResult]]") -> None:
-    """Print the figures of each model, and of each level."""
-    header = [
-        "result",
-        "level",
-        "solved",
-        "share (95 % interval)",
-        "wrong",
-        "gave up",
-        "limit",
-        "destructive",
-    ]
-    header += ["not run", "wall", "steps", "tokens"]
-    rows = []
-    for path, result in results:
-        for level, found in [("all", result["figures"]), *result["by_level"].items()]:
-            ended = [str(found["ended"].get(name, 0)) for name in header[4:8]]
-            steps, tokens = found["steps_per_solved"], found["tokens_per_solved"]
-            rows.append(
-                [
-                    path.stem,
-                    level,
-                    f"{found['solved']} of {found['trials']}",
-                    _share(found["solved_share"]),
-                    *ended,
-                    str(found["not_run"]),
-                    str(found["wall"]),
-                    "" if steps is None else f"{steps:.1f}",
-                    "" if tokens is None else f"{tokens:.0f}",
-                ]
-            )
-    table(header, rows)
-    for path, result in results:
-        for passes in result["figures"]["passes"]:
-            k = passes["k"]
-            note(f"{path.stem}: pass@{k} {_share(passes['any'])}, pass^{k} {_share(passes['all'])}")
-
-
-def _share(found: "Interval | None") -> str:
-    if found is None:
-        return ""
-    return f"{100 * found['value']:.1f} % ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
-
-
-def _export(results: "Sequence[tuple[Path, TrialResult]]", to: Path) -> None:
-    from edge.trial.export import export_solved
-
-    note(f"{to}: wrote {counted(export_solved(results, to), 'row')} of solved trials")

@@ -19,7 +19,7 @@ from edge.compare.paired import (
     paired_interval,
 )
 from edge.compare.trial_figures import by_task, solved_share
-from edge.compare.trials import Interval, Trial, TrialFigures, TrialResult, read_trials
+from edge.compare.trials import Interval, Trial, TrialFigures, TrialResult, read_whole_trials
 from edge.compare.verdict import p_text
 from edge.errors import ResultError
 from edge.system.outputs import differences
@@ -85,7 +85,7 @@ class TrialComparison(TypedDict):
 
 def compare_trials(result: Path | str, reference: Path | str) -> TrialComparison:
     """Compare two results of `edge trial`. Raises ResultError if they share no task."""
-    ours, theirs = read_trials(result), read_trials(reference)
+    ours, theirs = read_whole_trials(result), read_whole_trials(reference)
     notes = _notes(ours, theirs)
     paired = _paired(ours, theirs, notes)
     if not paired:
@@ -259,8 +259,8 @@ def _names(names: Sequence[str]) -> str:
 
 def trials_markdown(comparisons: Sequence[TrialComparison]) -> str:
     """The comparisons for people: a table of the solved shares, then what differs."""
-    results = {one["reference"]: read_trials(one["reference"]) for one in comparisons}
-    results |= {one["result"]: read_trials(one["result"]) for one in comparisons}
+    results = {one["reference"]: read_whole_trials(one["reference"]) for one in comparisons}
+    results |= {one["result"]: read_whole_trials(one["result"]) for one in comparisons}
     text = ["## Solved tasks", "", *figures_table({path: one["figures"] for path, one in results.items()})]
     for one in comparisons:
         text += ["", f"## {one['result']} against {one['reference']}", ""]

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from edge.errors import ResultError
+from edge.replay.shards import ShardFields
 from edge.replay.stored_result import Provenance
 from edge.system.typed_json import Index, Name, Rule, check
 
@@ -156,6 +157,8 @@ class TrialResult(TypedDict):
     """One entry for each attempt."""
     provenance: Provenance
     """Where the result comes from."""
+    shard: NotRequired[ShardFields]
+    """Which part of the trials it has (`--shard`); absent in a whole result."""
     run: dict[str, object]
     """All that the trials depend on; without --force, edge does not replace a file of another run."""
 
@@ -192,6 +195,14 @@ def read_trials(path: Path | str) -> TrialResult:
         if key in seen:
             raise ResultError(f"{path}: has attempt {key[1]} of {key[0]} twice")
         seen.add(key)
+    return result
+
+
+def read_whole_trials(path: Path | str) -> TrialResult:
+    """As `read_trials`. Raises ResultError for a shard too: its figures are those of a part of the tasks."""
+    result = read_trials(path)
+    if result.get("shard"):
+        raise ResultError(f"{path}: is a shard of a result; put the shards together with edge join")
     return result
 
 

@@ -6,13 +6,15 @@ from edge.compare.causes import Cause
 from edge.report import plots, words
 from edge.report.contents import MAIN, Entry, Report
 from edge.report.measurements import Band, CheckedMeasurement
-from edge.report.plots import Bar, Drawing, Point, Spread
+from edge.report.plots import Bar, Drawing, Pair, Point, Spread
+from edge.report.trial_words import both
 from edge.system.text import visible
 
 
 def draw(report: Report, *, png: bool = False) -> list[Drawing]:
     """All plots that the files of a report have values for, in the page's order. `png`: also as PNG."""
     return [
+        *_solved(report, png),
         *_sizes(report, png),
         *_differences(report, png),
         *_causes(report, png),
@@ -64,6 +66,21 @@ def other_causes(report: Report) -> list[Cause]:
 def run_labels(report: Report) -> dict[str, str]:
     """The label of each result, by its path."""
     return {entry.run.path: entry.label for entry in report.entries if entry.run}
+
+
+def _solved(report: Report, png: bool) -> list[Drawing]:
+    pairs = []
+    for entry in both(report):
+        found = entry.tried.figures["solved_share"] if entry.tried else None
+        if found is not None and entry.score is not None:
+            low, high = 100 * found["low"], 100 * found["high"]
+            score = entry.score, entry.score_interval
+            pairs.append(Pair(visible(entry.label), *score, 100 * found["value"], (low, high)))
+    if len(pairs) < 2:
+        return []
+    alt = "; ".join(f"{pair.label}: score {pair.x:.2f}, {pair.y:.1f} % solved" for pair in pairs)
+    units = "score of the replay", "tasks solved, %"
+    return [plots.scatter("score-solved", "Tasks solved by score", alt, pairs, units=units, png=png)]
 
 
 def _sizes(report: Report, png: bool) -> list[Drawing]:

@@ -98,6 +98,17 @@ class Spread:
     p99: float
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two figures of a file, each with its interval; None where there is no interval."""
+
+    label: str
+    x: float
+    across: tuple[float, float] | None
+    y: float
+    up: tuple[float, float] | None
+
+
 def front(points: Sequence[Point], *, less_is_better: bool = False) -> list[Point]:
     """The Pareto front, smallest first: no other point is as small and better, or as good and smaller."""
     best: list[Point] = []
@@ -159,6 +170,27 @@ def _draw_points(axes: Axes, points: Sequence[Point], scale: int) -> None:
         face = _PAPER if point.hollow else color
         axes.plot([x], [point.value], "o", color=color, markerfacecolor=face, markersize=6, zorder=4)
     axes.margins(x=0.08, y=0.1)
+
+
+def scatter(
+    name: str, title: str, alt: str, pairs: Sequence[Pair], *, units: tuple[str, str], png: bool = False
+) -> Drawing:
+    """One figure against another, with the intervals of both as bands. `units`: of the two axes."""
+    with _figure(name, 1, constrained=False) as (figure, axes):
+        for pair in pairs:
+            if pair.across is not None:
+                axes.plot(pair.across, [pair.y] * 2, color=_ACCENT, linewidth=5, alpha=0.2, zorder=3)
+            if pair.up is not None:
+                axes.plot([pair.x] * 2, pair.up, color=_ACCENT, linewidth=5, alpha=0.2, zorder=3)
+            axes.plot([pair.x], [pair.y], "o", color=_ACCENT, markersize=6, zorder=4)
+        axes.margins(x=0.08, y=0.1)
+        axes.set_xlabel(units[0], loc="left")
+        axes.set_ylabel(units[1])
+        axes.grid(True)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        tops = [(pair.x, pair.y if pair.up is None else pair.up[1], pair.label) for pair in pairs]
+        _name_points(figure, axes, tops)
+        return _drawing(figure, name, title, alt, png)
 
 
 def forest(

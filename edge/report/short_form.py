@@ -10,7 +10,13 @@ from edge.system.tables import clean, table
 from edge.system.text import visible
 
 _MARK = "†"
-_PLOTS = ("size-score", "size-kl", "difference-score", "causes")  # more plots would make a card too long
+_PLOTS = (
+    "score-solved",
+    "size-score",
+    "size-kl",
+    "difference-score",
+    "causes",
+)  # more plots would make a card too long
 
 
 def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edge.compare.labels import model_hash
 from edge.compare.trial_pairs import TrialComparison, compare_trials
-from edge.compare.trials import TrialResult, read_trials
+from edge.compare.trials import TrialResult, read_whole_trials
 from edge.errors import ResultError
 from edge.replay.result import adapter_key
 from edge.report.contents import Entry, Tried
@@ -38,7 +38,7 @@ def with_trials(
 
 
 def _read(path: str, entries: Sequence[Entry], named: Mapping[str, Named] | None) -> Tried:
-    result = read_trials(path)
+    result = read_whole_trials(path)
     model = _model(result)
     # The table of files has one run of each file. Trials belong to that one.
     ranked = sorted(entries, key=lambda entry: bool(entry.other))

@@ -19,7 +19,8 @@ SUPERVISOR = r"""
 exec 2>&1
 trap : INT QUIT HUP TERM TSTP
 no() { printf 'no %s\n' "$1" >&4; sleep 5; exit 1; }
-unpack() { tar -x -p --no-same-owner -C "$1" -f - ./; }
+# Permissions of folders come last: tar makes links with absolute targets at its end.
+unpack() { tar -x -p --delay-directory-restore --no-same-owner -C "$1" -f - ./; }
 start=$4
 packed='the work folder cannot be unpacked: is --disk large enough?'
 # Each file with what changes if the file does. Names cannot contain a NUL; what follows the last \1 is not a name.

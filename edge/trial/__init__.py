@@ -3,6 +3,7 @@
 dockerfile  reads a Dockerfile as far as a trial can obey it
 tasks       reads task folders in Harbor's format
 suite       edge's own suite of tasks
+root        a file system that the user made from an image
 place       the sandbox of a trial: the files of a task in it, its tests in a fresh one
 workers     who works on a task: a model, the task's own scripts, nobody
 attempt     one trial, from the sandbox to the reward

@@ -62,13 +62,14 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the trials of a run share. `records`: the folder of the session records."""
+    """What the trials of a run share. `records`: the folder of the session records. `root`: as in `Files`."""
 
     records: Path
     limits: SessionLimits
     sandbox: Limits = field(default_factory=Limits)
     template: str | None = None
     model: ModelFacts = field(default_factory=lambda: cast(ModelFacts, {}))
+    root: Path | None = None
 
 
 @dataclass
@@ -153,6 +154,7 @@ def _tried(attempt: Attempt, setting: Setting, worker: Counted | Script, place: 
             task,
             place / "files",
             Saved(archive_path(path), first_path(path), secrets.token_bytes(32)),
+            setting.root,
         )
         if isinstance(worker, Counted):
             assert record is not None

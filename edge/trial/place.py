@@ -27,6 +27,7 @@ from edge.terminal.packed import Base
 from edge.terminal.saved import Saved, saved_base
 from edge.terminal.tmux import Terminal
 from edge.trial.dockerfile import Environment, NotRunnableError
+from edge.trial.root import has_program
 from edge.trial.tasks import Task
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ _MISSING = re.compile(
 class Files:
     """The files of one trial, in a private folder outside the sandbox.
 
-    `work`: what COPY makes. `saved`: the archives of the work folder, as it was first and as it is now.
+    `work`: what COPY makes. `saved`: the archives of the work folder, as it was first and as it is now. `root`: the
+    file system that takes the place of this system's programs; None for these.
     """
 
     work: Path
     beside: Path
     saved: Saved
+    root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,25 @@ class Tested:
     output: str = ""
 
 
-def make_files(task: Task, folder: Path, saved: Saved) -> Files:
-    """Copy the files of a task's environment to a new folder. Raises NotRunnableError, OSError."""
+def make_files(task: Task, folder: Path, saved: Saved, root: Path | None = None) -> Files:
+    """Copy the files of a task's environment to a new folder, over what `root` has in the work folder.
+
+    Raises NotRunnableError, OSError.
+    """
     work, beside = folder / "work", folder / "beside"
     start = task.environment.inside(task.environment.workdir)
     (work / (start or "")).mkdir(parents=True)
     beside.mkdir()
+    if root is not None and (there := root / task.environment.root.lstrip("/")).is_dir():
+        _copy(there, work, work)
     _copy_all(task.folder / "environment", task.environment, work)
-    for root, folders, files in os.walk(work, topdown=False):
+    for place, folders, files in os.walk(work, topdown=False):
         for name in (*folders, *files):
-            os.utime(Path(root, name), _TIMES, follow_symlinks=False)
+            os.utime(Path(place, name), _TIMES, follow_symlinks=False)
     if task.environment.ran:
         (beside / "build").write_text(_build_script(task.environment), encoding="utf-8")
         (beside / "build").chmod(0o755)
-    return Files(work, beside, saved)
+    return Files(work, beside, saved, root)
 
 
 def _copy_all(context: Path, environment: Environment, work: Path) -> None:
@@ -162,14 +170,19 @@ def _quoted(text: str) -> str:
 
 
 def _beside(
-    task: Task, files: Path | None, links: Mapping[str, str], more: Mapping[str, str], start: str = ""
+    task: Task,
+    root: Path | None,
+    files: Path | None,
+    links: Mapping[str, str],
+    more: Mapping[str, str],
+    start: str = "",
 ) -> "Beside":
     from edge.terminal.sandbox import Beside
 
     start = start or task.environment.workdir
     if task.environment.root != WORK:
         links = {**links, task.environment.root: WORK}
-    return Beside(files, links, start, {**task.environment.variables, **more}, exact=True)
+    return Beside(files, links, start, {**task.environment.variables, **more}, exact=True, root=root)
 
 
 @contextlib.contextmanager
@@ -185,7 +198,7 @@ def prepared(task: Task, files: Files, limits: Limits, solution: str | None = No
     more = task.solution_variables if solution is not None else {}
     given = files.beside if links or task.environment.ran else None
     with Sandbox.prepare(
-        files.work, limits, files.saved, beside=_beside(task, given, links, more)
+        files.work, limits, files.saved, beside=_beside(task, files.root, given, links, more)
     ) as sandbox:
         yield sandbox
 
@@ -222,7 +235,7 @@ def run_tests(task: Task, files: Files, limits: Limits) -> Tested:
     there = inside == "." or ((item := after_state(files).get(inside)) is not None and item.kind == "folder")
     start = task.environment.workdir if there else WORK
     with _test_files(task) as folder:
-        beside = _beside(task, folder / "beside", {"/logs": "logs"}, task.test_variables, start)
+        beside = _beside(task, files.root, folder / "beside", {"/logs": "logs"}, task.test_variables, start)
         beside = replace(beside, fixed=folder / "tests", fixed_at="/tests")
         with (
             Sandbox.prepare(files.work, limits, files.saved, beside=beside) as sandbox,
@@ -231,7 +244,7 @@ def run_tests(task: Task, files: Files, limits: Limits) -> Tested:
             if sandbox.run(f"{BESIDE}/links", LINK_SECONDS, "/dev/null"):
                 raise SandboxError("the links of the work folder cannot be checked before the tests")
             try:
-                return _tested(task, sandbox)
+                return _tested(task, sandbox, files.root)
             except SandboxError:
                 trouble = (sandbox.trouble() or "") if has_ended(sandbox) else THIS_MACHINE
                 if trouble.startswith(THIS_MACHINE):
@@ -246,9 +259,9 @@ def _test_files(task: Task) -> Iterator[Path]:
     try:
         tests = folder / "tests"
         shutil.copytree(task.folder / "tests", tests, symlinks=True)
-        for root, _, files in os.walk(tests):
-            Path(root).chmod(0o755)
-            for path in (Path(root, name) for name in files):
+        for place, _, names in os.walk(tests):
+            Path(place).chmod(0o755)
+            for path in (Path(place, name) for name in names):
                 if not path.is_symlink():
                     path.chmod(path.stat().st_mode | 0o444)
         (tests / "test.sh").chmod(0o755)
@@ -260,7 +273,7 @@ def _test_files(task: Task) -> Iterator[Path]:
         remove_folder(folder)
 
 
-def _tested(task: Task, sandbox: "Sandbox") -> Tested:
+def _tested(task: Task, sandbox: "Sandbox", root: Path | None) -> Tested:
     """Run the tests, end what they have started, and read the reward. Raises SandboxError."""
     began = time.monotonic()
     status = sandbox.run("/tests/test.sh", task.test_seconds, _OUT)
@@ -277,12 +290,12 @@ def _tested(task: Task, sandbox: "Sandbox") -> Tested:
     if _names(task.folder / "tests", "reward.txt") and not _names(task.folder / "tests", "reward.json"):
         in_json = None  # no test wrote it
     reward, reason = read_reward(in_json, in_text)
-    if (reward is None or reward < 1) and (missing := _missing(task, output)):
+    if (reward is None or reward < 1) and (missing := _missing(task, output, root)):
         return Tested(None, f"the tests need {missing}, which is not here", lacking=True, output=output)
     return Tested(reward, reason, output=output)
 
 
-def _missing(task: Task, output: str) -> str:
+def _missing(task: Task, output: str, root: Path | None) -> str:
     """A program or module that the tests need and that is not here; empty if there is none.
 
     What a program of the model lacks is the model's fault: the name must be in the tests, and neither in the
@@ -290,7 +303,7 @@ def _missing(task: Task, output: str) -> str:
     """
     for found in _MISSING.finditer(output):
         name = next(group for group in found.groups() if group)
-        if _names(task.folder / "tests", name) and shutil.which(name, path=PATH) is None:
+        if _names(task.folder / "tests", name) and not has_program(name, root):
             made = re.search(rf"\b{re.escape(name)}\b", task.instruction)
             if not made and not _names(task.folder / "solution", name):
                 return name
@@ -359,13 +372,13 @@ def _text(data: bytes | None) -> str:
     return (data or b"").decode(errors="replace")
 
 
-def check_sandbox() -> None:
+def check_sandbox(root: Path | None = None) -> None:
     """Start a sandbox and end it. Raises SandboxError or AgentError if this system cannot run trials."""
-    from edge.terminal.sandbox import Sandbox
+    from edge.terminal.sandbox import Beside, Sandbox
 
     with (
         tempfile.TemporaryDirectory(prefix="edge-trial-", ignore_cleanup_errors=True) as place,
-        Sandbox.prepare(Path(place)) as sandbox,
+        Sandbox.prepare(Path(place), beside=Beside(root=root)) as sandbox,
         Terminal.start(sandbox.argv, cwd=place, ready=sandbox.wait_ready),
     ):
         pass

@@ -14,12 +14,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 from edge.agent.loop import Limits as SessionLimits
 from edge.compare.trial_figures import figures, levels
 from edge.compare.trials import VERSION, Trial, TrialResult, check_trial, read_trials
 from edge.errors import BackendError, EdgeError, Interrupted, ResultError
 from edge.replay.provenance import provenance
+from edge.replay.shards import Shard, ShardFields
 from edge.system.locks import lock_folder
 from edge.system.outputs import Run, check_replaced, differences, named_run
 from edge.system.places import write_json
@@ -27,6 +29,7 @@ from edge.system.text import counted
 from edge.terminal.check import Limits
 from edge.trial.attempt import Attempt, Setting, try_task
 from edge.trial.engines import Engine, ScriptedModel, Workers
+from edge.trial.root import Root
 from edge.trial.tasks import Refused, Task
 
 _RUN = "run.json"
@@ -46,14 +49,29 @@ class Plan:
     sandbox: Limits = field(default_factory=Limits)
     parallel: int = 1
     template: str | None = None
+    root: Root | None = None
+    shard: Shard | None = None
 
-    def all(self, sampled: bool) -> list[Attempt]:
-        """All attempts, those of a task one after another. `sampled`: each has a seed of its own."""
+    def chosen(self, sampled: bool) -> list[Attempt]:
+        """The attempts of the shard, those of a task one after another. `sampled`: each has a seed of its own.
+
+        Raises EdgeError if there are fewer tasks than shards.
+        """
         return [
             Attempt(task, number, self._seed(task, number) if sampled else None)
-            for task in self.tasks
-            for number in range(1, self.attempts + 1)
+            for task, number in self._of_shard()[0]
         ]
+
+    def shard_fields(self) -> ShardFields | None:
+        """The field `shard` of the result; None for a whole one."""
+        return None if self.shard is None else self.shard.fields(*self._of_shard()[1:])
+
+    def _of_shard(self) -> tuple[list[tuple[Task, int]], list[int], int]:
+        """Task and number of each attempt of the shard, their places among all attempts, and how many these are."""
+        every = [(task, number) for task in self.tasks for number in range(1, self.attempts + 1)]
+        names = [task.name for task, _ in every]
+        places = list(range(len(every))) if self.shard is None else self.shard.places(names, self.shown)
+        return [every[place] for place in places], places, len(every)
 
     def _seed(self, task: Task, number: int) -> int:
         return random.Random(f"{self.seed} {task.name} {number}").randrange(1 << 31)
@@ -73,6 +91,8 @@ class Plan:
             "disk": self.sandbox.disk,
             "template": self.template,
             "parallel": self.parallel,
+            **({} if self.root is None else {"root": self.root.sha256}),
+            **({} if self.shard is None else {"shard": str(self.shard)}),
         }
 
 
@@ -86,22 +106,23 @@ def run_trials(
 ) -> tuple[Path, TrialResult]:
     """Run all trials of one model, and write OUT/NAME.json and the session records in OUT/NAME.
 
-    What an earlier run of the same command finished is not done again. Returns the path of the result, and the result.
-    Raises ResultError, ModelFileError, BackendError, SandboxError if no sandbox can start, and Interrupted.
+    What an earlier run of the same command, maybe with fewer attempts, finished is not done again. Returns the path of
+    the result, and the result. Raises ResultError, ModelFileError, BackendError, SandboxError if no sandbox can start,
+    and Interrupted.
     """
     tell = say or (lambda text: None)
     result_path, folder = out / f"{engine.name}.json", out / engine.name
-    run = json.loads(json.dumps(plan.identity(engine)))
-    check_replaced(
-        result_path, run, lambda path: named_run(path, "trials_version"), kind="a result", force=force
-    )
+    run = stored_form(plan.identity(engine))
+    check_replaced(result_path, run, lambda path: _stored_run(path, run), kind="a result", force=force)
     if not force and not (folder / _RUN).exists() and _is_of(result_path, run):
         tell(f"{result_path}: is already complete, no trial is run again; --force runs them again")
         return result_path, read_trials(result_path)
     with _journal(folder, run, force=force) as done:
+        if not force and _is_of(result_path, run, fewer=True):
+            done.update({(one["task"], one["attempt"]): one for one in read_trials(result_path)["trials"]})
         todo = [
             one
-            for one in plan.all(sampled=not isinstance(engine, ScriptedModel))
+            for one in plan.chosen(sampled=not isinstance(engine, ScriptedModel))
             if (one.task.name, one.number) not in done
         ]
         if done:
@@ -113,13 +134,18 @@ def run_trials(
             raise Interrupted(f"interrupted after {_kept(done, folder)}") from None
         except BackendError as error:
             raise BackendError(f"{error}; {_kept(done, folder)}") from None
-        trials = [done[one.task.name, one.number] for one in plan.all(sampled=False)]
+        trials = [done[one.task.name, one.number] for one in plan.chosen(sampled=False)]
         result = _result(engine, plan, run, trials)
         write_json(result_path, result)
         for path in folder.glob("*.trial.json"):
             path.unlink()
         (folder / _RUN).unlink()
     return result_path, result
+
+
+def stored_form(run: Run) -> dict[str, Any]:
+    """A run as JSON gives it back."""
+    return cast(dict[str, Any], json.loads(json.dumps(run)))
 
 
 def _kept(done: dict[tuple[str, int], Trial], folder: Path) -> str:
@@ -136,7 +162,8 @@ def _try_all(
 ) -> None:
     """Try what is missing, and keep each trial when it ends."""
     total = len(done) + len(todo)
-    setting = Setting(folder, plan.limits, plan.sandbox, plan.template, engine.facts())
+    root = None if plan.root is None else plan.root.folder
+    setting = Setting(folder, plan.limits, plan.sandbox, plan.template, engine.facts(), root)
 
     def keep(attempt: Attempt, trial: Trial) -> None:
         trial["record"] = None if trial["record"] is None else f"{folder.name}/{trial['record']}"
@@ -182,10 +209,23 @@ def _in_parallel(
                 future.cancel()
 
 
-def _is_of(path: Path, run: Run) -> bool:
-    """Whether a result is there and of exactly this run."""
+def _stored_run(path: Path, run: Run) -> Run | None:
+    """The run of a result. Further attempts continue it, so fewer of them are no difference. Raises ValueError."""
+    before = named_run(path, "trials_version")
+    return None if before is None else _continued(before, run)
+
+
+def _continued(before: Run, run: Run) -> Run:
+    attempts, now = before.get("attempts"), run["attempts"]
+    fewer = isinstance(attempts, int) and isinstance(now, int) and attempts < now
+    return {**before, "attempts": now} if fewer else before
+
+
+def _is_of(path: Path, run: Run, *, fewer: bool = False) -> bool:
+    """Whether a result is there and of exactly this run; `fewer`: of this run with fewer attempts."""
     with contextlib.suppress(EdgeError, OSError):
-        return not differences(read_trials(path)["run"], run)
+        before = read_trials(path)["run"]
+        return bool(differences(before, run)) == fewer and not differences(_continued(before, run), run)
     return False
 
 
@@ -211,7 +251,7 @@ def _begin(folder: Path, run: Run, *, force: bool) -> dict[tuple[str, int], Tria
     place = folder / _RUN
     before = _read(place)
     if place.exists() and not force:
-        changes = differences(before if isinstance(before, dict) else {}, run)
+        changes = differences(_continued(before, run) if isinstance(before, dict) else {}, run)
         if changes:
             raise ResultError(
                 f"{folder}: holds trials of another run ({changes}); repeat the earlier command to continue it, choose "
@@ -237,6 +277,7 @@ def _read(path: Path) -> object:
 
 
 def _result(engine: Engine, plan: Plan, run: Run, trials: list[Trial]) -> TrialResult:
+    shard = plan.shard_fields()
     return {
         "trials_version": VERSION,
         "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -256,5 +297,6 @@ def _result(engine: Engine, plan: Plan, run: Run, trials: list[Trial]) -> TrialR
         "refused": [{"task": one.name, "reason": one.reason} for one in plan.refused],
         "trials": trials,
         "provenance": provenance(engine.provenance()),
+        **({} if shard is None else {"shard": shard}),  # type: ignore[typeddict-item]
         "run": dict(run),
     }

@@ -3,6 +3,7 @@
 Harbor describes the format at https://www.harborframework.com/docs/tasks. docs/trials.md says what edge takes of it.
 """
 
+import difflib
 import hashlib
 import os
 import re
@@ -60,10 +61,11 @@ class Refused:
     reason: str
 
 
-def find_tasks(place: Path, names: Sequence[str] = ()) -> list[Path]:
+def find_tasks(place: Path, names: Sequence[str] = (), shown: str = "") -> list[Path]:
     """The task folders in a folder, by name, or the folder itself if it is a task.
 
-    `names`: only these tasks. Raises ReplayError if there is none.
+    `names`: only these tasks. `shown`: the folder's name for people, if it is another one. Raises ReplayError if there
+    is none.
     """
     if not place.is_dir():
         raise ReplayError(f"{place}: is not a folder: name a task folder, or a folder of them")
@@ -79,7 +81,9 @@ def find_tasks(place: Path, names: Sequence[str] = ()) -> list[Path]:
     if names:
         known = {path.name for path in found}
         if missing := [name for name in names if name not in known]:
-            raise ReplayError(f"{place}: has no task {missing[0]}")
+            near = difflib.get_close_matches(missing[0], sorted(known), 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ReplayError(f"{shown or place}: has no task {missing[0]}{hint}")
         found = [path for path in found if path.name in names]
     return found
 

@@ -3,11 +3,11 @@
 .venv/bin/pytest tests/trial/test_trial_place.py
 """
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
+from planted import planted, state_of
 from test_trial_tasks import TOML, make_task
 
 from edge.agent.loop import Limits
@@ -75,18 +75,11 @@ def test_a_missing_script(tmp_path: Path) -> None:
 
 def test_destructive_answers_change_nothing_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A script that deletes and overwrites all it can reach: a planted tree, the home, /tmp, edge's own folders."""
-    planted = tmp_path / "planted"
-    for name in ("file", "sub/file", ".hidden", "sub/deep/er"):
-        (planted / name).parent.mkdir(parents=True, exist_ok=True)
-        (planted / name).write_text("keep\n")
-    home = tmp_path / "home"
-    shutil.copytree(planted, home)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("EDGE_STATE", str(home / "state"))
-    beside = Path("/tmp") / f"edge-planted-{os.getpid()}"
-    shutil.copytree(planted, beside)
-    package = Path(__file__).resolve().parents[2] / "edge"
-    roots = [planted, home, beside, package, tmp_path / "t"]
+    with planted(tmp_path, monkeypatch) as roots:
+        _destroy_all(tmp_path, [*roots, tmp_path / "t"])
+
+
+def _destroy_all(tmp_path: Path, roots: list[Path]) -> None:
     text = "#!/bin/bash\nexec 2> /dev/null\n" + "".join(
         f"rm -rf {place}\necho x > {place}\necho x > {place}/file\nchmod -R 777 {place}\nmv {place} {place}-gone\n"
         for place in (*roots, "/home", "/tmp", "/root", "/etc", "~", '"$HOME"', "/app/*", "/var")
@@ -99,23 +92,11 @@ def test_destructive_answers_change_nothing_outside(tmp_path: Path, monkeypatch:
             "tests/test.sh": "#!/bin/bash\n[ -e a.txt ]; echo $((1 - $?)) > /logs/verifier/reward.txt\n",
         },
     )
-    before = {root: _state(root) for root in roots}
-    try:
-        found = tried(task, "destructive", tmp_path)
-        assert {root: _state(root) for root in roots} == before
-        assert not list(tmp_path.glob("*-gone"))
-    finally:
-        shutil.rmtree(beside)
+    before = {root: state_of(root) for root in roots}
+    found = tried(task, "destructive", tmp_path)
+    assert {root: state_of(root) for root in roots} == before
+    assert not list(tmp_path.glob("*-gone"))
     assert (found["state"], found["ended"]) in (("failed", "destructive"), ("solved", "")), found["reason"]
-
-
-def _state(root: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Every file below a folder: its mode, its time and its content, without Python's caches."""
-    return {
-        str(path): (path.stat().st_mode, path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    }
 
 
 COMPARES = "cmp -s answer /tests/expected && echo 1 > /logs/verifier/reward.txt || echo 0 > /logs/verifier/reward.txt\n"
@@ -167,6 +148,10 @@ FAULTS = {
     "a folder that cannot be written": (
         "mkdir no; echo > no/x; chmod 500 no",
         "echo 0 > /logs/verifier/reward.txt",
+    ),
+    "links in folders that cannot be written": (
+        "mkdir -p a/b c; ln -s /etc/passwd a/b/l; ln -s /usr c/u; touch c/d; chmod 555 a/b a c",
+        "[ -L a/b/l ] && [ -L c/u ] && echo 0 > /logs/verifier/reward.txt || echo 1 > /logs/verifier/reward.txt",
     ),
     "the folder of WORKDIR is gone": ("cd ..; rm -rf sub", "echo 0 > /logs/verifier/reward.txt"),
 }

@@ -73,8 +73,17 @@ def test_a_model_twice_and_what_reads_its_trials(tasks: Path, tiny_q4: Path, tmp
     said = command_line.run("compare", f"one/{name}.json", f"two/{name}.json", cwd=tmp_path).stdout
     assert "every screen of every trial is the same" in " ".join(said.split())
     # A complete result stays; each record is a session that other commands read.
-    again = trial(*words, "--out", "one", folder=tmp_path)
+    again = trial(*words, "--out", "one", "--export-solved", "rows.jsonl", folder=tmp_path)
     assert "already complete" in again.stderr
+    # Rows of other trials and other files are kept.
+    (tmp_path / "own.jsonl").write_text('{"mine": 1}\n')
+    for name, task in (("rows.jsonl", "easy"), ("own.jsonl", "easy")):
+        before = (tmp_path / name).read_bytes()
+        refused = command_line.run(
+            *("trial", *words, "--task", task, "--out", "three", "--export-solved", name), cwd=tmp_path
+        )
+        assert refused.returncode == 1 and f"{name}: " in refused.stderr and "--force" in refused.stderr
+        assert (tmp_path / name).read_bytes() == before and not (tmp_path / "three").exists()
     record = tmp_path / "one" / str(one["trials"][0]["record"])
     shown = command_line.run("replay", record, cwd=tmp_path)
     assert shown.returncode == 0 and "agent@sandbox:/app$" in shown.stdout
@@ -168,7 +177,9 @@ WRONG = {
     ("--attempts", "3", "--model", "x.gguf"): (2, "add --temperature"),
     ("--timeout", "3"): (2, "add --base-url"),
     ("--model", "no-such-model.gguf"): (1, "no-such-model.gguf"),
-    ("--agent", "oracle", "--task", "none"): (1, "has no task none"),
+    ("--agent", "oracle", "--task", "esy"): (1, "tasks: has no task esy; did you mean easy?"),
+    ("--agent", "oracle", "--shard", "3"): (1, "is not a shard such as 2/3"),
+    ("--agent", "oracle", "--shard", "1/3"): (1, "tasks: has 2 tasks, too few for 3 shards"),
     ("--agent", "oracle", "--out", "tasks/easy/task.toml"): (1, "cannot be written"),
 }
 
@@ -179,6 +190,51 @@ def test_wrong_usage(words: tuple[str, ...], tasks: Path, tmp_path: Path) -> Non
     done = command_line.run("trial", "tasks", *words, cwd=tmp_path)
     assert (done.returncode, said in " ".join(done.stderr.split())) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_task_of_the_suite_names_no_temporary_folder(tmp_path: Path) -> None:
+    done = command_line.run("trial", "--agent", "nop", "--task", "make-folder", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: suite: has no task make-folder; did you mean make-folder-3?\n"
+
+
+def test_shards_are_the_whole(tasks: Path, tmp_path: Path) -> None:
+    """Joined parts have the trials and the figures of one run, and a part is no result to compare or to report."""
+    words = ("tasks", "--agent", "oracle", "--attempts", "2")
+    trial(*words, "--out", "whole", folder=tmp_path)
+    for part in "12":
+        trial(*words, "--shard", f"{part}/2", "--out", f"part{part}", folder=tmp_path)
+    parts = [f"part{part}/oracle.json" for part in "21"]
+    done = command_line.run("join", *parts, "--out", "joined.json", cwd=tmp_path)
+    assert done.returncode == 0 and "3 of 4" not in done.stdout, done.stderr
+    whole, joined = read_trials(tmp_path / "whole" / "oracle.json"), read_trials(tmp_path / "joined.json")
+    assert without_times(joined) == without_times(whole)
+    assert (joined["figures"], joined["by_level"]) == (whole["figures"], whole["by_level"])
+    assert joined["run"] == whole["run"] and "shard" not in joined
+    for words_, said in (
+        (("compare", "joined.json", "--reference", parts[0]), "is a shard of a result"),
+        (("join", parts[0], "--out", "x.json"), "shard 1 of 2 not given"),
+        (("join", parts[0], parts[0], "--out", "x.json"), "give each shard once"),
+        (("join", "joined.json", "--out", "x.json"), "is not a shard"),
+        (("join", *parts, "--out", parts[0]), "is an input of this command"),
+    ):
+        done = command_line.run(*words_, cwd=tmp_path)
+        assert done.returncode == 1 and said in done.stderr, (words_, done.stderr)
+
+
+def test_further_attempts_go_on(tasks: Path, tmp_path: Path) -> None:
+    words = ("tasks", "--agent", "oracle", "--out", "o")
+    trial(*words, folder=tmp_path)
+    first = read_trials(tmp_path / "o" / "oracle.json")["trials"]
+    done = trial(*words, "--attempts", "3", folder=tmp_path)
+    assert "2 trials of 6 were done before" in done.stderr
+    found = read_trials(tmp_path / "o" / "oracle.json")
+    assert [(one["task"], one["attempt"]) for one in found["trials"]] == [
+        (name, number) for name in ("easy", "hard") for number in (1, 2, 3)
+    ]
+    assert [one for one in found["trials"] if one["attempt"] == 1] == first
+    done = command_line.run("trial", *words, "--attempts", "2", cwd=tmp_path)
+    assert done.returncode == 1 and "attempts was 3, is 2" in done.stderr
 
 
 def test_nothing_can_run(tasks: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from planted import planted, state_of
 
 from edge.compare.trials import TrialResult
 from edge.trial.engines import ScriptedModel
@@ -99,8 +100,14 @@ def test_a_sample_is_proven(script_name: Script, tasks: list[Task], tmp_path: Pa
 @needs_sandbox
 @pytest.mark.slow
 @pytest.mark.parametrize("script_name", WANTED)
-def test_each_task_is_proven(script_name: Script, tasks: list[Task], tmp_path: Path) -> None:
-    found = ran(tasks, script_name, tmp_path)
+def test_each_task_is_proven(
+    script_name: Script, tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also: no file of this system changes around a run of all solutions, or of all destructive answers."""
+    with planted(tmp_path, monkeypatch) as roots:
+        before = {root: state_of(root) for root in roots}
+        found = ran(tasks, script_name, tmp_path)
+        assert {root: state_of(root) for root in roots} == before
     other = [one for one in found["trials"] if (one["state"], one["ended"]) != WANTED[script_name]]
     assert other == []
     assert found["figures"]["trials"] == len(tasks)
