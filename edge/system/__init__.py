@@ -11,6 +11,7 @@ outputs   an output is never an input, nor the output of another run
 paths     where shipped models, caches and sessions are
 store     the folder of the user's models, and ./models
 config    the user's settings: a file and environment variables
+tuned     what edge tune measured, in a file beside the settings
 signals   signals held back where their exception would be lost, or passed on to C code
 streams   standard streams in any encoding
 typed_json  JSON values checked against a TypedDict
