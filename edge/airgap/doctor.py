@@ -130,12 +130,17 @@ class Report:
         return "\n".join(lines)
 
 
-def doctor(model: Path | None = None, context: int | None = None) -> Report:
+def doctor(model: Path | None = None, context: int | None = None, *, rpc: Sequence[str] = ()) -> Report:
     """Examine this machine, and `model` (a GGUF) if there is one.
 
     `context` is in tokens, prompt and answer together; the default is 8,192, or the model's maximum if that is smaller.
-    Raises ModelFileError if `model` is missing or damaged, ContextError for a context longer than its maximum.
+    `rpc`: RPC servers whose devices count too. Raises ModelFileError if `model` is missing or damaged, ContextError for
+    a context longer than its maximum, EdgeError for an RPC server that cannot be used.
     """
+    if rpc:
+        from edge.llama.remote import connect  # it imports llama.cpp
+
+        connect(rpc)
     main_memory = memory()
     machine_devices = devices()
     folder, choice = store_folder().absolute(), default_choice()
