@@ -39,6 +39,7 @@ FORMATS = (
     Format("ranking", "the JSON of edge rank --json"),
     Format("sweep", "sweep.json, the state of edge sweep"),
     Format("config", "config.toml, the file of settings, as JSON"),
+    Format("tuned", "config.tuned.json, what edge tune measured"),
     Format("known-model", "the TOML file of a known model, as JSON"),
 )
 
@@ -111,6 +112,10 @@ def schema(name: str) -> dict[str, Any]:
             return json_schema(StoredSweep, title=title)
         case "config":
             return _config(title)
+        case "tuned":
+            from edge.system.tuned import TunedFile
+
+            return json_schema(TunedFile, title=title)
         case _:
             from edge.replay.known import KnownFields
 

@@ -27,6 +27,7 @@ from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.gguf import sha256
 from edge.formats.hub import HubOptions
 from edge.llama.loading import DEFAULT_LOADING, Loading
+from edge.llama.tuned import with_tuned
 from edge.measure.calibrate import calibrate
 from edge.measure.run import Chosen, base_scores, measure
 from edge.replay.prepare import chosen_rows
@@ -311,7 +312,7 @@ class _Sweep:
                 result,
                 skip_too_long=self.options.skip_too_long,
                 answering=self.answering,
-                loading=self.loading,
+                loading=with_tuned(model, self.loading, measures=True),
                 force=self.options.force,
                 say=self.say,
             )
@@ -329,7 +330,7 @@ class _Sweep:
                 self._scores,
                 replay=self.replay,
                 chosen=Chosen(self.options.skip_too_long),
-                loading=self._reading,
+                loading=with_tuned(model, self._reading, measures=True),
                 say=self.say,
             )
         return self._scores
@@ -367,7 +368,7 @@ class _Sweep:
                 base=scores,
                 replay=self.replay,
                 chosen=Chosen(self.options.skip_too_long),
-                loading=self._reading,
+                loading=with_tuned(model, self._reading, measures=True),
                 force=self.options.force,
                 say=self.say,
             )

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": {"convert", "conversion", "measure", "report", "sweep_state", "terminal"},
     "sweep_state": {"formats", "report"},
     "schemas": {"agent", "chat", "compare", "measure", "sweep_state"},
+    "tune": {"runner"},
     "names": {"replay"},
     "pull": {"convert", "formats", "names", "replay"},
     "cli": {
@@ -58,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "schemas",
         "serve",
         "sweep",
+        "tune",
         "trial",
     },
     "__main__": {"cli"},

@@ -10,6 +10,7 @@ from edge.agent.options import Interface, ServerOptions, SessionOptions
 from edge.agent.record import ModelFacts, Record
 from edge.errors import AgentError
 from edge.llama.loading import Adapter, parse_adapters, with_own_adapter
+from edge.llama.tuned import with_tuned
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class LocalSource:
         from edge.runner import Runner
 
         loading = with_own_adapter(self.path, replace(options.loading, adapters=self.adapters))
+        loading = with_tuned(self.path, loading, measures=False)
         with Runner.open(self.path, loading) as runner:
             yield LocalAnswerer(runner, options.answering, options.loading.context or DEFAULT_CONTEXT)
 

@@ -17,9 +17,11 @@ from edge.llama.devices import Device, Llama, devices, inspect_llama
 from edge.llama.loading import Loading
 from edge.llama.memory import CELLS_STEP, buffers, read_shape
 from edge.llama.placement import DEFAULT_CONTEXT, Placement, place
+from edge.llama.tuned import described, this_machine, tuned_for
 from edge.system.machine import Memory, cpu_name, free_disk, memory, physical_cores
 from edge.system.store import store_folder
 from edge.system.text import counted, size
+from edge.system.tuned import read_tuned
 from edge.version import __version__
 
 PACKAGES = (
@@ -85,6 +87,8 @@ class Report:
     default_model: str | None
     """The model of a command that names none; None if there is no GGUF yet."""
     default_why: str
+    tuned: str
+    """What edge tune measured here: for the model if there is one, else for how many models."""
     fit: Fit | None
 
     def to_json(self) -> str:
@@ -120,17 +124,23 @@ class Report:
         lines.append(f"memory      {_gb(self.memory_available)} available of {_gb(self.memory_total)}")
         lines.append(f"disk        {_gb(self.disk_free)} free in {self.model_folder}")
         lines.append(f"default     {self.default_model or 'no model yet'} ({self.default_why})")
+        lines.append(f"tuned       {self.tuned}")
         if self.fit is not None:
             lines += ["", *_fit_lines(self.fit)]
         return "\n".join(lines)
 
 
-def doctor(model: Path | None = None, context: int | None = None) -> Report:
+def doctor(model: Path | None = None, context: int | None = None, *, rpc: Sequence[str] = ()) -> Report:
     """Examine this machine, and `model` (a GGUF) if there is one.
 
     `context` is in tokens, prompt and answer together; the default is 8,192, or the model's maximum if that is smaller.
-    Raises ModelFileError if `model` is missing or damaged, ContextError for a context longer than its maximum.
+    `rpc`: RPC servers whose devices count too. Raises ModelFileError if `model` is missing or damaged, ContextError for
+    a context longer than its maximum, EdgeError for an RPC server that cannot be used.
     """
+    if rpc:
+        from edge.llama.remote import connect  # it imports llama.cpp
+
+        connect(rpc)
     main_memory = memory()
     machine_devices = devices()
     folder, choice = store_folder().absolute(), default_choice()
@@ -149,8 +159,21 @@ def doctor(model: Path | None = None, context: int | None = None) -> Report:
         disk_free=free_disk(folder),
         default_model=(choice.named or None) if choice.path is None else str(choice.path),
         default_why=choice.why,
+        tuned=_tuned(model, machine_devices),
         fit=None if model is None else fit(model, main_memory, machine_devices, context=context),
     )
+
+
+def _tuned(model: Path | None, found: Sequence[Device]) -> str:
+    """What edge tune measured on this machine, in words. Raises ConfigError for a damaged file."""
+    if model is None:
+        machine = this_machine(found) if read_tuned() else None
+        return counted(sum(one["machine"] == machine for one in read_tuned()), "model") + " (edge tune)"
+    entry = tuned_for(model, found)
+    if entry is None:
+        return "nothing measured for this model on this machine (edge tune)"
+    suggested = f"; suggested: {' '.join(entry['suggested'])}" if entry["suggested"] else ""
+    return f"{described(entry['values'])}{suggested} (edge tune, {entry['timestamp'][:10]})"
 
 
 def fit(

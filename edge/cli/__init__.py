@@ -23,6 +23,7 @@ join      edge join
 formats   edge schema, rows: the formats of files
 measure   edge measure
 sweep     edge sweep
+tune      edge tune
 report    edge report
 bundle    edge bundle, unbundle
 """

@@ -152,9 +152,7 @@ def chat(
     if message is not None and not message.strip():
         raise typer.BadParameter("the message is empty", param_hint="MESSAGE")
     if screen == STDIN and message is None:
-        raise typer.BadParameter(
-            "standard input has the messages; give a MESSAGE, or a file", param_hint="--screen"
-        )
+        raise typer.BadParameter("standard input has the messages; give a file", param_hint="--screen")
 
     from edge.chat.conversation import Conversation
     from edge.chat.kind import default_answers
@@ -162,6 +160,7 @@ def chat(
     from edge.chat.stored import load as load_file
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading, parse_adapters, with_own_adapter
+    from edge.llama.tuned import with_tuned
 
     def sampling(kind: "AnswerKind") -> "Sampling":
         return _sampling(kind, temperature, top_p, top_k, min_p, repetition_penalty, seed)
@@ -172,6 +171,7 @@ def chat(
     kind: AnswerKind = answers or default_answers(path)
     loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
     loading = with_own_adapter(path, replace(loading, adapters=adapters, spread=spread))
+    loading = with_tuned(path, loading, measures=False, say=note)
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
         _say(f"loading {path} ({size(path.stat().st_size)})")

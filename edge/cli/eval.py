@@ -254,6 +254,7 @@ class _Work:
 def _by_edge(model: str | None, work: _Work, loading: "Loading") -> "Result":
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import with_own_adapter
+    from edge.llama.tuned import with_tuned
     from edge.replay import evaluate as run_evaluate
 
     path = chosen_model(model, note_unless(work.say is None), yes=work.yes, check=work.check, measures=True)
@@ -266,7 +267,9 @@ def _by_edge(model: str | None, work: _Work, loading: "Loading") -> "Result":
         skip_too_long=work.skip_too_long,
         answering=work.answering,
         asking=work.asking,
-        loading=with_own_adapter(path, loading),
+        loading=with_tuned(
+            path, with_own_adapter(path, loading), measures=True, say=note_unless(work.say is None)
+        ),
         force=work.force,
         say=work.say,
     )

@@ -43,6 +43,7 @@ from edge.cli.serve import serve
 from edge.cli.store import models_app
 from edge.cli.sweep import sweep
 from edge.cli.trial import trial
+from edge.cli.tune import tune
 from edge.errors import EdgeError, EdgeWarning
 from edge.llama.log import at_abort
 from edge.system.machine import address_space_left
@@ -133,6 +134,7 @@ app.add_typer(allow_app, name="allow")
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.command()(doctor)
+app.command()(tune)
 app.command()(bundle)
 app.command()(unbundle)
 app.command(name="help")(show_help)

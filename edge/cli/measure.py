@@ -1,6 +1,7 @@
 """The command `edge measure`. It imports heavy modules only when it runs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,6 +93,7 @@ def measure(
 
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading, parse_adapters, with_own_adapter
+    from edge.llama.tuned import with_tuned
     from edge.measure.run import Chosen
     from edge.measure.run import measure as run_measure
     from edge.replay.shards import parse_shard
@@ -101,8 +103,9 @@ def measure(
     adapters, spread = parse_adapters(lora or ()), spread_of(rpc, tensor_split, main_gpu, split_mode)
     path = chosen_model(model, note_unless(quiet), check=check)
     base_path = None if base is None else chosen_model(base, note_unless(quiet), check=check)
-    layers = reading_layers(gpu_layers, path, base_path, spread=spread)
-    loading = Loading(layers, threads, context, batch=batch, adapters=adapters, spread=spread)
+    loading = Loading(gpu_layers, threads, context, batch=batch, adapters=adapters, spread=spread)
+    loading = with_tuned(path, loading, measures=True, say=note_unless(quiet))
+    loading = replace(loading, gpu_layers=reading_layers(loading.gpu_layers, path, base_path, spread=spread))
     with noting_replaced(out, quiet=quiet):
         done = run_measure(
             path,

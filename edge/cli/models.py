@@ -19,7 +19,7 @@ from edge.cli.common import (
     show,
     warn,
 )
-from edge.cli.options import Force, GpuLayers, Verbose, reading_layers
+from edge.cli.options import Force, GpuLayers, Rpc, Verbose, reading_layers, spread_of
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.text import size
@@ -367,6 +367,7 @@ def doctor(
     offline: Annotated[
         bool, typer.Option("--offline", help="Try everything that edge needs without a network.")
     ] = False,
+    rpc: Rpc = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -387,5 +388,5 @@ def doctor(
         return
     from edge.airgap.doctor import doctor as run_doctor
 
-    report = run_doctor(path, context)
+    report = run_doctor(path, context, rpc=spread_of(rpc, None, None, None).rpc)
     echo_json(report.to_json()) if as_json else show(report.to_text())

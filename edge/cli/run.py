@@ -118,6 +118,7 @@ def run(
     from edge.answer.sampling import Sampling
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading, parse_adapters, with_own_adapter
+    from edge.llama.tuned import with_tuned
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
     answering = Answering(max_tokens, sampling, thought, text_share, style)
@@ -133,7 +134,8 @@ def run(
     stream = terminal and not as_json
     say = None if quiet else progress_line
     path = chosen_model(model, note_unless(quiet))
-    action = _action(path, chat, with_own_adapter(path, loading), answering, say, stream=stream)
+    loading = with_tuned(path, with_own_adapter(path, loading), measures=False, say=note_unless(quiet))
+    action = _action(path, chat, loading, answering, say, stream=stream)
     styled = terminal or command.get_parameter_source("style").name != "DEFAULT"  # type: ignore[union-attr]
     text = action.text if styled else one_line(action.text)
     shown = "" if stream else action.to_json() if as_json else text

@@ -68,8 +68,13 @@ def serve(
         ),
     ] = "auto",
     parallel: Annotated[
-        int, typer.Option(min=1, max=64, help="Maximum number of answers written at the same time.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Maximum number of answers written at the same time. Default: see edge tune, or 4.",
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option(min=0, help="Maximum number of waiting requests; further ones get status 429.")
     ] = 64,
@@ -126,6 +131,7 @@ def serve(
     from edge.chat.kind import default_answers
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading, parse_adapters, with_own_adapter
+    from edge.llama.tuned import with_tuned
 
     key = _key(api_key_file)
     adapters, spread = parse_adapters(lora or ()), spread_of(rpc, tensor_split, main_gpu, split_mode)
@@ -146,7 +152,7 @@ def serve(
         path,
         server.Address(host, port, key, tuple(cors_origin or ())),
         server.Limits(max_tokens, queue, body_limit << 20, receive_timeout, cache_ram << 20),
-        with_own_adapter(path, loading, beside=True),
+        with_tuned(path, with_own_adapter(path, loading, beside=True), measures=False, say=note),
         say=progress_line,
         answers=answers or default_answers(path),
         must_call=tool_choice == "required",

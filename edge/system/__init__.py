@@ -12,6 +12,7 @@ changes   how two runs differ, in words
 paths     where shipped models, caches and sessions are
 store     the folder of the user's models, and ./models
 config    the user's settings: a file and environment variables
+tuned     what edge tune measured, in a file beside the settings
 signals   signals held back where their exception would be lost, or passed on to C code
 streams   standard streams in any encoding
 typed_json  JSON values checked against a TypedDict

@@ -42,6 +42,31 @@ def physical_cores() -> int:
     return max(1, cores)
 
 
+def thread_counts() -> list[int]:
+    """Numbers of threads that are worth a try, ascending: cores of the fastest kind, with slower ones, all, half.
+
+    Laptops have fast and slow cores. With both kinds at work, the fast ones wait for the slow ones.
+    """
+    cores = physical_cores()
+    found = {1, cores // 2, cores - 1, cores}
+    if sys.platform == "darwin":
+        found |= {_sysctl("hw.perflevel0.physicalcpu") or cores, _sysctl("hw.physicalcpu") or cores}
+    elif sys.platform == "linux":
+        allowed = os.sched_getaffinity(0)
+        found.add(min(len(allowed), 2 * cores))  # hyper-threads; a container's quota may allow fewer
+        speeds: dict[int, set[str]] = {}
+        for cpu in allowed:
+            place = f"/sys/devices/system/cpu/cpu{cpu}"
+            speed = _read(f"{place}/cpufreq/cpuinfo_max_freq") or _read(f"{place}/cpu_capacity")
+            core = _read(f"{place}/topology/thread_siblings_list").strip() or str(cpu)
+            speeds.setdefault(int(speed.strip() or 0), set()).add(core)
+        together = 0
+        for _, kind in sorted(speeds.items(), reverse=True):
+            together += len(kind)
+            found.add(min(together, cores))
+    return sorted(n for n in found if 1 <= n <= MAX_THREADS)
+
+
 def memory() -> Memory:
     """Total memory, and how much a new process can get without swapping."""
     if sys.platform == "darwin":

@@ -14,6 +14,7 @@ from edge.answer.answering import Answering
 from edge.answer.style import load_grammar
 from edge.formats.gguf import model_sha256, read_model_file
 from edge.llama.loading import Loading, with_own_adapter
+from edge.llama.tuned import with_tuned
 from edge.replay.openai import Service
 from edge.replay.provenance import (
     adapter_identity,
@@ -70,7 +71,7 @@ class LocalModel:
 
     @property
     def _loading(self) -> Loading:
-        return with_own_adapter(self.path, self.loading)
+        return with_tuned(self.path, with_own_adapter(self.path, self.loading), measures=True)
 
     @property
     def sampling(self) -> dict[str, object]:

@@ -21,7 +21,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # In the order of `edge --help`: from the first use to the rare one.
 COMMANDS = [
     *("pull", "convert", "run", "chat", "agent", "serve", "eval", "trial", "compare", "report", "rank"),
-    *("sweep", "measure", "score", "join", "replay", "prompt", "imatrix", "inspect", "schema", "doctor"),
+    *(
+        "sweep",
+        "measure",
+        "score",
+        "join",
+        "replay",
+        "prompt",
+        "imatrix",
+        "inspect",
+        "schema",
+        "doctor",
+        "tune",
+    ),
     *("bundle", "unbundle", "help"),
     *("rows", "allow", "models", "config"),
 ]
