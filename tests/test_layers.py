@@ -42,8 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": {"runner"},
     "airgap": {"replay", "llama", "formats", "terminal"},
     "convert": {"conversion", "measure", "report", "terminal"},
+    "mixing": {"convert", "conversion", "measure"},
     "sweep": {"convert", "conversion", "measure", "report", "terminal"},
-    "schemas": {"agent", "chat", "compare", "measure", "sweep"},
+    "schemas": {"agent", "chat", "compare", "measure", "mixing", "sweep"},
     "names": {"replay"},
     "pull": {"convert", "formats", "names", "replay"},
     "cli": {
@@ -53,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "convert",
         "pull",
         "measure",
+        "mixing",
         "report",
         "schemas",
         "serve",
@@ -65,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # These two import errors, version and metrics only where their own line names them.
 BARE = {"errors", "version", "metrics", "system", "terminal"}
 # Units that only these units or modules may import, whatever is transitive.
-OPENED_BY = {"conversion": {"conversion", "convert", "sweep", "edge.cli.models"}}
+OPENED_BY = {"conversion": {"conversion", "convert", "mixing", "sweep", "edge.cli.models"}}
 # Names of other packages that have no public equivalent.
 FOREIGN_PRIVATE = {("edge.llama.devices", "_lib")}  # llama_cpp's own handle of the library that it loaded
 # Packages that only these units or modules may import.
