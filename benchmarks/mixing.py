@@ -4,12 +4,12 @@
     python benchmarks/mixing.py OUT_FOLDER [--seeds 1,2,3] [--types Q3_K_M,Q4_K_M,Q5_K_M] [--checkpoint FOLDER]
 
 For each seed, training-side episodes of scripts/episodes.py are the calibration rows (the first `--rows` of 80
-episodes): the search sees only these. For each type, it makes the auto file of at most its size, and the file of that
-type with the same importance matrix. Both are measured on the held-out rows: models/tiny-terminal/eval.jsonl, whose
+episodes): the search sees only these. For each type, it makes the auto file of at most its size, and files of that type
+with the same importance matrix and without one. All are measured on the held-out rows: models/tiny-terminal/eval.jsonl, whose
 tasks, names and wordings the calibration rows do not have.
 
-The table has the mean KL divergence from the bf16 file in nats, and the ratio of the two with a 95 % interval: from
-10,000 bootstrap draws of whole tasks, the same draw for both files. Interrupted, the same command resumes.
+The table has the mean KL divergence from the bf16 file in nats, and the ratio of the auto file's to each of the others'
+with a 95 % interval: from 10,000 bootstrap draws of whole tasks, the same draw for both files. Interrupted, the same command resumes.
 """
 
 import argparse
@@ -87,35 +87,37 @@ def main() -> None:
             measure(model, path, base=base, replay=args.held_out, loading=loading)
         return path
 
+    def converted(path: Path, quant: str, matrix: Path | None) -> Path:
+        if not path.is_file():
+            convert(args.checkpoint, quant=quant, imatrix=matrix, out=path, threads=args.threads)
+        return path
+
     print(
-        "| size of | seed | bytes: auto, type | KL: auto | KL: type | ratio (95 % interval) | calibration rows |"
+        "| size of | seed | bytes: auto, type | KL: auto | KL: type, ratio | KL: type with the matrix, ratio | on the "
+        "calibration rows: file, in memory, sum of costs |"
     )
     print("|---|---|---|---|---|---|---|")
     for quant in args.types.split(","):
+        plain = converted(args.out / f"{quant}.gguf", quant, None)
         for seed in args.seeds.split(","):
             place = args.out / f"seed-{seed}"
             place.mkdir(exist_ok=True)
-            auto, plain = place / f"auto-{quant}.gguf", place / f"{quant}.gguf"
+            auto = place / f"auto-{quant}.gguf"
             rows = calibration_rows(place, int(seed), args.rows)
             notes = place / f"auto-{quant}.json"
             if not notes.is_file():
                 found = mix(
                     args.checkpoint, Target(like=quant), rows, out=auto, threads=args.threads, force=True
                 )
-                convert(
-                    args.checkpoint,
-                    quant=quant,
-                    imatrix=found.matrix,
-                    out=plain,
-                    threads=args.threads,
-                    force=True,
-                )
-                text = f"{found.real:.3g}; {found.together:.3g} in memory, {found.expected:.3g} expected"
-                notes.write_text(json.dumps(text))
-            ours, theirs, value, low, high = ratio(measured(auto), measured(plain))
+                text = f"{found.real:.3g}, {found.together:.3g}, {found.expected:.3g}"
+                notes.write_text(json.dumps({"text": text, "matrix": str(found.matrix)}))
+            known = json.loads(notes.read_text())
+            with_matrix = converted(place / f"{quant}.gguf", quant, Path(known["matrix"]))
+            cells = [ratio(measured(auto), measured(other)) for other in (plain, with_matrix)]
+            others = [f"{b:.3g}, {r:.2f} ({low:.2f} to {high:.2f})" for _, b, r, low, high in cells]
             print(
-                f"| {quant} | {seed} | {auto.stat().st_size:,}, {plain.stat().st_size:,} | {ours:.3g} | {theirs:.3g} | "
-                f"{value:.2f} ({low:.2f} to {high:.2f}) | {json.loads(notes.read_text())} |",
+                f"| {quant} | {seed} | {auto.stat().st_size:,}, {plain.stat().st_size:,} | {cells[0][0]:.3g} | "
+                f"{others[0]} | {others[1]} | {known['text']} |",
                 flush=True,
             )
 

@@ -148,17 +148,11 @@ def convert(
         return
     if quant is not None and quant.lower() == AUTO:
         _check_options(command, _NOT_AUTO, "--quant auto chooses the types itself")
-        wanted = (target_size, bpw, like)
-        auto = _Auto(wanted, calibrate, measure, out, threads, force)
+        auto = _Auto((target_size, bpw, like), calibrate, measure, out, threads, force)
         auto.convert(source, revision, offline=offline, yes=yes)
         return
     _check_options(command, _AUTO_ONLY, "is for --quant auto")
-    overrides = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in tensor_type or [])]
-    if not all(pattern and kind for pattern, kind in overrides):
-        raise typer.BadParameter(
-            "must be PATTERN=TYPE, for example ffn_down=q6_k", param_hint="--tensor-type"
-        )
-
+    overrides = _overrides(tensor_type or [])
     from edge.cli.defaults import checkpoint_source
     from edge.conversion.recipe import read_recipe
     from edge.convert import TensorTypes, check_options
@@ -186,6 +180,16 @@ def convert(
         say=progress_line,
     )
     _tell(converted)
+
+
+def _overrides(pairs: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of --tensor-type. Raises typer.BadParameter."""
+    found = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in pairs)]
+    if not all(pattern and kind for pattern, kind in found):
+        raise typer.BadParameter(
+            "must be PATTERN=TYPE, for example ffn_down=q6_k", param_hint="--tensor-type"
+        )
+    return found
 
 
 def _tell(converted: "Converted", quant: str | None = None) -> None:

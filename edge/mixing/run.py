@@ -221,9 +221,11 @@ class _Work:
         sizes = Sizes.of(files.base, matrix.metadata(str(files.matrix)))
         changed = standard_types(files.base, "Q8_0")
         groups = tuple(make_groups(tensor for tensor in sizes.tensors if tensor.name in changed))
+        unknown = sum(not costs.alone(group.name) for group in groups)
         self._say(
-            f"{len(groups)} groups, {plan.tokens:,} tokens to read for each of about {2 * len(groups) + 10} "
-            f"measurements" + (f" of about {one_pass:.0f} s" if one_pass else "")
+            f"{len(groups)} groups, {plan.tokens:,} tokens to read for each of about "
+            f"{unknown + len(groups) // 2 + 10} measurements"
+            + (f" of about {one_pass:.0f} s" if one_pass else "")
         )
         values = Values(files.base, files.matrix, RARE)
         for group in groups:
