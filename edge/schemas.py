@@ -38,6 +38,7 @@ FORMATS = (
     Format("comparison", "the JSON of edge compare --json"),
     Format("ranking", "the JSON of edge rank --json"),
     Format("sweep", "sweep.json, the state of edge sweep"),
+    Format("costs", "costs.json, the measurements of edge convert --quant auto"),
     Format("config", "config.toml, the file of settings, as JSON"),
     Format("tuned", "config.tuned.json, what edge tune measured"),
     Format("known-model", "the TOML file of a known model, as JSON"),
@@ -110,6 +111,10 @@ def schema(name: str) -> dict[str, Any]:
             from edge.sweep_state import StoredSweep
 
             return json_schema(StoredSweep, title=title)
+        case "costs":
+            from edge.mixing.state import StoredCosts
+
+            return json_schema(StoredCosts, title=title)
         case "config":
             return _config(title)
         case "tuned":

@@ -42,9 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": {"runner"},
     "airgap": {"replay", "llama", "formats", "terminal"},
     "convert": {"conversion", "measure", "report", "terminal"},
+    "mixing": {"convert", "conversion", "measure"},
     "sweep": {"convert", "conversion", "measure", "report", "sweep_state", "terminal"},
     "sweep_state": {"formats", "report"},
-    "schemas": {"agent", "chat", "compare", "measure", "sweep_state"},
+    "schemas": {"agent", "chat", "compare", "measure", "mixing", "sweep_state"},
     "tune": {"runner"},
     "names": {"replay"},
     "pull": {"convert", "formats", "names", "replay"},
@@ -55,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "convert",
         "pull",
         "measure",
+        "mixing",
         "report",
         "schemas",
         "serve",
@@ -68,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # These two import errors, version and metrics only where their own line names them.
 BARE = {"errors", "version", "metrics", "system", "terminal"}
 # Units that only these units or modules may import, whatever is transitive.
-OPENED_BY = {"conversion": {"conversion", "convert", "sweep", "edge.cli.models"}}
+OPENED_BY = {"conversion": {"conversion", "convert", "mixing", "sweep", "edge.cli.models"}}
 # Names of other packages that have no public equivalent.
 FOREIGN_PRIVATE = {
     ("edge.llama.devices", "_lib"),  # llama_cpp's own handle of the library that it loaded

@@ -3,6 +3,8 @@
 They import heavy modules only when they run.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -19,13 +21,15 @@ from edge.cli.common import (
     show,
     warn,
 )
-from edge.cli.options import Force, GpuLayers, Rpc, Verbose, reading_layers, spread_of
+from edge.cli.options import Force, GpuLayers, Rpc, Verbose, bytes_of, reading_layers, spread_of
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.text import size
 
 if TYPE_CHECKING:
     from edge.convert import Converted
+
+AUTO = "auto"
 
 
 def convert(
@@ -45,7 +49,7 @@ def convert(
             "-q",
             help="Quantization type: f32, f16, bf16, Q8_0, Q4_K_M, … The error for an unknown type lists them all. "
             "Default: that of the name (org/repo:Q8_0) or of the known model, else Q4_K_M. With --base: f32 (the "
-            "default), f16, bf16 or q8_0.",
+            "default), f16, bf16 or q8_0. auto: the types that lose least at a size, measured on --calibrate.",
         ),
     ] = None,
     out: Annotated[
@@ -64,6 +68,28 @@ def convert(
         Path | None,
         typer.Option(
             metavar="ROWS", help="Replay rows (JSON Lines) to compute an importance matrix from first."
+        ),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="SIZE", help="With --quant auto: the most that the file has, as 5.15GB."
+        ),
+    ] = None,
+    bpw: Annotated[
+        float | None,
+        typer.Option("--bpw", metavar="BITS", help="With --quant auto: the most bits per weight."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option("--like", metavar="TYPE", help="With --quant auto: no larger than a file of this type."),
+    ] = None,
+    measure: Annotated[
+        Path | None,
+        typer.Option(
+            "--measure",
+            metavar="ROWS",
+            help="With --quant auto: other rows, to measure the finished file on.",
         ),
     ] = None,
     lora: Annotated[
@@ -118,15 +144,15 @@ def convert(
     With --lora, edge merges a LoRA adapter into it. With --base, it converts an adapter alone.
     """
     if base is not None:
-        _check_adapter_options(command)
+        _check_options(command, _MODELS_ONLY, "is for a model; --base converts an adapter")
         where = _Base(base, revision, offline, yes)
         return _convert_adapter(source, where, quant, out, force=force, quiet=quiet)
-    overrides = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in tensor_type or [])]
-    if not all(pattern and kind for pattern, kind in overrides):
-        raise typer.BadParameter(
-            "must be PATTERN=TYPE, for example ffn_down=q6_k", param_hint="--tensor-type"
-        )
-
+    if quant is not None and quant.lower() == AUTO:
+        _check_options(command, _NOT_AUTO, "--quant auto chooses the types itself")
+        auto = _Auto((target_size, bpw, like), calibrate, measure, out, threads, force, quiet)
+        return auto.convert(source, revision, offline=offline, yes=yes)
+    _check_options(command, _AUTO_ONLY, "is for --quant auto")
+    overrides = _overrides(tensor_type or [])
     from edge.cli.defaults import checkpoint_source
     from edge.conversion.recipe import read_recipe
     from edge.convert import TensorTypes, check_options
@@ -158,7 +184,17 @@ def convert(
     _tell(converted, quiet)
 
 
-def _tell(converted: "Converted", quiet: bool) -> None:
+def _overrides(pairs: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of --tensor-type. Raises typer.BadParameter."""
+    found = [(pattern, kind) for pattern, _, kind in (pair.partition("=") for pair in pairs)]
+    if not all(pattern and kind for pattern, kind in found):
+        raise typer.BadParameter(
+            "must be PATTERN=TYPE, for example ffn_down=q6_k", param_hint="--tensor-type"
+        )
+    return found
+
+
+def _tell(converted: "Converted", quiet: bool, quant: str | None = None) -> None:
     """Print what the user must know about a conversion, and the file. Warnings are printed also with `quiet`."""
     for warning in converted.template.warnings:
         warn(warning)
@@ -167,7 +203,7 @@ def _tell(converted: "Converted", quiet: bool) -> None:
             note_unless(quiet)(text)
     _tell_replaced(converted.path, converted.replaced and not quiet)
     show(
-        f"{converted.path}: {converted.quant}, {size(converted.n_bytes)}, "
+        f"{converted.path}: {quant or converted.quant}, {size(converted.n_bytes)}, "
         f"{converted.bits_per_weight:.2f} bits per weight, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
     )
 
@@ -178,17 +214,65 @@ def _tell_replaced(path: Path, replaced: bool) -> None:
 
 
 _MODELS_ONLY = (
-    "imatrix calibrate lora tensor_type recipe output_tensor_type token_embedding_type check threads verbose"
+    "imatrix calibrate target_size bpw like measure lora tensor_type recipe output_tensor_type token_embedding_type "
+    "check threads verbose"
 ).split()
 
 
-def _check_adapter_options(command: typer.Context) -> None:
-    """Raises typer.BadParameter for an option that belongs to the conversion of a model."""
-    for name in _MODELS_ONLY:
+_AUTO_ONLY = "target_size bpw like measure".split()
+_NOT_AUTO = "imatrix lora tensor_type recipe output_tensor_type token_embedding_type check".split()
+
+
+def _check_options(command: typer.Context, names: Sequence[str], why: str) -> None:
+    """Raises typer.BadParameter for an option that was given, but belongs to another kind of conversion."""
+    for name in names:
         if is_given(command, name):
-            raise typer.BadParameter(
-                "is for a model; --base converts an adapter", param_hint="--" + name.replace("_", "-")
-            )
+            option = "--size" if name == "target_size" else "--" + name.replace("_", "-")
+            raise typer.BadParameter(why, param_hint=option)
+
+
+@dataclass(frozen=True)
+class _Auto:
+    """The options of `--quant auto`. `wanted`: --size, --bpw and --like."""
+
+    wanted: tuple[str | None, float | None, str | None]
+    calibrate: Path | None
+    measure: Path | None
+    out: str | None
+    threads: int | None
+    force: bool
+    quiet: bool
+
+    def convert(self, source: str, revision: str | None, *, offline: bool, yes: bool) -> None:
+        """Search, write the file, and print what was found."""
+        from edge.cli.defaults import checkpoint_source
+        from edge.mixing.run import Target, check_mix, mix
+
+        size_text, bits, like = self.wanted
+        target = Target(None if size_text is None else bytes_of(size_text, "--size"), bits, like)
+        rows = self.calibrate
+        if rows is None:
+            raise typer.BadParameter("--quant auto needs replay rows to measure on", param_hint="--calibrate")
+
+        def check_first(_: str | None) -> None:
+            check_mix(target, rows, self.measure, self.out)
+
+        found = checkpoint_source(
+            source, revision=revision, offline=offline, yes=yes, check=check_first, quiet=self.quiet
+        )
+        mixed = mix(
+            found.text,
+            target,
+            rows,
+            out=self.out,
+            measure_on=self.measure,
+            hub=found.hub,
+            force=self.force,
+            threads=self.threads,
+            say=None if self.quiet else progress_line,
+        )
+        _tell(mixed.converted, self.quiet, "auto")
+        show(mixed.to_text(source))
 
 
 class _Base(NamedTuple):

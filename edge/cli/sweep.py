@@ -1,6 +1,5 @@
 """The command `edge sweep`. It imports heavy modules only when it runs."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +7,8 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, progress_line, show
-from edge.cli.options import Force, GpuLayers, Verbose, checked_quant
+from edge.cli.options import Force, GpuLayers, Verbose, bytes_of, checked_quant
 from edge.cli.pull import Yes
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def sweep(
@@ -89,7 +86,7 @@ def sweep(
 
     Writes a report. If it is interrupted, run the same command again to resume.
     """
-    limit = None if budget is None else _bytes(budget)
+    limit = None if budget is None else bytes_of(budget, "--budget")
     from edge.answer.answering import Answering
     from edge.cli.defaults import checkpoint_source
     from edge.llama.loading import Loading
@@ -131,10 +128,3 @@ def sweep(
         show(done.choice.why)
         if done.chosen is not None:
             typer.echo(str(done.chosen))
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?|)B?", text.strip().upper())
-    if match is None:
-        raise typer.BadParameter("must be a size such as 6GB, 800MB or 5.5GiB", param_hint="--budget")
-    return int(float(match[1]) * _UNITS[match[2]])

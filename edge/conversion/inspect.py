@@ -17,8 +17,9 @@ from gguf import TokenType
 from edge.conversion.template import Findings, examine, stored_tokens
 from edge.errors import ModelFileError
 from edge.formats.adapter import AdapterFile, is_adapter, read_adapter
-from edge.formats.facts import RECIPE_COSTS, TypeShare, calibration, origin, recipe, type_shares
+from edge.formats.facts import TypeShare, calibration, origin, recipe, type_shares
 from edge.formats.gguf import (
+    RECIPE_COSTS,
     ModelFile,
     TensorInfo,
     model_sha256,

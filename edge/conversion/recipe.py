@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ConversionError
-from edge.formats.facts import RECIPE, RECIPE_COSTS
-from edge.formats.gguf import read_metadata
+from edge.formats.gguf import RECIPE, RECIPE_COSTS, read_metadata
 
 _LONGEST = 1 << 20  # characters of a recipe; one of a model with 100 layers has about 50,000
 _MAGIC = b"GGUF"

@@ -4,12 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from edge.formats.gguf import TensorInfo
-
-RECIPE = "edge.recipe"
-"""The metadata key of the lines PATTERN=TYPE that chose the types of a mixed-precision file."""
-RECIPE_COSTS = "edge.recipe.costs"
-"""The metadata key of what was measured to choose them, as JSON text."""
+from edge.formats.gguf import RECIPE, TensorInfo
 
 # The origin of a file, in the order of display: metadata key and display name.
 _ORIGIN = (

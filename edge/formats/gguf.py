@@ -53,6 +53,11 @@ _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama_rope_scaling_type_from_string
 _ADAPTER = "is an adapter, not a model; give its base with --model, and it with --lora"
 
+RECIPE = "edge.recipe"
+"""The metadata key of the lines PATTERN=TYPE that chose the types of a mixed-precision file."""
+RECIPE_COSTS = "edge.recipe.costs"
+"""The metadata key of what was measured to choose them, as JSON text."""
+
 _FILE_TYPES: dict[int, str] = {int(kind): kind.name.split("_", 1)[-1] for kind in LlamaFileType} | {
     41: "Q2_0"
 }
@@ -396,7 +401,15 @@ def _check_numbers(reader: Reader, metadata: dict[str, Any], architecture: str) 
 
 
 def _file_type(metadata: dict[str, Any], tensors: list[TensorInfo]) -> str:
-    """The quantization type in the metadata (Q4_K_M), else the type of most of the tensors' bytes."""
+    """The quantization type in the metadata (Q4_K_M), else the type of most of the tensors' bytes.
+
+    Of a file that was made with a recipe: recipe-5.07bpw, or auto-5.07bpw if edge chose the types.
+    """
+    if isinstance(metadata.get(RECIPE), str):
+        bits = (
+            8 * sum(each.n_bytes for each in tensors) / max(sum(math.prod(each.shape) for each in tensors), 1)
+        )
+        return f"{'auto' if RECIPE_COSTS in metadata else 'recipe'}-{bits:.2f}bpw"
     number = metadata.get("general.file_type")
     if type(number) is int and number in _FILE_TYPES:
         return _FILE_TYPES[number]

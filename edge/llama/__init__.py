@@ -20,6 +20,7 @@ reader       reads given texts, each node of their prefix tree once
 activations  sums of squares of each weight's input, for an importance matrix
 loading      the options of loading a model
 tuned        the options that edge tune found for a model on this machine
+patching     overwrites weights of a loaded model in memory
 placement    where a model goes and what memory it may use
 memory       the memory that a model takes, from its header
 encode       texts to token ids by the tokenizer of a file or folder

@@ -62,7 +62,8 @@ class _Ggml:
     n_bytes: Callable[[int], int]
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+def ggml_function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function of the installed ggml, by its name in C. Raises EdgeError if it has none."""
     try:
         from llama_cpp._ggml import libggml
 
@@ -70,7 +71,7 @@ def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         return ctypes.CFUNCTYPE(result, *arguments)((name, libggml))
     except (ImportError, AttributeError, OSError, RuntimeError):
         raise EdgeError(
-            f"the installed llama-cpp-python has no {name}, so edge cannot compute an importance matrix with it; "
+            f"the installed llama-cpp-python has no {name}, so edge cannot look into its graph; "
             "install version 0.3.36"
         ) from None
 
@@ -82,15 +83,15 @@ def layout() -> _Ggml:
     Raises EdgeError if the installed version has another struct ggml_tensor.
     """
     pointer, number, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
-    init = _function("ggml_init", pointer, _InitParams)
-    free = _function("ggml_free", None, pointer)
-    new = _function("ggml_new_tensor_3d", pointer, pointer, ctypes.c_int, number, number, number)
-    name = _function("ggml_set_name", pointer, pointer, ctypes.c_char_p)
-    data = _function("ggml_get_data", pointer, pointer)
-    multiply = _function("ggml_mul_mat", pointer, pointer, pointer, pointer)
-    multiply_id = _function("ggml_mul_mat_id", pointer, pointer, pointer, pointer, pointer)
-    op_name = _function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
-    overhead = _function("ggml_tensor_overhead", size)
+    init = ggml_function("ggml_init", pointer, _InitParams)
+    free = ggml_function("ggml_free", None, pointer)
+    new = ggml_function("ggml_new_tensor_3d", pointer, pointer, ctypes.c_int, number, number, number)
+    name = ggml_function("ggml_set_name", pointer, pointer, ctypes.c_char_p)
+    data = ggml_function("ggml_get_data", pointer, pointer)
+    multiply = ggml_function("ggml_mul_mat", pointer, pointer, pointer, pointer)
+    multiply_id = ggml_function("ggml_mul_mat_id", pointer, pointer, pointer, pointer, pointer)
+    op_name = ggml_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
+    overhead = ggml_function("ggml_tensor_overhead", size)
     context = init(_InitParams(1 << 16, None, False))
     if not context:
         raise EdgeError("llama.cpp cannot allocate a few tensors: there is no memory left")
@@ -128,9 +129,9 @@ def layout() -> _Ggml:
     return _Ggml(
         mul_mat=ops[0],
         mul_mat_id=ops[1],
-        is_host=_function("ggml_backend_buffer_is_host", ctypes.c_bool, pointer),
-        get=_function("ggml_backend_tensor_get", None, pointer, pointer, size, size),
-        n_bytes=_function("ggml_nbytes", size, pointer),
+        is_host=ggml_function("ggml_backend_buffer_is_host", ctypes.c_bool, pointer),
+        get=ggml_function("ggml_backend_tensor_get", None, pointer, pointer, size, size),
+        n_bytes=ggml_function("ggml_nbytes", size, pointer),
     )
 
 

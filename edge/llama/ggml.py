@@ -14,11 +14,26 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp._ctypes_extensions import load_shared_library
 
+from edge.errors import EdgeError
+
 Floats = npt.NDArray[np.float32]
 
 # Integers and the types of intermediate values: ggml_quantize_chunk does not support them.
 _INTERNAL = ("q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64")
 _LARGEST_SQUARE = 1e30
+
+
+class _Traits(ctypes.Structure):
+    """struct ggml_type_traits of ggml.h, up to the function that this module calls."""
+
+    _fields_ = [
+        ("type_name", ctypes.c_char_p),
+        ("block_size", ctypes.c_int64),
+        ("block_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+    ]
 
 
 @cache
@@ -34,6 +49,8 @@ def _library() -> ctypes.CDLL:
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    lib.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    lib.ggml_get_type_traits.argtypes = [ctypes.c_int]
     lib.ggml_validate_row_data.restype = ctypes.c_bool
     lib.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
     return lib
@@ -91,6 +108,40 @@ def quantize(number: int, rows: Floats, importance: Floats | None = None) -> npt
     if not is_valid(number, data):
         raise ValueError(f"values too large for {type_name(number)}")
     return data
+
+
+def block_size(number: int) -> int:
+    """Values in a block of a type. The columns of a row must be a multiple of it."""
+    return int(_library().ggml_blck_size(number))
+
+
+@cache
+def _to_float(number: int) -> Any:
+    """ggml's function that makes floats of a type's blocks. Raises EdgeError if the struct has another layout."""
+    traits, lib = _library().ggml_get_type_traits(number).contents, _library()
+    fits = (
+        traits.type_name == lib.ggml_type_name(number)
+        and traits.block_size == lib.ggml_blck_size(number)
+        and traits.type_size == lib.ggml_type_size(number)
+        and traits.is_quantized == lib.ggml_is_quantized(number)
+        and traits.to_float
+    )
+    if not fits:
+        raise EdgeError(
+            f"the installed llama-cpp-python does not tell how {type_name(number)} becomes floats; install 0.3.36"
+        )
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    return kind(traits.to_float)
+
+
+def dequantize(number: int, data: npt.NDArray[np.uint8], columns: int) -> Floats:
+    """The values of quantized rows: float32 of shape (n, columns) from contiguous bytes of shape (n, row_bytes).
+
+    Raises EdgeError if the installed llama.cpp is one that edge does not know.
+    """
+    values = np.empty((len(data), columns), np.float32)
+    _to_float(number)(data.ctypes.data, values.ctypes.data, values.size)
+    return values
 
 
 def is_valid(number: int, data: npt.NDArray[np.uint8]) -> bool:

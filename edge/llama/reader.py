@@ -126,6 +126,15 @@ class Reader:
         pointer = llama_cpp.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, (self.n_vocab,))
 
+    @property
+    def model(self) -> Any:
+        """llama.cpp's model, valid until `close`."""
+        return self._model
+
+    def clear(self) -> None:
+        """Empty all sequences, for a new walk."""
+        llama_cpp.llama_memory_clear(self._memory, True)
+
     def copy(self, source: int, target: int) -> None:
         """Copy the tokens of a sequence to another one, which is empty."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)

@@ -66,7 +66,7 @@ class Settings:
         return settings
 
 
-class _LogitsReader(Reader):
+class LogitsReader(Reader):
     """A reader that computes logits only after the positions in `wanted`."""
 
     wanted: frozenset[int] = frozenset()
@@ -78,7 +78,7 @@ class _LogitsReader(Reader):
 
 
 def _nodes(
-    reader: _LogitsReader, plan: Plan, progress: Callable[[int, int], None]
+    reader: LogitsReader, plan: Plan, progress: Callable[[int, int], None]
 ) -> Iterator[tuple[NDArray[np.float32], float]]:
     """The logits of each node, valid until the next one, and the log of the sum of their exponentials.
 
@@ -104,10 +104,19 @@ def _nodes(
             progress(done, total)
 
 
-def _opened(
-    file: ModelFile, plan: Plan, settings: Settings, adapters: Sequence[Adapter] = ()
-) -> _LogitsReader:
-    return _LogitsReader(
+def opened_reader(
+    file: ModelFile,
+    plan: Plan,
+    settings: Settings,
+    adapters: Sequence[Adapter] = (),
+    *,
+    mmap: bool = True,
+) -> LogitsReader:
+    """A reader with room for the sequences of a plan. `mmap`: map the file into memory instead of reading it.
+
+    Raises what Reader raises.
+    """
+    return LogitsReader(
         file.path,
         cells=max(map(len, plan.corpus.sequences)),
         sequences=1 + places(plan.corpus),
@@ -116,7 +125,24 @@ def _opened(
         gpu_layers=settings.gpu_layers,
         adapters=adapters,
         spread=settings.spread,
+        mmap=mmap,
     )
+
+
+def divergences(reader: LogitsReader, plan: Plan, scores: BaseFile) -> Floats:
+    """The KL divergence from the base at each node of a plan, in nats. The reader's sequences are emptied first.
+
+    Raises ResultError for a damaged base file, ModelFileError for logits that are not finite, and KeyboardInterrupt.
+    """
+    reader.clear()
+    found = np.zeros(len(plan.targets))
+    records = _records(scores, plan)
+    for node, (logits, log_norm) in enumerate(_nodes(reader, plan, lambda done, total: None)):
+        kept, _ = next(records)
+        found[node], _ = divergence(kept, logits, log_norm)
+    if next(records, None) is not None:
+        raise ResultError(f"{scores.path}: has more positions than its plan: read the base again")
+    return found
 
 
 def _log_probabilities(
@@ -156,7 +182,7 @@ def base_pass(
     try:
         with (
             _write_errors(place),
-            _opened(file, plan, settings) as reader,
+            opened_reader(file, plan, settings) as reader,
             bar("reading the base", say, unit="tokens") as progress,
         ):
             writer = BaseFileWriter(descriptor, {**head, "n_vocab": reader.n_vocab})
@@ -198,7 +224,7 @@ def model_pass(
     began = loaded = time.perf_counter()
     try:
         with (
-            _opened(file, plan, settings, settings.adapters) as reader,
+            opened_reader(file, plan, settings, settings.adapters) as reader,
             bar("reading the model", say, unit="tokens") as progress,
         ):
             loaded = time.perf_counter()

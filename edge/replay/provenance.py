@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edge.formats.adapter import read_adapter
 from edge.formats.checkpoint import open_checkpoint
-from edge.formats.facts import calibration, origin, type_shares
+from edge.formats.facts import calibration, origin, recipe, type_shares
 from edge.formats.gguf import model_sha256, read_metadata, read_model_file, read_tensors, sha256
 from edge.llama.devices import inspect_llama
 from edge.llama.loading import Adapter
@@ -80,6 +80,7 @@ def gguf_provenance(path: Path) -> Provenance:
             for share in type_shares(read_tensors(path))
         },
         "quantization": model.file_type,
+        "recipe": recipe(metadata) or None,
         "source": stated.get("hub id") or _hub_id(stated.get("repository") or stated.get("source")),
         "source_revision": stated.get("revision"),
         "imatrix": calibration(metadata) or None,

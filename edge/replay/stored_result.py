@@ -250,6 +250,8 @@ class Provenance(TypedDict, total=False):
     """Number and size of the tensors of each type."""
     quantization: str | None
     """Quantization type."""
+    recipe: list[str] | None
+    """The lines PATTERN=TYPE that chose the types of a mixed-precision file."""
     source: str | None
     """Checkpoint that the GGUF was made from."""
     source_revision: str | None

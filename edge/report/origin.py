@@ -94,6 +94,7 @@ _MODEL: list[_Wanted] = [
     ("parameters", _provenance("n_params"), False),
     ("quantization", lambda run: run.provenance.get("quantization") or run.sampling.get("dtype"), False),
     ("tensor types", _types, False),
+    ("recipe", lambda run: "; ".join(run.provenance.get("recipe") or ()) or None, False),
     ("converted from", lambda run: _name_of(run.provenance.get("source")), False),
     ("source revision", _provenance("source_revision"), True),
     ("importance matrix", _provenance("imatrix"), False),

@@ -1,0 +1,79 @@
+"""The best types under a size, from the divergence that each group costs in each type. Pure functions.
+
+A cost that was not measured comes from the one that was, by the ratio of the weighted errors of the weights: for small
+changes, the divergence grows with the square of the change.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+_STEPS = 40_000  # sizes that the knapsack tells apart, up to the largest
+
+
+@dataclass(frozen=True)
+class Option:
+    """A type for a group. `error`: the weighted squared error of its weights. `measured`: the divergence, if known."""
+
+    type: str
+    n_bytes: int
+    error: float
+    measured: float | None = None
+    cost: float = 0.0
+    """The divergence that the choice counts: measured, or expected from a measured one; set by `priced`."""
+
+
+def priced(options: Sequence[Option], factor: float = 1.0) -> list[Option]:
+    """The options of a group with their costs, times a `factor`. At least one option has to be measured.
+
+    Of a type without error, the cost is 0. Other types take the measured cost whose error is nearest, in proportion.
+    """
+    known = [(each.error, each.measured) for each in options if each.measured is not None and each.error > 0]
+    found = []
+    for each in options:
+        if each.error <= 0:
+            found.append(replace(each, cost=0.0))
+        elif each.measured is not None:
+            found.append(replace(each, cost=factor * each.measured))
+        else:
+            error, cost = min(known, key=lambda pair: abs(np.log(pair[0] / each.error)))
+            found.append(replace(each, cost=factor * cost * each.error / error))
+    return found
+
+
+def choose_types(groups: Mapping[str, Sequence[Option]], n_bytes: int) -> dict[str, Option] | None:
+    """The option of each group with the least sum of costs in at most `n_bytes`; None if the smallest do not fit.
+
+    A dynamic program over sizes, rounded up to 1/40,000 of the room: exact but for that rounding, and never too large.
+    """
+    least = sum(min(option.n_bytes for option in options) for options in groups.values())
+    room = n_bytes - least
+    if room < 0:
+        return None
+    step = max(1, -(-room // _STEPS))
+    slots = room // step + 1
+    best = np.zeros(slots)
+    picks = []
+    for options in groups.values():
+        floor = min(option.n_bytes for option in options)
+        new = np.full(slots, np.inf)
+        pick = np.zeros(slots, np.int16)
+        for index, option in enumerate(options):
+            more = -(-(option.n_bytes - floor) // step)
+            if more >= slots:
+                continue
+            candidate = best[: slots - more] + option.cost
+            here = new[more:]
+            better = candidate < here
+            here[better] = candidate[better]
+            pick[more:][better] = index
+        picks.append((pick, floor))
+        best = new
+    at = slots - 1
+    chosen = {}
+    for (name, options), (pick, floor) in reversed(list(zip(groups.items(), picks, strict=True))):
+        option = options[int(pick[at])]
+        chosen[name] = option
+        at -= -(-(option.n_bytes - floor) // step)
+    return {name: chosen[name] for name in groups}

@@ -1,0 +1,161 @@
+"""What types cost: the divergence of a model in memory in which some weights went through a quantized type.
+
+The unquantized model is loaded once. The values of a tensor are quantized, dequantized and written over it; then the
+model reads the calibration rows again. llama.cpp computes with the model's own type, so the rounding of activations
+that quantized products add is not in these figures. The measurement of the finished file has it.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.formats.floats import narrow, widen
+from edge.formats.gguf import ModelFile, TensorInfo, read_model_file, read_tensors
+from edge.formats.imatrix import read_imatrix
+from edge.llama import ggml
+from edge.llama.patching import Weights
+from edge.measure.base_file import BaseFile
+from edge.measure.passes import Settings, divergences, opened_reader
+from edge.measure.positions import Plan
+
+_BLOCK = 1 << 20  # values quantized at a time
+_SAMPLE = 1 << 14  # values of a tensor whose error is computed
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The error of a tensor in a type: `weighted`, the sum of squares times the columns' weights; `relative`, the sum
+    of squares of the values' errors over that of the values, and the largest of it among `rare` experts."""
+
+    weighted: float
+    relative: float
+    rare: float
+
+
+class Values:
+    """The values of an unquantized GGUF, and the weights of its columns. The file is mapped, not read."""
+
+    def __init__(self, base: Path, imatrix: Path, few: int) -> None:
+        self.tensors = {tensor.name: tensor for tensor in read_tensors(base)}
+        matrix = read_imatrix(imatrix)
+        self.weights = matrix.weights()
+        self._few = {name: sums.counts < few for name, sums in matrix.entries.items() if len(sums.counts) > 1}
+        self._data = np.memmap(base, np.uint8, "r")
+
+    def rare(self, name: str) -> bool:
+        """Whether some experts of a tensor worked on too few tokens of the calibration."""
+        return name in self._few and bool(self._few[name].any())
+
+    def blocks(self, name: str) -> Iterator[tuple[int, NDArray[np.generic], Floats | None]]:
+        """The number of the first row, rows of shape (n, columns) as they are stored, and the columns' weights."""
+        for matrix, rows, weights in self._matrices(name):
+            step = max(1, _BLOCK // rows.shape[1])
+            for first in range(0, len(rows), step):
+                part = rows[first : first + step]
+                yield matrix * len(rows) + first, part, weights
+
+    def errors(self, name: str, number: int) -> Errors:
+        """The error of a tensor in a type, from evenly spaced rows of each of its matrices."""
+        weighted = squares = of_values = rare = 0.0
+        n_matrices = len(list(self._matrices(name)))
+        for matrix, rows, weights in self._matrices(name):
+            wanted = max(4, _SAMPLE // n_matrices // rows.shape[1])
+            some = self.wide(name, rows[:: max(1, len(rows) // wanted)])
+            change = (through(number, some, weights) - some).astype(np.float64) ** 2
+            by_column = change.sum(axis=0) * len(rows) / len(some)
+            weighted += float(by_column.sum() if weights is None else by_column @ weights)
+            own = float((some.astype(np.float64) ** 2).sum())
+            squares, of_values = squares + float(change.sum()), of_values + own
+            if name in self._few and self._few[name][matrix]:
+                rare = max(rare, float(change.sum()) / max(own, 1e-30))
+        return Errors(weighted, squares / max(of_values, 1e-30), rare)
+
+    def _matrices(self, name: str) -> Iterator[tuple[int, NDArray[np.generic], Floats | None]]:
+        tensor = self.tensors[name]
+        kind = {"F32": np.float32, "F16": np.float16}.get(tensor.type, np.uint16)
+        flat = self._data[tensor.offset : tensor.offset + tensor.n_bytes].view(kind)
+        columns, rows = tensor.shape[0], tensor.shape[1]
+        matrices = flat.reshape(-1, rows, columns)
+        weights = self.weights.get(name)
+        fits = weights is not None and weights.size == len(matrices) * columns
+        by_matrix = weights.reshape(-1, columns) if weights is not None and fits else None
+        for i, matrix in enumerate(matrices):
+            yield i, matrix, None if by_matrix is None else by_matrix[i]
+
+    def wide(self, name: str, rows: NDArray[np.generic]) -> Floats:
+        """Stored rows of a tensor as float32."""
+        return np.ascontiguousarray(widen(np.ascontiguousarray(rows), self.tensors[name].type))
+
+
+def through(number: int, rows: Floats, weights: Floats | None) -> Floats:
+    """Rows of shape (n, columns), quantized to a type and dequantized. Raises ValueError as ggml.quantize."""
+    return ggml.dequantize(number, ggml.quantize(number, rows, weights), rows.shape[1])
+
+
+class Probe:
+    """The unquantized model in memory. Use it as a context manager, in one thread.
+
+    `plan`: what it reads; `scores`: the distributions of the same model on it.
+    """
+
+    def __init__(self, file: ModelFile, values: Values, plan: Plan, scores: Path, settings: Settings) -> None:
+        self.values = values
+        self._plan, self._scores = plan, BaseFile.read(scores)
+        self._threads = settings.threads
+        self.passes = 0
+        self._now: dict[str, int] = {}  # the type that each changed tensor went through
+        self._reader = opened_reader(file, plan, settings, mmap=False)
+        self._weights = Weights(file.path, self._reader.model)
+
+    def divergence(self, types: Mapping[str, int]) -> float:
+        """The mean divergence in nats over all positions, if the named tensors go through these ggml types."""
+        for name in self._now.keys() | types.keys():
+            number = types.get(name)
+            if number != self._now.get(name) and name in self._weights:
+                self._write(self.values.tensors[name], number)
+        self._now = dict(types)
+        self.passes += 1
+        return mean_divergence(self._plan, divergences(self._reader, self._plan, self._scores))
+
+    def _write(self, tensor: TensorInfo, number: int | None) -> None:
+        row_bytes = ggml.row_bytes(ggml.types()[tensor.type.lower()], tensor.shape[0])
+
+        def work(block: tuple[int, NDArray[np.generic], Floats | None]) -> None:
+            first, stored, weights = block
+            rows = self.values.wide(tensor.name, stored)
+            if number is not None:
+                rows = through(number, rows, weights)
+            data = rows if tensor.type == "F32" else narrow(rows, tensor.type)
+            flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+            self._weights.write(tensor.name, flat, first * row_bytes)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            for _ in pool.map(work, self.values.blocks(tensor.name)):
+                pass
+
+    def close(self) -> None:
+        """Free the model."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def mean_divergence(plan: Plan, by_node: NDArray[np.float64]) -> float:
+    """The mean over the positions of all rows, as `edge measure` takes it."""
+    return float(np.concatenate([by_node[row.nodes] for row in plan.rows]).mean())
+
+
+def file_divergence(path: Path, plan: Plan, scores: Path, settings: Settings) -> float:
+    """The mean divergence of a GGUF from the base whose distributions `scores` has, in nats."""
+    with opened_reader(read_model_file(path), plan, settings) as reader:
+        return mean_divergence(plan, divergences(reader, plan, BaseFile.read(scores)))
