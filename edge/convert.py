@@ -380,7 +380,7 @@ def _write(
         special = bool(templates(model.checkpoint))
         vocabulary, where = model.vocabulary, model.checkpoint.tokenizer_file
         check_tokenization(
-            path, vocabulary.tokenizer, add_special=special, space=vocabulary.space, where=where
+            path, vocabulary.compared, add_special=special, space=vocabulary.space, where=where
         )
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]

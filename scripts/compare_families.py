@@ -428,8 +428,8 @@ def same_tensor(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None, tole
         return True
     if not tolerance:
         return False
-    values = [np.frombuffer(data, np.float32) for *_, data in (one, other)]
-    return bool(np.allclose(*values, rtol=0, atol=tolerance))
+    first, second = np.frombuffer(one[2], np.float32), np.frombuffer(other[2], np.float32)
+    return bool(np.allclose(first, second, rtol=0, atol=tolerance))
 
 
 def compare(family: str, llama_cpp: Path) -> bool:

@@ -1,5 +1,7 @@
 """Where transformers 5 does not read tokenizer.json as it is, but builds the tokenizer anew from a class.
 
+And where llama.cpp's regex is another one than that of tokenizer.json.
+
 transformers takes vocabulary, merges, added tokens and post-processor from tokenizer.json, and normalizer and
 pre-tokenizer from the code of the class. Usually the two are the same. edge follows tokenizer.json, and says where they
 differ. Sources: transformers 5.24, models/auto/tokenization_auto.py, tokenization_utils_tokenizers.py and the
@@ -62,6 +64,23 @@ def class_note(checkpoint: Checkpoint, tokenizer: Tokenizer, tokens: dict[str, s
         f"transformers 5 builds the tokenizer from its class ({name}) and gives other tokens for {len(different)} of "
         f"{counted(len(texts), 'text')} that edge tried, such as {shown[:_SHOWN]!r}; edge follows tokenizer.json: if "
         "the model was trained with transformers 5, save the tokenizer again with it (save_pretrained) first"
+    ]
+
+
+def regex_note(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, compared: Tokenizer, tokens: dict[str, str]
+) -> list[str]:
+    """A note if llama.cpp's own regex gives other tokens (`compared`) than the checkpoint's, for the same texts."""
+    if compared is tokenizer:
+        return []
+    texts = [*PROBE_LINES, *chat_prompts(checkpoint.chat_template, tokens)]
+    different = [text for text in texts if _ids(compared, text) != _ids(tokenizer, text)]
+    if not different:
+        return []
+    return [
+        "llama.cpp splits words with combining marks (as in Hindi and Thai), and capitals outside of ASCII inside a "
+        f"word, in another way than this tokenizer: {len(different)} of {counted(len(texts), 'text')} that edge tried "
+        f"have other tokens, such as {min(different, key=len)[:_SHOWN]!r}"
     ]
 
 

@@ -6,6 +6,8 @@ llama.cpp identifies a pre-tokenizer by its name; the regex of each name is in l
 import json
 from typing import Literal
 
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
 from edge.conversion.space_prefix import ONE_MORE
 from edge.conversion.tokenizer_json import Step, TokenizerJson, parts
 from edge.errors import ConversionError
@@ -41,6 +43,16 @@ _PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     (QWEN35, "bytes"): ("qwen35", None),
     (_GPT4O, "bytes"): ("gpt-4o", None),
     (_TEKKEN, "bytes"): (None, "tekken"),
+}
+
+# llama.cpp's own regex where it is another one: it knows no case of letters outside of ASCII and no combining marks.
+_CASED_THERE = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+"
+_CASED_THERE_2 = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*"
+_IN_LLAMA_CPP = {
+    "tekken": rf"{_CASED_THERE}|{_CASED_THERE_2}|\p{{N}}|{_SIGNS_SLASH}|{_SPACES}",
+    "gpt-4o": (
+        rf"{_CASED_THERE}{_ENGLISH}?|{_CASED_THERE_2}{_ENGLISH}?|\p{{N}}{{1,3}}|{_SIGNS_SLASH}|{_SPACES}"
+    ),
 }
 
 _NO_SPACES: Step = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -93,6 +105,25 @@ def byte_level_pre(where: str, stored: TokenizerJson) -> str:
     if name is None:
         raise ConversionError(f"{where}: llama.cpp has no pre-tokenizer for {' then '.join(structure)}")
     return name
+
+
+def as_llama_cpp(tokenizer: Tokenizer, pre: str | None) -> Tokenizer:
+    """The tokenizer with the regex that llama.cpp has under the name `pre`; the same one if that is no other regex."""
+    regex = _IN_LLAMA_CPP.get(pre or "")
+    if regex is None:
+        return tokenizer
+    built = Tokenizer(tokenizer.model)
+    if tokenizer.normalizer is not None:
+        built.normalizer = tokenizer.normalizer
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(regex), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    built.post_processor, built.decoder = tokenizer.post_processor, tokenizer.decoder
+    built.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    return built
 
 
 def sentencepiece_pre(where: str, stored: TokenizerJson) -> str:

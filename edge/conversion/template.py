@@ -20,7 +20,9 @@ from edge.prompt import Message, PromptSource, render_chat_template
 _SHOWN = 3  # findings of one kind that are written out
 _SYSTEM, _USER, _ANSWER, _RESULT, _THOUGHT = "1357086", "2468135", "9753124", "8642357", "7531246"
 _JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # parts of emoji and of words in some scripts
-_FILLERS = "\u115f\u1160\u17b4\u17b5\u2028\u2029\u3164\uffa0"  # letters and separators that show nothing
+_FILLERS = (
+    "\u034f\u2800\u115f\u1160\u17b4\u17b5\u2028\u2029\u3164\uffa0"  # letters and separators that show nothing
+)
 _TOOL = {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}}
 
 

@@ -13,9 +13,9 @@ from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer
 
 from edge.conversion.added_tokens import assemble
-from edge.conversion.class_tokenizer import class_note
+from edge.conversion.class_tokenizer import class_note, regex_note
 from edge.conversion.plan import text_values
-from edge.conversion.pre_tokenizer import byte_level_pre, sentencepiece_pre
+from edge.conversion.pre_tokenizer import as_llama_cpp, byte_level_pre, sentencepiece_pre
 from edge.conversion.space_prefix import SpacePrefix, choose
 from edge.conversion.tokenizer_json import TokenizerJson, templates
 from edge.errors import ConversionError
@@ -66,7 +66,10 @@ class Vocabulary:
     space: SpacePrefix | None  # only for SentencePiece-like tokenizers
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
-    tokenizer: Tokenizer  # as transformers assembles it, to compare with
+    tokenizer: Tokenizer  # as transformers assembles it
+    compared: (
+        Tokenizer  # the same with llama.cpp's own regex, if that is another one: what llama.cpp must equal
+    )
 
     @property
     def add_space_prefix(self) -> bool | None:
@@ -180,7 +183,7 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         raise ConversionError(
             f"{where}: tokenizer_config.json names no bos_token, which llama.cpp's Gemma 4 needs"
         )
-    scores, space = None, None
+    scores, space, compared = None, None, as_llama_cpp(assembled.tokenizer, pre)
     names = {f"{kind}_token": tokens[i] for kind, i in special_ids.items()}
     if sentencepiece:
         special = [token.text for token in added]
@@ -205,12 +208,14 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
             *notes,
             *(space.notes if space is not None else ()),
             *class_note(checkpoint, assembled.tokenizer, names),
+            *regex_note(checkpoint, assembled.tokenizer, compared, names),
             *(
                 f"a GGUF can store only three EOS tokens; {tokens[i]!r} will not end an answer"
                 for i in unused
             ),
         ),
         tokenizer=assembled.tokenizer,
+        compared=compared,
     )
 
 

@@ -5,7 +5,6 @@ GPTQ and AWQ (`.qweight`), compressed-tensors (`.weight_packed`), FP8 (`.weight_
 ModelOpt (`_quantizer._amax`), quanto (`.weight._data`), ExLlama (`.trellis`), VPTQ (`.centroids`).
 """
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,11 @@ from edge.formats.hub import HUB_ID
 from edge.formats.stored import StoredTensor, read_json, read_small
 
 _MAX_CARD = 1 << 20  # bytes of a model card
-_MLX_ADAPTER = "adapters.safetensors"
+_MLX_ADAPTERS = (
+    "adapters.safetensors",
+    "[0-9]*_adapters.safetensors",
+    "adapters.npz",
+)  # also those of a step
 
 # The end of a tensor's name, and who writes it. The first match counts.
 _ENDS = (
@@ -67,7 +70,8 @@ def check_not_mlx(folder: Path) -> None:
     own = "peft_type" not in config and not {"fine_tune_type", "lora_parameters", "lora_layers"}.isdisjoint(
         config
     )
-    if own or (os.path.lexists(folder / _MLX_ADAPTER) and "peft_type" not in config):
+    files = any(next(folder.glob(name), None) is not None for name in _MLX_ADAPTERS)
+    if own or (files and "peft_type" not in config):
         raise CheckpointError(
             f"{folder}: is an adapter of MLX (mlx_lm), not of peft; merge it into its unquantized base with "
             "`mlx_lm.fuse --adapter-path` and convert the result"

@@ -103,7 +103,9 @@ def _entries(card: Mapping[str, Any]) -> list[tuple[str, str | int | list[str]]]
     for key in _SOURCES:
         if key in card:
             given = card[key] if isinstance(card[key], list) else [card[key]]
-            plain[key] = [item if isinstance(item, dict) else text for item in given for text in _named(item)]
+            named = [item if isinstance(item, dict) else text for item in given for text in _named(item)]
+            if named or not any(_LOCAL.match(str(item)) for item in given):
+                plain[key] = named
     for key in ("license", "license_name", "license_link"):
         plain[key] = ",".join(_texts(card.get(key), key)) or None
     found = Metadata.apply_metadata_heuristic(Metadata(), plain, None, None)
@@ -150,5 +152,6 @@ def _texts(value: object, key: str) -> list[str]:
         if item is None or isinstance(item, bool | list | dict):
             continue
         text = str(item).replace("\0", "").encode("utf-8", "ignore").decode("utf-8").strip()
-        found += [text] if text and not _LOCAL.match(text) else []
+        local = key in ("", "tags") and _LOCAL.match(text)
+        found += [text] if text and not local else []
     return found

@@ -1,7 +1,7 @@
 """Which files of a checkpoint folder hold its weights, and which tensors are in them.
 
 A folder has model.safetensors, or shards and an index that lists them. If it is saved twice, it may have both:
-transformers then reads model.safetensors, and so does edge where the index's shards are gone.
+transformers then reads model.safetensors, and so does edge where the index and its shards cannot be read.
 """
 
 import os
@@ -28,14 +28,17 @@ def read_tensors(folder: Path) -> tuple[Tensors, tuple[str, ...]]:
     if os.path.lexists(single):
         if not os.path.lexists(index):
             return read_header(single), ()
-        dead = _dead(index)
+        stored = read_header(single)
+        try:
+            dead, sharded = _missing(index), Tensors()
+            sharded = _read_shards(index) if dead is None else sharded
+        except CheckpointError as error:
+            dead = str(error).partition("; ")[0]
         if dead is not None:
-            note = f"{folder} has both {SINGLE} and {INDEX}; edge reads {SINGLE}, because {dead}"
-            return read_header(single), (note,)
-        sharded = _read_shards(index)
+            return stored, (f"{folder} has both {SINGLE} and {INDEX}; edge reads {SINGLE}, because {dead}",)
         if all(tensor.file.name == SINGLE for tensor in sharded.values()):
             return sharded, ()
-        return _same(folder, read_header(single), sharded)
+        return _same(folder, stored, sharded)
     if os.path.lexists(index):
         return _read_shards(index), ()
     raise CheckpointError(_no_weights(folder))
@@ -57,13 +60,9 @@ def shards(index: Path) -> dict[str, list[str]]:
     return files
 
 
-def _dead(index: Path) -> str | None:
-    """Why an index cannot be used, if it is unreadable or a file that it lists is missing; else None."""
-    try:
-        listed = shards(index)
-    except CheckpointError as error:
-        return str(error).partition("; ")[0]
-    missing = [file for file in sorted(listed) if not os.path.exists(index.parent / file)]
+def _missing(index: Path) -> str | None:
+    """A line about the first file of an index that is missing, if one is. Raises CheckpointError as `shards` does."""
+    missing = [file for file in sorted(shards(index)) if not os.path.exists(index.parent / file)]
     return f"{INDEX} lists {missing[0]}, which is missing" if missing else None
 
 

@@ -239,3 +239,18 @@ def test_norwegian_is_a_language(tmp_path: Path) -> None:
     for language in ("no", "[no]", "[en, no]", "\n- no"):
         (tmp_path / "README.md").write_text(f"---\nlanguage: {language}\n---\n", encoding="utf-8")
         assert "no" in dict(read_card(tmp_path).entries)["general.languages"]
+
+
+def test_a_folder_of_the_author_is_not_named(tmp_path: Path) -> None:
+    """peft writes the base's path into the card of an adapter: a published file must not name it as an address."""
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_link: ./LICENSE\nbase_model: /home/me/models/base-8b\n"
+        "datasets: [~/rows, owner/rows]\n"
+        "tags:\n- base_model:adapter:/home/me/models/base-8b\n- lora\n---\n",
+        encoding="utf-8",
+    )
+    found = dict(read_card(tmp_path).entries)
+    assert not any("/me/" in str(value) or value == "rows" for value in found.values())
+    assert found["general.tags"] == ["lora"] and found["general.license.link"] == "./LICENSE"
+    assert found["general.dataset.0.repo_url"] == "https://huggingface.co/owner/rows"
+    assert not any(key.startswith("general.base_model") for key in found)

@@ -116,6 +116,39 @@ def test_pre_tokenizer_by_structure(name: str, pre_tokenizer: Any, ignore_merges
     convert(folder, quant="BF16", out=folder / "x.gguf")
 
 
+MARKS = "हिन्दी नमस्ते "  # words with combining marks
+
+
+@pytest.mark.parametrize(("regex", "ignore_merges"), [(TEKKEN, True), (GPT4O, False)])
+def test_a_regex_that_is_another_one_in_llama_cpp(
+    regex: str, ignore_merges: bool, folder: Path, tmp_path: Path
+) -> None:
+    """Published Tekken vocabularies have tokens across combining marks, where llama.cpp splits: a note says so."""
+    tokenizer = Tokenizer(BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = split(regex)
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([MARKS * 99, PROBE * 9], trainer)
+    save(folder, tokenizer)
+    done = convert(folder, quant="BF16", out=tmp_path / "m.gguf", threads=1)
+    (note,) = [line for line in done.warnings if "llama.cpp splits words with combining marks" in line]
+    assert "1 of " in note and "日本語" in note  # the line of the probe text that has Hindi
+    with file_vocabulary(done.path) as vocabulary:
+        for text in (
+            "ls -la | grep 'foo' # it's",
+            "터미널에서 현재 디렉터리",
+            "naïve café Ελληνικά",
+            "fooBar HTTPServer",
+        ):
+            assert vocabulary.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
+        for text in MARKS.split():
+            assert vocabulary.encode(text) != tokenizer.encode(text, add_special_tokens=False).ids
+
+
 @pytest.mark.parametrize(("behavior", "invert"), [("removed", True), ("isolated", True)])
 def test_a_split_that_keeps_what_its_regex_finds(behavior: str, invert: bool, folder: Path) -> None:
     """As phi-4 has it: what is not found is removed, and that is nothing, since the regex covers all text."""

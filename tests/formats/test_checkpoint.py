@@ -107,7 +107,13 @@ def test_one_file_beside_an_index(folder: Path) -> None:
     assert "both model.safetensors and model.safetensors.index.json" in opened.notes[0]
     assert f"{shard.name}, which is missing" in opened.notes[0]
 
-    for text in ("", "{}", '{"weight_map": {"a": 1}}'):
+    alone = dict.fromkeys(("a", "b"), single.name)  # fewer tensors than the file has, or more
+    for text in (
+        "",
+        "{}",
+        '{"weight_map": {"a": 1}}',
+        *(json.dumps({"weight_map": one}) for one in (alone, alone | {"z": single.name})),
+    ):
         index.write_text(text)
         opened = open_checkpoint(folder)
         assert len(opened.tensors) == 4 and len(opened.notes) == 1 and "\n" not in opened.notes[0]
@@ -123,6 +129,11 @@ def test_one_file_beside_an_index(folder: Path) -> None:
     shard.write_bytes(data)
     line = refused(folder)
     assert "model.safetensors and the files that model.safetensors.index.json lists differ in c" in line
+    for damaged in (bytes(data[:-1]), b""):  # transformers does not look at the shards
+        shard.write_bytes(damaged)
+        opened = open_checkpoint(folder)
+        assert {tensor.file for tensor in opened.tensors.values()} == {single}
+        assert f"because {shard}: truncated" in opened.notes[0]
     write_safetensors(shard, {"a": entry("F16", [1], 0, 2)}, b"\0\0")
     index.write_text(json.dumps({"weight_map": {"a": shard.name}}))
     assert "differ in b" in refused(folder)

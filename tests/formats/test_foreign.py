@@ -111,15 +111,25 @@ def test_an_adapter_beside_the_weights(random_llama_folder: Path, tmp_path: Path
     assert note.startswith(f"{folder} also has an adapter") and f"--lora {folder}" in note
 
 
-@pytest.mark.parametrize("config", [{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}, None])
-def test_an_adapter_of_mlx(config: dict[str, Any] | None, random_llama_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"fine_tune_type": "lora", "lora_parameters": {"rank": 8}}, "adapters.safetensors"),
+        (None, "adapters.safetensors"),
+        (None, "0000100_adapters.safetensors"),
+        (None, "adapters.npz"),
+    ],
+)
+def test_an_adapter_of_mlx(
+    config: dict[str, Any] | None, name: str, random_llama_folder: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "adapters"
     folder.mkdir()
     if config is not None:
         (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(
         {f"{Q}.lora_a": torch.ones(256, 8), f"{Q}.lora_b": torch.ones(8, 256)},
-        folder / "adapters.safetensors",
+        folder / name,
     )
     ways: list[Callable[[], object]] = [
         lambda: convert(random_llama_folder, lora=folder, out=tmp_path / "m.gguf"),

@@ -161,12 +161,25 @@ _SHARED_ROWS = (
 )
 
 
+_MTP = (
+    "mtp.fc.weight",
+    "mtp.norm.weight",
+    "mtp.pre_fc_norm_embedding.weight",
+    "mtp.pre_fc_norm_hidden.weight",
+)
+
+
 def _adapt(config: Config, stored: Stored) -> tuple[Config, Stored, list[str]]:
-    """Rename the MTP tensors to those of a layer after the last layer.
+    """Rename the MTP tensors to those of a layer after the last layer. Leaves them out if they are not complete.
 
     Sets mtp_num_hidden_layers to the number of MTP layers in the checkpoint, which can be 0 although config.json has
     another number. Raises ConversionError for more than one.
     """
+    lacking = [name for name in _MTP if name not in stored]
+    rest = {name: tensor for name, tensor in stored.items() if not name.startswith("mtp.")}
+    if lacking and len(rest) < len(stored):
+        note = f"the MTP layer of the checkpoint lacks {lacking[0]}: left out, as edge does not run it"
+        return replace(config, values=config.values | {"mtp_num_hidden_layers": 0}), rest, [note]
     count = config.integer("num_hidden_layers")
     renamed: Stored = {}
     n_mtp = 0
