@@ -8,7 +8,7 @@ where they branch from the same prompt: the model's weights, and the prompt's ke
 memory once for all of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -19,12 +19,13 @@ import numpy as np
 
 from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
-from edge.llama.adapters import check_adapters, load_adapters
+from edge.llama.adapters import LoadedAdapter, check_adapters, load_adapters
 from edge.llama.cache import KV_TYPES, Cache, State
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
-from edge.llama.prefixes import common_length, distinct_tokens
+from edge.llama.prefixes import chunk_end, chunk_ends, common_length, distinct_tokens
+from edge.llama.restore import DiskStates
 from edge.system.machine import MAX_THREADS, physical_cores
 
 T = TypeVar("T")
@@ -84,11 +85,7 @@ class PromptReading(Generic[T]):
         """The tokens of the prompt to read next, at most `room`."""
         begin = len(self.state.tokens)
         prompt = self.job.prompt
-        stop = min(p for p in (*self.job.cuts, *self.stops, len(prompt)) if p > begin)
-        end = min(stop, begin + room)
-        if stop - end == 1 and end - begin > 1:
-            end -= 1  # llama.cpp computes a chunk of one token with other kernels
-        return prompt[begin:end]
+        return prompt[begin : chunk_end(begin, (*self.job.cuts, *self.stops, len(prompt)), room)]
 
 
 class Engine:
@@ -125,6 +122,7 @@ class Engine:
             )
         check_adapters(path, loading.adapters, together=self.adds_adapters)
         library.start()
+        self.states = _states(path, loading)
         params = library.model_params()
         params.n_gpu_layers = gpu_layers
         if not loading.mmap:
@@ -157,6 +155,7 @@ class Engine:
             offloads=self.offloads,
             adapters=self.adapters,
         )
+        self._describe(gpu_layers)
         # llama.cpp splits a hybrid's batch until each sequence has as many tokens as the others: a prompt and answers
         # gain nothing from one batch there. So answers wait until more of them can continue together.
         self.mixes = self.cache.rewindable
@@ -177,6 +176,8 @@ class Engine:
     def close(self) -> None:
         """Free the model and its cache. The engine cannot be used any more."""
         if self._model:
+            if self.states is not None:
+                self.states.close()
             self.cache.close()
             llama_cpp.llama_batch_free(self._batch)
             llama_cpp.llama_model_free(self._model)
@@ -256,6 +257,7 @@ class Engine:
                     if running.resume(logits):
                         active.remove(running)
                         end(running.state)
+                        self.flush_states()
                         yield running.index, running.answer
         finally:
             if self.cache.context is context:  # otherwise the states went with it
@@ -293,11 +295,13 @@ class Engine:
             grown.append((state, part))
             self.prompt_tokens_decoded += len(part)
         self._compute(entries)
+        alone = sum(bool(part) for _, part in grown) == 1
         for state, part in grown:
-            state.tokens += part
-            state.logits = None
+            state.grow(part, alone=alone)
         if reading is not None and len(reading.state.tokens) == len(reading.job.prompt):
             reading.state.logits = self._logits(len(entries) - 1).copy()
+        if reading is not None and self.states is not None:
+            self.states.offer(self.cache, reading.state, reading.job, self.adapters_of(reading.state))
         return [(running, self._logits(i)) for running, i in awaited]
 
     def _check_room(self, jobs: Sequence[Job[T]]) -> None:
@@ -324,7 +328,46 @@ class Engine:
             if not self.offloads and together - len(job.prompt) > _FOREIGN:
                 return None
         state = self.cache.branch(job.prompt, owner, needed=stops, writing=writing, room=room)
+        # In an empty cache, a restored state takes the cells that reading it would take.
+        if not active and self.cache.empty and self.restore(job, state, stops) and len(state.tokens) in stops:
+            self.cache.hold(self.cache.copy(state))
         return PromptReading(job, state, stops)
+
+    def restore(self, job: Job[T], state: State, stops: Collection[int]) -> bool:
+        """Fill a sequence from disk, if a state there has more of the prompt than the sequence."""
+        if self.states is None:
+            return False
+        ends = chunk_ends(len(job.prompt), {*job.cuts, *stops}, self.batch)
+        return self.states.restore(self.cache, state, job.prompt, ends, self.adapters_of(state))
+
+    def adapters_of(self, state: State) -> Sequence[LoadedAdapter]:
+        """The adapters that a state is read with."""
+        return self.adapters
+
+    @property
+    def writes_whole_prompts(self) -> bool:
+        """Whether states of whole prompts go to disk, not only those of instructions."""
+        return self.states is not None and self.states.whole
+
+    def flush_states(self) -> None:
+        """Write prompt states that wait to be written to disk, beside the engine's work."""
+        if self.states is not None:
+            self.states.flush()
+
+    def _describe(self, gpu_layers: int) -> None:
+        """Complete what states on disk must have in common with this engine; without it, none is used."""
+        if self.states is not None:
+            try:
+                self.states.describe(
+                    threads=self.threads,
+                    batch=self.batch,
+                    kv_type=self.kv_type,
+                    flash_attention=self.flash_attention,
+                    offloads=self.offloads,
+                    gpu_layers=gpu_layers,
+                )
+            except (OSError, EdgeError):
+                self.states = None
 
     def _compute(self, entries: Sequence[Entry]) -> None:
         batch = self._batch
@@ -354,6 +397,16 @@ class Engine:
                 f"{self.path}: gives logits that are not finite: the model is damaged; convert it again"
             )
         return logits
+
+
+def _states(path: Path, loading: Loading) -> DiskStates | None:
+    """The states on disk, if they are wanted and can be used: an engine works without them."""
+    if loading.states is None:
+        return None
+    try:
+        return DiskStates(path, loading)
+    except (OSError, EdgeError):
+        return None
 
 
 def _entries(state: State, tokens: Sequence[int], *, last: bool) -> list[Entry]:

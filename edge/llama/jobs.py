@@ -29,3 +29,5 @@ class Job(Generic[T]):
     """Lengths of the prompt at which reading stops, because other prompts part there."""
     held: Sequence[int] = ()
     """Lengths of the prompt at which a state is held, because the owner's next prompt may part there."""
+    stored: Sequence[int] = ()
+    """Lengths of the prompt, each in `cuts` or its end, at which the state may go to disk."""

@@ -43,6 +43,15 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class States:
+    """The use of prompt states on disk. `limit`: bytes of all files; None: a tenth of the free disk, at most 4 GB."""
+
+    limit: int | None = None
+    whole: bool = False
+    """Write whole prompts and conversations too, not only the instructions at their beginning."""
+
+
+@dataclass(frozen=True)
 class Loading:
     """Options of loading a model. None means: chosen from the free memory and the lengths (edge/llama/placement.py)."""
 
@@ -65,6 +74,8 @@ class Loading:
     """Do not try an unknown file in a child process first."""
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters; their changes add up. In a server, each request chooses one."""
+    states: States | None = None
+    """Prompt states on disk; None: neither read nor written."""
 
 
 DEFAULT_LOADING = Loading()
