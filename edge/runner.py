@@ -317,9 +317,20 @@ class Runner:
             except ContextError:
                 engine.reserve(needed, SEQUENCES)
         cuts = [instructions] if instructions else []
-        whole = [len(prompt)] if engine.writes_whole_prompts else []
+        # A conversation goes to disk as a whole, see `keep`.
+        whole = [len(prompt)] if engine.writes_whole_prompts and owner is None else []
         job = Job(prompt, writer, max_tokens, cuts, held, [*cuts, *whole])
         return next(self.engine.run([job], owner=owner))[1]
+
+    def keep(self, owner: object, messages: Sequence[Message], *, now: bool = False) -> None:
+        """Let the state of a conversation go to disk, if `Loading.states` is for whole prompts.
+
+        `messages`: the conversation so far. It is written when it has grown by a quarter since the last time, or `now`.
+        """
+        if self.engine.writes_whole_prompts:
+            with contextlib.suppress(PromptError):  # a template may refuse the next message
+                following = self.render([*messages, {"role": "user", "content": ""}])
+                self.engine.keep_conversation(owner, self.encode(following.text), now=now)
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -389,7 +400,12 @@ class Session:
             instructions=self.runner.instructions(conversation, prompt, opening=self.opening),
         )
         self.messages = [*conversation, {"role": "assistant", "content": answer.raw}]
+        self.keep()
         return _action(answer)
+
+    def keep(self, *, now: bool = False) -> None:
+        """Let the conversation's state go to disk; see `Runner.keep`."""
+        self.runner.keep(self._owner, self.messages, now=now)
 
     def close(self) -> None:
         """Free the states of this conversation in the engine."""

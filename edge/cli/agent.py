@@ -18,8 +18,10 @@ from edge.cli.options import (
     MinP,
     Mmap,
     ModelOption,
+    NoStateCache,
     Penalty,
     Seed,
+    StateCache,
     Style,
     Temperature,
     TextShare,
@@ -27,6 +29,7 @@ from edge.cli.options import (
     TopK,
     TopP,
     Verbose,
+    chosen_states,
     think_tokens,
 )
 from edge.errors import Interrupted
@@ -36,7 +39,9 @@ if TYPE_CHECKING:
 
 
 # Options that only a model on this machine has, and those that only a server has.
-_LOCAL = "lora think text_share style gpu_layers threads batch kv_type flash_attention mmap".split()
+_LOCAL = (
+    "lora think text_share style gpu_layers threads batch kv_type flash_attention mmap state_cache no_state_cache"
+).split()
 _SERVER = ["api_key_file", "timeout"]
 
 
@@ -158,6 +163,8 @@ def agent(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: StateCache = None,
+    no_state_cache: NoStateCache = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show only how the session ended.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -193,6 +200,7 @@ def agent(
         loading=Loading(
             *(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),
             adapters=parse_adapters(lora or ()),
+            states=chosen_states(state_cache, no_state_cache, whole=True),
         ),
         answering=Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style),
     )

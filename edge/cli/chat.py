@@ -36,8 +36,11 @@ from edge.cli.options import (
     Lora,
     Mmap,
     ModelOption,
+    NoStateCache,
     Seed,
+    StateCache,
     Verbose,
+    chosen_states,
     think_tokens,
 )
 from edge.errors import EdgeError, PromptError
@@ -133,6 +136,8 @@ def chat(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: StateCache = None,
+    no_state_cache: NoStateCache = False,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model. It reads only what is new in each message.
@@ -164,6 +169,7 @@ def chat(
     loading = Loading(
         gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap, adapters=adapters
     )
+    loading = replace(loading, states=chosen_states(state_cache, no_state_cache, continues=load is not None))
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:
         _say(f"loading {path} ({size(path.stat().st_size)})")

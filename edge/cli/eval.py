@@ -1,7 +1,7 @@
 """`edge eval`: replay recorded steps with edge, vLLM or a server."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,11 +14,13 @@ from edge.cli.options import (
     FlashAttention,
     Force,
     GpuLayers,
+    InstructionCache,
     KvType,
     Lora,
     MaxTokens,
     MinP,
     Mmap,
+    NoStateCache,
     Penalty,
     Quiet,
     Seed,
@@ -30,6 +32,7 @@ from edge.cli.options import (
     TopK,
     TopP,
     Verbose,
+    chosen_states,
     think_tokens,
 )
 from edge.cli.pull import Yes
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
 _ONLY = {
     "edge": (
         "lora unconstrained think text_share style parallel gpu_layers threads batch kv_type flash_attention "
-        "mmap".split()
+        "mmap state_cache no_state_cache".split()
     ),
     "vllm": ["tp", "dtype", "structured"],
     "openai": ["base_url", "api_key_file", "served_model", "concurrency", "timeout", "structured"],
@@ -144,6 +147,8 @@ def evaluate(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: InstructionCache = None,
+    no_state_cache: NoStateCache = False,
     tp: Annotated[int, typer.Option(min=1, help="vllm: number of GPUs to split the model over.")] = 1,
     dtype: Annotated[str, typer.Option(help="vllm: number type to compute in.")] = "bfloat16",
     base_url: Annotated[
@@ -199,6 +204,7 @@ def evaluate(
     loading = Loading(
         gpu_layers, threads, context, parallel, batch, kv_type, flash_attention, mmap, adapters=adapters
     )
+    loading = replace(loading, states=chosen_states(state_cache, no_state_cache, whole=False))
     with noting_replaced(out, quiet=quiet):
         if backend == "vllm":
             result = _by_vllm(model, work, dtype, tp)

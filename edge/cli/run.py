@@ -34,9 +34,11 @@ from edge.cli.options import (
     MinP,
     Mmap,
     ModelOption,
+    NoStateCache,
     Penalty,
     Quiet,
     Seed,
+    StateCache,
     Style,
     Temperature,
     TextShare,
@@ -44,6 +46,7 @@ from edge.cli.options import (
     TopK,
     TopP,
     Verbose,
+    chosen_states,
     think_tokens,
 )
 from edge.errors import PromptError
@@ -94,6 +97,8 @@ def run(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: StateCache = None,
+    no_state_cache: NoStateCache = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -114,6 +119,7 @@ def run(
     answering = Answering(max_tokens, sampling, thought, text_share, style)
     adapters = parse_adapters(lora or ())
     loading = Loading(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap, adapters=adapters)
+    loading = replace(loading, states=chosen_states(state_cache, no_state_cache))
     chat = _conversation(task, screen, messages)
     terminal = is_terminal(sys.stdout)
     stream = terminal and not as_json
@@ -159,7 +165,7 @@ def _action(
             )
             if say is not None and placed is not None:
                 say(str(placed))
-        return _answer(runner, prompt, answering, stream, say)
+        return _answer(runner, (prompt, runner.instructions(chat, prompt)), answering, stream, say)
 
 
 def _task(task: str | None, screen: Path | None, messages: Path | None) -> str | None:
@@ -204,19 +210,20 @@ def _opened(path: Path, loading: "Loading", say: Callable[[str], None] | None) -
 
 def _answer(
     runner: "Runner",
-    prompt: list[int],
+    asked: tuple[list[int], int],
     answering: "Answering",
     stream: bool,
     say: Callable[[str], None] | None,
 ) -> "Action":
-    """The action; with `stream`, it is printed while the model writes it."""
+    """The action; with `stream`, it is printed while the model writes it. `asked`: the prompt, and its instructions."""
+    prompt, instructions = asked
     with _progress(runner, len(prompt), answering.max_tokens, say) as end:
 
         def print_piece(text: str) -> None:
             end()
             typer.echo(safe_json(text), nl=False)
 
-        return runner.act_on(prompt, answering, print_piece if stream else None)
+        return runner.act_on(prompt, answering, print_piece if stream else None, instructions)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,19 @@ from typing import Annotated, Literal
 import typer
 
 from edge.cli.common import Threads, note, progress_line
-from edge.cli.options import Batch, FlashAttention, GpuLayers, KvType, Lora, Mmap, ModelOption, Verbose
+from edge.cli.options import (
+    Batch,
+    FlashAttention,
+    GpuLayers,
+    KvType,
+    Lora,
+    Mmap,
+    ModelOption,
+    NoStateCache,
+    StateCache,
+    Verbose,
+    chosen_states,
+)
 from edge.errors import ServeError
 
 _KEY = "EDGE_API_KEY"
@@ -91,6 +103,8 @@ def serve(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: StateCache = None,
+    no_state_cache: NoStateCache = False,
     verbose: Verbose = False,
 ) -> None:
     """Serve a model to agents over an OpenAI-compatible API.
@@ -122,6 +136,7 @@ def serve(
         flash_attention=flash_attention,
         mmap=mmap,
         adapters=adapters,
+        states=chosen_states(state_cache, no_state_cache),
     )
     server.serve(
         path,

@@ -1,6 +1,5 @@
 """The command `edge sweep`. It imports heavy modules only when it runs."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +9,7 @@ import typer
 from edge.cli.common import Threads, progress_line, show
 from edge.cli.options import Force, GpuLayers, Verbose, checked_quant
 from edge.cli.pull import Yes
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+from edge.system.text import parsed_size
 
 
 def sweep(
@@ -132,7 +130,7 @@ def sweep(
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?|)B?", text.strip().upper())
-    if match is None:
+    n_bytes = parsed_size(text)
+    if n_bytes is None:
         raise typer.BadParameter("must be a size such as 6GB, 800MB or 5.5GiB", param_hint="--budget")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return n_bytes

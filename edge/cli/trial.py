@@ -15,9 +15,11 @@ from edge.cli.options import (
     FlashAttention,
     Force,
     GpuLayers,
+    InstructionCache,
     KvType,
     MaxTokens,
     MinP,
+    NoStateCache,
     Penalty,
     Quiet,
     Style,
@@ -27,6 +29,7 @@ from edge.cli.options import (
     TopK,
     TopP,
     Verbose,
+    chosen_states,
     think_tokens,
 )
 from edge.cli.pull import Yes
@@ -113,6 +116,8 @@ def trial(
     batch: Batch = None,
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
+    state_cache: InstructionCache = None,
+    no_state_cache: NoStateCache = False,
     memory: Annotated[
         int, typer.Option(min=16, help="Sandbox: maximum memory of all its processes in MiB.")
     ] = 2048,
@@ -151,7 +156,8 @@ def trial(
 
     sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
     answering = Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style)
-    loading = Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention)
+    states = chosen_states(state_cache, no_state_cache, whole=False)
+    loading = Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention, states=states)
     sandbox = SandboxLimits(memory << 20, disk << 20)
     with suite_folder() if tasks is None else contextlib.nullcontext(tasks) as place:
         runnable, refused = read_tasks(find_tasks(place, task or ()))

@@ -240,9 +240,13 @@ class Cache:
         """Remove what follows the first `length` tokens of a sequence. Of a hybrid only a length of 0 is possible."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, length or -1, -1)
 
+    def of(self, owner: object) -> list[State]:
+        """The held states of an owner."""
+        return [state for state in self._states if state.owner is owner]
+
     def forget(self, owner: object) -> None:
         """Drop the states of an owner."""
-        for state in [state for state in self._states if state.owner is owner]:
+        for state in self.of(owner):
             self.drop(state)
 
     def held_by_others(self, owner: object) -> int:

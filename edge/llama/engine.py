@@ -32,6 +32,7 @@ T = TypeVar("T")
 # Cells beyond a prompt's own that the answers written beside it may hold. Without a GPU, attention runs over all cells
 # in use, of any sequence: with two long prompts in the cache, every token of both pays for both.
 _FOREIGN = 512
+_GROWTH = 1.25  # of a conversation, until its state is written to disk again
 Entry = tuple[int, int, int, bool]
 """Of a token in a batch: its id, its position, its sequence, and whether the logits after it are wanted."""
 
@@ -160,6 +161,7 @@ class Engine:
         # gain nothing from one batch there. So answers wait until more of them can continue together.
         self.mixes = self.cache.rewindable
         self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
+        self._kept: dict[int, int] = {}  # tokens of a conversation on disk, by the identity of its owner
         self.prompt_tokens_decoded = 0
         self.answer_tokens_decoded = 0
 
@@ -203,8 +205,22 @@ class Engine:
         """Tokens in the held states of other owners."""
         return self.cache.held_by_others(owner)
 
+    def keep_conversation(self, owner: object, following: Sequence[int], *, now: bool = False) -> None:
+        """Let the state of an owner that saves most of the prompt `following` go to disk.
+
+        It does if the state has grown by a quarter since the last time, or `now`: written each time, a long
+        conversation would write its size over and over.
+        """
+        state, length = self.cache.longest(self.cache.of(owner), following)
+        before = self._kept.get(id(owner), 0)
+        if self.states is not None and state is not None and length > before * (1 if now else _GROWTH):
+            self._kept[id(owner)] = length
+            self.states.keep_conversation(self.cache, state, self.adapters_of(state))
+            self.states.flush()
+
     def forget(self, owner: object) -> None:
         """Drop the states of `owner`. Does nothing once the engine is closed."""
+        self._kept.pop(id(owner), None)
         self.cache.forget(owner)
 
     def run(self, jobs: Sequence[Job[T]], parallel: int = 1, owner: object = None) -> Iterator[tuple[int, T]]:
@@ -338,7 +354,9 @@ class Engine:
         if self.states is None:
             return False
         ends = chunk_ends(len(job.prompt), {*job.cuts, *stops}, self.batch)
-        return self.states.restore(self.cache, state, job.prompt, ends, self.adapters_of(state))
+        any_chunks = self.states.wanted.continues and state.owner is not None
+        adapters = self.adapters_of(state)
+        return self.states.restore(self.cache, state, job.prompt, ends, adapters, any_chunks=any_chunks)
 
     def adapters_of(self, state: State) -> Sequence[LoadedAdapter]:
         """The adapters that a state is read with."""
@@ -347,7 +365,7 @@ class Engine:
     @property
     def writes_whole_prompts(self) -> bool:
         """Whether states of whole prompts go to disk, not only those of instructions."""
-        return self.states is not None and self.states.whole
+        return self.states is not None and self.states.wanted.whole
 
     def flush_states(self) -> None:
         """Write prompt states that wait to be written to disk, beside the engine's work."""

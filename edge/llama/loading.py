@@ -49,6 +49,9 @@ class States:
     limit: int | None = None
     whole: bool = False
     """Write whole prompts and conversations too, not only the instructions at their beginning."""
+    continues: bool = False
+    """A conversation continues from its own states, as if its process had not ended. An empty cache would read the
+    same tokens in other chunks, and give other last bits."""
 
 
 @dataclass(frozen=True)

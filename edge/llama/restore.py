@@ -26,7 +26,7 @@ from edge.llama.adapters import LoadedAdapter
 from edge.llama.cache import Cache, State
 from edge.llama.devices import devices, inspect_llama
 from edge.llama.jobs import Job
-from edge.llama.loading import Adapter, Loading
+from edge.llama.loading import Adapter, Loading, States
 from edge.llama.states import Head, Kind, StateStore
 from edge.system.machine import cpu_name
 from edge.version import __version__
@@ -58,9 +58,8 @@ class DiskStates:
     """
 
     def __init__(self, path: Path, loading: Loading) -> None:
-        wanted = loading.states
-        self.store = StateStore(wanted.limit if wanted else None)
-        self.whole = wanted is not None and wanted.whole
+        self.wanted = loading.states or States()
+        self.store = StateStore(self.wanted.limit)
         self.restored = 0
         """Tokens that were not read because a state on disk has them."""
         self._path = path

@@ -159,10 +159,13 @@ class StateStore:
 
     def has(self, identity: str, tokens: Sequence[int], ends: Sequence[int] | None) -> bool:
         """Whether there is a file for this state; it then counts as used now."""
-        try:
-            os.utime(self._place(identity, np.asarray(tokens, np.int32), ends))
-        except OSError:
+        ids = np.asarray(tokens, np.int32)
+        place = self._place(identity, ids, ends)
+        file = _opened(place)
+        if file is None or file.head["identity"] != identity or not np.array_equal(file.tokens, ids):
             return False
+        with contextlib.suppress(OSError):
+            os.utime(place)
         return True
 
     def write(self, head: Head, tokens: Sequence[int], logits: NDArray[np.float32] | None, data: Any) -> bool:

@@ -16,9 +16,10 @@ from edge.formats.gguf import ModelFile, model_sha256, read_model_file
 from edge.llama.devices import devices
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
-from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
+from edge.llama.prefixes import common_length, depth_held, distinct_tokens, reading_order
+from edge.llama.restore import LEAST
 from edge.replay.asking import DEFAULT_ASKING, Asking
-from edge.replay.prepare import chosen_rows, prepare
+from edge.replay.prepare import Asked, chosen_rows, prepare
 from edge.replay.provenance import (
     adapter_identity,
     adapter_provenance,
@@ -195,6 +196,14 @@ _NO_WORK: EngineCounters = {
 }
 
 
+def _instructions(asked: Asked) -> int:
+    """The tokens with which the prompts of all tasks begin; 0 if there is only one task, or for very few tokens."""
+    if len({row.task_id for row in asked.rows}) < 2:
+        return 0
+    length = min(common_length(asked.prompts[0], prompt) for prompt in asked.prompts)
+    return length if length >= LEAST else 0
+
+
 def _answer(
     file: ModelFile,
     recorder: Recorder,
@@ -214,7 +223,12 @@ def _answer(
             return engine.prompt_tokens_decoded, engine.answer_tokens_decoded
 
         answers = runner.answers(
-            prompts, answering, wanted=set(wanted), parallel=placement.parallel, cells=placement.cells
+            prompts,
+            answering,
+            wanted=set(wanted),
+            parallel=placement.parallel,
+            cells=placement.cells,
+            instructions=_instructions(recorder.asked),
         )
         with contextlib.closing(answers), recorder.watched(counters, say=say):
             for i, answer in answers:
