@@ -19,6 +19,7 @@ from edge.system.text import counted, did_you_mean, printable, size
 
 if TYPE_CHECKING:
     from edge.formats.models import FoundModel
+    from edge.llama.states import StoredState
 
 _VERSION = 1  # of the JSON that --json prints
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -152,36 +153,39 @@ def states(
         return
     files = sorted(stored_files(folder), key=lambda file: -file.used)
     if as_json:
-        rows = [
-            {
-                "path": str(file.path),
-                "model": file.head["model"],
-                "kind": file.head["kind"],
-                "tokens": file.head["tokens"],
-                "bytes": file.n_bytes,
-                "used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.used)),
-            }
-            for file in files
-        ]
+        rows = [{"path": str(file.path), **_state_facts(file)} for file in files]
         found = {"version": _VERSION, "folder": str(folder), "states": rows}
         echo_json(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    if files:
-        table(
-            ["model", "kind", "tokens", "size", "last used"],
-            [
-                (
-                    printable(file.head["model"]),
-                    file.head["kind"],
-                    f"{file.head['tokens']:,}",
-                    size(file.n_bytes),
-                    time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used)),
-                )
-                for file in files
-            ],
+    _print_state_files(files)
+    total = size(sum(file.n_bytes for file in files))
+    show(f"{total if files else 'No states'} in {printable(str(folder))}")
+
+
+def _state_facts(file: "StoredState") -> dict[str, Any]:
+    """One state for --json. `used`: ISO 8601 in UTC."""
+    return {
+        "model": file.head["model"],
+        "kind": file.head["kind"],
+        "tokens": file.head["tokens"],
+        "bytes": file.n_bytes,
+        "used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.used)),
+    }
+
+
+def _print_state_files(files: "list[StoredState]") -> None:
+    rows = [
+        (
+            printable(file.head["model"]),
+            file.head["kind"],
+            f"{file.head['tokens']:,}",
+            size(file.n_bytes),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used)),
         )
-    total = sum(file.n_bytes for file in files)
-    show(f"{size(total)} in {printable(str(folder))}" if files else f"No states in {printable(str(folder))}")
+        for file in files
+    ]
+    if rows:
+        table(["model", "kind", "tokens", "size", "last used"], rows)
 
 
 def _remove(file: Path) -> None:

@@ -155,12 +155,12 @@ def test_another_file_under_the_same_name_does_not_use_it(
 
 
 def test_flipped_bits_and_cut_files_are_refused_or_right(tiny_q4: Path) -> None:
-    """At 60 places of the file (`benchmarks/restart.py --flips 1000`: at any number of them)."""
+    """At 25 places of the file (`benchmarks/restart.py --flips 1000`: at any number of them)."""
     ask(tiny_q4, FIRST, [150])
     [file] = stored_files(states_folder())
     whole, expected = file.path.read_bytes(), cold(tiny_q4, SECOND, [150])
     rng = random.Random(5)
-    places = [*range(0, 200, 11), *(rng.randrange(len(whole)) for _ in range(30)), *range(-60, 0, 6)]
+    places = [*range(0, 200, 25), *(rng.randrange(len(whole)) for _ in range(12)), *range(-60, 0, 12)]
     for place in places:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << rng.randrange(8)
@@ -232,7 +232,7 @@ def test_killed_at_any_moment_and_two_at_once(tiny_q4: Path) -> None:
     seconds = time.monotonic() - begin
     [file] = stored_files(states_folder())
     expected = file.path.read_bytes()
-    for share in (0.7, 0.85, 0.95):
+    for share in (0.8, 0.95):
         file.path.unlink(missing_ok=True)
         killed = process(tiny_q4, 5)
         time.sleep(seconds * share)
@@ -281,7 +281,9 @@ def test_a_resumed_conversation_answers_as_if_it_had_not_ended(smollm2_q4: Path,
         with Runner.open(path, WHOLE) as runner:
             answerer = LocalAnswerer(runner, answering)
             conversation = first(runner, answerer)
+            before = runner.engine.prompt_tokens_decoded
             expected = answerer.answer(conversation, time.monotonic() + 600)
+            new = runner.engine.prompt_tokens_decoded - before
         shutil.rmtree(states_folder())
         with Runner.open(path, WHOLE) as runner:
             assert first(runner, LocalAnswerer(runner, answering)) == conversation
@@ -289,4 +291,4 @@ def test_a_resumed_conversation_answers_as_if_it_had_not_ended(smollm2_q4: Path,
         with Runner.open(path, resumed) as runner:
             answer = LocalAnswerer(runner, answering).answer(conversation, time.monotonic() + 600)
             assert answer.raw == expected.raw
-            assert runner.engine.prompt_tokens_decoded < 40
+            assert runner.engine.prompt_tokens_decoded == new < 100
