@@ -363,6 +363,11 @@ class Engine:
         return self.adapters
 
     @property
+    def prompt_tokens_restored(self) -> int:
+        """Prompt tokens that were not read because a state on disk has them."""
+        return 0 if self.states is None else self.states.restored
+
+    @property
     def writes_whole_prompts(self) -> bool:
         """Whether states of whole prompts go to disk, not only those of instructions."""
         return self.states is not None and self.states.wanted.whole

@@ -54,7 +54,7 @@ class DiskStates:
     """The states on disk of one engine. Use it in the engine's thread.
 
     Make it before the model is loaded: a file that changes afterwards is not taken for the loaded one. Raises
-    AgentError if the user's key cannot be used, ConfigError without a home folder, and ModelFileError.
+    ConfigError without a home folder, and ModelFileError.
     """
 
     def __init__(self, path: Path, loading: Loading) -> None:
@@ -118,11 +118,14 @@ class DiskStates:
             return False
         identity = self._identity(cache, digests)
         found, length = self.store.best(
-            identity, prompt, ends, rewindable=cache.rewindable, any_chunks=any_chunks
+            identity, prompt, ends, most=cache.window, rewindable=cache.rewindable, any_chunks=any_chunks
         )
         if found is None or length < LEAST or length <= len(state.tokens):
             return False
-        loaded = self.store.load(found)
+        try:
+            loaded = self.store.load(found)
+        except EdgeError:
+            return False
         if loaded is None:
             return False
         if state.tokens:

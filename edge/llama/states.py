@@ -29,6 +29,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast, get_args
 
@@ -121,34 +122,44 @@ class StateStore:
     """The files of a folder, at most `limit` bytes of them; the least recently used go first.
 
     Processes can use one folder at the same time. By default: the user's, and a tenth of the free disk, at most 4 GB.
-    Raises AgentError if the user's key cannot be used, ConfigError without a home folder.
+    Raises ConfigError without a home folder.
     """
 
     def __init__(self, limit: int | None = None, folder: Path | None = None) -> None:
         self.folder = folder or states_folder()
-        self._key = derived_key("states of prompts")
         if limit is None:
             free = free_disk(self.folder) + sum(n_bytes for _, n_bytes, _ in _entries(self.folder))
             limit = min(_MOST_BYTES, free // _SHARE)
         self.limit = limit
 
     def best(
-        self, identity: str, prompt: Sequence[int], ends: Sequence[int], *, rewindable: bool, any_chunks: bool
+        self,
+        identity: str,
+        prompt: Sequence[int],
+        ends: Sequence[int],
+        *,
+        most: int,
+        rewindable: bool,
+        any_chunks: bool,
     ) -> tuple[StoredState | None, int]:
-        """The state that saves most of a prompt, and how many tokens. See `StoredState.usable`."""
+        """The state of at most `most` tokens that saves most of a prompt, and how many. See `StoredState.usable`."""
         wanted, found, length = np.asarray(prompt, np.int32), None, 0
         for file in stored_files(self.folder, identity):
             usable = file.usable(wanted, ends, rewindable=rewindable, any_chunks=any_chunks)
-            if file.head["identity"] == identity and usable > length:
+            if file.head["identity"] == identity and len(file.tokens) <= most and usable > length:
                 found, length = file, usable
         return found, length
 
     def load(self, file: StoredState) -> LoadedState | None:
-        """All of a file, checked. None, and the file is removed, if it is not as this account wrote it."""
+        """All of a file, checked. None, and the file is removed, if it is not as this account wrote it.
+
+        Raises AgentError if the user's key cannot be used.
+        """
+        key = self._key
         buffer = _read(file.path)
         if buffer is None:
             return None
-        loaded = self._checked(buffer)
+        loaded = _checked(buffer, key)
         if loaded is None or loaded.head != file.head or not np.array_equal(loaded.tokens, file.tokens):
             with contextlib.suppress(OSError):
                 file.path.unlink()
@@ -171,8 +182,10 @@ class StateStore:
     def write(self, head: Head, tokens: Sequence[int], logits: NDArray[np.float32] | None, data: Any) -> bool:
         """Write a state, and remove the least recently used ones that are too much. False if it is too large.
 
-        A conversation replaces the states of its beginnings. Raises OSError.
+        A conversation replaces the states of its beginnings. Raises OSError, and AgentError if the user's key cannot be
+        used.
         """
+        key = self._key
         ids = np.asarray(tokens, "<i4")
         place = self._place(head["identity"], ids, head["ends"])
         text = json.dumps(head).encode()
@@ -191,7 +204,7 @@ class StateStore:
             for part in parts:
                 checksum.update(part)
                 write_all(descriptor, part)
-            write_all(descriptor, checksum.digest() + self._seal(checksum.digest()))
+            write_all(descriptor, checksum.digest() + _seal(checksum.digest(), key))
         if head["kind"] == "conversation":
             for file in stored_files(self.folder, head["identity"]):
                 shorter = file.head["kind"] == "conversation" and len(file.tokens) < len(ids)
@@ -213,24 +226,9 @@ class StateStore:
         content = hashlib.sha256(json.dumps(ends and list(ends)).encode() + tokens.astype("<i4").tobytes())
         return self.folder / f"{identity[:16]}-{content.hexdigest()[:32]}.state"
 
-    def _seal(self, checksum: bytes) -> bytes:
-        return hmac.new(self._key, MAGIC + checksum, hashlib.sha256).digest()
-
-    def _checked(self, buffer: bytearray) -> LoadedState | None:
-        """What a whole file holds; None if a bit of it is not as this account wrote it."""
-        body = memoryview(buffer)[: -2 * _DIGEST]
-        checksum = hashlib.sha256(body).digest()
-        ends = bytes(buffer[-2 * _DIGEST :])
-        if not hmac.compare_digest(ends, checksum + self._seal(checksum)):
-            return None
-        parsed = _head(bytes(body[: _MOST_HEAD + 64]), len(buffer))
-        if parsed is None:
-            return None
-        head, at = parsed
-        tokens = np.frombuffer(body, "<i4", head["tokens"], at).astype(np.int32)
-        at += tokens.nbytes
-        logits = np.frombuffer(body, "<f4", head["logits"], at).astype(np.float32) if head["logits"] else None
-        return LoadedState(head, tokens, logits, body[at + 4 * head["logits"] :])
+    @cached_property
+    def _key(self) -> bytes:
+        return derived_key("states of prompts")
 
 
 def states_folder() -> Path:
@@ -264,6 +262,26 @@ def _entries(folder: Path) -> list[tuple[float, int, Path]]:
                     status = entry.stat(follow_symlinks=False)
                     found.append((status.st_mtime, status.st_size, Path(entry.path)))
     return found
+
+
+def _seal(checksum: bytes, key: bytes) -> bytes:
+    return hmac.new(key, MAGIC + checksum, hashlib.sha256).digest()
+
+
+def _checked(buffer: bytearray, key: bytes) -> LoadedState | None:
+    """What a whole file holds; None if a bit of it is not as this account wrote it."""
+    body = memoryview(buffer)[: -2 * _DIGEST]
+    checksum = hashlib.sha256(body).digest()
+    if not hmac.compare_digest(bytes(buffer[-2 * _DIGEST :]), checksum + _seal(checksum, key)):
+        return None
+    parsed = _head(bytes(body[: _MOST_HEAD + 64]), len(buffer))
+    if parsed is None:
+        return None
+    head, at = parsed
+    tokens = np.frombuffer(body, "<i4", head["tokens"], at).astype(np.int32)
+    at += tokens.nbytes
+    logits = np.frombuffer(body, "<f4", head["logits"], at).astype(np.float32) if head["logits"] else None
+    return LoadedState(head, tokens, logits, body[at + 4 * head["logits"] :])
 
 
 def _opened(path: Path) -> StoredState | None:
