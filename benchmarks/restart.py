@@ -6,9 +6,10 @@ python benchmarks/restart.py MODEL.gguf --llama-server BINARY        the same pr
 python benchmarks/restart.py MODEL.gguf --kills 200 --flips 1000     no timing
 
 Each measurement is a new process: it loads the model, then reads a prompt of `--tokens` tokens of which all but 20 are
-instructions. "First token" is the time from the prompt to the logits after it, "loading" the time before it. "Cold" has
-no state, "writes" has none either and writes it, "restored" finds it. The logits of all three must be equal to the last
-bit, or the script fails. Texts are made up; the store is in a temporary folder.
+instructions. "First token" is the time from the prompt to the logits after it, "loading" the time before it, "closing"
+the time after it. "Cold" finds no state; it copies its own in memory while it reads, and writes it when it closes.
+"Restored" finds it. With `--without`, a third process neither reads nor writes states. The logits of all must be equal
+to the last bit, or the script fails. Texts are made up; the store is in a temporary folder.
 
 `--kills N`: N processes that read a prompt and write its state are killed (SIGKILL) at random moments. After each,
 every file of the store must be whole. `--flips N`: N times one bit of a state is flipped before a prompt is read. The
@@ -99,13 +100,14 @@ def measured(model: Path, count: int, seed: int, threads: int | None, states: bo
     return figures
 
 
-def restarts(model: Path, count: int, rounds: int, threads: int | None) -> list[list[str]]:
-    """The rows of the table: cold, writes, restored."""
-    runs: dict[str, list[dict[str, Any]]] = {"cold": [], "writes": [], "restored": []}
+def restarts(model: Path, count: int, rounds: int, threads: int | None, without: bool) -> list[list[str]]:
+    """The rows of the table."""
+    plan = {"cold": True, "restored": True, **({"without states": False} if without else {})}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in plan}
     for number in range(rounds):
         for file in stored_files(states_folder()):
             file.path.unlink()
-        for name, states in (("cold", False), ("writes", True), ("restored", True)):
+        for name, states in plan.items():
             runs[name].append(measured(model, count, number, threads, states))
         found = {run[-1]["logits"] for run in runs.values()}
         if len(found) != 1 or runs["restored"][-1]["read"] != TASK:
@@ -256,6 +258,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--without", action="store_true")
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--flips", type=int, default=0)
@@ -272,7 +275,7 @@ def main() -> None:
             if given.flips:
                 print(flips(given.model, given.tokens, given.flips))
             return None
-        rows = restarts(given.model, given.tokens, given.rounds, given.threads)
+        rows = restarts(given.model, given.tokens, given.rounds, given.threads, given.without)
         if given.llama_server:
             rows += slots(given.llama_server, given.model, given.tokens)
     print(f"{given.model.name}, {given.tokens:,} tokens, {given.rounds} rounds (medians)\n")

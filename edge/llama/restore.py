@@ -41,8 +41,12 @@ _SWITCHES = ("GGML_", "LLAMA_", "CUDA_", "HIP_", "SYCL_", "VK_")  # environment 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A state that is not written yet. `adapters`: those that it was read with."""
+    """A state that is not written yet. `adapters`: those that it was read with.
 
+    `facts`: what decides its bits, without the digests of files. To read a large file would delay the answer.
+    """
+
+    facts: dict[str, Any]
     head: Head
     adapters: tuple[Adapter, ...]
     tokens: list[int]
@@ -193,8 +197,7 @@ class DiskStates:
         except MemoryError:
             return
         head = Head(
-            # Without the digests, `_write` completes it: reading a large file would delay the answer.
-            identity=identity or json.dumps(self._known(cache)),
+            identity=identity,
             kind=kind,
             model=self._path.name,
             tokens=len(state.tokens),
@@ -202,7 +205,7 @@ class DiskStates:
             logits=0 if logits is None else len(logits),
             data=size,
         )
-        self._pending.append(_Pending(head, own, list(state.tokens), logits, data))
+        self._pending.append(_Pending(self._known(cache), head, own, list(state.tokens), logits, data))
 
     def _write(self, pending: Sequence[_Pending]) -> None:
         """Write states. What cannot be written is left out: the next process reads it again."""
@@ -211,9 +214,7 @@ class DiskStates:
                 digests = self._digests(one.adapters, compute=True)
                 if digests is None:
                     return
-                identity = one.head["identity"]
-                if identity.startswith("{"):
-                    identity = _digest(json.loads(identity) | digests)
+                identity = _digest(one.facts | digests)
                 if not self.store.has(identity, one.tokens, one.head["ends"]):
                     self.store.write({**one.head, "identity": identity}, one.tokens, one.logits, one.data)
             except (OSError, EdgeError, MemoryError):

@@ -64,7 +64,7 @@ def ask(
 ) -> tuple[Read, int]:
     """The logits of a new engine, and how many tokens it restored."""
     engine = Engine(path, loading)
-    engine.reserve(max(cells, len(prompt) + 8), 2)
+    engine.reserve(max(cells, len(prompt) + 8), 5 if cells else 2)
     cuts = [length for length in stored if length < len(prompt)]
     [(_, read)] = engine.run([Job(prompt, script([30, 31], [32]), 3, cuts, stored=stored)])
     restored = len(prompt) - engine.prompt_tokens_decoded
