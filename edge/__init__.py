@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edge.answer.action import Action, Command
     from edge.answer.answering import Answering
     from edge.answer.sampling import Sampling
-    from edge.llama.loading import Adapter, Loading
+    from edge.llama.loading import Adapter, Loading, States
     from edge.prompt import task_messages
     from edge.runner import Runner, Session
 
@@ -30,6 +30,7 @@ __all__ = [
     "Runner",
     "Sampling",
     "Session",
+    "States",
     "__version__",
     "task_messages",
 ]
@@ -43,6 +44,7 @@ _HOMES = {
     "Runner": "runner",
     "Sampling": "answer.sampling",
     "Session": "runner",
+    "States": "llama.loading",
     "task_messages": "prompt",
 }
 

@@ -23,7 +23,7 @@ from edge.answer.answering import (
 from edge.answer.sampling import Sampling
 from edge.answer.style import StyleName
 from edge.answer.writer import Answer, action_answer, free_answer
-from edge.errors import ContextError
+from edge.errors import ContextError, PromptError
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.llama.engine import Engine
 from edge.llama.jobs import Guide, Job, Writer
@@ -31,6 +31,7 @@ from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading, with_own_adapt
 from edge.llama.placement import place
 from edge.llama.prefixes import branch_points, common_length, depth_held, reading_order
 from edge.llama.remote import devices_for
+from edge.llama.restore import LEAST
 from edge.llama.vocabulary import Vocabulary
 from edge.prompt import Message, Rendered, prompt_source, render_prompt
 from edge.system.machine import memory
@@ -126,20 +127,22 @@ class Runner:
         Raises PromptError, ContextError.
         """
         answering = Answering(max_tokens, sampling, think, text_share, style)
-        return self.act_on(self.encode(self.render(messages).text), answering, emit)
+        prompt = self.encode(self.render(messages).text)
+        return self.act_on(prompt, answering, emit, self.instructions(messages, prompt))
 
     def act_on(
         self,
         prompt: Sequence[int],
         answering: Answering = DEFAULT_ANSWERING,
         emit: Callable[[str], None] | None = None,
+        instructions: int = 0,
     ) -> Action:
-        """As `act`, for a prompt in token ids."""
-        return _action(self.answer(prompt, answering, emit))
+        """As `act`, for a prompt in token ids; `instructions` as in `write`."""
+        return _action(self.answer(prompt, answering, emit, instructions=instructions))
 
-    def session(self, messages: Sequence[Message] = ()) -> "Session":
+    def session(self, messages: Sequence[Message] = (), opening: str = "") -> "Session":
         """A conversation that begins with these messages. The model reads each token of it only once."""
-        return Session(self, messages)
+        return Session(self, messages, opening)
 
     def answers(
         self,
@@ -149,12 +152,14 @@ class Runner:
         wanted: Collection[int] | None = None,
         parallel: int = 1,
         cells: int | None = None,
+        instructions: int = 0,
     ) -> Generator[tuple[int, Answer], None, None]:
         """Answer many prompts in one pass over their prefix tree; yields (index of a prompt, its answer) as they end.
 
         Only the `wanted` indices are answered (default: all). The others still decide where reading stops, so that a
         run that continues after an interruption reads in the same chunks. `parallel` answers are written
         at the same time. `cells`: tokens that the cache can hold, by default enough for two of the longest prompts.
+        `instructions`: a length that all prompts share; where it is a branch of the tree, its state may go to disk.
         """
         order = reading_order(prompts)
         ordered = [prompts[i] for i in order]
@@ -171,7 +176,8 @@ class Runner:
         for i in chosen:
             guide = Guide()
             writer = self._writer(prompts[i], answering, None, guide)
-            jobs.append(Job(prompts[i], writer, answering.max_tokens, points[i], guide=guide))
+            stored = [instructions] if instructions in points[i] else []
+            jobs.append(Job(prompts[i], writer, answering.max_tokens, points[i], stored=stored, guide=guide))
         for index, answer in self.engine.run(jobs, parallel):
             yield chosen[index], answer
 
@@ -213,6 +219,33 @@ class Runner:
         length = common_length(prompt, self.encode(self.render(later, variables).text))
         return [length] if 0 < length < len(prompt) else []
 
+    def instructions(
+        self,
+        messages: Sequence[Message],
+        prompt: Sequence[int],
+        variables: Mapping[str, Any] | None = None,
+        opening: str = "",
+    ) -> int:
+        """How many tokens of a prompt come before the task: what other conversations of the same kind begin with.
+
+        That is all before the text of the first user message, and its `opening`, if it begins so. 0 for fewer than
+        64 tokens, which are not worth a state on disk. `variables`: as in `render`.
+        """
+        first = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
+        if first is None:
+            return 0
+        content = messages[first].get("content")
+        kept = opening if isinstance(content, str) and content.startswith(opening) else ""
+        length = len(prompt) - 1
+        for task in ("0", "?"):  # the task may begin like one of them
+            other = [*messages[:first], {"role": "user", "content": kept + task}]
+            try:
+                rendered = self.render(other, variables)
+            except PromptError:  # the template wants more of the conversation
+                return 0
+            length = min(length, common_length(prompt, self.encode(rendered.text)))
+        return length if length >= LEAST else 0
+
     @property
     def model_name(self) -> str:
         """The name in the model file, or that of the default model if its adapter is loaded."""
@@ -251,11 +284,12 @@ class Runner:
         emit: Callable[[str], None] | None = None,
         owner: object = None,
         held: Sequence[int] = (),
+        instructions: int = 0,
     ) -> Answer:
-        """One answer to a prompt in token ids; `owner` and `held` as in `write`. Raises ContextError."""
+        """One answer to a prompt in token ids; the last three as in `write`. Raises ContextError."""
         guide = Guide()
         writer = self._writer(prompt, answering, emit, guide)
-        return self.write(prompt, writer, answering.max_tokens, owner, held, guide)
+        return self.write(prompt, writer, answering.max_tokens, owner, held, instructions, guide)
 
     def write(
         self,
@@ -264,12 +298,15 @@ class Runner:
         max_tokens: int,
         owner: object = None,
         held: Sequence[int] = (),
+        instructions: int = 0,
         guide: Guide | None = None,
     ) -> Answer:
         """Read a prompt in token ids and run the writer of its answer, which takes at most `max_tokens` tokens.
 
         `owner`: whose conversation the engine's states belong to. `held`: lengths of the prompt at which a state is
-        kept for the owner's next turn. `guide`: that of the writer. Raises ContextError.
+        kept for the owner's next turn. `instructions`: the length at which the state may go to disk, from the
+        method of this name; reading always stops there, so that a restored state changes no bit of the answer.
+        `guide`: that of the writer. Raises ContextError.
         """
         needed = len(prompt) + max_tokens
         if needed > self.engine.context_length:
@@ -287,8 +324,21 @@ class Runner:
                 engine.reserve(max(needed, engine.cells, min(2 * engine.cells, most)), SEQUENCES)
             except ContextError:
                 engine.reserve(needed, SEQUENCES)
-        job = Job(prompt, writer, max_tokens, held=held, guide=guide)
+        cuts = [instructions] if instructions else []
+        # A conversation goes to disk as a whole, see `keep`.
+        whole = [len(prompt)] if engine.writes_whole_prompts and owner is None else []
+        job = Job(prompt, writer, max_tokens, cuts, held, [*cuts, *whole], guide)
         return next(self.engine.run([job], owner=owner))[1]
+
+    def keep(self, owner: object, messages: Sequence[Message], *, now: bool = False) -> None:
+        """Let the state of a conversation go to disk, if `Loading.states` is for whole prompts.
+
+        `messages`: the conversation so far. It is written when it has grown by a quarter since the last time, or `now`.
+        """
+        if self.engine.writes_whole_prompts:
+            with contextlib.suppress(PromptError):  # a template may refuse the next message
+                following = self.render([*messages, {"role": "user", "content": ""}])
+                self.engine.keep_conversation(owner, self.encode(following.text), now=now)
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -320,11 +370,13 @@ class Session:
 
     The model reads only the new tokens of each prompt. It continues from the last answer, or, if the chat template
     drops the thought of that answer, from the end of the prompt before it. Sessions of one runner may take turns.
+    `opening`: the words before the task in the first user message; see `Runner.instructions`.
     """
 
-    def __init__(self, runner: Runner, messages: Sequence[Message]) -> None:
+    def __init__(self, runner: Runner, messages: Sequence[Message], opening: str = "") -> None:
         self.runner = runner
         self.messages = list(messages)
+        self.opening = opening
         self._owner = (
             object()
         )  # owns the states in the engine; not the session itself, so that it can be collected
@@ -353,9 +405,15 @@ class Session:
             emit,
             owner=self._owner,
             held=self.runner.branch_points(conversation, prompt),
+            instructions=self.runner.instructions(conversation, prompt, opening=self.opening),
         )
         self.messages = [*conversation, {"role": "assistant", "content": answer.raw}]
+        self.keep()
         return _action(answer)
+
+    def keep(self, *, now: bool = False) -> None:
+        """Let the conversation's state go to disk; see `Runner.keep`."""
+        self.runner.keep(self._owner, self.messages, now=now)
 
     def close(self) -> None:
         """Free the states of this conversation in the engine."""

@@ -23,6 +23,7 @@ PUBLIC = {
         "Runner",
         "Sampling",
         "Session",
+        "States",
         "__version__",
         "task_messages",
     ),

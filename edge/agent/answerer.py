@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge.agent.proposal import Proposal
+from edge.agent.wording import opening
 from edge.answer.answering import Answering
 from edge.errors import ContextError
 from edge.prompt import Message
@@ -61,22 +62,35 @@ class Answerer(Protocol):
 
 
 class LocalAnswerer:
-    """A model in this process. `context`: maximum number of tokens of a prompt and its answer."""
+    """A model in this process. `context`: maximum number of tokens of a prompt and its answer.
+
+    `template`: another first prompt; see `wording.read_template`.
+    """
 
     served_model = None
 
     def __init__(
-        self, runner: Runner, answering: Answering | None = None, context: int = DEFAULT_CONTEXT
+        self,
+        runner: Runner,
+        answering: Answering | None = None,
+        context: int = DEFAULT_CONTEXT,
+        template: str | None = None,
     ) -> None:
         self._runner = runner
         self._answering = answering or Answering()
         self._session: Session | None = None
+        self._opening = opening(runner.model_name, template)
         self.context = min(context, runner.context_length)
 
     @property
     def name(self) -> str:
         """The name of the model."""
         return self._runner.model_name
+
+    def keep(self) -> None:
+        """Let the state of the conversation go to disk, for a later `--resume`."""
+        if self._session is not None:
+            self._session.keep(now=True)
 
     def answer(self, messages: Sequence[Message], end: float) -> Answer:
         """As in `Answerer`; every answer is an action. The model reads only the new tokens of a conversation."""
@@ -93,7 +107,7 @@ class LocalAnswerer:
                 f"length of {self.context}: use a larger --context or a smaller --max-tokens"
             )
         if self._session is None:
-            self._session = self._runner.session()
+            self._session = self._runner.session(opening=self._opening)
         self._session.messages = []
         with self._runner.before_each_batch(check_time):
             action = self._session.act(

@@ -19,8 +19,8 @@ from edge.agent.kept import (
 from edge.agent.listing import shown_changes, shown_diff
 from edge.agent.record import Record
 from edge.agent.review import ask, discard_typed_ahead, print_wrapped
-from edge.agent.seal import key_path
 from edge.errors import AgentError, SandboxError
+from edge.system.keys import key_path
 from edge.system.text import counted, printable
 from edge.terminal.commits import Commits, check_commits, fetch_commits
 from edge.terminal.workfolder import Changes, Comparison, compare

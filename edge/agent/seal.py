@@ -1,32 +1,21 @@
 """The seals of session records and of their archives: edge continues only what edge wrote on this account.
 
-The key is in the user's state folder, which no sandbox can see. So a session in a sandbox cannot make or change the
-record of another session. The user's own programs can read the key: the seal does not protect from them.
+The key is the user's (edge/system/keys.py), which no sandbox can see. So a session in a sandbox cannot make or change
+the record of another session. The user's own programs can read the key: the seal does not protect from them.
 """
 
 import hashlib
 import hmac
 import re
-import secrets
-import sys
-from pathlib import Path
 
-from edge.errors import AgentError
-from edge.system.locks import held_lock
-from edge.system.paths import state_folder
+from edge.system.keys import derived_key
 
-_KEY_BYTES = 32
 _SEALED = re.compile(rb', "seal": "([0-9a-f]{64})"\}\Z')
-
-
-def key_path() -> Path:
-    """The file of the user's key."""
-    return state_folder() / "session.key"
 
 
 def session_key(session: str, what: str) -> bytes:
     """The key of one session for one kind of its files. Makes the user's key if there is none. Raises AgentError."""
-    return _mac(_user_key(), f"{what} {session}".encode())
+    return derived_key(f"{what} {session}")
 
 
 def seal_line(line: bytes, before: bytes, key: bytes) -> tuple[bytes, bytes]:
@@ -54,22 +43,3 @@ def lines_are_sealed(lines: list[bytes], key: bytes) -> bytes | None:
 
 def _mac(key: bytes, data: bytes) -> bytes:
     return hmac.new(key, data, hashlib.sha256).digest()
-
-
-def _user_key() -> bytes:
-    path = key_path()
-    try:
-        with held_lock(path, lambda: None):
-            if sys.platform != "win32":
-                path.chmod(0o600)
-            key = path.read_bytes()
-            if not key:
-                key = secrets.token_bytes(_KEY_BYTES)
-                path.write_bytes(key)
-    except OSError as error:
-        raise AgentError(f"{path}: the key of the session records: {error.strerror or error}") from None
-    if len(key) != _KEY_BYTES:
-        raise AgentError(
-            f"{path}: is damaged: remove it; sessions that began before cannot be continued then"
-        )
-    return key

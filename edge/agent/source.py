@@ -8,6 +8,7 @@ from pathlib import Path
 from edge.agent.answerer import DEFAULT_CONTEXT, Answerer, LocalAnswerer
 from edge.agent.options import Interface, ServerOptions, SessionOptions
 from edge.agent.record import ModelFacts, Record
+from edge.agent.wording import read_template
 from edge.errors import AgentError
 from edge.llama.loading import Adapter, parse_adapters, with_own_adapter
 from edge.llama.tuned import with_tuned
@@ -44,10 +45,17 @@ class LocalSource:
         """Load the model. Raises ModelFileError."""
         from edge.runner import Runner
 
-        loading = with_own_adapter(self.path, replace(options.loading, adapters=self.adapters))
+        template = None if options.template is None else read_template(options.template)
+        states = options.loading.states
+        if states is not None and options.resume is not None:
+            states = replace(states, continues=True)
+        loading = with_own_adapter(self.path, replace(options.loading, adapters=self.adapters, states=states))
         loading = with_tuned(self.path, loading, measures=False)
         with Runner.open(self.path, loading) as runner:
-            yield LocalAnswerer(runner, options.answering, options.loading.context or DEFAULT_CONTEXT)
+            context = options.loading.context or DEFAULT_CONTEXT
+            model = LocalAnswerer(runner, options.answering, context, template)
+            yield model
+            model.keep()
 
 
 @dataclass(frozen=True)

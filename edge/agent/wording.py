@@ -68,6 +68,11 @@ def first_messages(task: str, screen: str, model_name: str, template: str | None
     return [{"role": "user", "content": text}]
 
 
+def opening(model_name: str, template: str | None = None) -> str:
+    """What the first user message of every conversation begins with: the words before the task."""
+    return str(first_messages("\0", "", model_name, template)[-1]["content"]).partition("\0")[0]
+
+
 def confirmation(model_name: str) -> str:
     """The question that follows the first task_complete."""
     return _CONFIRM_SHORT if model_name in _TRAINED else _CONFIRM

@@ -110,14 +110,16 @@ class Conversation:
             if emit is not None:
                 emit(piece)
 
-        held = self.runner.branch_points(self._seen(conversation[first:]), prompt)
+        seen = self._seen(conversation[first:])
+        lengths = self.runner.branch_points(seen, prompt), self.runner.instructions(seen, prompt)
         writer = _timed(self._writer(prompt, budget, shown, emit_thought), began)
-        answer = self._answer(prompt, writer, budget, held, stopped)
+        answer = self._answer(prompt, writer, budget, lengths, stopped)
         end = time.monotonic()
         dropped = first - self._first
         kept = self._keep(conversation, answer, "".join(parts))
         if kept:
             self._first = first
+            self.runner.keep(self._owner, self._seen(self.messages[first:]))
             self.prompt_tokens = len(prompt) + (answer.completion_tokens if answer else 0)
         written = engine.answer_tokens_decoded - before[1]
         return Reply(
@@ -138,10 +140,10 @@ class Conversation:
         prompt: list[int],
         writer: Writer[Answer],
         budget: int,
-        held: Sequence[int],
+        lengths: tuple[Sequence[int], int],
         stopped: Callable[[], bool],
     ) -> Answer | None:
-        """The whole answer; None if the person stopped it."""
+        """The whole answer; None if the person stopped it. `lengths`: `held` and `instructions` of `Runner.write`."""
 
         def check() -> None:
             if stopped():
@@ -149,7 +151,7 @@ class Conversation:
 
         try:
             with self.runner.before_each_batch(check):
-                return self.runner.write(prompt, writer, budget, self._owner, held)
+                return self.runner.write(prompt, writer, budget, self._owner, *lengths)
         except _StoppedError:
             return None
         except KeyboardInterrupt:  # inside a batch, which then ends early

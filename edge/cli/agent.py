@@ -19,10 +19,12 @@ from edge.cli.options import (
     MinP,
     Mmap,
     ModelOption,
+    NoStateCache,
     Penalty,
     Rpc,
     Seed,
     SplitMode,
+    StateCache,
     Style,
     Temperature,
     TensorSplit,
@@ -31,6 +33,7 @@ from edge.cli.options import (
     TopK,
     TopP,
     Verbose,
+    chosen_states,
     spread_of,
     think_tokens,
 )
@@ -43,8 +46,8 @@ if TYPE_CHECKING:
 # Options that only a model on this machine has, and those that only a server has.
 _LOCAL = (
     "lora think text_share style gpu_layers rpc tensor_split main_gpu split_mode threads batch kv_type "
-    "flash_attention mmap".split()
-)
+    "flash_attention mmap state_cache no_state_cache"
+).split()
 _SERVER = ["api_key_file", "timeout"]
 
 
@@ -170,6 +173,8 @@ def agent(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: StateCache = None,
+    no_state_cache: NoStateCache = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show only how the session ended.")] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -206,6 +211,7 @@ def agent(
             *(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),
             adapters=parse_adapters(lora or ()),
             spread=spread_of(rpc, tensor_split, main_gpu, split_mode),
+            states=chosen_states(state_cache, no_state_cache, whole=True),
         ),
         answering=Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style),
     )

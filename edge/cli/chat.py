@@ -37,11 +37,14 @@ from edge.cli.options import (
     MainGpu,
     Mmap,
     ModelOption,
+    NoStateCache,
     Rpc,
     Seed,
     SplitMode,
+    StateCache,
     TensorSplit,
     Verbose,
+    chosen_states,
     spread_of,
     think_tokens,
 )
@@ -142,6 +145,8 @@ def chat(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: StateCache = None,
+    no_state_cache: NoStateCache = False,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model. It reads only what is new in each message.
@@ -170,7 +175,8 @@ def chat(
     path = chosen_model(model, note, check=lambda: _check(sampling, load))
     kind: AnswerKind = answers or default_answers(path)
     loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
-    loading = with_own_adapter(path, replace(loading, adapters=adapters, spread=spread))
+    states = chosen_states(state_cache, no_state_cache, continues=load is not None)
+    loading = with_own_adapter(path, replace(loading, adapters=adapters, spread=spread, states=states))
     loading = with_tuned(path, loading, measures=False, say=note)
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:

@@ -1,7 +1,7 @@
 """`edge eval`: replay recorded steps with edge, vLLM or a server."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,12 +14,14 @@ from edge.cli.options import (
     FlashAttention,
     Force,
     GpuLayers,
+    InstructionCache,
     KvType,
     Lora,
     MainGpu,
     MaxTokens,
     MinP,
     Mmap,
+    NoStateCache,
     Penalty,
     Quiet,
     Rpc,
@@ -34,6 +36,7 @@ from edge.cli.options import (
     TopK,
     TopP,
     Verbose,
+    chosen_states,
     spread_of,
     think_tokens,
 )
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 _ONLY = {
     "edge": (
         "lora unconstrained think text_share style parallel gpu_layers rpc tensor_split main_gpu split_mode threads "
-        "batch kv_type flash_attention mmap".split()
+        "batch kv_type flash_attention mmap state_cache no_state_cache".split()
     ),
     "vllm": ["tp", "dtype", "structured"],
     "openai": ["base_url", "api_key_file", "served_model", "concurrency", "timeout", "structured"],
@@ -153,6 +156,8 @@ def evaluate(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: InstructionCache = None,
+    no_state_cache: NoStateCache = False,
     tp: Annotated[int, typer.Option(min=1, help="vllm: number of GPUs to split the model over.")] = 1,
     dtype: Annotated[str, typer.Option(help="vllm: number type to compute in.")] = "bfloat16",
     base_url: Annotated[
@@ -210,6 +215,7 @@ def evaluate(
         adapters=adapters,
         spread=spread_of(rpc, tensor_split, main_gpu, split_mode),
     )
+    loading = replace(loading, states=chosen_states(state_cache, no_state_cache, whole=False))
     with noting_replaced(out, quiet=quiet):
         if backend == "vllm":
             result = _by_vllm(model, work, dtype, tp)

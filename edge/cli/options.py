@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edge.cli.common import note, warn
+from edge.system.text import parsed_size
 
 if TYPE_CHECKING:
-    from edge.llama.loading import Spread
+    from edge.llama.loading import Spread, States
 
 
 def _show_log(wanted: bool) -> None:
@@ -148,6 +149,27 @@ Quiet = Annotated[
 Batch = Annotated[
     int | None, typer.Option(min=1, max=1 << 20, help="Tokens decoded in one batch. Default: 512.")
 ]
+StateCache = Annotated[
+    str | None,
+    typer.Option(
+        "--state-cache",
+        metavar="SIZE",
+        help="Most disk space for prompt states, such as 2GB; keep those of whole prompts too. Default: a tenth of the "
+        "free disk, at most 4 GB, for instructions.",
+    ),
+]
+InstructionCache = Annotated[
+    str | None,
+    typer.Option(
+        "--state-cache",
+        metavar="SIZE",
+        help="Most disk space for the states of instructions, such as 2GB. Default: a tenth of the free disk, at most "
+        "4 GB.",
+    ),
+]
+NoStateCache = Annotated[
+    bool, typer.Option("--no-state-cache", help="Do not use prompt states on disk, and write none.")
+]
 Mmap = Annotated[bool, typer.Option("--mmap/--no-mmap", help="Map the file into memory, or read all of it.")]
 Style = Annotated[
     Literal["auto", "compact", "indented", "free"],
@@ -189,6 +211,20 @@ Seed = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", callback=_show_log, help="Print llama.cpp's log on stderr.")
 ]
+
+
+def chosen_states(
+    size: str | None, off: bool, *, whole: bool | None = None, continues: bool = False
+) -> "States | None":
+    """The use of prompt states on disk that the options choose. `whole`: None if a given size decides it."""
+    from edge.llama.loading import States
+
+    if size is not None and off:
+        raise typer.BadParameter("belongs to --state-cache; give one of them", param_hint="--no-state-cache")
+    limit = None if size is None else parsed_size(size)
+    if size is not None and limit is None:
+        raise typer.BadParameter("must be a size such as 2GB, 800MB or 1.5GiB", param_hint="--state-cache")
+    return None if off else States(limit, size is not None if whole is None else whole, continues)
 
 
 def think_tokens(value: str | None, most: int | None = None) -> int | None:

@@ -35,11 +35,13 @@ from edge.cli.options import (
     MinP,
     Mmap,
     ModelOption,
+    NoStateCache,
     Penalty,
     Quiet,
     Rpc,
     Seed,
     SplitMode,
+    StateCache,
     Style,
     Temperature,
     TensorSplit,
@@ -48,6 +50,7 @@ from edge.cli.options import (
     TopK,
     TopP,
     Verbose,
+    chosen_states,
     spread_of,
     think_tokens,
 )
@@ -103,6 +106,8 @@ def run(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: StateCache = None,
+    no_state_cache: NoStateCache = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -128,6 +133,7 @@ def run(
         *(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap),
         adapters=adapters,
         spread=spread,
+        states=chosen_states(state_cache, no_state_cache),
     )
     chat = _conversation(task, screen, messages)
     terminal = is_terminal(sys.stdout)
@@ -175,7 +181,7 @@ def _action(
             )
             if say is not None and placed is not None:
                 say(str(placed))
-        return _answer(runner, prompt, answering, stream, say)
+        return _answer(runner, (prompt, runner.instructions(chat, prompt)), answering, stream, say)
 
 
 def _task(task: str | None, screen: Path | None, messages: Path | None) -> str | None:
@@ -220,19 +226,20 @@ def _opened(path: Path, loading: "Loading", say: Callable[[str], None] | None) -
 
 def _answer(
     runner: "Runner",
-    prompt: list[int],
+    asked: tuple[list[int], int],
     answering: "Answering",
     stream: bool,
     say: Callable[[str], None] | None,
 ) -> "Action":
-    """The action; with `stream`, it is printed while the model writes it."""
+    """The action; with `stream`, it is printed while the model writes it. `asked`: the prompt, and its instructions."""
+    prompt, instructions = asked
     with _progress(runner, len(prompt), answering.max_tokens, say) as end:
 
         def print_piece(text: str) -> None:
             end()
             typer.echo(safe_json(text), nl=False)
 
-        return runner.act_on(prompt, answering, print_piece if stream else None)
+        return runner.act_on(prompt, answering, print_piece if stream else None, instructions)
 
 
 @contextlib.contextmanager

@@ -17,10 +17,13 @@ from edge.cli.options import (
     MainGpu,
     Mmap,
     ModelOption,
+    NoStateCache,
     Rpc,
     SplitMode,
+    StateCache,
     TensorSplit,
     Verbose,
+    chosen_states,
     spread_of,
 )
 from edge.errors import ServeError
@@ -114,6 +117,8 @@ def serve(
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
     mmap: Mmap = True,
+    state_cache: StateCache = None,
+    no_state_cache: NoStateCache = False,
     verbose: Verbose = False,
 ) -> None:
     """Serve a model to agents over an OpenAI-compatible API.
@@ -147,6 +152,7 @@ def serve(
         mmap=mmap,
         adapters=adapters,
         spread=spread,
+        states=chosen_states(state_cache, no_state_cache),
     )
     server.serve(
         path,

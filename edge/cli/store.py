@@ -1,4 +1,4 @@
-"""The commands `edge models`, `edge models known`, `path` and `rm`. They import heavy modules only when they run."""
+"""The commands `edge models` and its sub-commands. They import heavy modules only when they run."""
 
 import json
 import os
@@ -11,14 +11,15 @@ import typer
 
 from edge.cli.command import App
 from edge.cli.common import agreed, echo_json, is_terminal, note, show, table
-from edge.errors import ModelFileError
+from edge.errors import EdgeError, ModelFileError
 from edge.replay.known import KnownModel, known_models
 from edge.system.paths import DEFAULT_NAME
 from edge.system.store import local_files, model_name, named_file, store_files, store_folder
-from edge.system.text import did_you_mean, printable, size
+from edge.system.text import counted, did_you_mean, printable, size
 
 if TYPE_CHECKING:
     from edge.formats.models import FoundModel
+    from edge.llama.states import StoredState
 
 _VERSION = 1  # of the JSON that --json prints
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -63,6 +64,16 @@ def list_models(as_json: Json = False) -> None:
         show(f"\nDefault ({printable(choice.why)}):\n  {printable(shown)}")
     elif not stored:
         show("To add one: edge pull NAME or edge convert SOURCE. Known models: edge models known")
+    _print_states()
+
+
+def _print_states() -> None:
+    """How much the prompt states take, if there are any."""
+    from edge.llama.states import states_folder, stored_files
+
+    if files := stored_files(states_folder()):
+        n_bytes = sum(file.n_bytes for file in files)
+        show(f"\nPrompt states: {len(files)}, {size(n_bytes)}; see edge models states")
 
 
 @models_app.command()
@@ -118,6 +129,63 @@ def rm(
             raise typer.Exit(1)
     for file in files:
         _remove(file)
+
+
+@models_app.command()
+def states(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the prompt states that edge keeps on disk, or remove them.
+
+    The tokens of a state, and so the text of a prompt, can be read from its file. Only you can open it.
+    """
+    from edge.llama.states import clear as clear_states
+    from edge.llama.states import states_folder, stored_files
+
+    folder = states_folder()
+    if clear:
+        try:
+            count, n_bytes = clear_states(folder)
+        except OSError as error:
+            raise EdgeError(f"{folder}: cannot be cleared: {error.strerror or error}") from None
+        show(f"removed {counted(count, 'state')} ({size(n_bytes)}) from {printable(str(folder))}")
+        return
+    files = sorted(stored_files(folder), key=lambda file: -file.used)
+    if as_json:
+        rows = [{"path": str(file.path), **_state_facts(file)} for file in files]
+        found = {"version": _VERSION, "folder": str(folder), "states": rows}
+        echo_json(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    _print_state_files(files)
+    total = size(sum(file.n_bytes for file in files))
+    show(f"{total if files else 'No states'} in {printable(str(folder))}")
+
+
+def _state_facts(file: "StoredState") -> dict[str, Any]:
+    """One state for --json. `used`: ISO 8601 in UTC."""
+    return {
+        "model": file.head["model"],
+        "kind": file.head["kind"],
+        "tokens": file.head["tokens"],
+        "bytes": file.n_bytes,
+        "used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(file.used)),
+    }
+
+
+def _print_state_files(files: "list[StoredState]") -> None:
+    rows = [
+        (
+            printable(file.head["model"]),
+            file.head["kind"],
+            f"{file.head['tokens']:,}",
+            size(file.n_bytes),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used)),
+        )
+        for file in files
+    ]
+    if rows:
+        table(["model", "kind", "tokens", "size", "last used"], rows)
 
 
 def _remove(file: Path) -> None:

@@ -16,10 +16,12 @@ from edge.cli.options import (
     FlashAttention,
     Force,
     GpuLayers,
+    InstructionCache,
     KvType,
     MainGpu,
     MaxTokens,
     MinP,
+    NoStateCache,
     Penalty,
     Quiet,
     Rpc,
@@ -33,6 +35,7 @@ from edge.cli.options import (
     TopK,
     TopP,
     Verbose,
+    chosen_states,
     spread_of,
     think_tokens,
 )
@@ -126,6 +129,8 @@ def trial(
     batch: Batch = None,
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
+    state_cache: InstructionCache = None,
+    no_state_cache: NoStateCache = False,
     memory: Annotated[
         int, typer.Option(min=16, help="Sandbox: maximum memory of all its processes in MiB.")
     ] = 2048,
@@ -173,6 +178,7 @@ def trial(
     answering = Answering(max_tokens, sampling, think_tokens(think, max_tokens), text_share, style)
     spread = spread_of(rpc, tensor_split, main_gpu, split_mode)
     loading = Loading(gpu_layers, threads, context, None, batch, kv_type, flash_attention, spread=spread)
+    loading = replace(loading, states=chosen_states(state_cache, no_state_cache, whole=False))
     sandbox = SandboxLimits(memory << 20, disk << 20)
     limits, part = Limits(max_steps, time_limit), parse_shard(shard)
     with _read(tasks, task or (), root, quiet=quiet) as (shown, runnable, refused, system):

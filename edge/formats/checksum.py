@@ -83,8 +83,8 @@ def damage(path: Path, *, data: bool = True) -> list[str] | None:
 def check(path: Path, *, data: bool = True) -> bool:
     """Whether a file has checksums. Raises ModelFileError if it is not as `edge convert` wrote it.
 
-    A file is read in full once: edge remembers a correct one by path, size and modification time (see
-    `gguf.remember`). Without `data` it checks the header only.
+    A file is read in full once: edge remembers a correct one by path, size, times and inode (see
+    `gguf.signature`). Without `data` it checks the header only.
     """
     data = data and recall(path, "crc32") is None
     found = damage(path, data=data)

@@ -289,20 +289,36 @@ def read_padding(path: str | Path) -> list[tuple[int, int]]:
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file in hexadecimal. `model_sha256` identifies a model.
 
-    edge remembers it in the user's cache folder by path, size and modification time. Raises ModelFileError if the file
+    edge remembers it in the user's cache folder by path, size, times and inode. Raises ModelFileError if the file
     is missing or cannot be read.
     """
     path = Path(path)
     known = recall(path, "sha256")
     if known is not None:
         return known
+    before = signature(path)
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    remember(path, "sha256", digest)
+    if signature(path) == before:  # otherwise it changed while it was read
+        remember(path, "sha256", digest)
     return digest
+
+
+def signature(path: Path) -> str:
+    """What tells that a file is still the same without reading it: path, size, times of change, inode.
+
+    The system sets the time of the inode's change: no program can put it back. Raises ModelFileError if the file is
+    missing or cannot be read.
+    """
+    status = regular_status(path)
+    try:
+        place = path.resolve()
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return f"{place}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
 
 
 def model_sha256(path: str | Path) -> str:
@@ -317,7 +333,7 @@ def model_sha256(path: str | Path) -> str:
 
 
 def recall(path: Path, what: str) -> str | None:
-    """The remembered value of a file; None if there is none, or if its size or modification time has changed.
+    """The remembered value of a file; None if there is none, or if its `signature` has changed.
 
     Raises ModelFileError if the file is missing or cannot be read.
     """
@@ -339,11 +355,7 @@ def remember(path: Path, what: str, value: str) -> None:
 
 def _memory(path: Path, what: str) -> tuple[Path, str]:
     """The cache file for a value of a file, and the key that must be in it."""
-    status = regular_status(path)
-    try:
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    key = signature(path)
     name = hashlib.sha256(os.fsencode(key)).hexdigest()
     return cache_folder() / what / f"{name}.json", key
 

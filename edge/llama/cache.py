@@ -7,7 +7,7 @@ held at each length where prompts part. A transformer needs fewer states, and th
 
 import ctypes
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,21 @@ class State:
     owner: object
     logits: Logits | None = None
     """The logits after the last token, if a prompt ends there."""
+    ends: list[int] | None = field(default_factory=list)
+    """Lengths at which the chunks ended in which the tokens were read; None if it was read beside others."""
+
+    def ends_at(self, length: int) -> list[int] | None:
+        """The chunks of the first `length` tokens; None if not known, or if a chunk goes beyond them."""
+        if self.ends is None or (length and length not in self.ends):
+            return None
+        return [end for end in self.ends if end <= length]
+
+    def grow(self, tokens: Sequence[int], *, alone: bool) -> None:
+        """Add the tokens of a chunk. `alone`: nothing else was in its batch."""
+        self.tokens += tokens
+        self.logits = None
+        if tokens:
+            self.ends = [*self.ends, len(self.tokens)] if alone and self.ends is not None else None
 
 
 AnyState = TypeVar("AnyState", bound=State)
@@ -88,7 +103,7 @@ class Cache:
         self._kv_type = kv_type
         self._flash_attention = flash_attention
         self._offloads = offloads
-        self._unified = unified
+        self.unified = unified
         self._adapters = tuple(adapters)
         self._files = tuple(adapters)  # whose memory counts
         self._memory: Any = None
@@ -118,6 +133,20 @@ class Cache:
         for saved in moved:
             self._restore(saved)
         self._states = [state for state in held if state.sequence >= 0]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no state is held."""
+        return not self._states
+
+    @property
+    def window(self) -> int:
+        """Tokens that one sequence can have."""
+        return self.cells if self.unified else self.cells // max(1, self.sequences)
+
+    def length(self, sequence: int) -> int:
+        """The number of tokens in a sequence."""
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
     def use(self, adapters: Sequence[LoadedAdapter]) -> None:
         """Read and write with these adapters from now on. Keep what was read with others apart."""
@@ -155,6 +184,7 @@ class Cache:
             end = -1 if length == len(start.tokens) else length
             llama_cpp.llama_memory_seq_cp(self._memory, start.sequence, state.sequence, -1, end)
             state.logits = start.logits if length == len(prompt) else None
+            state.ends = start.ends_at(length)
         others = []
         for held in list(self._states):
             on_path = common_length(held.tokens, prompt) == len(held.tokens)
@@ -181,7 +211,7 @@ class Cache:
 
     def copy(self, state: State) -> State:
         """A state in another sequence with the same tokens."""
-        copy = State(self.take(state), list(state.tokens), state.owner, state.logits)
+        copy = State(self.take(state), list(state.tokens), state.owner, state.logits, state.ends)
         llama_cpp.llama_memory_seq_cp(self._memory, state.sequence, copy.sequence, -1, -1)
         return copy
 
@@ -210,9 +240,13 @@ class Cache:
         """Remove what follows the first `length` tokens of a sequence. Of a hybrid only a length of 0 is possible."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, length or -1, -1)
 
+    def of(self, owner: object) -> list[State]:
+        """The held states of an owner."""
+        return [state for state in self._states if state.owner is owner]
+
     def forget(self, owner: object) -> None:
         """Drop the states of an owner."""
-        for state in [state for state in self._states if state.owner is owner]:
+        for state in self.of(owner):
             self.drop(state)
 
     def held_by_others(self, owner: object) -> int:
@@ -292,14 +326,14 @@ class Cache:
             batch=batch,
             kv_type=self._kv_type,
             flash_attention=self._flash_attention,
-            apart=not self._unified,
+            apart=not self.unified,
         )
         library.check_room(problem, needed.total)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = batch
         params.n_seq_max = sequences
-        params.kv_unified = self._unified
+        params.kv_unified = self.unified
         params.n_threads = params.n_threads_batch = self._threads
         params.type_k = params.type_v = KV_TYPES[self._kv_type]
         # enum llama_flash_attn_type: 0 off, 1 on, -1 on where the device can

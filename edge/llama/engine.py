@@ -10,7 +10,7 @@ memory once for all of them.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -21,14 +21,15 @@ import numpy as np
 
 from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
-from edge.llama.adapters import check_adapters, load_adapters
+from edge.llama.adapters import LoadedAdapter, check_adapters, load_adapters
 from edge.llama.cache import KV_TYPES, Cache, State
 from edge.llama.drafts import HOPELESS, MEASURED, Draft, Drafting, Repeats
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
-from edge.llama.prefixes import common_length, distinct_tokens
+from edge.llama.prefixes import chunk_end, chunk_ends, common_length, distinct_tokens
 from edge.llama.remote import connect
+from edge.llama.restore import DiskStates
 from edge.system.machine import MAX_THREADS, physical_cores
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ T = TypeVar("T")
 _FOREIGN = 512
 _ANSWERS = 8  # earlier answers that drafts are taken from
 _PASSES = 5  # passes over one token that are timed
+_GROWTH = 1.25  # of a conversation, until its state is written to disk again
 Entry = tuple[int, int, int, bool]
 """Of a token in a batch: its id, its position, its sequence, and whether the logits after it are wanted."""
 
@@ -95,11 +97,7 @@ class PromptReading(Generic[T]):
         """The tokens of the prompt to read next, at most `room`."""
         begin = len(self.state.tokens)
         prompt = self.job.prompt
-        stop = min(p for p in (*self.job.cuts, *self.stops, len(prompt)) if p > begin)
-        end = min(stop, begin + room)
-        if stop - end == 1 and end - begin > 1:
-            end -= 1  # llama.cpp computes a chunk of one token with other kernels
-        return prompt[begin:end]
+        return prompt[begin : chunk_end(begin, (*self.job.cuts, *self.stops, len(prompt)), room)]
 
 
 class Engine:
@@ -137,6 +135,7 @@ class Engine:
             )
         check_adapters(path, loading.adapters, together=self.adds_adapters)
         library.start()
+        self.states = _states(path, loading)
         params = library.model_params()
         params.n_gpu_layers = gpu_layers
         connect(loading.spread.rpc)
@@ -171,6 +170,7 @@ class Engine:
             offloads=self.offloads,
             adapters=self.adapters,
         )
+        self._describe(gpu_layers)
         # llama.cpp splits a hybrid's batch until each sequence has as many tokens as the others: a prompt and answers
         # gain nothing from one batch there. So answers wait until more of them can continue together.
         self.mixes = self.cache.rewindable
@@ -179,6 +179,7 @@ class Engine:
         self.drafting = Drafting(loading.draft) if loading.draft and self.cache.rewindable else None
         self._seconds: list[float] = []  # of passes over one token, until the costs of drafts are measured
         self._answers: deque[Sequence[int]] = deque(maxlen=_ANSWERS)
+        self._kept: dict[int, int] = {}  # tokens of a conversation on disk, by the identity of its owner
         self.prompt_tokens_decoded = 0
         self.answer_tokens_decoded = 0
         self.answer_passes = 0
@@ -196,6 +197,8 @@ class Engine:
     def close(self) -> None:
         """Free the model and its cache. The engine cannot be used any more."""
         if self._model:
+            if self.states is not None:
+                self.states.close()
             self.cache.close()
             llama_cpp.llama_batch_free(self._batch)
             llama_cpp.llama_model_free(self._model)
@@ -223,8 +226,22 @@ class Engine:
         self._forget()
         return self.cache.held_by_others(owner)
 
+    def keep_conversation(self, owner: object, following: Sequence[int], *, now: bool = False) -> None:
+        """Let the state of an owner that saves most of the prompt `following` go to disk.
+
+        It does if the state has grown by a quarter since the last time, or `now`: written each time, a long
+        conversation would write its size over and over.
+        """
+        state, length = self.cache.longest(self.cache.of(owner), following)
+        before = self._kept.get(id(owner), 0)
+        if self.states is not None and state is not None and length > before * (1 if now else _GROWTH):
+            self._kept[id(owner)] = length
+            self.states.keep_conversation(self.cache, state, self.adapters_of(state))
+            self.states.flush()
+
     def forget(self, owner: object) -> None:
         """Drop the states of `owner`. Does nothing once the engine is closed."""
+        self._kept.pop(id(owner), None)
         self.cache.forget(owner)
 
     def forget_later(self, owner: object) -> None:
@@ -233,7 +250,7 @@ class Engine:
 
     def _forget(self) -> None:
         while self._forgotten:
-            self.cache.forget(self._forgotten.popleft())
+            self.forget(self._forgotten.popleft())
 
     def run(self, jobs: Sequence[Job[T]], parallel: int = 1, owner: object = None) -> Iterator[tuple[int, T]]:
         """Read the prompts and write the answers; yields (index of the job, answer) as soon as each is finished.
@@ -286,6 +303,7 @@ class Engine:
                     if self.resume(running, logits):
                         active.remove(running)
                         end(running.state)
+                        self.flush_states()
                         yield running.index, running.answer
         finally:
             if self.cache.context is context:  # otherwise the states went with it
@@ -327,14 +345,16 @@ class Engine:
             self.prompt_tokens_decoded += len(part)
         began = time.perf_counter()
         self._compute(entries)
+        alone = sum(bool(part) for _, part in grown) == 1
         for state, part in grown:
-            state.tokens += part
-            state.logits = None
+            state.grow(part, alone=alone)
         if self.drafting and len(entries) == 1 and awaited and len(self._seconds) < _PASSES:
             self._logits(0)  # with a GPU, this waits for the computation
             self._seconds.append(time.perf_counter() - began)
         if reading is not None and len(reading.state.tokens) == len(reading.job.prompt):
             reading.state.logits = self._logits(len(entries) - 1).copy()
+        if reading is not None and self.states is not None:
+            self.states.offer(self.cache, reading.state, reading.job, self.adapters_of(reading.state))
         return [(running, self._logits(i)) for running, i in awaited]
 
     def resume(self, running: RunningJob[T], logits: Logits) -> bool:
@@ -358,6 +378,7 @@ class Engine:
         state = running.state
         if wrong := len(draft.tokens) - right:
             del state.tokens[-wrong:]
+            state.ends = None
             self.cache.cut(state.sequence, len(state.tokens))
         self.answer_tokens_decoded += right
         self.drafting.count(draft.match, len(draft.tokens), right)
@@ -436,7 +457,53 @@ class Engine:
             if not self.offloads and together - len(job.prompt) > _FOREIGN:
                 return None
         state = self.cache.branch(job.prompt, owner, needed=stops, writing=writing, room=room)
+        # In an empty cache, a restored state takes the cells that reading it would take.
+        if not active and self.cache.empty and self.restore(job, state, stops) and len(state.tokens) in stops:
+            self.cache.hold(self.cache.copy(state))
         return PromptReading(job, state, stops)
+
+    def restore(self, job: Job[T], state: State, stops: Collection[int]) -> bool:
+        """Fill a sequence from disk, if a state there has more of the prompt than the sequence."""
+        if self.states is None:
+            return False
+        ends = chunk_ends(len(job.prompt), {*job.cuts, *stops}, self.batch)
+        any_chunks = self.states.wanted.continues and state.owner is not None
+        adapters = self.adapters_of(state)
+        return self.states.restore(self.cache, state, job.prompt, ends, adapters, any_chunks=any_chunks)
+
+    def adapters_of(self, state: State) -> Sequence[LoadedAdapter]:
+        """The adapters that a state is read with."""
+        return self.adapters
+
+    @property
+    def prompt_tokens_restored(self) -> int:
+        """Prompt tokens that were not read because a state on disk has them."""
+        return 0 if self.states is None else self.states.restored
+
+    @property
+    def writes_whole_prompts(self) -> bool:
+        """Whether states of whole prompts go to disk, not only those of instructions."""
+        return self.states is not None and self.states.wanted.whole
+
+    def flush_states(self) -> None:
+        """Write prompt states that wait to be written to disk, beside the engine's work."""
+        if self.states is not None:
+            self.states.flush()
+
+    def _describe(self, gpu_layers: int) -> None:
+        """Complete what states on disk must have in common with this engine; without it, none is used."""
+        if self.states is not None:
+            try:
+                self.states.describe(
+                    threads=self.threads,
+                    batch=self.batch,
+                    kv_type=self.kv_type,
+                    flash_attention=self.flash_attention,
+                    offloads=self.offloads,
+                    gpu_layers=gpu_layers,
+                )
+            except (OSError, EdgeError):
+                self.states = None
 
     def _compute(self, entries: Sequence[Entry]) -> None:
         batch = self._batch
@@ -466,6 +533,16 @@ class Engine:
                 f"{self.path}: gives logits that are not finite: the model is damaged; convert it again"
             )
         return logits
+
+
+def _states(path: Path, loading: Loading) -> DiskStates | None:
+    """The states on disk, if they are wanted and can be used: an engine works without them."""
+    if loading.states is None:
+        return None
+    try:
+        return DiskStates(path, loading)
+    except (OSError, EdgeError):
+        return None
 
 
 def _entries(state: State, tokens: Sequence[int], *, last: bool) -> list[Entry]:

@@ -85,6 +85,18 @@ ONE_DEVICE = Spread()
 
 
 @dataclass(frozen=True)
+class States:
+    """The use of prompt states on disk. `limit`: bytes of all files; None: a tenth of the free disk, at most 4 GB."""
+
+    limit: int | None = None
+    whole: bool = False
+    """Write whole prompts and conversations too, not only the instructions at their beginning."""
+    continues: bool = False
+    """A conversation continues from its own states, as if its process had not ended. An empty cache would read the
+    same tokens in other chunks, and give other last bits."""
+
+
+@dataclass(frozen=True)
 class Loading:
     """Options of loading a model. None means: chosen from the free memory and the lengths (edge/llama/placement.py)."""
 
@@ -111,6 +123,8 @@ class Loading:
     """LoRA adapters; their changes add up. In a server, each request chooses one."""
     spread: Spread = ONE_DEVICE
     """Over which devices the layers are spread, and how."""
+    states: States | None = None
+    """Prompt states on disk; None: neither read nor written."""
 
 
 DEFAULT_LOADING = Loading()

@@ -4,7 +4,7 @@ The tree is never built. In a sorted list of token lists, neighbours share the l
 is the minimum of what the neighbours between them share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,26 @@ def distinct_tokens(prompts: Sequence[Tokens]) -> int:
     """Nodes of the prefix tree of all prompts: the minimum number of tokens that an engine must read."""
     ordered = [[], *sorted(map(list, prompts))]
     return sum(len(b) - common_length(a, b) for a, b in pairwise(ordered))
+
+
+def chunk_end(begin: int, stops: Iterable[int], room: int) -> int:
+    """Where the chunk of a prompt ends that begins at `begin` and has at most `room` tokens.
+
+    `stops`: the lengths at which reading stops, the end of the prompt among them.
+    """
+    stop = min(at for at in stops if at > begin)
+    end = min(stop, begin + room)
+    if stop - end == 1 and end - begin > 1:
+        end -= 1  # llama.cpp computes a chunk of one token with other kernels
+    return end
+
+
+def chunk_ends(length: int, stops: Iterable[int], room: int) -> list[int]:
+    """Where the chunks of a prompt of `length` tokens end, read from its begin with nothing beside it."""
+    ends, all_stops = list[int](), [*stops, length]
+    while not ends or ends[-1] < length:
+        ends.append(chunk_end(ends[-1] if ends else 0, all_stops, room))
+    return ends
 
 
 def reading_order(prompts: Sequence[Tokens]) -> list[int]:

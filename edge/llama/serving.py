@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from edge.llama.adapters import LoadedAdapter
 from edge.llama.cache import Cache, State
 from edge.llama.engine import Engine, PromptReading, RunningJob
 from edge.llama.jobs import Job, Logits
@@ -73,6 +74,7 @@ class ServingCache(Cache):
             self.cut(state.sequence, length)
         state.tokens = list(prompt[:length])
         state.logits = best.logits if length == len(prompt) else None
+        state.ends = best.ends_at(length)
         return state
 
     def partings(self, prompt: Sequence[int], adapter: Adapter | None = None) -> set[int]:
@@ -103,7 +105,7 @@ class ServingCache(Cache):
         while self.kept_bytes > self.most_kept - size:
             self._kept.pop(0)
         data = self.export_sequence(state.sequence, size)
-        self._kept.append(_Kept(-1, list(state.tokens), state.owner, state.logits, data))
+        self._kept.append(_Kept(-1, list(state.tokens), state.owner, state.logits, state.ends, data))
 
     def _kept_of(self, owner: object) -> list[_Kept]:
         return [kept for kept in self._kept if kept.owner == owner]
@@ -202,6 +204,7 @@ class ServingEngine(Engine):
                 if self.resume(running, logits):
                     active.remove(running)
                     self.cache.hold(running.state)
+                    self.flush_states()
                     yield requests.pop(running.index), running.answer
 
     def _turn_of(
@@ -236,9 +239,14 @@ class ServingEngine(Engine):
         prompt = list(job.prompt)
         partings = self.cache.partings(prompt, job.adapter)
         state = self.cache.bring_back(prompt, job.adapter)
+        stops = {at for at in job.held if at < len(prompt)}
+        if not self.cache.rewindable:
+            stops |= {at for at in partings if _LEAST < at < len(prompt)}
+        self.restore(job, state, stops)
         length = len(state.tokens)
         job.begun(length)
-        stops = {at for at in job.held if length < at < len(prompt)}
-        if not self.cache.rewindable:
-            stops |= {at for at in partings if max(length, _LEAST) < at < len(prompt)}
-        return PromptReading(job, state, stops)
+        return PromptReading(job, state, {at for at in stops if at > length})
+
+    def adapters_of(self, state: State) -> Sequence[LoadedAdapter]:
+        """The adapter that a state is read with."""
+        return self._by_adapter[state.owner] if isinstance(state.owner, Adapter) else ()

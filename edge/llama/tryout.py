@@ -23,7 +23,7 @@ _PATIENCE = 180  # seconds beyond what such a disk needs: a busy machine must no
 
 
 def tried(path: Path) -> bool:
-    """Whether an earlier trial with this version of llama.cpp succeeded, by path, size and modification time."""
+    """Whether an earlier trial with this version of llama.cpp succeeded; see `gguf.signature`."""
     installed = version("llama-cpp-python")
     return all(recall(file, "tried") == installed for file in part_files(path))
 

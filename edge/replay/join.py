@@ -23,6 +23,7 @@ _WORK = (
     "prompt_tokens",
     "prompt_tokens_distinct",
     "prompt_tokens_decoded",
+    "prompt_tokens_restored",
     "completion_tokens",
     "forced_tokens",
     "thought_tokens",

@@ -15,10 +15,11 @@ from edge.errors import ContextError
 from edge.formats.gguf import ModelFile, model_sha256, read_model_file
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.placement import Placement, place
-from edge.llama.prefixes import depth_held, distinct_tokens, reading_order
+from edge.llama.prefixes import common_length, depth_held, distinct_tokens, reading_order
 from edge.llama.remote import devices_for
+from edge.llama.restore import LEAST
 from edge.replay.asking import DEFAULT_ASKING, Asking
-from edge.replay.prepare import chosen_rows, prepare
+from edge.replay.prepare import Asked, chosen_rows, prepare
 from edge.replay.provenance import (
     adapter_identity,
     adapter_provenance,
@@ -190,10 +191,19 @@ _NO_WORK: EngineCounters = {
     "prompt_tokens": 0,
     "prompt_tokens_distinct": 0,
     "prompt_tokens_decoded": 0,
+    "prompt_tokens_restored": 0,
     "completion_tokens": 0,
     "forced_tokens": 0,
     "thought_tokens": 0,
 }
+
+
+def _instructions(asked: Asked) -> int:
+    """The tokens with which the prompts of all tasks begin; 0 if there is only one task, or for very few tokens."""
+    if len({row.task_id for row in asked.rows}) < 2:
+        return 0
+    length = min(common_length(asked.prompts[0], prompt) for prompt in asked.prompts)
+    return length if length >= LEAST else 0
 
 
 def _answer(
@@ -215,7 +225,12 @@ def _answer(
             return engine.prompt_tokens_decoded, engine.answer_tokens_decoded
 
         answers = runner.answers(
-            prompts, answering, wanted=set(wanted), parallel=placement.parallel, cells=placement.cells
+            prompts,
+            answering,
+            wanted=set(wanted),
+            parallel=placement.parallel,
+            cells=placement.cells,
+            instructions=_instructions(recorder.asked),
         )
         with contextlib.closing(answers), recorder.watched(counters, say=say):
             for i, answer in answers:
@@ -234,6 +249,7 @@ def _answer(
             "prompt_tokens": recorder.totals["prompt_tokens"],
             "prompt_tokens_distinct": distinct_tokens([prompts[i] for i in wanted]),
             "prompt_tokens_decoded": engine.prompt_tokens_decoded,
+            "prompt_tokens_restored": engine.prompt_tokens_restored,
             "completion_tokens": recorder.totals["completion_tokens"],
             "forced_tokens": recorder.totals["forced_tokens"],
             "thought_tokens": recorder.totals["thought_tokens"],

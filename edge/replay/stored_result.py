@@ -173,6 +173,8 @@ class EngineCounters(TypedDict, total=False):
     """Prompt tokens after shared prefixes are counted once."""
     prompt_tokens_decoded: int
     """Prompt tokens that the model really read."""
+    prompt_tokens_restored: int
+    """Prompt tokens that were not read because a state on disk has them."""
     completion_tokens: int
     """Tokens of the answers."""
     forced_tokens: int

@@ -57,7 +57,9 @@ class Endpoint:
         work = await prepare(server, request)
         tickets += [server.model.enter(tickets[0], index) for index in range(1, len(work))]
         for ticket, one in zip(tickets, work, strict=True):
-            server.model.hand_in(ticket, one.prompt, one.room, one.held, one.make_writer, adapter)
+            server.model.hand_in(
+                ticket, one.prompt, one.room, one.held, one.make_writer, adapter, one.instructions
+            )
         if request.stop and chosen(server, request) == "required":
             aside = "stop is set aside: it would cut a call that must be complete"
             request = replace(request, warnings=(*request.warnings, aside))

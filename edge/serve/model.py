@@ -149,20 +149,24 @@ class ServedModel:
         held: Sequence[int],
         make_writer: MakeWriter,
         adapter: Adapter | None = None,
+        instructions: int = 0,
     ) -> None:
         """Queue a request whose answer takes at most `room` tokens. Raises EdgeError if the model has failed.
 
         `held`: lengths of the prompt at which its state is kept, see `edge.llama.jobs.Job`. `adapter`: one of the
-        engine's; None for the base alone.
+        engine's; None for the base alone. `instructions`: as in `edge.runner.Runner.write`.
         """
         if self.failure:
             raise EdgeError(f"the model has failed: {self.failure}; start the server again")
         writer = _guarded(make_writer, ticket.put)
+        cuts = [instructions] if instructions else []
         request: Request[Answer | Exception] = Request(
             list(prompt),
             writer,
             room,
-            held=list(held),
+            cuts,
+            list(held),
+            cuts,
             cancelled=ticket.cancelled,
             adapter=adapter,
             begun=ticket.begin,

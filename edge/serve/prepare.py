@@ -21,11 +21,15 @@ _COMPLETION_TOKENS = 16  # OpenAI's default
 
 @dataclass(frozen=True)
 class Work:
-    """One answer to write: the prompt in token ids, the most tokens of the answer, where to keep states, the writer."""
+    """One answer to write: the prompt in token ids, the most tokens of the answer, where to keep states, the writer.
+
+    `instructions`: tokens of the prompt before the task; 0 if not known.
+    """
 
     prompt: list[int]
     room: int
     held: list[int]
+    instructions: int
     make_writer: MakeWriter
 
 
@@ -45,7 +49,7 @@ async def prepare(server: Server, request: ClientRequest) -> list[Work]:
     work = []
     for prompt in [None] if chat else request.prompts:
         async with server.encoding:
-            ids, held = await run_in_threadpool(_encoded, server, request, prompt)
+            ids, held, instructions = await run_in_threadpool(_encoded, server, request, prompt)
         left = server.context - len(ids)
         if left < 1:
             raise too_long(server, f"has {len(ids):,}", "messages" if chat else "prompt")
@@ -55,7 +59,7 @@ async def prepare(server: Server, request: ClientRequest) -> list[Work]:
             held = [*held, len(ids) - 1]  # read once
         for index in range(request.n):
             maker = await run_in_threadpool(_writer_maker, server, _numbered(request, index), ids, room)
-            work.append(Work(ids, room, held, maker))
+            work.append(Work(ids, room, held, instructions, maker))
     return work
 
 
@@ -78,14 +82,15 @@ def too_long(server: Server, has: str, param: str) -> BadRequestError:
 
 def _encoded(
     server: Server, request: ClientRequest, prompt: str | list[int] | None
-) -> tuple[list[int], list[int]]:
-    """The token ids of a prompt, and the lengths at which the next prompt of the conversation will part from it.
+) -> tuple[list[int], list[int], int]:
+    """The token ids of a prompt, the lengths at which the next prompt of the conversation will part from it, and the
+    length of its instructions.
 
     `prompt`: of a completion; None for a chat.
     """
     if prompt is None:
         return _rendered(server, request)
-    return prompt_ids(server, prompt, "prompt"), []
+    return prompt_ids(server, prompt, "prompt"), [], 0
 
 
 def prompt_ids(server: Server, prompt: str | list[int], param: str) -> list[int]:
@@ -107,7 +112,7 @@ def chat_ids(server: Server, request: ClientRequest) -> list[int]:
     return _rendered(server, request)[0]
 
 
-def _rendered(server: Server, request: ClientRequest) -> tuple[list[int], list[int]]:
+def _rendered(server: Server, request: ClientRequest) -> tuple[list[int], list[int], int]:
     runner = server.model.runner
     try:
         messages, variables = conversation(server, request)
@@ -120,8 +125,9 @@ def _rendered(server: Server, request: ClientRequest) -> tuple[list[int], list[i
         _check_size(server, text, "messages")
         prompt = runner.encode(text)
         if request.continued is not None:
-            return prompt, []
-        return prompt, runner.branch_points(messages, prompt, variables)
+            return prompt, [], 0
+        instructions = runner.instructions(messages, prompt, variables)
+        return prompt, runner.branch_points(messages, prompt, variables), instructions
     except PromptError as error:
         raise BadRequestError(str(error), "messages") from None
 

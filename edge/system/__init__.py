@@ -16,6 +16,7 @@ tuned     what edge tune measured, in a file beside the settings
 signals   signals held back where their exception would be lost, or passed on to C code
 streams   standard streams in any encoding
 typed_json  JSON values checked against a TypedDict
+keys      the user's secret key, for seals
 hashes    SHA-256 of files and texts
 text      other people's text made safe to show; sizes
 tables    tables in Markdown and for a terminal

@@ -48,7 +48,7 @@ def temporary_file(place: Path) -> Iterator[tuple[Path, int]]:
     releases the lock of a dead process, so a file without a lock is not in use. Raises OSError.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(place)
+    remove_leftovers(place.parent, place.name)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY
     while True:
         temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
@@ -72,7 +72,7 @@ def replace_link(place: Path, target: Path) -> None:
     Removes links that a killed process left. Raises OSError, and NotImplementedError on a system without links.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(place)
+    remove_leftovers(place.parent, place.name)
     while True:
         temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
         try:
@@ -148,10 +148,11 @@ def make_private(descriptor: int) -> None:
         os.fchmod(descriptor, 0o600)
 
 
-def _remove_leftovers(place: Path) -> None:
-    name = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}\.tmp")
-    for path in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
-        if name.fullmatch(path.name) is None:
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove the temporary files that killed processes left in a folder: those for the place `name`, or all."""
+    pattern = re.compile(rf"\.{re.escape(name) if name else '.+'}\.[0-9a-f]{{8}}\.tmp")
+    for path in folder.glob(f".{glob.escape(name) if name else '*'}.*.tmp"):
+        if pattern.fullmatch(path.name) is None:
             continue
         with contextlib.suppress(OSError):
             if path.is_symlink():  # a link has no lock; `replace_link` makes it again

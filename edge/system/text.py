@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Iterable
 
 _SUGGESTED = 3
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _LEAST_PART = 3  # letters: a shorter part is in too many names
 # Characters that Unicode lists as ignorable, or whose glyph is blank, and that str.isprintable accepts.
 _BLANK = re.compile(
@@ -101,6 +102,12 @@ def counted(number: int, noun: str) -> str:
 def size(n_bytes: float, digits: int = 1) -> str:
     """Bytes for people: in GB (10^9) with `digits` decimals, or in MB (10^6) with one: 1.2 GB, 141.0 MB."""
     return f"{n_bytes / 1e9:,.{digits}f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def parsed_size(text: str) -> int | None:
+    """The bytes of a size such as 6GB, 800MB, 5.5GiB or 100; None if it is not one."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?|)B?", text.strip().upper())
+    return None if match is None else int(float(match[1]) * _UNITS[match[2]])
 
 
 def _symbol(char: str) -> str:

@@ -32,8 +32,8 @@ from edge.agent.kept import (
     undo_paths,
 )
 from edge.agent.record import Record
-from edge.agent.seal import key_path
 from edge.errors import AgentError, EdgeError, SandboxError
+from edge.system.keys import key_path
 from edge.system.paths import state_folder
 
 pytestmark = [
