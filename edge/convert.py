@@ -19,13 +19,12 @@ from edge.conversion.importance import Importance, needs_weights, read_importanc
 from edge.conversion.output import Replaced, header_run, output_place, sources
 from edge.conversion.plan import Plan, TensorPlan
 from edge.conversion.recipe import Recipe
-from edge.conversion.template import Findings, examine, vocabulary_tokens
+from edge.conversion.template import Findings, examine, rendering_warnings, vocabulary_tokens
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
 from edge.conversion.tokenizer_check import check_tokenization
 from edge.conversion.tokenizer_json import templates
 from edge.conversion.weights import FLOATS, Output, write_weights
-from edge.errors import ConversionError, PromptError
-from edge.formats.chat_template import find_hostile
+from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.checksum import seal
 from edge.formats.gguf import read_model_file, remember, sha256
@@ -34,7 +33,6 @@ from edge.formats.imatrix import read_imatrix
 from edge.formats.lora import check_adapter, merge_lora
 from edge.llama import ggml
 from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
-from edge.prompt import render_chat_template
 from edge.replay.rows import read_rows
 from edge.system.files import allocate, temporary_file, whole_file
 from edge.system.hashes import package_version
@@ -298,38 +296,8 @@ def _files(checkpoint: Checkpoint) -> list[Path]:
 def _warnings(model: _Model) -> list[str]:
     """What the user must know about the checkpoint. Raises ConversionError if its chat template is hostile."""
     checkpoint, vocabulary = model.checkpoint, model.vocabulary
-    template = _template_warnings(checkpoint, vocabulary)
+    template = rendering_warnings(checkpoint, vocabulary)
     return [*checkpoint.notes, *checkpoint.card.notes, *model.plan.notes, *template, *vocabulary.warnings]
-
-
-def _template_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
-    """What is wrong with the chat template, found by rendering one message with it.
-
-    Raises ConversionError if the template is hostile.
-    """
-    template = checkpoint.chat_template
-    if template is None:
-        return ["the checkpoint has no chat template; prompts will use a fallback"]
-    if not template.strip():
-        return ["the checkpoint's chat template is empty; prompts will use a fallback"]
-    bos, eos = (vocabulary.special_ids.get(kind) for kind in ("bos", "eos"))
-    tokens = {f"{kind}_token": vocabulary.tokens[i] for kind, i in vocabulary.special_ids.items()}
-    hostile = find_hostile(template, tokens)
-    if hostile is not None:
-        raise ConversionError(
-            f"{checkpoint.folder}: its chat template is hostile: {hostile}; do not use the checkpoint, "
-            "or remove the template"
-        )
-    try:
-        render_chat_template(
-            [{"role": "user", "content": "ls"}],
-            template=template,
-            bos_token=None if bos is None else vocabulary.tokens[bos],
-            eos_token=None if eos is None else vocabulary.tokens[eos],
-        )
-    except PromptError as error:
-        return [f"{error}; prompts will use a fallback"]
-    return []
 
 
 # --- the work ---

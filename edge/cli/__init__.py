@@ -12,6 +12,7 @@ pull      edge pull; the question before a large download
 models    edge convert, imatrix, inspect, doctor; not edge models, which is in store
 run       edge run
 chat      edge chat
+keyboard  the keyboard of edge chat: Ctrl-C, line editing
 agent     edge agent, replay
 allow     edge allow: try an allowlist, print edge's own
 serve     edge serve

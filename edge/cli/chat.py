@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from edge.cli.common import (
     placement,
     say,
 )
+from edge.cli.keyboard import line_editing, stoppable
 from edge.cli.options import (
     Batch,
     ChatMinP,
@@ -271,7 +271,7 @@ class _Session:
             _say(
                 f"{talk.answers} answers, context {talk.context:,}. /help lists commands; /bye or Ctrl-D ends."
             )
-            self._remember = _line_editing()
+            self._remember = line_editing()
         commands = Commands(talk, self._read_line, _say, self._confirm if self.interactive else None)
         going_on = True
         while going_on:
@@ -309,7 +309,7 @@ class _Session:
         talk = self.talk
         settings = talk.settings
         view = _View(talk.answers == "action", settings.thoughts, settings.wordwrap, is_terminal(sys.stdout))
-        with _stoppable(self.interactive) as stopped:
+        with stoppable(self.interactive) as stopped:
             reply = talk.ask(text, view.text, view.thought, stopped)
         view.end()
         if self.interactive:
@@ -444,63 +444,3 @@ def _stats(reply: "Reply") -> str:
         f"read in {reply.read_seconds:.2f} s; "
         f"answer: {counted(reply.written, 'token')} in {reply.write_seconds:.2f} s ({speed:.1f} tokens/s)"
     )
-
-
-@contextlib.contextmanager
-def _stoppable(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is only noted in this block; yields the function that says whether it was pressed."""
-    pressed: list[int] = []
-    if not wanted or not callable(signal.getsignal(signal.SIGINT)):  # it is ignored
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        with _without_echo():
-            yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-    """Do not show what the person types now: it would be in the middle of the answer. It stays for the next line."""
-    if sys.platform == "win32":
-        yield
-        return
-    import termios
-
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    silent = [*before]
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSANOW, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSANOW, before)
-
-
-def _line_editing() -> Callable[[str], None]:
-    """Turn on line editing and the history, where Python has readline; the function that remembers an entry."""
-    from edge.chat.history import History
-
-    if sys.platform == "win32":  # the console has its own
-        return lambda entry: None
-    try:
-        import readline
-    except ImportError:  # a Python that was built without it
-        return lambda entry: None
-    history = History()
-    if "libedit" not in (readline.__doc__ or ""):  # pasted lines are one message; Python turns that off
-        readline.parse_and_bind("set enable-bracketed-paste on")
-    readline.set_auto_history(False)
-    readline.clear_history()
-    for entry in history.entries:
-        readline.add_history(entry)
-
-    def remember(entry: str) -> None:
-        if entry.strip():
-            readline.add_history(entry)
-        history.add(entry)
-
-    return remember

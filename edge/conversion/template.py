@@ -12,8 +12,9 @@ from gguf import TokenType
 from jinja2 import nodes
 
 from edge.conversion.tokenizer import Vocabulary
-from edge.errors import PromptError
-from edge.formats.chat_template import TooMuchWork, parsed
+from edge.errors import ConversionError, PromptError
+from edge.formats.chat_template import TooMuchWork, find_hostile, parsed
+from edge.formats.checkpoint import Checkpoint
 from edge.formats.template_triggers import conditional_texts
 from edge.prompt import Message, PromptSource, render_chat_template
 
@@ -240,3 +241,33 @@ def _not_taken(chat: _Chat) -> Iterator[str]:
     last = chat.write([user, thought], answer=False) or ""
     if not any(_THOUGHT in text for text in (*tools, last)):
         yield "thoughts (reasoning_content)"
+
+
+def rendering_warnings(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
+    """What is wrong with the chat template, found by rendering one message with it.
+
+    Raises ConversionError if the template is hostile.
+    """
+    template = checkpoint.chat_template
+    if template is None:
+        return ["the checkpoint has no chat template; prompts will use a fallback"]
+    if not template.strip():
+        return ["the checkpoint's chat template is empty; prompts will use a fallback"]
+    bos, eos = (vocabulary.special_ids.get(kind) for kind in ("bos", "eos"))
+    tokens = {f"{kind}_token": vocabulary.tokens[i] for kind, i in vocabulary.special_ids.items()}
+    hostile = find_hostile(template, tokens)
+    if hostile is not None:
+        raise ConversionError(
+            f"{checkpoint.folder}: its chat template is hostile: {hostile}; do not use the checkpoint, "
+            "or remove the template"
+        )
+    try:
+        render_chat_template(
+            [{"role": "user", "content": "ls"}],
+            template=template,
+            bos_token=None if bos is None else vocabulary.tokens[bos],
+            eos_token=None if eos is None else vocabulary.tokens[eos],
+        )
+    except PromptError as error:
+        return [f"{error}; prompts will use a fallback"]
+    return []

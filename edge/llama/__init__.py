@@ -16,6 +16,7 @@ cache        sequences, and the states that later prompts continue from
 drafts       tokens to decode ahead, and whether that saves time
 states       the store of prompt states on disk
 restore      when an engine uses and writes states on disk
+under_way    a prompt that is read, an answer that is written
 engine       token ids in, logits out, many sequences in one cache
 serving      the engine of a server, for jobs that arrive while others are written
 reader       reads given texts, each node of their prefix tree once

@@ -11,10 +11,9 @@ memory once for all of them.
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, TypeVar
 
 import llama_cpp
 import numpy as np
@@ -27,9 +26,10 @@ from edge.llama.drafts import HOPELESS, MEASURED, Draft, Drafting, Repeats
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
-from edge.llama.prefixes import chunk_end, chunk_ends, common_length, distinct_tokens
+from edge.llama.prefixes import chunk_ends, common_length, distinct_tokens
 from edge.llama.remote import connect
 from edge.llama.restore import DiskStates
+from edge.llama.under_way import PromptReading, RunningJob
 from edge.system.machine import MAX_THREADS, physical_cores
 
 T = TypeVar("T")
@@ -41,63 +41,6 @@ _PASSES = 5  # passes over one token that are timed
 _GROWTH = 1.25  # of a conversation, until its state is written to disk again
 Entry = tuple[int, int, int, bool]
 """Of a token in a batch: its id, its position, its sequence, and whether the logits after it are wanted."""
-
-
-@dataclass(eq=False)
-class RunningJob(Generic[T]):
-    """A job whose answer is being written into `state`."""
-
-    index: int
-    job: Job[T]
-    state: State
-    pending: list[int] = field(default_factory=list)
-    """Tokens that the writer yielded and that are not decoded yet."""
-    repeats: Repeats | None = None
-    """The tokens so far, searched for drafts."""
-    draft: Draft | None = None
-    """What was decoded ahead with the last batch."""
-    answer: T = field(init=False)
-    """The answer, set when the job is finished."""
-    _begun: bool = field(default=False, init=False)
-
-    def resume(self, logits: Logits) -> bool:
-        """Send the writer the logits after its last token; whether the answer is finished."""
-        writer = self.job.writer
-        try:
-            tokens = () if self._begun else next(writer)
-            self._begun = True
-            self.pending = list(tokens or writer.send(logits))
-        except StopIteration as stop:
-            self.answer = stop.value
-            self.pending = []
-            return True
-        return False
-
-
-@dataclass(eq=False)
-class PromptReading(Generic[T]):
-    """A job whose prompt is being read into `state`."""
-
-    job: Job[T]
-    state: State
-    stops: set[int]
-    """Lengths at which reading stops because the caller keeps a state there."""
-
-    @property
-    def logits(self) -> Logits | None:
-        """The logits after the prompt, None until it is read."""
-        return self.state.logits
-
-    @property
-    def at_stop(self) -> bool:
-        """Whether the caller keeps a state here; not at the end of the prompt."""
-        return self.state.logits is None and len(self.state.tokens) in self.stops
-
-    def next_part(self, room: int) -> Sequence[int]:
-        """The tokens of the prompt to read next, at most `room`."""
-        begin = len(self.state.tokens)
-        prompt = self.job.prompt
-        return prompt[begin : chunk_end(begin, (*self.job.cuts, *self.stops, len(prompt)), room)]
 
 
 class Engine:

@@ -17,10 +17,11 @@ from typing import Any, Generic, TypeVar
 
 from edge.llama.adapters import LoadedAdapter
 from edge.llama.cache import Cache, State
-from edge.llama.engine import Engine, PromptReading, RunningJob
+from edge.llama.engine import Engine
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading
 from edge.llama.prefixes import common_length
+from edge.llama.under_way import PromptReading, RunningJob
 
 T = TypeVar("T")
 _LEAST = 16  # tokens: a shorter common beginning is not worth a state
