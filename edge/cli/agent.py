@@ -10,6 +10,7 @@ from edge.cli.common import Threads, is_given, is_terminal, note, note_unless, p
 from edge.cli.options import (
     ApiKeyFile,
     Batch,
+    Draft,
     FlashAttention,
     GpuLayers,
     KvType,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 # Options that only a model on this machine has, and those that only a server has.
 _LOCAL = (
     "lora think text_share style gpu_layers rpc tensor_split main_gpu split_mode threads batch kv_type "
-    "flash_attention mmap state_cache no_state_cache"
+    "flash_attention draft mmap state_cache no_state_cache"
 ).split()
 _SERVER = ["api_key_file", "timeout"]
 
@@ -172,6 +173,7 @@ def agent(
     batch: Batch = None,
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
+    draft: Draft = None,
     mmap: Mmap = True,
     state_cache: StateCache = None,
     no_state_cache: NoStateCache = False,
@@ -209,6 +211,7 @@ def agent(
         dot_files=dot_files,
         loading=Loading(
             *(gpu_layers, threads, context, None, batch, kv_type, flash_attention, mmap),
+            draft=draft,
             adapters=parse_adapters(lora or ()),
             spread=spread_of(rpc, tensor_split, main_gpu, split_mode),
             states=chosen_states(state_cache, no_state_cache, whole=True),

@@ -30,6 +30,7 @@ from edge.cli.options import (
     ChatTemperature,
     ChatTopK,
     ChatTopP,
+    Draft,
     FlashAttention,
     GpuLayers,
     KvType,
@@ -144,6 +145,7 @@ def chat(
     batch: Batch = None,
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
+    draft: Draft = None,
     mmap: Mmap = True,
     state_cache: StateCache = None,
     no_state_cache: NoStateCache = False,
@@ -176,7 +178,9 @@ def chat(
     kind: AnswerKind = answers or default_answers(path)
     loading = Loading(gpu_layers, threads, context, 1, batch, kv_type, flash_attention, mmap)
     states = chosen_states(state_cache, no_state_cache, continues=load is not None)
-    loading = with_own_adapter(path, replace(loading, adapters=adapters, spread=spread, states=states))
+    loading = with_own_adapter(
+        path, replace(loading, draft=draft, adapters=adapters, spread=spread, states=states)
+    )
     loading = with_tuned(path, loading, measures=False, say=note)
     interactive = message is None and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if interactive:

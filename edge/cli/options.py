@@ -140,6 +140,16 @@ FlashAttention = Annotated[
         help="Use flash attention. Default: with a GPU or a quantized KV cache; in eval also if memory is short.",
     ),
 ]
+Draft = Annotated[
+    int | None,
+    typer.Option(
+        "--draft",
+        min=0,
+        max=15,
+        help="Maximum tokens to decode ahead where that saves time (docs/engine.md); 0 is off. Default: 15 with "
+        "layers on a GPU, else 0.",
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace a file that another run wrote. An input is never replaced.")
 ]

@@ -26,6 +26,7 @@ from edge.cli.common import (
 )
 from edge.cli.options import (
     Batch,
+    Draft,
     FlashAttention,
     GpuLayers,
     KvType,
@@ -105,6 +106,7 @@ def run(
     batch: Batch = None,
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
+    draft: Draft = None,
     mmap: Mmap = True,
     state_cache: StateCache = None,
     no_state_cache: NoStateCache = False,
@@ -132,6 +134,7 @@ def run(
     loading = Loading(
         *(gpu_layers, threads, None, 1, batch, kv_type, flash_attention, mmap),
         adapters=adapters,
+        draft=draft,
         spread=spread,
         states=chosen_states(state_cache, no_state_cache),
     )

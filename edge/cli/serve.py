@@ -10,6 +10,7 @@ import typer
 from edge.cli.common import Threads, note, progress_line
 from edge.cli.options import (
     Batch,
+    Draft,
     FlashAttention,
     GpuLayers,
     KvType,
@@ -116,6 +117,7 @@ def serve(
     batch: Batch = None,
     kv_type: KvType = "f16",
     flash_attention: FlashAttention = None,
+    draft: Draft = None,
     mmap: Mmap = True,
     state_cache: StateCache = None,
     no_state_cache: NoStateCache = False,
@@ -149,6 +151,7 @@ def serve(
         batch=batch,
         kv_type=kv_type,
         flash_attention=flash_attention,
+        draft=draft,
         mmap=mmap,
         adapters=adapters,
         spread=spread,

@@ -22,7 +22,7 @@ from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
 from edge.llama.adapters import LoadedAdapter, check_adapters, load_adapters
 from edge.llama.cache import KV_TYPES, Cache, State
-from edge.llama.drafts import HOPELESS, MEASURED, Draft, Drafting, Repeats
+from edge.llama.drafts import HOPELESS, LENGTHS, MEASURED, Draft, Drafting, Repeats
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
@@ -119,7 +119,8 @@ class Engine:
         self.mixes = self.cache.rewindable
         self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
         # A hybrid cannot take back the tokens of a wrong draft.
-        self.drafting = Drafting(loading.draft) if loading.draft and self.cache.rewindable else None
+        draft = LENGTHS[-1] * self.offloads if loading.draft is None else loading.draft
+        self.drafting = Drafting(draft) if draft and self.cache.rewindable else None
         self._seconds: list[float] = []  # of passes over one token, until the costs of drafts are measured
         self._answers: deque[Sequence[int]] = deque(maxlen=_ANSWERS)
         self._kept: dict[int, int] = {}  # tokens of a conversation on disk, by the identity of its owner

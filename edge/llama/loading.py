@@ -117,8 +117,9 @@ class Loading:
     """Map the file into memory instead of reading it."""
     trusted: bool = False
     """Do not try an unknown file in a child process first."""
-    draft: int = 0
-    """Maximum number of tokens that are decoded ahead where that saves time (edge/llama/drafts.py); 0: none."""
+    draft: int | None = 0
+    """Maximum number of tokens that are decoded ahead where that saves time (edge/llama/drafts.py); 0: none. None: 15
+    if layers are offloaded, else none."""
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters; their changes add up. In a server, each request chooses one."""
     spread: Spread = ONE_DEVICE

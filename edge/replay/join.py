@@ -25,6 +25,7 @@ _WORK = (
     "prompt_tokens_decoded",
     "prompt_tokens_restored",
     "completion_tokens",
+    "answer_passes",
     "forced_tokens",
     "thought_tokens",
 )

@@ -193,6 +193,7 @@ _NO_WORK: EngineCounters = {
     "prompt_tokens_decoded": 0,
     "prompt_tokens_restored": 0,
     "completion_tokens": 0,
+    "answer_passes": 0,
     "forced_tokens": 0,
     "thought_tokens": 0,
 }
@@ -251,6 +252,7 @@ def _answer(
             "prompt_tokens_decoded": engine.prompt_tokens_decoded,
             "prompt_tokens_restored": engine.prompt_tokens_restored,
             "completion_tokens": recorder.totals["completion_tokens"],
+            "answer_passes": engine.answer_passes,
             "forced_tokens": recorder.totals["forced_tokens"],
             "thought_tokens": recorder.totals["thought_tokens"],
         }

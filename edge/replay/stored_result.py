@@ -177,6 +177,8 @@ class EngineCounters(TypedDict, total=False):
     """Prompt tokens that were not read because a state on disk has them."""
     completion_tokens: int
     """Tokens of the answers."""
+    answer_passes: int
+    """Passes of the model in which tokens of answers were decoded."""
     forced_tokens: int
     """Tokens for which the grammar left no choice."""
     thought_tokens: int
