@@ -37,7 +37,7 @@ class Job(Generic[T]):
     """Lengths of the prompt at which reading stops, because other prompts part there."""
     held: Sequence[int] = ()
     """Lengths of the prompt at which a state is held, because the owner's next prompt may part there."""
-    guide: Guide | None = None
-    """Cuts drafts before they are decoded. Without one they are decoded whole."""
     stored: Sequence[int] = ()
     """Lengths of the prompt, each in `cuts` or its end, at which the state may go to disk."""
+    guide: Guide | None = None
+    """Cuts drafts before they are decoded. Without one they are decoded whole."""
