@@ -156,10 +156,7 @@ def chat(
     Without a terminal, each line of standard input is a message. edge runs no command of an answer.
     """
     thought = think_tokens(think, max_tokens)
-    if message is not None and not message.strip():
-        raise typer.BadParameter("the message is empty", param_hint="MESSAGE")
-    if screen == STDIN and message is None:
-        raise typer.BadParameter("standard input has the messages; give a file", param_hint="--screen")
+    _check_given(message, screen)
 
     from edge.chat.conversation import Conversation
     from edge.chat.kind import default_answers
@@ -196,6 +193,13 @@ def chat(
             session.answer(message)
         else:
             session.run()
+
+
+def _check_given(message: str | None, screen: Path | None) -> None:
+    if message is not None and not message.strip():
+        raise typer.BadParameter("the message is empty", param_hint="MESSAGE")
+    if screen == STDIN and message is None:
+        raise typer.BadParameter("standard input has the messages; give a file", param_hint="--screen")
 
 
 def _check(sampling: "Callable[[AnswerKind], Sampling]", load: Path | None) -> None:

@@ -126,5 +126,5 @@ def sweep(
     typer.echo(str(done.page))
     if done.choice is not None:
         show(done.choice.why)
-        if done.chosen is not None:
-            typer.echo(str(done.chosen))
+    if done.chosen is not None:
+        typer.echo(str(done.chosen))

@@ -151,19 +151,10 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     """The vocabulary of a checkpoint, without a look at the base of an adapter."""
     where = str(checkpoint.tokenizer_file)
     model = _bpe_model(where, checkpoint)
-    if n_vocab > _MAX_VOCABULARY:
-        raise ConversionError(
-            f"{where}: config.json's vocab_size is {n_vocab:,}; edge takes at most {_MAX_VOCABULARY:,}"
-        )
+    _check_size(where, n_vocab)
     sentencepiece = bool(model.get("byte_fallback"))
     gemma4 = sentencepiece and _is_gemma4(checkpoint)
     merges = _merges(where, model)
-    if (
-        not merges
-    ):  # llama.cpp cannot read a BPE without merges, and SentencePiece scores come from their order
-        raise ConversionError(
-            f"{where}: has no merges; download it again, or save it again with a fast tokenizer"
-        )
     added = _added_tokens(where, checkpoint.tokenizer)
     assembled = assemble(checkpoint, n_vocab)  # a file that it accepts has the structure of TokenizerJson
     stored = cast(TokenizerJson, checkpoint.tokenizer)
@@ -217,6 +208,13 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         tokenizer=assembled.tokenizer,
         compared=compared,
     )
+
+
+def _check_size(where: str, n_vocab: int) -> None:
+    if n_vocab > _MAX_VOCABULARY:
+        raise ConversionError(
+            f"{where}: config.json's vocab_size is {n_vocab:,}; edge takes at most {_MAX_VOCABULARY:,}"
+        )
 
 
 def _bpe_model(where: str, checkpoint: Checkpoint) -> Mapping[str, object]:
@@ -339,7 +337,7 @@ def _added_type(token: Mapping[str, Any]) -> int:
 def _merges(where: str, model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges in order. The file stores pairs; older files store strings with a space between the two parts.
 
-    Raises ConversionError if a merge is not a pair, or if a part contains a space.
+    Raises ConversionError if there is none, if a merge is not a pair, or if a part contains a space.
     """
     pairs = []
     for merge in model.get("merges") or []:
@@ -351,6 +349,10 @@ def _merges(where: str, model: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"{where}: merge {merge!r} contains a space, which llama.cpp's merge list cannot store"
             )
         pairs.append((pair[0], pair[1]))
+    if not pairs:  # llama.cpp cannot read a BPE without merges, and SentencePiece scores come from their order
+        raise ConversionError(
+            f"{where}: has no merges; download it again, or save it again with a fast tokenizer"
+        )
     return pairs
 
 

@@ -9,7 +9,8 @@ A pass over several tokens takes longer than a pass over one. How much longer de
 it is measured (`Costs`), and a draft is decoded only if it is expected to save time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -21,8 +22,10 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 15)
 """Lengths of a draft, in tokens, of which the best is taken."""
 MEASURED = (4, 8, 16)
 """Tokens of the passes that are measured beside those of one token."""
-HOPELESS = 0.75
-"""A pass over n tokens that takes more than this times n passes over one leaves nothing to gain with more tokens."""
+# A pass over n tokens that takes more than this times n passes over one leaves nothing to gain with more tokens.
+_HOPELESS = 0.75
+_PASSES = 5  # passes over one token that are timed
+_ANSWERS = 8
 _GAIN = 1.05  # a smaller expected gain is within the error of the measurement
 _WEIGHT = 4.0  # how many drafted tokens the assumed shares below count for
 _SHARES = ((16, 0.9), (8, 0.8), (5, 0.7), (_LEAST, 0.5))
@@ -108,12 +111,39 @@ class Drafting:
     """Number of drafted tokens that were decoded."""
     accepted: int = 0
     """Number of them that the writer chose."""
+    answers: deque[Sequence[int]] = field(default_factory=lambda: deque(maxlen=_ANSWERS))
+    """The last answers: drafts come from them too."""
+    _seconds: list[float] = field(default_factory=list)
     _right: dict[int, float] = field(default_factory=dict)
     _tried: dict[int, float] = field(default_factory=dict)
 
-    def measured(self, seconds: Mapping[int, float]) -> None:
-        """Take the seconds of passes over 1, and over more tokens, as `costs`."""
-        self.costs = Costs(tuple((n, took / seconds[1]) for n, took in sorted(seconds.items()) if n > 1))
+    @property
+    def times_passes(self) -> bool:
+        """Whether passes over one token are still to be timed."""
+        return self.costs is None and len(self._seconds) < _PASSES
+
+    def took(self, seconds: float) -> None:
+        """The time of a pass over one token."""
+        self._seconds.append(seconds)
+
+    def measure(self, most: int, timed: Callable[[int], float]) -> None:
+        """Measure `costs`, once enough passes over one token were timed.
+
+        `timed`: decodes a number of tokens, takes them back, and returns the seconds. `most`: its maximum.
+        """
+        if self.costs is not None or len(self._seconds) < _PASSES or most < MEASURED[0]:
+            return
+        single, points = sorted(self._seconds)[_PASSES // 2], []
+        for count in [count for count in MEASURED if count <= most]:
+            points.append((count, timed(count) / single))
+            if points[-1][1] > _HOPELESS * count:
+                break
+        self.costs = Costs(tuple(points))
+
+    def propose(self, repeats: Repeats, most: int) -> tuple[list[int], int]:
+        """The draft that saves most time, of at most `most` tokens, and the length of its match; often []."""
+        tokens, match = repeats.following(min(most, self.most))
+        return tokens[: self.length(match)], match
 
     def length(self, match: int) -> int:
         """The length of the draft after a match of this length that saves most time; 0 if none does."""

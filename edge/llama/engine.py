@@ -22,7 +22,7 @@ from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
 from edge.llama.adapters import LoadedAdapter, check_adapters, load_adapters
 from edge.llama.cache import KV_TYPES, Cache, State
-from edge.llama.drafts import HOPELESS, LENGTHS, MEASURED, Draft, Drafting, Repeats
+from edge.llama.drafts import LENGTHS, Draft, Drafting, Repeats
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
 from edge.llama.memory import BATCH
@@ -36,8 +36,6 @@ T = TypeVar("T")
 # Cells beyond a prompt's own that the answers written beside it may hold. Without a GPU, attention runs over all cells
 # in use, of any sequence: with two long prompts in the cache, every token of both pays for both.
 _FOREIGN = 512
-_ANSWERS = 8  # earlier answers that drafts are taken from
-_PASSES = 5  # passes over one token that are timed
 _GROWTH = 1.25  # of a conversation, until its state is written to disk again
 Entry = tuple[int, int, int, bool]
 """Of a token in a batch: its id, its position, its sequence, and whether the logits after it are wanted."""
@@ -65,17 +63,7 @@ class Engine:
         batch = BATCH if loading.batch is None else loading.batch
         gpu_layers = -1 if loading.gpu_layers is None else loading.gpu_layers
         kv_type, flash_attention = loading.kv_type, loading.flash_attention
-        if not 1 <= threads <= MAX_THREADS:
-            raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
-        if batch < 1:
-            raise EdgeError(f"a batch of {batch} tokens: it must be at least 1")
-        if kv_type not in KV_TYPES:
-            raise EdgeError(f"{kv_type} is not a cache type: choose one of {', '.join(KV_TYPES)}")
-        if kv_type != "f16" and flash_attention is False:
-            raise EdgeError(
-                f"a KV cache of type {kv_type} needs flash attention, which was turned off: "
-                "leave out --no-flash-attention, or take --kv-type f16"
-            )
+        _check(threads, batch, loading)
         check_adapters(path, loading.adapters, together=self.adds_adapters)
         library.start()
         self.states = _states(path, loading)
@@ -121,8 +109,6 @@ class Engine:
         # A hybrid cannot take back the tokens of a wrong draft.
         draft = LENGTHS[-1] * self.offloads if loading.draft is None else loading.draft
         self.drafting = Drafting(draft) if draft and self.cache.rewindable else None
-        self._seconds: list[float] = []  # of passes over one token, until the costs of drafts are measured
-        self._answers: deque[Sequence[int]] = deque(maxlen=_ANSWERS)
         self._kept: dict[int, int] = {}  # tokens of a conversation on disk, by the identity of its owner
         self.prompt_tokens_decoded = 0
         self.answer_tokens_decoded = 0
@@ -292,9 +278,9 @@ class Engine:
         alone = sum(bool(part) for _, part in grown) == 1
         for state, part in grown:
             state.grow(part, alone=alone)
-        if self.drafting and len(entries) == 1 and awaited and len(self._seconds) < _PASSES:
+        if self.drafting is not None and self.drafting.times_passes and len(entries) == 1 and awaited:
             self._logits(0)  # with a GPU, this waits for the computation
-            self._seconds.append(time.perf_counter() - began)
+            self.drafting.took(time.perf_counter() - began)
         if reading is not None and len(reading.state.tokens) == len(reading.job.prompt):
             reading.state.logits = self._logits(len(entries) - 1).copy()
         if reading is not None and self.states is not None:
@@ -331,7 +317,7 @@ class Engine:
     def _ended(self, running: RunningJob[T]) -> bool:
         """Keep the tokens of a finished answer for the drafts of later ones; always True."""
         if self.drafting is not None:
-            self._answers.append(running.state.tokens[len(running.job.prompt) :])
+            self.drafting.answers.append(running.state.tokens[len(running.job.prompt) :])
         return True
 
     def _drafted(
@@ -344,15 +330,12 @@ class Engine:
         state, (_, part) = running.state, grown[-1]
         text = [*state.tokens, *part]
         room = len(running.job.prompt) + running.job.room - len(text)
-        if drafting.costs is None and len(self._seconds) == _PASSES and room >= MEASURED[0]:
-            self._measure(drafting, state, room)
-        if drafting.costs is None:
-            return []
+        room = min(room, self.batch - first - 1)
+        drafting.measure(room, lambda count: self._timed(state, count))
         if running.repeats is None:
-            running.repeats = Repeats(self._answers)
+            running.repeats = Repeats(drafting.answers)
         running.repeats.add(text[running.repeats.length :])
-        tokens, match = running.repeats.following(min(room, self.batch - first - 1, drafting.most))
-        tokens = tokens[: drafting.length(match)]
+        tokens, match = drafting.propose(running.repeats, room)
         if tokens and running.job.guide is not None:
             tokens = tokens[: running.job.guide.fitting(tokens)]
         if not tokens:
@@ -361,21 +344,14 @@ class Engine:
         grown.append((state, tokens))
         return [(token, i, state.sequence, True) for i, token in enumerate(tokens, len(text))]
 
-    def _measure(self, drafting: Drafting, state: State, room: int) -> None:
-        """Time passes over several tokens behind this state, which stays as it is."""
-        single = sorted(self._seconds)[len(self._seconds) // 2]
-        seconds = {1: single}
-        length = len(state.tokens)
-        for count in [count for count in MEASURED if count <= min(room, self.batch)]:
-            tokens = [state.tokens[-1]] * count
-            began = time.perf_counter()
-            self._compute(_entries(state, tokens, last=True))
-            self._logits(count - 1)
-            seconds[count] = time.perf_counter() - began
-            self.cache.cut(state.sequence, length)
-            if seconds[count] > HOPELESS * count * single:
-                break
-        drafting.measured(seconds)
+    def _timed(self, state: State, count: int) -> float:
+        """Seconds of a pass over `count` tokens behind a state, which stays as it is."""
+        began = time.perf_counter()
+        self._compute(_entries(state, [state.tokens[-1]] * count, last=True))
+        self._logits(count - 1)
+        seconds = time.perf_counter() - began
+        self.cache.cut(state.sequence, len(state.tokens))
+        return seconds
 
     def _check_room(self, jobs: Sequence[Job[T]]) -> None:
         most = min(self.cells, self.context_length)
@@ -477,6 +453,21 @@ class Engine:
                 f"{self.path}: gives logits that are not finite: the model is damaged; convert it again"
             )
         return logits
+
+
+def _check(threads: int, batch: int, loading: Loading) -> None:
+    """Raises EdgeError for options that llama.cpp does not take."""
+    if not 1 <= threads <= MAX_THREADS:
+        raise EdgeError(f"{threads} threads: llama.cpp takes 1 to {MAX_THREADS}")
+    if batch < 1:
+        raise EdgeError(f"a batch of {batch} tokens: it must be at least 1")
+    if loading.kv_type not in KV_TYPES:
+        raise EdgeError(f"{loading.kv_type} is not a cache type: choose one of {', '.join(KV_TYPES)}")
+    if loading.kv_type != "f16" and loading.flash_attention is False:
+        raise EdgeError(
+            f"a KV cache of type {loading.kv_type} needs flash attention, which was turned off: "
+            "leave out --no-flash-attention, or take --kv-type f16"
+        )
 
 
 def _states(path: Path, loading: Loading) -> DiskStates | None:
