@@ -1,5 +1,18 @@
-"""`python -m edge`: the command line."""
+"""The program `edge`, and `python -m edge`: the command line, which can be interrupted also while it is imported."""
 
-from edge.cli.main import main
+import sys
+from typing import NoReturn
 
-main()
+
+def main() -> NoReturn:
+    """Import the command line and run it."""
+    try:
+        from edge.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was written\n")
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()
