@@ -68,23 +68,25 @@ CASES: dict[str, Case] = {
     "qwen3-named-tokens": Case("qwen3", lambda folder: named_tokens(folder)),
     "gemma3-image": Case("gemma3", lambda folder: image_token(folder)),
     "mistral-metaspace": Case("mistral", lambda folder: metaspace(folder)),
-    "qwen3-lora": Case("qwen3", adapter=lambda *to: trained(*to)),
-    "qwen3-lora-resized": Case("qwen3", adapter=lambda *to: trained(*to, rows=1088)),
-    "qwen3-lora-tokens": Case("qwen3", adapter=lambda *to: trained(*to, rows=1024)),
+    "qwen3-lora": Case("qwen3", adapter=lambda base, to: trained(base, to)),
+    "qwen3-lora-resized": Case("qwen3", adapter=lambda base, to: trained(base, to, rows=1088)),
+    "qwen3-lora-tokens": Case("qwen3", adapter=lambda base, to: trained(base, to, rows=1024)),
     "qwen3-tied-lora-both": Case(
-        "qwen3", lambda folder: tied(folder, own=False), lambda *to: trained(*to, BOTH)
+        "qwen3", lambda folder: tied(folder, own=False), lambda base, to: trained(base, to, BOTH)
     ),
     "qwen3-tied-lora-embeddings": Case(
-        "qwen3", lambda folder: tied(folder, own=False), lambda *to: trained(*to, PAIR)
+        "qwen3", lambda folder: tied(folder, own=False), lambda base, to: trained(base, to, PAIR)
     ),
     "qwen3-tied-lora-kept": Case(
-        "qwen3", lambda folder: tied(folder, own=False), lambda *to: trained(*to, BOTH | KEEP)
+        "qwen3", lambda folder: tied(folder, own=False), lambda base, to: trained(base, to, BOTH | KEEP)
     ),
     "qwen3-tied-lora-resized": Case(
-        "qwen3", lambda folder: tied(folder, own=False), lambda *to: trained(*to, BOTH, rows=1088)
+        "qwen3", lambda folder: tied(folder, own=False), lambda base, to: trained(base, to, BOTH, rows=1088)
     ),
-    "qwen2-tied-lora-resized": Case("qwen2", adapter=lambda *to: trained(*to, BOTH | KEEP, rows=1040)),
-    "gemma3-lora-embeddings": Case("gemma3", adapter=lambda *to: trained(*to, PAIR)),
+    "qwen2-tied-lora-resized": Case(
+        "qwen2", adapter=lambda base, to: trained(base, to, BOTH | KEEP, rows=1040)
+    ),
+    "gemma3-lora-embeddings": Case("gemma3", adapter=lambda base, to: trained(base, to, PAIR)),
 }
 # What an adapter trains, as peft.LoraConfig's options.
 BOTH: dict[str, Any] = {"modules_to_save": ["embed_tokens", "lm_head"]}

@@ -97,7 +97,7 @@ def sweep(
     names = [checked_quant(name, "--quants") for name in quants.replace(" ", "").split(",") if name]
     rows = replay or embedded_rows()
     options = SweepOptions(
-        reference=reference,
+        reference,
         calibrate_on=calibrate,
         same_rows=same_rows,
         keep=keep,
@@ -107,11 +107,13 @@ def sweep(
         force=force,
     )
 
-    def check_first(_: str | None) -> None:
-        check_sweep(names, rows, out, options)
-
     found = checkpoint_source(
-        source, revision=revision, offline=offline, yes=yes, check=check_first, quiet=quiet
+        source,
+        revision=revision,
+        offline=offline,
+        yes=yes,
+        check=lambda _: check_sweep(names, rows, out, options),
+        quiet=quiet,
     )
     done = run_sweep(
         found.text,

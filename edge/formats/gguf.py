@@ -115,7 +115,9 @@ def read_model_file(path: str | Path) -> ModelFile:
         tensors = _all_tensors(header, files)
         n_params = sum(math.prod(tensor.shape) for tensor in tensors)
         if not n_params:
-            raise reader.fail("has no tensors")
+            raise ModelFileError(
+                f"{path}: has no tensors: it holds a vocabulary only; give the GGUF of a model"
+            )
         bos_id = _token_id(metadata, "tokenizer.ggml.bos_token_id", n_vocab)
         eos_id, *further = (
             _token_id(metadata, f"tokenizer.ggml.{kind}_token_id", n_vocab) for kind in ("eos", "eot", "eom")
@@ -227,7 +229,7 @@ def _refuse_other_kinds(path: Path, header: Header) -> None:
     """Raise ModelFileError for a GGUF that is not a model, with what it is and what to do."""
     metadata = header.metadata
     kind, architecture = (str(metadata.get(f"general.{key}", "")) for key in ("type", "architecture"))
-    if kind == "adapter":
+    if kind == "adapter" or (not kind and "adapter.type" in metadata):
         why = _ADAPTER
     elif kind == "imatrix" or any(tensor.name.endswith(".in_sum2") for tensor in header.tensors):
         why = "is an importance matrix, not a model; use it with `edge convert SOURCE --imatrix FILE`"

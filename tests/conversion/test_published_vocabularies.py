@@ -1,4 +1,6 @@
-"""The vocabularies of published models that llama.cpp tests with: Llama 2 and 3, Qwen2.
+"""The vocabularies of published models that llama.cpp tests with: Llama 2 and 3, Qwen2, Gemma 4.
+
+`qwen35` is Qwen2's vocabulary with the regex of Qwen3.5.
 
     pytest tests/conversion/test_published_vocabularies.py
 
@@ -15,9 +17,9 @@ from typing import Any
 
 import pytest
 from gguf import TokenType
-from make_tokenizers import QWEN2_REGEX, split
+from make_tokenizers import QWEN2_REGEX, QWEN35_REGEX, split
 from real_templates import ROOT
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers.tokenization_utils_base import generate_merges
 
@@ -26,7 +28,7 @@ from edge.formats.checkpoint import open_checkpoint
 from edge.formats.gguf import read_array, read_metadata
 
 LLAMA3_REGEX = QWEN2_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-REGEXES = {"llama-bpe": LLAMA3_REGEX, "qwen2": QWEN2_REGEX}
+REGEXES = {"llama-bpe": LLAMA3_REGEX, "qwen2": QWEN2_REGEX, "qwen35": QWEN35_REGEX}
 SEPARATOR = "\n__ggml_vocab_test__\n"
 
 
@@ -65,7 +67,11 @@ def tokenizer_json(path: Path, name: str) -> Tokenizer:
             merges = [pair for pair in generate_merges(vocab, ranks) if "".join(pair) in ranks]
         tokenizer = Tokenizer(BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
         replace = normalizers.Replace(" ", "▁")
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+        if name == "gemma-4":
+            tokenizer.normalizer = replace
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        else:
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
     for text, kind in zip(texts, kinds, strict=True):
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED) and text not in pads:
             own = AddedToken(text, special=kind != TokenType.USER_DEFINED, normalized=False)
@@ -74,7 +80,7 @@ def tokenizer_json(path: Path, name: str) -> Tokenizer:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("name", ["llama-spm", "llama-bpe", "qwen2", "qwen35", "gemma-4"])
 def test_a_published_vocabulary(
     name: str, published: Path, random_llama_folder: Path, tmp_path: Path
 ) -> None:
@@ -93,6 +99,9 @@ def test_a_published_vocabulary(
         if (number := metadata.get(f"tokenizer.ggml.{theirs}_token_id")) is not None
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if name == "gemma-4":  # edge decides by the architecture
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma4ForCausalLM"]}))
     checkpoint = open_checkpoint(folder)
     found = make_vocabulary(checkpoint, len(texts))
     wrong = [(a, b) for a, b in zip(found.tokens, texts, strict=True) if a != b and not b.startswith("[PAD")]

@@ -50,6 +50,10 @@ def old_projector(path: Path) -> Path:
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "lora": (lora, "is an adapter, not a model; give its base with --model, and it with --lora"),
+    "old lora": (
+        lambda path: file_of_kind(path, "llama", adapter__type="lora"),
+        "is an adapter, not a model; give its base with --model",
+    ),
     "mmproj": (
         lambda path: file_of_kind(path, "clip", "mmproj", clip__vision__block_count=2),
         "is a projector (mmproj), which turns images or sound into input of a model; edge runs text only",
