@@ -74,6 +74,7 @@ class TunedModel(TypedDict):
     suggested: list[str]
     """Options that are faster and change answers: edge never sets them."""
     measured: list[Measured]
+    """Every value that was tried."""
 
 
 class TunedFile(TypedDict):

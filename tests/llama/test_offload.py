@@ -299,9 +299,13 @@ def saying(data: bytes) -> Iterator[str]:
 
     held: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=answer, daemon=True).start()
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for client in held:
+            client.close()
 
 
 @pytest.mark.skipif(OWN, reason="needs RPC servers")
