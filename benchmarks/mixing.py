@@ -5,11 +5,12 @@
 
 For each seed, training-side episodes of scripts/episodes.py are the calibration rows (the first `--rows` of 80
 episodes): the search sees only these. For each type, it makes the auto file of at most its size, and files of that type
-with the same importance matrix and without one. All are measured on the held-out rows: models/tiny-terminal/eval.jsonl, whose
-tasks, names and wordings the calibration rows do not have.
+with the same importance matrix and without one. All are measured on the held-out rows:
+models/tiny-terminal/eval.jsonl, whose tasks, names and wordings the calibration rows do not have.
 
 The table has the mean KL divergence from the bf16 file in nats, and the ratio of the auto file's to each of the others'
-with a 95 % interval: from 10,000 bootstrap draws of whole tasks, the same draw for both files. Interrupted, the same command resumes.
+with a 95 % interval: from 10,000 bootstrap draws of whole tasks, the same draw for both files. Interrupted, the same
+command resumes.
 """
 
 import argparse
