@@ -9,8 +9,8 @@ with the same importance matrix and without one. All are measured on the held-ou
 models/tiny-terminal/eval.jsonl, whose tasks, names and wordings the calibration rows do not have.
 
 The table has the mean KL divergence from the bf16 file in nats, and the ratio of the auto file's to each of the others'
-with a 95 % interval: from 10,000 bootstrap draws of whole tasks, the same draw for both files. If it is interrupted,
-the same command resumes.
+with a 95 % interval: from 10,000 bootstrap draws of whole tasks, the same draw for both files. Interrupted, the same
+command resumes.
 """
 
 import argparse

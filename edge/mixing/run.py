@@ -6,16 +6,16 @@ distributions. An interrupted search resumes; a search for another size in the s
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from edge.conversion.output import output_place
 from edge.convert import Converted, TensorTypes, convert
-from edge.errors import ConversionError, Interrupted
+from edge.errors import ConversionError, EdgeError, Interrupted
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
-from edge.formats.gguf import ModelFile, read_model_file
+from edge.formats.gguf import RECIPE_COSTS, ModelFile, read_metadata, read_model_file
 from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.imatrix import read_imatrix
 from edge.llama.loading import Loading
@@ -35,7 +35,7 @@ from edge.replay.rows import read_rows, rows_sha256, same_rows
 from edge.system.files import whole_file, write_all
 from edge.system.hashes import text_sha256
 from edge.system.machine import free_disk
-from edge.system.outputs import check_output
+from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.progress import bar
 from edge.system.text import counted, size
 from edge.version import __version__
@@ -134,6 +134,15 @@ class _Files:
     def recipe(self) -> Path:
         return self.out.with_suffix(".recipe")
 
+    @property
+    def measured(self) -> Path:
+        return self.out.with_suffix(".measure.json")
+
+    def remove_large(self) -> None:
+        """Remove the unquantized model and its distributions."""
+        self.base.unlink(missing_ok=True)
+        self.scores.unlink(missing_ok=True)
+
 
 def check_mix(target: Target, rows: str | Path, measure_on: str | Path | None, out: str | Path | None) -> str:
     """Check what `mix` gets, as far as that needs no checkpoint. Returns the SHA-256 of the rows."""
@@ -179,14 +188,31 @@ def mix(
     }
     key = str(text_sha256(repr(sorted(settings.items()))))[:8]
     files = _Files(place, place.parent / f"{checkpoint.name}-costs-{key}")
-    check_output(place, [rows, measure_on, checkpoint.folder], error=ConversionError, streams=False)
+    _check_outputs(files, [rows, measure_on, checkpoint.folder], force)
     work = _Work(source, checkpoint, target, Path(rows), files, hub, force, threads, say)
     try:
         return work.run(settings, None if measure_on is None else Path(measure_on), begin)
     except Interrupted:
         raise
+    except EdgeError:  # the measurements stay, the large files do not
+        files.remove_large()
+        raise
     except KeyboardInterrupt:
         raise Interrupted("interrupted; run the same command again to resume") from None
+
+
+def _check_outputs(files: _Files, inputs: Sequence[str | Path | None], force: bool) -> None:
+    """Raises ConversionError, before the search, for an output that is an input, or a file of another kind."""
+    for path in (files.out, files.recipe, files.measured):
+        check_output(path, inputs, error=ConversionError, streams=False)
+    if files.recipe == files.out:
+        raise ConversionError(f"{files.out}: is the name of a recipe: choose another name with --out")
+
+    def before(_: Path) -> Run:
+        return {"auto": files.out.is_file() and RECIPE_COSTS in read_metadata(files.out)}
+
+    for path, kind in ((files.out, "a GGUF"), (files.recipe, "a recipe")):
+        check_replaced(path, {"auto": True}, before, kind=kind, force=force, error=ConversionError)
 
 
 def _shown(target: Target) -> str:
@@ -238,8 +264,7 @@ class _Work:
         converted = self._write(search, found)
         real = file_divergence(files.out, plan, files.scores, reading)
         measured = None if measure_on is None else self._measured(measure_on)
-        files.base.unlink(missing_ok=True)
-        files.scores.unlink(missing_ok=True)
+        files.remove_large()
         return Mixed(
             converted,
             files.recipe,
@@ -297,8 +322,6 @@ class _Work:
     def _write(self, search: Search, found: "_Found") -> Converted:
         """The file, and its recipe. Raises ConversionError if it is larger than the target."""
         recipe = recipe_of(search.groups, found.types, found.table)
-        with whole_file(self.files.recipe) as (_, descriptor):
-            write_all(descriptor, recipe.text.encode())
         converted = convert(
             self.source,
             quant=found.quant,
@@ -314,13 +337,15 @@ class _Work:
             raise ConversionError(
                 f"{self.files.out}: has {converted.n_bytes:,} bytes, not at most {found.target:,}: report this"
             )
+        with whole_file(self.files.recipe) as (_, descriptor):
+            write_all(descriptor, recipe.text.encode())
         return converted
 
     def _measured(self, rows: Path) -> tuple[float, tuple[float, float] | None]:
         out = self.files.out
         result = measure(
             out,
-            out.with_suffix(".measure.json"),
+            self.files.measured,
             base=self.files.base,
             replay=rows,
             loading=Loading(threads=self.threads),

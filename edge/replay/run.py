@@ -148,7 +148,8 @@ class _Run:
 
     def answer(self, recorder: Recorder) -> EngineCounters:
         """Answer the rows that the journal lacks; the counters of this run's work."""
-        return _answer(self.file, recorder, self.placement, self.answering, self.say)
+        loading = replace(self.placement.loading, states=self.loading.states)
+        return _answer(self.file, recorder, (self.placement, loading), self.answering, self.say)
 
     def head(self, work: EngineCounters) -> Head:
         """The fields of the result before its steps."""
@@ -210,13 +211,14 @@ def _instructions(asked: Asked) -> int:
 def _answer(
     file: ModelFile,
     recorder: Recorder,
-    placement: Placement,
+    placed: tuple[Placement, Loading],
     answering: Answering,
     say: Callable[[str], None] | None,
 ) -> EngineCounters:
     """Answer the rows that the journal lacks; the counters of this run's work."""
+    placement, loading = placed
     prompts, wanted = recorder.asked.prompts, recorder.wanted
-    with Runner.open(file.path, placement.loading) as runner:
+    with Runner.open(file.path, loading) as runner:
         engine = runner.engine
         engine.reserve(placement.cells, placement.sequences)
         if answering.constrained:

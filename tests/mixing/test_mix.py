@@ -122,7 +122,7 @@ def test_the_command(tiny_folder: Path, tmp_path: Path) -> None:
     assert found.passes < 37 and found.converted.bits_per_weight <= 4.0
     with pytest.raises(ConversionError, match=r"the smallest choice of types has 2\.\d MB of data"):
         mix(tiny_folder, Target(n_bytes=2_000_000), rows, out=tmp_path / "small.gguf", threads=1)
-    assert not (tmp_path / "small.gguf").exists()
+    assert not (tmp_path / "small.gguf").exists() and not (folder / "base.gguf").exists()
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,17 @@ def test_wrong_options_are_refused(
     assert done.returncode == 2
     assert problem in " ".join(done.stderr.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_another_kind_stay(tiny_folder: Path, tiny_q4: Path, tmp_path: Path) -> None:
+    """Before the search: nothing is converted, and the messages name the file."""
+    shutil.copy(tiny_q4, tmp_path / "other.gguf")
+    (tmp_path / "notes.recipe").write_text("mine")
+    for name, problem in (("other.gguf", "holds a GGUF of another run"), ("notes.gguf", "holds a recipe of")):
+        with pytest.raises(ConversionError, match=problem):
+            mix(tiny_folder, Target(like="Q4_K_M"), ROWS, out=tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.recipe", "other.gguf"]
+    assert (tmp_path / "notes.recipe").read_text() == "mine"
 
 
 def test_options_of_auto_need_it(tiny_folder: Path, tmp_path: Path) -> None:
