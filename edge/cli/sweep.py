@@ -97,12 +97,7 @@ def sweep(
     names = [checked_quant(name, "--quants") for name in quants.replace(" ", "").split(",") if name]
     rows = replay or embedded_rows()
     options = SweepOptions(
-        reference,
-        calibrate_on=calibrate,
-        same_rows=same_rows,
-        keep=keep,
-        budget=limit,
-        max_loss=max_loss,
+        *(reference, calibrate, same_rows, keep, limit, max_loss),
         skip_too_long=skip_too_long,
         force=force,
     )

@@ -349,7 +349,9 @@ def _merges(where: str, model: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"{where}: merge {merge!r} contains a space, which llama.cpp's merge list cannot store"
             )
         pairs.append((pair[0], pair[1]))
-    if not pairs:  # llama.cpp cannot read a BPE without merges, and SentencePiece scores come from their order
+    if (
+        not pairs
+    ):  # llama.cpp cannot read a BPE without merges, and SentencePiece scores come from their order
         raise ConversionError(
             f"{where}: has no merges; download it again, or save it again with a fast tokenizer"
         )
