@@ -112,7 +112,7 @@ def rm(
     from edge.formats.models import examine
 
     stored = store_files()
-    chosen = [examine(path) for path in dict.fromkeys(_named(name, stored) for name in names)]
+    chosen = [examine(path) for path in dict.fromkeys(_named(name, stored, exact=True) for name in names)]
     files = [
         file
         for model in chosen
@@ -208,9 +208,14 @@ def _remove(file: Path) -> None:
         note(f"{matrix}: the importance matrix stays")
 
 
-def _named(name: str, files: list[Path], places: str = "") -> Path:
-    """The file called `name` among these, which are in `places` and the store. Raises ModelFileError with a hint."""
+def _named(name: str, files: list[Path], places: str = "", *, exact: bool = False) -> Path:
+    """The file called `name` among these, which are in `places` and the store. Raises ModelFileError with a hint.
+
+    `exact`: a name in another case is another name.
+    """
     path = named_file(name)
+    if exact and path is not None and model_name(path) != name.removesuffix(".gguf"):
+        path = None
     by_name = {model_name(file): file for file in reversed(files)}
     if path not in files:
         path = by_name.get(name.removesuffix(".gguf"))

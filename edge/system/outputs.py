@@ -43,7 +43,7 @@ def check_output(
             continue
         if any(_same_file(place, file) for file in _files(Path(path))):
             raise error(f"{out}: is an input of this command; choose another name with {option}")
-        if place.suffix in _CHECKPOINT and place.parent == Path(os.path.realpath(path)):
+        if place.suffix in _CHECKPOINT and _is_folder_of(Path(path), place):
             raise error(
                 f"{out}: would become a part of {path}, which is an input of this command; choose another folder "
                 f"with {option}"
@@ -108,6 +108,13 @@ def _files(path: Path) -> Iterator[Path]:
         elif (part := _PART.search(path.name)) is not None:
             for number in range(1, int(part[2]) + 1):
                 yield path.with_name(f"{path.name[: part.start()]}-{number:05}-of-{part[2]}.gguf")
+
+
+def _is_folder_of(path: Path, place: Path) -> bool:
+    try:
+        return place.parent == Path(os.path.realpath(path))
+    except ValueError:  # a NUL
+        return False
 
 
 def _same_file(place: Path, path: Path) -> bool:

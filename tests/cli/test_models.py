@@ -264,6 +264,8 @@ def test_models_rm(user: User, real: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "--yes" in done.stderr and path.exists()
     done = user.edge("models", "rm", "mine", "nothing", "--yes")
     assert done.returncode == 1 and path.exists()  # all names are checked before the first file goes
+    done = user.edge("models", "rm", "MINE", "--yes")
+    assert done.returncode == 1 and path.exists() and "mine" in done.stderr  # another case is another name
     code, seen = user.answers("n\n", "models", "rm", "mine")
     assert code == 1 and "Remove mine (4.2 MB)? [y/N]" in seen and path.exists()
     code, seen = user.answers("y\n", "models", "rm", "mine")

@@ -21,7 +21,7 @@ from edge.replay.run import evaluate
 from edge.system.paths import embedded_rows
 
 pytestmark = pytest.mark.slow  # its runs take seconds
-ROWS = 50  # of the embedded set's 143; 8 of them ask for a thought
+ROWS = 24  # of the embedded set's 143; 4 of them ask for a thought
 THOUGHTLESS = 9  # the first rows ask for none
 
 
