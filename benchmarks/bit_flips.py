@@ -153,7 +153,10 @@ def main() -> None:
 
 def fields(path: Path, end: int) -> list[int]:
     """The positions of the header's bytes outside long arrays."""
+    from edge.formats.gguf import read_tensors
+
     places = set(range(end))
+    read_tensors(path)  # gguf's reader can loop without end at a damaged header
     for field in gguf.GGUFReader(path).fields.values():
         if len(field.data) > 100:
             begin = field.offset + sum(part.nbytes for part in field.parts[: field.data[0]])

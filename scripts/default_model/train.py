@@ -163,6 +163,9 @@ def read_adapter(model: PeftModel, path: Path) -> None:
     """Put a GGUF adapter's matrices into the model. llama.cpp has the rows of queries and keys in another order."""
     from gguf import GGUFReader
 
+    from edge.formats.gguf import read_tensors
+
+    read_tensors(path)  # gguf's reader can loop without end at a damaged header
     tensors = {tensor.name: torch.tensor(tensor.data) for tensor in GGUFReader(path).tensors}
     config = model.get_base_model().config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}

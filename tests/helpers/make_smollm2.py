@@ -17,6 +17,8 @@ from gguf import GGUFReader, TokenType, dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from edge.formats.gguf import read_model_file
+
 NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -41,6 +43,7 @@ def wheel_gguf() -> Path | None:
 
 def make_smollm2(gguf: Path, out: Path) -> None:
     """Write the checkpoint folder `out`."""
+    read_model_file(gguf)  # gguf's reader can loop without end at a damaged header
     reader = GGUFReader(gguf)
     meta = {key: field.contents() for key, field in reader.fields.items()}
     out.mkdir(parents=True, exist_ok=True)
