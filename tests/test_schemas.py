@@ -443,6 +443,7 @@ def test_every_field_is_in_a_table() -> None:
         ("trials", "Provenance"),
         ("trials", "TensorShare"),
         ("trials", "AdapterFacts"),
+        ("trials", "ShardFields"),
         ("comparison", "Interval"),
         ("known-model", "Aggregate"),
         ("known-model", "GroupFigures"),

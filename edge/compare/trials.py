@@ -158,7 +158,7 @@ class TrialResult(TypedDict):
     provenance: Provenance
     """Where the result comes from."""
     shard: NotRequired[ShardFields]
-    """Which part of the trials it has (`--shard`); absent in a whole result."""
+    """Which part of the trials it has (`--shard`), which are its rows; absent in a whole result."""
     run: dict[str, object]
     """All that the trials depend on; without --force, edge does not replace a file of another run."""
 

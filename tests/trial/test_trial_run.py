@@ -77,13 +77,13 @@ def test_a_model_twice_and_what_reads_its_trials(tasks: Path, tiny_q4: Path, tmp
     assert "already complete" in again.stderr
     # Rows of other trials and other files are kept.
     (tmp_path / "own.jsonl").write_text('{"mine": 1}\n')
-    for name, task in (("rows.jsonl", "easy"), ("own.jsonl", "easy")):
-        before = (tmp_path / name).read_bytes()
+    for kept in (tmp_path / "rows.jsonl", tmp_path / "own.jsonl"):
+        before = kept.read_bytes()
         refused = command_line.run(
-            *("trial", *words, "--task", task, "--out", "three", "--export-solved", name), cwd=tmp_path
+            *("trial", *words, "--task", "easy", "--out", "three", "--export-solved", kept.name), cwd=tmp_path
         )
-        assert refused.returncode == 1 and f"{name}: " in refused.stderr and "--force" in refused.stderr
-        assert (tmp_path / name).read_bytes() == before and not (tmp_path / "three").exists()
+        assert refused.returncode == 1 and f"{kept.name}: " in refused.stderr and "--force" in refused.stderr
+        assert kept.read_bytes() == before and not (tmp_path / "three").exists()
     record = tmp_path / "one" / str(one["trials"][0]["record"])
     shown = command_line.run("replay", record, cwd=tmp_path)
     assert shown.returncode == 0 and "agent@sandbox:/app$" in shown.stdout
