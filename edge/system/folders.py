@@ -36,7 +36,7 @@ def make_folder(prefix: str) -> Path:
 def make_open_folder(prefix: str) -> Path:
     """As `make_folder`, but another user whom root's processes become can enter it. Raises OSError."""
     folder = make_folder(prefix)
-    if os.name == "posix" and os.geteuid() == 0:
+    if sys.platform != "win32" and os.geteuid() == 0:
         folder.chmod(0o711)
     return folder
 

@@ -178,7 +178,7 @@ WRONG = {
     ("--timeout", "3"): (2, "add --base-url"),
     ("--model", "no-such-model.gguf"): (1, "no-such-model.gguf"),
     ("--agent", "oracle", "--task", "esy"): (1, "tasks: has no task esy; did you mean easy?"),
-    ("--agent", "oracle", "--shard", "3"): (1, "is not a shard such as 2/3"),
+    ("--agent", "oracle", "--shard", "3"): (2, "is not a shard such as 2/3"),
     ("--agent", "oracle", "--shard", "1/3"): (1, "tasks: has 2 tasks, too few for 3 shards"),
     ("--agent", "oracle", "--out", "tasks/easy/task.toml"): (1, "cannot be written"),
 }
