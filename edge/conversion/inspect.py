@@ -120,7 +120,7 @@ class Inspection:
             f"  SHA-256      {self.sha256}",
             *_pairs("origin", self.origin),
             *_type_lines(self.types),
-            *_recipe_lines(self.recipe),
+            *_recipe_lines(self.recipe, _group_costs(self.recipe_costs)),
             f"  layout       {self.header_bytes:,} bytes of header, {counted(len(self.tensors), 'tensor')}, "
             f"{self.padding_bytes:,} bytes of padding",
             *_token_lines(self.tokens),
@@ -360,11 +360,23 @@ def _type_lines(types: tuple[TypeShare, ...]) -> list[str]:
     ]
 
 
-def _recipe_lines(lines: Sequence[str]) -> list[str]:
+def _recipe_lines(lines: Sequence[str], costs: Sequence[str]) -> list[str]:
+    """The lines, each with its measured cost if there is one for each."""
+    if len(costs) == len(lines):
+        lines = [f"{line}  {cost}" for line, cost in zip(lines, costs, strict=True)]
     shown = [_clean(line) for line in lines[:_LINES]]
     more = len(lines) - len(shown)
     shown += [f"and {counted(more, 'line')} more; --json has all"] if more else []
     return [f"  {'recipe' if i == 0 else '':12} {line}" for i, line in enumerate(shown)]
+
+
+def _group_costs(text: str) -> list[str]:
+    """What `--quant auto` says of each line of its recipe: the group, and what its type costs alone."""
+    try:
+        groups = json.loads(text)["groups"]
+        return [f"{name}: KL {float(cost):.2g}" for name, (_, cost) in groups.items()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # another program wrote it
+        return []
 
 
 def _token_lines(tokens: Tokens) -> list[str]:
