@@ -110,12 +110,10 @@ def sweep(
         force=force,
     )
 
-    def check_first(_: str | None) -> None:
-        check_sweep(names, rows, out, options)
+    def check(_: str | None) -> object:
+        return check_sweep(names, rows, out, options)
 
-    found = checkpoint_source(
-        source, revision=revision, offline=offline, yes=yes, check=check_first, quiet=quiet
-    )
+    found = checkpoint_source(source, revision=revision, offline=offline, yes=yes, check=check, quiet=quiet)
     done = run_sweep(
         found.text,
         names,
