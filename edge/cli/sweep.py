@@ -102,14 +102,10 @@ def sweep(
         force=force,
     )
 
-    found = checkpoint_source(
-        source,
-        revision=revision,
-        offline=offline,
-        yes=yes,
-        check=lambda _: check_sweep(names, rows, out, options),
-        quiet=quiet,
-    )
+    def check(_: str | None) -> object:
+        return check_sweep(names, rows, out, options)
+
+    found = checkpoint_source(source, revision=revision, offline=offline, yes=yes, check=check, quiet=quiet)
     done = run_sweep(
         found.text,
         names,
