@@ -315,7 +315,9 @@ def _opened(path: Path) -> StoredState | None:
 
 
 def _open(path: Path) -> int:
-    wait = 0 if sys.platform == "win32" else os.O_NONBLOCK  # a FIFO would block
+    wait = 0
+    if sys.platform != "win32":
+        wait = os.O_NONBLOCK  # a FIFO would block
     return os.open(path, os.O_RDONLY | BINARY | NO_LINK | wait)
 
 
