@@ -87,6 +87,7 @@ def edge(job: dict[str, Any], options: str, folder: Path) -> Run:
             job["model"],
         ]
         command += ["--replay", str(folder / "rows.jsonl"), "--out", str(out), "--think", "off"]
+        command += ["--no-state-cache"]  # each run reads all its prompts
         command += ["--max-tokens", str(job["max_tokens"]), "--threads", str(job["threads"])]
         process_sec, peak = child(command + shlex.split(options), folder / "printed")
         result = json.loads(out.read_text(encoding="utf-8"))

@@ -291,7 +291,7 @@ def main() -> None:
     ]
     edge += ["--port", str(port), "--parallel", str(options.slots), "--context", str(context)]
     edge += ["--threads", str(options.threads), "--queue", str(options.clients)]
-    edge += ["--cache-ram", str(options.cache_ram)]
+    edge += ["--cache-ram", str(options.cache_ram), "--no-state-cache"]
     loads["edge serve"] = run("edge serve", edge, port, tasks, extra, options)
     if options.llama_server:
         port = free_port()

@@ -471,8 +471,11 @@ def _check(threads: int, batch: int, loading: Loading) -> None:
 
 
 def _states(path: Path, loading: Loading) -> DiskStates | None:
-    """The states on disk, if they are wanted and can be used: an engine works without them."""
-    if loading.states is None:
+    """The states on disk, if they are wanted and can be used: an engine works without them.
+
+    Not with RPC servers: nothing tells whether the same machine still answers there.
+    """
+    if loading.states is None or loading.spread.rpc:
         return None
     try:
         return DiskStates(path, loading)
