@@ -18,7 +18,7 @@ stored     the JSON file of a comparison, and the run that it is of
 trials     the JSON of edge trial
 trial_figures  the figures of trials
 trial_pairs    two results of trials, paired by task
-trial_join      puts the shards of trials together
+trial_join     puts the shards of trials together
 """
 
 from typing import TYPE_CHECKING, Any
