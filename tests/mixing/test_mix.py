@@ -97,7 +97,7 @@ def test_the_command(random_small_moe_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "auto.gguf"
     folder = random_small_moe_folder
     words = ["convert", folder, "-q", "auto", "--calibrate", rows, "--threads", "1"]
-    done = command_line.run(*words, "--bpw", "4.8", "-o", out, "--measure", other)
+    done = command_line.run(*words, "--bpw", "4.8", "-o", out, "--measure", other, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert 0.98 * 4.8 <= read_model_file(out).bits_per_weight <= 4.8
     assert "the same file again: edge convert" in done.stdout
