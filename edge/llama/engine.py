@@ -8,6 +8,7 @@ where they branch from the same prompt: the model's weights, and the prompt's ke
 memory once for all of them.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -57,6 +58,7 @@ class Engine:
 
     def __init__(self, path: Path, loading: Loading = DEFAULT_LOADING) -> None:
         self._model = None  # for __del__, if one of the next lines raises
+        self._owned = contextlib.ExitStack()  # what `close` frees, the last first
         self._forgotten: deque[object] = deque()
         self.before_batch: Callable[[], None] | None = None
         threads = loading.threads or physical_cores()
@@ -74,12 +76,12 @@ class Engine:
         if not loading.mmap:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         self._model = library.load_model(path, params, trusted=loading.trusted)
+        self._owned.callback(llama_cpp.llama_model_free, self._model)
         self.path = path
         try:
             self.adapters = load_adapters(self._model, loading.adapters)
         except EdgeError:
-            llama_cpp.llama_model_free(self._model)
-            self._model = None
+            self.close()
             raise
         self.threads = threads
         self.kv_type = kv_type
@@ -101,11 +103,13 @@ class Engine:
             offloads=self.offloads,
             adapters=self.adapters,
         )
+        self._owned.callback(self.cache.close)
         self._describe(gpu_layers)
         # llama.cpp splits a hybrid's batch until each sequence has as many tokens as the others: a prompt and answers
         # gain nothing from one batch there. So answers wait until more of them can continue together.
         self.mixes = self.cache.rewindable
         self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
+        self._owned.callback(llama_cpp.llama_batch_free, self._batch)
         # A hybrid cannot take back the tokens of a wrong draft.
         draft = LENGTHS[-1] * self.offloads if loading.draft is None else loading.draft
         self.drafting = Drafting(draft) if draft and self.cache.rewindable else None
@@ -129,10 +133,8 @@ class Engine:
         if self._model:
             if self.states is not None:
                 self.states.close()
-            self.cache.close()
-            llama_cpp.llama_batch_free(self._batch)
-            llama_cpp.llama_model_free(self._model)
             self._model = None
+            self._owned.close()
 
     def __del__(self) -> None:
         self.close()
