@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge.errors import EdgeError
-from edge.llama.loading import ONE_DEVICE, Spread
+
+# `edge doctor --offline` imports this module before it tries numpy, which loading needs.
+if TYPE_CHECKING:
+    from edge.llama.loading import Spread
 
 # enum ggml_backend_dev_type in ggml-backend.h
 DEVICE_KINDS = ("CPU", "GPU", "integrated GPU", "accelerator", "meta")
@@ -84,14 +88,14 @@ def devices() -> list[Device]:
     return found
 
 
-def offload_devices(found: Sequence[Device], spread: Spread = ONE_DEVICE) -> list[Device]:
+def offload_devices(found: Sequence[Device], spread: "Spread | None" = None) -> list[Device]:
     """Those of these devices to which llama.cpp gives layers, in its order: RPC servers first.
 
     Integrated GPUs count only if there are no others. With split mode none, one device gets all layers.
     """
     gpus = [d for d in found if d.kind == "GPU"] or [d for d in found if d.kind == "integrated GPU"]
     gpus.sort(key=lambda device: not device.name.startswith("RPC"))
-    if spread.split_mode == "none" and gpus:
+    if spread is not None and spread.split_mode == "none" and gpus:
         main = spread.main_gpu or 0
         if main >= len(gpus):
             raise EdgeError(f"--main-gpu is {main}; llama.cpp finds {len(gpus)} of them", option="--main-gpu")
@@ -99,11 +103,11 @@ def offload_devices(found: Sequence[Device], spread: Spread = ONE_DEVICE) -> lis
     return gpus
 
 
-def usable_memory(gpus: Sequence[Device], spread: Spread = ONE_DEVICE) -> int | None:
+def usable_memory(gpus: Sequence[Device], spread: "Spread | None" = None) -> int | None:
     """Free bytes on these devices together, as far as the shares of --tensor-split can use them; None if unknown."""
     if not all(gpu.memory_total for gpu in gpus):
         return None
-    if not spread.tensor_split or len(gpus) < 2:
+    if spread is None or not spread.tensor_split or len(gpus) < 2:
         return sum(gpu.memory_free for gpu in gpus)
     shares = [*spread.tensor_split, *(0.0 for _ in gpus)][: len(gpus)]
     fullest = (gpu.memory_free / share for gpu, share in zip(gpus, shares, strict=True) if share)
