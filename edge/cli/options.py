@@ -108,7 +108,7 @@ Rpc = Annotated[
     typer.Option(
         "--rpc",
         metavar="HOST:PORT",
-        help="RPC server of llama.cpp whose devices take layers: fragile and insecure, see docs/scale.md. Repeatable.",
+        help="RPC server of llama.cpp whose devices take layers; it is fragile and insecure. Repeatable.",
     ),
 ]
 TensorSplit = Annotated[
@@ -146,7 +146,7 @@ Draft = Annotated[
         "--draft",
         min=0,
         max=15,
-        help="Maximum tokens to decode ahead where that saves time (docs/engine.md); 0 is off. Default: 15 with "
+        help="Maximum tokens to decode ahead where that saves time; 0 is off. Default: 15 with "
         "layers on a GPU, else 0.",
     ),
 ]
@@ -284,7 +284,7 @@ def spread_of(
     if rpc:
         warn(
             "llama.cpp's authors call its RPC backend fragile and insecure: who reaches its port can take over "
-            "the machine; bind it to 127.0.0.1 and connect through an SSH tunnel (docs/scale.md)"
+            "the machine; bind it to 127.0.0.1 and connect through an SSH tunnel"
         )
     return Spread(tuple(dict.fromkeys(rpc or ())), shares, main_gpu, split_mode)
 

@@ -71,7 +71,7 @@ def _add_server() -> Callable[[bytes], Any]:
     if not found:
         raise EdgeError(
             "--rpc: the installed llama.cpp was built without its RPC backend; install it again with "
-            'CMAKE_ARGS="-DGGML_RPC=on" (docs/scale.md)'
+            'CMAKE_ARGS="-DGGML_RPC=on"'
         )
     return ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(found)
 
