@@ -100,11 +100,14 @@ def _settings_file() -> Path | None:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The files that an input consists of: itself, the parts of a split model, the files of a folder."""
+    """The files that an input consists of: itself, the parts of a split model, the files of a folder.
+
+    A GGUF in a checkpoint's folder is no part of the checkpoint: people write it there.
+    """
     yield path
     with contextlib.suppress(OSError, ValueError):
         if path.is_dir():
-            yield from path.iterdir()
+            yield from (file for file in path.iterdir() if file.suffix != ".gguf")
         elif (part := _PART.search(path.name)) is not None:
             for number in range(1, int(part[2]) + 1):
                 yield path.with_name(f"{path.name[: part.start()]}-{number:05}-of-{part[2]}.gguf")
