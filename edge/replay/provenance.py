@@ -37,6 +37,7 @@ _UNKNOWN: Provenance = {
     "source": None,
     "source_revision": None,
     "imatrix": None,
+    "recipe": None,
     "grammar_sha256": None,
     "prompt_template_sha256": None,
     "rows_sha256": None,

@@ -202,8 +202,9 @@ def test_an_own_output_matrix_is_taken_when_asked_for(random_llama_folder: Path,
     model = convert(random_llama_folder, quant="F32", out=tmp_path / "llama.gguf", threads=1).path
     names = []
     for process_output in (False, True):
-        calibrate(model, tmp_path / "m.gguf", text=TEXT, chunk=64, threads=1, process_output=process_output)
-        names.append(set(read_imatrix(tmp_path / "m.gguf").entries))
+        out = tmp_path / f"{process_output}.gguf"
+        calibrate(model, out, text=TEXT, chunk=64, threads=1, process_output=process_output)
+        names.append(set(read_imatrix(out).entries))
     assert names[1] - names[0] == {"output.weight"}
     wanted = {tensor.name for tensor in read_tensors(model) if len(tensor.shape) == 2}
     assert names[1] == wanted - {"token_embd.weight"}

@@ -215,5 +215,5 @@ def test_other_arguments_rows_or_model_are_refused(
     assert "result.json.journal: holds " in said and " of another evaluation (" in said
     for name, value in changed.items():
         if name != "limit":  # known by its rows
-            assert f"{name} was " in said and f"is {value}" in said
+            assert f"--{name.replace('_', '-')} was " in said and f"is {value}" in said
     assert journal_of(out).read_bytes() == interrupted.journal and not out.exists()

@@ -139,7 +139,7 @@ def test_shards_that_do_not_fit_are_refused_in_one_line(replays: Path, tmp_path:
     for shards, wanted in (
         ([one, two], f"{one}: is shard 1 of 3; shard 3 of 3 not given"),
         ([one, two, three, twin], f"{twin}: is shard 2 of 3, and so is {two}"),
-        ([one, model, three], f"{model}: cannot be joined with {one}: another model (model_sha256"),
+        ([one, model, three], f"{model}: cannot be joined with {one}: another model"),
         (
             [one, tokens, three],
             f"{tokens}: cannot be joined with {one}: another run (--max-tokens was 16, is 17)",
