@@ -28,6 +28,7 @@ _INPUTS = {
     "tokens": "texts to read",
     "reference": "reference",
     "rows_of": "result of --rows-of",
+    "root": "root file system",
 }
 _PLURALS = frozenset(("adapters", "rows", "calibration", "predictions", "tensors", "prompts", "tokens"))
 # What only follows from other inputs and settings. It is named if nothing else has changed.

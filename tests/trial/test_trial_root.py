@@ -101,7 +101,7 @@ def test_the_programs_of_a_task_are_those_of_the_root(image: Path, tmp_path: Pat
     found = read_trials(tmp_path / "o" / "oracle.json")
     assert [(one["state"], one["reason"]) for one in found["trials"]] == [("solved", "")]
     again = command_line.run(*words[:-2], "--out", "o", cwd=tmp_path)
-    assert again.returncode == 1 and "root was" in again.stderr
+    assert again.returncode == 1 and "(now without root file system)" in again.stderr
     without = command_line.run(*words[:-2], "--out", "p", cwd=tmp_path)
     assert "RUN fails in the sandbox" in without.stderr
 
