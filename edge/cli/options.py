@@ -309,12 +309,9 @@ def reading_layers(given: int | None, *files: Path | None, spread: "Spread | Non
     return min((n for n in layers if n >= 0), default=-1)
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
 def bytes_of(text: str, option: str) -> int:
     """The number of bytes that a size names. Raises typer.BadParameter for `option`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?|)B?", text.strip().upper())
-    if match is None:
+    n_bytes = parsed_size(text)
+    if n_bytes is None:
         raise typer.BadParameter("must be a size such as 6GB, 800MB or 5.5GiB", param_hint=option)
-    return int(float(match[1]) * _UNITS[match[2]])
+    return n_bytes
