@@ -296,9 +296,15 @@ class Engine:
         is removed from the cache.
         """
         ended = running.resume(logits)
-        draft, running.draft = running.draft, None
-        if draft is None or self.drafting is None:
-            return self._ended(running) if ended else False
+        if running.draft is not None and self.drafting is not None:
+            ended = self._take(running, running.draft, self.drafting, ended)
+            running.draft = None
+        if ended and self.drafting is not None:
+            self.drafting.answers.append(running.state.tokens[len(running.job.prompt) :])
+        return ended
+
+    def _take(self, running: RunningJob[T], draft: Draft, drafting: Drafting, ended: bool) -> bool:
+        """Take the tokens of a draft that the writer chooses, and remove the others; whether the answer is finished."""
         right = 0
         while not ended and right < len(draft.tokens):
             same = common_length(running.pending, draft.tokens[right:])
@@ -313,14 +319,8 @@ class Engine:
             state.ends = None
             self.cache.cut(state.sequence, len(state.tokens))
         self.answer_tokens_decoded += right
-        self.drafting.count(draft.match, len(draft.tokens), right)
-        return self._ended(running) if ended else False
-
-    def _ended(self, running: RunningJob[T]) -> bool:
-        """Keep the tokens of a finished answer for the drafts of later ones; always True."""
-        if self.drafting is not None:
-            self.drafting.answers.append(running.state.tokens[len(running.job.prompt) :])
-        return True
+        drafting.count(draft.match, len(draft.tokens), right)
+        return ended
 
     def _drafted(
         self, running: RunningJob[T], first: int, grown: list[tuple[State, Sequence[int]]]
@@ -330,13 +330,12 @@ class Engine:
         if drafting is None:
             return []
         state, (_, part) = running.state, grown[-1]
-        text = [*state.tokens, *part]
-        room = len(running.job.prompt) + running.job.room - len(text)
-        room = min(room, self.batch - first - 1)
+        length = len(state.tokens) + len(part)
+        room = min(len(running.job.prompt) + running.job.room - length, self.batch - first - 1)
         drafting.measure(room, lambda count: self._timed(state, count))
         if running.repeats is None:
             running.repeats = Repeats(drafting.answers)
-        running.repeats.add(text[running.repeats.length :])
+        running.repeats.add([*state.tokens[running.repeats.length :], *part])
         tokens, match = drafting.propose(running.repeats, room)
         if tokens and running.job.guide is not None:
             tokens = tokens[: running.job.guide.fitting(tokens)]
@@ -344,7 +343,7 @@ class Engine:
             return []
         running.draft = Draft(tokens, match, first)
         grown.append((state, tokens))
-        return [(token, i, state.sequence, True) for i, token in enumerate(tokens, len(text))]
+        return [(token, i, state.sequence, True) for i, token in enumerate(tokens, length)]
 
     def _timed(self, state: State, count: int) -> float:
         """Seconds of a pass over `count` tokens behind a state, which stays as it is."""
