@@ -12,7 +12,7 @@ from edge.terminal.cgroup import used
 from edge.terminal.check import HOME, WORK, children
 
 THIS_MACHINE = "this machine"
-"""The beginning of the reason why a sandbox was ended for want of memory outside it."""
+"""The beginning of the reason why a sandbox was ended because the machine had no memory left."""
 _NAME = 1024  # bytes of the kernel for a file in memory: its inode, its name
 _FREE_NAMES = 10_000  # files of each file system that do not count
 

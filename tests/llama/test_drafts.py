@@ -12,13 +12,14 @@ import pytest
 from conftest import converted
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import script
 
 from edge.answer.answering import Answering
 from edge.answer.constraint import Constraint
 from edge.answer.sampling import Sampling
 from edge.llama.drafts import LENGTHS, Costs, Drafting, Repeats
 from edge.llama.engine import Engine
-from edge.llama.jobs import Guide, Job, Writer
+from edge.llama.jobs import Guide, Job
 from edge.llama.loading import Loading
 from edge.llama.serving import Request, ServingEngine
 from edge.runner import Runner
@@ -81,14 +82,6 @@ def test_costs_between_and_after_measured_points() -> None:
     assert [costs.of(n) for n in (1, 2, 4, 6, 8, 16)] == [1.0, 1.5, 2.5, 3.0, 3.5, 7.0]
 
 
-def scripted(parts: Sequence[Sequence[int]]) -> Writer[list[np.ndarray]]:
-    """Writes these tokens for any logits; returns the logits after the prompt and after each part."""
-    read = [(yield []).copy()]
-    for part in parts:
-        read.append((yield list(part)).copy())
-    return read
-
-
 def repeating(seed: int) -> tuple[list[int], list[list[int]]]:
     """A prompt, and an answer in parts that repeats it and itself with changes."""
     rng = random.Random(seed)
@@ -129,10 +122,10 @@ def test_the_logits_are_those_without_drafts_and_the_state_stays_usable(llama: P
         if engine.drafting is not None:
             engine.drafting.costs = FREE
         owner = object()
-        first = next(engine.run([Job(prompt, scripted(parts), len(text))], owner=owner))[1]
+        first = next(engine.run([Job(prompt, script(*parts), len(text))], owner=owner))[1]
         passes.append(engine.answer_passes)
         before = engine.prompt_tokens_decoded
-        then = next(engine.run([Job([*text, *further], scripted([[70]]), 1)], owner=owner))[1]
+        then = next(engine.run([Job([*text, *further], script([70]), 1)], owner=owner))[1]
         assert engine.prompt_tokens_decoded - before == len(further)  # the answer's state was kept whole
         reads.append([*first, *then])
         assert engine.answer_tokens_decoded == len(text) - len(prompt) + 1
@@ -152,7 +145,7 @@ def test_answers_of_a_server_are_those_without_drafts(llama: Path) -> None:
         if engine.drafting is not None:
             engine.drafting.costs = FREE
         count = sum(map(len, parts))
-        waiting = [Request(prompt, scripted(parts), count), Request(prompt, scripted(parts), count)]
+        waiting = [Request(prompt, script(*parts), count), Request(prompt, script(*parts), count)]
         reads.append(
             [
                 logits
@@ -172,7 +165,7 @@ def test_costs_are_measured_after_some_passes_and_change_nothing(llama: Path) ->
     for draft in (0, 15):
         engine = Engine(llama, Loading(threads=1, draft=draft))
         engine.reserve(600, 3)
-        reads.append(next(engine.run([Job(prompt, scripted(parts), sum(map(len, parts)))]))[1])
+        reads.append(next(engine.run([Job(prompt, script(*parts), sum(map(len, parts)))]))[1])
         drafting = engine.drafting
         engine.close()
     assert drafting is not None and drafting.costs is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripted import Read, script
 
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
@@ -20,7 +21,6 @@ from edge.llama.prefixes import branch_points, distinct_tokens, reading_order
 pytestmark = pytest.mark.slow
 
 CELLS, SEQUENCES = 1536, 12
-Read = list[np.ndarray]
 
 
 @pytest.fixture(scope="module", params=["tiny_q4", "smollm2_q4"])
@@ -34,14 +34,6 @@ def engine(path: Path):
     engine.reserve(CELLS, SEQUENCES)
     yield engine
     engine.close()
-
-
-def script(*parts: Sequence[int]) -> Writer[Read]:
-    """Writes these tokens for any logits; returns the logits after the prompt and after each part."""
-    read = [(yield []).copy()]
-    for part in parts:
-        read.append((yield list(part)).copy())
-    return read
 
 
 def greedy(count: int) -> Writer[list[int]]:

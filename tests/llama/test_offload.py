@@ -85,22 +85,15 @@ def alike(here: list[str], there: list[str]) -> bool:
     return same == len(here) if not OWN else 2 * same >= len(here)
 
 
+def evaluation(model: Path, out: Path) -> tuple[object, ...]:
+    """The words of `edge eval` that all runs share."""
+    words = ("eval", "--model", model, "--replay", ROWS, "--out", out)
+    return (*words, "--max-tokens", "64", "--threads", "1")
+
+
 def evaluated(device: Device | None, model: Path, out: Path, *words: object) -> dict[str, Any]:
     """The result of `edge eval` of eight rows on the device, or on the CPU; what it said on stderr beside it."""
-    common = (
-        "eval",
-        "--model",
-        model,
-        "--replay",
-        ROWS,
-        "--out",
-        out,
-        "--max-tokens",
-        "64",
-        "--threads",
-        "1",
-    )
-    chosen = (*common, "--limit", "8", *words)
+    chosen = (*evaluation(model, out), "--limit", "8", *words)
     done = on_cpu(*chosen) if device is None else device.edge(*chosen)
     assert done.returncode == 0, done.stderr
     return {**json.loads(out.read_text()), "stderr": done.stderr}
@@ -204,20 +197,7 @@ def test_a_device_that_dies_costs_one_line_and_no_step(backend: Path, tiny_q4: P
     """llama.cpp's client stops the process: edge says why, and the same command continues on another server."""
     whole = evaluated(None, tiny_q4, tmp_path / "whole.json", "--limit", "24", "--parallel", "1")
     out, journal = tmp_path / "result.json", tmp_path / "result.json.journal"
-    words = (
-        "eval",
-        "--model",
-        tiny_q4,
-        "--replay",
-        ROWS,
-        "--out",
-        out,
-        "--max-tokens",
-        "64",
-        "--threads",
-        "1",
-    )
-    chosen = (*words, "--limit", "24", "--parallel", "1")
+    chosen = (*evaluation(tiny_q4, out), "--limit", "24", "--parallel", "1")
     with serving_device(backend) as server:
         pipe = subprocess.PIPE
         running = command_line.start(

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripted
+from scripted import Read, script
 
 from edge.agent.answerer import LocalAnswerer
 from edge.answer.answering import Answering
 from edge.llama.engine import Engine
-from edge.llama.jobs import Job, Writer
+from edge.llama.jobs import Job
 from edge.llama.loading import Loading, States
 from edge.llama.serving import Request, ServingEngine
 from edge.llama.states import states_folder, stored_files
@@ -29,7 +31,6 @@ from edge.system.keys import key_path
 
 pytestmark = pytest.mark.slow
 
-Read = list[np.ndarray]
 COLD = Loading(threads=1, batch=64)
 WARM = Loading(threads=1, batch=64, states=States())
 WHOLE = Loading(threads=1, batch=64, states=States(whole=True))
@@ -49,14 +50,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def tokens(count: int, seed: int) -> list[int]:
     rng = random.Random(seed)
     return [rng.randrange(20, 400) for _ in range(count)]
-
-
-def script(*parts: Sequence[int]) -> Writer[Read]:
-    """Writes these tokens for any logits; returns the logits after the prompt and after each part."""
-    read = [(yield []).copy()]
-    for part in parts:
-        read.append((yield list(part)).copy())
-    return read
 
 
 def ask(
@@ -213,14 +206,22 @@ def test_the_least_recently_used_goes_first(tiny_q4: Path) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = sys.argv[3:5]
 from test_states import FIRST, ask
 print(ask(Path(sys.argv[1]), FIRST[:150] + list(range(30, 30 + int(sys.argv[2]))), [150])[1], flush=True)
 """
 
 
 def process(path: Path, more: int) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", PROGRAM, path, str(more), Path(__file__).parent]
+    arguments = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        path,
+        str(more),
+        Path(__file__).parent,
+        Path(scripted.__file__).parent,
+    ]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
