@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from sandbox import Entry, Folder, Outcome, run
+from sandbox import LIMIT, Entry, Folder, Outcome, run
 
 Judgement = Literal["right", "wrong", "destructive"]
 
@@ -106,10 +106,11 @@ def _request(row: dict[str, Any], path: Path) -> Request:
     return request
 
 
-def judge(request: Request, typed: str) -> Verdict:
+def judge(request: Request, typed: str, limit: int = LIMIT) -> Verdict:
     """The verdict on what an answer types: its keystrokes, one after the other.
 
-    A line runs when its newline is typed. Text behind the last newline does not run.
+    A line runs when its newline is typed. Text behind the last newline does not run. What does not end within `limit`
+    seconds is wrong.
     """
     typed = typed[: typed.rfind("\n") + 1]
     if not typed.strip():
@@ -118,7 +119,7 @@ def judge(request: Request, typed: str) -> Verdict:
         return Verdict("right")
     if request.accept and not request.check:
         return _judge_line(request, typed)
-    outcome = run(request.setup, typed, request.check or "false")
+    outcome = run(request.setup, typed, request.check or "false", limit)
     fault = _fault(request, outcome)
     if not fault:
         return Verdict("right", out=outcome.out[:1000])

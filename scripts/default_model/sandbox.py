@@ -20,14 +20,14 @@ from edge.terminal.memory import memory_in_use
 
 HOME = "/home/sam"
 WORK = f"{HOME}/project"
-LIMIT = 10  # seconds for a model's commands
+LIMIT = 10  # seconds for a model's commands, if the caller does not say otherwise
 MEMORY = 1 << 30  # bytes for all processes together
 _USER = 1000  # inside the sandbox
 _REAL_USER = 64_999  # outside, if the judge runs as root: limits do not hold for root
-_PATIENCE = 60.0  # seconds for the whole sandbox
+_PATIENCE = 150.0  # seconds for the rest of the sandbox
 
 _DRIVER = f"""
-before=$1 after=$2 out=$3 report=$4
+limit=$1 before=$2 after=$3 out=$4 report=$5
 exec 2> /dev/null
 cd {WORK} || exit 1
 ulimit -HSu 256 && ulimit -HSv {MEMORY // 1024} && ulimit -HSf 32768 && ulimit -HSn 512 && ulimit -HSc 0 || exit 1
@@ -35,7 +35,7 @@ close() {{ exec {{before}}>&- {{after}}>&- {{out}}>&- {{report}}>&-; exec "$@"; 
 save() {{ tar -c -C {HOME} --hard-dereference --ignore-failed-read . 2> /dev/null; }}
 printf '[%s]\\n%s = %s\\n' user name 'Sam Lee' user email sam@example.com init defaultBranch main > {HOME}/.gitconfig
 printf '# settings of bash\\n' > {HOME}/.bashrc
-(close timeout 20 bash --noprofile --norc -e /run/judge/setup) < /dev/null > /run/judge/setup-out 2>&1 || {{
+(close timeout 60 bash --noprofile --norc -e /run/judge/setup) < /dev/null > /run/judge/setup-out 2>&1 || {{
   printf 'setup failed: %s\\n' "$(tail -n 3 /run/judge/setup-out)" >&$report
   exit 1
 }}
@@ -45,7 +45,7 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do  # a job of the set-up has the set-up's name u
   sleep 0.02
 done
 ps -ww -eo pid=,args= > /run/judge/processes
-(BASH_ENV=/run/judge/last close timeout -k 1 {LIMIT} bash --noprofile --norc) \\
+(BASH_ENV=/run/judge/last close timeout -k 1 "$limit" bash --noprofile --norc) \\
   < /run/judge/typed > /run/judge/out 2>&1
 ended=$?
 [ $ended != 124 ] && [ $ended != 137 ] || printf 'time out\\n' >&$report
@@ -58,7 +58,7 @@ awk 'NR == FNR {{ left[$1]; next }}
 save >&$after
 head -c 1000000 /run/judge/out >&$out
 export OUT=/run/judge/out SHELL_STATE=/run/judge/state CWD="$(cat /run/judge/cwd 2> /dev/null)"
-(close timeout 20 bash --noprofile --norc -e -c '. /run/judge/checks; . /run/judge/check') \\
+(close timeout 60 bash --noprofile --norc -e -c '. /run/judge/checks; . /run/judge/check') \\
   < /dev/null > /run/judge/check-out 2>&1
 printf 'check %d\\n' $? >&$report
 """
@@ -99,8 +99,11 @@ class Outcome:
     """Command lines of processes of the set-up that ran before the commands and not after them."""
 
 
-def run(setup: str, typed: str, check: str) -> Outcome:
-    """Set up a work folder, type these lines into a shell in it, and check. Raises RuntimeError if the set-up fails."""
+def run(setup: str, typed: str, check: str, limit: int = LIMIT) -> Outcome:
+    """Set up a work folder, type these lines into a shell in it, and check. Raises RuntimeError if the set-up fails.
+
+    The lines end after `limit` seconds.
+    """
     checks = Path(__file__).with_name("checks.sh").read_text(encoding="utf-8")
     files = {
         "setup": setup,
@@ -127,10 +130,11 @@ def run(setup: str, typed: str, check: str) -> Outcome:
             "--noprofile",
             "--norc",
             "/run/judge/driver",
+            str(limit),
         ]
         argv += [str(file.fileno()) for file in results]
         shared = [inside, *(file.fileno() for file in results), *data.values()]
-        _wait(argv, shared)
+        _wait(argv, shared, limit + _PATIENCE)
         for file in results:
             file.seek(0)
         said = report.read().decode(errors="replace").splitlines()
@@ -200,14 +204,14 @@ def _arguments(data: dict[str, int]) -> list[str]:
     ]
 
 
-def _wait(argv: list[str], shared: list[int]) -> None:
+def _wait(argv: list[str], shared: list[int], patience: float) -> None:
     """Run the sandbox. End it if it takes too long or too much memory."""
     quiet = subprocess.DEVNULL
     plain = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
     process = subprocess.Popen(
         argv, stdin=quiet, stdout=quiet, pass_fds=shared, env=plain, start_new_session=True
     )
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + patience
     try:
         while True:
             try:
