@@ -54,10 +54,10 @@ def check(action: Action) -> None:
 
 @pytest.fixture(scope="module")
 def hard_answers(smollm2: Runner, shared: Path) -> list[tuple[int, Action]]:
-    """(budget, answer) on 12 recorded steps: greedy at every budget, and hot; one long answer each."""
+    """(budget, answer) on 6 recorded steps: greedy at every budget, and hot; one long answer each."""
     long = [(128, Sampling()), (256, Sampling()), (256, Sampling(temperature=2.0, seed=5))]
     answers = []
-    for number, messages in enumerate(replay_messages(shared, 12)):
+    for number, messages in enumerate(replay_messages(shared, 6)):
         for budget, sampling in [*((budget, Sampling()) for budget in BUDGETS[:7]), long[number % len(long)]]:
             answers.append((budget, smollm2.act(messages, budget, sampling=sampling)))
     assert {budget for budget, _ in answers} == set(BUDGETS)
@@ -68,7 +68,7 @@ def test_every_budget_and_temperature_gives_a_valid_action(hard_answers: list[tu
     for budget, action in hard_answers:
         check(action)
         assert action.completion_tokens <= budget
-    assert sum(len(action.commands) > 0 for _, action in hard_answers) > 8
+    assert sum(len(action.commands) > 0 for _, action in hard_answers) > 4
 
 
 def test_terminus_reads_every_answer(hard_answers: list[tuple[int, Action]], terminus: Any) -> None:

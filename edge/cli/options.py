@@ -231,9 +231,7 @@ def chosen_states(
 
     if size is not None and off:
         raise typer.BadParameter("belongs to --state-cache; give one of them", param_hint="--no-state-cache")
-    limit = None if size is None else parsed_size(size)
-    if size is not None and limit is None:
-        raise typer.BadParameter("must be a size such as 2GB, 800MB or 1.5GiB", param_hint="--state-cache")
+    limit = None if size is None else bytes_of(size, "--state-cache")
     return None if off else States(limit, size is not None if whole is None else whole, continues)
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge.errors import EdgeError, ModelFileError
 from edge.llama import library
+from edge.llama.devices import ggml_library
 from edge.llama.reader import Reader
 
 _F32, _I32 = 0, 26  # enum ggml_type
@@ -65,10 +66,8 @@ class _Ggml:
 def ggml_function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     """A function of the installed ggml, by its name in C. Raises EdgeError if it has none."""
     try:
-        from llama_cpp._ggml import libggml
-
         # A separate function object: argument types set on the library's own would change it for all callers.
-        return ctypes.CFUNCTYPE(result, *arguments)((name, libggml))
+        return ctypes.CFUNCTYPE(result, *arguments)((name, ggml_library()))
     except (ImportError, AttributeError, OSError, RuntimeError):
         raise EdgeError(
             f"the installed llama-cpp-python has no {name}, so edge cannot look into its graph; "

@@ -15,6 +15,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from conftest import random_folder
 
 from edge.convert import TensorTypes, convert
 from edge.errors import ConversionError
@@ -127,8 +128,16 @@ def test_every_type_without_a_matrix(random_small_moe_folder: Path, tmp_path: Pa
     compare(random_small_moe_folder, tmp_path, quants, matrix=False)
 
 
-def test_every_type_with_a_matrix(random_small_moe_folder: Path, tmp_path: Path) -> None:
-    compare(random_small_moe_folder, tmp_path, QUANTIZED, matrix=True)
+def test_every_type_with_a_matrix(one_thread: None, tmp_path: Path) -> None:
+    """On the smallest model with each kind of layer: the types of low bits are slow to make."""
+    import make_random
+
+    layers = {
+        **{"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+        **{"num_experts": 2, "num_experts_per_tok": 1},
+    }
+    folder = random_folder("lfm2moe-smallest", lambda path: make_random.lfm2moe(path, **layers))
+    compare(folder, tmp_path, QUANTIZED, matrix=True)
 
 
 @pytest.mark.parametrize("matrix", [False, True])
