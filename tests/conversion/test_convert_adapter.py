@@ -28,15 +28,24 @@ from edge.llama.engine import Engine
 from edge.llama.jobs import Job, Writer
 from edge.llama.loading import Adapter, Loading
 
+# Runs the script of argv[1] with each list of arguments: one process imports torch once.
+RUN_EACH = (
+    "import json, runpy, sys\nscript, *lists = json.loads(sys.argv[1])\n"
+    "for sys.argv in lists: runpy.run_path(script, run_name='__main__')"
+)
 
-def by_llama_cpp(sources: Path, folder: Path, base: Path, out: Path, kind: str) -> Path:
-    """What convert_lora_to_gguf.py writes, in a process with llama.cpp's own gguf package."""
-    command = [sys.executable, str(sources / "convert_lora_to_gguf.py"), str(folder), "--base", str(base)]
-    command += ["--outfile", str(out), "--outtype", kind.lower()]
+
+def by_llama_cpp(sources: Path, folder: Path, base: Path, outs: dict[str, Path]) -> None:
+    """Have convert_lora_to_gguf.py write a file of each type, in a process with llama.cpp's own gguf package."""
+    script = str(sources / "convert_lora_to_gguf.py")
+    lists = [
+        [script, str(folder), "--base", str(base), "--outfile", str(out), "--outtype", kind.lower()]
+        for kind, out in outs.items()
+    ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (sources / "gguf-py", sources)))}
+    command = [sys.executable, "-c", RUN_EACH, json.dumps([script, *lists])]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return out
 
 
 def content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -55,17 +64,18 @@ def content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_same_file_as_from_llama_cpp(
-    kind: str, dtype: torch.dtype, llama_cpp_sources: Path, random_llama_folder: Path, tmp_path: Path
+    dtype: torch.dtype, llama_cpp_sources: Path, random_llama_folder: Path, tmp_path: Path
 ) -> None:
     """All linear weights of a Llama, whose queries and keys llama.cpp reorders."""
     folder = make_adapter(random_llama_folder, tmp_path / "ad", rank=32, alpha=24, dtype=dtype)
-    ours = convert_adapter(folder, random_llama_folder, quant=kind, out=tmp_path / "ours.gguf")
-    theirs = by_llama_cpp(llama_cpp_sources, folder, random_llama_folder, tmp_path / "theirs.gguf", kind)
-    assert content(ours.path) == content(theirs)
-    assert (ours.quant, ours.weights, ours.ranks, ours.alpha) == (kind, 14, (32,), 24.0)
+    theirs = {kind: tmp_path / f"theirs-{kind}.gguf" for kind in ("F32", "F16", "BF16", "Q8_0")}
+    by_llama_cpp(llama_cpp_sources, folder, random_llama_folder, theirs)
+    for kind, path in theirs.items():
+        ours = convert_adapter(folder, random_llama_folder, quant=kind, out=tmp_path / f"{kind}.gguf")
+        assert content(ours.path) == content(path), kind
+        assert (ours.quant, ours.weights, ours.ranks, ours.alpha) == (kind, 14, (32,), 24.0)
 
 
 FAMILIES: dict[str, tuple[Callable[..., None], str]] = {
@@ -87,12 +97,11 @@ def test_the_same_file_for_each_family(
     make(tmp_path / "base")
     ranks = {"rank_pattern": {"q_proj": 2}}
     folder = make_adapter(tmp_path / "base", tmp_path / "ad", modules, rank=6, alpha=3, **ranks)
-    for kind in ("F32", "Q8_0"):
-        ours = convert_adapter(folder, tmp_path / "base", quant=kind, out=tmp_path / f"ours-{kind}.gguf")
-        theirs = by_llama_cpp(
-            llama_cpp_sources, folder, tmp_path / "base", tmp_path / f"theirs-{kind}.gguf", kind
-        )
-        assert content(ours.path) == content(theirs)
+    theirs = {kind: tmp_path / f"theirs-{kind}.gguf" for kind in ("F32", "Q8_0")}
+    by_llama_cpp(llama_cpp_sources, folder, tmp_path / "base", theirs)
+    for kind, path in theirs.items():
+        ours = convert_adapter(folder, tmp_path / "base", quant=kind, out=tmp_path / f"{kind}.gguf")
+        assert content(ours.path) == content(path), kind
 
 
 # --- the logits ---
