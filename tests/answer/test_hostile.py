@@ -67,6 +67,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_costs_little(name: str, vocabulary: Vocabulary) -> None:
     schema, endings = HOSTILE[name], Endings(vocabulary.matcher_tokens(), sorted(vocabulary.end_ids))

@@ -95,6 +95,7 @@ def _schemas(draw: st.DrawFn) -> dict[str, Any]:
     return made | ({"additionalProperties": False} if draw(st.booleans()) else {})
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(_schemas(), min_size=2, max_size=3), st.lists(_values, min_size=5, max_size=20))
 def test_no_value_is_valid_for_two_of_the_replaced_schemas(several: list[Any], values: list[Any]) -> None:

@@ -266,6 +266,7 @@ def test_forced_tokens_are_the_tokenizers_own_on_real_answers(smol: Vocabulary, 
         assert forced_share(vocabulary, one_line, "compact") > forced_share(vocabulary, one_line) > 0.03
 
 
+@pytest.mark.slow
 def test_forced_tokens_are_the_tokenizers_own_on_short_answers(
     smol: Vocabulary, tiny: Vocabulary, tiny_folder: Path
 ) -> None:

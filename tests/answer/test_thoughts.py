@@ -144,6 +144,7 @@ FORMS = {"gemma": GEMMA, "magistral": HERMES, "gpt-oss": HARMONY_CHANNEL}
 FINAL = "<|channel|>final<|message|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MARKS)
 def test_a_thought_and_then_text_or_a_call(name: str, load: Callable[[str], Vocabulary]) -> None:
     vocabulary = load(name)
@@ -162,6 +163,7 @@ def test_a_thought_and_then_text_or_a_call(name: str, load: Callable[[str], Voca
     assert (answer.text, answer.finish_reason) == ("Text.", "stop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MARKS)
 def test_budgets_of_thoughts(name: str, load: Callable[[str], Vocabulary]) -> None:
     """A thought that is off is not begun, one that is too long is closed, and the call after it always fits."""

@@ -115,6 +115,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON, st.sampled_from([None, 1, 4]), st.booleans(), st.integers(1, 9))
 def test_layouts_change_only_white_space(
     value: object, indent: int | None, indented: bool, size: int

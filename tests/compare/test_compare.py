@@ -343,6 +343,7 @@ def test_json(tmp_path: Path) -> None:
     assert [figure["name"] for figure in written["parts"][0]["figures"]] == ["score", *FIGURES]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
@@ -387,6 +388,7 @@ def test_swapping_the_sides_turns_every_sign(
             assert (group.low, group.high) == (pytest.approx(-other.high), pytest.approx(-other.low))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
@@ -435,6 +437,7 @@ def tasks(*texts: str, steps_each: int = 1) -> list[dict[str, Any]]:
     return steps({(f"t{i:02}", step): text for i, text in enumerate(texts) for step in range(steps_each)})
 
 
+@pytest.mark.slow
 def test_sentences_where_less_is_better(tmp_path: Path) -> None:
     """The rise of a figure that should be low is a loss, its fall a gain."""
     found = told(tasks(*[GOOD] * 8, *[answer()] * 2), tasks(*[answer()] * 10), tmp_path)["empty_commands_pct"]
@@ -497,6 +500,7 @@ def test_sentences_where_more_is_better(tmp_path: Path) -> None:
     assert nothing.detectable is None
 
 
+@pytest.mark.slow
 def test_a_loss_that_cannot_be_is_not_said_to_have_been_found(tmp_path: Path) -> None:
     """The reference has a score of 3: it cannot lose the points that these tasks would show."""
     score = told(tasks(*[BAD] * 3, *[GOOD] * 3, *[BAD] * 94), tasks(*[GOOD] * 3, *[BAD] * 97), tmp_path)[

@@ -180,6 +180,7 @@ MERGES = "a: &a {x: y}\n" + "".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "said"),
     [

@@ -28,6 +28,7 @@ def made(random_small_moe_folder: Path, tmp_path_factory: pytest.TempPathFactory
     ).path
 
 
+@pytest.mark.slow
 def test_the_first_line_that_matches_counts(made: Path) -> None:
     types = {tensor.name: tensor.type for tensor in read_tensors(made)}
     assert types["blk.1.attn_q.weight"] == "Q6_K"
@@ -36,6 +37,7 @@ def test_the_first_line_that_matches_counts(made: Path) -> None:
     assert types["token_embd.weight"] == "IQ4_NL"
 
 
+@pytest.mark.slow
 def test_the_tensors_are_those_of_the_same_patterns(
     made: Path, random_small_moe_folder: Path, tmp_path: Path
 ) -> None:
@@ -49,6 +51,7 @@ def test_the_tensors_are_those_of_the_same_patterns(
     assert one == other
 
 
+@pytest.mark.slow
 def test_the_file_is_its_own_recipe(made: Path, random_small_moe_folder: Path, tmp_path: Path) -> None:
     """To the last byte, through the command line."""
     again = tmp_path / "again.gguf"

@@ -205,6 +205,7 @@ def test_smollm2_and_the_embedded_model(smollm2_folder: Path, request: pytest.Fi
         assert vocabulary.tokens.count(text) == 1
 
 
+@pytest.mark.slow
 def test_recorded_sessions_tokenize_alike(smollm2_bf16: Path, smollm2_folder: Path, shared: Path) -> None:
     """The recorded terminal sessions have the same tokens in llama.cpp and in the tokenizers package."""
     import llama_cpp

@@ -386,6 +386,7 @@ def test_what_is_accepted_runs(known: Path, tmp_path: Path) -> None:
     assert ran > 10 and refused > 10  # both happen
 
 
+@pytest.mark.slow
 def test_damaged_bytes(known: Path, tmp_path: Path) -> None:
     """Flipped bytes anywhere in the header or the data: an error of one line, or a file that runs."""
     whole = write(tmp_path / "whole.gguf", factors(known, *NAMES)).read_bytes()
