@@ -81,7 +81,9 @@ def test_solutions_are_right_and_wrong_commands_are_not(path: Path) -> None:
     problems = []
     for request in read_file(path):
         for line in () if request.commands_empty else (request.solution, *request.variants):
-            right = judge(request, f"{line}\n", limit=120)  # a virtual environment takes 15 seconds on a busy core
+            right = judge(
+                request, f"{line}\n", limit=120
+            )  # a virtual environment takes 15 seconds on a busy core
             if right.judgement != "right":
                 problems.append(f"{request.id}: {line} is {right.judgement}: {right.reason}: {right.out}")
         if judge(request, f"{request.wrong}\n").judgement == "right":

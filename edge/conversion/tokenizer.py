@@ -17,7 +17,8 @@ from edge.conversion.class_tokenizer import class_note, regex_note
 from edge.conversion.plan import text_values
 from edge.conversion.pre_tokenizer import as_llama_cpp, byte_level_pre, sentencepiece_pre
 from edge.conversion.space_prefix import SpacePrefix, choose
-from edge.conversion.tokenizer_json import TokenizerJson, templates
+from edge.conversion.tokenizer_class import class_names
+from edge.conversion.tokenizer_json import TokenizerJson, put_around, templates
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
 from edge.system.text import counted
@@ -33,6 +34,11 @@ class Added(NamedTuple):
 
 _MAX_VOCABULARY = 1 << 22  # tokens; the largest known has 262,144
 _LISTED = 3  # tokens in one line
+_NAMED_BY_CLASS = (
+    "bos_token",
+    "eos_token",
+    "pad_token",
+)  # those that llama.cpp's converter writes without a name
 _RESIZE = "call model.resize_token_embeddings and save the model again, or remove the token"
 _NOT_EXTENDED = (
     "an adapter's tokenizer can only extend the base's: give the base that it was trained on, or remove the tokenizer "
@@ -70,6 +76,7 @@ class Vocabulary:
     compared: (
         Tokenizer  # the same with llama.cpp's own regex, if that is another one: what llama.cpp must equal
     )
+    ends: bool  # whether tokenizer.json says what is put around a text, and the GGUF can say it too
 
     @property
     def add_space_prefix(self) -> bool | None:
@@ -168,6 +175,7 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     tokens, types = _tokens(where, vocab, added, n_vocab, sentencepiece)
     special_ids, unused, notes = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
     add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
+    around = _around_note(checkpoint, tokens, special_ids)
     if (
         gemma4 and "bos" not in special_ids
     ):  # llama.cpp always adds BOS to Gemma 4, and asserts that it exists
@@ -196,6 +204,7 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         warnings=(
             *assembled.notes,
             *_left_out_note(left_out, n_vocab),
+            *around,
             *notes,
             *(space.notes if space is not None else ()),
             *class_note(checkpoint, assembled.tokenizer, names),
@@ -207,6 +216,7 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         ),
         tokenizer=assembled.tokenizer,
         compared=compared,
+        ends=bool(templates(checkpoint)) and not around,
     )
 
 
@@ -396,7 +406,8 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
     tokenizer_config.json names special tokens by text; otherwise config.json names them by id. Further EOS ids of
     generation_config.json become eot and eom, so that llama.cpp stops at them too.
     """
-    config = checkpoint.tokenizer_config
+    named = {key: text for key, text in class_names(checkpoint).items() if key in _NAMED_BY_CLASS}
+    config = named | checkpoint.tokenizer_config
     numbers = text_values(checkpoint.config) | {
         key: value for key, value in checkpoint.config.items() if value is not None
     }
@@ -405,12 +416,22 @@ def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str,
     texts = list(ids)
     for kind in ("bos", "eos", "unk", "sep", "pad", "mask"):
         entry = config.get(f"{kind}_token")
-        text = entry.get("content") if isinstance(entry, dict) else entry
+        text = (entry.get("content") if isinstance(entry, dict) else entry) or None
         number = numbers.get(f"{kind}_token_id")
         if isinstance(text, str) and text in ids:
             found[kind] = ids[text]
-        elif kind == "bos" and text is None and config:
-            pass  # as in transformers: it is then undefined in a chat template, even if config.json has its id
+        elif kind == "bos" and text is None and checkpoint.tokenizer_config:
+            # As in transformers: it is then undefined in a chat template, even if config.json has its id. But
+            # llama.cpp needs one that tokenizer.json puts before a text.
+            first = put_around(checkpoint)[0][-1:]
+            if first and first[0] in ids:
+                found[kind] = ids[first[0]]
+                if "bos_token" in (checkpoint.chat_template or ""):
+                    notes.append(
+                        f"{checkpoint.tokenizer_file.parent}: names no bos_token, so transformers leaves it out of the "
+                        f"chat template's prompts; the GGUF has {first[0]!r}, which tokenizer.json puts before a text, "
+                        "and writes it there too"
+                    )
         elif type(number) is int and 0 <= number < len(ids):
             found[kind] = number
             if isinstance(text, str):
@@ -439,11 +460,21 @@ def _adds(checkpoint: Checkpoint, tokens: list[str], special_ids: dict[str, int]
     """
     config = checkpoint.tokenizer_config
     adds = [bool(config.get(f"add_{kind}_token")) and kind in special_ids for kind in ("bos", "eos")]
-    for part in templates(checkpoint):
-        single = part.get("single")
-        if isinstance(single, list) and single:
-            for at, (index, kind) in enumerate(((0, "bos"), (-1, "eos"))):
-                special = single[index].get("SpecialToken")
-                text = None if special is None else special.get("id")
-                adds[at] = text is not None and kind in special_ids and tokens[special_ids[kind]] == text
+    if templates(checkpoint):
+        first, last = put_around(checkpoint)
+        for at, (kind, text) in enumerate((("bos", first[-1:]), ("eos", last[:1]))):
+            adds[at] = kind in special_ids and [tokens[special_ids[kind]]] == text
     return adds[0], adds[1]
+
+
+def _around_note(checkpoint: Checkpoint, tokens: list[str], special_ids: dict[str, int]) -> list[str]:
+    """A note if tokenizer.json puts other tokens around a text than a GGUF can say: BOS before it and EOS after it."""
+    bos, eos = ([tokens[special_ids[kind]]] if kind in special_ids else [] for kind in ("bos", "eos"))
+    first, last = put_around(checkpoint)
+    if first in ([], bos) and last in ([], eos):
+        return []
+    return [
+        f"{checkpoint.tokenizer_file} puts {_listed(first) or 'nothing'} before a text and "
+        f"{_listed(last) or 'nothing'} after it; a GGUF has only the BOS ({_listed(bos) or 'none'}) and the EOS "
+        f"({_listed(eos) or 'none'}) for that, so a text without a chat template has other special tokens in llama.cpp"
+    ]

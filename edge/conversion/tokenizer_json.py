@@ -82,6 +82,21 @@ def templates(checkpoint: Checkpoint) -> list[Step]:
     return [step for step in parts(processor, "processors") if step.get("type") == "TemplateProcessing"]
 
 
+def put_around(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """The special tokens that the post-processors put before and after a text."""
+    first: list[str] = []
+    last: list[str] = []
+    for template in templates(checkpoint):
+        found = first
+        for part in template.get("single") or []:
+            special = part.get("SpecialToken")
+            if special is None:
+                found = last
+            else:
+                found.append(special.get("id", ""))
+    return first, last
+
+
 def parts(step: Step, key: Literal["normalizers", "pretokenizers", "processors"]) -> list[Step]:
     """The steps of a Sequence, otherwise the step itself.
 

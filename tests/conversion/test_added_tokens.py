@@ -96,6 +96,10 @@ FILES: dict[str, tuple[dict[str, dict[str, Any]], TokenType]] = {
     ),
     "additional": ({"tokenizer_config.json": {"additional_special_tokens": [TOOL]}}, TokenType.CONTROL),
     "own name": ({"tokenizer_config.json": {"tool_token": TOOL}}, TokenType.CONTROL),
+    "a model's own": (
+        {"tokenizer_config.json": {"model_specific_special_tokens": {"tool_token": TOOL}}},
+        TokenType.CONTROL,
+    ),
     "a name for it": ({"tokenizer_config.json": {"extra_special_tokens": {"tool": TOOL}}}, TokenType.CONTROL),
 }
 

@@ -321,6 +321,10 @@ def test_gemma4(folder: Path) -> None:
     ]
     change_json(folder / "tokenizer_config.json", lambda c: c.pop("bos_token"))
     change_json(folder / "config.json", lambda c: c.pop("bos_token_id"))
+    assert make_vocabulary(open_checkpoint(folder), N_VOCAB).special_ids["bos"] == 2  # put before a text
+    change_json(folder / "tokenizer.json", lambda t: t.update(post_processor=None))
+    assert make_vocabulary(open_checkpoint(folder), N_VOCAB).special_ids["bos"] == 2  # named by the class
+    change_json(folder / "tokenizer_config.json", lambda c: c.pop("tokenizer_class"))
     with pytest.raises(ConversionError, match="names no bos_token, which"):
         make_vocabulary(open_checkpoint(folder), N_VOCAB)
 
@@ -489,6 +493,52 @@ def test_bos_is_not_invented(folder: Path) -> None:
     assert (model.bos_token, model.eos_token) == (None, "<|im_end|>")
     (folder / "tokenizer_config.json").unlink()
     assert bos() == (1, False)
+
+
+Part = dict[str, Any]
+IM_END: Part = {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}
+END: Part = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+BOS: Part = {"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}
+TEXT: Part = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("single", "names", "note"),
+    [
+        ([BOS, TEXT], {"bos_token": None}, "names no bos_token, so transformers leaves it out of"),
+        ([BOS, TEXT], {"bos_token": ""}, "names no bos_token, so transformers leaves it out of"),
+        (
+            [BOS, TEXT],
+            {"bos_token": "<|im_start|>"},
+            "puts '<|startoftext|>' before a text and nothing after",
+        ),
+        ([BOS, BOS, TEXT], {}, "puts '<|startoftext|>', '<|startoftext|>' before a text"),
+        (
+            [BOS, TEXT, END],
+            {},
+            "'<|endoftext|>' after it; a GGUF has only the BOS ('<|startoftext|>') and the EOS",
+        ),
+        ([TEXT, IM_END], {}, None),
+        ([BOS, TEXT, IM_END], {}, None),
+        ([BOS, TEXT], {}, None),
+    ],
+)
+def test_what_tokenizer_json_puts_around_a_text(
+    single: list[Part], names: dict[str, Any], note: str | None, folder: Path
+) -> None:
+    """What a GGUF cannot say is a note, no refusal: prompts of a chat template do not need it."""
+    tokens = {text: {"id": text, "ids": [i], "tokens": [text]} for i, text in enumerate(SPECIAL)}
+    step = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}
+    change_json(folder / "tokenizer.json", lambda t: t.update(post_processor=step))
+    change_json(folder / "tokenizer_config.json", lambda c: c.update(names))
+    done = convert(folder, quant="BF16", out=folder / "x.gguf")
+    found = [line for line in done.warnings if "bos_token" in line or "before a text" in line]
+    assert len(found) == (note is not None) and all(note in line for line in found if note)
+    reference = PreTrainedTokenizerFast.from_pretrained(folder)
+    with file_vocabulary(done.path) as vocabulary:
+        assert vocabulary.encode("ls -la") == reference.encode("ls -la", add_special_tokens=False)
+        if note is None or "names no" in note:
+            assert vocabulary.encode("ls -la", ends=True) == reference.encode("ls -la")
 
 
 def test_more_eos_ids_than_a_gguf_holds(folder: Path) -> None:
