@@ -429,6 +429,15 @@ MANY = [f"<extra{i}>" for i in range(250)]
         ([*MANY, "ab_c", "b_c_de_f"], {}),
         (["b_c_de_f", "ab_c", *MANY], {}),
         (["aab", "abbbb", *MANY], {"special": True}),
+        # Short ones with the same beginning, a token that ends with it, and one that is longer than that.
+        (
+            [*(f"<{i}>" for i in range(40)), "<the longest of all these tokens>", "middle of a long token<"],
+            {},
+        ),
+        (
+            ["middle of a long token<", "<the longest of all these tokens>", *(f"<{i}>" for i in range(40))],
+            {},
+        ),
     ],
 )
 def test_every_added_token_is_compared(
@@ -444,6 +453,32 @@ def test_many_added_tokens_without_flags_pass(folder: Path, tmp_path: Path) -> N
     runs = ["\n" * n for n in range(2, 30)]  # as Gemma has them: they overlap, and both take the longest
     change_json(folder / "tokenizer.json", lambda t: add_tokens(t, [*MANY, *runs], special=True))
     convert(folder, quant="BF16", out=tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("name", ["my-Phi-3-mini", "phi3-distill"])
+@pytest.mark.parametrize("like", [False, True])
+def test_a_name_that_llama_cpp_obeys(name: str, like: bool, folder: Path, tmp_path: Path) -> None:
+    """llama.cpp takes the spaces after special tokens in a model of this name, and looks four tokens up."""
+    source = folder.rename(tmp_path / name)
+    if like:  # as Phi-3's own tokenizer has it
+        texts = ["<unk>", "<s>", "</s>", "<|end|>"]
+        change_json(source / "tokenizer.json", lambda t: add_tokens(t, texts, rstrip=True, special=True))
+        for token in (
+            "<|pad|>",
+            "<|startoftext|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            "</s>",
+            "<think>",
+            "</think>",
+        ):
+
+            def strip(stored: dict[str, Any], token: str = token) -> None:
+                next(one for one in stored["added_tokens"] if one["content"] == token)["rstrip"] = True
+
+            change_json(source / "tokenizer.json", strip)
+    done = convert(source, quant="BF16", out=tmp_path / "x.gguf")
+    assert (name in gguf.GGUFReader(done.path).fields["general.name"].contents()) is like
 
 
 def test_missing_ids_are_padded(folder: Path) -> None:
