@@ -4,6 +4,7 @@ families/        one table for each architecture
 plan             which tensors and metadata a checkpoint becomes
 template         what a chat template does that the user must know
 tokenizer        the vocabulary of the GGUF
+special_tokens   the special tokens of a GGUF, and what llama.cpp puts around a text
 pre_tokenizer    llama.cpp's name for a pre-tokenizer
 added_tokens     the tokenizer as transformers assembles it
 tokenizer_class  the class with which transformers builds a tokenizer, and the special tokens that it names
