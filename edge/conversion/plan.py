@@ -30,7 +30,7 @@ _MAX_FLOAT = 3e38  # GGUF metadata is float32
 # Prefixes that training frameworks and multimodal models put before tensor names, sometimes twice.
 _TOWERS = re.compile(
     r"^(?:vision_tower|vision_model|visual|audio_tower|audio_encoder|multi_modal_projector|mm_projector"
-    r"|embed_vision|embed_audio)\."
+    r"|embed_vision|embed_audio|v_head)\."  # v_head: TRL's head that values answers, which transformers ignores too
 )
 _FETCH = "fetch it again, or save it again with save_pretrained"
 _REMEDIES = {
