@@ -224,6 +224,11 @@ def _bpe_model(where: str, checkpoint: Checkpoint) -> Mapping[str, object]:
         raise ConversionError(f"{where}: holds no BPE model; edge converts BPE tokenizers only")
     if model.get("type", "BPE") != "BPE":
         raise ConversionError(f"{where}: is of type {model['type']}; edge converts BPE tokenizers only")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ConversionError(f"{where}: llama.cpp's BPE has no {key} ({str(model[key])[:20]!r})")
+    if model.get("dropout"):
+        raise ConversionError(f"{where}: leaves out merges at random (dropout); set dropout to null in it")
     return model
 
 

@@ -71,7 +71,9 @@ def read_tokenizer(file: Path) -> Tokenizer:
         tokenizer.no_padding()  # padding and truncation are not part of the model, and can have any size
         tokenizer.no_truncation()
         return tokenizer
-    except Exception as error:  # the tokenizers package raises bare Exception
+    except BaseException as error:  # the tokenizers package raises bare Exception, and Rust's panics are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())
         raise ConversionError(f"{file}: the tokenizers package cannot read it: {reason}") from None
 
