@@ -86,10 +86,15 @@ def check_not_mlx(folder: Path) -> None:
     )
     files = any(next(folder.glob(name), None) is not None for name in _MLX_ADAPTERS)
     if own or (files and "peft_type" not in config):
-        raise CheckpointError(
-            f"{folder}: is an adapter of MLX (mlx_lm), not of peft; merge it into its unquantized base with "
-            "`mlx_lm.fuse --adapter-path` and convert the result"
-        )
+        raise CheckpointError(mlx_line(folder))
+
+
+def mlx_line(place: Path) -> str:
+    """What to do with an adapter that mlx_lm trained."""
+    return (
+        f"{place}: is an adapter of MLX (mlx_lm), not of peft; merge it into its unquantized base with "
+        "`mlx_lm.fuse --adapter-path` and convert the result"
+    )
 
 
 def _by_config(config: Mapping[str, Any]) -> str | None:

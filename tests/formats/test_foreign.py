@@ -170,3 +170,15 @@ def test_an_adapter_of_mlx(
         with pytest.raises(CheckpointError, match="is an adapter of MLX") as caught:
             way()
         assert "mlx_lm.fuse" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_of_mlx_in_an_adapter_of_peft(random_llama_folder: Path, tmp_path: Path) -> None:
+    """Files that somebody renamed: peft cannot merge them either."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    factors = {f"{Q}.lora_a": torch.ones(256, 8), f"{Q}.lora_b": torch.ones(8, 256)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: is an adapter of MLX"):
+        convert(random_llama_folder, lora=folder, out=tmp_path / "m.gguf")
