@@ -22,7 +22,6 @@ from edge.conversion.recipe import Recipe
 from edge.conversion.template import Findings, examine, rendering_warnings, vocabulary_tokens
 from edge.conversion.tokenizer import Vocabulary, make_vocabulary
 from edge.conversion.tokenizer_check import check_tokenization
-from edge.conversion.tokenizer_json import templates
 from edge.conversion.weights import FLOATS, Output, write_weights
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
@@ -345,10 +344,9 @@ def _write(
     # llama.cpp checks that the data is there; a hole is enough where the file system supports holes.
     os.truncate(path, n_bytes)
     if model.check:
-        special = bool(templates(model.checkpoint))
         vocabulary, where = model.vocabulary, model.checkpoint.tokenizer_file
         check_tokenization(
-            path, vocabulary.compared, add_special=special, space=vocabulary.space, where=where
+            path, vocabulary.compared, add_special=vocabulary.ends, space=vocabulary.space, where=where
         )
     importance = read_importance(imatrix, plan)
     warnings = [*importance.warnings]

@@ -86,6 +86,13 @@ CASES: dict[str, Case] = {
     "qwen2-tied-lora-resized": Case(
         "qwen2", adapter=lambda base, to: trained(base, to, BOTH | KEEP, rows=1040)
     ),
+    "qwen3-numbered": Case("qwen3", lambda folder: numbered(folder)),
+    "qwen3moe-tied": Case("qwen3moe", lambda folder: tied(folder, own=False)),
+    "qwen35-mtp-tied-own": Case("qwen35-mtp", lambda folder: tied(folder, own=True)),
+    "gemma3-unnamed": Case("gemma3", lambda folder: unnamed(folder)),
+    "gemma4-31b-lora": Case("gemma4-31b", adapter=lambda base, to: trained(base, to)),
+    "qwen35-lora": Case("qwen35", adapter=lambda base, to: trained(base, to)),
+    "mistral-tekken-lora-resized": Case("mistral-tekken", adapter=lambda base, to: trained(base, to, BOTH, rows=1026)),
     "gemma3-lora-embeddings": Case("gemma3", adapter=lambda base, to: trained(base, to, PAIR)),
 }
 # What an adapter trains, as peft.LoraConfig's options.
@@ -201,6 +208,24 @@ def named_tokens(folder: Path) -> None:
     change_json(
         folder / "tokenizer_config.json",
         lambda config: config.update(added_tokens_decoder=tokens, additional_special_tokens=["<|agent|>"]),
+    )
+
+
+def numbered(folder: Path) -> None:
+    """A token that somebody wrote into tokenizer.json with an id that transformers does not give it."""
+    token = {"content": "<|tool_obs|>", "id": 1010, "special": True}
+
+    def change(stored: dict[str, Any]) -> None:
+        stored["added_tokens"].append({**stored["added_tokens"][0], **token})
+
+    change_tokenizer(folder, change)
+
+
+def unnamed(folder: Path) -> None:
+    """tokenizer_config.json names no special tokens: those of the class count."""
+    change_json(
+        folder / "tokenizer_config.json",
+        lambda config: [config.pop(f"{name}_token") for name in ("bos", "eos", "unk", "pad")],
     )
 
 
@@ -338,7 +363,7 @@ def peer(llama_cpp: Path, family: str, folder: Path, out: Path, kind: str) -> No
     name = next((name for start, name in reversed(PRE.items()) if family.startswith(start)), "")
     code = PEER.replace("PRE", repr(name)).replace("SCRIPT", repr(str(script)))
     command = [sys.executable, "-c", code, str(folder), "--outfile", str(out), "--outtype", kind]
-    if family.startswith("qwen35") and not family.endswith("-mtp"):
+    if family.startswith("qwen35") and "-mtp" not in family:
         command.append("--no-mtp")  # without MTP tensors the default fails
     path = os.pathsep.join(map(str, (llama_cpp / "gguf-py", llama_cpp, stand_in)))
     run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import random_folder
+from gguf import GGUFReader
 
 import edge.sweep
 from edge.answer.answering import Answering
@@ -299,3 +301,19 @@ def test_calibrated_types_share_one_matrix(tiny_folder: Path, rows: Path, tmp_pa
     assert read(done.results[1])["provenance"]["imatrix"]
     assert (tmp_path / "out" / "tiny-terminal.imatrix").is_file()
     assert (tmp_path / "out" / "tiny-terminal-bf16.gguf").is_file()
+
+
+def test_a_layer_that_llama_cpp_does_not_run(tmp_path: Path, one_thread: None) -> None:
+    """Qwen3.5's MTP layer has no weights in the matrix that the sweep makes, and a type that needs them."""
+    import make_random
+
+    folder = random_folder("qwen35-mtp", make_random.FAMILIES["qwen35-mtp"])
+    rows = tmp_path / "rows.jsonl"
+    row = {"task_id": "a", "step_idx": 0, "messages": [{"role": "user", "content": "list the files " * 9}]}
+    answer = '{"analysis": "", "plan": "", "commands": [], "task_complete": true}'
+    rows.write_text(json.dumps(row | {"ref_raw": answer}))
+    options = {"calibrate_on": rows, "same_rows": True, "max_tokens": 8, "keep": True}
+    done = run(folder, rows, tmp_path / "out", ["IQ2_XXS"], **options)
+    (file,) = done.page.parent.glob("*-IQ2_XXS.gguf")
+    tensors = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(file).tensors}
+    assert tensors["blk.4.attn_q.weight"] == "Q4_K" and tensors["blk.3.attn_q.weight"] == "IQ2_XXS"

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from edge.conversion.tokenizer_class import class_names
 from edge.conversion.tokenizer_json import read_tokenizer
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
@@ -66,6 +67,17 @@ def assemble(checkpoint: Checkpoint, n_vocab: int) -> Assembled:
     return Assembled(tokenizer, added, tuple(left_out), tuple(notes))
 
 
+def class_tokens(checkpoint: Checkpoint, listed: Mapping[int, AddedToken]) -> list[AddedToken]:
+    """The tokens that transformers adds to a tokenizer that it builds from a class. `listed`: those of `assemble`.
+
+    It reads those of tokenizer.json only where tokenizer_config.json has no added_tokens_decoder.
+    """
+    declared = _declared(checkpoint, listed)
+    if checkpoint.tokenizer_config.get("added_tokens_decoder") is None:
+        declared |= listed
+    return _missing(checkpoint, {}, declared)
+
+
 def _new_ids(tokenizer: Tokenizer, adding: Iterable[AddedToken]) -> dict[str, int]:
     """The ids that the tokenizers package gives to added tokens: their own, or the next one after all others."""
     size = tokenizer.get_vocab_size(with_added_tokens=False)
@@ -106,7 +118,7 @@ def _missing(
     checkpoint: Checkpoint, listed: Mapping[int, AddedToken], declared: Mapping[int, AddedToken]
 ) -> list[AddedToken]:
     """The tokens that transformers adds to those of tokenizer.json, in its order."""
-    config = checkpoint.tokenizer_config
+    config = {**checkpoint.tokenizer_config, **class_names(checkpoint)}
     known = {repr(token) for token in listed.values()}
     adding = [token for _, token in sorted(declared.items()) if repr(token) not in known]
     contents = {token.content for token in (*listed.values(), *adding)}
@@ -118,8 +130,9 @@ def _missing(
         for key, value in config.items()
         if key.endswith("_token") and key not in _NAMED and isinstance(value, str)
     ]
-    extra = config.get("extra_special_tokens")
-    named += extra.values() if isinstance(extra, dict) else []
+    for key in ("model_specific_special_tokens", "extra_special_tokens"):
+        further = config.get(key)
+        named += further.values() if isinstance(further, dict) else []
     for value in (*named, *_extra(config)):
         text = _text(value)
         if text and text not in contents:

@@ -8,7 +8,6 @@ differ. Sources: transformers 5.24, models/auto/tokenization_auto.py, tokenizati
 tokenization files of the classes.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +16,14 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
+from edge.conversion.added_tokens import class_tokens
 from edge.conversion.pre_tokenizer import QWEN2, QWEN35
 from edge.conversion.space_prefix import chat_prompts
 from edge.conversion.tokenizer_check import PROBE_LINES
+from edge.conversion.tokenizer_class import class_name
 from edge.formats.checkpoint import Checkpoint
 from edge.system.text import counted
 
-# The class of a model's type, without those whose tokenizer.json transformers reads as it is.
-_CLASS_OF_TYPE = {
-    **dict.fromkeys(("qwen2", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
-    **dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer"),
-    **dict.fromkeys(("gemma3", "gemma3_text"), "GemmaTokenizer"),
-}
-# Types whose class counts, whatever class the checkpoint names; and types whose tokenizer.json always counts.
-_CLASS_COUNTS = {"qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"}
-_FILE_COUNTS = {"mistral", "mistral3", "ministral3"}
 _SHOWN = 40  # characters of a text in a note
 
 
@@ -84,26 +76,11 @@ def regex_note(
     ]
 
 
-def class_name(checkpoint: Checkpoint) -> str | None:
-    """The class whose code builds the tokenizer; None if transformers 5 reads tokenizer.json as it is."""
-    config = checkpoint.config
-    kind = config.get("model_type")
-    named = checkpoint.tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
-    name = named.removesuffix("Fast") if isinstance(named, str) else None
-    own = _CLASS_OF_TYPE.get(kind) if isinstance(kind, str) else None
-    if isinstance(kind, str) and kind in _FILE_COUNTS:
-        return None
-    if name is None or (own is not None and kind in _CLASS_COUNTS):
-        return own
-    if name == "LlamaTokenizer" and _is_byte_level(checkpoint.tokenizer):
-        return None
-    return name
-
-
 def build(checkpoint: Checkpoint, tokenizer: Tokenizer, name: str) -> Tokenizer | None:
     """The tokenizer as transformers 5 builds it; None for a class that edge does not know.
 
-    `tokenizer`: that of tokenizer.json with all added tokens; its vocabulary and merges are shared.
+    `tokenizer`: that of tokenizer.json with all added tokens; its vocabulary and merges are shared. The added tokens
+    are those that transformers gives the class: where tokenizer_config.json lists some, not those of tokenizer.json.
     """
     parts = _parts(name, checkpoint.tokenizer_config)
     if parts is None:
@@ -118,7 +95,7 @@ def build(checkpoint: Checkpoint, tokenizer: Tokenizer, name: str) -> Tokenizer 
     if parts.normalizer is not None:
         built.normalizer = parts.normalizer
     built.pre_tokenizer = parts.pre_tokenizer
-    built.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    built.add_tokens(class_tokens(checkpoint, tokenizer.get_added_tokens_decoder()))
     return built
 
 
@@ -145,10 +122,9 @@ def _parts(name: str, config: Mapping[str, Any]) -> _Parts | None:
     return _Parts(normalizers.NFC(), pre_tokenizers.Sequence(steps))
 
 
-def _is_byte_level(stored: Mapping[str, Any]) -> bool:
-    kinds = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-    return any('"ByteLevel"' in json.dumps(stored.get(kind)) for kind in kinds)
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids
+def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
+    """The tokens of a text; None if the tokenizer cannot write it, such as one whose unknown token is missing."""
+    try:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception:  # the tokenizers package raises bare Exception
+        return None

@@ -1,5 +1,6 @@
 """Write the header of a GGUF: metadata, vocabulary, and the place of each tensor's data."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from edge.conversion.tokenizer import Vocabulary
 from edge.formats import checksum
 from edge.formats.checkpoint import Checkpoint
 from edge.version import __version__
+
+_PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}  # that llama.cpp looks up in such a model
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ def write_header(
     """
     writer = gguf.GGUFWriter(path, plan.architecture)
     try:
+        writer.add_type(gguf.GGUFType.MODEL)
+        writer.add_name(_name(checkpoint.name, vocabulary))
         _add_metadata(writer, checkpoint, plan, file_type, further)
         writer.add_string(checksum.KEY, checksum.blank(len(tensors)))
         _add_vocabulary(writer, vocabulary, checkpoint.chat_template)
@@ -60,6 +65,17 @@ def write_header(
     return placed, offset
 
 
+def _name(name: str, vocabulary: Vocabulary) -> str:
+    """The name of the model. llama.cpp obeys it: with "phi-3" or "phi3" in it, special tokens take the spaces after.
+
+    It also needs four tokens then. So the name keeps it only for a tokenizer that does the same.
+    """
+    tokens = vocabulary.tokenizer.get_added_tokens_decoder().values()
+    if set(vocabulary.tokens) >= _PHI3_TOKENS and any(token.rstrip for token in tokens):
+        return name
+    return re.sub("(phi)-?(3)", r"\1 \2", name, flags=re.IGNORECASE)
+
+
 def _add_metadata(
     writer: gguf.GGUFWriter,
     checkpoint: Checkpoint,
@@ -70,8 +86,6 @@ def _add_metadata(
     n_params = sum(tensor.n_values for tensor in plan.tensors)
     n_expert_params = sum(tensor.n_values for tensor in plan.tensors if "_exps." in tensor.name)
     one_expert = n_expert_params // max(plan.n_experts, 1)
-    writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(checkpoint.name)
     writer.add_size_label(gguf.size_label(n_params, n_params - n_expert_params, one_expert, plan.n_experts))
     add_entries(writer, checkpoint.card.entries)
     if checkpoint.hub_id is not None:

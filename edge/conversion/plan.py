@@ -30,8 +30,13 @@ _MAX_FLOAT = 3e38  # GGUF metadata is float32
 # Prefixes that training frameworks and multimodal models put before tensor names, sometimes twice.
 _TOWERS = re.compile(
     r"^(?:vision_tower|vision_model|visual|audio_tower|audio_encoder|multi_modal_projector|mm_projector"
-    r"|embed_vision|embed_audio)\."
+    r"|embed_vision|embed_audio|v_head)\."  # v_head: TRL's head that values answers, which transformers ignores too
 )
+_FETCH = "fetch it again, or save it again with save_pretrained"
+_REMEDIES = {
+    OUTPUT: "if the embeddings are its output matrix too, set tie_word_embeddings to true in config.json, else save it "
+    "again with save_pretrained"
+}
 _SKIPPED = re.compile(r"(?:^|\.)rotary_emb\.inv_freq$|^pos_emb\.inv_freq$")
 
 
@@ -199,10 +204,13 @@ class Config:
 
     def flag(self, *keys: str, default: bool) -> bool:
         """The value of the first key that exists. Raises ConversionError if it is not a boolean."""
-        found = [self.values[key] for key in keys if self.values.get(key) is not None]
-        if found and type(found[0]) is not bool:
-            raise ConversionError(f"{self.where}: {keys[0]} is {found[0]!r}, not true or false")
-        return bool(found[0]) if found else default
+        for key in keys:
+            value = self.values.get(key)
+            if type(value) is bool:
+                return value
+            if value is not None:
+                raise ConversionError(f"{self.where}: {key} is {value!r}, not true or false")
+        return default
 
     def must_be(self, key: str, wanted: object, default: object) -> None:
         """Raises ConversionError if a key does not have the value that is built into llama.cpp.
@@ -243,7 +251,8 @@ def decide_tied(checkpoint: Checkpoint, config: Config, family: Family) -> Check
     separate = any(bare_name(name) == OUTPUT for name in checkpoint.tensors)
     parent = isinstance(checkpoint.config.get("text_config"), dict)
     default = not separate if family.tied is None or parent else family.tied
-    return settle(checkpoint, config.flag("tie_embedding", "tie_word_embeddings", default=default))
+    older = ("tie_embedding",) if family.architecture.startswith("lfm2") else ()  # as in transformers
+    return settle(checkpoint, config.flag(*older, "tie_word_embeddings", default=default))
 
 
 def match(checkpoint: Checkpoint, config: Config, family: Family) -> Plan:
@@ -352,7 +361,7 @@ def _match_row(
         if part is None:
             if row.optional:
                 return
-            raise ConversionError(f"{where}: the checkpoint lacks {name}")
+            raise ConversionError(f"{where}: the checkpoint lacks {name}; {_REMEDIES.get(name, _FETCH)}")
         if part.shape != part_shape:
             raise ConversionError(
                 f"{where}: {part.name} is {list(part.shape)}, but config.json asks for {list(part_shape)}"

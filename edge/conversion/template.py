@@ -19,7 +19,8 @@ from edge.formats.template_triggers import conditional_texts
 from edge.prompt import Message, PromptSource, render_chat_template
 
 _SHOWN = 3  # findings of one kind that are written out
-_SYSTEM, _USER, _ANSWER, _RESULT, _THOUGHT = "1357086", "2468135", "9753124", "8642357", "7531246"
+# No words, and neither a number nor all letters, so that no test of a content is true for all of them.
+_SYSTEM, _USER, _ANSWER, _RESULT, _THOUGHT = (f"kQ{i}, 57 x0{i}" for i in range(1, 6))
 _JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # parts of emoji and of words in some scripts
 _FILLERS = (
     "\u034f\u2800\u115f\u1160\u17b4\u17b5\u2028\u2029\u3164\uffa0"  # letters and separators that show nothing
@@ -129,7 +130,11 @@ class _Chat:
 def _conditional(chat: _Chat) -> Iterator[str]:
     """A warning about texts that stand in a prompt only if a message says something certain."""
     shown = "\n".join(text for text in _ordinary(chat) if text)
-    texts = conditional_texts(chat.template, shown)
+    try:
+        texts = conditional_texts(chat.template, shown)
+    except RecursionError:
+        yield "its chat template is nested too deep to look for text that it writes only for certain contents"
+        return
     if texts:
         listed = ", ".join(f'"{text[:60]}"' for text in texts[:_SHOWN])
         more = f", and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""

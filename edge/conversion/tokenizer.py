@@ -5,7 +5,7 @@ of a tokenizer. edge compares the structure and the regex in tokenizer.json inst
 (tokenizer.ggml.*) are in gguf's constants.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -14,13 +14,13 @@ from tokenizers import AddedToken, Tokenizer
 
 from edge.conversion.added_tokens import assemble
 from edge.conversion.class_tokenizer import class_note, regex_note
-from edge.conversion.plan import text_values
 from edge.conversion.pre_tokenizer import as_llama_cpp, byte_level_pre, sentencepiece_pre
-from edge.conversion.space_prefix import SpacePrefix, choose
+from edge.conversion.space_prefix import SpacePrefix, chat_prompts, choose
+from edge.conversion.special_tokens import adds, around_note, special_ids
 from edge.conversion.tokenizer_json import TokenizerJson, templates
 from edge.errors import ConversionError
 from edge.formats.checkpoint import Checkpoint
-from edge.system.text import counted
+from edge.system.text import counted, quoted
 
 
 class Added(NamedTuple):
@@ -32,7 +32,6 @@ class Added(NamedTuple):
 
 
 _MAX_VOCABULARY = 1 << 22  # tokens; the largest known has 262,144
-_LISTED = 3  # tokens in one line
 _RESIZE = "call model.resize_token_embeddings and save the model again, or remove the token"
 _NOT_EXTENDED = (
     "an adapter's tokenizer can only extend the base's: give the base that it was trained on, or remove the tokenizer "
@@ -70,6 +69,7 @@ class Vocabulary:
     compared: (
         Tokenizer  # the same with llama.cpp's own regex, if that is another one: what llama.cpp must equal
     )
+    ends: bool  # whether tokenizer.json says what is put around a text, and the GGUF can say it too
 
     @property
     def add_space_prefix(self) -> bool | None:
@@ -127,7 +127,7 @@ def _changes(base: Vocabulary, own: Vocabulary) -> list[str]:
         for text, old, kind in zip(own.tokens, known, own.types, strict=True)
         if not old and kind != TokenType.UNUSED
     ]
-    changes = [f"{counted(len(further), 'further token')} ({_listed(further)})"] if further else []
+    changes = [f"{counted(len(further), 'further token')} ({quoted(further)})"] if further else []
     flags = sum(old and base.types[i] != own.types[i] for i, old in enumerate(known))
     if flags:
         changes.append(f"{counted(flags, 'token')} of another type")
@@ -143,10 +143,6 @@ def _changes(base: Vocabulary, own: Vocabulary) -> list[str]:
     return changes
 
 
-def _listed(texts: Sequence[str]) -> str:
-    return ", ".join(map(repr, texts[:_LISTED])) + (", …" if len(texts) > _LISTED else "")
-
-
 def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     """The vocabulary of a checkpoint, without a look at the base of an adapter."""
     where = str(checkpoint.tokenizer_file)
@@ -159,6 +155,7 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     assembled = assemble(checkpoint, n_vocab)  # a file that it accepts has the structure of TokenizerJson
     stored = cast(TokenizerJson, checkpoint.tokenizer)
     pre = sentencepiece_pre(where, stored) if sentencepiece else byte_level_pre(where, stored)
+    added, renumbered = _as_numbered(where, stored["model"]["vocab"], added, assembled.tokenizer)
     vocab, added, left_out = _within(stored["model"]["vocab"], added, merges, n_vocab)
     if assembled.added:  # what is wrong in tokenizer.json itself is said first
         _tokens(where, vocab, added, n_vocab, sentencepiece)
@@ -166,16 +163,15 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
     if gemma4:
         added = [Added(token.text, token.id, _gemma4_type(token)) for token in added]
     tokens, types = _tokens(where, vocab, added, n_vocab, sentencepiece)
-    special_ids, unused, notes = _special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
-    add_bos, add_eos = _adds(checkpoint, tokens, special_ids)
-    if (
-        gemma4 and "bos" not in special_ids
-    ):  # llama.cpp always adds BOS to Gemma 4, and asserts that it exists
+    found, unused, notes = special_ids(checkpoint, {text: i for i, text in enumerate(tokens)})
+    add_bos, add_eos = adds(checkpoint, tokens, found)
+    around = around_note(checkpoint, tokens, found)
+    if gemma4 and "bos" not in found:  # llama.cpp always adds BOS to Gemma 4, and asserts that it exists
         raise ConversionError(
             f"{where}: tokenizer_config.json names no bos_token, which llama.cpp's Gemma 4 needs"
         )
     scores, space, compared = None, None, as_llama_cpp(assembled.tokenizer, pre)
-    names = {f"{kind}_token": tokens[i] for kind, i in special_ids.items()}
+    names = {f"{kind}_token": tokens[i] for kind, i in found.items()}
     if sentencepiece:
         special = [token.text for token in added]
         space = choose(stored, checkpoint.chat_template, names, special)
@@ -188,14 +184,17 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         types=types,
         scores=scores,
         merges=[] if sentencepiece and not gemma4 else [" ".join(pair) for pair in merges],
-        special_ids=special_ids,
+        special_ids=found,
         add_bos=add_bos or gemma4,
         add_eos=add_eos,
         space=space,
         left_out=(*left_out, *assembled.left_out),
         warnings=(
+            *renumbered,
             *assembled.notes,
             *_left_out_note(left_out, n_vocab),
+            *_written_note([*left_out, *assembled.left_out], checkpoint, names),
+            *around,
             *notes,
             *(space.notes if space is not None else ()),
             *class_note(checkpoint, assembled.tokenizer, names),
@@ -207,6 +206,7 @@ def _vocabulary(checkpoint: Checkpoint, n_vocab: int) -> Vocabulary:
         ),
         tokenizer=assembled.tokenizer,
         compared=compared,
+        ends=bool(templates(checkpoint)) and not around,
     )
 
 
@@ -224,6 +224,11 @@ def _bpe_model(where: str, checkpoint: Checkpoint) -> Mapping[str, object]:
         raise ConversionError(f"{where}: holds no BPE model; edge converts BPE tokenizers only")
     if model.get("type", "BPE") != "BPE":
         raise ConversionError(f"{where}: is of type {model['type']}; edge converts BPE tokenizers only")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ConversionError(f"{where}: llama.cpp's BPE has no {key} ({str(model[key])[:20]!r})")
+    if model.get("dropout"):
+        raise ConversionError(f"{where}: leaves out merges at random (dropout); set dropout to null in it")
     return model
 
 
@@ -261,11 +266,44 @@ def _within(
     return inside, [token for token in added if token.text not in beyond], sorted(beyond)
 
 
+def _as_numbered(
+    where: str, vocab: Mapping[str, int], added: list[Added], tokenizer: Tokenizer
+) -> tuple[list[Added], list[str]]:
+    """The added tokens with the ids that the tokenizers package gives them, and a note if some have others.
+
+    It gives a token that is not in the vocabulary the next id, whatever tokenizer.json says. An id that tokenizer.json
+    gives to two tokens, and a token with two ids, stay: they are errors.
+    """
+    fixed = set(vocab.values())
+    free = [token for token in added if token.text not in vocab and token.id not in fixed]
+    given = {token.text: tokenizer.token_to_id(token.text) for token in free}
+    ids = {text: i for text, i in given.items() if i is not None and i not in fixed}
+    numbered = [Added(token.text, ids.get(token.text, token.id), token.kind) for token in added]
+    other = [(old, new) for old, new in zip(added, numbered, strict=True) if old.id != new.id]
+    if not other or len({token.id for token in numbered}) < len(numbered):
+        return added, []
+    (old, new), count = other[0], counted(len(other), "added token")
+    note = f"{where}: gives {count} another id than transformers reads ({old.text!r}: {old.id}, not {new.id})"
+    return numbered, [f"{note}; edge writes what transformers reads"]
+
+
+def _written_note(left_out: list[str], checkpoint: Checkpoint, names: dict[str, str]) -> list[str]:
+    """A note if the chat template writes a token that was left out. `names`: the tokens that it knows by name."""
+    prompts = "".join(chat_prompts(checkpoint.chat_template, names)) if left_out else ""
+    found = [text for text in left_out if text and text in prompts]
+    if not found:
+        return []
+    return [
+        f"the chat template writes {quoted(found)}, for which the model has no row: prompts have other tokens than in "
+        f"the training; {_RESIZE.partition(',')[0]}, or use the template of the base model"
+    ]
+
+
 def _left_out_note(left_out: list[str], n_vocab: int) -> list[str]:
     if not left_out:
         return []
     return [
-        f"{counted(len(left_out), 'added token')} ({_listed(left_out)}) past the {n_vocab:,} rows of the embeddings: "
+        f"{counted(len(left_out), 'added token')} ({quoted(left_out)}) past the {n_vocab:,} rows of the embeddings: "
         "left out, so a prompt must not hold that text"
     ]
 
@@ -388,62 +426,3 @@ def _scores(
     for token in added:
         scores[token.id] = -1000.0
     return scores
-
-
-def _special_ids(checkpoint: Checkpoint, ids: dict[str, int]) -> tuple[dict[str, int], list[int], list[str]]:
-    """The ids of the special tokens, the EOS ids that a GGUF has no key for, and notes.
-
-    tokenizer_config.json names special tokens by text; otherwise config.json names them by id. Further EOS ids of
-    generation_config.json become eot and eom, so that llama.cpp stops at them too.
-    """
-    config = checkpoint.tokenizer_config
-    numbers = text_values(checkpoint.config) | {
-        key: value for key, value in checkpoint.config.items() if value is not None
-    }
-    found: dict[str, int] = {}
-    notes: list[str] = []
-    texts = list(ids)
-    for kind in ("bos", "eos", "unk", "sep", "pad", "mask"):
-        entry = config.get(f"{kind}_token")
-        text = entry.get("content") if isinstance(entry, dict) else entry
-        number = numbers.get(f"{kind}_token_id")
-        if isinstance(text, str) and text in ids:
-            found[kind] = ids[text]
-        elif kind == "bos" and text is None and config:
-            pass  # as in transformers: it is then undefined in a chat template, even if config.json has its id
-        elif type(number) is int and 0 <= number < len(ids):
-            found[kind] = number
-            if isinstance(text, str):
-                notes.append(
-                    f"{checkpoint.tokenizer_file.parent}: its {kind}_token {text!r} is not in the vocabulary; the GGUF "
-                    f"uses {kind}_token_id {number} ({texts[number]!r}) of config.json"
-                )
-    stops: list[object] = []
-    for source in (checkpoint.generation_config, numbers):
-        value = source.get("eos_token_id")
-        stops += value if isinstance(value, list) else [value]
-    further = [
-        i
-        for i in dict.fromkeys(i for i in stops if type(i) is int and 0 <= i < len(ids))
-        if i != found.get("eos")
-    ]
-    if "eos" not in found and further:
-        found["eos"] = further.pop(0)
-    return found | dict(zip(("eot", "eom"), further, strict=False)), further[2:], notes
-
-
-def _adds(checkpoint: Checkpoint, tokens: list[str], special_ids: dict[str, int]) -> tuple[bool, bool]:
-    """Whether a tokenizer adds BOS before a text and EOS after it.
-
-    The post-processor decides, otherwise tokenizer_config.json; the default is no. An undefined token is not added.
-    """
-    config = checkpoint.tokenizer_config
-    adds = [bool(config.get(f"add_{kind}_token")) and kind in special_ids for kind in ("bos", "eos")]
-    for part in templates(checkpoint):
-        single = part.get("single")
-        if isinstance(single, list) and single:
-            for at, (index, kind) in enumerate(((0, "bos"), (-1, "eos"))):
-                special = single[index].get("SpecialToken")
-                text = None if special is None else special.get("id")
-                adds[at] = text is not None and kind in special_ids and tokens[special_ids[kind]] == text
-    return adds[0], adds[1]

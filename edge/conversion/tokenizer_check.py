@@ -84,15 +84,19 @@ def _added_texts(tokenizer: Tokenizer, rows: int) -> list[str]:
 
 
 def _overlaps(tokens: list[str]) -> list[str]:
-    """Texts in which one token ends with the beginning of another: `ab_c` and `b_c_d` give `ab_c_d`."""
+    """Texts in which one token ends with the beginning of another: `ab_c` and `b_c_d` give `ab_c_d`.
+
+    Of many with the same beginning, the longest are tried: llama.cpp takes them before the one that begins first. The
+    tokens of a fine-tune come last in the list, and first here.
+    """
     begins: dict[str, list[str]] = {}
-    for token in tokens:
+    for token in sorted(tokens, key=lambda token: len(token.encode()), reverse=True):
         for n in range(1, min(len(token), _LONGEST_OVERLAP)):
             others = begins.setdefault(token[:n], [])
             if len(others) < _SAME_BEGIN:
                 others.append(token)
     texts: dict[str, None] = {}
-    for token in tokens:
+    for token in reversed(tokens):
         for n in range(1, min(len(token), _LONGEST_OVERLAP)):
             for other in begins.get(token[-n:], ()):
                 texts[f"{token}{other[n:]} "] = None

@@ -71,7 +71,9 @@ def read_tokenizer(file: Path) -> Tokenizer:
         tokenizer.no_padding()  # padding and truncation are not part of the model, and can have any size
         tokenizer.no_truncation()
         return tokenizer
-    except Exception as error:  # the tokenizers package raises bare Exception
+    except BaseException as error:  # the tokenizers package raises bare Exception, and Rust's panics are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())
         raise ConversionError(f"{file}: the tokenizers package cannot read it: {reason}") from None
 
@@ -80,6 +82,21 @@ def templates(checkpoint: Checkpoint) -> list[Step]:
     """The post-processors that add special tokens to a text. The tokenizers package must have read tokenizer.json."""
     processor = cast(TokenizerJson, checkpoint.tokenizer).get("post_processor") or Step()
     return [step for step in parts(processor, "processors") if step.get("type") == "TemplateProcessing"]
+
+
+def put_around(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """The special tokens that the post-processors put before and after a text."""
+    first: list[str] = []
+    last: list[str] = []
+    for template in templates(checkpoint):
+        found = first
+        for part in template.get("single") or []:
+            special = part.get("SpecialToken")
+            if special is None:
+                found = last
+            else:
+                found.append(special.get("id", ""))
+    return first, last
 
 
 def parts(step: Step, key: Literal["normalizers", "pretokenizers", "processors"]) -> list[Step]:

@@ -13,6 +13,7 @@ default_model  the base of edge's default model
 lora           merges a LoRA adapter into a checkpoint
 adapter_tokenizer  the tokenizer and the chat template beside a LoRA adapter
 template_triggers  what a chat template does for certain contents only
+template_contents  which parts of a chat template hold contents of messages, and which test them
 tied           embeddings and output: one matrix or two
 resized        adapters whose vocabulary has more or fewer rows than the base's
 foreign        weights of other programs that edge refuses by name

@@ -2,7 +2,7 @@
 
 Names as the programs write them: mlx_lm (`quantization`, `.scales`, `.biases`), bitsandbytes (`.SCB`, `.absmax`),
 GPTQ and AWQ (`.qweight`), compressed-tensors (`.weight_packed`), FP8 (`.weight_scale_inv`), gpt-oss (`_blocks`),
-ModelOpt (`_quantizer._amax`), quanto (`.weight._data`), ExLlama (`.trellis`), VPTQ (`.centroids`).
+ModelOpt (`_quantizer._amax`), torchao (`:_data`), quanto (`.weight._data`), ExLlama (`.trellis`), VPTQ (`.centroids`).
 """
 
 import re
@@ -33,14 +33,28 @@ _ENDS = (
         "8 or 4 bits with scales",
     ),
     (r"\.weight\._(?:data|scale|shift)", "quanto"),
+    (r":_data|\.\w*_qdata|\.qdata", "torchao"),
     (r"\.(?:trellis|suh|svh|q_weight|q_groups)", "ExLlama"),
     (r"\.(?:Qidxs|centroids\.weight|res_centroids\.weight)", "QuIP or VPTQ"),
     (r"\.(?:W_q|W_q\.meta)", "HQQ"),
     (r"\.\w+_proj_blocks", "MXFP4"),
     (r"\.(?:scales|biases)", "MLX"),
 )
-_LORA = re.compile(r"\.(?:lora_(?:embedding_)?[AB]|base_layer|modules_to_save)(?:\.|$)")
-_SMALL = {"U8", "I8", "F8_E4M3", "F8_E5M2", "I16", "U16", "I32", "U32"}  # dtypes of quantized matrices
+_LORA = re.compile(r"\.(?:lora_(?:embedding_)?[AB]|lora_magnitude_vector|base_layer|modules_to_save)(?:\.|$)")
+# dtypes of quantized matrices
+_SMALL = {
+    "U8",
+    "I8",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E4M3FNUZ",
+    "F8_E5M2FNUZ",
+    "F8_E8M0",
+    "I16",
+    "U16",
+    "I32",
+    "U32",
+}
 
 
 def check_not_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
@@ -72,10 +86,15 @@ def check_not_mlx(folder: Path) -> None:
     )
     files = any(next(folder.glob(name), None) is not None for name in _MLX_ADAPTERS)
     if own or (files and "peft_type" not in config):
-        raise CheckpointError(
-            f"{folder}: is an adapter of MLX (mlx_lm), not of peft; merge it into its unquantized base with "
-            "`mlx_lm.fuse --adapter-path` and convert the result"
-        )
+        raise CheckpointError(mlx_line(folder))
+
+
+def mlx_line(place: Path) -> str:
+    """What to do with an adapter that mlx_lm trained."""
+    return (
+        f"{place}: is an adapter of MLX (mlx_lm), not of peft; merge it into its unquantized base with "
+        "`mlx_lm.fuse --adapter-path` and convert the result"
+    )
 
 
 def _by_config(config: Mapping[str, Any]) -> str | None:

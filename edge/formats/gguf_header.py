@@ -123,6 +123,15 @@ class Reader:
         return items
 
 
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+}
+
+
 def regular_status(path: Path) -> os.stat_result:
     """The status of a regular file. edge does not open a FIFO or a device, because that may block."""
     try:
@@ -200,6 +209,8 @@ def _other_format(reader: Reader) -> ModelFileError:
             "is not a GGUF file but the answer of a web server",
             "fetch it again; a login may be needed",
         )
+    elif packed := next((name for start, name in _PACKED.items() if begin.startswith(start)), None):
+        what, advice = f"is a compressed file ({packed}), not a GGUF", "unpack it, and give the GGUF in it"
     else:
         return reader.fail("is not a GGUF file")
     return ModelFileError(f"{reader.path}: {what}; {advice}")

@@ -29,7 +29,7 @@ from edge.formats.checkpoint import (
     read_json,
 )
 from edge.formats.floats import Floats, narrow, widen
-from edge.formats.foreign import check_not_mlx
+from edge.formats.foreign import check_not_mlx, mlx_line
 from edge.formats.model_card import read_card, with_adapter
 from edge.formats.resized import fit_rows, resized_config, resized_note
 from edge.formats.stored import same_values
@@ -269,6 +269,8 @@ def _sorted_tensors(
         if _ORIGINAL.search(name):
             continue
         match = _FACTOR.fullmatch(name)
+        if name.endswith((".lora_a", ".lora_b")):
+            raise CheckpointError(mlx_line(file))
         if match is None and "lora_" in name:
             raise CheckpointError(
                 f"{file}: {name} is not part of plain LoRA; merge it with peft and convert the result"

@@ -11,6 +11,7 @@ than the limits below.
 import errno
 import json
 import math
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -25,7 +26,9 @@ from edge.errors import CheckpointError
 from edge.formats.floats import widen
 
 _ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2}
+_QUANTIZED = re.compile("F4|F6_E2M3|F6_E3M2|[IU]4")  # smaller than a byte: edge does not know their sizes
 _ITEM_BYTES |= {"U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES |= {"F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "F8_E8M0": 1}
 _READABLE: dict[str, npt.DTypeLike] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 # Bytes. The largest known tokenizer.json has 33 MB; the header of 100,000 tensors has 15 MB.
@@ -276,6 +279,11 @@ def _damaged(file: Path, problem: str) -> CheckpointError:
 
 
 def _unreadable(file: Path, name: str, dtype: str) -> CheckpointError:
+    if _QUANTIZED.fullmatch(dtype):
+        return CheckpointError(
+            f"{file}: {name} is stored as {dtype}: the checkpoint is already quantized; convert the original "
+            "checkpoint: its model card or its author names it"
+        )
     return CheckpointError(
         f"{file}: {name} is stored as {dtype}; edge reads BF16, F16 and F32: save the checkpoint in one of them"
     )

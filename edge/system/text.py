@@ -16,7 +16,7 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _SUGGESTED = 3
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -97,6 +97,11 @@ def masked(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 step, 1,234 steps."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def quoted(texts: Sequence[str], most: int = 3) -> str:
+    """The first texts of a list in quotes; … stands for the others."""
+    return ", ".join(map(repr, texts[:most])) + (", …" if len(texts) > most else "")
 
 
 def size(n_bytes: float, digits: int = 1) -> str:

@@ -96,6 +96,10 @@ FILES: dict[str, tuple[dict[str, dict[str, Any]], TokenType]] = {
     ),
     "additional": ({"tokenizer_config.json": {"additional_special_tokens": [TOOL]}}, TokenType.CONTROL),
     "own name": ({"tokenizer_config.json": {"tool_token": TOOL}}, TokenType.CONTROL),
+    "a model's own": (
+        {"tokenizer_config.json": {"model_specific_special_tokens": {"tool_token": TOOL}}},
+        TokenType.CONTROL,
+    ),
     "a name for it": ({"tokenizer_config.json": {"extra_special_tokens": {"tool": TOOL}}}, TokenType.CONTROL),
 }
 
@@ -123,6 +127,28 @@ def test_an_id_that_transformers_does_not_give(folder: Path, tmp_path: Path) -> 
     assert ids[TOOL] == reference.convert_tokens_to_ids(TOOL) == NEXT
     assert read == reference.encode(TEXT, add_special_tokens=False)
     assert any(f"{TOOL!r} the id {NEXT + 3}; edge gives it {NEXT}" in note for note in notes)
+
+
+def test_an_id_that_the_tokenizers_package_does_not_give(folder: Path, tmp_path: Path) -> None:
+    """A token that somebody wrote into tokenizer.json with a free id: it gets the next one."""
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored["added_tokens"].append({**SPECIAL, "id": NEXT + 5})
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    reference = PreTrainedTokenizerFast.from_pretrained(folder)
+    ids, types, read, notes = converted(folder, tmp_path / "m.gguf")
+    assert ids[TOOL] == reference.convert_tokens_to_ids(TOOL) == NEXT and types[TOOL] == TokenType.CONTROL
+    assert read == reference.encode(TEXT, add_special_tokens=False)
+    assert any(f"({TOOL!r}: {NEXT + 5}, not {NEXT})" in note for note in notes)
+
+
+def test_a_template_that_writes_a_token_without_a_row(folder: Path, tmp_path: Path) -> None:
+    """transformers stops at such a prompt; llama.cpp would split the text."""
+    full = {str(NEXT + i): {**SPECIAL, "content": f"<|new{i}|>"} for i in range(9)}
+    write(folder, "tokenizer_config.json", {"added_tokens_decoder": full})
+    for template, found in (("<|new8|>", True), ("<|new7|>", False)):
+        (folder / "chat_template.jinja").write_text(f"{{{{ messages[0].content }}}}{template}")
+        notes = convert(folder, quant="BF16", out=tmp_path / "m.gguf", force=True).warnings
+        assert any("the chat template writes '<|new8|>'" in note for note in notes) is found
 
 
 def test_names_without_a_row(folder: Path, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from make_tokenizers import N_VOCAB
 from transformers import AutoTokenizer
 
 from edge.conversion.added_tokens import assemble
-from edge.conversion.class_tokenizer import build, class_name
+from edge.conversion.class_tokenizer import build
+from edge.conversion.tokenizer import make_vocabulary
 from edge.conversion.tokenizer_check import PROBE_LINES
+from edge.conversion.tokenizer_class import class_name
 from edge.convert import convert
 from edge.formats.checkpoint import open_checkpoint
 
@@ -32,7 +34,28 @@ TYPES = [
     *("llama", "mistral", "ministral3", "qwen2", "qwen3", "qwen3_moe", "qwen3_5_text", "gemma3_text"),
     *("lfm2", "lfm2_moe", "gemma4_text"),
 ]
-TEXTS = [*PROBE_LINES, "<s>[INST] ls", " ls", "<|im_start|>user\nls<|im_end|>", "<bos>ls", "a<s> b"]
+FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+# Lists of added tokens that are not those of tokenizer.json, and no names of special tokens.
+DECODERS: list[dict[str, Any]] = [
+    {},
+    {"997": {"content": "<|tool|>", **FLAGS, "special": True}},
+    {
+        "990": {"content": "<|im_end|>", **FLAGS, "special": False},
+        "5": {"content": "ls", **FLAGS, "special": False},
+    },
+]
+LEFT_OUT = "left out"
+UNNAMED = dict.fromkeys((f"{kind}_token" for kind in ("bos", "eos", "unk", "pad", "mask")), LEFT_OUT)
+TEXTS = [
+    *PROBE_LINES,
+    "<s>[INST] ls",
+    " ls",
+    "<|im_start|>user\nls<|im_end|>",
+    "<bos>ls",
+    "a<s> b",
+    "<start_of_turn>ls",
+]
+TEXTS += ["<|endoftext|>ls<|tool|><unk>", "<|padding|><mask><pad></s><eos>"]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +65,7 @@ def folders(random_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     for kind in KINDS:
         found[kind] = Path(shutil.copytree(random_llama_folder, tmp_path_factory.mktemp(kind) / "model"))
         getattr(make_tokenizers, kind)(found[kind])
+        shutil.copy(found[kind] / "tokenizer_config.json", found[kind] / "written.json")
     return found
 
 
@@ -49,11 +73,12 @@ def name(folder: Path, model_type: str, tokenizer_class: str | None, **further: 
     """Write the type of the model and the class of the tokenizer."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    for key in ("tokenizer_class", "legacy", "add_prefix_space"):
-        settings.pop(key, None)
-    settings |= {"tokenizer_class": tokenizer_class} if tokenizer_class else {}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **further}))
+    settings = json.loads((folder / "written.json").read_text())
+    settings |= {"tokenizer_class": tokenizer_class, "add_prefix_space": None, **further}
+    given = {key: value for key, value in settings.items() if key == "bos_token" or value is not None}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({key: value for key, value in given.items() if value != LEFT_OUT})
+    )
 
 
 def agrees(folder: Path) -> bool:
@@ -74,16 +99,25 @@ def agrees(folder: Path) -> bool:
     kind=st.sampled_from(KINDS),
     model_type=st.sampled_from(TYPES),
     tokenizer_class=st.sampled_from(CLASSES),
-    further=st.fixed_dictionaries({}, optional={"legacy": st.booleans(), "add_prefix_space": st.booleans()}),
+    further=st.fixed_dictionaries(
+        {},
+        optional={
+            "legacy": st.booleans(),
+            "add_prefix_space": st.booleans(),
+            "added_tokens_decoder": st.sampled_from(DECODERS),
+        },
+    ),
+    unnamed=st.booleans(),
 )
 def test_every_class_as_transformers_builds_it(
     kind: str,
     model_type: str,
     tokenizer_class: str | None,
-    further: dict[str, bool],
+    further: dict[str, Any],
+    unnamed: bool,
     folders: dict[str, Path],
 ) -> None:
-    name(folders[kind], model_type, tokenizer_class, **further)
+    name(folders[kind], model_type, tokenizer_class, **further, **(UNNAMED if unnamed else {}))
     found = class_name(open_checkpoint(folders[kind])) or ""
     # A byte-level vocabulary lacks the tokens of these classes, which transformers then adds.
     assume(kind in ("gemma3", "mistral") or found not in ("GemmaTokenizer", "CodeLlamaTokenizer"))
@@ -122,3 +156,55 @@ def test_a_note_where_the_class_gives_other_tokens(
     assert bool(found) is note
     if note:
         assert "edge follows tokenizer.json" in found[0] and "\n" not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type", "tokenizer_class"),
+    [
+        ("qwen2", "qwen2", "Qwen2Tokenizer"),
+        ("qwen2", "qwen3", "Qwen2TokenizerFast"),
+        ("gemma3", "gemma3_text", "GemmaTokenizer"),
+        ("mistral", "llama", "LlamaTokenizer"),
+    ],
+)
+def test_a_note_where_only_some_added_tokens_are_listed(
+    kind: str, model_type: str, tokenizer_class: str, folders: dict[str, Path]
+) -> None:
+    """transformers then forgets those of tokenizer.json, and gives their ids to others."""
+    name(folders[kind], model_type, tokenizer_class, added_tokens_decoder=DECODERS[1])
+    assert not agrees(folders[kind])
+    notes = make_vocabulary(open_checkpoint(folders[kind]), N_VOCAB + 100).warnings
+    assert any("edge follows tokenizer.json" in line for line in notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type", "tokenizer_class"),
+    [
+        ("gemma3", "gemma3_text", None),
+        ("gemma3", "gemma3_text", "GemmaTokenizer"),
+        ("mistral", "llama", "LlamaTokenizer"),
+        ("qwen2", "qwen2", None),
+        ("qwen35", "qwen3_5_text", None),
+        ("qwen2", "lfm2", "GPT2Tokenizer"),
+        ("mistral", "mistral", "LlamaTokenizer"),
+    ],
+)
+def test_the_special_tokens_of_a_class(
+    kind: str, model_type: str, tokenizer_class: str | None, folders: dict[str, Path]
+) -> None:
+    """A configuration that names none: a chat template gets the BOS and the EOS of the class."""
+    name(folders[kind], model_type, tokenizer_class, **UNNAMED)
+    judge = AutoTokenizer.from_pretrained(folders[kind])
+    vocabulary = make_vocabulary(open_checkpoint(folders[kind]), N_VOCAB + 100)
+    for token in ("bos", "eos", "pad"):
+        wanted = getattr(judge, f"{token}_token")
+        found = vocabulary.special_ids.get(token)
+        if wanted is not None:
+            assert found is not None and vocabulary.tokens[found] == wanted
+
+
+def test_a_class_whose_unknown_token_is_missing(folders: dict[str, Path]) -> None:
+    """GemmaTokenizer on a byte-level vocabulary: transformers cannot write a text with it."""
+    name(folders["qwen2"], "qwen3", "GemmaTokenizer", unk_token=LEFT_OUT)
+    notes = make_vocabulary(open_checkpoint(folders["qwen2"]), N_VOCAB).warnings
+    assert any("(GemmaTokenizer)" in line for line in notes)

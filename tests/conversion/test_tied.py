@@ -256,3 +256,23 @@ def test_an_adapter_does_not_repair_its_base(tied: Path, tmp_path: Path) -> None
     with pytest.raises(EdgeError, match=r"lacks lm_head\.weight") as caught:
         convert(base, lora=tmp_path / "adapter", quant="F32", out=tmp_path / "m.gguf")
     assert isinstance(caught.value, CheckpointError | ConversionError)
+
+
+@pytest.mark.parametrize(
+    ("further", "problem"),
+    [
+        ({"tie_embedding": False}, None),  # Lfm2's older key, which a Qwen3 does not have
+        ({"tie_word_embeddings": False}, "set tie_word_embeddings to true in config.json"),
+        ({"tie_word_embeddings": "true"}, "config.json: tie_word_embeddings is 'true', not true or false"),
+    ],
+)
+def test_the_flag(further: dict[str, Any], problem: str | None, tied: Path, tmp_path: Path) -> None:
+    """Which key counts, and what to do about one that does not fit the weights."""
+    folder = Path(shutil.copytree(tied, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **further}))
+    if problem is None:
+        assert matrices(convert(folder, quant="F32", out=tmp_path / "m.gguf").path)[2] == 1
+        return
+    with pytest.raises(ConversionError, match=problem):
+        convert(folder, quant="F32", out=tmp_path / "m.gguf")

@@ -322,6 +322,10 @@ def test_gemma4(folder: Path) -> None:
     ]
     change_json(folder / "tokenizer_config.json", lambda c: c.pop("bos_token"))
     change_json(folder / "config.json", lambda c: c.pop("bos_token_id"))
+    assert make_vocabulary(open_checkpoint(folder), N_VOCAB).special_ids["bos"] == 2  # put before a text
+    change_json(folder / "tokenizer.json", lambda t: t.update(post_processor=None))
+    assert make_vocabulary(open_checkpoint(folder), N_VOCAB).special_ids["bos"] == 2  # named by the class
+    change_json(folder / "tokenizer_config.json", lambda c: c.pop("tokenizer_class"))
     with pytest.raises(ConversionError, match="names no bos_token, which"):
         make_vocabulary(open_checkpoint(folder), N_VOCAB)
 
@@ -365,6 +369,9 @@ def test_a_parents_special_ids(folder: Path) -> None:
             f"has id {N_VOCAB}, beyond config.json's vocab_size",
         ),
         (lambda t: t["model"]["merges"].append(["a"]), "is not a pair of tokens"),
+        (lambda t: t["model"].update(continuing_subword_prefix="##"), "has no continuing_subword_prefix"),
+        (lambda t: t["model"].update(end_of_word_suffix="</w>"), "has no end_of_word_suffix"),
+        (lambda t: t["model"].update(dropout=0.1), "set dropout to null"),
         (lambda t: t["model"]["merges"].append(["a b", "c"]), "contains a space"),
         (lambda t: t["added_tokens"].append({"id": "x", "content": "y"}), "added_tokens is malformed"),
         (lambda t: rename(t, "<|pad|>", "a\0b"), "which llama.cpp cannot hold"),
@@ -426,6 +433,15 @@ MANY = [f"<extra{i}>" for i in range(250)]
         ([*MANY, "ab_c", "b_c_de_f"], {}),
         (["b_c_de_f", "ab_c", *MANY], {}),
         (["aab", "abbbb", *MANY], {"special": True}),
+        # Short ones with the same beginning, a token that ends with it, and one that is longer than that.
+        (
+            [*(f"<{i}>" for i in range(40)), "<the longest of all these tokens>", "middle of a long token<"],
+            {},
+        ),
+        (
+            ["middle of a long token<", "<the longest of all these tokens>", *(f"<{i}>" for i in range(40))],
+            {},
+        ),
     ],
 )
 def test_every_added_token_is_compared(
@@ -441,6 +457,32 @@ def test_many_added_tokens_without_flags_pass(folder: Path, tmp_path: Path) -> N
     runs = ["\n" * n for n in range(2, 30)]  # as Gemma has them: they overlap, and both take the longest
     change_json(folder / "tokenizer.json", lambda t: add_tokens(t, [*MANY, *runs], special=True))
     convert(folder, quant="BF16", out=tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("name", ["my-Phi-3-mini", "phi3-distill"])
+@pytest.mark.parametrize("like", [False, True])
+def test_a_name_that_llama_cpp_obeys(name: str, like: bool, folder: Path, tmp_path: Path) -> None:
+    """llama.cpp takes the spaces after special tokens in a model of this name, and looks four tokens up."""
+    source = folder.rename(tmp_path / name)
+    if like:  # as Phi-3's own tokenizer has it
+        texts = ["<unk>", "<s>", "</s>", "<|end|>"]
+        change_json(source / "tokenizer.json", lambda t: add_tokens(t, texts, rstrip=True, special=True))
+        for token in (
+            "<|pad|>",
+            "<|startoftext|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            "</s>",
+            "<think>",
+            "</think>",
+        ):
+
+            def strip(stored: dict[str, Any], token: str = token) -> None:
+                next(one for one in stored["added_tokens"] if one["content"] == token)["rstrip"] = True
+
+            change_json(source / "tokenizer.json", strip)
+    done = convert(source, quant="BF16", out=tmp_path / "x.gguf")
+    assert (name in gguf.GGUFReader(done.path).fields["general.name"].contents()) is like
 
 
 def test_missing_ids_are_padded(folder: Path) -> None:
@@ -490,6 +532,52 @@ def test_bos_is_not_invented(folder: Path) -> None:
     assert (model.bos_token, model.eos_token) == (None, "<|im_end|>")
     (folder / "tokenizer_config.json").unlink()
     assert bos() == (1, False)
+
+
+Part = dict[str, Any]
+IM_END: Part = {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}
+END: Part = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+BOS: Part = {"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}
+TEXT: Part = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("single", "names", "note"),
+    [
+        ([BOS, TEXT], {"bos_token": None}, "names no bos_token, so transformers leaves it out of"),
+        ([BOS, TEXT], {"bos_token": ""}, "names no bos_token, so transformers leaves it out of"),
+        (
+            [BOS, TEXT],
+            {"bos_token": "<|im_start|>"},
+            "puts '<|startoftext|>' before a text and nothing after",
+        ),
+        ([BOS, BOS, TEXT], {}, "puts '<|startoftext|>', '<|startoftext|>' before a text"),
+        (
+            [BOS, TEXT, END],
+            {},
+            "'<|endoftext|>' after it; a GGUF has only the BOS ('<|startoftext|>') and the EOS",
+        ),
+        ([TEXT, IM_END], {}, None),
+        ([BOS, TEXT, IM_END], {}, None),
+        ([BOS, TEXT], {}, None),
+    ],
+)
+def test_what_tokenizer_json_puts_around_a_text(
+    single: list[Part], names: dict[str, Any], note: str | None, folder: Path
+) -> None:
+    """What a GGUF cannot say is a note, no refusal: prompts of a chat template do not need it."""
+    tokens = {text: {"id": text, "ids": [i], "tokens": [text]} for i, text in enumerate(SPECIAL)}
+    step = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}
+    change_json(folder / "tokenizer.json", lambda t: t.update(post_processor=step))
+    change_json(folder / "tokenizer_config.json", lambda c: c.update(names))
+    done = convert(folder, quant="BF16", out=folder / "x.gguf")
+    found = [line for line in done.warnings if "bos_token" in line or "before a text" in line]
+    assert len(found) == (note is not None) and all(note in line for line in found if note)
+    reference = PreTrainedTokenizerFast.from_pretrained(folder)
+    with file_vocabulary(done.path) as vocabulary:
+        assert vocabulary.encode("ls -la") == reference.encode("ls -la", add_special_tokens=False)
+        if note is None or "names no" in note:
+            assert vocabulary.encode("ls -la", ends=True) == reference.encode("ls -la")
 
 
 def test_more_eos_ids_than_a_gguf_holds(folder: Path) -> None:

@@ -65,6 +65,10 @@ PACKED = torch.ones(256, 32, dtype=torch.int32)
         ({}, as_dtype(torch.uint8), "weight is stored as U8"),
         ({}, as_dtype(torch.int8), "weight is stored as I8"),
         ({}, as_dtype(torch.float8_e4m3fn), "weight is stored as F8_E4M3"),
+        ({}, as_dtype(torch.float8_e4m3fnuz), "weight is stored as F8_E4M3FNUZ"),
+        ({}, as_dtype(torch.float8_e8m0fnu), "weight is stored as F8_E8M0"),
+        ({}, lambda tensors: tensors | {f"{Q}.weight:_data": PACKED}, "torchao: it stores"),
+        ({}, stored(_weight_qdata=PACKED), "torchao: it stores"),
     ],
 )
 def test_a_quantized_checkpoint(
@@ -90,8 +94,34 @@ def test_a_quantized_checkpoint(
         assert "other/model" not in line
 
 
+def test_weights_smaller_than_a_byte(random_llama_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
+    header = json.dumps({"a": {"dtype": "F4", "shape": [4, 4], "data_offsets": [0, 8]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(
+        CheckpointError, match="a is stored as F4: the checkpoint is already quantized; convert the"
+    ):
+        open_checkpoint(folder)
+
+
+def test_the_head_that_trl_adds(random_llama_folder: Path, tmp_path: Path) -> None:
+    """A model with a value head: transformers ignores it, and edge leaves it out with a note."""
+    folder = Path(shutil.copytree(random_llama_folder, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {"v_head.summary.weight": torch.ones(1, 256), "v_head.summary.bias": torch.ones(1)}
+    save_file(tensors, folder / "model.safetensors")
+    assert any("v_head (2 tensors) omitted" in note for note in make_plan(open_checkpoint(folder)).notes)
+
+
 @pytest.mark.parametrize(
-    "name", ["lora_A__weight", "lora_A__default.weight", "base_layer__weight", "lora_embedding_B"]
+    "name",
+    [
+        "lora_magnitude_vector__default.weight",
+        "lora_A__weight",
+        "lora_A__default.weight",
+        "base_layer__weight",
+        "lora_embedding_B",
+    ],
 )
 def test_a_lora_that_is_not_merged(name: str, random_llama_folder: Path, tmp_path: Path) -> None:
     """As model.save_pretrained of a wrapped model leaves it."""
@@ -140,3 +170,15 @@ def test_an_adapter_of_mlx(
         with pytest.raises(CheckpointError, match="is an adapter of MLX") as caught:
             way()
         assert "mlx_lm.fuse" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_of_mlx_in_an_adapter_of_peft(random_llama_folder: Path, tmp_path: Path) -> None:
+    """Files that somebody renamed: peft cannot merge them either."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    factors = {f"{Q}.lora_a": torch.ones(256, 8), f"{Q}.lora_b": torch.ones(8, 256)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: is an adapter of MLX"):
+        convert(random_llama_folder, lora=folder, out=tmp_path / "m.gguf")

@@ -3,6 +3,7 @@
 pytest tests/formats/test_other_ggufs.py
 """
 
+import gzip
 import json
 import shutil
 import struct
@@ -85,6 +86,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "lfs": (
         lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
         "is not a GGUF file but a Git LFS pointer to it; fetch the file with `git lfs pull`",
+    ),
+    "packed": (
+        lambda path: path.write_bytes(gzip.compress(b"GGUF" + bytes(64))),
+        "is a compressed file (gzip), not a GGUF; unpack it",
     ),
     "page": (
         lambda path: path.write_text("<!DOCTYPE html><html>Log in</html>"),
