@@ -28,7 +28,8 @@ from edge.system.places import write_json
 from edge.system.text import counted
 from edge.terminal.check import Limits
 from edge.trial.attempt import Attempt, Setting, try_task
-from edge.trial.engines import Engine, ScriptedModel, Workers
+from edge.trial.engines import Engine, LocalModel, ScriptedModel, Workers
+from edge.trial.outputs import check_apart
 from edge.trial.root import Root
 from edge.trial.tasks import Refused, Task
 
@@ -51,6 +52,8 @@ class Plan:
     template: str | None = None
     root: Root | None = None
     shard: Shard | None = None
+    inputs: Sequence[Path | str | None] = ()
+    """Other files that the trials read. No output replaces one of them."""
 
     def chosen(self, sampled: bool) -> list[Attempt]:
         """The attempts of the shard, those of a task one after another. `sampled`: each has a seed of its own.
@@ -113,6 +116,8 @@ def run_trials(
     tell = say or (lambda text: None)
     result_path, folder = out / f"{engine.name}.json", out / engine.name
     run = stored_form(plan.identity(engine))
+    model = engine.path if isinstance(engine, LocalModel) else None
+    check_apart(result_path, plan.tasks, [model, *plan.inputs])
     check_replaced(result_path, run, lambda path: _stored_run(path, run), kind="a result", force=force)
     if not force and not (folder / _RUN).exists() and _is_of(result_path, run):
         tell(f"{result_path}: is already complete, no trial is run again; --force runs them again")
