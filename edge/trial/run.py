@@ -6,7 +6,6 @@ its name when it is whole, so after a kill -9 the same command does only what is
 
 import contextlib
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from edge.compare.trials import VERSION, Trial, TrialResult, check_trial, read_t
 from edge.errors import BackendError, EdgeError, Interrupted, ResultError
 from edge.replay.provenance import provenance
 from edge.replay.shards import Shard, ShardFields
-from edge.system.locks import lock_folder
+from edge.system.locks import sole_user
 from edge.system.outputs import Run, check_replaced, differences, named_run
 from edge.system.places import write_json
 from edge.system.text import counted
@@ -237,19 +236,8 @@ def _is_of(path: Path, run: Run, *, fewer: bool = False) -> bool:
 @contextlib.contextmanager
 def _journal(folder: Path, run: Run, *, force: bool) -> Iterator[dict[tuple[str, int], Trial]]:
     """The finished trials of this run in its folder, which no other process may use. Raises ResultError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder)
-    except OSError as error:
-        raise ResultError(f"{folder}: cannot be written: {error.strerror}") from None
-    if lock is None:
-        raise ResultError(
-            f"{folder}: another edge trial is writing it; let it finish, or choose another --out"
-        )
-    try:
+    with sole_user(folder, "edge trial"):
         yield _begin(folder, run, force=force)
-    finally:
-        os.close(lock)
 
 
 def _begin(folder: Path, run: Run, *, force: bool) -> dict[tuple[str, int], Trial]:
