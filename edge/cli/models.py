@@ -21,7 +21,7 @@ from edge.cli.common import (
     show,
     warn,
 )
-from edge.cli.options import Force, GpuLayers, Rpc, Verbose, bytes_of, reading_layers, spread_of
+from edge.cli.options import Force, GpuLayers, Rpc, Silent, Verbose, bytes_of, reading_layers, spread_of
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.text import size
@@ -136,7 +136,7 @@ def convert(
     ] = True,
     threads: Threads = None,
     force: Force = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
+    quiet: Silent = False,
     verbose: Verbose = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to a quantized GGUF.
@@ -337,7 +337,7 @@ def imatrix(
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
     force: Force = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
+    quiet: Silent = False,
     verbose: Verbose = False,
 ) -> None:
     """Compute an importance matrix from replay rows or a text.

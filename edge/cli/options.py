@@ -156,6 +156,7 @@ Force = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Do not print the chosen model, the placement and the progress.")
 ]
+Silent = Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")]
 Batch = Annotated[
     int | None, typer.Option(min=1, max=1 << 20, help="Tokens decoded in one batch. Default: 512.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, progress_line, show
-from edge.cli.options import Force, GpuLayers, Verbose, bytes_of, checked_quant
+from edge.cli.options import Force, GpuLayers, Silent, Verbose, bytes_of, checked_quant
 from edge.cli.pull import Yes
 
 
@@ -79,7 +79,7 @@ def sweep(
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
     force: Force = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no stages and no progress.")] = False,
+    quiet: Silent = False,
     verbose: Verbose = False,
 ) -> None:
     """Convert, evaluate and measure several quantizations.
