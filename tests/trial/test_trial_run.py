@@ -5,6 +5,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from served import serving
 from test_trial_tasks import TOML, make_task
 
 from edge.compare.trials import TrialResult, read_trials
+from edge.errors import ReplayError
+from edge.trial.suite import write_suite
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("tmux") and shutil.which("bwrap")), reason="needs tmux and bubblewrap"
@@ -283,6 +286,19 @@ def test_the_suite_as_folders(tmp_path: Path) -> None:
     assert "84 tasks" in done.stderr
     again = command_line.run("trial", "--write-suite", "suite", cwd=tmp_path)
     assert again.returncode == 1 and "is not empty" in again.stderr
+
+
+def test_half_a_suite_is_not_left(tmp_path: Path) -> None:
+    """As if the disk were full: the limit on a file's size stops the write in its middle."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        with pytest.raises(ReplayError, match="cannot be written: File too large"):
+            write_suite(tmp_path / "suite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "suite").iterdir())
+    assert len(write_suite(tmp_path / "suite")) == 84
 
 
 DAMAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
