@@ -11,16 +11,16 @@ from edge.cli.options import Force, Silent
 
 def bundle(
     model: Annotated[
-        list[str], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include; repeatable.")
+        list[str], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include. Repeatable.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle (tar) to write.")],
     replay: Annotated[
         list[Path] | None,
-        typer.Option("--replay", "-r", metavar="FILE", help="File of replay rows to include; repeatable."),
+        typer.Option("--replay", "-r", metavar="FILE", help="File of replay rows to include. Repeatable."),
     ] = None,
     reference: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Result JSON to include for edge compare; repeatable."),
+        typer.Option(metavar="FILE", help="Result JSON to include for edge compare. Repeatable."),
     ] = None,
     wheels: Annotated[
         Path | None,

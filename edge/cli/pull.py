@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli.common import Threads, agreed, is_terminal, note, note_unless, progress_line, show
-from edge.cli.options import Silent
+from edge.cli.options import Offline, Revision, Silent
 from edge.errors import ModelFileError
 from edge.system.text import size
 
@@ -38,12 +38,8 @@ def pull(
             "--quant", "-q", help="Quantization type, as in NAME:QUANT. Default: the model's, else Q4_K_M."
         ),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of the hub id. Default: main.")
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Do not connect: use only the hub's local cache.")
-    ] = False,
+    revision: Revision = None,
+    offline: Offline = False,
     yes: Yes = False,
     threads: Threads = None,
     quiet: Silent = False,
