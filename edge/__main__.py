@@ -8,10 +8,11 @@ def main() -> NoReturn:
     """Import the command line and run it."""
     try:
         from edge.cli.main import main as run
-    except KeyboardInterrupt:
+
+        run()
+    except KeyboardInterrupt:  # of an import, or while Typer makes the commands
         sys.stderr.write("interrupted; nothing was written\n")
         sys.exit(130)
-    run()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.choice import Candidate, Choice, choose
 from edge.sweep_state import State
+from edge.system.locks import sole_user
 from edge.system.machine import forget_peak_memory, free_disk
 from edge.system.outputs import check_output
 from edge.system.progress import bar
@@ -145,32 +146,31 @@ def sweep(
     disk = _disk_needed(checkpoint, names, folder, options.keep)
     if say is not None:
         say(disk)
-    state = State.open(
-        folder / "sweep.json",
-        {
-            "edge": __version__,
-            "llama-cpp-python": version("llama-cpp-python"),
-            "checkpoint_sha256": folder_provenance(checkpoint.folder)["model_sha256"],
-            "rows_sha256": rows_sha256(rows),
-            "calibration_sha256": calibration,
-            "max_tokens": answering.max_tokens,
-            "constrained": answering.constrained,
-            "skip_too_long": options.skip_too_long,
-            "parallel": loading.parallel,
-            "gpu_layers": loading.gpu_layers,
-        },
-    )
-    place = folder / checkpoint.name
-    work = _Sweep(source, base, place, Path(replay), options, answering, loading, state, say)
-    work.check_inputs(names)
-    if not options.force:
-        work.check_files(names)
-    try:
-        return _finish(work, names, folder / "report.html")
-    except Interrupted:
-        raise
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; run the same command again to resume") from None
+    settings: dict[str, str | int | bool | None] = {
+        "edge": __version__,
+        "llama-cpp-python": version("llama-cpp-python"),
+        "checkpoint_sha256": folder_provenance(checkpoint.folder)["model_sha256"],
+        "rows_sha256": rows_sha256(rows),
+        "calibration_sha256": calibration,
+        "max_tokens": answering.max_tokens,
+        "constrained": answering.constrained,
+        "skip_too_long": options.skip_too_long,
+        "parallel": loading.parallel,
+        "gpu_layers": loading.gpu_layers,
+    }
+    with sole_user(folder, "edge sweep"):
+        state = State.open(folder / "sweep.json", settings)
+        place = folder / checkpoint.name
+        work = _Sweep(source, base, place, Path(replay), options, answering, loading, state, say)
+        work.check_inputs(names, checkpoint.folder)
+        if not options.force:
+            work.check_files(names)
+        try:
+            return _finish(work, names, folder / "report.html")
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; run the same command again to resume") from None
 
 
 def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
@@ -235,16 +235,17 @@ class _Sweep:
             self._scores.unlink(missing_ok=True)
         return pairs
 
-    def check_inputs(self, names: Sequence[str]) -> None:
+    def check_inputs(self, names: Sequence[str], checkpoint: Path) -> None:
         """Check that the sweep writes none of its inputs. Raises ResultError."""
         options, folder = self.options, self.place.parent
         outputs = [folder / "report.html", folder / "report.md", self._scores, self._named(".imatrix")]
+        outputs += (folder / "plots").glob("*.png")
         for name in [self.base, *names]:
             outputs.append(self.file(name))
             outputs += [] if self.answered(name) else [self.result(name)]
             outputs += [] if self.measured(name) else [self.measurement(name)]
         for output in outputs:
-            check_output(output, [self.replay, options.calibrate_on, options.reference])
+            check_output(output, [self.replay, options.calibrate_on, options.reference, checkpoint])
 
     def check_files(self, names: Sequence[str]) -> None:
         """Check that no file that the sweep would replace or remove is of somebody else. Raises ResultError."""
@@ -444,5 +445,7 @@ def _disk_needed(checkpoint: Checkpoint, names: Sequence[str], folder: Path, kee
         f"{'' if keep else ', each removed after its use'}; all {len(files)} together are about {size(sum(files))}"
     )
     if needed > free:
-        raise ConversionError(f"{folder}: {told.removeprefix('disk: ')}: choose another --out")
+        raise ConversionError(
+            f"{folder}: {size(free)} free on this disk, about {size(needed)} needed for the GGUFs; choose another --out"
+        )
     return told

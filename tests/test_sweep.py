@@ -23,6 +23,7 @@ from edge.errors import ConversionError, EdgeError, ResultError
 from edge.llama.loading import Loading
 from edge.measure.run import measure
 from edge.sweep import SweepOptions, Swept, sweep
+from edge.system.locks import sole_user
 from edge.system.paths import embedded_rows
 
 pytestmark = pytest.mark.slow
@@ -201,14 +202,25 @@ def test_a_sweep_replaces_none_of_its_inputs(
     """Also with force, and through a link: a file of the folder that the sweep has yet to write."""
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("tiny-terminal-Q2_K.json", "tiny-terminal-bf16.json", "tiny-terminal.imatrix", "report.md"):
+    names = ("tiny-terminal-Q2_K.json", "tiny-terminal-bf16.json", "tiny-terminal.imatrix", "report.md")
+    for name in (*names, "plots/size-score.png"):
+        (out / name).parent.mkdir(exist_ok=True)
         (tmp_path / "reference.json").unlink(missing_ok=True)
         shutil.copy(swept.results[1], tmp_path / "reference.json")
         (out / name).symlink_to(tmp_path / "reference.json")
         with pytest.raises(ResultError, match=f"{name}: is an input of this command"):
             run(tiny_folder, rows, out, reference=str(tmp_path / "reference.json"), force=True)
-        assert [path.name for path in out.iterdir()] == [name]
+        assert [path for path in out.rglob("*") if not path.is_dir()] == [out / name]
         (out / name).unlink()
+
+
+def test_one_sweep_in_a_folder_at_a_time(tiny_folder: Path, rows: Path, tmp_path: Path) -> None:
+    with (
+        sole_user(tmp_path / "out", "test"),
+        pytest.raises(ResultError, match=r"out: another edge sweep is writing it; let it finish, or choose"),
+    ):
+        run(tiny_folder, rows, tmp_path / "out", force=True)
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -276,7 +288,9 @@ def test_bad_input_is_one_line_before_any_work(
         run(tmp_path / "nowhere", rows, out)
     with monkeypatch.context() as small:
         small.setattr(edge.sweep, "free_disk", lambda path: 1000)
-        with pytest.raises(ConversionError, match="choose another --out"):
+        with pytest.raises(
+            ConversionError, match=r"free on this disk, about .* needed for the GGUFs; choose"
+        ):
             run(tiny_folder, rows, out)
     assert not out.exists()
     out.mkdir()

@@ -32,9 +32,9 @@ from edge.replay.result import read_result
 from edge.replay.rows import read_rows
 from edge.system.files import allocate, whole_file, write_all
 from edge.system.hashes import file_sha256
-from edge.system.machine import free_disk
 from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.paths import cache_folder
+from edge.system.places import check_disk
 from edge.system.progress import Progress
 from edge.system.text import counted, size
 from edge.version import __version__
@@ -113,11 +113,19 @@ def bundle(
     if out.exists():
         run = {name: file_sha256(path) for name, path in sources.items()}
         check_replaced(out, run, _stored_run, kind="a bundle", force=force, error=BundleError)
+    _check_disk(
+        out, sum(path.stat().st_size for path in sources.values())
+    )  # before the wheels, which take minutes
     try:
         wanted, made = make_wheels(wheels or cache_folder() / "wheels", say)
         return pack(out, sources, wanted, made, progress)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; no bundle was written; finished wheels are kept") from None
+
+
+def _check_disk(out: Path, needed: int) -> None:
+    advice = "free some space, or choose another disk with --out"
+    check_disk(out.absolute().parent, needed, advice, error=BundleError)
 
 
 def _stored_run(path: Path) -> Run:
@@ -149,11 +157,7 @@ def pack(
     """
     files = {**sources, **{f"wheels/{path.name}": path for path in wheels.values()}}
     total = sum(path.stat().st_size for path in files.values())
-    if (free := free_disk(out.absolute().parent)) < total:
-        raise BundleError(
-            f"{out}: the bundle needs {size(total)}, the disk has {size(free)} free: "
-            "free some space, or give another disk with --out"
-        )
+    _check_disk(out, total)
     done = 0
 
     def count(n_bytes: int) -> None:

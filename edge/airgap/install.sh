@@ -72,6 +72,8 @@ try:
         if digest.hexdigest() != file["sha256"]:
             fail(f"{path}: is damaged: its SHA-256 differs from the manifest; fetch the bundle again")
         done += file["size"]
+except FileNotFoundError as error:
+    fail(f"{error.filename}: is missing; unpack the bundle again")
 except OSError as error:
     fail(f"{error.filename}: {error.strerror}; unpack the bundle again")
 except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -94,7 +94,7 @@ def unbundle(
     try:
         if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
             raise BundleError(f"{to}: already exists: name a new folder")
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             tar = _Tar(stream, str(path))
             manifest = tar.manifest()
             if install:
@@ -107,6 +107,17 @@ def unbundle(
     if install:
         _install(to, python or sys.executable)
     return Unbundled(to, manifest, hashlib.sha256(manifest.to_bytes()).hexdigest(), install)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Raises BundleError if the file cannot be read."""
+    advice = "give the tar file that edge bundle wrote"
+    if path.is_dir():
+        raise BundleError(f"{path}: is a folder; {advice}")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror or error}; {advice}") from None
 
 
 def _unpack(tar: "_Tar", manifest: Manifest, to: Path, progress: Progress) -> None:

@@ -104,7 +104,7 @@ def make_wheels(folder: Path, say: Callable[[str], None] | None = None) -> tuple
         wanted = needed(make_edge(folder))
         return wanted, _make_others(wanted, folder, say or (lambda text: None))
     except OSError as error:
-        raise BundleError(f"{error.filename or folder}: {error.strerror or error}") from None
+        raise BundleError(f"{error.filename or folder}: cannot be used: {error.strerror or error}") from None
 
 
 def _make_others(wanted: Needed, folder: Path, say: Callable[[str], None]) -> dict[str, Path]:

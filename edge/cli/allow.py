@@ -31,7 +31,8 @@ def check(
 ) -> None:
     """Check an allowlist and its examples, or say what it decides about a command.
 
-    edge types nothing. The exit code is 0 if edge would type the command unasked, 1 if it would ask or refuse.
+    edge types nothing. The exit code is 0 if edge would type the command without a question, 1 if it would ask or
+    refuse.
     """
     from edge.agent.allow import judge, read_allowlist
     from edge.agent.rules import Place

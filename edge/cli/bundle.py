@@ -5,22 +5,22 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import note, noting_replaced, progress_line, show
-from edge.cli.options import Force
+from edge.cli.common import note_unless, noting_replaced, progress_line, show
+from edge.cli.options import Force, Silent
 
 
 def bundle(
     model: Annotated[
-        list[str], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include; repeatable.")
+        list[str], typer.Option("--model", "-m", metavar="FILE", help="GGUF to include. Repeatable.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle (tar) to write.")],
     replay: Annotated[
         list[Path] | None,
-        typer.Option("--replay", "-r", metavar="FILE", help="File of replay rows to include; repeatable."),
+        typer.Option("--replay", "-r", metavar="FILE", help="File of replay rows to include. Repeatable."),
     ] = None,
     reference: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Result JSON to include for edge compare; repeatable."),
+        typer.Option(metavar="FILE", help="Result JSON to include for edge compare. Repeatable."),
     ] = None,
     wheels: Annotated[
         Path | None,
@@ -30,6 +30,7 @@ def bundle(
         ),
     ] = None,
     force: Force = False,
+    quiet: Silent = False,
 ) -> None:
     """Make a bundle for a machine without a network.
 
@@ -39,8 +40,9 @@ def bundle(
     from edge.cli.defaults import chosen_model
     from edge.system.progress import bar
 
-    models = [chosen_model(one, note) for one in model]
-    with noting_replaced(out), bar("bundling", progress_line, unit="bytes") as progress:
+    say = None if quiet else progress_line
+    models = [chosen_model(one, note_unless(quiet)) for one in model]
+    with noting_replaced(out, quiet=quiet), bar("bundling", say, unit="bytes") as progress:
         bundled = run_bundle(
             models,
             out,
@@ -48,7 +50,7 @@ def bundle(
             references=reference or (),
             wheels=wheels,
             force=force,
-            say=note,
+            say=note_unless(quiet),
             progress=progress,
         )
     show(bundled)
@@ -63,11 +65,12 @@ def unbundle(
     python: Annotated[
         str | None, typer.Option(help="Python to install with. Default: the one that runs edge.")
     ] = None,
+    quiet: Silent = False,
 ) -> None:
     """Check, unpack and install a bundle, without a network."""
     from edge.airgap.unbundle import unbundle as run_unbundle
     from edge.system.progress import bar
 
-    with bar("checking", progress_line, unit="bytes") as progress:
+    with bar("checking", None if quiet else progress_line, unit="bytes") as progress:
         unbundled = run_unbundle(file, to, install=install, python=python, progress=progress)
     show(unbundled)

@@ -109,7 +109,9 @@ def checkpoint_source(
         check(quant)
     options = HubOptions(revision or found.revision, offline)
     try:
-        source, fixed = fetch_source(found, options, ask_first(yes), None if quiet else progress_line)
+        source, fixed = fetch_source(
+            found, options, ask_first(yes, quiet=quiet), None if quiet else progress_line
+        )
     except UnknownRepositoryError:
         raise
     except HubError as error:

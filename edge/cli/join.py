@@ -19,7 +19,7 @@ def join(
     out: Annotated[Path, typer.Option("--out", "-o", help="Result or measurement JSON to write.")],
     force: Force = False,
 ) -> None:
-    """Put the shards of a replay, a measurement or trials together.
+    """Join the shards of a replay, a measurement or trials.
 
     Give every file that --shard 1/N to N/N wrote. edge checks that they are of one run and complete.
     """

@@ -55,12 +55,17 @@ def line_editing() -> Callable[[str], None]:
         readline.parse_and_bind("set enable-bracketed-paste on")
     readline.set_auto_history(False)
     readline.clear_history()
+
+    def offer(entry: str) -> None:
+        with contextlib.suppress(UnicodeEncodeError):  # characters that the locale does not have
+            readline.add_history(entry)
+
     for entry in history.entries:
-        readline.add_history(entry)
+        offer(entry)
 
     def remember(entry: str) -> None:
         if entry.strip():
-            readline.add_history(entry)
+            offer(entry)
         history.add(entry)
 
     return remember

@@ -17,6 +17,7 @@ from edge.cli.options import (
     MainGpu,
     Rpc,
     Shard,
+    Silent,
     SplitMode,
     TensorSplit,
     Verbose,
@@ -75,7 +76,7 @@ def measure(
     threads: Threads = None,
     batch: Batch = None,
     force: Force = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
+    quiet: Silent = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure the cost of quantization on given texts.

@@ -21,7 +21,18 @@ from edge.cli.common import (
     show,
     warn,
 )
-from edge.cli.options import Force, GpuLayers, Rpc, Verbose, bytes_of, reading_layers, spread_of
+from edge.cli.options import (
+    Force,
+    GpuLayers,
+    Offline,
+    Revision,
+    Rpc,
+    Silent,
+    Verbose,
+    bytes_of,
+    reading_layers,
+    spread_of,
+)
 from edge.cli.pull import Yes
 from edge.system.paths import DEFAULT_QUANT
 from edge.system.text import size
@@ -73,12 +84,12 @@ def convert(
     target_size: Annotated[
         str | None,
         typer.Option(
-            "--size", metavar="SIZE", help="With --quant auto: the most that the file has, as 5.15GB."
+            "--size", metavar="SIZE", help="With --quant auto: maximum size of the file, such as 5.15GB."
         ),
     ] = None,
     bpw: Annotated[
         float | None,
-        typer.Option("--bpw", metavar="BITS", help="With --quant auto: the most bits per weight."),
+        typer.Option("--bpw", metavar="BITS", help="With --quant auto: maximum bits per weight."),
     ] = None,
     like: Annotated[
         str | None,
@@ -105,7 +116,7 @@ def convert(
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN=TYPE", help="Type for tensors whose name matches PATTERN; repeatable."),
+        typer.Option(metavar="PATTERN=TYPE", help="Type for tensors whose name matches PATTERN. Repeatable."),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -121,12 +132,8 @@ def convert(
     token_embedding_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type for the token embeddings.")
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of the hub id. Default: main.")
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Do not connect: use only the hub's local cache.")
-    ] = False,
+    revision: Revision = None,
+    offline: Offline = False,
     yes: Yes = False,
     check: Annotated[
         bool,
@@ -136,7 +143,7 @@ def convert(
     ] = True,
     threads: Threads = None,
     force: Force = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
+    quiet: Silent = False,
     verbose: Verbose = False,
 ) -> None:
     """Convert a Hugging Face checkpoint to a quantized GGUF.
@@ -337,7 +344,7 @@ def imatrix(
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
     force: Force = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")] = False,
+    quiet: Silent = False,
     verbose: Verbose = False,
 ) -> None:
     """Compute an importance matrix from replay rows or a text.
@@ -387,12 +394,8 @@ def inspect(
             help="Its checkpoint (folder or hub id): convert every tensor again and compare.",
         ),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of the hub id. Default: main.")
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Do not connect: use only the hub's local cache.")
-    ] = False,
+    revision: Revision = None,
+    offline: Offline = False,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix that the GGUF was made with.")
     ] = None,

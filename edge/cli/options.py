@@ -40,7 +40,7 @@ Shard = Annotated[
     typer.Option(
         metavar="I/N",
         help="Do only shard I of N, for example 2/3: whole tasks, as many rows in each shard as possible. edge join "
-        "puts the shards together.",
+        "joins the shards.",
     ),
 ]
 
@@ -156,6 +156,9 @@ Force = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Do not print the chosen model, the placement and the progress.")
 ]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub id. Default: main.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not connect: use only the hub's local cache.")]
+Silent = Annotated[bool, typer.Option("--quiet", help="Print no notes and no progress.")]
 Batch = Annotated[
     int | None, typer.Option(min=1, max=1 << 20, help="Tokens decoded in one batch. Default: 512.")
 ]
@@ -164,8 +167,8 @@ StateCache = Annotated[
     typer.Option(
         "--state-cache",
         metavar="SIZE",
-        help="Most disk space for prompt states, such as 2GB; keep those of whole prompts too. Default: a tenth of the "
-        "free disk, at most 4 GB, for instructions.",
+        help="Maximum disk space for prompt states, such as 2GB. With it, edge also keeps the states of whole prompts. "
+        "Default: a tenth of the free disk, at most 4 GB, and only the states of instructions.",
     ),
 ]
 InstructionCache = Annotated[
@@ -173,8 +176,8 @@ InstructionCache = Annotated[
     typer.Option(
         "--state-cache",
         metavar="SIZE",
-        help="Most disk space for the states of instructions, such as 2GB. Default: a tenth of the free disk, at most "
-        "4 GB.",
+        help="Maximum disk space for the states of instructions, such as 2GB. Default: a tenth of the free disk, at "
+        "most 4 GB.",
     ),
 ]
 NoStateCache = Annotated[

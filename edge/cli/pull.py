@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.cli.common import Threads, agreed, is_terminal, note, progress_line, show
+from edge.cli.common import Threads, agreed, is_terminal, note, note_unless, progress_line, show
+from edge.cli.options import Offline, Revision, Silent
 from edge.errors import ModelFileError
 from edge.system.text import size
 
@@ -37,14 +38,11 @@ def pull(
             "--quant", "-q", help="Quantization type, as in NAME:QUANT. Default: the model's, else Q4_K_M."
         ),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of the hub id. Default: main.")
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Do not connect: use only the hub's local cache.")
-    ] = False,
+    revision: Revision = None,
+    offline: Offline = False,
     yes: Yes = False,
     threads: Threads = None,
+    quiet: Silent = False,
 ) -> None:
     """Download a model into the model store.
 
@@ -65,12 +63,12 @@ def pull(
     pulled = run_pull(
         found,
         options=HubOptions(revision, offline),
-        confirm=ask_first(yes),
-        say=progress_line,
+        confirm=ask_first(yes, quiet=quiet),
+        say=None if quiet else progress_line,
         threads=threads,
     )
     for warning in pulled.warnings:
-        note(warning)
+        note_unless(quiet)(warning)
     origin = pulled.hub_id + (f" at {pulled.commit[:12]}" if pulled.commit else "")
     got = f"{size(pulled.n_downloaded)} downloaded" if pulled.n_downloaded else "no download needed"
     show(
@@ -78,20 +76,23 @@ def pull(
     )
 
 
-def ask_first(yes: bool | None) -> Callable[["Download"], None]:
+def ask_first(yes: bool | None, *, quiet: bool = False) -> Callable[["Download"], None]:
     """What `edge.pull` calls before a download: prints what it is, and asks if it is larger than 1 GB.
 
-    `yes`: the option --yes; None for a command that has no such option. The function raises typer.BadParameter or
+    `yes`: the option --yes; None for a command that has no such option. `quiet`: print it only before a question. The
+    function raises typer.BadParameter or
     ModelFileError if nobody can answer, and ModelFileError if the answer is no.
     """
 
     def confirm(download: "Download") -> None:
         from edge.pull import ASK_ABOVE
 
-        progress_line(
-            f"download: {download.hub_id}, {download.quant}, {size(download.n_bytes)} to {download.folder}"
-        )
-        if download.n_bytes <= ASK_ABOVE or yes:
+        asks = download.n_bytes > ASK_ABOVE and not yes
+        if asks or not quiet:
+            progress_line(
+                f"download: {download.hub_id}, {download.quant}, {size(download.n_bytes)} to {download.folder}"
+            )
+        if not asks:
             return
         if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
             why = "is more than 1 GB, and without a terminal edge cannot ask"

@@ -62,18 +62,20 @@ def report(
         str, typer.Option("--pipeline-tag", help="For --card: task of the model on the hub.")
     ] = "text-generation",
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", help="For --card: one more tag beside gguf; repeatable.")
+        list[str] | None, typer.Option("--tag", help="For --card: one more tag beside gguf. Repeatable.")
     ] = None,
     ggufs: Annotated[
         list[Path] | None,
         typer.Option(
             "--gguf",
-            help="For --card: GGUF of one of the results, for the licence and the memory; repeatable.",
+            help="For --card: GGUF of one of the results, for the licence and the memory. Repeatable.",
         ),
     ] = None,
     context: Annotated[
         int | None,
         typer.Option(
+            "--context",
+            "--ctx",
             min=1,
             help="For --card: context length for the memory. Default: that of a known model, else 8,192.",
         ),
@@ -93,7 +95,7 @@ def report(
     ] = None,
     notes: Annotated[
         list[str] | None,
-        typer.Option("--note", help="Paragraph for the beginning of the page; repeatable."),
+        typer.Option("--note", help="Paragraph for the beginning of the page. Repeatable."),
     ] = None,
     title: Annotated[
         str, typer.Option(help="Heading of the page. Default: from the names of the models.")

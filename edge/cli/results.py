@@ -61,8 +61,8 @@ def compare(
 ) -> None:
     """Compare results with a reference, or find what differs.
 
-    With --reference, the comparison is step by step. With --causes, it is by what differs between two results. Results
-    of edge trial are compared task by task; without --reference, with the first of them.
+    With --reference, the comparison is step by step. With --causes, edge finds pairs of results that differ in one
+    thing. Results of edge trial are compared task by task; without --reference, with the first of them.
     """
     from edge.compare.trials import is_trials
 

@@ -52,7 +52,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="ORIGIN",
-            help="Let web pages of this origin use the server, such as http://localhost:3000. Can be repeated.",
+            help="Let web pages of this origin use the server, such as http://localhost:3000. Repeatable.",
         ),
     ] = None,
     answers: Annotated[

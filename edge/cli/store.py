@@ -107,7 +107,7 @@ def rm(
         bool, typer.Option("--yes", "-y", help="Do not ask. Needed if there is no terminal.")
     ] = False,
 ) -> None:
-    """Remove models from the model store. Of a link, only the link is removed."""
+    """Remove models from the model store. If a model is a link, edge removes only the link."""
     from edge.formats.gguf_names import parts
     from edge.formats.models import examine
 

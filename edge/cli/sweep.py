@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, progress_line, show
-from edge.cli.options import Force, GpuLayers, Verbose, bytes_of, checked_quant
+from edge.cli.options import Force, GpuLayers, Offline, Revision, Silent, Verbose, bytes_of, checked_quant
 from edge.cli.pull import Yes
 
 
@@ -61,8 +61,8 @@ def sweep(
         ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep all GGUFs, not only the chosen one.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only the hub's local cache.")] = False,
+    revision: Revision = None,
+    offline: Offline = False,
     yes: Yes = False,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Maximum tokens of an answer.")
@@ -79,7 +79,7 @@ def sweep(
     gpu_layers: GpuLayers = None,
     threads: Threads = None,
     force: Force = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no stages and no progress.")] = False,
+    quiet: Silent = False,
     verbose: Verbose = False,
 ) -> None:
     """Convert, evaluate and measure several quantizations.

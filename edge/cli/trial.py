@@ -1,6 +1,7 @@
 """`edge trial`: how many tasks a model solves in a real shell."""
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -183,7 +184,7 @@ def trial(
     limits, part = Limits(max_steps, time_limit), parse_shard(shard)
     with _read(tasks, task or (), root, quiet=quiet) as (shown, runnable, refused, system):
         plan = Plan(runnable, refused, shown, attempts, seed, limits, max_tokens, sandbox, parallel)
-        plan = replace(plan, root=system, shard=part)
+        plan = replace(plan, root=system, shard=part, inputs=(root, api_key_file))
         served = None if base_url is None else (base_url, api_key_file, timeout)
         engines = _engines(model, agent, served, answering, loading, yes=yes, quiet=quiet)
         _run(engines, plan, out, export_solved, force=force, quiet=quiet)
@@ -213,14 +214,20 @@ def _run(
     engines: "Sequence[Engine]", plan: "Plan", out: Path, rows: Path | None, *, force: bool, quiet: bool
 ) -> None:
     """Run all trials, print the figures, and write the rows of the solved ones."""
+    from edge.errors import ResultError
+    from edge.trial.engines import LocalModel
     from edge.trial.export import check_rows, export_solved, run_of
+    from edge.trial.outputs import check_apart
     from edge.trial.run import run_trials, stored_form
 
-    models = [engine.given for engine in engines if engine.given is not None]
+    models = [engine.path for engine in engines if isinstance(engine, LocalModel)]
     if rows is not None:  # before the trials, which take long
-        check_rows(
-            rows, run_of([stored_form(plan.identity(engine)) for engine in engines]), models, force=force
-        )
+        check_apart(rows, plan.tasks, [*models, *plan.inputs], option="--export-solved")
+        own = [out / f"{engine.name}.json" for engine in engines]
+        if os.path.realpath(rows) in map(os.path.realpath, own):
+            raise ResultError(f"{rows}: is given for two outputs: give another name")
+        run = run_of([stored_form(plan.identity(engine)) for engine in engines])
+        check_rows(rows, run, models, force=force)
     say = None if quiet else progress_line
     results = [run_trials(engine, plan, out, force=force, say=say) for engine in engines]
     print_trials(results)
@@ -245,6 +252,8 @@ def _check(
         raise typer.BadParameter("a script works instead of a model: leave out --model", param_hint="--agent")
     if base_url is not None and len(model or ()) > 1:
         raise typer.BadParameter("name one model of the server", param_hint="--model")
+    if agent is not None and export_solved is not None:
+        raise typer.BadParameter("a script writes no rows: name a --model", param_hint="--export-solved")
     if attempts > 1 and temperature == 0 and agent is None:
         raise typer.BadParameter(
             "at temperature 0 all attempts are alike: add --temperature 0.7", param_hint="--attempts"

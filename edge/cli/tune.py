@@ -13,7 +13,9 @@ def tune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="GGUF to measure.")],
     rounds: Annotated[
         int,
-        typer.Option("--rounds", min=2, max=50, help="How often each value is run, in turn with the others."),
+        typer.Option(
+            "--rounds", min=2, max=50, help="Number of runs of each value, alternately with the others."
+        ),
     ] = 4,
     forget: Annotated[
         bool, typer.Option("--forget", help="Remove what was measured for this model, and measure nothing.")

@@ -8,7 +8,7 @@ from edge.errors import ModelFileError, ResultError
 from edge.formats.gguf import ModelFile, model_sha256, read_array
 from edge.measure.base_file import BaseFile, Identity
 from edge.measure.positions import Plan
-from edge.system.changes import differences
+from edge.system.outputs import Run, check_replaced, differences
 from edge.version import __version__
 
 
@@ -48,15 +48,22 @@ def check_identity(scores: BaseFile, model: Path, wanted: Identity) -> None:
         )
 
 
-def is_of(path: Path, base: ModelFile, plan: Plan, vocabulary: str) -> bool:
-    """Whether the file exists and fits. Raises ResultError if it is another file."""
-    if not path.exists():
+def is_of(path: Path, base: ModelFile, plan: Plan, vocabulary: str, *, force: bool) -> bool:
+    """Whether the file exists and fits. Raises ResultError if it is another file, unless `force` permits to replace it.
+
+    A file of another version of edge or llama.cpp is replaced too.
+    """
+    run = {**identity(plan, vocabulary), "base_sha256": model_sha256(base.path)}
+
+    def read(place: Path) -> Run:
+        head = BaseFile.read(place).head
+        return {**head["identity"], "base_sha256": head["base"]["sha256"]}
+
+    check_replaced(path, run, read, kind="the distributions of a base", force=force)
+    try:
+        return not differences(read(path), run)
+    except ResultError:  # there is none, or `force` permits to replace it
         return False
-    scores = BaseFile.read(path)
-    check_identity(scores, base.path, identity(plan, vocabulary))
-    if scores.head["base"]["sha256"] != model_sha256(base.path):
-        raise ResultError(f"{path}: is of another base model: move the file away, or choose another --out")
-    return True
 
 
 def other_vocabulary(model: Path, base: Path) -> ModelFileError:

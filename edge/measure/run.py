@@ -108,7 +108,7 @@ def measure(
         scores = read
         if base_model is not None:
             target = (kept, None) if keep_base else (temporary, descriptor)
-            scores = _scores(base_model, target, plan, vocabulary, settings, say)
+            scores = _scores(base_model, target, plan, vocabulary, settings, say, force=force)
         elif read is not None:
             full = read.head["nodes"] == len(whole.targets)
             check_identity(read, file.path, identity(whole if full else plan, vocabulary))
@@ -149,13 +149,15 @@ def _scores(
     vocabulary: str,
     settings: Settings,
     say: Callable[[str], None] | None,
+    *,
+    force: bool,
 ) -> BaseFile:
     """The distributions of a base, in a file that has a descriptor if it is a temporary one.
 
     A file that stays is used again if it is of the same base and data.
     """
     path, descriptor = target
-    if descriptor is not None or not is_of(path, model, plan, vocabulary):
+    if descriptor is not None or not is_of(path, model, plan, vocabulary, force=force):
         base_pass(model, path, descriptor, plan, vocabulary, settings, say)
     return BaseFile.read(path)
 

@@ -1,6 +1,7 @@
 """The best file for a size: a type for each group of tensors, chosen by what it costs the model's predictions.
 
 run      the whole search, and the file
+files    the files of a search, and which of them may be replaced
 groups   which tensors share a type
 probe    the divergence that types cost, in a model in memory
 search   which types are measured, and which are chosen

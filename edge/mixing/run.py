@@ -6,7 +6,7 @@ distributions. An interrupted search resumes; a search for another size in the s
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from edge.conversion.output import output_place
 from edge.convert import Converted, TensorTypes, convert
 from edge.errors import ConversionError, EdgeError, Interrupted
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
-from edge.formats.gguf import RECIPE_COSTS, ModelFile, read_metadata, read_model_file
+from edge.formats.gguf import ModelFile, read_model_file
 from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.imatrix import read_imatrix
 from edge.llama.loading import Loading
@@ -25,6 +25,7 @@ from edge.measure.experts import RARE
 from edge.measure.passes import Settings
 from edge.measure.positions import rows_plan
 from edge.measure.run import base_scores, measure
+from edge.mixing.files import Files
 from edge.mixing.groups import make_groups
 from edge.mixing.probe import Probe, Values, file_divergence
 from edge.mixing.search import Search, Types, cost_table, most_metadata, recipe_of, weight_errors, with_types
@@ -34,8 +35,8 @@ from edge.replay.provenance import folder_provenance
 from edge.replay.rows import read_rows, rows_sha256, same_rows
 from edge.system.files import whole_file, write_all
 from edge.system.hashes import text_sha256
+from edge.system.locks import sole_user
 from edge.system.machine import free_disk
-from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.progress import bar
 from edge.system.text import counted, size
 from edge.version import __version__
@@ -111,39 +112,6 @@ class Mixed:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of a search. `folder`: kept for other sizes."""
-
-    out: Path
-    folder: Path
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base.gguf"
-
-    @property
-    def scores(self) -> Path:
-        return self.folder / "base.scores"
-
-    @property
-    def matrix(self) -> Path:
-        return self.folder / "calibration.imatrix"
-
-    @property
-    def recipe(self) -> Path:
-        return self.out.with_suffix(".recipe")
-
-    @property
-    def measured(self) -> Path:
-        return self.out.with_suffix(".measure.json")
-
-    def remove_large(self) -> None:
-        """Remove the unquantized model and its distributions."""
-        self.base.unlink(missing_ok=True)
-        self.scores.unlink(missing_ok=True)
-
-
 def check_mix(target: Target, rows: str | Path, measure_on: str | Path | None, out: str | Path | None) -> str:
     """Check what `mix` gets, as far as that needs no checkpoint. Returns the SHA-256 of the rows."""
     target.check()
@@ -187,32 +155,22 @@ def mix(
         "rows_sha256": calibration,
     }
     key = str(text_sha256(repr(sorted(settings.items()))))[:8]
-    files = _Files(place, place.parent / f"{checkpoint.name}-costs-{key}")
-    _check_outputs(files, [rows, measure_on, checkpoint.folder], force)
-    work = _Work(source, checkpoint, target, Path(rows), files, hub, force, threads, say)
-    try:
-        return work.run(settings, None if measure_on is None else Path(measure_on), begin)
-    except Interrupted:
-        raise
-    except EdgeError:  # the measurements stay, the large files do not
-        files.remove_large()
-        raise
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; run the same command again to resume") from None
-
-
-def _check_outputs(files: _Files, inputs: Sequence[str | Path | None], force: bool) -> None:
-    """Raises ConversionError, before the search, for an output that is an input, or a file of another kind."""
-    for path in (files.out, files.recipe, files.measured):
-        check_output(path, inputs, error=ConversionError, streams=False)
-    if files.recipe == files.out:
-        raise ConversionError(f"{files.out}: is the name of a recipe: choose another name with --out")
-
-    def before(_: Path) -> Run:
-        return {"auto": files.out.is_file() and RECIPE_COSTS in read_metadata(files.out)}
-
-    for path, kind in ((files.out, "a GGUF"), (files.recipe, "a recipe")):
-        check_replaced(path, {"auto": True}, before, kind=kind, force=force, error=ConversionError)
+    files = Files(place, place.parent / f"{checkpoint.name}-costs-{key}", _shown(target))
+    files.check([rows, measure_on, checkpoint.folder])
+    if not force:
+        files.check_replaced(Costs.open(files.costs, settings), measures=measure_on is not None)
+    work = _Work(source, checkpoint, target, Path(rows), files, hub, threads, say)
+    work.check_disk()
+    with sole_user(files.folder, "edge convert --quant auto", error=ConversionError):
+        try:
+            return work.run(settings, None if measure_on is None else Path(measure_on), begin)
+        except Interrupted:
+            raise
+        except EdgeError:  # the measurements stay, the large files do not
+            files.remove_large()
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; run the same command again to resume") from None
 
 
 def _shown(target: Target) -> str:
@@ -229,17 +187,14 @@ class _Work:
     checkpoint: Checkpoint
     target: Target
     rows: Path
-    files: _Files
+    files: Files
     hub: HubOptions
-    force: bool
     threads: int | None
     out_say: Callable[[str], None] | None
 
     def run(self, settings: Mapping[str, str | int | None], measure_on: Path | None, begin: float) -> Mixed:
         files, reading = self.files, Settings.checked(Loading(threads=self.threads))
-        self._check_disk()
-        files.folder.mkdir(parents=True, exist_ok=True)
-        costs = Costs.open(files.folder / "costs.json", settings)
+        costs = Costs.open(files.costs, settings)
         file = self._base()
         plan = rows_plan(file, self.rows)
         one_pass = self._scores()
@@ -261,7 +216,7 @@ class _Work:
             search = Search(groups, sizes, costs, probe.divergence, self.checkpoint.dtype.lower(), self._say)
             found = _searched(search, self.target, files.base)
             passes = probe.passes
-        converted = self._write(search, found)
+        converted = self._write(search, found, costs)
         real = file_divergence(files.out, plan, files.scores, reading)
         measured = None if measure_on is None else self._measured(measure_on)
         files.remove_large()
@@ -279,7 +234,7 @@ class _Work:
             time.monotonic() - begin,
         )
 
-    def _check_disk(self) -> None:
+    def check_disk(self) -> None:
         weights = sum(tensor.n_bytes for tensor in self.checkpoint.tensors.values())
         free = free_disk(self.files.folder)
         told = (
@@ -288,7 +243,10 @@ class _Work:
         )
         self._say(told)
         if 2 * weights > free:
-            raise ConversionError(f"{self.files.folder}: {told.removeprefix('disk: ')}: choose another --out")
+            raise ConversionError(
+                f"{self.files.out.parent}: {size(free)} free on this disk, about {size(2 * weights)} needed for the "
+                "unquantized model and the output; choose another --out"
+            )
 
     def _base(self) -> ModelFile:
         if not self.files.base.is_file():
@@ -319,9 +277,10 @@ class _Work:
                 )
         return self.files.matrix
 
-    def _write(self, search: Search, found: "_Found") -> Converted:
+    def _write(self, search: Search, found: "_Found", costs: Costs) -> Converted:
         """The file, and its recipe. Raises ConversionError if it is larger than the target."""
         recipe = recipe_of(search.groups, found.types, found.table)
+        costs.add_output(self.files.out.name, self.files.size, recipe.text)
         converted = convert(
             self.source,
             quant=found.quant,
@@ -329,7 +288,7 @@ class _Work:
             imatrix=self.files.matrix,
             tensor_types=TensorTypes(recipe=recipe),
             hub=self.hub,
-            force=self.force,
+            force=True,  # checked before the search
             threads=self.threads,
             say=self.out_say,
         )
@@ -349,7 +308,7 @@ class _Work:
             base=self.files.base,
             replay=rows,
             loading=Loading(threads=self.threads),
-            force=self.force,
+            force=True,  # checked before the search
             say=self.out_say,
         )
         low, high = result["intervals"].get("kl_mean", (None, None))

@@ -26,6 +26,15 @@ class WeightErrors(TypedDict):
     """The largest relative error of an expert that the calibration saw rarely; 0 without one."""
 
 
+class Output(TypedDict):
+    """A file that a search wrote, or is writing."""
+
+    size: str
+    """The size that the search was for, such as 4.5bpw."""
+    recipes: list[str]
+    """SHA-256 of the text of each recipe that the search chose for it."""
+
+
 class StoredCosts(TypedDict):
     """costs.json of `edge convert --quant auto`: what was measured, for this checkpoint and these rows."""
 
@@ -39,6 +48,8 @@ class StoredCosts(TypedDict):
     """The mean KL divergence in nats if only this group has this type; by group, then by type."""
     joint: dict[str, float]
     """The same of whole choices, by the SHA-256 of their types."""
+    outputs: NotRequired[dict[str, Output]]
+    """The GGUFs of these searches, by the name of the file, which is beside the folder."""
 
 
 @dataclass
@@ -91,6 +102,18 @@ class Costs:
 
     def add_errors(self, group: str, errors: dict[str, WeightErrors]) -> None:
         self.stored["errors"][group] = errors
+        self._write()
+
+    def output(self, name: str) -> Output | None:
+        """What is known of the GGUF of this name; None if no search wrote it."""
+        return self.stored.get("outputs", {}).get(name)
+
+    def add_output(self, name: str, size: str, recipe: str) -> None:
+        """Note that the GGUF of this name gets this recipe: before it is written."""
+        before = self.output(name)
+        digest = str(text_sha256(recipe))
+        recipes = [] if before is None else [one for one in before["recipes"] if one != digest]
+        self.stored.setdefault("outputs", {})[name] = {"size": size, "recipes": [*recipes, digest]}
         self._write()
 
     def _write(self) -> None:

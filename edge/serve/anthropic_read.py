@@ -52,7 +52,7 @@ def read_messages(body: Mapping[str, Any], answers: AnswerKind) -> ClientRequest
     except BadRequestError as error:
         error.param = _NAMES.get(error.param or "", error.param)
         raise
-    warnings = [f"tools of the type {kind} are set aside: the server has none" for kind in aside]
+    warnings = [f"tools of the type {kind} are ignored: the server has none" for kind in aside]
     return replace(request, warnings=(*warnings, *request.warnings))
 
 
@@ -110,7 +110,7 @@ _THOUGHTS = ("thinking", "redacted_thinking")
 
 
 def _tools(value: object) -> tuple[list[dict[str, Any]], list[str]]:
-    """Tools in the chat form, and the kinds of those that are set aside."""
+    """Tools in the chat form, and the kinds of those that are ignored."""
     if value is not None and not isinstance(value, list):
         raise BadRequestError("tools must be a list", "tools")
     tools, aside = [], []

@@ -61,7 +61,7 @@ class Endpoint:
                 ticket, one.prompt, one.room, one.held, one.make_writer, adapter, one.instructions
             )
         if request.stop and chosen(server, request) == "required":
-            aside = "stop is set aside: it would cut a call that must be complete"
+            aside = "stop is ignored: it would cut a call that must be complete"
             request = replace(request, warnings=(*request.warnings, aside))
         answering = Answering(server, tickets, self.dialect.form(server, request, name))
         if request.stream:

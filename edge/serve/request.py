@@ -75,7 +75,7 @@ class ClientRequest:
     continued: str | None = None
     """The beginning of the answer, which the client has written."""
     warnings: tuple[str, ...] = ()
-    """Fields that are set aside, because the answer must be complete: one sentence for each."""
+    """Fields that are ignored, because the answer must be complete: one sentence for each."""
     tools: ToolRequest | None = None
     thinking: ThinkingRequest = field(default_factory=ThinkingRequest)
 
@@ -215,7 +215,7 @@ def _read(
     if len(stops) > MOST_STOPS:
         raise BadRequestError(f"stop has {len(stops)} texts; the maximum is {MOST_STOPS}", "stop")
     warnings = tuple(
-        f"{name} is set aside: it would cut or prolong an answer that must be complete"
+        f"{name} is ignored: it would cut or prolong an answer that must be complete"
         for name in ("stop", "ignore_eos")
         if body.get(name) and guide.kind != "text"
     )

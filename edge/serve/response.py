@@ -128,7 +128,7 @@ class Choice(TypedDict):
 
 
 class Completion(TypedDict):
-    """A whole completion, or one chunk of a stream. `edge_warnings`: fields of the request that were set aside."""
+    """A whole completion, or one chunk of a stream. `edge_warnings`: fields of the request that were ignored."""
 
     id: str
     object: Literal["chat.completion", "chat.completion.chunk", "text_completion"]

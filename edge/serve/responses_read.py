@@ -66,9 +66,9 @@ def read_responses(body: Mapping[str, Any], answers: AnswerKind) -> ResponsesReq
         if body.get(name):
             raise BadRequestError(f"{name} is not supported: {reason}", name)
     tools, names, aside = _tools(body.get("tools"))
-    warnings = [f"tools of the type {kind} are set aside: the server has none" for kind in aside]
+    warnings = [f"tools of the type {kind} are ignored: the server has none" for kind in aside]
     if body.get("truncation") not in (None, "disabled"):
-        warnings.append("truncation is set aside: a prompt that is too long is refused")
+        warnings.append("truncation is ignored: a prompt that is too long is refused")
     chat: dict[str, Any] = {name: body[name] for name in _SAME if name in body}
     chat["messages"] = _messages(body, names)
     chat["max_tokens"] = body.get("max_output_tokens")
@@ -179,7 +179,7 @@ def _shown(space: object, name: str) -> str:
 
 
 def _tools(value: object) -> tuple[list[dict[str, Any]], Names, list[str]]:
-    """Tools in the chat form, those with other names or kinds, and the kinds that are set aside."""
+    """Tools in the chat form, those with other names or kinds, and the kinds that are ignored."""
     if value is not None and not isinstance(value, list):
         raise BadRequestError("tools must be a list", "tools")
     tools: list[dict[str, Any]] = []

@@ -8,6 +8,7 @@ Run = Mapping[str, object]
 """Everything that an output depends on, as JSON values by name: inputs (by SHA-256 or path) and settings."""
 
 _MOST = 4  # changes that a line names
+_LONGEST = 60  # characters of a value that a line shows
 
 # The inputs that a run names by their SHA-256, without an article. An s at the end is a plural.
 _INPUTS = {
@@ -74,7 +75,10 @@ def _changes(name: str, before: object, now: object) -> Iterable[str]:
         return _nested(name, before, now)
     if _is_digest(before) or _is_digest(now):
         return [_file(name, before, now)]
-    return [f"{_named(name)} was {_value(before)}, is {_value(now)}"]
+    was, is_ = _value(before), _value(now)
+    if max(len(was), len(is_)) > _LONGEST:  # a chat template, a recipe
+        return [_file(_named(name), before, now)]
+    return [f"{_named(name)} was {was}, is {is_}"]
 
 
 def _input(name: str, before: object, now: object) -> str:

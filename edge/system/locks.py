@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edge.errors import EdgeError, ResultError
+
 _PAUSE = 0.2  # seconds between two tries
 # Windows locks a range of bytes, which no other process may read then. No journal or record reaches this offset.
 _FAR = 0x7FFFFFFE
@@ -61,6 +63,29 @@ def lock_folder(folder: Path) -> int | None:
         return descriptor
     os.close(descriptor)
     return None
+
+
+@contextlib.contextmanager
+def sole_user(folder: Path, command: str, *, error: type[EdgeError] = ResultError) -> Iterator[None]:
+    """Hold the lock of the folder that `command` writes to, which is made if it is missing. Does not wait.
+
+    Raises `error` if another process holds it, or if the folder cannot be made. A system that cannot lock folders
+    (Windows, some file systems) does not stop edge.
+    """
+    descriptor = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if sys.platform != "win32":
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as problem:
+        raise error(f"{folder}: cannot be written: {problem.strerror or problem}") from None
+    try:
+        if descriptor is not None and try_lock(descriptor) is False:
+            raise error(f"{folder}: another {command} is writing it; let it finish, or choose another --out")
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -76,26 +76,26 @@ def pack(
     `hidden`, and each file that begins as a session record or its work folder does. `most`: bytes of the archive.
     `key`: seals it. Raises SandboxError if there are more, or more than 200,000 files.
     """
-    with _temporary(to.with_name(to.name + ".body")) as body:
-        packer = _Packer(folder, most, body, _identities(hidden))
-        try:
+    try:
+        with _temporary(to.with_name(to.name + ".body")) as body:
+            packer = _Packer(folder, most, body, _identities(hidden))
             with open_folder(folder) as root:
                 body.write(header(Entry("", "folder")))
                 packer.add(root, "")
-        except OSError as error:
-            raise SandboxError(
-                f"{folder}: cannot be packed for the sandbox: {error.filename}: {error.strerror}"
-            ) from None
-        except RecursionError:
-            raise SandboxError(
-                f"{folder}: its folders are nested too deep for the sandbox: choose another --workdir"
-            ) from None
-        body.write(END)
-        body.seek(0)
-        with _private(to) as file, sealed(file, key) as out:
-            write_head(Head(packer.base), out)
-            while piece := body.read(_PIECE):
-                out.write(piece)
+            body.write(END)
+            body.seek(0)
+            with _private(to) as file, sealed(file, key) as out:
+                write_head(Head(packer.base), out)
+                while piece := body.read(_PIECE):
+                    out.write(piece)
+    except OSError as error:  # that of a full disk names no file
+        raise SandboxError(
+            f"{folder}: cannot be packed for the sandbox: {error.filename or to.parent}: {error.strerror}"
+        ) from None
+    except RecursionError:
+        raise SandboxError(
+            f"{folder}: its folders are nested too deep for the sandbox: choose another --workdir"
+        ) from None
     return tuple(packer.left_out)
 
 

@@ -8,6 +8,7 @@ place       the sandbox of a trial: the files of a task in it, its tests in a fr
 workers     who works on a task: a model, the task's own scripts, nobody
 attempt     one trial, from the sandbox to the reward
 engines     the models of a run: files on this machine, or one behind a server
+outputs     what is written is never an input, and never a part of a task
 run         all trials of a model: order, resume, result
 export      the solved trials as replay rows
 """

@@ -6,7 +6,6 @@ its name when it is whole, so after a kill -9 the same command does only what is
 
 import contextlib
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +21,14 @@ from edge.compare.trials import VERSION, Trial, TrialResult, check_trial, read_t
 from edge.errors import BackendError, EdgeError, Interrupted, ResultError
 from edge.replay.provenance import provenance
 from edge.replay.shards import Shard, ShardFields
-from edge.system.locks import lock_folder
+from edge.system.locks import sole_user
 from edge.system.outputs import Run, check_replaced, differences, named_run
 from edge.system.places import write_json
 from edge.system.text import counted
 from edge.terminal.check import Limits
 from edge.trial.attempt import Attempt, Setting, try_task
-from edge.trial.engines import Engine, ScriptedModel, Workers
+from edge.trial.engines import Engine, LocalModel, ScriptedModel, Workers
+from edge.trial.outputs import check_apart
 from edge.trial.root import Root
 from edge.trial.tasks import Refused, Task
 
@@ -51,6 +51,8 @@ class Plan:
     template: str | None = None
     root: Root | None = None
     shard: Shard | None = None
+    inputs: Sequence[Path | str | None] = ()
+    """Other files that the trials read. No output replaces one of them."""
 
     def chosen(self, sampled: bool) -> list[Attempt]:
         """The attempts of the shard, those of a task one after another. `sampled`: each has a seed of its own.
@@ -113,6 +115,8 @@ def run_trials(
     tell = say or (lambda text: None)
     result_path, folder = out / f"{engine.name}.json", out / engine.name
     run = stored_form(plan.identity(engine))
+    model = engine.path if isinstance(engine, LocalModel) else None
+    check_apart(result_path, plan.tasks, [model, *plan.inputs])
     check_replaced(result_path, run, lambda path: _stored_run(path, run), kind="a result", force=force)
     if not force and not (folder / _RUN).exists() and _is_of(result_path, run):
         tell(f"{result_path}: is already complete, no trial is run again; --force runs them again")
@@ -232,19 +236,8 @@ def _is_of(path: Path, run: Run, *, fewer: bool = False) -> bool:
 @contextlib.contextmanager
 def _journal(folder: Path, run: Run, *, force: bool) -> Iterator[dict[tuple[str, int], Trial]]:
     """The finished trials of this run in its folder, which no other process may use. Raises ResultError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder)
-    except OSError as error:
-        raise ResultError(f"{folder}: cannot be written: {error.strerror}") from None
-    if lock is None:
-        raise ResultError(
-            f"{folder}: another edge trial is writing it; let it finish, or choose another --out"
-        )
-    try:
+    with sole_user(folder, "edge trial"):
         yield _begin(folder, run, force=force)
-    finally:
-        os.close(lock)
 
 
 def _begin(folder: Path, run: Run, *, force: bool) -> dict[tuple[str, int], Trial]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +22,25 @@ def write_suite(folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ReplayError(f"{folder}: is not empty: name a new folder")
-        for name, files in tasks.items():
-            for path, text in files.items():
-                place = folder / name / path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(text, encoding="utf-8", newline="\n")
-                if path.endswith(("test.sh", "solve.sh", "destructive.sh")):
-                    place.chmod(0o755)
+        try:
+            for name, files in tasks.items():
+                _write_task(folder / name, files)
+        except BaseException:  # an incomplete suite is not left
+            for name in tasks:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            raise
     except OSError as error:
         raise ReplayError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
     return [folder / name for name in tasks]
+
+
+def _write_task(folder: Path, files: dict[str, str]) -> None:
+    for path, text in files.items():
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8", newline="\n")
+        if path.endswith(("test.sh", "solve.sh", "destructive.sh")):
+            place.chmod(0o755)
 
 
 @contextlib.contextmanager

@@ -375,7 +375,7 @@ def test_the_install_script_checks_before_it_installs(tmp_path: Path, tiny_q4: P
     damaged_install(folder, "models/tiny.gguf", "another size")
     fresh()
     shutil.move(model, tmp_path / "elsewhere.gguf")
-    damaged_install(folder, "models/tiny.gguf", "No such file")
+    damaged_install(folder, "models/tiny.gguf: is missing; unpack the bundle again")
     model.symlink_to(tmp_path / "elsewhere.gguf")
     damaged_install(folder, "models/tiny.gguf", "a link")
     fresh()

@@ -158,8 +158,9 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
     for data in (b"", b"x", bytes(10240), os.urandom(20000)):
         other.write_bytes(data)
         refused(other, "other.tar", "is not an edge bundle")
-    refused(tmp_path, str(tmp_path))
-    refused(tmp_path / "none.tar", "none.tar")
+    refused(tmp_path, f"{tmp_path}: is a folder; give the tar file that edge bundle wrote")
+    missing = "none.tar: cannot be read: No such file or directory; give the tar file that edge bundle wrote"
+    refused(tmp_path / "none.tar", missing)
 
 
 def test_each_kind_of_hostile_member_is_refused(sources: dict[str, Path], tmp_path: Path) -> None:
@@ -402,6 +403,9 @@ def test_what_cannot_be_bundled(
     fails("rename the file", [hidden])
     fails("rows.jsonl", [rows])
     fails("tiny", [tiny_q4], rows=[tiny_q4])
+    with monkeypatch.context() as full:
+        full.setattr("edge.system.places.free_disk", lambda path: 1000)
+        fails("0.0 MB free on this disk, 4.2 MB needed; free some space", [tiny_q4])
     fails("rows.jsonl", [tiny_q4], references=[rows])
     fails("is an input of this command", [twice], out=twice)
     fails("is a folder", [tiny_q4], out=tmp_path)

@@ -225,6 +225,18 @@ def test_a_session_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
     assert (tmp_path / "chat_history").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
+def test_the_history_in_a_locale_without_its_letters(tiny_q4: Path, tmp_path: Path) -> None:
+    """readline's history is in the locale's encoding. What it cannot hold is a message, and stays in edge's file."""
+    for _ in range(2):  # the second session reads the entry of the first
+        with terminal(tmp_path, "-m", tiny_q4, "--max-tokens", 4, LC_ALL="POSIX") as person:
+            person.until(">>> ")
+            person.say("/nopé")
+            person.type("\x04")
+            assert person.end() == 0 and "Traceback" not in person.all
+    assert "nop" in (tmp_path / "chat_history").read_text()
+
+
 def test_one_message_on_a_terminal(tiny_q4: Path, tmp_path: Path) -> None:
     with terminal(tmp_path, "-m", tiny_q4, "Remove the file old.log.") as person:
         assert person.end() == 0

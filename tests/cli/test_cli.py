@@ -127,14 +127,18 @@ def test_an_interruption_is_one_line_and_exit_code_130(error: str, line: str) ->
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{line}\n")
 
 
-def test_an_interruption_of_the_start_is_one_line_too() -> None:
-    """The imports take a quarter of a second, and more on a busy machine."""
-    code = (
-        "import runpy, sys\nclass Stop:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'typer': raise KeyboardInterrupt\n"
-        "sys.meta_path.insert(0, Stop())\nrunpy.run_module('edge', run_name='__main__')"
-    )
+STARTS = {
+    "an import": "class Stop:\n    def find_spec(self, name, path=None, target=None):\n"
+    "        if name == 'typer': raise KeyboardInterrupt\nsys.meta_path.insert(0, Stop())\n",
+    "the commands": "import typer.main\ndef stop(*arguments, **options): raise KeyboardInterrupt\n"
+    "typer.main.get_command_from_info = stop\n",
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_an_interruption_of_the_start_is_one_line_too(start: str) -> None:
+    """The imports take a quarter of a second, and more on a busy machine; Typer makes the commands after them."""
+    code = f"import runpy, sys\n{start}runpy.run_module('edge', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code, "run", "ls"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was written\n")
 

@@ -199,7 +199,7 @@ def test_the_same_options_everywhere() -> None:
     for command, text in helps.items():
         shown = text.partition("Arguments:" if "Arguments:" in text else "Options:")[2]
         assert not re.search(r"<(str|int|float|path|list|file|dir)\b", shown), command
-        assert ("--ctx" in text) == ("--context, --ctx N" in text), command
+        assert ("--context" in text) == ("--context, --ctx N" in text), command
         options = (" ".join(part.split()) for part in re.split(r"\n  (?=-)", text))
         layers |= {option for option in options if option.startswith("--gpu-layers")}
     assert len(layers) == 1

@@ -124,6 +124,12 @@ def test_the_demonstration_model_goes_into_the_store(user: User) -> None:
     assert quiet.stdout and [line for line in quiet.stderr.splitlines() if "budget" not in line] == []
 
 
+def test_a_quiet_pull_prints_only_the_file(user: User) -> None:
+    done = user.edge("pull", "tiny-terminal", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{user.store / 'tiny-terminal-Q4_K_M.gguf'}: Q4_K_M, 4.2 MB, ")
+
+
 def test_the_order_of_the_choices(user: User, tiny_q4: Path, real: Path) -> None:
     """EDGE_MODEL, then the file, then ./models, then the store; unusable files and the demonstration model last."""
     old, new = user.add(real, "old", age=60), user.add(real, "new", age=30)

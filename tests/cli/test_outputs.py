@@ -272,6 +272,30 @@ def test_the_base_that_is_kept_is_not_an_input(place: Place) -> None:
     place.refused(*command, "--keep-base", words="is an input of this command")
 
 
+def test_a_kept_base_of_another_run_needs_force(place: Place) -> None:
+    command = (
+        "measure",
+        "--model",
+        "q4.gguf",
+        "--base",
+        "bf16.gguf",
+        "--keep-base",
+        "--quiet",
+        "--out",
+        "m.json",
+    )
+    kept = place.root / "m.json.base-scores"
+    shutil.copy(place.root / "notes.txt", kept)
+    words = "m.json.base-scores: exists and is not the distributions of a base that edge wrote; choose another name"
+    place.refused(*command, *ROWS, words=words)
+    place.good(*command, *ROWS, "--force")
+    assert kept.stat().st_size > 1000
+    (place.root / "m.json").unlink()
+    words = "m.json.base-scores: holds the distributions of a base of another run (other replay rows"
+    place.refused(*command, "--replay", "fewer.jsonl", words=words)
+    place.good(*command, "--replay", "fewer.jsonl", "--force")
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import command_line
 import numpy as np
 import pytest
 
-from edge.convert import convert
-from edge.errors import ConversionError
+from edge.conversion.recipe import Recipe
+from edge.convert import TensorTypes, convert
+from edge.errors import ConversionError, Interrupted
 from edge.formats.gguf import read_metadata, read_model_file, read_tensors
 from edge.formats.imatrix import read_imatrix
 from edge.llama import ggml
@@ -18,9 +20,12 @@ from edge.measure.calibrate import calibrate
 from edge.measure.passes import Settings
 from edge.measure.positions import rows_plan
 from edge.measure.run import base_scores
+from edge.mixing.files import Files
 from edge.mixing.probe import Probe, Values, file_divergence, through
 from edge.mixing.run import Target, mix
 from edge.mixing.sizes import Sizes, standard_types
+from edge.mixing.state import Costs
+from edge.system.locks import sole_user
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "models" / "tiny-terminal" / "eval.jsonl"
@@ -152,11 +157,61 @@ def test_files_of_another_kind_stay(tiny_folder: Path, tiny_q4: Path, tmp_path: 
     """Before the search: nothing is converted, and the messages name the file."""
     shutil.copy(tiny_q4, tmp_path / "other.gguf")
     (tmp_path / "notes.recipe").write_text("mine")
-    for name, problem in (("other.gguf", "holds a GGUF of another run"), ("notes.gguf", "holds a recipe of")):
-        with pytest.raises(ConversionError, match=problem):
+    for name, problem in (("other.gguf", "other.gguf"), ("notes.gguf", "notes.recipe")):
+        with pytest.raises(ConversionError, match=rf"{problem}: exists, and no search in .* wrote it"):
             mix(tiny_folder, Target(like="Q4_K_M"), ROWS, out=tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.recipe", "other.gguf"]
     assert (tmp_path / "notes.recipe").read_text() == "mine"
+
+
+def test_the_same_search_again_replaces_its_files_and_no_others(tiny_folder: Path, tmp_path: Path) -> None:
+    """A second search may choose other types: the measurements of the first one are all there."""
+    recipe = Recipe((("blk.*", "q8_0"),), "{}")
+    types = TensorTypes(recipe=recipe)
+    convert(tiny_folder, quant="Q4_K_M", out=tmp_path / "x.gguf", tensor_types=types, check=False)
+    (tmp_path / "x.recipe").write_text(recipe.text)
+    files = Files(tmp_path / "x.gguf", tmp_path / "costs", "Q4_K_M")
+    costs = Costs.open(files.costs, {"edge": "1"})
+    with pytest.raises(ConversionError, match=r"x\.gguf: exists, and no search in .*costs wrote it"):
+        files.check_replaced(costs, measures=False)
+    costs.add_output("x.gguf", "Q4_K_M", recipe.text)
+    costs.add_output("x.gguf", "Q4_K_M", "another choice, which was not written")
+    costs = Costs.open(files.costs, {"edge": "1"})
+    files.check_replaced(costs, measures=True)
+    with pytest.raises(ConversionError, match=r"the size was Q4_K_M, is 4bpw\); choose another name"):
+        replace(files, size="4bpw").check_replaced(costs, measures=True)
+    (tmp_path / "x.measure.json").write_text('{"measurement": 1, "run": {"model_sha256": "0"}}')
+    files.check_replaced(costs, measures=False)
+    with pytest.raises(ConversionError, match=r"x\.measure\.json: exists, and no search"):
+        files.check_replaced(costs, measures=True)
+    (tmp_path / "x.recipe").write_text(recipe.text + "# mine\n")
+    with pytest.raises(ConversionError, match=r"x\.recipe: exists, and no search"):
+        files.check_replaced(costs, measures=False)
+
+
+@pytest.mark.slow
+def test_one_search_in_a_folder_at_a_time(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = first_rows(tmp_path / "rows.jsonl", 1)
+
+    def stop(text: str) -> None:
+        if not text.startswith("disk: "):
+            raise KeyboardInterrupt
+
+    def search() -> None:
+        mix(tiny_folder, Target(like="Q4_K_M"), rows, out=tmp_path / "x.gguf", threads=1, say=stop)
+
+    with pytest.raises(Interrupted):
+        search()
+    folder = next(tmp_path.glob("*-costs-*"))
+    before = sorted(folder.iterdir())
+    with (
+        sole_user(folder, "test"),
+        pytest.raises(
+            ConversionError, match="another edge convert --quant auto is writing it; let it finish"
+        ),
+    ):
+        search()
+    assert sorted(folder.iterdir()) == before
 
 
 def test_options_of_auto_need_it(tiny_folder: Path, tmp_path: Path) -> None:

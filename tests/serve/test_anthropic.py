@@ -191,7 +191,7 @@ def test_a_session_with_tools(server: str) -> None:
         assert got["stop_reason"] == "tool_use", got
         block = got["content"][-1]
         assert block["type"] == "tool_use" and block["input"]["path"] in (".", "/tmp")
-        assert got["edge_warnings"] == ["stop is set aside: it would cut a call that must be complete"]
+        assert got["edge_warnings"] == ["stop is ignored: it would cut a call that must be complete"]
         found = events(post(server, **ask, stream=True).text)
         begun = [one["content_block"] for one in found if one["type"] == "content_block_start"]
         parts = [one["delta"] for one in found if one["type"] == "content_block_delta"]

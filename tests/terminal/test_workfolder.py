@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -35,6 +36,24 @@ def folder(tmp_path: Path) -> Path:
     (folder / ".env").write_text("KEY=1\n")
     (folder / "link").symlink_to("sub/b")
     return folder
+
+
+@pytest.mark.parametrize(
+    "limit", [600, 6000], ids=["while the body is written", "while the archive is written"]
+)
+def test_a_full_disk_names_the_folder_of_the_archive(folder: Path, tmp_path: Path, limit: int) -> None:
+    """As if the disk of the session record were full. The work folder's own disk has room."""
+    (to := tmp_path / "records").mkdir()
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom edge.errors import SandboxError\n"
+        "from edge.terminal.packed import pack\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try: pack(Path(sys.argv[1]), Path(sys.argv[2]), 1 << 20)\nexcept SandboxError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(to / "in.tar")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = f"{folder}: cannot be packed for the sandbox: {to}: File too large\n"
+    assert done.stdout == said, done.stderr
 
 
 class Inside:

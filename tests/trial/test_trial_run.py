@@ -5,6 +5,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from served import serving
 from test_trial_tasks import TOML, make_task
 
 from edge.compare.trials import TrialResult, read_trials
+from edge.errors import ReplayError
+from edge.trial.suite import write_suite
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("tmux") and shutil.which("bwrap")), reason="needs tmux and bubblewrap"
@@ -237,6 +240,29 @@ def test_further_attempts_go_on(tasks: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "attempts was 3, is 2" in done.stderr
 
 
+@pytest.mark.slow
+def test_no_output_becomes_a_part_of_a_task(tasks: Path, tmp_path: Path) -> None:
+    """Before any trial: the results, and the rows of the solved ones, also with --force and through links."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "linked").symlink_to(tasks / "easy", target_is_directory=True)
+    os.link(tasks / "easy" / "instruction.md", tmp_path / "hard.md")
+    before = {path: path.read_bytes() for path in tasks.rglob("*") if path.is_file()}
+    rows = ("--model", "m.gguf", "--export-solved")
+    for words, said in (
+        (("--agent", "oracle", "--out", "tasks/easy"), "would become a part of the task easy"),
+        (("--agent", "oracle", "--out", "linked/tests"), "would become a part of the task easy"),
+        ((*rows, "tasks/easy/instruction.md"), "is a part of the task easy"),
+        ((*rows, "linked/tests/test.sh"), "is a part of the task easy"),
+        ((*rows, "hard.md"), "is an input of this command"),
+        ((*rows, "tasks/hard/new.jsonl"), "would become a part of the task hard"),
+        ((*rows, "trials/m.json"), "is given for two outputs"),
+        (("--agent", "oracle", "--export-solved", "new.jsonl"), "a script writes no rows"),
+    ):
+        done = command_line.run("trial", "tasks", *words, "--force", cwd=tmp_path)
+        assert done.returncode in (1, 2) and said in " ".join(done.stderr.split()), (words, done.stderr)
+        assert {path: path.read_bytes() for path in tasks.rglob("*") if path.is_file()} == before
+
+
 def test_nothing_can_run(tasks: Path, tmp_path: Path) -> None:
     done = command_line.run("trial", "tasks/not-here", "--agent", "oracle", cwd=tmp_path)
     assert done.returncode == 1
@@ -260,6 +286,19 @@ def test_the_suite_as_folders(tmp_path: Path) -> None:
     assert "84 tasks" in done.stderr
     again = command_line.run("trial", "--write-suite", "suite", cwd=tmp_path)
     assert again.returncode == 1 and "is not empty" in again.stderr
+
+
+def test_half_a_suite_is_not_left(tmp_path: Path) -> None:
+    """As if the disk were full: the limit on a file's size stops the write in its middle."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        with pytest.raises(ReplayError, match="cannot be written: File too large"):
+            write_suite(tmp_path / "suite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "suite").iterdir())
+    assert len(write_suite(tmp_path / "suite")) == 84
 
 
 DAMAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
