@@ -68,8 +68,10 @@ def test_a_key_does_not_join_the_reply_to_the_line(tmp_path: Path, key: str, by_
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("keys", [["Enter"], ["C-j"], ["C-m"]])
-def test_enter_does_not_run_the_reply(tmp_path: Path, keys: list[str]) -> None:
+@pytest.mark.parametrize(
+    "keys", [["Enter"], ["C-j"], ["C-m"], ["C-o"], ["Home", "Enter"], ["C-c", "M-1", "C-m"]]
+)
+def test_keys_do_not_run_the_reply(tmp_path: Path, keys: list[str]) -> None:
     asking(tmp_path)
     with Terminal.start(cwd=tmp_path) as terminal:
         for send in (terminal.send, terminal.send_lines):
@@ -106,6 +108,21 @@ def test_a_long_line_is_not_cut_while_a_program_runs(tmp_path: Path) -> None:
             until((tmp_path / "over").exists)
             (tmp_path / "over").unlink()
         assert (keep / "precious").exists()
+
+
+def test_a_key_between_the_parts_of_a_long_line_does_not_hide_its_length(tmp_path: Path) -> None:
+    (tmp_path / "keep").mkdir()
+    begin = "rm -rf" + " keep/t.tmp" * 370
+    assert len(begin) < 4095 - 8
+    end = " " * (4095 - len(begin) - 1 - len(" keep")) + " keep/old.tmp\n"
+    with Terminal.start(cwd=tmp_path) as terminal:
+        terminal.send("sleep 2\n", 0.5)
+        assert terminal.send(begin) and terminal.send("Space")
+        assert not terminal.send(end, stop=lambda: True)
+        until(terminal.prompt)
+        terminal.send("echo over > over\n")
+        until((tmp_path / "over").exists)
+    assert (tmp_path / "keep").exists()
 
 
 def test_a_long_paste_arrives_whole(tmp_path: Path) -> None:

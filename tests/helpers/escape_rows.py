@@ -7,6 +7,7 @@ READ = "test_shown_and_read.py"
 STOPPED = "test_bring_back_stopped.py"
 RIGHTS = "test_bring_back_rights.py"
 OUTSIDE = "test_use_outside.py"
+TYPING = "test_typing_terminal.py"
 LEFT = "edge clears the line before it types at the prompt, and reads prompts only from their own titles"
 WORD = "each word of a rule has its place"
 READER = "edge refuses what it cannot read in full"
@@ -192,5 +193,17 @@ MORE_ROWS = (
         "edge counts them as deletions",
         STOPPED,
         "test_files_that_become_links_are_losses",
+    ),
+    (
+        "the terminal's reply to a shown file, run by C-o, or by Enter after another key",
+        "edge types the line again before the first key at a prompt",
+        TYPING,
+        "test_keys_do_not_run_the_reply",
+    ),
+    (
+        "a key between the parts of a line that the kernel cuts, so that another file is deleted",
+        "edge counts the bytes of keys too",
+        TYPING,
+        "test_a_key_between_the_parts_of_a_long_line_does_not_hide_its_length",
     ),
 )
