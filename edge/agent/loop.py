@@ -186,7 +186,7 @@ class Agent:
     def _count_repeats(self, commands: Sequence[Command], output: str) -> int:
         """How often in a row these commands came, and this output after them; a wait for a program does not count."""
         typed = "\0".join(command.keystrokes for command in commands)
-        if not typed.strip("\0") and self.workplace.terminal.prompt() is None:
+        if not typed.strip("\0") and self.workplace.terminal.busy():
             return 0
         now = (typed, output)
         self._repeats = self._repeats + 1 if now == self._last else 1

@@ -315,6 +315,10 @@ class Terminal:
         except (OSError, ValueError):  # the pane has just ended
             return frozenset()
 
+    def busy(self) -> bool:
+        """Whether a program runs that did not run when the terminal started, such as a background job."""
+        return self.prompt() is None or not self._running() <= self._first
+
     def prompt(self) -> str | None:
         """A name for the prompt at which the shell waits; None while another program reads the keyboard.
 
