@@ -319,6 +319,11 @@ class Terminal:
         """Whether a program runs that did not run when the terminal started, such as a background job."""
         return self.prompt() is None or not self._running() <= self._first
 
+    def has_run(self) -> bool:
+        """Whether the shell has read and run what was typed: it is at a later prompt."""
+        place = self._reads()
+        return place not in (None, self._read_at) and (self._tty is None or not unread(self._tty[1]))
+
     def prompt(self) -> str | None:
         """A name for the prompt at which the shell waits; None while another program reads the keyboard.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent.workplace import open_workplace
+from edge.agent.workplace import STILL_RUNS, open_workplace
 from edge.answer.action import Command
 from edge.terminal.tmux import Terminal
 
@@ -233,6 +233,23 @@ def test_output_before_the_end_of_a_shell_is_shown(tmp_path: Path) -> None:
         output = workplace.output()
     assert "\nprecious\n" in output and "Pane is dead" not in output
     assert workplace.notes == said == ["Note: the shell has ended. This is a new shell."]
+
+
+def test_a_program_that_ends_with_the_session_is_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    with open_workplace(tmp_path, None, line_by_line=False, say=said.append) as workplace:
+        assert not workplace.settle(0.0) and said == []
+        workplace.type([Command("sleep 600\n", 1.0), Command("", 0.0)], lambda: False)
+        workplace.save(tmp_path / "unused")
+        assert workplace.settle(0.0) and said == [STILL_RUNS]
+        workplace.type([Command("C-c", 0.5)], lambda: False)
+
+        def had_run() -> bool:
+            workplace.save(tmp_path / "unused")
+            return not workplace.settle(60.0)
+
+        until(had_run)
+    assert said == [STILL_RUNS]
 
 
 def test_no_program_waits_at_a_pager_or_an_editor(tmp_path: Path) -> None:
