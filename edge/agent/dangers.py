@@ -60,12 +60,13 @@ _NAMES = {
     ),
     "acts on a database": (
         "psql mysql mariadb mongo mongosh redis-cli sqlite3 clickhouse-client cqlsh sqlcmd sqlplus duckdb "
-        "mysqladmin pg_restore createdb dropdb dropuser influx neo4j cypher-shell"
+        "mysqladmin pg_restore createdb dropdb dropuser influx neo4j cypher-shell cockroach liquibase flyway alembic "
+        "knex dbt"
     ),
     RUNS_FOLDER: (
         "make gmake bmake ninja just task rake invoke tox nox pytest py.test ctest bazel buck scons meson gradle "
         "gradlew mvn mvnw ant sbt lein mix vagrant snakemake nextflow jest vitest mocha karma cypress playwright "
-        "tsx ts-node phpunit rspec docker-compose act pre-commit lefthook husky"
+        "tsx ts-node phpunit rspec docker-compose act pre-commit lefthook husky rails"
     ),
 }
 KINDS: dict[str, list[str]] = {}
@@ -225,6 +226,12 @@ _PHRASES = [
         (r"systemctl\s+(?:\S+\s+)*(?:enable|disable|mask|edit|link|set-default|daemon-reload|"
          r"import-environment)\b", SYSTEM),
         (r"(?:history|fc)\s+-c|journalctl\s+.*--vacuum|tmutil\s+delete", "delete"),
+        (r"(?:hg|jj|sl|svn|bzr|brz|fossil|cvs|p4|darcs|pijul)\s+(?:\S+\s+)*(?:push|commit|ci|checkin|submit|sync|"
+         r"send|email)\b", "publishes"),
+        (r"(?:rails|rake|bin/rails)\s+(?:\S+\s+)*db:(?:drop|reset|purge|truncate|rollback|setup)|"
+         r"(?:liquibase|flyway|alembic|knex|cockroach)\b.*(?i:\b(?:drop|clean|downgrade|rollback|truncate|delete))",
+         "delete"),
+        (r"(?:g|m|n|busybox )?awk\s+(?:.*\s)?(?:-f|-E|--file|--exec)", RUNS_FOLDER),
         (r"(?:gh|glab)\s+auth\s+token|gpg\b.*--export-secret|security\s+(?:find|dump)-|(?:printenv|"
          r"env)\s*$|export\s+-p|"
          r"secret-tool|pass\s+show|op\s+(?:read|item)|vault\s+(?:kv\s+get|read)|kubectl\s+get\s+secrets?\b|"

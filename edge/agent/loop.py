@@ -4,6 +4,7 @@ The rules are those of Terminus-2, the agent of Terminal-Bench. edge types keyst
 after each command as long as the model says (60 s at most). The session ends after two task_complete in a row.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +30,7 @@ from edge.agent.wording import (
 )
 from edge.agent.workplace import Workplace
 from edge.answer.action import Command
-from edge.errors import ContextError, EdgeError
+from edge.errors import AgentError, ContextError, EdgeError
 from edge.prompt import Message
 from edge.terminal.tmux import SCREEN_BYTES, limit_output
 
@@ -47,6 +48,7 @@ Outcome = Literal[
 ]
 _MAX_REFUSALS = 5  # in a row
 _MAX_INVALID = 3  # in a row
+_HASTY: tuple[Outcome, ...] = ("stopped", "interrupted")  # the person wants the end now
 _MIN_OUTPUT = 500  # bytes of terminal output that a prompt must have room for
 
 
@@ -86,6 +88,8 @@ class Agent:
     """Another first prompt; see `wording.read_template`."""
     lost: bool = False
     """The work folder is older than the last action, because the process was killed during that action."""
+    settle: float = 0.0
+    """Seconds that a command which still runs at the end of the session has left."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Makes the context in which the model reads and writes."""
     failure: str = field(default="", init=False)
@@ -117,8 +121,21 @@ class Agent:
         except KeyboardInterrupt:
             outcome = "interrupted"
         finally:
-            self.record.finish(outcome, self.workplace.last_output())
+            self.record.finish(outcome, self._last_output(outcome))
         return outcome
+
+    def _last_output(self, outcome: Outcome) -> str:
+        """What is new in the terminal at the end. Lets the last command end: a person has accepted all of it."""
+        late = False
+        if self.settle and outcome != "ended":
+            with contextlib.suppress(AgentError, KeyboardInterrupt):  # AgentError: tmux has ended
+                late = self.workplace.settle(0.0 if outcome in _HASTY else self.settle)
+                if late:
+                    self.workplace.save(archive_path(self.record.path))
+        output = self.workplace.last_output()
+        if late and output:
+            self.show(output)
+        return output
 
     def _late(self) -> bool:
         return time.monotonic() > self._end
@@ -186,7 +203,7 @@ class Agent:
     def _count_repeats(self, commands: Sequence[Command], output: str) -> int:
         """How often in a row these commands came, and this output after them; a wait for a program does not count."""
         typed = "\0".join(command.keystrokes for command in commands)
-        if not typed.strip("\0") and self.workplace.terminal.prompt() is None:
+        if not typed.strip("\0") and self.workplace.terminal.busy():
             return 0
         now = (typed, output)
         self._repeats = self._repeats + 1 if now == self._last else 1

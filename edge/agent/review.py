@@ -71,7 +71,7 @@ def ask_gate(console: Console, sandbox: bool, *, show: bool) -> Callable[[Propos
 
     def asked(proposal: Proposal, why: str) -> Decision:
         if show:
-            console.print(shown_proposal(proposal))
+            console.print(shown_proposal(proposal, console))
         console.print(f"The allowlist leaves this action to you ({printable(why)}).", markup=False)
         return decide(proposal)
 
@@ -141,5 +141,5 @@ def _edited(console: Console, proposal: Proposal) -> Proposal:
                 return proposal
             text = changed.rstrip("\n")
             continue
-        console.print(shown_proposal(edited))
+        console.print(shown_proposal(edited, console))
         return edited

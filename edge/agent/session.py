@@ -47,6 +47,7 @@ _OUTCOMES: dict[Outcome, str] = {
     "ended": "the terminal has ended",
     "interrupted": "interrupted",
 }
+_SETTLE = 5.0  # seconds
 _DRY_RUN = "dry run: edge typed nothing. Choose a gate: --review, --allow FILE, or --sandbox --yes"
 
 
@@ -93,6 +94,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             limits=options.limits,
             template=template,
             lost=lost,
+            settle=_SETTLE,
             waiting=interface.waiting,
         )
         outcome = agent.run()
@@ -319,7 +321,9 @@ def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal |
         if isinstance(what, Text):
             interface.console.print(what, end="")
         else:
-            interface.console.print(shown_proposal(what) if isinstance(what, Proposal) else highlighted(what))
+            interface.console.print(
+                shown_proposal(what, interface.console) if isinstance(what, Proposal) else highlighted(what)
+            )
 
     return show
 

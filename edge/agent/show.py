@@ -1,7 +1,8 @@
 """Shows actions and terminal output to a person. Control characters are escaped: they cannot steer the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,8 @@ from edge.terminal.tmux import is_key_name
 
 _RISK = "bold red"
 _HIDDEN = "reverse"
+_INDENT = " " * 8
+_MOST = 200  # characters of the keystrokes with one risk
 _MARKS = "⏎␣"  # what edge shows for a line break and a space at the end; escaped where the model typed them
 
 
@@ -63,13 +66,20 @@ def time_of(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def shown_proposal(proposal: Proposal) -> Text:
+def _indented(text: str, console: Console | None) -> Text:
+    """Lines of the model, which do not begin where edge's own lines do, also where the console's width breaks them."""
+    lines: Iterable[Text] = highlighted(text.strip()).split("\n", allow_blank=True)
+    if console is not None and console.is_terminal:
+        width = max(console.width - len(_INDENT) - 2, 8)
+        lines = [part for line in lines for part in line.wrap(console, width, overflow="fold") or [line]]
+    return Text(f"\n{_INDENT}").join(lines)
+
+
+def shown_proposal(proposal: Proposal, console: Console | None = None) -> Text:
     """The analysis, the plan, and the keystrokes of each command, with their risks marked and listed below them."""
     text = Text()
     for name, value in (("analysis", proposal.analysis), ("plan", proposal.plan)):
-        # Lines of the model do not begin where edge's own lines do.
-        value = value.strip().replace("\n", "\n        ")
-        text.append(f"{name}: ", "bold").append_text(highlighted(value)).append("\n")
+        text.append(f"{name}: ", "bold").append_text(_indented(value, console)).append("\n")
     for number, command in enumerate(proposal.commands, 1):
         keys, places = _highlighted(command.keystrokes, keys=True)
         marked = risks(command.keystrokes)
@@ -86,7 +96,8 @@ def shown_proposal(proposal: Proposal) -> Text:
         for kind in dict.fromkeys(risk.kind for risk in marked):
             parts = [command.keystrokes[risk.start : risk.end] for risk in marked if risk.kind == kind]
             text.append("     ! ", _RISK).append(f"{kind}: ")
-            text.append_text(highlighted(", ".join(part.strip() for part in parts)[:200])).append("\n")
+            listed = ", ".join(part.strip(" \n") for part in parts)
+            text.append_text(highlighted(listed[:_MOST])).append(" …\n" if len(listed) > _MOST else "\n")
     if not proposal.commands:
         text.append("     (no commands)\n", "dim")
     if proposal.task_complete:

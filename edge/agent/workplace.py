@@ -1,6 +1,7 @@
 """The place where an agent works: a terminal, and maybe a sandbox around its shell."""
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from edge.terminal.tmux import MAX_DURATION, Terminal, runs_a_line
 
 if TYPE_CHECKING:
     from edge.terminal.sandbox import Sandbox
+
+STILL_RUNS = "A program still runs in the terminal: it ends with the session."
+_GLANCE = 0.1  # seconds
 
 
 @dataclass
@@ -38,6 +42,9 @@ class Workplace:
     """Seconds that edge waited after each command of the last `type`."""
     unsaved: str | None = field(default=None, init=False)
     """Why the last `save` failed; None if it did not."""
+    _typed: bool = field(default=False, init=False)
+    _had_run: bool = field(default=True, init=False)
+    """Whether all that was typed had run at the last `save`."""
     _before: str = field(default="", init=False)
     """What the shell that has ended printed last."""
 
@@ -62,6 +69,7 @@ class Workplace:
                 return False
             send = self.terminal.send_lines if self.line_by_line else self.terminal.send
             duration = max(command.duration, self.patience if runs_a_line(command.keystrokes) else 0.0)
+            self._typed = True
             typed = send(command.keystrokes, min(duration, MAX_DURATION), stop=stop)
             self.waits.append(round(self.terminal.waited, 2))
             if not typed:
@@ -73,11 +81,27 @@ class Workplace:
             return False
         return not self.terminal.ended or self._restart_shell()
 
+    def settle(self, seconds: float) -> bool:
+        """Wait until what was typed has run, at most so long. Returns whether `save` came before that.
+
+        Says if a program runs on. Raises AgentError.
+        """
+        end = time.monotonic() + seconds
+        looks = 0
+        while looks < 2 and self._typed and not self.terminal.ended and self._trouble() is None:
+            looks = looks + 1 if self.terminal.has_run() else 0
+            if not looks and time.monotonic() >= end:
+                self.say(STILL_RUNS)
+                break
+            time.sleep(_GLANCE)
+        return self._typed and not self._had_run
+
     def save(self, archive: Path) -> None:
         """Save the work folder of the sandbox to an archive; without a sandbox, do nothing.
 
         If it cannot be saved, for example because it is too large, the archive stays as it was, and the model is told.
         """
+        self._had_run = self.terminal.has_run()
         if self.sandbox is None:
             return
         self.unsaved = None

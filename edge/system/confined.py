@@ -124,7 +124,8 @@ def no_core() -> list[str]:
     Linux gives a core dump to a handler also where the limit of its size is 0, and not where it is 1 byte (core(5),
     fs/coredump.c). The filter of system calls lets no program change the limit. Raises SandboxError.
     """
-    return [find_tool("prlimit"), f"--core={core_limit()}:{core_limit()}"]
+    limit = core_limit()
+    return [find_tool("prlimit"), f"--core={limit}:{limit}"]
 
 
 def core_limit() -> int:

@@ -94,7 +94,8 @@ def check_commits(folder: Path, bundle: Path, name: str) -> Commits:
     scratch = make_folder("edge-commits-")
     try:
         check = scratch / "check"
-        _git(None, "init", "--quiet", "--bare", "--template=", str(check))
+        form = _git(place, "rev-parse", "--show-object-format").strip()  # sha1 or sha256
+        _git(None, "init", "--quiet", "--bare", "--template=", f"--object-format={form}", str(check))
         objects = check / "objects" / "info" / "alternates"
         objects.parent.mkdir(exist_ok=True)
         objects.write_text(f"{(place / 'objects').resolve()}\n")

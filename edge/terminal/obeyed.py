@@ -5,11 +5,12 @@ complete.
 """
 
 import re
+import sys
 import unicodedata
 
 _AGENT = (
     "agents?|claude|gemini|qwen|codex|copilot|warp|crush|opencode|kimi|grok|jules|kiro|goose|cursor|windsurf|cline|roo|"
-    "aider|junie|augment|trae|replit|iflow|devin|amp|skill"
+    "aider|junie|augment|trae|replit|iflow|devin|amp|skill|hermes|droid|codebuff|openhands|vibe|cody|zencoder"
 )
 _INSTRUCTIONS = re.compile(
     rf"(?:{_AGENT})(?:\.[\w-]+)*\.(?:md|mdc)|(?:[\w-]+-)?instructions\.md|conventions\.md|.*\.(?:instructions|prompt|"
@@ -32,7 +33,11 @@ _BY_NAME = tuple(
             r"(?:build|settings)\.gradle(?:\.kts)?|gradlew?(?:\.bat)?|mvnw?(?:\.cmd)?|pom\.xml|build\.(?:xml|sbt|zig|rs)|"
             r"configure(?:\.ac)?|autogen\.sh|wscript|sconstruct|sconscript|snakefile|buck|build|workspace|dune|"
             r".*\.config\.[cm]?[jt]s|(?:docker|container)file(?:\..+)?|(?:docker-)?compose.*\.ya?ml|vagrantfile|procfile|"
-            r".*\.(?:nix|csproj|vcxproj|sln|targets|props)|mix\.exs|\.babelrc.*|\.eslintrc.*",
+            r".*\.(?:nix|csproj|vcxproj|sln|targets|props)|mix\.exs|\.babelrc.*|\.eslintrc.*|.*\.conf\.[cm]?[jt]s|"
+            r"\.?latexmkrc|pylintrc(?:\.toml)?|mypy\.ini|dodo\.py|project\.clj|build\.boot|rebar\.config|config\.ru|"
+            r".*\.(?:rake|tf)|(?:tilt|earth|brew|guard|cap|fast|danger|jam|berks)file|makefile\.pl|build\.pl|cpanfile|"
+            r"premake\d?\.lua|xmake\.lua|(?:gradle-wrapper|gradle)\.properties|pulumi\.ya?ml|skaffold\.ya?ml|"
+            r"docker-bake\.(?:hcl|json)|ansible\.cfg|activate\.r|nx\.json|turbo\.json|devbox\.json",
         ),
         (
             "package manifest",
@@ -62,9 +67,10 @@ _BY_NAME = tuple(
             r"Rprofile|curlrc|wgetrc|mailcap|pam_environment|forward|rhosts)|mise\.toml|authorized_keys|crontab|.*\.(?:service|"
             r"timer|socket|desktop|plist)",
         ),
+        ("compiled library", r".*\.(?:so(?:\.\d+)*|pyd|dll|dylib|node|jar|whl|egg|phar)"),
         (
             "editor settings",
-            r"\.(?:g?n?vimrc|exrc|emacs|dir-locals\.el|editorconfig|nvim\.lua)|.*\.code-workspace",
+            r"tsconfig(?:\..+)?\.json|jsconfig\.json|\.(?:g?n?vimrc|exrc|emacs|dir-locals\.el|editorconfig|nvim\.lua)|.*\.code-workspace",
         ),
     )
 )
@@ -74,6 +80,19 @@ _BY_FOLDER = {
     "editor settings": re.compile(r"\.(?:vscode|idea|zed|devcontainer|vim|nvim|emacs\.d)"),
     "start-up file": re.compile(r"\.(?:ssh|git|direnv)|cron\.\w+|autostart"),
 }
+_COMPILED = re.compile(r"__pycache__|.*\.(?:py[co]|pmc|elc|zwc)")
+
+
+def replaces_source(path: str) -> str | None:
+    """The part of the path that a program runs instead of a source beside it; None if none is known.
+
+    Python, Perl, Emacs and zsh do so, also where a person has read the source.
+    """
+    parts = path.split("/")
+    for end, part in enumerate(parts, 1):
+        if _COMPILED.fullmatch(_plain(part)):
+            return "/".join(parts[:end])
+    return None
 
 
 def instructs_agents(name: str) -> bool:
@@ -92,6 +111,9 @@ def acted_on(path: str) -> str | None:
     for words, pattern in _BY_FOLDER.items():
         if any(pattern.fullmatch(folder) for folder in folders):
             return words
+    stem, _, kind = name.rpartition(".")
+    if not folders and kind == "py" and stem in sys.stdlib_module_names - {"test", "this"}:
+        return "hides a module of Python"
     return None
 
 

@@ -32,8 +32,13 @@ from edge.terminal.sealed import Writer, check_seal, sealed
 _PIECE = 1 << 20
 _LOOK = 2048  # bytes at the begin of a file that show a session record
 _RECORD = b'"source": "edge agent"'
-SESSION_FILE = re.compile(r"(.+\.jsonl)\.(?:(?:work|first)\.tar|undo-[1-9][0-9]*\.tar|commits\.bundle)")
-"""Names of the files that edge keeps beside a session record; the first group is the name of the record."""
+SESSION_FILE = re.compile(
+    r"(.+\.jsonl|.+(?=\.commits\.))\.(?:(?:work|first)\.tar|undo-[1-9][0-9]*\.tar|commits\.bundle)"
+)
+"""Names of the files that edge keeps beside a session record; the first group is the name of the record.
+
+A record can have any name: then only a bundle has no seal and no begin by which edge knows it.
+"""
 _LONGEST = 4000  # bytes of a path: programs cannot open a longer one by its name
 _OVERHEAD = 4096  # most bytes of an archive for each file besides its content: names, headers, padding
 

@@ -44,6 +44,8 @@ _CHUNK = 4000  # bytes a call: tmux takes about 16 KiB of arguments
 # it would become the beginning of the next command.
 _EMPTY_LINE = b"\x07\x1bA\x05\x15"
 _ENTER = {"Enter", "C-m", "C-j", "^M", "^J", "^m", "^j"}
+_DROPS = {"C-c", "^C", "^c"}  # what was typed and nothing has read yet is gone
+_KEY_BYTES = 8  # at most, of one key
 # While a program reads whole lines, the kernel cuts one at 4,095 bytes on Linux, at 1,023 on macOS.
 _LONGEST_LINE = 4095 if sys.platform == "linux" else 1023
 _QUOTED_TAB = b"\x16\t"  # C-v: readline then takes the tab as text, and not as a request for file names
@@ -92,7 +94,8 @@ class Terminal:
     _line: str | None = (
         ""  # the text typed since the last line break; None after a key, which can change the line
     )
-    _line_at: str | None = None  # the prompt at which edge typed that text
+    _line_at: str | None = None  # the prompt at which edge typed that text, or pressed that key
+    _pending: int = 0  # bytes typed since the last line break, at most: keys can add some
     _read_at: str | None = None  # where the shell read when edge typed the last line break
     _tty: tuple[str, int] | None = (
         None  # the pane's terminal, held open: a program can forbid to open it (TIOCEXCL)
@@ -169,20 +172,24 @@ class Terminal:
         return whole
 
     def _press(self, key: str, *, anew: bool = False) -> None:
-        """Send a key. `anew`, and for Enter after text: at a prompt, first type the line again as edge knows it."""
-        if anew or (key in _ENTER and self._line is not None):
-            prompt = self.prompt()
-            if prompt is not None:
-                known = (self._line or "") if prompt == self._line_at and not anew else ""
-                self._send_bytes(_EMPTY_LINE + known.encode(errors="replace"))
+        """Send a key. The first key at a prompt, and Enter after text: first type the line again as edge knows it.
+
+        So no key works on what else is in the line, such as the terminal's reply to a shown file. `anew`: every key.
+        """
+        prompt = None if key in _DROPS else self.prompt()
+        if prompt is not None and (anew or self._line is not None or prompt != self._line_at):
+            known = (self._line or "") if prompt == self._line_at and not anew else ""
+            self._send_bytes(_EMPTY_LINE + known.encode(errors="replace"))
         self._tmux("send-keys", "-t", "edge", key)
-        self._line = "" if key in _ENTER else None
-        self._read_at = None
+        empty = key in _ENTER or key in _DROPS
+        self._line, self._line_at, self._read_at = "" if empty else None, prompt, None
+        self._pending = 0 if empty else self._pending + _KEY_BYTES
 
     def _type_lines(self, text: str, end: float, stop: Callable[[], bool] | None) -> bool:
         """Type the text; a long line, and lines with tabs, each when the shell reads. Returns whether it typed all."""
         lines = re.findall(r"[^\n\r]*[\n\r]|[^\n\r]+", text)
-        size = max(len(line.encode(errors="replace")) for line in [(self._line or "") + lines[0], *lines[1:]])
+        sizes = [len(line.encode(errors="replace")) for line in lines]
+        size = max(self._pending + sizes[0], *sizes)
         if size < _LONGEST_LINE and not ("\t" in text and re.search("[\n\r]", text)):
             self._type(text, at_prompt=self.prompt())
             return True
@@ -215,6 +222,8 @@ class Terminal:
         if quoted and text[-1] in "\n\r":
             keys = keys.replace(b"\t", _QUOTED_TAB)
         self._send_bytes((b"" if at_prompt is None else _EMPTY_LINE) + keys)
+        rest = re.split(b"[\n\r]", keys)
+        self._pending = len(rest[-1]) + (self._pending if len(rest) == 1 and at_prompt is None else 0)
         if text[-1] in "\n\r":
             self._line, self._read_at = "", place
         else:
@@ -242,7 +251,7 @@ class Terminal:
                 if time.monotonic() > end:
                     self._typed_at = None  # the shell never read it
                 self.wait(_POLL, stop=stop)
-            self._press(keystrokes, anew=keystrokes not in ("C-c", "^C", "^c"))
+            self._press(keystrokes, anew=True)
         for line in [] if is_key_name(keystrokes) else re.findall(r"[^\n]*\n|[^\n]+", keystrokes):
             while not (prompt := self.prompt()) or not self._prompts.is_new(prompt):
                 if time.monotonic() > end or self.ended or (stop is not None and stop()):
@@ -305,6 +314,15 @@ class Terminal:
             return frozenset(running(int(pid), self._mark)) - {foreground(pid), self._server.pid}
         except (OSError, ValueError):  # the pane has just ended
             return frozenset()
+
+    def busy(self) -> bool:
+        """Whether a program runs that did not run when the terminal started, such as a background job."""
+        return self.prompt() is None or not self._running() <= self._first
+
+    def has_run(self) -> bool:
+        """Whether the shell has read and run what was typed: it is at a later prompt."""
+        place = self._reads()
+        return place not in (None, self._read_at) and (self._tty is None or not unread(self._tty[1]))
 
     def prompt(self) -> str | None:
         """A name for the prompt at which the shell waits; None while another program reads the keyboard.
@@ -408,7 +426,7 @@ class Terminal:
     def restart(self, argv: Sequence[str], *, cwd: Path | str) -> None:
         """Run `argv` in place of the program that has ended."""
         self._close_tty()
-        self._line, self._read_at = "", None
+        self._line, self._pending, self._read_at = "", 0, None
         self._tmux("respawn-pane", "-k", "-t", "edge", "-c", str(cwd), "--", *argv)
         self._until(lambda: self.screen().strip(), f"{argv[0]} does not start in the terminal")
         self._mark_place()

@@ -17,7 +17,7 @@ from edge.errors import SandboxError
 from edge.system.files import make_private, whole_file
 from edge.system.locks import try_lock
 from edge.terminal.links import leads_out, way_to
-from edge.terminal.obeyed import acted_on, instructs_agents
+from edge.terminal.obeyed import acted_on, instructs_agents, replaces_source
 from edge.terminal.opened import folder_of, open_file, open_folder
 from edge.terminal.packed import SESSION_FILE, Base, Head, Item, open_archive, write_archive
 from edge.terminal.place import CHANGED, Write, delete_entry, item_of, remove_leftovers, state_of, write_entry
@@ -232,6 +232,9 @@ class _Comparer:
             return
         if reason := self._refusal(path):
             self._withhold(*reason)
+            return
+        if not (self.own or self.dot_files) and (part := replaces_source(path)):
+            self._withhold(part, "programs run it instead of its source (--dot-files brings it back)")
             return
         if item.kind == "link" and not self.own and (why := _suspect(path, item.content, self.dot_files)):
             self._withhold(path, why)

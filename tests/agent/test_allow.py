@@ -533,7 +533,7 @@ MARKED = {
     ),
     "runs code of the folder": (
         "bash x.sh; sh -x ./x.sh; zsh x; ./x; ./gradlew test; ../x.sh; /tmp/x; python3 a.py; "
-        "python3 -u a.py; node x.js; ruby x.rb; source x; . ./x; make; make test; pytest; "
+        "python3 -u a.py; node x.js; ruby x.rb; awk -f x.awk y; rails x; source x; . ./x; make; make test; pytest; "
         "python -m pytest; npm test; npm run build; yarn test; cargo test; go run .; tox; "
         "mvn package; gradle build; just; uv run x; poetry run x; cmake --build b; npm ci"
     ),
@@ -548,7 +548,7 @@ MARKED = {
     ),
     "publishes": (
         "git push; npm publish; twine upload x; cargo publish; docker push x; gh pr create; "
-        "gh release create x; gem push x; poetry publish"
+        "gh release create x; gem push x; poetry publish; hg push; svn commit -m x; jj git push; p4 submit"
     ),
     "changes another system": (
         "terraform apply; terraform destroy; tofu apply; kubectl apply -f x; kubectl delete pod x; "
@@ -564,7 +564,7 @@ MARKED = {
         "mysql -e 'truncate x'; redis-cli flushall; docker rm x; docker system prune; "
         "vagrant destroy; zfs destroy x; git branch -D x; git push --delete o x; git push o :x; "
         "git stash drop; mkfs.ext4 x; rsync -a --delete a b; gh api -X DELETE x; "
-        "doctl compute droplet delete x"
+        "doctl compute droplet delete x; rails db:drop; flyway clean; alembic downgrade base; liquibase drop-all"
     ),
     "overwrite": (
         "find . -fprintf x y; find . -fls x; find . -fprint0 x; sort -o x y; uniq a b; "
@@ -574,7 +574,9 @@ MARKED = {
     "runs text as a program": (
         "php -r x; node -p x; node --eval x; perl -ne x y; ruby -e x; lua -e x; deno eval x; fd -x rm"
     ),
-    "acts on a database": ("psql; psql -c 'select 1'; mysql x; sqlite3 x.db; mongosh; redis-cli get x"),
+    "acts on a database": (
+        "psql; psql -c 'select 1'; mysql x; sqlite3 x.db; mongosh; redis-cli get x; knex x; cockroach sql"
+    ),
     "reads keys or passwords": (
         "cat ~/.ssh/id_rsa; cat .env; cat /etc/shadow; cp ~/.aws/credentials x; printenv; "
         "gh auth token; cat server.key; grep x ~/.netrc; cat /proc/1/environ; kubectl get secrets"
@@ -588,7 +590,7 @@ MARKED = {
 UNMARKED = """ls -la; cat README.md; git status; git log --oneline -5; git diff; git show HEAD; git branch -a; git
 tag; grep -rn x .; find . -name x; awk '{print $1}' x; sed -n 1,20p x; sed 's/e/w/' x; sort x; uniq
 -c x; tar tf a; pip list; npm ls; cd x; mkdir -p x; touch x; echo x; wc -l x; python3 --version;
-node --version; less x; which python3; ip addr; ps aux; df -h"""
+node --version; less x; awk 'NR > 3' a; hg log; svn status; which python3; ip addr; ps aux; df -h"""
 
 
 @pytest.mark.parametrize("kind", MARKED)

@@ -197,6 +197,21 @@ def test_damaged_bundles(data: bytes, folder: Path, tmp_path: Path) -> None:
         check_commits(folder, tmp_path / "x.bundle", "x")
 
 
+@pytest.mark.parametrize("form", ["sha1", "sha256"])
+def test_commits_of_each_object_format(form: str, tmp_path: Path) -> None:
+    folder, inside, bundle = tmp_path / "work", tmp_path / "inside", tmp_path / "x.bundle"
+    folder.mkdir()
+    git(folder, "init", "-q", f"--object-format={form}")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "first")
+    shutil.copytree(folder, inside)
+    git(inside, "commit", "-q", "--allow-empty", "-m", "second")
+    git(inside, "bundle", "create", "-q", str(bundle), "--branches", "HEAD", f"^{known_commits(folder)[0]}")
+    commits = check_commits(folder, bundle, "x")
+    assert commits.number == 1
+    fetch_commits(folder, commits)
+    assert git(folder, "log", "--format=%s", "edge/x").split() == ["second", "first"]
+
+
 def test_branches_of_the_user_stay(folder: Path, tmp_path: Path) -> None:
     """Also edge's own, unless the new commits follow it; and a branch named edge has no room for others."""
     other = tmp_path / "other"

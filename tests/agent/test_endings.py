@@ -116,8 +116,12 @@ def test_a_repeated_action_is_told_and_then_ends_the_session(
         [(Command(f"echo {'ab'[number % 2]}\n", 1.0),) for number in range(7)],
         [(Command("sleep 600\n", 1.0),), (Command("", 0.2),)],
         [(Command("sleep 600\n", 1.0),), ()],
+        [(Command("sleep 600 &\n", 1.0),), (Command("", 0.2),)],
     ],
-    ids=["other output", "other actions", "a wait for a program", "no command while a program runs"],
+    ids=[
+        *("other output", "other actions", "a wait for a program", "no command while a program runs"),
+        "a wait for a background job",
+    ],
 )
 def test_what_is_not_a_repeated_action(
     runner: Runner, record: Path, actions: Sequence[Sequence[Command]]

@@ -160,7 +160,8 @@ ACTED_ON = {
     "build file": (
         "Makefile GNUmakefile makefile CMakeLists.txt build.rs build.gradle.kts tox.ini conftest.py "
         "setup.py pyproject.toml Dockerfile vite.config.ts jest.config.js sub/Makefile justfile "
-        "Rakefile gradlew pom.xml x.pth"
+        "Rakefile gradlew pom.xml x.pth karma.conf.js .latexmkrc pylintrc mypy.ini project.clj main.tf "
+        "gradle/wrapper/gradle-wrapper.properties ansible.cfg Makefile.PL renv/activate.R"
     ),
     "package manifest": (
         "package.json package-lock.json requirements.txt requirements-dev.txt Cargo.toml go.mod "
@@ -175,12 +176,14 @@ ACTED_ON = {
         ".bashrc .profile .zshrc .envrc .env .gitconfig .ssh/config .gitattributes x.service .env.local"
     ),
     "editor settings": (
-        ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json"
+        ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json tsconfig.json"
     ),
+    "compiled library": "a/fast.cpython-311-x86_64-linux-gnu.so libx.so.1 x.pyd addon.node gradle-wrapper.jar",
+    "hides a module of Python": "random.py JSON.py",
 }
 ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md
 index.js main.go image.png test_a.py config.json make.py x/hook.py tests/data.csv package.txt
-claude_notes.txt my-claude.md.txt"""
+claude_notes.txt my-claude.md.txt test.py app/types.py app/json.py awk.txt"""
 
 
 def test_names_that_agents_and_programs_act_on() -> None:

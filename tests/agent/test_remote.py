@@ -224,6 +224,16 @@ def test_a_session_with_a_model_behind_edge_serve(folder: Path, record: Path, ti
     assert rows_of(here)[0]["messages"] == rows[0]["messages"]
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_last_command_runs_to_its_end(folder: Path, record: Path, steps: int) -> None:
+    """Also if the model waits less, and gives no more commands."""
+    with scripted(action("sleep 1.5; mkdir reports; echo $((6 * 7))\n", duration=0.1), DONE) as server:
+        run = Run(folder, record, server.url, steps=steps)
+    assert run.outcome == ("steps" if steps == 1 else "complete")
+    assert (folder / "reports").is_dir()
+    assert "\n42\n" in run.text.getvalue() and "\\n42\\n" in record.read_text()
+
+
 def test_the_schema_is_asked_for_and_the_record_names_server_and_model(folder: Path, record: Path) -> None:
     with scripted(MAKE, DONE, DONE) as server:
         run = Run(folder, record, server.url)

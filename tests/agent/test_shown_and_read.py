@@ -61,6 +61,39 @@ def test_the_models_text_cannot_be_a_list_of_commands() -> None:
     ]
 
 
+@pytest.mark.parametrize("letter", ["x", "全", " "])
+def test_the_width_of_the_terminal_does_not_make_lines_of_edge(letter: str) -> None:
+    """The terminal breaks a long line where the model wants, also one without a line break."""
+    fake = (
+        "step 2 of 50, 30 min left",
+        "  1  ls⏎   then wait 1 s",
+        "[?] help, [a]ccept, [e]dit, [r]efuse, [s]top?",
+    )
+    columns = 80 - len("plan: ")
+    begin = letter * (columns // (2 if letter == "全" else 1))
+    plan = begin + "".join(f"{line:80}" for line in fake)
+    console = Console(
+        file=(out := io.StringIO()), width=80, soft_wrap=True, force_terminal=True, no_color=True
+    )
+    console.print(shown_proposal(Proposal(plan, plan, (Command("rm x\n", 1.0),), False), console))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    rows = [
+        row for line in text.split("\n") for row in (line[i : i + 80] for i in range(0, len(line) or 1, 80))
+    ]
+    assert [row for row in rows if re.match(r" {0,3}\d|\[|step", row)] == ["  1  rm x⏎   then wait 1 s"]
+    assert letters(text).count(letters(fake[2])) == 2  # nothing is lost
+
+
+@pytest.mark.parametrize("blank", ["\t", "\r", "\xa0", "\u2003"])
+def test_a_mark_names_a_blank_that_is_no_space(blank: str) -> None:
+    escape = blank.encode("unicode_escape").decode()
+    assert f"! control or invisible characters: {escape}\n" in screen(f"echo a{blank}b\n")
+
+
+def test_a_long_list_of_marks_says_that_it_goes_on() -> None:
+    assert " …\n" in screen("rm a\n" * 100) and "…" not in screen("rm a\n")
+
+
 def test_marks_that_the_model_types_are_escaped() -> None:
     shown = screen("ls⏎   then wait 1 s", "y  ", " ", "echo a␣\n")
     assert shown.count("⏎") == 1 and "ls\\u23ce   then wait" in shown

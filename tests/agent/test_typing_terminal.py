@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent.workplace import open_workplace
+from edge.agent.workplace import STILL_RUNS, open_workplace
 from edge.answer.action import Command
 from edge.terminal.tmux import Terminal
 
@@ -68,8 +68,10 @@ def test_a_key_does_not_join_the_reply_to_the_line(tmp_path: Path, key: str, by_
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("keys", [["Enter"], ["C-j"], ["C-m"]])
-def test_enter_does_not_run_the_reply(tmp_path: Path, keys: list[str]) -> None:
+@pytest.mark.parametrize(
+    "keys", [["Enter"], ["C-j"], ["C-m"], ["C-o"], ["Home", "Enter"], ["C-c", "M-1", "C-m"]]
+)
+def test_keys_do_not_run_the_reply(tmp_path: Path, keys: list[str]) -> None:
     asking(tmp_path)
     with Terminal.start(cwd=tmp_path) as terminal:
         for send in (terminal.send, terminal.send_lines):
@@ -106,6 +108,21 @@ def test_a_long_line_is_not_cut_while_a_program_runs(tmp_path: Path) -> None:
             until((tmp_path / "over").exists)
             (tmp_path / "over").unlink()
         assert (keep / "precious").exists()
+
+
+def test_a_key_between_the_parts_of_a_long_line_does_not_hide_its_length(tmp_path: Path) -> None:
+    (tmp_path / "keep").mkdir()
+    begin = "rm -rf" + " keep/t.tmp" * 370
+    assert len(begin) < 4095 - 8
+    end = " " * (4095 - len(begin) - 1 - len(" keep")) + " keep/old.tmp\n"
+    with Terminal.start(cwd=tmp_path) as terminal:
+        terminal.send("sleep 2\n", 0.5)
+        assert terminal.send(begin) and terminal.send("Space")
+        assert not terminal.send(end, stop=lambda: True)
+        until(terminal.prompt)
+        terminal.send("echo over > over\n")
+        until((tmp_path / "over").exists)
+    assert (tmp_path / "keep").exists()
 
 
 def test_a_long_paste_arrives_whole(tmp_path: Path) -> None:
@@ -216,6 +233,23 @@ def test_output_before_the_end_of_a_shell_is_shown(tmp_path: Path) -> None:
         output = workplace.output()
     assert "\nprecious\n" in output and "Pane is dead" not in output
     assert workplace.notes == said == ["Note: the shell has ended. This is a new shell."]
+
+
+def test_a_program_that_ends_with_the_session_is_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    with open_workplace(tmp_path, None, line_by_line=False, say=said.append) as workplace:
+        assert not workplace.settle(0.0) and said == []
+        workplace.type([Command("sleep 600\n", 1.0), Command("", 0.0)], lambda: False)
+        workplace.save(tmp_path / "unused")
+        assert workplace.settle(0.0) and said == [STILL_RUNS]
+        workplace.type([Command("C-c", 0.5)], lambda: False)
+
+        def had_run() -> bool:
+            workplace.save(tmp_path / "unused")
+            return not workplace.settle(60.0)
+
+        until(had_run)
+    assert said == [STILL_RUNS]
 
 
 def test_no_program_waits_at_a_pager_or_an_editor(tmp_path: Path) -> None:

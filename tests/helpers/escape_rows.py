@@ -7,6 +7,8 @@ READ = "test_shown_and_read.py"
 STOPPED = "test_bring_back_stopped.py"
 RIGHTS = "test_bring_back_rights.py"
 OUTSIDE = "test_use_outside.py"
+REMOTE = "test_remote.py"
+TYPING = "test_typing_terminal.py"
 LEFT = "edge clears the line before it types at the prompt, and reads prompts only from their own titles"
 WORD = "each word of a rule has its place"
 READER = "edge refuses what it cannot read in full"
@@ -138,7 +140,7 @@ MORE_ROWS = (
         "test_each_link_to_the_sessions_own_files",
     ),
     (
-        "a git bundle of another session in the work folder",
+        "a git bundle of another session in the work folder, beside a record of any name",
         "edge hides such names, and does not bring them back",
         RIGHTS,
         "test_names_of_session_files",
@@ -192,5 +194,53 @@ MORE_ROWS = (
         "edge counts them as deletions",
         STOPPED,
         "test_files_that_become_links_are_losses",
+    ),
+    (
+        "the terminal's reply to a shown file, run by C-o, or by Enter after another key",
+        "edge types the line again before the first key at a prompt",
+        TYPING,
+        "test_keys_do_not_run_the_reply",
+    ),
+    (
+        "a key between the parts of a line that the kernel cuts, so that another file is deleted",
+        "edge counts the bytes of keys too",
+        TYPING,
+        "test_a_key_between_the_parts_of_a_long_line_does_not_hide_its_length",
+    ),
+    (
+        "an accepted last command that the end of the session kills in silence",
+        "edge gives it time, saves what it did, and says if it goes on",
+        REMOTE,
+        "test_the_last_command_runs_to_its_end",
+    ),
+    (
+        "a wait for a background job, counted as a repeated action",
+        "edge looks for processes of the terminal",
+        "test_endings.py",
+        "test_what_is_not_a_repeated_action",
+    ),
+    (
+        "compiled Python that runs instead of a source that the session did not change",
+        "edge does not bring it back",
+        "test_bring_back_attacks.py",
+        "test_compiled_code_that_runs_instead_of_a_source",
+    ),
+    (
+        "compiled libraries and modules that hide Python's, among many new files",
+        "edge marks them",
+        "test_listing.py",
+        "test_names_that_agents_and_programs_act_on",
+    ),
+    (
+        "a plan that the width of the terminal breaks into lines as of edge",
+        "edge breaks and indents the model's lines itself",
+        READ,
+        "test_the_width_of_the_terminal_does_not_make_lines_of_edge",
+    ),
+    (
+        "blanks that are no spaces, and 100 marks of one kind, in the list of risks",
+        "edge shows the blanks as escapes, and says that the list goes on",
+        READ,
+        "test_a_mark_names_a_blank_that_is_no_space",
     ),
 )

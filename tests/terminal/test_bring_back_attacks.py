@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -145,6 +146,42 @@ def test_what_is_no_repository_comes_back(session: Session) -> None:
         (session.inside / "docs" / name).mkdir()
     changes = session.compare().apply()
     assert len(changes.new) == 6 and changes.withheld == []
+
+
+COMPILE = """
+import importlib.util, marshal, os, struct
+state, code = os.stat("mod.py"), compile("print('evil')", "mod.py", "exec")
+header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(state.st_mtime), state.st_size)
+os.makedirs("__pycache__", exist_ok=True)
+for place in (importlib.util.cache_from_source("mod.py"), "other.pyc"):
+    open(place, "wb").write(header + marshal.dumps(code))
+"""
+
+
+@pytest.mark.parametrize("has_cache", [False, True])
+def test_compiled_code_that_runs_instead_of_a_source(has_cache: bool, folder: Path, tmp_path: Path) -> None:
+    """The source is the user's own, and Python takes the other file for its compiled form."""
+    (folder / "mod.py").write_text("print('good')\n")
+
+    def run(code: str, place: Path, *options: str) -> str:
+        words = [sys.executable, *options, "-c", code]
+        return subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=60).stdout
+
+    if has_cache:
+        assert run("import mod", folder) == "good\n"
+    session = Session(folder, tmp_path / "session")
+    run(COMPILE, session.inside)
+    (session.inside / "sub").mkdir()
+    (session.inside / "sub" / "Foo.pmc").write_text("x")
+    assert run("import mod; import other", session.inside) == "evil\nevil\n"
+    changes = session.compare().apply()
+    assert changes.new == ["sub"] and not changes.changed
+    assert {path for path, _ in changes.withheld} == {"__pycache__", "other.pyc", "sub/Foo.pmc"}
+    assert run("import mod", folder, "-B") == "good\n" and run("import other", folder) == ""
+    assert "other.pyc" in session.compare(dot_files=True).changes.new
+    shutil.rmtree(session.inside / "__pycache__")  # harms nobody
+    assert session.compare().apply().changed == []
+    assert (folder / "__pycache__").exists() is False
 
 
 @pytest.mark.parametrize(

@@ -71,18 +71,23 @@ def test_each_link_to_the_sessions_own_files(folder: Path, tmp_path: Path) -> No
     assert (folder / "allow.toml").read_text() == "# nothing is allowed\n"
 
 
-SESSION_FILES = ("s.jsonl.commits.bundle", "s.jsonl.work.tar", "s.jsonl.first.tar", "s.jsonl.undo-3.tar")
+SESSION_FILES = (
+    *("s.jsonl.commits.bundle", "s.jsonl.work.tar", "s.jsonl.first.tar", "s.jsonl.undo-3.tar"),
+    "notes.txt.commits.bundle",  # a record can have any name
+)
 
 
 def test_names_of_session_files(folder: Path, tmp_path: Path) -> None:
     """A git bundle of another session is in the work folder, or the sandbox makes one for it."""
-    (folder / "docs" / SESSION_FILES[0]).write_text("# v2 git bundle\n")
+    bundles = [f"docs/{name}" for name in SESSION_FILES if name.endswith(".bundle")]
+    for bundle in bundles:
+        (folder / bundle).write_text("# v2 git bundle\n")
     session = Session(folder, tmp_path / "session")
-    assert not (session.inside / "docs" / SESSION_FILES[0]).exists()
-    write_all(session.inside, *SESSION_FILES, f"docs/{SESSION_FILES[0]}", "fine.bundle")
+    assert not any((session.inside / bundle).exists() for bundle in bundles)
+    write_all(session.inside, *SESSION_FILES, *bundles, "fine.bundle")
     changes = session.compare(dot_files=True).apply()
     assert changes.new == ["fine.bundle"]
-    assert {path for path, _ in changes.withheld} == {*SESSION_FILES, f"docs/{SESSION_FILES[0]}"}
+    assert {path for path, _ in changes.withheld} == {*SESSION_FILES, *bundles}
 
 
 def access_list(*entries: tuple[int, int, int]) -> bytes:
