@@ -102,7 +102,9 @@ def _declared(checkpoint: Checkpoint, listed: Mapping[int, AddedToken]) -> dict[
         return {_id(where, key): _token(where, value) for key, value in sorted(decoder.items())}
     where = f"{checkpoint.tokenizer_file.parent / 'added_tokens.json'}: the map"
     encoder = config.get("added_tokens_encoder") or {}
-    special = {_text(config.get(name)) for name in _NAMED} | {_text(value) for value in _extra(config)}
+    extra = config.get("extra_special_tokens")  # transformers does not look at the older key here
+    special = {_text(config.get(name)) for name in _NAMED}
+    special |= {_text(value) for value in extra} if isinstance(extra, list) else set()
     declared = {}
     for text, value in encoder.items():
         i = _id(where, value)
@@ -124,19 +126,20 @@ def _missing(
     contents = {token.content for token in (*listed.values(), *adding)}
     flags = {token.content: token for token in (*declared.values(), *listed.values())}
     where = str(checkpoint.tokenizer_file.parent / "tokenizer_config.json")
+    seen: set[tuple[str | None, bool]] = set()
     named = [config.get(name) for name in _NAMED]
     named += [
         value
         for key, value in config.items()
         if key.endswith("_token") and key not in _NAMED and isinstance(value, str)
     ]
-    for key in ("model_specific_special_tokens", "extra_special_tokens"):
-        further = config.get(key)
-        named += further.values() if isinstance(further, dict) else []
+    further = config.get("model_specific_special_tokens")
+    named += further.values() if isinstance(further, dict) else []
     for value in (*named, *_extra(config)):
         text = _text(value)
-        if text and text not in contents:
-            contents.add(text)
+        form = (text, isinstance(value, dict))  # one of each form is added, and the flags of the last count
+        if text and text not in contents and form not in seen:
+            seen.add(form)
             made = _token(where, value) if isinstance(value, dict) else AddedToken(text, special=True)
             made.special = True
             adding.append(flags.get(text, made))
@@ -147,9 +150,9 @@ def _missing(
 
 
 def _extra(config: Mapping[str, Any]) -> Iterable[object]:
-    """Further special tokens: a list, or a map of names to tokens."""
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    return extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else []
+    """Further special tokens without a name."""
+    extra = config.get("extra_special_tokens", config.get("additional_special_tokens"))
+    return extra if isinstance(extra, list) else []
 
 
 def _text(value: object) -> str | None:

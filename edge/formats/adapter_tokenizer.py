@@ -74,7 +74,7 @@ def _added(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     if not decoders:
         return {"added_tokens_encoder": {**encoders[0], **encoders[-1]}} if encoders else {}
     special = [value for key, value in own.items() if key.endswith("_token")]
-    further = own.get("additional_special_tokens")
+    further = own.get("extra_special_tokens", own.get("additional_special_tokens"))
     special += further if isinstance(further, list) else []
     older = own.get("added_tokens_encoder") or {}
     folded = {str(i): {"content": text, "special": text in special} for text, i in older.items()}

@@ -141,15 +141,33 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the tokens that older checkpoints keep in two other files.
 
     These are the special tokens of special_tokens_map.json, and the ids of added_tokens.json (`added_tokens_encoder`).
+    A list of further special tokens is under `extra_special_tokens`, else under `additional_special_tokens`, and names
+    of some under `model_specific_special_tokens`: of the forms in the files, those that transformers 5 reads.
     {} if no file exists. Raises CheckpointError.
     """
     config = read_json(folder / "tokenizer_config.json", missing_ok=True)
+    if "additional_special_tokens" in config and not config.get("extra_special_tokens"):
+        config["extra_special_tokens"] = config.pop("additional_special_tokens")
+    _name_tokens(config)
     if "added_tokens_decoder" not in config:
-        config |= read_json(folder / "special_tokens_map.json", missing_ok=True)
+        further = read_json(folder / "special_tokens_map.json", missing_ok=True)
+        lists = [values.get("extra_special_tokens") for values in (config, further)]
+        config |= further
+        if isinstance(lists[1], list):
+            config["extra_special_tokens"] = [*(lists[0] if isinstance(lists[0], list) else []), *lists[1]]
+        _name_tokens(config)
         encoder = read_json(folder / "added_tokens.json", missing_ok=True)
         if encoder:
             config["added_tokens_encoder"] = encoder
     return config
+
+
+def _name_tokens(config: dict[str, Any]) -> None:
+    """Move special tokens that extra_special_tokens names to their own key, as transformers does."""
+    if isinstance(config.get("extra_special_tokens"), dict):
+        named = config.get("model_specific_special_tokens")
+        own = config.pop("extra_special_tokens")
+        config["model_specific_special_tokens"] = {**(named if isinstance(named, dict) else {}), **own}
 
 
 def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:

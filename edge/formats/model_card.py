@@ -77,10 +77,12 @@ def _unread(problem: str) -> CardFacts:
 
 
 def _front_matter(text: str) -> str:
+    """The facts of a card. As in llama.cpp's converter: they end with the card if no line ends them."""
     lines = [line.rstrip() for line in text.lstrip().splitlines()]
-    if lines[:1] != ["---"] or "---" not in lines[1:]:
+    if lines[:1] != ["---"]:
         return ""
-    return "\n".join(lines[1 : lines.index("---", 1)])
+    end = next((i for i, line in enumerate(lines) if i and line in ("---", "...")), len(lines))
+    return "\n".join(lines[1:end])
 
 
 def _parsed(facts: str) -> Mapping[str, Any]:

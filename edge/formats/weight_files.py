@@ -103,7 +103,15 @@ def _same(folder: Path, single: Tensors, sharded: Tensors) -> tuple[Tensors, tup
 def _no_weights(folder: Path) -> str:
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        return f"{folder}: has {others[0]}, but not {SINGLE} or {INDEX}; save it again with save_pretrained"
+        part = re.search(r"-\d+-of-\d+\.safetensors$", others[0])
+        fix = "save it again with save_pretrained"
+        if part:
+            fix = f"it is a part of a checkpoint: fetch {INDEX} and all parts that it lists"
+        elif others[0].startswith("consolidated"):
+            fix = (
+                f"it is in Mistral's own format: fetch the files that transformers reads, {SINGLE} or {INDEX}"
+            )
+        return f"{folder}: has {others[0]}, but not {SINGLE} or {INDEX}; {fix}"
     pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickled:
         return (

@@ -199,24 +199,36 @@ TOKENS = st.builds(
     st.booleans(),
 )
 NAMES = st.sampled_from(["bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "image_token"])
+OWN = st.sampled_from(["tool_token", "boi_token"])
 CONFIGS = st.fixed_dictionaries(
     {},
     optional={
         "added_tokens_decoder": st.dictionaries(st.integers(0, N_VOCAB + 2).map(str), TOKENS, max_size=4),
         "additional_special_tokens": st.lists(TEXTS, max_size=3),
+        "extra_special_tokens": st.lists(TEXTS, max_size=2) | st.dictionaries(OWN, TEXTS, max_size=2),
         "names": st.dictionaries(NAMES, TEXTS, max_size=4),
+    },
+)
+MAPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "additional_special_tokens": st.lists(TEXTS, max_size=2),
+        "extra_special_tokens": st.lists(TEXTS, max_size=2) | st.dictionaries(OWN, TEXTS, max_size=2),
+        "pad_token": TEXTS,
+        "eos_token": TOKENS.map(lambda token: {key: token[key] for key in ("content", "lstrip")}),
     },
 )
 
 
 @pytest.mark.slow
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(config=CONFIGS, encoder=st.dictionaries(TEXTS, st.integers(0, N_VOCAB + 2), max_size=3))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=CONFIGS, special=MAPS, encoder=st.dictionaries(TEXTS, st.integers(0, N_VOCAB + 2), max_size=3))
 def test_any_files_give_the_tokens_of_transformers(
-    config: dict[str, Any], encoder: dict[str, int], folder: Path
+    config: dict[str, Any], special: dict[str, Any], encoder: dict[str, int], folder: Path
 ) -> None:
     config = {**config, **config.pop("names", {})}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "added_tokens.json").write_text(json.dumps(encoder))
     reference = PreTrainedTokenizerFast.from_pretrained(folder)
     backend: Tokenizer = reference.backend_tokenizer

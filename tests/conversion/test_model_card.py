@@ -62,6 +62,8 @@ CARDS = {
     "korean": "---\ntags: [한국어]\nlicense: mit\n---\n",
     "windows": "---\r\nlicense: mit\r\ntags:\r\n- a\r\n---\r\ntext\r\n",
     "anchors": "---\nbase_model: &id a/b\ntags: [x, *id]\n---\n",
+    "no end": "---\nlicense: mit\ntags: [a]\n",
+    "the end of YAML": "---\nlicense: mit\n...\n",
     "no facts": "# A model\n\nlicense: mit\n",
     "nothing": "",
     "facts of nothing": "---\n---\n",

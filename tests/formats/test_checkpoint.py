@@ -183,6 +183,14 @@ Damage = Callable[[Path], object]
             lambda f: (f / "model.safetensors").rename(f / "adapter_model.safetensors"),
             "adapter_model.safetensors",
         ),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"),
+            "it is a part of a checkpoint: fetch model.safetensors.index.json",
+        ),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "consolidated.safetensors"),
+            "it is in Mistral's own format: fetch the files that transformers reads",
+        ),
         (lambda f: os.truncate(f / "model.safetensors", 5), "truncated"),
         (lambda f: os.truncate(f / "model.safetensors", 60), "truncated"),
         (
