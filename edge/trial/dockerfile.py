@@ -1,7 +1,7 @@
 """Reads a Dockerfile as far as a trial can obey it.
 
-FROM is not used: the programs are those of this system, or of the root. WORKDIR, COPY, ENV and RUN without a network are obeyed.
-Every other instruction refuses the task.
+FROM is not used: the programs are those of this system, or of the root. WORKDIR, COPY, ENV and RUN without a network
+are obeyed. Every other instruction refuses the task.
 """
 
 import json
