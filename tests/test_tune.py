@@ -128,11 +128,21 @@ def test_another_model_machine_or_version_has_no_entry(edge: Edge, tiny_q4: Path
 
 
 def test_a_damaged_file_is_one_line(edge: Edge, tiny_q4: Path) -> None:
-    for text in ("{", "[]", '{"version": 1}', '{"version": 9, "models": []}'):
+    for text, words in (
+        ("{", "is damaged: delete it, and run edge tune again"),
+        ("[]", "move it away, and run edge tune again"),
+        (
+            '{"mine": 1}',
+            "edge tune did not write it (it: version is missing): move it away, and run edge tune again",
+        ),
+        ('{"version": 1}', "move it away, and run edge tune again"),
+        ('{"version": 9, "models": []}', "has version 9; this edge reads up to 1: update edge"),
+    ):
         tuned_file().write_text(text)
         done = edge("run", "--model", tiny_q4, "--max-tokens", "8", "Show the date.")
         assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert str(tuned_file()) in done.stderr.splitlines()[-1]
+        line = done.stderr.splitlines()[-1]
+        assert line.startswith(f"error: {tuned_file()}: ") and words in line, line
 
 
 def test_numbers_of_threads_to_try() -> None:

@@ -14,6 +14,8 @@ from edge.system.outputs import Run, check_replaced
 from edge.system.places import check_place, place_of
 from edge.system.store import store_folder
 
+_PATHS = frozenset(("quantize.imatrix.file", "quantize.imatrix.dataset"))
+
 
 def output_place(out: str | Path | None, file: str) -> tuple[Path, Path]:
     """The path of the output, and the same with links resolved. If `out` is a folder, the file in it is named `file`.
@@ -44,7 +46,12 @@ class Replaced:
         return cls(out, force, out.is_file() and out.stat().st_size > 0)
 
     def check(self, run: Run) -> None:
-        """Compare the header at `out` with what will be written, as far as `run` says it. Raises ConversionError."""
+        """Compare the header at `out` with what will be written, as far as `run` says it. Raises ConversionError.
+
+        The header has paths as a command named them. Where edge remembers the sources, `check_sources` compares those.
+        """
+        if self.there and recall(self.out, "made_from") is not None:
+            run = {name: value for name, value in run.items() if name not in _PATHS}
 
         def read(path: Path) -> Run:
             before = header_run(path)

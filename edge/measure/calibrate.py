@@ -120,10 +120,12 @@ def calibrate(
     corpus = from_text(file, Path(text), chunk) if text else from_rows(file, Path(rows or ""), context)
     identity = _identity(file, corpus, chunk if text else None, context, settings)
     run: Run = {"data": str(corpus.path), "chunk": chunk, "model": file.path.name}
-    check_replaced(out, run, lambda path: _stored_run(path, file), kind="an importance matrix", force=force)
     # The format has no place for the rest; edge remembers it as long as the file does not change.
     if place.is_file() and (known := recall(place, "calibration")) is not None:
         check_replaced(out, identity, lambda _: _loaded(known), kind="an importance matrix", force=force)
+        run = {name: value for name, value in run.items() if name != "data"}  # it is the same, under any path
+    kind = "an importance matrix"
+    check_replaced(out, run, lambda path: _stored_run(path, file, run), kind=kind, force=force)
     partial = PartialFile.read(place.with_name(place.name + ".partial"), identity)
     before = corpus.tokens_until(partial.done)
     with interrupts_noted() as stopped:
@@ -193,16 +195,20 @@ def _check_numbers(chunk: int, context: int | None, settings: _Settings) -> None
             raise EdgeError(f"{name} is {value}; it must be from {least} to {most:,}")
 
 
-def _stored_run(path: Path, file: ModelFile) -> Run:
-    """What a matrix says of its run: its data and chunk size, and whether it fits the model. Raises ModelFileError."""
+def _stored_run(path: Path, file: ModelFile, wanted: Run) -> Run:
+    """What a matrix says of its run, as far as `wanted` names it: its data, its chunk size, whether it fits the model.
+
+    Raises ModelFileError.
+    """
     matrix = read_imatrix(path)
     columns = {tensor.name: tensor.shape[0] for tensor in read_tensors(file.path)}
     fits = all(columns.get(name) == sums.in_sum2.shape[1] for name, sums in matrix.entries.items())
-    return {
+    stored = {
         "data": matrix.datasets[-1] if matrix.datasets else None,
         "chunk": matrix.chunk_size,
         "model": file.path.name if fits else "another model",
     }
+    return {name: value for name, value in stored.items() if name in wanted}
 
 
 def _loaded(text: str) -> Run:

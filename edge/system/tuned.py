@@ -102,11 +102,16 @@ def read_tuned() -> list[TunedModel]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError):
         raise ConfigError(f"{path}: is damaged: delete it, and run edge tune again") from None
-    found = check(data, TunedFile, str(path), ConfigError)
-    if found["version"] != VERSION:
+    if isinstance(data, dict) and isinstance(data.get("version"), int) and data["version"] > VERSION:
         raise ConfigError(
-            f"{path}: is of version {found['version']}, and this edge reads {VERSION}: delete it"
+            f"{path}: has version {data['version']}; this edge reads up to {VERSION}: update edge"
         )
+    try:
+        found = check(data, TunedFile, "it", ConfigError)
+    except ConfigError as problem:
+        raise ConfigError(
+            f"{path}: edge tune did not write it ({problem}): move it away, and run edge tune again"
+        ) from None
     return found["models"]
 
 

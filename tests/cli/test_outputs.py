@@ -266,6 +266,21 @@ def test_a_matrix_of_other_rows_in_the_same_file_is_not_replaced(place: Place) -
     place.good(*command, "--force")
 
 
+def test_the_same_files_under_another_path_are_the_same_run(place: Place) -> None:
+    """Some formats have the path of an input as the command named it."""
+    place.good("imatrix", "--model", "bf16.gguf", *ROWS, "--out", "m.gguf")
+    calibrate, matrix = ("--calibrate", "rows.jsonl"), ("--imatrix", "m.gguf")
+    for name, given in (("c.gguf", calibrate), ("i.gguf", matrix)):
+        place.good("convert", "checkpoint", *given, "--no-check", "--out", name)
+        place.good(
+            "convert", "checkpoint", given[0], place.root / given[1], "--quant", "Q4_K_M", "--out", name
+        )
+    place.good("imatrix", "--model", "bf16.gguf", "--replay", place.root / "rows.jsonl", "--out", "m.gguf")
+    shutil.copy(place.root / "fewer.jsonl", place.root / "other.jsonl")
+    command = ("imatrix", "--model", "bf16.gguf", "--replay", "other.jsonl", "--out", "m.gguf")
+    place.refused(*command, words="of another run (other replay rows)")
+
+
 def test_the_base_that_is_kept_is_not_an_input(place: Place) -> None:
     (place.root / "m.json.base-scores").write_bytes((place.root / "bf16.gguf").read_bytes())
     command = ("measure", "--model", "q4.gguf", "--base", "m.json.base-scores", *ROWS, "--out", "m.json")
@@ -326,7 +341,7 @@ AGAIN = [
     ),
     (
         ("imatrix", "--model", "bf16.gguf", "--replay", "rows.jsonl", "--out", "x.imatrix"),
-        [("--replay", "fewer.jsonl", "data was rows.jsonl, is fewer.jsonl")],
+        [("--replay", "fewer.jsonl", "other replay rows")],
     ),
     (
         (*EVAL, "--out", "x.json"),
