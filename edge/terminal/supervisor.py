@@ -45,7 +45,7 @@ read -r -u 3 _ || exit 1
 save() {
   set -o pipefail
   export LC_ALL=C
-  cd "$WORK" || return 2
+  cd "$WORK" || { chmod u+rwx "$WORK" && cd "$WORK"; } || return 2
   [ -r "$first" ] || first=/dev/null
   "${state[@]}" | sort -z | comm -z -12 --nocheck-order "$first" - | sed -z "$name" || unread=2
   printf '\0'

@@ -54,7 +54,8 @@ _POLL = 0.05  # seconds
 _PROMPT_PATIENCE = 5.0  # minimum seconds to wait for the shell's prompt
 _STILL = 0.5  # seconds without a change of the screen, after which a wait may end early
 _GLANCE = 0.1  # seconds between two looks at the screen
-_PLACE = "#{pane_pid} #{pane_tty} #{pane_current_command} #{pane_title}"
+# A program's name can have blanks and line breaks.
+_PLACE = "#{pane_pid} #{pane_tty} #{s/[^A-Za-z0-9]/_/:pane_current_command} #{pane_title}"
 
 
 def is_key_name(keystrokes: str) -> bool:
@@ -172,10 +173,8 @@ class Terminal:
         return whole
 
     def _press(self, key: str, *, anew: bool = False) -> None:
-        """Send a key. The first key at a prompt, and Enter after text: first type the line again as edge knows it.
-
-        So no key works on what else is in the line, such as the terminal's reply to a shown file. `anew`: every key.
-        """
+        """Send a key. Before the first key at a prompt, and Enter after text, type the line again as edge knows it: no
+        key works on what else is in it, such as the terminal's reply to a shown file. `anew`: before every key."""
         prompt = None if key in _DROPS else self.prompt()
         if prompt is not None and (anew or self._line is not None or prompt != self._line_at):
             known = (self._line or "") if prompt == self._line_at and not anew else ""

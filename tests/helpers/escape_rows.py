@@ -243,4 +243,22 @@ MORE_ROWS = (
         READ,
         "test_a_mark_names_a_blank_that_is_no_space",
     ),
+    (
+        "a program with a line break in its name, which stopped edge",
+        "edge replaces such letters",
+        "test_waits.py",
+        "test_a_wait_ends_with_its_command",
+    ),
+    (
+        "chmod -R 644 . and chmod 000 ., after which nothing was saved",
+        "the script in the sandbox gives the owner the rights back",
+        "test_sandbox.py",
+        "test_a_work_folder_that_nobody_may_enter_is_saved",
+    ),
+    (
+        "commits of a SHA-256 repository, which were refused",
+        "edge checks them in a repository of the same form",
+        "test_commits.py",
+        "test_commits_of_each_object_format",
+    ),
 )

@@ -147,6 +147,19 @@ def test_a_save_that_fails_is_told_to_the_model(world: World, workdir: Path, tmp
         assert shell.sandbox.compare(saved.work).changes.new == ["one", "two"]
 
 
+def test_a_work_folder_that_nobody_may_enter_is_saved(world: World, workdir: Path, tmp_path: Path) -> None:
+    saved = Saved(tmp_path / "work.tar", tmp_path / "first.tar", b"key")
+    with sandboxed(world, workdir=workdir, saved=saved) as shell:
+        place = Workplace(shell.terminal, workdir, print, shell.sandbox)
+        shell.run("echo one > one; chmod -R 644 .\n")
+        place.save(saved.work)
+        assert place.notes == [] and shell.sandbox is not None
+        shell.run("echo two > two; chmod 000 .\n")
+        place.save(saved.work)
+        assert place.notes == []
+        assert shell.sandbox.compare(saved.work).changes.new == ["one", "two"]
+
+
 def test_nothing_of_the_persons_environment_is_left(world: World, workdir: Path) -> None:
     with (
         Sandbox.prepare(workdir) as sandbox,

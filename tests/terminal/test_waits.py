@@ -48,6 +48,7 @@ def terminal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         ("false\n", "false"),
         ("no-such-program-here\n", "not found"),
         ("sleep 0.2 & wait; echo $((6 * 7))\n", "42"),
+        ("(exec -a $'x\\ny z' sleep 1.2); echo $((6 * 7))\n", "42"),
     ],
 )
 def test_a_wait_ends_with_its_command(terminal: Terminal, keystrokes: str, shown: str) -> None:
