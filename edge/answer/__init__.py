@@ -18,7 +18,8 @@ call_reader  reads calls while they are written
 number_grammar  numbers with one text each
 guided      answers under any JSON schema or grammar
 expression  regular expressions as trees
-look_ahead  expressions with look-ahead as equal ones without it
+look_ahead  expressions with look-around as equal ones, or as several, without it
+derived     the shortest end under several expressions
 pattern     the shortest end of a text under a regular expression
 client_schema  a client's JSON schema in the form that llguidance takes
 one_of      `oneOf` as `anyOf`, where no value fits two of its schemas

@@ -21,6 +21,7 @@ from edge.answer.call_schema import (
     shape,
     unknown_names,
 )
+from edge.answer.client_schema import patterns_apart
 from edge.answer.number_grammar import NUMBER, integer, number
 from edge.answer.pattern import whole_expression
 from edge.errors import GrammarError
@@ -333,7 +334,8 @@ class _Maker:
         if style != "json" and schema.get("type") not in same:
             raise GrammarError(_refused(sorted(unknown_names(schema, ("type",)))))
         places = {name: root[name] for name in ("$defs", "definitions") if name in root}
-        return self.rule("json", "%json " + json.dumps({**places, **schema, "x-guidance": _GUIDANCE}))
+        text = json.dumps({**places, **schema, "x-guidance": _GUIDANCE})
+        return self.rule("json", "%json " + patterns_apart(text))
 
     def anything(self, style: Style) -> str:
         """Any value."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
-from edge.answer.client_schema import check_least, close_objects, leave_out_annotations
+from edge.answer.client_schema import check_least, close_objects, leave_out_annotations, patterns_apart
 from edge.answer.number_grammar import bounds
 from edge.answer.one_of import replace_one_of
 from edge.answer.pattern import read_pattern
@@ -372,7 +372,7 @@ def _shortest_number(schema: Schema) -> int | float:
 
 @lru_cache(maxsize=256)
 def _matcher(schema: str) -> LLMatcher:
-    return LLMatcher(_bytes(), LLMatcher.grammar_from_json_schema(schema), log_level=0)
+    return LLMatcher(_bytes(), LLMatcher.grammar_from_json_schema(patterns_apart(schema)), log_level=0)
 
 
 @lru_cache(maxsize=1)

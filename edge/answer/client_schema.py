@@ -1,10 +1,12 @@
 """A client's JSON schema for llguidance: what asserts nothing is left out, and objects have only their listed names."""
 
+import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from edge.answer.expression import UnknownError
-from edge.answer.look_ahead import plain_pattern
+from edge.answer.look_ahead import plain_conditions, plain_pattern
 from edge.errors import GrammarError
 
 # Where a schema holds other schemas: one, a list of them, or a name for each.
@@ -24,6 +26,9 @@ _FORMATS = (
     "uuid",
     "uri",
 )
+_LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+_WIDEST = 10**18  # llguidance writes bounds of up to about this size,
+_SMALLEST = 1e-12  # and with up to about so many digits after the point
 _ONE_ESCAPE_EACH = (
     'nrtbf"\\'  # each character has one spelling; of the control characters only these can be written
 )
@@ -105,6 +110,26 @@ def leave_out_annotations(schema: object) -> None:
             del one["not"]
         if one.get("unevaluatedProperties") in (True, {}):
             del one["unevaluatedProperties"]
+        _narrow(one)
+
+
+def _narrow(schema: dict[str, Any]) -> None:
+    """Put the bounds of numbers, such as those of a float or of a whole number of 64 bits, where llguidance can keep
+    them: further inside, so that each number is valid for the client's bounds. Changes `schema`."""
+    given = {name: schema[name] for name in (*_LOWER, *_UPPER) if type(schema.get(name)) in (int, float)}
+    narrowed = {name: _nearer(value, name in _LOWER) for name, value in given.items()}
+    low = max((narrowed[name] for name in _LOWER if name in narrowed), default=-_WIDEST)
+    high = min((narrowed[name] for name in _UPPER if name in narrowed), default=_WIDEST)
+    if low < high:
+        schema |= narrowed
+
+
+def _nearer(value: float, lower: bool) -> float:
+    if abs(value) > _WIDEST and (value < 0) == lower:
+        return -_WIDEST if lower else _WIDEST
+    if 0 < abs(value) < _SMALLEST and (value > 0) == lower:
+        return _SMALLEST if lower else -_SMALLEST
+    return value
 
 
 def _without_look_ahead(pattern: str) -> str:
@@ -113,6 +138,25 @@ def _without_look_ahead(pattern: str) -> str:
         return plain_pattern(pattern)
     except (UnknownError, RecursionError):
         return pattern
+
+
+def patterns_apart(schema: str) -> str:
+    """A schema as JSON in which each pattern with look-around that has no equal one becomes several, of which each has
+    one. llguidance keeps them all. Other patterns stay as they are."""
+    if "(?" not in schema:
+        return schema
+    whole = json.loads(schema)
+    for one in all_schemas(whole):
+        pattern = one.get("pattern")
+        if not isinstance(pattern, str) or not any(
+            sign in pattern for sign in ("(?=", "(?!", "(?<=", "(?<!")
+        ):
+            continue
+        with contextlib.suppress(UnknownError, RecursionError):
+            one["pattern"], *more = plain_conditions(pattern)
+            if more:
+                one["allOf"] = [*(one.get("allOf") or ()), *({"pattern": condition} for condition in more)]
+    return json.dumps(whole)
 
 
 def check_least(schema: object) -> None:

@@ -7,6 +7,7 @@ where the caller can use it. `parse` raises UnknownError for other expressions (
 
 import string
 from dataclasses import dataclass
+from functools import lru_cache
 
 _MOST_NESTED = 60
 LAST = 0x10FFFF
@@ -24,6 +25,15 @@ _SPACE = (
     (0x3000, 0x3000),
 )
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
+
+# The first of these in a class stands for it: the characters that no text must escape come first.
+_USUAL = [
+    *map(ord, string.ascii_lowercase + string.digits + string.ascii_uppercase + " -_./:"),
+    *(code for code in range(0x21, 0x7F) if chr(code) not in '"\\'),
+    *range(0x20, 0x7F),
+    10,
+    9,
+]
 
 
 class UnknownError(Exception):
@@ -145,7 +155,8 @@ class _Parser:
         found: list[Range] = []
         first = True
         while (character := self.next()) != "]" or first:
-            if character == "[" or (character in "&-~" and self.text[self.at : self.at + 1] == character):
+            after = self.text[self.at : self.at + 1]
+            if (character in "&-~" and after == character) or (character == "[" and after == ":"):
                 raise UnknownError  # engines read these differently
             first = False
             low = self.escaped() if character == "\\" else _one(character)
@@ -195,3 +206,57 @@ def _one(character: str) -> tuple[Range, ...]:
 def parse(text: str, *, looks: bool = False) -> Node:
     """The tree of an expression: of the kind alt. `looks`: with look-ahead. Raises UnknownError, RecursionError."""
     return _Parser(text, looks).whole()
+
+
+@lru_cache(maxsize=4096)
+def usual_character(ranges: tuple[Range, ...]) -> str:
+    """A character of a class that stands for it."""
+    for code in _USUAL:
+        if any(low <= code <= high for low, high in ranges):
+            return chr(code)
+    high = [max(low, 0xA0) for low, high in ranges if high >= 0xA0]
+    return chr(min(high) if high else ranges[0][0])
+
+
+def leading_looks(text: str) -> tuple[list[str], str]:
+    """The look-aheads at the beginning of an expression, each as an expression, and the rest. Raises UnknownError."""
+    if len(parse(text, looks=True).parts) != 1 or not text.startswith("^"):
+        return [], text
+    parser = _Parser(text, True)
+    parser.next()
+    found = []
+    while text.startswith(("(?=", "(?!"), parser.at):
+        begin = parser.at
+        parser.atom()
+        if text[parser.at : parser.at + 1] in ("*", "+", "?", "{"):
+            return [], text
+        found.append("^" + text[begin : parser.at])
+    return found, "^" + text[parser.at :]
+
+
+def for_rust(text: str) -> str:
+    """The same expression for llguidance, to which `[` inside a class begins another class, and `\\0` is a group.
+
+    An expression with `[:alpha:]`, `&&` or `~~` is left as it is: it was written for such an engine.
+    """
+    if any(sign in text for sign in ("[:", "&&", "~~")) or ("\\0" not in text and text.count("[") < 2):
+        return text
+    found = []
+    at, inside = 0, False
+    while at < len(text):
+        size = 2 if text[at] == "\\" else 3 if text[at : at + 3] == "[^]" else 1
+        piece = text[at : at + size]
+        at += size
+        if piece == "\\0" and not text[at : at + 1].isdecimal():
+            piece = r"\x00"
+        elif inside and piece == "[":
+            piece = r"\["
+        elif not inside and piece in ("[", "[^]"):
+            inside = True
+            if piece == "[" and text[at : at + 1] in ("^", "]"):
+                piece += text[at]
+                at += 1
+        elif inside and piece == "]":
+            inside = False
+        found.append(piece)
+    return "".join(found)

@@ -13,7 +13,13 @@ from typing import Literal
 
 from llguidance import LLMatcher, grammar_from
 
-from edge.answer.client_schema import allowed_escapes, check_least, close_objects, leave_out_annotations
+from edge.answer.client_schema import (
+    allowed_escapes,
+    check_least,
+    close_objects,
+    leave_out_annotations,
+    patterns_apart,
+)
 from edge.answer.endings import Effort, Endings, Guide, forced
 from edge.answer.one_of import replace_one_of
 from edge.answer.pattern import text_rules
@@ -37,14 +43,14 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
             close_objects(schema)
             check_least(schema)
             grammar = LLMatcher.grammar_from_json_schema(
-                json.dumps(schema),
+                patterns_apart(json.dumps(schema)),
                 overrides={
                     "whitespace_pattern": r"[ \n\t]{0,20}",
                     "json_allowed_escapes": allowed_escapes(schema),
                 },
             )
         else:
-            grammar = grammar_from("gbnf", text)
+            grammar = grammar_from("gbnf", _ESCAPE.sub(_plain_escape, text))
         matcher = LLMatcher(vocabulary.matcher_tokens(), grammar, log_level=0)
     except GrammarError:
         raise
@@ -54,6 +60,18 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
         raise GrammarError(f"cannot be compiled: {_one_line(matcher.get_error())}")
     rules = text_rules(json.loads(text)) if kind == "schema" else ()
     return Guide(matcher, _literals(kind, text), rules)
+
+
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
+
+
+def _plain_escape(escape: re.Match[str]) -> str:
+    """`\\u00e9` as the character itself, since llguidance reads GBNF without its zeros; other escapes as they are."""
+    digits = escape[1] or escape[2]
+    code = int(digits, 16) if digits else 0
+    if code < 0x80:
+        return f"\\x{code:02x}" if digits else escape[0]
+    return chr(code) if code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF else escape[0]
 
 
 def _literals(kind: Literal["schema", "gbnf"], text: str) -> tuple[bytes, ...]:

@@ -9,7 +9,17 @@ import itertools
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from edge.answer.expression import ANY, LAST, Node, Range, UnknownError, opposite, parse
+from edge.answer.expression import (
+    ANY,
+    LAST,
+    Node,
+    Range,
+    UnknownError,
+    for_rust,
+    leading_looks,
+    opposite,
+    parse,
+)
 
 _MOST_STATES = 400
 _MOST_REPEATED = 64
@@ -26,10 +36,14 @@ class _Term:
     parts: tuple[int, ...] = ()
 
 
-class _Languages:
-    """Languages by number. Equal terms have one number, and the parts of `or` and `and` are in one order."""
+class Languages:
+    """Languages by number. Equal terms have one number, and the parts of `or` and `and` are in one order.
 
-    def __init__(self) -> None:
+    `most_repeated`: the largest number in a quantifier.
+    """
+
+    def __init__(self, most_repeated: int = _MOST_REPEATED) -> None:
+        self._most_repeated = most_repeated
         self._terms: list[_Term] = []
         self._numbers: dict[_Term, int] = {}
         self._after: dict[tuple[int, int], int] = {}
@@ -55,6 +69,10 @@ class _Languages:
             rows.append(term if anchored else self._cat(self.all, term))
         return self._join("or", rows)
 
+    def together(self, numbers: list[int]) -> int:
+        """The texts that are in each of these languages."""
+        return self._join("and", numbers)
+
     def _then(self, node: Node, rest: int) -> int:
         """The texts that begin with the node and go on with `rest`."""
         if node.kind == "class":
@@ -77,7 +95,7 @@ class _Languages:
 
     def _repeated(self, node: Node, rest: int) -> int:
         (inner,) = node.parts
-        if max(node.least, node.most or 0) > _MOST_REPEATED:
+        if max(node.least, node.most or 0) > self._most_repeated:
             raise UnknownError
         if node.most is None:
             if _looks(inner):
@@ -176,14 +194,16 @@ def _looks(node: Node) -> bool:
 
 @lru_cache(maxsize=512)
 def plain_pattern(text: str) -> str:
-    """An expression for the same texts without look-ahead; the text itself if it has none.
+    """An expression for the same texts without look-ahead, as llguidance reads it.
 
     Raises UnknownError for an expression outside the subset: with other look-around, look-ahead inside of a repetition
     without a maximum, or too many states.
     """
     if "(?=" not in text and "(?!" not in text:
-        return text
-    languages = _Languages()
+        if "(?<=" in text or "(?<!" in text:
+            parse(text)
+        return for_rust(text)
+    languages = Languages()
     first = languages.whole(parse(text, looks=True))
     pieces = languages.alphabet()
     states, steps = {first: 0}, list[dict[int, list[Range]]]()
@@ -202,6 +222,51 @@ def plain_pattern(text: str) -> str:
             targets.setdefault(states[after], []).append((low, high))
         steps.append(targets)
     return f"^(?:{_expression(*_minimal(steps, [languages.nullable(state) for state in waiting]))})$"
+
+
+_MOST_CONDITIONS = 12
+
+
+@lru_cache(maxsize=512)
+def conditions(text: str) -> tuple[str, ...]:
+    """The expressions that hold together where `text` holds: its look-aheads at the beginning, a look-behind at the
+    end, and the rest.
+
+    One expression for all of them can be far too large: that of a password with four kinds of characters. Raises
+    UnknownError if there is nothing to part.
+    """
+    found = []
+    place = max(text.rfind("(?<!"), text.rfind("(?<="))
+    if place >= 0:
+        negative, inner, end = text[place + 3] == "!", text[place + 4 : -2], text[-2:]
+        if end != ")$":
+            raise UnknownError
+        parse(inner)
+        text = text[:place] + "$"
+        found.append(rf"^(?![\s\S]*(?:{inner})$)" if negative else f"(?:{inner})$")
+    looks, rest = leading_looks(text)
+    found += looks
+    if not found or len(found) > _MOST_CONDITIONS:
+        raise UnknownError
+    return (rest, *found)
+
+
+def plain_conditions(text: str) -> list[str]:
+    """Expressions without look-around that hold together where `text` holds. Raises UnknownError, RecursionError."""
+    try:
+        return [plain_pattern(text)]
+    except UnknownError:
+        return [_plain_condition(one) for one in conditions(text)]
+
+
+def _plain_condition(text: str) -> str:
+    """An automaton's expression has fewer states in llguidance; where that is too large, the expression itself."""
+    try:
+        return plain_pattern(text)
+    except UnknownError:
+        if not text.startswith("^(?="):
+            raise
+        return plain_pattern(f"^(?:{text.removeprefix('^(?=')}")
 
 
 def _minimal(

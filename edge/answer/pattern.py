@@ -5,28 +5,21 @@ For the subset that most JSON schemas use: characters, classes, `.`, `\\d`, `\\w
 backreferences, `\\b`, `\\p{…}`) have no automaton here: `read_pattern` returns None for them.
 """
 
+import contextlib
 import json
-import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from edge.answer.expression import ANY, Node, Range, UnknownError, parse
+from edge.answer.derived import DerivedPattern
+from edge.answer.expression import ANY, Node, Range, UnknownError, parse, usual_character
 from edge.answer.look_ahead import plain_pattern
 
 _MOST_STATES = 20_000
 _MOST_STEPS = 600_000  # states visited for one end: about 0.3 seconds
 _MOST_KNOWN = 64  # ends that an automaton remembers
 _LONGEST_KNOWN = 200  # characters of their texts
-# The first of these in a class stands for it: the characters that no text must escape come first.
-_USUAL = [
-    *map(ord, string.ascii_lowercase + string.digits + string.ascii_uppercase + " -_./:"),
-    *(code for code in range(0x21, 0x7F) if chr(code) not in '"\\'),
-    *range(0x20, 0x7F),
-    10,
-    9,
-]
 
 
 @dataclass
@@ -172,29 +165,20 @@ class Pattern:
         wanted = next(one for one in states if self._last in self._reach([one], first, True))
         for place in range(len(layers) - 1, -1, -1):
             step = layers[place][wanted]
-            codes.append(_character(self._states[step].ranges))
+            codes.append(usual_character(self._states[step].ranges))
             if place:
                 before = layers[place - 1]
                 wanted = next(one for one in before if step in self._reach([one], False, False))
         return "".join(reversed(codes))
 
 
-@lru_cache(maxsize=4096)
-def _character(ranges: tuple[Range, ...]) -> str:
-    for code in _USUAL:
-        if any(low <= code <= high for low, high in ranges):
-            return chr(code)
-    high = [max(low, 0xA0) for low, high in ranges if high >= 0xA0]
-    return chr(min(high) if high else ranges[0][0])
-
-
 @lru_cache(maxsize=32)
-def read_pattern(text: str) -> Pattern | None:
+def read_pattern(text: str) -> Pattern | DerivedPattern | None:
     """The automaton of a regular expression; None if it is outside the subset, or too large."""
-    try:
-        return Pattern(parse(plain_pattern(text)))
-    except (UnknownError, RecursionError):
-        return None
+    for make in (lambda: Pattern(parse(plain_pattern(text))), lambda: DerivedPattern(text)):
+        with contextlib.suppress(UnknownError, RecursionError):
+            return make()
+    return None
 
 
 def whole_expression(text: str) -> str | None:
@@ -240,7 +224,7 @@ def _expression(node: Node) -> str:
 class TextRule:
     """What a string of a schema must match, and its smallest number of characters."""
 
-    pattern: Pattern
+    pattern: Pattern | DerivedPattern
     least: int
 
     def closing(self, written: str) -> bytes | None:

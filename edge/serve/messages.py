@@ -22,6 +22,10 @@ def _message(message: Message, name: str) -> Message:
     found = dict(message)
     if found["role"] == "developer":
         found["role"] = "system"
+    if found.get("function_call") is not None:  # templates do not read it, so the call would be lost
+        raise PromptError(
+            f"{name}.function_call is not supported; send tool_calls, and results with the role 'tool'"
+        )
     if isinstance(content := found.get("content"), list):
         found["content"] = joined_text(content, f"{name}.content")
     calls = found.get("tool_calls")

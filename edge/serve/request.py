@@ -286,8 +286,15 @@ def _top_k(body: Mapping[str, Any]) -> int:
 def _guide(body: Mapping[str, Any], default: Guide) -> Guide:
     """The form that a request asks for. Other servers have other names for it: each is kept, or refused by its name."""
     for name in _UNKNOWN_FORMS:
-        if body.get(name) is not None:
+        if body.get(name) not in (None, False):
             raise BadRequestError(f"{name} is not supported; use response_format or grammar", name)
+    for name in _HOLDERS:
+        inner = body.get(name)
+        held = [one for one in inner if one in (*_FORMS, *_UNKNOWN_FORMS)] if isinstance(inner, dict) else []
+        if held:
+            raise BadRequestError(
+                f"{name}.{held[0]} is not supported; use response_format or grammar at the top level", name
+            )
     given = [name for name in _FORMS if body.get(name) is not None]
     if len(given) > 1:
         raise BadRequestError(f"give either {given[0]} or {given[1]}, not both", given[1])
@@ -370,7 +377,12 @@ _FORMS: dict[str, Callable[[object, str], Guide]] = {
     "structured_outputs": _structured,
     "format": _format,
 }
-_UNKNOWN_FORMS = ("guided_regex", "guided_whitespace_pattern", "structural_tag", "regex", "ebnf")
+_UNKNOWN_FORMS = (
+    *("guided_regex", "guided_whitespace_pattern", "guided_json_object", "structural_tag", "regex", "ebnf"),
+    *("lark", "response_schema", "json_object", "output_format"),
+)
+# Where other interfaces have a form, and where clients leave fields that belong at the top level.
+_HOLDERS = ("text", "output_config", "extra_body", "nvext")
 # Every name that this module reads or that OpenAI's clients send.
 _FIELDS = (
     *_FORMS,

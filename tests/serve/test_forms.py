@@ -90,6 +90,15 @@ def test_a_choice_or_grammar_in_the_words_of_other_servers_holds(server: str, fi
     [
         {"guided_regex": "a+"},
         {"structural_tag": "{}"},
+        {"lark": 'start: "a"'},
+        {"response_schema": SCHEMA},
+        {"json_object": True},
+        {"guided_json_object": True},
+        {"output_format": {"type": "json_schema", "schema": SCHEMA}},
+        {"text": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        {"extra_body": {"guided_json": SCHEMA}},
+        {"nvext": {"guided_regex": "a+"}},
         {"structured_outputs": {"regex": "a+"}},
         {"structured_outputs": {}},
         {"format": "xml"},
@@ -104,6 +113,11 @@ def test_a_form_that_cannot_be_kept_is_refused_by_name(server: str, fields: dict
     answer = post(server, **fields)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] in fields
+
+
+def test_a_field_that_asks_for_no_form_is_no_reason_to_refuse() -> None:
+    fields = {"text": {"verbosity": "low"}, "extra_body": {}, "guided_regex": None, "json_object": False}
+    assert read_chat({"messages": MESSAGES, **fields}).guide.kind == "action"
 
 
 _texts = st.text(

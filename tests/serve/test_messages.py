@@ -79,6 +79,10 @@ def test_tool_history_reaches_the_template(server: str) -> None:
         ),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "[1]"}}]}, "arguments"),
         ({"role": "assistant", "tool_calls": "a"}, "tool_calls"),
+        (
+            {"role": "assistant", "content": "", "function_call": {"name": "a", "arguments": "{}"}},
+            "function_call",
+        ),
         ({"role": "assistant", "tool_calls": [1]}, "tool_calls[0]"),
     ],
 )
