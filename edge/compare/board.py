@@ -216,6 +216,8 @@ def _notes(result: Result, has: int, ranked: int) -> list[str]:
     notes = []
     if has > ranked:
         notes.append(f"{ranked} of its {has} steps are ranked")
+    if stated := result.get("stated_steps"):
+        notes.append(f"its figures are stated for {counted(stated, 'step')}; the file has {has}")
     if again := result.get("rescored", 0):
         notes.append(f"{counted(again, 'step')} scored again: other rules had scored them")
     cut = sum(

@@ -56,6 +56,12 @@ def run_notes(ours: Result, reference: Result) -> list[str]:
         if theirs is not None and mine is not None and theirs != mine:
             notes.append(patterns.SETTING(name=name, theirs=_value(theirs), ours=_value(mine)))
     notes += switch_notes(ours, reference)
+    made = [_made(result) for result in (reference, ours)]
+    notes += [
+        patterns.SETTING(name=name, theirs=theirs, ours=made[1][name])
+        for name, theirs in made[0].items()
+        if None not in (theirs, made[1][name]) and theirs != made[1][name]
+    ]
     budgets = thought_budget(a), thought_budget(b)
     if None not in budgets and budgets[0] != budgets[1]:
         words = [f"up to {budget} tokens" if budget else "off" for budget in budgets]
@@ -115,16 +121,23 @@ def own_notes(result: Result, whose: str) -> list[str]:
     engine, sampling = result.get("engine", {}), result.get("sampling", {})
     if shard := result.get("shard"):
         notes.append(shard_note(shard, len(result["per_step"]), whose))
-    if result.get("complete") is False:
-        of = f" of {total}" if (total := result.get("total_input_steps")) else ""
-        notes.append(patterns.UNFINISHED(whose=whose, steps=f"{len(result['per_step'])}{of}"))
+    steps, total = len(result["per_step"]), result.get("total_input_steps")
+    if result.get("complete") is False or (steps and total is not None and total > steps):
+        notes.append(patterns.UNFINISHED(whose=whose, steps=f"{steps}{f' of {total}' if total else ''}"))
+    if stated := result.get("stated_steps"):
+        notes.append(
+            patterns.OTHER_STEPS(whose=whose, stated=counted(stated, "step"), steps=counted(steps, "step"))
+        )
     if (missing := engine.get("rows_missing") or 0) > 0:
         notes.append(patterns.ROWS_MISSING(whose=whose, rows=counted(missing, "row")))
     if (skipped := sampling.get("skipped_too_long") or 0) > 0:
         notes.append(patterns.LEFT_OUT(whose=whose, rows=counted(skipped, "row")))
     if (again := result.get("rescored", 0)) > 0:
         verb = "was" if again == 1 else "were"
-        notes.append(patterns.RESCORED(whose=whose, steps=counted(again, "step"), verb=verb))
+        them, their = ("it", "its") if again == 1 else ("them", "their")
+        notes.append(
+            patterns.RESCORED(whose=whose, steps=counted(again, "step"), verb=verb, them=them, their=their)
+        )
     failed = sum(bool(step.get("error")) for step in result["per_step"])
     if failed:
         verb = "is an error message" if failed == 1 else "are error messages"
@@ -137,13 +150,23 @@ def own_notes(result: Result, whose: str) -> list[str]:
     if cut:
         verb = "was" if len(cut) == 1 else "were"
         closed = sum(bool(step.get("closed_at_budget")) for step in cut)
-        rest = f" {patterns.CLOSED()}" if closed == len(cut) else ""
+        rest = f" {patterns.CLOSED(them='it' if closed == 1 else 'them')}" if closed == len(cut) else ""
         answers = counted(len(result["per_step"]), "answer")
         notes.append(patterns.CUT(whose=whose, cut=len(cut), answers=answers, verb=verb) + rest)
     status = result.get("prompt_template", {})
     if status.get("rank_eligible") is False and status.get("template_status") != "unknown":
         notes.append(patterns.NOT_ELIGIBLE(whose=whose, status=status.get("template_status")))
     return notes
+
+
+def _made(result: Result) -> dict[str, object]:
+    """What wrote the answers, where a result records it: it can change them, whatever the settings."""
+    engine = result.get("engine", {})
+    return {
+        "backend": result.get("provenance", {}).get("backend") or result.get("sampling", {}).get("backend"),
+        "kv_type": engine.get("kv_type"),
+        "parallel": engine.get("parallel"),
+    }
 
 
 def _row_sets(ours: Result, reference: Result) -> list[str]:

@@ -208,7 +208,14 @@ GRAMMAR = Pattern(
     "figures that depend on it.",
     "One result says that a grammar or schema constrained it; the other one does not.",
 )
-UNFINISHED = Pattern("{whose} is unfinished: it has {steps} steps.", "The result says `complete: false`.")
+UNFINISHED = Pattern(
+    "{whose} is unfinished: it has {steps} steps.",
+    "The result says `complete: false`, or a `total_input_steps` of more than its steps.",
+)
+OTHER_STEPS = Pattern(
+    "{whose} states figures of {stated}, but has {steps}. edge uses the figures of the steps that it has.",
+    "The `steps` of the stored aggregate are not the number of steps in the file.",
+)
 ROWS_MISSING = Pattern(
     "{whose} has no prediction for {rows}; its figures leave them out.", "The result says `rows_missing`."
 )
@@ -216,8 +223,8 @@ LEFT_OUT = Pattern(
     "{whose} left out {rows} that did not fit into its context.", "The result says `skipped_too_long`."
 )
 RESCORED = Pattern(
-    "{whose}: {steps} {verb} scored by other rules. edge scored them again from their command lines by its own rules, "
-    "in which no commands against no commands count 0.",
+    "{whose}: {steps} {verb} scored by other rules. edge scored {them} again from {their} command lines by "
+    "its own rules, in which no commands against no commands count 0.",
     "The figures of stored steps do not follow from their command lines.",
 )
 SERVER_ERRORS = Pattern(
@@ -228,7 +235,7 @@ CUT = Pattern(
     "Answers were closed at the budget or finished by length.",
 )
 CLOSED = Pattern(
-    "The grammar closed them as valid JSON.", "The grammar closed each answer that ran out of tokens."
+    "The grammar closed {them} as valid JSON.", "The grammar closed each answer that ran out of tokens."
 )
 NOT_ELIGIBLE = Pattern(
     "{whose} is not rank-eligible: its prompts come from {status}.",

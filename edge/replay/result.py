@@ -82,8 +82,9 @@ def read_result(path: Path | str) -> Result:
 
     Defaults for steps: `source_group` "unknown", `bucket` from step_idx. A top-level object or a figure that is null
     counts as missing. A file that has only an aggregate gets an empty `per_step`. Steps that other rules scored are
-    scored again (edge/replay/rules.py). Raises ResultError for a file that is not a result, a field that is missing or
-    of a wrong type, a duplicate step, and an aggregate that contradicts the steps.
+    scored again (edge/replay/rules.py). An aggregate of another number of steps is replaced by that of the steps.
+    Raises ResultError for a file that is not a result, a field that is missing or of a wrong type, a duplicate step,
+    and an aggregate that contradicts the steps.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -115,11 +116,19 @@ def read_result(path: Path | str) -> Result:
     if isinstance(figures := value.get("aggregate"), dict):
         value["aggregate"] = {name: figure for name, figure in figures.items() if figure is not None}
     summary = check(value, Summary, str(path))
+    stated = summary.get("aggregate", {}).get("steps")
+    if steps and stated is not None and stated != len(steps):
+        summary = {**summary, "aggregate": aggregate(scored_again(steps)[0]), "stated_steps": stated}
     again, changed = scored_again(steps)
-    if changed:
-        return {**summary, "aggregate": aggregate(again), "per_step": again, "rescored": changed}
-    check_aggregate(summary.get("aggregate", {}), steps, str(path))
-    return {**summary, "per_step": steps}
+    stored = summary.get("aggregate", {})
+    if not changed:
+        check_aggregate(stored, steps, str(path))
+        return {**summary, "per_step": steps}
+    try:
+        check_aggregate(stored, again, str(path))
+    except ResultError:
+        check_aggregate(stored, steps, str(path))  # the aggregate is usually of the same rules as the steps
+    return {**summary, "aggregate": aggregate(again), "per_step": again, "rescored": changed}
 
 
 def _other_kind(value: object) -> str:

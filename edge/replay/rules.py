@@ -5,12 +5,17 @@ A comparison needs the same rules on both sides. So edge computes the shares of 
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from edge.errors import ResultError
 from edge.metrics import FIGURES, TERMS, Aggregate, aggregate, compare_units
 from edge.replay.stored_result import SHARES, Step
 
 _ROUNDED = 1.01e-4  # a stored share has 4 places
+_Grouping = Literal["by_bucket", "by_source_group"]
+_GROUPS: tuple[_Grouping, ...] = get_args(_Grouping)
+_Figure = Literal["steps", "avg_command_f1", "first_cmd_exact_pct"]
+_OF_GROUPS: tuple[_Figure, ...] = get_args(_Figure)
 
 
 def scored_again(steps: Sequence[Step]) -> tuple[list[Step], int]:
@@ -41,18 +46,30 @@ def scored_again(steps: Sequence[Step]) -> tuple[list[Step], int]:
 def check_aggregate(stored: Aggregate, steps: Sequence[Step], where: str) -> None:
     """Check that the aggregate's figures are those of the steps. Raises ResultError that begins with `where`.
 
-    An aggregate of another number of steps is not checked: some published files have only a part of their steps.
+    A group that no step names is not checked.
     """
-    if not steps or stored.get("steps", len(steps)) != len(steps):
+    if not steps:
         return
     own = aggregate(steps)
-    for name in FIGURES:
-        value = stored.get(name)
-        if value is None:
-            continue
-        digits = TERMS[name][1] if name in TERMS else 2
-        if abs(value - own[name]) > 1.01 * 10**-digits:
+    found: list[tuple[str, float, float | None, float]] = [
+        (name, _place(name), stored.get(name), own[name]) for name in FIGURES
+    ]
+    found.append(("tasks", 0, stored.get("tasks"), own["tasks"]))
+    for kind in _GROUPS:
+        for group, figures in stored.get(kind, {}).items():
+            if (ours := own[kind].get(group)) is not None:
+                found += [
+                    (f"{kind}[{group!r}].{name}", _place(name), figures.get(name), ours.get(name, 0.0))
+                    for name in _OF_GROUPS
+                ]
+    for path, place, value, right in found:
+        if value is not None and abs(value - right) > 1.01 * place:
             raise ResultError(
-                f"{where}: aggregate.{name} is {value}, but its steps give {own[name]}: the file was changed; remove "
+                f"{where}: aggregate.{path} is {value}, but its steps give {right}: the file was changed; remove "
                 "`aggregate` from it to use its steps"
             )
+
+
+def _place(name: str) -> float:
+    """The last decimal place of a stored figure."""
+    return 0.0 if name == "steps" else 10.0 ** -(TERMS[name][1] if name in TERMS else 2)

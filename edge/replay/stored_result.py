@@ -323,6 +323,8 @@ class Head(TypedDict, total=False):
     """Where the result comes from. Only edge writes it."""
     rescored: int
     """Number of steps that edge scored again when it read the file, because other rules had scored them."""
+    stated_steps: int
+    """Number of steps of the stored aggregate, if it is not that of `per_step`. edge sets it when it reads the file."""
     run: Mapping[str, object] | None
     """All that the answers depend on; without --force, edge does not replace a file of another run."""
 

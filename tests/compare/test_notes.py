@@ -82,6 +82,73 @@ def test_an_aggregate_that_contradicts_its_steps_is_refused(base: Path) -> None:
         read_result(base)
 
 
+@pytest.mark.parametrize(
+    ("place", "wrong", "told"),
+    [
+        ((), {"tasks": 19}, "aggregate.tasks is 19, but its steps give 20"),
+        (
+            ("by_bucket", "early"),
+            {"avg_command_f1": 0.9},
+            r"by_bucket\['early'\].avg_command_f1 is 0.9, but .* 0.6",
+        ),
+        (("by_bucket", "early"), {"steps": 4}, r"by_bucket\['early'\].steps is 4, but its steps give 20"),
+        (
+            ("by_source_group", "g"),
+            {"first_cmd_exact_pct": 5},
+            r"\['g'\].first_cmd_exact_pct is 5, but .* 60.0",
+        ),
+    ],
+)
+def test_counts_and_groups_of_an_aggregate_are_checked(
+    base: Path, place: tuple[str, ...], wrong: dict[str, float], told: str
+) -> None:
+    def change(value: dict[str, Any]) -> None:
+        figures = value["aggregate"]
+        for name in place:
+            figures = figures[name]
+        figures.update(wrong)
+
+    edited(base, change)
+    with pytest.raises(ResultError, match=told):
+        read_result(base)
+
+
+def test_an_aggregate_of_other_rules_follows_from_its_steps_too(base: Path) -> None:
+    edited(base, older_rules)
+    edited(base, lambda value: value["aggregate"].update(avg_command_f1=0.8))
+    with pytest.raises(ResultError, match=r"aggregate.avg_command_f1 is 0.8, but its steps give 1.0"):
+        read_result(base)
+
+
+def test_an_aggregate_of_other_steps_is_replaced_and_said(base: Path, tmp_path: Path) -> None:
+    """Its figures are of steps that the file does not have: a page must not show them beside those that it has."""
+    other = tmp_path / "other.json"
+    other.write_bytes(base.read_bytes())
+    edited(other, lambda value: value["aggregate"].update(steps=386, avg_command_f1=0.95))
+    assert read_result(other)["aggregate"] == read_result(base)["aggregate"]
+    assert notes(other, base) == [
+        "Our result states figures of 386 steps, but has 20 steps. edge uses the figures of the steps that it has."
+    ]
+
+
+def test_engine_cache_and_batching_are_said(base: Path, tmp_path: Path) -> None:
+    """They can change answers, although no setting of the sampling differs."""
+
+    def written(backend: str, **engine: object) -> Any:
+        return lambda value: value.update(provenance={"backend": backend}, engine=engine)
+
+    edited(base, written("vllm"))
+    ours = tmp_path / "ours.json"
+    ours.write_bytes(base.read_bytes())
+    edited(ours, written("edge", kv_type="q8_0", parallel=8))
+    assert notes(ours, base) == ["The runs differ: backend is vllm in the reference, edge in ours."]
+    edited(base, written("edge", kv_type="f16", parallel=1))
+    assert notes(ours, base) == [
+        "The runs differ: kv_type is f16 in the reference, q8_0 in ours.",
+        "The runs differ: parallel is 1 in the reference, 8 in ours.",
+    ]
+
+
 def test_a_missing_task_complete_is_no_other_answer(base: Path, tmp_path: Path) -> None:
     """Published results write false where a reference answer has no task_complete."""
     other = tmp_path / "other.json"
@@ -119,6 +186,8 @@ def test_what_is_missing_is_said(base: Path, tmp_path: Path) -> None:
     assert "Our result has no prediction for 29 rows; its figures leave them out." in said
     assert "Our result: 3 answers are error messages of a server; they count as 0." in said
     assert "Our result: 4 of 19 answers were cut at the token limit." in said
+    edited(other, lambda value: value.pop("complete"))  # stopped, and the run did not say so
+    assert "Our result is unfinished: it has 19 of 386 steps." in notes(other, base)
     assert any(
         note.startswith(
             "The row sets differ: an unnamed set with 20 steps in the reference, long.jsonl with 19 steps"
