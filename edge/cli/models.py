@@ -271,7 +271,7 @@ class _Auto:
             threads=self.threads,
             say=None if self.quiet else progress_line,
         )
-        _tell(mixed.converted, self.quiet, "auto")
+        _tell(mixed.converted, self.quiet, "auto" if mixed.taken is None else None)
         show(mixed.to_text(source))
 
 

@@ -6,5 +6,7 @@ probe    the divergence that types cost, in a model in memory
 search   which types are measured, and which are chosen
 sizes    exact sizes of files before they are written
 choice   the best types under a size
+rivals   llama.cpp's own files of that size, one of which can be better
+outcome  what was found, for people
 state    what was measured, so that a search resumes and other sizes use it
 """
