@@ -299,3 +299,36 @@ def test_calibrated_types_share_one_matrix(tiny_folder: Path, rows: Path, tmp_pa
     assert read(done.results[1])["provenance"]["imatrix"]
     assert (tmp_path / "out" / "tiny-terminal.imatrix").is_file()
     assert (tmp_path / "out" / "tiny-terminal-bf16.gguf").is_file()
+
+
+def test_a_frontier_has_searched_files_beside_the_types(
+    random_two_layers_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The table, the plot and the choice have them; the choice stays, and is the file that was measured."""
+    from edge.formats.gguf import sha256
+
+    two, other = tmp_path / "two.jsonl", tmp_path / "other.jsonl"
+    lines = embedded_rows().read_text().splitlines(keepends=True)
+    two.write_text("".join(lines[:2]))
+    other.write_text(lines[-1])
+    out = tmp_path / "out"
+    options = {"frontier": True, "calibrate_on": other, "budget": 10**9}
+    done = run(random_two_layers_folder, two, out, ["Q4_K_M"], max_tokens=8, **options)
+    cells = [cell.strip() for cell in done.frontier.splitlines()[2].split("|")]
+    auto = read(out / "lfm2moe-two-auto-Q4_K_M.measure.json")["aggregate"]["kl_mean"]
+    plain = read(out / "lfm2moe-two-Q4_K_M.measure.json")["aggregate"]["kl_mean"]
+    assert cells[1] == "Q4_K_M" and cells[6] == f"{auto / plain:.2f}" and auto < plain
+    assert (out / "plots" / "size-kl.png").is_file() and "auto-" in (out / "report.md").read_text()
+    assert done.choice is not None and done.choice.quant == "auto-Q4_K_M" and done.chosen is not None
+    assert sha256(done.chosen) == read(out / "lfm2moe-two-auto-Q4_K_M.json")["model_sha256"]
+    assert sorted(path.name for path in out.glob("*.gguf")) == ["lfm2moe-two-auto-Q4_K_M.gguf"]
+    assert (out / "lfm2moe-two-auto-Q4_K_M.recipe").is_file()
+    # Its GGUF is made again with the same bits, from the choice that the search stored.
+    done.chosen.unlink()
+    again = run(random_two_layers_folder, two, out, ["Q4_K_M"], max_tokens=8, **options)
+    assert again.chosen == done.chosen
+    assert sha256(done.chosen) == read(out / "lfm2moe-two-auto-Q4_K_M.json")["model_sha256"]
+    with pytest.raises(ConversionError, match="a frontier needs replay rows to search with"):
+        run(random_two_layers_folder, two, tmp_path / "x", ["Q4_K_M"], frontier=True)
+    with pytest.raises(ConversionError, match="a frontier needs types whose size it takes"):
+        run(random_two_layers_folder, two, tmp_path / "x", ["F16"], frontier=True, calibrate_on=other)
