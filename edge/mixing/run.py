@@ -6,9 +6,10 @@ distributions. An interrupted search resumes; a search for another size in the s
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.formats.gguf import RECIPE_COSTS, ModelFile, read_metadata, read_model_file, recall, remember
 from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.imatrix import read_imatrix
+from edge.llama import ggml
 from edge.llama.loading import Loading
 from edge.llama.types import type_name
 from edge.measure.calibrate import calibrate
@@ -27,12 +29,13 @@ from edge.measure.experts import RARE
 from edge.measure.passes import Settings
 from edge.measure.positions import rows_plan
 from edge.measure.run import base_scores, measure
-from edge.mixing.groups import make_groups
+from edge.mixing.groups import Group, make_groups
 from edge.mixing.outcome import Mixed
 from edge.mixing.probe import Probe, Values, file_divergences
 from edge.mixing.rivals import Divergences, Measure, Rival, Rivals, better_rival
-from edge.mixing.search import Search, cost_table, most_metadata, recipe_of, weight_errors, with_types
+from edge.mixing.search import TYPES, Search, cost_table, most_metadata, recipe_of, weight_errors, with_types
 from edge.mixing.sizes import Sizes, standard_types
+from edge.mixing.speed import Speeds, checked_types
 from edge.mixing.state import Costs, StoredChoice
 from edge.replay.provenance import folder_provenance
 from edge.replay.rows import read_rows, rows_sha256, same_rows
@@ -48,24 +51,34 @@ __all__ = ["Mixed", "Target", "mix"]
 
 STANDARD = "Q2_K Q3_K_S Q3_K_M Q3_K_L IQ4_XS Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K Q8_0".split()
 """llama.cpp's types that a choice is compared with: the largest that is not larger."""
+_MOST_SPEED = 10.0
 _MOST_BITS, _MOST_BYTES = 16.0, 1 << 50
 _SEARCH = "search"  # what is remembered of an output: the search that wrote it
 
 
 @dataclass(frozen=True)
 class Target:
-    """The size of the file: one of `n_bytes` of the whole file, `bits` per weight, or the file of the type `like`."""
+    """The size of the file: one of `n_bytes` of the whole file, `bits` per weight, or the file of the type `like`.
+
+    `speed`: the least share of the tokens a second of llama.cpp's type of this size, as the products of their types
+    take time on this machine; None if it does not count. `exclude`: types, or their beginnings, that no tensor gets.
+    """
 
     n_bytes: int | None = None
     bits: float | None = None
     like: str | None = None
+    speed: float | None = None
+    exclude: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The size in words: Q4_K_M, 4.6bpw or 5150000000 bytes."""
+        """The size in words: Q4_K_M, 4.6bpw or 5150000000 bytes; then what else counts."""
+        size = f"{self.bits:g}bpw" if self.bits is not None else f"{self.n_bytes} bytes"
         if self.like is not None:
-            return type_name(self.like)
-        return f"{self.bits:g}bpw" if self.bits is not None else f"{self.n_bytes} bytes"
+            size = type_name(self.like)
+        fast = [] if self.speed is None else [f"speed {self.speed:g}"]
+        without = [] if not self.exclude else [f"without {' '.join(self.exclude)}"]
+        return ", ".join([size, *fast, *without])
 
     def check(self) -> None:
         """Raises ConversionError if not exactly one is given, or if it is out of range."""
@@ -77,6 +90,10 @@ class Target:
             raise ConversionError(f"{self.bits:g} bits per weight: give 1 to {_MOST_BITS:g}", option="--bpw")
         if self.like is not None and type_name(self.like) not in STANDARD:
             raise ConversionError(f"{self.like}: give one of {', '.join(STANDARD)}", option="--like")
+        if self.speed is not None and not 0 < self.speed <= _MOST_SPEED:
+            raise ConversionError(f"{self.speed:g}: give a share such as 0.9 or 1", option="--speed")
+        if set(checked_types(self.exclude, TYPES)) >= set(TYPES) - {"q8_0"}:
+            raise ConversionError("too few types are left to choose from", option="--exclude")
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,7 @@ def mix(
     begin = time.monotonic()
     calibration = check_mix(target, rows, measure_on, out)
     checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
-    place, _ = output_place(out, f"{checkpoint.name}-auto-{target.name.replace(' ', '')}.gguf")
+    place, _ = output_place(out, f"{checkpoint.name}-auto-{re.sub('[ ,]+', '-', target.name)}.gguf")
     settings: dict[str, str | int | None] = {
         "edge": __version__,
         "llama-cpp-python": version("llama-cpp-python"),
@@ -235,11 +252,15 @@ class _Work:
             if group.name not in costs.stored["errors"]:
                 costs.add_errors(group.name, weight_errors(group, values))
         with Probe(file, values, plan, files.scores, reading) as probe:
-            search = Search(groups, sizes, costs, probe.divergence, self.checkpoint.dtype.lower(), self._say)
-            whole = {quant: sizes.before() + sizes.data(types) for quant, types in standard.items()}
+            own = self.checkpoint.dtype.lower()
+            search = Search(
+                *(groups, sizes, costs, probe.divergence, own, self._say),
+                exclude=checked_types(self.target.exclude, TYPES),
+            )
             found = costs.choice(self.target.name)
             if found is None:
-                found = _searched(search, self.target, whole)
+                others = {number for types in standard.values() for number in types.values()}
+                found = _searched(search, self.target, standard, self._speeds(groups, own, others, reading))
                 costs.add_choice(self.target.name, found)
             passes = probe.passes
         ended = self._best_file(
@@ -261,6 +282,18 @@ class _Work:
             passes=passes,
             seconds=time.monotonic() - begin,
         )
+
+    def _speeds(
+        self, groups: Sequence[Group], own: str, numbers: set[int], reading: Settings
+    ) -> Speeds | None:
+        """What types take on this machine: those of a search, and `numbers`. None if it does not count."""
+        if self.target.speed is None:
+            return None
+        kinds = {*TYPES, own, *(ggml.type_name(number).lower() for number in numbers)}
+        speeds = Speeds.measured(self.files.base, groups, sorted(kinds), reading.threads)
+        for line in speeds.to_text():
+            self._say(line)
+        return speeds
 
     def _best_file(self, search: Search, found: StoredChoice, divergences: Measure) -> "_Ended":
         """Write the mixture, or llama.cpp's type of this size if the mixture gains too little."""
@@ -391,9 +424,12 @@ class _Ended:
     taken: Rival | None
 
 
-def _searched(search: Search, target: Target, whole: Mapping[str, int]) -> StoredChoice:
-    """The best choice for a target, after all measurements. `whole`: the sizes of llama.cpp's files."""
+def _searched(
+    search: Search, target: Target, standard: Mapping[str, Mapping[str, int]], speeds: Speeds | None
+) -> StoredChoice:
+    """The best choice for a target, after all measurements. `standard`: the types of llama.cpp's files."""
     sizes = search.sizes
+    whole = {quant: sizes.before() + sizes.data(types) for quant, types in standard.items()}
     before = sizes.before(most_metadata(search.groups))
     if target.like is not None:
         n_bytes = whole[type_name(target.like)]
@@ -402,15 +438,18 @@ def _searched(search: Search, target: Target, whole: Mapping[str, int]) -> Store
     else:
         n_bytes = target.n_bytes or 0
     room = n_bytes - before
+    quant = max(
+        (each for each in STANDARD if whole[each] <= n_bytes), key=lambda each: whole[each], default=None
+    )
+    if speeds is not None and target.speed is not None:
+        limit = speeds.of_types(search.groups, standard[quant or STANDARD[0]]) / target.speed
+        search = replace(search, speeds=speeds, seconds=limit)
     search.begin(8 * room / sizes.n_params)
     chosen = search.refine(room)
     best, together = chosen, search.of_choice(with_types(chosen))
     corrected = search.choose(room, search.factors(with_types(chosen), chosen))
     if (other := search.of_choice(with_types(corrected))) < together:
         best, together = corrected, other
-    quant = max(
-        (each for each in STANDARD if whole[each] <= n_bytes), key=lambda each: whole[each], default=None
-    )
     best = search.plain(best)
     return {
         "types": with_types(best),

@@ -9,10 +9,11 @@ from edge.conversion.recipe import Recipe
 from edge.errors import ConversionError
 from edge.formats.gguf import RECIPE, RECIPE_COSTS
 from edge.llama import ggml
-from edge.mixing.choice import Option, choose_types, priced
+from edge.mixing.choice import Option, choose_fast_types, choose_types, priced
 from edge.mixing.groups import Group
 from edge.mixing.probe import Values
 from edge.mixing.sizes import Sizes, padded, tensor_bytes
+from edge.mixing.speed import Speeds
 from edge.mixing.state import Costs, WeightErrors
 from edge.system.text import counted, size
 
@@ -44,16 +45,25 @@ class Search:
     divergence: Callable[[Mapping[str, int]], float]
     own: str
     say: Say
+    exclude: tuple[str, ...] = ()
+    """Types that no group gets."""
+    speeds: Speeds | None = None
+    """What types take on this machine, if that counts."""
+    seconds: float = 0.0
+    """The most that a token may take, if `speeds` is given."""
 
     def options(self, group: Group, factor: float = 1.0) -> list[Option]:
         """The types that a group may have, with their sizes, errors and costs."""
         errors, alone = self.costs.stored["errors"][group.name], self.costs.alone(group.name)
-        found = [
-            Option(kind, _bytes(group, kind), each["weighted"], alone.get(kind))
-            for kind, each in careful(errors).items()
-        ]
-        found.append(Option(self.own, _bytes(group, self.own), 0.0, 0.0))
-        return priced(found, factor) if alone else found
+
+        def option(kind: str, error: float, measured: float | None) -> Option:
+            seconds = 0.0 if self.speeds is None else self.speeds.seconds(group, kind)
+            return Option(kind, _bytes(group, kind), error, measured, seconds=seconds)
+
+        found = [option(kind, each["weighted"], alone.get(kind)) for kind, each in careful(errors).items()]
+        found.append(option(self.own, 0.0, 0.0))
+        known = priced(found, factor) if alone else found  # an excluded type can be the one that was measured
+        return [each for each in known if each.type not in self.exclude]
 
     def measure(self, group: Group, kind: str) -> None:
         """Measure what a group alone costs in a type, unless that is known."""
@@ -90,6 +100,8 @@ class Search:
             if self.costs.alone(group.name):
                 continue
             options = [each for each in self.options(group) if each.error > 0]
+            if not options:  # all its types are excluded
+                continue
             nearest = min(options, key=lambda each: abs(8 * each.n_bytes / _values(group) - bits))
             self.say(f"{i} of {len(self.groups)}: {group.name} in {nearest.type}")
             self.measure(group, nearest.type)
@@ -101,7 +113,14 @@ class Search:
         options = {
             group.name: self.options(group, (factors or {}).get(group.kind, 1.0)) for group in self.groups
         }
-        chosen = choose_types(options, room)
+        if self.speeds is None:
+            chosen = choose_types(options, room)
+        else:
+            chosen = choose_fast_types(options, room, self.seconds)
+            if chosen is None and choose_types(options, room) is not None:
+                raise ConversionError(
+                    "no choice of this size is so fast: give a smaller share", option="--speed"
+                )
         if chosen is None:
             least = sum(min(each.n_bytes for each in some) for some in options.values())
             held = sum(

@@ -18,21 +18,24 @@ import pytest
 from edge.conversion.recipe import read_recipe
 from edge.convert import TensorTypes, convert
 from edge.errors import ConversionError
-from edge.formats.gguf import read_metadata, read_model_file, read_tensors
+from edge.formats.gguf import TensorInfo, read_metadata, read_model_file, read_tensors
 from edge.formats.imatrix import read_imatrix
 from edge.llama import ggml
 from edge.llama.loading import Loading
+from edge.llama.speed import weights_per_second
 from edge.llama.types import FTYPES
 from edge.measure.calibrate import calibrate
 from edge.measure.passes import Settings
 from edge.measure.positions import rows_plan
 from edge.measure.run import base_scores
+from edge.mixing.groups import make_groups
 from edge.mixing.outcome import Mixed
 from edge.mixing.probe import Probe, Values, file_divergences, through
 from edge.mixing.rivals import Divergences, Rival, better_rival
 from edge.mixing.run import Target, mix
 from edge.mixing.search import RARE_ERROR
 from edge.mixing.sizes import Sizes, standard_types
+from edge.mixing.speed import Speeds
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "models" / "tiny-terminal" / "eval.jsonl"
@@ -219,6 +222,31 @@ def test_a_type_of_llama_cpp_that_is_better_is_taken(searched: Searched) -> None
     assert out.read_bytes() == own.path.read_bytes()
 
 
+@pytest.mark.slow
+def test_slow_types_are_weighed_and_excluded(searched: Searched) -> None:
+    """On this machine's own figures: a choice that must be faster has a smaller sum of times, and no IQ type."""
+    target = Target(bits=4.5, speed=1.0, exclude=("iq",))
+    found = mix(searched.folder, target, searched.rows, out=searched.place / "fast.gguf", threads=1)
+    types = searched.costs["choices"]["4.5bpw, speed 1, without iq"]["types"]
+    assert found.converted.bits_per_weight <= 4.5
+    assert not any(kind.startswith("iq") for kind in types.values())
+
+
+def test_each_type_is_timed() -> None:
+    """A weight of 16 bits is not faster than a quarter of it; a token reads half of the experts of this model."""
+    names = ("q4_k", "q8_0", "bf16", "f32")
+    numbers = [ggml.types()[name] for name in names]
+    found = weights_per_second(numbers, 1)
+    assert list(found) == numbers and all(each > 1e6 for each in found.values())
+    experts = TensorInfo("blk.1.ffn_up_exps.weight", (256, 256, 4), "BF16", 0, 0)
+    head = TensorInfo("token_embd.weight", (256, 1000), "BF16", 0, 0)
+    groups = make_groups([experts, head])
+    speeds = Speeds(dict.fromkeys(names, 1e6), expert_share=0.5, tied=True)
+    assert sorted(speeds.seconds(group, "q4_k") for group in groups) == [0.131072, 0.256]
+    apart = Speeds(dict.fromkeys(names, 1e6), expert_share=0.5, tied=False)
+    assert min(apart.seconds(group, "q4_k") for group in groups) == 0
+
+
 def test_llama_cpps_file_is_taken_unless_the_mixture_gains_a_fifth() -> None:
     def rival(mean: float, *, matrix: bool) -> Rival:
         return Rival("Q4_K_M", matrix, 1, Divergences({"a": [mean, 1]}))
@@ -284,6 +312,9 @@ def test_the_error_of_rare_experts_is_their_own(place: Path) -> None:
         (["--calibrate", ROWS, "--size", "0"], "0 bytes: give a size such as 5.15GB"),
         (["--calibrate", ROWS, "--size", "999999999999GB"], "give a size such as 5.15GB"),
         (["--calibrate", ROWS, "--bpw", "nan"], "must be a finite number"),
+        (["--calibrate", ROWS, "--bpw", "4", "--speed", "0"], "0: give a share such as 0.9 or 1"),
+        (["--calibrate", ROWS, "--bpw", "4", "--exclude", "iq,z9"], "z9: is none of the types"),
+        (["--calibrate", ROWS, "--bpw", "4", "--exclude", "iq,q"], "too few types are left to choose from"),
         (["--calibrate", ROWS, "--bpw", "40"], "40 bits per weight: give 1 to 16"),
         (["--calibrate", ROWS, "--like", "IQ1_S"], "IQ1_S: give one of Q2_K"),
         (["--calibrate", ROWS, "--bpw", "4", "--imatrix", ROWS], "--quant auto chooses the types itself"),
