@@ -95,9 +95,13 @@ def choose_types(
     if child.returncode:
         reason = _reason(child.stderr, child.returncode)
         if overrides and re.search("regex|expression", reason):  # as C++ libraries name it
-            patterns = ", ".join(pattern for pattern, _ in overrides)
+            if len(overrides) > 1:  # which of them? Each half is tried alone
+                half = len(overrides) // 2
+                for part in (overrides[:half], overrides[half:]):
+                    choose_types(header, ftype, has_imatrix=has_imatrix, overrides=part)
             raise ConversionError(
-                f"{patterns}: is not a regular expression of C++ ({reason}); for a literal character, put \\ before it",
+                f"{overrides[0][0][:100]}: is not a regular expression of C++ ({reason}); for a literal character, put "
+                "\\ before it",
                 option="--tensor-type",
             )
         raise ConversionError(f"llama.cpp cannot quantize it: {reason}")
