@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare `edge convert --quant auto` with llama.cpp's types of the same size, on the embedded model.
 
-    python benchmarks/mixing.py OUT_FOLDER [--seeds 1,2,3] [--types Q3_K_M,Q4_K_M,Q5_K_M] [--checkpoint FOLDER]
+    python benchmarks/mixing.py OUT_FOLDER [--seeds 1,2,3] [--types Q2_K,Q3_K_M,…] [--checkpoint FOLDER]
 
 For each seed, training-side episodes of scripts/episodes.py are the calibration rows (the first `--rows` of 80
 episodes): the search sees only these. For each type, it makes the auto file of at most its size, and files of that type
@@ -9,8 +9,10 @@ with the same importance matrix and without one. All are measured on the held-ou
 models/tiny-terminal/eval.jsonl, whose tasks, names and wordings the calibration rows do not have.
 
 The table has the mean KL divergence from the bf16 file in nats, and the ratio of the auto file's to each of the others'
-with a 95 % interval: from 10,000 bootstrap draws of whole tasks, the same draw for both files. Interrupted, the same
-command resumes.
+with a 95 % interval: from 10,000 bootstrap draws of whole tasks, the same draw for both files. The column "file" says
+whether the auto file is a mixture or llama.cpp's type. The last column is what the search knew: the divergence of the
+mixture on the calibration rows, and its ratio to the better of llama.cpp's two files. Interrupted, the same command
+resumes.
 """
 
 import argparse
@@ -69,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--types", default="Q3_K_M,Q4_K_M,Q5_K_M")
+    parser.add_argument("--types", default="Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0")
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--checkpoint", type=Path, default=TINY)
@@ -94,13 +96,13 @@ def main() -> None:
         return path
 
     print(
-        "| size of | seed | bytes: auto, type | KL: auto | KL: type, ratio | KL: type with the matrix, ratio | on the "
-        "calibration rows: file, in memory, sum of costs |"
+        "| seed | size of | file | bytes: auto, type | KL: auto | KL: type, ratio | KL: type with the matrix, ratio | "
+        "on the calibration rows: mixture, ratio |"
     )
-    print("|---|---|---|---|---|---|---|")
-    for quant in args.types.split(","):
-        plain = converted(args.out / f"{quant}.gguf", quant, None)
-        for seed in args.seeds.split(","):
+    print("|---|---|---|---|---|---|---|---|")
+    for seed in args.seeds.split(","):
+        for quant in args.types.split(","):
+            plain = converted(args.out / f"{quant}.gguf", quant, None)
             place = args.out / f"seed-{seed}"
             place.mkdir(exist_ok=True)
             auto = place / f"auto-{quant}.gguf"
@@ -110,15 +112,21 @@ def main() -> None:
                 found = mix(
                     args.checkpoint, Target(like=quant), rows, out=auto, threads=args.threads, force=True
                 )
-                text = f"{found.real:.3g}, {found.together:.3g}, {found.expected:.3g}"
-                notes.write_text(json.dumps({"text": text, "matrix": str(found.matrix)}))
+                best = min((rival.measured for rival in found.rivals), key=lambda each: each.mean)
+                middle, low, high = found.real.ratio(best)
+                known = {
+                    "text": f"{found.real.mean:.3g}, {middle:.2f} ({low:.2f} to {high:.2f})",
+                    "file": "mixture" if found.taken is None else found.taken.name,
+                    "matrix": str(found.matrix),
+                }
+                notes.write_text(json.dumps(known))
             known = json.loads(notes.read_text())
             with_matrix = converted(place / f"{quant}.gguf", quant, Path(known["matrix"]))
             cells = [ratio(measured(auto), measured(other)) for other in (plain, with_matrix)]
             others = [f"{b:.3g}, {r:.2f} ({low:.2f} to {high:.2f})" for _, b, r, low, high in cells]
             print(
-                f"| {quant} | {seed} | {auto.stat().st_size:,}, {plain.stat().st_size:,} | {cells[0][0]:.3g} | "
-                f"{others[0]} | {others[1]} | {known['text']} |",
+                f"| {seed} | {quant} | {known['file']} | {auto.stat().st_size:,}, {plain.stat().st_size:,} | "
+                f"{cells[0][0]:.3g} | {others[0]} | {others[1]} | {known['text']} |",
                 flush=True,
             )
 

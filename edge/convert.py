@@ -8,6 +8,7 @@ header to tokenize a test text and to choose the type of each tensor.
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -399,14 +400,19 @@ def _chosen(
     path: Path, plan: Plan, types: _Types, importance: Importance | None
 ) -> tuple[list[tuple[TensorPlan, int]], list[str]]:
     """Each tensor with the type that llama.cpp chooses, in the order in which it writes them; and warnings."""
-    choice = choose_types(
-        path,
-        FTYPES[types.quant],
-        has_imatrix=importance is not None,
-        output_type=types.output,
-        embedding_type=types.embedding,
-        overrides=types.patterns,
-    )
+    try:
+        choice = choose_types(
+            path,
+            FTYPES[types.quant],
+            has_imatrix=importance is not None,
+            output_type=types.output,
+            embedding_type=types.embedding,
+            overrides=types.patterns,
+        )
+    except ConversionError as error:
+        if error.option == "--tensor-type" and types.recipe is not None and types.recipe.path is not None:
+            raise ConversionError(f"{types.recipe.path}: {error}", option="--recipe") from None
+        raise
     by_name = {tensor.name: tensor for tensor in plan.tensors}
     if choice.types.keys() != by_name.keys():
         installed = package_version("llama-cpp-python")
@@ -466,6 +472,8 @@ def _without_weights(
 def _matches(pattern: str, names: Iterable[str]) -> bool:
     """Whether a regular expression is found in a name. True if llama.cpp accepts the expression and Python does not."""
     try:
-        return any(re.search(pattern, name) for name in names)
-    except re.error:
+        with warnings.catch_warnings():  # of Python about patterns that C++ reads otherwise
+            warnings.simplefilter("ignore", FutureWarning)
+            return any(re.search(pattern, name) for name in names)
+    except (re.error, RecursionError, OverflowError):
         return True

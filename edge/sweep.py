@@ -5,6 +5,7 @@
     DIR/NAME.imatrix                   the importance matrix, if rows to calibrate on are given
     DIR/NAME-Q4_K_M.gguf, .json        a quantization and its answers
     DIR/NAME-Q4_K_M.measure.json       what it lost on the reference answers
+    DIR/NAME-auto-Q4_K_M.*             the same of the best file of that size, and its recipe, with a frontier
     DIR/report.html, report.md         the page, and its short form
     DIR/sweep.json                     the settings, and the stages that are done
 
@@ -12,41 +13,35 @@ GGUFs and the base's distributions are removed after their use. Started again wi
 where it was, also inside an evaluation; with more types it does those too.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from edge.answer.answering import DEFAULT_ANSWERING, Answering
-from edge.compare.run import compare, published_model
-from edge.convert import check_quant, convert
+from edge.compare.run import published_model
+from edge.convert import check_quant
 from edge.errors import ConversionError, Interrupted, ResultError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
-from edge.formats.gguf import sha256
-from edge.formats.hub import HubOptions
 from edge.llama.loading import DEFAULT_LOADING, Loading
-from edge.llama.tuned import with_tuned
-from edge.measure.calibrate import calibrate
-from edge.measure.run import Chosen, base_scores, measure
+from edge.mixing.run import STANDARD
 from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import folder_provenance
 from edge.replay.rows import Row, read_rows, rows_sha256, same_rows
-from edge.replay.run import evaluate
 from edge.report.build import report
-from edge.report.choice import Candidate, Choice, choose
+from edge.report.choice import Choice, choose
+from edge.sweep_stages import AUTO, FLOATS, Stages, SweepOptions
 from edge.sweep_state import State
 from edge.system.locks import sole_user
-from edge.system.machine import forget_peak_memory, free_disk
+from edge.system.machine import free_disk
 from edge.system.outputs import check_output
-from edge.system.progress import bar
+from edge.system.tables import table
 from edge.system.text import size
 from edge.version import __version__
 
 __all__ = ["SweepOptions", "Swept", "sweep"]
 
-_FLOATS = ("f32", "f16", "bf16")
 # No type has more bits a weight than the number in its name and this: Q4_K_M has 4.9, more where rows do not divide.
 _MORE_BITS = 1.5
 
@@ -63,32 +58,8 @@ class Swept:
     results: tuple[Path, ...]
     choice: Choice | None
     chosen: Path | None
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """What a sweep does beside converting, evaluating and measuring each type."""
-
-    reference: str | None = None
-    """What the report compares with instead of the base: a result JSON or the name of a known model."""
-    calibrate_on: Path | str | None = None
-    """Replay rows to make one importance matrix from, for all types."""
-    same_rows: bool = False
-    """Allow rows of the replay among those to calibrate on; the report says so."""
-    keep: bool = False
-    """Keep every GGUF; otherwise each is removed after its use."""
-    budget: int | None = None
-    """Choose the best file of at most so many bytes."""
-    max_loss: float | None = None
-    """Choose the smallest file that is 95 % sure to lose at most so many points of score."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
-    offline: bool = False
-    """Use only the hub's cache."""
-    skip_too_long: bool = False
-    """Leave out rows that do not fit into the context."""
-    force: bool = False
-    """Replace files in the folder that another run wrote. The files of another sweep are never replaced."""
+    frontier: str = ""
+    """With `SweepOptions.frontier`: a table of sizes and KL divergences, for people."""
 
 
 DEFAULT_OPTIONS = SweepOptions()
@@ -105,6 +76,16 @@ def check_sweep(
     names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrated) for name in quants))
     if not names:
         raise ConversionError("no quantization type is named: name at least one")
+    if options.frontier:
+        if not calibrated:
+            raise ConversionError("a frontier needs replay rows to search with", option="--calibrate")
+        sizes = [name for name in names if name in STANDARD]
+        if not sizes:
+            raise ConversionError(
+                f"a frontier needs types whose size it takes: name some of {', '.join(STANDARD)}",
+                option="--quants",
+            )
+        names += [AUTO + name for name in sizes]
     rows = chosen_rows(replay, None, None)
     calibration = None
     if options.calibrate_on is not None:
@@ -161,7 +142,7 @@ def sweep(
     with sole_user(folder, "edge sweep"):
         state = State.open(folder / "sweep.json", settings)
         place = folder / checkpoint.name
-        work = _Sweep(source, base, place, Path(replay), options, answering, loading, state, say)
+        work = Stages(source, base, place, Path(replay), options, answering, loading, state, say)
         work.check_inputs(names, checkpoint.folder)
         if not options.force:
             work.check_files(names)
@@ -173,7 +154,7 @@ def sweep(
             raise Interrupted("interrupted; run the same command again to resume") from None
 
 
-def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
+def _finish(work: Stages, names: Sequence[str], page: Path) -> Swept:
     """All stages, the report and the choice."""
     options = work.options
     pairs = work.run(names)
@@ -201,244 +182,38 @@ def _finish(work: "_Sweep", names: Sequence[str], page: Path) -> Swept:
     work.remove([work.base, *names])
     if choice is not None and choice.quant is not None:
         chosen = work.converted(choice.quant)
-    return Swept(page, tuple(results), choice, chosen)
+    return Swept(page, tuple(results), choice, chosen, _frontier(work, names) if options.frontier else "")
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    """The stages, each done once: what `state` lists as done is not made again."""
-
-    source: str | Path
-    base: str
-    place: Path  # the beginning of each file's name
-    replay: Path
-    options: SweepOptions
-    answering: Answering
-    loading: Loading
-    state: State
-    say: Callable[[str], None] | None
-
-    def run(self, names: Sequence[str]) -> list[tuple[Path, Path]]:
-        """The result and the measurement of each type."""
-        missing = [name for name in names if not self.measured(name)]
-        if missing or not self.answered(self.base):
-            self.answer(self.base)
-            if missing:
-                self.scores()
-                self.matrix()
-        pairs = []
-        for name in names:
-            if not self.options.keep and not self.measured(name):
-                self.remove(other for other in [self.base, *names] if other != name)
-            pairs.append((self.answer(name), self.measure(name)))
-        if not self.options.keep and self.state.of(self.base).get("read"):
-            self._scores.unlink(missing_ok=True)
-        return pairs
-
-    def check_inputs(self, names: Sequence[str], checkpoint: Path) -> None:
-        """Check that the sweep writes none of its inputs. Raises ResultError."""
-        options, folder = self.options, self.place.parent
-        outputs = [folder / "report.html", folder / "report.md", self._scores, self._named(".imatrix")]
-        outputs += (folder / "plots").glob("*.png")
-        for name in [self.base, *names]:
-            outputs.append(self.file(name))
-            outputs += [] if self.answered(name) else [self.result(name)]
-            outputs += [] if self.measured(name) else [self.measurement(name)]
-        for output in outputs:
-            check_output(output, [self.replay, options.calibrate_on, options.reference, checkpoint])
-
-    def check_files(self, names: Sequence[str]) -> None:
-        """Check that no file that the sweep would replace or remove is of somebody else. Raises ResultError."""
-        models = {name: self.file(name) for name in [self.base, *names]}
-        self.state.check_models(models, self._scores, self.base)
-        self.state.check_report(self.options.reference)
-
-    def earlier(self, names: Sequence[str]) -> list[str]:
-        """The other types that this sweep has measured before: the report keeps them."""
-        done = [name for name in self.state.stored["stages"] if name not in names and name != self.base]
-        return [name for name in done if self.measured(name)]
-
-    def file(self, name: str) -> Path:
-        return self._named(f"-{name}.gguf")
-
-    def result(self, name: str) -> Path:
-        return self._named(f"-{name}.json")
-
-    def measurement(self, name: str) -> Path:
-        return self._named(f"-{name}.measure.json")
-
-    def answered(self, name: str) -> bool:
-        return self.state.of(name).get("answered", False) and self.result(name).is_file()
-
-    def measured(self, name: str) -> bool:
-        return (
-            self.answered(name)
-            and self.state.of(name).get("measured", False)
-            and self.measurement(name).is_file()
-        )
-
-    def converted(self, name: str) -> Path:
-        """The GGUF of a type."""
-        path = self.file(name)
-        if path.is_file() and self.state.of(name).get("sha256") == sha256(path):
-            return path
-        matrix = None if name in _FLOATS else self.matrix()
-        self.state.note(name, {"begun": True})
-        self._say(f"{path}: converting")
-        done = convert(
-            self.source,
-            quant=name,
-            out=path,
-            imatrix=matrix,
-            threads=self.loading.threads,
-            say=self.say,
-            hub=HubOptions(self.options.revision, self.options.offline),
-            force=self.options.force,
-        )
-        for warning in (*done.warnings, *done.template.warnings):
-            self._say(f"note: {warning}")
-        self.state.note(name, {"sha256": done.sha256, "n_bytes": done.n_bytes})
-        return path
-
-    def answer(self, name: str) -> Path:
-        """The result of a type."""
-        result = self.result(name)
-        if not self.answered(name):
-            model = self.converted(name)
-            self._say(f"{result}: answering")
-            forget_peak_memory()  # that of earlier stages
-            evaluate(
-                model,
-                self.replay,
-                result,
-                skip_too_long=self.options.skip_too_long,
-                answering=self.answering,
-                loading=with_tuned(model, self.loading, measures=True),
-                force=self.options.force,
-                say=self.say,
-            )
-            self.state.note(name, {"answered": True})
-        return result
-
-    def scores(self) -> Path:
-        """The file with the base's distributions."""
-        if not self._scores.is_file():
-            model = self.converted(self.base)
-            self._say(f"{self._scores}: reading the base's distributions")
-            self.state.note(self.base, {"read": True})
-            base_scores(
-                model,
-                self._scores,
-                replay=self.replay,
-                chosen=Chosen(self.options.skip_too_long),
-                loading=with_tuned(model, self._reading, measures=True),
-                say=self.say,
-            )
-        return self._scores
-
-    def matrix(self) -> Path | None:
-        """The importance matrix of the base; None if there are no rows for it."""
-        rows = self.options.calibrate_on
-        if rows is None:
-            return None
-        path = self._named(".imatrix")
-        if not (self.state.of(self.base).get("calibrated") and path.is_file()):
-            model = self.converted(self.base)
-            with bar("calibrating", self.say, unit="tokens") as watch:
-                calibrate(
-                    model,
-                    path,
-                    rows=rows,
-                    threads=self.loading.threads,
-                    gpu_layers=self.loading.gpu_layers or 0,
-                    force=self.options.force,
-                    progress=watch,
-                )
-            self.state.note(self.base, {"calibrated": True})
-        return path
-
-    def measure(self, name: str) -> Path:
-        """The measurement of a type against the base."""
-        found = self.measurement(name)
-        if not self.measured(name):
-            scores, model = self.scores(), self.converted(name)
-            self._say(f"{found}: measuring")
-            measure(
-                model,
-                found,
-                base=scores,
-                replay=self.replay,
-                chosen=Chosen(self.options.skip_too_long),
-                loading=with_tuned(model, self._reading, measures=True),
-                force=self.options.force,
-                say=self.say,
-            )
-            self.state.note(name, {"measured": True})
-        return found
-
-    def candidates(self, names: Sequence[str]) -> list[Candidate]:
-        """The figures by which a file is chosen."""
-        found = []
-        for name, part in zip(
-            names, compare(list(map(self.result, names)), self.result(self.base)).parts, strict=True
-        ):
-            score = next(figure for figure in part.figures if figure.name == "score")
-            kl = json.loads(self.measurement(name).read_text(encoding="utf-8"))["aggregate"]["kl_mean"]
-            found.append(
-                Candidate(
-                    name,
-                    self.state.of(name)["n_bytes"],
-                    score.ours,
-                    -(score.difference or 0.0),
-                    None if score.high is None else -score.high,
-                    None if score.low is None else -score.low,
-                    kl,
-                )
-            )
-        return found
-
-    @property
-    def _scores(self) -> Path:
-        return self._named("-base.scores")
-
-    def _named(self, ending: str) -> Path:
-        return self.place.with_name(self.place.name + ending)
-
-    @property
-    def _reading(self) -> Loading:
-        """The options of a pass that only reads."""
-        return Loading(threads=self.loading.threads, gpu_layers=self.loading.gpu_layers)
-
-    def _say(self, text: str) -> None:
-        if self.say is not None:
-            self.say(text)
-
-    def keep(self, names: Iterable[str]) -> None:
-        """Note that the GGUFs of these types are for the user, and name those that an earlier sweep left."""
-        for name in names:
-            if not self.state.of(name).get("kept"):
-                self.state.note(name, {"kept": True})
-        for name in sorted(self.state.stored["stages"].keys() - set(names)):
-            if self.state.of(name).get("kept") and self.file(name).is_file():
-                self._say(f"{self.file(name)}: stays; an earlier sweep chose or kept it")
-
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove the GGUFs of these types that the sweep wrote, but none that was chosen or kept."""
-        for name in names:
-            if self.state.removable(name, self.file(name)):
-                self.file(name).unlink()
+def _frontier(work: Stages, names: Sequence[str]) -> str:
+    """A table of the files of one size in each row: llama.cpp's type, the searched file, and the ratio of their KL."""
+    rows: list[tuple[int, tuple[str, ...]]] = []
+    for name in names:
+        auto = AUTO + name
+        if auto not in names:
+            continue
+        (one, _), (other, bounds) = work.divergence(name), work.divergence(auto)
+        within = "" if bounds is None else f" ({bounds[0]:.2g} to {bounds[1]:.2g})"
+        ratio = f"{other / one:.2f}" if one else "–"
+        n_bytes, mine = work.state.of(name)["n_bytes"], work.state.of(auto)["n_bytes"]
+        cells = (name, size(n_bytes), f"{one:.2g}", size(mine), f"{other:.2g}{within}", ratio)
+        rows.append((n_bytes, cells))
+    header = ("type", "size", "mean KL", "auto: size", "mean KL, 95 % interval", "ratio")
+    lines = table(header, [cells for _, cells in sorted(rows)], right=range(1, len(header)))
+    return "\n".join(lines)
 
 
 def _disk_needed(checkpoint: Checkpoint, names: Sequence[str], folder: Path, keep: bool) -> str:
     """The maximum disk space of a sweep, in one line. Raises ConversionError if there is less."""
     weights = sum(tensor.n_bytes for tensor in checkpoint.tensors.values())
     bits = {"F32": 32, "F16": 16, "BF16": 16}[checkpoint.dtype]
-    files = [weights]
+    files, stay = [weights], 0  # searched files stay until the choice
     for name in names:
         number = re.search(r"\d+", name)
         assert number is not None, name
-        files.append(round(weights * (int(number[0]) + (0 if name in _FLOATS else _MORE_BITS)) / bits))
-    needed = sum(files) if keep else max(files)
+        files.append(round(weights * (int(number[0]) + (0 if name in FLOATS else _MORE_BITS)) / bits))
+        stay += files[-1] if name.startswith(AUTO) else 0
+    needed = sum(files) if keep else max(files) + (weights + stay if stay else 0)
     free = free_disk(folder)
     told = (
         f"disk: at most about {size(needed)} of {size(free)} free for the GGUFs"

@@ -244,6 +244,20 @@ def random_small_moe_folder(one_thread: None) -> Path:
 
 
 @pytest.fixture(scope="session")
+def random_two_layers_folder(one_thread: None) -> Path:
+    """A dense layer with a short convolution, and one with attention and experts: little to quantize."""
+    import make_random
+
+    layers = {
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 1,
+        "intermediate_size": 256,
+    }
+    return random_folder("lfm2moe-two", lambda path: make_random.lfm2moe(path, **layers))
+
+
+@pytest.fixture(scope="session")
 def terminus() -> Any:
     """An instance of Terminus-2's parser. Its module needs no other part of harbor, which wants Python 3.12."""
     wheels = sorted(WHEELS.glob(f"harbor-{VERSION}-*.whl"))

@@ -331,3 +331,36 @@ def test_a_layer_that_llama_cpp_does_not_run(tmp_path: Path, one_thread: None) -
     (file,) = done.page.parent.glob("*-IQ2_XXS.gguf")
     tensors = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(file).tensors}
     assert tensors["blk.4.attn_q.weight"] == "Q4_K" and tensors["blk.3.attn_q.weight"] == "IQ2_XXS"
+
+
+def test_a_frontier_has_searched_files_beside_the_types(
+    random_two_layers_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The table, the plot and the choice have them; the choice stays, and is the file that was measured."""
+    from edge.formats.gguf import sha256
+
+    two, other = tmp_path / "two.jsonl", tmp_path / "other.jsonl"
+    lines = embedded_rows().read_text().splitlines(keepends=True)
+    two.write_text("".join(lines[:2]))
+    other.write_text(lines[-1])
+    out = tmp_path / "out"
+    options = {"frontier": True, "calibrate_on": other, "budget": 10**9}
+    done = run(random_two_layers_folder, two, out, ["Q4_K_M"], max_tokens=8, **options)
+    cells = [cell.strip() for cell in done.frontier.splitlines()[2].split("|")]
+    auto = read(out / "lfm2moe-two-auto-Q4_K_M.measure.json")["aggregate"]["kl_mean"]
+    plain = read(out / "lfm2moe-two-Q4_K_M.measure.json")["aggregate"]["kl_mean"]
+    assert cells[1] == "Q4_K_M" and cells[6] == f"{auto / plain:.2f}" and auto < plain
+    assert (out / "plots" / "size-kl.png").is_file() and "auto-" in (out / "report.md").read_text()
+    assert done.choice is not None and done.choice.quant == "auto-Q4_K_M" and done.chosen is not None
+    assert sha256(done.chosen) == read(out / "lfm2moe-two-auto-Q4_K_M.json")["model_sha256"]
+    assert sorted(path.name for path in out.glob("*.gguf")) == ["lfm2moe-two-auto-Q4_K_M.gguf"]
+    assert (out / "lfm2moe-two-auto-Q4_K_M.recipe").is_file()
+    # Its GGUF is made again with the same bits, from the choice that the search stored.
+    done.chosen.unlink()
+    again = run(random_two_layers_folder, two, out, ["Q4_K_M"], max_tokens=8, **options)
+    assert again.chosen == done.chosen
+    assert sha256(done.chosen) == read(out / "lfm2moe-two-auto-Q4_K_M.json")["model_sha256"]
+    with pytest.raises(ConversionError, match="a frontier needs replay rows to search with"):
+        run(random_two_layers_folder, two, tmp_path / "x", ["Q4_K_M"], frontier=True)
+    with pytest.raises(ConversionError, match="a frontier needs types whose size it takes"):
+        run(random_two_layers_folder, two, tmp_path / "x", ["F16"], frontier=True, calibrate_on=other)

@@ -95,6 +95,22 @@ def convert(
         str | None,
         typer.Option("--like", metavar="TYPE", help="With --quant auto: no larger than a file of this type."),
     ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            "--speed",
+            metavar="SHARE",
+            help="With --quant auto: at least this share of the tokens a second that llama.cpp's type of this size "
+            "has, such as 0.9 or 1.2. edge times each type on this machine.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPES",
+            help="With --quant auto: ggml types to leave out, separated by commas; iq leaves out all that begin so.",
+        ),
+    ] = None,
     measure: Annotated[
         Path | None,
         typer.Option(
@@ -156,7 +172,8 @@ def convert(
         return _convert_adapter(source, where, quant, out, force=force, quiet=quiet)
     if quant is not None and quant.lower() == AUTO:
         _check_options(command, _NOT_AUTO, "--quant auto chooses the types itself")
-        auto = _Auto((target_size, bpw, like), calibrate, measure, out, threads, force, quiet)
+        limits = (target_size, bpw, like, speed, exclude)
+        auto = _Auto(limits, calibrate, measure, out, threads, force, quiet)
         return auto.convert(source, revision, offline=offline, yes=yes)
     _check_options(command, _AUTO_ONLY, "is for --quant auto")
     overrides = _overrides(tensor_type or [])
@@ -221,12 +238,12 @@ def _tell_replaced(path: Path, replaced: bool) -> None:
 
 
 _MODELS_ONLY = (
-    "imatrix calibrate target_size bpw like measure lora tensor_type recipe output_tensor_type token_embedding_type "
-    "check threads verbose"
+    "imatrix calibrate target_size bpw like speed exclude measure lora tensor_type recipe output_tensor_type "
+    "token_embedding_type check threads verbose"
 ).split()
 
 
-_AUTO_ONLY = "target_size bpw like measure".split()
+_AUTO_ONLY = "target_size bpw like speed exclude measure".split()
 _NOT_AUTO = "imatrix lora tensor_type recipe output_tensor_type token_embedding_type check".split()
 
 
@@ -240,9 +257,9 @@ def _check_options(command: typer.Context, names: Sequence[str], why: str) -> No
 
 @dataclass(frozen=True)
 class _Auto:
-    """The options of `--quant auto`. `wanted`: --size, --bpw and --like."""
+    """The options of `--quant auto`. `wanted`: --size, --bpw, --like, --speed and --exclude."""
 
-    wanted: tuple[str | None, float | None, str | None]
+    wanted: tuple[str | None, float | None, str | None, float | None, str | None]
     calibrate: Path | None
     measure: Path | None
     out: str | None
@@ -255,8 +272,10 @@ class _Auto:
         from edge.cli.defaults import checkpoint_source
         from edge.mixing.run import Target, check_mix, mix
 
-        size_text, bits, like = self.wanted
-        target = Target(None if size_text is None else bytes_of(size_text, "--size"), bits, like)
+        size_text, bits, like, speed, exclude = self.wanted
+        without = () if exclude is None else tuple(exclude.replace(" ", "").split(","))
+        n_bytes = None if size_text is None else bytes_of(size_text, "--size")
+        target = Target(n_bytes, bits, like, speed, without)
         rows = self.calibrate
         if rows is None:
             raise typer.BadParameter("--quant auto needs replay rows to measure on", param_hint="--calibrate")
@@ -278,7 +297,7 @@ class _Auto:
             threads=self.threads,
             say=None if self.quiet else progress_line,
         )
-        _tell(mixed.converted, self.quiet, "auto")
+        _tell(mixed.converted, self.quiet, "auto" if mixed.taken is None else None)
         show(mixed.to_text(source))
 
 

@@ -48,6 +48,13 @@ def sweep(
     same_rows: Annotated[
         bool, typer.Option("--same-rows", help="Allow the same rows in --calibrate and --replay.")
     ] = False,
+    frontier: Annotated[
+        bool,
+        typer.Option(
+            "--frontier",
+            help="For each type, make the best file of its size too, as edge convert --quant auto with --calibrate.",
+        ),
+    ] = False,
     budget: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Choose the best file up to this size, such as 6GB.")
     ] = None,
@@ -97,7 +104,7 @@ def sweep(
     names = [checked_quant(name, "--quants") for name in quants.replace(" ", "").split(",") if name]
     rows = replay or embedded_rows()
     options = SweepOptions(
-        *(reference, calibrate, same_rows, keep, limit, max_loss),
+        *(reference, calibrate, same_rows, frontier, keep, limit, max_loss),
         skip_too_long=skip_too_long,
         force=force,
     )
@@ -116,6 +123,8 @@ def sweep(
         loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
         say=None if quiet else progress_line,
     )
+    if done.frontier:
+        show(done.frontier)
     typer.echo(str(done.page))
     if done.choice is not None:
         show(done.choice.why)

@@ -27,6 +27,7 @@ patching     overwrites weights of a loaded model in memory
 placement    where a model goes and what memory it may use
 memory       the memory that a model takes, from its header
 encode       texts to token ids by the tokenizer of a file or folder
+speed        how fast this machine multiplies with each type
 ggml         quantization kernels of llama.cpp
 types        the type of each tensor in a quantized file
 """

@@ -48,7 +48,9 @@ class Tensor(ctypes.Structure):
     ]
 
 
-class _InitParams(ctypes.Structure):
+class InitParams(ctypes.Structure):
+    """struct ggml_init_params of ggml.h."""
+
     _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
 
 
@@ -82,7 +84,7 @@ def layout() -> _Ggml:
     Raises EdgeError if the installed version has another struct ggml_tensor.
     """
     pointer, number, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
-    init = ggml_function("ggml_init", pointer, _InitParams)
+    init = ggml_function("ggml_init", pointer, InitParams)
     free = ggml_function("ggml_free", None, pointer)
     new = ggml_function("ggml_new_tensor_3d", pointer, pointer, ctypes.c_int, number, number, number)
     name = ggml_function("ggml_set_name", pointer, pointer, ctypes.c_char_p)
@@ -91,7 +93,7 @@ def layout() -> _Ggml:
     multiply_id = ggml_function("ggml_mul_mat_id", pointer, pointer, pointer, pointer, pointer)
     op_name = ggml_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
     overhead = ggml_function("ggml_tensor_overhead", size)
-    context = init(_InitParams(1 << 16, None, False))
+    context = init(InitParams(1 << 16, None, False))
     if not context:
         raise EdgeError("llama.cpp cannot allocate a few tensors: there is no memory left")
     try:

@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _ALIASES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q
 _TENSOR = re.compile(
     r"^\[ *\d+/ *\d+\] +(\S+) +- \[.*\], type = +(\S+), +size = .*?MiB(?: -> .*MiB \((\S+)\))?$", re.MULTILINE
 )
+_END = "\0\n"  # after the log of each file type
 _FALLBACK = re.compile(r"(\d+) of \d+ tensor\(s\) required fallback quantization")
 
 
@@ -83,24 +85,52 @@ def choose_types(
     """
     request = {
         "path": str(header),
-        "ftype": ftype,
+        "ftypes": [ftype],
         "has_imatrix": has_imatrix,
         "output_type": output_type,
         "embedding_type": embedding_type,
         "overrides": list(overrides),
     }
-    child = run_module("edge.llama.types", stdin=json.dumps(request))
+    child = _asked(request)
     if child.returncode:
         reason = _reason(child.stderr, child.returncode)
         if overrides and re.search("regex|expression", reason):  # as C++ libraries name it
-            patterns = ", ".join(pattern for pattern, _ in overrides)
+            if len(overrides) > 1:  # which of them? Each half is tried alone
+                half = len(overrides) // 2
+                for part in (overrides[:half], overrides[half:]):
+                    choose_types(header, ftype, has_imatrix=has_imatrix, overrides=part)
             raise ConversionError(
-                f"{patterns}: is not a regular expression of C++ ({reason}); for a literal character, put \\ before it",
+                f"{overrides[0][0][:100]}: is not a regular expression of C++ ({reason}); for a literal character, put "
+                "\\ before it",
                 option="--tensor-type",
             )
         raise ConversionError(f"llama.cpp cannot quantize it: {reason}")
-    types = {name: (new or old).lower() for name, old, new in _TENSOR.findall(child.stdout)}
-    fallback = _FALLBACK.search(child.stdout)
+    return _types(child.stdout)
+
+
+def choose_each(header: Path, ftypes: Sequence[int]) -> list[Types]:
+    """As choose_types with an importance matrix, for each of several file types, in one process."""
+    request = {
+        "path": str(header),
+        "ftypes": list(ftypes),
+        "has_imatrix": True,
+        "output_type": None,
+        "embedding_type": None,
+        "overrides": [],
+    }
+    child = _asked(request)
+    if child.returncode:
+        raise ConversionError(f"llama.cpp cannot quantize it: {_reason(child.stderr, child.returncode)}")
+    return [_types(log) for log in child.stdout.split(_END)[:-1]]
+
+
+def _asked(request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    return run_module("edge.llama.types", stdin=json.dumps(request))
+
+
+def _types(log: str) -> Types:
+    types = {name: (new or old).lower() for name, old, new in _TENSOR.findall(log)}
+    fallback = _FALLBACK.search(log)
     return Types(types, int(fallback[1]) if fallback else 0)
 
 
@@ -124,7 +154,7 @@ def _main() -> int:
 
     llama_cpp.llama_log_set(report, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.dry_run, params.nthread = request["ftype"], True, 1
+    params.dry_run, params.nthread = True, 1
     if request["output_type"] is not None:
         params.output_tensor_type = request["output_type"]
     if request["embedding_type"] is not None:
@@ -139,7 +169,12 @@ def _main() -> int:
     if request["has_imatrix"]:
         params.imatrix = imatrix
     path = os.fsencode(request["path"])
-    return int(llama_cpp.llama_model_quantize(path, b"", ctypes.byref(params)))
+    for ftype in request["ftypes"]:
+        params.ftype = ftype
+        if status := int(llama_cpp.llama_model_quantize(path, b"", ctypes.byref(params))):
+            return status
+        print(_END, end="")
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+_PRICES = 12  # of a second of time, that are tried
 _STEPS = 40_000  # sizes that the knapsack tells apart, up to the largest
 
 
@@ -22,6 +23,8 @@ class Option:
     measured: float | None = None
     cost: float = 0.0
     """The divergence that the choice counts: measured, or expected from a measured one; set by `priced`."""
+    seconds: float = 0.0
+    """What a token takes in it."""
 
 
 def priced(options: Sequence[Option], factor: float = 1.0) -> list[Option]:
@@ -77,3 +80,47 @@ def choose_types(groups: Mapping[str, Sequence[Option]], n_bytes: int) -> dict[s
         chosen[name] = option
         at -= -(-(option.n_bytes - floor) // step)
     return {name: chosen[name] for name in groups}
+
+
+def choose_fast_types(
+    groups: Mapping[str, Sequence[Option]], n_bytes: int, seconds: float
+) -> dict[str, Option] | None:
+    """As choose_types, with at most so many seconds for a token. None also if no choice of this size is so fast.
+
+    Each second gets a price in nats, and the lowest price that is enough is searched: the best choice or one near it.
+    """
+
+    def priced_at(price: float) -> dict[str, Option] | None:
+        changed = {
+            name: [replace(each, cost=each.cost + price * each.seconds) for each in options]
+            for name, options in groups.items()
+        }
+        found = choose_types(changed, n_bytes)
+        if found is None:
+            return None
+        kinds = {name: each.type for name, each in found.items()}
+        return {
+            name: next(each for each in options if each.type == kinds[name])
+            for name, options in groups.items()
+        }
+
+    best = priced_at(0.0)
+    if best is None or _seconds(best) <= seconds:
+        return best
+    all_options = [option for options in groups.values() for option in options]
+    most = max(option.cost for option in all_options)
+    low, high, best = 0.0, 1e6 * max(most, 1e-12) / max(each.seconds for each in all_options), None
+    if (found := priced_at(high)) is not None and _seconds(found) <= seconds:
+        best = found
+        for _ in range(_PRICES):
+            middle = high / 30 if low == 0 else (low * high) ** 0.5
+            found = priced_at(middle)
+            if found is not None and _seconds(found) <= seconds:
+                best, high = found, middle
+            else:
+                low = middle
+    return best
+
+
+def _seconds(chosen: Mapping[str, Option]) -> float:
+    return sum(option.seconds for option in chosen.values())

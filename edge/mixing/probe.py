@@ -5,6 +5,7 @@ model reads the calibration rows again. llama.cpp computes with the model's own 
 that quantized products add is not in these figures. The measurement of the finished file has it.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,8 +111,13 @@ class Probe:
         self._threads = settings.threads
         self.passes = 0
         self._now: dict[str, int] = {}  # the type that each changed tensor went through
+        self._writing, self._closed = threading.Lock(), False
         self._reader = opened_reader(file, plan, settings, mmap=False)
-        self._weights = Weights(file.path, self._reader.model)
+        try:
+            self._weights = Weights(file.path, self._reader.model)
+        except BaseException:
+            self._reader.close()
+            raise
 
     def divergence(self, types: Mapping[str, int]) -> float:
         """The mean divergence in nats over all positions, if the named tensors go through these ggml types."""
@@ -133,14 +139,18 @@ class Probe:
                 rows = through(number, rows, weights)
             data = rows if tensor.type == "F32" else narrow(rows, tensor.type)
             flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-            self._weights.write(tensor.name, flat, first * row_bytes)
+            with self._writing:
+                if not self._closed:
+                    self._weights.write(tensor.name, flat, first * row_bytes)
 
         with ThreadPoolExecutor(self._threads) as pool:
             for _ in pool.map(work, self.values.blocks(tensor.name)):
                 pass
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model. After Ctrl-C a thread can still have a block: it then writes nothing."""
+        with self._writing:
+            self._closed = True
         self._reader.close()
 
     def __enter__(self) -> Self:
@@ -155,7 +165,16 @@ def mean_divergence(plan: Plan, by_node: NDArray[np.float64]) -> float:
     return float(np.concatenate([by_node[row.nodes] for row in plan.rows]).mean())
 
 
-def file_divergence(path: Path, plan: Plan, scores: Path, settings: Settings) -> float:
-    """The mean divergence of a GGUF from the base whose distributions `scores` has, in nats."""
+def file_divergences(path: Path, plan: Plan, scores: Path, settings: Settings) -> dict[str, list[float]]:
+    """The divergences of a GGUF from the base whose distributions `scores` has, by task.
+
+    For each task their sum in nats, and the number of positions.
+    """
     with opened_reader(read_model_file(path), plan, settings) as reader:
-        return mean_divergence(plan, divergences(reader, plan, BaseFile.read(scores)))
+        by_node = divergences(reader, plan, BaseFile.read(scores))
+    found: dict[str, list[float]] = {}
+    for row in plan.rows:
+        task = found.setdefault(row.key[0], [0.0, 0])
+        task[0] += float(by_node[row.nodes].sum())
+        task[1] += len(row.nodes)
+    return found

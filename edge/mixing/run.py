@@ -5,19 +5,23 @@ matrix, and costs.json with all measurements. There too, while the search runs, 
 distributions. An interrupted search resumes; a search for another size in the same folder measures only what is new.
 """
 
+import json
+import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from edge.conversion.output import output_place
+from edge.conversion.recipe import Recipe
 from edge.convert import Converted, TensorTypes, convert
 from edge.errors import ConversionError, EdgeError, Interrupted
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
-from edge.formats.gguf import ModelFile, read_model_file
+from edge.formats.gguf import RECIPE_COSTS, ModelFile, read_metadata, read_model_file, recall, remember
 from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.imatrix import read_imatrix
+from edge.llama import ggml
 from edge.llama.loading import Loading
 from edge.llama.types import type_name
 from edge.measure.calibrate import calibrate
@@ -25,91 +29,111 @@ from edge.measure.experts import RARE
 from edge.measure.passes import Settings
 from edge.measure.positions import rows_plan
 from edge.measure.run import base_scores, measure
-from edge.mixing.files import Files
-from edge.mixing.groups import make_groups
-from edge.mixing.probe import Probe, Values, file_divergence
-from edge.mixing.search import Search, Types, cost_table, most_metadata, recipe_of, weight_errors, with_types
+from edge.mixing.groups import Group, make_groups
+from edge.mixing.outcome import Mixed
+from edge.mixing.probe import Probe, Values, file_divergences
+from edge.mixing.rivals import Divergences, Measure, Rival, Rivals, better_rival
+from edge.mixing.search import TYPES, Search, cost_table, most_metadata, recipe_of, weight_errors, with_types
 from edge.mixing.sizes import Sizes, standard_types
-from edge.mixing.state import Costs
+from edge.mixing.speed import Speeds, checked_types
+from edge.mixing.state import Costs, StoredChoice
 from edge.replay.provenance import folder_provenance
 from edge.replay.rows import read_rows, rows_sha256, same_rows
 from edge.system.files import whole_file, write_all
 from edge.system.hashes import text_sha256
 from edge.system.locks import sole_user
 from edge.system.machine import free_disk
+from edge.system.outputs import Run, check_output, check_replaced
 from edge.system.progress import bar
-from edge.system.text import counted, size
+from edge.system.text import size
 from edge.version import __version__
 
 __all__ = ["Mixed", "Target", "mix"]
 
 STANDARD = "Q2_K Q3_K_S Q3_K_M Q3_K_L IQ4_XS Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K Q8_0".split()
 """llama.cpp's types that a choice is compared with: the largest that is not larger."""
-_MOST_BITS = 16.0
+_MOST_SPEED = 10.0
+_MOST_BITS, _MOST_BYTES = 16.0, 1 << 50
+_SEARCH = "search"  # what is remembered of an output: the search that wrote it
 
 
 @dataclass(frozen=True)
 class Target:
-    """The size of the file: one of `n_bytes` of the whole file, `bits` per weight, or the file of the type `like`."""
+    """The size of the file: one of `n_bytes` of the whole file, `bits` per weight, or the file of the type `like`.
+
+    `speed`: the least share of the tokens a second of llama.cpp's type of this size, as the products of their types
+    take time on this machine; None if it does not count. `exclude`: types, or their beginnings, that no tensor gets.
+    """
 
     n_bytes: int | None = None
     bits: float | None = None
     like: str | None = None
+    speed: float | None = None
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The size in words: Q4_K_M, 4.6bpw or 5150000000 bytes; then what else counts."""
+        size = f"{self.bits:g}bpw" if self.bits is not None else f"{self.n_bytes} bytes"
+        if self.like is not None:
+            size = type_name(self.like)
+        fast = [] if self.speed is None else [f"speed {self.speed:g}"]
+        without = [] if not self.exclude else [f"without {' '.join(self.exclude)}"]
+        return ", ".join([size, *fast, *without])
 
     def check(self) -> None:
         """Raises ConversionError if not exactly one is given, or if it is out of range."""
         if sum(each is not None for each in (self.n_bytes, self.bits, self.like)) != 1:
             raise ConversionError("--quant auto needs one of --size, --bpw and --like", option="--quant")
+        if self.n_bytes is not None and not 1 <= self.n_bytes <= _MOST_BYTES:
+            raise ConversionError(f"{self.n_bytes:,} bytes: give a size such as 5.15GB", option="--size")
         if self.bits is not None and not 1 <= self.bits <= _MOST_BITS:
             raise ConversionError(f"{self.bits:g} bits per weight: give 1 to {_MOST_BITS:g}", option="--bpw")
         if self.like is not None and type_name(self.like) not in STANDARD:
             raise ConversionError(f"{self.like}: give one of {', '.join(STANDARD)}", option="--like")
+        if self.speed is not None and not 0 < self.speed <= _MOST_SPEED:
+            raise ConversionError(f"{self.speed:g}: give a share such as 0.9 or 1", option="--speed")
+        if set(checked_types(self.exclude, TYPES)) >= set(TYPES) - {"q8_0"}:
+            raise ConversionError("too few types are left to choose from", option="--exclude")
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """A finished search. Divergences are means in nats over the calibration rows.
+class _Files:
+    """The files of a search. `folder`: kept for other sizes."""
 
-    `expected`: the sum of the costs of the groups alone. `together`: measured in memory with all of them. `real`: of
-    the file. `standard`: the name, size and `together` of llama.cpp's type to compare with; None if none is so small.
-    `measured`: the `real` of the file on other rows, and its 95 % interval, if there were any.
-    """
+    out: Path
+    folder: Path
+    given: Path | None = None
+    """The unquantized model, if the caller has one."""
 
-    converted: Converted
-    recipe: Path
-    matrix: Path
-    target: int
-    expected: float
-    together: float
-    real: float
-    standard: tuple[str, int, float] | None
-    measured: tuple[float, tuple[float, float] | None] | None
-    passes: int
-    seconds: float
+    @property
+    def base(self) -> Path:
+        return self.given or self.folder / "base.gguf"
 
-    def to_text(self, source: str) -> str:
-        """What was found, for people. `source`: the checkpoint as it was named, for the command that repeats it."""
-        difference = f"{100 * (self.real / self.together - 1):+.1f} %" if self.together else "no"
-        lines = [
-            f"mean KL divergence on the calibration rows: {self.real:.3g} nats a token in the file; "
-            f"{self.together:.3g} in memory (difference {difference}), {self.expected:.3g} as the sum of the costs",
-        ]
-        if self.standard is not None:
-            name, n_bytes, kl = self.standard
-            lines.append(
-                f"{name} with the same matrix has {size(n_bytes)} and {kl:.3g} in memory: "
-                f"this file has {self.together / kl:.2f} of that"
-            )
-        if self.measured is not None:
-            kl, bounds = self.measured
-            within = "" if bounds is None else f" (95 % interval {bounds[0]:.3g} to {bounds[1]:.3g})"
-            lines.append(f"on the rows of --measure: {kl:.3g}{within}")
-        lines += [
-            f"{counted(self.passes, 'measurement')} in {self.seconds:.0f} s; the types: {self.recipe}",
-            f"the same file again: edge convert {source} --recipe {self.recipe} --imatrix {self.matrix} "
-            f"--quant {self.converted.quant}",
-        ]
-        return "\n".join(lines)
+    @property
+    def scores(self) -> Path:
+        return self.folder / "base.scores"
+
+    @property
+    def matrix(self) -> Path:
+        return self.folder / "calibration.imatrix"
+
+    @property
+    def rival(self) -> Path:
+        return self.folder / "rival.gguf"
+
+    @property
+    def recipe(self) -> Path:
+        return self.out.with_suffix(".recipe")
+
+    @property
+    def measured(self) -> Path:
+        return self.out.with_suffix(".measure.json")
+
+    def remove_large(self) -> None:
+        """Remove the unquantized model, its distributions, and what an interruption left of llama.cpp's type."""
+        for path in (self.folder / "base.gguf", self.scores, self.rival):
+            path.unlink(missing_ok=True)
 
 
 def check_mix(target: Target, rows: str | Path, measure_on: str | Path | None, out: str | Path | None) -> str:
@@ -131,6 +155,7 @@ def mix(
     *,
     out: str | Path | None = None,
     measure_on: str | Path | None = None,
+    base: Path | None = None,
     hub: HubOptions = NEWEST,
     force: bool = False,
     threads: int | None = None,
@@ -139,15 +164,15 @@ def mix(
     """Convert a checkpoint to the file of a size that diverges least from it on calibration `rows`.
 
     `rows`: replay rows; also the importance matrix is made from them. `measure_on`: other rows, on which the finished
-    file is measured; the measurement JSON is OUT.measure.json. `out`, `hub`, `force`, `threads`, `say`: as in convert.
+    file is measured; the measurement JSON is OUT.measure.json. `base`: the checkpoint in its own dtype as a GGUF, if
+    there is one; it stays. `out`, `hub`, `force`, `threads`, `say`: as in convert.
 
     Raises what converting, calibrating and measuring raise, and Interrupted with a line that says how to resume.
     """
     begin = time.monotonic()
     calibration = check_mix(target, rows, measure_on, out)
     checkpoint = open_checkpoint(source, revision=hub.revision, offline=hub.offline)
-    name = f"{checkpoint.name}-auto-{_shown(target)}"
-    place, _ = output_place(out, f"{name}.gguf")
+    place, _ = output_place(out, f"{checkpoint.name}-auto-{re.sub('[ ,]+', '-', target.name)}.gguf")
     settings: dict[str, str | int | None] = {
         "edge": __version__,
         "llama-cpp-python": version("llama-cpp-python"),
@@ -155,11 +180,10 @@ def mix(
         "rows_sha256": calibration,
     }
     key = str(text_sha256(repr(sorted(settings.items()))))[:8]
-    files = Files(place, place.parent / f"{checkpoint.name}-costs-{key}", _shown(target))
-    files.check([rows, measure_on, checkpoint.folder])
-    if not force:
-        files.check_replaced(Costs.open(files.costs, settings), measures=measure_on is not None)
-    work = _Work(source, checkpoint, target, Path(rows), files, hub, threads, say)
+    files = _Files(place, place.parent / f"{checkpoint.name}-costs-{key}", base)
+    run = {**settings, "size": target.name}
+    _check_outputs(files, [rows, measure_on, base, checkpoint.folder], run, force)
+    work = _Work(source, checkpoint, target, Path(rows), files, hub, run, force, threads, say)
     work.check_disk()
     with sole_user(files.folder, "edge convert --quant auto", error=ConversionError):
         try:
@@ -173,10 +197,22 @@ def mix(
             raise Interrupted("interrupted; run the same command again to resume") from None
 
 
-def _shown(target: Target) -> str:
-    if target.like is not None:
-        return type_name(target.like)
-    return f"{target.bits:g}bpw" if target.bits is not None else size(target.n_bytes or 0).replace(" ", "")
+def _check_outputs(files: _Files, inputs: Sequence[str | Path | None], run: Run, force: bool) -> None:
+    """Raises ConversionError, before the search, for an output that is an input, or a file of another run or kind."""
+    for path in (files.out, files.recipe, files.measured):
+        check_output(path, inputs, error=ConversionError, streams=False)
+    if files.recipe == files.out:
+        raise ConversionError(f"{files.out}: is the name of a recipe: choose another name with --out")
+
+    def before(path: Path) -> Run:
+        if (written := recall(path, _SEARCH)) is not None:
+            named: dict[str, object] = json.loads(written)
+            return named
+        auto = files.out.is_file() and RECIPE_COSTS in read_metadata(files.out)
+        return run if auto else {}  # convert compares the recipes
+
+    for path, kind in ((files.out, "a GGUF"), (files.recipe, "a recipe")):
+        check_replaced(path, run, before, kind=kind, force=force, error=ConversionError)
 
 
 @dataclass(frozen=True)
@@ -187,20 +223,24 @@ class _Work:
     checkpoint: Checkpoint
     target: Target
     rows: Path
-    files: Files
+    files: _Files
     hub: HubOptions
+    named: Run
+    """The search, as it is remembered of the output."""
+    force: bool
     threads: int | None
     out_say: Callable[[str], None] | None
 
     def run(self, settings: Mapping[str, str | int | None], measure_on: Path | None, begin: float) -> Mixed:
         files, reading = self.files, Settings.checked(Loading(threads=self.threads))
-        costs = Costs.open(files.costs, settings)
+        costs = Costs.open(files.folder / "costs.json", settings)
         file = self._base()
         plan = rows_plan(file, self.rows)
         one_pass = self._scores()
         matrix = read_imatrix(self._matrix())
         sizes = Sizes.of(files.base, matrix.metadata(str(files.matrix)))
-        changed = standard_types(files.base, "Q8_0")
+        standard = standard_types(files.base, STANDARD)
+        changed = standard["Q8_0"]
         groups = tuple(make_groups(tensor for tensor in sizes.tensors if tensor.name in changed))
         unknown = sum(not costs.alone(group.name) for group in groups)
         self._say(
@@ -213,26 +253,76 @@ class _Work:
             if group.name not in costs.stored["errors"]:
                 costs.add_errors(group.name, weight_errors(group, values))
         with Probe(file, values, plan, files.scores, reading) as probe:
-            search = Search(groups, sizes, costs, probe.divergence, self.checkpoint.dtype.lower(), self._say)
-            found = _searched(search, self.target, files.base)
+            own = self.checkpoint.dtype.lower()
+            search = Search(
+                *(groups, sizes, costs, probe.divergence, own, self._say),
+                exclude=checked_types(self.target.exclude, TYPES),
+            )
+            found = costs.choice(self.target.name)
+            if found is None:
+                others = {number for types in standard.values() for number in types.values()}
+                found = _searched(search, self.target, standard, self._speeds(groups, own, others, reading))
+                costs.add_choice(self.target.name, found)
             passes = probe.passes
-        converted = self._write(search, found, costs)
-        real = file_divergence(files.out, plan, files.scores, reading)
+        ended = self._best_file(
+            search, found, lambda path: file_divergences(path, plan, files.scores, reading)
+        )
         measured = None if measure_on is None else self._measured(measure_on)
         files.remove_large()
         return Mixed(
-            converted,
-            files.recipe,
-            files.matrix,
-            found.target,
-            found.expected,
-            found.together,
-            real,
-            found.standard,
-            measured,
-            passes,
-            time.monotonic() - begin,
+            converted=ended.converted,
+            recipe=files.recipe if ended.taken is None else None,
+            matrix=files.matrix,
+            target=found["target"],
+            expected=found["expected"],
+            together=found["together"],
+            real=ended.mixture,
+            rivals=ended.rivals,
+            taken=ended.taken,
+            measured=measured,
+            passes=passes,
+            seconds=time.monotonic() - begin,
         )
+
+    def _speeds(
+        self, groups: Sequence[Group], own: str, numbers: set[int], reading: Settings
+    ) -> Speeds | None:
+        """What types take on this machine: those of a search, and `numbers`. None if it does not count."""
+        if self.target.speed is None:
+            return None
+        kinds = {*TYPES, own, *(ggml.type_name(number).lower() for number in numbers)}
+        speeds = Speeds.measured(self.files.base, groups, sorted(kinds), reading.threads)
+        for line in speeds.to_text():
+            self._say(line)
+        return speeds
+
+    def _best_file(self, search: Search, found: StoredChoice, divergences: Measure) -> "_Ended":
+        """Write the mixture, or llama.cpp's type of this size if the mixture gains too little."""
+        files, costs = self.files, search.costs
+        rivals: list[Rival] = []
+        if found["standard"] is not None:
+            how = Rivals(
+                *(self.source, files.rival, files.matrix, self.hub, self.threads, costs, divergences),
+                say=self.out_say,
+            )
+            rivals = how.measured(found["standard"], found["target"])
+        recipe = recipe_of(search.groups, found["types"], found["costs"])
+        name = str(text_sha256(json.dumps(recipe.metadata)))
+        converted = None
+        if (known := costs.file(name)) is None:
+            converted = self._write(recipe, found)
+            known = {"n_bytes": converted.n_bytes, "by_task": divergences(files.out)}
+            costs.add_file(name, known)
+        mixture = Divergences(known["by_task"])
+        if (taken := better_rival(mixture, rivals)) is not None:
+            converted = self._take(taken)
+        return _Ended(converted or self._write(recipe, found), mixture, tuple(rivals), taken)
+
+    def _take(self, rival: Rival) -> Converted:
+        """Write a file of llama.cpp's type. A recipe beside it would be of another file."""
+        converted = self._converted(rival.quant, self.files.matrix if rival.matrix else None)
+        self.files.recipe.unlink(missing_ok=True)
+        return converted
 
     def check_disk(self) -> None:
         weights = sum(tensor.n_bytes for tensor in self.checkpoint.tensors.values())
@@ -243,10 +333,7 @@ class _Work:
         )
         self._say(told)
         if 2 * weights > free:
-            raise ConversionError(
-                f"{self.files.out.parent}: {size(free)} free on this disk, about {size(2 * weights)} needed for the "
-                "unquantized model and the output; choose another --out"
-            )
+            raise ConversionError(f"{self.files.folder}: {told.removeprefix('disk: ')}: choose another --out")
 
     def _base(self) -> ModelFile:
         if not self.files.base.is_file():
@@ -277,27 +364,35 @@ class _Work:
                 )
         return self.files.matrix
 
-    def _write(self, search: Search, found: "_Found", costs: Costs) -> Converted:
-        """The file, and its recipe. Raises ConversionError if it is larger than the target."""
-        recipe = recipe_of(search.groups, found.types, found.table)
-        costs.add_output(self.files.out.name, self.files.size, recipe.text)
-        converted = convert(
-            self.source,
-            quant=found.quant,
-            out=self.files.out,
-            imatrix=self.files.matrix,
-            tensor_types=TensorTypes(recipe=recipe),
-            hub=self.hub,
-            force=True,  # checked before the search
-            threads=self.threads,
-            say=self.out_say,
-        )
-        if converted.n_bytes > found.target:
+    def _write(self, recipe: Recipe, found: StoredChoice) -> Converted:
+        """The mixture, and its recipe. Raises ConversionError if it is larger than the target."""
+        converted = self._converted(found["quant"], self.files.matrix, recipe)
+        if converted.n_bytes > found["target"]:
             raise ConversionError(
-                f"{self.files.out}: has {converted.n_bytes:,} bytes, not at most {found.target:,}: report this"
+                f"{self.files.out}: has {converted.n_bytes:,} bytes, not at most {found['target']:,}: report this"
             )
         with whole_file(self.files.recipe) as (_, descriptor):
             write_all(descriptor, recipe.text.encode())
+        remember(self.files.recipe, _SEARCH, json.dumps(self.named))
+        return converted
+
+    def _converted(self, quant: str, matrix: Path | None, recipe: Recipe | None = None) -> Converted:
+        out = self.files.out
+        mine = (
+            out.is_file() and recall(out, _SEARCH) is not None
+        )  # of this search: that was checked before it
+        converted = convert(
+            self.source,
+            quant=quant,
+            out=out,
+            imatrix=matrix,
+            tensor_types=None if recipe is None else TensorTypes(recipe=recipe),
+            hub=self.hub,
+            force=self.force or mine,
+            threads=self.threads,
+            say=self.out_say,
+        )
+        remember(out, _SEARCH, json.dumps(self.named))
         return converted
 
     def _measured(self, rows: Path) -> tuple[float, tuple[float, float] | None]:
@@ -308,7 +403,7 @@ class _Work:
             base=self.files.base,
             replay=rows,
             loading=Loading(threads=self.threads),
-            force=True,  # checked before the search
+            force=self.force,
             say=self.out_say,
         )
         low, high = result["intervals"].get("kl_mean", (None, None))
@@ -321,22 +416,20 @@ class _Work:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The choice: `quant` is what the metadata's file type says, that of the nearest standard type."""
+class _Ended:
+    """The output. `mixture`: of the mixture's file. `rivals`, `taken`: as in Mixed."""
 
-    types: Types
-    table: dict[str, object]
-    expected: float
-    together: float
-    target: int
-    quant: str
-    standard: tuple[str, int, float] | None
+    converted: Converted
+    mixture: Divergences
+    rivals: tuple[Rival, ...]
+    taken: Rival | None
 
 
-def _searched(search: Search, target: Target, base: Path) -> _Found:
-    """The best choice for a target, after all measurements."""
+def _searched(
+    search: Search, target: Target, standard: Mapping[str, Mapping[str, int]], speeds: Speeds | None
+) -> StoredChoice:
+    """The best choice for a target, after all measurements. `standard`: the types of llama.cpp's files."""
     sizes = search.sizes
-    standard = {quant: standard_types(base, quant) for quant in STANDARD}
     whole = {quant: sizes.before() + sizes.data(types) for quant, types in standard.items()}
     before = sizes.before(most_metadata(search.groups))
     if target.like is not None:
@@ -346,26 +439,25 @@ def _searched(search: Search, target: Target, base: Path) -> _Found:
     else:
         n_bytes = target.n_bytes or 0
     room = n_bytes - before
+    quant = max(
+        (each for each in STANDARD if whole[each] <= n_bytes), key=lambda each: whole[each], default=None
+    )
+    if speeds is not None and target.speed is not None:
+        limit = speeds.of_types(search.groups, standard[quant or STANDARD[0]]) / target.speed
+        search = replace(search, speeds=speeds, seconds=limit)
     search.begin(8 * room / sizes.n_params)
     chosen = search.refine(room)
     best, together = chosen, search.of_choice(with_types(chosen))
     corrected = search.choose(room, search.factors(with_types(chosen), chosen))
     if (other := search.of_choice(with_types(corrected))) < together:
         best, together = corrected, other
-    quant = max(
-        (each for each in STANDARD if whole[each] <= n_bytes), key=lambda each: whole[each], default=None
-    )
-    compared = None
-    if quant is not None:
-        kl = search.together(standard[quant], {"standard": quant})
-        compared = (quant, whole[quant], kl)
     best = search.plain(best)
-    return _Found(
-        with_types(best),
-        cost_table(best, together),
-        sum(option.cost for option in best.values()),
-        together,
-        n_bytes,
-        quant or STANDARD[0],
-        compared,
-    )
+    return {
+        "types": with_types(best),
+        "costs": cost_table(best, together),
+        "expected": sum(option.cost for option in best.values()),
+        "together": together,
+        "target": n_bytes,
+        "quant": quant or STANDARD[0],
+        "standard": quant,
+    }

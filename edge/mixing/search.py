@@ -9,12 +9,13 @@ from edge.conversion.recipe import Recipe
 from edge.errors import ConversionError
 from edge.formats.gguf import RECIPE, RECIPE_COSTS
 from edge.llama import ggml
-from edge.mixing.choice import Option, choose_types, priced
+from edge.mixing.choice import Option, choose_fast_types, choose_types, priced
 from edge.mixing.groups import Group
 from edge.mixing.probe import Values
 from edge.mixing.sizes import Sizes, padded, tensor_bytes
+from edge.mixing.speed import Speeds
 from edge.mixing.state import Costs, WeightErrors
-from edge.system.text import size
+from edge.system.text import counted, size
 
 TYPES = ("iq2_xs iq2_s q2_k iq3_xxs iq3_s q3_k iq4_xs iq4_nl q4_k q5_k q5_0 q5_1 q6_k q8_0").split()
 """The ggml types that a search chooses from, beside the model's own."""
@@ -44,17 +45,25 @@ class Search:
     divergence: Callable[[Mapping[str, int]], float]
     own: str
     say: Say
+    exclude: tuple[str, ...] = ()
+    """Types that no group gets."""
+    speeds: Speeds | None = None
+    """What types take on this machine, if that counts."""
+    seconds: float = 0.0
+    """The most that a token may take, if `speeds` is given."""
 
     def options(self, group: Group, factor: float = 1.0) -> list[Option]:
         """The types that a group may have, with their sizes, errors and costs."""
         errors, alone = self.costs.stored["errors"][group.name], self.costs.alone(group.name)
-        careful = {kind: each for kind, each in errors.items() if each["rare"] <= RARE_ERROR}
-        found = [
-            Option(kind, _bytes(group, kind), each["weighted"], alone.get(kind))
-            for kind, each in (careful or errors).items()
-        ]
-        found.append(Option(self.own, _bytes(group, self.own), 0.0, 0.0))
-        return priced(found, factor) if alone else found
+
+        def option(kind: str, error: float, measured: float | None) -> Option:
+            seconds = 0.0 if self.speeds is None else self.speeds.seconds(group, kind)
+            return Option(kind, _bytes(group, kind), error, measured, seconds=seconds)
+
+        found = [option(kind, each["weighted"], alone.get(kind)) for kind, each in careful(errors).items()]
+        found.append(option(self.own, 0.0, 0.0))
+        known = priced(found, factor) if alone else found  # an excluded type can be the one that was measured
+        return [each for each in known if each.type not in self.exclude]
 
     def measure(self, group: Group, kind: str) -> None:
         """Measure what a group alone costs in a type, unless that is known."""
@@ -91,6 +100,8 @@ class Search:
             if self.costs.alone(group.name):
                 continue
             options = [each for each in self.options(group) if each.error > 0]
+            if not options:  # all its types are excluded
+                continue
             nearest = min(options, key=lambda each: abs(8 * each.n_bytes / _values(group) - bits))
             self.say(f"{i} of {len(self.groups)}: {group.name} in {nearest.type}")
             self.measure(group, nearest.type)
@@ -102,11 +113,26 @@ class Search:
         options = {
             group.name: self.options(group, (factors or {}).get(group.kind, 1.0)) for group in self.groups
         }
-        chosen = choose_types(options, room)
+        if self.speeds is None:
+            chosen = choose_types(options, room)
+        else:
+            chosen = choose_fast_types(options, room, self.seconds)
+            if chosen is None and choose_types(options, room) is not None:
+                raise ConversionError(
+                    "no choice of this size is so fast: give a smaller share", option="--speed"
+                )
         if chosen is None:
             least = sum(min(each.n_bytes for each in some) for some in options.values())
+            held = sum(
+                careful(errors).keys() != errors.keys() for errors in self.costs.stored["errors"].values()
+            )
+            why = (
+                f" ({counted(held, 'group')} with an expert that the calibration rows hardly use keep larger types: "
+                "more rows can help)"
+            )
             raise ConversionError(
-                f"the smallest choice of types has {size(least - room + n_bytes)} of data: give a larger size",
+                f"the smallest choice of types has {size(least - room + n_bytes)} of data: give a larger size"
+                + (why if held else ""),
                 option="--size",
             )
         return chosen
@@ -153,6 +179,11 @@ class Search:
         return found
 
 
+def careful(errors: Mapping[str, WeightErrors]) -> Mapping[str, WeightErrors]:
+    """The types of a group that are fine enough for its rarely seen experts; all types if none is."""
+    return {kind: each for kind, each in errors.items() if each["rare"] <= RARE_ERROR} or errors
+
+
 def weight_errors(group: Group, values: Values) -> dict[str, WeightErrors]:
     """The errors of a group's weights in each type that it may have."""
     found: dict[str, WeightErrors] = {}
@@ -174,26 +205,26 @@ def weight_errors(group: Group, values: Values) -> dict[str, WeightErrors]:
     return found
 
 
-def recipe_of(groups: Sequence[Group], types: Types, costs: Mapping[str, object]) -> Recipe:
+def recipe_of(groups: Sequence[Group], types: Types, costs: str) -> Recipe:
     """The recipe of a choice, with the table of its costs."""
-    lines = tuple((group.pattern, types[group.name]) for group in groups)
-    return Recipe(lines, json.dumps(costs, ensure_ascii=False, separators=(",", ":")))
+    return Recipe(tuple((group.pattern, types[group.name]) for group in groups), costs)
 
 
-def cost_table(chosen: Mapping[str, Option], together: float) -> dict[str, object]:
-    """What the metadata says of a choice: the type of each group, and its cost in nats."""
+def cost_table(chosen: Mapping[str, Option], together: float) -> str:
+    """What the metadata says of a choice: the type of each group, and its cost in nats. As JSON."""
+    return _table(chosen, sum(option.cost for option in chosen.values()), together)
+
+
+def _table(chosen: Mapping[str, Option], expected: float, together: float) -> str:
     rows = {name: [option.type, float(f"{option.cost:.3e}")] for name, option in chosen.items()}
-    expected = sum(option.cost for option in chosen.values())
-    return {"expected": float(f"{expected:.3e}"), "together": float(f"{together:.3e}"), "groups": rows}
+    costs = {"expected": float(f"{expected:.3e}"), "together": float(f"{together:.3e}"), "groups": rows}
+    return json.dumps(costs, ensure_ascii=False, separators=(",", ":"))
 
 
 def most_metadata(groups: Sequence[Group]) -> tuple[tuple[str, str], ...]:
     """The longest metadata that a recipe of these groups can have."""
-    longest = Option(_LONGEST_TYPE, 0, 0.0, cost=_LONGEST_COST)
-    table = cost_table({group.name: longest for group in groups}, _LONGEST_COST)
-    recipe = recipe_of(
-        groups, {group.name: _LONGEST_TYPE for group in groups}, {**table, "expected": _LONGEST_COST}
-    )
+    longest = {group.name: Option(_LONGEST_TYPE, 0, 0.0, cost=_LONGEST_COST) for group in groups}
+    recipe = recipe_of(groups, with_types(longest), _table(longest, _LONGEST_COST, _LONGEST_COST))
     return ((RECIPE, recipe.text), (RECIPE_COSTS, recipe.costs))
 
 

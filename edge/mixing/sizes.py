@@ -1,6 +1,6 @@
 """Exact sizes of quantized files, before they are written: header, metadata, padding and data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from edge.errors import ConversionError
 from edge.formats.gguf import TensorInfo, read_layout
 from edge.llama import ggml
-from edge.llama.types import FTYPES, choose_types
+from edge.llama.types import FTYPES, choose_each
 
 _ALIGNMENT = 32  # of the data of each tensor
 
@@ -57,12 +57,18 @@ def tensor_bytes(tensor: TensorInfo, number: int) -> int:
     return prod(tensor.shape[1:]) * ggml.row_bytes(number, tensor.shape[0])
 
 
-def standard_types(base: Path, quant: str) -> dict[str, int]:
-    """The ggml type of each tensor that llama.cpp changes in a file of the type `quant`, made with a matrix."""
-    chosen = choose_types(base, FTYPES[quant], has_imatrix=True).types
+def standard_types(base: Path, quants: Sequence[str]) -> dict[str, dict[str, int]]:
+    """The ggml type of each tensor that llama.cpp changes, in files of the types `quants`, made with a matrix."""
+    chosen = {
+        quant: each.types
+        for quant, each in zip(quants, choose_each(base, [FTYPES[quant] for quant in quants]), strict=True)
+    }
     own = {tensor.name: tensor.type.lower() for tensor in read_layout(base, "")[0]}
-    if chosen.keys() != own.keys():
+    if any(types.keys() != own.keys() for types in chosen.values()):
         raise ConversionError(
             "the installed llama-cpp-python does not report which types it chooses; install 0.3.36"
         )
-    return {name: ggml.types()[kind] for name, kind in chosen.items() if kind != own[name]}
+    return {
+        quant: {name: ggml.types()[kind] for name, kind in types.items() if kind != own[name]}
+        for quant, types in chosen.items()
+    }

@@ -26,13 +26,32 @@ class WeightErrors(TypedDict):
     """The largest relative error of an expert that the calibration saw rarely; 0 without one."""
 
 
-class Output(TypedDict):
-    """A file that a search wrote, or is writing."""
+class MeasuredFile(TypedDict):
+    """A real file, measured on the calibration rows."""
 
-    size: str
-    """The size that the search was for, such as 4.5bpw."""
-    recipes: list[str]
-    """SHA-256 of the text of each recipe that the search chose for it."""
+    n_bytes: int
+    """Its size."""
+    by_task: dict[str, list[float]]
+    """The sum of its KL divergences in nats, and the number of positions; by task."""
+
+
+class StoredChoice(TypedDict):
+    """What a search for one size chose: the same command again makes the same file."""
+
+    types: dict[str, str]
+    """The type of each group."""
+    costs: str
+    """The table of its costs, as in the metadata of the file."""
+    expected: float
+    """The sum of the costs in nats."""
+    together: float
+    """The divergence of all of them together, in memory."""
+    target: int
+    """The most bytes of the file."""
+    quant: str
+    """The file type in the metadata."""
+    standard: str | None
+    """The largest of llama.cpp's types that is not larger; null if none is so small."""
 
 
 class StoredCosts(TypedDict):
@@ -48,8 +67,10 @@ class StoredCosts(TypedDict):
     """The mean KL divergence in nats if only this group has this type; by group, then by type."""
     joint: dict[str, float]
     """The same of whole choices, by the SHA-256 of their types."""
-    outputs: NotRequired[dict[str, Output]]
-    """The GGUFs of these searches, by the name of the file, which is beside the folder."""
+    choices: NotRequired[dict[str, StoredChoice]]
+    """What was chosen, by size."""
+    files: NotRequired[dict[str, MeasuredFile]]
+    """Real files: llama.cpp's types by their name, choices by the SHA-256 of their recipe and costs."""
 
 
 @dataclass
@@ -100,20 +121,24 @@ class Costs:
         self.stored["joint"][_key(types)] = value
         self._write()
 
-    def add_errors(self, group: str, errors: dict[str, WeightErrors]) -> None:
-        self.stored["errors"][group] = errors
+    def file(self, name: str) -> MeasuredFile | None:
+        """A measured file by its name in costs.json; None if it was not measured."""
+        return self.stored.get("files", {}).get(name)
+
+    def add_file(self, name: str, measured: MeasuredFile) -> None:
+        self.stored["files"] = {**self.stored.get("files", {}), name: measured}
         self._write()
 
-    def output(self, name: str) -> Output | None:
-        """What is known of the GGUF of this name; None if no search wrote it."""
-        return self.stored.get("outputs", {}).get(name)
+    def choice(self, wanted: str) -> StoredChoice | None:
+        """What was chosen for a size; None if that search did not end."""
+        return self.stored.get("choices", {}).get(wanted)
 
-    def add_output(self, name: str, size: str, recipe: str) -> None:
-        """Note that the GGUF of this name gets this recipe: before it is written."""
-        before = self.output(name)
-        digest = str(text_sha256(recipe))
-        recipes = [] if before is None else [one for one in before["recipes"] if one != digest]
-        self.stored.setdefault("outputs", {})[name] = {"size": size, "recipes": [*recipes, digest]}
+    def add_choice(self, wanted: str, choice: StoredChoice) -> None:
+        self.stored["choices"] = {**self.stored.get("choices", {}), wanted: choice}
+        self._write()
+
+    def add_errors(self, group: str, errors: dict[str, WeightErrors]) -> None:
+        self.stored["errors"][group] = errors
         self._write()
 
     def _write(self) -> None:

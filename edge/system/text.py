@@ -111,7 +111,7 @@ def size(n_bytes: float, digits: int = 1) -> str:
 
 def parsed_size(text: str) -> int | None:
     """The bytes of a size such as 6GB, 800MB, 5.5GiB or 100; None if it is not one."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?|)B?", text.strip().upper())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?)\s*([KMG]I?|)B?", text.strip().upper())
     return None if match is None else int(float(match[1]) * _UNITS[match[2]])
 
 

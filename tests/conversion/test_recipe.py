@@ -76,6 +76,11 @@ def test_inspect_shows_the_lines(made: Path) -> None:
         (b"\xff\xfe", "it is not UTF-8 text (byte 0)"),
         (b"attn_q=q9_k", "q9_k is not a ggml type"),
         (b"nothing=q6_k", "is a recipe for another model"),
+        (
+            b"attn_q=q6_k attn_[[qk]]=q6_k ffn_(=q4_k token=q8_0",
+            "x.recipe: ffn_(: is not a regular expression of C++",
+        ),
+        (b"attn_[[qk]]=q6_k", "is a recipe for another model"),  # Python warns of such a pattern
     ],
 )
 def test_a_wrong_recipe_is_refused(
@@ -88,6 +93,16 @@ def test_a_wrong_recipe_is_refused(
         convert(random_small_moe_folder, out=tmp_path / "x.gguf", tensor_types=types, check=False)
     assert problem in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_pattern_that_python_cannot_read_is_llama_cpps_business(
+    random_two_layers_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.recipe"
+    path.write_text("(" * 2000 + "attn_q" + ")" * 2000 + "=q8_0")
+    types = TensorTypes(recipe=read_recipe(path))
+    done = convert(random_two_layers_folder, out=tmp_path / "x.gguf", tensor_types=types, check=False)
+    assert {t.type for t in read_tensors(done.path) if "attn_q.weight" in t.name} == {"Q8_0"}
 
 
 def test_a_model_without_a_recipe_is_none(tiny_q4: Path) -> None:

@@ -1,5 +1,6 @@
 """The choice of types under a size, and the groups: pure functions."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.formats.gguf import TensorInfo
-from edge.mixing.choice import Option, choose_types, priced
+from edge.mixing.choice import Option, choose_fast_types, choose_types, priced
 from edge.mixing.groups import make_groups
 
 OPTIONS = st.lists(
@@ -49,6 +50,28 @@ def test_a_large_choice_fits_and_fills_the_room() -> None:
         assert chosen is not None
         used = sum(option.n_bytes for option in chosen.values())
         assert 0.995 * room <= used <= room
+
+
+@given(st.lists(OPTIONS, min_size=1, max_size=4), st.integers(1, 1200), st.floats(0.1, 3))
+def test_a_fast_choice_is_fast_and_fits(groups: list[list[Option]], room: int, share: float) -> None:
+    """Larger options take longer here. A choice keeps both limits; without the limit of time it is the best one."""
+    options = {
+        str(i): [replace(each, type=str(j), seconds=each.n_bytes % 7 + 0.5) for j, each in enumerate(some)]
+        for i, some in enumerate(groups)
+    }
+    fitting = [each for each in product(*options.values()) if sum(one.n_bytes for one in each) <= room]
+    limit = share * 4 * len(groups)
+    fast = [each for each in fitting if sum(one.seconds for one in each) <= limit]
+    chosen = choose_fast_types(options, room, limit)
+    if not fast:
+        assert chosen is None
+    if chosen is not None:
+        assert tuple(chosen.values()) in fast
+    if fitting:
+        best = choose_fast_types(options, room, 1e9)
+        assert best is not None
+        least = min(sum(one.cost for one in each) for each in fitting)
+        assert sum(one.cost for one in best.values()) == pytest.approx(least)
 
 
 def test_unmeasured_costs_follow_the_errors() -> None:
