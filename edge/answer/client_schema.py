@@ -28,6 +28,7 @@ _FORMATS = (
 )
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _WIDEST = 10**18  # llguidance writes bounds of up to about this size,
+_BESIDE = 1e-6
 _SMALLEST = 1e-12  # and with up to about so many digits after the point
 _ONE_ESCAPE_EACH = (
     'nrtbf"\\'  # each character has one spelling; of the control characters only these can be written
@@ -114,14 +115,21 @@ def leave_out_annotations(schema: object) -> None:
 
 
 def _narrow(schema: dict[str, Any]) -> None:
-    """Put the bounds of numbers, such as those of a float or of a whole number of 64 bits, where llguidance can keep
-    them: further inside, so that each number is valid for the client's bounds. Changes `schema`."""
+    """Put the bounds of numbers where llguidance can keep them: it fails at those of floats and of 64 bits.
+
+    They go further inside, so each number is valid for the client's bounds. Changes `schema`.
+    """
     given = {name: schema[name] for name in (*_LOWER, *_UPPER) if type(schema.get(name)) in (int, float)}
     narrowed = {name: _nearer(value, name in _LOWER) for name, value in given.items()}
     low = max((narrowed[name] for name in _LOWER if name in narrowed), default=-_WIDEST)
     high = min((narrowed[name] for name in _UPPER if name in narrowed), default=_WIDEST)
-    if low < high:
-        schema |= narrowed
+    if low >= high:
+        return
+    schema |= narrowed
+    if high - low < 1:  # llguidance takes an excluded whole number there
+        for name, bound, sign in (("minimum", low, 1), ("maximum", high, -1)):
+            if narrowed.get(f"exclusive{name.title()}") == bound == int(bound):
+                schema[name] = bound + sign * min(_BESIDE, (high - low) / 2)
 
 
 def _nearer(value: float, lower: bool) -> float:
