@@ -26,9 +26,9 @@ _NOTES = frozenset(
     "contentMediaType contentEncoding $defs definitions nullable strict propertyOrdering propertyNames".split()
 )
 _SHORTEST = {
-    "date-time": "0000-01-01T00:00:00Z",
+    "date-time": "2000-01-01T00:00:00Z",
     "time": "00:00:00Z",
-    "date": "0000-01-01",
+    "date": "2000-01-01",
     "duration": "P1D",
     "email": "a@a.aa",
     "hostname": "a",

@@ -26,8 +26,13 @@ _FORMATS = (
     "uuid",
     "uri",
 )
+_LEAP = r"(?:[1-9]\d(?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)"
+_DATE = rf"(?:[1-9]\d{{3}}-(?:(?:0[13-9]|1[0-2])-\d\d|02-(?:[01]\d|2[0-8]))|{_LEAP}-02-29)"
+_TIME = r"\d\d:\d\d:[0-5]\d(?:\.\d{1,6})?(?:[Zz]|[+-]\d\d:\d\d)"
+_DATES = {"date": _DATE, "time": _TIME, "date-time": f"{_DATE}[Tt]{_TIME}"}
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _WIDEST = 10**18  # llguidance writes bounds of up to about this size,
+_BESIDE = 1e-6
 _SMALLEST = 1e-12  # and with up to about so many digits after the point
 _ONE_ESCAPE_EACH = (
     'nrtbf"\\'  # each character has one spelling; of the control characters only these can be written
@@ -100,6 +105,7 @@ def leave_out_annotations(schema: object) -> None:
             del one["format"]
         if one.get("propertyNames") in (True, {}, {"type": "string"}):
             del one["propertyNames"]
+        _list_names(one)
         if isinstance(pattern := one.get("pattern"), str):
             one["pattern"] = _without_look_ahead(pattern)
         if isinstance(named := one.get("patternProperties"), dict):
@@ -113,15 +119,41 @@ def leave_out_annotations(schema: object) -> None:
         _narrow(one)
 
 
+def _list_names(schema: dict[str, Any]) -> None:
+    """Names from a list, or under one pattern, as pydantic and zod write them for records: llguidance knows them under
+    `properties` and `patternProperties`. Changes `schema`."""
+    names = schema.get("propertyNames")
+    if not isinstance(names, dict) or {"properties", "patternProperties"} & set(schema):
+        return
+    rest = set(names) - {"type", "title", "description"}
+    value = schema.get("additionalProperties", True)
+    listed = names.get("enum")
+    if rest == {"enum"} and isinstance(listed, list) and all(isinstance(name, str) for name in listed):
+        schema["properties"] = dict.fromkeys(listed, value)
+    elif rest == {"pattern"} and isinstance(names["pattern"], str):
+        schema["patternProperties"] = {names["pattern"]: value}
+    else:
+        return
+    schema["additionalProperties"] = False
+    del schema["propertyNames"]
+
+
 def _narrow(schema: dict[str, Any]) -> None:
-    """Put the bounds of numbers, such as those of a float or of a whole number of 64 bits, where llguidance can keep
-    them: further inside, so that each number is valid for the client's bounds. Changes `schema`."""
+    """Put the bounds of numbers where llguidance can keep them: it fails at those of floats and of 64 bits.
+
+    They go further inside, so each number is valid for the client's bounds. Changes `schema`.
+    """
     given = {name: schema[name] for name in (*_LOWER, *_UPPER) if type(schema.get(name)) in (int, float)}
     narrowed = {name: _nearer(value, name in _LOWER) for name, value in given.items()}
     low = max((narrowed[name] for name in _LOWER if name in narrowed), default=-_WIDEST)
     high = min((narrowed[name] for name in _UPPER if name in narrowed), default=_WIDEST)
-    if low < high:
-        schema |= narrowed
+    if low >= high:
+        return
+    schema |= narrowed
+    if high - low < 1:  # llguidance takes an excluded whole number there
+        for name, bound, sign in (("minimum", low, 1), ("maximum", high, -1)):
+            if narrowed.get(f"exclusive{name.title()}") == bound == int(bound):
+                schema[name] = bound + sign * min(_BESIDE, (high - low) / 2)
 
 
 def _nearer(value: float, lower: bool) -> float:
@@ -141,21 +173,24 @@ def _without_look_ahead(pattern: str) -> str:
 
 
 def patterns_apart(schema: str) -> str:
-    """A schema as JSON in which each pattern with look-around that has no equal one becomes several, of which each has
-    one. llguidance keeps them all. Other patterns stay as they are."""
-    if "(?" not in schema:
+    """A schema as JSON, for llguidance: with several patterns where one is not enough. llguidance keeps them all.
+
+    A pattern with look-around that has no equal one becomes several, of which each has one. The formats of dates and
+    times get a pattern, because llguidance takes February 29 of each year, and second 60 of each minute.
+    """
+    if "(?" not in schema and not any(f'"{form}"' in schema for form in _DATES):
         return schema
     whole = json.loads(schema)
     for one in all_schemas(whole):
-        pattern = one.get("pattern")
-        if not isinstance(pattern, str) or not any(
-            sign in pattern for sign in ("(?=", "(?!", "(?<=", "(?<!")
-        ):
-            continue
-        with contextlib.suppress(UnknownError, RecursionError):
-            one["pattern"], *more = plain_conditions(pattern)
-            if more:
-                one["allOf"] = [*(one.get("allOf") or ()), *({"pattern": condition} for condition in more)]
+        pattern, form, more = one.get("pattern"), one.get("format"), list[str]()
+        if isinstance(form, str) and form in _DATES:
+            more.append(f"^{_DATES[form]}$")
+        if isinstance(pattern, str) and any(sign in pattern for sign in ("(?=", "(?!", "(?<=", "(?<!")):
+            with contextlib.suppress(UnknownError, RecursionError):
+                one["pattern"], *others = plain_conditions(pattern)
+                more += others
+        if more:
+            one["allOf"] = [*(one.get("allOf") or ()), *({"pattern": condition} for condition in more)]
     return json.dumps(whole)
 
 
@@ -166,7 +201,8 @@ def check_least(schema: object) -> None:
     """
     for one in all_schemas(schema):
         least = one.get("minProperties")
-        if isinstance(least, int) and least > 1 and one.get("additionalProperties", True) is not False:
+        others = one.get("additionalProperties", True) is not False or "patternProperties" in one
+        if isinstance(least, int) and least > 1 and others:
             raise GrammarError(
                 'cannot be guaranteed: "minProperties" with names that are not listed; list them under '
                 '"properties", or set "additionalProperties": false'

@@ -30,6 +30,9 @@ _KINDS = (
     (bytes(range(0x80, 0x100)), 1, 1),
     (b"\n ", 1, 1),
 )
+_DIGITS = (
+    1  # the kind of the digits: inside a number the last one comes first, since 0.00 may never be enough
+)
 _MOST_CLOSINGS = 8  # of one open string
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _LONGEST = 4000  # tokens of an ending, which may be checked as a whole at each token of an answer
@@ -138,6 +141,7 @@ class Endings:
             if len(data) == 1:
                 single.setdefault(data[0], token)
         self._single = single
+        self._before_digits = {single[byte] for byte in b".0123456789" if byte in single}
         kinds = [[single[byte] for byte in kind if byte in single] for kind, _, _ in _KINDS]
         self._tokens = np.array([token for kind in kinds for token in kind], np.int64)
         ends = np.cumsum([0, *map(len, kinds)])
@@ -341,7 +345,10 @@ class Endings:
         for number in (0, *middle, len(_KINDS) - 1):
             _, first, last = _KINDS[number]
             tokens = fitting[number]
-            found |= dict.fromkeys([*tokens[:first], *tokens[len(tokens) - last :]])
+            some = [*tokens[:first], *tokens[len(tokens) - last :]]
+            if number == _DIGITS and last_written in self._before_digits:
+                some.reverse()
+            found |= dict.fromkeys(some)
         if not found:  # a vocabulary without single bytes
             with contextlib.suppress(GrammarError):
                 allowed = np.flatnonzero(self.allowed(walk.matcher))

@@ -115,6 +115,38 @@ def test_a_form_that_cannot_be_kept_is_refused_by_name(server: str, fields: dict
     assert answer.json()["error"]["param"] in fields
 
 
+ANY_LETTERS = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[a-z]+$"},
+    "additionalProperties": {"enum": [1]},
+}
+RECORD = {"type": "object", "propertyNames": {"type": "string", "enum": ["p", "q"]}, "required": ["p"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        (RECORD | {"additionalProperties": {"format": "date"}}, '{"p": "2024-02-29"}', '{"p": "2023-02-29"}'),
+        (RECORD, '{"p": 1, "q": 2}', '{"p": 1, "r": 2}'),
+        (ANY_LETTERS, '{"ab": 1}', '{"A": 1}'),
+        ({"type": "string", "format": "date"}, '"2000-02-29"', '"1900-02-29"'),
+        ({"type": "string", "format": "date"}, '"2023-12-31"', '"0000-12-31"'),
+        ({"type": "string", "format": "time"}, '"12:59:59.123456Z"', '"12:00:60Z"'),
+        ({"type": "string", "format": "date-time"}, '"2023-02-28T00:00:00+01:00"', '"2023-02-29T00:00:00Z"'),
+    ],
+)
+def test_records_and_dates(vocabulary: Vocabulary, schema: dict[str, Any], right: str, wrong: str) -> None:
+    jsonschema.validate(json.loads(right), schema)
+    guide = compile_guide(vocabulary, "schema", json.dumps(schema))
+    assert takes(vocabulary, guide, right) and not takes(vocabulary, guide, wrong)
+
+
+def test_a_name_that_is_written_twice_is_not_two(vocabulary: Vocabulary) -> None:
+    schema = {"type": "object", "patternProperties": {"^x": {"type": "integer"}}, "minProperties": 2}
+    with pytest.raises(GrammarError, match="minProperties"):
+        compile_guide(vocabulary, "schema", json.dumps(schema | {"additionalProperties": False}))
+
+
 def test_a_field_that_asks_for_no_form_is_no_reason_to_refuse() -> None:
     fields = {"text": {"verbosity": "low"}, "extra_body": {}, "guided_regex": None, "json_object": False}
     assert read_chat({"messages": MESSAGES, **fields}).guide.kind == "action"
@@ -226,6 +258,6 @@ def test_what_asserts_nothing_is_taken_and_other_assertions_are_refused_by_name(
     compile_guide(vocabulary, "schema", '{"type": "array", "uniqueItems": false, "not": false}')
     constant = compile_guide(vocabulary, "schema", '{"const": {"format": "path", "uniqueItems": false}}')
     assert takes(vocabulary, constant, '{"format": "path", "uniqueItems": false}')
-    for name, value in (("uniqueItems", True), ("not", {"const": 1}), ("propertyNames", {"pattern": "^a"})):
+    for name, value in (("uniqueItems", True), ("not", {"const": 1}), ("propertyNames", {"minLength": 2})):
         with pytest.raises(GrammarError, match=name):
             compile_guide(vocabulary, "schema", json.dumps({"type": ["array", "object"], name: value}))
