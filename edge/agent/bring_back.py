@@ -71,7 +71,9 @@ class Return:
             return self._run()
         except OSError as error:
             place = error.filename or self.folder
-            raise AgentError(f"{place}: cannot be brought back: {error.strerror or error}") from None
+            raise AgentError(
+                f"{place}: cannot be brought back: {error.strerror or error}{_kept(self.record)}"
+            ) from None
 
     def _run(self) -> bool:
         archive = archive_path(self.record.path)
@@ -261,8 +263,13 @@ def work_folder(record: Record) -> Path:
     """The folder of a session. Raises AgentError if it is not there."""
     folder = Path(record.facts.get("workdir", ""))
     if not folder.is_absolute() or not folder.is_dir():
-        raise AgentError(f"{folder}: the work folder of this session no longer exists")
+        raise AgentError(f"{folder}: the work folder of this session no longer exists{_kept(record)}")
     return folder
+
+
+def _kept(record: Record) -> str:
+    archive = archive_path(record.path)
+    return f"; what the agent changed is in the tar archive {archive}" if archive.exists() else ""
 
 
 def is_current(folder: Path) -> bool:

@@ -55,7 +55,11 @@ def review_gate(console: Console, sandbox: bool) -> Gate:
                 reason = f"the person at the terminal refused it: {why or 'no reason given'}"
                 return Decision("refuse", proposal, reason)
             elif answer in ("e", "edit"):
-                current = _edited(console, current)
+                changed = _edited(console, current)
+                if changed is None:
+                    console.print("The action is as it was:", markup=False)
+                current = changed or current
+                console.print(shown_proposal(current, console))
                 discard_typed_ahead()
             elif answer:
                 print_wrapped(
@@ -117,8 +121,8 @@ def _editor() -> str:
     raise click.ClickException("there is none: set EDITOR to the name of your editor, or install nano")
 
 
-def _edited(console: Console, proposal: Proposal) -> Proposal:
-    """The person's version from their editor, shown again; the same proposal if they saved no change."""
+def _edited(console: Console, proposal: Proposal) -> Proposal | None:
+    """The person's version from their editor; None if they saved no change."""
     text = proposal.to_json(indent=2)
     while True:
         try:
@@ -130,16 +134,13 @@ def _edited(console: Console, proposal: Proposal) -> Proposal:
                 else "the file is missing or not UTF-8"
             )
             console.print(f"The editor failed: {why}", markup=False)
-            return proposal
+            return None
         if changed is None:  # the person left without saving
-            return proposal
+            return None
         try:
-            edited = Proposal(**parse_action(changed))
+            return Proposal(**parse_action(changed))
         except GrammarError as error:
             console.print(f"{error}; edit it again, or leave the editor without saving", markup=False)
             if ask(console, "Press Enter to edit again. ") is None:
-                return proposal
+                return None
             text = changed.rstrip("\n")
-            continue
-        console.print(shown_proposal(edited, console))
-        return edited

@@ -101,7 +101,9 @@ class Workplace:
 
         If it cannot be saved, for example because it is too large, the archive stays as it was, and the model is told.
         """
-        self._had_run = self.terminal.has_run()
+        self._had_run = False
+        with contextlib.suppress(AgentError):  # the terminal has just ended
+            self._had_run = self.terminal.has_run()
         if self.sandbox is None:
             return
         self.unsaved = None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = {"llama_cpp": "llama-cpp-python"}  # those whose module has another name
 
+_COMMAND = re.compile(r": ((?:cd .+ && )?edge agent .+)$")
 STDIN = Path("-")
 Threads = Annotated[
     int | None, typer.Option(min=1, max=512, help="CPU threads. Default: the number of physical cores.")
@@ -100,8 +101,15 @@ def progress_line(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print text that is safe to show on stderr; on a terminal, its lines are wrapped to the width."""
-    typer.echo(fitted(text, _width(sys.stderr)), err=True)
+    """Print text that is safe to show on stderr; on a terminal, its lines are wrapped to the width.
+
+    A command of edge at the end of the text stays in one line, for a person to copy.
+    """
+    width = _width(sys.stderr)
+    fit = fitted(text, width)
+    if fit != text and (command := _COMMAND.search(text)):
+        fit = f"{fitted(text[: command.start() + 1], width)}\n{command[1]}"
+    typer.echo(fit, err=True)
 
 
 def note_fallback(model: Path, rendered: "Rendered") -> None:

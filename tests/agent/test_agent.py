@@ -378,6 +378,7 @@ def test_a_person_accepts_refuses_edits_and_stops(folder: Path, tiny_q4: Path) -
         until(asked)
         assert (folder / "old.log").exists()
         terminal.send("e\n")
+        until(lambda: "[s]top? e" in terminal.screen())
         until(asked)
         terminal.send("a\n")
         until(lambda: record.exists() and record.read_text().count("\n") == 1)
@@ -454,7 +455,10 @@ def test_an_editor_that_fails_changes_nothing(folder: Path, tiny_q4: Path, edito
         until(lambda: terminal.screen().endswith("[s]top?"))
         terminal.send("e\n")
         until(lambda: terminal.screen().count("[s]top?") == 2)
-        assert "The editor failed: " in terminal.screen()
+        until(lambda: "The editor failed: " in terminal.screen())
+        assert (
+            "The action is as it was:" in terminal.screen() and terminal.screen().count("1  rm old.log") == 2
+        )
         terminal.send("s\n")
         until(lambda: terminal.ended)
     assert (folder / "old.log").exists()
@@ -482,7 +486,7 @@ def test_the_time_of_a_persons_decision_does_not_count(folder: Path, tiny_q4: Pa
         time.sleep(11)
         terminal.send("a\n")
         until(lambda: terminal.screen().count("[s]top?") == 2)
-        assert not (folder / "old.log").exists()
+        until(lambda: not (folder / "old.log").exists())
         terminal.send("s\n")
         until(lambda: terminal.ended)
 
@@ -498,6 +502,8 @@ def test_with_an_allowlist_edge_still_asks_before_it_brings_back(folder: Path, t
         assert "- old.log" in terminal.screen() and (folder / "old.log").exists()
         terminal.send("n\n")
         until(lambda: terminal.ended)
+        how = f"cd {folder} && edge agent --bring-back {record}"
+        assert len(how) > 160 and how in terminal.screen().replace("\n", "")  # in one line, to copy
     assert (folder / "old.log").exists() and record.with_name("session.jsonl.work.tar").exists()
     with in_terminal(folder, "agent", "--bring-back", record) as terminal:  # later
         until(lambda: terminal.screen().endswith(f"Bring these changes back into {folder}? [y/N/d/l/?]"))

@@ -66,19 +66,19 @@ def test_no_part_of_a_line_runs(allowlist: Allowlist, tmp_path: Path, name: str)
             terminal.send_lines(keystrokes)
         for key in ("C-c", "C-c"):
             terminal.send_lines(key)
-        assert terminal.send_lines("echo at the end\n")
+        until(lambda: terminal.send_lines("echo at the end\n"))
         until(lambda: terminal.screen().count("at the end") == 2)
         assert list(tmp_path.iterdir()) == []
 
 
 def test_lines_are_typed_in_turn_each_at_its_prompt(tmp_path: Path) -> None:
-    with Terminal.start(cwd=tmp_path) as terminal:
-        assert terminal.send_lines("echo a > 1; sleep 0.2\ncat 1 > 2\n\n\ncat 1 2 > 3\n")
+    with Terminal.start(cwd=tmp_path, full_waits=False) as terminal:
+        assert terminal.send_lines("echo a > 1; sleep 0.2\ncat 1 > 2\n\n\ncat 1 2 > 3\n", 60)
         assert terminal.send_lines("exit\n")
         until(lambda: terminal.ended)
         assert (tmp_path / "3").read_text() == "a\na\n"
         terminal.restart(SHELL, cwd=tmp_path)
-        assert terminal.send_lines("echo b > 4\n")
+        until(lambda: terminal.send_lines("echo b > 4\n"))
         until((tmp_path / "4").exists)
 
 
@@ -88,7 +88,7 @@ def test_keys_end_a_program_and_the_shell_reads_again(tmp_path: Path) -> None:
         assert not terminal.send_lines("echo a > 1\n")
         assert terminal.send_lines("C-c")
         assert terminal.send_lines("C-c")
-        assert terminal.send_lines("echo b > 2\n")
+        until(lambda: terminal.send_lines("echo b > 2\n"))
         until((tmp_path / "2").exists)
         assert not (tmp_path / "1").exists()
 
@@ -113,7 +113,7 @@ def test_the_shell_in_the_sandbox_is_known_too(tmp_path: Path) -> None:
         assert not terminal.send_lines("cat touch pwned\n")
         assert terminal.send_lines("C-c")
         assert terminal.send_lines("exit\n")  # a new shell starts
-        assert terminal.send_lines("ls; echo at the end\n")
+        until(lambda: terminal.send_lines("ls; echo at the end\n"))
         until(lambda: terminal.screen().count("at the end") == 2)
         assert "pwned\nat" not in terminal.screen()
 
@@ -147,7 +147,7 @@ def test_a_terminal_reply_is_not_part_of_a_command(tmp_path: Path, name: str, by
     with Terminal.start(cwd=tmp_path) as terminal:
         for line in ("cat README\n", "ls\n", "pwd\n"):
             if by_line:
-                assert terminal.send_lines(line)
+                until(lambda: terminal.send_lines(line))  # noqa: B023
             else:
                 until(terminal.prompt)
                 terminal.send(line, 0.3)

@@ -333,8 +333,12 @@ def test_a_folder_that_is_gone_is_one_line(folder: Path, monkeypatch: pytest.Mon
     record = make_session(folder, lambda inside: (inside / "new").write_text("new\n"))
     monkeypatch.chdir(folder.parent)
     shutil.rmtree(folder)
-    with pytest.raises(AgentError, match="the work folder of this session no longer exists"):
+    with pytest.raises(AgentError, match="the work folder of this session no longer exists; what") as caught:
         Person().brings_back(record, YES)
+    archive = archive_path(record)  # as the line says, it is one that tar reads
+    assert str(caught.value).endswith(f"is in the tar archive {archive}")
+    words = ["tar", "-x", "-O", "-f", str(archive), "./new"]
+    assert subprocess.run(words, capture_output=True, text=True).stdout == "new\n"
 
 
 def test_old_archives_are_removed(folder: Path) -> None:

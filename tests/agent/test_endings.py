@@ -92,7 +92,7 @@ def told(record: Path) -> list[bool]:
     return ["gave the same action" in row["messages"][-1]["content"] for row in rows]
 
 
-SAME = (Command("echo same\n", 3.0),)
+SAME = (Command("echo same\n", 20.0),)  # it ends early
 
 
 @pytest.mark.parametrize("again", [SAME, (Command("C-c", 2.0),), (), (Command("", 0.5),)])
@@ -112,8 +112,8 @@ def test_a_repeated_action_is_told_and_then_ends_the_session(
 @pytest.mark.parametrize(
     "actions",
     [
-        [(Command("echo $((number += 1))\n", 2.0),)],
-        [(Command(f"echo {'ab'[number % 2]}\n", 1.0),) for number in range(7)],
+        [(Command("echo $((number += 1))\n", 20.0),)],
+        [(Command(f"echo {'ab'[number % 2]}\n", 20.0),) for number in range(7)],
         [(Command("sleep 600\n", 1.0),), (Command("", 0.2),)],
         [(Command("sleep 600\n", 1.0),), ()],
         [(Command("sleep 600 &\n", 1.0),), (Command("", 0.2),)],

@@ -92,6 +92,9 @@ def test_a_line_in_parts_is_one_line(tmp_path: Path) -> None:
         assert text_of(tmp_path / "out") == "ab\n"
 
 
+WAITS = "until [ -e go ]; do sleep 0.1; done\n"  # a program that runs until the test makes this file
+
+
 def test_a_long_line_is_not_cut_while_a_program_runs(tmp_path: Path) -> None:
     keep = tmp_path / "keep"
     keep.mkdir()
@@ -100,13 +103,15 @@ def test_a_long_line_is_not_cut_while_a_program_runs(tmp_path: Path) -> None:
     assert len(line) > 4096
     for parts in ([line], [line[:3000], line[3000:]]):
         with Terminal.start(cwd=tmp_path) as terminal:
-            terminal.send("sleep 8\n", 0.5)
+            terminal.send(WAITS, 0.5)
             typed = [terminal.send(part) for part in parts]
             assert not all(typed)
+            (tmp_path / "go").touch()
             until(terminal.prompt)
             assert terminal.send("echo over > over\n")
             until((tmp_path / "over").exists)
             (tmp_path / "over").unlink()
+            (tmp_path / "go").unlink()
         assert (keep / "precious").exists()
 
 
@@ -116,9 +121,11 @@ def test_a_key_between_the_parts_of_a_long_line_does_not_hide_its_length(tmp_pat
     assert len(begin) < 4095 - 8
     end = " " * (4095 - len(begin) - 1 - len(" keep")) + " keep/old.tmp\n"
     with Terminal.start(cwd=tmp_path) as terminal:
-        terminal.send("sleep 2\n", 0.5)
+        terminal.send(WAITS, 0.5)
+        until(lambda: terminal.prompt() is None)
         assert terminal.send(begin) and terminal.send("Space")
         assert not terminal.send(end, stop=lambda: True)
+        (tmp_path / "go").touch()
         until(terminal.prompt)
         terminal.send("echo over > over\n")
         until((tmp_path / "over").exists)

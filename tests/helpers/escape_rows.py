@@ -261,4 +261,10 @@ MORE_ROWS = (
         "test_commits.py",
         "test_commits_of_each_object_format",
     ),
+    (
+        "an answer to a question after an editor that failed: it accepts an action that is not on the screen",
+        "edge shows the action again after each edit",
+        "test_agent.py",
+        "test_an_editor_that_fails_changes_nothing",
+    ),
 )

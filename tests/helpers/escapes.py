@@ -28,7 +28,7 @@ UNPRIVILEGED = (
 
 
 def until(
-    condition: Callable[[], object], seconds: float = 30, what: str = "timeout: the condition is still false"
+    condition: Callable[[], object], seconds: float = 120, what: str = "timeout: the condition is still false"
 ) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -259,8 +259,8 @@ with tempfile.TemporaryDirectory() as place:
     (work / "a").write_text("a\\n")
     try:
         with Sandbox.prepare(work, Limits(disk=4 << 20, temporary=1 << 20, reserve=1)) as sandbox:
-            with Terminal.start(sandbox.argv, cwd="/", ready=sandbox.wait_ready) as terminal:
-                terminal.send("echo b > b; cat /proc/*/environ > seen; touch %s/x; echo x > /proc/1/fd/2; sync\\n", 0.5)
+            with Terminal.start(sandbox.argv, cwd="/", ready=sandbox.wait_ready, full_waits=False) as terminal:
+                terminal.send("echo b > b; cat /proc/*/environ > seen; touch %s/x; echo x > /proc/1/fd/2; sync\\n", 60)
                 sandbox.save(Path(place) / "kept.tar")
                 print(sandbox.compare(Path(place) / "kept.tar").apply().new, os.geteuid())
                 print(b"TOKEN" in (work / "seen").read_bytes())

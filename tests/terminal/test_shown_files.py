@@ -19,11 +19,16 @@ pytestmark = [
 ]
 
 
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.02)
+
+
+def type_line(terminal: Terminal, line: str) -> None:
+    """Type the line when the shell is at its prompt, however long that takes."""
+    until(lambda: terminal.send_lines(line))
 
 
 TITLES = {
@@ -38,7 +43,7 @@ TITLES = {
 def test_a_forged_prompt_is_no_prompt(name: str, tmp_path: Path) -> None:
     """While edge waits for the next prompt, a title comes that looks like one: then edge would type too early."""
     with Terminal.start(cwd=tmp_path) as terminal:
-        assert terminal.send_lines("printf '\\033[22;2t'\n")  # keeps the title of the first prompt
+        type_line(terminal, "printf '\\033[22;2t'\n")  # keeps the title of the first prompt
         until(lambda: (terminal.prompt() or "").endswith(".2"))
         first = terminal.prompt()
         assert first is not None
@@ -50,7 +55,7 @@ def test_a_forged_prompt_is_no_prompt(name: str, tmp_path: Path) -> None:
         terminal.send("touch later\n")  # and it begins anew, also at a prompt without its name
         until((tmp_path / "later").exists)
         until(lambda: (terminal.prompt() or "").endswith(".3"))
-        assert terminal.send_lines("touch last\n")
+        type_line(terminal, "touch last\n")
         until((tmp_path / "last").exists)
         assert not (tmp_path / "early").exists()
 
@@ -78,15 +83,15 @@ def test_what_a_shown_file_leaves_on(tmp_path: Path) -> None:
     with Terminal.start(cwd=tmp_path) as terminal:
         for number, (name, data) in enumerate(LEFT.items()):
             (tmp_path / "README").write_bytes(b"hello\n" + data)
-            assert terminal.send_lines("cat README\n")
+            type_line(terminal, "cat README\n")
             if not terminal.send_lines(f"echo a > {number}\n"):  # the terminal waits for the sequence's end
                 assert terminal.send_lines("C-c"), name
-                assert terminal.send_lines(f"echo a > {number}\n"), name
+                type_line(terminal, f"echo a > {number}\n")
             until(lambda number=number: (tmp_path / str(number)).exists())  # type: ignore[misc]
-            assert terminal.send_lines("sleep 60\n"), name
+            type_line(terminal, "sleep 600\n")
             until(lambda: terminal.prompt() is None)
             terminal.send_lines("C-c")
-            assert terminal.send_lines(f"echo b >> {number}\n"), name
+            type_line(terminal, f"echo b >> {number}\n")
             until(lambda number=number: (tmp_path / str(number)).read_text() == "a\nb\n")  # type: ignore[misc]
         assert {path.name for path in tmp_path.iterdir()} == {"README", *map(str, range(len(LEFT)))}
 
@@ -95,8 +100,8 @@ def test_a_locale_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Monk
     """In it, readline would read the second byte of U+0348 as M-C-h, which deletes a word of the line."""
     monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")
     with Terminal.start(cwd=tmp_path) as terminal:
-        terminal.send_lines("bind -v > settings\n")
-        terminal.send_lines("touch done\n")
+        type_line(terminal, "bind -v > settings\n")
+        type_line(terminal, "touch done\n")
         until((tmp_path / "done").exists)
     assert "set convert-meta off" in (tmp_path / "settings").read_text()
 
@@ -109,8 +114,8 @@ def test_names_do_not_mean_programs_of_the_folder(tmp_path: Path, monkeypatch: p
         (place / "uptime").chmod(0o755)
     monkeypatch.setenv("PATH", f"node_modules/.bin:./::.:{os.environ['PATH']}:")
     with Terminal.start(cwd=tmp_path) as terminal:
-        assert terminal.send_lines("uptime > told\n")
-        assert terminal.send_lines("echo $PATH > path\n")
+        type_line(terminal, "uptime > told\n")
+        type_line(terminal, "echo $PATH > path\n")
         until(lambda: (tmp_path / "path").exists() and (tmp_path / "path").read_text())
         assert all(place.startswith("/") for place in (tmp_path / "path").read_text().strip().split(":"))
     assert not (tmp_path / "pwned").exists()

@@ -185,7 +185,10 @@ for command in ("chmod 666 /dev/console", "chmod 666 /proc/2/fd/0", "chmod 000 /
                 name = terminal._tmux("display-message", "-p", "-t", "edge", "#{pane_tty}").strip()
                 tty = os.open(name, os.O_PATH)
                 before = mode(tty)
-                terminal.send("while :; do " + command + "; done\\n", 1.5)
+                terminal.send("while :; do " + command + "; done\\n", 0.5)
+                end = time.monotonic() + (60 if "666" in command else 1)  # only 666 is trouble
+                while not sandbox.trouble() and time.monotonic() < end:
+                    time.sleep(0.05)
                 trouble = sandbox.trouble() or ""
                 time.sleep(0.3)
                 changed = "sandbox" if "to other users" in trouble else trouble
