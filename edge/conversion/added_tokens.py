@@ -52,6 +52,7 @@ def assemble(checkpoint: Checkpoint, n_vocab: int) -> Assembled:
     notes = [
         f"{file.parent}: names the token {content!r} (id {i}), for which the model has no row; left out"
         for content, i in left_out.items()
+        if content not in class_names(checkpoint).values()  # no file names those
     ]
     for i, token in declared.items():
         got = tokenizer.token_to_id(token.content)

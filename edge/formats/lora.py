@@ -33,7 +33,7 @@ from edge.formats.foreign import check_not_mlx, mlx_line
 from edge.formats.model_card import read_card, with_adapter
 from edge.formats.resized import fit_rows, resized_config, resized_note
 from edge.formats.stored import same_values
-from edge.formats.tied import EMBEDDINGS, OUTPUT, bare_name, untie
+from edge.formats.tied import EMBEDDINGS, OUTPUT, bare_name, tied_factors, untie
 from edge.system.text import counted
 
 _MAX_RANK = 4096
@@ -146,13 +146,18 @@ def merge_lora(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     tensors = dict(checkpoint.tensors)
     bases = {bare_name(name): name for name in tensors}
     n_modules = len(factors.keys() | {name.removesuffix(".weight") for name in whole})
-    untied = untie(config, bases, tensors, factors, whole)
+    shared = tied_factors(config, factors)
+    names = [_full_name(factors[module][0]) for module in ("embed_tokens", "lm_head") if shared]
+    where = file.with_name("adapter_config.json")
+    one_scale = len({_scale(where, config, name, None) for name in names}) <= 1
+    untied = untie(config, bases, tensors, factors, whole, one_scale=one_scale)
     old = checkpoint.tensors[bases[EMBEDDINGS]].shape[0] if EMBEDDINGS in bases else 0
     rows = fit_rows(file, bases, tensors, factors, whole)
     for name, other in whole.items():
         tensors |= _replaced(file, bases, tensors, name, other)
     for module, pair in factors.items():
-        tensors |= {merged.name: merged for merged in _merge(file, config, module, pair, bases, tensors)}
+        own = shared and module == "lm_head"
+        tensors |= {one.name: one for one in _merge(file, config, module, pair, bases, tensors, own_rank=own)}
     named, notes = with_tokenizer(checkpoint, folder)
     if untied:
         notes.append(
@@ -218,10 +223,15 @@ def _check_method(where: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _scale(where: Path, config: dict[str, Any], module: str, rank: int) -> float:
-    """The factor of B·A in a module. Raises CheckpointError if `rank` is not the configured rank."""
+def _scale(where: Path, config: dict[str, Any], module: str, rank: int | None) -> float:
+    """The factor of B·A in a module. Raises CheckpointError if `rank` is not the configured rank.
+
+    `rank`: None for factors that are tied to those of another module: the configured rank counts for the factor only.
+    """
     configured = _pattern_value(where, config, "rank_pattern", module, config.get("r"))
-    if configured != rank:
+    if rank is None and type(configured) is int and configured > 0:
+        rank = configured
+    if rank is None or configured != rank:
         raise CheckpointError(
             f"{where}: {module} has rank {rank}, but r is {str(configured)[:40]} there; fetch the adapter again"
         )
@@ -327,8 +337,10 @@ def _merge(
     pair: tuple[StoredTensor, StoredTensor],
     bases: dict[str, str],
     tensors: dict[str, StoredTensor],
+    *,
+    own_rank: bool = False,
 ) -> list[MergedTensor]:
-    """The base tensors that the two factors of a module change, merged."""
+    """The base tensors that the two factors of a module change, merged. `own_rank`: they are another module's."""
     where = file.with_name("adapter_config.json")
     owner = re.sub(r"(?:\.base_layer)+$", "", module)
     if owner.endswith(".experts") and config.get("target_parameters"):
@@ -344,7 +356,7 @@ def _merge(
             f"{file}: {a.name} {list(a.shape)} and {b.name} {list(b.shape)} do not fit the base's "
             f"{list(base.shape)}; is the adapter for another base model?"
         )
-    scale = _scale(where, config, _full_name(a), rank)
+    scale = _scale(where, config, _full_name(a), None if own_rank else rank)
 
     def factors(_: int) -> tuple[Floats, Floats]:
         first, second = widen(a.read(), a.dtype), widen(b.read(), b.dtype)

@@ -9,7 +9,16 @@ from typing import Any
 
 from jinja2 import nodes
 
-_CONTENTS = ("content", "text", "reasoning_content", "thinking", "reasoning", "arguments", "description")
+_CONTENTS = (
+    "content",
+    "text",
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+    "arguments",
+    "description",
+    "title",
+)
 # What a message or a part of one is, not what it says.
 _KINDS = ("role", "type", "name", "tool_calls", "tool_call_id", "function", "id")
 _TESTING_METHODS = frozenset(
@@ -43,7 +52,7 @@ class Contents:
 
     def __init__(self, tree: nodes.Template) -> None:
         self.tree = tree
-        self.messages: set[str] = {"messages"}
+        self.messages: set[str] = {"messages", "documents"}
         self.contents: set[str] = set()
         self.choices: set[str] = set()
         self.pieces: set[str] = set()
@@ -84,7 +93,7 @@ class Contents:
         for choice in self.tree.find_all(nodes.If):
             if self.tests(choice.test):
                 for part in (*choice.body, *choice.elif_, *choice.else_):
-                    self.choices |= set(_assigned(part))
+                    self.choices |= set(_assigned(part)) | set(_filled(part))
         return self._size() > before
 
     def _size(self) -> int:
@@ -161,6 +170,8 @@ class Contents:
             return _path(node) in self.messages
         if isinstance(node, nodes.Getitem):
             return self.is_message(node.node) and not isinstance(getattr(node.arg, "value", None), str)
+        if isinstance(node, nodes.Or):
+            return self.is_message(node.left) or self.is_message(node.right)
         return isinstance(node, nodes.Filter) and node.name in _AS_LISTS and self.is_message(node.node)
 
     def is_content(self, node: nodes.Node | None) -> bool:
@@ -400,6 +411,15 @@ def _is_of_tools(node: nodes.Node | None) -> bool:
 def _literals(block: nodes.AssignBlock) -> set[str]:
     """The texts that stand in a block."""
     return {data.data for data in block.find_all(nodes.TemplateData) if data.data.strip()}
+
+
+def _filled(node: nodes.Node) -> Iterator[str]:
+    """The lists and dictionaries that a node changes with a method."""
+    for call in within(node, nodes.Call):
+        method = call.node
+        fills = isinstance(method, nodes.Getattr) and method.attr in ("append", "extend", "insert", "update")
+        if fills and isinstance(method.node, nodes.Name | nodes.Getattr):
+            yield _path(method.node)
 
 
 def _assigned(node: nodes.Node) -> Iterator[str]:

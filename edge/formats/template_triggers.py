@@ -122,6 +122,12 @@ class _Search(Contents):
             yield from self._branches(node.body, any(map(self.is_content, _given(node.filter))))
         elif isinstance(node, nodes.Filter) and node.node is not None and not self.is_content(node.node):
             yield from self._branches([node.node], any(map(self.is_content, _given(node))))
+        elif (
+            isinstance(node, nodes.Filter)
+            and node.name in ("sort", "min", "max")
+            and self.is_content(node.node)
+        ):
+            yield " ".join(constants(node))  # which item comes first
         elif isinstance(node, nodes.Mod) and self.is_made(node.right):
             yield " ".join(constants(node.right))
         elif isinstance(node, nodes.And | nodes.Or):

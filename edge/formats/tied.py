@@ -52,19 +52,27 @@ def settle(checkpoint: Checkpoint, tied: bool) -> Checkpoint:
 
 
 def untie(
-    config: dict[str, Any], bases: dict[str, str], tensors: Tensors, factors: Factors, whole: Tensors
+    config: dict[str, Any],
+    bases: dict[str, str],
+    tensors: Tensors,
+    factors: Factors,
+    whole: Tensors,
+    *,
+    one_scale: bool,
 ) -> bool:
     """Make two matrices of one where an adapter needs it: adds the missing one to `tensors` and `bases`.
 
     Both begin with the base's values. Returns whether it made two.
     `config`: adapter_config.json. `bases`: the names in `tensors` by bare name. `factors`, `whole`: the adapter's
     tensors by bare name; what it stores twice for one matrix is taken out, and what it stores once for two is added.
+    `one_scale`: rank_pattern and alpha_pattern give both the same factor of B·A. Else they differ, also if peft ties
+    them, because it ties A and B only (0.21).
     """
     stored = [name for name in (EMBEDDINGS, OUTPUT) if name in bases]
     if len(stored) != 1:
         return False
     keep = bool(config.get("ensure_weight_tying"))
-    copied = _take_copies(factors, whole, keep)
+    copied = _take_copies(factors, whole, keep and one_scale)
     changed = {name for name in ("embed_tokens", "lm_head") if name in factors}
     replaced = {name for name in (EMBEDDINGS, OUTPUT) if name in whole}
     saved = config.get("modules_to_save")
@@ -87,16 +95,24 @@ def untie(
     return True
 
 
+def tied_factors(config: dict[str, Any], factors: Factors) -> bool:
+    """Whether peft keeps the factors of both matrices tied: those of the output are a copy, transposed."""
+    if not config.get("ensure_weight_tying") or not {"embed_tokens", "lm_head"} <= factors.keys():
+        return False
+    (a, b), (right, left) = factors["embed_tokens"], factors["lm_head"]
+    if a.shape != left.shape[::-1] or b.shape != right.shape[::-1]:
+        return False
+    pairs = ((a, left), (b, right))
+    return all(np.array_equal(widen(x.read(), x.dtype), widen(y.read(), y.dtype).T) for x, y in pairs)
+
+
 def _take_copies(factors: Factors, whole: Tensors, tied: bool) -> bool:
     """Remove the output matrix where it is a copy of the embeddings. Returns whether a whole matrix was.
 
-    `tied`: peft keeps the two tied. Then the factors of the output are a copy too, transposed.
+    `tied`: peft keeps the two tied, with one scale. Then the factors of the output are a copy too.
     """
-    if tied and {"embed_tokens", "lm_head"} <= factors.keys():
-        (a, b), (right, left) = factors["embed_tokens"], factors["lm_head"]
-        pairs = ((a, left), (b, right))
-        if all(np.array_equal(widen(x.read(), x.dtype), widen(y.read(), y.dtype).T) for x, y in pairs):
-            del factors["lm_head"]
+    if tied and tied_factors({"ensure_weight_tying": True}, factors):
+        del factors["lm_head"]
     copied = {EMBEDDINGS, OUTPUT} <= whole.keys() and same_values(whole[EMBEDDINGS], whole[OUTPUT])
     if copied:
         del whole[OUTPUT]

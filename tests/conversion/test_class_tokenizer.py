@@ -208,3 +208,6 @@ def test_a_class_whose_unknown_token_is_missing(folders: dict[str, Path]) -> Non
     name(folders["qwen2"], "qwen3", "GemmaTokenizer", unk_token=LEFT_OUT)
     notes = make_vocabulary(open_checkpoint(folders["qwen2"]), N_VOCAB).warnings
     assert any("(GemmaTokenizer)" in line for line in notes)
+    name(folders["qwen2"], "qwen3", "GemmaTokenizer", **UNNAMED)
+    notes = make_vocabulary(open_checkpoint(folders["qwen2"]), N_VOCAB - 24).warnings
+    assert not any("names the token" in line for line in notes)  # no file names <bos>, only the class

@@ -149,6 +149,11 @@ def test_text_for_certain_contents(case: str) -> None:
 
 # Further ways, with TEXT for the hidden text.
 HIDDEN_WAYS = {
+    "a list that is filled": (
+        "{% set l = [] %}{% if 'zz' in m.content %}{% set _ = l.append('x') %}{% endif %}{% if l %}TEXT{% endif %}"
+    ),
+    "the order of a list": "{{ ([m.content, 'TEXT']|sort)[0] }}",
+    "documents": "{% for d in documents or [] %}{% if 'zz' in d.title %}TEXT{% endif %}{% endfor %}",
     "computed key": "{% if 'zz' in m['con' ~ 'tent'] %}TEXT{% endif %}",
     "key by name": "{% set k = 'content' %}{% if 'zz' in m[k] %}TEXT{% endif %}",
     "each key": "{% for k in m %}{% if 'zz' in m[k] %}TEXT{% endif %}{% endfor %}",

@@ -41,6 +41,29 @@ ADAPTERS: dict[str, tuple[dict[str, Any], int]] = {
     "embeddings whole, tied": ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, 1),
     "embeddings, tied": ({"target_modules": PAIRS, "ensure_weight_tying": True}, 1),
     "output, tied": ({"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}, 1),
+    # peft ties the factors, not what they are multiplied with.
+    "embeddings, tied, own alpha": (
+        {"target_modules": PAIRS, "ensure_weight_tying": True, "alpha_pattern": {"embed_tokens": 3}},
+        2,
+    ),
+    "output, tied, own rank": (
+        {
+            "target_modules": ["q_proj", "lm_head"],
+            "ensure_weight_tying": True,
+            "rank_pattern": {"lm_head": 6},
+            "alpha_pattern": {"embed_tokens": 3},
+        },
+        2,
+    ),
+    "embeddings, tied, own rank": (
+        {
+            "target_modules": PAIRS,
+            "ensure_weight_tying": True,
+            "rank_pattern": {"embed_tokens": 6},
+            "use_rslora": True,
+        },
+        2,
+    ),
     "both, tied": ({"target_modules": [*PAIRS, "lm_head"], "ensure_weight_tying": True}, 1),
 }
 

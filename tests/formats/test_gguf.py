@@ -154,7 +154,7 @@ HEADER = struct.Struct("<4sIQQ")
         (b"", "is empty"),
         (b"GG", "is not a GGUF file"),
         (b"\0" * 4096, "is not a GGUF file"),
-        (b"PK\x03\x04" + b"x" * 100, "is not a GGUF file"),
+        (b"PK\x03\x04" + b"x" * 100, "is a compressed file (zip), not a GGUF"),
         (HEADER.pack(b"GGUF", 1, 0, 0), "version 1"),
         (HEADER.pack(b"GGUF", 3 << 24, 0, 0), "big-endian"),
         (HEADER.pack(b"GGUF", 3, 0, 0), "general.architecture is missing"),
