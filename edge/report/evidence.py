@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from edge.compare.labels import contradicted, model_hash, stated_type
+from edge.compare.labels import contradicted, model_hash, named_types, stated_type
 from edge.errors import ResultError
 from edge.replay.result import adapter_key, read_result
 from edge.replay.stored_result import Provenance, Result, SamplingFields, Step
 from edge.report.measurements import CheckedMeasurement, check_measurement
+
+_LONG = 12  # characters of a beginning that is left out although one name does not have it
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,32 @@ def read_runs(paths: Sequence[Path | str], named: Mapping[str, Named] | None = N
 
 
 def short_labels(paths: Sequence[str]) -> list[str]:
-    """Short names of files: without the beginning that all names share; whole paths if two names are equal."""
+    """Short names of files: without the beginning that all names share; whole paths if two names are equal.
+
+    A long beginning that all names but one share goes too: the reference often has its own name. Types stay.
+    """
     stems = [Path(path).stem for path in paths]
     if len(set(stems)) < len(stems):
         return list(paths)
-    if len(stems) > 1:
-        columns = zip(*stems, strict=False)
-        same = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
-        prefix = stems[0][: max(stems[0].rfind(mark, 0, same) for mark in "-_. ") + 1]
-        if all(len(stem) > len(prefix) for stem in stems):
-            return [stem[len(prefix) :] for stem in stems]
+    if beginning := _beginning(stems):
+        return [stem.removeprefix(beginning) for stem in stems]
+    for left_out in stems if len(stems) > 2 else []:
+        beginning = _beginning([stem for stem in stems if stem != left_out])
+        labels = [stem.removeprefix(beginning) for stem in stems]
+        if len(beginning) >= _LONG and len(set(labels)) == len(labels):
+            return labels
     return stems
+
+
+def _beginning(stems: Sequence[str]) -> str:
+    """What all names begin with, up to a mark and without a part of a type; empty if a name would have nothing left."""
+    columns = zip(*stems, strict=False)
+    same = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+    for end in range(same, 0, -1):
+        whole = all(len(stem) > end and named_types(stem[end:]) == named_types(stem) for stem in stems)
+        if stems[0][end - 1] in "-_. " and whole:
+            return stems[0][:end] if len(stems) > 1 else ""
+    return ""
 
 
 def stated_label(label: str, result: Result) -> str:

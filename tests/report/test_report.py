@@ -605,6 +605,11 @@ def test_words_and_labels() -> None:
     assert short_labels(["a/x.json", "b/x.json"]) == ["a/x.json", "b/x.json"]
     assert short_labels(["q4.json", "q4-free.json"]) == ["q4", "q4-free"]
     assert short_labels(["only-one.json"]) == ["only-one"]
+    long = "owner__a-model-with-a-long-name"
+    named = ["base.json", f"{long}-Q4_K_M.json", f"{long}-Q8_0.json"]  # the base has its own name
+    assert short_labels(named) == ["base", "Q4_K_M", "Q8_0"]
+    assert short_labels(["a.json", f"{long}-Q8_0.json", f"{long}-Q8_0-x.json"]) == ["a", "Q8_0", "Q8_0-x"]
+    assert short_labels(["tiny-Q8_0.json", "tiny-Q8_0-free.json"]) == ["Q8_0", "Q8_0-free"]
 
 
 def test_the_shipped_pages_are_of_the_shipped_results(tmp_path: Path) -> None:

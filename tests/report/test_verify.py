@@ -10,6 +10,7 @@ from pathlib import Path
 
 import command_line
 import pytest
+from conftest import ROOT
 from small_results import small_results
 
 from edge.errors import ResultError
@@ -139,3 +140,19 @@ def test_what_is_no_page_is_refused(made: tuple[Path, list[Path]], tmp_path: Pat
     old = changed(page, tmp_path / "old.html", '<meta name="edge-run"', '<meta name="other"')
     with pytest.raises(ResultError, match="does not name its files"):
         verify(old, files)
+
+
+@pytest.mark.parametrize(
+    ("page", "files", "rows"),
+    [
+        ("tiny", ["tiny/*.json"], ROOT / "models" / "tiny-terminal" / "eval.jsonl"),
+        ("trials", ["trials/replay/*.json", "trials/tiny/*.json"], None),
+    ],
+)
+def test_the_shipped_pages_are_what_edge_makes_today(page: str, files: list[str], rows: Path | None) -> None:
+    """If this fails, make them anew: benchmarks/evidence.sh and benchmarks/evidence/trials/README.md say how."""
+    evidence = ROOT / "benchmarks" / "evidence"
+    found = verify(
+        evidence / page / "report.html", [path for one in files for path in evidence.glob(one)], rows
+    )
+    assert found.faults == () and found.texts > 1000
