@@ -94,7 +94,7 @@ class RemoteAnswerer:
             if self._schema or error.status not in _NO_SCHEMA or _is_too_long(error):
                 raise
             written = self.server.chat(request, end)  # raises the same error if the schema is not the reason
-            self.say(f"{error}; edge goes on without the JSON schema, and checks each answer")
+            self.say(f"{error}; edge continues without the JSON schema, and checks each answer")
             self._schema = False
         else:
             self._schema = True

@@ -184,7 +184,7 @@ def _head(
 def _how_far(done: int, steps: int, journal: Path | None) -> str:
     kept = _kept(done, steps, journal)
     return f"interrupted after {done} of {steps} steps" + (
-        f", which are kept in {journal}; run the same command again to go on"
+        f", which are kept in {journal}; run the same command again to resume"
         if kept
         else "; nothing was written"
     )
@@ -193,4 +193,4 @@ def _how_far(done: int, steps: int, journal: Path | None) -> str:
 def _kept(done: int, steps: int, journal: Path | None) -> str:
     if journal is None or not done:
         return ""
-    return f"{done} of {steps} steps are kept in {journal}; run the same command again to go on"
+    return f"{done} of {steps} steps are kept in {journal}; run the same command again to resume"

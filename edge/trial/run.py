@@ -153,7 +153,7 @@ def stored_form(run: Run) -> dict[str, Any]:
 
 
 def _kept(done: dict[tuple[str, int], Trial], folder: Path) -> str:
-    return f"{counted(len(done), 'trial')}, which are kept in {folder}; run the same command again to go on"
+    return f"{counted(len(done), 'trial')}, which are kept in {folder}; run the same command again to resume"
 
 
 def _try_all(

@@ -184,8 +184,13 @@ def test_one_base_pass_serves_several_models(tiny_bf16: Path, tiny_q4: Path, tmp
         measure(tiny_q4, tmp_path / "c.json", base=tmp_path / "damaged", **how)
     # Kept base scores are used again, but never those of another base.
     measure(tiny_q4, tmp_path / "a.json", base=tiny_bf16, keep_base=True, **how)
-    with pytest.raises(ResultError, match="of another base"):
-        measure(tiny_q4, tmp_path / "a.json", base=tiny_q4, keep_base=True, force=True, **how)
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(
+        ResultError, match=r"holds the distributions of a base of another run \(another base\)"
+    ):
+        measure(tiny_q4, tmp_path / "a.json", base=tiny_q4, keep_base=True, **how)
+    found = measure(tiny_q4, tmp_path / "a.json", base=tiny_q4, keep_base=True, force=True, **how)
+    assert found["aggregate"]["kl_mean"] == 0 and kept.read_bytes() != other.read_bytes()
     assert not (tmp_path / "c.json").exists()
 
 

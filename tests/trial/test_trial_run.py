@@ -183,7 +183,8 @@ WRONG = {
     ("--agent", "oracle", "--task", "esy"): (1, "tasks: has no task esy; did you mean easy?"),
     ("--agent", "oracle", "--shard", "3"): (2, "is not a shard such as 2/3"),
     ("--agent", "oracle", "--shard", "1/3"): (1, "tasks: has 2 tasks, too few for 3 shards"),
-    ("--agent", "oracle", "--out", "tasks/easy/task.toml"): (1, "cannot be written"),
+    ("--agent", "oracle", "--out", "tasks/easy/task.toml"): (1, "would become a part of the task easy"),
+    ("--agent", "oracle", "--out", "tasks/not-here/task.toml"): (1, "is a file, not a folder"),
 }
 
 
