@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -226,7 +227,13 @@ def test_a_type_of_llama_cpp_that_is_better_is_taken(searched: Searched) -> None
 def test_slow_types_are_weighed_and_excluded(searched: Searched) -> None:
     """On this machine's own figures: a choice that must be faster has a smaller sum of times, and no IQ type."""
     target = Target(bits=4.5, speed=1.0, exclude=("iq",))
-    found = mix(searched.folder, target, searched.rows, out=searched.place / "fast.gguf", threads=1)
+    said: list[str] = []
+    out = searched.place / "fast.gguf"
+    found = mix(searched.folder, target, searched.rows, out=out, threads=1, say=said.append)
+    line = next(line for line in said if line.startswith("the products of the mixture"))
+    mixture, theirs = (float(part.replace(",", "")) for part in re.findall(r"[:] ([0-9,]+)", line))
+    assert mixture >= 0.999 * theirs
+    assert sum("| iq3_s " in line for line in said) == 1
     types = searched.costs["choices"]["4.5bpw, speed 1, without iq"]["types"]
     assert found.converted.bits_per_weight <= 4.5
     assert not any(kind.startswith("iq") for kind in types.values())
