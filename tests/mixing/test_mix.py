@@ -348,6 +348,16 @@ def test_files_of_another_kind_stay(tiny_folder: Path, tiny_q4: Path, tmp_path: 
     assert (tmp_path / "notes.recipe").read_text() == "mine"
 
 
+@pytest.mark.parametrize("ending", [".gguf", ".recipe", ".measure.json"])
+def test_rows_are_never_an_output(ending: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """Whichever of the three files of a search has their name, and also with force."""
+    rows = first_rows((tmp_path / "x.gguf").with_suffix(ending), 1)
+    before = rows.read_bytes()
+    with pytest.raises(ConversionError, match=rf"x\{ending}: is an input of this command"):
+        mix(tiny_folder, Target(like="Q4_K_M"), rows, out=tmp_path / "x.gguf", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == [rows.name] and rows.read_bytes() == before
+
+
 def test_options_of_auto_need_it(tiny_folder: Path, tmp_path: Path) -> None:
     done = command_line.run("convert", tiny_folder, "--like", "Q4_K_M", "-o", tmp_path / "x.gguf")
     assert done.returncode == 2 and "is for --quant auto" in done.stderr
