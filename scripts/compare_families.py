@@ -92,7 +92,9 @@ CASES: dict[str, Case] = {
     "gemma3-unnamed": Case("gemma3", lambda folder: unnamed(folder)),
     "gemma4-31b-lora": Case("gemma4-31b", adapter=lambda base, to: trained(base, to)),
     "qwen35-lora": Case("qwen35", adapter=lambda base, to: trained(base, to)),
-    "mistral-tekken-lora-resized": Case("mistral-tekken", adapter=lambda base, to: trained(base, to, BOTH, rows=1026)),
+    "mistral-tekken-lora-resized": Case(
+        "mistral-tekken", adapter=lambda base, to: trained(base, to, BOTH, rows=1026)
+    ),
     "gemma3-lora-embeddings": Case("gemma3", adapter=lambda base, to: trained(base, to, PAIR)),
 }
 # What an adapter trains, as peft.LoraConfig's options.

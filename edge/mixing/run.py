@@ -292,7 +292,7 @@ class _Work:
             return None
         kinds = {*TYPES, own, *(ggml.type_name(number).lower() for number in numbers)}
         speeds = Speeds.measured(self.files.base, groups, sorted(kinds), reading.threads)
-        for line in speeds.to_text():
+        for line in speeds.to_text(groups):
             self._say(line)
         return speeds
 
@@ -452,6 +452,13 @@ def _searched(
     if (other := search.of_choice(with_types(corrected))) < together:
         best, together = corrected, other
     best = search.plain(best)
+    if speeds is not None:
+        seconds = speeds.of_types(search.groups, search.numbers(with_types(best)))
+        most = speeds.of_types(search.groups, standard[quant or STANDARD[0]])
+        name = quant or STANDARD[0]
+        search.say(
+            f"the products of the mixture: {1 / seconds:,.0f} tokens a second; of {name}: {1 / most:,.0f}"
+        )
     return {
         "types": with_types(best),
         "costs": cost_table(best, together),

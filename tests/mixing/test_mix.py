@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -227,7 +228,13 @@ def test_a_type_of_llama_cpp_that_is_better_is_taken(searched: Searched) -> None
 def test_slow_types_are_weighed_and_excluded(searched: Searched) -> None:
     """On this machine's own figures: a choice that must be faster has a smaller sum of times, and no IQ type."""
     target = Target(bits=4.5, speed=1.0, exclude=("iq",))
-    found = mix(searched.folder, target, searched.rows, out=searched.place / "fast.gguf", threads=1)
+    said: list[str] = []
+    out = searched.place / "fast.gguf"
+    found = mix(searched.folder, target, searched.rows, out=out, threads=1, say=said.append)
+    line = next(line for line in said if line.startswith("the products of the mixture"))
+    mixture, theirs = (float(part.replace(",", "")) for part in re.findall(r"[:] ([0-9,]+)", line))
+    assert mixture >= 0.999 * theirs
+    assert sum("| iq3_s " in line for line in said) == 1
     types = searched.costs["choices"]["4.5bpw, speed 1, without iq"]["types"]
     assert found.converted.bits_per_weight <= 4.5
     assert not any(kind.startswith("iq") for kind in types.values())
@@ -361,6 +368,16 @@ def test_one_search_in_a_folder_at_a_time(tiny_folder: Path, tmp_path: Path) -> 
     with sole_user(folder, "test"), pytest.raises(ConversionError, match=busy):
         search()
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("ending", [".gguf", ".recipe", ".measure.json"])
+def test_rows_are_never_an_output(ending: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """Whichever of the three files of a search has their name, and also with force."""
+    rows = first_rows((tmp_path / "x.gguf").with_suffix(ending), 1)
+    before = rows.read_bytes()
+    with pytest.raises(ConversionError, match=rf"x\{ending}: is an input of this command"):
+        mix(tiny_folder, Target(like="Q4_K_M"), rows, out=tmp_path / "x.gguf", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == [rows.name] and rows.read_bytes() == before
 
 
 def test_options_of_auto_need_it(tiny_folder: Path, tmp_path: Path) -> None:
