@@ -8,7 +8,7 @@ Run = Mapping[str, object]
 """Everything that an output depends on, as JSON values by name: inputs (by SHA-256 or path) and settings."""
 
 _MOST = 4  # changes that a line names
-_LONGEST = 60  # characters of a value that a line shows
+_LONGEST = 240  # characters of a value that a line shows: a path is shorter
 
 # The inputs that a run names by their SHA-256, without an article. An s at the end is a plural.
 _INPUTS = {
