@@ -108,7 +108,7 @@ def test_eval_in_exact_mode_gives_the_same_steps(edge: Edge, tiny_q4: Path, tmp_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--state-cache", "much"), "must be a size such as 2GB"),
+        (("--state-cache", "much"), "must be a size such as 6GB"),
         (("--state-cache", "1GB", "--no-state-cache"), "belongs to --state-cache"),
     ],
 )
