@@ -480,7 +480,7 @@ OTHER_ATTEMPTS = (
     ),
     (
         "rm -rf * in an unattended session, or all files made empty",
-        "edge deletes few files unasked, and each bring-back can be undone",
+        "edge deletes few files without a question, and each bring-back can be undone",
         "test_bring_back.py",
         "test_many_deletions_are_not_made_unasked",
     ),
