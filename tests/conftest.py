@@ -297,6 +297,8 @@ LONGEST = (
     "test_trial_run.py",
     "test_pull_default.py",
     "test_sweep.py",
+    "test_waits.py",
+    "test_typing_terminal.py",
     "test_adapters.py",
     "test_serve.py",
     "test_allow_terminal.py",
