@@ -154,7 +154,10 @@ def test_what_goes_on_after_the_end_is_told(tmp_path: Path) -> None:
             "nohup sleep 987 > /dev/null & disown; "
             "until grep -q ^sleep /proc/$!/cmdline; do sleep 0.1; done; echo began\n"
         )
-        until(lambda: "\nbegan" in terminal.screen())
+        try:
+            until(lambda: "\nbegan" in terminal.screen())
+        except AssertionError:
+            raise AssertionError(terminal.screen()) from None
         left = terminal.close()
     assert [line.split(" ", 1)[1] for line in left] == ["sleep 987"]
     os.kill(int(left[0].split()[0]), signal.SIGKILL)
