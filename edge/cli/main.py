@@ -218,7 +218,10 @@ def main() -> NoReturn:
     warnings.filterwarnings("once", category=EdgeWarning)
     warnings.showwarning = _show_warning
     at_abort(partial(_end_at_once, terminal_settings()))
+    reserve: list[bytearray] = []  # given back where no memory is left for an error line
     try:
+        if limited:
+            reserve.append(bytearray(2 << 20))
         app(prog_name="python -m edge" if Path(sys.argv[0]).name == "__main__.py" else "edge")
     except EdgeError as error:
         if error.option:
@@ -231,6 +234,7 @@ def main() -> NoReturn:
             say(printable(_interruption(stop)))
         raise
     except Exception as error:
+        reserve.clear()
         try:
             line = _explained(error, limited)
         except MemoryError:
