@@ -18,7 +18,15 @@ from edge.conversion.recipe import Recipe
 from edge.convert import Converted, TensorTypes, convert
 from edge.errors import ConversionError, EdgeError, Interrupted
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
-from edge.formats.gguf import RECIPE_COSTS, ModelFile, read_metadata, read_model_file, recall, remember
+from edge.formats.gguf import (
+    RECIPE,
+    RECIPE_COSTS,
+    ModelFile,
+    read_metadata,
+    read_model_file,
+    recall,
+    remember,
+)
 from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.imatrix import read_imatrix
 from edge.llama import ggml
@@ -199,7 +207,8 @@ def mix(
 
 def _check_outputs(files: _Files, inputs: Sequence[str | Path | None], run: Run, force: bool) -> None:
     """Raises ConversionError, before the search, for an output that is an input, or a file of another run or kind."""
-    for path in (files.out, files.recipe, files.measured):
+    kept = (files.folder / "costs.json", files.matrix, files.scores, files.rival, files.folder / "base.gguf")
+    for path in (files.out, files.recipe, files.measured, *kept):
         check_output(path, inputs, error=ConversionError, streams=False)
     if files.recipe == files.out:
         raise ConversionError(f"{files.out}: is the name of a recipe: choose another name with --out")
@@ -208,8 +217,11 @@ def _check_outputs(files: _Files, inputs: Sequence[str | Path | None], run: Run,
         if (written := recall(path, _SEARCH)) is not None:
             named: dict[str, object] = json.loads(written)
             return named
-        auto = files.out.is_file() and RECIPE_COSTS in read_metadata(files.out)
-        return run if auto else {}  # convert compares the recipes
+        written_by = read_metadata(files.out) if files.out.is_file() else {}
+        own = RECIPE_COSTS in written_by  # convert compares the recipes
+        if path == files.recipe:  # a recipe that somebody changed is no longer the search's
+            own = own and path.read_bytes() == str(written_by.get(RECIPE)).encode()
+        return run if own else {}
 
     for path, kind in ((files.out, "a GGUF"), (files.recipe, "a recipe")):
         check_replaced(path, run, before, kind=kind, force=force, error=ConversionError)

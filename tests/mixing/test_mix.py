@@ -16,7 +16,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from edge.conversion.recipe import read_recipe
+from edge.conversion.recipe import Recipe, read_recipe
 from edge.convert import TensorTypes, convert
 from edge.errors import ConversionError, Interrupted
 from edge.formats.gguf import TensorInfo, read_metadata, read_model_file, read_tensors
@@ -347,6 +347,18 @@ def test_files_of_another_kind_stay(tiny_folder: Path, tiny_q4: Path, tmp_path: 
             mix(tiny_folder, Target(like="Q4_K_M"), ROWS, out=tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.recipe", "other.gguf"]
     assert (tmp_path / "notes.recipe").read_text() == "mine"
+
+
+def test_a_recipe_that_somebody_changed_stays(tiny_folder: Path, tmp_path: Path) -> None:
+    """Beside a GGUF that a search wrote, also where edge no longer remembers the search."""
+    recipe = Recipe((("blk.*", "q8_0"),), "{}")
+    types = TensorTypes(recipe=recipe)
+    convert(tiny_folder, quant="Q4_K_M", out=tmp_path / "x.gguf", tensor_types=types, check=False)
+    changed = recipe.text + "# mine\n"
+    (tmp_path / "x.recipe").write_text(changed)
+    with pytest.raises(ConversionError, match=r"x\.recipe: holds a recipe of another run"):
+        mix(tiny_folder, Target(like="Q4_K_M"), ROWS, out=tmp_path / "x.gguf")
+    assert (tmp_path / "x.recipe").read_text() == changed
 
 
 @pytest.mark.slow
