@@ -155,7 +155,7 @@ def serve(
         mmap=mmap,
         adapters=adapters,
         spread=spread,
-        states=chosen_states(state_cache, no_state_cache),
+        states=chosen_states(state_cache, no_state_cache, continues=state_cache is not None),
     )
     server.serve(
         path,

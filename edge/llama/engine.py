@@ -37,7 +37,8 @@ T = TypeVar("T")
 # Cells beyond a prompt's own that the answers written beside it may hold. Without a GPU, attention runs over all cells
 # in use, of any sequence: with two long prompts in the cache, every token of both pays for both.
 _FOREIGN = 512
-_GROWTH = 1.25  # of a conversation, until its state is written to disk again
+GROWTH = 1.25
+"""Of a conversation, until its state is written to disk again: how much longer it is."""
 Entry = tuple[int, int, int, bool]
 """Of a token in a batch: its id, its position, its sequence, and whether the logits after it are wanted."""
 
@@ -166,7 +167,7 @@ class Engine:
         """
         state, length = self.cache.longest(self.cache.of(owner), following)
         before = self._kept.get(id(owner), 0)
-        if self.states is not None and state is not None and length > before * (1 if now else _GROWTH):
+        if self.states is not None and state is not None and length > before * (1 if now else GROWTH):
             self._kept[id(owner)] = length
             self.states.keep_conversation(self.cache, state, self.adapters_of(state))
             self.states.flush()
@@ -388,9 +389,13 @@ class Engine:
         if self.states is None:
             return False
         ends = chunk_ends(len(job.prompt), {*job.cuts, *stops}, self.batch)
-        any_chunks = self.states.wanted.continues and state.owner is not None
+        any_chunks = self.states.wanted.continues and self.is_conversation(state)
         adapters = self.adapters_of(state)
         return self.states.restore(self.cache, state, job.prompt, ends, adapters, any_chunks=any_chunks)
+
+    def is_conversation(self, state: State) -> bool:
+        """Whether a state belongs to a conversation, which may continue from its own states on disk."""
+        return state.owner is not None
 
     def adapters_of(self, state: State) -> Sequence[LoadedAdapter]:
         """The adapters that a state is read with."""

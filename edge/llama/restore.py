@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 
 from edge.errors import EdgeError
 from edge.formats.gguf import model_sha256, part_files, read_metadata, read_tensors, recall, sha256, signature
@@ -27,7 +28,7 @@ from edge.llama.cache import Cache, State
 from edge.llama.devices import devices, inspect_llama
 from edge.llama.jobs import Job
 from edge.llama.loading import Adapter, Loading, States
-from edge.llama.states import Head, Kind, StateStore
+from edge.llama.states import Head, Kind, StateStore, stored_files
 from edge.system.machine import cpu_name
 from edge.version import __version__
 
@@ -162,6 +163,29 @@ class DiskStates:
         if len(state.tokens) >= LEAST:
             self._take(cache, state, "conversation", adapters)
 
+    def keep_kept(
+        self, cache: Cache, state: State, adapters: Sequence[LoadedAdapter], data: Any = None
+    ) -> None:
+        """Keep a state that any prompt with the same beginning may continue from, for `flush`.
+
+        `data`: the state in llama.cpp's form; None if it is in its sequence. Where the cache can be rewound, the state
+        replaces those of its beginnings. Where it cannot, a prompt may need one of these.
+        """
+        if len(state.tokens) >= LEAST:
+            self._take(cache, state, "conversation" if cache.rewindable else "prompt", adapters, data)
+
+    def has_most(self, cache: Cache, state: State, adapters: Sequence[LoadedAdapter], growth: float) -> bool:
+        """Whether a file has a beginning of this state's tokens that is less than `growth` times shorter."""
+        digests = self._digests(tuple(one.adapter for one in adapters), compute=False)
+        if digests is None:
+            return False
+        ids = np.asarray(state.tokens, np.int32)
+        files = stored_files(self.store.folder, self._identity(cache, digests))
+        return any(
+            len(ids) < growth * len(file.tokens) and np.array_equal(file.tokens, ids[: len(file.tokens)])
+            for file in files
+        )
+
     def flush(self) -> None:
         """Write what `offer` and `keep_conversation` took, beside the engine's work."""
         if self._pending and (self._writer is None or not self._writer.is_alive()):
@@ -180,7 +204,9 @@ class DiskStates:
                 self._writer.join()
             self.flush()
 
-    def _take(self, cache: Cache, state: State, kind: Kind, adapters: Sequence[LoadedAdapter]) -> None:
+    def _take(
+        self, cache: Cache, state: State, kind: Kind, adapters: Sequence[LoadedAdapter], data: Any = None
+    ) -> None:
         own = tuple(one.adapter for one in adapters)
         digests = self._digests(own, compute=False)
         identity = "" if digests is None else self._identity(cache, digests)
@@ -188,12 +214,12 @@ class DiskStates:
             return
         if any(one.tokens == state.tokens and one.adapters == own for one in self._pending):
             return
-        size = cache.export_size(state.sequence)
+        size = cache.export_size(state.sequence) if data is None else len(data)
         logits = None if state.logits is None else state.logits.copy()
         if size > self.store.limit:
             return
         try:
-            data = cache.export_sequence(state.sequence, size)
+            data = cache.export_sequence(state.sequence, size) if data is None else data
         except MemoryError:
             return
         head = Head(

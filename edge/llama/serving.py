@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from edge.llama.adapters import LoadedAdapter
 from edge.llama.cache import Cache, State
-from edge.llama.engine import Engine
+from edge.llama.engine import GROWTH, Engine
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading
 from edge.llama.prefixes import common_length
@@ -40,7 +40,7 @@ class Request(Job[T], Generic[T]):
 
 
 @dataclass(eq=False)
-class _Kept(State):
+class KeptState(State):
     """A state outside the cache, in llama.cpp's own form; it has no sequence. Its owner is an adapter, or None."""
 
     data: Any = None
@@ -55,7 +55,7 @@ class ServingCache(Cache):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options, unified=False)
         self.most_kept = _MOST_KEPT
-        self._kept: list[_Kept] = []  # the most recently used is last
+        self._kept: list[KeptState] = []  # the most recently used is last
 
     @property
     def kept_bytes(self) -> int:
@@ -77,6 +77,16 @@ class ServingCache(Cache):
         state.logits = best.logits if length == len(prompt) else None
         state.ends = best.ends_at(length)
         return state
+
+    def newest(self, limit: int) -> list[KeptState]:
+        """The states that were used last and have at most `limit` bytes together, the most recently used last."""
+        found: list[KeptState] = []
+        for kept in reversed(self._kept):
+            limit -= len(kept.data)
+            if limit < 0:
+                break
+            found.insert(0, kept)
+        return found
 
     def partings(self, prompt: Sequence[int], adapter: Adapter | None = None) -> set[int]:
         """The lengths at which the prompt parts from what is kept of this adapter."""
@@ -106,12 +116,12 @@ class ServingCache(Cache):
         while self.kept_bytes > self.most_kept - size:
             self._kept.pop(0)
         data = self.export_sequence(state.sequence, size)
-        self._kept.append(_Kept(-1, list(state.tokens), state.owner, state.logits, state.ends, data))
+        self._kept.append(KeptState(-1, list(state.tokens), state.owner, state.logits, state.ends, data))
 
-    def _kept_of(self, owner: object) -> list[_Kept]:
+    def _kept_of(self, owner: object) -> list[KeptState]:
         return [kept for kept in self._kept if kept.owner == owner]
 
-    def _use(self, kept: _Kept) -> None:
+    def _use(self, kept: KeptState) -> None:
         self._kept.remove(kept)
         self._kept.append(kept)
 
@@ -192,7 +202,7 @@ class ServingEngine(Engine):
                     return
             if reading is not None and request is not None and reading.logits is not None:
                 if not self.cache.rewindable:
-                    self.cache.keep(reading.state)
+                    self._keep(reading.state)
                 active.append(RunningJob(count, request, reading.state))
                 requests[count] = request
                 count += 1
@@ -204,6 +214,8 @@ class ServingEngine(Engine):
             for running, logits in ready:
                 if self.resume(running, logits):
                     active.remove(running)
+                    if self.cache.rewindable:
+                        self._store(running.state)
                     self.cache.hold(running.state)
                     self.flush_states()
                     yield requests.pop(running.index), running.answer
@@ -231,9 +243,29 @@ class ServingEngine(Engine):
         else:
             ready = self.decode([], reading)
         if reading is not None and reading.at_stop:
-            self.cache.keep(reading.state)
+            self._keep(reading.state)
             reading.stops.discard(len(reading.state.tokens))
         return ready
+
+    def _keep(self, state: State) -> None:
+        """Keep a copy of the state of a prompt."""
+        self.cache.keep(state)
+        if not self.cache.rewindable:  # there, the state after the answer has the prompt too
+            self._store(state)
+
+    def _store(self, state: State) -> None:
+        """Let a state go to disk, if `Loading.states` is for whole prompts and it has grown enough."""
+        if self.states is not None and self.writes_whole_prompts:
+            adapters = self.adapters_of(state)
+            if not self.states.has_most(self.cache, state, adapters, GROWTH):
+                self.states.keep_kept(self.cache, state, adapters)
+
+    def close(self) -> None:
+        """Free the model and its cache. What is kept beside the cache goes to disk, if whole prompts may."""
+        if self._model and self.states is not None and self.writes_whole_prompts:
+            for kept in self.cache.newest(self.states.store.limit):
+                self.states.keep_kept(self.cache, kept, self.adapters_of(kept), kept.data)
+        super().close()
 
     def _start(self, job: Request[T]) -> PromptReading[T]:
         """Begin to read a prompt, from as much of it as is kept."""
@@ -247,6 +279,10 @@ class ServingEngine(Engine):
         length = len(state.tokens)
         job.begun(length)
         return PromptReading(job, state, {at for at in stops if at > length})
+
+    def is_conversation(self, state: State) -> bool:
+        """Whether a state may continue from its own states on disk: each prompt may be the next of a conversation."""
+        return True
 
     def adapters_of(self, state: State) -> Sequence[LoadedAdapter]:
         """The adapter that a state is read with."""

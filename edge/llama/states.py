@@ -95,6 +95,8 @@ class StoredState:
         parting = np.nonzero(self.tokens[:shared] != prompt[:shared])[0]
         common = int(parting[0]) if len(parting) else shared
         if any_chunks:
+            if common == count == len(prompt) and self.head["logits"]:
+                return count
             most = min(common, len(prompt) - 1)  # the last token is read for its logits
             return most if rewindable else count if common == count and count < len(prompt) else 0
         best = 0

@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import scripted
 from scripted import Read, script
+from served import serving
 
 from edge.agent.answerer import LocalAnswerer
 from edge.answer.answering import Answering
@@ -265,6 +267,41 @@ def test_a_server_restores_after_a_restart(path: Path) -> None:
     assert kept == 150
     expected, kept = served(path, SECOND, COLD)
     assert kept == 0 and same(read, expected)
+
+
+def test_a_server_continues_conversations_after_a_restart(path: Path, tmp_path: Path) -> None:
+    """`edge serve --state-cache`: stopped or killed, the next process reads only what is new in a conversation."""
+
+    def chat(server: str, messages: list[dict[str, str]]) -> tuple[str, int, int]:
+        body = {"model": "any", "messages": messages, "max_tokens": 24, "temperature": 0}
+        answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=600).json()
+        usage = answer["usage"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        return answer["choices"][0]["message"]["content"], usage["prompt_tokens"], cached
+
+    first = [{"role": "user", "content": "List the files of this folder, then count them. " * 20}]
+    options = ("--context", "1024", "--parallel", "2")
+    stopped, killed = tmp_path / "cache", tmp_path / "killed"
+    with serving(path, "--state-cache", "1GB", *options, EDGE_CACHE=str(stopped)) as server:
+        answer, length, cached = chat(server, first)
+        assert cached == 0
+        while not stored_files(stopped / "states"):
+            time.sleep(0.1)
+        shutil.copytree(stopped, killed)  # what a killed process leaves
+        second = [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "total 0"}]
+        expected, _, cached = chat(server, second)  # of a process that did not end
+        assert cached >= length - 16
+        third = [*second, {"role": "assistant", "content": expected}, {"role": "user", "content": "And now?"}]
+        last, longer, _ = chat(server, third)  # has not grown by a quarter: written at the end
+    for cache, messages, answered, least in (
+        (killed, second, expected, length),
+        (stopped, third, last, longer),
+    ):
+        with serving(path, "--state-cache", "1GB", *options, EDGE_CACHE=str(cache)) as server:
+            text, _, cached = chat(server, messages)
+        assert text == answered and cached >= least - 16
+    with serving(path, *options, EDGE_CACHE=str(stopped)) as server:
+        assert chat(server, third)[2] < length  # only states that change no bit
 
 
 def test_a_resumed_conversation_answers_as_if_it_had_not_ended(smollm2_q4: Path, tiny_q4: Path) -> None:
