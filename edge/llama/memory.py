@@ -40,6 +40,8 @@ class Shape:
     experts_used: int
     kv_values: tuple[int, ...]
     state_values: tuple[int, ...]
+    kv_padding: int = 0
+    """Numbers by which llama.cpp widens the values of one token, in all layers, if it does not use flash attention."""
     weights: int = 0
     layer_weights: tuple[int, ...] = ()
     output_weights: int = 0
@@ -56,7 +58,8 @@ class Shape:
 class Buffers:
     """What llama.cpp allocates beside the weights, in bytes.
 
-    - kv_cache: cells × numbers in the keys and values of all layers × bytes of a number (f16 2, q8_0 34/32, q4_0 18/32)
+    - kv_cache: cells × numbers in the keys and values of all layers × bytes of a number (f16 2, q8_0 34/32, q4_0 18/32).
+      Without flash attention, the values of each layer are as wide as those of the widest
     - state: sequences × numbers in the states × 4
     - compute: one buffer for all layers. Tokens of a batch (rounded up to a multiple of the sequences) × 4 bytes ×
       the wider of the vocabulary and a layer, and 6 × width for the hidden states. The width of a layer is that of its
@@ -155,6 +158,9 @@ def shape_of(
     recurrent = header.per_layer("attention.recurrent_layers", 0)
     kept = [count if i < own and not recurrent[i] else 0 for i, count in enumerate(heads_kv)]
     by_layer, output, embedding = _weight_bytes(tensors, layers)
+    values = [
+        count * (value_swa if slides else value) for count, slides in zip(heads_kv, sliding, strict=True)
+    ]
     return Shape(
         path=path,
         context_length=header.number("context_length", 0),
@@ -171,6 +177,7 @@ def shape_of(
             for count, slides in zip(kept, sliding, strict=True)
         ),
         state_values=_state_values(header, width, recurrent, heads_kv),
+        kv_padding=sum(max(values) - width for width, heads in zip(values, kept, strict=True) if heads),
         sliding=header.number("attention.sliding_window", 0) > 0,
         weights=weights,
         layer_weights=by_layer,
@@ -267,7 +274,9 @@ def buffers(
     if flash_attention:
         layer += tokens * 2 * seen * masks
     return Buffers(
-        kv_cache=kv_bytes(sum(shape.kv_values), cells, kv_type),
+        kv_cache=kv_bytes(
+            sum(shape.kv_values) + (0 if flash_attention else shape.kv_padding), cells, kv_type
+        ),
         state=sum(shape.state_values) * sequences * 4,
         compute=max(layer, 4 * (batch * shape.n_vocab * outputs + tokens * 6 * shape.width)),
         output=sequences * shape.n_vocab * 4,

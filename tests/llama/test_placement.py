@@ -17,6 +17,7 @@ from allocate import ALLOCATE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.convert import convert
 from edge.errors import ContextError, EdgeError
 from edge.formats.gguf import read_metadata
 from edge.llama.devices import Device
@@ -92,6 +93,28 @@ def test_estimates_agree_with_what_llama_cpp_allocates(model: str, request: pyte
         assert need.state == pytest.approx(state, abs=rounding)
         assert need.output == pytest.approx(output, abs=rounding)
         assert compute * 0.998 <= need.compute <= max(compute * 1.05, compute + 2.2e6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3", "qwen3moe", "qwen35moe", "gemma3", "gemma4-e2b", "gemma4-26b-a4b"])
+def test_estimates_agree_for_other_families(family: str, tmp_path: Path) -> None:
+    """`edge doctor` tells this sum: within 10 % of what llama.cpp allocates, the cache to the byte."""
+    import make_random
+
+    make_random.FAMILIES[family](tmp_path / "checkpoint")
+    path = tmp_path / "model.gguf"
+    convert(tmp_path / "checkpoint", quant="Q8_0", out=path, threads=1)
+    cases = [(8192, 2, True), (32768, 9, True), (8192, 4, False)]
+    words = [f"{cells},{n},512,1,0,{int(unified)}" for cells, n, unified in cases]
+    command = [sys.executable, "-c", ALLOCATE, str(path), *words]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    shape = read_shape(path)
+    for (cells, sequences, unified), line in zip(cases, lines, strict=True):
+        parts = [float(number) * 2**20 for number in line.split()]
+        need = buffers(shape, cells, sequences=sequences, apart=not unified)
+        assert need.kv_cache == pytest.approx(parts[0], abs=2**20 / 100)
+        assert need.state == pytest.approx(parts[1], abs=2**20 / 100)
+        assert need.total == pytest.approx(sum(parts), rel=0.1)
 
 
 def test_a_machine_with_plenty(smol: Shape) -> None:
