@@ -58,7 +58,8 @@ class Shape:
 class Buffers:
     """What llama.cpp allocates beside the weights, in bytes.
 
-    - kv_cache: cells × numbers in the keys and values of all layers × bytes of a number (f16 2, q8_0 34/32, q4_0 18/32).
+    - kv_cache: cells × numbers in the keys and values of all layers × bytes of a number (f16 2, q8_0 34/32, q4_0
+      18/32).
       Without flash attention, the values of each layer are as wide as those of the widest
     - state: sequences × numbers in the states × 4
     - compute: one buffer for all layers. Tokens of a batch (rounded up to a multiple of the sequences) × 4 bytes ×
