@@ -68,7 +68,7 @@ DEFAULT_OPTIONS = SweepOptions()
 def check_sweep(
     quants: Sequence[str], replay: Path | str, out: Path | str, options: SweepOptions
 ) -> tuple[list[str], list[Row], str | None]:
-    """Check what `sweep` gets, as far as that needs no checkpoint: before a download. Raises what it raises.
+    """Check the arguments of `sweep` that need no checkpoint, before a download. Raises what it raises.
 
     Returns the names of the types, the rows, and the SHA-256 of the rows to calibrate on.
     """

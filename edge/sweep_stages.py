@@ -102,7 +102,7 @@ class Stages:
             check_output(output, [self.replay, options.calibrate_on, options.reference, checkpoint])
 
     def check_files(self, names: Sequence[str]) -> None:
-        """Check that no file that the sweep would replace or remove is of somebody else. Raises ResultError."""
+        """Check that the sweep would replace and remove only its own files. Raises ResultError."""
         models = {name: self.file(name) for name in [self.base, *names]}
         self.state.check_models(models, self._scores, self.base)
         self.state.check_report(self.options.reference)

@@ -113,7 +113,7 @@ class State:
         )
 
     def check_models(self, models: Mapping[str, Path], scores: Path, base: str) -> None:
-        """Check that no GGUF of a type in `models`, and no file of distributions, is of somebody else.
+        """Check that the GGUFs of the types in `models`, and the files of distributions, are the sweep's own.
 
         Raises ResultError.
         """

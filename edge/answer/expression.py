@@ -210,7 +210,7 @@ def parse(text: str, *, looks: bool = False) -> Node:
 
 @lru_cache(maxsize=4096)
 def usual_character(ranges: tuple[Range, ...]) -> str:
-    """A character of a class that stands for it."""
+    """One character of a class, an ordinary one if possible: it represents the class."""
     for code in _USUAL:
         if any(low <= code <= high for low, high in ranges):
             return chr(code)

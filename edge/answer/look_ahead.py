@@ -1,4 +1,4 @@
-"""Expressions with look-ahead, written as equal ones without it: llguidance knows none.
+"""Rewrites expressions with look-ahead as equal ones without it, because llguidance has no look-ahead.
 
 `(?=x)rest` is what begins with x and is rest; `(?!x)rest` is rest that does not begin with x. Both are languages of
 automata. The derivatives of Brzozowski (1964) give one automaton for the whole expression, whose states are then

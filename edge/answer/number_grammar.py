@@ -63,7 +63,7 @@ def _same_length(low: str, high: str) -> list[str]:
 
 
 def bounds(schema: dict[str, Any]) -> tuple[float, float, bool, bool] | None:
-    """The least and the greatest number, and whether each is excluded; None if a bound is no number."""
+    """The smallest and the largest number, and whether each is excluded; None if a bound is not a number."""
     low, high, above, below = -math.inf, math.inf, False, False
     for name in _BOUNDS:
         value = schema.get(name)

@@ -1,4 +1,4 @@
-"""A figure of some steps, by task: the terms whose mean it is, the differences of tasks, the interval of one side."""
+"""A figure of some steps by task: the terms of its mean, the differences of the tasks, the interval of one side."""
 
 from collections.abc import Callable, Sequence
 

@@ -46,7 +46,7 @@ class Replaced:
         return cls(out, force, out.is_file() and out.stat().st_size > 0)
 
     def check(self, run: Run) -> None:
-        """Compare the header at `out` with what will be written, as far as `run` says it. Raises ConversionError.
+        """Compare the header at `out` with the values of `run` that will be written. Raises ConversionError.
 
         The header has paths as a command named them. Where edge remembers the sources, `check_sources` compares those.
         """

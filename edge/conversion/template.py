@@ -1,4 +1,4 @@
-"""What a user must know about a chat template: warnings about what can do harm, and what it does not take.
+"""What a user must know about a chat template: warnings about harm, and notes about messages that it refuses.
 
 edge looks at the template's text and renders short conversations with it (docs/conversion.md).
 """

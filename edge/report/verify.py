@@ -1,4 +1,4 @@
-"""`edge report --verify`: make a page again from its files, and say whether it is theirs."""
+"""`edge report --verify`: make a page again from its files, and compare the two."""
 
 import difflib
 import re

@@ -55,7 +55,7 @@ class Plan:
     """Other files that the trials read. No output replaces one of them."""
 
     def chosen(self, sampled: bool) -> list[Attempt]:
-        """The attempts of the shard, those of a task one after another. `sampled`: each has a seed of its own.
+        """The attempts of the shard, those of a task one after another. `sampled`: each has its own seed.
 
         Raises EdgeError if there are fewer tasks than shards.
         """
