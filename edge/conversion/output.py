@@ -23,9 +23,10 @@ def output_place(out: str | Path | None, file: str) -> tuple[Path, Path]:
     Creates nothing. Raises ConversionError if no file can be written there.
     """
     path = store_folder() / file if out is None else Path(out) if str(out) else out
+    named = ""
     if isinstance(path, Path) and os.path.isdir(path):  # Path.is_dir raises for a name that is too long
-        path = path / file
-    check_place(path, error=ConversionError, streams=False)
+        named, path = str(path), path / file
+    check_place(path, named=named, error=ConversionError, streams=False)
     if os.path.islink(path) and os.path.realpath(Path(path).parent) == os.path.realpath(store_folder()):
         # Behind a link in the store is a file of the hub's cache, whose name is its checksum.
         raise ConversionError(f"{path}: is a link to another model's file; choose another name with --out")
