@@ -44,7 +44,7 @@ class SweepOptions:
     budget: int | None = None
     """Choose the best file of at most so many bytes."""
     max_loss: float | None = None
-    """Choose the smallest file that is 95 % sure to lose at most so many points of score."""
+    """Choose the smallest file whose loss of score is at most this number of points, with 95 % confidence."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     offline: bool = False

@@ -278,7 +278,7 @@ class _Maker:
             return expression
         if form is not None:
             if not isinstance(form, str) or form not in _FORMAT_TEXTS:
-                raise GrammarError(f"has the format {str(form)[:60]!r}, which is no text")
+                raise GrammarError(f"has the format {str(form)[:60]!r}, which is not a text")
             return _FORMAT_TEXTS[form]
         return f"(?s:.){_times(least, most)}"
 
@@ -451,7 +451,7 @@ def _key(name: str, style: Style) -> str:
 
 def _times(least: Any, most: Any) -> str:
     if type(least) is not int or not (most is None or type(most) is int):
-        raise GrammarError("has a length that is no whole number")
+        raise GrammarError("has a length that is not a whole number")
     least = max(0, least)
     if least > _LONGEST:
         raise GrammarError(f"has a text or list of at least {least:,} parts, which no answer has room for")

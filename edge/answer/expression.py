@@ -26,7 +26,7 @@ _SPACE = (
 )
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 
-# The first of these in a class stands for it: the characters that no text must escape come first.
+# The first of these in a class represents it: the characters that no text must escape come first.
 _USUAL = [
     *map(ord, string.ascii_lowercase + string.digits + string.ascii_uppercase + " -_./:"),
     *(code for code in range(0x21, 0x7F) if chr(code) not in '"\\'),

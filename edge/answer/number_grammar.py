@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-# 15 digits: a float of so many is the same number again, and JavaScript keeps whole numbers of so many.
+# A float of 15 digits is the same number again, and JavaScript keeps whole numbers of 15 digits.
 WHOLE = "0|-?[1-9][0-9]{0,14}"
 _FRACTION = r"(\.([0-9]{0,8}[1-9]))"
 _SMALL = r"0\.0{0,3}[1-9]([0-9]{0,12}[1-9])?"  # from 0.0001: Python writes smaller ones with an exponent

@@ -260,7 +260,7 @@ def _client(url: str, indexes: Indexes) -> "httpx.Client":
         raise PackageError(f"{indexes.cert}: its certificates cannot be read: {_why(error)}") from None
     auth = None
     if "@" not in parts.netloc:
-        with contextlib.suppress(Exception):  # no netrc, or a damaged one: as pip, go on without it
+        with contextlib.suppress(Exception):  # no netrc, or a damaged one: continue without it, as pip does
             auth = httpx.NetRCAuth()
     proxy = indexes.proxy if indexes.proxy is None or "://" in indexes.proxy else f"http://{indexes.proxy}"
     return httpx.Client(follow_redirects=True, timeout=_TIMEOUT, verify=verify, proxy=proxy, auth=auth)
