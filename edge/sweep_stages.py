@@ -113,18 +113,23 @@ class Stages:
         return [name for name in done if self.measured(name)]
 
     def file(self, name: str) -> Path:
+        """Where the GGUF of a type is, while it exists."""
         return self._named(f"-{name}.gguf")
 
     def result(self, name: str) -> Path:
+        """Where the result JSON of a type is."""
         return self._named(f"-{name}.json")
 
     def measurement(self, name: str) -> Path:
+        """Where the measurement JSON of a type is."""
         return self._named(f"-{name}.measure.json")
 
     def answered(self, name: str) -> bool:
+        """Whether the rows are answered with this type."""
         return self.state.of(name).get("answered", False) and self.result(name).is_file()
 
     def measured(self, name: str) -> bool:
+        """Whether this type is also measured against the base."""
         return (
             self.answered(name)
             and self.state.of(name).get("measured", False)

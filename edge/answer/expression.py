@@ -52,6 +52,7 @@ class Node:
 
 
 def opposite(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
+    """The ranges of all other characters, in order."""
     found = []
     begin = 0
     for low, high in sorted(ranges):

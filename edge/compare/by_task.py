@@ -37,6 +37,7 @@ def task_differences(tasks: Sequence[str], values: Sequence[float], half: float)
 
 
 def rounded(name: str, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    """An interval with the decimal places of its figure, and without a negative zero."""
     digits = places(name)
     return None if bounds is None else (round(bounds[0], digits) + 0.0, round(bounds[1], digits) + 0.0)
 

@@ -110,6 +110,7 @@ class Costs:
         return self.stored["alone"].get(group, {})
 
     def add_alone(self, group: str, kind: str, value: float) -> None:
+        """Store the divergence of a group in a type, in nats."""
         self.stored["alone"].setdefault(group, {})[kind] = value
         self._write()
 
@@ -118,6 +119,7 @@ class Costs:
         return self.stored["joint"].get(_key(types))
 
     def add_joint(self, types: Mapping[str, str], value: float) -> None:
+        """Store the divergence of a choice, in nats."""
         self.stored["joint"][_key(types)] = value
         self._write()
 
@@ -126,6 +128,7 @@ class Costs:
         return self.stored.get("files", {}).get(name)
 
     def add_file(self, name: str, measured: MeasuredFile) -> None:
+        """Store a measured file under a name."""
         self.stored["files"] = {**self.stored.get("files", {}), name: measured}
         self._write()
 
@@ -134,10 +137,12 @@ class Costs:
         return self.stored.get("choices", {}).get(wanted)
 
     def add_choice(self, wanted: str, choice: StoredChoice) -> None:
+        """Store what was chosen for a size."""
         self.stored["choices"] = {**self.stored.get("choices", {}), wanted: choice}
         self._write()
 
     def add_errors(self, group: str, errors: dict[str, WeightErrors]) -> None:
+        """Store the weight errors of a group, by type."""
         self.stored["errors"][group] = errors
         self._write()
 
