@@ -55,7 +55,7 @@ class StoredSweep(TypedDict):
     schema_version: NotRequired[int]
     """Version of this format; absent in files of edge 0.2.0 and older."""
     sweep: Mapping[str, str | int | bool | None]
-    """The settings by which two sweeps are the same."""
+    """The settings that two runs must share to be the same sweep."""
     stages: dict[str, Stage]
     """What is done, by the name of each type."""
     report: NotRequired[Written]

@@ -47,11 +47,11 @@ class StoredChoice(TypedDict):
     together: float
     """The divergence of all of them together, in memory."""
     target: int
-    """The most bytes of the file."""
+    """Maximum size of the file in bytes."""
     quant: str
     """The file type in the metadata."""
     standard: str | None
-    """The largest of llama.cpp's types that is not larger; null if none is so small."""
+    """The largest of llama.cpp's types that fits into the size; null if none fits."""
 
 
 class StoredCosts(TypedDict):
@@ -60,7 +60,7 @@ class StoredCosts(TypedDict):
     schema_version: NotRequired[int]
     """Version of this format."""
     search: Mapping[str, str | int | None]
-    """The settings by which two searches share measurements."""
+    """The settings that two searches must share to use the same measurements."""
     errors: dict[str, dict[str, WeightErrors]]
     """By group, then by type."""
     alone: dict[str, dict[str, float]]
