@@ -67,7 +67,7 @@ class Rule:
     in_sandbox: Decision
     """The decision in the sandbox."""
     prefix: tuple[frozenset[str], ...]
-    """The words that may stand at each of the first places, the program first."""
+    """The words that are allowed at each of the first places, the program first."""
     options: tuple[tuple[Word, ...], ...] = ()
     """Options that may follow, each with the words of its value."""
     places: tuple[Word, ...] = ()

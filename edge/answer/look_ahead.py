@@ -181,7 +181,7 @@ class Languages:
         return self.none
 
     def alphabet(self) -> list[Range]:
-        """Ranges of characters, within each of which all characters are alike."""
+        """Ranges of characters. The expression treats all characters of a range alike."""
         begins = {0, LAST + 1} | {
             begin for term in self._terms for low, high in term.ranges for begin in (low, high + 1)
         }

@@ -410,7 +410,7 @@ def _is_of_tools(node: nodes.Node | None) -> bool:
 
 
 def _literals(block: nodes.AssignBlock) -> set[str]:
-    """The texts that stand in a block."""
+    """The texts in a block."""
     return {data.data for data in block.find_all(nodes.TemplateData) if data.data.strip()}
 
 

@@ -285,7 +285,7 @@ def _checked(buffer: bytearray, key: bytes) -> LoadedState | None:
 
 
 def _opened(path: Path) -> StoredState | None:
-    """A file by its head; None if it is no regular file or its head does not fit its size."""
+    """A file by its head; None if it is not a regular file, or if its head does not fit its size."""
     try:
         descriptor = _open(path)
     except OSError:

@@ -95,7 +95,7 @@ class Search:
         }
 
     def begin(self, bits: float) -> None:
-        """Measure each group of which nothing is known, in the type whose bits are nearest to `bits`."""
+        """Measure each group without a measurement, in the type whose bits are nearest to `bits`."""
         for i, group in enumerate(self.groups, 1):
             if self.costs.alone(group.name):
                 continue

@@ -214,7 +214,7 @@ def _in_parallel(
 
 
 def _stored_run(path: Path, run: Run) -> Run | None:
-    """The run of a result. Further attempts continue it, so fewer of them are no difference. Raises ValueError."""
+    """The run of a result. Further attempts continue it, so fewer attempts make no other run. Raises ValueError."""
     before = named_run(path, "trials_version")
     return None if before is None else _continued(before, run)
 
