@@ -203,7 +203,7 @@ def check_options(
     tensor_types: TensorTypes | None,
     threads: int | None,
 ) -> _Types:
-    """Check what `convert` gets, as far as that needs no checkpoint: before a download. Raises what it raises."""
+    """Check the arguments of `convert` that need no checkpoint, before a download. Raises what it raises."""
     types = _checked_types(quant, tensor_types or TensorTypes())
     _check_options(types, imatrix, calibrate, threads)
     output_place(out, f"model-{types.shown}.gguf")

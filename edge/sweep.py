@@ -67,10 +67,11 @@ DEFAULT_OPTIONS = SweepOptions()
 
 def check_sweep(
     quants: Sequence[str], replay: Path | str, out: Path | str, options: SweepOptions
-) -> tuple[list[str], list[Row], str | None]:
-    """Check what `sweep` gets, as far as that needs no checkpoint: before a download. Raises what it raises.
+) -> tuple[list[str], list[Row], str | None, str | None]:
+    """Check the arguments of `sweep` that need no checkpoint, before a download. Raises what it raises.
 
-    Returns the names of the types, the rows, and the SHA-256 of the rows to calibrate on.
+    Returns the names of the types, the rows, the SHA-256 of the rows to calibrate on, and how many rows are in both, in
+    words, if there are such rows.
     """
     calibrated = options.calibrate_on is not None
     names = list(dict.fromkeys(check_quant(name, has_imatrix=calibrated) for name in quants))
@@ -87,15 +88,16 @@ def check_sweep(
             )
         names += [AUTO + name for name in sizes]
     rows = chosen_rows(replay, None, None)
-    calibration = None
+    calibration = same = None
     if options.calibrate_on is not None:
         calibration = rows_sha256(read_rows(options.calibrate_on))
-        if not options.same_rows and (same := same_rows(rows, options.calibrate_on)):
+        same = same_rows(rows, options.calibrate_on)
+        if same is not None and not options.same_rows:
             raise ResultError(f"{same}; calibrate on other rows, or allow it with --same-rows")
     if options.reference is not None and not Path(options.reference).is_file():
         published_model(options.reference)
     check_output(Path(out) / "sweep.json", [replay, options.calibrate_on, options.reference])
-    return names, rows, calibration
+    return names, rows, calibration, same
 
 
 def sweep(
@@ -117,7 +119,7 @@ def sweep(
     The disk space needed is checked before the work. Raises what converting, evaluating, measuring and reporting
     raise, ResultError where `out` holds another sweep, and Interrupted with a line that says how to resume.
     """
-    names, rows, calibration = check_sweep(quants, replay, out, options)
+    names, rows, calibration, same = check_sweep(quants, replay, out, options)
     checkpoint = open_checkpoint(source, revision=options.revision, offline=options.offline)
     if Path(out).resolve() == Path(checkpoint.folder).resolve():
         raise ResultError(f"{out}: is the checkpoint's own folder; choose another folder with --out")
@@ -147,19 +149,17 @@ def sweep(
         if not options.force:
             work.check_files(names)
         try:
-            return _finish(work, names, folder / "report.html")
+            return _finish(work, names, folder / "report.html", same)
         except Interrupted:
             raise
         except KeyboardInterrupt:
             raise Interrupted("interrupted; run the same command again to resume") from None
 
 
-def _finish(work: Stages, names: Sequence[str], page: Path) -> Swept:
-    """All stages, the report and the choice."""
+def _finish(work: Stages, names: Sequence[str], page: Path, same: str | None) -> Swept:
+    """All stages, the report and the choice. `same`: which rows to judge by are also calibration rows, in words."""
     options = work.options
     pairs = work.run(names)
-    calibrated_on = options.calibrate_on
-    same = None if calibrated_on is None else same_rows(read_rows(work.replay), calibrated_on)
     results = [work.result(work.base), *(result for result, _ in pairs)]
     reported = [*names, *work.earlier(names)]
     work.state.begin_report(options.reference)

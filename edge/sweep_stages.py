@@ -44,7 +44,7 @@ class SweepOptions:
     budget: int | None = None
     """Choose the best file of at most so many bytes."""
     max_loss: float | None = None
-    """Choose the smallest file that is 95 % sure to lose at most so many points of score."""
+    """Choose the smallest file whose loss of score is at most this number of points, with 95 % confidence."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     offline: bool = False
@@ -102,7 +102,7 @@ class Stages:
             check_output(output, [self.replay, options.calibrate_on, options.reference, checkpoint])
 
     def check_files(self, names: Sequence[str]) -> None:
-        """Check that no file that the sweep would replace or remove is of somebody else. Raises ResultError."""
+        """Check that the sweep would replace and remove only its own files. Raises ResultError."""
         models = {name: self.file(name) for name in [self.base, *names]}
         self.state.check_models(models, self._scores, self.base)
         self.state.check_report(self.options.reference)
@@ -113,18 +113,23 @@ class Stages:
         return [name for name in done if self.measured(name)]
 
     def file(self, name: str) -> Path:
+        """Where the GGUF of a type is, while it exists."""
         return self._named(f"-{name}.gguf")
 
     def result(self, name: str) -> Path:
+        """Where the result JSON of a type is."""
         return self._named(f"-{name}.json")
 
     def measurement(self, name: str) -> Path:
+        """Where the measurement JSON of a type is."""
         return self._named(f"-{name}.measure.json")
 
     def answered(self, name: str) -> bool:
+        """Whether the rows are answered with this type."""
         return self.state.of(name).get("answered", False) and self.result(name).is_file()
 
     def measured(self, name: str) -> bool:
+        """Whether this type is also measured against the base."""
         return (
             self.answered(name)
             and self.state.of(name).get("measured", False)

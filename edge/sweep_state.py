@@ -55,7 +55,7 @@ class StoredSweep(TypedDict):
     schema_version: NotRequired[int]
     """Version of this format; absent in files of edge 0.2.0 and older."""
     sweep: Mapping[str, str | int | bool | None]
-    """The settings by which two sweeps are the same."""
+    """The settings that two runs must share to be the same sweep."""
     stages: dict[str, Stage]
     """What is done, by the name of each type."""
     report: NotRequired[Written]
@@ -113,7 +113,7 @@ class State:
         )
 
     def check_models(self, models: Mapping[str, Path], scores: Path, base: str) -> None:
-        """Check that no GGUF of a type in `models`, and no file of distributions, is of somebody else.
+        """Check that the GGUFs of the types in `models`, and the files of distributions, are the sweep's own.
 
         Raises ResultError.
         """

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import sys
-import tarfile
 import tempfile
 import time
 import zipfile
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from llama_cpp_sources import MISSING, SDIST, write_sources
 
 from edge.system.locks import held_lock
 
@@ -118,21 +118,13 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def llama_cpp_sources() -> Path:
     """llama.cpp's converters and their gguf package, from the sdist of llama-cpp-python that `make test` fetches."""
-    sdists = sorted((ROOT / "build" / "sdist").glob("llama_cpp_python-*.tar.gz"))
-    if not sdists:
-        pytest.skip("there is no llama-cpp-python sdist in build/sdist (make test fetches it)")
+    if not SDIST.is_file():
+        pytest.skip(MISSING)
 
     def unpack(place: Path) -> None:
-        with tarfile.open(sdists[-1]) as archive:
-            for member in archive:
-                inner = member.name.partition("/vendor/llama.cpp/")[2]
-                if member.isfile() and inner.startswith(("convert_", "gguf-py/", "conversion/")):
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    (place / inner).parent.mkdir(parents=True, exist_ok=True)
-                    (place / inner).write_bytes(file.read())
+        write_sources(place, lambda path: path.startswith(("convert_", "gguf-py/", "conversion/")))
 
-    return keyed("llama-cpp-converters", [sdists[-1]], unpack)
+    return keyed("llama-cpp-converters", [SDIST], unpack)
 
 
 @pytest.fixture(scope="session")

@@ -426,6 +426,12 @@ def test_tables_are_fresh() -> None:
     assert page() == with_tables(page())
 
 
+def test_every_field_of_a_table_has_a_meaning() -> None:
+    rows = re.findall(r"^\| (?:\*\*)?`[^|]+`(?:\*\*)? \|[^|]*\|[^|\n]*\|$", page(), re.MULTILINE)
+    assert len(rows) > 400
+    assert [row for row in rows if not row.split("|")[3].strip()] == []
+
+
 def test_every_field_is_in_a_table() -> None:
     """Each format has its section, and each part of each schema a table, but those shown elsewhere on the page."""
     shown = {tuple(words.split()[:2]) for words in re.findall(r"<!-- fields: ([^\n]+) -->", page())}

@@ -112,12 +112,12 @@ class RuleTable(TypedDict):
     decision_in_sandbox: NotRequired[_Decision]
     """The decision with --sandbox. Default: the same."""
     prefix: Annotated[list[Name | _Alternatives], Test("a list of words", bool, {"minItems": 1})]
-    """The first words in order, the program first. Each is a word, or a list of the words that may stand there."""
+    """The first words in order, the program first. Each is a word, or a list of the words that are allowed there."""
     options: NotRequired[_Patterns]
     """Words that begin with a dash and may follow, in any order: each a pattern, or a list of an option's pattern and
     the patterns of the words of its value."""
     places: NotRequired[_Patterns]
-    """The other words that may follow, in order: each a pattern, or a list of the patterns that may stand there."""
+    """The other words that may follow, in order: each a pattern, or a list of patterns."""
     rest: NotRequired[list[str]]
     """Patterns of all words after `places`. Default: no more words."""
     match: NotRequired[list[str]]

@@ -26,7 +26,7 @@ from edge.terminal.commits import Commits, check_commits, fetch_commits
 from edge.terminal.workfolder import Changes, Comparison, compare
 
 _MOST_LOST = 20  # files that an unattended session may delete
-_MOST_SHARE = 5  # or one file of so many
+_MOST_SHARE = 5  # or one file of this many
 _KEYS = """\
 y       bring the changes back; edge keeps the old state, and says how to undo this
 n       bring nothing back now; edge says how to do it later

@@ -1,4 +1,4 @@
-"""The rules of an allowlist: the first words of a command by their places, and what may follow them.
+"""The rules of an allowlist: the first words of a command in order, and which words may follow them.
 
 A rule reads a command as most programs do. A word that begins with a dash is an option, and may stand anywhere after
 the prefix. Every other word has a place. So `git config` never passes as a `git log` whose path is `config`.
@@ -27,7 +27,7 @@ _REVISION = rf"{_ONE}(?:\.\.\.?(?:{_ONE})?)?"
 
 
 class PatternError(ValueError):
-    """A text is not an RE2 regular expression, nor the name of a pattern. The message says why."""
+    """A text is not an RE2 regular expression or the name of a pattern. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Rule:
     in_sandbox: Decision
     """The decision in the sandbox."""
     prefix: tuple[frozenset[str], ...]
-    """The words that may stand at each of the first places, the program first."""
+    """The words that are allowed at each of the first places, the program first."""
     options: tuple[tuple[Word, ...], ...] = ()
     """Options that may follow, each with the words of its value."""
     places: tuple[Word, ...] = ()
@@ -108,7 +108,7 @@ class Rule:
         return count
 
     def knows(self, word: str, place: Place) -> bool:
-        """Whether the word may stand somewhere after the prefix."""
+        """Whether the rule accepts the word at any place after the prefix."""
         if self.open:
             return True
         words = [*self.places, *([self.rest] if self.rest else [])]

@@ -1,4 +1,4 @@
-"""Shows actions and terminal output to a person. Control characters are escaped: they cannot steer the terminal."""
+"""Shows actions and terminal output to a person. Control characters are escaped: they cannot control the terminal."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""The place where an agent works: a terminal, and maybe a sandbox around its shell."""
+"""The place where an agent works: a terminal, with or without a sandbox around its shell."""
 
 import contextlib
 import time
@@ -82,7 +82,7 @@ class Workplace:
         return not self.terminal.ended or self._restart_shell()
 
     def settle(self, seconds: float) -> bool:
-        """Wait until what was typed has run, at most so long. Returns whether `save` came before that.
+        """Wait until what was typed has run, for a limited time. Returns whether `save` came before that.
 
         Says if a program runs on. Raises AgentError.
         """

@@ -160,7 +160,7 @@ def write_arguments(arguments: dict[str, Any], values: Values) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of the XML form: lists and objects are JSON, all else is as Python writes it."""
+    """A value of the XML form: lists and objects as JSON, all other values as Python writes them."""
     return write(value, "json") if isinstance(value, dict | list) else str(value)
 
 

@@ -98,7 +98,7 @@ class _Maker:
         return "\n".join((f"start: {start}", *(f"{name}: {body}" for name, body in self.rules.items())))
 
     def longest_chain(self) -> int:
-        """The most rules of which each names the next: llguidance needs stack for each of them."""
+        """Length of the longest chain of rules that name each other: llguidance needs stack for each of them."""
         bodies = {name.partition("[")[0]: body for name, body in self.rules.items()}
         lengths: dict[str, int] = {}
         waiting = [(name, False) for name in bodies]
@@ -278,7 +278,7 @@ class _Maker:
             return expression
         if form is not None:
             if not isinstance(form, str) or form not in _FORMAT_TEXTS:
-                raise GrammarError(f"has the format {str(form)[:60]!r}, which is no text")
+                raise GrammarError(f"has the format {str(form)[:60]!r}, which is not a text")
             return _FORMAT_TEXTS[form]
         return f"(?s:.){_times(least, most)}"
 
@@ -402,7 +402,7 @@ class _Maker:
         return f'"{{" {self.sequence(items, "," if style == "gemma" else ", ", more)} "}}"'
 
     def sequence(self, items: list[tuple[str, bool]], separator: str, more: str = "") -> str:
-        """Items in their order, of which only those that are required must be there; then any number of `more`."""
+        """Items in their order; only the required ones must be there. Then any number of `more`."""
         between = _quoted(separator) if separator else ""
         rest = f"({between} {more})*" if more else ""
         first = f"({more} {rest})?" if more else ""
@@ -451,7 +451,7 @@ def _key(name: str, style: Style) -> str:
 
 def _times(least: Any, most: Any) -> str:
     if type(least) is not int or not (most is None or type(most) is int):
-        raise GrammarError("has a length that is no whole number")
+        raise GrammarError("has a length that is not a whole number")
     least = max(0, least)
     if least > _LONGEST:
         raise GrammarError(f"has a text or list of at least {least:,} parts, which no answer has room for")

@@ -33,7 +33,7 @@ _DATES = {"date": _DATE, "time": _TIME, "date-time": f"{_DATE}[Tt]{_TIME}"}
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 _WIDEST = 10**18  # llguidance writes bounds of up to about this size,
 _BESIDE = 1e-6
-_SMALLEST = 1e-12  # and with up to about so many digits after the point
+_SMALLEST = 1e-12  # and about this number of digits after the point at most
 _ONE_ESCAPE_EACH = (
     'nrtbf"\\'  # each character has one spelling; of the control characters only these can be written
 )

@@ -1,4 +1,4 @@
-"""The automaton of an expression whose states are made as texts need them.
+"""The automaton of a regular expression; it makes a state only when a text reaches it.
 
 For expressions with look-around that have no equal one of a usable size, such as a password with four kinds of
 characters: each state is the language of what may follow, a derivative of Brzozowski.

@@ -26,7 +26,7 @@ _SPACE = (
 )
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 
-# The first of these in a class stands for it: the characters that no text must escape come first.
+# The first of these in a class represents it: the characters that no text must escape come first.
 _USUAL = [
     *map(ord, string.ascii_lowercase + string.digits + string.ascii_uppercase + " -_./:"),
     *(code for code in range(0x21, 0x7F) if chr(code) not in '"\\'),
@@ -52,6 +52,7 @@ class Node:
 
 
 def opposite(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
+    """The ranges of all other characters, in order."""
     found = []
     begin = 0
     for low, high in sorted(ranges):
@@ -210,7 +211,7 @@ def parse(text: str, *, looks: bool = False) -> Node:
 
 @lru_cache(maxsize=4096)
 def usual_character(ranges: tuple[Range, ...]) -> str:
-    """A character of a class that stands for it."""
+    """One character of a class, an ordinary one if possible: it represents the class."""
     for code in _USUAL:
         if any(low <= code <= high for low, high in ranges):
             return chr(code)

@@ -1,4 +1,4 @@
-"""Expressions with look-ahead, written as equal ones without it: llguidance knows none.
+"""Rewrites expressions with look-ahead as equal ones without it, because llguidance has no look-ahead.
 
 `(?=x)rest` is what begins with x and is rest; `(?!x)rest` is rest that does not begin with x. Both are languages of
 automata. The derivatives of Brzozowski (1964) give one automaton for the whole expression, whose states are then
@@ -181,7 +181,7 @@ class Languages:
         return self.none
 
     def alphabet(self) -> list[Range]:
-        """Ranges of characters, within each of which all characters are alike."""
+        """Ranges of characters. The expression treats all characters of a range alike."""
         begins = {0, LAST + 1} | {
             begin for term in self._terms for low, high in term.ranges for begin in (low, high + 1)
         }

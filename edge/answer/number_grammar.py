@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-# 15 digits: a float of so many is the same number again, and JavaScript keeps whole numbers of so many.
+# A float of 15 digits is the same number again, and JavaScript keeps whole numbers of 15 digits.
 WHOLE = "0|-?[1-9][0-9]{0,14}"
 _FRACTION = r"(\.([0-9]{0,8}[1-9]))"
 _SMALL = r"0\.0{0,3}[1-9]([0-9]{0,12}[1-9])?"  # from 0.0001: Python writes smaller ones with an exponent
@@ -63,7 +63,7 @@ def _same_length(low: str, high: str) -> list[str]:
 
 
 def bounds(schema: dict[str, Any]) -> tuple[float, float, bool, bool] | None:
-    """The least and the greatest number, and whether each is excluded; None if a bound is no number."""
+    """The smallest and the largest number, and whether each is excluded; None if a bound is not a number."""
     low, high, above, below = -math.inf, math.inf, False, False
     for name in _BOUNDS:
         value = schema.get(name)

@@ -33,7 +33,7 @@ def action_schema() -> dict[str, Any]:
 
 
 def schema_sha256() -> str:
-    """The SHA-256 of the schema file, in hexadecimal; the provenance of a result has it in place of the grammar's."""
+    """The SHA-256 of the schema file, in hexadecimal; the provenance of a result has it instead of the grammar's."""
     return str(text_sha256(_text()))
 
 

@@ -21,7 +21,7 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Scored:
-    """The next text of an answer, with the scores of its tokens; emitted in place of a text if scores are asked for."""
+    """The next text of an answer, with the scores of its tokens; emitted instead of a text if scores are requested."""
 
     text: str
     scores: tuple[TokenScore, ...]

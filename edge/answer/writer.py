@@ -320,7 +320,7 @@ class _ActionText:
         return self._vocabulary.forced_tokens(self._writer.last, self.constraint.forced_bytes())
 
     def closing_of_texts(self) -> list[int]:
-        """Tokens that end the open analysis and plan, so that commands can follow; none inside a character."""
+        """Tokens that end the open analysis and plan, so that commands can follow; none within a character."""
         if not (self.scanner.in_text and self.scanner.at_boundary):
             return []
         try:
@@ -405,6 +405,6 @@ def _begins_thought(writer: TokenWriter, marks: ThoughtMarks) -> Generator[Seque
 
 
 def write_header(writer: TokenWriter, vocabulary: Vocabulary) -> None:
-    """Write what stands before the text of an answer, or the rest of it: for most models nothing."""
+    """Write the tokens before the text of an answer, or the rest of them: none for most models."""
     if vocabulary.thought is not None:
         writer.force(vocabulary.thought.rest(writer.tokens, vocabulary.thought.header_ids)[: writer.left])

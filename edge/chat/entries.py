@@ -1,4 +1,4 @@
-"""Messages and commands from lines: one line each, or a block between three double quotes."""
+"""Reads messages and commands from lines: one line each, or a block between three double quotes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a person sets for the answers of a conversation, and how it is named."""
+"""The settings of a conversation that a person can change, and their names and values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

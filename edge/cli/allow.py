@@ -21,7 +21,7 @@ def check(
         Path, typer.Argument(metavar="FILE", help="Allowlist (TOML), or the name of a list of edge.")
     ],
     command: Annotated[
-        str | None, typer.Argument(metavar="COMMAND", help="Line of shell to judge, in quotes.")
+        str | None, typer.Argument(metavar="COMMAND", help="Shell line to judge, in quotes.")
     ] = None,
     workdir: Annotated[
         Path | None,

@@ -133,7 +133,7 @@ def chat(
         bool,
         typer.Option(
             "--commands",
-            help="Read lines that begin with / as commands, as on a terminal; else they are messages.",
+            help="In a pipe: read lines that begin with / as commands. Default: they are messages.",
         ),
     ] = False,
     gpu_layers: GpuLayers = None,

@@ -199,7 +199,7 @@ def broken_package(error: BaseException) -> str | None:
     frames = [
         (frame, frame.f_code.co_code[frame.f_lasti]) for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
-    # A module that cannot be compiled has no frame: then the last frame stands at the import.
+    # A module that cannot be compiled has no frame: then the last frame is that of the import.
     importing = [
         frame.f_globals["__name__"]
         for frame, instruction in frames

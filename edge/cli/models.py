@@ -60,7 +60,7 @@ def convert(
             "-q",
             help="Quantization type: f32, f16, bf16, Q8_0, Q4_K_M, … The error for an unknown type lists them all. "
             "Default: that of the name (org/repo:Q8_0) or of the known model, else Q4_K_M. With --base: f32 (the "
-            "default), f16, bf16 or q8_0. auto: the types that lose least at a size, measured on --calibrate.",
+            "default), f16, bf16 or q8_0. auto: the types with the smallest loss at a size, measured on --calibrate.",
         ),
     ] = None,
     out: Annotated[
@@ -100,15 +100,16 @@ def convert(
         typer.Option(
             "--speed",
             metavar="SHARE",
-            help="With --quant auto: at least this share of the tokens a second that llama.cpp's type of this size "
-            "has, such as 0.9 or 1.2. edge times each type on this machine.",
+            help="With --quant auto: minimum speed, as a share of the tokens per second of llama.cpp's type of this "
+            "size, such as 0.9 or 1.2. edge times each type on this machine.",
         ),
     ] = None,
     exclude: Annotated[
         str | None,
         typer.Option(
             metavar="TYPES",
-            help="With --quant auto: ggml types to leave out, separated by commas; iq leaves out all that begin so.",
+            help="With --quant auto: ggml types to leave out, separated by commas, or beginnings of their names, "
+            "such as iq.",
         ),
     ] = None,
     measure: Annotated[

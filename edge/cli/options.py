@@ -39,8 +39,8 @@ Shard = Annotated[
     str | None,
     typer.Option(
         metavar="I/N",
-        help="Do only shard I of N, for example 2/3: whole tasks, as many rows in each shard as possible. edge join "
-        "joins the shards.",
+        help="Do only shard I of N, for example 2/3. A shard has whole tasks, and all shards have about equally many "
+        "rows. edge join joins them.",
     ),
 ]
 
@@ -86,7 +86,7 @@ Lora = Annotated[
     typer.Option(
         "--lora",
         metavar="FILE[:SCALE]",
-        help="LoRA adapter (GGUF) to add to the model, and the factor of its change. Default: 1. Repeatable.",
+        help="LoRA adapter (GGUF) to add to the model, and the scale of its change. Default: 1. Repeatable.",
     ),
 ]
 ApiKeyFile = Annotated[
@@ -116,18 +116,24 @@ TensorSplit = Annotated[
     typer.Option(
         "--tensor-split",
         metavar="SHARES",
-        help="Share of each device in the layers, such as 3,1. Default: as their free memory.",
+        help="Share of the layers for each device, such as 3,1. Default: in proportion to free memory.",
     ),
 ]
 MainGpu = Annotated[
     int | None,
     typer.Option(
-        "--main-gpu", min=0, help="Device that takes all layers with --split-mode none, from 0. Default: 0."
+        "--main-gpu",
+        min=0,
+        help="With --split-mode none: number of the device that takes all layers; 0 is the first. Default: 0.",
     ),
 ]
 SplitMode = Annotated[
     Literal["none", "layer", "row"] | None,
-    typer.Option("--split-mode", help="One device, or layers or rows on all of them. Default: layer."),
+    typer.Option(
+        "--split-mode",
+        help="none: use one device. layer: divide the layers over all devices. row: divide the rows of each weight. "
+        "Default: layer.",
+    ),
 ]
 KvType = Annotated[
     Literal["f16", "q8_0", "q4_0"],

@@ -35,7 +35,9 @@ def pull(
     quant: Annotated[
         str | None,
         typer.Option(
-            "--quant", "-q", help="Quantization type, as in NAME:QUANT. Default: the model's, else Q4_K_M."
+            "--quant",
+            "-q",
+            help="Quantization type, as in NAME:QUANT. Default: that of the known model, or Q4_K_M.",
         ),
     ] = None,
     revision: Revision = None,

@@ -27,10 +27,10 @@ def rank(
     title: Annotated[str, typer.Option(help="Heading of the ranking. Default: the number of results.")] = "",
     force: Force = False,
 ) -> None:
-    """Rank many results by score, with groups that are alike.
+    """Rank many results by score, and show which are too close to rank.
 
-    It says which results cannot be told apart. Results that do not compare are listed with the reason. Of results of
-    one model and settings, the newest counts.
+    edge lists the results that it cannot compare, with the reason. Of results with the same model and settings, only
+    the newest counts.
     """
     from edge.compare.ranking import rank as run_rank
     from edge.compare.ranking_text import check_ranking, ranking_markdown, ranking_run, write_ranking

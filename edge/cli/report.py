@@ -62,7 +62,7 @@ def report(
         str, typer.Option("--pipeline-tag", help="For --card: task of the model on the hub.")
     ] = "text-generation",
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", help="For --card: one more tag beside gguf. Repeatable.")
+        list[str] | None, typer.Option("--tag", help="For --card: a tag in addition to gguf. Repeatable.")
     ] = None,
     ggufs: Annotated[
         list[Path] | None,
@@ -90,7 +90,9 @@ def report(
     replay: Annotated[
         Path | None,
         typer.Option(
-            "--replay", "-r", help="Replay rows. With them, these steps show the last message of the task."
+            "--replay",
+            "-r",
+            help="Replay rows. With them, the steps that got worse show the last message of the task.",
         ),
     ] = None,
     notes: Annotated[

@@ -11,7 +11,7 @@ from edge.cli.options import Force
 from edge.system.text import counted
 
 if TYPE_CHECKING:
-    from edge.compare.trials import Interval, TrialResult
+    from edge.compare.trials import TrialResult
     from edge.replay.stored_result import Result
 
 
@@ -131,43 +131,17 @@ def print_scores(result: "Result", out: Path) -> None:
 
 def print_trials(results: "Sequence[tuple[Path, TrialResult]]") -> None:
     """Print the figures of each model, and of each level."""
-    header = [
-        "result",
-        "level",
-        "solved",
-        "share (95 % interval)",
-        "wrong",
-        "gave up",
-        "limit",
-        "destructive",
-    ]
-    header += ["not run", "wall", "steps", "tokens"]
+    from edge.compare.trial_figures import figure_cells, share_text
+    from edge.compare.trials import ENDS
+
+    after = [*ENDS, "not run", "wall", "steps", "tokens"]
     rows = []
     for path, result in results:
         for level, found in [("all", result["figures"]), *result["by_level"].items()]:
-            ended = [str(found["ended"].get(name, 0)) for name in header[4:8]]
-            steps, tokens = found["steps_per_solved"], found["tokens_per_solved"]
-            rows.append(
-                [
-                    path.stem,
-                    level,
-                    f"{found['solved']} of {found['trials']}",
-                    _share(found["solved_share"]),
-                    *ended,
-                    str(found["not_run"]),
-                    str(found["wall"]),
-                    "" if steps is None else f"{steps:.1f}",
-                    "" if tokens is None else f"{tokens:.0f}",
-                ]
-            )
-    table(header, rows)
+            cells = figure_cells(found)
+            rows.append([path.stem, level, *(cells[name] for name in ("solved", "share", *after))])
+    table(["result", "level", "solved", "share (95 % interval)", *after], rows)
     for path, result in results:
         for passes in result["figures"]["passes"]:
             k = passes["k"]
-            note(f"{path.stem}: pass@{k} {_share(passes['any'])}, pass^{k} {_share(passes['all'])}")
-
-
-def _share(found: "Interval | None") -> str:
-    if found is None:
-        return ""
-    return f"{100 * found['value']:.1f} % ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+            note(f"{path.stem}: pass@{k} {share_text(passes['any'])}, pass^{k} {share_text(passes['all'])}")

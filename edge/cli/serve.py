@@ -67,8 +67,8 @@ def serve(
         Literal["auto", "required"],
         typer.Option(
             metavar="auto|required",
-            help="Answers where the client leaves the choice of a tool open: text or calls (auto), or one call "
-            "(required), except after a call's result.",
+            help="Answer to a request that does not say which tool to call. auto: text or calls. required: one call, "
+            "except after the result of a call.",
         ),
     ] = "auto",
     parallel: Annotated[
@@ -99,7 +99,10 @@ def serve(
     ] = 1024,
     body_limit: Annotated[int, typer.Option(min=1, help="Maximum request size in MiB.")] = 16,
     receive_timeout: Annotated[
-        int, typer.Option(min=1, help="Maximum seconds to receive the head of a request, and its body.")
+        int,
+        typer.Option(
+            min=1, help="Maximum seconds to receive the head of a request, and again to receive its body."
+        ),
     ] = 30,
     cache_ram: Annotated[
         int,

@@ -64,7 +64,7 @@ def sweep(
             "--max-loss",
             metavar="POINTS",
             min=0,
-            help="Choose the smallest file that is 95 % sure to lose at most this many points of score.",
+            help="Choose the smallest file whose loss of score is at most this many points, with 95 % confidence.",
         ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep all GGUFs, not only the chosen one.")] = False,
@@ -91,7 +91,7 @@ def sweep(
 ) -> None:
     """Convert, evaluate and measure several quantizations.
 
-    Writes a report. If it is interrupted, run the same command again to resume.
+    edge then writes a report. If it is interrupted, run the same command again to resume.
     """
     limit = None if budget is None else bytes_of(budget, "--budget")
     from edge.answer.answering import Answering

@@ -78,7 +78,8 @@ def trial(
         typer.Option(
             "--agent",
             metavar="oracle|nop|destructive",
-            help="Instead of a model: the task's solution, nothing, or the task's solution/destructive.sh.",
+            help="Use no model. oracle: type the task's solution. nop: type nothing. destructive: type the task's "
+            "solution/destructive.sh.",
         ),
     ] = None,
     base_url: Annotated[
@@ -97,17 +98,21 @@ def trial(
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for results and session records.")
     ] = Path("trials"),
     task: Annotated[
-        list[str] | None, typer.Option("--task", metavar="NAME", help="Only this task. Repeatable.")
+        list[str] | None, typer.Option("--task", metavar="NAME", help="Try only this task. Repeatable.")
     ] = None,
     attempts: Annotated[int, typer.Option(min=1, max=100, help="Attempts at each task.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed from which each attempt gets its own.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; the seed of each attempt follows from it.")] = 0,
     max_steps: Annotated[int, typer.Option(min=1, help="Maximum number of model answers in a trial.")] = 20,
     max_tokens: MaxTokens = 1024,
     time_limit: Annotated[
-        float, typer.Option(min=1, help="Maximum seconds of a session. A trial that meets it does not count.")
+        float,
+        typer.Option(min=1, help="Maximum seconds of a session. A trial that reaches it does not count."),
     ] = 3600.0,
     parallel: Annotated[
-        int, typer.Option(min=1, max=64, help="Trials at the same time. 1 gives the same result twice.")
+        int,
+        typer.Option(
+            min=1, max=64, help="Trials at the same time. With 1, the same command gives the same result."
+        ),
     ] = 1,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -141,7 +146,7 @@ def trial(
         typer.Option(
             "--root",
             metavar="TAR",
-            help="File system from docker export whose programs the tasks get, instead of those of this system.",
+            help="Tar of a file system, from docker export. Tasks get its programs, not those of this system.",
         ),
     ] = None,
     shard: Shard = None,

@@ -29,8 +29,8 @@ def tune(
 ) -> None:
     """Measure the fastest options for a model on this machine.
 
-    run, chat, agent and serve then use them; eval, measure, sweep and trial take only threads and GPU layers. An option
-    on the command line wins, and so does a setting. Options that change answers are suggested, never set.
+    run, chat, agent and serve then use them; eval, measure, sweep and trial take only threads and GPU layers. Options
+    of the command line and settings have priority. edge suggests options that change answers, but does not set them.
     """
     from edge.cli.defaults import chosen_model
     from edge.llama.loading import Loading, with_own_adapter

@@ -1,4 +1,4 @@
-"""A figure of some steps, by task: the terms whose mean it is, the differences of tasks, the interval of one side."""
+"""A figure of some steps by task: the terms of its mean, the differences of the tasks, the interval of one side."""
 
 from collections.abc import Callable, Sequence
 
@@ -37,6 +37,7 @@ def task_differences(tasks: Sequence[str], values: Sequence[float], half: float)
 
 
 def rounded(name: str, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    """An interval with the decimal places of its figure, and without a negative zero."""
     digits = places(name)
     return None if bounds is None else (round(bounds[0], digits) + 0.0, round(bounds[1], digits) + 0.0)
 

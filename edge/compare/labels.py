@@ -1,4 +1,4 @@
-"""What the model of a result is, by what its provenance says and not by the names of files."""
+"""The label of a result's model, from its provenance and not from the names of files."""
 
 import re
 from collections.abc import Sequence

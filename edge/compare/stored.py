@@ -1,4 +1,4 @@
-"""The JSON file of `edge compare`: what it holds, and which run it is of."""
+"""The JSON file of `edge compare`: its fields, and the identity of the run that wrote it."""
 
 from collections.abc import Sequence
 from pathlib import Path

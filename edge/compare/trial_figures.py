@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edge.compare.intervals import interval, resampled_means, wilson
-from edge.compare.trials import Interval, PassFigures, Trial, TrialFigures
+from edge.compare.trials import ENDS, Interval, PassFigures, Trial, TrialFigures
 
 
 def by_task(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
@@ -50,6 +50,28 @@ def levels(trials: Sequence[Trial]) -> dict[str, TrialFigures]:
     """The figures of each level of tasks, in the order of their names; empty if no task has a level."""
     names = sorted({trial["level"] for trial in trials if trial["level"]})
     return {name: figures([trial for trial in trials if trial["level"] == name]) for name in names}
+
+
+def figure_cells(found: TrialFigures) -> dict[str, str]:
+    """The figures as texts for tables, by the names of their columns. `share` has its 95 % interval."""
+    steps, tokens = found["steps_per_solved"], found["tokens_per_solved"]
+    return {
+        "solved": f"{found['solved']} of {found['trials']}",
+        "share": share_text(found["solved_share"]),
+        "tasks": str(found["tasks"]),
+        "steps": "" if steps is None else f"{steps:.1f}",
+        "tokens": "" if tokens is None else f"{tokens:.0f}",
+        **{name: str(found["ended"].get(name, 0)) for name in ENDS},
+        "not run": str(found["not_run"]),
+        "wall": str(found["wall"]),
+    }
+
+
+def share_text(found: Interval | None) -> str:
+    """A share and its interval in percent; empty without one."""
+    if found is None:
+        return ""
+    return f"{100 * found['value']:.1f} % ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
 
 
 def solved_share(tasks: Mapping[str, Sequence[Trial]]) -> Interval | None:

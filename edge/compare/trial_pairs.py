@@ -18,8 +18,8 @@ from edge.compare.paired import (
     most_differing,
     paired_interval,
 )
-from edge.compare.trial_figures import by_task, solved_share
-from edge.compare.trials import Interval, Trial, TrialFigures, TrialResult, read_whole_trials
+from edge.compare.trial_figures import by_task, figure_cells, solved_share
+from edge.compare.trials import ENDS, Interval, Trial, TrialFigures, TrialResult, read_whole_trials
 from edge.compare.verdict import p_text
 from edge.errors import ResultError
 from edge.system.outputs import differences
@@ -295,36 +295,12 @@ def trials_markdown(comparisons: Sequence[TrialComparison]) -> str:
 
 def figures_table(found: Mapping[str, TrialFigures]) -> list[str]:
     """The figures of several results as lines of a Markdown table."""
-    header = [
-        "result",
-        "solved share (95 % interval)",
-        "solved",
-        "tasks",
-        "steps",
-        "tokens",
-        "wrong",
-        "gave up",
-    ]
-    header += ["limit", "destructive", "not run", "wall"]
+    names = ["solved", "tasks", "steps", "tokens", *ENDS, "not run", "wall"]
     rows = []
     for path, one in found.items():
-        share, steps, tokens = one["solved_share"], one["steps_per_solved"], one["tokens_per_solved"]
-        rows.append(
-            [
-                Path(path).stem,
-                ""
-                if share is None
-                else f"{_percent(share)} ({100 * share['low']:.1f} to {100 * share['high']:.1f})",
-                f"{one['solved']} of {one['trials']}",
-                str(one["tasks"]),
-                "" if steps is None else f"{steps:.1f}",
-                "" if tokens is None else f"{tokens:.0f}",
-                *(str(one["ended"].get(name, 0)) for name in header[6:10]),
-                str(one["not_run"]),
-                str(one["wall"]),
-            ]
-        )
-    return list(table(header, rows))
+        cells = figure_cells(one)
+        rows.append([Path(path).stem, cells["share"], *(cells[name] for name in names)])
+    return list(table(["result", "solved share (95 % interval)", *names], rows))
 
 
 def _same(one: TrialComparison) -> str:

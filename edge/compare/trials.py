@@ -123,7 +123,7 @@ class TrialLimits(TypedDict):
     max_tokens: Index
     """Maximum number of tokens of an answer."""
     seconds: float
-    """Limit of wall time for a session; a trial that meets it does not count."""
+    """Limit of wall time for a session; a trial that reaches it does not count."""
 
 
 class TrialResult(TypedDict):

@@ -1,4 +1,4 @@
-"""Where transformers 5 does not read tokenizer.json as it is, but builds the tokenizer anew from a class.
+"""Tokenizers that transformers 5 builds from a class, instead of reading tokenizer.json as it is.
 
 And where llama.cpp's regex is another one than that of tokenizer.json.
 

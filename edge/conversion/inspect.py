@@ -102,6 +102,7 @@ class Inspection:
         return not self.problems and not (compared and (compared.different or compared.skipped))
 
     def to_json(self) -> str:
+        """The inspection as one JSON object."""
         data = asdict(self)
         data["model"]["path"] = str(self.model.path)
         return json.dumps({"ok": self.ok, **data}, indent=2, ensure_ascii=False)
@@ -110,6 +111,7 @@ class Inspection:
         return self.to_text()
 
     def to_text(self) -> str:
+        """The inspection as lines for a person."""
         model = self.model
         lines = [
             str(model.path),

@@ -23,9 +23,10 @@ def output_place(out: str | Path | None, file: str) -> tuple[Path, Path]:
     Creates nothing. Raises ConversionError if no file can be written there.
     """
     path = store_folder() / file if out is None else Path(out) if str(out) else out
+    named = ""
     if isinstance(path, Path) and os.path.isdir(path):  # Path.is_dir raises for a name that is too long
-        path = path / file
-    check_place(path, error=ConversionError, streams=False)
+        named, path = str(path), path / file
+    check_place(path, named=named, error=ConversionError, streams=False)
     if os.path.islink(path) and os.path.realpath(Path(path).parent) == os.path.realpath(store_folder()):
         # Behind a link in the store is a file of the hub's cache, whose name is its checksum.
         raise ConversionError(f"{path}: is a link to another model's file; choose another name with --out")
@@ -46,7 +47,7 @@ class Replaced:
         return cls(out, force, out.is_file() and out.stat().st_size > 0)
 
     def check(self, run: Run) -> None:
-        """Compare the header at `out` with what will be written, as far as `run` says it. Raises ConversionError.
+        """Compare the header at `out` with the values of `run` that will be written. Raises ConversionError.
 
         The header has paths as a command named them. Where edge remembers the sources, `check_sources` compares those.
         """

@@ -108,7 +108,7 @@ def byte_level_pre(where: str, stored: TokenizerJson) -> str:
 
 
 def as_llama_cpp(tokenizer: Tokenizer, pre: str | None) -> Tokenizer:
-    """The tokenizer with the regex that llama.cpp has under the name `pre`; the same one if that is no other regex."""
+    """The tokenizer with the regex that llama.cpp has under the name `pre`; unchanged if that is the same regex."""
     regex = _IN_LLAMA_CPP.get(pre or "")
     if regex is None:
         return tokenizer

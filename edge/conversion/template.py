@@ -1,4 +1,4 @@
-"""What a user must know about a chat template: warnings about what can do harm, and what it does not take.
+"""What a user must know about a chat template: warnings about harm, and notes about messages that it refuses.
 
 edge looks at the template's text and renders short conversations with it (docs/conversion.md).
 """
@@ -128,7 +128,7 @@ class _Chat:
 
 
 def _conditional(chat: _Chat) -> Iterator[str]:
-    """A warning about texts that stand in a prompt only if a message says something certain."""
+    """A warning about texts that are in a prompt only for certain contents of messages."""
     shown = "\n".join(text for text in _ordinary(chat) if text)
     try:
         texts = conditional_texts(chat.template, shown)
@@ -175,7 +175,7 @@ def _hidden(template: str) -> Iterator[str]:
 
 
 def _places(text: str, line: int) -> Iterator[tuple[str, int]]:
-    """The hidden characters of a text with their lines, the first of which is `line`."""
+    """The hidden characters of a text, with their lines. `line`: the number of the first line."""
     before = ""
     for one in text:
         kind = unicodedata.category(one)

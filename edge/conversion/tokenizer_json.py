@@ -20,6 +20,8 @@ class Pattern(TypedDict, total=False):
 
 
 class SpecialToken(TypedDict, total=False):
+    """A special token in a post-processor. `id`: its text."""
+
     id: str
 
 
@@ -48,6 +50,8 @@ class Step(TypedDict, total=False):
 
 
 class Bpe(TypedDict, total=False):
+    """The model of a BPE tokenizer. `vocab`: token ids by text. `ignore_merges`: a whole word can be a token."""
+
     vocab: dict[str, int]
     ignore_merges: bool
 

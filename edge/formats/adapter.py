@@ -1,4 +1,4 @@
-"""LoRA adapters as GGUFs: reads and checks one before llama.cpp does, because llama.cpp stops the process at some.
+"""LoRA adapters as GGUFs: reads and checks one before llama.cpp does, because a bad one can stop the process.
 
 The format is that of llama.cpp's convert_lora_to_gguf.py: general.type "adapter", general.architecture,
 adapter.type "lora", adapter.lora.alpha, and for each changed weight W of the base the tensors `W.lora_a` and

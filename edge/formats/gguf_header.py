@@ -71,6 +71,7 @@ class Reader:
         self.at = 0
 
     def fail(self, problem: str) -> ModelFileError:
+        """The error for a problem of the file, to raise."""
         return ModelFileError(f"{self.path}: {problem}; convert or fetch it again")
 
     def skip(self, n_bytes: int) -> int:
@@ -82,15 +83,18 @@ class Reader:
         return begin
 
     def scalar(self, code: str) -> Any:
+        """The next number, little-endian. `code`: its format in the struct module. Raises ModelFileError."""
         size = struct.calcsize(f"<{code}")
         return struct.unpack_from(f"<{code}", self.data, self.skip(size))[0]
 
     def string(self) -> str:
+        """The next string: 8 bytes of length, then UTF-8. Raises ModelFileError."""
         length = self.scalar("Q")
         begin = self.skip(length)
         return self.data[begin : begin + length].decode("utf-8", "replace")
 
     def array(self) -> tuple[tuple[int, int, int], list[Any] | None]:
+        """The next array: its type, length and first byte, and its items; no items for strings and long arrays."""
         kind, count = self.scalar("I"), self.scalar("Q")
         begin = self.at
         if kind == STRING:

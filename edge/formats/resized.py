@@ -20,7 +20,7 @@ _NAMING = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")  # fi
 def fit_rows(
     file: Path, bases: dict[str, str], tensors: Tensors, factors: Factors, whole: Tensors
 ) -> int | None:
-    """The rows of the adapter's vocabulary if they are not the base's; else None. Cuts the base's where rows went.
+    """The rows of the adapter's vocabulary if they differ from the base's, or None. Cuts removed rows off the base's.
 
     `file`: the adapter's weights; the other arguments are those of `untie`, after it.
     Raises CheckpointError if rows of the trained model are neither in the adapter nor in the base.

@@ -383,6 +383,7 @@ def _is_empty(value: object) -> bool:
 
 
 def constants(node: nodes.Node) -> list[str]:
+    """The texts that are constants in a node or below it."""
     found = [node] if isinstance(node, nodes.Const) else list(node.find_all(nodes.Const))
     return [one.value for one in found if isinstance(one.value, str)]
 
@@ -409,7 +410,7 @@ def _is_of_tools(node: nodes.Node | None) -> bool:
 
 
 def _literals(block: nodes.AssignBlock) -> set[str]:
-    """The texts that stand in a block."""
+    """The texts in a block."""
     return {data.data for data in block.find_all(nodes.TemplateData) if data.data.strip()}
 
 

@@ -17,7 +17,7 @@ from jinja2 import nodes
 from edge.formats.chat_template import parsed
 from edge.formats.template_contents import Contents, constants, within
 
-# Filters and methods whose arguments stand in the result, but not in each result.
+# Filters and methods whose arguments are in the result, but not in each result.
 _PUTTING = frozenset("replace join truncate indent wordwrap center default d translate".split())
 # Tags with attributes, such as <param name="x">, also without their end; special tokens; [INST]; what transformers
 # puts in for the end of a message that goes on.

@@ -1,4 +1,4 @@
-"""Embeddings and output matrix: one matrix in a tied checkpoint, and what an adapter makes of it.
+"""Embeddings and output matrix: one matrix in a tied checkpoint, and how an adapter changes that.
 
 peft trains two matrices on a tied base, each from the base's values, unless `ensure_weight_tying` is set: an adapter of
 the embeddings alone leaves the output as it was (peft 0.21, tuners/lora/layer.py and utils/other.py).

@@ -1,4 +1,4 @@
-"""The sums of squares of each weight's input while a model reads: an importance matrix is made of them.
+"""The sums of squares of each weight's input while a model reads; an importance matrix consists of them.
 
 llama.cpp calls back at each node of its graph (llama_context_params.cb_eval). At a product with a weight, the other
 factor is squared and summed over the tokens, column by column; for stacked experts, to the expert that each token
@@ -138,7 +138,7 @@ def layout() -> _Ggml:
 
 @dataclass
 class Activation:
-    """The sums of one weight: `sums` float64 (n, columns), `counts` int64 (n,). n is the number of experts, else 1."""
+    """The sums of one weight: `sums` float64 (n, columns), `counts` int64 (n,). n is the number of experts, or 1."""
 
     sums: NDArray[np.float64]
     counts: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Who receives llama.cpp's log, and its last words. It imports nothing of llama.cpp, so a command can ask early."""
+"""Who receives llama.cpp's log, and its last lines. It does not import llama.cpp, so a command can subscribe early."""
 
 from collections.abc import Callable
 

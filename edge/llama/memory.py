@@ -285,7 +285,7 @@ def buffers(
 
 
 def padded(tokens: int) -> int:
-    """Cells of a cache for so many tokens."""
+    """The number of cells that a cache has for this number of tokens."""
     return -(-tokens // CELLS_STEP) * CELLS_STEP
 
 

@@ -1,4 +1,4 @@
-"""The weights of a loaded model, to be overwritten in memory: what a quantized type costs, without a file for it.
+"""Overwrites weights of a loaded model in memory, to measure what a quantized type costs without a file of it.
 
 llama.h has no function for it. llama.cpp calls back at each node of its graph (llama_context_params.cb_eval), and a
 node names the weights that it uses. `ggml_backend_tensor_set` then writes to them, on the CPU or a GPU. The model must

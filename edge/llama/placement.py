@@ -81,7 +81,7 @@ class Placement:
 
     @property
     def loading(self) -> Loading:
-        """The options that load the model so."""
+        """The options that load the model with this placement."""
         return Loading(
             gpu_layers=self.gpu_layers,
             threads=self.threads,

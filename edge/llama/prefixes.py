@@ -1,4 +1,4 @@
-"""The prefix tree of a replay's prompts: the order to read them in, where they part, how many tokens it has.
+"""The prefix tree of a replay's prompts: the order to read them in, where they diverge, how many tokens it has.
 
 The tree is never built. In a sorted list of token lists, neighbours share the longest beginnings. What two lists share
 is the minimum of what the neighbours between them share.
@@ -95,7 +95,7 @@ def branch_points(prompts: Sequence[Tokens]) -> list[list[int]]:
 
 
 def depth_held(prompts: Sequence[Tokens]) -> int:
-    """Maximum number of states held at the same time so that no token is read twice. `prompts` in reading order."""
+    """Maximum number of states to keep at the same time so that no token is read twice. `prompts` in reading order."""
     shared = [common_length(a, b) for a, b in pairwise(prompts)]
     held = list[int]()
     most = 0

@@ -1,4 +1,4 @@
-"""The store of prompt states on disk: what one process has read, another one need not read again.
+"""The store of prompt states on disk: a process does not read again what another one has read.
 
 Each file holds one state in llama.cpp's own form. llama.cpp's reader of states trusts its input, so edge reads a file
 into memory, checks all of it there, and gives llama.cpp those same bytes. A file that fails a check is removed.
@@ -287,7 +287,7 @@ def _checked(buffer: bytearray, key: bytes) -> LoadedState | None:
 
 
 def _opened(path: Path) -> StoredState | None:
-    """A file by its head; None if it is no regular file or its head does not fit its size."""
+    """A file by its head; None if it is not a regular file, or if its head does not fit its size."""
     try:
         descriptor = _open(path)
     except OSError:

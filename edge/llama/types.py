@@ -110,15 +110,7 @@ def choose_types(
 
 def choose_each(header: Path, ftypes: Sequence[int]) -> list[Types]:
     """As choose_types with an importance matrix, for each of several file types, in one process."""
-    request = {
-        "path": str(header),
-        "ftypes": list(ftypes),
-        "has_imatrix": True,
-        "output_type": None,
-        "embedding_type": None,
-        "overrides": [],
-    }
-    child = _asked(request)
+    child = _asked({"path": str(header), "ftypes": list(ftypes), "has_imatrix": True})
     if child.returncode:
         raise ConversionError(f"llama.cpp cannot quantize it: {_reason(child.stderr, child.returncode)}")
     return [_types(log) for log in child.stdout.split(_END)[:-1]]
@@ -155,16 +147,17 @@ def _main() -> int:
     llama_cpp.llama_log_set(report, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.dry_run, params.nthread = True, 1
-    if request["output_type"] is not None:
+    if request.get("output_type") is not None:
         params.output_tensor_type = request["output_type"]
-    if request["embedding_type"] is not None:
+    if request.get("embedding_type") is not None:
         params.token_embedding_type = request["embedding_type"]
+    tensor_types = request.get("overrides", [])
     # Both lists end with an entry without a name. The presence of a matrix, even an empty one, changes some choices.
-    overrides = (llama_cpp.llama_model_tensor_override * (len(request["overrides"]) + 1))()
-    for entry, (pattern, number) in zip(overrides, request["overrides"], strict=False):
+    overrides = (llama_cpp.llama_model_tensor_override * (len(tensor_types) + 1))()
+    for entry, (pattern, number) in zip(overrides, tensor_types, strict=False):
         entry.pattern, entry.type = pattern.encode(), number
     imatrix = (llama_cpp.llama_model_imatrix_data * 1)()
-    if request["overrides"]:
+    if tensor_types:
         params.tt_overrides = overrides
     if request["has_imatrix"]:
         params.imatrix = imatrix

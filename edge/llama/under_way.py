@@ -1,4 +1,4 @@
-"""Jobs under way in an engine: a prompt that is read, an answer that is written."""
+"""The running jobs of an engine: a prompt that it reads, an answer that it writes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -7,6 +7,7 @@ Text: cut into chunks as llama-imatrix does. Each chunk is read in an empty cach
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def calibrate(
         check_replaced(out, identity, lambda _: _loaded(known), kind="an importance matrix", force=force)
         run = {name: value for name, value in run.items() if name != "data"}  # it is the same, under any path
     kind = "an importance matrix"
-    check_replaced(out, run, lambda path: _stored_run(path, file, run), kind=kind, force=force)
+    check_replaced(out, run, lambda path: _stored_run(path, file, corpus.path, run), kind=kind, force=force)
     partial = PartialFile.read(place.with_name(place.name + ".partial"), identity)
     before = corpus.tokens_until(partial.done)
     with interrupts_noted() as stopped:
@@ -195,16 +196,19 @@ def _check_numbers(chunk: int, context: int | None, settings: _Settings) -> None
             raise EdgeError(f"{name} is {value}; it must be from {least} to {most:,}")
 
 
-def _stored_run(path: Path, file: ModelFile, wanted: Run) -> Run:
-    """What a matrix says of its run, as far as `wanted` names it: its data, its chunk size, whether it fits the model.
+def _stored_run(path: Path, file: ModelFile, data: Path, wanted: Run) -> Run:
+    """The fields of `wanted`, as a matrix has them: its data, its chunk size, and whether it fits the model.
 
-    Raises ModelFileError.
+    If the matrix names the file `data` by another path, it has the same data. Raises ModelFileError.
     """
     matrix = read_imatrix(path)
     columns = {tensor.name: tensor.shape[0] for tensor in read_tensors(file.path)}
     fits = all(columns.get(name) == sums.in_sum2.shape[1] for name, sums in matrix.entries.items())
+    named = matrix.datasets[-1] if matrix.datasets else None
+    if named is not None and os.path.exists(named) and os.path.samefile(named, data):
+        named = str(data)
     stored = {
-        "data": matrix.datasets[-1] if matrix.datasets else None,
+        "data": named,
         "chunk": matrix.chunk_size,
         "model": file.path.name if fits else "another model",
     }

@@ -1,4 +1,4 @@
-"""The Kullback-Leibler divergence of a model from its base, computed from what is kept of the base's distribution.
+"""The Kullback-Leibler divergence of a model from its base, computed from the stored part of the base's distribution.
 
 Pure functions on logits. p is the base's distribution, q the model's, logarithms are natural, and
 

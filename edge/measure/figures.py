@@ -62,6 +62,7 @@ class Positions:
     base: BasePositions | None
 
     def where(self, chosen: NDArray[np.bool_]) -> "Positions":
+        """The positions for which `chosen`, shape (n,), is true."""
         base = self.base
         if base is not None:
             base = BasePositions(base.nll[chosen], base.kl[chosen], base.errors[chosen], base.same[chosen])

@@ -38,6 +38,7 @@ def identity(plan: Plan, vocabulary: str) -> Identity:
 
 
 def check_identity(scores: BaseFile, model: Path, wanted: Identity) -> None:
+    """Check that base distributions fit a measurement. Raises ModelFileError for another vocabulary, or ResultError."""
     held = scores.head["identity"]
     if held.get("vocabulary") != wanted["vocabulary"]:
         raise other_vocabulary(model, scores.path)
@@ -67,4 +68,5 @@ def is_of(path: Path, base: ModelFile, plan: Plan, vocabulary: str, *, force: bo
 
 
 def other_vocabulary(model: Path, base: Path) -> ModelFileError:
+    """The error for a model whose vocabulary is not that of the base, to raise."""
     return ModelFileError(f"{model}: its vocabulary differs from that of {base}: give two files of one model")

@@ -59,7 +59,9 @@ class PositionValues(TypedDict):
     """The values at each position of a row, in a shard only: `edge join` computes the figures of all rows from them."""
 
     nll: list[float]
+    """Negative log-likelihood of the reference's token at each position, in nats."""
     base_nll: NotRequired[list[float]]
+    """The same for the base."""
     kl: NotRequired[list[float]]
     kl_error: NotRequired[list[float]]
     same_top: NotRequired[list[float]]

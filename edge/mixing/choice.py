@@ -85,7 +85,7 @@ def choose_types(groups: Mapping[str, Sequence[Option]], n_bytes: int) -> dict[s
 def choose_fast_types(
     groups: Mapping[str, Sequence[Option]], n_bytes: int, seconds: float
 ) -> dict[str, Option] | None:
-    """As choose_types, with at most so many seconds for a token. None also if no choice of this size is so fast.
+    """As choose_types, with a maximum time for a token, in seconds. None also if no choice of this size is fast enough.
 
     Each second gets a price in nats, and the lowest price that is enough is searched: the best choice or one near it.
     """

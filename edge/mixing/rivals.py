@@ -54,7 +54,7 @@ class Divergences:
         return (ratio, *interval(samples, len(ours)))
 
     def gains(self, other: "Divergences") -> bool:
-        """Whether its mean is so far below the other's that it can be smaller on other rows too."""
+        """Whether its mean is far enough below the other's (`GAIN`), so that other rows are likely to show it too."""
         return self.mean <= GAIN * other.mean
 
 

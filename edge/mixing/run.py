@@ -145,7 +145,7 @@ class _Files:
 
 
 def check_mix(target: Target, rows: str | Path, measure_on: str | Path | None, out: str | Path | None) -> str:
-    """Check what `mix` gets, as far as that needs no checkpoint. Returns the SHA-256 of the rows."""
+    """Check the arguments of `mix` that need no checkpoint. Returns the SHA-256 of the rows."""
     target.check()
     read = read_rows(rows)
     if measure_on is not None:

@@ -1,4 +1,4 @@
-"""The search: which types are measured, which are chosen, and how far the sum of the costs is from the truth."""
+"""The search: which types are measured, which are chosen, and how far the sum of the costs is from the real cost."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +95,7 @@ class Search:
         }
 
     def begin(self, bits: float) -> None:
-        """Measure each group of which nothing is known, in the type whose bits are nearest to `bits`."""
+        """Measure each group without a measurement, in the type whose bits are nearest to `bits`."""
         for i, group in enumerate(self.groups, 1):
             if self.costs.alone(group.name):
                 continue
@@ -107,7 +107,7 @@ class Search:
             self.measure(group, nearest.type)
 
     def choose(self, n_bytes: int, factors: Mapping[str, float] | None = None) -> dict[str, Option]:
-        """The best choice whose data has at most `n_bytes`. Raises ConversionError if no choice is so small."""
+        """The best choice whose data has at most `n_bytes`. Raises ConversionError if every choice is larger."""
         fixed = self.sizes.data(self.numbers({group.name: self.own for group in self.groups}))
         room = n_bytes - fixed + sum(_bytes(group, self.own) for group in self.groups)
         options = {

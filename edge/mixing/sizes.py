@@ -37,6 +37,7 @@ class Sizes:
 
     @classmethod
     def of(cls, base: Path, matrix: Iterable[tuple[str, str | int]]) -> "Sizes":
+        """From the header of an unquantized GGUF. Raises ModelFileError."""
         tensors, header, _ = read_layout(base, "")
         return cls(tuple(tensors), header, sum(prod(each.shape) for each in tensors), tuple(matrix))
 

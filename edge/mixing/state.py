@@ -47,11 +47,11 @@ class StoredChoice(TypedDict):
     together: float
     """The divergence of all of them together, in memory."""
     target: int
-    """The most bytes of the file."""
+    """Maximum size of the file in bytes."""
     quant: str
     """The file type in the metadata."""
     standard: str | None
-    """The largest of llama.cpp's types that is not larger; null if none is so small."""
+    """The largest of llama.cpp's types that fits into the size; null if none fits."""
 
 
 class StoredCosts(TypedDict):
@@ -60,7 +60,7 @@ class StoredCosts(TypedDict):
     schema_version: NotRequired[int]
     """Version of this format."""
     search: Mapping[str, str | int | None]
-    """The settings by which two searches share measurements."""
+    """The settings that two searches must share to use the same measurements."""
     errors: dict[str, dict[str, WeightErrors]]
     """By group, then by type."""
     alone: dict[str, dict[str, float]]
@@ -110,6 +110,7 @@ class Costs:
         return self.stored["alone"].get(group, {})
 
     def add_alone(self, group: str, kind: str, value: float) -> None:
+        """Store the divergence of a group in a type, in nats."""
         self.stored["alone"].setdefault(group, {})[kind] = value
         self._write()
 
@@ -118,6 +119,7 @@ class Costs:
         return self.stored["joint"].get(_key(types))
 
     def add_joint(self, types: Mapping[str, str], value: float) -> None:
+        """Store the divergence of a choice, in nats."""
         self.stored["joint"][_key(types)] = value
         self._write()
 
@@ -126,6 +128,7 @@ class Costs:
         return self.stored.get("files", {}).get(name)
 
     def add_file(self, name: str, measured: MeasuredFile) -> None:
+        """Store a measured file under a name."""
         self.stored["files"] = {**self.stored.get("files", {}), name: measured}
         self._write()
 
@@ -134,10 +137,12 @@ class Costs:
         return self.stored.get("choices", {}).get(wanted)
 
     def add_choice(self, wanted: str, choice: StoredChoice) -> None:
+        """Store what was chosen for a size."""
         self.stored["choices"] = {**self.stored.get("choices", {}), wanted: choice}
         self._write()
 
     def add_errors(self, group: str, errors: dict[str, WeightErrors]) -> None:
+        """Store the weight errors of a group, by type."""
         self.stored["errors"][group] = errors
         self._write()
 

@@ -1,4 +1,4 @@
-"""What of the rows a model is asked, and how their prompts are written, beside the chat template of the model.
+"""Options of asking a model: which shard of the rows it answers, and how their prompts are written.
 
 `thinking_mode` and `strip_thinking_history` are options of the published runs, with the same names and values there.
 """

@@ -75,6 +75,7 @@ class Row:
 
     @property
     def key(self) -> Key:
+        """What is unique in a file: task, sample and step."""
         return (self.task_id, self.sample_idx, self.step_idx)
 
 

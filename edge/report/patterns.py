@@ -11,12 +11,12 @@ NOTHING_FITS = Pattern(
 )
 SURE = Pattern(
     "{file} is the smallest file{fits} that is 95 % sure to lose at most {points} points of score.",
-    "The upper bound of its loss, that of the 95 % interval over tasks, is at most so many points. At least 6 tasks "
+    "The upper bound of its loss, from the 95 % interval over tasks, is at most {points}. At least 6 tasks "
     "differ. No smaller file that fits has such a bound.",
 )
 NONE_SURE = Pattern(
     "No file{fits} is 95 % sure to lose at most {points} points of score, so none is chosen.",
-    "No file that fits has an interval whose bound is at most so many points of loss.",
+    "No file that fits has an interval whose bound is a loss of at most {points}.",
 )
 NEAREST_BOUND = Pattern(
     "The lowest bound is that of {file}: a loss of up to {high} points.",

@@ -15,7 +15,7 @@ from edge.report.contents import Entry, Report, Tried
 from edge.system.text import counted
 
 _ENOUGH = 5  # files: with 4, the smallest possible p of the two-sided permutation test is 2 / 4! = 0.083
-_ALL_ORDERS = 7  # up to so many files, every order is computed
+_ALL_ORDERS = 7  # up to this number of files, every order is computed
 _DRAWN = 20_000
 
 Values = NDArray[np.float64]

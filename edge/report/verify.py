@@ -1,4 +1,4 @@
-"""`edge report --verify`: make a page again from its files, and say whether it is theirs."""
+"""`edge report --verify`: make a page again from its files, and compare the two."""
 
 import difflib
 import re
@@ -31,7 +31,7 @@ class Verified:
     notes: tuple[str, ...]
     """What was not checked."""
     texts: int
-    """Number of texts of the page that have a digit, all of which were compared."""
+    """Number of texts of the page that have a digit; all of them were compared."""
 
 
 def verify(page: Path, results: Sequence[Path], replay: Path | None = None) -> Verified:

@@ -53,7 +53,7 @@ def _forced(server: Server, request: ClientRequest) -> bool:
 def chat_writer(
     server: Server, request: ClientRequest, prompt: list[int], room: int, form: Form | None = None
 ) -> MakeWriter:
-    """Makes the writer of an answer of at most `room` tokens. `form`: what the answer is if it is no call.
+    """Makes the writer of an answer of at most `room` tokens. `form`: what an answer without calls is.
 
     Raises BadRequestError for tools whose calls cannot be guaranteed, or do not fit.
     """

@@ -1,4 +1,4 @@
-"""The languages in which clients ask: OpenAI's chats, completions and responses, and Anthropic's messages."""
+"""The APIs that clients use: OpenAI's chats, completions and responses, and Anthropic's messages."""
 
 from collections.abc import Mapping
 from typing import Any

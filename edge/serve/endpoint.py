@@ -1,4 +1,4 @@
-"""The endpoints that answer: they take a place, read the body, and hand the request in."""
+"""The endpoints that answer: each takes a place, reads the body, and submits the request."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping

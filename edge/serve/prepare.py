@@ -72,7 +72,7 @@ def _numbered(request: ClientRequest, index: int) -> ClientRequest:
 
 
 def too_long(server: Server, has: str, param: str) -> BadRequestError:
-    """The error for a prompt that does not fit, in the words by which clients such as LiteLLM know it."""
+    """The error for a prompt that does not fit, in the words that clients such as LiteLLM recognize."""
     return BadRequestError(
         f"This model's maximum context length is {server.context} tokens, and the prompt {has}. Shorten it.",
         param,

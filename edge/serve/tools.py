@@ -180,7 +180,7 @@ def read_thinking(body: Mapping[str, Any]) -> ThinkingRequest:
 
 
 def tools_key(tools: tuple[Tool, ...]) -> str:
-    """A text that stands for the tools, for a cache. Raises PromptError for one that is nested too deeply."""
+    """A text that identifies the tools, as a cache key. Raises PromptError for tools that are nested too deeply."""
     try:
         return json.dumps([(tool.name, tool.parameters) for tool in tools])
     except RecursionError:

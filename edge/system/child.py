@@ -1,4 +1,4 @@
-"""Child processes: a module of edge, because llama.cpp may stop its process; and a program that starts programs."""
+"""Child processes: a module of edge (llama.cpp can stop its process), or a program that starts programs."""
 
 import contextlib
 import os

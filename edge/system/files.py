@@ -136,7 +136,7 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data` where the file stands: os.write may write less. Raises OSError."""
+    """Write all of `data` at the file's position: os.write can write less. Raises OSError."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -23,7 +23,7 @@ def key_path() -> Path:
 
 
 def derived_key(purpose: str) -> bytes:
-    """The key for one purpose, 32 bytes, of which nothing follows about those for other purposes (HMAC-SHA256).
+    """The key for one purpose, 32 bytes. It reveals nothing about the keys for other purposes (HMAC-SHA256).
 
     Makes the user's key if there is none. Raises AgentError if it is damaged or cannot be read, ConfigError without a
     home folder.

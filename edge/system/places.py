@@ -16,11 +16,14 @@ from edge.system.text import size
 _STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 
-def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, streams: bool = True) -> None:
+def check_place(
+    path: Path | str, *, named: str = "", error: type[EdgeError] = ResultError, streams: bool = True
+) -> None:
     """Check that a file can be written at `path`, before the work starts. Leaves nothing behind.
 
-    `streams`: a device or a FIFO is allowed. Raises `error` for an empty name, a folder, a parent that is a file, and
-    a place where nothing can be written.
+    `named`: the folder of `path`, if the user named only that: the error line then names it. `streams`: a device or a
+    FIFO is allowed. Raises `error` for an empty name, a folder, a parent that is a file, and a place where nothing can
+    be written.
     """
     if not str(path):
         raise error("the name of the file to write is empty")
@@ -44,10 +47,10 @@ def check_place(path: Path | str, *, error: type[EdgeError] = ResultError, strea
                 pass
         except FileNotFoundError:  # what /proc says
             raise error(
-                f"{path}: cannot be written: {folder} takes no new files; choose another place"
+                f"{named or path}: cannot be written: {folder} takes no new files; choose another place"
             ) from None
     except (OSError, ValueError) as problem:
-        raise error(f"{path}: cannot be written: {_why(problem)}") from None
+        raise error(f"{named or path}: cannot be written: {_why(problem)}") from None
 
 
 def check_disk(folder: Path, needed: int, advice: str, *, error: type[EdgeError]) -> None:

@@ -12,7 +12,7 @@ _LEAST_TEXT = 16  # columns of a last column whose text is wrapped
 
 
 def clean(text: str) -> str:
-    """A text as one line for a table cell: it can neither steer a terminal nor break the table."""
+    """A text as one line for a table cell: it cannot control a terminal or break the table."""
     return masked(text).replace("|", "\\|")
 
 

@@ -100,7 +100,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def quoted(texts: Sequence[str], most: int = 3) -> str:
-    """The first texts of a list in quotes; … stands for the others."""
+    """The first texts of a list in quotes; … means the others."""
     return ", ".join(map(repr, texts[:most])) + (", …" if len(texts) > most else "")
 
 

@@ -68,9 +68,11 @@ class TunedModel(TypedDict):
     model_bytes: int
     """Its size: the hash is computed only where the size is the same."""
     machine: Machine
+    """What the measured times depend on."""
     timestamp: str
     """When it was measured (UTC, ISO 8601)."""
     values: TunedValues
+    """The options that were faster than edge's own choice."""
     suggested: list[str]
     """Options that are faster and change answers: edge never sets them."""
     measured: list[Measured]

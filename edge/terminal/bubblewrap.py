@@ -18,7 +18,7 @@ _ETC = (
     *("terminfo", "magic", "perl", "python3", "python3.11", "python3.12", "python3.13", "java-17-openjdk"),
     *("fonts", "bash_completion", "inputrc", "gitconfig", "protocols", "services", "vim", "nanorc"),
 )
-# Of another root: what the sandbox has of its own, what is the machine's, and homes, which are the model's places.
+# Folders of another root that a sandbox does not take: the sandbox, the machine or the model has its own.
 _OWN = frozenset("proc dev sys tmp run home root mnt media boot tests logs solution lost+found".split())
 _OWN_ETC = frozenset("passwd group hosts hostname resolv.conf mtab shadow gshadow".split())
 

@@ -45,7 +45,7 @@ _OVERHEAD = 4096  # most bytes of an archive for each file besides its content: 
 
 @dataclass(frozen=True)
 class Item:
-    """What is at a path, as far as edge compares it."""
+    """What edge compares of the entry at a path."""
 
     kind: Kind
     executable: bool = False
@@ -246,7 +246,7 @@ def write_nothing(to: Path) -> None:
 
 
 def restore(first: Path, saved: Path, key: bytes | None, to: Path, again: Path) -> tuple[Base, Base]:
-    """Write what a sandbox needs to go on from `saved`, whose unchanged files are in `first`.
+    """Write what a sandbox needs to continue from `saved`, whose unchanged files are in `first`.
 
     The new files: `to`, an archive of all; `again`, an archive of what is not as in `first`. Returns the base of
     `saved` and that of `first`. `key`: of the seals. Raises SandboxError, OSError.

@@ -368,7 +368,7 @@ class Sandbox:
             rounds += 1
 
     def _settle(self, mode: TerminalMode) -> None:
-        """Wait until the sandbox's processes have ended, and set the mode of the terminal back once more."""
+        """Wait until the sandbox's processes have ended, and set the mode of the terminal back again."""
         if self._pidfd is not None:  # process 1 ends last in its namespace
             readable(self._pidfd, _PATIENCE)
         mode.fault()

@@ -1,4 +1,4 @@
-"""The archives with which a sandbox begins, or goes on."""
+"""The archives from which a sandbox starts or continues."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -54,7 +54,7 @@ class Prompts:
     _ended: set[str] = field(default_factory=set)
 
     def is_new(self, prompt: str) -> bool:
-        """Whether edge has not typed at this prompt of `Terminal.prompt`, nor at a later one."""
+        """Whether edge has not typed at this prompt of `Terminal.prompt` or at a later one."""
         shell, _, number = prompt.partition(".")
         if shell in self._ended or not number.isdecimal():
             return False

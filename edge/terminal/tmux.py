@@ -423,7 +423,7 @@ class Terminal:
             return True
 
     def restart(self, argv: Sequence[str], *, cwd: Path | str) -> None:
-        """Run `argv` in place of the program that has ended."""
+        """Run `argv` instead of the program that has ended."""
         self._close_tty()
         self._line, self._pending, self._read_at = "", 0, None
         self._tmux("respawn-pane", "-k", "-t", "edge", "-c", str(cwd), "--", *argv)

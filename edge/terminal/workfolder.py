@@ -219,7 +219,7 @@ class _Comparer:
     changed: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     withheld: dict[tuple[str, str], int] = field(default_factory=dict)
-    """Path and reason; how many changes it stands for."""
+    """By path and reason: the number of changes."""
     write: dict[str, Item | None] = field(default_factory=dict)
     after: Base = field(default_factory=dict)
     led_to: dict[Path, str] = field(default_factory=dict)
@@ -291,7 +291,7 @@ class _Comparer:
         return found
 
     def _names(self, path: str) -> list[str]:
-        """The names in a folder of the user; none if it is no folder."""
+        """The names in a folder of the user; none if it is not a folder."""
         with contextlib.suppress(OSError):
             if not path:
                 return os.listdir(self.root)

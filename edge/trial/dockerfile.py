@@ -1,4 +1,4 @@
-"""Reads a Dockerfile as far as a trial can obey it.
+"""Reads the instructions of a Dockerfile that a trial can follow.
 
 FROM is not used: the programs are those of this system, or of the root. WORKDIR, COPY and ENV are obeyed, and RUN
 without a network. Every other instruction refuses the task.

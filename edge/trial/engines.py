@@ -30,7 +30,7 @@ from edge.trial.workers import Counted, Script
 from edge.version import __version__
 
 Workers = Callable[[int | None], Counted | Script]
-"""Makes who works on one trial, from the seed of its answers: a conversation of its own."""
+"""Makes the worker of one trial, from the seed of its answers: a new conversation."""
 Say = Callable[[str], None]
 
 

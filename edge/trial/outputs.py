@@ -1,4 +1,4 @@
-"""What trials write is never one of their inputs, and never becomes a part of a task."""
+"""Checks of where trials write: never over one of their inputs, and never into a task."""
 
 import os
 from collections.abc import Iterable, Sequence

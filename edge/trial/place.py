@@ -341,7 +341,7 @@ def read_reward(in_json: bytes | None, in_text: bytes | None) -> tuple[float | N
         reward = float(in_text.decode())
         return (reward, "") if math.isfinite(reward) else (None, "the tests wrote no finite reward")
     except (ValueError, OverflowError, RecursionError):
-        return None, "the tests wrote a reward that is no number"
+        return None, "the tests wrote a reward that is not a number"
 
 
 def harm(before: Base, after: Base, may_change: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The file system that the user made from an image (`--root TAR`): its programs take the place of this system's."""
+"""The file system that the user made from an image (`--root TAR`): its programs replace those of this system."""
 
 import contextlib
 import lzma

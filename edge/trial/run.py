@@ -55,7 +55,7 @@ class Plan:
     """Other files that the trials read. No output replaces one of them."""
 
     def chosen(self, sampled: bool) -> list[Attempt]:
-        """The attempts of the shard, those of a task one after another. `sampled`: each has a seed of its own.
+        """The attempts of the shard, those of a task one after another. `sampled`: each has its own seed.
 
         Raises EdgeError if there are fewer tasks than shards.
         """
@@ -214,7 +214,7 @@ def _in_parallel(
 
 
 def _stored_run(path: Path, run: Run) -> Run | None:
-    """The run of a result. Further attempts continue it, so fewer of them are no difference. Raises ValueError."""
+    """The run of a result. Further attempts continue it, so fewer attempts make no other run. Raises ValueError."""
     before = named_run(path, "trials_version")
     return None if before is None else _continued(before, run)
 

@@ -275,7 +275,11 @@ def test_the_same_files_under_another_path_are_the_same_run(place: Place) -> Non
         place.good(
             "convert", "checkpoint", given[0], place.root / given[1], "--quant", "Q4_K_M", "--out", name
         )
-    place.good("imatrix", "--model", "bf16.gguf", "--replay", place.root / "rows.jsonl", "--out", "m.gguf")
+    again = ("imatrix", "--model", "bf16.gguf", "--replay", place.root / "rows.jsonl", "--out", "m.gguf")
+    place.good(*again)
+    place.good("imatrix", "--model", "bf16.gguf", *ROWS, "--out", "m.gguf", "--force")
+    place.monkeypatch.setenv("EDGE_CACHE", str(place.root / "empty"))  # edge remembers nothing of the matrix
+    place.good(*again)
     shutil.copy(place.root / "fewer.jsonl", place.root / "other.jsonl")
     command = ("imatrix", "--model", "bf16.gguf", "--replay", "other.jsonl", "--out", "m.gguf")
     place.refused(*command, words="of another run (other replay rows)")

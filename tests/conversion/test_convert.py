@@ -418,6 +418,7 @@ def test_output_that_cannot_be_written(random_small_moe_folder: Path, out: Path)
         ("", "is empty"),
         ("/dev/null", "not a regular file"),
         ("/proc/x.gguf", "cannot be"),
+        ("/proc", "^/proc: cannot be written"),  # the folder that the user named, not the file in it
     ):
         with pytest.raises(ConversionError, match=problem):  # before the source is read
             convert("no such source", quant="F16", out=place)

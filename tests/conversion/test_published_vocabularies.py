@@ -11,14 +11,13 @@ the sdist of llama-cpp-python in build/sdist, where `make test` puts it.
 
 import json
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import TokenType
+from llama_cpp_sources import MISSING, SDIST, write_sources
 from make_tokenizers import QWEN2_REGEX, QWEN35_REGEX, split
-from real_templates import ROOT
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers.tokenization_utils_base import generate_merges
@@ -35,15 +34,10 @@ SEPARATOR = "\n__ggml_vocab_test__\n"
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    sdists = sorted((ROOT / "build" / "sdist").glob("llama_cpp_python-*.tar.gz"))
-    if not sdists:
-        pytest.skip("there is no llama-cpp-python sdist in build/sdist (make test fetches it)")
-    with tarfile.open(sdists[-1]) as archive:
-        for member in archive:
-            file = archive.extractfile(member) if "/models/ggml-vocab-" in member.name else None
-            if file is not None:
-                (folder / Path(member.name).name).write_bytes(file.read())
-    return folder
+    if not SDIST.is_file():
+        pytest.skip(MISSING)
+    write_sources(folder, lambda path: path.startswith("models/ggml-vocab-"))
+    return folder / "models"
 
 
 def tokenizer_json(path: Path, name: str) -> Tokenizer:

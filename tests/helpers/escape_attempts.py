@@ -396,7 +396,7 @@ OTHER_ATTEMPTS = (
     ),
     (
         "git config, git submodule and pip under a list that allows git log and python -m pytest",
-        "each word of a rule has its place",
+        "a rule fixes the position of each word",
         "test_rules.py",
         "test_words_count_by_their_places",
     ),
@@ -474,7 +474,7 @@ OTHER_ATTEMPTS = (
     ),
     (
         "two processes that bring back one session",
-        "one lock from the begin to the end",
+        "one lock for the whole operation",
         "test_bring_back.py",
         "test_the_lock_is_held_until_the_record_is_closed",
     ),

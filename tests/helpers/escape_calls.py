@@ -261,7 +261,7 @@ return got > 0 or call(0x40000000 + 39, 0) > 0
 """,
     ),
     Call(
-        "taking the filter and no-new-privileges off",
+        "removing the filter and no-new-privileges",
         "Linux does not allow it",
         """
 libc.prctl(38, 0, 0, 0, 0)
@@ -320,7 +320,7 @@ return pid > 0 and os.waitpid(pid, 0)
 """,
     ),
     Call(
-        "the namespaces around the own ones (NS_GET_PARENT, NS_GET_USERNS)",
+        "the parent namespaces (NS_GET_PARENT, NS_GET_USERNS)",
         "Linux shows no namespace outside",
         """
 for name in ("user", "pid"):

@@ -10,7 +10,7 @@ OUTSIDE = "test_use_outside.py"
 REMOTE = "test_remote.py"
 TYPING = "test_typing_terminal.py"
 LEFT = "edge clears the line before it types at the prompt, and reads prompts only from their own titles"
-WORD = "each word of a rule has its place"
+WORD = "a rule fixes the position of each word"
 READER = "edge refuses what it cannot read in full"
 _SHOWN_FILES = (
     *("the alternate screen, left on by a shown file", "another character set, left on by a shown file"),
@@ -30,7 +30,7 @@ _REFUSED = (
     ("special targets of make, and plugins and argument files of pytest", WORD),
     ("magic in the paths of git, and files of old commits", "edge follows each path and its links"),
     ("paths and programs spelled with several quotations", READER),
-    ("letters of other alphabets, other line separators, lines that go on", READER),
+    ("letters of other alphabets, other line separators, line continuations", READER),
 )
 
 MORE_ROWS = (
@@ -72,7 +72,7 @@ MORE_ROWS = (
         "test_the_trial_of_an_unknown_file_has_limits",
     ),
     (
-        "a title as of the shell's next prompt, in a shown file",
+        "a terminal title like that of the shell's next prompt, in a shown file",
         "titles of prompts contain a secret, and only later ones count",
         SHOWN,
         "test_a_forged_prompt_is_no_prompt",
@@ -85,8 +85,8 @@ MORE_ROWS = (
         "test_a_locale_that_is_not_installed",
     ),
     (
-        "a program of the folder under an allowed name, by a relative place in PATH",
-        "the shell gets only absolute places",
+        "a program of the folder under an allowed name, through a relative folder in PATH",
+        "the shell gets only the absolute folders of PATH",
         SHOWN,
         "test_names_do_not_mean_programs_of_the_folder",
     ),
@@ -153,7 +153,7 @@ MORE_ROWS = (
     ),
     (
         "kill -9 while edge brings back or undoes",
-        "each file changes whole; the same command goes on",
+        "edge replaces each file in one step; the same command resumes",
         STOPPED,
         "test_kill_9_in_the_middle",
     ),
@@ -172,13 +172,13 @@ MORE_ROWS = (
     ),
     (
         "a full disk while edge brings back",
-        "each file changes whole; the rest stays in the archive",
+        "edge replaces each file in one step; the rest stays in the archive",
         STOPPED,
         "test_a_full_disk_in_the_middle",
     ),
     ("jumps of the clock", "edge compares contents, not times", STOPPED, "test_other_times_of_the_clock"),
     (
-        "names that are not UTF-8, very long, or twins of the user's in other letters",
+        "names that are not UTF-8, very long, or other spellings of the user's names",
         "edge compares and writes the bytes of names",
         STOPPED,
         "test_odd_names",
@@ -209,7 +209,7 @@ MORE_ROWS = (
     ),
     (
         "an accepted last command that the end of the session kills in silence",
-        "edge gives it time, saves what it did, and says if it goes on",
+        "edge gives it time, saves what it did, and says if it continues",
         REMOTE,
         "test_the_last_command_runs_to_its_end",
     ),
@@ -232,14 +232,14 @@ MORE_ROWS = (
         "test_names_that_agents_and_programs_act_on",
     ),
     (
-        "a plan that the width of the terminal breaks into lines as of edge",
+        "a plan that the terminal breaks into lines that look like those of edge",
         "edge breaks and indents the model's lines itself",
         READ,
         "test_the_width_of_the_terminal_does_not_make_lines_of_edge",
     ),
     (
-        "blanks that are no spaces, and 100 marks of one kind, in the list of risks",
-        "edge shows the blanks as escapes, and says that the list goes on",
+        "blanks other than spaces, and 100 marks of one kind, in the list of risks",
+        "edge shows the blanks as escapes, and says that the list continues",
         READ,
         "test_a_mark_names_a_blank_that_is_no_space",
     ),

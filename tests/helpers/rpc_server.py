@@ -11,20 +11,19 @@ can really get.
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import command_line
+from llama_cpp_sources import MISSING, SDIST, write_sources
 
-ROOT = Path(__file__).resolve().parents[2]
 DEVICE = Path(__file__).with_name("rpc_device.cpp")
 # As llama.cpp's CMake compiles a backend that is a library of its own (GGML_BACKEND_DL).
 FLAGS = (
@@ -49,18 +48,12 @@ def installed_libraries() -> Path:
     return Path(spec.origin).parent / "lib"
 
 
-def sources() -> Path | None:
-    """The sdist of the installed llama-cpp-python in build/sdist."""
-    path = ROOT / "build" / "sdist" / f"llama_cpp_python-{version('llama-cpp-python')}.tar.gz"
-    return path if path.is_file() else None
-
-
 def missing() -> str | None:
     """Why the backend cannot be compiled here; None if it can."""
     if sys.platform != "linux":
         return "the RPC device is built on Linux only"
-    if sources() is None:
-        return "there is no sdist of the installed llama-cpp-python in build/sdist (make test fetches it)"
+    if not SDIST.is_file():
+        return MISSING
     if not (installed_libraries() / "libggml-base.so").exists():
         return "the installed llama-cpp-python has no libggml-base.so"
     return None if shutil.which("g++") else "there is no g++"
@@ -68,22 +61,9 @@ def missing() -> str | None:
 
 def compile_backend(library: Path) -> None:
     """Compile ggml-rpc, and the device with little memory, to `library`."""
-    place, archive = library.parent / "ggml", sources()
-    assert archive is not None
-    with tarfile.open(archive) as opened:
-        for member in opened:
-            inner = member.name.partition("/vendor/llama.cpp/ggml/")[2]
-            if (
-                member.isfile()
-                and inner.endswith((".h", ".cpp"))
-                and inner.startswith(("include/", "src/ggml"))
-            ):
-                if inner.count("/") > 1 and not inner.startswith("src/ggml-rpc/"):
-                    continue
-                file = opened.extractfile(member)
-                assert file is not None
-                (place / inner).parent.mkdir(parents=True, exist_ok=True)
-                (place / inner).write_bytes(file.read())
+    place = library.parent / "ggml"
+    wanted = re.compile(r"ggml/(include|src|src/ggml-rpc)/[^/]+\.(h|cpp)")
+    write_sources(library.parent, lambda path: wanted.fullmatch(path) is not None)
     rpc, lib = place / "src" / "ggml-rpc", installed_libraries()
     subprocess.run(
         [

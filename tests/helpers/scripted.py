@@ -1,4 +1,4 @@
-"""A writer that writes given tokens, whatever the logits are, and keeps the logits."""
+"""Writers for tests: one writes given tokens for any logits and keeps the logits, one writes the best tokens."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,16 @@ def script(*parts: Sequence[int]) -> Writer[Read]:
     for part in parts:
         read.append((yield list(part)).copy())
     return read
+
+
+def greedy(count: int, log: list[str] | None = None, name: str = "") -> Writer[list[int]]:
+    """The best token, `count` times; for each one, `name` goes into `log`."""
+    tokens: list[int] = []
+    logits = yield []
+    while True:
+        tokens.append(int(logits.argmax()))
+        if log is not None:
+            log.append(name)
+        if len(tokens) == count:
+            return tokens
+        logits = yield tokens[-1:]

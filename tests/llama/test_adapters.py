@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_adapter import make_adapter
+from scripted import greedy
 
 from edge.convert import convert, convert_adapter
 from edge.errors import EdgeError, ModelFileError
@@ -40,19 +41,6 @@ def files(
         made = make_adapter(folder, place / f"ad{seed}", seed=seed, size=1.5)
         adapters.append(Adapter(convert_adapter(made, folder, out=place / f"ad{seed}.gguf").path))
     return base, adapters
-
-
-def greedy(count: int, log: list[str] | None = None, name: str = "") -> Writer[Written]:
-    """The best token, `count` times; each one's turn goes into `log`."""
-    tokens: Written = []
-    logits = yield []
-    while True:
-        tokens.append(int(logits.argmax()))
-        if log is not None:
-            log.append(name)
-        if len(tokens) == count:
-            return tokens
-        logits = yield tokens[-1:]
 
 
 def alone(base: Path, adapter: Adapter | None, prompt: Sequence[int], count: int) -> Written:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripted import Read, script
+from scripted import Read, greedy, script
 
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
 from edge.llama.engine import Engine
-from edge.llama.jobs import Job, Logits, Writer
+from edge.llama.jobs import Job, Writer
 from edge.llama.loading import Loading
 from edge.llama.prefixes import branch_points, distinct_tokens, reading_order
 
@@ -34,17 +34,6 @@ def engine(path: Path):
     engine.reserve(CELLS, SEQUENCES)
     yield engine
     engine.close()
-
-
-def greedy(count: int) -> Writer[list[int]]:
-    """The best token, `count` times."""
-    tokens: list[int] = []
-    logits: Logits = yield []
-    while True:
-        tokens.append(int(logits.argmax()))
-        if len(tokens) == count:
-            return tokens
-        logits = yield tokens[-1:]
 
 
 def ask(engine: Engine, prompt: Sequence[int], *parts: Sequence[int], owner: object = None) -> Read:

@@ -22,6 +22,7 @@ import conftest
 import httpx
 import pytest
 import rpc_server
+from llama_cpp_sources import SDIST
 from make_adapter import make_adapter
 from rpc_server import RpcServer, serving_device
 from served import serving
@@ -53,7 +54,7 @@ def backend() -> Path:
     """llama.cpp's RPC backend as a library."""
     if why := rpc_server.missing():
         pytest.skip(why)
-    sources = [path for path in (Path(rpc_server.__file__), rpc_server.DEVICE, rpc_server.sources()) if path]
+    sources = [Path(rpc_server.__file__), rpc_server.DEVICE, SDIST]
     return conftest.keyed("libggml-rpc.so", sources, rpc_server.compile_backend)
 
 
