@@ -96,7 +96,9 @@ def test_estimates_agree_with_what_llama_cpp_allocates(model: str, request: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3", "qwen3moe", "qwen35moe", "gemma3", "gemma4-e2b", "gemma4-26b-a4b"])
+@pytest.mark.parametrize(
+    "family", ["qwen3", "qwen3moe", "qwen35moe", "gemma3", "gemma4-e2b", "gemma4-26b-a4b"]
+)
 def test_estimates_agree_for_other_families(family: str, tmp_path: Path) -> None:
     """`edge doctor` tells this sum: within 10 % of what llama.cpp allocates, the cache to the byte."""
     import make_random
