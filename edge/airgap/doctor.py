@@ -6,7 +6,7 @@ This also works if llama.cpp cannot be imported.
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from edge.errors import ContextError
 from edge.formats.gguf import read_model_file
 from edge.formats.models import default_choice
 from edge.llama.devices import Device, Llama, devices, inspect_llama
-from edge.llama.loading import Loading
-from edge.llama.memory import CELLS_STEP, buffers, read_shape
+from edge.llama.loading import Loading, with_own_adapter
+from edge.llama.memory import CELLS_STEP, OWN_BYTES, buffers, read_shape, with_adapters
 from edge.llama.placement import DEFAULT_CONTEXT, Placement, place
 from edge.llama.tuned import described, this_machine, tuned_for
 from edge.system.machine import Memory, cpu_name, free_disk, memory, physical_cores
@@ -39,9 +39,10 @@ PACKAGES = (
 class Fit:
     """What a model needs for a context length, in bytes (edge.llama.memory.Buffers), and how edge would run it here.
 
-    `weights` is the size of the file: edge maps it into memory, and it is slow unless all of it stays there. If the
-    model does not fit, `placement` is None and `advice` says what fits; the other figures are then those of one answer
-    at a time with flash attention. `fits` is None if the system does not report its free memory.
+    `weights` is the size of the file, and of the default model's adapter: edge maps it into memory, and it is slow
+    unless all of it stays there. If the model does not fit, `placement` is None and `advice` says what fits; the other
+    figures are then those of one answer at a time with flash attention. `fits` is None if the system does not report
+    its free memory.
     """
 
     model: str
@@ -62,10 +63,12 @@ class Fit:
     """The longest context that fits into the available memory, in steps of 256 tokens; 0 if none fits."""
     placement: Placement | None
     advice: str | None
+    process: int = OWN_BYTES
+    """What Python, edge and its libraries take beside the model, about the same for each."""
 
     @property
     def total(self) -> int:
-        """All bytes together."""
+        """All bytes of the model together."""
         return self.weights + self.kv_cache + self.state + self.compute + self.output
 
 
@@ -189,11 +192,15 @@ def fit(
         raise ContextError(
             f"{model}: has a context length of {file.context_length} tokens, less than {context}"
         )
-    shape = read_shape(file)
+    loading = with_own_adapter(model, Loading())
+    base = read_shape(file)  # `place` adds the adapters
+    shape = with_adapters(base, [adapter.path for adapter in loading.adapters])
     chosen = context or min(DEFAULT_CONTEXT, file.context_length or DEFAULT_CONTEXT)
 
     def plan(tokens: int) -> Placement:
-        return place(shape, None, 0, memory=memory, devices=machine_devices, loading=Loading(context=tokens))
+        return place(
+            base, None, 0, memory=memory, devices=machine_devices, loading=replace(loading, context=tokens)
+        )
 
     placement, advice = None, None
     try:
@@ -214,7 +221,7 @@ def fit(
         context_max=file.context_length,
         attention_layers=sum(values > 0 for values in shape.kv_values),
         layers=len(shape.kv_values),
-        weights=file.n_bytes,
+        weights=shape.weights,
         kv_cache=need.kv_cache,
         state=need.state,
         compute=need.compute,
@@ -269,7 +276,7 @@ def _fit_lines(fit: Fit) -> list[str]:
         *([f"  state     {_gb(fit.state)}"] if fit.state else []),
         f"  compute   {_gb(fit.compute)} ({'with' if fit.flash_attention else 'without'} flash attention)",
         f"  output    {_gb(fit.output)}",
-        f"  total     {_gb(fit.total)}",
+        f"  total     {_gb(fit.total)}, and about {_gb(fit.process)} for Python and edge",
     ]
     if fit.advice is not None:
         lines.append(f"  fits?     NO: {fit.advice}")

@@ -239,7 +239,8 @@ def _memory(path: Path, context: int | None) -> Check:
     available = "unknown" if need.available is None else size(need.available)
     return _passed(
         "memory",
-        f"{size(need.total)} for a context of {counted(need.context, 'token')}; {available} available",
+        f"{size(need.total)} for a context of {counted(need.context, 'token')}, and about {size(need.process)} for "
+        f"Python and edge; {available} available",
     )
 
 

@@ -101,6 +101,46 @@ def test_fit_follows_the_available_memory(smol: Path) -> None:
     assert nothing.advice is not None and "Take a smaller quantization" in nothing.advice
 
 
+FULL = """
+import re, sys
+from pathlib import Path
+from edge import Runner, task_messages
+from edge.llama.jobs import Job
+from edge.llama.loading import Loading
+
+def writer():
+    yield []
+    yield [5]
+    return None
+
+with Runner.open(Path(sys.argv[1]), Loading(threads=1, gpu_layers=0)) as runner:
+    runner.act(task_messages("List the files."), max_tokens=40)
+    runner.engine.reserve(8192, 2)
+    list(runner.engine.run([Job([7 + i % 300 for i in range(8000)], writer(), 4)]))
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("quant", ["tiny_q4", "tiny_bf16"])
+def test_the_memory_is_that_of_a_process(quant: str, request: pytest.FixtureRequest) -> None:
+    """Within 10 % of what a process takes at most that reads a prompt of nearly the whole context."""
+    path = request.getfixturevalue(quant)
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    found = fit(path, Memory(None, 10**12))
+    assert found.context == 8192
+    assert found.total + found.process == pytest.approx(int(done.stdout) * 1024, rel=0.1)
+
+
+def test_the_memory_of_the_default_model_includes_its_adapter(tmp_path: Path, smol: Path) -> None:
+    base = fit(smol, Memory(None, 10**12))
+    (tmp_path / "default.gguf").symlink_to(smol)
+    whole = fit(tmp_path / "default.gguf", Memory(None, 10**12))
+    assert 9e6 < whole.weights - base.weights < 10e6  # the size of the adapter
+    assert whole.placement is not None and whole.placement.uses[0].needed == whole.total
+
+
 def test_the_largest_context_fits_and_no_larger_one(smol: Path) -> None:
     memory = Memory(None, 330 * 10**6)
     short = fit(smol, memory)
