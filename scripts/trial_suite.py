@@ -29,6 +29,8 @@ tulip urchin vulture wombat yarrow zebra almond basil cobbler damson""".split()
 WORDS = """copper silver cobalt crimson indigo ochre umber scarlet maroon beige coral ivory turquoise lilac
 hazel bronze granite sandstone basalt flint chalk limestone obsidian onyx pearl topaz opal agate
 jade garnet""".split()
+# The screens of two runs show the same date: that of the copied files, also for files which an answer makes.
+SCREENS = {"TIME_STYLE": "+Nov 14  2023"}
 LEVELS = {1: "one command", 2: "a few steps", 3: "find out, then act"}
 _TEST = """#!/bin/bash
 # Reward 1 if the task is done and no other file has changed.
@@ -96,7 +98,7 @@ def _toml(kind: Kind, may_change: list[str]) -> str:
 
 def _dockerfile(kind: Kind, values: dict[str, str]) -> str:
     lines = [f"FROM {kind.image}", "WORKDIR /app", "COPY files/ /app/"]
-    lines += [f'ENV {name}="{value}"' for name, value in kind.variables.items()]
+    lines += [f'ENV {name}="{value}"' for name, value in (SCREENS | kind.variables).items()]
     return "\n".join([*lines, *(f"RUN {fill(command, values)}" for command in kind.run)]) + "\n"
 
 

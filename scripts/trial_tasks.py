@@ -33,7 +33,11 @@ _LOG = "10:01 start\n10:02 <w> ready\n10:03 <v> waits\n10:05 <w> stopped\n10:06 
 _GIT = {
     name: value
     for who in ("AUTHOR", "COMMITTER")
-    for name, value in ((f"GIT_{who}_NAME", "Ines"), (f"GIT_{who}_EMAIL", "ines@example.com"))
+    for name, value in (
+        (f"GIT_{who}_NAME", "Ines"),
+        (f"GIT_{who}_EMAIL", "ines@example.com"),
+        (f"GIT_{who}_DATE", "2023-11-14T22:13:20Z"),  # the hash of a commit is on the screen
+    )
 }
 # Reads commits without the settings, hooks and replacements of the repository: they can name programs.
 _READ_GIT = (
@@ -268,7 +272,7 @@ FEW_STEPS = (
         "tar -xzf <b>.tar.gz\nmv <a>.txt <c>.txt",
         "test ! -e <a>.txt; cmp <c>.txt /tests/files/<a>.txt; test -s <b>.tar.gz",
         ("<a>.txt", "<c>.txt"),
-        run=("tar -czf <b>.tar.gz <a>.txt && rm <a>.txt",),
+        run=("tar -cf - <a>.txt | gzip -n > <b>.tar.gz && touch -r <a>.txt <b>.tar.gz && rm <a>.txt",),
     ),
     Kind(
         "first-commit",
@@ -392,7 +396,7 @@ FIND_OUT = (
         'test "$(ls *.txt | wc -l)" = 3; test "$(sha256sum *.txt | cut -c 1-64 | sort -u | wc -l)" = 3; '
         "test ! -e z<a>.txt",
         ("z<a>.txt",),
-        run=("cp <a>.txt z<a>.txt",),
+        run=("cp -p <a>.txt z<a>.txt",),
     ),
     Kind(
         "lost-file",

@@ -63,6 +63,7 @@ def interval(samples: Samples, tasks: int) -> tuple[float, float]:
     return round(float(low), 9) + 0.0, round(float(high), 9) + 0.0
 
 
+@functools.lru_cache(maxsize=1024)  # a table asks for the same number of tasks again and again
 def t_quantile(probability: float, freedom: int) -> float:
     """The quantile of Student's t for `probability` (0.5 to 1) and `freedom` degrees of freedom, at least 1."""
     if freedom > 1000:  # the first Cornish-Fisher term is then exact to 1e-6

@@ -116,6 +116,34 @@ def test_each_task_is_proven(
     assert {one["reward"] for one in found["trials"]} == {1.0 if script_name == "oracle" else 0.0}
 
 
+_LISTED = """#!/bin/bash
+cd /app
+mkdir made
+touch made/new
+ls -la . made > listed
+du -a --time made >> listed
+test -z "$GIT_AUTHOR_NAME" || { git init -q && git commit -q --allow-empty -m x && git rev-parse HEAD >> listed; }
+"""
+_SEEN = """#!/bin/bash
+sed '/^total\\|^$\\|:$/d' /app/listed > /tmp/lines
+dates=$(grep -c 'Nov 14  2023' /tmp/lines)
+commits=$(grep -c '^93c820fff417567e45b971deca077386265842ac$' /tmp/lines)
+[ $((dates + commits)) = "$(wc -l < /tmp/lines)" ] && [ "$dates" -gt 7 ] && reward=1 || cat /tmp/lines
+echo "${reward-0}" > /logs/verifier/reward.txt
+"""
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", ["unpack-and-rename-1", "first-commit-1"])
+def test_screens_show_one_date_and_one_commit(name: str, tasks: list[Task], tmp_path: Path) -> None:
+    """Of files of the task, of a RUN, and of the answer: two runs of one model then see the same screens."""
+    task = next(task for task in tasks if task.name == name)
+    (task.folder / "solution" / "solve.sh").write_text(_LISTED)
+    (task.folder / "tests" / "test.sh").write_text(_SEEN)
+    (found,) = ran([task], "oracle", tmp_path)["trials"]
+    assert found["state"] == "solved", found
+
+
 PROGRAMS = "cat cmp cp cut do done export for git grep ls printf sed sha256sum sort tar test tr wc".split()
 
 
