@@ -23,7 +23,7 @@ from edge.answer.call_schema import (
 )
 from edge.answer.client_schema import patterns_apart
 from edge.answer.number_grammar import NUMBER, integer, number
-from edge.answer.pattern import whole_expression
+from edge.answer.pattern import whole_expressions
 from edge.errors import GrammarError
 
 Mark = Callable[[str], Sequence[str | int]]
@@ -146,9 +146,10 @@ class _Maker:
     def terminal(self, expression: str) -> str:
         return self.rule("T", f"/{expression}/")
 
-    def lazy(self, content: str, end: str) -> str:
-        """A text up to the first `end` that follows a whole `content` (a regular expression), `end` included."""
-        return self.rule("raw", f"/({content}){_literal(end)}/", "[lazy]")
+    def lazy(self, contents: Sequence[str], end: str) -> str:
+        """A text up to the first `end` that follows a whole content, `end` included. `contents`: regular expressions
+        that all hold for it."""
+        return self.rule("raw", " & ".join(f"/({one}){_literal(end)}/" for one in contents), "[lazy]")
 
     def text(self, text: str) -> str:
         """A fixed text."""
@@ -204,10 +205,10 @@ class _Maker:
             raise GrammarError(f"the tool {tool.name}: {error}") from None
         return f"{self.text(tool.name + self.form.middle)} {self.known[key]}"
 
-    def after(self, found: Shape, number_: int, quote: str | None = None) -> list[str]:
+    def after(self, found: Shape, number_: int, quote: Sequence[str] | None = None) -> list[str]:
         """What may follow the argument with this number.
 
-        `quote`: the argument is a text without its closing quote, and this is the expression of its content.
+        `quote`: the argument is a text without its closing quote, and these are the expressions of its content.
         """
         separator = "" if number_ < 0 else ", "
         ways = [
@@ -257,30 +258,32 @@ class _Maker:
     def either(self, texts: Any) -> str:
         return " | ".join(self.text(text) for text in texts)
 
-    def content(self, schema: Schema) -> str | None:
-        """The expression of a text that is written without quotes; None for a schema of other values."""
+    def content(self, schema: Schema) -> list[str] | None:
+        """The expressions of a text that is written without quotes, which all hold for it; None for a schema of other
+        values."""
         if choices(schema) is not None or schema.get("type") not in ("string", None):
             return None
         if schema.get("type") is None and unknown_names(schema, ()):
             return None
-        strange = unknown_names(schema, ("type", "minLength", "maxLength", "pattern", "format"))
+        if strange := unknown_names(schema, ("type", "minLength", "maxLength", "pattern", "format")):
+            raise GrammarError(_refused(sorted(strange)))
         least, most = schema.get("minLength", 0), schema.get("maxLength")
         pattern, form = schema.get("pattern"), schema.get("format")
-        sized = bool(least or most is not None)
-        if strange or sum((sized, pattern is not None, form is not None)) > 1:
-            raise GrammarError(_refused(sorted(strange) or ["pattern", "minLength", "maxLength", "format"]))
+        found = []
         if pattern is not None:
-            expression = whole_expression(str(pattern))
-            if expression is None:
+            expressions = whole_expressions(str(pattern))
+            if expressions is None:
                 raise GrammarError(
                     f"the pattern {str(pattern)[:60]!r} cannot be kept in this model's form of calls"
                 )
-            return expression
+            found += expressions
         if form is not None:
             if not isinstance(form, str) or form not in _FORMAT_TEXTS:
                 raise GrammarError(f"has the format {str(form)[:60]!r}, which is no text")
-            return _FORMAT_TEXTS[form]
-        return f"(?s:.){_times(least, most)}"
+            found.append(_FORMAT_TEXTS[form])
+        if least or most is not None or not found:
+            found.append(f"(?s:.){_times(least, most)}")
+        return found
 
     # --- values ---
 
@@ -364,13 +367,15 @@ class _Maker:
                 raise GrammarError(_refused(sorted(unknown_names(schema, ("type",)))))
             return " | ".join(self.terminal(one) for one in _REPR)
         quote = list(self.mark(GEMMA_QUOTE))
-        content = self.content(schema) or "(?s:.)*"
+        contents = self.content(schema) or ["(?s:.)*"]
         if len(quote) == 1 and isinstance(quote[0], int):
-            clean = f"/({content})/ & ~/(?s:.)*{_literal(GEMMA_QUOTE)}(?s:.)*/ & /(?s:.)+/"
+            content = " & ".join(f"/({one})/" for one in contents)
+            clean = f"{content} & ~/(?s:.)*{_literal(GEMMA_QUOTE)}(?s:.)*/ & /(?s:.)+/"
             inner = self.rule("T", clean)
             return f"<[{quote[0]}]> {inner}{'?' if times.startswith(('*', '{0')) and sized else ''} <[{quote[0]}]>"
         end = _literal(GEMMA_QUOTE)
-        inner = self.rule("raw", f"/({content}){end}/ & ~/(?s:.)*{end}(?s:.)+/", "[lazy]")
+        content = " & ".join(f"/({one}){end}/" for one in contents)
+        inner = self.rule("raw", f"{content} & ~/(?s:.)*{end}(?s:.)+/", "[lazy]")
         return f"{_quoted(GEMMA_QUOTE)} {inner}"
 
     def array(self, item: str, least: int, most: int | None, style: Style) -> str:

@@ -203,6 +203,11 @@ def plain_pattern(text: str) -> str:
         if "(?<=" in text or "(?<!" in text:
             parse(text)
         return for_rust(text)
+    return by_automaton(text)
+
+
+def by_automaton(text: str) -> str:
+    """An expression for the same texts, with `^` at its beginning and `$` at its end only. Raises UnknownError."""
     languages = Languages()
     first = languages.whole(parse(text, looks=True))
     pieces = languages.alphabet()

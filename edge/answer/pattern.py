@@ -14,7 +14,7 @@ from typing import Any
 
 from edge.answer.derived import DerivedPattern
 from edge.answer.expression import ANY, Node, Range, UnknownError, parse, usual_character
-from edge.answer.look_ahead import plain_pattern
+from edge.answer.look_ahead import by_automaton, plain_conditions, plain_pattern
 
 _MOST_STATES = 20_000
 _MOST_STEPS = 600_000  # states visited for one end: about 0.3 seconds
@@ -181,24 +181,35 @@ def read_pattern(text: str) -> Pattern | DerivedPattern | None:
     return None
 
 
-def whole_expression(text: str) -> str | None:
-    """The same expression for a whole text, for llguidance: without anchors. None outside the subset, or for an anchor
-    inside a group."""
+def whole_expressions(text: str) -> list[str] | None:
+    """Expressions for a whole text, for llguidance: without anchors and look-around. A text that is in all of them is
+    one in which `text` holds. None outside the subset."""
     try:
-        rows = parse(plain_pattern(text)).parts
-        return "|".join(_whole_row(row) for row in rows)
+        return [_whole_expression(one) for one in plain_conditions(text)]
     except (UnknownError, RecursionError):
         return None
 
 
+def _whole_expression(text: str) -> str:
+    try:
+        return "|".join(map(_whole_row, parse(text).parts))
+    except UnknownError:  # an anchor inside of a group
+        return "|".join(map(_whole_row, parse(by_automaton(text)).parts))
+
+
 def _whole_row(row: Node) -> str:
-    parts = list(row.parts)
+    parts = [inner for part in row.parts for inner in _unwrapped(part)]
     before = after = "(?s:.)*"
     if parts and parts[0].kind == "begin":
         parts, before = parts[1:], ""
     if parts and parts[-1].kind == "end":
         parts, after = parts[:-1], ""
     return before + "".join(map(_expression, parts)) + after
+
+
+def _unwrapped(node: Node) -> tuple[Node, ...]:
+    """The parts of a group without choices; otherwise the node itself."""
+    return node.parts[0].parts if node.kind == "alt" and len(node.parts) == 1 else (node,)
 
 
 def _expression(node: Node) -> str:
