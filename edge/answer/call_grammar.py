@@ -23,7 +23,7 @@ from edge.answer.call_schema import (
 )
 from edge.answer.client_schema import patterns_apart
 from edge.answer.number_grammar import NUMBER, integer, number
-from edge.answer.pattern import whole_expressions
+from edge.answer.pattern import FORMAT_TEXTS, whole_expressions
 from edge.errors import GrammarError
 
 Mark = Callable[[str], Sequence[str | int]]
@@ -42,18 +42,6 @@ _GUIDANCE = {
     "key_separator": ": ",
     "whitespace_flexible": False,
     "json_allowed_escapes": 'nrtbf"\\',
-}
-_FORMAT_TEXTS = {
-    "date-time": r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z",
-    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z",
-    "date": r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])",
-    "duration": r"P[1-9][0-9]{0,5}[DWMY]",
-    "email": r"[a-z0-9]+([._-][a-z0-9]+)*@[a-z0-9]+(-[a-z0-9]+)*\.[a-z]{2,12}",
-    "hostname": r"[a-z0-9]{1,60}(\.[a-z0-9]{1,60}){0,3}",
-    "ipv4": r"((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])",
-    "ipv6": r"([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|::",
-    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
-    "uri": r"[a-z]+:[a-zA-Z0-9._~/?#@=&+-]+",
 }
 _WORDS: dict[Style, tuple[str, str, str]] = {
     "json": ("true", "false", "null"),
@@ -278,9 +266,9 @@ class _Maker:
                 )
             found += expressions
         if form is not None:
-            if not isinstance(form, str) or form not in _FORMAT_TEXTS:
+            if not isinstance(form, str) or form not in FORMAT_TEXTS:
                 raise GrammarError(f"has the format {str(form)[:60]!r}, which is no text")
-            found.append(_FORMAT_TEXTS[form])
+            found.append(FORMAT_TEXTS[form])
         if least or most is not None or not found:
             found.append(f"(?s:.){_times(least, most)}")
         return found

@@ -2,10 +2,14 @@
 
 import contextlib
 import json
+import math
+import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 from edge.answer.expression import UnknownError
+from edge.answer.json_pattern import json_pattern
 from edge.answer.look_ahead import plain_conditions, plain_pattern
 from edge.errors import GrammarError
 
@@ -31,6 +35,7 @@ _DATE = rf"(?:[1-9]\d{{3}}-(?:(?:0[13-9]|1[0-2])-\d\d|02-(?:[01]\d|2[0-8]))|{_LE
 _TIME = r"\d\d:\d\d:[0-5]\d(?:\.\d{1,6})?(?:[Zz]|[+-]\d\d:\d\d)"
 _DATES = {"date": _DATE, "time": _TIME, "date-time": f"{_DATE}[Tt]{_TIME}"}
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+_EXACT = 2**53  # whole numbers beyond may be no float
 _WIDEST = 10**18  # llguidance writes bounds of up to about this size,
 _BESIDE = 1e-6
 _SMALLEST = 1e-12  # and with up to about so many digits after the point
@@ -110,6 +115,8 @@ def leave_out_annotations(schema: object) -> None:
             one["pattern"] = _without_look_ahead(pattern)
         if isinstance(named := one.get("patternProperties"), dict):
             one["patternProperties"] = {_without_look_ahead(name): value for name, value in named.items()}
+        if not isinstance(one.get("items"), list):
+            one.pop("additionalItems", None)  # to llguidance it would turn off prefixItems
         if one.get("uniqueItems") is False:
             del one["uniqueItems"]
         if one.get("not") is False:
@@ -157,6 +164,8 @@ def _narrow(schema: dict[str, Any]) -> None:
 
 
 def _nearer(value: float, lower: bool) -> float:
+    if _EXACT < abs(value) <= _WIDEST and (found := int(float(value))) != value and (found < value) == lower:
+        return int(math.nextafter(float(value), math.inf if lower else -math.inf))
     if abs(value) > _WIDEST and (value < 0) == lower:
         return -_WIDEST if lower else _WIDEST
     if 0 < abs(value) < _SMALLEST and (value > 0) == lower:
@@ -177,21 +186,53 @@ def patterns_apart(schema: str) -> str:
 
     A pattern with look-around that has no equal one becomes several, of which each has one. The formats of dates and
     times get a pattern, because llguidance takes February 29 of each year, and second 60 of each minute.
+
+    Raises GrammarError for a pattern or a number that llguidance would not keep.
     """
-    if "(?" not in schema and not any(f'"{form}"' in schema for form in _DATES):
+    if not any(sign in schema for sign in ('"pattern', *(f'"{form}"' for form in _DATES))):
+        if _LONG_NUMBER.search(schema):
+            _check_numbers(json.loads(schema))
         return schema
     whole = json.loads(schema)
+    _check_numbers(whole)
     for one in all_schemas(whole):
         pattern, form, more = one.get("pattern"), one.get("format"), list[str]()
         if isinstance(form, str) and form in _DATES:
             more.append(f"^{_DATES[form]}$")
-        if isinstance(pattern, str) and any(sign in pattern for sign in ("(?=", "(?!", "(?<=", "(?<!")):
-            with contextlib.suppress(UnknownError, RecursionError):
-                one["pattern"], *others = plain_conditions(pattern)
-                more += others
+        if isinstance(pattern, str):
+            if any(sign in pattern for sign in ("(?=", "(?!", "(?<=", "(?<!")):
+                with contextlib.suppress(UnknownError, RecursionError):
+                    pattern, *others = plain_conditions(pattern)
+                    more += others
+            one["pattern"] = json_pattern(pattern)
         if more:
-            one["allOf"] = [*(one.get("allOf") or ()), *({"pattern": condition} for condition in more)]
+            rules = [{"pattern": json_pattern(condition)} for condition in more]
+            one["allOf"] = [*(one.get("allOf") or ()), *rules]
+        if isinstance(named := one.get("patternProperties"), dict):
+            one["patternProperties"] = {json_pattern(name): value for name, value in named.items()}
     return json.dumps(whole)
+
+
+_LONG_NUMBER = re.compile("[0-9]{16}")
+
+
+def _check_numbers(schema: object) -> None:
+    """llguidance has values as floats: it would write other digits of a long whole number. Raises GrammarError."""
+    waiting: list[Any] = [
+        one[name] for one in all_schemas(schema) for name in ("const", "enum") if name in one
+    ]
+    for value in waiting:  # it grows
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif type(value) is int and abs(value) > _EXACT and not _is_exact(value):
+            raise GrammarError(f"the value {str(value)[:60]} has more digits than can be kept")
+
+
+def _is_exact(value: int) -> bool:
+    try:
+        return Decimal(repr(float(value))) == value
+    except OverflowError:
+        return False
 
 
 def check_least(schema: object) -> None:

@@ -5,6 +5,7 @@ where the caller can use it. `parse` raises UnknownError for other expressions (
 `\\p{…}`).
 """
 
+import re
 import string
 from dataclasses import dataclass
 from functools import lru_cache
@@ -235,13 +236,16 @@ def leading_looks(text: str) -> tuple[list[str], str]:
 
 
 def for_rust(text: str) -> str:
-    """The same expression for llguidance, to which `[` inside a class begins another class, and `\\0` is a group.
+    """The same expression for llguidance, to which `[` inside a class begins another class, `&&` and `~~` join classes,
+    and `\\0` is a group.
 
-    An expression with `[:alpha:]`, `&&` or `~~` is left as it is: it was written for such an engine.
+    An expression with `[:alpha:]` is left as it is.
     """
-    if any(sign in text for sign in ("[:", "&&", "~~")) or ("\\0" not in text and text.count("[") < 2):
+    if re.search(r"\[:\^?[a-z]+:\]", text) or not (
+        any(sign in text for sign in ("\\0", "&&", "~~")) or text.count("[") > 1
+    ):
         return text
-    found = []
+    found: list[str] = []
     at, inside = 0, False
     while at < len(text):
         size = 2 if text[at] == "\\" else 3 if text[at : at + 3] == "[^]" else 1
@@ -249,8 +253,8 @@ def for_rust(text: str) -> str:
         at += size
         if piece == "\\0" and not text[at : at + 1].isdecimal():
             piece = r"\x00"
-        elif inside and piece == "[":
-            piece = r"\["
+        elif inside and (piece == "[" or (piece in ("&", "~") and text[at : at + 1] == piece)):
+            piece = f"\\{piece}"
         elif not inside and piece in ("[", "[^]"):
             inside = True
             if piece == "[" and text[at : at + 1] in ("^", "]"):

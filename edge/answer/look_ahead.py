@@ -210,7 +210,9 @@ def by_automaton(text: str) -> str:
     """An expression for the same texts, with `^` at its beginning and `$` at its end only. Raises UnknownError."""
     languages = Languages()
     first = languages.whole(parse(text, looks=True))
-    pieces = languages.alphabet()
+    pieces = [
+        (max(1, low), high) for low, high in languages.alphabet() if high
+    ]  # see json_pattern about U+0000
     states, steps = {first: 0}, list[dict[int, list[Range]]]()
     waiting = [first]
     for state in waiting:  # it grows
@@ -311,7 +313,7 @@ def _expression(steps: list[dict[int, list[Range]]], accepting: list[bool]) -> s
     start, end = len(steps), len(steps) + 1
     ways: dict[tuple[int, int], str] = {(start, 0): ""}
     for at, found in enumerate(steps):
-        ways |= {(at, to): _class(ranges) for to, ranges in found.items()}
+        ways |= {(at, to): class_text(ranges) for to, ranges in found.items()}
         if accepting[at]:
             ways[at, end] = ""
     left = {at for pair in ways for at in pair} - {start, end}
@@ -340,7 +342,7 @@ def _cost(ways: dict[tuple[int, int], str], state: int) -> tuple[int, int]:
     return into * out, state
 
 
-def _class(ranges: list[Range]) -> str:
+def class_text(ranges: list[Range]) -> str:
     """A class of characters. Halves of surrogate pairs are in no text."""
     joined: list[Range] = []
     for low, high in sorted(ranges):
