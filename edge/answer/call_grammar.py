@@ -19,6 +19,7 @@ from edge.answer.call_schema import (
     kinds_of,
     resolve,
     shape,
+    standalone,
     unknown_names,
 )
 from edge.answer.client_schema import patterns_apart
@@ -176,7 +177,10 @@ class _Maker:
             elif (values := choices(one)) is not None:
                 ways += [self.text(plain(value) + XML_END) for value in values]
             else:
-                nested = kinds_of(one, found.root) & {"array", "object"}
+                kinds = kinds_of(one, found.root)
+                if "string" in kinds:
+                    raise GrammarError(_refused(sorted(unknown_names(one, ()))))
+                nested = kinds & {"array", "object"}
                 value = self.value(one, found.root, "json" if nested else "repr")
                 ways.append(f"{value} {self.text(XML_END)}")
         return f"{self.text(f'<parameter={name}>' + chr(10))} ({' | '.join(ways)})"
@@ -324,8 +328,7 @@ class _Maker:
         same = ("integer", "number", "string" if style == "double" else "number")
         if style != "json" and schema.get("type") not in same:
             raise GrammarError(_refused(sorted(unknown_names(schema, ("type",)))))
-        places = {name: root[name] for name in ("$defs", "definitions") if name in root}
-        text = json.dumps({**places, **schema, "x-guidance": _GUIDANCE})
+        text = standalone({**schema, "x-guidance": _GUIDANCE}, root)
         return self.rule("json", "%json " + patterns_apart(text))
 
     def anything(self, style: Style) -> str:

@@ -77,7 +77,12 @@ def close_objects(schema: object) -> None:
     )
     if together:
         return
+    # Closed schemas of a `oneOf` would exclude each other where those of the client do not.
+    several = [part for one in schemas if isinstance(one.get("oneOf"), list) for part in one["oneOf"]]
+    kept = [id(referred(part, schema)) for part in several]
     for one in schemas:
+        if id(one) in kept:
+            continue
         if isinstance(listed := one.get("properties"), dict):
             required = one.get("required")
             if isinstance(required, list) and not set(map(str, required)) <= set(listed):
@@ -110,7 +115,8 @@ def leave_out_annotations(schema: object) -> None:
             del one["format"]
         if one.get("propertyNames") in (True, {}, {"type": "string"}):
             del one["propertyNames"]
-        _list_names(one)
+        _list_names(one, schema)
+        _close(one)
         if isinstance(pattern := one.get("pattern"), str):
             one["pattern"] = _without_look_ahead(pattern)
         if isinstance(named := one.get("patternProperties"), dict):
@@ -126,10 +132,30 @@ def leave_out_annotations(schema: object) -> None:
         _narrow(one)
 
 
-def _list_names(schema: dict[str, Any]) -> None:
+def _close(schema: dict[str, Any]) -> None:
+    """What `unevaluatedProperties` and `unevaluatedItems` say of a schema that no other applies beside. Changes it."""
+    if set(schema) & {*_TOGETHER, "then", "else", "not", "contains", "$dynamicRef", "$recursiveRef"}:
+        return
+    for name, same in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+        if name in schema and same not in schema:
+            schema[same] = schema.pop(name)
+
+
+def referred(schema: object, root: object) -> object:
+    """The schema that a reference of the form `#/$defs/name` means; any other schema itself."""
+    reference = schema.get("$ref") if isinstance(schema, dict) and len(schema) == 1 else None
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return schema
+    found = root
+    for part in reference[2:].split("/"):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _list_names(schema: dict[str, Any], root: object) -> None:
     """Names from a list, or under one pattern, as pydantic and zod write them for records: llguidance knows them under
     `properties` and `patternProperties`. Changes `schema`."""
-    names = schema.get("propertyNames")
+    names = referred(schema.get("propertyNames"), root)
     if not isinstance(names, dict) or {"properties", "patternProperties"} & set(schema):
         return
     rest = set(names) - {"type", "title", "description"}

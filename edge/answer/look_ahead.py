@@ -65,7 +65,8 @@ class Languages:
         for row in node.parts:
             parts = list(row.parts)
             anchored = bool(parts) and parts[0].kind == "begin"
-            term = self._then(Node("cat", parts=tuple(parts[1:] if anchored else parts)), self.all)
+            parts = _at_the_beginning(parts[1:]) if anchored else parts
+            term = self._then(Node("cat", parts=tuple(parts)), self.all)
             rows.append(term if anchored else self._cat(self.all, term))
         return self._join("or", rows)
 
@@ -186,6 +187,21 @@ class Languages:
             begin for term in self._terms for low, high in term.ranges for begin in (low, high + 1)
         }
         return [(low, high - 1) for low, high in itertools.pairwise(sorted(begins))]
+
+
+def _at_the_beginning(parts: list[Node]) -> list[Node]:
+    """Parts that follow `^`: look-ahead there may have its own `^`, as in pydantic's pattern of a decimal."""
+    found = list(parts)
+    for at, part in enumerate(parts):
+        if part.kind not in ("ahead", "not_ahead"):
+            break
+        (inner,) = part.parts
+        rows = tuple(
+            Node("cat", parts=row.parts[1:]) if row.parts and row.parts[0].kind == "begin" else row
+            for row in inner.parts
+        )
+        found[at] = Node(part.kind, parts=(Node("alt", parts=rows),))
+    return found
 
 
 def _looks(node: Node) -> bool:

@@ -73,3 +73,54 @@ def test_a_text_of_each_format_is_found_beside_other_rules(
     }
     guide = compile_guide(vocabulary, "schema", json.dumps(schema))
     assert len(endings.first(guide, 120)) < 120
+
+
+COLORS: dict[str, Any] = {"$defs": {"Color": {"enum": ["red", "blue"], "title": "Color", "type": "string"}}}
+PAIR: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        (
+            {
+                **COLORS,
+                "type": "object",
+                "propertyNames": {"$ref": "#/$defs/Color"},
+                "additionalProperties": True,
+            },
+            '{"red": 1}',
+            '{"green": 1}',
+        ),
+        ({**PAIR, "unevaluatedProperties": False}, '{"a": null}', '{"a": null, "b": 1}'),
+        (
+            {**PAIR, "unevaluatedProperties": {"type": "null"}},
+            '{"a": null, "b": null}',
+            '{"a": null, "b": 1}',
+        ),
+        (
+            {"type": "array", "prefixItems": [{"type": "null"}], "unevaluatedItems": False},
+            "[null]",
+            "[null, 1]",
+        ),
+    ],
+)
+def test_what_llguidance_does_not_know_in_words_that_it_knows(
+    vocabulary: Vocabulary, schema: dict[str, Any], right: str, wrong: str
+) -> None:
+    test_what_llguidance_alone_takes_otherwise(vocabulary, schema, right, wrong)
+
+
+def test_unevaluated_beside_other_schemas_is_refused_by_name(vocabulary: Vocabulary) -> None:
+    for schema in ({"allOf": [PAIR, {}]}, {"anyOf": [PAIR]}, {"$defs": {"b": PAIR}, "$ref": "#/$defs/b"}):
+        with pytest.raises(GrammarError, match="unevaluatedProperties"):
+            compile_guide(vocabulary, "schema", json.dumps({**schema, "unevaluatedProperties": False}))
+
+
+@pytest.mark.parametrize("step", [7, 5, 25, 0.25])
+def test_a_multiple_between_bounds_is_found(vocabulary: Vocabulary, endings: Endings, step: float) -> None:
+    number = {"type": "integer" if step > 1 else "number", "multipleOf": step, "minimum": 31, "maximum": 390}
+    schema = {"type": "object", "properties": {"a": number, "b": number}, "required": ["a", "b"]}
+    guide = compile_guide(vocabulary, "schema", json.dumps(schema))
+    value = json.loads(endings.text(endings.first(guide, 30)))
+    Draft202012Validator(schema).validate(value)
