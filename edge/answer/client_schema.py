@@ -1,6 +1,7 @@
 """A client's JSON schema for llguidance: what asserts nothing is left out, and objects have only their listed names."""
 
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -78,8 +79,9 @@ def close_objects(schema: object) -> None:
     if together:
         return
     # Closed schemas of a `oneOf` would exclude each other where those of the client do not.
-    several = [part for one in schemas if isinstance(one.get("oneOf"), list) for part in one["oneOf"]]
-    kept = [id(referred(part, schema)) for part in several]
+    several = [one["oneOf"] for one in schemas if isinstance(one.get("oneOf"), list)]
+    resolved = [[referred(part, schema) for part in parts] for parts in several]
+    kept = [id(part) for parts in resolved if not _differ_in_names(parts) for part in parts]
     for one in schemas:
         if id(one) in kept:
             continue
@@ -89,6 +91,17 @@ def close_objects(schema: object) -> None:
                 continue  # it would have no valid text
             if "unevaluatedProperties" not in one:
                 one.setdefault("additionalProperties", False)
+
+
+def _differ_in_names(schemas: list[Any]) -> bool:
+    """Whether each schema needs a name that no other lists: then a closed one allows no value of another."""
+    return all(
+        isinstance(other, dict)
+        and isinstance(needed := other.get("required"), list)
+        and not set(map(str, needed)) <= set(map(str, one.get("properties") or ()))
+        for one, other in itertools.permutations(schemas, 2)
+        if isinstance(one, dict)
+    )
 
 
 def allowed_escapes(schema: object) -> str | None:
