@@ -62,14 +62,26 @@ def opposite(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
     return (*found, (begin, LAST)) if begin <= LAST else tuple(found)
 
 
-_CLASSES = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
-_CLASSES |= {name.upper(): opposite(ranges) for name, ranges in _CLASSES.items()}
+# To JavaScript letters are ASCII, to Python they are Unicode's. No letter to both: of ASCII, punctuation and emoji.
+_NO_WORD = (
+    *((low, high) for low, high in opposite((*_WORD, (0x80, LAST)))),
+    (0x2010, 0x205E),
+    (0x1F300, 0x1FAFF),
+)
+_NO_SPACE = opposite((*_SPACE, (0x1C, 0x1F), (0x85, 0x85), (0xFEFF, 0xFEFF)))
+_CLASSES = {"d": _DIGIT, "w": _WORD, "s": _SPACE, "D": opposite(_DIGIT), "W": _NO_WORD, "S": _NO_SPACE}
+_IN_NEGATED = {
+    **{name: opposite(_CLASSES[name.upper()]) for name in "dws"},
+    **{name: opposite(_CLASSES[name.lower()]) for name in "DWS"},
+}
+"""Wider ones, for what must not be there: in a negated class, or in a negative look-ahead."""
 
 
 class _Parser:
     def __init__(self, text: str, looks: bool) -> None:
         self.text = text
         self.looks = looks
+        self.negative = False
         self.at = 0
         self.depth = 0
 
@@ -110,7 +122,9 @@ class _Parser:
         character = self.next()
         if character == "(":
             if self.looks and (sign := self.take("?=", "?!")):
+                self.negative ^= sign == "?!"
                 inner = self.choice()
+                self.negative ^= sign == "?!"
                 if self.next() != ")":
                     raise UnknownError
                 return Node("ahead" if sign == "?=" else "not_ahead", parts=(inner,))
@@ -135,10 +149,10 @@ class _Parser:
             raise UnknownError
         return Node("class", self.escaped() if character == "\\" else _one(character))
 
-    def escaped(self) -> tuple[Range, ...]:
+    def escaped(self, negated: bool = False) -> tuple[Range, ...]:
         character = self.next()
         if character in _CLASSES:
-            return _CLASSES[character]
+            return (_IN_NEGATED if negated != self.negative else _CLASSES)[character]
         if character in "xu":
             size = 2 if character == "x" else 4
             digits = "".join(self.next() for _ in range(size))
@@ -153,6 +167,8 @@ class _Parser:
 
     def members(self) -> tuple[Range, ...]:
         negative = bool(self.take("^"))
+        members = set(re.findall(r"\\[dDwWsS]", self.text[self.at : self.text.find("]", self.at)]))
+        everything = any({name, name.upper()} <= members for name in (r"\d", r"\w", r"\s"))
         found: list[Range] = []
         first = True
         while (character := self.next()) != "]" or first:
@@ -160,7 +176,7 @@ class _Parser:
             if (character in "&-~" and after == character) or (character == "[" and after == ":"):
                 raise UnknownError  # engines read these differently
             first = False
-            low = self.escaped() if character == "\\" else _one(character)
+            low = self.escaped(negative) if character == "\\" else _one(character)
             ends = self.text[self.at : self.at + 2]
             if (
                 len(low) == 1
@@ -176,7 +192,9 @@ class _Parser:
                     raise UnknownError
                 low = ((low[0][0], high[0][1]),)
             found += low
-        return opposite(tuple(found)) if negative else tuple(found)
+        if negative:
+            return opposite(tuple(found))
+        return ANY if everything else tuple(found)
 
     def repeated(self, node: Node) -> Node:
         while sign := self.take("*", "+", "?", "{"):

@@ -33,9 +33,9 @@ def json_pattern(text: str) -> str:
     except (UnknownError, RecursionError):
         if _UNSURE.search(text):
             raise GrammarError(f"the pattern {text[:80]!r} cannot be kept") from None
-        return _without_nul_in_negated(text)
+        return _as_all_read_it(_without_nul_in_negated(text))
     if not _is_wrong(tree):
-        return text
+        return _as_all_read_it(text)
     tree = _without_nul(tree)
     if _is_wrong(tree):
         raise GrammarError(f"the pattern {text[:80]!r} cannot be kept")
@@ -85,6 +85,39 @@ def _written(node: Node) -> str:
 def _pieces(text: str) -> list[str]:
     """Characters, and escapes as one."""
     return re.findall(r"\\.|.", text, re.DOTALL)
+
+
+# To JavaScript letters are ASCII, to Python they are Unicode's: what is no letter must be none to both.
+_NARROWER = {
+    r"\W": r"[^\p{L}\p{N}_]",
+    r"\D": r"[^\p{Nd}]",
+    r"\S": r"[^\s\x1c-\x1f\x85\x{feff}]",
+}
+_WIDER = {r"\w": r"\w\p{L}\p{N}", r"\d": r"\d\p{Nd}", r"\s": r"\s\x1c-\x1f\x85\x{feff}"}
+
+
+def _as_all_read_it(text: str) -> str:
+    """An expression whose texts JavaScript and Python both take."""
+    pieces = _pieces(text)
+    found: list[str] = []
+    at = 0
+    while at < len(pieces):
+        if pieces[at] != "[":
+            found.append(_NARROWER.get(pieces[at], pieces[at]))
+            at += 1
+            continue
+        begin = at + 1 + (pieces[at + 1 : at + 2] == ["^"])
+        end = begin + 1
+        while end < len(pieces) and pieces[end] != "]":
+            end += 1
+        inner = pieces[begin:end]
+        if "[" in inner:
+            return text
+        everything = any({one.lower(), one} <= set(inner) for one in _NARROWER)
+        others = _WIDER if begin == at + 2 else {} if everything else _NARROWER
+        found += [*pieces[at:begin], *(others.get(one, one) for one in inner)]
+        at = end
+    return "".join(found)
 
 
 def _without_nul_in_negated(text: str) -> str:

@@ -47,15 +47,19 @@ def _exclude_as_objects(first: dict[str, Any], second: dict[str, Any], root: obj
     """Whether both are of objects and need a property whose schemas exclude each other."""
     if depth > _MOST_NESTED or (_types(first) & _types(second)) != {"object"}:
         return False
-    needed = [one.get("required") for one in (first, second)]
-    listed = [one.get("properties") for one in (first, second)]
-    if not all(isinstance(one, list) for one in needed) or not all(isinstance(one, dict) for one in listed):
+    mine, others = first.get("properties"), second.get("properties")
+    if not isinstance(mine, dict) or not isinstance(others, dict):
         return False
-    names = [name for name in needed[0] if name in needed[1] and all(name in one for one in listed)]
     return any(
-        _exclude(referred(listed[0][name], root), referred(listed[1][name], root), root, depth + 1)
-        for name in names
+        _exclude(referred(mine[name], root), referred(others[name], root), root, depth + 1)
+        for name in set(_needed(first)) & set(_needed(second))
+        if name in mine and name in others
     )
+
+
+def _needed(schema: dict[str, Any]) -> list[str]:
+    names = schema.get("required")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _types(schema: dict[str, Any]) -> set[str]:
