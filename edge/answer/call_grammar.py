@@ -22,7 +22,7 @@ from edge.answer.call_schema import (
     standalone,
     unknown_names,
 )
-from edge.answer.client_schema import patterns_apart
+from edge.answer.client_schema import check_controls, patterns_apart
 from edge.answer.number_grammar import NUMBER, integer, number
 from edge.answer.pattern import FORMAT_TEXTS, whole_expressions
 from edge.errors import GrammarError
@@ -174,7 +174,7 @@ class _Maker:
         for one in _ways(found.properties[name], found.root):
             if (content := self.content(one)) is not None:
                 ways.append(self.lazy(content, XML_END))
-            elif (values := choices(one)) is not None:
+            elif (values := _some(choices(one))) is not None:
                 ways += [self.text(plain(value) + XML_END) for value in values]
             else:
                 kinds = kinds_of(one, found.root)
@@ -231,7 +231,7 @@ class _Maker:
             if (content := self.content(one)) is not None:
                 ways.append(f"{_quoted(chr(39))} ({' | '.join(self.after(found, index, content))})")
                 continue
-            if (values := choices(one)) is not None:
+            if (values := _some(choices(one))) is not None:
                 value = self.either(
                     write(one, "json" if isinstance(one, dict) else "repr")
                     for one in values
@@ -294,10 +294,8 @@ class _Maker:
         """A value of one kind."""
         if not unknown_names(schema, ()):
             return self.anything(style)
-        values = choices(schema)
+        values = _some(choices(schema))
         if values is not None:
-            if not values:
-                raise GrammarError("has an enum without a value of its type")
             return self.either(write(value, style) for value in values)
         kind = schema.get("type")
         kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
@@ -328,6 +326,7 @@ class _Maker:
         same = ("integer", "number", "string" if style == "double" else "number")
         if style != "json" and schema.get("type") not in same:
             raise GrammarError(_refused(sorted(unknown_names(schema, ("type",)))))
+        check_controls(schema)
         text = standalone({**schema, "x-guidance": _GUIDANCE}, root)
         return self.rule("json", "%json " + patterns_apart(text))
 
@@ -416,6 +415,13 @@ class _Maker:
         return first
 
 
+def _some(values: list[Any] | None) -> list[Any] | None:
+    """The same. Raises GrammarError for an empty list."""
+    if values == []:
+        raise GrammarError("has an enum without a value of its type")
+    return values
+
+
 def _shape(tool: Tool, values: str) -> Shape:
     found = shape(tool, alphabetical=values == "gemma")
     if found is None:
@@ -448,7 +454,8 @@ def _key(name: str, style: Style) -> str:
 def _times(least: Any, most: Any) -> str:
     if type(least) is not int or not (most is None or type(most) is int):
         raise GrammarError("has a length that is no whole number")
-    least = max(0, least)
+    if least < 0:
+        raise GrammarError("has a length below 0")
     if least > _LONGEST:
         raise GrammarError(f"has a text or list of at least {least:,} parts, which no answer has room for")
     if most is None:

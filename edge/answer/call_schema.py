@@ -165,7 +165,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _is_number(value: Any, kinds: set[str]) -> bool:
-    return "number" in kinds and kind_of(value) in ("integer", "number")
+    whole = isinstance(value, float) and value.is_integer()
+    return ("number" in kinds and kind_of(value) in ("integer", "number")) or ("integer" in kinds and whole)
 
 
 def kind_of(value: Any) -> str:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from edge.answer.expression import UnknownError
-from edge.answer.json_pattern import json_pattern
+from edge.answer.json_pattern import json_pattern, needs_long_escapes
 from edge.answer.look_ahead import plain_conditions, plain_pattern
 from edge.errors import GrammarError
 
@@ -128,6 +128,7 @@ def leave_out_annotations(schema: object) -> None:
             del one["format"]
         if one.get("propertyNames") in (True, {}, {"type": "string"}):
             del one["propertyNames"]
+        _require(one)
         _list_names(one, schema)
         _close(one)
         if isinstance(pattern := one.get("pattern"), str):
@@ -143,6 +144,16 @@ def leave_out_annotations(schema: object) -> None:
         if one.get("unevaluatedProperties") in (True, {}):
             del one["unevaluatedProperties"]
         _narrow(one)
+
+
+def _require(schema: dict[str, Any]) -> None:
+    """A property that says itself that it is required, as in draft 3. Changes `schema`."""
+    listed, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(listed, dict) or not isinstance(required, list):
+        return
+    for name, one in listed.items():
+        if isinstance(one, dict) and isinstance(one.get("required"), bool) and one.pop("required"):
+            schema["required"] = required = [*required, *([] if name in required else [name])]
 
 
 def _close(schema: dict[str, Any]) -> None:
@@ -272,6 +283,18 @@ def _is_exact(value: int) -> bool:
         return Decimal(repr(float(value))) == value
     except OverflowError:
         return False
+
+
+def check_controls(schema: object) -> None:
+    """Where a character has one escape, a control character has none, and llguidance would leave it out. Raises
+    GrammarError."""
+    for one in all_schemas(schema):
+        named = one.get("patternProperties")
+        for pattern in (one.get("pattern"), *(named if isinstance(named, dict) else ())):
+            if isinstance(pattern, str) and needs_long_escapes(pattern):
+                raise GrammarError(
+                    f"the pattern {pattern[:80]!r} has a control character, which cannot be kept"
+                )
 
 
 def check_least(schema: object) -> None:

@@ -16,6 +16,7 @@ from llguidance import LLMatcher, grammar_from
 from edge.answer.call_schema import shortest
 from edge.answer.client_schema import (
     allowed_escapes,
+    check_controls,
     check_least,
     close_objects,
     leave_out_annotations,
@@ -43,11 +44,13 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
             replace_one_of(schema)
             close_objects(schema)
             check_least(schema)
+            if (escapes := allowed_escapes(schema)) is not None:
+                check_controls(schema)
             grammar = LLMatcher.grammar_from_json_schema(
                 patterns_apart(json.dumps(schema)),
                 overrides={
                     "whitespace_pattern": r"[ \n\t]{0,20}",
-                    "json_allowed_escapes": allowed_escapes(schema),
+                    "json_allowed_escapes": escapes,
                 },
             )
         else:

@@ -42,6 +42,23 @@ def json_pattern(text: str) -> str:
     return _written(tree)
 
 
+def needs_long_escapes(text: str) -> bool:
+    """Whether an expression has a character that JSON writes as `\\u` and digits only."""
+    try:
+        waiting = [parse(text, looks=True)]
+    except (UnknownError, RecursionError):
+        return False
+    for node in waiting:  # it grows
+        waiting += node.parts
+        if node.kind == "class" and node.ranges and all(_are_controls(*one) for one in node.ranges):
+            return True
+    return False
+
+
+def _are_controls(low: int, high: int) -> bool:
+    return high < 0x20 and all(code in _CONTROLS for code in range(low, high + 1))
+
+
 def _is_wrong(node: Node) -> bool:
     """Whether a class of it, or classes that are choices of one group, get wrong escapes."""
     if node.kind == "class":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
+from jsonschema.validators import validator_for
 from random_tools import check, liked_tokens, random_answer
 
 from edge.answer.call_formats import GEMMA, HERMES, LFM2, QWEN_XML, CallFormat
@@ -58,11 +59,20 @@ KEPT: dict[str, Json] = {
     "other types than its keywords": having(a={"multipleOf": 3}),
     "parts that hold together": having(a={"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 9}]}),
     "a reference and more": {"$defs": {"n": INTEGER}, **having(a={"$ref": "#/$defs/n", "minimum": 5})},
+    "a whole number as a float": having(a={"type": "integer", "const": 1.0}),
+    "a property that is required as in draft 3": {
+        "$schema": "http://json-schema.org/draft-03/schema#",
+        "type": "object",
+        "properties": {"a": {"type": "integer", "required": True}},
+    },
     "a format without a type": having(a={"format": "date"}),
 }
 REFUSED: dict[str, tuple[Json, str]] = {
     "names": ({"type": "object", "propertyNames": {"maxLength": 2}}, "propertyNames"),
     "listed names": (having(a=INTEGER, bbb=INTEGER) | {"propertyNames": {"maxLength": 2}}, "propertyNames"),
+    "no value": (having(a={"enum": []}), "enum without a value"),
+    "a value of another type": (having(a={"type": "string", "const": 5}), "enum without a value"),
+    "a length below 0": (having(a={"type": "string", "minLength": -1}), "length below 0"),
     "open schemas of which one holds": (having(a=OPEN_OR_TWO), "oneOf"),
 }
 
@@ -94,7 +104,9 @@ def test_each_call_is_read_and_valid_or_the_tool_is_refused(
         room = calls.shortest + more
         answer, _ = random_answer(vocabulary, endings, calls, source, must=True, max_tokens=room, liked=liked)
         (call,) = answer.calls
-        Draft202012Validator(KEPT[name]).validate(json.loads(call.arguments))
+        validator_for(KEPT[name], default=Draft202012Validator)(KEPT[name]).validate(
+            json.loads(call.arguments)
+        )
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
@@ -105,6 +117,17 @@ def test_what_no_form_can_keep_is_refused_by_name(
     schema, keyword = REFUSED[name]
     with pytest.raises(GrammarError, match=keyword):
         compile_calls(vocabulary, endings, form, [Tool("f", schema)], many=False)
+
+
+def test_a_control_character_without_a_short_escape(vocabulary: Vocabulary, endings: Endings) -> None:
+    """llguidance leaves it out where a character has one escape: in JSON forms of calls, and beside other names."""
+    text: Json = {"type": "string", "pattern": r"^\v\f$"}
+    with pytest.raises(GrammarError, match="control character"):
+        compile_calls(vocabulary, endings, HERMES, [Tool("f", having(a=text))], many=False)
+    with pytest.raises(GrammarError, match="control character"):
+        compile_guide(vocabulary, "schema", json.dumps({**having(a=text), "additionalProperties": True}))
+    guide = compile_guide(vocabulary, "schema", json.dumps(text))
+    assert json.loads(endings.text(endings.first(guide, 20))) == "\v\f"
 
 
 def test_schemas_of_which_one_holds(vocabulary: Vocabulary) -> None:
