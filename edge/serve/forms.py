@@ -60,7 +60,7 @@ def check_fields(
             ignored.append(printable(name[:40]))
         if (found := _limit(parts)) is not None:
             place = found if name in parts else f"{name}.{found}"
-            raise FieldError(f"{place} is not supported; use {use}, or leave it out", name[:80])
+            raise FieldError(f"{place} is not supported; use {use}, or leave it out", printable(name[:80]))
     if not ignored:
         return ()
     shown = ", ".join(ignored[:_MOST_SHOWN]) + (", …" if len(ignored) > _MOST_SHOWN else "")

@@ -174,7 +174,7 @@ def _check_names(body: Mapping[str, Any]) -> tuple[str, ...]:
     """Refuse a field whose name is almost a known one, or that limits the answer; a sentence about the others."""
     for name in body.keys() - set(_FIELDS):
         if meant := did_you_mean(name, _FIELDS, 0.9, parts=False):
-            raise BadRequestError(f"unknown field {printable(name[:80])}; {meant}", name[:80])
+            raise BadRequestError(f"unknown field {printable(name[:80])}; {meant}", printable(name[:80]))
     try:
         return check_fields(body, _FIELDS)
     except FieldError as error:

@@ -100,6 +100,15 @@ def test_a_form_in_unknown_words_is_refused_by_name(door: str, fields: Json) -> 
     assert refused.value.param in fields and str(refused.value.param) in str(refused.value)
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_a_name_that_is_no_text_can_be_told(door: str) -> None:
+    """Half of a surrogate pair: an error with it would be no UTF-8."""
+    with pytest.raises(BadRequestError) as refused:
+        DOORS[door]({"\ud800": SCHEMA})
+    assert f"{refused.value} {refused.value.param}".encode()
+    assert "".join(DOORS[door]({"\ud800": 1}).warnings).encode()
+
+
 @pytest.mark.parametrize("door", ["responses", "messages"])
 def test_words_of_a_chat_at_another_door_are_refused_by_name(door: str) -> None:
     words: list[Json] = [
