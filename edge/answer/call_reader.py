@@ -24,7 +24,7 @@ from edge.answer.call_schema import (
     standalone,
     unknown_names,
 )
-from edge.answer.calls import CallArguments, CallBegun, CallEnded, Piece, ToolCall
+from edge.answer.calls import CallArguments, CallBegun, CallEnded, Piece, ToolCall, read_json
 
 _LETTERS = string.ascii_letters + string.digits
 _SCALAR = re.compile(r"-?[0-9][0-9.]*(?:[eE][+-]?[0-9]+)?|True|False|None|true|false|null")
@@ -222,7 +222,7 @@ def _literals(text: str) -> list[Any]:
     if text in _WORDS:
         return [_WORDS[text]]
     try:
-        return [json.loads(text)]
+        return [read_json(text)]
     except (ValueError, RecursionError):
         return []
 
@@ -285,7 +285,7 @@ def _value(text: str, at: int) -> tuple[Any, int] | None:
         return None if end is None else (_python(text[at:end]), end)
     if (scalar := _SCALAR.match(text, at)) and scalar.end() < len(text):
         word = scalar[0]
-        return (_WORDS[word] if word in _WORDS else json.loads(word)), scalar.end()
+        return (_WORDS[word] if word in _WORDS else read_json(word)), scalar.end()
     return None
 
 
@@ -315,7 +315,7 @@ def _python(text: str) -> Any:
     import ast
 
     try:
-        return json.loads(text)
+        return read_json(text)
     except (ValueError, RecursionError):
         return ast.literal_eval(text)
 

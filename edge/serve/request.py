@@ -75,13 +75,21 @@ class ClientRequest:
 def read_body(data: bytes) -> dict[str, Any]:
     """A request's body as a JSON object. Raises BadRequestError."""
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
     except UnicodeDecodeError:
         raise BadRequestError("the body is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadRequestError("the body is not a JSON object")
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number that a response can repeat. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no number that can be kept")
     return value
 
 

@@ -5,6 +5,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from jsonschema.validators import validator_for
 from random_tools import check, liked_tokens, random_answer
 
 from edge.answer.call_formats import GEMMA, HERMES, LFM2, QWEN_XML, CallFormat
+from edge.answer.call_reader import CallReader
 from edge.answer.call_schema import Tool
-from edge.answer.calls import Piece
+from edge.answer.calls import Piece, read_json
 from edge.answer.endings import Endings
 from edge.answer.guided import compile_guide
 from edge.answer.sampling import Sampling
@@ -128,6 +130,22 @@ def test_a_control_character_without_a_short_escape(vocabulary: Vocabulary, endi
         compile_guide(vocabulary, "schema", json.dumps({**having(a=text), "additionalProperties": True}))
     guide = compile_guide(vocabulary, "schema", json.dumps(text))
     assert json.loads(endings.text(endings.first(guide, 20))) == "\v\f"
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_a_number_beyond_all_floats(form: CallFormat) -> None:
+    """JSON has it, but no program can write it again: infinity is no JSON."""
+    schema = having(
+        a={"type": "array", "prefixItems": [{"type": "number"}], "minItems": 1}, b={"type": "number"}
+    )
+    reader = CallReader(form, [Tool("f", schema)])
+    text = form.text([("f", {"a": [1.5], "b": 2.5})], ["a" * 9])
+    text = text.replace("1.5", "-1E999").replace("2.5", "9e999")
+    for _ in reader.feed(text.removeprefix(form.opening())):
+        pass
+    (call,) = reader.calls
+    assert "Infinity" not in call.arguments
+    assert read_json(call.arguments) == {"a": [-sys.float_info.max], "b": sys.float_info.max}
 
 
 def test_schemas_of_which_one_holds(vocabulary: Vocabulary) -> None:

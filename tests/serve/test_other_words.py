@@ -13,7 +13,7 @@ import pytest
 from served import serving
 
 from edge.serve.anthropic_read import read_messages
-from edge.serve.request import BadRequestError, ClientRequest, read_chat, read_completion
+from edge.serve.request import BadRequestError, ClientRequest, read_body, read_chat, read_completion
 from edge.serve.responses_read import read_responses
 
 Json = dict[str, Any]
@@ -176,6 +176,12 @@ def test_a_custom_tool_without_its_format_is_said() -> None:
     (warning,) = DOORS["responses"]({"tools": [tool]}).warnings
     assert "patch" in warning
     assert DOORS["responses"]({"tools": [{**tool, "format": {"type": "text"}}]}).warnings == ()
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1E999", "NaN", "Infinity"])
+def test_a_number_that_no_answer_can_repeat_is_refused(number: str) -> None:
+    with pytest.raises(BadRequestError, match="the body is not JSON"):
+        read_body(f'{{"metadata": {{"a": {number}}}}}'.encode())
 
 
 @pytest.mark.slow
