@@ -19,6 +19,7 @@ number_grammar  numbers with one text each
 guided      answers under any JSON schema or grammar
 expression  regular expressions as trees
 look_ahead  expressions with look-around as equal ones, or as several, without it
+json_pattern  a spelling of an expression that llguidance keeps inside of JSON strings
 derived     the shortest end under several expressions
 pattern     the shortest end of a text under a regular expression
 client_schema  a client's JSON schema in the form that llguidance takes

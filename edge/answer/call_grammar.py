@@ -19,11 +19,12 @@ from edge.answer.call_schema import (
     kinds_of,
     resolve,
     shape,
+    standalone,
     unknown_names,
 )
-from edge.answer.client_schema import patterns_apart
+from edge.answer.client_schema import check_controls, patterns_apart
 from edge.answer.number_grammar import NUMBER, integer, number
-from edge.answer.pattern import whole_expression
+from edge.answer.pattern import FORMAT_TEXTS, whole_expressions
 from edge.errors import GrammarError
 
 Mark = Callable[[str], Sequence[str | int]]
@@ -42,18 +43,6 @@ _GUIDANCE = {
     "key_separator": ": ",
     "whitespace_flexible": False,
     "json_allowed_escapes": 'nrtbf"\\',
-}
-_FORMAT_TEXTS = {
-    "date-time": r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z",
-    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z",
-    "date": r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])",
-    "duration": r"P[1-9][0-9]{0,5}[DWMY]",
-    "email": r"[a-z0-9]+([._-][a-z0-9]+)*@[a-z0-9]+(-[a-z0-9]+)*\.[a-z]{2,12}",
-    "hostname": r"[a-z0-9]{1,60}(\.[a-z0-9]{1,60}){0,3}",
-    "ipv4": r"((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])",
-    "ipv6": r"([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|::",
-    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
-    "uri": r"[a-z]+:[a-zA-Z0-9._~/?#@=&+-]+",
 }
 _WORDS: dict[Style, tuple[str, str, str]] = {
     "json": ("true", "false", "null"),
@@ -146,9 +135,10 @@ class _Maker:
     def terminal(self, expression: str) -> str:
         return self.rule("T", f"/{expression}/")
 
-    def lazy(self, content: str, end: str) -> str:
-        """A text up to the first `end` that follows a whole `content` (a regular expression), `end` included."""
-        return self.rule("raw", f"/({content}){_literal(end)}/", "[lazy]")
+    def lazy(self, contents: Sequence[str], end: str) -> str:
+        """A text up to the first `end` that follows a whole content, `end` included. `contents`: regular expressions
+        that all hold for it."""
+        return self.rule("raw", " & ".join(f"/({one}){_literal(end)}/" for one in contents), "[lazy]")
 
     def text(self, text: str) -> str:
         """A fixed text."""
@@ -184,10 +174,13 @@ class _Maker:
         for one in _ways(found.properties[name], found.root):
             if (content := self.content(one)) is not None:
                 ways.append(self.lazy(content, XML_END))
-            elif (values := choices(one)) is not None:
+            elif (values := _some(choices(one))) is not None:
                 ways += [self.text(plain(value) + XML_END) for value in values]
             else:
-                nested = kinds_of(one, found.root) & {"array", "object"}
+                kinds = kinds_of(one, found.root)
+                if "string" in kinds:
+                    raise GrammarError(_refused(sorted(unknown_names(one, ()))))
+                nested = kinds & {"array", "object"}
                 value = self.value(one, found.root, "json" if nested else "repr")
                 ways.append(f"{value} {self.text(XML_END)}")
         return f"{self.text(f'<parameter={name}>' + chr(10))} ({' | '.join(ways)})"
@@ -204,10 +197,10 @@ class _Maker:
             raise GrammarError(f"the tool {tool.name}: {error}") from None
         return f"{self.text(tool.name + self.form.middle)} {self.known[key]}"
 
-    def after(self, found: Shape, number_: int, quote: str | None = None) -> list[str]:
+    def after(self, found: Shape, number_: int, quote: Sequence[str] | None = None) -> list[str]:
         """What may follow the argument with this number.
 
-        `quote`: the argument is a text without its closing quote, and this is the expression of its content.
+        `quote`: the argument is a text without its closing quote, and these are the expressions of its content.
         """
         separator = "" if number_ < 0 else ", "
         ways = [
@@ -238,7 +231,7 @@ class _Maker:
             if (content := self.content(one)) is not None:
                 ways.append(f"{_quoted(chr(39))} ({' | '.join(self.after(found, index, content))})")
                 continue
-            if (values := choices(one)) is not None:
+            if (values := _some(choices(one))) is not None:
                 value = self.either(
                     write(one, "json" if isinstance(one, dict) else "repr")
                     for one in values
@@ -257,30 +250,32 @@ class _Maker:
     def either(self, texts: Any) -> str:
         return " | ".join(self.text(text) for text in texts)
 
-    def content(self, schema: Schema) -> str | None:
-        """The expression of a text that is written without quotes; None for a schema of other values."""
+    def content(self, schema: Schema) -> list[str] | None:
+        """The expressions of a text that is written without quotes, which all hold for it; None for a schema of other
+        values."""
         if choices(schema) is not None or schema.get("type") not in ("string", None):
             return None
         if schema.get("type") is None and unknown_names(schema, ()):
             return None
-        strange = unknown_names(schema, ("type", "minLength", "maxLength", "pattern", "format"))
+        if strange := unknown_names(schema, ("type", "minLength", "maxLength", "pattern", "format")):
+            raise GrammarError(_refused(sorted(strange)))
         least, most = schema.get("minLength", 0), schema.get("maxLength")
         pattern, form = schema.get("pattern"), schema.get("format")
-        sized = bool(least or most is not None)
-        if strange or sum((sized, pattern is not None, form is not None)) > 1:
-            raise GrammarError(_refused(sorted(strange) or ["pattern", "minLength", "maxLength", "format"]))
+        found = []
         if pattern is not None:
-            expression = whole_expression(str(pattern))
-            if expression is None:
+            expressions = whole_expressions(str(pattern))
+            if expressions is None:
                 raise GrammarError(
                     f"the pattern {str(pattern)[:60]!r} cannot be kept in this model's form of calls"
                 )
-            return expression
+            found += expressions
         if form is not None:
-            if not isinstance(form, str) or form not in _FORMAT_TEXTS:
+            if not isinstance(form, str) or form not in FORMAT_TEXTS:
                 raise GrammarError(f"has the format {str(form)[:60]!r}, which is not a text")
-            return _FORMAT_TEXTS[form]
-        return f"(?s:.){_times(least, most)}"
+            found.append(FORMAT_TEXTS[form])
+        if least or most is not None or not found:
+            found.append(f"(?s:.){_times(least, most)}")
+        return found
 
     # --- values ---
 
@@ -299,10 +294,8 @@ class _Maker:
         """A value of one kind."""
         if not unknown_names(schema, ()):
             return self.anything(style)
-        values = choices(schema)
+        values = _some(choices(schema))
         if values is not None:
-            if not values:
-                raise GrammarError("has an enum without a value of its type")
             return self.either(write(value, style) for value in values)
         kind = schema.get("type")
         kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
@@ -333,8 +326,8 @@ class _Maker:
         same = ("integer", "number", "string" if style == "double" else "number")
         if style != "json" and schema.get("type") not in same:
             raise GrammarError(_refused(sorted(unknown_names(schema, ("type",)))))
-        places = {name: root[name] for name in ("$defs", "definitions") if name in root}
-        text = json.dumps({**places, **schema, "x-guidance": _GUIDANCE})
+        check_controls(schema)
+        text = standalone({**schema, "x-guidance": _GUIDANCE}, root)
         return self.rule("json", "%json " + patterns_apart(text))
 
     def anything(self, style: Style) -> str:
@@ -364,13 +357,15 @@ class _Maker:
                 raise GrammarError(_refused(sorted(unknown_names(schema, ("type",)))))
             return " | ".join(self.terminal(one) for one in _REPR)
         quote = list(self.mark(GEMMA_QUOTE))
-        content = self.content(schema) or "(?s:.)*"
+        contents = self.content(schema) or ["(?s:.)*"]
         if len(quote) == 1 and isinstance(quote[0], int):
-            clean = f"/({content})/ & ~/(?s:.)*{_literal(GEMMA_QUOTE)}(?s:.)*/ & /(?s:.)+/"
+            content = " & ".join(f"/({one})/" for one in contents)
+            clean = f"{content} & ~/(?s:.)*{_literal(GEMMA_QUOTE)}(?s:.)*/ & /(?s:.)+/"
             inner = self.rule("T", clean)
             return f"<[{quote[0]}]> {inner}{'?' if times.startswith(('*', '{0')) and sized else ''} <[{quote[0]}]>"
         end = _literal(GEMMA_QUOTE)
-        inner = self.rule("raw", f"/({content}){end}/ & ~/(?s:.)*{end}(?s:.)+/", "[lazy]")
+        content = " & ".join(f"/({one}){end}/" for one in contents)
+        inner = self.rule("raw", f"{content} & ~/(?s:.)*{end}(?s:.)+/", "[lazy]")
         return f"{_quoted(GEMMA_QUOTE)} {inner}"
 
     def array(self, item: str, least: int, most: int | None, style: Style) -> str:
@@ -420,6 +415,13 @@ class _Maker:
         return first
 
 
+def _some(values: list[Any] | None) -> list[Any] | None:
+    """The same. Raises GrammarError for an empty list."""
+    if values == []:
+        raise GrammarError("has an enum without a value of its type")
+    return values
+
+
 def _shape(tool: Tool, values: str) -> Shape:
     found = shape(tool, alphabetical=values == "gemma")
     if found is None:
@@ -452,7 +454,8 @@ def _key(name: str, style: Style) -> str:
 def _times(least: Any, most: Any) -> str:
     if type(least) is not int or not (most is None or type(most) is int):
         raise GrammarError("has a length that is not a whole number")
-    least = max(0, least)
+    if least < 0:
+        raise GrammarError("has a length below 0")
     if least > _LONGEST:
         raise GrammarError(f"has a text or list of at least {least:,} parts, which no answer has room for")
     if most is None:

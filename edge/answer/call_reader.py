@@ -11,11 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edge.answer.call_formats import GEMMA_QUOTE, ID, ID_LENGTH, XML_END, CallFormat, plain
-from edge.answer.call_schema import Schema, Shape, Tool, alternatives, choices, is_valid, kind_of, shape
-from edge.answer.calls import CallArguments, CallBegun, CallEnded, Piece, ToolCall
+from edge.answer.call_schema import (
+    Schema,
+    Shape,
+    Tool,
+    alternatives,
+    choices,
+    is_valid,
+    is_valid_text,
+    kind_of,
+    shape,
+    standalone,
+    unknown_names,
+)
+from edge.answer.calls import CallArguments, CallBegun, CallEnded, Piece, ToolCall, read_json
 
 _LETTERS = string.ascii_letters + string.digits
-_SCALAR = re.compile(r"-?[0-9][0-9.]*(?:e[+-][0-9]+)?|True|False|None|true|false|null")
+_SCALAR = re.compile(r"-?[0-9][0-9.]*(?:[eE][+-]?[0-9]+)?|True|False|None|true|false|null")
 _WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 _CLOSING = {"[": "]", "{": "}"}
 Read = tuple[dict[str, Any], int]
@@ -157,17 +169,19 @@ def _ways(name: str, found: Shape) -> list[Schema]:
 
 def _is_text(schema: Schema) -> bool:
     """Whether its values are texts without quotes."""
-    return choices(schema) is None and schema.get("type") in ("string", None)
+    kind = schema.get("type")
+    return choices(schema) is None and (kind == "string" or (kind is None and not unknown_names(schema, ())))
 
 
-def _fits(value: Any, schema: Schema, root: Schema) -> bool:
-    places = {name: root[name] for name in ("$defs", "definitions") if name in root}
+def _fits(value: Any, schema: Schema, root: Schema, text: str | None = None) -> bool:
+    """`text`: how the value was written, if that was JSON."""
     if not schema or set(schema) <= {"type"}:
         kind = schema.get("type", "string")
         return kind in (kind_of(value), [kind_of(value)]) or (
             kind == "number" and kind_of(value) == "integer"
         )
-    return is_valid(value, json.dumps({**places, **schema}))
+    whole = standalone(schema, root)
+    return is_valid(value, whole) or (text is not None and is_valid_text(text, whole))
 
 
 # --- XML ---
@@ -200,7 +214,7 @@ def _xml_values(text: str, ways: list[Schema], root: Schema) -> list[Any]:
         elif _is_text(schema):
             values += [text] if _fits(text, schema, root) else []
         else:
-            values += [value for value in _literals(text) if _fits(value, schema, root)]
+            values += [value for value in _literals(text) if _fits(value, schema, root, text)]
     return values
 
 
@@ -208,7 +222,7 @@ def _literals(text: str) -> list[Any]:
     if text in _WORDS:
         return [_WORDS[text]]
     try:
-        return [json.loads(text)]
+        return [read_json(text)]
     except (ValueError, RecursionError):
         return []
 
@@ -271,7 +285,7 @@ def _value(text: str, at: int) -> tuple[Any, int] | None:
         return None if end is None else (_python(text[at:end]), end)
     if (scalar := _SCALAR.match(text, at)) and scalar.end() < len(text):
         word = scalar[0]
-        return (_WORDS[word] if word in _WORDS else json.loads(word)), scalar.end()
+        return (_WORDS[word] if word in _WORDS else read_json(word)), scalar.end()
     return None
 
 
@@ -301,7 +315,7 @@ def _python(text: str) -> Any:
     import ast
 
     try:
-        return json.loads(text)
+        return read_json(text)
     except (ValueError, RecursionError):
         return ast.literal_eval(text)
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -23,7 +24,7 @@ _MOST_PARTS = 20_000
 _LONGEST_VALUE = 100_000  # characters
 _NOTES = frozenset(
     "title description default examples example $schema $id $comment $anchor deprecated readOnly writeOnly "
-    "contentMediaType contentEncoding $defs definitions nullable strict propertyOrdering propertyNames".split()
+    "contentMediaType contentEncoding $defs definitions nullable strict propertyOrdering discriminator".split()
 )
 _SHORTEST = {
     "date-time": "2000-01-01T00:00:00Z",
@@ -164,7 +165,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _is_number(value: Any, kinds: set[str]) -> bool:
-    return "number" in kinds and kind_of(value) in ("integer", "number")
+    whole = isinstance(value, float) and value.is_integer()
+    return ("number" in kinds and kind_of(value) in ("integer", "number")) or ("integer" in kinds and whole)
 
 
 def kind_of(value: Any) -> str:
@@ -275,7 +277,12 @@ def kinds_of(schema: Any, root: Schema) -> set[str]:
     inner = alternatives(schema, root)
     if inner != [schema]:
         return {kind for one in inner for kind in kinds_of(one, root)}
-    return _types(schema) or set(KINDS)
+    found = _types(schema) or set(KINDS)
+    parts = schema.get("allOf")
+    for part in [*(parts if isinstance(parts, list) else ()), {"$ref": schema.get("$ref")}]:
+        if part != {"$ref": None}:
+            found &= kinds_of(part, root)
+    return found
 
 
 def shortest(schema: Any, root: Schema) -> Any:
@@ -365,6 +372,8 @@ def _shortest_number(schema: Schema) -> int | float:
         raise LookupError
     ends = [end for end in found[:2] if math.isfinite(end)]
     near = [math.floor(end) + more for end in ends for more in (-1, 0, 1, 2)]
+    if type(step := schema.get("multipleOf")) is int and step > 0:
+        near += [math.floor(end) // step * step + more for end in ends for more in (0, step)]
     tried: list[int | float] = [*range(10), *range(-1, -10, -1), *near, *ends]
     text = json.dumps(schema)
     return next((value for value in tried if is_valid(value, text)), 0)
@@ -380,10 +389,42 @@ def _bytes() -> LLTokenizer:
     return LLTokenizer("byte")
 
 
+def standalone(schema: Schema, root: Schema) -> str:
+    """A part of a schema as JSON, with what its references mean."""
+    text = json.dumps(schema)
+    if re.search(r'"\$ref": "#(?!/(?:\$defs|definitions)/)', text) or re.search(
+        r'"\$ref": "#(?!/(?:\$defs|definitions)/)', json.dumps([root.get("$defs"), root.get("definitions")])
+    ):
+        return json.dumps(
+            {**_moved(schema), "$defs": {_ROOT: _moved(root)}}  # no part has definitions of its own
+        )
+    return json.dumps({**{name: root[name] for name in ("$defs", "definitions") if name in root}, **schema})
+
+
+_ROOT = "edge-root"
+
+
+def _moved(value: Any) -> Any:
+    """A schema whose references lead to a root that is one of the definitions."""
+    if isinstance(value, list):
+        return [_moved(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _moved(one) for name, one in value.items()}
+    if isinstance(reference := value.get("$ref"), str) and reference.startswith("#"):
+        found["$ref"] = f"#/$defs/{_ROOT}{reference[1:]}"
+    return found
+
+
 def is_valid(value: Any, schema: str) -> bool:
     """Whether a value is valid for a schema (JSON as text), as llguidance reads it."""
+    return is_valid_text(json.dumps(value, ensure_ascii=False), schema)
+
+
+def is_valid_text(text: str, schema: str) -> bool:
+    """Whether a value in JSON is valid for a schema."""
     matcher = _matcher(schema).deep_copy()
     if matcher.is_error():
         return False
-    tokens = _bytes().tokenize_bytes(json.dumps(value, ensure_ascii=False).encode())
+    tokens = _bytes().tokenize_bytes(text.replace("\x7f", "\\u007f").encode())  # it takes only the escape
     return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())

@@ -1,6 +1,10 @@
 """Calls of tools in an answer, and the pieces in which an answer is streamed."""
 
+import json
+import math
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,14 @@ Piece = str | Thinking | CallBegun | CallArguments | CallEnded
 The order is: pieces of the thought, pieces of text, then for each call its beginning, its arguments (none or more) and
 its end. No text follows a call.
 """
+
+
+def read_json(text: str) -> Any:
+    """A value that a model wrote. A number beyond all floats, such as 1e999, is the nearest float: there is no JSON for
+    infinity. Raises ValueError, RecursionError."""
+    return json.loads(text, parse_float=_float)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return math.copysign(sys.float_info.max, value) if math.isinf(value) else value

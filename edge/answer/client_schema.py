@@ -1,11 +1,16 @@
 """A client's JSON schema for llguidance: what asserts nothing is left out, and objects have only their listed names."""
 
 import contextlib
+import itertools
 import json
+import math
+import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 from edge.answer.expression import UnknownError
+from edge.answer.json_pattern import json_pattern, needs_long_escapes
 from edge.answer.look_ahead import plain_conditions, plain_pattern
 from edge.errors import GrammarError
 
@@ -31,6 +36,7 @@ _DATE = rf"(?:[1-9]\d{{3}}-(?:(?:0[13-9]|1[0-2])-\d\d|02-(?:[01]\d|2[0-8]))|{_LE
 _TIME = r"\d\d:\d\d:[0-5]\d(?:\.\d{1,6})?(?:[Zz]|[+-]\d\d:\d\d)"
 _DATES = {"date": _DATE, "time": _TIME, "date-time": f"{_DATE}[Tt]{_TIME}"}
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+_EXACT = 2**53  # whole numbers beyond may be no float
 _WIDEST = 10**18  # llguidance writes bounds of up to about this size,
 _BESIDE = 1e-6
 _SMALLEST = 1e-12  # and about this number of digits after the point at most
@@ -72,13 +78,30 @@ def close_objects(schema: object) -> None:
     )
     if together:
         return
+    # Closed schemas of a `oneOf` would exclude each other where those of the client do not.
+    several = [one["oneOf"] for one in schemas if isinstance(one.get("oneOf"), list)]
+    resolved = [[referred(part, schema) for part in parts] for parts in several]
+    kept = [id(part) for parts in resolved if not _differ_in_names(parts) for part in parts]
     for one in schemas:
+        if id(one) in kept:
+            continue
         if isinstance(listed := one.get("properties"), dict):
             required = one.get("required")
             if isinstance(required, list) and not set(map(str, required)) <= set(listed):
                 continue  # it would have no valid text
             if "unevaluatedProperties" not in one:
                 one.setdefault("additionalProperties", False)
+
+
+def _differ_in_names(schemas: list[Any]) -> bool:
+    """Whether each schema needs a name that no other lists: then a closed one allows no value of another."""
+    return all(
+        isinstance(other, dict)
+        and isinstance(needed := other.get("required"), list)
+        and not set(map(str, needed)) <= set(map(str, one.get("properties") or ()))
+        for one, other in itertools.permutations(schemas, 2)
+        if isinstance(one, dict)
+    )
 
 
 def allowed_escapes(schema: object) -> str | None:
@@ -105,11 +128,15 @@ def leave_out_annotations(schema: object) -> None:
             del one["format"]
         if one.get("propertyNames") in (True, {}, {"type": "string"}):
             del one["propertyNames"]
-        _list_names(one)
+        _require(one)
+        _list_names(one, schema)
+        _close(one)
         if isinstance(pattern := one.get("pattern"), str):
             one["pattern"] = _without_look_ahead(pattern)
         if isinstance(named := one.get("patternProperties"), dict):
             one["patternProperties"] = {_without_look_ahead(name): value for name, value in named.items()}
+        if not isinstance(one.get("items"), list):
+            one.pop("additionalItems", None)  # to llguidance it would turn off prefixItems
         if one.get("uniqueItems") is False:
             del one["uniqueItems"]
         if one.get("not") is False:
@@ -119,10 +146,40 @@ def leave_out_annotations(schema: object) -> None:
         _narrow(one)
 
 
-def _list_names(schema: dict[str, Any]) -> None:
+def _require(schema: dict[str, Any]) -> None:
+    """A property that says itself that it is required, as in draft 3. Changes `schema`."""
+    listed, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(listed, dict) or not isinstance(required, list):
+        return
+    for name, one in listed.items():
+        if isinstance(one, dict) and isinstance(one.get("required"), bool) and one.pop("required"):
+            schema["required"] = required = [*required, *([] if name in required else [name])]
+
+
+def _close(schema: dict[str, Any]) -> None:
+    """What `unevaluatedProperties` and `unevaluatedItems` say of a schema that no other applies beside. Changes it."""
+    if set(schema) & {*_TOGETHER, "then", "else", "not", "contains", "$dynamicRef", "$recursiveRef"}:
+        return
+    for name, same in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+        if name in schema and same not in schema:
+            schema[same] = schema.pop(name)
+
+
+def referred(schema: object, root: object) -> object:
+    """The schema that a reference of the form `#/$defs/name` means; any other schema itself."""
+    reference = schema.get("$ref") if isinstance(schema, dict) and len(schema) == 1 else None
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return schema
+    found = root
+    for part in reference[2:].split("/"):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _list_names(schema: dict[str, Any], root: object) -> None:
     """Names from a list, or under one pattern, as pydantic and zod write them for records: llguidance knows them under
     `properties` and `patternProperties`. Changes `schema`."""
-    names = schema.get("propertyNames")
+    names = referred(schema.get("propertyNames"), root)
     if not isinstance(names, dict) or {"properties", "patternProperties"} & set(schema):
         return
     rest = set(names) - {"type", "title", "description"}
@@ -157,6 +214,8 @@ def _narrow(schema: dict[str, Any]) -> None:
 
 
 def _nearer(value: float, lower: bool) -> float:
+    if _EXACT < abs(value) <= _WIDEST and (found := int(float(value))) != value and (found < value) == lower:
+        return int(math.nextafter(float(value), math.inf if lower else -math.inf))
     if abs(value) > _WIDEST and (value < 0) == lower:
         return -_WIDEST if lower else _WIDEST
     if 0 < abs(value) < _SMALLEST and (value > 0) == lower:
@@ -177,21 +236,65 @@ def patterns_apart(schema: str) -> str:
 
     A pattern with look-around that has no equal one becomes several, of which each has one. The formats of dates and
     times get a pattern, because llguidance takes February 29 of each year, and second 60 of each minute.
+
+    Raises GrammarError for a pattern or a number that llguidance would not keep.
     """
-    if "(?" not in schema and not any(f'"{form}"' in schema for form in _DATES):
+    if not any(sign in schema for sign in ('"pattern', *(f'"{form}"' for form in _DATES))):
+        if _LONG_NUMBER.search(schema):
+            _check_numbers(json.loads(schema))
         return schema
     whole = json.loads(schema)
+    _check_numbers(whole)
     for one in all_schemas(whole):
         pattern, form, more = one.get("pattern"), one.get("format"), list[str]()
         if isinstance(form, str) and form in _DATES:
             more.append(f"^{_DATES[form]}$")
-        if isinstance(pattern, str) and any(sign in pattern for sign in ("(?=", "(?!", "(?<=", "(?<!")):
-            with contextlib.suppress(UnknownError, RecursionError):
-                one["pattern"], *others = plain_conditions(pattern)
-                more += others
+        if isinstance(pattern, str):
+            if any(sign in pattern for sign in ("(?=", "(?!", "(?<=", "(?<!")):
+                with contextlib.suppress(UnknownError, RecursionError):
+                    pattern, *others = plain_conditions(pattern)
+                    more += others
+            one["pattern"] = json_pattern(pattern)
         if more:
-            one["allOf"] = [*(one.get("allOf") or ()), *({"pattern": condition} for condition in more)]
+            rules = [{"pattern": json_pattern(condition)} for condition in more]
+            one["allOf"] = [*(one.get("allOf") or ()), *rules]
+        if isinstance(named := one.get("patternProperties"), dict):
+            one["patternProperties"] = {json_pattern(name): value for name, value in named.items()}
     return json.dumps(whole)
+
+
+_LONG_NUMBER = re.compile("[0-9]{16}")
+
+
+def _check_numbers(schema: object) -> None:
+    """llguidance has values as floats: it would write other digits of a long whole number. Raises GrammarError."""
+    waiting: list[Any] = [
+        one[name] for one in all_schemas(schema) for name in ("const", "enum") if name in one
+    ]
+    for value in waiting:  # it grows
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif type(value) is int and abs(value) > _EXACT and not _is_exact(value):
+            raise GrammarError(f"the value {str(value)[:60]} has more digits than can be kept")
+
+
+def _is_exact(value: int) -> bool:
+    try:
+        return Decimal(repr(float(value))) == value
+    except OverflowError:
+        return False
+
+
+def check_controls(schema: object) -> None:
+    """Where a character has one escape, a control character has none, and llguidance would leave it out. Raises
+    GrammarError."""
+    for one in all_schemas(schema):
+        named = one.get("patternProperties")
+        for pattern in (one.get("pattern"), *(named if isinstance(named, dict) else ())):
+            if isinstance(pattern, str) and needs_long_escapes(pattern):
+                raise GrammarError(
+                    f"the pattern {pattern[:80]!r} has a control character, which cannot be kept"
+                )
 
 
 def check_least(schema: object) -> None:

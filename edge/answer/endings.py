@@ -61,7 +61,8 @@ class Guide:
 
     `literals`: the literal texts in it. `rules`: what the strings of a schema must match.
     `closers`: tokens that an ending is likely to need, special tokens among them. `quick`: a search that finds only
-    endings that are too long stops soon; the shortest text was not found by a search.
+    endings that are too long stops soon; the shortest text was not found by a search. `short`: a text that is likely to
+    be a whole answer, and short.
     """
 
     matcher: LLMatcher
@@ -69,6 +70,7 @@ class Guide:
     rules: tuple[TextRule, ...] = ()
     closers: tuple[tuple[int, ...], ...] = ()
     quick: bool = False
+    short: bytes = b""
 
 
 def forced(matcher: LLMatcher) -> list[int]:
@@ -198,6 +200,10 @@ class Endings:
 
     def first(self, guide: Guide, most: int) -> list[int]:
         """The ending at the start of an answer. Raises GrammarError if none was found."""
+        if guide.short:
+            known = self._tokenizer.tokenize_bytes(guide.short)
+            if len(known) <= min(most, _LONGEST) and self.holds(guide.matcher, known):
+                return list(known)
         began = time.thread_time()
         found = self.find(guide.matcher, most, guide)
         if found is None and time.thread_time() - began >= _SECONDS:

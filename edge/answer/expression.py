@@ -5,6 +5,7 @@ where the caller can use it. `parse` raises UnknownError for other expressions (
 `\\p{…}`).
 """
 
+import re
 import string
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,14 +63,26 @@ def opposite(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
     return (*found, (begin, LAST)) if begin <= LAST else tuple(found)
 
 
-_CLASSES = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
-_CLASSES |= {name.upper(): opposite(ranges) for name, ranges in _CLASSES.items()}
+# To JavaScript letters are ASCII, to Python they are Unicode's. No letter to both: of ASCII, punctuation and emoji.
+_NO_WORD = (
+    *((low, high) for low, high in opposite((*_WORD, (0x80, LAST)))),
+    (0x2010, 0x205E),
+    (0x1F300, 0x1FAFF),
+)
+_NO_SPACE = opposite((*_SPACE, (0x1C, 0x1F), (0x85, 0x85), (0xFEFF, 0xFEFF)))
+_CLASSES = {"d": _DIGIT, "w": _WORD, "s": _SPACE, "D": opposite(_DIGIT), "W": _NO_WORD, "S": _NO_SPACE}
+_IN_NEGATED = {
+    **{name: opposite(_CLASSES[name.upper()]) for name in "dws"},
+    **{name: opposite(_CLASSES[name.lower()]) for name in "DWS"},
+}
+"""Wider ones, for what must not be there: in a negated class, or in a negative look-ahead."""
 
 
 class _Parser:
     def __init__(self, text: str, looks: bool) -> None:
         self.text = text
         self.looks = looks
+        self.negative = False
         self.at = 0
         self.depth = 0
 
@@ -110,7 +123,9 @@ class _Parser:
         character = self.next()
         if character == "(":
             if self.looks and (sign := self.take("?=", "?!")):
+                self.negative ^= sign == "?!"
                 inner = self.choice()
+                self.negative ^= sign == "?!"
                 if self.next() != ")":
                     raise UnknownError
                 return Node("ahead" if sign == "?=" else "not_ahead", parts=(inner,))
@@ -135,10 +150,10 @@ class _Parser:
             raise UnknownError
         return Node("class", self.escaped() if character == "\\" else _one(character))
 
-    def escaped(self) -> tuple[Range, ...]:
+    def escaped(self, negated: bool = False) -> tuple[Range, ...]:
         character = self.next()
         if character in _CLASSES:
-            return _CLASSES[character]
+            return (_IN_NEGATED if negated != self.negative else _CLASSES)[character]
         if character in "xu":
             size = 2 if character == "x" else 4
             digits = "".join(self.next() for _ in range(size))
@@ -153,6 +168,8 @@ class _Parser:
 
     def members(self) -> tuple[Range, ...]:
         negative = bool(self.take("^"))
+        members = set(re.findall(r"\\[dDwWsS]", self.text[self.at : self.text.find("]", self.at)]))
+        everything = any({name, name.upper()} <= members for name in (r"\d", r"\w", r"\s"))
         found: list[Range] = []
         first = True
         while (character := self.next()) != "]" or first:
@@ -160,7 +177,7 @@ class _Parser:
             if (character in "&-~" and after == character) or (character == "[" and after == ":"):
                 raise UnknownError  # engines read these differently
             first = False
-            low = self.escaped() if character == "\\" else _one(character)
+            low = self.escaped(negative) if character == "\\" else _one(character)
             ends = self.text[self.at : self.at + 2]
             if (
                 len(low) == 1
@@ -176,7 +193,9 @@ class _Parser:
                     raise UnknownError
                 low = ((low[0][0], high[0][1]),)
             found += low
-        return opposite(tuple(found)) if negative else tuple(found)
+        if negative:
+            return opposite(tuple(found))
+        return ANY if everything else tuple(found)
 
     def repeated(self, node: Node) -> Node:
         while sign := self.take("*", "+", "?", "{"):
@@ -236,13 +255,16 @@ def leading_looks(text: str) -> tuple[list[str], str]:
 
 
 def for_rust(text: str) -> str:
-    """The same expression for llguidance, to which `[` inside a class begins another class, and `\\0` is a group.
+    """The same expression for llguidance, to which `[` inside a class begins another class, `&&` and `~~` join classes,
+    and `\\0` is a group.
 
-    An expression with `[:alpha:]`, `&&` or `~~` is left as it is: it was written for such an engine.
+    An expression with `[:alpha:]` is left as it is.
     """
-    if any(sign in text for sign in ("[:", "&&", "~~")) or ("\\0" not in text and text.count("[") < 2):
+    if re.search(r"\[:\^?[a-z]+:\]", text) or not (
+        any(sign in text for sign in ("\\0", "&&", "~~")) or text.count("[") > 1
+    ):
         return text
-    found = []
+    found: list[str] = []
     at, inside = 0, False
     while at < len(text):
         size = 2 if text[at] == "\\" else 3 if text[at : at + 3] == "[^]" else 1
@@ -250,8 +272,8 @@ def for_rust(text: str) -> str:
         at += size
         if piece == "\\0" and not text[at : at + 1].isdecimal():
             piece = r"\x00"
-        elif inside and piece == "[":
-            piece = r"\["
+        elif inside and (piece == "[" or (piece in ("&", "~") and text[at : at + 1] == piece)):
+            piece = f"\\{piece}"
         elif not inside and piece in ("[", "[^]"):
             inside = True
             if piece == "[" and text[at : at + 1] in ("^", "]"):

@@ -9,12 +9,14 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Generator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from llguidance import LLMatcher, grammar_from
 
+from edge.answer.call_schema import shortest
 from edge.answer.client_schema import (
     allowed_escapes,
+    check_controls,
     check_least,
     close_objects,
     leave_out_annotations,
@@ -42,11 +44,13 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
             replace_one_of(schema)
             close_objects(schema)
             check_least(schema)
+            if (escapes := allowed_escapes(schema)) is not None:
+                check_controls(schema)
             grammar = LLMatcher.grammar_from_json_schema(
                 patterns_apart(json.dumps(schema)),
                 overrides={
                     "whitespace_pattern": r"[ \n\t]{0,20}",
-                    "json_allowed_escapes": allowed_escapes(schema),
+                    "json_allowed_escapes": escapes,
                 },
             )
         else:
@@ -58,8 +62,17 @@ def compile_guide(vocabulary: Vocabulary, kind: Literal["schema", "gbnf"], text:
         raise GrammarError(f"cannot be read: {_one_line(error)}") from None
     if matcher.is_error():
         raise GrammarError(f"cannot be compiled: {_one_line(matcher.get_error())}")
-    rules = text_rules(json.loads(text)) if kind == "schema" else ()
-    return Guide(matcher, _literals(kind, text), rules)
+    if kind == "gbnf":
+        return Guide(matcher, _literals(kind, text))
+    return Guide(matcher, _literals(kind, text), text_rules(json.loads(text)), short=_short(schema))
+
+
+def _short(schema: Any) -> bytes:
+    """A short valid text, most often the shortest; empty if none is known."""
+    try:
+        return json.dumps(shortest(schema, schema), ensure_ascii=False, separators=(",", ":")).encode()
+    except (LookupError, GrammarError, TypeError, AttributeError, ValueError, RecursionError):
+        return b""
 
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)

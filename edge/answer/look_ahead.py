@@ -65,7 +65,8 @@ class Languages:
         for row in node.parts:
             parts = list(row.parts)
             anchored = bool(parts) and parts[0].kind == "begin"
-            term = self._then(Node("cat", parts=tuple(parts[1:] if anchored else parts)), self.all)
+            parts = _at_the_beginning(parts[1:]) if anchored else parts
+            term = self._then(Node("cat", parts=tuple(parts)), self.all)
             rows.append(term if anchored else self._cat(self.all, term))
         return self._join("or", rows)
 
@@ -188,6 +189,21 @@ class Languages:
         return [(low, high - 1) for low, high in itertools.pairwise(sorted(begins))]
 
 
+def _at_the_beginning(parts: list[Node]) -> list[Node]:
+    """Parts that follow `^`: look-ahead there may have its own `^`, as in pydantic's pattern of a decimal."""
+    found = list(parts)
+    for at, part in enumerate(parts):
+        if part.kind not in ("ahead", "not_ahead"):
+            break
+        (inner,) = part.parts
+        rows = tuple(
+            Node("cat", parts=row.parts[1:]) if row.parts and row.parts[0].kind == "begin" else row
+            for row in inner.parts
+        )
+        found[at] = Node(part.kind, parts=(Node("alt", parts=rows),))
+    return found
+
+
 def _looks(node: Node) -> bool:
     return node.kind in ("ahead", "not_ahead", "end") or any(map(_looks, node.parts))
 
@@ -203,9 +219,16 @@ def plain_pattern(text: str) -> str:
         if "(?<=" in text or "(?<!" in text:
             parse(text)
         return for_rust(text)
+    return by_automaton(text)
+
+
+def by_automaton(text: str) -> str:
+    """An expression for the same texts, with `^` at its beginning and `$` at its end only. Raises UnknownError."""
     languages = Languages()
     first = languages.whole(parse(text, looks=True))
-    pieces = languages.alphabet()
+    pieces = [
+        (max(1, low), high) for low, high in languages.alphabet() if high
+    ]  # see json_pattern about U+0000
     states, steps = {first: 0}, list[dict[int, list[Range]]]()
     waiting = [first]
     for state in waiting:  # it grows
@@ -306,7 +329,7 @@ def _expression(steps: list[dict[int, list[Range]]], accepting: list[bool]) -> s
     start, end = len(steps), len(steps) + 1
     ways: dict[tuple[int, int], str] = {(start, 0): ""}
     for at, found in enumerate(steps):
-        ways |= {(at, to): _class(ranges) for to, ranges in found.items()}
+        ways |= {(at, to): class_text(ranges) for to, ranges in found.items()}
         if accepting[at]:
             ways[at, end] = ""
     left = {at for pair in ways for at in pair} - {start, end}
@@ -335,7 +358,7 @@ def _cost(ways: dict[tuple[int, int], str], state: int) -> tuple[int, int]:
     return into * out, state
 
 
-def _class(ranges: list[Range]) -> str:
+def class_text(ranges: list[Range]) -> str:
     """A class of characters. Halves of surrogate pairs are in no text."""
     joined: list[Range] = []
     for low, high in sorted(ranges):

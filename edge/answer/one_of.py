@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from edge.answer.client_schema import all_schemas
+from edge.answer.client_schema import all_schemas, referred
 from edge.answer.pattern import read_pattern
 
 _TYPES = {"string", "number", "boolean", "null", "object", "array"}
 _MOST_SCHEMAS = 60
+_MOST_NESTED = 4
 _MOST_CHARACTERS = 1000  # of a value that is held against a pattern: its automaton gives up on long ones
 
 
 def replace_one_of(schema: object) -> None:
-    """Make `anyOf` of each `oneOf` whose schemas exclude each other by their types or by the values that they list.
+    """Make `anyOf` of each `oneOf` whose schemas exclude each other by their types or by the values that they list, or
+    do so in a property that they need.
 
     llguidance takes a `oneOf` whose schemas it finds apart, but does not hold values against a pattern. A `oneOf` that
     stays is left to it. Changes `schema`.
@@ -22,11 +24,12 @@ def replace_one_of(schema: object) -> None:
         several = one.get("oneOf")
         if not isinstance(several, list) or "anyOf" in one or len(several) > _MOST_SCHEMAS:
             continue
-        if all(_exclude(first, second) for first, second in combinations(several, 2)):
+        resolved = [referred(part, schema) for part in several]
+        if all(_exclude(first, second, schema, 0) for first, second in combinations(resolved, 2)):
             one["anyOf"] = one.pop("oneOf")
 
 
-def _exclude(first: object, second: object) -> bool:
+def _exclude(first: object, second: object, root: object, depth: int) -> bool:
     """Whether certainly no value is valid for both schemas."""
     if not isinstance(first, dict) or not isinstance(second, dict) or "$ref" in first or "$ref" in second:
         return False
@@ -36,8 +39,27 @@ def _exclude(first: object, second: object) -> bool:
     if values is not None and others is not None:
         return not any(_equal(one, other) for one in values for other in others)
     if values is None and others is None:
-        return False
+        return _exclude_as_objects(first, second, root, depth)
     return all(_refuses(second if others is None else first, one) for one in values or others or [])
+
+
+def _exclude_as_objects(first: dict[str, Any], second: dict[str, Any], root: object, depth: int) -> bool:
+    """Whether both are of objects and need a property whose schemas exclude each other."""
+    if depth > _MOST_NESTED or (_types(first) & _types(second)) != {"object"}:
+        return False
+    mine, others = first.get("properties"), second.get("properties")
+    if not isinstance(mine, dict) or not isinstance(others, dict):
+        return False
+    return any(
+        _exclude(referred(mine[name], root), referred(others[name], root), root, depth + 1)
+        for name in set(_needed(first)) & set(_needed(second))
+        if name in mine and name in others
+    )
+
+
+def _needed(schema: dict[str, Any]) -> list[str]:
+    names = schema.get("required")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _types(schema: dict[str, Any]) -> set[str]:

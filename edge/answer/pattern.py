@@ -14,12 +14,26 @@ from typing import Any
 
 from edge.answer.derived import DerivedPattern
 from edge.answer.expression import ANY, Node, Range, UnknownError, parse, usual_character
-from edge.answer.look_ahead import plain_pattern
+from edge.answer.look_ahead import by_automaton, plain_conditions, plain_pattern
 
 _MOST_STATES = 20_000
 _MOST_STEPS = 600_000  # states visited for one end: about 0.3 seconds
 _MOST_KNOWN = 64  # ends that an automaton remembers
 _LONGEST_KNOWN = 200  # characters of their texts
+
+FORMAT_TEXTS = {
+    "date-time": r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z",
+    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z",
+    "date": r"[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])",
+    "duration": r"P[1-9][0-9]{0,5}[DWMY]",
+    "email": r"[a-z0-9]+([._-][a-z0-9]+)*@[a-z0-9]+(-[a-z0-9]+)*\.[a-z]{2,12}",
+    "hostname": r"[a-z0-9]{1,60}(\.[a-z0-9]{1,60}){0,3}",
+    "ipv4": r"((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])",
+    "ipv6": r"([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|::",
+    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "uri": r"[a-z]+:[a-zA-Z0-9._~\/?@=&+-]+(#[a-zA-Z0-9._~-]*)?",
+}
+"""Texts of each format: not all of them, but simple ones."""
 
 
 @dataclass
@@ -181,18 +195,24 @@ def read_pattern(text: str) -> Pattern | DerivedPattern | None:
     return None
 
 
-def whole_expression(text: str) -> str | None:
-    """The same expression for a whole text, for llguidance: without anchors. None outside the subset, or for an anchor
-    inside a group."""
+def whole_expressions(text: str) -> list[str] | None:
+    """Expressions for a whole text, for llguidance: without anchors and look-around. A text that is in all of them is
+    one in which `text` holds. None outside the subset."""
     try:
-        rows = parse(plain_pattern(text)).parts
-        return "|".join(_whole_row(row) for row in rows)
+        return [_whole_expression(one) for one in plain_conditions(text)]
     except (UnknownError, RecursionError):
         return None
 
 
+def _whole_expression(text: str) -> str:
+    try:
+        return "|".join(map(_whole_row, parse(text).parts))
+    except UnknownError:  # an anchor inside of a group
+        return "|".join(map(_whole_row, parse(by_automaton(text)).parts))
+
+
 def _whole_row(row: Node) -> str:
-    parts = list(row.parts)
+    parts = [inner for part in row.parts for inner in _unwrapped(part)]
     before = after = "(?s:.)*"
     if parts and parts[0].kind == "begin":
         parts, before = parts[1:], ""
@@ -201,10 +221,20 @@ def _whole_row(row: Node) -> str:
     return before + "".join(map(_expression, parts)) + after
 
 
+def _unwrapped(node: Node) -> tuple[Node, ...]:
+    """The parts of a group without choices; otherwise the node itself."""
+    return node.parts[0].parts if node.kind == "alt" and len(node.parts) == 1 else (node,)
+
+
 def _expression(node: Node) -> str:
     if node.kind == "class":
         ranges = [
-            one for low, high in node.ranges for one in ((low, min(high, 0xD7FF)), (max(low, 0xE000), high))
+            one
+            for low, high in node.ranges
+            for one in (
+                (max(1, low), min(high, 0xD7FF)),
+                (max(low, 0xE000), high),
+            )  # see json_pattern about U+0000
         ]
         shown = "".join(f"\\x{{{low:x}}}-\\x{{{high:x}}}" for low, high in ranges if low <= high)
         if not shown:
@@ -242,7 +272,7 @@ _MOST_RULES = 64
 
 
 def text_rules(schema: object) -> tuple[TextRule, ...]:
-    """The rules of all strings and names in a JSON schema whose expressions are in the subset."""
+    """The rules of all strings and names in a JSON schema whose expressions are in the subset, and of formats."""
     found: dict[tuple[str, int], None] = {}
     waiting: list[Any] = [schema]
     while waiting:
@@ -252,6 +282,9 @@ def text_rules(schema: object) -> tuple[TextRule, ...]:
             least = least if type(least) is int else 0
             if isinstance(pattern := value.get("pattern"), str):
                 found[pattern, least] = None
+            form = value.get("format")
+            if isinstance(form, str) and form in FORMAT_TEXTS:
+                found[f"^(?:{FORMAT_TEXTS[form]})$", least] = None
             if isinstance(named := value.get("patternProperties"), dict):
                 found |= dict.fromkeys((str(name), 0) for name in named)
         if isinstance(value, dict | list):

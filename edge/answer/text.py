@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from edge.answer.sampling import Sampling
-from edge.answer.scores import Scored, TokenScore, score
+from edge.answer.scores import Scored, ScoredText
 from edge.answer.writer import Answer, TokenWriter
 from edge.llama.jobs import Writer
 from edge.llama.vocabulary import Vocabulary
@@ -28,38 +28,39 @@ def text_answer(
     `scores`: how many of the most probable tokens the answer gives with each token; None: no scores.
     """
     writer = TokenWriter(prompt, sampling, max_tokens)
-    shown = _StoppedText(stop, emit)
+    scored = None if scores is None else ScoredText(scores)
+    shown = _StoppedText(stop, emit, scored)
     reason: Literal["stop", "length"] = "length"
     while writer.left:
         logits = yield from writer.logits()
         token = writer.sampler.pick(logits)
-        if scores is not None:
-            shown.scores.append(score(logits, token, scores))
+        piece = vocabulary.piece(token)
+        ended = token in vocabulary.end_ids and not ignore_eos
+        if scored is not None and piece and not ended:
+            scored.add(logits, token, len(shown.text))
         writer.write(token)
-        if token in vocabulary.end_ids and not ignore_eos:
-            reason = "stop"
-            break
-        if shown.add(vocabulary.piece(token)):
+        if ended or shown.add(piece):
             reason = "stop"
             break
     shown.end(whole=reason == "length")
     answer = writer.answer(shown.text, reason)
-    return replace(answer, stopped_by=shown.stopped_by, scores=tuple(shown.scores))
+    return replace(answer, stopped_by=shown.stopped_by, scores=tuple(scored.told) if scored else ())
 
 
 class _StoppedText:
     """Decodes a text and emits it, except what may be the beginning of a stop text."""
 
-    def __init__(self, stop: Sequence[str], emit: Callable[[str | Scored], None] | None) -> None:
+    def __init__(
+        self, stop: Sequence[str], emit: Callable[[str | Scored], None] | None, scored: ScoredText | None
+    ) -> None:
         self._stop = stop
         self._emit = emit
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = max(map(len, stop), default=1) - 1  # characters
         self._shown = 0
-        self._told = 0  # scores
         self.text = ""
         self.stopped_by: str | None = None
-        self.scores: list[TokenScore] = []
+        self._scored = scored
 
     def add(self, piece: bytes) -> bool:
         """Take in the bytes of a token; True at a stop text, which is cut off."""
@@ -80,12 +81,10 @@ class _StoppedText:
         self._show(len(self.text))
 
     def _show(self, end: int) -> None:
-        if self._emit is None or end <= self._shown:
+        if end <= self._shown:
             return
         text = self.text[self._shown : end]
         self._shown = end
-        if self.scores:
-            self._emit(Scored(text, tuple(self.scores[self._told :])))
-            self._told = len(self.scores)
-        else:
-            self._emit(text)
+        piece = text if self._scored is None else self._scored.show(text, end)
+        if self._emit is not None:
+            self._emit(piece)

@@ -17,6 +17,7 @@ from edge.answer.endings import Endings, Guide
 from edge.answer.guided import write_guided
 from edge.answer.pattern import text_rules
 from edge.answer.sampling import Sampling
+from edge.answer.scores import Scored, ScoredText
 from edge.answer.writer import Answer, Thought, TokenWriter, thought_is_open, write_header, write_thought
 from edge.errors import GrammarError
 from edge.llama.jobs import Logits, Writer
@@ -132,7 +133,8 @@ class Wanted:
 
     `calls`: those that it may have; `must`: it has calls and no text. `stop`: texts that end the text. `forbidden`: a
     text that is not written, such as the beginning of a call. `form`: the form of the text, and an ending at its start;
-    then an answer is either text or calls.
+    then an answer is either text or calls. `scores`: how many of the most probable tokens each token of the text has,
+    for a text without a form or calls; None: no scores.
     """
 
     calls: CallGuide | None = None
@@ -141,6 +143,7 @@ class Wanted:
     ignore_eos: bool = False
     forbidden: str = ""
     form: tuple[Guide, list[int]] | None = None
+    scores: int | None = None
 
     def least(self, vocabulary: Vocabulary, prompt: Sequence[int]) -> int:
         """Tokens of the shortest answer: a thought that the prompt has opened is closed first."""
@@ -163,7 +166,7 @@ def tool_answer(
     max_tokens: int,
     sampling: Sampling,
     think: int,
-    emit: Callable[[Piece], None] | None = None,
+    emit: Callable[[Piece | Scored], None] | None = None,
 ) -> Writer[Answer]:
     """A thought, then text, then calls. `wanted.least` tokens have to fit into `max_tokens`.
 
@@ -187,7 +190,8 @@ def tool_answer(
         yield from text.write(no_thought=thought.text is None, ignore_eos=wanted.ignore_eos)
     if calls is None or not text.called:
         answer = writer.answer(text.shown, "stop" if text.ended else "length", thought=thought)
-        return replace(answer, stopped_by=text.stopped_by)
+        scores = tuple(text.scored.told) if text.scored is not None else ()
+        return replace(answer, stopped_by=text.stopped_by, scores=scores)
     return (yield from _called(vocabulary, endings, calls, writer, thought, text))
 
 
@@ -257,8 +261,9 @@ class _Text:
         vocabulary: Vocabulary,
         writer: TokenWriter,
         wanted: Wanted,
-        show: Callable[[Piece], None],
+        show: Callable[[Piece | Scored], None],
     ) -> None:
+        self.scored = None if wanted.scores is None else ScoredText(wanted.scores)
         self.shown = ""
         self.raw = ""
         self.called = False
@@ -295,7 +300,8 @@ class _Text:
             {vocabulary.thought.opening_ids[0]} if no_thought and vocabulary.thought is not None else set()
         )
         while writer.left and not self.called and not self.ended:
-            token = writer.sampler.pick((yield from writer.logits()), self._allowed(refused))
+            logits = yield from writer.logits()
+            token = writer.sampler.pick(logits, self._allowed(refused))
             if token in vocabulary.text_ends and not ignore_eos:
                 writer.write(token)
                 self.ended = True
@@ -305,6 +311,8 @@ class _Text:
                 refused.add(token)
                 continue
             refused = set()
+            if self.scored is not None and vocabulary.piece(token):
+                self.scored.add(logits, token, len(self._text))
             writer.write(token)
             self._add(token)
             if rest:
@@ -377,7 +385,8 @@ class _Text:
 
     def _show_to(self, end: int) -> None:
         if end > len(self.shown):
-            self.show(self._text[len(self.shown) : end])
+            text = self._text[len(self.shown) : end]
+            self.show(text if self.scored is None else self.scored.show(text, end))
             self.shown = self._text[:end]
 
     def _held(self) -> int:

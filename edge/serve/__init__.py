@@ -7,6 +7,7 @@ page      the page at `/`, and its data
 endpoint  takes a place, reads the body, hands the request in
 dialects  the languages of the endpoints: how each reads requests and writes answers
 request   a chat or a completion in OpenAI's form, checked field by field
+forms     the form of an answer that a request asks for, and unknown fields
 tools     the tools of a request, and how much it may think
 tool_prompt  how the model's chat template shows tools and calls
 chat_writer  the writer of text and calls of tools

@@ -9,7 +9,9 @@ from typing import Any
 
 from edge.answer.answering import AnswerKind
 from edge.errors import PromptError
+from edge.serve.forms import check_fields
 from edge.serve.request import BadRequestError, ClientRequest, read_chat
+from edge.serve.tools import FieldError
 from edge.serve.turns import Turns, text_field
 
 _SAME = (
@@ -24,6 +26,12 @@ _SAME = (
     "repetition_penalty",
 )
 """Fields that mean the same in a chat request."""
+_FIELDS = (
+    *_SAME,
+    *("system", "messages", "stop_sequences", "tools", "tool_choice", "thinking", "output_format"),
+    *("container", "mcp_servers"),
+)
+_INSIDE = {"output_config": ("format", "effort")}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = {"xhigh": "high", "max": "high"}
 _NAMES = {"stop": "stop_sequences", "response_format": "output_config", "reasoning_effort": "output_config"}
@@ -34,6 +42,10 @@ def read_messages(body: Mapping[str, Any], answers: AnswerKind) -> ClientRequest
     if body.get("container") or body.get("mcp_servers"):
         name = "container" if body.get("container") else "mcp_servers"
         raise BadRequestError(f"{name} is not supported", name)
+    try:
+        unknown = check_fields(body, _FIELDS, _INSIDE, "output_config.format")
+    except FieldError as error:
+        raise BadRequestError(str(error), error.param) from None
     tools, aside = _tools(body.get("tools"))
     chat: dict[str, Any] = {name: body[name] for name in _SAME if name in body}
     chat |= {"messages": _messages(body), "stop": body.get("stop_sequences")}
@@ -53,7 +65,7 @@ def read_messages(body: Mapping[str, Any], answers: AnswerKind) -> ClientRequest
         error.param = _NAMES.get(error.param or "", error.param)
         raise
     warnings = [f"tools of the type {kind} are ignored: the server has none" for kind in aside]
-    return replace(request, warnings=(*warnings, *request.warnings))
+    return replace(request, warnings=(*unknown, *warnings, *request.warnings))
 
 
 def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -163,7 +175,7 @@ def _output(body: Mapping[str, Any]) -> dict[str, Any]:
     if form is not None:
         if not isinstance(form, dict) or form.get("type") != "json_schema":
             raise BadRequestError("output_config.format.type must be json_schema", "output_config")
-        found["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.get("schema")}}
+        found["response_format"] = form
     if (effort := config.get("effort")) is not None:
         found["reasoning_effort"] = _EFFORTS.get(effort, effort) if isinstance(effort, str) else effort
     return found

@@ -3,7 +3,6 @@
 The format: https://docs.anthropic.com/en/api/messages-streaming. `edge_warnings` is an additional field.
 """
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from edge.answer.calls import CallArguments, CallBegun, Piece, Thinking
+from edge.answer.calls import CallArguments, CallBegun, Piece, Thinking, read_json
 from edge.answer.scores import Scored
 from edge.answer.writer import Answer
 from edge.serve.failures import with_retry
@@ -48,7 +47,7 @@ class MessagesForm:
         if answer.text or not answer.calls:
             content.append({"type": "text", "text": answer.text})
         content += [
-            {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": read_json(call.arguments)}
             for call in answer.calls
         ]
         return {**self._message(content), **_ending(answer), **self._warned(), "usage": _usage(answer)}

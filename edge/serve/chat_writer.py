@@ -66,6 +66,7 @@ def chat_writer(
         request.ignore_eos,
         server.call_form.trigger if request.tools is not None else "",
         form,
+        request.scores,
     )
     if (least := wanted.least(vocabulary, prompt)) > room:
         what = "call of the tools" if wanted.must else "answer"

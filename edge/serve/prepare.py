@@ -161,7 +161,7 @@ def _writer_maker(server: Server, request: ClientRequest, prompt: list[int], roo
             emit=emit,
             emit_thought=lambda text: emit(Thinking(text)),
         )
-    if guide.kind == "text" and request.messages and request.continued is None and request.scores is None:
+    if guide.kind == "text" and request.messages and request.continued is None:
         return chat_writer(server, request, prompt, room)
     if guide.kind == "text":
         return lambda emit: text_answer(

@@ -2,14 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from edge.answer.answering import AnswerKind
 from edge.answer.sampling import Sampling
 from edge.errors import EdgeError, PromptError
 from edge.prompt import Message, check_messages
+from edge.serve.forms import FORMS, Guide, check_fields, read_guide
 from edge.serve.messages import template_messages
 from edge.serve.response import ErrorKind
 from edge.serve.tools import FieldError, ThinkingRequest, ToolRequest, read_thinking, read_tools
@@ -39,15 +40,6 @@ class BadRequestError(Exception):
         super().__init__(message)
         self.retry_after = retry_after
         self.param, self.status, self.kind, self.code = param, status, kind, code
-
-
-@dataclass(frozen=True)
-class Guide:
-    """The form of an answer: the action, a JSON schema, a GBNF grammar, or any text."""
-
-    kind: Literal["action", "schema", "gbnf", "text"]
-    text: str = ""
-    param: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +75,21 @@ class ClientRequest:
 def read_body(data: bytes) -> dict[str, Any]:
     """A request's body as a JSON object. Raises BadRequestError."""
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
     except UnicodeDecodeError:
         raise BadRequestError("the body is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
         raise BadRequestError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadRequestError("the body is not a JSON object")
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number that a response can repeat. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no number that can be kept")
     return value
 
 
@@ -178,11 +178,15 @@ def read_prompts(value: object, name: str) -> tuple[str | list[int], ...]:
     return prompts
 
 
-def _check_names(body: Mapping[str, Any]) -> None:
-    """Refuse a field whose name is almost a known one. Other unknown fields are ignored, as in other servers."""
+def _check_names(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Refuse a field whose name is almost a known one, or that limits the answer; a sentence about the others."""
     for name in body.keys() - set(_FIELDS):
         if meant := did_you_mean(name, _FIELDS, 0.9, parts=False):
-            raise BadRequestError(f"unknown field {printable(name[:80])}; {meant}", name[:80])
+            raise BadRequestError(f"unknown field {printable(name[:80])}; {meant}", printable(name[:80]))
+    try:
+        return check_fields(body, _FIELDS)
+    except FieldError as error:
+        raise BadRequestError(str(error), error.param) from None
 
 
 def _read(
@@ -192,14 +196,17 @@ def _read(
     default: Guide,
     scores: int | None,
 ) -> ClientRequest:
-    _check_names(body)
+    aside = _check_names(body)
     for name in ("tools", "functions", "function_call", "logit_bias", "audio", "prediction"):
         if body.get(name) and not (messages and name == "tools"):
             raise BadRequestError(f"{name} is not supported", name)
     n = _at_least_one(body, "n") or 1
     if body.get("best_of") not in (None, n):
         raise BadRequestError("best_of is not supported; use n", "best_of")
-    guide = _guide(body, default)
+    try:
+        guide = read_guide(body, default)
+    except FieldError as error:
+        raise BadRequestError(str(error), error.param) from None
     if scores is not None and (guide.kind != "text" or body.get("tools")):
         raise BadRequestError(
             'logprobs are for text answers only: add response_format {"type": "text"}, without tools',
@@ -214,7 +221,7 @@ def _read(
         raise BadRequestError("stop must be a text or a list of texts", "stop")
     if len(stops) > MOST_STOPS:
         raise BadRequestError(f"stop has {len(stops)} texts; the maximum is {MOST_STOPS}", "stop")
-    warnings = tuple(
+    warnings = aside + tuple(
         f"{name} is ignored: it would cut or prolong an answer that must be complete"
         for name in ("stop", "ignore_eos")
         if body.get(name) and guide.kind != "text"
@@ -283,110 +290,9 @@ def _top_k(body: Mapping[str, Any]) -> int:
     return 0 if top_k is None or top_k == -1 else top_k  # vLLM also turns it off with -1
 
 
-def _guide(body: Mapping[str, Any], default: Guide) -> Guide:
-    """The form that a request asks for. Other servers have other names for it: each is kept, or refused by its name."""
-    for name in _UNKNOWN_FORMS:
-        if body.get(name) not in (None, False):
-            raise BadRequestError(f"{name} is not supported; use response_format or grammar", name)
-    for name in _HOLDERS:
-        inner = body.get(name)
-        held = [one for one in inner if one in (*_FORMS, *_UNKNOWN_FORMS)] if isinstance(inner, dict) else []
-        if held:
-            raise BadRequestError(
-                f"{name}.{held[0]} is not supported; use response_format or grammar at the top level", name
-            )
-    given = [name for name in _FORMS if body.get(name) is not None]
-    if len(given) > 1:
-        raise BadRequestError(f"give either {given[0]} or {given[1]}, not both", given[1])
-    try:
-        return _FORMS[given[0]](body[given[0]], given[0]) if given else default
-    except RecursionError:
-        raise BadRequestError(f"{given[0]} is nested too deeply", given[0]) from None
-
-
-def _gbnf(value: object, name: str) -> Guide:
-    if not isinstance(value, str) or not value.strip():
-        raise BadRequestError(f"{name} must be a text in GBNF", name)
-    return Guide("gbnf", value, name)
-
-
-def _schema(value: object, name: str) -> Guide:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
-    if not isinstance(value, dict):
-        raise BadRequestError(f"{name} must be an object: a JSON schema", name)
-    return Guide("schema", json.dumps(value), name)
-
-
-def _choice(value: object, name: str) -> Guide:
-    if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
-        raise BadRequestError(f"{name} must be a list of texts", name)
-    return Guide("gbnf", "root ::= " + " | ".join(map(_quoted, value)), name)
-
-
-def _quoted(text: str) -> str:
-    """A text as a literal of GBNF."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
-
-
-def _structured(value: object, name: str) -> Guide:
-    """vLLM's structured_outputs: one of its forms."""
-    given = {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else {}
-    forms: dict[str, Callable[[object, str], Guide]] = {"json": _schema, "choice": _choice, "grammar": _gbnf}
-    if len(given) != 1 or (key := next(iter(given))) not in (*forms, "json_object"):
-        raise BadRequestError(f"{name} must have exactly one of json, choice, grammar, json_object", name)
-    return forms[key](given[key], name) if key in forms else Guide("schema", _ANY_OBJECT, name)
-
-
-def _format(value: object, name: str) -> Guide:
-    """Ollama's format: "json", or a schema."""
-    return Guide("schema", _ANY_OBJECT, name) if value == "json" else _schema(value, name)
-
-
-def _response_format(form: object, name: str) -> Guide:
-    kind = form.get("type") if isinstance(form, dict) else None
-    if not isinstance(form, dict) or kind not in ("text", "json_object", "json_schema"):
-        raise BadRequestError("response_format.type must be text, json_object or json_schema", name)
-    if kind == "text":
-        return Guide("text")
-    schema = form.get("schema")
-    if kind == "json_schema" and schema is None:
-        inner = form.get("json_schema")
-        schema = inner.get("schema") if isinstance(inner, dict) else None
-        if not isinstance(schema, dict):
-            raise BadRequestError("response_format.json_schema.schema must be an object", name)
-    if schema is None:
-        return Guide("schema", _ANY_OBJECT, name)
-    if not isinstance(schema, dict):
-        raise BadRequestError("response_format.schema must be an object", name)
-    return Guide("schema", json.dumps(schema), name)
-
-
-_ANY_OBJECT = '{"type": "object"}'
-_FORMS: dict[str, Callable[[object, str], Guide]] = {
-    "response_format": _response_format,
-    "grammar": _gbnf,
-    "json_schema": _schema,
-    "guided_json": _schema,
-    "guided_choice": _choice,
-    "guided_grammar": _gbnf,
-    "structured_outputs": _structured,
-    "format": _format,
-}
-_UNKNOWN_FORMS = (
-    *("guided_regex", "guided_whitespace_pattern", "guided_json_object", "structural_tag", "regex", "ebnf"),
-    *("lark", "response_schema", "json_object", "output_format"),
-)
-# Where other interfaces have a form, and where clients leave fields that belong at the top level.
-_HOLDERS = ("text", "output_config", "extra_body", "nvext")
-# Every name that this module reads or that OpenAI's clients send.
+# Every name that is read, or refused below.
 _FIELDS = (
-    *_FORMS,
-    *_UNKNOWN_FORMS,
+    *FORMS,
     *(
         "model",
         "messages",
@@ -421,6 +327,7 @@ _FIELDS = (
     ),
     *("functions", "function_call", "parallel_tool_calls", "user", "metadata", "store", "reasoning_effort"),
     *("chat_template_kwargs", "thinking_budget", "continue_final_message", "add_generation_prompt"),
+    *("audio", "prediction", "reasoning_budget"),
 )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from edge.answer.answering import AnswerKind
 from edge.errors import PromptError
+from edge.serve.forms import check_fields
 from edge.serve.request import ROLES, BadRequestError, ClientRequest, read_chat
+from edge.serve.tools import FieldError
 from edge.serve.turns import Turns, text_field
 
 _SAME = (
@@ -33,11 +35,16 @@ _SAME = (
 _NOT_KEPT = {
     "previous_response_id": "the server keeps no responses; send the whole conversation in input",
     "conversation": "the server keeps no conversations; send the whole conversation in input",
-    "store": "the server keeps no responses; send store: false, or leave it out",
     "background": "the server keeps no responses; use stream",
     "prompt": "the server keeps no prompts; send instructions and input",
     "top_logprobs": "use /v1/chat/completions",
 }
+_FIELDS = (
+    *_SAME,
+    *("instructions", "input", "tools", "tool_choice", "max_output_tokens", "reasoning", "truncation"),
+    *_NOT_KEPT,
+)
+_INSIDE = {"text": ("format", "verbosity")}
 _INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 
 
@@ -65,8 +72,12 @@ def read_responses(body: Mapping[str, Any], answers: AnswerKind) -> ResponsesReq
     for name, reason in _NOT_KEPT.items():
         if body.get(name):
             raise BadRequestError(f"{name} is not supported: {reason}", name)
+    try:
+        unknown = check_fields(body, _FIELDS, _INSIDE, "text.format")
+    except FieldError as error:
+        raise BadRequestError(str(error), error.param) from None
     tools, names, aside = _tools(body.get("tools"))
-    warnings = [f"tools of the type {kind} are ignored: the server has none" for kind in aside]
+    warnings = [*unknown, *aside]
     if body.get("truncation") not in (None, "disabled"):
         warnings.append("truncation is ignored: a prompt that is too long is refused")
     chat: dict[str, Any] = {name: body[name] for name in _SAME if name in body}
@@ -179,7 +190,7 @@ def _shown(space: object, name: str) -> str:
 
 
 def _tools(value: object) -> tuple[list[dict[str, Any]], Names, list[str]]:
-    """Tools in the chat form, those with other names or kinds, and the kinds that are ignored."""
+    """Tools in the chat form, those with other names or kinds, and a sentence about each part that is ignored."""
     if value is not None and not isinstance(value, list):
         raise BadRequestError("tools must be a list", "tools")
     tools: list[dict[str, Any]] = []
@@ -195,7 +206,7 @@ def _tools(value: object) -> tuple[list[dict[str, Any]], Names, list[str]]:
                 add(one, name)
             return
         if kind not in ("function", "custom"):
-            aside.append(str(kind)[:40])
+            aside.append(f"tools of the type {str(kind)[:40]} are ignored: the server has none")
             return
         if not isinstance(name, str) or not name:
             raise BadRequestError("each of the tools needs a name", "tools")
@@ -206,6 +217,9 @@ def _tools(value: object) -> tuple[list[dict[str, Any]], Names, list[str]]:
         if kind == "custom":
             custom.add(shown)
             function["parameters"] = _INPUT
+            form = tool.get("format")
+            if isinstance(form, dict) and form.get("type") != "text":
+                aside.append(f"the format of the tool {shown[:80]} is not kept: its input is any text")
         else:
             function |= {key: tool[key] for key in ("parameters", "strict") if tool.get(key) is not None}
         tools.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
@@ -243,6 +257,4 @@ def _format(text: object) -> dict[str, Any] | None:
         return None
     if not isinstance(form, dict):
         raise BadRequestError("text.format must be an object", "text.format")
-    if form.get("type") == "json_schema":
-        return {"type": "json_schema", "json_schema": {"schema": form.get("schema")}}
     return form

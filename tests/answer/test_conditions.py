@@ -94,6 +94,7 @@ def test_others_are_refused(pattern: str) -> None:
         (r"[]a[]\[[b]", r"[]a\[]\[[b]"),
         (r"[[:alpha:]]", r"[[:alpha:]]"),
         (r"\\0[\d]", r"\\0[\d]"),
+        (r"^[a&&b~~c]&&$", r"^[a\&&b\~~c]&&$"),
     ],
 )
 def test_a_class_is_one_as_in_javascript(pattern: str, same: str) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from conftest import converted, keyed
 from random_tools import check
+from served import serving
 
 from edge.answer.action import parse_action
 from edge.answer.call_formats import GEMMA, HARMONY_CHANNEL, HERMES, CallFormat
@@ -61,17 +63,20 @@ def make_renamed(folder: Path, out: Path, names: dict[str, str]) -> None:
         (out / name).write_text(text, encoding="utf-8")
 
 
+def model_file(tiny_folder: Path, name: str) -> Path:
+    """The GGUF of the embedded model with the special tokens of another one."""
+    sources = [Path(__file__), *sorted(tiny_folder.glob("*.json"))]
+    folder = keyed(f"thoughts-{name}", sources, lambda out: make_renamed(tiny_folder, out, RENAMED[name]))
+    return converted(folder, f"thoughts-{name}-Q4_K_M.gguf", "Q4_K_M")
+
+
 @pytest.fixture(scope="module")
 def load(tiny_folder: Path) -> Iterator[Callable[[str], Vocabulary]]:
     opened: dict[str, Any] = {}
 
     def load(name: str) -> Vocabulary:
         if name not in opened:
-            sources = [Path(__file__), *sorted(tiny_folder.glob("*.json"))]
-            folder = keyed(
-                f"thoughts-{name}", sources, lambda out: make_renamed(tiny_folder, out, RENAMED[name])
-            )
-            context = file_vocabulary(converted(folder, f"thoughts-{name}-Q4_K_M.gguf", "Q4_K_M"))
+            context = file_vocabulary(model_file(tiny_folder, name))
             opened[name] = context, context.__enter__()
         found: Vocabulary = opened[name][1]
         return found
@@ -223,3 +228,43 @@ def test_actions_and_chats_of_gpt_oss(load: Callable[[str], Vocabulary]) -> None
     answer = play(vocabulary, chat_answer(vocabulary, prompt, **options), f"{script}Hello.<|end|>")
     assert (answer.thought, answer.text, answer.raw) == ("Hm.", "Hello.", "Hello.")
     assert answer.finish_reason == "stop"
+
+
+def scored(vocabulary: Vocabulary, answer: Any) -> str:
+    """The text of the tokens that have a score."""
+    return b"".join(vocabulary.piece(one.token) for one in answer.scores).decode()
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_scores_are_those_of_the_visible_text(name: str, load: Callable[[str], Vocabulary]) -> None:
+    """Without the thought, the header, the stop text and the end; each token has its own score."""
+    vocabulary = load(name)
+    opening, closing = MARKS[name]
+    header = FINAL if name == "gpt-oss" else ""
+    for script in (f"{opening}I must look.{closing}{header}Here: 😀!", f"{header}Here: 😀!"):
+        answer = write(vocabulary, script, None, scores=2)
+        assert answer.text == "Here: 😀!" == scored(vocabulary, answer)
+        assert all(one.best[0] == (one.token, one.logprob) for one in answer.scores)
+    answer = write(vocabulary, f"{header}Here it is. Stop here.", None, scores=0, stop=["Stop"])
+    assert answer.text == "Here it is. " and scored(vocabulary, answer).startswith(answer.text)
+    last = vocabulary.piece(answer.scores[-1].token).decode()
+    assert len(scored(vocabulary, answer)) - len(last) < len(answer.text)  # the last token begins in the text
+    answer = write(vocabulary, f"{opening}{'so, ' * 90}", None, think=20, room=20, scores=1)
+    assert answer.text == scored(vocabulary, answer)
+
+
+@pytest.mark.slow
+def test_log_probabilities_of_a_server_with_gpt_oss(tiny_folder: Path) -> None:
+    body = {"messages": [{"role": "user", "content": "Remove the file old.log."}], "max_tokens": 40}
+    with serving(model_file(tiny_folder, "gpt-oss"), "--answers", "text") as address:
+
+        def ask(**fields: Any) -> Any:
+            got = httpx.post(f"{address}/v1/chat/completions", json={**body, **fields}, timeout=120)
+            return got.json()["choices"][0]
+
+        plain, choice = ask(), ask(logprobs=True, top_logprobs=2)
+        assert choice["message"] == plain["message"]
+        tokens = choice["logprobs"]["content"]
+        assert b"".join(bytes(one["bytes"]) for one in tokens).decode() == choice["message"]["content"]
+        for part in FINAL.replace("<", " <").replace(">", "> ").split():
+            assert part not in [one["token"] for one in tokens]

@@ -201,6 +201,8 @@ def test_schemas_that_cannot_be_kept_are_refused_by_name(plain: Vocabulary) -> N
     assert "odd" in refused({"type": "object", "properties": {"a": False}, "required": ["a"]})
     nested = {"type": "array", "items": {"type": "object", "patternProperties": {"^x": {}}}}
     assert "odd" in refused({"type": "object", "properties": {"a": nested}}, GEMMA)
+    inner = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?:^a|b$)"}}}
+    assert "(?:^a|b$)" in refused(inner, LFM2)
 
 
 def test_recursive_and_open_schemas(plain: Vocabulary) -> None:
@@ -235,3 +237,40 @@ def test_recursive_and_open_schemas(plain: Vocabulary) -> None:
         )
         assert isinstance(pieces[0], CallBegun) and len(answer.calls) == 1
         json.loads(answer.calls[0].arguments)
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "password": {"pattern": r"^(?=.*[A-Z])(?=.*[a-z])(?=.*\d)(?=.*[^A-Za-z0-9]).{8,64}$"},
+    "a size as look-ahead": {"pattern": r"^(?=.*\d)(?=.{6,72}$)(?!.*\s)[\x20-\x7E]+$"},
+    "not at the end": {"pattern": r"^[a-z]+\.(?:js|ts)(?<!\.d\.ts)$"},
+    "an anchor in a group": {"pattern": r"^(?:[a-c]{2}|x$)"},
+    "a pattern and a size": {"pattern": "^[a-z-]+$", "minLength": 3, "maxLength": 9},
+    "no double dash, sized": {"pattern": "^(?!-)(?!.*--)[a-z0-9-]{1,63}$", "maxLength": 6},
+    "a format and a pattern": {"format": "date", "pattern": "^20[12]"},
+    "a format and a size": {"format": "email", "maxLength": 20},
+}
+
+
+@pytest.mark.parametrize("form", [LFM2, QWEN_XML, GEMMA, HERMES], ids=lambda form: form.name)
+@pytest.mark.parametrize("name", RULES)
+def test_texts_without_quotes_keep_what_texts_of_json_keep(
+    renamed: Vocabulary, form: CallFormat, name: str
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", **RULES[name]}}, "required": ["a"]}
+    tools = [Tool("f", schema)]
+    endings, liked = endings_of(renamed), liked_tokens(renamed)
+    calls = compile_calls(renamed, endings, form, tools, many=False)
+    for more in (0, 3, 40):
+        pieces: list[Piece] = []
+        answer, _ = random_answer(
+            renamed,
+            endings,
+            calls,
+            random.Random(more),
+            must=True,
+            max_tokens=calls.shortest + more,
+            emit=pieces.append,
+            liked=liked,
+        )
+        check(form, tools, answer, pieces)
+        assert len(answer.calls) == 1

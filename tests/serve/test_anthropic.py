@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,8 @@ def test_calls_thoughts_and_texts_are_blocks() -> None:
     whole: Any = MessagesForm(request, "m").whole([answer])
     assert [block["type"] for block in whole["content"]] == [block["type"] for block in blocks]
     assert whole["content"][2] == {"type": "tool_use", "id": "c1", "name": "ls", "input": {"path": "."}}
+    huge = replace(answer, calls=(ToolCall("c1", "ls", '{"size": 9e999}'),))
+    assert json.dumps(MessagesForm(request, "m").whole([huge]), allow_nan=False)
 
 
 def test_a_session_with_tools(server: str) -> None:
