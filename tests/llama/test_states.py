@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scripted
+from own_state import own_state
 from scripted import Read, script
 
 from edge.agent.answerer import LocalAnswerer
@@ -44,7 +45,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("EDGE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("EDGE_STATE", str(own_state(tmp_path / "state")))
 
 
 def tokens(count: int, seed: int) -> list[int]:

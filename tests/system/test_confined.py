@@ -100,7 +100,7 @@ def test_the_child_of_an_unknown_file_reaches_nothing(script: Path, world: World
 @pytest.mark.skipif(sys.platform != "linux", reason="the script reads /proc")
 def test_without_a_sandbox_only_the_environment_is_empty(script: Path, world: World) -> None:
     """The control: the script does what the sandbox stops."""
-    outcome = run_plain("cProfile", "-o/dev/null", script, 60)
+    outcome = run_plain("cProfile", "-o/dev/null", [script], 60)
     assert outcome.status == 0, outcome.output
     done = json.loads(outcome.output.splitlines()[-1])
     assert world.secret not in str(done["environment"]) and done["environment"]["HOME"] != str(Path.home())
