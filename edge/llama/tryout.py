@@ -28,10 +28,12 @@ def needs_no_trial(path: Path, adapter: Path | None = None) -> bool:
 
     With an adapter, whether that is so of the adapter on this model.
     """
+    if adapter is not None:
+        return is_known([adapter], _how(), beside=part_files(path))
+    if is_known([path], _how()):  # as one file; only a model in parts needs another look at its header
+        return True
     files = part_files(path)
-    if adapter is None:
-        return is_known(files, _how())
-    return is_known([adapter], _how(), beside=files)
+    return len(files) > 1 and is_known(files, _how())
 
 
 def try_out(path: Path, adapter: Path | None = None) -> None:
