@@ -7,6 +7,7 @@
 edge starts it only as a process (edge/system/child.py). With exit code 1, the reason is on stderr.
 """
 
+import contextlib
 import importlib
 import json
 import sys
@@ -16,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import EdgeError, ModelFileError
+from edge.errors import ContextError, EdgeError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -27,24 +28,28 @@ _MAX_TOKENS = 24  # of the answer
 def try_file(path: str, *adapters: str) -> None:
     """Load a file that can be damaged and run it once, with these adapters. llama.cpp may stop the process.
 
-    Prints the lines `{"began": true}`, then `{"loaded": true}` or `{"refused": reason}`. Raises EdgeError.
+    Prints the lines `{"began": true}`, then `{"ran": true}` or `{"refused": reason, "room": …}`. `room`: whether it
+    lacked only memory or context. Raises EdgeError.
     """
+    from edge.answer.answering import Answering
     from edge.llama.loading import Adapter, Loading
     from edge.runner import Runner
 
     _print(began=True)
     try:
         named = tuple(Adapter(Path(adapter)) for adapter in adapters)
-        runner = Runner.open(path, Loading(gpu_layers=0, trusted=True, adapters=named))
-    except ModelFileError as problem:
+        with Runner.open(path, Loading(gpu_layers=0, trusted=True, adapters=named)) as runner:
+            # Without the chat template: it is the file's too, and could fail here only.
+            runner.answer(runner.encode("ls") or [0], Answering(8, constrained=False))
+            _print(ran=True)
+            with contextlib.suppress(EdgeError):
+                runner.act([{"role": "user", "content": "ls"}], 8)
+    except EdgeError as problem:
         reason = str(problem)
         for name in (path, *adapters):
             reason = reason.removeprefix(f"{name}: ")
-        _print(refused=reason)
+        _print(refused=reason, room=isinstance(problem, ContextError) or "alloc" in reason)
         raise
-    with runner:
-        _print(loaded=True)
-        runner.act([{"role": "user", "content": "ls"}], 8)
 
 
 def write_answer(path: str) -> None:

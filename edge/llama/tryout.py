@@ -20,6 +20,7 @@ from edge.system.confined import Outcome, run_confined, run_plain
 from edge.system.text import printable
 
 _BYTES_A_SECOND = 10_000_000  # of a slow disk
+_LONGEST = 6 * 3600  # seconds, also for a file with large holes
 _PATIENCE = 180  # seconds beyond what such a disk needs: a busy machine must not make a file look damaged
 
 
@@ -51,7 +52,7 @@ def try_out(path: Path, adapter: Path | None = None) -> None:
     _check(subject, outcome)
     if [signature(file) for file in tried] != signatures:
         raise ModelFileError(f"{subject}: another program changed it while edge tried it; try again")
-    if outcome.status == 0:
+    if outcome.status == 0 and "ran" in _said(outcome):
         mark_tried(signatures, _how())
 
 
@@ -61,7 +62,8 @@ def _how() -> str:
 
 def _tried(subject: Path, files: list[Path], adapter: Path | None) -> Outcome:
     more = [] if adapter is None else [adapter]
-    patience = _PATIENCE + sum(file.stat().st_size for file in (*files, *more)) / _BYTES_A_SECOND
+    n_bytes = sum(file.stat().st_size for file in (*files, *more))
+    patience = min(_PATIENCE + n_bytes / _BYTES_A_SECOND, _LONGEST)
     try:
         return _trial(subject, files, more, patience)
     except subprocess.TimeoutExpired:
@@ -76,7 +78,7 @@ def _tried(subject: Path, files: list[Path], adapter: Path | None) -> Outcome:
 
 
 def _check(path: Path, outcome: Outcome) -> None:
-    """Raises ModelFileError unless the child loaded the file, or the file needs more memory than the trial had."""
+    """Raises ModelFileError unless the child ran the file, or the file needs more memory than the trial had."""
     said = _said(outcome)
     if outcome.status < 0:
         name = signal_name(outcome.status)
@@ -88,11 +90,21 @@ def _check(path: Path, outcome: Outcome) -> None:
             f"{path}: damaged, or of a kind that llama.cpp cannot run: it stops the process ({name}"
             f"{': ' if why else ''}{printable(why)}); convert or fetch it again"
         )
-    refused = said.get("refused")
-    if isinstance(refused, str) and "alloc" not in refused:  # a GPU can have the memory that the trial lacked
-        raise ModelFileError(f"{path}: {printable(refused)}")
     if "began" not in said:
         raise ModelFileError(f"{path}: the trial in a child process cannot start: {_first_line(outcome)}")
+    if "ran" in said:
+        return
+    refused = said.get("refused")
+    if not isinstance(refused, str):
+        raise ModelFileError(f"{path}: the trial in a child process failed: {_first_line(outcome)}")
+    if said.get("room") is not True:
+        raise ModelFileError(f"{path}: {printable(refused)}")
+    warnings.warn(  # a GPU can have the memory that the trial lacked
+        f"{path}: is from an unknown source, and its trial had too little memory ({printable(refused)[:200]}): edge "
+        "loads it without a trial",
+        EdgeWarning,
+        stacklevel=4,
+    )
 
 
 def _trial(subject: Path, files: list[Path], more: list[Path], patience: float) -> Outcome:

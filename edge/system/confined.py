@@ -36,6 +36,9 @@ _SCRATCH = 64 << 20  # bytes of /tmp inside
 _MEMORY = (
     4 << 30
 )  # bytes of a child's own memory, besides twice its files: llama.cpp can rearrange the weights
+_MOST_MEMORY = (
+    1 << 60
+)  # bytes: a file with holes can be so large that a limit for it is no number for the system
 _SYS_RESOURCE = 24  # the capability to raise limits (linux/capability.h)
 _KEPT = 1 << 16  # bytes of output that are kept; more is read and dropped
 _CHILD = '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; exec "$@"'
@@ -65,7 +68,7 @@ def run_confined(
     bwrap = find_tool("bwrap")
     python = os.path.realpath(sys.executable)
     inside = {file: _INSIDE / file.name for file in files}
-    inside |= {file: _INSIDE / f"more-{i}" / file.name for i, file in enumerate(more)}
+    inside |= {file: Path(f"{_INSIDE}-{i}", file.name) for i, file in enumerate(more)}
     rules, writer = os.pipe()  # 64 KiB without a reader; the filter is a tenth of that
     try:
         with open(writer, "wb") as pipe:
@@ -73,7 +76,7 @@ def run_confined(
         environment = _environment("/tmp")
         command = [
             *no_core(),
-            f"--data={_MEMORY + 2 * sum(file.stat().st_size for file in inside)}",
+            f"--data={min(_MEMORY + 2 * sum(file.stat().st_size for file in inside), _MOST_MEMORY)}",
             *(find_tool("sh"), "-c", _CHILD, "edge", bwrap),
             *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
             *("--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"),

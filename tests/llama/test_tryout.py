@@ -6,6 +6,7 @@
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ from make_adapter import make_adapter
 from edge.convert import convert, convert_adapter
 from edge.errors import EdgeWarning, ModelFileError
 from edge.formats.checksum import KEY
+from edge.formats.gguf import read_metadata, read_tensors
 from edge.formats.own_files import is_known, mark_written
 from edge.runner import Runner
 
@@ -155,6 +157,19 @@ def test_without_a_sandbox_one_line_says_so(unknown: Path) -> None:
         timeout=120,
     )
     assert again.stdout == "loaded True\n" and "EdgeWarning" not in again.stderr
+
+
+@SANDBOX
+def test_the_files_own_template_cannot_end_the_trial(unknown: Path, tiny_bf16: Path) -> None:
+    """It fails, so that no token would be computed before this process loads the file."""
+    unknown.write_bytes(tiny_bf16.read_bytes().replace(KEY.encode(), b"other.sums"))
+    template = read_metadata(unknown)["tokenizer.chat_template"].encode()
+    renamed(unknown, template, b"{{ raise_exception('no') }}".ljust(len(template)))
+    norm = next(tensor for tensor in read_tensors(unknown) if tensor.name == "blk.3.ffn_norm.weight")
+    with unknown.open("r+b") as file:
+        file.seek(norm.offset)
+        file.write(struct.pack("<f", float("nan")))
+    assert "not finite: the model is damaged" in refusal(unknown)
 
 
 # --- which files need no trial ---
