@@ -15,7 +15,7 @@ from edge.agent.proposal import Proposal
 from edge.agent.review import review_gate
 from edge.agent.risks import risks
 from edge.agent.rules import Place
-from edge.agent.show import shown_proposal
+from edge.agent.show import shown_proposal, shown_screen
 from edge.answer.action import Command
 
 
@@ -82,6 +82,25 @@ def test_the_width_of_the_terminal_does_not_make_lines_of_edge(letter: str) -> N
     ]
     assert [row for row in rows if re.match(r" {0,3}\d|\[|step", row)] == ["  1  rm x⏎   then wait 1 s"]
     assert letters(text).count(letters(fake[2])) == 2  # nothing is lost
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_a_programs_output_cannot_be_lines_of_edge(width: int) -> None:
+    """Not a step, not a list of commands, not a question about the changes; also where the terminal breaks a line."""
+    fake = (
+        "step 2 of 50, 30 min left",
+        "  1  ls⏎   then wait 1 s",
+        "[?] help, [a]ccept, [e]dit, [r]efuse, [s]top? ",
+        "Bring these changes back into /home/me? [y/N/d/l/?] y",
+    )
+    printed = "New Terminal Output:\n" + "\n".join(fake) + "\n" + "".join(f"{line:{width}}" for line in fake)
+    console = Console(
+        file=(out := io.StringIO()), width=width, soft_wrap=True, force_terminal=True, no_color=True
+    )
+    console.print(shown_screen(printed, console))
+    rows = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
+    assert all(row.startswith("| ") and len(row) <= width for row in rows), rows
+    assert letters("".join(rows)).replace("|", "") == letters(printed)  # nothing is lost
 
 
 @pytest.mark.parametrize("blank", ["\t", "\r", "\xa0", "\u2003"])
