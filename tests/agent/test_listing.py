@@ -161,11 +161,13 @@ ACTED_ON = {
         "Makefile GNUmakefile makefile CMakeLists.txt build.rs build.gradle.kts tox.ini conftest.py "
         "setup.py pyproject.toml Dockerfile vite.config.ts jest.config.js sub/Makefile justfile "
         "Rakefile gradlew pom.xml x.pth karma.conf.js .latexmkrc pylintrc mypy.ini project.clj main.tf "
-        "gradle/wrapper/gradle-wrapper.properties ansible.cfg Makefile.PL renv/activate.R"
+        "gradle/wrapper/gradle-wrapper.properties ansible.cfg Makefile.PL renv/activate.R "
+        "venv/pyvenv.cfg venv/bin/activate venv/bin/activate.fish CMakePresets.json binding.gyp config.nims dune-project "
+        "conanfile.py jupyter_notebook_config.py gunicorn.conf.py dvc.yaml x.podspec lerna.json Chart.yaml"
     ),
     "package manifest": (
         "package.json package-lock.json requirements.txt requirements-dev.txt Cargo.toml go.mod "
-        "Gemfile Pipfile poetry.lock uv.lock composer.json .npmrc"
+        "Gemfile Pipfile poetry.lock uv.lock composer.json .npmrc bunfig.toml deps.edn vcpkg.json shard.yml"
     ),
     "CI file": (
         ".gitlab-ci.yml Jenkinsfile .github/workflows/a.yml .circleci/config.yml "
@@ -173,7 +175,8 @@ ACTED_ON = {
     ),
     "hook": (".pre-commit-config.yaml hooks/pre-commit .husky/x .git/hooks/post-checkout lefthook.yml"),
     "start-up file": (
-        ".bashrc .profile .zshrc .envrc .env .gitconfig .ssh/config .gitattributes x.service .env.local"
+        ".bashrc .profile .zshrc .envrc .env .gitconfig .ssh/config .gitattributes x.service .env.local "
+        "a.lnk a.url a.bat a.PS1 a.command autorun.inf Desktop.ini"
     ),
     "editor settings": (
         ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json tsconfig.json"
