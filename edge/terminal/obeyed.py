@@ -122,6 +122,10 @@ def acted_on(path: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """The name as file systems that ignore case and forms of letters compare it, without invisible characters."""
+    """The name as file systems compare it that ignore case, forms of letters, and dots and spaces at the end.
+
+    Without invisible characters, and without the name of a stream (NTFS).
+    """
     shown = "".join(char for char in name if unicodedata.category(char) != "Cf")
-    return unicodedata.normalize("NFKC", shown).casefold()
+    plain = unicodedata.normalize("NFKC", shown).casefold()
+    return plain.partition(":")[0].rstrip(" .") or plain

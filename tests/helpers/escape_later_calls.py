@@ -5,6 +5,8 @@ import os
 from escape_calls import FILTER, LIMITS, NETWORK, PIDS, READ_ONLY, RIGHTS, Call
 
 PROC = "/proc is read-only"
+DEVICES = "only harmless devices in /dev"
+USER = "an unprivileged user in its own user namespace"
 
 LATER_CALLS = (
     Call(
@@ -184,7 +186,7 @@ return [number for number in numbers if call(number, number, 0, 0, 0) >= 0]
     ),
     Call(
         "the console of the machine: switching, fonts, keys, blanking",
-        FILTER,
+        DEVICES,
         """
 for place in ("/dev/console", "/dev/tty", "/dev/tty0", "/dev/vcs", "/dev/vcsa1"):
     try:
@@ -201,7 +203,7 @@ for place in ("/dev/console", "/dev/tty", "/dev/tty0", "/dev/vcs", "/dev/vcsa1")
     ),
     Call(
         "names of the machine's keys, swap, timers, modules and slabs in /proc",
-        RIGHTS,
+        USER,
         """
 for name in ("timer_list", "slabinfo", "kpageflags", "kpagecount", "vmallocinfo", "pagetypeinfo", "sched_debug"):
     try:
@@ -212,7 +214,7 @@ for name in ("timer_list", "slabinfo", "kpageflags", "kpagecount", "vmallocinfo"
     ),
     Call(
         "keys of the user in /proc/keys",
-        FILTER,
+        USER,
         """
 return [line for line in open("/proc/keys") if " keyring " not in line and "_ses" not in line and "_uid" not in line]
 """,
@@ -261,7 +263,7 @@ for address in ("224.0.0.251", "255.255.255.255", "169.254.169.254", "10.0.0.1",
     ),
     Call(
         "TCP with other congestion controls and kernel modules by name",
-        FILTER,
+        RIGHTS,
         """
 one = socket.socket()
 names = {"bbr", "vegas", "dctcp", "cdg", "nv"}
