@@ -31,6 +31,7 @@ from edge.formats.gguf import read_model_file, remember, sha256
 from edge.formats.hub import NEWEST, HubOptions
 from edge.formats.imatrix import read_imatrix
 from edge.formats.lora import check_adapter, merge_lora
+from edge.formats.own_files import mark_written
 from edge.llama import ggml
 from edge.llama.types import FTYPES, NEEDS_IMATRIX, choose_types, type_name
 from edge.replay.rows import read_rows
@@ -178,6 +179,7 @@ def convert(
         remember(place, "made_from", made_from)
         remember(place, "sha256", digest)  # saves the next reader a full pass over the file
         remember(place, "crc32", "right")
+        mark_written(place, digest)
     except OSError as error:
         raise ConversionError(f"{out}: cannot be written: {error.strerror or error}") from None
     seconds = time.monotonic() - begin
@@ -314,6 +316,7 @@ def _calibrated(
     check_output(matrix, inputs, error=ConversionError)
     with temporary_file(place) as (floats, descriptor):
         _write(floats, descriptor, model, _Types(model.checkpoint.dtype), None)
+        mark_written(floats)
         with bar("calibrating", model.say, unit="tokens") as watch:
             done = calibrate(floats, matrix, rows=rows, threads=model.threads, force=force, progress=watch)
     if model.say is not None:

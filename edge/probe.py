@@ -1,21 +1,23 @@
 """The child program that tries what can stop a process: a model file, an answer, the import of each dependency.
 
-    python -m edge.probe try FILE      load a GGUF on the CPU and write a few tokens of an action; prints JSON lines
-    python -m edge.probe answer FILE   load a GGUF, answer a task, and print the seconds as one JSON line
-    python -m edge.probe imports       import each dependency; print one JSON line before and after each
+    python -m edge.probe try FILE [ADAPTER]   load a GGUF on the CPU and write a few tokens; prints JSON lines
+    python -m edge.probe answer FILE          load a GGUF, answer a task, and print the seconds as one JSON line
+    python -m edge.probe imports              import each dependency; print one JSON line before and after each
 
 edge starts it only as a process (edge/system/child.py). With exit code 1, the reason is on stderr.
 """
 
+import contextlib
 import importlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import EdgeError, ModelFileError
+from edge.errors import ContextError, EdgeError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -23,23 +25,31 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 24  # of the answer
 
 
-def try_file(path: str) -> None:
-    """Load a file that can be damaged and run it once. llama.cpp may stop the process.
+def try_file(path: str, *adapters: str) -> None:
+    """Load a file that can be damaged and run it once, with these adapters. llama.cpp may stop the process.
 
-    Prints the lines `{"began": true}`, then `{"loaded": true}` or `{"refused": reason}`. Raises EdgeError.
+    Prints the lines `{"began": true}`, then `{"ran": true}` or `{"refused": reason, "room": …}`. `room`: whether it
+    lacked only memory or context. Raises EdgeError.
     """
-    from edge.llama.loading import Loading
+    from edge.answer.answering import Answering
+    from edge.llama.loading import Adapter, Loading
     from edge.runner import Runner
 
     _print(began=True)
     try:
-        runner = Runner.open(path, Loading(gpu_layers=0, trusted=True))
-    except ModelFileError as problem:
-        _print(refused=str(problem).removeprefix(f"{path}: "))
+        named = tuple(Adapter(Path(adapter)) for adapter in adapters)
+        with Runner.open(path, Loading(gpu_layers=0, trusted=True, adapters=named)) as runner:
+            # Without the chat template: it is the file's too, and could fail here only.
+            runner.answer(runner.encode("ls") or [0], Answering(8, constrained=False))
+            _print(ran=True)
+            with contextlib.suppress(EdgeError):
+                runner.act([{"role": "user", "content": "ls"}], 8)
+    except EdgeError as problem:
+        reason = str(problem)
+        for name in (path, *adapters):
+            reason = reason.removeprefix(f"{name}: ")
+        _print(refused=reason, room=isinstance(problem, ContextError) or "alloc" in reason)
         raise
-    with runner:
-        _print(loaded=True)
-        runner.act([{"role": "user", "content": "ls"}], 8)
 
 
 def write_answer(path: str) -> None:
@@ -136,12 +146,12 @@ def _print(**fields: Any) -> None:
 
 def main() -> int:
     """Run the program that the command line names. Returns the exit code."""
-    programs = {"try": try_file, "answer": write_answer}
+    programs: dict[str, Callable[..., None]] = {"try": try_file, "answer": write_answer}
     try:
         if sys.argv[1] == "imports":
             import_all()
         else:
-            programs[sys.argv[1]](sys.argv[2])
+            programs[sys.argv[1]](*sys.argv[2:])
     except (EdgeError, OSError) as problem:
         print(problem, file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ rm -r build/test-models makes them anew
 """
 
 import atexit
+import functools
 import hashlib
 import importlib.util
 import os
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import settings
 from llama_cpp_sources import MISSING, SDIST, write_sources
 
+from edge.formats.own_files import mark_written
 from edge.system.locks import held_lock
 
 if TYPE_CHECKING:
@@ -65,7 +67,26 @@ CONVERTER = [
 
 
 def keyed(name: str, sources: list[Path], make: Callable[[Path], object]) -> Path:
-    """The file or folder `name` in the cache; made by `make(path)` if its sources have changed since."""
+    """The file or folder `name` in the cache; made by `make(path)` if its sources have changed since.
+
+    A GGUF counts as written by the user of this run: others are tried in a child process before they are loaded.
+    """
+    path = _kept(name, sources, make)
+    if path.suffix == ".gguf":
+        _mark(path)
+    return path
+
+
+@functools.cache
+def _mark(path: Path) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with pytest.MonkeyPatch.context() as patch:  # also in a test that has its own folder
+        patch.setenv("EDGE_STATE", str(HOME / "edge-state"))
+        mark_written(path, digest)
+
+
+def _kept(name: str, sources: list[Path], make: Callable[[Path], object]) -> Path:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())

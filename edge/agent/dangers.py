@@ -18,11 +18,12 @@ ACTED_ON = "writes a file that other programs act on"
 _NAMES = {
     "delete": (
         "rm rmdir unlink shred truncate wipefs userdel groupdel deluser delgroup dropdb dropuser srm wipe "
-        "blkdiscard fdisk sfdisk parted sgdisk lvremove vgremove pvremove trash trash-put gio hdparm"
+        "blkdiscard fdisk sfdisk parted sgdisk lvremove vgremove pvremove trash trash-put gio hdparm nvme dmsetup "
+        "nix-collect-garbage"
     ),
     "overwrite": (
         "mv cp dd tee install rsync ln patch unzip gunzip gzip bzip2 xz zstd cpio split csplit rename mmv "
-        "pg_restore"
+        "pg_restore sponge strip fallocate exiftool mogrify"
     ),
     "privilege": (
         "sudo su doas pkexec chown chgrp chmod chattr setcap setfacl visudo passwd chpasswd usermod useradd "
@@ -41,11 +42,11 @@ _NAMES = {
         "env nohup setsid nice timeout stdbuf strace ltrace gdb lldb taskset chrt unshare systemd-run fakeroot "
         "proxychains proxychains4 torsocks torify watch script expect flock rlwrap npx bunx uvx pipx setarch "
         "linux32 linux64 prlimit cpulimit start-stop-daemon caffeinate osascript dbus-send gdbus busctl chroot "
-        "nsenter runuser"
+        "nsenter runuser xdg-open open"
     ),
     "stops processes or services": (
         "kill pkill killall xkill shutdown reboot halt poweroff telinit init systemctl service rc-service "
-        "launchctl skill fuser loginctl"
+        "launchctl skill fuser loginctl supervisorctl pm2 apachectl rabbitmqctl nginx"
     ),
     "schedules a command": "crontab at batch atq atrm systemd-run launchctl anacron",
     "changes what commands mean": "alias unalias enable hash trap bind complete shopt "
@@ -56,7 +57,7 @@ _NAMES = {
         "hostname timedatectl localectl ldconfig update-grub grub-install efibootmgr mkswap swapon swapoff "
         "mkinitcpio dracut dpkg rpm dpkg-reconfigure alternatives snap flatpak setenforce apparmor_parser "
         "auditctl losetup cryptsetup mdadm lvcreate vgcreate pvcreate mknod chsh timedatectl useradd adduser "
-        "groupadd networksetup defaults spctl csrutil"
+        "groupadd networksetup defaults spctl csrutil fstrim logrotate"
     ),
     "acts on a database": (
         "psql mysql mariadb mongo mongosh redis-cli sqlite3 clickhouse-client cqlsh sqlcmd sqlplus duckdb "
@@ -90,7 +91,7 @@ _REMOTE = frozenset(
         "ansible-playbook doctl heroku fly flyctl vercel netlify firebase supabase wrangler railway render gh "
         "glab hub s3cmd rclone mc eksctl minikube kind k3d nomad consul vault oci ibmcloud linode-cli hcloud "
         "openstack cf eb sam serverless sls cdk argocd flux istioctl velero kops kubeadm etcdctl juju salt salt- "
-        "call puppet chef knife virsh vagrant govc cloudflared stripe twilio okta op hub s5cmd"
+        "call puppet chef knife virsh vagrant govc cloudflared stripe twilio okta op hub s5cmd packer"
     ).split()
 )
 _READS = re.compile(
@@ -226,6 +227,12 @@ _PHRASES = [
         (r"systemctl\s+(?:\S+\s+)*(?:enable|disable|mask|edit|link|set-default|daemon-reload|"
          r"import-environment)\b", SYSTEM),
         (r"(?:history|fc)\s+-c|journalctl\s+.*--vacuum|tmutil\s+delete", "delete"),
+        (r"(?:hg|jj|sl|svn|bzr|brz|fossil|p4|dvc|guix|pm2)\s+(?:\S+\s+)*(?:rm|remove|delete|del|strip|abandon|uncommit|"
+         r"revert|purge|gc|prune)\b|gpg\b.*--delete|kafka-\S+\s.*--delete|celery\b.*\spurge|rabbitmqctl\s.*\breset|"
+         r"prisma\s.*\breset|flask\s+db\s+downgrade|(?:7z|7za|7zr|ar)\s+d\b", "delete"),
+        (r"openssl\s+(?:s_client|s_server|s_time|ocsp)\b|gpg\b.*--(?:recv|send|search|refresh|locate)", "network"),
+        (r"(?:ffmpeg|avconv)\b.*\s-y\b|(?:convert|magick)\s.*\S+\s+\S+|(?:7z|7za|7zr)\s+[xe]\b|"
+         r"(?:black|isort|autopep8|rustfmt)\s+[^-]", "overwrite"),
         (r"(?:hg|jj|sl|svn|bzr|brz|fossil|cvs|p4|darcs|pijul)\s+(?:\S+\s+)*(?:push|commit|ci|checkin|submit|sync|"
          r"send|email)\b", "publishes"),
         (r"(?:rails|rake|bin/rails)\s+(?:\S+\s+)*db:(?:drop|reset|purge|truncate|rollback|setup)|"

@@ -18,7 +18,7 @@ from edge.agent.gate import Decision, Gate
 from edge.agent.kept import archive_path
 from edge.agent.proposal import Proposal
 from edge.agent.record import Record, StepFacts
-from edge.agent.show import shown_step
+from edge.agent.show import Screen, shown_step
 from edge.agent.wording import (
     confirmation,
     first_messages,
@@ -134,7 +134,7 @@ class Agent:
                     self.workplace.save(archive_path(self.record.path))
         output = self.workplace.last_output()
         if late and output:
-            self.show(output)
+            self.show(Screen(output))
         return output
 
     def _late(self) -> bool:
@@ -184,7 +184,7 @@ class Agent:
             if self._late():
                 return "time"
             output = self.workplace.output()
-            self.show(output)
+            self.show(Screen(output))
             repeats = self._count_repeats(commands, output)
             if repeats >= self.limits.repeats:
                 return "repeated"

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import tree_sitter
 
-from edge.agent.dangers import ACTED_ON, INTERPRETER, KINDS, WRAPPERS, kinds_of
+from edge.agent.dangers import ACTED_ON, INTERPRETER, KINDS, RUNS_TEXT, WRAPPERS, kinds_of
 from edge.agent.shell import MAX_BYTES, parse
 from edge.system.text import is_visible
 from edge.terminal.obeyed import acted_on
 
 _DOT_FILE = re.compile(r"(?:^|/)\.[^./]")
+_EXPANDED = re.compile(r"[$`*?{\[]")
 _NODES = {
     "command_substitution": "substitution",
     "process_substitution": "substitution",
@@ -168,4 +169,6 @@ def _command_kinds(words: list[str]) -> list[str]:
     kinds: list[str] = []
     for name, path, rest in _programs(words):
         kinds += kinds_of(name, rest, path)
+        if path != "[" and _EXPANDED.search(path):  # only the shell knows which program it is
+            kinds.append(RUNS_TEXT)
     return list(dict.fromkeys(kinds))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from rich.console import Console
 from rich.text import Text
 
 from edge.agent.allow import Allowlist, is_name, read_allowlist
@@ -23,7 +24,7 @@ from edge.agent.proposal import Proposal
 from edge.agent.record import ModelFacts, Record, SessionFacts, new_record_path
 from edge.agent.review import ask_gate, review_gate
 from edge.agent.rules import Place
-from edge.agent.show import highlighted, shown_facts, shown_proposal, time_of
+from edge.agent.show import Screen, highlighted, shown_facts, shown_proposal, shown_screen, time_of
 from edge.agent.source import Source, find_source
 from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
@@ -321,11 +322,15 @@ def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal |
         if isinstance(what, Text):
             interface.console.print(what, end="")
         else:
-            interface.console.print(
-                shown_proposal(what, interface.console) if isinstance(what, Proposal) else highlighted(what)
-            )
+            interface.console.print(_drawn(what, interface.console))
 
     return show
+
+
+def _drawn(what: Proposal | str, console: Console) -> Text:
+    if isinstance(what, Proposal):
+        return shown_proposal(what, console)
+    return shown_screen(what, console) if isinstance(what, Screen) else highlighted(what)
 
 
 def _keep_archive(paths: _Paths, interface: Interface) -> None:

@@ -14,6 +14,7 @@ from edge.terminal.tmux import is_key_name
 _RISK = "bold red"
 _HIDDEN = "reverse"
 _INDENT = " " * 8
+_BORDER = "| "
 _MOST = 200  # characters of the keystrokes with one risk
 _MARKS = "⏎␣"  # what edge shows for a line break and a space at the end; escaped where the model typed them
 
@@ -66,13 +67,27 @@ def time_of(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
+class Screen(str):
+    """What the terminal shows, as the model gets it."""
+
+
+def shown_screen(text: str, console: Console) -> Text:
+    """What the terminal shows, behind a border: its programs can write lines that look like edge's own."""
+    return _behind(_BORDER, text.rstrip(), console)
+
+
 def _indented(text: str, console: Console | None) -> Text:
-    """Lines of the model, which do not begin where edge's own lines do, also where the console's width breaks them."""
-    lines: Iterable[Text] = highlighted(text.strip()).split("\n", allow_blank=True)
+    """Lines of the model, which do not begin where edge's own lines do."""
+    return _behind(_INDENT, text.strip(), console)[len(_INDENT) :]
+
+
+def _behind(begin: str, text: str, console: Console | None) -> Text:
+    """Each line of a text behind `begin`, also where the console's width breaks the line."""
+    lines: Iterable[Text] = highlighted(text).split("\n", allow_blank=True)
     if console is not None and console.is_terminal:
-        width = max(console.width - len(_INDENT) - 2, 8)
+        width = max(console.width - len(begin) - 2, 8)
         lines = [part for line in lines for part in line.wrap(console, width, overflow="fold") or [line]]
-    return Text(f"\n{_INDENT}").join(lines)
+    return Text("\n").join([Text(begin).append_text(line) for line in lines])
 
 
 def shown_proposal(proposal: Proposal, console: Console | None = None) -> Text:

@@ -31,6 +31,7 @@ from edge.formats.gguf import remember, sha256
 from edge.formats.hub import HUB_ID, NEWEST, HubOptions
 from edge.formats.lora import MergedTensor, ReplacedTensor, check_adapter, merge_lora
 from edge.formats.model_card import CardFacts, read_card
+from edge.formats.own_files import mark_written
 from edge.llama import ggml
 from edge.system.files import whole_file
 from edge.system.outputs import check_output
@@ -117,6 +118,7 @@ def convert_adapter(
         remember(place, "made_from", made_from)
         remember(place, "sha256", digest)
         remember(place, "crc32", "right")
+        mark_written(place, digest)
     except OSError as error:
         raise ConversionError(f"{path}: cannot be written: {error.strerror or error}") from None
     return ConvertedAdapter(

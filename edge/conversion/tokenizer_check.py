@@ -47,7 +47,7 @@ def check_tokenization(
     """
     space = space or SpacePrefix("never", False)
     try:
-        with file_vocabulary(gguf) as vocabulary:
+        with file_vocabulary(gguf, trusted=True) as vocabulary:  # edge has just written it
             texts = (*PROBE_LINES, PROBE, *_added_texts(tokenizer, vocabulary.n_vocab))
             for text in (*map(space.comparable, texts), *space.prompts):
                 wanted = tokenizer.encode(text, add_special_tokens=False).ids

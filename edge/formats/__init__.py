@@ -27,5 +27,6 @@ gguf_names     what the name of a GGUF says: its type, its part
 models         which GGUFs of the store and of ./models are usable
 facts          what a GGUF says about itself
 checksum       CRC-32 checksums of a GGUF
+own_files      which GGUFs edge wrote for this user, or tried before
 imatrix        importance matrix files
 """

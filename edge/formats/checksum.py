@@ -60,8 +60,6 @@ def damage(path: Path, *, data: bool = True) -> list[str] | None:
             text = read_at(descriptor, end - begin, begin).decode("ascii", "replace")
             if not re.fullmatch(f"[0-9a-f]{{{_SIZE_DIGITS},}}", text):
                 return [f"{KEY} does not hold checksums"]
-            if text == blank(len(tensors)):  # a conversion reads its own file before the data is written
-                return []
             if int(text[:_SIZE_DIGITS], 16) != size:  # as in the first part of a model that was split
                 return None
             if len(text) != len(blank(len(tensors))):
@@ -80,11 +78,12 @@ def damage(path: Path, *, data: bool = True) -> list[str] | None:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def check(path: Path, *, data: bool = True) -> bool:
-    """Whether a file has checksums. Raises ModelFileError if it is not as `edge convert` wrote it.
+def check(path: Path, *, data: bool = True) -> None:
+    """Raises ModelFileError if a file has checksums and is not as `edge convert` wrote it.
 
-    A file is read in full once: edge remembers a correct one by path, size, times and inode (see
-    `gguf.signature`). Without `data` it checks the header only.
+    Right checksums do not show who wrote it: anybody can compute them (see edge/formats/own_files.py). A file is read
+    in full once: edge remembers a correct one by path, size, times and inode (see `gguf.signature`). Without `data` it
+    checks the header only.
     """
     data = data and recall(path, "crc32") is None
     found = damage(path, data=data)
@@ -93,7 +92,6 @@ def check(path: Path, *, data: bool = True) -> bool:
         raise ModelFileError(f"{path}: damaged: {found[0]} (CRC-32){more}; convert or fetch it again")
     if data and found is not None:
         remember(path, "crc32", "right")
-    return found is not None
 
 
 def _header_crc(descriptor: int, length: int, begin: int, end: int) -> int:

@@ -21,6 +21,7 @@ from edge.formats.checksum import check
 from edge.formats.default_model import is_default
 from edge.llama import ggml, library
 from edge.llama.loading import Adapter
+from edge.llama.tryout import needs_no_trial, try_out
 
 MOST_TOGETHER = 4
 """Adapters whose changes may add up. llama.cpp does not count their nodes in the graphs of some architectures: 8 on a
@@ -37,11 +38,14 @@ class LoadedAdapter:
     pointer: Any
 
 
-def check_adapters(base: Path, adapters: Sequence[Adapter], *, together: bool = True) -> None:
+def check_adapters(
+    base: Path, adapters: Sequence[Adapter], *, together: bool = True, trusted: bool = False
+) -> None:
     """Check all of each adapter and whether it fits the GGUF `base`, before llama.cpp loads either.
 
-    `together`: their changes add up. Issues an EdgeWarning where an adapter was trained on another base, or where
-    llama.cpp does not use all of it. Raises ModelFileError, and EdgeError for more than MOST_TOGETHER of them.
+    `together`: their changes add up. An adapter that is not edge's own is tried on the base in a child process, unless
+    it is `trusted`. Issues an EdgeWarning where an adapter was trained on another base, or where llama.cpp does not use
+    all of it. Raises ModelFileError, and EdgeError for more than MOST_TOGETHER of them.
     """
     if together and len(adapters) > MOST_TOGETHER:
         raise EdgeError(
@@ -54,9 +58,11 @@ def check_adapters(base: Path, adapters: Sequence[Adapter], *, together: bool = 
             continue  # the SHA-256 of the base says that they belong together, whatever their names are
         for line in lines:
             warnings.warn(line, EdgeWarning, stacklevel=3)
-    for file in files:
+    for adapter, file in zip(adapters, files, strict=True):
         check(file.path)
         _check_values(file)
+        if not (trusted or adapter.is_default or needs_no_trial(base, file.path)):
+            try_out(base, file.path)
 
 
 def load_adapters(model: Any, adapters: Sequence[Adapter]) -> tuple[LoadedAdapter, ...]:

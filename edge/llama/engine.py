@@ -67,7 +67,7 @@ class Engine:
         gpu_layers = -1 if loading.gpu_layers is None else loading.gpu_layers
         kv_type, flash_attention = loading.kv_type, loading.flash_attention
         _check(threads, batch, loading)
-        check_adapters(path, loading.adapters, together=self.adds_adapters)
+        check_adapters(path, loading.adapters, together=self.adds_adapters, trusted=loading.trusted)
         library.start()
         self.states = _states(path, loading)
         params = library.model_params()

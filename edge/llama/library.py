@@ -16,7 +16,7 @@ from edge.llama.devices import devices, load_backends
 from edge.llama.loading import SPLIT_MODES, Spread
 from edge.llama.log import pass_on
 from edge.llama.names import check_names
-from edge.llama.tryout import tried, try_out
+from edge.llama.tryout import needs_no_trial, try_out
 from edge.system.machine import address_space_left
 from edge.system.signals import STOP_FLAG, signals_later, stop_flag_set
 
@@ -91,12 +91,16 @@ def can_offload() -> bool:
 def load_model(path: Path, params: Any, *, trusted: bool = False) -> Any:
     """llama.cpp's model of a GGUF. Call `edge.formats.gguf.read_model_file` for the file first.
 
-    The file's checksums are checked. A file without checksums must name an architecture and a tokenizer that llama.cpp
-    knows, and is tried in a child process, unless it is `trusted`. Raises ModelFileError.
+    The file's checksums are checked. A file that edge neither wrote for this user nor tried before must name an
+    architecture and a tokenizer that llama.cpp knows, and is tried in a child process. Without these checks if it is
+    `trusted`. Raises ModelFileError.
     """
-    if not trusted and not check(path, data=not params.vocab_only) and not tried(path):
-        check_names(path, _refusal)
-        try_out(path)
+    if not trusted:
+        known = needs_no_trial(path)
+        check(path, data=not known and not params.vocab_only)
+        if not known:
+            check_names(path, _refusal)
+            try_out(path)
     forget_errors()
     with signals_later() as signals:
         params.progress_callback = llama_cpp.llama_progress_callback(lambda done, _data: not signals)

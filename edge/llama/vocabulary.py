@@ -327,13 +327,16 @@ class _Plain:
 
 
 @contextlib.contextmanager
-def file_vocabulary(path: Path) -> Iterator[Vocabulary]:
-    """The vocabulary of a GGUF without its weights, to encode and decode text. Raises ModelFileError."""
+def file_vocabulary(path: Path, *, trusted: bool = False) -> Iterator[Vocabulary]:
+    """The vocabulary of a GGUF without its weights, to encode and decode text. `trusted`: see `library.load_model`.
+
+    Raises ModelFileError.
+    """
     end_ids = read_model_file(path).end_ids  # edge checks the file before llama.cpp reads it
     library.start()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    model = library.load_model(path, params)
+    model = library.load_model(path, params, trusted=trusted)
     try:
         yield Vocabulary(llama_cpp.llama_model_get_vocab(model), end_ids)
     finally:

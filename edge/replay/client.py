@@ -9,11 +9,12 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +33,7 @@ _ABSENT = {404, 405, 501}
 _MOST = 64 << 20  # maximum bytes of a response
 _STREAM = "text/event-stream"
 _MOST_KEY = 4096  # maximum characters of a key
+_MOST_TOKENS = 10**9  # of a prompt or an answer, as a server may count them
 
 
 class Refused(BackendError):
@@ -121,7 +123,6 @@ class Server:
         base_url: str,
         *,
         timeout: float = 600.0,
-        concurrency: int = 1,
         pause: float = 0.5,
         key_file: Path | None = None,
     ) -> None:
@@ -145,11 +146,8 @@ class Server:
         self._timeout = timeout
         self._key = read_key(key_file)
         self._key_source = str(key_file or KEY_VARIABLE)
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            limits=httpx.Limits(max_connections=concurrency + 1),
-            follow_redirects=False,  # the key must not reach another server
-        )
+        self._own = threading.local()
+        self._lines: list[_Line] = []
 
     def models(self) -> dict[str, str]:
         """The models of the server with their owner, which is different for vLLM and llama-server."""
@@ -233,17 +231,42 @@ class Server:
         left = max(end - time.monotonic(), 0.001)
         limits = httpx.Timeout(left, connect=min(left, 10.0))
         data = bytearray()
-        watched = {"trace": self._keep_socket}
-        with self._client.stream(method, url, json=request, timeout=limits, extensions=watched) as response:
+        line = self._line()
+        watched = {"trace": partial(self._keep_socket, line)}
+        sent = line.client.stream(method, url, json=request, timeout=limits, extensions=watched)
+        with _ended_at(end, line), sent as response:
             if response.is_success and response.headers.get("Content-Type", "").startswith(_STREAM):
                 raise Refused(f"{self.url}: it sends a stream ({_STREAM}), which edge did not ask for", 200)
-            for piece in response.iter_bytes():
+            if coding := response.headers.get(
+                "Content-Encoding", ""
+            ):  # it can be small and become very large
+                raise Refused(
+                    f"{self.url}: it sends its answer compressed ({coding[:40]}), which edge did not ask for",
+                    200,
+                )
+            for piece in response.iter_raw():
                 data += piece
                 if len(data) > _MOST:
                     raise Refused(f"{self.url}: its answer is larger than {_MOST >> 20} MiB", 200)
-                if time.monotonic() > end:
-                    raise httpx.ReadTimeout("the answer takes too long")
         return _Response(response.status_code, response.headers, bytes(data))
+
+    def _line(self) -> "_Line":
+        """The line of this thread."""
+        line: _Line | None = getattr(self._own, "line", None)
+        if line is None:
+            headers = {"Accept-Encoding": "identity"}
+            if self._key:
+                headers["Authorization"] = f"Bearer {self._key}"
+            client = httpx.Client(
+                headers=headers,
+                limits=httpx.Limits(max_connections=1),
+                follow_redirects=False,  # the key must not reach another server
+            )
+            self._own.line = line = _Line(client)
+            self._lines.append(line)
+            if self._stopped.is_set():  # `close` may not have seen it
+                client.close()
+        return line
 
     def _delay(self, response: _Response, path: str, failed: str) -> float:
         """Seconds that the server asks to wait after a failure. Raises Refused if another try would not help."""
@@ -281,11 +304,12 @@ class Server:
             return " (does the URL end as the server's documentation says, for example with /v1?)"
         return ""
 
-    def _keep_socket(self, event: str, details: Mapping[str, Any]) -> None:
+    def _keep_socket(self, line: "_Line", event: str, details: Mapping[str, Any]) -> None:
         """Remember the socket of a new connection, for `close`."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             one = details["return_value"].get_extra_info("socket")
             self._sockets.add(one)
+            line.socket = one
             if self._stopped.is_set():  # `close` may not have seen it
                 _shut(one)
 
@@ -294,13 +318,49 @@ class Server:
         self._stopped.set()
         for one in list(self._sockets):  # closing a socket does not wake the thread that reads from it
             _shut(one)
-        self._client.close()
+        for line in list(self._lines):
+            line.client.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass
+class _Line:
+    """What one thread sends its requests with. `socket`: that of its only connection."""
+
+    client: httpx.Client
+    socket: "socket.socket | None" = None
+
+
+@contextmanager
+def _ended_at(end: float, line: _Line) -> Iterator[None]:
+    """Ends the connection of a line at `end`: while a server sends a byte now and then, no read times out.
+
+    Raises httpx.ReadTimeout then.
+    """
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        if line.socket is not None:
+            _shut(line.socket)
+
+    timer = threading.Timer(max(end - time.monotonic(), 0.001), stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except httpx.TransportError:
+        if not late.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise httpx.ReadTimeout("the answer takes too long")
 
 
 def _shut(connection: socket.socket) -> None:
@@ -327,7 +387,9 @@ def _written(value: Mapping[str, Any], url: str) -> Written:
         usage.get(name) if isinstance(usage, dict) else None
         for name in ("prompt_tokens", "completion_tokens")
     ]
-    prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
+    prompt, completion = (
+        count if type(count) is int and 0 <= count <= _MOST_TOKENS else None for count in counts
+    )
     return Written(
         text or "",
         thought if isinstance(thought, str) else "",

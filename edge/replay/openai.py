@@ -100,7 +100,6 @@ def evaluate_server(
     with Server(
         base_url,
         timeout=service.timeout,
-        concurrency=service.concurrency,
         pause=service.pause,
         key_file=service.key_file,
     ) as server:

@@ -36,6 +36,9 @@ _SCRATCH = 64 << 20  # bytes of /tmp inside
 _MEMORY = (
     4 << 30
 )  # bytes of a child's own memory, besides twice its files: llama.cpp can rearrange the weights
+_MOST_MEMORY = (
+    1 << 60
+)  # bytes: a file with holes can be so large that a limit for it is no number for the system
 _SYS_RESOURCE = 24  # the capability to raise limits (linux/capability.h)
 _KEPT = 1 << 16  # bytes of output that are kept; more is read and dropped
 _CHILD = '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; exec "$@"'
@@ -51,16 +54,21 @@ class Outcome:
     output: str
 
 
-def run_confined(module: str, word: str, files: Sequence[Path], timeout: float) -> Outcome:
-    """Run `python -m module word FILE` in a sandbox; FILE is the first of `files`, which are all that it can read.
+def run_confined(
+    module: str, word: str, files: Sequence[Path], timeout: float, more: Sequence[Path] = ()
+) -> Outcome:
+    """Run `python -m module word FILE MORE` in a sandbox; FILE is the first of `files`. It can read these files only.
 
-    Inside, the files have their own names in another folder. Raises SandboxError if this system cannot make the
-    sandbox, subprocess.TimeoutExpired, OSError. bubblewrap may fail later: then the module has written nothing.
+    Inside, the files have their own names in another folder, and each of `more` in a folder of its own. Raises
+    SandboxError if this system cannot make the sandbox, subprocess.TimeoutExpired, OSError. bubblewrap may fail later:
+    then the module has written nothing.
     """
     if sys.platform != "linux":
         raise SandboxError("this system has no sandbox for it")
     bwrap = find_tool("bwrap")
     python = os.path.realpath(sys.executable)
+    inside = {file: _INSIDE / file.name for file in files}
+    inside |= {file: Path(f"{_INSIDE}-{i}", file.name) for i, file in enumerate(more)}
     rules, writer = os.pipe()  # 64 KiB without a reader; the filter is a tenth of that
     try:
         with open(writer, "wb") as pipe:
@@ -68,7 +76,7 @@ def run_confined(module: str, word: str, files: Sequence[Path], timeout: float) 
         environment = _environment("/tmp")
         command = [
             *no_core(),
-            f"--data={_MEMORY + 2 * sum(file.stat().st_size for file in files)}",
+            f"--data={min(_MEMORY + 2 * sum(file.stat().st_size for file in inside), _MOST_MEMORY)}",
             *(find_tool("sh"), "-c", _CHILD, "edge", bwrap),
             *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
             *("--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"),
@@ -79,13 +87,14 @@ def run_confined(module: str, word: str, files: Sequence[Path], timeout: float) 
             *_python_mounts(python),
             *(
                 word
-                for file in files
-                for word in ("--ro-bind", str(file.resolve()), str(_INSIDE / file.name))
+                for file, place in inside.items()
+                for word in ("--ro-bind", str(file.resolve()), str(place))
             ),
             *("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
             *("--remount-ro", "/", "--chdir", "/", "--clearenv"),
             *(word for name, value in environment.items() for word in ("--setenv", name, value)),
-            *(python, "-P", "-S", "-m", module, word, str(_INSIDE / files[0].name)),
+            *(python, "-P", "-S", "-m", module, word),
+            *(str(inside[file]) for file in (files[0], *more)),
         ]
         outcome = _run(command, {}, timeout, (rules,))
     finally:
@@ -94,15 +103,16 @@ def run_confined(module: str, word: str, files: Sequence[Path], timeout: float) 
     return Outcome(128 - outcome.status, outcome.output) if outcome.status > 128 else outcome
 
 
-def run_plain(module: str, word: str, file: Path, timeout: float) -> Outcome:
-    """Run `python -m module word FILE` as an ordinary child process with an empty environment and home folder.
+def run_plain(module: str, word: str, files: Sequence[Path], timeout: float) -> Outcome:
+    """Run `python -m module word FILES` as an ordinary child process with an empty environment and home folder.
 
     Raises subprocess.TimeoutExpired, OSError.
     """
     with tempfile.TemporaryDirectory(prefix="edge-home-", ignore_cleanup_errors=True) as home:
         environment = _environment(home)
         environment |= {name: os.environ[name] for name in _PLACES if name in os.environ}
-        command = [sys.executable, "-P", "-S", "-m", module, word, str(file.absolute())]
+        command = [sys.executable, "-P", "-S", "-m", module, word]
+        command += [str(file.absolute()) for file in files]
         if sys.platform == "linux":
             command = ["/bin/sh", "-c", _CHILD, "edge", *command]
         return _run(command, environment, timeout)

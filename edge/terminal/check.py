@@ -122,7 +122,7 @@ def _mount_fault(pid: int, limits: Limits) -> str | None:
         if place in sizes:
             if kind != "tmpfs" or f"size={-(-sizes.pop(place) // 4096) * 4}k" not in whole.split(","):
                 return f"{place} has another size"
-        elif "ro" not in flags and place not in _DEVICES and kind not in ("proc", "devpts"):
+        elif "ro" not in flags and place not in _DEVICES and kind != "devpts":
             return f"{place} can be written"
     return f"{', '.join(sizes)} cannot be written" if sizes else None
 

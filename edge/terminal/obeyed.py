@@ -37,7 +37,10 @@ _BY_NAME = tuple(
             r"\.?latexmkrc|pylintrc(?:\.toml)?|mypy\.ini|dodo\.py|project\.clj|build\.boot|rebar\.config|config\.ru|"
             r".*\.(?:rake|tf)|(?:tilt|earth|brew|guard|cap|fast|danger|jam|berks)file|makefile\.pl|build\.pl|cpanfile|"
             r"premake\d?\.lua|xmake\.lua|(?:gradle-wrapper|gradle)\.properties|pulumi\.ya?ml|skaffold\.ya?ml|"
-            r"docker-bake\.(?:hcl|json)|ansible\.cfg|activate\.r|nx\.json|turbo\.json|devbox\.json",
+            r"docker-bake\.(?:hcl|json)|ansible\.cfg|activate\.r|(?:nx|turbo|devbox|lerna|rush|devcontainer)\.json|"
+            r"cmake(?:user)?presets\.json|dvc\.yaml|dune-project|.*\.(?:gypi?|nims|nimble|opam|pr[oi]|podspec)|artisan|"
+            r"(?:conanfile|gunicorn\.conf|celeryconfig|(?:jupyter|ipython)\w*_config)\.py|(?:kustomization|chart)\.ya?ml|"
+            r"buildfile|pyvenv\.cfg|activate(?:\.\w+|_this\.py)?",
         ),
         (
             "package manifest",
@@ -45,7 +48,8 @@ _BY_NAME = tuple(
             r"\.(?:npmrc|yarnrc.*|pypirc)|(?:.*-)?(?:requirements|constraints)(?:[-_.].*)?\.(?:txt|in)|pipfile(?:\.lock)?|"
             r"(?:poetry|uv|pdm|cargo|composer|gemfile|flake|podfile|mix|deno|pixi)\.lock|environment\.ya?ml|"
             r"(?:cargo|pixi)\.toml|go\.(?:mod|sum|work)|gemfile|.*\.gemspec|composer\.json|nuget\.config|.*\.cabal|"
-            r"stack\.yaml|deno\.jsonc?|package\.swift|podfile|pubspec\.(?:yaml|lock)|pip\.conf|rust-toolchain(?:\.toml)?",
+            r"stack\.yaml|deno\.jsonc?|bunfig\.toml|(?:deps|bb|shadow-cljs)\.edn|shard\.ya?ml|cabal\.project.*|(?:vcpkg|elm)\.json|"
+            r"conanfile\.txt|cartfile|mintfile|package\.swift|podfile|pubspec\.(?:yaml|lock)|pip\.conf|rust-toolchain(?:\.toml)?",
         ),
         (
             "CI file",
@@ -65,7 +69,7 @@ _BY_NAME = tuple(
             r"\.(?:bash\w*|zsh\w*|z?profile|z?login|kshrc|inputrc|tmux\.conf|screenrc|xinitrc|xprofile|xsessionrc|envrc|env"
             r"(?:\..+)?|tool-versions|gitconfig|gitattributes|gitmodules|netrc|pythonrc|pdbrc|gdbinit|lldbinit|irbrc|"
             r"Rprofile|curlrc|wgetrc|mailcap|pam_environment|forward|rhosts)|mise\.toml|authorized_keys|crontab|.*\.(?:service|"
-            r"timer|socket|desktop|plist)",
+            r"timer|socket|desktop|plist|lnk|scf|url|bat|cmd|ps1|psm1|vbs|hta|command|reg)|autorun\.inf|desktop\.ini|web\.config",
         ),
         ("compiled library", r".*\.(?:so(?:\.\d+)*|pyd|dll|dylib|node|jar|whl|egg|phar)"),
         (
@@ -118,6 +122,10 @@ def acted_on(path: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """The name as file systems that ignore case and forms of letters compare it, without invisible characters."""
+    """The name as file systems compare it that ignore case, forms of letters, and dots and spaces at the end.
+
+    Without invisible characters, and without the name of a stream (NTFS).
+    """
     shown = "".join(char for char in name if unicodedata.category(char) != "Cf")
-    return unicodedata.normalize("NFKC", shown).casefold()
+    plain = unicodedata.normalize("NFKC", shown).casefold()
+    return plain.partition(":")[0].rstrip(" .") or plain

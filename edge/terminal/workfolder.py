@@ -327,6 +327,8 @@ class _Comparer:
                 return here, "its name begins with a dot (--dot-files brings it back)"
             if part.startswith("-"):
                 return here, "its name begins with a dash, as options do"
+            if part.startswith("~"):
+                return here, "its name begins with ~, as the names of home folders do"
             if _CONTROL.search(part):
                 return here, "its name contains control characters"
             if instructs_agents(part) and not self.dot_files:

@@ -24,6 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from make_adapter import make_adapter
+from own_state import own_state
 
 from edge.agent.loop import without_older_steps
 from edge.agent.proposal import Proposal
@@ -54,7 +55,7 @@ needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubble
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("EDGE_STATE", str(own_state(tmp_path / "state")))
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "old.log").write_text("old\n")

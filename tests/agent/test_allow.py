@@ -564,15 +564,20 @@ MARKED = {
         "mysql -e 'truncate x'; redis-cli flushall; docker rm x; docker system prune; "
         "vagrant destroy; zfs destroy x; git branch -D x; git push --delete o x; git push o :x; "
         "git stash drop; mkfs.ext4 x; rsync -a --delete a b; gh api -X DELETE x; "
-        "doctl compute droplet delete x; rails db:drop; flyway clean; alembic downgrade base; liquibase drop-all"
+        "doctl compute droplet delete x; rails db:drop; flyway clean; alembic downgrade base; liquibase drop-all; "
+        "gpg --delete-keys x; svn delete x; hg strip x; jj abandon x; dvc gc; nvme format /dev/x; dmsetup remove x; "
+        "nix-collect-garbage -d; guix gc; pm2 delete all; kafka-topics --delete; celery -A x purge; "
+        "rabbitmqctl reset; prisma migrate reset; flask db downgrade; ar d x.a y"
     ),
     "overwrite": (
         "find . -fprintf x y; find . -fls x; find . -fprint0 x; sort -o x y; uniq a b; "
         "awk '{print > \"x\"}' y; tar xf a; tar -xzf a; unzip a; gzip a; patch x y; git push -f; "
-        "git push origin +x; sed -n 'w x' y; curl -o x y; wget -O x y; perl -pi -e s/a/b/ x"
+        "git push origin +x; sed -n 'w x' y; curl -o x y; wget -O x y; perl -pi -e s/a/b/ x; "
+        "ffmpeg -y -i a b; convert a b; exiftool -overwrite_original x; sponge x; 7z x a.7z; black .; strip x"
     ),
     "runs text as a program": (
-        "php -r x; node -p x; node --eval x; perl -ne x y; ruby -e x; lua -e x; deno eval x; fd -x rm"
+        "php -r x; node -p x; node --eval x; perl -ne x y; ruby -e x; lua -e x; deno eval x; fd -x rm; "
+        "$X x; ${X:-rm} x; rm${IFS}x; /bin/r? x; sudo $X x; $'\\162m' x; /???/rm x; env X=1 $Y"
     ),
     "acts on a database": (
         "psql; psql -c 'select 1'; mysql x; sqlite3 x.db; mongosh; redis-cli get x; knex x; cockroach sql"

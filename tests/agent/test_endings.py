@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from own_state import own_state
 
 from edge.agent.answerer import Answer, LocalAnswerer
 from edge.agent.gate import Decision, Gate, open_gate
@@ -186,7 +187,7 @@ def test_a_first_answer_that_fails_is_an_error(runner: Runner, record: Path) -> 
 
 
 def environment(folder: Path) -> dict[str, str]:
-    own = {"PYTHONPATH": str(ROOT), "EDGE_STATE": str(folder.parent / "state"), "COLUMNS": "150"}
+    own = {"PYTHONPATH": str(ROOT), "EDGE_STATE": str(own_state(folder.parent / "state")), "COLUMNS": "150"}
     return {**os.environ, **own, "HOME": str(folder), "EDGE_CACHE": str(folder.parent / "cache")}
 
 

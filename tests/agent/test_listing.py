@@ -155,17 +155,20 @@ def test_no_changes(session: Session) -> None:
 AGENTS = """AGENTS.md AGENTS.override.md CLAUDE.md CLAUDE.local.md QWEN.md GEMINI.md .cursorrules mcp.json
 .mcp.json crush.json CRUSH.md opencode.json opencode.jsonc CONVENTIONS.md WARP.md copilot-instructions.md
 .windsurfrules .clinerules .goosehints a.instructions.md rules.mdc agents.MD
-claude.md .aider.conf.yml .roomodes SKILL.md claude_desktop_config.json AGENT\u200bS.md ＡGENTS.md"""
+claude.md .aider.conf.yml .roomodes SKILL.md claude_desktop_config.json AGENT\u200bS.md ＡGENTS.md
+CLAUDE.md. AGENTS.md:stream"""
 ACTED_ON = {
     "build file": (
         "Makefile GNUmakefile makefile CMakeLists.txt build.rs build.gradle.kts tox.ini conftest.py "
         "setup.py pyproject.toml Dockerfile vite.config.ts jest.config.js sub/Makefile justfile "
         "Rakefile gradlew pom.xml x.pth karma.conf.js .latexmkrc pylintrc mypy.ini project.clj main.tf "
-        "gradle/wrapper/gradle-wrapper.properties ansible.cfg Makefile.PL renv/activate.R"
+        "gradle/wrapper/gradle-wrapper.properties ansible.cfg Makefile.PL renv/activate.R "
+        "venv/pyvenv.cfg venv/bin/activate venv/bin/activate.fish CMakePresets.json binding.gyp config.nims "
+        "dune-project conanfile.py jupyter_notebook_config.py gunicorn.conf.py dvc.yaml x.podspec lerna.json Chart.yaml"
     ),
     "package manifest": (
         "package.json package-lock.json requirements.txt requirements-dev.txt Cargo.toml go.mod "
-        "Gemfile Pipfile poetry.lock uv.lock composer.json .npmrc"
+        "Gemfile Pipfile poetry.lock uv.lock composer.json .npmrc bunfig.toml deps.edn vcpkg.json shard.yml"
     ),
     "CI file": (
         ".gitlab-ci.yml Jenkinsfile .github/workflows/a.yml .circleci/config.yml "
@@ -173,7 +176,8 @@ ACTED_ON = {
     ),
     "hook": (".pre-commit-config.yaml hooks/pre-commit .husky/x .git/hooks/post-checkout lefthook.yml"),
     "start-up file": (
-        ".bashrc .profile .zshrc .envrc .env .gitconfig .ssh/config .gitattributes x.service .env.local"
+        ".bashrc .profile .zshrc .envrc .env .gitconfig .ssh/config .gitattributes x.service .env.local "
+        "a.lnk a.url a.bat a.PS1 a.command autorun.inf Desktop.ini"
     ),
     "editor settings": (
         ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json tsconfig.json"
@@ -189,6 +193,7 @@ claude_notes.txt my-claude.md.txt test.py app/types.py app/json.py awk.txt"""
 def test_names_that_agents_and_programs_act_on() -> None:
     for name in AGENTS.split():
         assert instructs_agents(name) and acted_on(f"sub/{name}") == "agents obey it", name
+    assert instructs_agents("CLAUDE.md ") and acted_on("Makefile. ") == "build file"
     for kind, names in ACTED_ON.items():
         for name in names.split():
             assert acted_on(name) == kind, name

@@ -15,7 +15,7 @@ from edge.agent.proposal import Proposal
 from edge.agent.review import review_gate
 from edge.agent.risks import risks
 from edge.agent.rules import Place
-from edge.agent.show import shown_proposal
+from edge.agent.show import shown_proposal, shown_screen
 from edge.answer.action import Command
 
 
@@ -84,6 +84,25 @@ def test_the_width_of_the_terminal_does_not_make_lines_of_edge(letter: str) -> N
     assert letters(text).count(letters(fake[2])) == 2  # nothing is lost
 
 
+@pytest.mark.parametrize("width", [20, 80])
+def test_a_programs_output_cannot_be_lines_of_edge(width: int) -> None:
+    """Not a step, not a list of commands, not a question about the changes; also where the terminal breaks a line."""
+    fake = (
+        "step 2 of 50, 30 min left",
+        "  1  ls⏎   then wait 1 s",
+        "[?] help, [a]ccept, [e]dit, [r]efuse, [s]top? ",
+        "Bring these changes back into /home/me? [y/N/d/l/?] y",
+    )
+    printed = "New Terminal Output:\n" + "\n".join(fake) + "\n" + "".join(f"{line:{width}}" for line in fake)
+    console = Console(
+        file=(out := io.StringIO()), width=width, soft_wrap=True, force_terminal=True, no_color=True
+    )
+    console.print(shown_screen(printed, console))
+    rows = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
+    assert all(row.startswith("| ") and len(row) <= width for row in rows), rows
+    assert letters("".join(rows)).replace("|", "") == letters(printed)  # nothing is lost
+
+
 @pytest.mark.parametrize("blank", ["\t", "\r", "\xa0", "\u2003"])
 def test_a_mark_names_a_blank_that_is_no_space(blank: str) -> None:
     escape = blank.encode("unicode_escape").decode()
@@ -140,6 +159,8 @@ REFUSED = {
     "a command of sed after another": "sed -n '1p;1e id' a.txt",
     "a file that find writes": "find . -fls out",
     "a file list that find reads": "find -files0-from a.txt",
+    "a format of git that runs gpg": "git log --pretty=%GG",
+    "the same after a sign": "git show '--format=%h %-GS'",
     "devices that are sockets": "cat /dev/tcp/127.0.0.1/1",
     "another process's files": "cat /proc/self/root/etc/passwd",
     "a job": "%1",

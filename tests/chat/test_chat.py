@@ -20,6 +20,7 @@ from pathlib import Path
 
 import command_line
 import pytest
+from own_state import own_state
 
 from edge.answer.action import parse_action
 
@@ -53,7 +54,12 @@ class Terminal:
         self.main, other = pty.openpty()
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
         own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-        env = {**own, "PYTHONPATH": str(ROOT), "TERM": "xterm", "EDGE_STATE": str(state)} | environment
+        env = {
+            **own,
+            "PYTHONPATH": str(ROOT),
+            "TERM": "xterm",
+            "EDGE_STATE": str(own_state(state)),
+        } | environment
         line = ("chat", "--threads", "1", *options)
         self.process = command_line.start(
             *line, stdin=other, stdout=other, stderr=other, env=env, controlled=True

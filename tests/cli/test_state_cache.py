@@ -11,6 +11,7 @@ from pathlib import Path
 
 import command_line
 import pytest
+from own_state import own_state
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,11 @@ Edge = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def edge(tmp_path: Path) -> Edge:
     """edge with a cache folder of its own."""
-    own = {**os.environ, "EDGE_CACHE": str(tmp_path / "cache"), "EDGE_STATE": str(tmp_path / "state")}
+    own = {
+        **os.environ,
+        "EDGE_CACHE": str(tmp_path / "cache"),
+        "EDGE_STATE": str(own_state(tmp_path / "state")),
+    }
     return lambda *arguments: command_line.run(*arguments, cwd=tmp_path, env=own)
 
 

@@ -95,7 +95,7 @@ def one_token(base: Path, adapter: Path) -> np.ndarray:
     def script() -> Writer[np.ndarray]:
         return (yield []).copy()
 
-    engine = Engine(base, Loading(gpu_layers=0, threads=1, adapters=(Adapter(adapter),)))
+    engine = Engine(base, Loading(gpu_layers=0, threads=1, trusted=True, adapters=(Adapter(adapter),)))
     try:
         engine.reserve(64, 2)
         [(_, found)] = engine.run([Job([5, 6, 7], script(), 1)])

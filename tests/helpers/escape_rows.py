@@ -1,6 +1,7 @@
 """More rows of the table in docs/safety.md: attempt, what stops it, file and test."""
 
 from escape_calls import CALLS
+from escape_later_calls import LATER_CALLS
 
 SHOWN = "test_shown_files.py"
 READ = "test_shown_and_read.py"
@@ -9,6 +10,8 @@ RIGHTS = "test_bring_back_rights.py"
 OUTSIDE = "test_use_outside.py"
 REMOTE = "test_remote.py"
 TYPING = "test_typing_terminal.py"
+TRIAL = "test_tryout.py"
+LYING = "test_lying_servers.py"
 LEFT = "edge clears the line before it types at the prompt, and reads prompts only from their own titles"
 WORD = "a rule fixes the position of each word"
 READER = "edge refuses what it cannot read in full"
@@ -266,5 +269,99 @@ MORE_ROWS = (
         "edge shows the action again after each edit",
         "test_agent.py",
         "test_an_editor_that_fails_changes_nothing",
+    ),
+    *(
+        (one.name, one.stops, "test_escapes_by_calls.py", "test_they_fail_in_the_sandbox")
+        for one in LATER_CALLS
+    ),
+    (
+        "a model file that stops llama.cpp, with right checksums",
+        "edge tries each file that it did not write",
+        "test_forged_models.py",
+        "test_each_command_refuses_it",
+    ),
+    (
+        "the same with checksums that are zeros, as in an unfinished file",
+        "edge tries each file that it did not write",
+        TRIAL,
+        "test_checksums_do_not_replace_the_trial",
+    ),
+    (
+        "a mark of another user, or a changed one, that a model file needs no trial",
+        "a seal with a key that no sandbox can read",
+        TRIAL,
+        "test_a_mark_that_edge_did_not_make",
+    ),
+    (
+        "a model file whose chat template ends the trial before it computes a token",
+        "the trial computes tokens without the template first",
+        TRIAL,
+        "test_the_files_own_template_cannot_end_the_trial",
+    ),
+    (
+        "a model file with so large holes that the trial has no sandbox",
+        "limits that are numbers for the system",
+        "test_confined.py",
+        "test_a_file_with_holes_leaves_the_sandbox",
+    ),
+    (
+        "a model file with a name that an adapter has in the sandbox of the trial",
+        "separate folders",
+        "test_confined.py",
+        "test_an_adapter_beside_a_file_of_any_name",
+    ),
+    (
+        "an adapter of somebody else",
+        "edge tries it on the model",
+        TRIAL,
+        "test_an_adapter_that_edge_did_not_write_is_tried",
+    ),
+    (
+        "formats of git log that run gpg, under edge's list for git",
+        WORD,
+        READ,
+        "test_edges_lists_refuse",
+    ),
+    (
+        "programs that only the shell can name: ${X:-rm}, rm${IFS}x, /bin/r?",
+        "edge marks them",
+        "test_allow.py",
+        "test_each_command_of_a_kind_is_marked",
+    ),
+    (
+        "output of a program that looks like edge's own step, list of commands and question",
+        "edge shows the screen behind a border",
+        READ,
+        "test_a_programs_output_cannot_be_lines_of_edge",
+    ),
+    (
+        "instructions for agents with a dot, a space or a stream after the name (FAT, NTFS)",
+        "edge compares names as these file systems do",
+        "test_listing.py",
+        "test_names_that_agents_and_programs_act_on",
+    ),
+    (
+        "a folder with the name ~, whose removal removes the home folder",
+        "edge does not bring it back",
+        "test_workfolder.py",
+        "test_names_that_programs_act_on_are_withheld",
+    ),
+    (
+        "a server that sends a byte now and then: in a header, a chunk's name, a trailer, interim responses",
+        "edge ends the connection at the time limit",
+        LYING,
+        "test_an_answer_that_never_ends",
+    ),
+    (
+        "a server that sends 9 kB that become 3 GB (gzip in gzip)",
+        "edge takes no compressed answer",
+        LYING,
+        "test_a_small_answer_that_becomes_large",
+    ),
+    (
+        "a server that counts tokens with 400 digits",
+        "edge ignores such counts",
+        LYING,
+        "test_counts_that_cannot_be",
     ),
 )

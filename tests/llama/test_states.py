@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 import scripted
+from own_state import own_state
 from scripted import Read, script
 from served import serving
 
@@ -46,7 +47,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("EDGE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("EDGE_STATE", str(own_state(tmp_path / "state")))
 
 
 def tokens(count: int, seed: int) -> list[int]:

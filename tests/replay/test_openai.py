@@ -414,7 +414,7 @@ def test_close_ends_the_requests_that_wait() -> None:
     """The server takes connections and never answers."""
     errors: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=600, concurrency=3)
+        server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=600)
 
         def ask() -> None:
             try:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_the_child_of_an_unknown_file_reaches_nothing(script: Path, world: World
 @pytest.mark.skipif(sys.platform != "linux", reason="the script reads /proc")
 def test_without_a_sandbox_only_the_environment_is_empty(script: Path, world: World) -> None:
     """The control: the script does what the sandbox stops."""
-    outcome = run_plain("cProfile", "-o/dev/null", script, 60)
+    outcome = run_plain("cProfile", "-o/dev/null", [script], 60)
     assert outcome.status == 0, outcome.output
     done = json.loads(outcome.output.splitlines()[-1])
     assert world.secret not in str(done["environment"]) and done["environment"]["HOME"] != str(Path.home())
@@ -122,6 +123,26 @@ def test_a_signal_is_reported_as_of_the_child(tmp_path: Path) -> None:
     path.write_text("import os\nprint('began', flush=True)\nos.abort()\n")
     outcome = run_confined("cProfile", "-o/dev/null", [path], 60)
     assert outcome.status == -6 and outcome.output.startswith("began")
+
+
+@SANDBOX
+def test_a_file_with_holes_leaves_the_sandbox(tmp_path: Path) -> None:
+    """Of any size that its file system holds: a limit of twice its bytes can be no number for the system."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        os.truncate(file.fileno(), (1 << 63) - 4096)
+        outcome = run_confined("this", "", [Path(file.name)], 60)
+    assert outcome.status == 0 and "Beautiful is better than ugly." in outcome.output
+
+
+@SANDBOX
+def test_an_adapter_beside_a_file_of_any_name(tmp_path: Path) -> None:
+    """Their folders in the sandbox have no name in common."""
+    files = [tmp_path / name for name in ("untrusted-0", "more-0", "x/more-0")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"print({str(file)!r})")
+    for first, other in ((0, 2), (1, 2), (2, 1)):
+        assert run_confined("cProfile", "-o/dev/null", [files[first]], 60, [files[other]]).status == 0
 
 
 @SANDBOX

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from escape_calls import BEGIN, CALLS, END
+from escape_calls import BEGIN, END
+from escape_calls import CALLS as FIRST_CALLS
+from escape_later_calls import LATER_CALLS
 from escapes import POSSIBLE, UNPRIVILEGED, World, has, run_as_ordinary_user, sandboxed, victim
 
+CALLS = (*FIRST_CALLS, *LATER_CALLS)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(

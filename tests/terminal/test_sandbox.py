@@ -215,6 +215,7 @@ def adding(*words: str) -> Callable[[list[str]], list[str]]:
         (without("--seccomp", "9"), "filter of system calls|has a file of this system open"),
         (without("--remount-ro", "/"), "/ can be written"),
         (without("--remount-ro", "/dev"), "/dev can be written"),
+        (without("--remount-ro", "/proc"), "/proc can be written"),
         (adding("--bind", "/tmp", "/tmp/more"), "/tmp/more can be written"),
         (adding("--size", "1048576000", "--tmpfs", WORK), "another size|can be written|cannot be unpacked"),
         (adding("--file", "5", "/tmp/in.tar"), "cannot be unpacked|does not start"),

@@ -166,13 +166,16 @@ def test_names_that_programs_act_on_are_withheld(inside: Inside, folder: Path, t
     (inside.place / "sub" / ".bashrc").write_text("evil\n")
     (inside.place / "AGENTS.md").write_text("obey\n")
     (inside.place / "--checkpoint-action=exec=sh x").write_text("")
+    (inside.place / "~").mkdir()  # whoever removes it by its name removes the home folder
+    (inside.place / "~" / "x").write_text("")
+    (inside.place / "sub" / "~root").write_text("")
     (inside.place / "a\x1b]0;x\x07\nb").write_text("")
     inside.save()
     changes = inside.bring_back(protected=[folder / "allow.toml"])
     assert not changes
     assert {path for path, _ in changes.withheld} == {
         *(".env", ".git", "sub/.bashrc", "AGENTS.md", "--checkpoint-action=exec=sh x", "a\x1b]0;x\x07\nb"),
-        "allow.toml",
+        *("allow.toml", "~", "sub/~root"),
     }
     shown = shown_changes(compare(folder, inside.packed)).plain
     assert "\x1b" not in shown and "a\\x1b]0;x\\x07\\nb" in shown
