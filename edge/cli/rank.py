@@ -27,7 +27,7 @@ def rank(
     title: Annotated[str, typer.Option(help="Heading of the ranking. Default: the number of results.")] = "",
     force: Force = False,
 ) -> None:
-    """Rank many results by score, and show which are too close to rank.
+    """Rank results by score, and show which are too close to rank.
 
     edge lists the results that it cannot compare, with the reason. Of results with the same model and settings, only
     the newest counts.

@@ -231,7 +231,7 @@ def test_the_last_command_runs_to_its_end(folder: Path, record: Path, steps: int
         run = Run(folder, record, server.url, steps=steps)
     assert run.outcome == ("steps" if steps == 1 else "complete")
     assert (folder / "reports").is_dir()
-    assert "\n42\n" in run.text.getvalue() and "\\n42\\n" in record.read_text()
+    assert "\n| 42\n" in run.text.getvalue() and "\\n42\\n" in record.read_text()
 
 
 def test_the_schema_is_asked_for_and_the_record_names_server_and_model(folder: Path, record: Path) -> None:

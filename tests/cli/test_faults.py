@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from forks import Edge, Ended
+from own_state import own_state
 
 from edge.formats.checksum import damage
 from edge.system.paths import embedded_rows
@@ -400,7 +401,13 @@ def locked(inputs: Inputs) -> Iterator[tuple[Path, Inputs, int | None]]:
         (folder / "out").mkdir()
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        yield folder / "out", copies, 65534 if os.getuid() == 0 else None
+        user = 65534 if os.getuid() == 0 else None
+        state = own_state(folder / "state")  # otherwise edge tries the models in a child process first
+        (state / "model-files").unlink()
+        shutil.copytree(os.path.join(os.environ["EDGE_STATE"], "model-files"), state / "model-files")
+        for path in (state, *state.rglob("*")) if user is not None else ():
+            os.chown(path, user, user)
+        yield folder / "out", copies, user
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755)
 
@@ -417,7 +424,9 @@ def test_a_folder_that_cannot_be_written(
     before = files(out)
     (out / "models").chmod(0o555)
     out.chmod(0o555)
-    ended = edge.run(*copies.command(name, out), memory=ROOM, folder=out, user=user)
+    ended = edge.run(
+        *copies.command(name, out), memory=ROOM, folder=out, user=user, state=out.parent / "state"
+    )
     if name == "run" and ended.status == 0:
         assert "converting the embedded" in ended.err
     else:
@@ -435,7 +444,7 @@ def test_a_model_in_a_folder_that_cannot_be_written(
     out.chmod(0o555)
     asked = ["run", "ls", "--max-tokens", "8", "--quiet", "--json", "--model"]
     for command in ([*asked, model], ["inspect", "--json", model]):
-        ended = edge.run(*command, memory=ROOM, user=user)
+        ended = edge.run(*command, memory=ROOM, user=user, state=out.parent / "state")
         assert ended.status == 0, ended
         assert json.loads(ended.out)
     assert list(out.iterdir()) == [model]

@@ -85,10 +85,11 @@ class Edge:
         stop: tuple[int, int] | None = None,
         folder: Path | None = None,
         user: int | None = None,
+        state: Path | None = None,
     ) -> Ended:
         """`file_size`: the most bytes that a file may get, as on a disk that is full; where `deadly`, the process ends
         at that byte. `memory`: bytes of address space beyond what the imports take. `stop`: at which of its events it
-        gets which signal. `folder`: where it runs. `user`: as whom."""
+        gets which signal. `folder`: where it runs. `user`: as whom. `state`: edge's state folder."""
         order = {
             "arguments": [os.fspath(argument) for argument in arguments],
             "file_size": file_size,
@@ -97,6 +98,7 @@ class Edge:
             "stop": stop,
             "folder": None if folder is None else os.fspath(folder),
             "user": user,
+            "state": None if state is None else os.fspath(state),
         }
         print(json.dumps(order), file=self._to, flush=True)
         return Ended(**json.loads(self._answers.readline()))
@@ -164,6 +166,8 @@ def _limit(order: dict[str, Any]) -> None:
     if order["folder"] is not None:
         os.chdir(order["folder"])
         os.environ["EDGE_MODELS"] = os.path.join(order["folder"], "models")
+    if order["state"] is not None:
+        os.environ["EDGE_STATE"] = order["state"]
     if order["user"] is not None:
         os.environ["EDGE_CONFIG"] = os.devnull  # the other user may not read the tests' home
         os.setgroups([])
