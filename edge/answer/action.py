@@ -207,10 +207,6 @@ class ActionScanner:
             self._length += 1
             position += 1
 
-    def stays_inside_string(self, data: bytes) -> bool:
-        """Whether a string is open, and these bytes are characters of it that stand for themselves."""
-        return self._token == _STRING and not self._seen and _PLAIN.fullmatch(data) is not None
-
     def _step(self, byte: bytes) -> None:
         if self._token == _NUMBER:
             if _DURATION_BEGUN.fullmatch(self._seen + byte):

@@ -47,12 +47,10 @@ class Constraint:
         self._matcher = _compiled(tokenizer, load_grammar() if grammar is None else grammar).deep_copy()
         self._eos = frozenset(tokenizer.eos_tokens)
         self._ended = False  # an EOS was consumed
-        self._later: list[int] = []  # tokens that the matcher has not read yet
 
     @property
     def complete(self) -> bool:
         """Whether the text so far is complete, so that an EOS is accepted."""
-        self._catch_up()
         return self._matcher.is_accepting()
 
     def accepts(self, token: int) -> bool:
@@ -64,25 +62,14 @@ class Constraint:
             return False
         if token in self._eos:
             return self.complete
-        self._catch_up()
         allowed = self._matcher.validate_tokens([token]) == 1
         self._check()
         return allowed
-
-    def takes(self, token: int) -> bool:
-        """Move on by one token if it is accepted: whether it was. For an EOS as `accepts`, without a change."""
-        if self._ended or token in self._eos or not 0 <= token < self.n_vocab:
-            return self.accepts(token)
-        self._catch_up()
-        taken = self._matcher.try_consume_tokens([token]) == 1
-        self._check()
-        return taken
 
     def fitting(self, tokens: Sequence[int]) -> int:
         """How many of these tokens, from the first on, may follow one another here. Does not change the state."""
         if self._ended:
             return 0
-        self._catch_up()
         known = next((i for i, token in enumerate(tokens) if not 0 <= token < self.n_vocab), len(tokens))
         count = self._matcher.validate_tokens(list(tokens[:known]))
         self._check()
@@ -93,25 +80,10 @@ class Constraint:
         if token in self._eos and self.accepts(token):
             self._ended = True
             return
-        self._catch_up()
         known = not self._ended and token not in self._eos and 0 <= token < self.n_vocab
         if not known or self._matcher.try_consume_tokens([token]) != 1:
             self._check()
             raise GrammarError(f"the grammar refuses token {token} here")
-
-    def consume_later(self, token: int) -> None:
-        """Move on by one token that the grammar certainly accepts: several together cost less.
-
-        Every other method reads these tokens first, and raises GrammarError if the grammar refuses one.
-        """
-        self._later.append(token)
-
-    def _catch_up(self) -> None:
-        if self._later:
-            tokens, self._later = self._later, []
-            if self._matcher.try_consume_tokens(tokens) != len(tokens):
-                self._check()
-                raise GrammarError("the grammar refuses a token that was written")
 
     def mask(self) -> NDArray[np.bool_]:
         """The tokens that may follow: bool, shape (n_vocab,). `accepts` accepts each of them.
@@ -121,7 +93,6 @@ class Constraint:
         """
         if self._ended:
             return np.zeros(self.n_vocab, dtype=np.bool_)
-        self._catch_up()
         bits = allocate_token_bitmask(1, self.n_vocab)
         fill_next_token_bitmask(self._matcher, bits)
         self._check()
@@ -139,7 +110,6 @@ class Constraint:
         `forced_bytes(b'"')` closes a string and continues as long as there is no choice. Raises GrammarError if the
         grammar refuses `after`.
         """
-        self._catch_up()
         matcher = self._matcher
         if after:
             matcher = matcher.deep_copy()
@@ -149,6 +119,10 @@ class Constraint:
         elif self._ended:
             return b""
         return after + bytes(matcher.compute_ff_bytes())
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that `token` adds to the answer; empty for a special token."""
+        return b"" if self.tokenizer.is_special_token(token) else self.tokenizer.decode_bytes([token])
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -184,7 +184,7 @@ def action_answer(
         )  # the constraint changes with the style
     text_limit = int(text_share * writer.left)
     text_tokens = 0
-    while writer.left and not action.complete:
+    while writer.left and not action.constraint.complete:
         tokens = action.closing_of_texts() if text_tokens >= text_limit else []
         if len(tokens) > writer.left:
             break  # the ending below is shorter, and no command would fit behind this one
@@ -194,14 +194,14 @@ def action_answer(
         else:
             text_tokens += action.scanner.in_text
             try:
-                token = yield from writer.choose(action.accepts, action.mask)
+                token = yield from writer.choose(action.constraint.accepts, action.constraint.mask)
             except GrammarError:
                 break  # no token of this vocabulary can continue here; the ending below still can
             writer.write(token)
             tokens = [token]
         if not action.add(tokens):
             break
-    closed = not action.complete
+    closed = not action.constraint.complete
     return writer.answer(action.end(), "length" if closed else "stop", closed=closed, thought=thought)
 
 
@@ -263,72 +263,39 @@ class _ActionText:
         self._data = bytearray()
         self._emit = emit
         self._shown = 0  # bytes
-        self._inside = False  # the last token stayed inside a string
-        self._taken = False  # the constraint has the next token already
-
-    @property
-    def complete(self) -> bool:
-        """Whether the action is complete."""
-        return self.scanner.complete
-
-    def accepts(self, token: int) -> bool:
-        """Whether a token may follow. If so, it must follow: the grammar has taken it, unless it is inside a string."""
-        piece = self._vocabulary.grammar_piece(token) if 0 <= token < self._vocabulary.n_vocab else b""
-        self._taken = False
-        if self.scanner.stays_inside_string(piece):
-            return True
-        self._taken = self.constraint.takes(token)
-        return self._taken
-
-    def mask(self) -> NDArray[np.bool_]:
-        """The tokens that may follow, as `Constraint.mask`."""
-        return self.constraint.mask()
 
     def add(self, tokens: Sequence[int]) -> bool:
         """Take in the tokens that were written last; False if llguidance has reached one of its limits."""
-        piece = b"".join(map(self._vocabulary.grammar_piece, tokens))
-        self._inside = len(tokens) == 1 and self.scanner.stays_inside_string(piece)
-        taken, self._taken = self._taken, False
+        piece = b"".join(map(self.constraint.bytes_of, tokens))
         self.scanner.feed(piece)
         self._data.extend(piece)
         if b'"' in piece:  # white space ends where a string begins
             style = style_of(self._style_name, self.scanner)
             if style != self._style:
-                self._style, taken = style, False
+                self._style = style
                 self.constraint = Constraint(self._vocabulary.matcher_tokens(), style_grammar(style))
                 tokens = self._writer.tokens[self._begin :]
         try:
-            if self._inside:
-                self.constraint.consume_later(tokens[0])
-            elif not taken:
-                for token in tokens:
-                    self.constraint.consume(token)
+            for token in tokens:
+                self.constraint.consume(token)
         except GrammarError:
             return False
-        self._show()
-        return True
-
-    def _show(self) -> None:
         if self._emit is not None and (certain := self.scanner.releasable()) > self._shown:
             self._emit(self._data[self._shown : certain].decode())
             self._shown = certain
+        return True
 
     def forced(self) -> list[int]:
-        """The tokens that the grammar forces here; inside a string there are none."""
-        if self._inside:
-            return []
+        """The tokens that the grammar forces here."""
         return self._vocabulary.forced_tokens(self._writer.last, self.constraint.forced_bytes())
 
     def closing_of_texts(self) -> list[int]:
         """Tokens that end the open analysis and plan, so that commands can follow; none within a character."""
         if not (self.scanner.in_text and self.scanner.at_boundary):
             return []
-        try:
-            text = self.constraint.forced_bytes(b'"')
-            if self.scanner.field == "analysis" and len(text) > 1:
-                text = self.constraint.forced_bytes(text + b'"')  # an empty plan
-        except GrammarError:
-            return []  # llguidance has reached one of its limits, and the next check says so
+        text = self.constraint.forced_bytes(b'"')
+        if self.scanner.field == "analysis" and len(text) > 1:
+            text = self.constraint.forced_bytes(text + b'"')  # an empty plan
         last = self._writer.last
         return self._vocabulary.forced_tokens(last, text) or self._vocabulary.forced_tokens(
             last, b'"', whole=True

@@ -44,7 +44,6 @@ class Vocabulary:
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(vocab)
         self.end_ids = frozenset(end_ids)  # the checkpoint's own EOS ids
         self._pieces: dict[int, bytes] = {}
-        self._grammar_pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(256)
         self._matcher_tokens: LLTokenizer | None = None
         self._forced = lru_cache(maxsize=4096)(self._tokens_after)
@@ -94,15 +93,6 @@ class Vocabulary:
                 buffer = ctypes.create_string_buffer(-n)
                 n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
             known = self._pieces[token] = ctypes.string_at(buffer, max(0, n))
-        return known
-
-    def grammar_piece(self, token: int) -> bytes:
-        """The bytes that a token adds to a text under a grammar; empty for one that no text spells, or that ends it."""
-        known = self._grammar_pieces.get(token)
-        if known is None:
-            tokens = self.matcher_tokens()
-            silent = token in self.end_ids or tokens.is_special_token(token)
-            known = self._grammar_pieces[token] = b"" if silent else tokens.decode_bytes([token])
         return known
 
     def spelling(self, token: int) -> bytes:

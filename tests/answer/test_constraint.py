@@ -12,7 +12,7 @@ import pytest
 from actions import EOS, SAMPLES, indented, matches, random_runs, smol_tokenizer, smol_vocab, write
 from llguidance.llamacpp import lltokenizer_from_vocab
 
-from edge.answer.action import ActionScanner, parse_action
+from edge.answer.action import parse_action
 from edge.answer.constraint import Constraint
 from edge.errors import GrammarError
 
@@ -35,36 +35,6 @@ def test_mask_and_accepts_agree_on_every_token(cut: int) -> None:
     assert mask.any() and accepted[mask].all()
     if not constraint.forced_bytes():  # where the text is forced, the mask holds its usual tokenization alone
         assert (mask == accepted).all()
-
-
-def test_inside_a_string_the_grammar_need_not_be_asked() -> None:
-    """Where the scanner says that a token stays inside a string, the grammar accepts it and forces nothing after it."""
-    tokenizer, scanner, written, inside = smol_tokenizer(), ActionScanner(), b"", 0
-    pieces = [
-        b"" if tokenizer.is_special_token(token) else tokenizer.decode_bytes([token])
-        for token in range(tokenizer.vocab_size)
-    ]
-    later, rng = Constraint(tokenizer), random.Random(5)
-    for token in tokenizer.tokenize_bytes(TEXT):
-        sure = [one for one, piece in enumerate(pieces) if scanner.stays_inside_string(piece)]
-        if sure:
-            inside += 1
-            assert scanner.at_boundary and later.mask()[sure].all()
-            for one in rng.sample(sure, 2):
-                other = after(written)
-                other.consume_later(one)
-                assert not other.forced_bytes() and not other.complete
-        if token in sure:
-            later.consume_later(token)
-        else:
-            assert not later.takes(EOS[0]) and later.takes(token)
-        scanner.feed(pieces[token])
-        written += pieces[token]
-    assert inside > 20 and later.complete
-    later = after(TEXT[:-1])
-    later.consume_later(tokenizer.tokenize_bytes(b"x")[0])  # the grammar does not accept it
-    with pytest.raises(GrammarError, match="refuses a token"):
-        later.mask()
 
 
 def test_special_tokens_are_never_accepted_within_the_action_and_eos_only_after_it() -> None:
@@ -126,6 +96,12 @@ def test_forced_bytes_are_the_skeleton_and_what_a_given_text_forces() -> None:
     assert constraint.forced_bytes() == b""
     with pytest.raises(GrammarError, match="refuses"):
         constraint.forced_bytes(b" ")
+
+
+def test_tokens_write_the_text_and_special_ones_nothing() -> None:
+    constraint = Constraint(smol_tokenizer())
+    assert b"".join(map(constraint.bytes_of, smol_tokenizer().tokenize_bytes(TEXT))) == TEXT
+    assert constraint.bytes_of(EOS[0]) == b""
 
 
 def test_the_mask_is_as_wide_as_the_logits_even_beyond_the_vocabulary() -> None:

@@ -207,7 +207,7 @@ def random_runs(n: int = 10_000, seed: int = 0) -> list[tuple[bytes, int, str]]:
                 break
             token = begin[step] if step < len(begin) else draw(constraint.mask())
             constraint.consume(token)
-            piece = constraint.tokenizer.decode_bytes([token])
+            piece = constraint.bytes_of(token)
             data += piece
             scanner.feed(piece)
         runs.append((data, *scanner.closing()))
