@@ -169,7 +169,7 @@ class Engine:
         before = self._kept.get(id(owner), 0)
         if self.states is not None and state is not None and length > before * (1 if now else GROWTH):
             self._kept[id(owner)] = length
-            self.states.keep_conversation(self.cache, state, self.adapters_of(state))
+            self.states.keep(self.cache, state, "conversation", self.adapters_of(state))
             self.states.flush()
 
     def forget(self, owner: object) -> None:

@@ -154,59 +154,19 @@ class DiskStates:
     def offer(self, cache: Cache, state: State, job: Job[Any], adapters: Sequence[LoadedAdapter]) -> None:
         """Keep a copy of a prompt's state for `flush`, if the job wants it on disk here and no file has it."""
         length = len(state.tokens)
-        if length in job.stored and length >= LEAST and state.ends is not None:
-            kind: Kind = "prompt" if length == len(job.prompt) else "instructions"
-            self._take(cache, state, kind, adapters)
+        if length in job.stored and state.ends is not None:
+            self.keep(cache, state, "prompt" if length == len(job.prompt) else "instructions", adapters)
 
-    def keep_conversation(self, cache: Cache, state: State, adapters: Sequence[LoadedAdapter]) -> None:
-        """Keep a copy of a conversation's state for `flush`. It replaces those of the conversation's beginnings."""
-        if len(state.tokens) >= LEAST:
-            self._take(cache, state, "conversation", adapters)
-
-    def keep_kept(
-        self, cache: Cache, state: State, adapters: Sequence[LoadedAdapter], data: Any = None
-    ) -> None:
-        """Keep a state that any prompt with the same beginning may continue from, for `flush`.
-
-        `data`: the state in llama.cpp's form; None if it is in its sequence. Where the cache can be rewound, the state
-        replaces those of its beginnings. Where it cannot, a prompt may need one of these.
-        """
-        if len(state.tokens) >= LEAST:
-            self._take(cache, state, "conversation" if cache.rewindable else "prompt", adapters, data)
-
-    def has_most(self, cache: Cache, state: State, adapters: Sequence[LoadedAdapter], growth: float) -> bool:
-        """Whether a file has a beginning of this state's tokens that is less than `growth` times shorter."""
-        digests = self._digests(tuple(one.adapter for one in adapters), compute=False)
-        if digests is None:
-            return False
-        ids = np.asarray(state.tokens, np.int32)
-        files = stored_files(self.store.folder, self._identity(cache, digests))
-        return any(
-            len(ids) < growth * len(file.tokens) and np.array_equal(file.tokens, ids[: len(file.tokens)])
-            for file in files
-        )
-
-    def flush(self) -> None:
-        """Write what `offer` and `keep_conversation` took, beside the engine's work."""
-        if self._pending and (self._writer is None or not self._writer.is_alive()):
-            pending, self._pending = self._pending, []
-            writer = threading.Thread(target=self._write, args=(pending,), name="edge-states", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no thread can start, or Python is ending
-                writer.start()
-                self._writer = writer
-
-    def close(self) -> None:
-        """Write what is left, and wait for it; but not after Ctrl-C."""
-        if isinstance(sys.exception(), KeyboardInterrupt):
-            return
-        for _ in range(2):
-            if self._writer is not None:
-                self._writer.join()
-            self.flush()
-
-    def _take(
+    def keep(
         self, cache: Cache, state: State, kind: Kind, adapters: Sequence[LoadedAdapter], data: Any = None
     ) -> None:
+        """Keep a copy of a state for `flush`, if it is long enough and no file has it.
+
+        A conversation replaces the states of its beginnings. `data`: the state in llama.cpp's form; None if it is in
+        its sequence.
+        """
+        if len(state.tokens) < LEAST:
+            return
         own = tuple(one.adapter for one in adapters)
         digests = self._digests(own, compute=False)
         identity = "" if digests is None else self._identity(cache, digests)
@@ -232,6 +192,36 @@ class DiskStates:
             data=size,
         )
         self._pending.append(_Pending(self._known(cache), head, own, list(state.tokens), logits, data))
+
+    def has_most(self, cache: Cache, state: State, adapters: Sequence[LoadedAdapter], growth: float) -> bool:
+        """Whether a file has a beginning of this state's tokens that is less than `growth` times shorter."""
+        digests = self._digests(tuple(one.adapter for one in adapters), compute=False)
+        if digests is None:
+            return False
+        ids = np.asarray(state.tokens, np.int32)
+        files = stored_files(self.store.folder, self._identity(cache, digests))
+        return any(
+            len(ids) < growth * len(file.tokens) and np.array_equal(file.tokens, ids[: len(file.tokens)])
+            for file in files
+        )
+
+    def flush(self) -> None:
+        """Write what `offer` and `keep` took, beside the engine's work."""
+        if self._pending and (self._writer is None or not self._writer.is_alive()):
+            pending, self._pending = self._pending, []
+            writer = threading.Thread(target=self._write, args=(pending,), name="edge-states", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can start, or Python is ending
+                writer.start()
+                self._writer = writer
+
+    def close(self) -> None:
+        """Write what is left, and wait for it; but not after Ctrl-C."""
+        if isinstance(sys.exception(), KeyboardInterrupt):
+            return
+        for _ in range(2):
+            if self._writer is not None:
+                self._writer.join()
+            self.flush()
 
     def _write(self, pending: Sequence[_Pending]) -> None:
         """Write states. What cannot be written is left out: the next process reads it again."""

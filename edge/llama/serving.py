@@ -21,6 +21,7 @@ from edge.llama.engine import GROWTH, Engine
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Adapter, Loading
 from edge.llama.prefixes import common_length
+from edge.llama.states import Kind
 from edge.llama.under_way import PromptReading, RunningJob
 
 T = TypeVar("T")
@@ -253,18 +254,23 @@ class ServingEngine(Engine):
         if not self.cache.rewindable:  # there, the state after the answer has the prompt too
             self._store(state)
 
+    @property
+    def _kind(self) -> Kind:
+        """How a state is stored. Where the cache cannot be rewound, a prompt may need the beginnings of another."""
+        return "conversation" if self.cache.rewindable else "prompt"
+
     def _store(self, state: State) -> None:
         """Let a state go to disk, if `Loading.states` is for whole prompts and it has grown enough."""
         if self.states is not None and self.writes_whole_prompts:
             adapters = self.adapters_of(state)
             if not self.states.has_most(self.cache, state, adapters, GROWTH):
-                self.states.keep_kept(self.cache, state, adapters)
+                self.states.keep(self.cache, state, self._kind, adapters)
 
     def close(self) -> None:
         """Free the model and its cache. What is kept beside the cache goes to disk, if whole prompts may."""
         if self._model and self.states is not None and self.writes_whole_prompts:
             for kept in self.cache.newest(self.states.store.limit):
-                self.states.keep_kept(self.cache, kept, self.adapters_of(kept), kept.data)
+                self.states.keep(self.cache, kept, self._kind, self.adapters_of(kept), kept.data)
         super().close()
 
     def _start(self, job: Request[T]) -> PromptReading[T]:
