@@ -28,6 +28,7 @@ from edge.system.locks import held_lock
 
 if TYPE_CHECKING:
     from edge.answer.endings import Endings
+    from edge.llama.vocabulary import Vocabulary
     from edge.runner import Runner
 
 # `make test` is the same test each time it runs; `make fuzz` looks for new examples.
@@ -187,6 +188,15 @@ def tiny_bf16(tiny_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_q4(tiny_folder: Path) -> Path:
     return converted(tiny_folder, "tiny-terminal-Q4_K_M.gguf", "Q4_K_M")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tiny_q4: Path) -> "Iterator[Vocabulary]":
+    """The embedded model's vocabulary."""
+    from edge.llama.vocabulary import file_vocabulary
+
+    with file_vocabulary(tiny_q4) as vocabulary:
+        yield vocabulary
 
 
 @pytest.fixture(scope="module")

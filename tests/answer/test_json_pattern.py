@@ -6,14 +6,12 @@
 import json
 import random
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from edge.answer.guided import compile_guide
 from edge.errors import GrammarError
-from edge.llama.vocabulary import Vocabulary, file_vocabulary
+from edge.llama.vocabulary import Vocabulary
 
 TEXTS = [
     '"',
@@ -59,12 +57,6 @@ CLASSES = [
     r"\P{L}",
     r"[^\p{L}\"]",
 ]
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tiny_q4: Path) -> Iterator[Vocabulary]:
-    with file_vocabulary(tiny_q4) as vocabulary:
-        yield vocabulary
 
 
 def takes(vocabulary: Vocabulary, schema: object, texts: list[str]) -> list[bool]:

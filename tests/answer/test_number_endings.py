@@ -5,8 +5,6 @@
 
 import json
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,7 +12,7 @@ import pytest
 
 from edge.answer.endings import Endings
 from edge.answer.guided import compile_guide
-from edge.llama.vocabulary import Vocabulary, file_vocabulary
+from edge.llama.vocabulary import Vocabulary
 
 BEFORE: dict[str, Any] = {
     "n": {"type": "null"},
@@ -22,12 +20,6 @@ BEFORE: dict[str, Any] = {
     "id": {"type": "string", "format": "uuid"},
     "when": {"type": "string", "format": "date-time"},
 }
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tiny_q4: Path) -> Iterator[Vocabulary]:
-    with file_vocabulary(tiny_q4) as vocabulary:
-        yield vocabulary
 
 
 def check(vocabulary: Vocabulary, number: dict[str, Any]) -> None:

@@ -4,8 +4,6 @@
 """
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +13,7 @@ from edge.answer.endings import Endings
 from edge.answer.guided import compile_guide
 from edge.answer.pattern import FORMAT_TEXTS
 from edge.errors import GrammarError
-from edge.llama.vocabulary import Vocabulary, file_vocabulary
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tiny_q4: Path) -> Iterator[Vocabulary]:
-    with file_vocabulary(tiny_q4) as vocabulary:
-        yield vocabulary
+from edge.llama.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@
 import json
 import random
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from edge.answer.guided import compile_guide
 from edge.answer.sampling import Sampling
 from edge.answer.tools import Wanted, compile_calls, tool_answer
 from edge.errors import GrammarError
-from edge.llama.vocabulary import Vocabulary, file_vocabulary
+from edge.llama.vocabulary import Vocabulary
 
 Json = dict[str, Any]
 FORMS = [HERMES, LFM2, QWEN_XML, GEMMA]
@@ -77,12 +75,6 @@ REFUSED: dict[str, tuple[Json, str]] = {
     "a length below 0": (having(a={"type": "string", "minLength": -1}), "length below 0"),
     "open schemas of which one holds": (having(a=OPEN_OR_TWO), "oneOf"),
 }
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tiny_q4: Path) -> Iterator[Vocabulary]:
-    with file_vocabulary(tiny_q4) as vocabulary:
-        yield vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from served import serving
 from edge.answer.endings import Guide
 from edge.answer.guided import compile_guide
 from edge.errors import GrammarError
-from edge.llama.vocabulary import Vocabulary, file_vocabulary
+from edge.llama.vocabulary import Vocabulary
 from edge.serve.request import BadRequestError, read_chat
 
 pytestmark = pytest.mark.slow
@@ -31,12 +31,6 @@ SCHEMA = {"type": "object", "properties": {"cmd": {"enum": ["ls", "rm"]}}, "requ
 def server(tiny_q4: Path) -> Iterator[str]:
     with serving(tiny_q4, "--answers", "text") as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tiny_q4: Path) -> Iterator[Vocabulary]:
-    with file_vocabulary(tiny_q4) as vocabulary:
-        yield vocabulary
 
 
 def takes(vocabulary: Vocabulary, guide: Guide, text: str) -> bool:
