@@ -174,9 +174,13 @@ def keystrokes(command: str) -> tuple[str, float]:
 
 
 def make_episode(kinds: list[Kind], number: int, *, held: bool = False) -> Episode:
-    """Episode `number`. `held`: with names that training never uses."""
+    """Episode `number`. `held`: with names that training never uses, and all kinds equally often.
+
+    In training a kind comes as often as it has wordings: people ask for everyday work most, and those kinds have the
+    most wordings.
+    """
     rng = random.Random(f"{'held' if held else 'train'} {number}")
-    kind = rng.choice(kinds)
+    kind = rng.choice(kinds) if held else rng.choices(kinds, [len(kind.say) for kind in kinds])[0]
     flow = rng.choice(kind.flows)
     user, host = (
         rng.choice(("dev", "user", "anna", "root", "me")),
