@@ -132,13 +132,14 @@ def _search(
     layers: list[Value] = [fitting, *(one for one in (0, fitting // 2) if one >= 0 and one != fitting)]
     values: dict[str, Any] = {"threads": None, "gpu_layers": None, "batch": None, "parallel": None}
     measured: list[Measured] = []
-    best = replace(loading, gpu_layers=fitting, threads=physical_cores(), batch=BATCH, parallel=_SERVED)
+    most = physical_cores()
+    best = replace(loading, gpu_layers=fitting, threads=most, batch=BATCH, parallel=_SERVED, steady=True)
     sizes = (BATCH, 128, 256, *((1024, 2048) if gpu else ()))
     longest = max(_LONG, *sizes)
     at_once = (_SERVED, 1, 2, 8, *((16, 32) if gpu else ()))
     stages: list[tuple[str, Sequence[Value], Callable[[Value], _Work]]] = [
         ("gpu_layers", layers if gpu else layers[:1], lambda _: _Work()),
-        ("threads", [physical_cores(), *(n for n in threads if n != physical_cores())], lambda _: _Work()),
+        ("threads", [most, *(n for n in threads if n != most)], lambda _: _Work()),
         ("batch", sizes, lambda _: _Work(longest, 1)),
         ("parallel", at_once, lambda n: _Work(READ, _EACH, int(n))),
     ]

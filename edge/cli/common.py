@@ -28,7 +28,10 @@ _PACKAGES = {"llama_cpp": "llama-cpp-python"}  # those whose module has another 
 _COMMAND = re.compile(r": ((?:cd .+ && )?edge agent .+)$")
 STDIN = Path("-")
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=512, help="CPU threads. Default: the number of physical cores.")
+    int | None,
+    typer.Option(
+        min=1, max=512, help="Maximum number of CPU threads. Default: the number of physical cores."
+    ),
 ]
 
 

@@ -13,6 +13,7 @@ thought_marks  how models mark their thoughts
 prefixes     the prefix tree of prompts
 jobs         what an engine works on: a prompt and the writer of its answer
 cache        sequences, and the states that later prompts continue from
+crowding     fewer threads while other programs take the cores
 drafts       tokens to decode ahead, and whether that saves time
 states       the store of prompt states on disk
 restore      when an engine uses and writes states on disk

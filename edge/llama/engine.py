@@ -23,6 +23,7 @@ from edge.errors import ContextError, EdgeError, ModelFileError
 from edge.llama import library
 from edge.llama.adapters import LoadedAdapter, check_adapters, load_adapters
 from edge.llama.cache import KV_TYPES, Cache, State
+from edge.llama.crowding import Threads
 from edge.llama.drafts import LENGTHS, Draft, Drafting, Repeats
 from edge.llama.jobs import Job, Logits
 from edge.llama.loading import DEFAULT_LOADING, Loading
@@ -105,6 +106,7 @@ class Engine:
             adapters=self.adapters,
         )
         self._owned.callback(self.cache.close)
+        self.workers = Threads(threads, adapts=not (self.offloads or flash_attention or loading.steady))
         self._describe(gpu_layers)
         # llama.cpp splits a hybrid's batch until each sequence has as many tokens as the others: a prompt and answers
         # gain nothing from one batch there. So answers wait until more of them can continue together.
@@ -116,8 +118,7 @@ class Engine:
         self.drafting = Drafting(draft) if draft and self.cache.rewindable else None
         self._kept: dict[int, int] = {}  # tokens of a conversation on disk, by the identity of its owner
         self.prompt_tokens_decoded = 0
-        self.answer_tokens_decoded = 0
-        self.answer_passes = 0
+        self.answer_tokens_decoded = self.answer_passes = 0
 
     @property
     def cells(self) -> int:
@@ -441,11 +442,10 @@ class Engine:
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wanted
         library.forget_errors()
-        status = library.decode(self.cache.context, batch)
-        while (
-            status == 1 and self.cache.drop_cheapest()
-        ):  # after a move to a larger cache, copies share no cells
-            status = library.decode(self.cache.context, batch)
+        status = self.workers.decode(self.cache.context, batch)
+        # After a move to a larger cache, copies share no cells.
+        while status == 1 and self.cache.drop_cheapest():
+            status = self.workers.decode(self.cache.context, batch)
         if status == 1:
             raise ContextError(f"{self.path}: an answer outgrew the cache of {self.cells} tokens")
         if status:

@@ -103,7 +103,7 @@ class Loading:
     gpu_layers: int | None = None
     """Layers to offload; -1 is all, 0 none."""
     threads: int | None = None
-    """By default the physical cores."""
+    """Maximum number of threads; by default the physical cores. A busy machine gets fewer (edge/llama/crowding.py)."""
     context: int | None = None
     """Tokens of a prompt and its answer together."""
     parallel: int | None = None
@@ -124,6 +124,8 @@ class Loading:
     """LoRA adapters; their changes add up. In a server, each request chooses one."""
     spread: Spread = ONE_DEVICE
     """Over which devices the layers are spread, and how."""
+    steady: bool = False
+    """Use all threads also on a busy machine: to measure."""
     states: States | None = None
     """Prompt states on disk; None: neither read nor written."""
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge.errors import ContextError, EdgeError
 from edge.llama import library
 from edge.llama.adapters import check_adapters, load_adapters, use_adapters
+from edge.llama.crowding import Threads
 from edge.llama.loading import ONE_DEVICE, Adapter, Spread
 from edge.llama.memory import buffers, padded, read_shape
 from edge.llama.prefixes import Corpus, depth_held
@@ -98,6 +99,7 @@ class Reader:
         if loaded:
             use_adapters(self._context, loaded)
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._workers = Threads(threads, adapts=not (offloads or flash_attention))
         self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self.tokens_decoded = 0
@@ -116,7 +118,7 @@ class Reader:
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wanted[i]
         library.forget_errors()
-        status = library.decode(self._context, batch)
+        status = self._workers.decode(self._context, batch)
         if status:
             raise EdgeError(f"{self.path}: llama.cpp failed with status {status}: {library.last_error()}")
         self.tokens_decoded += len(tokens)
