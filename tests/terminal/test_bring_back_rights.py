@@ -148,8 +148,16 @@ def test_private_files_stay_private_under_another_name(private: Path, tmp_path: 
         session.compare().apply()
     finally:
         os.umask(before)
-    modes = {name: mode_of(private / name) for name in ("moved", "moved keys", "docs/other.md", "new key", "usual")}
-    assert modes == {"moved": 0o600, "moved keys": 0o700, "docs/other.md": 0o660, "new key": 0o600, "usual": 0o664}
+    modes = {
+        name: mode_of(private / name) for name in ("moved", "moved keys", "docs/other.md", "new key", "usual")
+    }
+    assert modes == {
+        "moved": 0o600,
+        "moved keys": 0o700,
+        "docs/other.md": 0o660,
+        "new key": 0o600,
+        "usual": 0o664,
+    }
 
 
 def test_the_undo_gives_nobody_else_rights(private: Path, tmp_path: Path) -> None:
