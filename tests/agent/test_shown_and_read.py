@@ -161,6 +161,7 @@ REFUSED = {
     "a file that find writes": "find . -fls out",
     "a file list that find reads": "find -files0-from a.txt",
     "a format of git that runs gpg": "git log --pretty=%GG",
+    "a format of git behind an unknown one": "git log '--format=%h %-%GG'",
     "the same after a sign": "git show '--format=%h %-GS'",
     "devices that are sockets": "cat /dev/tcp/127.0.0.1/1",
     "another process's files": "cat /proc/self/root/etc/passwd",
