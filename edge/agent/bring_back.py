@@ -138,7 +138,11 @@ class Return:
         done = comparison.changes
         if comparison.changes:
             undo = new_undo_path(self.record.path)
-            comparison.keep_undo(undo, self.record.key("undo"))
+            try:
+                comparison.keep_undo(undo, self.record.key("undo"))
+            except SandboxError:  # a file changed after the list was shown
+                self._say_how(f"nothing was brought back; the agent's work folder is in {archive}")
+                raise
             done = comparison.apply()
             for place, why in _more(done, comparison.changes):
                 self.say(f"{printable(place)}: not brought back: {why}")
