@@ -88,9 +88,13 @@ def shell_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     if not _is_utf8(name):
         environment["LC_ALL"] = "C.UTF-8"
     if "PATH" in environment:  # a name on an allowlist must not mean a program of the folder
-        places = environment["PATH"].split(os.pathsep)
-        environment["PATH"] = os.pathsep.join(place for place in places if os.path.isabs(place))
+        environment["PATH"] = absolute_folders(environment["PATH"])
     return environment | dict(extra or {})
+
+
+def absolute_folders(path: str) -> str:
+    """The folders of a PATH that do not depend on the current folder."""
+    return os.pathsep.join(place for place in path.split(os.pathsep) if os.path.isabs(place))
 
 
 def _is_utf8(name: str) -> bool:

@@ -28,7 +28,7 @@ from edge.terminal.processes import (
     unread,
 )
 from edge.terminal.server import SCROLLBACK, start_server
-from edge.terminal.shell import SHELL, TITLE, Prompts, shell_environment
+from edge.terminal.shell import SHELL, TITLE, Prompts, absolute_folders, shell_environment
 
 MAX_DURATION = 60.0  # seconds
 COLUMNS, LINES = 160, 40
@@ -490,7 +490,7 @@ def check_terminal() -> str:
     """The path of tmux. Raises AgentError if this system has no tmux, and says how to get it."""
     if sys.platform == "win32":
         raise AgentError("edge agent needs tmux, which Windows does not have: use WSL")
-    tmux = shutil.which("tmux")
+    tmux = shutil.which("tmux", path=absolute_folders(os.environ.get("PATH", os.defpath)))
     if tmux is None:
         how = (
             "brew install tmux" if sys.platform == "darwin" else "on Debian and Ubuntu: apt-get install tmux"
