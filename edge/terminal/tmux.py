@@ -24,6 +24,7 @@ from edge.terminal.processes import (
     foreground,
     is_shell,
     marked,
+    restore_keys,
     running,
     unread,
 )
@@ -98,9 +99,7 @@ class Terminal:
     _line_at: str | None = None  # the prompt at which edge typed that text, or pressed that key
     _pending: int = 0  # bytes typed since the last line break, at most: keys can add some
     _read_at: str | None = None  # where the shell read when edge typed the last line break
-    _tty: tuple[str, int] | None = (
-        None  # the pane's terminal, held open: a program can forbid to open it (TIOCEXCL)
-    )
+    _tty: tuple[str, int] | None = None  # the pane's terminal, held open: TIOCEXCL forbids to open it
     _first: frozenset[int] = frozenset()  # the processes before anything was typed
 
     @classmethod
@@ -342,6 +341,7 @@ class Terminal:
         pid, tty, program, title = state.split(" ", 3)
         if self._reads_whole_lines(tty) is not False or not is_shell(pid, program):
             return None
+        restore_keys(self._tty)  # bash brings back what stty set each time it has run a line
         return title.removeprefix(TITLE) if title.startswith(TITLE) else ""
 
     def _cuts_lines(self) -> bool:
