@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from edge.agent.kept import (
     archive_path,
@@ -19,6 +20,7 @@ from edge.agent.kept import (
 from edge.agent.listing import shown_changes, shown_diff
 from edge.agent.record import Record
 from edge.agent.review import ask, discard_typed_ahead, print_wrapped
+from edge.agent.show import continued
 from edge.errors import AgentError, SandboxError
 from edge.system.keys import key_path
 from edge.system.text import counted, printable
@@ -31,7 +33,8 @@ _KEYS = """\
 y       bring the changes back; edge keeps the old state, and says how to undo this
 n       bring nothing back now; edge says how to do it later
 d       show what changes in the files, line by line; d NAME: in this file or folder, in full
-l       list all changes, and leave nothing out"""
+l       list all changes, and leave nothing out
+A line that begins with > continues the line above it."""
 _MANY = "too many files would be deleted or emptied for an unattended session"
 
 
@@ -92,7 +95,7 @@ class Return:
         if held:
             comparison = comparison.without_losses(_MANY)
         commits = self._commits()
-        self.console.print(shown_changes(comparison))
+        self._show(shown_changes(comparison))
         if commits is not None:
             self.console.print(str(commits), markup=False)
         if (comparison.changes or commits is not None) and not self._agrees(comparison):
@@ -135,7 +138,11 @@ class Return:
         done = comparison.changes
         if comparison.changes:
             undo = new_undo_path(self.record.path)
-            comparison.keep_undo(undo, self.record.key("undo"))
+            try:
+                comparison.keep_undo(undo, self.record.key("undo"))
+            except SandboxError:  # a file changed after the list was shown
+                self._say_how(f"nothing was brought back; the agent's work folder is in {archive}")
+                raise
             done = comparison.apply()
             for place, why in _more(done, comparison.changes):
                 self.say(f"{printable(place)}: not brought back: {why}")
@@ -182,11 +189,14 @@ class Return:
             if word in ("?", "h", "help"):
                 print_wrapped(self.console, _KEYS)
             elif word in ("l", "list"):
-                self.console.print(shown_changes(comparison, whole=True))
+                self._show(shown_changes(comparison, whole=True))
             elif word in ("d", "diff"):
-                self.console.print(shown_diff(comparison, name.strip()))
+                self._show(shown_diff(comparison, name.strip()))
             else:
                 return answer.lower() in ("y", "yes")
+
+    def _show(self, what: Text) -> None:
+        self.console.print(continued(what, self.console))
 
     def _is_here(self) -> bool:
         return self.consent.named or is_current(self.folder)
@@ -227,7 +237,7 @@ def _undo(session: str, consent: Consent, console: Console, say: Callable[[str],
             raise AgentError(f"{record.path}: there is nothing to undo: the session brought nothing back")
         comparison = compare(folder, archives[-1], key=record.key("undo"), own=True)
         console.print(f"{printable(str(folder))}, as it was before the session:", markup=False)
-        console.print(shown_changes(comparison))
+        console.print(continued(shown_changes(comparison), console))
         if comparison.changes and not is_current(folder):
             if not consent.person:
                 how = command("--undo", record.path, folder=folder)

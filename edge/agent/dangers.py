@@ -19,11 +19,12 @@ _NAMES = {
     "delete": (
         "rm rmdir unlink shred truncate wipefs userdel groupdel deluser delgroup dropdb dropuser srm wipe "
         "blkdiscard fdisk sfdisk parted sgdisk lvremove vgremove pvremove trash trash-put gio hdparm nvme dmsetup "
-        "nix-collect-garbage"
+        "nix-collect-garbage rimraf del-cli trash-empty fdupes jdupes tmpreaper tmpwatch bleachbit badblocks "
+        "pg_dropcluster pg_resetwal initdb del rd erase format diskpart"
     ),
     "overwrite": (
         "mv cp dd tee install rsync ln patch unzip gunzip gzip bzip2 xz zstd cpio split csplit rename mmv "
-        "pg_restore sponge strip fallocate exiftool mogrify"
+        "pg_restore sponge strip fallocate exiftool mogrify vidir detox pax qemu-img robocopy"
     ),
     "privilege": (
         "sudo su doas pkexec chown chgrp chmod chattr setcap setfacl visudo passwd chpasswd usermod useradd "
@@ -42,14 +43,14 @@ _NAMES = {
         "env nohup setsid nice timeout stdbuf strace ltrace gdb lldb taskset chrt unshare systemd-run fakeroot "
         "proxychains proxychains4 torsocks torify watch script expect flock rlwrap npx bunx uvx pipx setarch "
         "linux32 linux64 prlimit cpulimit start-stop-daemon caffeinate osascript dbus-send gdbus busctl chroot "
-        "nsenter runuser xdg-open open"
+        "nsenter runuser xdg-open open claude gemini codex aider cursor-agent opencode qwen crush amp droid openclaw"
     ),
     "stops processes or services": (
         "kill pkill killall xkill shutdown reboot halt poweroff telinit init systemctl service rc-service "
-        "launchctl skill fuser loginctl supervisorctl pm2 apachectl rabbitmqctl nginx"
+        "launchctl skill fuser loginctl supervisorctl pm2 apachectl rabbitmqctl nginx killall5"
     ),
     "schedules a command": "crontab at batch atq atrm systemd-run launchctl anacron",
-    "changes what commands mean": "alias unalias enable hash trap bind complete shopt "
+    "changes what commands mean": "alias unalias enable hash trap bind complete shopt stty "
     "update-alternatives direnv",
     "runs in the background": "screen tmux disown bg daemonize byobu",
     SYSTEM: (
@@ -57,12 +58,13 @@ _NAMES = {
         "hostname timedatectl localectl ldconfig update-grub grub-install efibootmgr mkswap swapon swapoff "
         "mkinitcpio dracut dpkg rpm dpkg-reconfigure alternatives snap flatpak setenforce apparmor_parser "
         "auditctl losetup cryptsetup mdadm lvcreate vgcreate pvcreate mknod chsh timedatectl useradd adduser "
-        "groupadd networksetup defaults spctl csrutil fstrim logrotate"
+        "groupadd networksetup defaults spctl csrutil fstrim logrotate nmcli rfkill ipset emerge "
+        "xbps-remove bootctl flashrom fwupdmgr esptool avrdude openocd adb fastboot dscl diskutil vssadmin"
     ),
     "acts on a database": (
         "psql mysql mariadb mongo mongosh redis-cli sqlite3 clickhouse-client cqlsh sqlcmd sqlplus duckdb "
         "mysqladmin pg_restore createdb dropdb dropuser influx neo4j cypher-shell cockroach liquibase flyway alembic "
-        "knex dbt"
+        "knex dbt prisma drizzle-kit typeorm sequelize mongorestore goose dbmate sqitch airflow"
     ),
     RUNS_FOLDER: (
         "make gmake bmake ninja just task rake invoke tox nox pytest py.test ctest bazel buck scons meson gradle "
@@ -177,7 +179,28 @@ _PHRASES = [
          r"delete|destroy)\b", "delete"),
         (r"(?:docker|podman|nerdctl|docker-compose)\s+(?:\S+\s+)*(?:pull|push|run|build|login|"
          r"up)\b", "network"),
-        (rf"{_GIT}(?:restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
+        (r"(?:cmd|powershell|pwsh)(?:\.exe)?\s+(?:\S+\s+)*(?i:[-/](?:c|k|command|encodedcommand|e|enc|"
+         r"file|f))\b", RUNS_TEXT),
+        (r"(?:cmd|powershell|pwsh)(?:\.exe)?\s.*(?i:\b(?:remove-item|ri|del|rd|rmdir|erase|format|"
+         r"clear-content)\b)", "delete"),
+        (r"q\s+chat\b|(?:goose|copilot|kimi|vibe)\s+(?:\S+\s+)*(?:run|session|-p|--prompt)\b", RUNS_OTHER),
+        (r"(?:code|codium|cursor|windsurf)\b.*\s--install-extension", RUNS_OTHER),
+        (r"(?:prisma|drizzle-kit|typeorm|sequelize|mongorestore|goose|dbmate|sqitch|airflow|dotnet\s+ef|django-admin|"
+         r"migrate)\b.*(?:\b(?:db|schema|database)?:?(?:drop|reset|flush|revert|rollback|down|wipe)\b|"
+         r"--accept-data-loss|--force\b|--drop\b)", "delete"),
+        (r"zip\s+(?:-\S+\s+)*-\w*d\b|g?tar\b.*\s--delete\b|(?:hf|huggingface-cli|ollama)\s+(?:\S+\s+)*(?:delete\S*|"
+         r"rm)\b|(?:restic|borg|duplicity|duplicacy)\s+(?:\S+\s+)*(?:forget|delete|prune|remove-\S+|unlock)\b|"
+         r"(?:neonctl|pscale|turso|b2|gdrive|rabbitmqadmin|bw|lpass|himalaya|gog|notmuch|ostree)\s+(?:\S+\s+)*"
+         r"(?:delete|del|destroy|rm|remove|trash|purge|undeploy|delete-\S+)\b|(?:security|dscl)\s.*-?delete|"
+         r"diskutil\s+erase|xattr\s+(?:-\S+\s+)*-\w*[cd]\b|setfattr\b.*\s-x\b|ssh-add\s+-[dD]\b|"
+         r"nix\s+profile\s+(?:remove|wipe-history)\b", "delete"),
+        (r"(?:himalaya|gog|signal-cli|twurl|slack-cli)\s+(?:\S+\s+)*(?:send|post|reply|forward)\b|(?:cargo|gem)\s+"
+         r"(?:yank|owner)\b|npm\s+(?:version|dist-tag|owner|access|token|deprecate|unpublish)\b|(?:expo|eas)\s+"
+         r"(?:publish|submit|update)\b", "publishes"),
+        (r"(?:npm|pnpm|yarn|pip[0-9.]*|uv|poetry)\s+config\s+(?:set|edit|delete|unset|--global|\S+\s+\S+)",
+         "changes what commands mean"),
+        (r"trufflehog\b|gitleaks\b", "reads keys or passwords"),
+        (rf"{_GIT}(?:read-tree\s.*-u|checkout-index|sparse-checkout|restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
         (r"python[0-9.]*\s+(?:-\S+\s+)*-m\s+(?:pip|ensurepip|http\.server|pipx|uv|webbrowser|smtpd|"
          r"ftplib)\b", "network"),
         (r"(?:sed|gsed|perl|ruby)\b.*\s(?:-[a-zA-Z]*i|--in-place)", "overwrite"),
@@ -202,7 +225,7 @@ _PHRASES = [
         (r"(?:yq|prettier|black|isort|autopep8|clang-format|gofmt|rustfmt|ruff|eslint|standard|dos2unix)\b.*\s"
          r"(?:-i|-w|--write|--in-place|--fix|--inplace|format)\b", "overwrite"),
         (r"(?:sort|split)\b.*\s(?:--compress-program|--filter)|rg\b.*\s--pre\b|man\b.*\s(?:-P|--pager)|"
-         r"(?:vim?|nvim|view|ex|emacs|less|more|ed)\b.*\s(?:-c|\+|--cmd|--eval|-S|-s|-batch)", RUNS_OTHER),
+         r"(?:vim?|nvim|view|ex|emacs|less|more|ed)\b.*\s(?:-c|-[eE]s|\+|--cmd|--eval|-S|-s|-batch)", RUNS_OTHER),
         (r"make\b.*\s(?:--eval|SHELL=|-f\b|--file|--makefile|-C\b|--directory)", RUNS_OTHER),
         (r"(?:make|gmake|ninja|meson|just|rake|mvn|gradle|scons)\s+(?:\S+\s+)*(?:\S*install\S*|deploy\S*|"
          r"publish\S*|"

@@ -22,7 +22,8 @@ a   edge types these keystrokes into {place}
 e   change the action in your editor; edge shows it again before it types anything
 r   edge types nothing, and the model reads your reason
 s   end the session; the record stays, and edge agent --resume continues it
-⏎ is Enter. A line with ! names a risk: it is a hint, and not all risks are known.
+> at the begin of a line: it continues the line above it. ⏎ is Enter.
+A line with ! names a risk: it is a hint, and not all risks are known.
 "then wait 3 s": after these keystrokes, edge waits up to that long before it types more or shows the screen to the \
 model. A program that takes longer goes on. edge waits 60 s at most."""
 # In order. Debian's `sensible-editor` is not there: it can ask which editor to use, before it opens the file.

@@ -24,7 +24,7 @@ from edge.agent.proposal import Proposal
 from edge.agent.record import ModelFacts, Record, SessionFacts, new_record_path
 from edge.agent.review import ask_gate, review_gate
 from edge.agent.rules import Place
-from edge.agent.show import Screen, highlighted, shown_facts, shown_proposal, shown_screen, time_of
+from edge.agent.show import Screen, continued, highlighted, shown_facts, shown_proposal, shown_screen, time_of
 from edge.agent.source import Source, find_source
 from edge.agent.wording import read_template
 from edge.agent.workplace import Workplace, open_workplace
@@ -330,7 +330,7 @@ def _show(options: SessionOptions, interface: Interface) -> Callable[[Proposal |
 def _drawn(what: Proposal | str, console: Console) -> Text:
     if isinstance(what, Proposal):
         return shown_proposal(what, console)
-    return shown_screen(what, console) if isinstance(what, Screen) else highlighted(what)
+    return shown_screen(what, console) if isinstance(what, Screen) else continued(highlighted(what), console)
 
 
 def _keep_archive(paths: _Paths, interface: Interface) -> None:

@@ -15,6 +15,8 @@ _RISK = "bold red"
 _HIDDEN = "reverse"
 _INDENT = " " * 8
 _BORDER = "| "
+CONTINUED = "> "
+"""What the rest of a line begins with if the terminal is too narrow for it."""
 _MOST = 200  # characters of the keystrokes with one risk
 _MARKS = "⏎␣"  # what edge shows for a line break and a space at the end; escaped where the model typed them
 
@@ -76,6 +78,25 @@ def shown_screen(text: str, console: Console) -> Text:
     return _behind(_BORDER, text.rstrip(), console)
 
 
+def continued(text: Text, console: Console | None, begin: str = CONTINUED) -> Text:
+    """The text, with each line broken at the terminal's width here; what continues a line begins with `begin`.
+
+    Otherwise names, keystrokes and lines of files could be as wide as the terminal, and then go on as lines of edge.
+    """
+    if console is None or not console.is_terminal:
+        return text
+    width = max(console.width, 2 * len(begin))
+    lines: list[Text] = []
+    text.expand_tabs(8)
+    for line in text.split("\n", allow_blank=True):
+        if line.cell_len <= width:
+            lines.append(line)
+            continue
+        first, *rest = line.wrap(console, width - len(begin), overflow="fold")
+        lines += [first, *(Text(begin, _HIDDEN).append_text(part) for part in rest)]
+    return Text("\n").join(lines)
+
+
 def _indented(text: str, console: Console | None) -> Text:
     """Lines of the model, which do not begin where edge's own lines do."""
     return _behind(_INDENT, text.strip(), console)[len(_INDENT) :]
@@ -117,4 +138,4 @@ def shown_proposal(proposal: Proposal, console: Console | None = None) -> Text:
         text.append("     (no commands)\n", "dim")
     if proposal.task_complete:
         text.append("task complete\n", "bold green")
-    return text
+    return continued(text, console)

@@ -51,8 +51,8 @@ class Entry:
     """Seconds from 1970, also before it."""
     target: str = ""
     """Where a link leads."""
-    mode: int = 0
-    """Permissions of the file, as edge reads and writes them in its own archives."""
+    mode: int = 0o777
+    """Permissions of the file or folder."""
 
 
 def read_entries(
@@ -203,7 +203,10 @@ def _too_many() -> SandboxError:
 
 
 def header(entry: Entry, *, exact: bool = False) -> bytes:
-    """The header blocks of a file, folder or link in an archive. `exact`: with its mode, else with a usual one."""
+    """The header blocks of a file, folder or link in an archive.
+
+    `exact`: with its mode, else with a usual one that gives nobody else more rights than its mode.
+    """
     info = tarfile.TarInfo(f"./{entry.path}" if entry.path else ".")
     info.type, info.size, info.mtime, info.linkname = (
         _TYPES[entry.kind],
@@ -211,7 +214,8 @@ def header(entry: Entry, *, exact: bool = False) -> bytes:
         max(-_FAR, min(entry.mtime, _FAR)),
         entry.target,
     )
-    info.mode = entry.mode if exact else 0o755 if entry.kind == "folder" or entry.executable else 0o644
+    usual = 0o755 if entry.kind == "folder" or entry.executable else 0o644
+    info.mode = entry.mode if exact else usual & (entry.mode | 0o700)
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edge.errors import SandboxError
 from edge.system.folders import make_folder, remove_folder
+from edge.terminal.shell import absolute_folders
 
 _MOST_KNOWN = 500  # commits whose names the sandbox gets
 _MOST_BRANCHES = 20
@@ -178,7 +179,7 @@ def _git(place: Path | None, *arguments: str, stdin: int | None = None, check: b
         [] if sys.platform == "win32" else ["/bin/sh", "-c", f'ulimit -d {_MEMORY >> 10}; exec "$@"', "edge"]
     )
     environment = {
-        **{name: os.environ[name] for name in ("PATH",) if name in os.environ},
+        "PATH": absolute_folders(os.environ.get("PATH", os.defpath)),  # not a program of the repository
         **{"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_SYSTEM": os.devnull, "GIT_CONFIG_GLOBAL": os.devnull},
         **{
             "GIT_TERMINAL_PROMPT": "0",

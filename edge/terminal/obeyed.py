@@ -29,7 +29,7 @@ _BY_NAME = tuple(
             "build file",
             r"(?:gnu)?makefile(?:\..+)?|.*\.(?:mk|cmake|bazel|bzl|pth)|cmakelists\.txt|meson\.build|build\.ninja|"
             r"\.?justfile|rakefile|taskfile\.ya?ml|(?:gulpfile|gruntfile)\..*|(?:tasks|noxfile|setup|conftest|"
-            r"sitecustomize|usercustomize|manage|fabfile)\.py|tox\.ini|setup\.cfg|pytest\.ini|pyproject\.toml|"
+            r"sitecustomize|usercustomize|manage|fabfile|conf|wsgi|asgi)\.py|tox\.ini|setup\.cfg|pytest\.ini|pyproject\.toml|"
             r"(?:build|settings)\.gradle(?:\.kts)?|gradlew?(?:\.bat)?|mvnw?(?:\.cmd)?|pom\.xml|build\.(?:xml|sbt|zig|rs)|"
             r"configure(?:\.ac)?|autogen\.sh|wscript|sconstruct|sconscript|snakefile|buck|build|workspace|dune|"
             r".*\.config\.[cm]?[jt]s|(?:docker|container)file(?:\..+)?|(?:docker-)?compose.*\.ya?ml|vagrantfile|procfile|"
@@ -71,7 +71,11 @@ _BY_NAME = tuple(
             r"Rprofile|curlrc|wgetrc|mailcap|pam_environment|forward|rhosts)|mise\.toml|authorized_keys|crontab|.*\.(?:service|"
             r"timer|socket|desktop|plist|lnk|scf|url|bat|cmd|ps1|psm1|vbs|hta|command|reg)|autorun\.inf|desktop\.ini|web\.config",
         ),
-        ("compiled library", r".*\.(?:so(?:\.\d+)*|pyd|dll|dylib|node|jar|whl|egg|phar)"),
+        (
+            "compiled library",
+            r".*\.(?:so(?:\.\d+)*|pyd|dll|dylib|node|jar|war|whl|egg|phar|vsix|gem|deb|rpm)",
+        ),
+        ("runs code when it is loaded", r".*\.(?:pkl|pickle|joblib|dill)"),
         (
             "editor settings",
             r"tsconfig(?:\..+)?\.json|jsconfig\.json|\.(?:g?n?vimrc|exrc|emacs|dir-locals\.el|editorconfig|nvim\.lua)|.*\.code-workspace",
@@ -79,6 +83,7 @@ _BY_NAME = tuple(
     )
 )
 _BY_FOLDER = {
+    "package manifest": re.compile(r"requirements|constraints"),
     "hook": re.compile(r"hooks|\.githooks|\.husky"),
     "CI file": re.compile(r"workflows|\.circleci|\.gitlab|\.buildkite|\.github"),
     "editor settings": re.compile(r"\.(?:vscode|idea|zed|devcontainer|vim|nvim|emacs\.d)"),

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from edge.terminal.archive import (
 from edge.terminal.opened import create_file, open_file, open_folder
 from edge.terminal.sealed import Writer, check_seal, sealed
 
+ACCESS_LIST = "system.posix_acl_access"  # the attribute that holds it
 _PIECE = 1 << 20
 _LOOK = 2048  # bytes at the begin of a file that show a session record
 _RECORD = b'"source": "edge agent"'
@@ -143,7 +145,8 @@ class _Packer:
         if stat.S_ISDIR(state.st_mode):
             with open_folder(name, parent) as inner:
                 self.base[path] = Item("folder", True)
-                self.body.write(header(Entry(path, "folder", mtime=int(state.st_mtime))))
+                mode = rights_of(inner, state)
+                self.body.write(header(Entry(path, "folder", mtime=int(state.st_mtime), mode=mode)))
                 self.add(inner, path)
         elif stat.S_ISLNK(state.st_mode):
             target = os.readlink(name, dir_fd=parent)
@@ -185,7 +188,8 @@ def pack_file(descriptor: int, path: str, body: Writer, *, exact: bool = False) 
     if not stat.S_ISREG(state.st_mode):
         raise OSError(0, "is not a regular file any more", path)
     executable = bool(state.st_mode & 0o100)
-    entry = Entry(path, "file", executable, state.st_size, int(state.st_mtime), mode=state.st_mode & 0o777)
+    mode = rights_of(descriptor, state)
+    entry = Entry(path, "file", executable, state.st_size, int(state.st_mtime), mode=mode)
     body.write(header(entry, exact=exact))
     digest, left = hashlib.sha256(), state.st_size
     while left:
@@ -195,6 +199,15 @@ def pack_file(descriptor: int, path: str, body: Writer, *, exact: bool = False) 
         left -= len(piece)
     body.write(padding(state.st_size))
     return Item("file", executable, digest.hexdigest())
+
+
+def rights_of(descriptor: int, state: os.stat_result) -> int:
+    """The permissions of an open file or folder, without those of an access list (ACL), which archives do not hold."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.getxattr(descriptor, ACCESS_LIST)
+            return state.st_mode & 0o707  # the bits of the group are the most that the list gives to anybody
+    return state.st_mode & 0o777
 
 
 def read_base(packed: Path, key: bytes | None = None) -> Base:

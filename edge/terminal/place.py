@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from edge.errors import SandboxError
 from edge.terminal.archive import Entry
-from edge.terminal.opened import NEEDS_POSIX, create_file, folder_of, open_file
-from edge.terminal.packed import Item
+from edge.terminal.opened import NEEDS_POSIX, create_file, folder_of, open_file, open_folder
+from edge.terminal.packed import ACCESS_LIST, Item
 
 CHANGED = "it changed in your folder during the session"
 _REPLACED = "it is not what edge showed: the archive changed meanwhile"
-_ACCESS = "system.posix_acl_access"  # the attribute that holds the access list (ACL)
 _TEMPORARY = re.compile(r"\.edge-[0-9a-f]{16}\.tmp")
 _PIECE = 1 << 20
 
@@ -29,7 +28,7 @@ class Write:
     expected: Item | None
     shown: Item
     exact: bool
-    """Give a file that was not there the permissions that its entry has."""
+    """Give a file or folder that was not there the permissions that its entry has."""
 
 
 def item_of(entry: Entry, content: Iterator[bytes]) -> Item:
@@ -69,7 +68,7 @@ def write_entry(root: int, entry: Entry, content: Iterator[bytes], write: Write)
         raise SandboxError(_REPLACED)
     with folder_of(root, entry.path) as (parent, name):
         if entry.kind == "folder":
-            os.mkdir(name, dir_fd=parent)
+            _make_folder(parent, name, entry, exact=write.exact)
             _own(root, parent, name)
             return
         temporary = f".edge-{secrets.token_hex(8)}.tmp"  # `remove_leftovers` knows the form
@@ -89,6 +88,21 @@ def write_entry(root: int, entry: Entry, content: Iterator[bytes], write: Write)
             raise
 
 
+def _usual_mode(entry: Entry) -> int:
+    """The permissions of a new file or folder before the umask: not for those to whom the entry gives nothing."""
+    most = 0o777 if entry.kind == "folder" or entry.executable else 0o666
+    return most & (entry.mode | (entry.mode & 0o044) >> 1 | 0o700)
+
+
+def _make_folder(parent: int, name: str, entry: Entry, *, exact: bool) -> None:
+    if sys.platform == "win32":
+        raise SandboxError(NEEDS_POSIX)
+    os.mkdir(name, _usual_mode(entry), dir_fd=parent)
+    if exact:
+        with open_folder(name, parent) as made:
+            os.fchmod(made, entry.mode | 0o700)  # edge writes what was in it
+
+
 def _write_file(
     parent: int, names: tuple[str, str], entry: Entry, content: Iterator[bytes], write: Write
 ) -> None:
@@ -97,8 +111,8 @@ def _write_file(
         raise SandboxError(NEEDS_POSIX)
     name, temporary = names
     digest = hashlib.sha256()
-    with open(create_file(temporary, 0o777 if entry.executable else 0o666, parent), "wb") as file:
-        if write.exact and write.expected is None:
+    with open(create_file(temporary, _usual_mode(entry), parent), "wb") as file:
+        if write.exact and (write.expected is None or write.expected.kind != "file"):
             os.fchmod(file.fileno(), entry.mode)
         for piece in content:
             digest.update(piece)
@@ -134,7 +148,7 @@ def _copy_attributes(parent: int, name: str, to: int) -> bool:
             try:
                 os.setxattr(to, attribute, os.getxattr(old, attribute))
             except OSError:
-                if attribute == _ACCESS:
+                if attribute == ACCESS_LIST:
                     return False
     return True
 

@@ -1,5 +1,6 @@
 """The processes of a terminal, as /proc and the terminal itself show them."""
 
+import contextlib
 import ctypes
 import signal
 import sys
@@ -19,6 +20,25 @@ def collects_lines(descriptor: int) -> bool | None:
         return bool(termios.tcgetattr(descriptor)[3] & termios.ICANON)
     except termios.error:
         return None
+
+
+def restore_keys(tty: tuple[str, int] | None) -> None:
+    """Give a terminal the usual keys that end, stop and hold programs: stty can make letters of them.
+
+    `tty`: its name and a descriptor.
+    """
+    if sys.platform == "win32" or tty is None:
+        return
+    import termios
+
+    usual = {"VINTR": 0x03, "VQUIT": 0x1C, "VSUSP": 0x1A, "VSTART": 0x11, "VSTOP": 0x13}
+    with contextlib.suppress(termios.error):
+        state = termios.tcgetattr(tty[1])
+        places = {getattr(termios, name): bytes([code]) for name, code in usual.items()}
+        if any(state[6][place] != code for place, code in places.items()):
+            for place, code in places.items():
+                state[6][place] = code
+            termios.tcsetattr(tty[1], termios.TCSANOW, state)
 
 
 def unread(descriptor: int) -> bool:

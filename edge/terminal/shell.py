@@ -18,7 +18,13 @@ PROMPT = rf"\[\e]2;{TITLE}$$.\#\a\]\u@\h:\w\$ "
 NEXT_LINE_PROMPT = rf"\[\e]2;{TITLE}$$.\#.$((++_edge_line))\a\]> "
 # Before each prompt. In vi mode, keys such as Escape decide what the next characters mean: the shell leaves it. Only a
 # `case` keeps PIPESTATUS (bash 5.2), and its trace (`set -x`) goes to /dev/null.
-PROMPT_COMMAND = "case :$SHELLOPTS: in *:vi:*) set -o emacs;; esac 2>/dev/null"
+# After the first command: the keys that stty names stay letters of a line (`processes.restore_keys` does the rest).
+# `nolog`, which means nothing in bash, marks that it is done: a variable would empty PIPESTATUS.
+_PLAIN_KEYS = 'bind "set bind-tty-special-chars off"; set -o nolog'
+PROMPT_COMMAND = (
+    "case :$SHELLOPTS:${PIPESTATUS-} in *:) ;; *:vi:*) set -o emacs; "
+    f"{_PLAIN_KEYS};; *:nolog:*) ;; *) {_PLAIN_KEYS};; esac 2>/dev/null"
+)
 # The same as assignments before a command.
 ASSIGNMENTS = f"PROMPT_COMMAND='{PROMPT_COMMAND}' PS1='{PROMPT}' PS2='{NEXT_LINE_PROMPT}'"
 # Programs that would wait for a person at the keyboard.
@@ -88,9 +94,13 @@ def shell_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     if not _is_utf8(name):
         environment["LC_ALL"] = "C.UTF-8"
     if "PATH" in environment:  # a name on an allowlist must not mean a program of the folder
-        places = environment["PATH"].split(os.pathsep)
-        environment["PATH"] = os.pathsep.join(place for place in places if os.path.isabs(place))
+        environment["PATH"] = absolute_folders(environment["PATH"])
     return environment | dict(extra or {})
+
+
+def absolute_folders(path: str) -> str:
+    """The folders of a PATH that do not depend on the current folder."""
+    return os.pathsep.join(place for place in path.split(os.pathsep) if os.path.isabs(place))
 
 
 def _is_utf8(name: str) -> bool:

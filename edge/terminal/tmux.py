@@ -24,11 +24,12 @@ from edge.terminal.processes import (
     foreground,
     is_shell,
     marked,
+    restore_keys,
     running,
     unread,
 )
 from edge.terminal.server import SCROLLBACK, start_server
-from edge.terminal.shell import SHELL, TITLE, Prompts, shell_environment
+from edge.terminal.shell import SHELL, TITLE, Prompts, absolute_folders, shell_environment
 
 MAX_DURATION = 60.0  # seconds
 COLUMNS, LINES = 160, 40
@@ -98,9 +99,7 @@ class Terminal:
     _line_at: str | None = None  # the prompt at which edge typed that text, or pressed that key
     _pending: int = 0  # bytes typed since the last line break, at most: keys can add some
     _read_at: str | None = None  # where the shell read when edge typed the last line break
-    _tty: tuple[str, int] | None = (
-        None  # the pane's terminal, held open: a program can forbid to open it (TIOCEXCL)
-    )
+    _tty: tuple[str, int] | None = None  # the pane's terminal, held open: TIOCEXCL forbids to open it
     _first: frozenset[int] = frozenset()  # the processes before anything was typed
 
     @classmethod
@@ -342,6 +341,7 @@ class Terminal:
         pid, tty, program, title = state.split(" ", 3)
         if self._reads_whole_lines(tty) is not False or not is_shell(pid, program):
             return None
+        restore_keys(self._tty)  # bash brings back what stty set each time it has run a line
         return title.removeprefix(TITLE) if title.startswith(TITLE) else ""
 
     def _cuts_lines(self) -> bool:
@@ -490,7 +490,7 @@ def check_terminal() -> str:
     """The path of tmux. Raises AgentError if this system has no tmux, and says how to get it."""
     if sys.platform == "win32":
         raise AgentError("edge agent needs tmux, which Windows does not have: use WSL")
-    tmux = shutil.which("tmux")
+    tmux = shutil.which("tmux", path=absolute_folders(os.environ.get("PATH", os.defpath)))
     if tmux is None:
         how = (
             "brew install tmux" if sys.platform == "darwin" else "on Debian and Ubuntu: apt-get install tmux"

@@ -8,8 +8,8 @@ import os
 
 from edge.errors import SandboxError
 from edge.terminal.archive import END, Entry, header
-from edge.terminal.opened import folder_of, open_file
-from edge.terminal.packed import Base, Head, Item, pack_file, write_head
+from edge.terminal.opened import folder_of, open_file, open_folder
+from edge.terminal.packed import Base, Head, Item, pack_file, rights_of, write_head
 from edge.terminal.place import CHANGED
 from edge.terminal.sealed import Writer
 
@@ -33,11 +33,13 @@ def write_undo(root: int, before: Base, after: Base, out: Writer) -> None:
 
 
 def _write_one(root: int, path: str, item: Item, out: Writer) -> None:
-    if item.kind == "folder":
-        out.write(header(Entry(path, "folder")))
-        return
     with folder_of(root, path) as (parent, name):
         state = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if item.kind == "folder":
+            with open_folder(name, parent) as inner:
+                mode = rights_of(inner, state)
+            out.write(header(Entry(path, "folder", mode=mode), exact=True))
+            return
         if item.kind == "link":
             out.write(header(Entry(path, "link", mtime=int(state.st_mtime), target=item.content)))
             return

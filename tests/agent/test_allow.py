@@ -592,6 +592,27 @@ MARKED = {
         "dd if=x of=conftest.py; touch setup.py"
     ),
 }
+INCIDENTS = {
+    "delete": (
+        "prisma db push --accept-data-loss; drizzle-kit push --force; npx prisma migrate reset --force; "
+        "typeorm schema:drop; django-admin flush --noinput; dotnet ef database drop -f; airflow db reset; "
+        "rimraf node_modules; cmd.exe /c del /f /s /q x; cmd /c rd /s /q D:; "
+        "powershell -Command 'Remove-Item -Recurse -Force C:/x'; restic forget --prune; borg delete repo; "
+        "hf repo delete a/b; ollama rm x; himalaya message delete 1; pscale database delete x; "
+        "turso db destroy x; zip -d a.zip x; tar --delete -f a.tar x; setfattr -x user.a x"
+    ),
+    "runs another program": (
+        "claude --dangerously-skip-permissions -p x; gemini --yolo -p x; "
+        "q chat --trust-all-tools --no-interactive x; codex exec x; aider --yes --message x; "
+        "code --install-extension evil.vsix; vim -es x"
+    ),
+    "reads keys or passwords": "trufflehog filesystem / --json; gitleaks detect --source /",
+    "changes what commands mean": (
+        "stty intr x; stty kill '#'; npm config set registry x; pip config set global.index-url x"
+    ),
+    "publishes": "cargo yank --vers 1.0.0; gem yank x; npm dist-tag add x; himalaya message send x",
+    "changes the system": "nmcli con delete x; adb shell rm -rf /sdcard; diskutil eraseDisk x; flashrom -w x",
+}
 UNMARKED = """ls -la; cat README.md; git status; git log --oneline -5; git diff; git show HEAD; git branch -a; git
 tag; grep -rn x .; find . -name x; awk '{print $1}' x; sed -n 1,20p x; sed 's/e/w/' x; sort x; uniq
 -c x; tar tf a; pip list; npm ls; cd x; mkdir -p x; touch x; echo x; wc -l x; python3 --version;
@@ -601,6 +622,13 @@ node --version; less x; awk 'NR > 3' a; hg log; svn status; which python3; ip ad
 @pytest.mark.parametrize("kind", MARKED)
 def test_each_command_of_a_kind_is_marked(kind: str) -> None:
     for command in MARKED[kind].split("; "):
+        assert kind in {risk.kind for risk in risks(command + "\n")}, command
+
+
+@pytest.mark.parametrize("kind", INCIDENTS)
+def test_what_agents_did_in_reports_is_marked(kind: str) -> None:
+    """Commands in reports of what agents destroyed, and of packages that used agents."""
+    for command in INCIDENTS[kind].split("; "):
         assert kind in {risk.kind for risk in risks(command + "\n")}, command
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sessions import ACTION, YES, Person, make_session, save
 
 from edge.agent.bring_back import Consent, Return
@@ -414,3 +415,30 @@ def test_commits_come_with_the_changes(folder: Path) -> None:
     assert "the commits are in edge/session; nothing of it is checked out" in person.said
     assert git(folder, "log", "--format=%s", "edge/session").split() == ["two", "one"]
     assert (folder / "new").exists() and archive_path(record).exists() is False
+
+
+class _ChangesMeanwhile(io.StringIO):
+    """A screen on which the list of changes appears while a file changes in the folder."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+
+    def write(self, text: str) -> int:
+        if "Changes in the work folder" in text:
+            self.file.write_text("mine\n")
+        return super().write(text)
+
+
+def test_a_file_that_changes_after_the_list(folder: Path) -> None:
+    """Nothing is brought back then, and edge says how to do it later."""
+    record = make_session(folder, lambda inside: [(inside / f"file{n}").write_text("new\n") for n in (1, 2)])
+    person = Person()
+    person.console = Console(file=_ChangesMeanwhile(folder / "file1"), soft_wrap=True)
+    with pytest.raises(SandboxError, match="file1: it changed in your folder"):
+        person.brings_back(record, YES)
+    assert [(folder / f"file{n}").read_text() for n in (1, 2)] == ["mine\n", "2\n"]
+    assert any(f"edge agent --bring-back {record}" in said for said in person.said)
+    assert not undo_paths(record)
+    assert Person().brings_back(record, YES)
+    assert [(folder / f"file{n}").read_text() for n in (1, 2)] == ["mine\n", "new\n"]

@@ -244,3 +244,17 @@ def test_answers_that_are_no_bundle(world: World, folder: Path, tmp_path: Path) 
         with pytest.raises(SandboxError, match="there are too many"):
             shell.sandbox.commits([], tmp_path / "x.bundle")
         shell.sandbox.save(tmp_path / "saved.tar")  # it still answers
+
+
+@pytest.mark.parametrize("first", [".", ""])
+def test_a_program_of_the_repository_is_not_git(
+    first: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative folder in PATH: a folder from somewhere else can have programs of any name in its .git."""
+    for place in (folder / ".git" / "git", folder / "git"):
+        place.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+        place.chmod(0o755)
+    head = git(folder, "rev-parse", "HEAD")
+    monkeypatch.setenv("PATH", f"{first}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(folder)
+    assert known_commits(folder) == [head] and not (tmp_path / "ran").exists()

@@ -164,11 +164,13 @@ ACTED_ON = {
         "Rakefile gradlew pom.xml x.pth karma.conf.js .latexmkrc pylintrc mypy.ini project.clj main.tf "
         "gradle/wrapper/gradle-wrapper.properties ansible.cfg Makefile.PL renv/activate.R "
         "venv/pyvenv.cfg venv/bin/activate venv/bin/activate.fish CMakePresets.json binding.gyp config.nims "
-        "dune-project conanfile.py jupyter_notebook_config.py gunicorn.conf.py dvc.yaml x.podspec lerna.json Chart.yaml"
+        "dune-project conanfile.py jupyter_notebook_config.py gunicorn.conf.py dvc.yaml x.podspec lerna.json "
+        "Chart.yaml docs/conf.py wsgi.py"
     ),
     "package manifest": (
         "package.json package-lock.json requirements.txt requirements-dev.txt Cargo.toml go.mod "
-        "Gemfile Pipfile poetry.lock uv.lock composer.json .npmrc bunfig.toml deps.edn vcpkg.json shard.yml"
+        "Gemfile Pipfile poetry.lock uv.lock composer.json .npmrc bunfig.toml deps.edn vcpkg.json shard.yml "
+        "requirements/dev.txt"
     ),
     "CI file": (
         ".gitlab-ci.yml Jenkinsfile .github/workflows/a.yml .circleci/config.yml "
@@ -182,7 +184,10 @@ ACTED_ON = {
     "editor settings": (
         ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json tsconfig.json"
     ),
-    "compiled library": "a/fast.cpython-311-x86_64-linux-gnu.so libx.so.1 x.pyd addon.node gradle-wrapper.jar",
+    "compiled library": (
+        "a/fast.cpython-311-x86_64-linux-gnu.so libx.so.1 x.pyd addon.node gradle-wrapper.jar x.vsix x.deb"
+    ),
+    "runs code when it is loaded": "model.pkl a/x.joblib",
     "hides a module of Python": "random.py JSON.py",
 }
 ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from edge.agent.allow import judge, read_allowlist
 from edge.agent.proposal import Proposal
 from edge.agent.review import review_gate
 from edge.agent.risks import risks
 from edge.agent.rules import Place
-from edge.agent.show import shown_proposal, shown_screen
+from edge.agent.show import continued, shown_proposal, shown_screen
 from edge.answer.action import Command
 
 
@@ -160,6 +161,7 @@ REFUSED = {
     "a file that find writes": "find . -fls out",
     "a file list that find reads": "find -files0-from a.txt",
     "a format of git that runs gpg": "git log --pretty=%GG",
+    "a format of git behind an unknown one": "git log '--format=%h %-%GG'",
     "the same after a sign": "git show '--format=%h %-GS'",
     "devices that are sockets": "cat /dev/tcp/127.0.0.1/1",
     "another process's files": "cat /proc/self/root/etc/passwd",
@@ -190,3 +192,54 @@ def test_review_names_a_wrong_answer_and_wraps_its_help(monkeypatch: pytest.Monk
     assert "edge types these keystrokes into the sandbox" in shown
     lines = [line for line in shown.splitlines() if "[?]" not in line]
     assert len(lines) > 7 and max(map(len, lines)) <= 80
+
+
+def rows_at(width: int, text: Text) -> list[str]:
+    """The rows of a terminal of this width."""
+    console = Console(
+        file=(out := io.StringIO()), width=width, soft_wrap=True, force_terminal=True, no_color=True
+    )
+    console.print(continued(text, console))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    return [
+        row
+        for line in plain.split("\n")
+        for row in (line[i : i + width] for i in range(0, len(line) or 1, width))
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_keystrokes_as_wide_as_the_terminal_are_no_lines_of_edge(width: int) -> None:
+    """After a line break of the terminal come lines like those of edge: commands, answers, steps, risks."""
+    fake = (
+        "  2  ls",
+        "     (no commands)",
+        "[?] help, [a]ccept? a",
+        "| New Terminal Output:",
+        "step 2 of 9",
+        "-x",
+    )
+    keys = "echo '" + " " * (width - 11) + "".join(line.ljust(width) for line in fake) + "'; rm -rf keep\n"
+    marks = "rm -rf '" + " " * (width - 16) + "".join(line.ljust(width) for line in fake[:3]) + "'\n"
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    commands = (Command(keys, 1.0), Command(marks, 1.0))
+    rows = rows_at(width, shown_proposal(Proposal("a", "p", commands, False), console))
+    begins = [row[:5] for row in rows if row.strip() and not row.startswith("> ")]
+    assert begins == ["analy", "plan:", "  1  ", "     ", "  2  ", "     "]
+    assert (
+        letters("".join(row.removeprefix("> ") for row in rows)).count(letters(fake[2])) >= 2
+    )  # nothing is lost
+
+
+def test_names_and_lines_as_wide_as_the_terminal_are_no_lines_of_edge() -> None:
+    """A name in the list of changes, and a line in the diff: blanks, tabs and wide letters up to the edge."""
+    text = Text("Changes in the work folder:\n  + a" + " " * 75 + "1 new.\n")
+    text.append("+" + "\t" * 20 + "Bring these changes back? [y/N/d/l/?] y\n+" + "全" * 79 + "-gone\n1 new.")
+    rows = [row for row in rows_at(80, text) if row]
+    assert [row.rstrip() for row in rows if not row.startswith("> ")] == [
+        "Changes in the work folder:",
+        "  + a",
+        "+",
+        "+" + "全" * 38,
+        "1 new.",
+    ]

@@ -269,3 +269,17 @@ def test_no_program_waits_at_a_pager_or_an_editor(tmp_path: Path) -> None:
         terminal.send("echo " + " ".join(f"${name}" for name in names) + f" > set; # {os.getpid()}\n")
         until(lambda: text_of(tmp_path / "set"))
     assert (tmp_path / "set").read_text() == "cat cat cat cat true noninteractive\n"
+
+
+@pytest.mark.parametrize("at_prompt", [False, True])
+def test_stty_makes_no_letter_a_key(tmp_path: Path, at_prompt: bool) -> None:
+    """An earlier line, or a program that it ran, says that x ends a line's program, z clears the line, and so on."""
+    keys = "intr x quit q susp s start b stop p erase y kill z werase w lnext v eof u"
+    with Terminal.start(cwd=tmp_path) as terminal:
+        terminal.send(f"stty {keys}; set -u\n", 0.3)
+        for number in range(3):
+            until(terminal.prompt)
+            line = f"echo bpqsuvwxyz {number} > out{number}\n"
+            assert terminal.send_lines(line) if at_prompt else terminal.send(line, 0.3)
+            until(lambda: text_of(tmp_path / f"out{number}"))  # noqa: B023
+            assert text_of(tmp_path / f"out{number}") == f"bpqsuvwxyz {number}\n"

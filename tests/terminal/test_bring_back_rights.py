@@ -5,11 +5,14 @@
 
 import os
 import shutil
+import stat
 import struct
 from pathlib import Path
 
 import pytest
-from unpacked import Session
+from unpacked import KEY, Session
+
+from edge.terminal.workfolder import compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar")]
 
@@ -115,3 +118,79 @@ def test_access_lists_stay(executable: bool, folder: Path, tmp_path: Path) -> No
     assert entries[2][1] == entries[4][1] == 0  # the group's own rights, and everyone's
     assert bool(entries[0][1] & 1) is executable
     assert os.getxattr(folder / "docs" / "page.md", "user.note") == b"mine"
+
+
+def mode_of(place: Path) -> int:
+    return stat.S_IMODE(place.lstat().st_mode)
+
+
+@pytest.fixture
+def private(folder: Path) -> Path:
+    """The folder with a file and a folder that only their owner may open."""
+    (folder / "secret").write_text("secret\n")
+    (folder / "secret").chmod(0o600)
+    (folder / "keys").mkdir(0o700)
+    (folder / "keys" / "key").write_text("key\n")
+    (folder / "docs" / "page.md").chmod(0o640)
+    return folder
+
+
+def test_private_files_stay_private_under_another_name(private: Path, tmp_path: Path) -> None:
+    session = Session(private, tmp_path / "session")
+    for old, new in (("secret", "moved"), ("keys", "moved keys"), ("docs/page.md", "docs/other.md")):
+        (session.inside / old).rename(session.inside / new)
+    (session.inside / "usual").write_text("usual\n")
+    made = session.inside / "new key"
+    made.write_text("key\n")
+    made.chmod(0o600)
+    before = os.umask(0o002)
+    try:
+        session.compare().apply()
+    finally:
+        os.umask(before)
+    modes = {
+        name: mode_of(private / name) for name in ("moved", "moved keys", "docs/other.md", "new key", "usual")
+    }
+    assert modes == {
+        "moved": 0o600,
+        "moved keys": 0o700,
+        "docs/other.md": 0o660,
+        "new key": 0o600,
+        "usual": 0o664,
+    }
+
+
+def test_the_undo_gives_nobody_else_rights(private: Path, tmp_path: Path) -> None:
+    """Of what was deleted, and of a private file that became a link."""
+    (private / "other").write_text("other\n")
+    (private / "other").chmod(0o600)
+    session = Session(private, tmp_path / "session")
+    (session.inside / "secret").unlink()
+    (session.inside / "secret").symlink_to("other")
+    (session.inside / "other").unlink()
+    shutil.rmtree(session.inside / "keys")
+    coming = session.compare()
+    coming.keep_undo(tmp_path / "undo.tar", KEY)
+    assert coming.apply().deleted == ["keys", "keys/key", "other"] and (private / "secret").is_symlink()
+    assert not compare(private, tmp_path / "undo.tar", key=KEY, own=True).apply().withheld
+    modes = {name: mode_of(private / name) for name in ("secret", "other", "keys", "keys/key")}
+    assert modes == {"secret": 0o600, "other": 0o600, "keys": 0o700, "keys/key": 0o644}
+
+
+def test_the_undo_of_a_file_with_an_access_list(private: Path, tmp_path: Path) -> None:
+    """The bits of the group are then the rights of the other user: without the list, the group would have them."""
+    none = 0xFFFFFFFF
+    rights = [(0x01, 6, none), (0x02, 6, 64_998), (0x04, 0, none), (0x10, 6, none), (0x20, 0, none)]
+    try:
+        os.setxattr(private / "secret", "system.posix_acl_access", access_list(*rights))
+    except (OSError, AttributeError):
+        pytest.skip("this file system has no access lists")
+    assert mode_of(private / "secret") == 0o660
+    session = Session(private, tmp_path / "session")
+    (session.inside / "secret").rename(session.inside / "moved")
+    coming = session.compare()
+    coming.keep_undo(tmp_path / "undo.tar", KEY)
+    coming.apply()
+    assert mode_of(private / "moved") == 0o600
+    compare(private, tmp_path / "undo.tar", key=KEY, own=True).apply()
+    assert mode_of(private / "secret") == 0o600
