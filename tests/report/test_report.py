@@ -578,6 +578,9 @@ def test_the_verdict_is_about_the_quantized_ones(files: dict[str, Path], tmp_pat
     html = (tmp_path / "r.html").read_text()
     (lead,) = re.findall(r'<p class="lead">([^<]*)</p>', html)
     (expert,) = re.findall(r'<p class="expert">([^<]*)</p>', html)
+    # No line of them ends between a number and its unit.
+    assert not re.search(r"\d (%|points)", lead + expert) and lead.count("\u00a0%") == 2
+    lead, expert = lead.replace("\u00a0", " "), expert.replace("\u00a0", " ")
     part = compare([files["Q2_K"]], files["bf16"]).parts[0]
     share, sizes = part.agreement["same_commands_pct"], [e.n_bytes or 0 for e in found.files]
     assert lead == (

@@ -55,9 +55,9 @@ def test_a_changed_digit_is_found_and_its_place_is_named(
     assert cell is not None
     (fault,) = verify(changed(page, tmp_path / "a.html", cell[0], cell[0][:-1] + "9"), files).faults
     assert (fault.startswith("Files, row bf16, column Score") and '.69"' in fault) or '.99"' in fault, fault
-    lead = re.search(r'<p class="lead">[^<]*?(\d+) %', text)
+    lead = re.search(r'<p class="lead">[^<]*?(\d+)\u00a0%', text)
     assert lead is not None
-    wrong = lead[0].replace(f"{lead[1]} %", f"{int(lead[1]) + 1} %")
+    wrong = lead[0].replace(f"{lead[1]}\u00a0%", f"{int(lead[1]) + 1}\u00a0%")
     (fault,) = verify(changed(page, tmp_path / "b.html", lead[0], wrong), files).faults
     assert fault.startswith("top of the page: ")
     line = re.search(r'<path d="M [\d.]+', text)  # a line of a plot is a figure too
