@@ -141,7 +141,10 @@ def own_notes(result: Result, whose: str) -> list[str]:
     failed = sum(bool(step.get("error")) for step in result["per_step"])
     if failed:
         verb = "is an error message" if failed == 1 else "are error messages"
-        notes.append(patterns.SERVER_ERRORS(whose=whose, answers=counted(failed, "answer"), verb=verb))
+        they = "it counts" if failed == 1 else "they count"
+        notes.append(
+            patterns.SERVER_ERRORS(whose=whose, answers=counted(failed, "answer"), verb=verb, they=they)
+        )
     cut = [
         step
         for step in result["per_step"]

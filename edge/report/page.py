@@ -59,7 +59,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], embedded: Embedded) -> 
             scope=words.scope(report),
             layman=words.layman(report),
             expert=words.expert(report),
-            remarks=[text for text in (words.besides(report), words.few_note(report)) if text],
+            remarks=words.remarks(report),
             beaten=beaten_files(report),
             verdicts=_verdicts,
             definitions=words.DEFINITIONS,

@@ -122,8 +122,13 @@ FEW_NOTE = Pattern(
     "Fewer than 6 tasks of some file differ.",
 )
 BESIDES = Pattern(
-    "Besides the model file, {what} differs, so that the differences are not those of quantization alone.",
-    "Both sides record other engines, or only one side had a grammar.",
+    "Besides the model file, {what} {verb}, so that the differences are not those of quantization alone.",
+    "Both sides record other engines, settings, adapters or checkpoints, or only one side had a grammar.",
+)
+OTHER_STEPS = Pattern(
+    "{file} and {reference} do not have the same steps: {ours} only in {file}, {theirs} only in {reference}. Scores "
+    "are over all steps of a file, differences over the shared ones.",
+    "The steps are paired, and one side has steps that the other one lacks.",
 )
 SCOPE_NONE = Pattern("{results} of {steps} steps each; edge compared nothing.", "Nothing was compared.")
 SCOPE_PUBLISHED = Pattern(

@@ -128,7 +128,7 @@ def test_what_is_printed_is_listed(tmp_path: Path) -> None:
         for part in compare(given, reference).parts:
             texts += [*part.notes, *(figure.sentence for figure in part.figures)]
         report = collect([*given, *files[4:]], reference)
-        texts += [words.layman(report), words.expert(report), words.besides(report), words.few_note(report)]
+        texts += [words.layman(report), words.expert(report), *words.remarks(report)]
         texts += [words.scope(report), *recommendations(report).values()]
     found = causes(files[:4])
     texts += [line for line in causes_markdown(found).splitlines() if line.endswith(".") and line[0] != "-"]
