@@ -230,6 +230,17 @@ OTHER_PROGRAM = Pattern(
     "the page was made with {name} {was}, and this is {now}: differences can come from that",
     "The page names another version. With another matplotlib, only the texts of plots are compared.",
 )
+NOT_CHECKED_LINES = Pattern(
+    "the lines of the plots were not compared, only their texts: the page names another matplotlib",
+    "The page names another version of matplotlib.",
+)
+NOT_CHECKED_AUTHOR = Pattern(
+    "the heading and the notes were not checked: the author wrote them", "The author gave a heading or notes."
+)
+WRONG_LABEL = Pattern(
+    "{name}: the page names it {label}, but its weights are {stated}, as the model file says",
+    "A label of the page names another type than the result.",
+)
 
 # The model card (edge report --card).
 CARD_TITLE = Pattern("{name}: quantized GGUF files", "Always, without --title.")
