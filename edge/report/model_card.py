@@ -66,6 +66,7 @@ def to_card(report: Report, facts: CardFacts) -> str:
     files = [entry for entry in _largest_first(report.quantized) if entry.run]
     if not files:
         raise ResultError(f"{facts.path}: no quantized file was compared: give results and a --reference")
+    _check_names(files, facts.path)
     ggufs = _by_file(files, facts)
     stated = [read_metadata(path) for path in ggufs.values()]
     base = facts.base_model or _one(facts.path, "base model", "--base-model", map(_source, report.entries))
@@ -100,6 +101,17 @@ def to_card(report: Report, facts: CardFacts) -> str:
 
 def _largest_first(files: Sequence[Entry]) -> list[Entry]:
     return sorted(files, key=lambda entry: -(entry.n_bytes or 0))
+
+
+def _check_names(files: Sequence[Entry], card: Path) -> None:
+    """Raise ResultError if two files have one name: no repository can have both, and their commands would be equal."""
+    owner: dict[str, str] = {}
+    for entry in files:
+        if (other := owner.setdefault(_file_name(entry), entry.label)) != entry.label:
+            raise ResultError(
+                f"{card}: {other} and {entry.label} are both of a file named {_file_name(entry)}: a repository needs "
+                "different names; rename one, and answer with it again"
+            )
 
 
 def _by_file(files: Sequence[Entry], facts: CardFacts) -> dict[str, Path]:

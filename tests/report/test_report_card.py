@@ -211,3 +211,14 @@ def test_the_commands_have_the_recorded_settings(tmp_path: Path) -> None:
     )
     block = text[text.index("```sh") : text.index("| file ", text.index("```sh"))]
     assert block.count("```") == 2 and "edge eval --model 'a·`b`.gguf'" in block
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [result(tmp_path / f"a-{name}.json", name) for name in ("bf16", "Q8_0", "Q2_K")]
+    for folder, path in zip("ab", files[1:], strict=True):
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps({**stored, "model_path": f"{folder}/model.gguf"}))
+    with pytest.raises(
+        ResultError, match=r"Q8_0 and Q2_K are both of a file named model\.gguf: a repository needs"
+    ):
+        written(tmp_path, files)
