@@ -89,9 +89,9 @@ def differing(reference: Made, run: Run) -> dict[str, str]:
         if adapter_key(reference.run.result) != adapter_key(run.result):
             found["adapters"] = "other adapters"
         switches = [prompt_switches(each.result) for each in (reference.run, run)]
-        for name, value in switches[1].items():
-            if switches[0].get(name, value) != value:
-                found[name] = f"{name.replace('_', ' ')} {value}"
+        for switch, value in switches[1].items():
+            if switches[0].get(switch, value) != value:
+                found[switch] = f"{switch.replace('_', ' ')} {value}"
         if _other_checkpoint(reference.run, run):
             found["checkpoint"] = "another checkpoint"
     return found
