@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edge.compare.labels import model_hash
-from edge.compare.notes import prompt_switches
+from edge.compare.notes import prompt_switches, thought_budget
 from edge.compare.pairing import keyed, row_difference
 from edge.errors import ResultError
 from edge.replay.result import adapter_key, read_result
@@ -39,7 +39,15 @@ _DEFAULTS: Mapping[str, object] = {
     "repetition_penalty": 1.0,
 }
 # The ones whose difference a reader of a ranking must know. A grammar has a separate note.
-COMPARED = (*_SETTINGS[:6], "thinking_mode", "strip_thinking_history")
+COMPARED = (
+    *_SETTINGS[:6],
+    "think",
+    "text_share",
+    "style",
+    "backend",
+    "thinking_mode",
+    "strip_thinking_history",
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ def settings_of(result: Result) -> dict[str, object]:
     sampling: Mapping[str, object] = {**result.get("sampling", {})}
     found = {name: sampling.get(name, _DEFAULTS.get(name)) for name in _SETTINGS}
     found = {name: _DEFAULTS.get(name) if value is None else value for name, value in found.items()}
-    return {**found, **prompt_switches(result)}
+    return {**found, "think": thought_budget(result.get("sampling", {})), **prompt_switches(result)}
 
 
 def written_with_grammar(result: Result) -> bool:
@@ -157,7 +165,7 @@ def _rows(read: Sequence[tuple[str, Result]], rows_of: Path | str | None) -> dic
             raise ResultError(f"{rows_of}: contains no steps")
         return steps
     with_steps = [(path, result) for path, result in read if result["per_step"]]
-    whole = [one for one in with_steps if not _unfinished(one[1])] or with_steps
+    whole = [one for one in with_steps if not _unfinished(one[1]) and not _because(one[1])] or with_steps
     sets: dict[frozenset[object], list[dict[Key, Step]]] = {}
     for _, result in whole:
         steps = keyed(result["per_step"], ())
@@ -190,7 +198,8 @@ def _judged(path: str, result: Result, rows: Mapping[Key, Step]) -> tuple[str, C
         return "other rows: it has none of the ranked steps", None
     other = [key for key in there if row_difference(steps[key], rows[key])]
     if other:
-        return f"other rows: {counted(len(other), 'step')} of {len(there)} are of another row", None
+        verb = "is" if len(other) == 1 else "are"
+        return f"other rows: {counted(len(other), 'step')} of {len(there)} {verb} of another row", None
     if len(there) < len(rows):
         return f"rows missing: it has {len(there)} of the {len(rows)} ranked steps{_because(result)}", None
     chosen = tuple(steps[key] for key in rows)

@@ -1,5 +1,6 @@
 """Say what differs between two runs besides the thing compared, and what is missing in each."""
 
+import re
 from typing import Literal, get_args
 
 from edge.compare import patterns
@@ -72,8 +73,7 @@ def run_notes(ours: Result, reference: Result) -> list[str]:
         if theirs and mine and theirs != mine:
             notes.append(patterns.SOURCES(what=what, source=source, theirs=theirs, ours=mine))
             break
-    recorded = origin.get("adapters") or our_origin.get("adapters")  # other engines write a path, if anything
-    if recorded and adapter_key(reference) != adapter_key(ours):
+    if adapter_key(reference) != adapter_key(ours):
         notes.append(patterns.ADAPTERS(theirs=_adapters(reference), ours=_adapters(ours)))
     return [*notes, *own_notes(reference, "The reference"), *own_notes(ours, "Our result")]
 
@@ -141,7 +141,10 @@ def own_notes(result: Result, whose: str) -> list[str]:
     failed = sum(bool(step.get("error")) for step in result["per_step"])
     if failed:
         verb = "is an error message" if failed == 1 else "are error messages"
-        notes.append(patterns.SERVER_ERRORS(whose=whose, answers=counted(failed, "answer"), verb=verb))
+        they = "it counts" if failed == 1 else "they count"
+        notes.append(
+            patterns.SERVER_ERRORS(whose=whose, answers=counted(failed, "answer"), verb=verb, they=they)
+        )
     cut = [
         step
         for step in result["per_step"]
@@ -200,7 +203,7 @@ def _adapters(result: Result) -> str:
     adapters = result.get("provenance", {}).get("adapters")
     if adapters:
         return " and ".join(f"{one['name']} (scale {one['scale']:g})" for one in adapters)
-    return result.get("lora_path") or "none"
+    return re.split(r"[/\\]", (result.get("lora_path") or "none").rstrip("/\\"))[-1]
 
 
 def _value(value: object) -> str:

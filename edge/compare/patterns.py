@@ -228,7 +228,7 @@ RESCORED = Pattern(
     "The figures of stored steps do not follow from their command lines.",
 )
 SERVER_ERRORS = Pattern(
-    "{whose}: {answers} {verb} of a server; they count as 0.", "Steps have an error and no answer."
+    "{whose}: {answers} {verb} of a server; {they} as 0.", "Steps have an error and no answer."
 )
 CUT = Pattern(
     "{whose}: {cut} of {answers} {verb} cut at the token limit.",

@@ -123,7 +123,7 @@ def read_result(path: Path | str) -> Result:
     stored = summary.get("aggregate", {})
     if not changed:
         check_aggregate(stored, steps, str(path))
-        return {**summary, "per_step": steps}
+        return {**summary, "per_step": again}
     try:
         check_aggregate(stored, again, str(path))
     except ResultError:

@@ -11,7 +11,7 @@ from typing import Literal, NotRequired, TypedDict
 
 from edge.metrics import Aggregate, StepScores
 from edge.replay.shards import ShardFields
-from edge.system.typed_json import Index, Name
+from edge.system.typed_json import Amount, Index, Name
 
 
 class KeyFields(TypedDict):
@@ -95,7 +95,7 @@ class SamplingFields(TypedDict, total=False):
     """Above 1, repetition is less likely; 1 is off."""
     seed: int | None
     """Seed of the sampling."""
-    max_tokens: int | None
+    max_tokens: Index | None
     """Maximum tokens of an answer."""
     max_model_len: int | None
     """Maximum tokens of a prompt and its answer."""
@@ -123,7 +123,7 @@ class SamplingFields(TypedDict, total=False):
     """What the server got: token ids, or messages."""
     limit: object
     """--limit: only the first N rows."""
-    skipped_too_long: int | None
+    skipped_too_long: Index | None
     """Rows that did not fit into the context and were left out."""
     thinking_mode: str | None
     """enable_thinking of the chat template: on, off, or auto (not set)."""
@@ -163,7 +163,7 @@ class PromptTemplate(TypedDict, total=False):
 class EngineCounters(TypedDict, total=False):
     """`engine`: what one run did and used. Token counts are of the steps that this run answered."""
 
-    rows_missing: int
+    rows_missing: Index
     """Rows without a prediction (`edge score --partial`)."""
     steps_done_before: int
     """Steps that an interrupted run had answered."""
@@ -175,7 +175,7 @@ class EngineCounters(TypedDict, total=False):
     """Prompt tokens that the model really read."""
     prompt_tokens_restored: int
     """Prompt tokens that were not read because a state on disk has them."""
-    completion_tokens: int
+    completion_tokens: Index
     """Tokens of the answers."""
     answer_passes: int
     """Passes of the model in which tokens of answers were decoded."""
@@ -201,7 +201,7 @@ class EngineCounters(TypedDict, total=False):
     """Whether flash attention was used."""
     enforce_eager: bool | None
     """Whether vLLM ran without graphs."""
-    peak_memory_bytes: int | None
+    peak_memory_bytes: Index | None
     """Largest memory of the process."""
 
 
@@ -244,11 +244,11 @@ class Provenance(TypedDict, total=False):
     """SHA-256 of the model file."""
     adapters: list[AdapterFacts] | None
     """LoRA adapters that changed the model while it ran; null without one."""
-    model_bytes: int | None
+    model_bytes: Index | None
     """Size of the model file."""
-    n_params: int | None
+    n_params: Index | None
     """Number of parameters."""
-    bits_per_weight: float | None
+    bits_per_weight: Amount | None
     """Mean bits of a weight."""
     tensor_types: dict[str, TensorShare] | None
     """Number and size of the tensors of each type."""
@@ -305,13 +305,13 @@ class Head(TypedDict, total=False):
     """Which part of the rows the result holds (`--shard`); absent in a whole result."""
     complete: bool | None
     """Whether the run came to its end. Only other programs write it, with false for an unfinished run."""
-    total_input_steps: int | None
+    total_input_steps: Index | None
     """Number of rows of the replay file. Only other programs write it."""
-    load_time_sec: float | None
+    load_time_sec: Amount | None
     """Seconds to load the model."""
-    gen_time_sec: float | None
+    gen_time_sec: Amount | None
     """Seconds to write the answers."""
-    avg_sec_per_step: float | None
+    avg_sec_per_step: Amount | None
     """gen_time_sec for each step that this run answered."""
     sampling: SamplingFields
     """Settings and limits of the run."""

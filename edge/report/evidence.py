@@ -1,10 +1,11 @@
 """The files that a report is made of: results, each with the measurements of the same model file."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from edge.compare.labels import contradicted, model_hash, named_types, stated_type
 from edge.errors import ResultError
@@ -110,13 +111,13 @@ def read_runs(paths: Sequence[Path | str], named: Mapping[str, Named] | None = N
 
 
 def short_labels(paths: Sequence[str]) -> list[str]:
-    """Short names of files: without the beginning that all names share; whole paths if two names are equal.
+    """Short names of files: without the beginning that all names share; with their folders if two names are equal.
 
     A long beginning that all names but one share goes too: the reference often has its own name. Types stay.
     """
     stems = [Path(path).stem for path in paths]
     if len(set(stems)) < len(stems):
-        return list(paths)
+        return _from_common_folder(paths)
     if beginning := _beginning(stems):
         return [stem.removeprefix(beginning) for stem in stems]
     for left_out in stems if len(stems) > 2 else []:
@@ -125,6 +126,15 @@ def short_labels(paths: Sequence[str]) -> list[str]:
         if len(beginning) >= _LONG and len(set(labels)) == len(labels):
             return labels
     return stems
+
+
+def _from_common_folder(paths: Sequence[str]) -> list[str]:
+    """The paths from the last folder that has all of them, so that a page does not show where that folder is."""
+    absolute = any(Path(path).is_absolute() for path in paths)
+    parts = [PurePath(os.path.abspath(path) if absolute else path).parts for path in paths]
+    columns = zip(*(each[:-1] for each in parts), strict=False)
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+    return ["/".join(each[shared:]) for each in parts]
 
 
 def _beginning(stems: Sequence[str]) -> str:

@@ -1,15 +1,18 @@
 """Which runs compare with the reference: one of each file, made as the reference was. The others separate causes."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from edge.compare.causes import is_constrained
-from edge.compare.notes import thought_budget
+from edge.compare.notes import prompt_switches, thought_budget
 from edge.replay.result import adapter_key
 from edge.replay.stored_result import SamplingFields
 from edge.report.evidence import Run
 
-_Setting = Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens"]
+_Setting = Literal[
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "text_share", "style"
+]
 _SETTINGS: tuple[_Setting, ...] = get_args(_Setting)
 _OF_CHANCE = ("top_p", "top_k", "min_p")  # they change nothing at temperature 0
 _ENGINE = "engine"
@@ -29,7 +32,7 @@ def others(reference: Made, runs: Sequence[tuple[Run, bool]]) -> dict[str, str]:
     answers were written together. If none is such, all engines compare; if still none, all runs do. Of several runs of
     a file, the one with the reference's batching compares, else the first.
     """
-    differences = {run.path: _differences(reference, run) for run, _ in runs}
+    differences = {run.path: differing(reference, run) for run, _ in runs}
     compared = [run.path for run, is_compared in runs if is_compared]
     if all(differences[path] for path in compared):
         for found in differences.values():
@@ -56,7 +59,7 @@ def _again(run: Run, reference: Run | None) -> str:
     return f"another run of the same file{f', parallel {ours}' if ours and ours != theirs else ''}"
 
 
-def _differences(reference: Made, run: Run) -> dict[str, str]:
+def differing(reference: Made, run: Run) -> dict[str, str]:
     """What differs besides the model file, as far as both record it: by kind, in words about the run."""
     theirs, ours = reference.sampling, run.sampling
     found: dict[str, str] = {}
@@ -85,7 +88,22 @@ def _differences(reference: Made, run: Run) -> dict[str, str]:
             found["cache"] = f"KV cache {kinds[1]}"
         if adapter_key(reference.run.result) != adapter_key(run.result):
             found["adapters"] = "other adapters"
+        switches = [prompt_switches(each.result) for each in (reference.run, run)]
+        for switch, value in switches[1].items():
+            if switches[0].get(switch, value) != value:
+                found[switch] = f"{switch.replace('_', ' ')} {value}"
+        if _other_checkpoint(reference.run, run):
+            found["checkpoint"] = "another checkpoint"
     return found
+
+
+def _other_checkpoint(a: Run, b: Run) -> bool:
+    """Whether both name what they were converted from, and the names or the revisions differ."""
+    sources = [
+        re.split(r"[/\\]", str(run.provenance.get("source") or "").rstrip("/\\"))[-1] for run in (a, b)
+    ]
+    revisions = [run.provenance.get("source_revision") for run in (a, b)]
+    return any(all(pair) and pair[0] != pair[1] for pair in (sources, revisions))
 
 
 def _engine(sampling: SamplingFields, run: Run | None) -> str | None:

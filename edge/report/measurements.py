@@ -61,6 +61,8 @@ def check_measurement(path: Path | str, data: Mapping[str, object]) -> CheckedMe
     for name in ("tokens", "nll"):
         if name not in figures:
             raise ResultError(f"{path}: aggregate.{name} is missing or is not a number")
+    _check_figures(path, figures)
+    _check_steps(path, figures, data.get("per_step"))
     intervals = {}
     for name, bounds in mapping(aggregate.get("intervals") or data.get("intervals")).items():
         pair = [number(bound) for bound in bounds] if isinstance(bounds, list) else []
@@ -80,6 +82,35 @@ def check_measurement(path: Path | str, data: Mapping[str, object]) -> CheckedMe
         by_position=_bands(path, data, "by_position"),
         by_field=_bands(path, data, "by_field"),
     )
+
+
+def _check_figures(path: Path | str, figures: Mapping[str, float]) -> None:
+    """Raises ResultError for a figure that no measurement can have."""
+    for name, value in figures.items():
+        percent = name.endswith("_pct")
+        if (percent and not 0 <= value <= 100) or (name == "tokens" and value < 1):
+            must = "from 0 to 100" if percent else "1 or more"
+            raise ResultError(f"{path}: aggregate.{name} is {value:g}; it must be {must}")
+        if name.startswith("kl_") and value < -1e-6:  # rounding gives about -1e-9
+            raise ResultError(f"{path}: aggregate.{name} is {value:g}; a divergence is not negative")
+
+
+def _check_steps(path: Path | str, figures: Mapping[str, float], steps: object) -> None:
+    """Check the means of the aggregate against its rows, where each row has them. Raises ResultError."""
+    rows = [mapping(step) for step in steps] if isinstance(steps, list) else []
+    tokens = [number(row.get("tokens")) or 0.0 for row in rows]
+    if not sum(tokens):
+        return
+    for name in ("tokens", "nll", "kl_mean", "top1_agreement_pct"):
+        values = [number(row.get(name)) for row in rows]
+        if name not in figures or None in values:
+            continue
+        weighted = sum((value or 0.0) * count for value, count in zip(values, tokens, strict=True))
+        right = sum(tokens) if name == "tokens" else weighted / sum(tokens)
+        if not math.isclose(figures[name], right, rel_tol=1e-4, abs_tol=1e-9):
+            raise ResultError(
+                f"{path}: aggregate.{name} is {figures[name]:g}, but its rows give {right:g}: the file was changed"
+            )
 
 
 def mapping(value: object) -> Mapping[str, Any]:

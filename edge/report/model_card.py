@@ -19,10 +19,19 @@ from edge.report.contents import Entry, Report, Tried
 from edge.report.drawings import beaten_files
 from edge.report.short_form import escaped
 from edge.system.tables import table
-from edge.system.text import counted
+from edge.system.text import counted, masked
 
 PIPELINE = "text-generation"
-_PLAIN = {"top_p": 1.0, "repetition_penalty": 1.0}  # settings that change nothing; 0 for the others
+_SAMPLING = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1, "seed": None}
+_DEFAULTS: Mapping[str, object] = {
+    **_SAMPLING,
+    "style": "auto",
+    "text_share": 0.6,
+    "thinking_mode": "auto",
+    "strip_thinking_history": "auto",
+    "kv_type": "f16",
+}
+"""The settings of `edge eval` that change answers, with their defaults; `edge trial` has the first ones."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,10 @@ def to_card(report: Report, facts: CardFacts) -> str:
     files = [entry for entry in _largest_first(report.quantized) if entry.run]
     if not files:
         raise ResultError(f"{facts.path}: no quantized file was compared: give results and a --reference")
+    _check_names(files, facts.path)
     ggufs = _by_file(files, facts)
     stated = [read_metadata(path) for path in ggufs.values()]
-    base = facts.base_model or _one(facts.path, "base model", "--base-model", map(_source, files))
+    base = facts.base_model or _one(facts.path, "base model", "--base-model", map(_source, report.entries))
     if base is None:
         raise ResultError(
             f"{facts.path}: the base model is unknown: the files do not name it; give it with --base-model OWNER/NAME"
@@ -75,7 +85,7 @@ def to_card(report: Report, facts: CardFacts) -> str:
         f"# {escaped(report.title or patterns.CARD_TITLE(name=base.rpartition('/')[2]))}",
         "",
     ]
-    said = (words.layman(report), words.expert(report), words.besides(report), words.few_note(report))
+    said = (words.layman(report), words.expert(report), *words.remarks(report))
     lines += [line for sentence in said if sentence for line in (escaped(sentence), "")]
     lines += ["## Files", "", *_table(report, files, memory, context), ""]
     solved = [patterns.CARD_SOLVED()] if trial_words.counting(report.files) else []
@@ -91,6 +101,17 @@ def to_card(report: Report, facts: CardFacts) -> str:
 
 def _largest_first(files: Sequence[Entry]) -> list[Entry]:
     return sorted(files, key=lambda entry: -(entry.n_bytes or 0))
+
+
+def _check_names(files: Sequence[Entry], card: Path) -> None:
+    """Raise ResultError if two files have one name: no repository can have both, and their commands would be equal."""
+    owner: dict[str, str] = {}
+    for entry in files:
+        if (other := owner.setdefault(_file_name(entry), entry.label)) != entry.label:
+            raise ResultError(
+                f"{card}: {other} and {entry.label} are both of a file named {_file_name(entry)}: a repository needs "
+                "different names; rename one, and answer with it again"
+            )
 
 
 def _by_file(files: Sequence[Entry], facts: CardFacts) -> dict[str, Path]:
@@ -170,7 +191,7 @@ def _memory(path: Path, context: int) -> int:
 
 def _file_name(entry: Entry) -> str:
     path = entry.run.result.get("model_path") if entry.run else None
-    return PurePosixPath(path.replace("\\", "/")).name if path else entry.label
+    return masked(PurePosixPath(path.replace("\\", "/")).name if path else entry.label)
 
 
 def _table(report: Report, files: Sequence[Entry], memory: Mapping[str, int], context: int) -> list[str]:
@@ -270,6 +291,7 @@ def _commands_of(entry: Entry, reference: Entry | None, base: str) -> list[str]:
         options.append(f"--think {think or 'off'}")
     if parallel := result.get("engine", {}).get("parallel"):
         options.append(f"--parallel {parallel}")
+    options += _settings({**sampling, "kv_type": result.get("engine", {}).get("kv_type")})
     lines = [
         f"edge convert {shlex.quote(base)}{pinned} --quant {shlex.quote(quant)}{_matrix(entry)} --out {file}",
         f"edge eval --model {file} {' '.join(options)} --out {shlex.quote(_stem(entry) + '.json')}",
@@ -282,6 +304,15 @@ def _commands_of(entry: Entry, reference: Entry | None, base: str) -> list[str]:
     return lines + _trial_command(entry.tried, file)
 
 
+def _settings(recorded: Mapping[str, object]) -> list[str]:
+    """The options of the settings that are not the default."""
+    return [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, default in _DEFAULTS.items()
+        if (value := recorded.get(name)) not in (None, default)
+    ]
+
+
 def _trial_command(tried: Tried | None, file: str) -> list[str]:
     """The command that tries a file again, with the settings that its trials record."""
     if tried is None:
@@ -291,9 +322,8 @@ def _trial_command(tried: Tried | None, file: str) -> list[str]:
     words_ = [] if tasks == "suite" else [shlex.quote(tasks)]
     words_ += [f"--model {file} --attempts {result['attempts']} --max-steps {limits['max_steps']}"]
     words_ += [f"--max-tokens {limits['max_tokens']}"]
-    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"):
-        if (value := result["sampling"].get(name)) not in (None, _PLAIN.get(name, 0)):
-            words_.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+    sampling = {name: value for name, value in result["sampling"].items() if name in _SAMPLING}
+    words_ += _settings({**sampling, "seed": sampling.get("seed") or None})
     return [f"edge trial {' '.join(words_)} --out trials"]
 
 

@@ -1,11 +1,12 @@
 """A report as one HTML page. The page loads nothing and runs no script; all text from files is escaped and visible."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import Environment
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from edge.compare.findings import Figure, Group, Part
 from edge.report import trial_words, words
@@ -17,7 +18,7 @@ from edge.report.origin import Line, origin
 from edge.report.plots import Drawing
 from edge.report.templates import page_environment
 from edge.report.words import KINDS, LABELS
-from edge.system.text import counted
+from edge.system.text import counted, visible
 from edge.version import __version__
 
 _FOLD = 12  # a table of more groups is folded
@@ -58,7 +59,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], embedded: Embedded) -> 
             scope=words.scope(report),
             layman=words.layman(report),
             expert=words.expert(report),
-            remarks=[text for text in (words.besides(report), words.few_note(report)) if text],
+            remarks=words.remarks(report),
             beaten=beaten_files(report),
             verdicts=_verdicts,
             definitions=words.DEFINITIONS,
@@ -98,7 +99,9 @@ def _environment(report: Report) -> Environment:
         name: getattr(words, name)
         for name in ("figure", "fixed", "percent", "interval", "kl", "size", "p_value", "engine", "base_name")
     }
-    environment.filters.update(filters, counted=counted, cut=_cut, without_paths=_without_paths(report))
+    environment.filters.update(
+        filters, counted=counted, cut=_cut, unbroken=_unbroken, without_paths=_without_paths(report)
+    )
     return environment
 
 
@@ -200,6 +203,11 @@ def _shared(table: list[tuple[str, list[Line]]]) -> list[Line]:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _unbroken(text: str) -> Markup:
+    """A text in which no line ends between a number and `%` or `points`, or after `>`."""
+    return escape(re.sub(r"(?<=\d) (?=%|points\b)|(?<=>) (?=\d)", "\u00a0", visible(text)))
 
 
 def _without_paths(report: Report) -> Callable[[str], str]:

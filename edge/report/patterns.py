@@ -122,8 +122,13 @@ FEW_NOTE = Pattern(
     "Fewer than 6 tasks of some file differ.",
 )
 BESIDES = Pattern(
-    "Besides the model file, {what} differs, so that the differences are not those of quantization alone.",
-    "Both sides record other engines, or only one side had a grammar.",
+    "Besides the model file, {what} {verb}, so that the differences are not those of quantization alone.",
+    "Both sides record other engines, settings, adapters or checkpoints, or only one side had a grammar.",
+)
+OTHER_STEPS = Pattern(
+    "{file} and {reference} do not have the same steps: {ours} only in {file}, {theirs} only in {reference}. Scores "
+    "are over all steps of a file, differences over the shared ones.",
+    "The steps are paired, and one side has steps that the other one lacks.",
 )
 SCOPE_NONE = Pattern("{results} of {steps} steps each; edge compared nothing.", "Nothing was compared.")
 SCOPE_PUBLISHED = Pattern(
@@ -224,6 +229,17 @@ NOT_CHECKED_ROWS = Pattern(
 OTHER_PROGRAM = Pattern(
     "the page was made with {name} {was}, and this is {now}: differences can come from that",
     "The page names another version. With another matplotlib, only the texts of plots are compared.",
+)
+NOT_CHECKED_LINES = Pattern(
+    "the lines of the plots were not compared, only their texts: the page names another matplotlib",
+    "The page names another version of matplotlib.",
+)
+NOT_CHECKED_AUTHOR = Pattern(
+    "the heading and the notes were not checked: the author wrote them", "The author gave a heading or notes."
+)
+WRONG_LABEL = Pattern(
+    "{name}: the page names it {label}, but its weights are {stated}, as the model file says",
+    "A label of the page names another type than the result.",
 )
 
 # The model card (edge report --card).

@@ -22,7 +22,7 @@ _PLOTS = (
 def to_markdown(report: Report, drawings: Sequence[Drawing], links: Mapping[str, str]) -> str:
     """The verdict, the table of files and the table of differences. `links`: the paths of plots, by their names."""
     lines = [f"## {escaped(words.title(report))}", ""]
-    said = (words.layman(report), words.expert(report), words.besides(report), words.few_note(report))
+    said = (words.layman(report), words.expert(report), *words.remarks(report))
     lines += [line for sentence in said if sentence for line in (escaped(sentence), "")]
     lines += [escaped(words.scope(report)), ""]
     lines += [line for note in report.notes for line in (escaped(note), "")]

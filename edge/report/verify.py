@@ -8,7 +8,10 @@ from html.parser import HTMLParser
 from itertools import zip_longest
 from pathlib import Path
 
+from edge.compare.labels import contradicted, stated_type
+from edge.compare.trials import is_trials
 from edge.errors import EdgeError, ResultError
+from edge.replay.result import read_result
 from edge.report import patterns
 from edge.report.collect import collect
 from edge.report.embedded import Embedded, programs, read_embedded
@@ -16,7 +19,9 @@ from edge.report.evidence import Named
 from edge.system.hashes import file_sha256
 
 _WIDTH = 60  # characters of a text that are shown
-_MESSAGE = re.compile(r'<h4>Last message of the task[^<]*</h4><pre class="message">[^<]*</pre>')
+_MESSAGE = re.compile(
+    r'(<div class="body">\s*)<h4>Last message of the task(?: \(its end\))?</h4><pre class="message">[^<]*</pre>'
+)
 _Text = tuple[str, str]
 """A text or an attribute of a page, after its place in words."""
 _VOID = ("meta", "br", "link", "img", "input", "hr")
@@ -53,6 +58,10 @@ def verify(page: Path, results: Sequence[Path], replay: Path | None = None) -> V
     for name in others:
         was = embedded["made_by"].get(name, "unknown")
         notes.append(patterns.OTHER_PROGRAM(name=name, was=was, now=own[name]))
+    if "matplotlib" in others:
+        notes.append(patterns.NOT_CHECKED_LINES())
+    if embedded["title"] or embedded["notes"]:
+        notes.append(patterns.NOT_CHECKED_AUTHOR())
     text = page.read_text(encoding="utf-8", errors="replace")
     if faults:
         return Verified(tuple(faults), tuple(notes), 0)
@@ -60,10 +69,16 @@ def verify(page: Path, results: Sequence[Path], replay: Path | None = None) -> V
         again = _again(embedded, paths, replay)
     except EdgeError as error:
         return Verified((patterns.CANNOT_BE_MADE(why=error),), tuple(notes), 0)
-    if replay is None:
-        text = _MESSAGE.sub("", text)
+    if replay is None and rows is not None:
+        text = _without_messages(text)
     found, texts = _compared(text, again, plots="matplotlib" not in others)
     return Verified(tuple(found), tuple(notes), texts)
+
+
+def _without_messages(page: str) -> str:
+    """The page without the last messages of the tasks, which only the rows give: one in each step that got worse."""
+    before, section, steps = page.partition('<h2 id="worse">')
+    return before + section + _MESSAGE.sub(r"\1", steps)
 
 
 def _matched(embedded: Embedded, results: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -109,6 +124,12 @@ def _again(embedded: Embedded, paths: Sequence[Path], replay: Path | None) -> st
         str(path): Named(file["name"], file["label"])
         for path, file in zip(paths, embedded["files"], strict=True)
     }
+    for path, file in zip(paths, embedded["files"], strict=True):
+        if file["label"] and not is_trials(path):
+            result = read_result(path)
+            if contradicted(file["label"], result):
+                stated = stated_type(result)
+                raise ResultError(patterns.WRONG_LABEL(name=file["name"], label=file["label"], stated=stated))
     contents = collect(
         paths,
         reference,

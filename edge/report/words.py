@@ -5,10 +5,12 @@ from pathlib import Path
 
 from edge.compare import findings
 from edge.compare.findings import Figure
+from edge.compare.notes import own_notes
 from edge.compare.verdict import NONE_DIFFERS, is_few
 from edge.metrics import TERMS
 from edge.report import patterns
 from edge.report.contents import Entry, Report
+from edge.report.group import Made, differing
 from edge.report.measurements import CheckedMeasurement
 from edge.report.trial_words import counting, share, solved, unit
 from edge.system import text
@@ -16,6 +18,7 @@ from edge.system import text
 LABELS = {name: label[0].upper() + label[1:] for name, label in findings.LABELS.items()}
 KINDS = {"bucket": "Place in the task", "source_group": "Source group", "prompt_length": "Prompt length"}
 DASH = "–"
+_KINDS = {"cache": "type of the KV cache"}
 
 DEFINITIONS = (
     (
@@ -261,7 +264,32 @@ def besides(report: Report) -> str:
         grammars = [side.constrained for side in sides if side]
         if None not in grammars and grammars[0] != grammars[1]:
             kinds["the grammar"] = None
-    return patterns.BESIDES(what=listed(list(kinds))) if kinds else ""
+        if reference and reference.run and entry.run:
+            found = differing(Made(reference.run.sampling, reference.run), entry.run)
+            others = (kind for kind in found if kind not in ("engine", "grammar"))
+            kinds |= {f"the {_KINDS.get(kind, kind.replace('_', ' '))}": None for kind in others}
+    verb = "differs" if len(kinds) == 1 else "differ"
+    return patterns.BESIDES(what=listed(list(kinds)), verb=verb) if kinds else ""
+
+
+def remarks(report: Report) -> list[str]:
+    """What a reader must know beside the verdict: what else differs, what shows more, and what is missing."""
+    return [said for said in (besides(report), few_note(report), *cautions(report)) if said]
+
+
+def cautions(report: Report) -> list[str]:
+    """What is missing or unusual in the reference and the files, as sentences."""
+    reference = report.reference
+    found = []
+    for entry in report.files:
+        part = entry.part
+        if part and part.joined and reference and part.only_ours + part.only_reference:
+            ours, theirs = (text.counted(n, "step") for n in (part.only_ours, part.only_reference))
+            found.append(
+                patterns.OTHER_STEPS(file=entry.label, reference=reference.label, ours=ours, theirs=theirs)
+            )
+        found += own_notes(entry.run.result, entry.label) if entry.run else []
+    return found
 
 
 def _compared(report: Report) -> list[Entry]:

@@ -48,6 +48,8 @@ class Rule:
 Name = Annotated[str, Rule("a non-empty string", bool, {"minLength": 1})]
 Index = Annotated[int, Rule("a non-negative whole number", lambda value: value >= 0, {"minimum": 0})]
 
+Amount = Annotated[float, Rule("a non-negative number", lambda value: value >= 0, {"minimum": 0})]
+
 _WORDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
 _PLURALS = {str: "strings", int: "whole numbers", float: "numbers"}
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", NoneType: "null"}

@@ -206,3 +206,41 @@ def test_a_grammar_on_one_side_is_said(base: Path, tmp_path: Path) -> None:
     assert any(note.startswith("Only the reference was written") for note in notes(base, ours))
     edited(base, lambda value: value.update(sampling={"structured": "json"}))
     assert notes(ours, base) == []
+
+
+def test_shares_that_are_not_rounded_are_no_other_answers(base: Path, tmp_path: Path) -> None:
+    """A program that stores 0.666667 for edge's 0.6667 has the same answers."""
+    ours = tmp_path / "ours.json"
+    ours.write_bytes(base.read_bytes())
+    shares = ("command_precision", "command_recall", "command_f1")
+    edited(
+        ours, lambda value: [s.update({n: max(0.0, s[n] - 3e-6) for n in shares}) for s in value["per_step"]]
+    )
+    (part,) = compare([ours], base).parts
+    assert (part.better, len(part.worse)) == (0, 0) and not any("other rules" in note for note in part.notes)
+
+
+def test_adapters_of_other_engines_are_said(base: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "ours.json"
+    ours.write_bytes(base.read_bytes())
+    edited(ours, lambda value: value.update(lora_path="/home/me/adapters/terminal"))
+    assert notes(ours, base) == ["The runs have different adapters: none in the reference, terminal in ours."]
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "value"),
+    [
+        (None, "gen_time_sec", -5.0),
+        (None, "total_input_steps", -1),
+        ("provenance", "model_bytes", -5),
+        ("provenance", "bits_per_weight", -0.5),
+        ("engine", "peak_memory_bytes", -5),
+        ("engine", "rows_missing", -1),
+        ("sampling", "max_tokens", -5),
+    ],
+)
+def test_a_number_below_zero_is_refused(base: Path, field: str | None, name: str, value: float) -> None:
+    changes = {name: value}
+    edited(base, lambda stored: stored.update(changes if field is None else {field: changes}))
+    with pytest.raises(ResultError, match=rf"{name} is {value}; it must be a non-negative"):
+        compare([base], base)

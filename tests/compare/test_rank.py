@@ -221,6 +221,32 @@ def test_the_rows_that_most_have_or_those_that_are_chosen(three: list[Path], tmp
     assert set(reasons(ranking).values()) == {"rows missing: it has 40 of the 60 ranked steps"}
 
 
+def test_partial_results_do_not_choose_the_rows(three: list[Path], tmp_path: Path) -> None:
+    easy = [
+        result(tmp_path / f"easy{i}.json", steps({0, 1, 2}, tasks=8), engine={"rows_missing": 32})
+        for i in range(4)
+    ]
+    ranking = rank([*three, *easy])
+    assert ranking.steps == TASKS and len(ranking.entries) == 3
+    assert {one.why for one in ranking.left_out} == {
+        "rows missing: it has 8 of the 40 ranked steps (32 have no prediction)"
+    }
+
+
+def test_a_thought_and_an_engine_that_differ_are_said(tmp_path: Path) -> None:
+    grammar = {"constrained": True, "backend": "edge", "style": "auto"}
+    given = [
+        result(tmp_path / "a.json", steps({0, 1}), sampling={**grammar, "think": 0}),
+        result(tmp_path / "b.json", steps({0, 1}), sampling={**grammar, "think": None}),
+        result(tmp_path / "c.json", steps({0, 1}), sampling={**grammar, "think": 0, "style": "compact"}),
+        result(tmp_path / "d.json", steps({0, 1}), sampling={"backend": "vllm"}),
+    ]
+    notes = " ".join(rank(given).notes)
+    assert f"The results differ in think: 0 in 2, 256 in {given[1]}." in notes
+    assert f"The results differ in style: auto in 2, compact in {given[2]}." in notes
+    assert f"The results differ in backend: edge in 3, vllm in {given[3]}." in notes
+
+
 def test_few_tasks(tmp_path: Path) -> None:
     paths = [result(tmp_path / f"{n}.json", steps(set(range(n)), tasks=5)) for n in (0, 5)]
     ranking = rank(paths)

@@ -29,6 +29,7 @@ from edge.replay.run import evaluate
 from edge.report.build import report
 from edge.report.contents import Report
 from edge.report.evidence import short_labels
+from edge.report.measurements import check_measurement
 from edge.report.plots import Point, front
 from edge.report.words import fixed, kl, size
 from edge.report.worse import diff
@@ -578,6 +579,9 @@ def test_the_verdict_is_about_the_quantized_ones(files: dict[str, Path], tmp_pat
     html = (tmp_path / "r.html").read_text()
     (lead,) = re.findall(r'<p class="lead">([^<]*)</p>', html)
     (expert,) = re.findall(r'<p class="expert">([^<]*)</p>', html)
+    # No line of them ends between a number and its unit.
+    assert not re.search(r"\d (%|points)", lead + expert) and lead.count("\u00a0%") == 2
+    lead, expert = lead.replace("\u00a0", " "), expert.replace("\u00a0", " ")
     part = compare([files["Q2_K"]], files["bf16"]).parts[0]
     share, sizes = part.agreement["same_commands_pct"], [e.n_bytes or 0 for e in found.files]
     assert lead == (
@@ -588,6 +592,24 @@ def test_the_verdict_is_about_the_quantized_ones(files: dict[str, Path], tmp_pat
     assert ("no loss" in expert) == (score.low is not None and score.low <= 0 <= score.high)
     assert expert.startswith("Compared with tiny-bf16 on 60 steps of ") and "twin" not in expert
     assert expert.endswith("the mean KL divergence from tiny-bf16.gguf is 0.123 (tiny-Q2_K) nats per token.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("kl_mean", 0.001, "aggregate.kl_mean is 0.001, but its rows give 0.003"),
+        ("tokens", 99, "aggregate.tokens is 99, but its rows give 40"),
+        ("top1_agreement_pct", 101, "aggregate.top1_agreement_pct is 101; it must be from 0 to 100"),
+        ("kl_p99", -5.0, "aggregate.kl_p99 is -5; a divergence is not negative"),
+    ],
+)
+def test_a_measurement_that_contradicts_its_rows_is_refused(name: str, value: float, why: str) -> None:
+    rows = [{"tokens": 10, "nll": 0.1, "kl_mean": 0.006}, {"tokens": 30, "nll": 0.1, "kl_mean": 0.002}]
+    figures = {"tokens": 40, "nll": 0.1, "kl_mean": 0.003, "kl_p99": 0.1, "top1_agreement_pct": 99.0}
+    stored = {"measurement": 1, "model_sha256": "0", "kind": "rows", "aggregate": figures, "per_step": rows}
+    assert check_measurement("m.json", stored).aggregate == figures
+    with pytest.raises(ResultError, match=re.escape(why)):
+        check_measurement("m.json", {**stored, "aggregate": {**figures, name: value}})
 
 
 def test_words_and_labels() -> None:
@@ -603,6 +625,7 @@ def test_words_and_labels() -> None:
     ]
     assert short_labels(["a/tiny-Q4_K_M.json", "b/tiny-Q8_0.json"]) == ["Q4_K_M", "Q8_0"]
     assert short_labels(["a/x.json", "b/x.json"]) == ["a/x.json", "b/x.json"]
+    assert short_labels(["/home/me/x.json", "/home/me/b/x.json"]) == ["x.json", "b/x.json"]
     assert short_labels(["q4.json", "q4-free.json"]) == ["q4", "q4-free"]
     assert short_labels(["only-one.json"]) == ["only-one"]
     long = "owner__a-model-with-a-long-name"

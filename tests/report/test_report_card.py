@@ -3,6 +3,7 @@
 pytest tests/report/test_report_card.py
 """
 
+import html
 import json
 import re
 from pathlib import Path
@@ -11,10 +12,11 @@ import command_line
 import pytest
 from conftest import converted
 from huggingface_hub import ModelCard
-from small_results import FILES, digest, result, small_results, trials
+from small_results import FILES, TASKS, digest, result, small_results, trials
 
 from edge.errors import ResultError
 from edge.report.build import report
+from edge.report.collect import collect
 from edge.report.model_card import CardFacts
 
 pytestmark = pytest.mark.slow
@@ -140,3 +142,83 @@ def test_the_command_writes_it_and_refuses_facts_without_a_card(tmp_path: Path) 
     assert card.read_bytes() == before
     done = command_line.run("report", *files, "--license", "mit", "--out", tmp_path / "q.html")
     assert done.returncode == 2 and "needs --card" in done.stderr
+
+
+def test_what_is_missing_stands_above_the_tables(tmp_path: Path) -> None:
+    """Missing rows, settings that differ, and errors are said on the page, in the short form and on the card."""
+    base, ours = result(tmp_path / "a-bf16.json", "bf16"), result(tmp_path / "a-Q4_K_M.json", "Q4_K_M")
+    stored = json.loads(ours.read_text())
+    stored["per_step"] = [step for step in stored["per_step"] if step["command_f1"] == 1.0]
+    del stored["aggregate"]
+    stored["engine"]["rows_missing"] = TASKS - len(stored["per_step"])
+    stored["per_step"][0]["error"] = "HTTP 500"
+    stored["sampling"] |= {"temperature": 0.5, "thinking_mode": "on"}
+    ours.write_text(json.dumps({**stored, "complete": False}))
+    theirs = json.loads(base.read_text())
+    theirs["sampling"]["thinking_mode"] = "off"
+    base.write_text(json.dumps(theirs))
+    facts = CardFacts(tmp_path / "README.md", base_model="o/small")
+    out = tmp_path / "r.html"
+    report([base, ours], out, base, markdown=tmp_path / "short.md", card=facts)
+    page = html.unescape(out.read_text())
+    for text in (page[: page.index("<nav")], (tmp_path / "short.md").read_text(), facts.path.read_text()):
+        text = text.replace("\\_", "_")
+        assert "Q4_K_M has no prediction for 3 rows; its figures leave them out." in text
+        assert "0 steps only in Q4_K_M, 3 steps only in bf16. Scores are over all steps of a file" in text
+        assert "Q4_K_M is unfinished: it has 9 steps." in text
+        assert "Q4_K_M: 1 answer is an error message of a server; it counts as 0." in text
+        assert "Besides the model file, the temperature and the thinking mode differ, so that" in text
+
+
+def test_a_run_with_other_prompts_or_another_checkpoint_is_another_run(tmp_path: Path) -> None:
+    base, like = result(tmp_path / "a-bf16.json", "bf16"), result(tmp_path / "a-Q8_0.json", "Q8_0")
+    changed = {"Q4_K_M": ("sampling", {"style": "compact"}), "Q2_K": ("provenance", {"source": "owner/big"})}
+    others = []
+    for name, (field, values) in changed.items():
+        others.append(result(tmp_path / f"a-{name}.json", name, style="auto"))
+        stored = json.loads(others[-1].read_text())
+        stored[field] |= values
+        others[-1].write_text(json.dumps(stored))
+    result(base, "bf16", style="auto")
+    found = collect([base, like, *others], base)
+    assert {entry.label: entry.other for entry in found.others} == (
+        {"Q4_K_M": "style compact", "Q2_K": "another checkpoint"}
+    )
+
+
+def test_the_commands_have_the_recorded_settings(tmp_path: Path) -> None:
+    settings = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 0,
+        "seed": 7,
+        "style": "compact",
+        "text_share": 0.4,
+    }
+    more = {**settings, "thinking_mode": "on", "strip_thinking_history": "auto", "max_model_len": 4096}
+    files = [result(tmp_path / f"a-{name}.json", name, **more) for name in ("bf16", "Q8_0")]
+    for path in files:
+        stored = json.loads(path.read_text())
+        stored["engine"]["kv_type"] = "q8_0"
+        stored["model_path"] = "out/a\n`b`.gguf" if "Q8_0" in path.name else stored["model_path"]
+        path.write_text(json.dumps(stored))
+    text = written(tmp_path, files)
+    (line,) = (line for line in text.splitlines() if line.startswith("edge eval --model small-bf16.gguf"))
+    assert line == (
+        "edge eval --model small-bf16.gguf --replay rows.jsonl --max-tokens 64 --think off --parallel 4 "
+        "--temperature 0.7 --top-p 0.9 --seed 7 --style compact --text-share 0.4 --thinking-mode on --kv-type q8_0 "
+        "--out small-bf16.json"
+    )
+    block = text[text.index("```sh") : text.index("| file ", text.index("```sh"))]
+    assert block.count("```") == 2 and "edge eval --model 'a·`b`.gguf'" in block
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [result(tmp_path / f"a-{name}.json", name) for name in ("bf16", "Q8_0", "Q2_K")]
+    for folder, path in zip("ab", files[1:], strict=True):
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps({**stored, "model_path": f"{folder}/model.gguf"}))
+    with pytest.raises(
+        ResultError, match=r"Q8_0 and Q2_K are both of a file named model\.gguf: a repository needs"
+    ):
+        written(tmp_path, files)

@@ -11,13 +11,20 @@ from pathlib import Path
 import command_line
 import pytest
 from conftest import ROOT
-from small_results import small_results
+from small_results import answer, small_results
 
 from edge.errors import ResultError
 from edge.report.build import report
 from edge.report.verify import verify
 
 pytestmark = pytest.mark.slow
+
+ROW = {
+    "task_id": "task-0",
+    "sample_idx": 0,
+    "step_idx": 0,
+    "messages": [{"role": "user", "content": "Do it."}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +49,8 @@ def test_a_page_is_that_of_its_files_in_any_order_and_place(
     page, files = made
     moved = [Path(shutil.copy(path, tmp_path / f"renamed-{i}.json")) for i, path in enumerate(files)]
     found = verify(page, moved[::-1])
-    assert (found.faults, found.notes) == ((), ())
-    assert found.texts > 100
+    assert found.faults == () and found.texts > 100
+    assert found.notes == ("the heading and the notes were not checked: the author wrote them",)
 
 
 def test_a_changed_digit_is_found_and_its_place_is_named(
@@ -55,15 +62,38 @@ def test_a_changed_digit_is_found_and_its_place_is_named(
     assert cell is not None
     (fault,) = verify(changed(page, tmp_path / "a.html", cell[0], cell[0][:-1] + "9"), files).faults
     assert (fault.startswith("Files, row bf16, column Score") and '.69"' in fault) or '.99"' in fault, fault
-    lead = re.search(r'<p class="lead">[^<]*?(\d+) %', text)
+    lead = re.search(r'<p class="lead">[^<]*?(\d+)\u00a0%', text)
     assert lead is not None
-    wrong = lead[0].replace(f"{lead[1]} %", f"{int(lead[1]) + 1} %")
+    wrong = lead[0].replace(f"{lead[1]}\u00a0%", f"{int(lead[1]) + 1}\u00a0%")
     (fault,) = verify(changed(page, tmp_path / "b.html", lead[0], wrong), files).faults
     assert fault.startswith("top of the page: ")
     line = re.search(r'<path d="M [\d.]+', text)  # a line of a plot is a figure too
     assert line is not None
     faults = verify(changed(page, tmp_path / "c.html", line[0], line[0][:-1] + "x"), files).faults
     assert len(faults) == 1 and "plot " in faults[0]
+
+
+def test_a_message_or_a_label_of_the_author_is_no_way_around(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    """A block like a task's last message, a label of another type, and a page that names another matplotlib."""
+    page, files = made
+    message = '<h4>Last message of the task</h4><pre class="message">Q2_K loses 0 %</pre>'
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**ROW, "ref_raw": answer("ls")}) + "\n")
+    with_rows = tmp_path / "with-rows.html"
+    report(files, with_rows, files[0], replay=tmp_path / "rows.jsonl", worse=0)
+    for each in (page, with_rows):
+        assert verify(changed(each, tmp_path / "a.html", "<nav", f"{message}<nav"), files).faults
+    head = page.read_text(encoding="utf-8").replace(
+        "&#34;label&#34;: &#34;Q2_K&#34;", "&#34;label&#34;: &#34;Q8_0&#34;"
+    )
+    (tmp_path / "b.html").write_text(head, encoding="utf-8")
+    (fault,) = verify(tmp_path / "b.html", files).faults
+    assert "small-Q2_K.json: the page names it Q8_0, but its weights are Q2_K" in fault
+    text = re.sub(r"(matplotlib&#34;: &#34;)[^&]*", r"\g<1>0.1", page.read_text(encoding="utf-8"))
+    (tmp_path / "c.html").write_text(text, encoding="utf-8")
+    found = verify(tmp_path / "c.html", files)
+    assert found.faults == () and any("lines of the plots were not compared" in note for note in found.notes)
 
 
 def test_a_removed_row_and_an_added_sentence_are_found(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
@@ -125,7 +155,7 @@ def test_the_command_says_it_and_exits_with_1(made: tuple[Path, list[Path]], tmp
     done = command_line.run("report", "--verify", page, *files[1:])
     assert done.returncode == 1
     assert done.stdout.startswith(f"{files[0].name}: is missing")
-    assert done.stderr == f"error: {page}: is not the page of these files: 1 fault\n"
+    assert done.stderr.endswith(f"error: {page}: is not the page of these files: 1 fault\n")
 
 
 def test_what_is_no_page_is_refused(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
