@@ -128,6 +128,27 @@ def test_a_missing_file_is_the_reason(missing: str, tmp_path: Path) -> None:
     assert refused[0].reason == f"it has no {missing}"
 
 
+FIRST = {
+    "several steps": ("it has several steps", '[[steps]]\nname = "a"\n'),
+    "docker-compose": ("it needs several containers (docker-compose)", TOML),
+    "GPU": ("it needs a GPU", "[environment]\ngpus = 1\n"),
+    "MCP": ("it needs MCP servers", '[[environment.mcp_servers]]\nname = "a"\n'),
+    "separate tests": ("its tests run in another environment", '[verifier]\nenvironment_mode = "separate"\n'),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("missing", ["instruction.md", "tests/test.sh", ""])
+def test_what_kind_of_task_it_is_comes_before_its_files(name: str, missing: str, tmp_path: Path) -> None:
+    """A task of another kind has other files, or tests that need a network: that is not why it cannot run."""
+    reason, toml = FIRST[name]
+    files = {"task.toml": toml, "tests/test.sh": "apt-get install -y curl\n", missing or "a": ""}
+    folder = make_task(tmp_path / "t", files)
+    if name == "docker-compose":
+        (folder / "environment" / "docker-compose.yaml").write_text("x")
+    assert read_tasks([folder])[1][0].reason == reason
+
+
 def test_tests_that_need_a_network(tmp_path: Path) -> None:
     _, refused = read_tasks([make_task(tmp_path / "t", {"tests/test.sh": "apt-get install -y curl\n"})])
     assert refused[0].reason == "tests/test.sh needs a network (apt-get)"
