@@ -12,15 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from edge.system.confined import PATH
+from edge.trial.network import network_program
 
 DEFAULT_WORKDIR = "/app"  # that of the base images of Terminal-Bench, as of the sandbox
-# Programs that load something from a network, with the word after them where the program alone does not say so.
-_NETWORK = re.compile(
-    r"(?<![\w./-])(apt-get|apt|aptitude|apk|yum|dnf|microdnf|zypper|pacman|snap|brew|pip3?|pipx|uvx?|conda|mamba|npm|npx|"
-    r"yarn|pnpm|curl|wget|gem|rustup|cpanm?|cpan|ssh|scp|docker|add-apt-repository|"
-    r"cargo (?:install|fetch|build)|git (?:clone|fetch|pull)|go (?:get|install|mod)|"
-    r"(?:mvn|gradle|dotnet|nuget)\b)(?![\w-])"
-)
 # Folders at the root of the sandbox that are its own, or those of Harbor.
 _TAKEN = frozenset("usr bin sbin lib lib32 lib64 libx32 etc proc dev sys tmp run tests solution logs".split())
 _OWN_VARIABLES = frozenset("WORK HOME USER LOGNAME SHELL PS1 PS2 PROMPT_COMMAND HISTFILE INPUTRC".split())
@@ -65,13 +59,6 @@ class Environment:
         """A path relative to the work folder; None for a path outside it."""
         given, work = PurePosixPath(path), PurePosixPath(self.root)
         return given.relative_to(work).as_posix() if given.is_relative_to(work) else None
-
-
-def network_program(script: str) -> str | None:
-    """The first program of a script that needs a network, as far as its name says so; None if there is none."""
-    lines = [line for line in script.splitlines() if not line.lstrip().startswith("#")]
-    found = _NETWORK.search("\n".join(lines))
-    return None if found is None else found[1]
 
 
 def read_dockerfile(text: str) -> Environment:

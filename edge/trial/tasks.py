@@ -18,10 +18,10 @@ from edge.errors import ReplayError
 from edge.trial.dockerfile import (
     Environment,
     NotRunnableError,
-    network_program,
     read_dockerfile,
     root_of,
 )
+from edge.trial.network import network_program
 
 DEFAULT_SECONDS = 600  # for the tests, as in Harbor
 _LARGEST = 256 << 20  # bytes of all files of a task

@@ -11,7 +11,8 @@ import pytest
 
 from edge.errors import ReplayError
 from edge.terminal.saved import Saved
-from edge.trial.dockerfile import NotRunnableError, network_program, read_dockerfile
+from edge.trial.dockerfile import NotRunnableError, read_dockerfile
+from edge.trial.network import network_program
 from edge.trial.place import make_files, read_reward
 from edge.trial.tasks import find_tasks, read_task, read_tasks
 
@@ -86,9 +87,63 @@ def test_what_a_trial_cannot_obey_is_refused(text: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_programs_that_need_a_network() -> None:
-    assert network_program("cd /etc/ssh\n# pip install x\necho pipeline") is None
-    assert network_program("uvx -p 3.13 pytest") == "uvx"
+NO_NETWORK = (
+    "cd /etc/ssh\n# pip install x\necho pipeline # curl\n",
+    "printf '%s\\n' '1.2.3.4 \"GET / HTTP/1.1\" \"curl/7.68.0\"' > access.log",
+    "echo 'run apt-get install jq'; [ \"$tool\" = curl ] && [[ $tool != wget ]]",
+    "grep -q 'pip install' notes.md || echo uv copy skipped >&2",
+    "{ echo no curl; } | tee -a /logs/verifier/log.txt",
+    "cat > notes.txt <<'E'\npip install x\nE\n",
+    "if command -v uvx > /dev/null; then echo found; fi\nwhich curl\n",
+    "dotnet --version; npm -v; go mod init example; pip list | grep pytest",
+    "curl -sSf -m 5 -o out.txt http://localhost:8080/x || wget -qO- http://127.0.0.1/ | python3 check.py",
+    'curl -X POST -H "A: b" --data \'{"a": 1}\' "http://localhost:$PORT/$name" "http://[::1]:${PORT}/x"',
+    "code=$(curl -s -w '%{http_code}' localhost/a)",
+    'why="curl failed"\necho "$why"\nfor one in curl jq; do command -v "$one"; done\n',
+    "case $tool in curl) echo a ;; esac\npython3 check.py > curl.log",
+)
+NETWORK = {
+    "uvx -p 3.13 pytest": "uvx",
+    "curl -s http://localhost/x http://example.org/": "curl",
+    'curl "$URL"': "curl",
+    "curl -x proxy http://localhost/": "curl",
+    "curl http://localhost.example.org/": "curl",
+    "curl http://localhost@example.org/": "curl",
+    "echo 'pip install x' | bash": "pip",
+    'echo "$(pip install x)"': "pip",
+    "echo 'pip install x' > a.sh; bash a.sh": "pip",
+    "echo 'pip install x' > a.txt; bash a.txt": "pip",
+    "cat <<E | sh\npip install x\nE\n": "pip",
+    "bash <<E\npip install x\nE\n": "pip",
+    "cat <<E > a.txt\n$(pip install x)\nE\n": "pip",
+    "bash -c 'pip install x'": "pip",
+    "diff <(echo 'pip install x') b": "pip",
+    "$(echo pip install x)": "pip",
+    'run="pip install x"\n$run\n': "pip",
+    'run="pip install"\nmore="$run x"\neval "$more"\n': "pip",
+    'run=(pip install x)\n"${run[@]}"\n': "pip",
+    "for one in pip; do $one install x; done": "pip",
+    "export RUN='pip install x'": "pip",
+    "pip install pytest==9.0.3 2> /dev/null || true": "pip",
+    "command -v uvx && uvx pytest": "uvx",
+    "sudo env A=b apt-get install x": "apt-get",
+    "if true; then echo 'curl'\n": "curl",  # not valid: in doubt it counts
+}
+
+
+@pytest.mark.parametrize("script", NO_NETWORK)
+def test_a_name_that_loads_nothing_is_no_network(script: str) -> None:
+    assert network_program(script) is None
+
+
+@pytest.mark.parametrize("script", NETWORK)
+def test_programs_that_need_a_network(script: str) -> None:
+    assert network_program(script) == NETWORK[script]
+
+
+def test_a_script_that_is_too_long_to_parse_is_searched_for_words() -> None:
+    assert network_program("echo curl\n" + "true\n" * 30_000) == "curl"
+    assert network_program("echo curl\n" * 300) == "curl"
 
 
 TASKS = {
