@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -27,7 +26,7 @@ from edge.terminal.packed import Base
 from edge.terminal.saved import Saved, saved_base
 from edge.terminal.tmux import Terminal
 from edge.trial.dockerfile import Environment, NotRunnableError
-from edge.trial.root import has_program
+from edge.trial.lacking import missing_program, names
 from edge.trial.tasks import Task
 
 if TYPE_CHECKING:
@@ -58,10 +57,6 @@ find {WORK} -type l -print0 | while IFS= read -r -d '' link; do
 done
 """
 _SHOWN = 2000  # characters of the tests' output that a result keeps
-_MISSING = re.compile(
-    r"^/tests/\S+: line \d+: (\S+): command not found|No module named '?([\w.]+)|env: ‘?'?([\w.-]+)'?’?: No such file",
-    re.MULTILINE,
-)
 
 
 @dataclass(frozen=True)
@@ -287,36 +282,12 @@ def _tested(task: Task, sandbox: "Sandbox", root: Path | None) -> Tested:
     if 128 < status < 160:
         return Tested(None, f"the signal {status - 128} ended the tests", output=output)
     in_json, in_text = sandbox.show(f"{_LOGS}/reward.json"), sandbox.show(f"{_LOGS}/reward.txt")
-    if _names(task.folder / "tests", "reward.txt") and not _names(task.folder / "tests", "reward.json"):
+    if names(task.folder / "tests", "reward.txt") and not names(task.folder / "tests", "reward.json"):
         in_json = None  # no test wrote it
     reward, reason = read_reward(in_json, in_text)
-    if (reward is None or reward < 1) and (missing := _missing(task, output, root)):
+    if (reward is None or reward < 1) and (missing := missing_program(task, output, root)):
         return Tested(None, f"the tests need {missing}, which is not here", lacking=True, output=output)
     return Tested(reward, reason, output=output)
-
-
-def _missing(task: Task, output: str, root: Path | None) -> str:
-    """A program or module that the tests need and that is not here; empty if there is none.
-
-    What a program of the model lacks is the model's fault: the name must be in the tests, and neither in the
-    instruction nor in the solution, which say what the model is to make.
-    """
-    for found in _MISSING.finditer(output):
-        name = next(group for group in found.groups() if group)
-        if _names(task.folder / "tests", name) and not has_program(name, root):
-            made = re.search(rf"\b{re.escape(name)}\b", task.instruction)
-            if not made and not _names(task.folder / "solution", name):
-                return name
-    return ""
-
-
-def _names(folder: Path, name: str) -> bool:
-    """Whether a file below a folder has this name in it, as a whole word."""
-    word = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])".encode())
-    return any(
-        path.is_file() and not path.is_symlink() and word.search(path.read_bytes()) is not None
-        for path in sorted(folder.rglob("*"))
-    )
 
 
 def read_reward(in_json: bytes | None, in_text: bytes | None) -> tuple[float | None, str]:
