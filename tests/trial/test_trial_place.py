@@ -47,6 +47,31 @@ def test_a_task_has_its_files_and_its_tests_come_later(tmp_path: Path) -> None:
     assert (nop["state"], nop["ended"], nop["reward"]) == ("failed", "wrong", 0.0)
 
 
+def test_run_and_copy_in_their_order(tmp_path: Path) -> None:
+    """A COPY replaces what a RUN before it wrote, and a RUN sees what a COPY before it brought."""
+    task = make_task(
+        tmp_path / "t",
+        {
+            "environment/Dockerfile": "FROM x\nCOPY a.txt kept.txt\nRUN cat kept.txt a.txt > seen 2>&1 || "
+            "mkdir sub there && echo old > b.txt; chmod 444 b.txt\nCOPY a.txt b.txt ./\nCOPY a.txt there\n"
+            "COPY tree sub\nCOPY tree/two 'new folder/in it'\nRUN cat a.txt b.txt >> seen\n",
+            "environment/b.txt": "b\n",
+            "environment/tree/one": "1\n",
+            "environment/tree/deep/er": "2\n",
+            "environment/tree/two": "2\n",
+            "tests/test.sh": "#!/bin/bash\nset -e\necho 0 > /logs/verifier/reward.txt\n"
+            "[ \"$(sed 2d seen)\" = $'a\\na\\nb' ]\nsed -n 2p seen | grep 'No such file'\n"
+            "[ \"$(find . -type f | sort | xargs -d '\\n')\" = './a.txt ./b.txt ./kept.txt ./new folder/in it ./seen "
+            "./sub/deep/er ./sub/one ./sub/two ./there/a.txt' ]\n"
+            "[ \"$(stat -c %Y a.txt sub/one)\" = $'1700000000\\n1700000000' ]\n[ ! -e ~/.beside/copied ]\n"
+            "echo 1 > /logs/verifier/reward.txt\n",
+        },
+    )
+    (task / "environment/tree/link").symlink_to("one")
+    found = tried(task, "nop", tmp_path)
+    assert (found["state"], found["reason"]) == ("solved", "")
+
+
 GREET = "#!/bin/bash\nPATH=/app/bin:$PATH\ngreet && reward=1 || reward=0\necho $reward > /logs/verifier/reward.txt\n"
 MAKES = {
     "a path of the instruction": ("Make a program at /app/bin/greet.\n", "", ""),

@@ -11,9 +11,10 @@ import pytest
 
 from edge.errors import ReplayError
 from edge.terminal.saved import Saved
-from edge.trial.dockerfile import NotRunnableError, read_dockerfile
+from edge.trial.dockerfile import Copied, NotRunnableError, Ran, read_dockerfile
+from edge.trial.made import make_files
 from edge.trial.network import network_program
-from edge.trial.place import make_files, read_reward
+from edge.trial.place import read_reward
 from edge.trial.tasks import find_tasks, read_task, read_tasks
 
 TOML = 'version = "1.0"\n[metadata]\ndifficulty = "easy"\n'
@@ -47,16 +48,44 @@ def test_a_dockerfile_is_read() -> None:
     assert found.variables["A"] == "1"
     assert (found.variables["B"], found.variables["C"]) == ("two words", "three words")
     assert found.variables["PATH"].startswith("/opt/x:/usr/")
-    assert [run.command for run in found.ran] == ["mkdir -p sub other", "sh -c 'echo $A > b'"]
-    assert found.copied[0].target == "/data/work/sub"
+    assert not found.copied
+    made, first, second, last = found.built
+    assert isinstance(made, Ran) and made.command == "mkdir -p sub other"
+    assert isinstance(first, Copied) and first.target == "/data/work/sub"
+    assert isinstance(second, Copied) and second.sources == (".",)
+    assert isinstance(last, Ran) and last.command == "sh -c 'echo $A > b'"
+
+
+def test_what_changes_nothing_in_a_trial_is_ignored() -> None:
+    found = read_dockerfile(
+        "FROM a\nLABEL a=b \\\n  c=d\nMAINTAINER me\nEXPOSE 80\nSTOPSIGNAL 9\nHEALTHCHECK none\n"
+        'CMD ["x"]\nCMD x\nCOPY a b\n'
+    )
+    assert len(found.copied) == 1 and not found.built and not found.variables
+
+
+def test_arguments_of_a_build_have_their_defaults() -> None:
+    """As in Docker: one of before FROM needs a line after it, ENV hides one, and only RUN has them as variables."""
+    found = read_dockerfile(
+        "ARG BASE=debian TAG=12\nFROM ${BASE}:$TAG\nARG TAG\nARG NAME=notes OF=$TAG SHOWN=1\nENV SHOWN=2 B=$BASE\n"
+        "COPY $NAME-$OF.txt ${SHOWN}/\nRUN echo $NAME\n"
+    )
+    assert found.copied[0].sources == ("notes-12.txt",) and found.copied[0].target == "/app/2"
+    assert found.variables == {"SHOWN": "2", "B": ""}
+    ran = found.built[0]
+    assert isinstance(ran, Ran)
+    assert ran.environment == {"TAG": "12", "NAME": "notes", "OF": "12", "SHOWN": "2", "B": ""}
 
 
 REFUSED = {
     "FROM a\nFROM b\n": "several stages",
     "WORKDIR /app\n": "no FROM",
     "FROM a\nUSER me\n": "USER",
-    "FROM a\nEXPOSE 80\n": "EXPOSE",
-    "FROM a\nARG X=1\n": "ARG",
+    "FROM a\nVOLUME /x\n": "VOLUME",
+    "FROM a\nHEALTHCHECK CMD true\n": "HEALTHCHECK",
+    "FROM a\nARG X\n": "ARG X has no default",
+    "FROM a\nARG HOME=/x\n": "ARG HOME",
+    "FROM a\nCOPY ${X:-a} b\n": "a variable with a rule",
     "FROM a\nADD x /app\n": "ADD",
     "FROM a\nENTRYPOINT x\n": "ENTRYPOINT",
     "FROM a\nRUN apt-get update && apt-get install -y jq\n": "a network (apt-get)",
@@ -68,7 +97,6 @@ REFUSED = {
     "FROM a\nCOPY --from=b x y\n": "--from",
     "FROM a\nCOPY ../x y\n": "outside its folder",
     "FROM a\nCOPY x /etc/x\n": "outside the work folder",
-    "FROM a\nRUN touch b\nCOPY a .\n": "a COPY follows a RUN",
     "FROM a\nWORKDIR /usr/src\n": "/usr/src",
     "FROM a\nWORKDIR /\n": "work folder is /",
     "FROM a\nWORKDIR /home/agent\n": "own home folder",
