@@ -322,7 +322,7 @@ def _show_refused(refused: "Sequence[Refused]", runnable: int, *, quiet: bool) -
         elif len(refused) > 1:
             note(f"{len(refused)} of {len(refused) + runnable} tasks are not runnable here:")
             for reason, names in ordered[:_MOST_REASONS]:
-                note(f"{counted(len(names), 'time')}: {reason} ({_first(names)})")
+                note(f"{counted(len(names), 'time')}: {reason}: {_first(names)}")
             if left := ordered[_MOST_REASONS:]:
                 count = sum(len(names) for _, names in left)
                 note(f"{counted(count, 'time')}: {counted(len(left), 'further reason')}")

@@ -292,11 +292,11 @@ def test_all_reasons_are_shown_if_nothing_can_run(tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert lines[:4] == [
         "note: 26 of 26 tasks are not runnable here:",
-        "note: 9 times: tests/test.sh needs a network (pip) (pip-0, pip-1, pip-2 and 6 more)",
-        "note: 4 times: it needs a GPU (gpu-0, gpu-1, gpu-2 and 1 more)",
-        "note: 2 times: its Dockerfile has several stages (two-1, two-2)",
+        "note: 9 times: tests/test.sh needs a network (pip): pip-0, pip-1, pip-2 and 6 more",
+        "note: 4 times: it needs a GPU: gpu-0, gpu-1, gpu-2 and 1 more",
+        "note: 2 times: its Dockerfile has several stages: two-1, two-2",
     ]
-    assert lines[4] == "note: 1 time: its Dockerfile has OWNA, which edge does not read (own-A)"
+    assert lines[4] == "note: 1 time: its Dockerfile has OWNA, which edge does not read: own-A"
     assert lines[-2:] == [
         "note: 2 times: 2 further reasons",
         "error: none of 26 tasks can run here, so no result is written; 9 times: tests/test.sh needs a network (pip)",
