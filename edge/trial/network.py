@@ -22,7 +22,8 @@ _NETWORK = re.compile(
 )
 _MOST_BYTES = 100_000  # of a script that is parsed: the parser's time can grow with the square of the length
 _MOST_FOUND = 200  # names that are judged one by one
-_MOST_VARIABLES = 20  # that get their values one from another
+_MOST_VARIABLES = 20  # and functions that get their texts one from another
+_MOST_STEPS = 2000
 # They do nothing with their arguments but print, compare, find or remove what has this name.
 _PRINTERS = frozenset(
     "[ basename cat cd cmp cut diff dirname echo egrep exit false fgrep grep hash head ls mkdir printf return rm rmdir "
@@ -78,7 +79,10 @@ def network_program(script: str) -> str | None:
     if tree is None or tree.root_node.has_error:
         return found[0][1]
     read = _Script(tree.root_node, text)
-    return next((match[1] for match in found if not read.is_harmless(*match.span())), None)
+    try:
+        return next((match[1] for match in found if not read.is_harmless(*match.span())), None)
+    except RecursionError:
+        return found[0][1]
 
 
 def _in_comment_line(text: str, place: int) -> bool:
@@ -89,7 +93,7 @@ class _Script:
     """The syntax of a script without errors."""
 
     def __init__(self, root: tree_sitter.Node, text: str) -> None:
-        self.root, self.text = root, text
+        self.root, self.text, self.steps = root, text, 0
 
     def is_harmless(self, start: int, end: int) -> bool:
         """Whether what stands there loads nothing."""
@@ -97,7 +101,10 @@ class _Script:
         return node is not None and self._harmless(node, frozenset())
 
     def _harmless(self, node: tree_sitter.Node, seen: frozenset[str]) -> bool:
-        """Whether the text of a node is not run. `seen`: variables that are judged already."""
+        """Whether the text of a node is not run. `seen`: variables and functions that are judged already."""
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            return False
         at: tree_sitter.Node | None = node
         while at is not None:
             match at.type:
@@ -134,10 +141,8 @@ class _Script:
         return all(self._harmless(one, seen | {name}) for one in uses)
 
     def _loads_nothing(self, command: tree_sitter.Node) -> bool:
-        """Whether a command asks for a program or a version, or talks to this machine alone."""
+        """Whether a command asks for a version, or talks to this machine alone."""
         name, *rest = self._words(command) or [""]
-        if name == "command" and rest[:1] in (["-v"], ["-V"]):
-            return True
         if len(rest) == 1 and rest[0] in _VERSION:
             return True
         if any(" ".join(rest).startswith(words) for words in _OFFLINE.get(name, ())):
@@ -146,8 +151,10 @@ class _Script:
 
     def _only_printed(self, command: tree_sitter.Node, seen: frozenset[str]) -> bool:
         """Whether a command only prints or compares its words, and no other program runs what it prints."""
-        if not self._prints(command):
-            return False
+        return self._prints(command) and not self._evaluates and self._is_kept(command, seen)
+
+    def _is_kept(self, command: tree_sitter.Node, seen: frozenset[str]) -> bool:
+        """Whether what a command prints gets to no other program that can run it."""
         at = command
         while (above := at.parent) is not None:
             match above.type:
@@ -162,11 +169,27 @@ class _Script:
                     return above.parent is not None and self._harmless(above.parent, seen)
                 case "process_substitution":
                     return False
+                case "function_definition":
+                    return self._calls_are_kept(above, seen)
             at = above
-        return not self._evaluates
+        return True
+
+    def _calls_are_kept(self, function: tree_sitter.Node, seen: frozenset[str]) -> bool:
+        """`_is_kept` for each call of a function."""
+        named = function.child_by_field_name("name")
+        name = "" if named is None else self._text(named)
+        if f"{name}()" in seen:
+            return True
+        if len(seen) >= _MOST_VARIABLES:
+            return False
+        calls = [one for one in self._nodes if one.type == "command" and self._words(one)[:1] == [name]]
+        return all(self._is_kept(one, seen | {f"{name}()"}) for one in calls)
 
     def _prints(self, command: tree_sitter.Node) -> bool:
-        return (self._words(command) or [""])[0] in _PRINTERS
+        name, *rest = self._words(command) or [""]
+        if name == "command":
+            return rest[:1] in (["-v"], ["-V"])
+        return name in _PRINTERS and not (name == "printf" and rest[:1] == ["-v"])
 
     def _takes(self, node: tree_sitter.Node) -> bool:
         """Whether a part of a pipeline only prints what it gets, or writes it into files of data."""
@@ -178,7 +201,7 @@ class _Script:
         name, *rest = self._words(node) or [""]
         if name == "tee":
             return all(self._is_data(word) for word in rest if not word.startswith("-"))
-        return name in _PRINTERS
+        return self._prints(node)
 
     def _targets_are_data(self, statement: tree_sitter.Node) -> bool:
         """Whether the redirections of a statement write only into files of data."""
@@ -202,7 +225,7 @@ class _Script:
                     return False
                 if target[1] not in ("<", "<&", ">&") and not self._is_data(_plain(target[2])):
                     return False
-                if target[1] == ">&" and not re.fullmatch(r"\d|-", target[2]):
+                if target[1] == ">&" and target[2] not in ("1", "2", "-"):
                     return False
         return True
 
@@ -211,24 +234,32 @@ class _Script:
         if path == "/dev/null":
             return True
         base = path.rpartition("/")[2]
-        return path.endswith(_DATA) and not any(
-            base in self._text(one)
+        return path.endswith(_DATA) and not any(base in text for text in self._used)
+
+    @cached_property
+    def _used(self) -> list[str]:
+        """Each command that can run a file that it names, and each file that a command reads from."""
+        return [
+            self._text(one)
             for one in self._nodes
-            if one.type == "command" and not self._prints(one) and (self._words(one) or [""])[0] != "tee"
-        )
+            if (one.type == "file_redirect" and re.match(r"\d*<", self._text(one)))
+            or (one.type == "command" and not self._prints(one) and self._words(one)[:1] != ["tee"])
+        ]
 
     @cached_property
     def _evaluates(self) -> bool:
-        """Whether the script runs texts that it makes: with eval, or as the name of a program."""
+        """Whether the script runs texts that it makes: with eval, or as the name or the input of a program."""
         for one in self._nodes:
-            if one.type == "command" and (self._words(one) or [""])[0] in ("eval", "source", "."):
-                return True
-            if one.type == "command_name" and any(
-                part.type == "command_substitution" for part in _below(one)
-            ):
-                return True
-            if one.type == "expansion" and self._text(one).startswith("${!"):
-                return True
+            match one.type:
+                case "command" if (self._words(one) or [""])[0] in ("eval", "source", ".", "coproc"):
+                    return True
+                case "command_name" if any(part.type == "command_substitution" for part in _below(one)):
+                    return True
+                case "expansion" if self._text(one).startswith("${!"):
+                    return True
+                case "process_substitution" if self._text(one).startswith(">("):
+                    if not all(self._takes(part) for part in one.named_children):
+                        return True
         return False
 
     @cached_property

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,8 @@ NO_NETWORK = (
     'curl -X POST -H "A: b" --data \'{"a": 1}\' "http://localhost:$PORT/$name" "http://[::1]:${PORT}/x"',
     "code=$(curl -s -w '%{http_code}' localhost/a)",
     'why="curl failed"\necho "$why"\nfor one in curl jq; do command -v "$one"; done\n',
+    '[ -x "$(command -v curl)" ] || missing=$(which curl)\necho "$missing"\n',
+    "exec > >(tee -a all.log) 2>&1\nsay() { echo no curl; }\nsay\nsay | grep no\n",
     "case $tool in curl) echo a ;; esac\npython3 check.py > curl.log",
 )
 NETWORK = {
@@ -154,6 +157,14 @@ NETWORK = {
     "export RUN='pip install x'": "pip",
     "pip install pytest==9.0.3 2> /dev/null || true": "pip",
     "command -v uvx && uvx pytest": "uvx",
+    'tool="$(command -v pip)"\n"$tool" install x\n': "pip",
+    "$(which pip) install x": "pip",
+    "say() { echo pip install x; }\nsay | bash\n": "pip",
+    'say() { echo pip install x; }\nbash -c "$(say)"\n': "pip",
+    "echo 'pip install x' > a.txt\nbash < a.txt\n": "pip",
+    "printf -v run 'pip install x'\n$run\n": "pip",
+    "exec > >(bash)\necho pip install x\n": "pip",
+    "exec 3> a.sh\necho pip install x >&3\n": "pip",
     "sudo env A=b apt-get install x": "apt-get",
     "if true; then echo 'curl'\n": "curl",  # not valid: in doubt it counts
 }
@@ -169,9 +180,21 @@ def test_programs_that_need_a_network(script: str) -> None:
     assert network_program(script) == NETWORK[script]
 
 
-def test_a_script_that_is_too_long_to_parse_is_searched_for_words() -> None:
-    assert network_program("echo curl\n" + "true\n" * 30_000) == "curl"
-    assert network_program("echo curl\n" * 300) == "curl"
+HARD = {
+    "long": "echo curl\n" + "true\n" * 30_000,
+    "many names": "echo curl\n" * 300,
+    "deep": "echo $(" * 3000 + "echo curl" + ")" * 3000,
+    "variables that double": "a0=curl\n"
+    + "".join(f"a{n}=$a{n - 1}$a{n - 1}\n" for n in range(1, 19))
+    + "echo $a18\n",
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_script_that_takes_long_to_judge_needs_a_network(name: str) -> None:
+    began = time.monotonic()
+    assert network_program(HARD[name]) == "curl"
+    assert time.monotonic() - began < 30
 
 
 TASKS = {
