@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from edge.trial.tasks import Refused, Task
 
 _MOST_SHOWN = 20  # refused tasks that are named one by one
+_MOST_REASONS = 12  # for which tasks are refused
+_MOST_NAMES = 3  # of tasks that a reason names
 
 
 def trial(
@@ -309,16 +311,29 @@ def _show_refused(refused: "Sequence[Refused]", runnable: int, *, quiet: bool) -
     """Say which tasks cannot run here. Raises ReplayError if none can."""
     from edge.errors import ReplayError
 
-    reasons = Counter(one.reason for one in refused)
+    reasons: dict[str, list[str]] = {}
+    for one in refused:
+        reasons.setdefault(one.reason, []).append(one.name)
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    if refused and not quiet:
+        if runnable and len(refused) <= _MOST_SHOWN:
+            for one in refused:
+                note(f"not runnable here: {one.name}: {one.reason}")
+        elif len(refused) > 1:
+            note(f"{len(refused)} of {len(refused) + runnable} tasks are not runnable here:")
+            for reason, names in ordered[:_MOST_REASONS]:
+                note(f"{counted(len(names), 'time')}: {reason}: {_first(names)}")
+            if left := ordered[_MOST_REASONS:]:
+                count = sum(len(names) for _, names in left)
+                note(f"{counted(count, 'time')}: {counted(len(left), 'further reason')}")
     if not runnable:
-        reason, count = reasons.most_common(1)[0]
-        raise ReplayError(f"none of {counted(len(refused), 'task')} can run here; {count} times: {reason}")
-    if quiet:
-        return
-    if len(refused) <= _MOST_SHOWN:
-        for one in refused:
-            note(f"not runnable here: {one.name}: {one.reason}")
-        return
-    note(f"{len(refused)} of {len(refused) + runnable} tasks are not runnable here:")
-    for reason, count in reasons.most_common(_MOST_SHOWN):
-        note(f"{count} times: {reason}")
+        reason, names = ordered[0]
+        raise ReplayError(
+            f"none of {counted(len(refused), 'task')} can run here, so no result is written; "
+            f"{counted(len(names), 'time')}: {reason}"
+        )
+
+
+def _first(names: "Sequence[str]") -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

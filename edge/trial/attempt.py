@@ -22,15 +22,14 @@ from edge.terminal.packed import Base
 from edge.terminal.saved import Saved
 from edge.terminal.tmux import Terminal
 from edge.trial.dockerfile import NotRunnableError
+from edge.trial.made import Files, make_files
 from edge.trial.place import (
-    Files,
     Tested,
     after_state,
     build,
     built_path,
     harm,
     has_ended,
-    make_files,
     prepared,
     run_tests,
 )

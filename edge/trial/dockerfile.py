@@ -1,7 +1,7 @@
 """Reads the instructions of a Dockerfile that a trial can follow.
 
-FROM is not used: the programs are those of this system, or of the root. WORKDIR, COPY and ENV are obeyed, and RUN
-without a network. Every other instruction refuses the task.
+FROM is not used: the programs are those of this system, or of the root. WORKDIR, COPY, ENV and ARG are obeyed, and RUN
+without a network. What changes nothing in a trial is ignored. Every other instruction refuses the task.
 """
 
 import json
@@ -12,15 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from edge.system.confined import PATH
+from edge.trial.network import network_program
 
 DEFAULT_WORKDIR = "/app"  # that of the base images of Terminal-Bench, as of the sandbox
-# Programs that load something from a network, with the word after them where the program alone does not say so.
-_NETWORK = re.compile(
-    r"(?<![\w./-])(apt-get|apt|aptitude|apk|yum|dnf|microdnf|zypper|pacman|snap|brew|pip3?|pipx|uvx?|conda|mamba|npm|npx|"
-    r"yarn|pnpm|curl|wget|gem|rustup|cpanm?|cpan|ssh|scp|docker|add-apt-repository|"
-    r"cargo (?:install|fetch|build)|git (?:clone|fetch|pull)|go (?:get|install|mod)|"
-    r"(?:mvn|gradle|dotnet|nuget)\b)(?![\w-])"
-)
+# They say what the image's own program is, or describe the image: a trial starts a shell, and opens no port.
+_IGNORED = frozenset("LABEL MAINTAINER CMD EXPOSE STOPSIGNAL".split())
 # Folders at the root of the sandbox that are its own, or those of Harbor.
 _TAKEN = frozenset("usr bin sbin lib lib32 lib64 libx32 etc proc dev sys tmp run tests solution logs".split())
 _OWN_VARIABLES = frozenset("WORK HOME USER LOGNAME SHELL PS1 PS2 PROMPT_COMMAND HISTFILE INPUTRC".split())
@@ -58,20 +54,15 @@ class Environment:
     root: str = DEFAULT_WORKDIR
     """The work folder: /app if WORKDIR is in it, else the first WORKDIR above the last."""
     copied: tuple[Copied, ...] = ()
-    ran: tuple[Ran, ...] = ()
+    """COPY before the first RUN."""
+    built: tuple[Ran | Copied, ...] = ()
+    """The first RUN and all RUN and COPY after it, in order."""
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def inside(self, path: str) -> str | None:
         """A path relative to the work folder; None for a path outside it."""
         given, work = PurePosixPath(path), PurePosixPath(self.root)
         return given.relative_to(work).as_posix() if given.is_relative_to(work) else None
-
-
-def network_program(script: str) -> str | None:
-    """The first program of a script that needs a network, as far as its name says so; None if there is none."""
-    lines = [line for line in script.splitlines() if not line.lstrip().startswith("#")]
-    found = _NETWORK.search("\n".join(lines))
-    return None if found is None else found[1]
 
 
 def read_dockerfile(text: str) -> Environment:
@@ -121,9 +112,11 @@ class _Reader:
     base: str = ""
     workdir: str = ""
     workdirs: list[str] = field(default_factory=list)
-    copied: list[Copied] = field(default_factory=list)
-    ran: list[Ran] = field(default_factory=list)
+    steps: list[Ran | Copied] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, str] = field(default_factory=dict)
+    """ARG, for the instructions after it and for RUN; a variable of ENV hides one."""
+    before_from: dict[str, str] = field(default_factory=dict)
 
     def read(self, word: str, rest: str) -> None:
         match word:
@@ -138,6 +131,10 @@ class _Reader:
                 self._copy(rest)
             case "RUN":
                 self._run(rest)
+            case "ARG":
+                self._arg(rest)
+            case _ if word in _IGNORED or (word == "HEALTHCHECK" and rest.upper() == "NONE"):
+                pass
             case _:
                 raise NotRunnableError(f"its Dockerfile has {word[:20]}, which edge does not read")
 
@@ -146,17 +143,13 @@ class _Reader:
             raise NotRunnableError("its Dockerfile has no FROM")
         workdir = self.workdir or DEFAULT_WORKDIR
         root = root_of(workdir, self.workdirs)
-        found = Environment(
-            self.base, workdir, root, tuple(self.copied), tuple(self.ran), dict(self.variables)
-        )
-        for copied in found.copied:
-            if found.inside(copied.target) is None:
-                raise NotRunnableError(
-                    f"COPY to {copied.target}, which is outside the work folder {found.root}"
-                )
-        for ran in found.ran:
-            if found.inside(ran.folder) is None:
-                raise NotRunnableError(f"RUN in {ran.folder}, which is outside the work folder {found.root}")
+        first = next((n for n, step in enumerate(self.steps) if isinstance(step, Ran)), len(self.steps))
+        copied = tuple(step for step in self.steps[:first] if isinstance(step, Copied))
+        found = Environment(self.base, workdir, root, copied, tuple(self.steps[first:]), dict(self.variables))
+        for step in self.steps:
+            what, place = ("COPY to", step.target) if isinstance(step, Copied) else ("RUN in", step.folder)
+            if found.inside(place) is None:
+                raise NotRunnableError(f"{what} {place}, which is outside the work folder {found.root}")
         return found
 
     def _from(self, rest: str) -> None:
@@ -174,17 +167,21 @@ class _Reader:
         else:
             given = dict(word.partition("=")[::2] for word in _words(rest, "ENV"))
         for name, value in given.items():
-            if not re.fullmatch(r"[A-Za-z_]\w*", name) or "\0" in value:
-                raise NotRunnableError(f"ENV {name[:40]} is not a variable")
-            if name in _OWN_VARIABLES or name.startswith(("BASH", "LD_")):
-                raise NotRunnableError(f"ENV {name}, a variable that the sandbox sets itself")
+            _check_variable("ENV", name, value)
             self.variables[name] = self._expanded(value)
+
+    def _arg(self, rest: str) -> None:
+        for word in _words(rest, "ARG"):
+            name, equals, value = word.partition("=")
+            _check_variable("ARG", name, value)
+            if not equals and name not in self.before_from:
+                raise NotRunnableError(f"ARG {name} has no default")
+            value = self._expanded(value) if equals else self.before_from[name]
+            (self.arguments if self.base else self.before_from)[name] = value
 
     def _copy(self, rest: str) -> None:
         if rest.startswith("--"):
             raise NotRunnableError(f"COPY with {rest.split()[0]}")
-        if any(not ran.command.startswith("mkdir ") for ran in self.ran):
-            raise NotRunnableError("a COPY follows a RUN, and edge copies first")
         words = _words(rest, "COPY")
         if len(words) < 2:
             raise NotRunnableError("COPY without a target")
@@ -192,7 +189,7 @@ class _Reader:
         if any(".." in PurePosixPath(source).parts for source in sources):
             raise NotRunnableError("COPY from outside its folder")
         into = len(sources) > 1 or target.endswith("/") or target == "."
-        self.copied.append(
+        self.steps.append(
             Copied(tuple(source.lstrip("/") for source in sources), self._absolute(target), into)
         )
 
@@ -204,7 +201,8 @@ class _Reader:
         command = shlex.join(_words(rest, "RUN")) if rest.startswith("[") else rest
         if (program := network_program(command)) is not None:
             raise NotRunnableError(f"RUN needs a network ({program})")
-        self.ran.append(Ran(command, self.workdir or DEFAULT_WORKDIR, dict(self.variables)))
+        variables = {**self.arguments, **self.variables}
+        self.steps.append(Ran(command, self.workdir or DEFAULT_WORKDIR, variables))
 
     def _absolute(self, path: str) -> str:
         whole = PurePosixPath(self.workdir or DEFAULT_WORKDIR, path)
@@ -216,12 +214,19 @@ class _Reader:
         """The text with the values of variables: $NAME and ${NAME}."""
 
         def value(match: re.Match[str]) -> str:
-            name = match[1] or match[2]
-            if name == "PATH":
-                return self.variables.get(name, PATH)
-            return self.variables.get(name, "")
+            known = {"PATH": PATH, **(self.arguments if self.base else self.before_from), **self.variables}
+            return known.get(match[1] or match[2], "")
 
+        if re.search(r"\$\{(?!\w+\})", text):
+            raise NotRunnableError("its Dockerfile has a variable with a rule, such as ${NAME:-value}")
         return re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, text)
+
+
+def _check_variable(where: str, name: str, value: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or "\0" in value:
+        raise NotRunnableError(f"{where} {name[:40]} is not a variable")
+    if name in _OWN_VARIABLES or name.startswith(("BASH", "LD_")):
+        raise NotRunnableError(f"{where} {name}, a variable that the sandbox sets itself")
 
 
 def _words(text: str, where: str) -> list[str]:

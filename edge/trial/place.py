@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -24,10 +23,11 @@ from edge.system.folders import make_open_folder, remove_folder
 from edge.terminal.check import BESIDE, HOME, WORK, Limits
 from edge.terminal.memory import THIS_MACHINE
 from edge.terminal.packed import Base
-from edge.terminal.saved import Saved, saved_base
+from edge.terminal.saved import saved_base
 from edge.terminal.tmux import Terminal
-from edge.trial.dockerfile import Environment, NotRunnableError
-from edge.trial.root import has_program
+from edge.trial.dockerfile import NotRunnableError
+from edge.trial.lacking import missing_program, names
+from edge.trial.made import BUILD, Files
 from edge.trial.tasks import Task
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 BUILD_SECONDS = 300  # for all RUN together
 LINK_SECONDS = 60
 _PATIENCE = 10.0  # seconds until the last process of a sandbox has ended
-_TIMES = (1_700_000_000, 1_700_000_000)  # of every copied file: the screens of two runs show the same date
-_BUILD = f"{BESIDE}/build"
 _LOGS = "/logs/verifier"
 _OUT = f"{_LOGS}/test-stdout.txt"
 # Removes links of the work folder that lead to the tests, to their results, or to what a test reads or writes: a test
@@ -58,24 +56,6 @@ find {WORK} -type l -print0 | while IFS= read -r -d '' link; do
 done
 """
 _SHOWN = 2000  # characters of the tests' output that a result keeps
-_MISSING = re.compile(
-    r"^/tests/\S+: line \d+: (\S+): command not found|No module named '?([\w.]+)|env: ‘?'?([\w.-]+)'?’?: No such file",
-    re.MULTILINE,
-)
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one trial, in a private folder outside the sandbox.
-
-    `work`: what COPY makes. `saved`: the archives of the work folder, as it was first and as it is now. `root`: the
-    file system that takes the place of this system's programs; None for these.
-    """
-
-    work: Path
-    beside: Path
-    saved: Saved
-    root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -90,83 +70,6 @@ class Tested:
     slow: bool = False
     lacking: bool = False
     output: str = ""
-
-
-def make_files(task: Task, folder: Path, saved: Saved, root: Path | None = None) -> Files:
-    """Copy the files of a task's environment to a new folder, over what `root` has in the work folder.
-
-    Raises NotRunnableError, OSError.
-    """
-    work, beside = folder / "work", folder / "beside"
-    start = task.environment.inside(task.environment.workdir)
-    (work / (start or "")).mkdir(parents=True)
-    beside.mkdir()
-    if root is not None and (there := root / task.environment.root.lstrip("/")).is_dir():
-        _copy(there, work, work)
-    _copy_all(task.folder / "environment", task.environment, work)
-    for place, folders, files in os.walk(work, topdown=False):
-        for name in (*folders, *files):
-            os.utime(Path(place, name), _TIMES, follow_symlinks=False)
-    if task.environment.ran:
-        (beside / "build").write_text(_build_script(task.environment), encoding="utf-8")
-        (beside / "build").chmod(0o755)
-    return Files(work, beside, saved, root)
-
-
-def _copy_all(context: Path, environment: Environment, work: Path) -> None:
-    for copied in environment.copied:
-        inside = environment.inside(copied.target)
-        assert inside is not None  # the reader checked it
-        for pattern in copied.sources:
-            try:
-                found = [context] if pattern in (".", "") else sorted(context.glob(pattern))
-            except ValueError:
-                found = []
-            if not found:
-                raise NotRunnableError(f"COPY of {pattern}, which environment/ does not have")
-            for source in found:
-                folder = source.is_dir() and not source.is_symlink()
-                into = not folder and (copied.into or (work / inside).is_dir())
-                _copy(source, work / inside / source.name if into else work / inside, work)
-
-
-def _copy(source: Path, to: Path, work: Path) -> None:
-    """Copy a file, a link or a folder, never through a link that was copied before: it can lead out of `work`.
-
-    Raises NotRunnableError.
-    """
-    for place in (to, *to.parents):
-        if place == work:
-            break
-        if place.is_symlink():
-            raise NotRunnableError(f"COPY through the link {place.relative_to(work)}")
-    try:
-        if source.is_dir() and not source.is_symlink():
-            to.mkdir(parents=True, exist_ok=True)
-            for one in sorted(source.iterdir()):
-                _copy(one, to / one.name, work)
-            shutil.copystat(source, to)
-            return
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if to.exists():
-            to.unlink()
-        shutil.copy2(source, to, follow_symlinks=False)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError):
-        raise NotRunnableError(f"COPY of a file and a folder to {to.relative_to(work)}") from None
-
-
-def _build_script(environment: Environment) -> str:
-    """A script of the RUN instructions. It ends at the first that fails, and removes itself."""
-    lines = ["#!/bin/bash", f"rm -f {_BUILD}", f"rmdir {BESIDE} 2> /dev/null", "set -e"]
-    for ran in environment.ran:
-        variables = "\n".join(f"export {name}={_quoted(value)}" for name, value in ran.environment.items())
-        script = f"{variables}\nmkdir -p {_quoted(ran.folder)}\ncd {_quoted(ran.folder)}\n{ran.command}"
-        lines.append(f"/bin/sh -ec {_quoted(script)}")
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _beside(
@@ -196,7 +99,7 @@ def prepared(task: Task, files: Files, limits: Limits, solution: str | None = No
         (files.beside / "solution" / f"{solution}.sh").chmod(0o755)
         links["/solution"] = "solution"
     more = task.solution_variables if solution is not None else {}
-    given = files.beside if links or task.environment.ran else None
+    given = files.beside if links or task.environment.built else None
     with Sandbox.prepare(
         files.work, limits, files.saved, beside=_beside(task, files.root, given, links, more)
     ) as sandbox:
@@ -208,8 +111,8 @@ def build(task: Task, sandbox: "Sandbox", files: Files) -> Base:
 
     Raises NotRunnableError if a command fails, SandboxError.
     """
-    if task.environment.ran:
-        status = sandbox.run(_BUILD, BUILD_SECONDS, "/tmp/build.txt")
+    if task.environment.built:
+        status = sandbox.run(BUILD, BUILD_SECONDS, "/tmp/build.txt")
         if status:
             said = _text(sandbox.show("/tmp/build.txt")).strip().splitlines()
             raise NotRunnableError(f"RUN fails in the sandbox: {said[-1] if said else f'status {status}'}")
@@ -287,36 +190,12 @@ def _tested(task: Task, sandbox: "Sandbox", root: Path | None) -> Tested:
     if 128 < status < 160:
         return Tested(None, f"the signal {status - 128} ended the tests", output=output)
     in_json, in_text = sandbox.show(f"{_LOGS}/reward.json"), sandbox.show(f"{_LOGS}/reward.txt")
-    if _names(task.folder / "tests", "reward.txt") and not _names(task.folder / "tests", "reward.json"):
+    if names(task.folder / "tests", "reward.txt") and not names(task.folder / "tests", "reward.json"):
         in_json = None  # no test wrote it
     reward, reason = read_reward(in_json, in_text)
-    if (reward is None or reward < 1) and (missing := _missing(task, output, root)):
+    if (reward is None or reward < 1) and (missing := missing_program(task, output, root)):
         return Tested(None, f"the tests need {missing}, which is not here", lacking=True, output=output)
     return Tested(reward, reason, output=output)
-
-
-def _missing(task: Task, output: str, root: Path | None) -> str:
-    """A program or module that the tests need and that is not here; empty if there is none.
-
-    What a program of the model lacks is the model's fault: the name must be in the tests, and neither in the
-    instruction nor in the solution, which say what the model is to make.
-    """
-    for found in _MISSING.finditer(output):
-        name = next(group for group in found.groups() if group)
-        if _names(task.folder / "tests", name) and not has_program(name, root):
-            made = re.search(rf"\b{re.escape(name)}\b", task.instruction)
-            if not made and not _names(task.folder / "solution", name):
-                return name
-    return ""
-
-
-def _names(folder: Path, name: str) -> bool:
-    """Whether a file below a folder has this name in it, as a whole word."""
-    word = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])".encode())
-    return any(
-        path.is_file() and not path.is_symlink() and word.search(path.read_bytes()) is not None
-        for path in sorted(folder.rglob("*"))
-    )
 
 
 def read_reward(in_json: bytes | None, in_text: bytes | None) -> tuple[float | None, str]:

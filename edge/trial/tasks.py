@@ -18,10 +18,10 @@ from edge.errors import ReplayError
 from edge.trial.dockerfile import (
     Environment,
     NotRunnableError,
-    network_program,
     read_dockerfile,
     root_of,
 )
+from edge.trial.network import network_program
 
 DEFAULT_SECONDS = 600  # for the tests, as in Harbor
 _LARGEST = 256 << 20  # bytes of all files of a task
@@ -107,13 +107,13 @@ def read_task(folder: Path) -> Task:
     digest = _digest(folder)
     _check_links(folder)
     fields = _toml(folder / "task.toml")
+    _check_fields(folder, fields)  # first: such a task has other files, and can need a network for it
     instruction = _text(folder, "instruction.md")
     if not instruction.strip():
         raise NotRunnableError("its instruction.md is empty")
     tests = _text(folder, "tests/test.sh")
     if (program := network_program(tests)) is not None:
         raise NotRunnableError(f"tests/test.sh needs a network ({program})")
-    _check_fields(folder, fields)
     environment = read_dockerfile(_text(folder, "environment/Dockerfile"))
     settings, metadata = _table(fields, "environment"), _table(fields, "metadata")
     if isinstance(workdir := settings.get("workdir"), str):
@@ -148,15 +148,15 @@ def _check_fields(folder: Path, fields: Mapping[str, Any]) -> None:
     reasons = {
         "it has several steps": fields.get("steps"),
         "it is for Windows": environment.get("os") == "windows",
+        "it needs several containers (docker-compose)": any(
+            (folder / "environment" / f"docker-compose.{ending}").exists() for ending in ("yaml", "yml")
+        ),
         "it needs a GPU": environment.get("gpus") or environment.get("tpu"),
         "it needs MCP servers": environment.get("mcp_servers"),
         "it waits for a health check": environment.get("healthcheck"),
         "its tests run in another environment": (
             _table(fields, "verifier").get("environment_mode") == "separate"
             or _table(fields, "verifier").get("environment")
-        ),
-        "it needs several containers (docker-compose)": any(
-            (folder / "environment" / f"docker-compose.{ending}").exists() for ending in ("yaml", "yml")
         ),
         f"it uses the ready image {environment.get('docker_image')}, without a Dockerfile": (
             environment.get("docker_image") and not (folder / "environment" / "Dockerfile").is_file()

@@ -47,6 +47,71 @@ def test_a_task_has_its_files_and_its_tests_come_later(tmp_path: Path) -> None:
     assert (nop["state"], nop["ended"], nop["reward"]) == ("failed", "wrong", 0.0)
 
 
+def test_run_and_copy_in_their_order(tmp_path: Path) -> None:
+    """A COPY replaces what a RUN before it wrote, and a RUN sees what a COPY before it brought."""
+    task = make_task(
+        tmp_path / "t",
+        {
+            "environment/Dockerfile": "FROM x\nCOPY a.txt kept.txt\nRUN cat kept.txt a.txt > seen 2>&1 || "
+            "mkdir sub there && echo old > b.txt; chmod 444 b.txt\nCOPY a.txt b.txt ./\nCOPY a.txt there\n"
+            "COPY tree sub\nCOPY tree/two 'new folder/in it'\nRUN cat a.txt b.txt >> seen\n",
+            "environment/b.txt": "b\n",
+            "environment/tree/one": "1\n",
+            "environment/tree/deep/er": "2\n",
+            "environment/tree/two": "2\n",
+            "tests/test.sh": "#!/bin/bash\nset -e\necho 0 > /logs/verifier/reward.txt\n"
+            "[ \"$(sed 2d seen)\" = $'a\\na\\nb' ]\nsed -n 2p seen | grep 'No such file'\n"
+            "[ \"$(find . -type f | sort | xargs -d '\\n')\" = './a.txt ./b.txt ./kept.txt ./new folder/in it ./seen "
+            "./sub/deep/er ./sub/one ./sub/two ./there/a.txt' ]\n"
+            "[ \"$(stat -c %Y a.txt sub/one)\" = $'1700000000\\n1700000000' ]\n[ ! -e ~/.beside/copied ]\n"
+            "echo 1 > /logs/verifier/reward.txt\n",
+        },
+    )
+    (task / "environment/tree/link").symlink_to("one")
+    found = tried(task, "nop", tmp_path)
+    assert (found["state"], found["reason"]) == ("solved", "")
+
+
+GREET = "#!/bin/bash\nPATH=/app/bin:$PATH\ngreet && reward=1 || reward=0\necho $reward > /logs/verifier/reward.txt\n"
+MAKES = {
+    "a path of the instruction": ("Make a program at /app/bin/greet.\n", "", ""),
+    "a word of the instruction": ("Make a program greet.\n", "", "tar -xf all.tar\n"),
+    "what the solution writes": ("Make it.\n", "", "cd bin && install -m 755 /dev/null greet\n"),
+    "a module": ("Make it.\n", "python3 -m no_such_module", "mkdir no_such_module\n"),
+    "a module of the instruction": ("Write no_such_module.py\n", "python3 -m no_such_module", ""),
+}
+CALLS = {
+    "go": ("Repair all; go on until the tests pass.\n", "go test", "sed -i s/a/b/ main.go\ngo build\n"),
+    "gox": ("Use gox.\n", "gox test", "apt-get install -y gox; gox build; ls /usr/local/bin/gox /opt/gox\n"),
+    "no_such_module": (
+        "Use no_such_module/other.\n",
+        "python3 -m no_such_module",
+        "python3 -c 'import no_such_module'\n",
+    ),
+}
+
+
+def calling(folder: Path, instruction: str, command: str, solution: str) -> Path:
+    """A task whose tests call a command."""
+    files = {
+        "instruction.md": instruction,
+        "tests/test.sh": GREET.replace("greet &&", f"{command or 'greet'} &&"),
+    }
+    return make_task(folder, {**files, "solution/solve.sh": solution and f"#!/bin/bash\n{solution}"})
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_a_program_that_the_model_is_to_make_is_its_failure(name: str, tmp_path: Path) -> None:
+    found = tried(calling(tmp_path / "t", *MAKES[name]), "nop", tmp_path)
+    assert (found["state"], found["ended"]) == ("failed", "wrong"), found["reason"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_program_that_the_solution_only_calls_is_not_here(name: str, tmp_path: Path) -> None:
+    found = tried(calling(tmp_path / "t", *CALLS[name]), "nop", tmp_path)
+    assert (found["state"], found["reason"]) == ("not run", f"the tests need {name}, which is not here")
+
+
 CANNOT = {
     "RUN fails in the sandbox: oh": {"environment/Dockerfile": "FROM x\nRUN echo oh; false\n"},
     "COPY of b.txt, which environment/ does not have": {"environment/Dockerfile": "FROM x\nCOPY b.txt .\n"},

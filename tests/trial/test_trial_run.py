@@ -267,7 +267,51 @@ def test_no_output_becomes_a_part_of_a_task(tasks: Path, tmp_path: Path) -> None
 def test_nothing_can_run(tasks: Path, tmp_path: Path) -> None:
     done = command_line.run("trial", "tasks/not-here", "--agent", "oracle", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: none of 1 task can run here; 1 times: tests/test.sh needs")
+    assert done.stderr == (
+        "error: none of 1 task can run here, so no result is written; 1 time: tests/test.sh needs a network (pip)\n"
+    )
+
+
+def refused_set(folder: Path) -> Path:
+    """26 tasks that cannot run here, for 14 reasons."""
+    for number in range(9):
+        make_task(folder / f"pip-{number}", {"tests/test.sh": "pip install pytest\n"})
+    for number in range(4):
+        make_task(folder / f"gpu-{number}", {"task.toml": "[environment]\ngpus = 1\n"})
+    make_task(folder / "two-1", {"environment/Dockerfile": "FROM a\nFROM b\n"})
+    make_task(folder / "two-2", {"environment/Dockerfile": "FROM a\nFROM b\n"})
+    for letter in "ABCDEFGHIJK":
+        make_task(folder / f"own-{letter}", {"environment/Dockerfile": f"FROM a\nOWN{letter} x\n"})
+    return folder
+
+
+def test_all_reasons_are_shown_if_nothing_can_run(tmp_path: Path) -> None:
+    refused_set(tmp_path / "set")
+    done = command_line.run("trial", "set", "--agent", "oracle", "--out", "o", cwd=tmp_path)
+    assert done.returncode == 1 and not (tmp_path / "o").exists()
+    lines = done.stderr.splitlines()
+    assert lines[:4] == [
+        "note: 26 of 26 tasks are not runnable here:",
+        "note: 9 times: tests/test.sh needs a network (pip): pip-0, pip-1, pip-2 and 6 more",
+        "note: 4 times: it needs a GPU: gpu-0, gpu-1, gpu-2 and 1 more",
+        "note: 2 times: its Dockerfile has several stages: two-1, two-2",
+    ]
+    assert lines[4] == "note: 1 time: its Dockerfile has OWNA, which edge does not read: own-A"
+    assert lines[-2:] == [
+        "note: 2 times: 2 further reasons",
+        "error: none of 26 tasks can run here, so no result is written; 9 times: tests/test.sh needs a network (pip)",
+    ]
+    quiet = command_line.run("trial", "set", "--agent", "oracle", "--quiet", cwd=tmp_path)
+    assert quiet.stderr.splitlines() == lines[-1:]
+
+
+def test_the_result_names_each_of_many_refused_tasks(tasks: Path, tmp_path: Path) -> None:
+    refused_set(tasks)
+    done = trial("tasks", "--agent", "nop", "--out", "o", folder=tmp_path)
+    assert "note: 27 of 29 tasks are not runnable here:\nnote: 10 times: tests/test.sh needs" in done.stderr
+    refused = read_trials(tmp_path / "o" / "nop.json")["refused"]
+    assert len(refused) == 27
+    assert {"task": "gpu-3", "reason": "it needs a GPU"} in refused
 
 
 def test_another_process_writes(tasks: Path, tmp_path: Path) -> None:

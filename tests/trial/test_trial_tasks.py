@@ -5,14 +5,17 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from edge.errors import ReplayError
 from edge.terminal.saved import Saved
-from edge.trial.dockerfile import NotRunnableError, network_program, read_dockerfile
-from edge.trial.place import make_files, read_reward
+from edge.trial.dockerfile import Copied, NotRunnableError, Ran, read_dockerfile
+from edge.trial.made import make_files
+from edge.trial.network import network_program
+from edge.trial.place import read_reward
 from edge.trial.tasks import find_tasks, read_task, read_tasks
 
 TOML = 'version = "1.0"\n[metadata]\ndifficulty = "easy"\n'
@@ -46,16 +49,44 @@ def test_a_dockerfile_is_read() -> None:
     assert found.variables["A"] == "1"
     assert (found.variables["B"], found.variables["C"]) == ("two words", "three words")
     assert found.variables["PATH"].startswith("/opt/x:/usr/")
-    assert [run.command for run in found.ran] == ["mkdir -p sub other", "sh -c 'echo $A > b'"]
-    assert found.copied[0].target == "/data/work/sub"
+    assert not found.copied
+    made, first, second, last = found.built
+    assert isinstance(made, Ran) and made.command == "mkdir -p sub other"
+    assert isinstance(first, Copied) and first.target == "/data/work/sub"
+    assert isinstance(second, Copied) and second.sources == (".",)
+    assert isinstance(last, Ran) and last.command == "sh -c 'echo $A > b'"
+
+
+def test_what_changes_nothing_in_a_trial_is_ignored() -> None:
+    found = read_dockerfile(
+        "FROM a\nLABEL a=b \\\n  c=d\nMAINTAINER me\nEXPOSE 80\nSTOPSIGNAL 9\nHEALTHCHECK none\n"
+        'CMD ["x"]\nCMD x\nCOPY a b\n'
+    )
+    assert len(found.copied) == 1 and not found.built and not found.variables
+
+
+def test_arguments_of_a_build_have_their_defaults() -> None:
+    """As in Docker: one of before FROM needs a line after it, ENV hides one, and only RUN has them as variables."""
+    found = read_dockerfile(
+        "ARG BASE=debian TAG=12\nFROM ${BASE}:$TAG\nARG TAG\nARG NAME=notes OF=$TAG SHOWN=1\nENV SHOWN=2 B=$BASE\n"
+        "COPY $NAME-$OF.txt ${SHOWN}/\nRUN echo $NAME\n"
+    )
+    assert found.copied[0].sources == ("notes-12.txt",) and found.copied[0].target == "/app/2"
+    assert found.variables == {"SHOWN": "2", "B": ""}
+    ran = found.built[0]
+    assert isinstance(ran, Ran)
+    assert ran.environment == {"TAG": "12", "NAME": "notes", "OF": "12", "SHOWN": "2", "B": ""}
 
 
 REFUSED = {
     "FROM a\nFROM b\n": "several stages",
     "WORKDIR /app\n": "no FROM",
     "FROM a\nUSER me\n": "USER",
-    "FROM a\nEXPOSE 80\n": "EXPOSE",
-    "FROM a\nARG X=1\n": "ARG",
+    "FROM a\nVOLUME /x\n": "VOLUME",
+    "FROM a\nHEALTHCHECK CMD true\n": "HEALTHCHECK",
+    "FROM a\nARG X\n": "ARG X has no default",
+    "FROM a\nARG HOME=/x\n": "ARG HOME",
+    "FROM a\nCOPY ${X:-a} b\n": "a variable with a rule",
     "FROM a\nADD x /app\n": "ADD",
     "FROM a\nENTRYPOINT x\n": "ENTRYPOINT",
     "FROM a\nRUN apt-get update && apt-get install -y jq\n": "a network (apt-get)",
@@ -67,7 +98,6 @@ REFUSED = {
     "FROM a\nCOPY --from=b x y\n": "--from",
     "FROM a\nCOPY ../x y\n": "outside its folder",
     "FROM a\nCOPY x /etc/x\n": "outside the work folder",
-    "FROM a\nRUN touch b\nCOPY a .\n": "a COPY follows a RUN",
     "FROM a\nWORKDIR /usr/src\n": "/usr/src",
     "FROM a\nWORKDIR /\n": "work folder is /",
     "FROM a\nWORKDIR /home/agent\n": "own home folder",
@@ -86,9 +116,85 @@ def test_what_a_trial_cannot_obey_is_refused(text: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_programs_that_need_a_network() -> None:
-    assert network_program("cd /etc/ssh\n# pip install x\necho pipeline") is None
-    assert network_program("uvx -p 3.13 pytest") == "uvx"
+NO_NETWORK = (
+    "cd /etc/ssh\n# pip install x\necho pipeline # curl\n",
+    "printf '%s\\n' '1.2.3.4 \"GET / HTTP/1.1\" \"curl/7.68.0\"' > access.log",
+    "echo 'run apt-get install jq'; [ \"$tool\" = curl ] && [[ $tool != wget ]]",
+    "grep -q 'pip install' notes.md || echo uv copy skipped >&2",
+    "{ echo no curl; } | tee -a /logs/verifier/log.txt",
+    "cat > notes.txt <<'E'\npip install x\nE\n",
+    "if command -v uvx > /dev/null; then echo found; fi\nwhich curl\n",
+    "dotnet --version; npm -v; go mod init example; pip list | grep pytest",
+    "curl -sSf -m 5 -o out.txt http://localhost:8080/x || wget -qO- http://127.0.0.1/ | python3 check.py",
+    'curl -X POST -H "A: b" --data \'{"a": 1}\' "http://localhost:$PORT/$name" "http://[::1]:${PORT}/x"',
+    "code=$(curl -s -w '%{http_code}' localhost/a)",
+    'why="curl failed"\necho "$why"\nfor one in curl jq; do command -v "$one"; done\n',
+    '[ -x "$(command -v curl)" ] || missing=$(which curl)\necho "$missing"\n',
+    "exec > >(tee -a all.log) 2>&1\nsay() { echo no curl; }\nsay\nsay | grep no\n",
+    "case $tool in curl) echo a ;; esac\npython3 check.py > curl.log",
+)
+NETWORK = {
+    "uvx -p 3.13 pytest": "uvx",
+    "curl -s http://localhost/x http://example.org/": "curl",
+    'curl "$URL"': "curl",
+    "curl -x proxy http://localhost/": "curl",
+    "curl http://localhost.example.org/": "curl",
+    "curl http://localhost@example.org/": "curl",
+    "echo 'pip install x' | bash": "pip",
+    'echo "$(pip install x)"': "pip",
+    "echo 'pip install x' > a.sh; bash a.sh": "pip",
+    "echo 'pip install x' > a.txt; bash a.txt": "pip",
+    "cat <<E | sh\npip install x\nE\n": "pip",
+    "bash <<E\npip install x\nE\n": "pip",
+    "cat <<E > a.txt\n$(pip install x)\nE\n": "pip",
+    "bash -c 'pip install x'": "pip",
+    "diff <(echo 'pip install x') b": "pip",
+    "$(echo pip install x)": "pip",
+    'run="pip install x"\n$run\n': "pip",
+    'run="pip install"\nmore="$run x"\neval "$more"\n': "pip",
+    'run=(pip install x)\n"${run[@]}"\n': "pip",
+    "for one in pip; do $one install x; done": "pip",
+    "export RUN='pip install x'": "pip",
+    "pip install pytest==9.0.3 2> /dev/null || true": "pip",
+    "command -v uvx && uvx pytest": "uvx",
+    'tool="$(command -v pip)"\n"$tool" install x\n': "pip",
+    "$(which pip) install x": "pip",
+    "say() { echo pip install x; }\nsay | bash\n": "pip",
+    'say() { echo pip install x; }\nbash -c "$(say)"\n': "pip",
+    "echo 'pip install x' > a.txt\nbash < a.txt\n": "pip",
+    "printf -v run 'pip install x'\n$run\n": "pip",
+    "exec > >(bash)\necho pip install x\n": "pip",
+    "exec 3> a.sh\necho pip install x >&3\n": "pip",
+    "sudo env A=b apt-get install x": "apt-get",
+    "if true; then echo 'curl'\n": "curl",  # not valid: in doubt it counts
+}
+
+
+@pytest.mark.parametrize("script", NO_NETWORK)
+def test_a_name_that_loads_nothing_is_no_network(script: str) -> None:
+    assert network_program(script) is None
+
+
+@pytest.mark.parametrize("script", NETWORK)
+def test_programs_that_need_a_network(script: str) -> None:
+    assert network_program(script) == NETWORK[script]
+
+
+HARD = {
+    "long": "echo curl\n" + "true\n" * 30_000,
+    "many names": "echo curl\n" * 300,
+    "deep": "echo $(" * 3000 + "echo curl" + ")" * 3000,
+    "variables that double": "a0=curl\n"
+    + "".join(f"a{n}=$a{n - 1}$a{n - 1}\n" for n in range(1, 19))
+    + "echo $a18\n",
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_script_that_takes_long_to_judge_needs_a_network(name: str) -> None:
+    began = time.monotonic()
+    assert network_program(HARD[name]) == "curl"
+    assert time.monotonic() - began < 30
 
 
 TASKS = {
@@ -126,6 +232,27 @@ def test_tasks_that_cannot_run_here(name: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_the_reason(missing: str, tmp_path: Path) -> None:
     _, refused = read_tasks([make_task(tmp_path / "t", {missing: ""})])
     assert refused[0].reason == f"it has no {missing}"
+
+
+FIRST = {
+    "several steps": ("it has several steps", '[[steps]]\nname = "a"\n'),
+    "docker-compose": ("it needs several containers (docker-compose)", TOML),
+    "GPU": ("it needs a GPU", "[environment]\ngpus = 1\n"),
+    "MCP": ("it needs MCP servers", '[[environment.mcp_servers]]\nname = "a"\n'),
+    "separate tests": ("its tests run in another environment", '[verifier]\nenvironment_mode = "separate"\n'),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("missing", ["instruction.md", "tests/test.sh", ""])
+def test_what_kind_of_task_it_is_comes_before_its_files(name: str, missing: str, tmp_path: Path) -> None:
+    """A task of another kind has other files, or tests that need a network: that is not why it cannot run."""
+    reason, toml = FIRST[name]
+    files = {"task.toml": toml, "tests/test.sh": "apt-get install -y curl\n", missing or "a": ""}
+    folder = make_task(tmp_path / "t", files)
+    if name == "docker-compose":
+        (folder / "environment" / "docker-compose.yaml").write_text("x")
+    assert read_tasks([folder])[1][0].reason == reason
 
 
 def test_tests_that_need_a_network(tmp_path: Path) -> None:
