@@ -120,8 +120,10 @@ def rank(results: Sequence[Path | str], rows_of: Path | str | None = None) -> Ra
         scored.append((headline(aggregate(one.steps)), one, np.bincount(places, 100 * f1).astype(float)))
     scored.sort(key=lambda item: (-item[0], item[1].path))
     pairs = _Pairs([sums for _, _, sums in scored], counts)
+    best, _, most = scored[0]
+    behind = [float((sums - most).sum()) / len(board.keys) for _, _, sums in scored]  # not of rounded scores
     entries = tuple(
-        _entry(number, one, score, scored[0][0], pairs, scored[0][1].path)
+        _entry(number, one, (score, best, behind[number]), pairs)
         for number, (score, one, _) in enumerate(scored)
     )
     candidates = [one for _, one, _ in scored]
@@ -168,7 +170,9 @@ class _Pairs:
         return 1 + better, self.count - worse
 
 
-def _entry(number: int, one: Candidate, score: float, best: float, pairs: _Pairs, first: str) -> Entry:
+def _entry(number: int, one: Candidate, scores: tuple[float, float, float], pairs: _Pairs) -> Entry:
+    """`scores`: its score, the best one, and the difference."""
+    score, best, difference = scores
     figures, result = aggregate(one.steps), one.result
     found = pairs.bounds[number, 0] if number else None
     bounds = within_range("score", best, found) if found else None
@@ -187,7 +191,7 @@ def _entry(number: int, one: Candidate, score: float, best: float, pairs: _Pairs
         last_place=places[1],
         score=score,
         score_interval=side_interval("score", one.steps),
-        difference=round(score - best, 2) + 0.0,
+        difference=round(difference, 2) + 0.0,
         low=None if bounds is None else round(bounds[0], 2) + 0.0,
         high=None if bounds is None else round(bounds[1], 2) + 0.0,
         first_cmd_exact_pct=figures["first_cmd_exact_pct"],
