@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.compare.findings import Comparison, Figure, Group
+from edge.compare.ranking import rank
 from edge.compare.run import compare
 from edge.errors import ResultError
 from edge.metrics import FIGURES, aggregate
@@ -778,3 +779,18 @@ def test_published_groups_are_marked_too(tmp_path: Path) -> None:
         ["seen", "1", "1", "0.9000 †", "1.0000", "+0.1000"],
         ["unseen", "1", "1", "0.5000 †", "1.0000", "+0.5000"],
     ]
+
+
+def test_a_difference_is_of_the_exact_figures(tmp_path: Path) -> None:
+    """20 of 36 after 21 of 36 is -2.78 points: -2.8, although 55.6 - 58.3 is -2.7. Groups and ranks follow."""
+    keys = [(f"t{number:02d}", 0) for number in range(36)]
+
+    def right(count: int) -> list[dict[str, Any]]:
+        return steps({key: GOOD if place < count else BAD for place, key in enumerate(keys)})
+
+    base, ours = result(tmp_path / "base.json", right(21)), result(tmp_path / "ours.json", right(20))
+    comparison = compare([ours], base)
+    first = figures(comparison)["first_cmd_exact_pct"]
+    assert (first.reference, first.ours, first.difference) == (58.3, 55.6, -2.8)
+    assert {group.difference for group in comparison.parts[0].groups} == {-0.0278}
+    assert [entry.difference for entry in rank([base, ours]).entries] == [0.0, -2.78]
