@@ -94,7 +94,7 @@ class Return:
         held = unattended and _loses_much(comparison)
         if held:
             comparison = comparison.without_losses(_MANY)
-        commits = self._commits()
+        commits, lost = self._commits()
         self._show(shown_changes(comparison))
         if commits is not None:
             self.console.print(str(commits), markup=False)
@@ -102,24 +102,25 @@ class Return:
             self._say_how(f"nothing was brought back; the agent's work folder is in {archive}")
             return not self.consent.yes
         if commits is not None:
-            self._fetch(commits)
+            lost = not self._fetch(commits)
         self._apply(comparison, archive)
         if held:
             self._say_how(f"no file was deleted, because {_MANY}")
-        return not held
+        return not (held or lost)
 
-    def _commits(self) -> Commits | None:
-        """The commits of the session, if git finds nothing wrong with them."""
+    def _commits(self) -> tuple[Commits | None, bool]:
+        """The commits of the session, and whether it has some that git cannot read or finds wrong."""
         bundle = commits_path(self.record.path)
         if self.dot_files or not bundle.exists():  # with --dot-files, .git itself comes back
-            return None
+            return None, False
         try:
-            return check_commits(self.folder, bundle, self.record.path.stem)
+            return check_commits(self.folder, bundle, self.record.path.stem), False
         except SandboxError as error:
             self.say(f"the commits are not brought back: {printable(str(error))}; they are in {bundle}")
-            return None
+            return None, True
 
-    def _fetch(self, commits: Commits) -> None:
+    def _fetch(self, commits: Commits) -> bool:
+        """Put the commits into their branches. Returns whether git took them."""
         names = ", ".join(commits.branches.values())
         try:
             fetch_commits(self.folder, commits)
@@ -127,9 +128,10 @@ class Return:
             self.say(
                 f"the commits are not brought back: {printable(str(error))}; they are in {commits.bundle}"
             )
-            return
+            return False
         commits.bundle.unlink(missing_ok=True)
         self.say(f"the commits are in {names}; nothing of it is checked out")
+        return True
 
     def _own_files(self) -> list[Path]:
         return [Path(file) for file in self.record.facts.get("own_files", [])]

@@ -7,6 +7,7 @@ facts of the step in each row. A refused action does not become a row; it is in 
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -155,9 +156,14 @@ class RecordRow(TypedDict):
 
 
 def new_record_path(task: str) -> Path:
-    """The default path of a record: in the user's state folder, named by the time and the first words of the task."""
-    words = "-".join(re.findall("[a-z0-9]+", task.lower())[:6])[:40]
-    return sessions_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{words or 'task'}.jsonl"
+    """The default path of a record: in the user's state folder, named by the time and the first words of the task.
+
+    A number follows if another session began in the same second: its files have names that begin like its record's.
+    """
+    words = "-".join(re.findall("[a-z0-9]+", task.lower())[:6])[:40] or "task"
+    folder, first = sessions_folder(), f"{time.strftime('%Y%m%d-%H%M%S')}-{words}"
+    names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+    return folder / f"{next(name for name in names if not any(folder.glob(f'{name}.*')))}.jsonl"
 
 
 @dataclass

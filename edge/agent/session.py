@@ -215,7 +215,7 @@ def _new_record(options: SessionOptions, paths: _Paths, model: ModelFacts) -> Re
     for path in (paths.archive, first_path(paths.record), commits_path(paths.record)):
         if options.permission.sandbox and os.path.lexists(path):
             raise AgentError(
-                f"{path}: already exists, and is of another session: choose another --record, or remove it"
+                f"{path}: already exists, and is of another session, which may be running: choose another --record"
             )
     task, sandbox = options.task or "", options.permission.sandbox
     facts = cast(SessionFacts, {"task": task, **model, "workdir": str(paths.folder), "sandbox": sandbox})

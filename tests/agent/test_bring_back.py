@@ -32,7 +32,7 @@ from edge.agent.kept import (
     sessions_folder,
     undo_paths,
 )
-from edge.agent.record import Record
+from edge.agent.record import Record, new_record_path
 from edge.errors import AgentError, EdgeError, SandboxError
 from edge.system.keys import key_path
 from edge.system.paths import state_folder
@@ -408,13 +408,36 @@ def test_commits_come_with_the_changes(folder: Path) -> None:
     person = Person()
     with Record.resume(record, completed=True) as opened:
         back = Return(opened, folder, (), False, Consent(False), person.console, person.said.append)
-        assert back._commits() is None and "is not a git repository" in person.said[-1]
+        assert back._commits() == (None, True) and "is not a git repository" in person.said[-1]
     (folder / "away").rename(folder / ".git")
     assert person.brings_back(record, YES) and not commits_path(record).exists()
     assert "1 new commit of git, for edge/session" in person.shown.getvalue()
     assert "the commits are in edge/session; nothing of it is checked out" in person.said
     assert git(folder, "log", "--format=%s", "edge/session").split() == ["two", "one"]
     assert (folder / "new").exists() and archive_path(record).exists() is False
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_commits_that_cannot_come_back_are_no_success(folder: Path) -> None:
+    """The files come back; `edge agent --yes` then ends with 1, because the commits did not."""
+    record = make_session(folder, lambda inside: (inside / "new").write_text("new\n"))
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    commits_path(record).write_bytes(b"no bundle")
+    person = Person()
+    assert not person.brings_back(record, YES)
+    assert (folder / "new").exists() and commits_path(record).exists()
+    assert any(line.startswith("the commits are not brought back: ") for line in person.said)
+
+
+def test_sessions_of_one_task_in_one_second(folder: Path) -> None:
+    """Each has a record of its own, also while the other one has no more than an archive."""
+    found = set()
+    for number in range(4):
+        path = new_record_path("Do step 1 of 2.")
+        found.add(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path if number % 2 else archive_path(path)).touch()
+    assert len(found) == 4
 
 
 class _ChangesMeanwhile(io.StringIO):
