@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edge.compare.labels import model_hash
-from edge.compare.notes import prompt_switches, thought_budget
+from edge.compare.notes import not_from_template, prompt_switches, thought_budget
 from edge.compare.pairing import keyed, row_difference
 from edge.errors import ResultError
 from edge.replay.result import adapter_key, read_result
@@ -208,7 +208,7 @@ def _judged(path: str, result: Result, rows: Mapping[Key, Step]) -> tuple[str, C
         return f"errors: {counted(failed, 'answer')} {verb} of a server", None
     template = result.get("prompt_template", {})
     status = template.get("template_status")
-    if template.get("rank_eligible") is False and status != "unknown":
+    if not_from_template(template):
         return f"prompts: they are not from the model's own chat template ({status})", None
     return "", Candidate(path, result, chosen, tuple(_notes(result, len(steps), len(rows))))
 

@@ -408,7 +408,9 @@ def _worse_table(steps: Sequence[Worse]) -> list[str]:
 
 
 def number(name: str, value: float | None, sign: bool = False) -> str:
-    """A figure in a table with its decimal places; a dash for None."""
+    """A figure in a table with its decimal places; a dash for None. A share that is not 100 never reads 100.0."""
+    if value is not None and not sign and name.endswith("_pct") and value < 100 <= round(value, places(name)):
+        return "> 99.9"
     return "–" if value is None else f"{value:{'+' if sign and value else ''}.{places(name)}f}"
 
 

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from edge.compare import patterns
 from edge.replay.result import adapter_key
 from edge.replay.shards import shard_note
-from edge.replay.stored_result import Result, SamplingFields
+from edge.replay.stored_result import PromptTemplate, Result, SamplingFields
 from edge.system.text import counted
 
 _Setting = Literal[
@@ -157,9 +157,17 @@ def own_notes(result: Result, whose: str) -> list[str]:
         answers = counted(len(result["per_step"]), "answer")
         notes.append(patterns.CUT(whose=whose, cut=len(cut), answers=answers, verb=verb) + rest)
     status = result.get("prompt_template", {})
-    if status.get("rank_eligible") is False and status.get("template_status") != "unknown":
+    if not_from_template(status):
         notes.append(patterns.NOT_ELIGIBLE(whose=whose, status=status.get("template_status")))
     return notes
+
+
+def not_from_template(template: PromptTemplate) -> bool:
+    """Whether prompts are not from the model's own chat template, by the flag or by what they are from."""
+    status = template.get("template_status")
+    if status in ("chatml_fallback", "gemma_fallback", "mixed"):
+        return True
+    return template.get("rank_eligible") is False and status != "unknown"
 
 
 def _made(result: Result) -> dict[str, object]:

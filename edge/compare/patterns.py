@@ -239,7 +239,7 @@ CLOSED = Pattern(
 )
 NOT_ELIGIBLE = Pattern(
     "{whose} is not rank-eligible: its prompts come from {status}.",
-    "The result says `rank_eligible: false`, and where its prompts come from.",
+    "The result says `rank_eligible: false`, or names a fallback or a mixture as the source of its prompts.",
 )
 CHECKED_BY_ANSWERS = Pattern(
     "edge checked the rows by their reference answers only: {who} row hashes.",

@@ -271,7 +271,9 @@ def _agreement(ours: Steps, base: Steps) -> Agreement:
 
 
 def _share(same: Sequence[bool]) -> float:
-    return round(100 * sum(same) / len(same), 1)
+    """Per cent, with one decimal place unless that would be 100 although one differs."""
+    share = 100 * sum(same) / len(same)
+    return share if share < 100 <= round(share, 1) else round(share, 1)
 
 
 def _agreement_intervals(agreement: Agreement, ours: Steps) -> dict[str, tuple[float, float]]:
@@ -314,6 +316,7 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
     # Not of the rounded figures: 20 of 36 after 21 of 36 is -2.8, although 55.6 - 58.3 is -2.7.
     exact = fmean(sides[0]) - fmean(sides[1]) if all(sides) else value - reference
     difference = round(exact, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
+    value, reference = _below_100(name, value, sides[0]), _below_100(name, reference, sides[1])
     word = verdict(name, bounds, sum(map(bool, changes)), len(changes))
     shown = rounded(name, bounds)
     return Figure(
@@ -331,6 +334,11 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
         reference_interval=side_interval(name, base),
         our_interval=side_interval(name, ours),
     )
+
+
+def _below_100(name: str, value: float, parts: Sequence[float]) -> float:
+    """The rounded figure; the exact one if rounding made it 100 %. `parts`: what it is the mean of."""
+    return fmean(parts) if parts and name.endswith("_pct") and fmean(parts) < 100 <= value else value
 
 
 def _published_figures(ours: Steps, published: Aggregate) -> tuple[Figure, ...]:

@@ -794,3 +794,13 @@ def test_a_difference_is_of_the_exact_figures(tmp_path: Path) -> None:
     assert (first.reference, first.ours, first.difference) == (58.3, 55.6, -2.8)
     assert {group.difference for group in comparison.parts[0].groups} == {-0.0278}
     assert [entry.difference for entry in rank([base, ours]).entries] == [0.0, -2.78]
+
+
+def test_one_other_answer_among_many_never_reads_100(tmp_path: Path) -> None:
+    keys = [(f"t{number}", 0) for number in range(2001)]
+    base = result(tmp_path / "base.json", steps(dict.fromkeys(keys, GOOD)))
+    ours = result(tmp_path / "ours.json", steps({key: BAD if key == ("t7", 0) else GOOD for key in keys}))
+    lines = compare([ours], base).to_markdown().splitlines()
+    assert any(line.startswith("- same commands > 99.9 % (95 % interval: ") for line in lines)
+    first = next(line for line in lines if line.startswith("| first command exact %"))
+    assert [cell.strip() for cell in first.split("|")[2:5]] == ["100.0", "> 99.9", "0.0"]

@@ -143,6 +143,7 @@ def test_what_is_not_ranked_and_why(three: list[Path], tmp_path: Path) -> None:
         one("otherwise", steps(half(0), ref=answer("cat x\n"))),
         one("failed", failed),
         one("raw", prompt_template={"template_status": "mixed_or_raw", "rank_eligible": False}),
+        one("believed", prompt_template={"template_status": "chatml_fallback", "rank_eligible": True}),
         edited(one("figures"), per_step=...),
         edited(one("changed"), aggregate={"steps": TASKS, "avg_command_f1": 0.9}),
         one(
@@ -162,6 +163,7 @@ def test_what_is_not_ranked_and_why(three: list[Path], tmp_path: Path) -> None:
         "otherwise": "other rows: 40 steps of 40 are of another row",
         "failed": "errors: 1 answer is an error message of a server",
         "raw": "prompts: they are not from the model's own chat template (mixed_or_raw)",
+        "believed": "prompts: they are not from the model's own chat template (chatml_fallback)",
         "figures": "has no steps: edge can neither check its scoring rules nor pair it",
         "changed": reasons(ranking)["changed"],
         "shard": "is shard 1 of 2: put the shards together with edge join",
