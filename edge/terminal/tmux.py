@@ -137,7 +137,8 @@ class Terminal:
         try:
             terminal._until(lambda: (folder / "tmux").exists(), "tmux does not start")
             size = ("-x", str(columns), "-y", str(lines))
-            terminal._tmux("new-session", "-d", "-s", "edge", *size, "-c", str(cwd), "--", *argv)
+            # Not -c: tmux expands formats in it, and a format such as #(command) in a folder's name runs a program.
+            terminal._tmux("new-session", "-d", "-s", "edge", *size, "--", *argv, cwd=cwd)
             if ready is not None:
                 ready()
             terminal._until(
@@ -452,17 +453,21 @@ class Terminal:
     ) -> None:
         self.close()
 
-    def _tmux(self, *arguments: str) -> str:
+    def _tmux(self, *arguments: str, cwd: Path | str | None = None) -> str:
+        """Run a command of tmux in the folder `cwd`, from which tmux takes the folder of a new session."""
         try:
             run = subprocess.run(
                 [self._program, "-u", "-S", str(self.folder / "tmux"), *arguments],
                 env=self._client,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_PATIENCE,
             )
         except subprocess.TimeoutExpired:
             raise AgentError(f"tmux has not answered for {_PATIENCE:.0f} seconds") from None
+        except PermissionError as error:
+            raise AgentError(f"{error.filename}: {error.strerror}") from None
         if run.returncode:
             raise AgentError(f"the terminal has ended: {run.stderr.decode(errors='replace').strip()}")
         return run.stdout.decode(errors="replace")
