@@ -218,20 +218,20 @@ def bring_back(
         return Return(record, work_folder(record), (), dot_files, consent, console, say).run()
 
 
-def undo(session: str, consent: Consent, console: Console, say: Callable[[str], None]) -> None:
+def undo(session: str, consent: Consent, console: Console, say: Callable[[str], None]) -> bool:
     """Undo the last bring-back of a session. What the user changed since then stays as it is.
 
-    Raises AgentError if there is nothing to undo, SandboxError.
+    Returns whether all of it was undone. Raises AgentError if there is nothing to undo, SandboxError.
     """
     try:
-        _undo(session, consent, console, say)
+        return _undo(session, consent, console, say)
     except OSError as error:
         raise AgentError(
             f"{error.filename or session}: cannot be undone: {error.strerror or error}"
         ) from None
 
 
-def _undo(session: str, consent: Consent, console: Console, say: Callable[[str], None]) -> None:
+def _undo(session: str, consent: Consent, console: Console, say: Callable[[str], None]) -> bool:
     with Record.resume(find_session(session), completed=True) as record:
         folder = work_folder(record)
         archives = undo_paths(record.path)
@@ -246,7 +246,7 @@ def _undo(session: str, consent: Consent, console: Console, say: Callable[[str],
                 raise AgentError(f"{folder}: is not the current folder: use {how}")
             if not _elsewhere(console, folder):
                 say("nothing was undone")
-                return
+                return False
         done = comparison.apply()
         for place, why in done.withheld:
             say(f"{printable(place)}: not undone: {why}")
@@ -256,6 +256,7 @@ def _undo(session: str, consent: Consent, console: Console, say: Callable[[str],
             comparison.keep_rest(done)
         if done.withheld:
             say(f"the old state of what was not undone is in {archives[-1]}")
+        return not done.withheld
 
 
 def hidden_files(record: Path) -> list[Path]:

@@ -20,11 +20,12 @@ _NAMES = {
         "rm rmdir unlink shred truncate wipefs userdel groupdel deluser delgroup dropdb dropuser srm wipe "
         "blkdiscard fdisk sfdisk parted sgdisk lvremove vgremove pvremove trash trash-put gio hdparm nvme dmsetup "
         "nix-collect-garbage rimraf del-cli trash-empty fdupes jdupes tmpreaper tmpwatch bleachbit badblocks "
-        "pg_dropcluster pg_resetwal initdb del rd erase format diskpart"
+        "pg_dropcluster pg_resetwal initdb snapper rmlint czkawka_cli bfg del rd erase format diskpart"
     ),
     "overwrite": (
         "mv cp dd tee install rsync ln patch unzip gunzip gzip bzip2 xz zstd cpio split csplit rename mmv "
-        "pg_restore sponge strip fallocate exiftool mogrify vidir detox pax qemu-img robocopy"
+        "pg_restore sponge sd rpl 2to3 pyupgrade codemod nano ed "
+        "duperemove strip fallocate exiftool mogrify vidir detox pax qemu-img robocopy"
     ),
     "privilege": (
         "sudo su doas pkexec chown chgrp chmod chattr setcap setfacl visudo passwd chpasswd usermod useradd "
@@ -36,14 +37,15 @@ _NAMES = {
         "msmtp swaks rclone s3cmd mosh autossh sshpass ssh-copy-id rsh rlogin tftp snmpwalk ldapsearch smbclient "
         "twine ngrok cloudflared frpc chisel websocat wscat yt-dlp youtube-dl psql mysql mariadb mongo mongosh "
         "redis-cli clickhouse-client cqlsh sqlcmd sqlplus pg_dump pg_restore mysqldump npx bunx uvx pipx "
-        "pip-compile helm skopeo crane"
+        "pip-compile helm skopeo crane pssh parallel-ssh syncthing unison lsyncd imapsync"
     ),
     RUNS_TEXT: "eval source . exec xargs parallel entr",
     RUNS_OTHER: (
         "env nohup setsid nice timeout stdbuf strace ltrace gdb lldb taskset chrt unshare systemd-run fakeroot "
         "proxychains proxychains4 torsocks torify watch script expect flock rlwrap npx bunx uvx pipx setarch "
         "linux32 linux64 prlimit cpulimit start-stop-daemon caffeinate osascript dbus-send gdbus busctl chroot "
-        "nsenter runuser xdg-open open claude gemini codex aider cursor-agent opencode qwen crush amp droid openclaw"
+        "nsenter runuser xdotool ydotool wmctrl gnome-terminal "
+        "aws-vault xdg-open open claude gemini codex aider cursor-agent opencode qwen crush amp droid openclaw"
     ),
     "stops processes or services": (
         "kill pkill killall xkill shutdown reboot halt poweroff telinit init systemctl service rc-service "
@@ -59,17 +61,19 @@ _NAMES = {
         "mkinitcpio dracut dpkg rpm dpkg-reconfigure alternatives snap flatpak setenforce apparmor_parser "
         "auditctl losetup cryptsetup mdadm lvcreate vgcreate pvcreate mknod chsh timedatectl useradd adduser "
         "groupadd networksetup defaults spctl csrutil fstrim logrotate nmcli rfkill ipset emerge "
-        "xbps-remove bootctl flashrom fwupdmgr esptool avrdude openocd adb fastboot dscl diskutil vssadmin"
+        "resize2fs tune2fs e2fsck fsck xfs_growfs dconf gsettings xdg-settings reg sc schtasks icacls takeown bcdedit "
+        "cipher xbps-remove bootctl flashrom fwupdmgr esptool avrdude openocd adb fastboot dscl diskutil vssadmin"
     ),
     "acts on a database": (
         "psql mysql mariadb mongo mongosh redis-cli sqlite3 clickhouse-client cqlsh sqlcmd sqlplus duckdb "
         "mysqladmin pg_restore createdb dropdb dropuser influx neo4j cypher-shell cockroach liquibase flyway alembic "
+        "diesel sqlx atlas wp drush "
         "knex dbt prisma drizzle-kit typeorm sequelize mongorestore goose dbmate sqitch airflow"
     ),
     RUNS_FOLDER: (
         "make gmake bmake ninja just task rake invoke tox nox pytest py.test ctest bazel buck scons meson gradle "
         "gradlew mvn mvnw ant sbt lein mix vagrant snakemake nextflow jest vitest mocha karma cypress playwright "
-        "tsx ts-node phpunit rspec docker-compose act pre-commit lefthook husky rails"
+        "tsx ts-node papermill fab cap phpunit rspec docker-compose act pre-commit lefthook husky rails"
     ),
 }
 KINDS: dict[str, list[str]] = {}
@@ -191,7 +195,7 @@ _PHRASES = [
         (r"zip\s+(?:-\S+\s+)*-\w*d\b|g?tar\b.*\s--delete\b|(?:hf|huggingface-cli|ollama)\s+(?:\S+\s+)*(?:delete\S*|"
          r"rm)\b|(?:restic|borg|duplicity|duplicacy)\s+(?:\S+\s+)*(?:forget|delete|prune|remove-\S+|unlock)\b|"
          r"(?:neonctl|pscale|turso|b2|gdrive|rabbitmqadmin|bw|lpass|himalaya|gog|notmuch|ostree)\s+(?:\S+\s+)*"
-         r"(?:delete|del|destroy|rm|remove|trash|purge|undeploy|delete-\S+)\b|(?:security|dscl)\s.*-?delete|"
+         r"(?:delete|del|destroy|rm|remove|trash|purge|undeploy|delete-\S+)\b|(?:security|dscl)\s.*-?delete|(?:limactl|colima|multipass|lima)\s+(?:\S+\s+)*delete\b|"
          r"diskutil\s+erase|xattr\s+(?:-\S+\s+)*-\w*[cd]\b|setfattr\b.*\s-x\b|ssh-add\s+-[dD]\b|"
          r"nix\s+profile\s+(?:remove|wipe-history)\b", "delete"),
         (r"(?:himalaya|gog|signal-cli|twurl|slack-cli)\s+(?:\S+\s+)*(?:send|post|reply|forward)\b|(?:cargo|gem)\s+"

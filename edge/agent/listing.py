@@ -23,6 +23,11 @@ _SHOWN = 200  # lines of one file in the diff of all files
 _LOOK = "bold red"
 
 
+def shown_name(path: str) -> str:
+    """A path with an escape for each character, and each blank at an end of a name, that cannot be seen."""
+    return re.sub(r" +(?=/|$)|(?:^|(?<=/)) +", lambda blanks: r"\x20" * len(blanks[0]), printable(path))
+
+
 def shown_changes(comparison: Comparison, *, whole: bool = False) -> Text:
     """The list of changes: first what is withheld, deleted and changed, then what is new, unmarked files by folder.
 
@@ -31,19 +36,19 @@ def shown_changes(comparison: Comparison, *, whole: bool = False) -> Text:
     """
     changes = comparison.changes
     text = Text()
-    withheld = [f"  ! {printable(path)}: not brought back: {why}" for path, why in changes.withheld]
+    withheld = [f"  ! {shown_name(path)}: not brought back: {why}" for path, why in changes.withheld]
     _add(text, withheld, whole)
     marked: list[str] = []
     for sign, paths in (("-", changes.deleted), ("~", changes.changed), ("+", changes.new)):
         marks = {path: why for path in paths if (why := mark_of(comparison, path))}
         for path in sorted(marks, key=lambda path: (path.count("/"), path)):
-            text.append(f"  {sign} {printable(path)}").append(f"   {marks[path]}\n", _LOOK)
+            text.append(f"  {sign} {shown_name(path)}").append(f"   {marks[path]}\n", _LOOK)
         marked += marks
         plain = [path for path in paths if path not in marks]
         grouped = sign == "+" and len(plain) > _FEW and not whole
         _add(
             text,
-            [f"  {sign} {line}" for line in (_by_folder(plain) if grouped else map(printable, plain))],
+            [f"  {sign} {line}" for line in (_by_folder(plain) if grouped else map(shown_name, plain))],
             whole,
         )
     if not text:
@@ -86,7 +91,7 @@ def shown_diff(comparison: Comparison, name: str = "") -> Text:
         for line in lines[:most]:
             text.append(line + "\n", _style(line))
         if len(lines) > most:
-            text.append(f"… {len(lines) - most:,} more lines: d {printable(path)}\n")
+            text.append(f"… {len(lines) - most:,} more lines: d {shown_name(path)}\n")
     if left_out:
         text.append(f"… {counted(len(left_out), 'more path')}: d NAME shows one\n")
     return text if text else Text("No file changed, only folders or links.")
@@ -98,13 +103,13 @@ def _file_diff(path: str, old: bytes, new: bytes) -> Iterator[str]:
     before, after = _lines(old), _lines(new)
     if before is None or after is None:
         sizes = [f"{len(data):,} bytes" if len(data) <= _BYTES else "large" for data in (old, new)]
-        yield f"{printable(path)}: not text, or too long to compare ({sizes[0]} → {sizes[1]})"
+        yield f"{shown_name(path)}: not text, or too long to compare ({sizes[0]} → {sizes[1]})"
         return
     begin, end = _same_ends(before, after)
     begin, end = max(begin - _CONTEXT, 0), max(end - _CONTEXT, 0)
     before, after = before[begin : len(before) - end], after[begin : len(after) - end]
     if max(len(before), len(after)) > _LINES:
-        yield f"{printable(path)}: more than {_LINES:,} lines differ"
+        yield f"{shown_name(path)}: more than {_LINES:,} lines differ"
         return
     for line in difflib.unified_diff(before, after, f"a/{path}", f"b/{path}", lineterm="", n=_CONTEXT):
         if line.startswith("@@"):  # the numbers count from the first line of the file
@@ -159,7 +164,7 @@ def _by_folder(paths: Sequence[str]) -> list[str]:
     lines: list[str] = []
     for folder, inner in groups.items():
         if len(inner) == 1 or (not folder and len(inner) <= _FEW):
-            lines += map(printable, inner)
+            lines += map(shown_name, inner)
         else:
             lines.append(f"{printable(folder) + '/' if folder else './'} ({counted(len(inner), 'new path')})")
     return lines
@@ -176,7 +181,7 @@ def _summary(comparison: Comparison, marked: Sequence[str]) -> str:
     line = ", ".join(f"{len(paths):,} {word}" for paths, word in counts if paths) + "."
     if marked:
         names = [
-            printable(path) for path in sorted(marked, key=lambda path: (path.count("/"), path))[:_NAMED]
+            shown_name(path) for path in sorted(marked, key=lambda path: (path.count("/"), path))[:_NAMED]
         ]
         line += f" Look at: {', '.join(names)}{' …' if len(marked) > _NAMED else ''}"
     return line

@@ -15,8 +15,8 @@ import re2  # type: ignore[import-untyped]
 
 Decision = Literal["allow", "ask", "forbid"]
 DECISIONS: tuple[Decision, ...] = ("allow", "ask", "forbid")  # the later is the stricter
-NAMED = ("<path>", "<revision>", "<text>", "<name>", "<number>")
-"""Patterns by name. Only `<path>` and `<revision>` depend on the folder."""
+NAMED = ("<path>", "<file>", "<revision>", "<text>", "<name>", "<number>")
+"""Patterns by name. `<path>`, `<file>` and `<revision>` depend on the folder."""
 
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|[./][A-Za-z0-9_])*"  # never "..", and no dot-file
 
@@ -79,9 +79,12 @@ class Rule:
 
     @property
     def has_paths(self) -> bool:
-        """Whether the rule has the pattern `<path>`."""
+        """Whether the rule has the pattern `<path>` or `<file>`."""
         words = [*self.places, *(part for option in self.options for part in option)]
-        return any("<path>" in word.patterns for word in [*words, *([self.rest] if self.rest else [])])
+        return any(
+            {"<path>", "<file>"}.intersection(word.patterns)
+            for word in [*words, *([self.rest] if self.rest else [])]
+        )
 
     def decides(self, place: Place) -> Decision:
         """The decision at that place."""
@@ -189,6 +192,10 @@ def _stays(names: Collection[str], place: Place) -> bool:
     return all(Path(os.path.realpath(os.path.join(folder, name))).is_relative_to(folder) for name in names)
 
 
+def _is_folder(word: str, place: Place) -> bool:
+    return place.folder is not None and not place.sandbox and os.path.isdir(os.path.join(place.folder, word))
+
+
 def _is_option(word: str) -> bool:
     return word.startswith("-") and word != "-"
 
@@ -196,6 +203,8 @@ def _is_option(word: str) -> bool:
 def _matches(pattern: Any, word: str, place: Place) -> bool:
     if pattern == "<path>":
         return leads_inside(word, place)
+    if pattern == "<file>":  # in a folder, a program can find links that leave
+        return leads_inside(word, place) and not _is_folder(word, place)
     if pattern == "<revision>":  # where there is no repository, git takes it for the name of a file
         return re.fullmatch(_REVISION, word) is not None and _stays({word}, place)
     if pattern == "<text>":

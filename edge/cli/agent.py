@@ -232,7 +232,7 @@ class _Answers(NamedTuple):
 
 
 def _later(bring_back: str | None, undo: str | None, task: str | None, answers: _Answers) -> None:
-    """Bring back or undo the changes of an earlier session; exit with 1 if a person must decide."""
+    """Bring back or undo the changes of an earlier session; exit with 1 if not all of it was done."""
     from rich.console import Console
 
     from edge.agent.bring_back import Consent
@@ -244,7 +244,9 @@ def _later(bring_back: str | None, undo: str | None, task: str | None, answers: 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     person, yes = _has_person(), answers.yes
     if undo is not None:
-        return undo_session(undo, Consent(person, yes), console, note)
+        if not undo_session(undo, Consent(person, yes), console, note):
+            raise typer.Exit(1)
+        return
     if not (person or yes):
         raise typer.BadParameter(
             "this is not a terminal, so edge cannot ask: add --yes", param_hint="--bring-back"

@@ -28,6 +28,7 @@ from edge.system.places import read_text
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES = 6
 _LONGEST_WAIT = 60.0  # seconds between two tries; a longer Retry-After counts as a failure
+_ON_THIS_MACHINE = ("all://localhost", "all://127.0.0.1", "all://[::1]")
 _AGAIN = {408, 409, 425, 429}  # retried, like every status from 500
 _ABSENT = {404, 405, 501}
 _MOST = 64 << 20  # maximum bytes of a response
@@ -261,6 +262,7 @@ class Server:
                 headers=headers,
                 limits=httpx.Limits(max_connections=1),
                 follow_redirects=False,  # the key must not reach another server
+                mounts=dict.fromkeys(_ON_THIS_MACHINE),  # nor a proxy that could not reach this one
             )
             self._own.line = line = _Line(client)
             self._lines.append(line)

@@ -16,6 +16,7 @@ from edge.terminal.opened import NEEDS_POSIX, create_file, folder_of, open_file,
 from edge.terminal.packed import ACCESS_LIST, Item
 
 CHANGED = "it changed in your folder during the session"
+SINCE = "it changed in your folder since the session"
 _REPLACED = "it is not what edge showed: the archive changed meanwhile"
 _TEMPORARY = re.compile(r"\.edge-[0-9a-f]{16}\.tmp")
 _PIECE = 1 << 20

@@ -123,8 +123,8 @@ class Terminal:
         tmux = check_terminal()
         if len(argv) < 2:
             raise ValueError("tmux would give a single word to a shell")
-        if not Path(cwd).is_dir():
-            raise AgentError(f"{cwd}: is not a folder: choose another --workdir")
+        if not Path(cwd).is_dir() or not os.access(cwd, os.X_OK):
+            raise AgentError(f"{cwd}: is not a folder that edge can enter: choose another --workdir")
         folder = make_folder("edge-terminal-")
         environment = dict(shell_environment() if env is None else env)
         try:
@@ -136,8 +136,8 @@ class Terminal:
         terminal = cls(folder, server, folder.name, tmux, client, full_waits=full_waits)
         try:
             terminal._until(lambda: (folder / "tmux").exists(), "tmux does not start")
-            size = ("-x", str(columns), "-y", str(lines))
-            terminal._tmux("new-session", "-d", "-s", "edge", *size, "-c", str(cwd), "--", *argv)
+            # Not -c: tmux expands formats in it, and a format such as #(command) in a folder's name runs a program.
+            terminal._tmux("new-session", "-ds", "edge", f"-x{columns}", f"-y{lines}", "--", *argv, cwd=cwd)
             if ready is not None:
                 ready()
             terminal._until(
@@ -452,11 +452,12 @@ class Terminal:
     ) -> None:
         self.close()
 
-    def _tmux(self, *arguments: str) -> str:
+    def _tmux(self, *arguments: str, cwd: Path | str | None = None) -> str:
         try:
             run = subprocess.run(
                 [self._program, "-u", "-S", str(self.folder / "tmux"), *arguments],
                 env=self._client,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_PATIENCE,

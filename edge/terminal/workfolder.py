@@ -20,7 +20,16 @@ from edge.terminal.links import leads_out, way_to
 from edge.terminal.obeyed import acted_on, instructs_agents, replaces_source
 from edge.terminal.opened import folder_of, open_file, open_folder
 from edge.terminal.packed import SESSION_FILE, Base, Head, Item, open_archive, write_archive
-from edge.terminal.place import CHANGED, Write, delete_entry, item_of, remove_leftovers, state_of, write_entry
+from edge.terminal.place import (
+    CHANGED,
+    SINCE,
+    Write,
+    delete_entry,
+    item_of,
+    remove_leftovers,
+    state_of,
+    write_entry,
+)
 from edge.terminal.repository import Repositories, hidden
 from edge.terminal.sealed import sealed
 from edge.terminal.undo import write_undo
@@ -243,7 +252,7 @@ class _Comparer:
         if now == item:
             return
         if now != before:
-            self._withhold(path, CHANGED)
+            self._withhold(path, SINCE if self.own else CHANGED)
         elif before is not None and "folder" in (before.kind, item.kind):
             self._withhold(path, f"it was a {before.kind} and is now a {item.kind}")
         else:
@@ -259,7 +268,7 @@ class _Comparer:
         elif now == before:
             self.deleted.append(path)
         else:
-            self._withhold(path, "the sandbox deleted it, but it changed in your folder during the session")
+            self._withhold(path, SINCE if self.own else f"the sandbox deleted it, but {CHANGED}")
 
     def look_around(self, base: Base) -> None:
         """Withhold what is dangerous only together with what is around it: git repositories, links through links."""

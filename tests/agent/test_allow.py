@@ -599,7 +599,9 @@ INCIDENTS = {
         "rimraf node_modules; cmd.exe /c del /f /s /q x; cmd /c rd /s /q D:; "
         "powershell -Command 'Remove-Item -Recurse -Force C:/x'; restic forget --prune; borg delete repo; "
         "hf repo delete a/b; ollama rm x; himalaya message delete 1; pscale database delete x; "
-        "turso db destroy x; zip -d a.zip x; tar --delete -f a.tar x; setfattr -x user.a x"
+        "turso db destroy x; "
+        "colima delete -f; multipass delete x; snapper delete 1-5; bfg --delete-files x; "
+        "zip -d a.zip x; tar --delete -f a.tar x; setfattr -x user.a x"
     ),
     "runs another program": (
         "claude --dangerously-skip-permissions -p x; gemini --yolo -p x; "
@@ -611,7 +613,9 @@ INCIDENTS = {
         "stty intr x; stty kill '#'; npm config set registry x; pip config set global.index-url x"
     ),
     "publishes": "cargo yank --vers 1.0.0; gem yank x; npm dist-tag add x; himalaya message send x",
-    "changes the system": "nmcli con delete x; adb shell rm -rf /sdcard; diskutil eraseDisk x; flashrom -w x",
+    "changes the system": "nmcli con delete x; adb shell rm -rf /sdcard; diskutil eraseDisk x; flashrom -w x; "
+    "tune2fs -O x y; "
+    "reg delete HKCU; schtasks /create /tn x; icacls x /grant y; bcdedit /set x; dconf reset -f /",
 }
 UNMARKED = """ls -la; cat README.md; git status; git log --oneline -5; git diff; git show HEAD; git branch -a; git
 tag; grep -rn x .; find . -name x; awk '{print $1}' x; sed -n 1,20p x; sed 's/e/w/' x; sort x; uniq

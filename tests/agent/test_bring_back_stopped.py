@@ -73,6 +73,18 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
             os.environ["EDGE_STATE"] = before
 
 
+def test_an_undo_that_is_not_whole_ends_with_1(
+    edge: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = new_folder(tmp_path / "folder", monkeypatch)
+    record = make_session(folder, change, tmp_path / "session.jsonl")
+    assert edge.run("agent", "--bring-back", record, "--yes", folder=folder).status == 0
+    (folder / "c").write_text("the person's")
+    undone = edge.run("agent", "--undo", record, folder=folder)
+    assert undone.status == 1 and "c: not undone: it changed in your folder since the session" in undone.err
+    assert (folder / "c").read_text() == "the person's" and contents(folder)["sub/file5"]
+
+
 def test_kill_9_in_the_middle(edge: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file is the old or the new one, whole; the same command ends the work; undo brings all of it back."""
     folder = new_folder(tmp_path / "whole", monkeypatch)

@@ -129,6 +129,8 @@ def test_files_and_folders_are_marked(session: Session) -> None:
     (session.inside / ".github" / "workflows" / "x.yml").write_text("x")
     (session.inside / "AGENTS.md").write_text("x")
     (session.inside / "pl\u3164ain").write_text("x")
+    (session.inside / "old.txt ").write_text("x")
+    (session.inside / " d").mkdir()
     shown = lines_of(session.compare(dot_files=True))
     for line in (
         "  ~ tool   executable",
@@ -137,6 +139,8 @@ def test_files_and_folders_are_marked(session: Session) -> None:
         "  + .github/workflows/x.yml   CI file",
         "  + AGENTS.md   agents obey it",
         "  + pl\\u3164ain",
+        "  + old.txt\\x20",
+        "  + \\x20d",
     ):
         assert line in shown, shown
     assert (

@@ -141,6 +141,7 @@ REFUSED = {
     "another abbreviated long option": "sort --compress-prog=sh a.txt",
     "an option in a cluster of letters": "grep -nf/etc/passwd a.txt",
     "an option after --": "git diff -- --no-index /etc/passwd a.txt",
+    "two folders, in which diff follows links": "diff -u in other",
     "an assignment before the program": "GIT_EXTERNAL_DIFF=./x git diff",
     "an assignment as an argument of make": "make test SHELL=./x",
     "a special target of make": "make .SHELLFLAGS=-c test",
@@ -174,6 +175,8 @@ def test_edges_lists_refuse(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "out").symlink_to(tmp_path)
+    for inner in ("in", "other"):
+        (folder / inner).mkdir()
     for place in (tmp_path / "secret", folder / "a.txt"):
         place.touch()
     allowlist, place = read_allowlist("reading,git,pytest,make"), Place(folder)

@@ -424,4 +424,34 @@ MORE_ROWS = (
         "test_allow.py",
         "test_what_agents_did_in_reports_is_marked",
     ),
+    (
+        "a work folder whose name is a format of tmux that runs a command: #(command)",
+        "edge gives tmux the folder as its own, and not as text",
+        "test_tmux.py",
+        "test_a_format_of_tmux_in_the_name_of_the_folder_is_only_a_name",
+    ),
+    (
+        "diff of two folders that hold links to files elsewhere, under edge's list for reading",
+        "edge's list compares files only",
+        READ,
+        "test_edges_lists_refuse",
+    ),
+    (
+        "a proxy of the environment that gets the key and the terminal, with a server on this machine",
+        "edge connects to it directly",
+        "test_openai.py",
+        "test_a_server_of_this_machine_is_asked_without_a_proxy",
+    ),
+    (
+        "names with blanks at an end, which look like other names in the list of changes",
+        "edge shows them as escapes",
+        "test_listing.py",
+        "test_files_and_folders_are_marked",
+    ),
+    (
+        "an undo that is not whole and looks as if it were",
+        "edge ends with exit code 1, and says what changed since",
+        "test_bring_back_stopped.py",
+        "test_an_undo_that_is_not_whole_ends_with_1",
+    ),
 )

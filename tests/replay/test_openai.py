@@ -362,6 +362,17 @@ def test_the_key_is_sent_and_written_nowhere(
     assert b"very-secret" not in (tmp_path / "result.json").read_bytes()
 
 
+def test_a_server_of_this_machine_is_asked_without_a_proxy(
+    tiny_bf16: Path, answers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy of the environment would see the key and the terminal."""
+    with serving(Fake(answers)) as server, serving(Fake(answers)) as proxy:
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+        asked_of(server, tiny_bf16, tmp_path / "result.json")
+        assert server.asked and not proxy.asked
+
+
 def test_one_line_for_what_another_try_would_not_change(
     tiny_bf16: Path, answers: dict[str, str], tmp_path: Path
 ) -> None:

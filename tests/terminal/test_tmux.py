@@ -47,6 +47,17 @@ def test_text_is_typed_as_it_is(terminal: Terminal, tmp_path: Path) -> None:
     until(lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_text() == text + "\n")
 
 
+@pytest.mark.parametrize("name", ["#(touch pwned)", "#{pane_id}", "#[fg=red]", "##{x", "a;", "%H"])
+def test_a_format_of_tmux_in_the_name_of_the_folder_is_only_a_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    with Terminal.start(cwd=folder) as terminal:
+        terminal.send("pwd -P > place; echo > done\n")
+        until(lambda: (folder / "done").exists())
+    assert (folder / "place").read_text() == f"{folder.resolve()}\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["done", "place"]
+
+
 def test_what_looks_like_a_command_of_tmux_reaches_the_pane_only(terminal: Terminal, tmp_path: Path) -> None:
     terminal.send("cat > out\n")
     terminal.send("C-b")  # tmux's usual prefix
