@@ -46,6 +46,7 @@ atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 for _name in [name for name in os.environ if name.startswith(("EDGE_", "XDG_", "HF_"))]:
     if _name not in ("EDGE_TEST_WHEELS", "EDGE_WRITE_DOCS"):
         del os.environ[_name]
+os.environ.pop("PYTHONUNBUFFERED", None)  # with it, Python keeps no output that a full disk did not take
 os.environ |= {
     "HOME": str(HOME),
     "EDGE_CACHE": str(HOME / "edge-cache"),

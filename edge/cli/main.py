@@ -204,6 +204,17 @@ def _end_at_once(restore_terminal: Callable[[], None], text: str) -> NoReturn:
         os._exit(1)
 
 
+def _forget_lost_output() -> None:
+    """Drop what standard output did not take: each write was flushed, so an error line told it. Python tries again."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 def main() -> NoReturn:
     """The program `edge`. Exit codes: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
     # Exit by exception, so that temporary files are removed. Windows has no SIGHUP.
@@ -244,4 +255,6 @@ def main() -> NoReturn:
             raise
         fail(line)
         sys.exit(1)
+    finally:
+        _forget_lost_output()
     sys.exit(0)

@@ -121,7 +121,7 @@ def test_a_minimal_file_is_enough(tmp_path: Path) -> None:
         ),
         (
             GOOD + "[reference_run]\nmax_tokens = 1.5\n",
-            "reference_run.max_tokens is 1.5; it must be a whole number",
+            "reference_run.max_tokens is 1.5; it must be a non-negative whole number or null",
         ),
     ],
 )
