@@ -15,8 +15,7 @@ _RISK = "bold red"
 _HIDDEN = "reverse"
 _INDENT = " " * 8
 _BORDER = "| "
-CONTINUED = "> "
-"""What the rest of a line begins with if the terminal is too narrow for it."""
+_CONTINUED = "> "  # before the rest of a line for which the terminal is too narrow
 _MOST = 200  # characters of the keystrokes with one risk
 _MARKS = "⏎␣"  # what edge shows for a line break and a space at the end; escaped where the model typed them
 
@@ -78,22 +77,22 @@ def shown_screen(text: str, console: Console) -> Text:
     return _behind(_BORDER, text.rstrip(), console)
 
 
-def continued(text: Text, console: Console | None, begin: str = CONTINUED) -> Text:
-    """The text, with each line broken at the terminal's width here; what continues a line begins with `begin`.
+def continued(text: Text, console: Console | None) -> Text:
+    """The text, with each line broken at the terminal's width here; what continues a line begins with `> `.
 
     Otherwise names, keystrokes and lines of files could be as wide as the terminal, and then go on as lines of edge.
     """
     if console is None or not console.is_terminal:
         return text
-    width = max(console.width, 2 * len(begin))
+    width = max(console.width, 2 * len(_CONTINUED))
     lines: list[Text] = []
     text.expand_tabs(8)
     for line in text.split("\n", allow_blank=True):
         if line.cell_len <= width:
             lines.append(line)
             continue
-        first, *rest = line.wrap(console, width - len(begin), overflow="fold")
-        lines += [first, *(Text(begin, _HIDDEN).append_text(part) for part in rest)]
+        first, *rest = line.wrap(console, width - len(_CONTINUED), overflow="fold")
+        lines += [first, *(Text(_CONTINUED, _HIDDEN).append_text(part) for part in rest)]
     return Text("\n").join(lines)
 
 

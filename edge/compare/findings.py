@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from edge.compare import patterns
-from edge.compare.verdict import NONE_DIFFERS, is_few, p_text, places
+from edge.compare.verdict import NONE_DIFFERS, is_few, looks_whole, p_text, places
 from edge.replay.rows import describe
 from edge.system.places import write_json
 from edge.system.tables import clean, code, table
@@ -409,7 +409,7 @@ def _worse_table(steps: Sequence[Worse]) -> list[str]:
 
 def number(name: str, value: float | None, sign: bool = False) -> str:
     """A figure in a table with its decimal places; a dash for None. A share that is not 100 never reads 100.0."""
-    if value is not None and not sign and name.endswith("_pct") and value < 100 <= round(value, places(name)):
+    if value is not None and not sign and name.endswith("_pct") and looks_whole(value, places(name)):
         return "> 99.9"
     return "–" if value is None else f"{value:{'+' if sign and value else ''}.{places(name)}f}"
 

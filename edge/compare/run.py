@@ -28,6 +28,7 @@ from edge.compare.pairing import keyed, pair_steps
 from edge.compare.verdict import (
     NONE_DIFFERS,
     half_range,
+    looks_whole,
     places,
     sentence,
     unpaired_sentence,
@@ -273,7 +274,7 @@ def _agreement(ours: Steps, base: Steps) -> Agreement:
 def _share(same: Sequence[bool]) -> float:
     """Per cent, with one decimal place unless that would be 100 although one differs."""
     share = 100 * sum(same) / len(same)
-    return share if share < 100 <= round(share, 1) else round(share, 1)
+    return share if looks_whole(share) else round(share, 1)
 
 
 def _agreement_intervals(agreement: Agreement, ours: Steps) -> dict[str, tuple[float, float]]:
@@ -298,11 +299,11 @@ def _paired_figures(ours: Steps, base: Steps) -> tuple[Figure, ...]:
 
 def _paired_figure(name: str, reference: float, value: float, ours: Steps, base: Steps) -> Figure:
     term, digits = step_term(name), places(name)
+    sides = [term(step) for step in ours], [term(step) for step in base]
     tasks, changes = [], []
-    for a, b in zip(ours, base, strict=True):
-        mine, theirs = term(a), term(b)
+    for step, mine, theirs in zip(ours, *sides, strict=True):
         if mine is not None and theirs is not None:
-            tasks.append(a["task_id"])
+            tasks.append(step["task_id"])
             changes.append(mine - theirs)
     by_task = task_differences(tasks, changes, half_range(name)) if changes else None
     bounds = size = None
@@ -312,11 +313,11 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
             size = detectable_loss(by_task)
     counts = (sum(c < 0 for c in changes), sum(c > 0 for c in changes)) if name in _TESTED else None
     p = mcnemar(*counts) if counts else None
-    sides = [[part for step in steps if (part := term(step)) is not None] for steps in (ours, base)]
+    mean, base_mean = map(_mean, sides)
     # Not of the rounded figures: 20 of 36 after 21 of 36 is -2.8, although 55.6 - 58.3 is -2.7.
-    exact = fmean(sides[0]) - fmean(sides[1]) if all(sides) else value - reference
+    exact = value - reference if mean is None or base_mean is None else mean - base_mean
     difference = round(exact, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
-    value, reference = _below_100(name, value, sides[0]), _below_100(name, reference, sides[1])
+    value, reference = _below_100(name, value, mean), _below_100(name, reference, base_mean)
     word = verdict(name, bounds, sum(map(bool, changes)), len(changes))
     shown = rounded(name, bounds)
     return Figure(
@@ -336,9 +337,17 @@ def _paired_figure(name: str, reference: float, value: float, ours: Steps, base:
     )
 
 
-def _below_100(name: str, value: float, parts: Sequence[float]) -> float:
-    """The rounded figure; the exact one if rounding made it 100 %. `parts`: what it is the mean of."""
-    return fmean(parts) if parts and name.endswith("_pct") and fmean(parts) < 100 <= value else value
+def _mean(parts: Sequence[float | None]) -> float | None:
+    """The mean of those that count; None if none does."""
+    counted_parts = [part for part in parts if part is not None]
+    return fmean(counted_parts) if counted_parts else None
+
+
+def _below_100(name: str, value: float, exact: float | None) -> float:
+    """The rounded figure; the exact one if rounding made it 100 %."""
+    return (
+        exact if exact is not None and name.endswith("_pct") and looks_whole(exact, places(name)) else value
+    )
 
 
 def _published_figures(ours: Steps, published: Aggregate) -> tuple[Figure, ...]:

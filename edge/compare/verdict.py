@@ -16,6 +16,11 @@ def places(name: str) -> int:
     return 2 if name in ("score", "next_action_score") else TERMS[name][1]
 
 
+def looks_whole(share: float, digits: int = 1) -> bool:
+    """Whether a share in per cent is below 100, and rounding would make it 100."""
+    return share < 100 <= round(share, digits)
+
+
 def amount(name: str, value: float) -> str:
     """The size of a difference without its sign: `2.1 points` (percentages, scores) or `0.0210` (F1 and its parts)."""
     unit = " commands a step" if name in _NEITHER_IS_BETTER else "" if name.startswith("avg_") else " points"

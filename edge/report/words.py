@@ -6,7 +6,7 @@ from pathlib import Path
 from edge.compare import findings
 from edge.compare.findings import Figure
 from edge.compare.notes import own_notes
-from edge.compare.verdict import NONE_DIFFERS, is_few
+from edge.compare.verdict import NONE_DIFFERS, is_few, looks_whole
 from edge.metrics import TERMS
 from edge.report import patterns
 from edge.report.contents import Entry, Report
@@ -106,7 +106,7 @@ def fixed(value: float | None, digits: int, *, sign: bool = False) -> str:
 
 def percent(value: float | None) -> str:
     """A percentage with one decimal place. A value that is not 100 never reads 100.0."""
-    return "> 99.9" if value is not None and value < 100 <= round(value, 1) else fixed(value, 1)
+    return "> 99.9" if value is not None and looks_whole(value) else fixed(value, 1)
 
 
 def interval(name: str, bounds: tuple[float | None, float | None] | None, *, sign: bool = False) -> str:

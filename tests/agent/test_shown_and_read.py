@@ -78,10 +78,9 @@ def test_the_width_of_the_terminal_does_not_make_lines_of_edge(letter: str) -> N
     )
     console.print(shown_proposal(Proposal(plan, plan, (Command("rm x\n", 1.0),), False), console))
     text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    rows = [
-        row for line in text.split("\n") for row in (line[i : i + 80] for i in range(0, len(line) or 1, 80))
+    assert [row for row in broken(text, 80) if re.match(r" {0,3}\d|\[|step", row)] == [
+        "  1  rm x⏎   then wait 1 s"
     ]
-    assert [row for row in rows if re.match(r" {0,3}\d|\[|step", row)] == ["  1  rm x⏎   then wait 1 s"]
     assert letters(text).count(letters(fake[2])) == 2  # nothing is lost
 
 
@@ -197,6 +196,15 @@ def test_review_names_a_wrong_answer_and_wraps_its_help(monkeypatch: pytest.Monk
     assert len(lines) > 7 and max(map(len, lines)) <= 80
 
 
+def broken(plain: str, width: int) -> list[str]:
+    """The rows in which a terminal of this width shows these lines."""
+    return [
+        row
+        for line in plain.split("\n")
+        for row in (line[i : i + width] for i in range(0, len(line) or 1, width))
+    ]
+
+
 def rows_at(width: int, text: Text) -> list[str]:
     """The rows of a terminal of this width."""
     console = Console(
@@ -204,11 +212,7 @@ def rows_at(width: int, text: Text) -> list[str]:
     )
     console.print(continued(text, console))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    return [
-        row
-        for line in plain.split("\n")
-        for row in (line[i : i + width] for i in range(0, len(line) or 1, width))
-    ]
+    return broken(plain, width)
 
 
 @pytest.mark.parametrize("width", [40, 80])
