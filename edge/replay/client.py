@@ -23,12 +23,12 @@ import httpx
 from edge.answer.schema import SchemaFields
 from edge.errors import BackendError
 from edge.prompt import Message
+from edge.system.hosts import this_machine
 from edge.system.places import read_text
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES = 6
 _LONGEST_WAIT = 60.0  # seconds between two tries; a longer Retry-After counts as a failure
-_ON_THIS_MACHINE = ("all://localhost", "all://127.0.0.1", "all://[::1]")
 _AGAIN = {408, 409, 425, 429}  # retried, like every status from 500
 _ABSENT = {404, 405, 501}
 _MOST = 64 << 20  # maximum bytes of a response
@@ -170,7 +170,7 @@ class Server:
     def open_key(self) -> bool:
         """Whether the key goes over a network without encryption."""
         url = httpx.URL(self.url)
-        return bool(self._key) and url.scheme == "http" and url.host not in ("localhost", "127.0.0.1", "::1")
+        return bool(self._key) and url.scheme == "http" and not this_machine(url.host)
 
     def complete(self, request: Request, end: float = math.inf) -> Written:
         """The answer to a request to `completions`; `end` as in `ask`."""
@@ -255,14 +255,14 @@ class Server:
         """The line of this thread."""
         line: _Line | None = getattr(self._own, "line", None)
         if line is None:
-            headers = {"Accept-Encoding": "identity"}
+            headers, url = {"Accept-Encoding": "identity"}, httpx.URL(self.url)
             if self._key:
                 headers["Authorization"] = f"Bearer {self._key}"
             client = httpx.Client(
                 headers=headers,
                 limits=httpx.Limits(max_connections=1),
                 follow_redirects=False,  # the key must not reach another server
-                mounts=dict.fromkeys(_ON_THIS_MACHINE),  # nor a proxy that could not reach this one
+                mounts={f"all://{url.netloc.decode()}": None} if this_machine(url.host) else None,  # no proxy
             )
             self._own.line = line = _Line(client)
             self._lines.append(line)

@@ -1,7 +1,6 @@
 """Who may send requests to the server. Each request is counted and logged, without its content."""
 
 import hmac
-import ipaddress
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.serve.failures import error_response
 from edge.serve.state import Server
+from edge.system.hosts import this_machine
 from edge.system.text import printable
 
 _API = (
@@ -79,7 +79,7 @@ class Guarded:
             foreign = (
                 origin is not None and origin not in self.server.cors_origins and not _own(origin, headers)
             )
-            if not is_local(_name(headers)) or (foreign and scope["method"] != "OPTIONS"):
+            if not this_machine(_name(headers)) or (foreign and scope["method"] != "OPTIONS"):
                 return error_response(
                     "requests from web pages, or with a Host other than localhost, need an API key",
                     status=403,
@@ -108,8 +108,7 @@ def _known(path: str) -> str:
 def _name(headers: Mapping[str, str]) -> str:
     """The name in the Host header, without its port."""
     host = headers.get("host", "localhost").rpartition(":")
-    name = host[0] if host[1] and not host[2].endswith("]") else "".join(host)
-    return name.removeprefix("[").removesuffix("]")
+    return host[0] if host[1] and not host[2].endswith("]") else "".join(host)
 
 
 def _own(origin: str, headers: Mapping[str, str]) -> bool:
@@ -131,13 +130,3 @@ def _cors(origin: str) -> list[tuple[bytes, bytes]]:
         (b"access-control-max-age", b"600"),
         (b"vary", b"Origin"),
     ]
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach a host name or address."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -22,4 +22,5 @@ text      other people's text made safe to show; sizes
 tables    tables in Markdown and for a terminal
 progress  progress bars and lines
 machine   cores, memory and disk
+hosts     host names and addresses of this machine
 """

@@ -12,6 +12,7 @@ from functools import cached_property
 import tree_sitter
 
 from edge.agent.shell import parse
+from edge.system.hosts import this_machine
 
 # Programs that load something from a network, with the word after them where the program alone does not say so.
 _NETWORK = re.compile(
@@ -45,8 +46,8 @@ _OFFLINE = {
     "pip": ("list", "show", "freeze", "check"),
     "pip3": ("list", "show", "freeze", "check"),
 }
-_LOCAL = re.compile(
-    r"(?:https?://)?(?:localhost|127\.0\.0\.1|\[::1\])(?::(?:\d+|\$\w+|\$\{\w+\}))?(?:[/?#]|$)", re.IGNORECASE
+_URL = re.compile(
+    r"(?:https?://)?([^/?#:@\[\]]+|\[[^\]]*\])(?::(?:\d+|\$\w+|\$\{\w+\}))?(?:[/?#]|$)", re.IGNORECASE
 )
 # Options of curl and wget: short and long ones without a value, short and long ones with a value. With any other one
 # the host can be another than that of the URL.
@@ -311,4 +312,5 @@ def _is_local(program: str, words: list[str]) -> bool:
             rest = rest[1:] if len(letters) == 1 else rest
         else:
             urls.append(word)
-    return bool(urls) and all(_LOCAL.match(url) for url in urls)
+    hosts = [_URL.match(url) for url in urls]
+    return bool(hosts) and all(host and this_machine(host[1]) for host in hosts)

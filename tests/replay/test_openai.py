@@ -160,14 +160,18 @@ class Fake(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, answers: dict[str, str], fault: Fault | None = None, models: tuple[str, ...] = ("tiny",)
+        self,
+        answers: dict[str, str],
+        fault: Fault | None = None,
+        models: tuple[str, ...] = ("tiny",),
+        address: str = "127.0.0.1",
     ):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__((address, 0), Handler)
         self.answers, self.fault, self.models = answers, fault, models
         self.asked = Counter[str]()
         self.keys = set[str | None]()
         self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.url = f"http://{address}:{self.server_address[1]}/v1"
 
     def handle_error(self, *_: object) -> None:  # a client that went away
         pass
@@ -362,11 +366,14 @@ def test_the_key_is_sent_and_written_nowhere(
     assert b"very-secret" not in (tmp_path / "result.json").read_bytes()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
 def test_a_server_of_this_machine_is_asked_without_a_proxy(
-    tiny_bf16: Path, answers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, tiny_bf16: Path, answers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy of the environment would see the key and the terminal."""
-    with serving(Fake(answers)) as server, serving(Fake(answers)) as proxy:
+    if address != "127.0.0.1" and sys.platform != "linux":
+        pytest.skip("only Linux gives each process all addresses of 127.0.0.0/8")
+    with serving(Fake(answers, address=address)) as server, serving(Fake(answers)) as proxy:
         for name in ("http_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
         asked_of(server, tiny_bf16, tmp_path / "result.json")
