@@ -309,6 +309,7 @@ def _calibrated(
     model: _Model, place: Path, rows: Path, inputs: Sequence[Path | str | None], force: bool
 ) -> Path:
     """Compute the importance matrix of a checkpoint from replay rows. An interrupted run resumes where it stopped."""
+    from edge.llama.loading import Loading
     from edge.measure.calibrate import calibrate
 
     read_rows(rows)  # reports bad rows before the long work
@@ -317,8 +318,9 @@ def _calibrated(
     with temporary_file(place) as (floats, descriptor):
         _write(floats, descriptor, model, _Types(model.checkpoint.dtype), None)
         mark_written(floats)
+        loading = Loading(threads=model.threads)
         with bar("calibrating", model.say, unit="tokens") as watch:
-            done = calibrate(floats, matrix, rows=rows, threads=model.threads, force=force, progress=watch)
+            done = calibrate(floats, matrix, rows=rows, loading=loading, force=force, progress=watch)
     if model.say is not None:
         for line in str(done).splitlines():
             model.say(line)

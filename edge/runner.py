@@ -23,7 +23,7 @@ from edge.answer.answering import (
 from edge.answer.sampling import Sampling
 from edge.answer.style import StyleName
 from edge.answer.writer import Answer, action_answer, free_answer
-from edge.errors import ContextError, PromptError
+from edge.errors import ContextError, EdgeError, PromptError
 from edge.formats.gguf import ModelFile, read_model_file
 from edge.llama.engine import Engine
 from edge.llama.jobs import Guide, Job, Writer
@@ -363,6 +363,22 @@ def fitting_layers(model_file: ModelFile, loading: Loading = DEFAULT_LOADING) ->
                 model_file, None, DEFAULT_MAX_TOKENS, memory=memory(), devices=found, loading=wanted
             ).gpu_layers
     return 0
+
+
+def reading_layers(loading: Loading, *files: Path | None) -> int:
+    """Layers to offload in a pass that only reads texts: those of `loading`, else what fits of each of these GGUFs.
+
+    -1 for all, also without a GPU. A file that is not a GGUF is left out: the pass itself reports it.
+    """
+    if loading.gpu_layers is not None:
+        return loading.gpu_layers
+    if not any("GPU" in device.kind for device in devices_for(loading)):
+        return -1
+    layers = []
+    for file in files:
+        with contextlib.suppress(EdgeError):
+            layers += [] if file is None else [fitting_layers(read_model_file(file), loading)]
+    return min((n for n in layers if n >= 0), default=-1)
 
 
 class Session:

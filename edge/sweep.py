@@ -25,6 +25,7 @@ from edge.convert import check_quant
 from edge.errors import ConversionError, Interrupted, ResultError
 from edge.formats.checkpoint import Checkpoint, open_checkpoint
 from edge.llama.loading import DEFAULT_LOADING, Loading
+from edge.llama.remote import devices_for
 from edge.mixing.run import STANDARD
 from edge.replay.prepare import chosen_rows
 from edge.replay.provenance import folder_provenance
@@ -123,6 +124,7 @@ def sweep(
     checkpoint = open_checkpoint(source, revision=options.revision, offline=options.offline)
     if Path(out).resolve() == Path(checkpoint.folder).resolve():
         raise ResultError(f"{out}: is the checkpoint's own folder; choose another folder with --out")
+    devices_for(loading)  # reports an RPC server that does not answer before the long work
     base = checkpoint.dtype.lower()
     names = [name for name in names if name != base]
     folder = Path(out)
@@ -140,6 +142,7 @@ def sweep(
         "skip_too_long": options.skip_too_long,
         "parallel": loading.parallel,
         "gpu_layers": loading.gpu_layers,
+        **loading.spread.identity(),
     }
     with sole_user(folder, "edge sweep"):
         state = State.open(folder / "sweep.json", settings)

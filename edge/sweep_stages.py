@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge.answer.answering import Answering
@@ -17,6 +17,7 @@ from edge.measure.run import Chosen, base_scores, measure
 from edge.mixing.run import Target, mix
 from edge.replay.run import evaluate
 from edge.report.choice import Candidate
+from edge.runner import reading_layers
 from edge.sweep_state import State
 from edge.system.machine import forget_peak_memory
 from edge.system.outputs import check_output
@@ -215,7 +216,7 @@ class Stages:
                 self._scores,
                 replay=self.replay,
                 chosen=Chosen(self.options.skip_too_long),
-                loading=with_tuned(model, self._reading, measures=True),
+                loading=self._reading(model),
                 say=self.say,
             )
         return self._scores
@@ -233,8 +234,7 @@ class Stages:
                     model,
                     path,
                     rows=rows,
-                    threads=self.loading.threads,
-                    gpu_layers=self.loading.gpu_layers or 0,
+                    loading=self._reading(model),
                     force=self.options.force,
                     progress=watch,
                 )
@@ -253,7 +253,7 @@ class Stages:
                 base=scores,
                 replay=self.replay,
                 chosen=Chosen(self.options.skip_too_long),
-                loading=with_tuned(model, self._reading, measures=True),
+                loading=self._reading(model),
                 force=self.options.force,
                 say=self.say,
             )
@@ -294,10 +294,13 @@ class Stages:
     def _named(self, ending: str) -> Path:
         return self.place.with_name(self.place.name + ending)
 
-    @property
-    def _reading(self) -> Loading:
-        """The options of a pass that only reads."""
-        return Loading(threads=self.loading.threads, gpu_layers=self.loading.gpu_layers)
+    def _reading(self, model: Path) -> Loading:
+        """The options of a pass that only reads: threads and placement."""
+        given = self.loading
+        loading = with_tuned(
+            model, Loading(given.gpu_layers, given.threads, spread=given.spread), measures=True
+        )
+        return replace(loading, gpu_layers=reading_layers(loading, model))
 
     def _say(self, text: str) -> None:
         if self.say is not None:

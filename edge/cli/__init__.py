@@ -9,7 +9,7 @@ defaults  the model of a command: the named or the default one
 config    edge config; settings as defaults of options
 store     edge models, the models in the store
 pull      edge pull; the question before a large download
-models    edge convert, imatrix, inspect, doctor; not edge models, which is in store
+models    edge convert, inspect, doctor; not edge models, which is in store
 run       edge run
 chat      edge chat
 keyboard  the keyboard of edge chat: Ctrl-C, line editing
@@ -22,6 +22,7 @@ results   edge score, compare
 rank      edge rank
 join      edge join
 formats   edge schema, rows: the formats of files
+imatrix   edge imatrix
 measure   edge measure
 sweep     edge sweep
 tune      edge tune

@@ -30,9 +30,10 @@ from edge.cli.common import (
 from edge.cli.config import apply_settings, config_app
 from edge.cli.eval import evaluate
 from edge.cli.formats import rows, schema
+from edge.cli.imatrix import imatrix
 from edge.cli.join import join
 from edge.cli.measure import measure
-from edge.cli.models import convert, doctor, imatrix, inspect
+from edge.cli.models import convert, doctor, inspect
 from edge.cli.options import Verbose
 from edge.cli.pull import pull
 from edge.cli.rank import rank

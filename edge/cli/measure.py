@@ -1,6 +1,6 @@
 """The command `edge measure`. It imports heavy modules only when it runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from edge.cli.options import (
     SplitMode,
     TensorSplit,
     Verbose,
-    reading_layers,
     spread_of,
 )
 from edge.system.text import counted
@@ -98,6 +97,7 @@ def measure(
     from edge.measure.run import Chosen
     from edge.measure.run import measure as run_measure
     from edge.replay.shards import parse_shard
+    from edge.runner import reading_layers
 
     chosen = Chosen(skip_too_long, parse_shard(shard))
     check = partial(_check, replay, limit)
@@ -106,7 +106,7 @@ def measure(
     base_path = None if base is None else chosen_model(base, note_unless(quiet), check=check)
     loading = Loading(gpu_layers, threads, context, batch=batch, adapters=adapters, spread=spread)
     loading = with_tuned(path, loading, measures=True, say=note_unless(quiet))
-    loading = replace(loading, gpu_layers=reading_layers(loading.gpu_layers, path, base_path, spread=spread))
+    loading = replace(loading, gpu_layers=reading_layers(loading, path, base_path))
     with noting_replaced(out, quiet=quiet):
         done = run_measure(
             path,
@@ -122,9 +122,7 @@ def measure(
             force=force,
             say=None if quiet else progress_line,
         )
-    for line in done["method"]["notes"]:
-        note_unless(quiet)(line)
-    _print(done, out)
+    _print(done, out, note_unless(quiet))
 
 
 def _check(replay: Path | None, limit: int | None) -> None:
@@ -135,9 +133,11 @@ def _check(replay: Path | None, limit: int | None) -> None:
         read_rows(replay, limit)
 
 
-def _print(done: "Measurement", out: Path) -> None:
+def _print(done: "Measurement", out: Path, note: Callable[[str], None]) -> None:
     from edge.system.tables import table
 
+    for line in done["method"]["notes"]:
+        note(line)
     figures, intervals = done["aggregate"], done["intervals"]
     names = (
         ("nll", "NLL, nats per token", ".4f"),

@@ -16,21 +16,18 @@ from edge.cli.common import (
     is_given,
     note,
     note_unless,
-    noting_replaced,
     progress_line,
     show,
     warn,
 )
 from edge.cli.options import (
     Force,
-    GpuLayers,
     Offline,
     Revision,
     Rpc,
     Silent,
     Verbose,
     bytes_of,
-    reading_layers,
     spread_of,
 )
 from edge.cli.pull import Yes
@@ -332,76 +329,6 @@ def _convert_adapter(
         f"{converted.path}: LoRA adapter, {converted.quant}, {size(converted.n_bytes)}, {converted.weights} weights, "
         f"rank {ranks}, alpha {converted.alpha:g}, {converted.seconds:.1f} s\nSHA-256 {converted.sha256}"
     )
-
-
-def imatrix(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", metavar="FILE", help="GGUF to read; use an unquantized one if you can."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Importance matrix (GGUF) to write.")],
-    replay: Annotated[
-        Path | None,
-        typer.Option("--replay", "-r", help="Replay rows (JSON Lines) with reference answers."),
-    ] = None,
-    text: Annotated[Path | None, typer.Option(help="Plain text, cut as llama-imatrix does.")] = None,
-    chunk: Annotated[int, typer.Option(min=2, help="Chunk size of a text, in tokens.")] = 512,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            "--ctx",
-            min=2,
-            help="Leave out rows of more tokens. Default: the model's context length.",
-        ),
-    ] = None,
-    process_output: Annotated[
-        bool,
-        typer.Option("--process-output", help="Include the output matrix."),
-    ] = False,
-    gpu_layers: GpuLayers = None,
-    threads: Threads = None,
-    force: Force = False,
-    quiet: Silent = False,
-    verbose: Verbose = False,
-) -> None:
-    """Compute an importance matrix from replay rows or a text.
-
-    If it is interrupted, run the same command again to resume.
-    """
-    if (replay is None) == (text is None):
-        raise typer.BadParameter("give one of --replay and --text", param_hint="--replay")
-
-    from edge.cli.defaults import chosen_model
-    from edge.measure.calibrate import calibrate
-    from edge.replay.rows import read_rows
-    from edge.system.progress import bar
-
-    def check() -> None:
-        if replay is not None:
-            read_rows(replay)
-
-    path = chosen_model(model, note_unless(quiet), check=check)
-    with (
-        noting_replaced(out, quiet=quiet),
-        bar("reading", None if quiet else progress_line, unit="tokens") as progress,
-    ):
-        calibrated = calibrate(
-            path,
-            out,
-            rows=replay,
-            text=text,
-            chunk=chunk,
-            context=context,
-            threads=threads,
-            gpu_layers=reading_layers(gpu_layers, path),
-            process_output=process_output,
-            force=force,
-            progress=progress,
-        )
-    show(calibrated)
 
 
 def inspect(

@@ -1,6 +1,5 @@
 """Options that commands share: how edge samples an answer, and where llama.cpp computes it."""
 
-import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -294,26 +293,6 @@ def spread_of(
             "the machine; bind it to 127.0.0.1 and connect through an SSH tunnel"
         )
     return Spread(tuple(dict.fromkeys(rpc or ())), shares, main_gpu, split_mode)
-
-
-def reading_layers(given: int | None, *files: Path | None, spread: "Spread | None" = None) -> int:
-    """--gpu-layers of a command that reads texts: by default what fits of each of these GGUFs; -1 without a GPU."""
-    from edge.errors import EdgeError
-    from edge.formats.gguf import read_model_file
-    from edge.llama.loading import Loading, Spread
-    from edge.llama.remote import devices_for
-    from edge.runner import fitting_layers
-
-    loading = Loading(spread=spread or Spread())
-    if given is not None or not any("GPU" in device.kind for device in devices_for(loading)):
-        return -1 if given is None else given
-    layers = []
-    for file in files:
-        with contextlib.suppress(
-            EdgeError
-        ):  # the command reports a bad file; a base may be another kind of file
-            layers += [] if file is None else [fitting_layers(read_model_file(file), loading)]
-    return min((n for n in layers if n >= 0), default=-1)
 
 
 def bytes_of(text: str, option: str) -> int:

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from edge.cli.common import Threads, progress_line, show
-from edge.cli.options import Force, GpuLayers, Offline, Revision, Silent, Verbose, bytes_of, checked_quant
+from edge.cli.options import (
+    Force,
+    GpuLayers,
+    MainGpu,
+    Offline,
+    Revision,
+    Rpc,
+    Silent,
+    SplitMode,
+    TensorSplit,
+    Verbose,
+    bytes_of,
+    checked_quant,
+    spread_of,
+)
 from edge.cli.pull import Yes
 
 
@@ -84,6 +98,10 @@ def sweep(
         int | None, typer.Option(min=1, max=64, help="Answers written in parallel, as in edge eval.")
     ] = None,
     gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    tensor_split: TensorSplit = None,
+    main_gpu: MainGpu = None,
+    split_mode: SplitMode = None,
     threads: Threads = None,
     force: Force = False,
     quiet: Silent = False,
@@ -120,7 +138,9 @@ def sweep(
         out,
         replace(options, revision=found.hub.revision, offline=found.hub.offline),
         answering=Answering(max_tokens, constrained=not unconstrained),
-        loading=Loading(gpu_layers=gpu_layers, threads=threads, parallel=parallel),
+        loading=Loading(
+            gpu_layers, threads, parallel=parallel, spread=spread_of(rpc, tensor_split, main_gpu, split_mode)
+        ),
         say=None if quiet else progress_line,
     )
     if done.frontier:

@@ -20,6 +20,7 @@ from edge.errors import EdgeError, Interrupted
 from edge.formats.gguf import ModelFile, model_sha256, read_model_file, read_tensors, recall, remember
 from edge.formats.imatrix import Imatrix, Sums, read_imatrix, write_imatrix
 from edge.llama.activations import CountingReader, Stopped, interrupts_noted
+from edge.llama.loading import DEFAULT_LOADING, Loading, Spread
 from edge.llama.memory import BATCH
 from edge.llama.prefixes import Corpus
 from edge.llama.reader import Walk, places
@@ -77,6 +78,7 @@ class _Settings:
 
     threads: int
     gpu_layers: int
+    spread: Spread
     process_output: bool
     save_every: float
 
@@ -88,9 +90,7 @@ def calibrate(
     rows: str | Path | None = None,
     text: str | Path | None = None,
     chunk: int = 512,
-    context: int | None = None,
-    threads: int | None = None,
-    gpu_layers: int = -1,
+    loading: Loading = DEFAULT_LOADING,
     process_output: bool = False,
     save_every: float = 30.0,
     force: bool = False,
@@ -99,9 +99,9 @@ def calibrate(
     """Compute the importance matrix of a GGUF from replay `rows` or plain `text`, and write it to `out`.
 
     `chunk`: the tokens of a chunk of text. For rows it is only the unit of `imatrix.chunk_count` in the file.
-    `context`: the largest number of tokens of a row, None for the model's context length. Longer rows are left out, and
-    a note says so. `process_output`: include an output matrix that is separate from the embeddings, like the option of
-    llama-imatrix. `threads`: None for the physical cores. `gpu_layers`: layers on a GPU if there is one, -1 for all.
+    Of `loading`, only these count: `context`, the largest number of tokens of a row (longer rows are left out, and a
+    note says so), `threads`, `gpu_layers` (by default all layers if there is a GPU), and `spread`. `process_output`:
+    include an output matrix that is separate from the embeddings, like the option of llama-imatrix.
 
     The sums are saved beside `out` every `save_every` seconds and on Ctrl-C. The same call resumes from them, and
     refuses the sums of other arguments. With the same number of threads, the finished file is the same to the last bit.
@@ -112,7 +112,14 @@ def calibrate(
     """
     if (rows is None) == (text is None):
         raise EdgeError("an importance matrix is computed from rows or from a text: give one of them")
-    settings = _Settings(threads or physical_cores(), gpu_layers, process_output, save_every)
+    context = loading.context
+    settings = _Settings(
+        loading.threads or physical_cores(),
+        -1 if loading.gpu_layers is None else loading.gpu_layers,
+        loading.spread,
+        process_output,
+        save_every,
+    )
     _check_numbers(chunk, context, settings)
     check_output(out, [model, rows, text], streams=False)
     place, _ = place_of(out)
@@ -154,6 +161,7 @@ def _identity(
         "chunk": chunk,
         "context": context,
         "gpu_layers": settings.gpu_layers,
+        **settings.spread.identity(),
         "process_output": settings.process_output,
     }
 
@@ -258,6 +266,7 @@ def _read(
         batch=BATCH,
         threads=settings.threads,
         gpu_layers=settings.gpu_layers,
+        spread=settings.spread,
         # As in llama-imatrix. It changes single columns by up to a few percent.
         flash_attention=corpus.kind == "text",
         process_output=settings.process_output,

@@ -371,9 +371,8 @@ class _Work:
     def _matrix(self) -> Path:
         if not self.files.matrix.is_file():
             with bar("calibrating", self.out_say, unit="tokens") as watch:
-                calibrate(
-                    self.files.base, self.files.matrix, rows=self.rows, threads=self.threads, progress=watch
-                )
+                loading = Loading(threads=self.threads)
+                calibrate(self.files.base, self.files.matrix, rows=self.rows, loading=loading, progress=watch)
         return self.files.matrix
 
     def _write(self, recipe: Recipe, found: StoredChoice) -> Converted:

@@ -23,7 +23,7 @@ import httpx
 from edge.answer.schema import SchemaFields
 from edge.errors import BackendError
 from edge.prompt import Message
-from edge.system.hosts import this_machine
+from edge.system.hosts import is_this_machine
 from edge.system.places import read_text
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -170,7 +170,7 @@ class Server:
     def open_key(self) -> bool:
         """Whether the key goes over a network without encryption."""
         url = httpx.URL(self.url)
-        return bool(self._key) and url.scheme == "http" and not this_machine(url.host)
+        return bool(self._key) and url.scheme == "http" and not is_this_machine(url.host)
 
     def complete(self, request: Request, end: float = math.inf) -> Written:
         """The answer to a request to `completions`; `end` as in `ask`."""
@@ -262,7 +262,9 @@ class Server:
                 headers=headers,
                 limits=httpx.Limits(max_connections=1),
                 follow_redirects=False,  # the key must not reach another server
-                mounts={f"all://{url.netloc.decode()}": None} if this_machine(url.host) else None,  # no proxy
+                mounts={f"all://{url.netloc.decode()}": None}
+                if is_this_machine(url.host)
+                else None,  # no proxy
             )
             self._own.line = line = _Line(client)
             self._lines.append(line)

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.serve.failures import error_response
 from edge.serve.state import Server
-from edge.system.hosts import this_machine
+from edge.system.hosts import is_this_machine
 from edge.system.text import printable
 
 _API = (
@@ -79,7 +79,7 @@ class Guarded:
             foreign = (
                 origin is not None and origin not in self.server.cors_origins and not _own(origin, headers)
             )
-            if not this_machine(_name(headers)) or (foreign and scope["method"] != "OPTIONS"):
+            if not is_this_machine(_name(headers)) or (foreign and scope["method"] != "OPTIONS"):
                 return error_response(
                     "requests from web pages, or with a Host other than localhost, need an API key",
                     status=403,

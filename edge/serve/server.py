@@ -26,7 +26,7 @@ from edge.serve.failures import error_response
 from edge.serve.model import ServedModel
 from edge.serve.names import served_names
 from edge.serve.state import Server
-from edge.system.hosts import this_machine
+from edge.system.hosts import is_this_machine
 from edge.system.machine import memory
 
 
@@ -48,7 +48,7 @@ class Address:
                     f"--cors-origin {origin}: is not an origin; name one as a browser does, such as "
                     "http://localhost:3000"
                 )
-        if not this_machine(self.host) and not self.api_key:
+        if not is_this_machine(self.host) and not self.api_key:
             raise ServeError(
                 f"other machines can reach {self.host}: set an API key in EDGE_API_KEY, or serve on 127.0.0.1"
             )

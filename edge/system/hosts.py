@@ -3,7 +3,7 @@
 import ipaddress
 
 
-def this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
     """Whether only this machine can reach a host name or address: localhost, 127.0.0.0/8 and ::1, also in brackets."""
     name = host.removeprefix("[").removesuffix("]")
     if name.lower().removesuffix(".") == "localhost":

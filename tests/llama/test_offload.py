@@ -8,6 +8,7 @@ With EDGE_TEST_DEVICE=1 in the environment, the first half runs on the GPU of th
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -28,10 +29,13 @@ from rpc_server import RpcServer, serving_device
 from served import serving
 
 from edge.convert import convert_adapter
+from edge.formats.imatrix import read_imatrix
+from edge.system.tuned import read_tuned
 
 pytestmark = pytest.mark.slow
 ROWS = conftest.ROOT / "models" / "tiny-terminal" / "eval.jsonl"
 TASK = "Inspect the current directory and list Python files."
+SANDBOX = shutil.which("bwrap") and shutil.which("tmux")
 OWN = bool(os.environ.get("EDGE_TEST_DEVICE"))
 HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""} if OWN else {}
 
@@ -102,6 +106,13 @@ def evaluated(device: Device | None, model: Path, out: Path, *words: object) -> 
 
 def answers(result: dict[str, Any]) -> list[str]:
     return [step["pred_text"] for step in result["per_step"]]
+
+
+def rows_of(folder: Path, count: int) -> Path:
+    """A file with the first embedded rows."""
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(ROWS.read_text().splitlines(keepends=True)[:count]))
+    return rows
 
 
 def test_run_answers_as_the_cpu(device: Device, tiny_q4: Path) -> None:
@@ -177,6 +188,65 @@ def test_predictions_are_those_of_the_cpu(device: Device, tiny_q4: Path, tmp_pat
     assert 0 <= figures["kl_mean"] < 1e-3
     assert figures["top1_agreement_pct"] > 99
     assert figures["nll"] == pytest.approx(figures["base_nll"], abs=0.01)
+
+
+def test_an_importance_matrix_is_that_of_the_cpu(device: Device, tiny_q4: Path, tmp_path: Path) -> None:
+    words = ("imatrix", "--model", tiny_q4, "--replay", rows_of(tmp_path, 4), "--threads", "1", "--quiet")
+    done = (
+        on_cpu(*words, "--out", tmp_path / "cpu.gguf", "--gpu-layers", "0"),
+        device.edge(*words, "--out", tmp_path / "device.gguf"),
+    )
+    assert [one.returncode for one in done] == [0, 0], done
+    here, there = (read_imatrix(tmp_path / f"{name}.gguf").entries for name in ("cpu", "device"))
+    assert here.keys() == there.keys() and len(here) > 20
+    for name, sums in here.items():
+        # A GPU rounds in another way, so that a token can go to another expert.
+        total, other = float(sums.in_sum2.sum()), float(there[name].in_sum2.sum())
+        assert other == pytest.approx(total, rel=0.1 if OWN else 1e-3), name
+
+
+def test_a_sweep_uses_the_device(device: Device, tiny_folder: Path, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, 2)
+    words = ("sweep", tiny_folder, "--quants", "Q4_0", "--replay", rows, "--calibrate", rows, "--same-rows")
+    done = device.edge(
+        *words, "--out", tmp_path / "s", "--max-tokens", "32", "--threads", "1", "--quiet", timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "s").glob("*.json")]
+    assert [one["gpu"] for one in results if "gpu" in one] == [f"{device.name} (7 of 7 layers)"] * 2
+    assert [one["aggregate"]["kl_mean"] > 0 for one in results if "measurement" in one] == [True]
+
+
+@pytest.mark.skipif(not SANDBOX, reason="bubblewrap or tmux is not installed")
+def test_an_agent_and_a_trial_answer_as_on_the_cpu(device: Device, tiny_q4: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, edge in (("cpu", on_cpu), ("device", device.edge)):
+        folder = tmp_path / name / "work"
+        folder.mkdir(parents=True)
+        record = tmp_path / name / "session.jsonl"
+        words = ("agent", TASK, "--workdir", folder, "--record", record, "--sandbox", "--yes")
+        limits = ("--max-steps", "2", "--max-tokens", "96", "--threads", "1")
+        edge(*words, "--model", tiny_q4, *limits)
+        said = [json.loads(line)["ref_raw"] for line in record.read_text().splitlines()]
+        done = edge(
+            "trial", "--task", "make-folder-1", "--model", tiny_q4, *limits, "--out", tmp_path / name / "t"
+        )
+        assert done.returncode == 0, done.stderr
+        result = json.loads((tmp_path / name / "t" / f"{tiny_q4.stem}.json").read_text())
+        found[name] = said, [(one["state"], one["steps"], one["screens"]) for one in result["trials"]]
+    assert len(found["cpu"][0]) == 2 and len(found["cpu"][1]) == 1
+    assert OWN or found["cpu"] == found["device"]
+
+
+def test_tuning_measures_the_device(device: Device, tiny_q4: Path) -> None:
+    done = device.edge("tune", tiny_q4, "--rounds", "2", timeout=600)
+    assert done.returncode == 0, done.stderr
+    entry = next(
+        one
+        for one in read_tuned()
+        if any(name.startswith(f"{device.name}:") for name in one["machine"]["devices"])
+    )
+    assert {row["value"] for row in entry["measured"] if row["option"] == "gpu_layers"} >= {"0"}
 
 
 def test_an_adapter_changes_the_answers_on_the_device(
@@ -314,6 +384,42 @@ def test_wrong_servers_are_one_line_each(backend: Path) -> None:
                 errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
                 assert (done.returncode, len(errors)) == (status, 1), done.stderr
                 assert text in errors[0] and "Traceback" not in done.stderr
+
+
+USERS = (
+    "run --model MODEL x",
+    "chat --model MODEL",
+    "agent x --model MODEL --sandbox --yes",
+    "serve --model MODEL --port 0",
+    "eval --model MODEL --replay ROWS --out OUT",
+    "measure --model MODEL --replay ROWS --out OUT",
+    "imatrix --model MODEL --replay ROWS --out OUT",
+    "sweep FOLDER --quants Q4_0 --replay ROWS --out OUT",
+    "trial --task make-folder-1 --model MODEL --out OUT",
+    "tune MODEL",
+    "doctor",
+)
+
+
+@pytest.mark.parametrize("words", USERS, ids=[words.split()[0] for words in USERS])
+def test_each_command_asks_the_server(
+    words: str, backend: Path, tiny_q4: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A server that cannot be reached is one error line, so no command ignores --rpc."""
+    names = {"MODEL": tiny_q4, "FOLDER": tiny_folder, "ROWS": ROWS, "OUT": tmp_path / "out"}
+    environment = {**os.environ, "GGML_BACKEND_PATH": str(backend)}
+    done = command_line.run(
+        *(names.get(word, word) for word in words.split()),
+        "--rpc",
+        "127.0.0.1:1",
+        env=environment,
+        cwd=tmp_path,
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (done.returncode, len(errors)) == (1, 1), done.stderr
+    assert "127.0.0.1:1 cannot be reached" in errors[0] or "127.0.0.1:1: cannot be reached" in errors[0]
+    assert list(tmp_path.glob("out/*.gguf")) == [], "before any long work"
+    assert not (tmp_path / "out").is_file()
 
 
 def test_without_the_backend_there_is_one_line(tiny_q4: Path) -> None:

@@ -21,6 +21,7 @@ from edge.errors import ContextError, EdgeError, ModelFileError, ReplayError, Re
 from edge.formats.checksum import KEY
 from edge.formats.gguf import read_tensors
 from edge.formats.imatrix import Imatrix, read_imatrix
+from edge.llama.loading import Loading
 from edge.measure.calibrate import calibrate
 from edge.measure.experts import RARE
 from edge.system.paths import embedded_rows
@@ -28,6 +29,7 @@ from edge.system.paths import embedded_rows
 pytestmark = pytest.mark.slow
 
 ROWS = 24
+ONE = Loading(threads=1)
 TEXT = Path(__file__).resolve().parents[1] / "helpers" / "plain_text.txt"
 CHUNK = 96
 
@@ -169,7 +171,7 @@ def test_rows_against_transformers(
     expected = Expected(tiny_folder, sequences, once=True)
     told = list[tuple[int, int]]()
     done = calibrate(
-        tiny_f32, tmp_path / "m.gguf", rows=rows, threads=1, progress=lambda *now: told.append(now)
+        tiny_f32, tmp_path / "m.gguf", rows=rows, loading=ONE, progress=lambda *now: told.append(now)
     )
     expected.check(read_imatrix(done.path), column=0.01, rerouted=0)  # the cache holds float16
     assert done.tokens == expected.tokens < done.tokens_given == sum(map(len, sequences))
@@ -188,7 +190,7 @@ def test_text_against_transformers(
 ) -> None:
     chunks = text_tokens(tiny_folder, TEXT, CHUNK)
     expected = Expected(tiny_folder, chunks, once=False)
-    done = calibrate(tiny_f32, tmp_path / "m.gguf", text=TEXT, chunk=CHUNK, threads=1)
+    done = calibrate(tiny_f32, tmp_path / "m.gguf", text=TEXT, chunk=CHUNK, loading=ONE)
     found = read_imatrix(done.path)
     expected.check(
         found, column=0.1, rerouted=3
@@ -203,7 +205,7 @@ def test_an_own_output_matrix_is_taken_when_asked_for(random_llama_folder: Path,
     names = []
     for process_output in (False, True):
         out = tmp_path / f"{process_output}.gguf"
-        calibrate(model, out, text=TEXT, chunk=64, threads=1, process_output=process_output)
+        calibrate(model, out, text=TEXT, chunk=64, loading=ONE, process_output=process_output)
         names.append(set(read_imatrix(out).entries))
     assert names[1] - names[0] == {"output.weight"}
     wanted = {tensor.name for tensor in read_tensors(model) if len(tensor.shape) == 2}
@@ -218,8 +220,8 @@ def test_a_row_given_twice_counts_once(tiny_q4: Path, rows: Path, tmp_path: Path
     lines = fields(rows)
     copies = [{**row, "task_id": f"again-{row['task_id']}"} for row in lines]
     twice.write_text("".join(json.dumps(row) + "\n" for row in lines + copies), "utf-8")
-    once = calibrate(tiny_q4, tmp_path / "once.gguf", rows=rows, threads=1)
-    again = calibrate(tiny_q4, tmp_path / "twice.gguf", rows=twice, threads=1)
+    once = calibrate(tiny_q4, tmp_path / "once.gguf", rows=rows, loading=ONE)
+    again = calibrate(tiny_q4, tmp_path / "twice.gguf", rows=twice, loading=ONE)
     assert again.tokens == once.tokens and again.sequences == 2 * once.sequences
     a, b = read_imatrix(once.path).entries, read_imatrix(again.path).entries
     for name, entry in a.items():
@@ -234,18 +236,19 @@ def test_a_row_given_twice_counts_once(tiny_q4: Path, rows: Path, tmp_path: Path
 def whole(tiny_q4: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The matrix of a calibration without interruption."""
     return calibrate(
-        tiny_q4, tmp_path_factory.mktemp("whole") / "m.gguf", rows=rows, threads=1
+        tiny_q4, tmp_path_factory.mktemp("whole") / "m.gguf", rows=rows, loading=ONE
     ).path.read_bytes()
 
 
 KILLED_AT = """
 import os, sys
+from edge.llama.loading import Loading
 from edge.measure.calibrate import calibrate
 model, out, rows, at, every = sys.argv[1:]
 def told(counted, total):
     if counted >= int(at):
         os.kill(os.getpid(), 9)
-calibrate(model, out, rows=rows, threads=1, save_every=float(every), progress=told)
+calibrate(model, out, rows=rows, loading=Loading(threads=1), save_every=float(every), progress=told)
 """
 
 
@@ -258,7 +261,7 @@ def test_killed_again_and_again(tiny_q4: Path, rows: Path, whole: bytes, tmp_pat
         )
         assert process.returncode == -signal.SIGKILL
         assert not out.exists() and (tmp_path / "m.gguf.partial").exists()
-    done = calibrate(tiny_q4, out, rows=rows, threads=1)
+    done = calibrate(tiny_q4, out, rows=rows, loading=ONE)
     assert done.tokens_before >= 1300
     assert out.read_bytes() == whole
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
@@ -277,7 +280,7 @@ def test_interrupted_again_and_again(tiny_q4: Path, rows: Path, whole: bytes, tm
                 signal.raise_signal(signal.SIGINT)
 
         try:
-            done = calibrate(tiny_q4, out, rows=rows, threads=1, save_every=1e9, progress=told)
+            done = calibrate(tiny_q4, out, rows=rows, loading=ONE, save_every=1e9, progress=told)
         except KeyboardInterrupt as error:
             begun += 1
             assert re.search(
@@ -290,7 +293,7 @@ def test_interrupted_again_and_again(tiny_q4: Path, rows: Path, whole: bytes, tm
 
 
 def test_a_text_goes_on_too(tiny_q4: Path, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"text": TEXT, "chunk": CHUNK, "threads": 1}
+    arguments: dict[str, Any] = {"text": TEXT, "chunk": CHUNK, "loading": ONE}
     whole = calibrate(tiny_q4, tmp_path / "whole.gguf", **arguments).path.read_bytes()
 
     def told(counted: int, total: int) -> None:
@@ -313,7 +316,7 @@ def partial(tiny_q4: Path, rows: Path, tmp_path: Path) -> Iterator[Path]:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match="run the same command again"):
-        calibrate(tiny_q4, tmp_path / "m.gguf", rows=rows, threads=1, progress=told)
+        calibrate(tiny_q4, tmp_path / "m.gguf", rows=rows, loading=ONE, progress=told)
     yield tmp_path / "m.gguf.partial"
     assert not (tmp_path / "m.gguf").exists()
 
@@ -332,7 +335,7 @@ def test_other_arguments_are_refused(
         (tiny_q4, {"text": TEXT}, "now with text"),
     ):
         with pytest.raises(ModelFileError, match="another calibration") as error:
-            calibrate(model, out, threads=1, **changed)
+            calibrate(model, out, loading=ONE, **changed)
         assert named in str(error.value) and "\n" not in str(error.value)
         assert partial.read_bytes() == left
 
@@ -348,7 +351,7 @@ def test_a_damaged_partial_is_refused(tiny_q4: Path, rows: Path, partial: Path, 
     ):
         partial.write_bytes(data)
         with pytest.raises(ModelFileError, match=said):
-            calibrate(tiny_q4, tmp_path / "m.gguf", rows=rows, threads=1)
+            calibrate(tiny_q4, tmp_path / "m.gguf", rows=rows, loading=ONE)
         assert partial.read_bytes() == data
 
 
@@ -370,7 +373,7 @@ def changed(model: Path, tensor: str, values: dict[int, float], out: Path) -> Pa
 def test_an_expert_never_at_work(tiny_q4: Path, rows: Path, whole: bytes, tmp_path: Path) -> None:
     """The router's bias excludes one expert: it is reported and gets weight 1, and the others keep their values."""
     model = changed(tiny_q4, "blk.2.exp_probs_b.bias", {1: -1e4}, tmp_path / "tiny.gguf")
-    done = calibrate(model, tmp_path / "m.gguf", rows=rows, threads=1)
+    done = calibrate(model, tmp_path / "m.gguf", rows=rows, loading=ONE)
     assert [layer.never for layer in done.experts] == [(1,), (), (), ()]
     assert "layer" in str(done) and "1 on none" in str(done)
     assert re.search(r"^\| +2 \| +4 \| 1 ", str(done), re.MULTILINE)
@@ -385,7 +388,7 @@ def test_an_expert_never_at_work(tiny_q4: Path, rows: Path, whole: bytes, tmp_pa
 def test_experts_seldom_at_work(tiny_q4: Path, tmp_path: Path) -> None:
     text = tmp_path / "short.txt"
     text.write_text("List the Python files in this folder. " * 8)
-    done = calibrate(tiny_q4, tmp_path / "m.gguf", text=text, chunk=16, threads=1)
+    done = calibrate(tiny_q4, tmp_path / "m.gguf", text=text, chunk=16, loading=ONE)
     layers = [Counter(0 if not n else 1 if n < RARE else 2 for n in layer.counts) for layer in done.experts]
     assert sum(layer[1] for layer in layers) > 0
     assert [(len(layer.never), len(layer.rare)) for layer in done.experts] == [(n[0], n[1]) for n in layers]
@@ -397,13 +400,13 @@ def test_experts_seldom_at_work(tiny_q4: Path, tmp_path: Path) -> None:
 
 
 def test_rows_longer_than_the_context(tiny_q4: Path, rows: Path, tmp_path: Path) -> None:
-    done = calibrate(tiny_q4, tmp_path / "m.gguf", rows=rows, context=110, threads=1)
+    done = calibrate(tiny_q4, tmp_path / "m.gguf", rows=rows, loading=Loading(threads=1, context=110))
     assert 0 < done.skipped < ROWS and done.sequences + done.skipped == ROWS
     assert f"{done.skipped} of {ROWS} rows are longer than the context of 110 tokens" in str(done)
     with pytest.raises(ContextError, match="no row fits into a context of 10 tokens"):
-        calibrate(tiny_q4, tmp_path / "n.gguf", rows=rows, context=10, threads=1)
+        calibrate(tiny_q4, tmp_path / "n.gguf", rows=rows, loading=Loading(threads=1, context=10))
     with pytest.raises(ContextError, match="has a context of 32768 tokens, not 99999"):
-        calibrate(tiny_q4, tmp_path / "n.gguf", rows=rows, context=99999, threads=1)
+        calibrate(tiny_q4, tmp_path / "n.gguf", rows=rows, loading=Loading(threads=1, context=99999))
 
 
 def test_arguments_that_make_no_sense(tiny_q4: Path, rows: Path, tmp_path: Path) -> None:
@@ -417,8 +420,8 @@ def test_arguments_that_make_no_sense(tiny_q4: Path, rows: Path, tmp_path: Path)
         (EdgeError, "give one of them", {}),
         (EdgeError, "give one of them", {"rows": rows, "text": TEXT}),
         (EdgeError, "chunk is 1", {"text": TEXT, "chunk": 1}),
-        (EdgeError, "threads is 513", {"text": TEXT, "threads": 513}),
-        (EdgeError, "context is 1", {"rows": rows, "context": 1}),
+        (EdgeError, "threads is 513", {"text": TEXT, "loading": Loading(threads=513)}),
+        (EdgeError, "context is 1", {"rows": rows, "loading": Loading(context=1)}),
         (ContextError, "a chunk of 40000 does not fit", {"text": TEXT, "chunk": 40000}),
         (ReplayError, "at least two chunks of 512", {"text": short}),
         (ReplayError, "is not UTF-8", {"text": latin}),
@@ -428,7 +431,7 @@ def test_arguments_that_make_no_sense(tiny_q4: Path, rows: Path, tmp_path: Path)
     ]
     for kind, said, arguments in cases:
         with pytest.raises(kind, match=said) as error:
-            calibrate(tiny_q4, out, **{"threads": 1, **arguments})
+            calibrate(tiny_q4, out, **{"loading": ONE, **arguments})
         assert "\n" not in str(error.value)
     with pytest.raises(ResultError, match="is a folder"):
         calibrate(tiny_q4, tmp_path, rows=rows)
@@ -442,5 +445,5 @@ def test_arguments_that_make_no_sense(tiny_q4: Path, rows: Path, tmp_path: Path)
 def test_a_model_that_gives_no_numbers(tiny_q4: Path, rows: Path, tmp_path: Path) -> None:
     model = changed(tiny_q4, "blk.3.ffn_norm.weight", {0: np.nan}, tmp_path / "tiny.gguf")
     with pytest.raises(ModelFileError, match=r"the input of blk\.3\.\S+ is not finite"):
-        calibrate(model, tmp_path / "m.gguf", rows=rows, threads=1)
+        calibrate(model, tmp_path / "m.gguf", rows=rows, loading=ONE)
     assert not (tmp_path / "m.gguf").exists()

@@ -55,7 +55,7 @@ def place(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("probe")
     shutil.copy(tiny_bf16, folder / "base.gguf")
     rows = first_rows(folder / "rows.jsonl", 6)
-    calibrate(folder / "base.gguf", folder / "x.imatrix", rows=rows, threads=1)
+    calibrate(folder / "base.gguf", folder / "x.imatrix", rows=rows, loading=Loading(threads=1))
     base_scores(folder / "base.gguf", folder / "base.scores", replay=rows, loading=Loading(threads=1))
     return folder
 
