@@ -131,7 +131,7 @@ class Aggregate(TypedDict, total=False):
 
 _FENCE_OPENS = re.compile(r"```(?:json)?\s*(?=\{)")
 _FENCE_CLOSES = re.compile(r"\}(?=\s*```)")
-# As published, without DOTALL: a backslash before a real line break is no escape, and such keystrokes are not found.
+# As published, without DOTALL: a backslash before a real line break is not an escape: such keystrokes are not found.
 _KEYSTROKES = re.compile(r'"keystrokes"\s*:\s*"((?:\\.|[^"\\])*)"')
 
 

@@ -239,7 +239,7 @@ class Agent:
         """The model's answer to the pending messages; both become part of the conversation.
 
         If the conversation is too long, leave out older steps, then shorten the output. Raises _NoAnswerError if there
-        is no answer, InvalidAnswerError, TimeUpError.
+        is not an answer, InvalidAnswerError, TimeUpError.
         """
         output_bytes = SCREEN_BYTES
         while True:

@@ -91,7 +91,7 @@ def _check_characters(text: str) -> None:
                 f"it holds the character U+{ord(character):04X}, which a terminal may act on"
             )
         if "\ud800" <= character <= "\udfff":
-            raise UnreadableError("it is no UTF-8 text")
+            raise UnreadableError("it is not UTF-8 text")
 
 
 def _command(node: tree_sitter.Node, data: bytes) -> SimpleCommand:

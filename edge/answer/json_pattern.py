@@ -104,7 +104,7 @@ def _pieces(text: str) -> list[str]:
     return re.findall(r"\\.|.", text, re.DOTALL)
 
 
-# To JavaScript letters are ASCII, to Python they are Unicode's: what is no letter must be none to both.
+# To JavaScript letters are ASCII, to Python they are Unicode's: what is not a letter must be one to neither.
 _NARROWER = {
     r"\W": r"[^\p{L}\p{N}_]",
     r"\D": r"[^\p{Nd}]",

@@ -16,7 +16,7 @@ def join_trials(shards: Sequence[Path], out: Path, *, force: bool = False) -> Tr
     """Put the shards of one `edge trial` together, write the whole result to `out` and return it.
 
     The session records stay where they are; the result names them relative to itself. Raises ResultError for a file
-    that is no shard, shards that are missing, given twice, or of different runs.
+    that is not a shard, shards that are missing, given twice, or of different runs.
     """
     check_output(out, shards)
     found = [read_trials(path) for path in shards]

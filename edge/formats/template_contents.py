@@ -287,7 +287,7 @@ class Contents:
         if name not in self.macros:
             return False
         if name not in self.decided:
-            self.decided[name] = False  # what it says of itself is no test
+            self.decided[name] = False  # what it says of itself is not a test
             tests = within(self.macros[name], (nodes.If, nodes.CondExpr))
             self.decided[name] = any(self.tests(choice.test) for choice in tests)
         return self.decided[name]

@@ -31,8 +31,8 @@ def join_measurements(shards: Sequence[Path | str], out: Path | str, *, force: b
     """Put the shards of one `edge measure` together, write the whole measurement to `out` and return it.
 
     Its figures are byte for byte those of a run without shards on the same kind of machine. Times and decoded tokens
-    are sums over the machines. Raises ResultError for a file that is no shard, shards that are missing, given twice, or
-    of different runs.
+    are sums over the machines. Raises ResultError for a file that is not a shard, and for shards that are missing,
+    repeated or of different runs.
     """
     check_output(out, shards)
     found = [_read(path) for path in shards]

@@ -101,7 +101,7 @@ class _Response:
 def read_key(path: Path | None) -> str:
     """The key for a server: the text of a file, else OPENAI_API_KEY; empty if there is none.
 
-    Raises BackendError or ReplayError, never with the key, if it cannot be read or is no key.
+    Raises BackendError or ReplayError, never with the key, if it cannot be read or is not a key.
     """
     source = KEY_VARIABLE if path is None else str(path)
     key = (os.environ.get(KEY_VARIABLE, "") if path is None else read_text(path)).strip()

@@ -165,7 +165,7 @@ def join(shards: Sequence[Path | str], out: Path | str, *, force: bool = False) 
 
     In exact mode its steps and figures are byte for byte those of a run without shards. Times are sums over the
     machines, except `load_time_sec`, the longest. A result of another run at `out` is replaced only with `force`.
-    Raises ResultError for a file that is no shard, shards that are missing, given twice, or of different runs.
+    Raises ResultError for a file that is not a shard, shards that are missing, given twice, or of different runs.
     """
     check_output(out, shards)
     results = [read_result(path) for path in shards]

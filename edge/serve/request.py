@@ -89,7 +89,7 @@ def _finite(text: str) -> float:
     """A number that a response can repeat. Raises ValueError."""
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is no number that can be kept")
+        raise ValueError(f"{text[:40]} is not a number that edge can keep")
     return value
 
 

@@ -38,7 +38,7 @@ _MEMORY = (
 )  # bytes of a child's own memory, besides twice its files: llama.cpp can rearrange the weights
 _MOST_MEMORY = (
     1 << 60
-)  # bytes: a file with holes can be so large that a limit for it is no number for the system
+)  # bytes: a file with holes can be so large that a limit for it is not a number for the system
 _SYS_RESOURCE = 24  # the capability to raise limits (linux/capability.h)
 _KEPT = 1 << 16  # bytes of output that are kept; more is read and dropped
 _CHILD = '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; exec "$@"'

@@ -102,7 +102,7 @@ def _settings_file() -> Path | None:
 def _files(path: Path) -> Iterator[Path]:
     """The files that an input consists of: itself, the parts of a split model, the files of a folder.
 
-    A GGUF in a checkpoint's folder is no part of the checkpoint: people write it there.
+    A GGUF in a checkpoint's folder is not part of the checkpoint: people write it there.
     """
     yield path
     with contextlib.suppress(OSError, ValueError):

@@ -16,11 +16,6 @@ from edge.errors import GrammarError
 from edge.llama.vocabulary import Vocabulary
 
 
-@pytest.fixture(scope="module")
-def endings(vocabulary: Vocabulary) -> Endings:
-    return Endings(vocabulary.matcher_tokens(), sorted(vocabulary.end_ids))
-
-
 @pytest.mark.parametrize(
     ("schema", "right", "wrong"),
     [

@@ -77,11 +77,6 @@ REFUSED: dict[str, tuple[Json, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def endings(vocabulary: Vocabulary) -> Endings:
-    return Endings(vocabulary.matcher_tokens(), sorted(vocabulary.end_ids))
-
-
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @pytest.mark.parametrize("name", KEPT)
 def test_each_call_is_read_and_valid_or_the_tool_is_refused(
