@@ -1,5 +1,6 @@
 """HTTP client for an OpenAI-compatible server: lists its models and requests answers, with retries."""
 
+import ipaddress
 import json
 import math
 import os
@@ -28,13 +29,29 @@ from edge.system.places import read_text
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES = 6
 _LONGEST_WAIT = 60.0  # seconds between two tries; a longer Retry-After counts as a failure
-_ON_THIS_MACHINE = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+_NO_PROXY = dict.fromkeys(("all://", "http://", "https://"))  # instead of those of the environment
 _AGAIN = {408, 409, 425, 429}  # retried, like every status from 500
 _ABSENT = {404, 405, 501}
 _MOST = 64 << 20  # maximum bytes of a response
 _STREAM = "text/event-stream"
 _MOST_KEY = 4096  # maximum characters of a key
 _MOST_TOKENS = 10**9  # of a prompt or an answer, as a server may count them
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether a host of a URL is this machine, in each form that the system reads: localhost, 127.0.0.2, 127.1, ::1."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(socket.inet_ntoa(socket.inet_aton(name)))
+    except OSError:  # no address of IPv4, also not in a short form
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 class Refused(BackendError):
@@ -169,8 +186,12 @@ class Server:
     @property
     def open_key(self) -> bool:
         """Whether the key goes over a network without encryption."""
-        url = httpx.URL(self.url)
-        return bool(self._key) and url.scheme == "http" and url.host not in ("localhost", "127.0.0.1", "::1")
+        return bool(self._key) and httpx.URL(self.url).scheme == "http" and not self._is_here
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether the server is on this machine, by its address."""
+        return _is_of_this_machine(httpx.URL(self.url).host)
 
     def complete(self, request: Request, end: float = math.inf) -> Written:
         """The answer to a request to `completions`; `end` as in `ask`."""
@@ -262,7 +283,7 @@ class Server:
                 headers=headers,
                 limits=httpx.Limits(max_connections=1),
                 follow_redirects=False,  # the key must not reach another server
-                mounts=dict.fromkeys(_ON_THIS_MACHINE),  # nor a proxy that could not reach this one
+                mounts=_NO_PROXY if self._is_here else None,  # nor a proxy that could not reach this machine
             )
             self._own.line = line = _Line(client)
             self._lines.append(line)
