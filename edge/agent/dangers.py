@@ -13,6 +13,7 @@ RUNS_OTHER = "runs another program"
 SYSTEM = "changes the system"
 ELSEWHERE = "changes another system"
 REPOSITORY = "changes the repository"
+KEYS = "reads keys or passwords"
 ACTED_ON = "writes a file that other programs act on"
 
 _NAMES = {
@@ -20,16 +21,20 @@ _NAMES = {
         "rm rmdir unlink shred truncate wipefs userdel groupdel deluser delgroup dropdb dropuser srm wipe "
         "blkdiscard fdisk sfdisk parted sgdisk lvremove vgremove pvremove trash trash-put gio hdparm nvme dmsetup "
         "nix-collect-garbage rimraf del-cli trash-empty fdupes jdupes tmpreaper tmpwatch bleachbit badblocks "
-        "pg_dropcluster pg_resetwal initdb snapper rmlint czkawka_cli bfg del rd erase format diskpart"
+        "pg_dropcluster pg_resetwal initdb snapper rmlint czkawka_cli bfg del rd erase format diskpart "
+        "cfdisk gdisk xfs_repair debugfs"
     ),
     "overwrite": (
         "mv cp dd tee install rsync ln patch unzip gunzip gzip bzip2 xz zstd cpio split csplit rename mmv "
         "pg_restore sponge sd rpl 2to3 pyupgrade codemod nano ed "
-        "duperemove strip fallocate exiftool mogrify vidir detox pax qemu-img robocopy"
+        "duperemove strip fallocate exiftool mogrify vidir detox pax qemu-img robocopy "
+        "dos2unix unix2dos autoflake goimports nbstripout futurize php-cs-fixer phpcbf comby fastmod sad ambr "
+        "jscodeshift unrar unar vi vim nvim emacs pico micro hx kak joe mcedit fio swiftformat"
     ),
     "privilege": (
         "sudo su doas pkexec chown chgrp chmod chattr setcap setfacl visudo passwd chpasswd usermod useradd "
-        "adduser groupadd gpasswd mount umount runuser newgrp sg chroot nsenter"
+        "adduser groupadd gpasswd mount umount runuser newgrp sg chroot nsenter "
+        "setpriv capsh groupmod vipw newusers"
     ),
     "network": (
         "curl wget ssh scp sftp nc ncat netcat socat telnet ftp lftp rsync ping dig nslookup host aria2c axel "
@@ -37,7 +42,14 @@ _NAMES = {
         "msmtp swaks rclone s3cmd mosh autossh sshpass ssh-copy-id rsh rlogin tftp snmpwalk ldapsearch smbclient "
         "twine ngrok cloudflared frpc chisel websocat wscat yt-dlp youtube-dl psql mysql mariadb mongo mongosh "
         "redis-cli clickhouse-client cqlsh sqlcmd sqlplus pg_dump pg_restore mysqldump npx bunx uvx pipx "
-        "pip-compile helm skopeo crane pssh parallel-ssh syncthing unison lsyncd imapsync"
+        "pip-compile helm skopeo crane pssh parallel-ssh syncthing unison lsyncd imapsync "
+        "tailscale zerotier-cli wg-quick openvpn warp-cli tsh croc wormhole magic-wormhole ffsend pastebinit gist "
+        "transfer "
+        "sshfs sshuttle lt localtunnel bore http-server live-server tcpdump tshark nikto sqlmap hydra gobuster "
+        "ffuf mitmproxy "
+        "mitmdump ettercap bettercap arpspoof hping3 ab wrk hey k6 vegeta siege slackcat telegram-send ntfy "
+        "apprise kaggle "
+        "openai modal mongodump cpan cpanm pod nuget llm sgpt yay paru"
     ),
     RUNS_TEXT: "eval source . exec xargs parallel entr",
     RUNS_OTHER: (
@@ -49,7 +61,7 @@ _NAMES = {
     ),
     "stops processes or services": (
         "kill pkill killall xkill shutdown reboot halt poweroff telinit init systemctl service rc-service "
-        "launchctl skill fuser loginctl supervisorctl pm2 apachectl rabbitmqctl nginx killall5"
+        "launchctl skill fuser loginctl supervisorctl pm2 apachectl rabbitmqctl nginx killall5 sv s6-svc initctl"
     ),
     "schedules a command": "crontab at batch atq atrm systemd-run launchctl anacron",
     "changes what commands mean": "alias unalias enable hash trap bind complete shopt stty "
@@ -62,7 +74,10 @@ _NAMES = {
         "auditctl losetup cryptsetup mdadm lvcreate vgcreate pvcreate mknod chsh timedatectl useradd adduser "
         "groupadd networksetup defaults spctl csrutil fstrim logrotate nmcli rfkill ipset emerge "
         "resize2fs tune2fs e2fsck fsck xfs_growfs dconf gsettings xdg-settings reg sc schtasks icacls takeown bcdedit "
-        "cipher xbps-remove bootctl flashrom fwupdmgr esptool avrdude openocd adb fastboot dscl diskutil vssadmin"
+        "cipher xbps-remove bootctl flashrom fwupdmgr esptool avrdude openocd adb fastboot dscl diskutil vssadmin "
+        "hwclock netplan dhclient brctl iw bluetoothctl add-apt-repository apt-key apt-mark nixos-rebuild home-manager "
+        "softwareupdate pmset nvram systemsetup scutil sysadminctl rc-update update-rc.d chkconfig eject fusermount "
+        "fusermount3 tmutil yay paru"
     ),
     "acts on a database": (
         "psql mysql mariadb mongo mongosh redis-cli sqlite3 clickhouse-client cqlsh sqlcmd sqlplus duckdb "
@@ -73,8 +88,11 @@ _NAMES = {
     RUNS_FOLDER: (
         "make gmake bmake ninja just task rake invoke tox nox pytest py.test ctest bazel buck scons meson gradle "
         "gradlew mvn mvnw ant sbt lein mix vagrant snakemake nextflow jest vitest mocha karma cypress playwright "
-        "tsx ts-node papermill fab cap phpunit rspec docker-compose act pre-commit lefthook husky rails"
+        "tsx ts-node papermill fab cap phpunit rspec docker-compose act pre-commit lefthook husky rails "
+        "jupyter streamlit uvicorn gunicorn hypercorn flask gradio celery locust fastlane xcodebuild buck2 "
+        "spark-submit rebar3 artisan scrapy"
     ),
+    KEYS: "john hashcat mimikatz gcore ssh-add pbpaste wl-paste kwallet-query git-crypt",
 }
 KINDS: dict[str, list[str]] = {}
 for _kind, _listed in _NAMES.items():
@@ -97,7 +115,9 @@ _REMOTE = frozenset(
         "ansible-playbook doctl heroku fly flyctl vercel netlify firebase supabase wrangler railway render gh "
         "glab hub s3cmd rclone mc eksctl minikube kind k3d nomad consul vault oci ibmcloud linode-cli hcloud "
         "openstack cf eb sam serverless sls cdk argocd flux istioctl velero kops kubeadm etcdctl juju salt salt- "
-        "call puppet chef knife virsh vagrant govc cloudflared stripe twilio okta op hub s5cmd packer"
+        "call puppet chef knife virsh vagrant govc cloudflared stripe twilio okta op hub s5cmd packer "
+        "scw exo vultr-cli upctl civo pscale planetscale doppler infisical chamber teleport tsh snowsql hdfs hadoop "
+        "hive beeline nats kafka-console-producer wandb mlflow"
     ).split()
 )
 _READS = re.compile(
@@ -118,7 +138,7 @@ _PACKAGES = (
     r"brew|port|conda|mamba|"
     r"poetry|pdm|pipenv|pipx|composer|bundle|nuget|dotnet|luarocks|cpan|cpanm|opam|cabal|stack|rustup|"
     r"nix-env|nix|snap|"
-    r"flatpak|choco|winget|scoop|easy_install|asdf|mise|nvm|pyenv|helm|code)\s+(?:\S+\s+)*"
+    r"ansible-galaxy|sdk|rbenv|volta|fnm|pod|flatpak|choco|winget|scoop|easy_install|asdf|mise|nvm|pyenv|helm|code)\s+(?:\S+\s+)*"
 )
 _SCRIPTED = r"(?:npm|pnpm|yarn|bun|deno)\s+(?:\S+\s+)*"
 # Words that make a command risky when its name alone does not.
@@ -136,13 +156,13 @@ _PHRASES = [
          r"push\s+.*"
          r"(?:--delete|\s:\S|--mirror|--prune|-d\b))", "delete"),
         (rf"{_GIT}push\s+(?:.*\s)?(?:-f\b|--force|\+)", "overwrite"),
-        (rf"{_GIT}(?:push|pull|fetch|clone|submodule|ls-remote|remote\s+(?:update|show)|"
+        (rf"{_GIT}(?:push|pull|fetch|clone|submodule|ls-remote|daemon|instaweb|http-push|p4|request-pull|remote\s+(?:update|show)|"
          rf"archive\s+.*--remote|lfs|svn|send-email)\b",
          "network"),
         (rf"{_GIT}(?:commit|merge|rebase|cherry-pick|revert|am|apply|reset|tag\s+[^-\s]\S*|"
          rf"branch\s+(?:-[mMcCf]\s+)?[^-\s]\S*|switch|"
          r"checkout|pull|stash|notes|update-ref|symbolic-ref|replace|filter-branch|filter-repo|mv|add|rm|"
-         r"gc|worktree\s+add|"
+         r"gc|worktree\s+(?:add|prune|move)|update-index|maintenance|bundle\s+unbundle|fast-import|update-server-info|"
          r"init|bisect)\b", REPOSITORY),
         (rf"{_GIT}(?:config\s+(?!--get|-l\b|--list)\S|remote\s+(?:add|set-url)|"
          r"hook\b)", "changes what commands mean"),
@@ -174,7 +194,7 @@ _PHRASES = [
          r"build)\b|"
          r"(?:uv|poetry|pdm|pipenv|hatch|rye|conda|mamba|bundle|composer)\s+(?:\S+\s+)*(?:run|exec|"
          r"run-script|test)\b|"
-         r"python[0-9.]*\s+(?:-\S+\s+)*-m\s+(?:pytest|unittest|tox|nox|build|doctest|timeit|pdb|invoke)\b|"
+         r"python[0-9.]*\s+(?:-\S+\s+)*-m\s*(?:pytest|unittest|tox|nox|build|doctest|timeit|pdb|invoke)\b|"
          r"cmake\s+(?:.*\s)?(?:--build|-P|-S|-B|\.)|pip[0-9.]*\s+install\s+(?:\S+\s+)*(?:-e|\.)", RUNS_FOLDER),
         (rf"{_PACKAGES}(?:remove|purge|uninstall|autoremove|rm|erase|un|prune|clean|-R\w*|"
          rf"self\s+uninstall)\b", "delete"),
@@ -199,13 +219,34 @@ _PHRASES = [
          r"diskutil\s+erase|xattr\s+(?:-\S+\s+)*-\w*[cd]\b|setfattr\b.*\s-x\b|ssh-add\s+-[dD]\b|"
          r"nix\s+profile\s+(?:remove|wipe-history)\b", "delete"),
         (r"(?:himalaya|gog|signal-cli|twurl|slack-cli)\s+(?:\S+\s+)*(?:send|post|reply|forward)\b|(?:cargo|gem)\s+"
-         r"(?:yank|owner)\b|npm\s+(?:version|dist-tag|owner|access|token|deprecate|unpublish)\b|(?:expo|eas)\s+"
+         r"(?:yank|owner)\b|pod\s+(?:repo|trunk)\s+push|nuget\s+push|"
+         r"(?:flutter|dart)\s+pub\s+publish|npm\s+(?:version|dist-tag|owner|access|token|deprecate|unpublish)\b|(?:expo|eas)\s+"
          r"(?:publish|submit|update)\b", "publishes"),
         (r"(?:npm|pnpm|yarn|pip[0-9.]*|uv|poetry)\s+config\s+(?:set|edit|delete|unset|--global|\S+\s+\S+)",
          "changes what commands mean"),
-        (r"trufflehog\b|gitleaks\b", "reads keys or passwords"),
-        (rf"{_GIT}(?:read-tree\s.*-u|checkout-index|sparse-checkout|restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
-        (r"python[0-9.]*\s+(?:-\S+\s+)*-m\s+(?:pip|ensurepip|http\.server|pipx|uv|webbrowser|smtpd|"
+        (r"(?:read|mapfile|readarray|printf\s+-v)\s+(?:.*\s)?(?:PATH|IFS|ENV|BASH_ENV|PROMPT_COMMAND|PS[0-4]|CDPATH|LD_\w+)\b|"
+         r"set\s+(?:\S+\s+)*(?:[-+]o\s+(?:vi|emacs|histexpand|history)\b|[-+][a-zA-Z]*H\b)|go\s+env\s+-[wu]\b|"
+         r"(?:nvm|fnm|pyenv|rbenv|nodenv|asdf|mise|sdk|volta|rustup|corepack|jenv|goenv)\s+(?:use|global|local|default|"
+         r"enable|disable|pin|set|alias|override)\b", "changes what commands mean"),
+        (r"npm\s+(?:audit\s+fix|dedupe)\b|go\s+mod\s+(?:tidy|download|vendor)\b|pip[0-9.]*\s+wheel\b|ollama\s+(?:pull|push|"
+         r"run|create)\b|(?:virtualenv|python[0-9.]*\s+-m\s*venv)\s|git-lfs\b|resolvectl\s+(?:query|dns)\b", "network"),
+        (r"(?:npm|cargo|docker|podman|hf|huggingface-cli|wandb|gem|vercel|netlify|firebase|heroku)\s+(?:auth\s+)?(?:login|"
+         r"signin|adduser)\b|git\s+credential|gpg\b.*\s(?:-d|--decrypt|--import)\b|age\b.*\s(?:-d|--decrypt)\b|sops\b.*"
+         r"(?:-d|decrypt|edit)\b|(?:bw|lpass|keyring|pass|chamber|doppler|infisical)\s+(?:get|show|read|export|secrets|run)\b|"
+         r"ansible-vault\s+(?:view|edit|decrypt)|printenv\s+\S*(?i:key|secret|token|pass)\w*|(?:xclip|xsel)\b.*\s-o\b|"
+         r"strings\s+/proc/", KEYS),
+        (r"(?:hdfs|hadoop)\b.*\s-(?:rm|rmr|expunge)\b|xcrun\s+simctl\s+(?:erase|delete)|swift\s+package\s+(?:reset|purge-"
+         r"cache)|brew\s+cleanup|(?:pass|gopass)\s+(?:rm|remove|delete)\b|dmesg\s+-[cC]|uv\s+venv\b.*--clear|"
+         r"dnf\s+history\s+(?:undo|rollback)", "delete"),
+        (r"(?:restic|duplicity|timeshift)\s.*restore|borg\s+extract|rsnapshot\s|jar\s+-?x|dpkg-deb\s+(?:-[xXR]|--extract)|"
+         r"ar\s+x\b|history\s+-[wa]\b", "overwrite"),
+        (r"umask\s+0*(?:[0-7]0)?$", "privilege"),
+        (r"date\s+(?:\S+\s+)*(?:-s|--set)|arp\s+-[ds]|ethtool\s+-[a-zA-Z]*[sKGA]\b|brew\s+services\s|smartctl\s.*-t\b|"
+         r"nix-env\s+.*(?:-e|-i|-u|--uninstall)\b", SYSTEM),
+        (r"trufflehog\b|gitleaks\b", KEYS),
+        (rf"{_GIT}(?:archive\s.*(?:-o|--output)|format-patch|read-tree\s.*-u|"
+         rf"checkout-index|sparse-checkout|restore|checkout\s+(?:\S+\s+)*\.)", "overwrite"),
+        (r"python[0-9.]*\s+(?:-\S+\s+)*-m\s*(?:pip|ensurepip|http\.server|SimpleHTTPServer|pipx|uv|webbrowser|smtpd|"
          r"ftplib)\b", "network"),
         (r"(?:sed|gsed|perl|ruby)\b.*\s(?:-[a-zA-Z]*i|--in-place)", "overwrite"),
         (r"sed\b.*(?:(?:^|[\s;{0-9$/])e(?:\s|$)|s(\W)(?:(?!\1).)*\1(?:(?!\1).)*\1[gpIiMm0-9]*e)", RUNS_OTHER),
@@ -226,8 +267,10 @@ _PHRASES = [
          r"curl\.exe|shuf|uniq|iconv)\b.*\s(?:-o|-O|--output|-out|--output-document|--remote-name)(?:\b|"
          r"=)", "overwrite"),
         (r"uniq\s+(?:-\S+\s+)*[^-\s]\S*\s+[^-\s]", "overwrite"),
-        (r"(?:yq|prettier|black|isort|autopep8|clang-format|gofmt|rustfmt|ruff|eslint|standard|dos2unix)\b.*\s"
-         r"(?:-i|-w|--write|--in-place|--fix|--inplace|format)\b", "overwrite"),
+        (r"(?:yq|prettier|black|isort|autopep8|clang-format|gofmt|rustfmt|ruff|eslint|standard|stylelint|biome|rubocop|"
+         r"standardrb|ktlint|clang-tidy|ast-grep|sg|jupytext|dart|xmlstarlet|xmllint)\b.*\s(?:-i|-w|--write|--in-place|"
+         r"--fix|--inplace|format|-[aAFUL]|--apply|--auto-?correct|--update-all|--sync|--output)\b|"
+         r"(?:cargo|go)\s+(?:fmt|fix)\b|(?:mix|buf|zig|deno|terraform)\s+(?:format|fmt)\b", "overwrite"),
         (r"(?:sort|split)\b.*\s(?:--compress-program|--filter)|rg\b.*\s--pre\b|man\b.*\s(?:-P|--pager)|"
          r"(?:vim?|nvim|view|ex|emacs|less|more|ed)\b.*\s(?:-c|-[eE]s|\+|--cmd|--eval|-S|-s|-batch)", RUNS_OTHER),
         (r"make\b.*\s(?:--eval|SHELL=|-f\b|--file|--makefile|-C\b|--directory)", RUNS_OTHER),
@@ -270,13 +313,15 @@ _PHRASES = [
          r"env)\s*$|export\s+-p|"
          r"secret-tool|pass\s+show|op\s+(?:read|item)|vault\s+(?:kv\s+get|read)|kubectl\s+get\s+secrets?\b|"
          r"aws\s+(?:secretsmanager|ssm)\s+get|getent\s+shadow|ssh-keygen|keyctl|"
-         r"gcloud\s+auth\s+print", "reads keys or passwords"),
+         r"gcloud\s+auth\s+print", KEYS),
         (r".*(?:^|[\s/=@:])(?:\.ssh/|\.gnupg|\.aws/|\.kube/config|\.netrc|\.pgpass|\.npmrc|\.pypirc|"
          r"\.git-credentials|"
          r"\.docker/config\.json|\.config/gh|\.password-store|id_(?:rsa|dsa|ecdsa|ed25519)\b|"
          r"etc/g?shadow|\.env(?:\b|$)|"
-         r"[\w.-]*\.(?:pem|key|p12|pfx|kdbx)(?:\s|$)|proc/\S*/environ|\.config/gcloud|"
-         r"\.azure)", "reads keys or passwords"),
+         r"[\w.-]*\.(?:pem|key|p12|pfx|kdbx)(?:\s|$)|proc/\S*/(?:environ|mem)\b|\.(?:bash|zsh|psql|mysql|python)_history|\.mozilla|Keychains|keyrings/|"
+         r"\.vault-token|\.config/op\b|[\w.-]*\.tfstate|credentials(?:\.\w+)*(?:\s|$)|service[-_]account[\w.-]*\.json|"
+         r"secrets?\.(?:ya?ml|json|toml|env)\b|\.config/gcloud|"
+         r"\.azure)", KEYS),
     )
 ]  # fmt: skip
 _MOST = 2000  # characters of a command that the patterns read: their time grows faster than the length

@@ -90,7 +90,8 @@ def _kinds(node: tree_sitter.Node, data: bytes) -> list[str]:
         return ["pipe into an interpreter"] if any(_interprets(_words(one, data)) for one in commands) else []
     if node.type == "&":
         return ["runs in the background"]
-    if node.type == "variable_assignment" and _OBEYED.match(text):
+    unset = node.type == "unset_command" and any(map(_OBEYED.fullmatch, text.split()))
+    if unset or (node.type == "variable_assignment" and _OBEYED.match(text)):
         return ["changes what commands mean"]
     return [_NODES[node.type]] if node.type in _NODES else []
 

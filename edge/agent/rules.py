@@ -185,11 +185,17 @@ def leads_inside(word: str, place: Place) -> bool:
 
 
 def _stays(names: Collection[str], place: Place) -> bool:
-    """Whether no link leads these relative names out of the work folder."""
+    """Whether no link leads these relative names out of the work folder, or to a dot-file in it."""
     if place.folder is None or place.sandbox:
         return True
     folder = os.path.realpath(place.folder)
-    return all(Path(os.path.realpath(os.path.join(folder, name))).is_relative_to(folder) for name in names)
+    for name in names:
+        end = Path(os.path.realpath(os.path.join(folder, name)))
+        if not end.is_relative_to(folder):
+            return False
+        if any(part.startswith(".") for part in end.relative_to(folder).parts):
+            return False
+    return True
 
 
 def _is_folder(word: str, place: Place) -> bool:

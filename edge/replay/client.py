@@ -23,12 +23,13 @@ import httpx
 from edge.answer.schema import SchemaFields
 from edge.errors import BackendError
 from edge.prompt import Message
-from edge.system.hosts import is_this_machine
+from edge.system.hosts import leads_here
 from edge.system.places import read_text
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRIES = 6
 _LONGEST_WAIT = 60.0  # seconds between two tries; a longer Retry-After counts as a failure
+_NO_PROXY = dict.fromkeys(("all://", "http://", "https://"))  # instead of those of the environment
 _AGAIN = {408, 409, 425, 429}  # retried, like every status from 500
 _ABSENT = {404, 405, 501}
 _MOST = 64 << 20  # maximum bytes of a response
@@ -170,7 +171,7 @@ class Server:
     def open_key(self) -> bool:
         """Whether the key goes over a network without encryption."""
         url = httpx.URL(self.url)
-        return bool(self._key) and url.scheme == "http" and not is_this_machine(url.host)
+        return bool(self._key) and url.scheme == "http" and not leads_here(url.host)
 
     def complete(self, request: Request, end: float = math.inf) -> Written:
         """The answer to a request to `completions`; `end` as in `ask`."""
@@ -262,9 +263,7 @@ class Server:
                 headers=headers,
                 limits=httpx.Limits(max_connections=1),
                 follow_redirects=False,  # the key must not reach another server
-                mounts={f"all://{url.netloc.decode()}": None}
-                if is_this_machine(url.host)
-                else None,  # no proxy
+                mounts=_NO_PROXY if leads_here(url.host) else None,  # a proxy would see the key
             )
             self._own.line = line = _Line(client)
             self._lines.append(line)

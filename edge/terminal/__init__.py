@@ -4,6 +4,7 @@ tmux        a real terminal in its own tmux server
 server      the tmux server
 processes   the processes of a terminal
 shell       its command line, prompts and environment
+typed       the bytes that edge types for a line at its prompt
 sandbox     a shell without network, on a copy of the work folder
 bubblewrap  which files it has, and where
 supervisor  the scripts that start its programs and answer edge from inside

@@ -11,6 +11,7 @@ from edge.terminal.shell import NEVER_WAIT
 
 USER = 1000  # inside the sandbox
 BEGIN = "/run/edge"  # the supervisor inside the sandbox
+_LINE_EDITOR = "/run/edge-inputrc"  # the settings of the shell's line editor
 
 _ETC = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "nsswitch.conf", "localtime", "timezone"),
@@ -54,7 +55,8 @@ def arguments(limits: Limits, beside: Beside) -> list[str]:
         binds = _root_mounts(beside.root, (WORK, HOME, beside.start, *beside.links))
     if beside.fixed is not None:
         binds += ["--ro-bind", str(beside.fixed), beside.fixed_at]
-    for descriptor, name in ((6, "/etc/passwd"), (7, "/etc/group"), (8, "/etc/hosts"), (12, BEGIN)):
+    own = ("/etc/passwd", "/etc/group", "/etc/hosts", BEGIN, _LINE_EDITOR)
+    for descriptor, name in zip((6, 7, 8, 12, 15), own, strict=True):
         binds += ["--ro-bind-data", str(descriptor), name]
     small = str(limits.temporary)
     environment = {
@@ -69,6 +71,7 @@ def arguments(limits: Limits, beside: Beside) -> list[str]:
         "LESSHISTFILE": "-",
         **NEVER_WAIT,
         **beside.environment,
+        "INPUTRC": _LINE_EDITOR,
         "WORK": WORK,
     }
     links = [(f"{BESIDE}/{to}" if to[0] != "/" else to, path) for path, to in beside.links.items()]

@@ -40,7 +40,11 @@ _BY_NAME = tuple(
             r"docker-bake\.(?:hcl|json)|ansible\.cfg|activate\.r|(?:nx|turbo|devbox|lerna|rush|devcontainer)\.json|"
             r"cmake(?:user)?presets\.json|dvc\.yaml|dune-project|.*\.(?:gypi?|nims|nimble|opam|pr[oi]|podspec)|artisan|"
             r"(?:conanfile|gunicorn\.conf|celeryconfig|(?:jupyter|ipython)\w*_config)\.py|(?:kustomization|chart)\.ya?ml|"
-            r"buildfile|pyvenv\.cfg|activate(?:\.\w+|_this\.py)?",
+            r"buildfile|pyvenv\.cfg|activate(?:\.\w+|_this\.py)?|"
+            r".*\.(?:gradle(?:\.kts)?|m4|rockspec|tfvars|zig\.zon)|"
+            r"terragrunt\.hcl|.*\.nf|nextflow\.config|thorfile|puppetfile|magefile\.go|setup\.l?hs|dub\.(?:json|sdl)|"
+            r"(?:helmfile|werf|spack|playbook|site|mkdocs)\.ya?ml|webpack\.mix\.js|ember-cli-build\.js|angular\.json|"
+            r"rector\.php|_targets\.r|book\.toml|doxyfile|configure\.in|waf|session\.vim|init\.(?:lua|el)|autoload\.php",
         ),
         (
             "package manifest",
@@ -49,7 +53,7 @@ _BY_NAME = tuple(
             r"(?:poetry|uv|pdm|cargo|composer|gemfile|flake|podfile|mix|deno|pixi)\.lock|environment\.ya?ml|"
             r"(?:cargo|pixi)\.toml|go\.(?:mod|sum|work)|gemfile|.*\.gemspec|composer\.json|nuget\.config|.*\.cabal|"
             r"stack\.yaml|deno\.jsonc?|bunfig\.toml|(?:deps|bb|shadow-cljs)\.edn|shard\.ya?ml|cabal\.project.*|(?:vcpkg|elm)\.json|"
-            r"conanfile\.txt|cartfile|mintfile|package\.swift|podfile|pubspec\.(?:yaml|lock)|pip\.conf|rust-toolchain(?:\.toml)?",
+            r"(?:project|manifest)\.toml|renv\.lock|\.?pnpmfile\.c?js|import_map\.json|conanfile\.txt|cartfile|mintfile|package\.swift|podfile|pubspec\.(?:yaml|lock)|pip\.conf|rust-toolchain(?:\.toml)?",
         ),
         (
             "CI file",
@@ -73,9 +77,13 @@ _BY_NAME = tuple(
         ),
         (
             "compiled library",
-            r".*\.(?:so(?:\.\d+)*|pyd|dll|dylib|node|jar|war|whl|egg|phar|vsix|gem|deb|rpm)",
+            r".*\.(?:so(?:\.\d+)*|pyd|dll|dylib|node|jar|war|whl|egg|phar|vsix|gem|deb|rpm|exe|com|scr|msi|pkg|dmg|pyz|"
+            r"appimage|apk|xpi|crx|snap|flatpakref)",
         ),
-        ("runs code when it is loaded", r".*\.(?:pkl|pickle|joblib|dill)"),
+        (
+            "runs code when it is loaded",
+            r".*\.(?:pkl|pickle|joblib|dill|pt|ckpt|h5|keras|docm|xlsm|pptm|scpt|applescript)",
+        ),
         (
             "editor settings",
             r"tsconfig(?:\..+)?\.json|jsconfig\.json|\.(?:g?n?vimrc|exrc|emacs|dir-locals\.el|editorconfig|nvim\.lua)|.*\.code-workspace",
@@ -121,6 +129,8 @@ def acted_on(path: str) -> str | None:
         if any(pattern.fullmatch(folder) for folder in folders):
             return words
     stem, _, kind = name.rpartition(".")
+    if len(folders) == 1 and name == "__init__.py":  # a folder that is a module
+        stem, folders = folders[0], []
     if not folders and kind == "py" and stem in sys.stdlib_module_names - {"test", "this"}:
         return "hides a module of Python"
     return None

@@ -99,9 +99,12 @@ def _make_folder(parent: int, name: str, entry: Entry, *, exact: bool) -> None:
     if sys.platform == "win32":
         raise SandboxError(NEEDS_POSIX)
     os.mkdir(name, _usual_mode(entry), dir_fd=parent)
-    if exact:
-        with open_folder(name, parent) as made:
+    with open_folder(name, parent) as made:
+        inherited = (exact or not entry.mode & 0o004) and _drop_access_list(made)
+        if exact:
             os.fchmod(made, entry.mode | 0o700)  # edge writes what was in it
+        elif inherited:
+            os.fchmod(made, 0o700)
 
 
 def _write_file(
@@ -113,8 +116,14 @@ def _write_file(
     name, temporary = names
     digest = hashlib.sha256()
     with open(create_file(temporary, _usual_mode(entry), parent), "wb") as file:
+        # What was there had no such list, and a private file stays private in a folder whose default list names others.
+        inherited = False
+        if write.exact or write.expected is not None or not entry.mode & 0o004:
+            inherited = _drop_access_list(file.fileno())
         if write.exact and (write.expected is None or write.expected.kind != "file"):
             os.fchmod(file.fileno(), entry.mode)
+        elif inherited and not entry.mode & 0o004:
+            os.fchmod(file.fileno(), entry.mode & 0o100 | 0o600)
         for piece in content:
             digest.update(piece)
             file.write(piece)
@@ -136,6 +145,19 @@ def _write_file(
         file.flush()
         os.fsync(file.fileno())
     os.utime(temporary, (entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+
+def _drop_access_list(descriptor: int) -> bool:
+    """Remove the access list (ACL) that a new file or folder has from its folder; whether it had one.
+
+    The bits of the group in the mode are then what the list gave to anybody: set the mode after it.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # it has none, or the file system knows none
+            os.getxattr(descriptor, ACCESS_LIST)
+            os.removexattr(descriptor, ACCESS_LIST)
+            return True
+    return False
 
 
 def _copy_attributes(parent: int, name: str, to: int) -> bool:

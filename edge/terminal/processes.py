@@ -23,21 +23,27 @@ def collects_lines(descriptor: int) -> bool | None:
 
 
 def restore_keys(tty: tuple[str, int] | None) -> None:
-    """Give a terminal the usual keys that end, stop and hold programs: stty can make letters of them.
+    """Give a terminal its usual keys and letters back: stty can make keys of letters, and other letters of letters.
 
-    `tty`: its name and a descriptor.
+    That is: the keys that end, stop and hold programs, and no change of letters on their way in and out. `tty`: its
+    name and a descriptor.
     """
     if sys.platform == "win32" or tty is None:
         return
     import termios
 
     usual = {"VINTR": 0x03, "VQUIT": 0x1C, "VSUSP": 0x1A, "VSTART": 0x11, "VSTOP": 0x13}
+    no_input = termios.ISTRIP | getattr(termios, "IUCLC", 0)
+    no_output = getattr(termios, "OLCUC", 0)
     with contextlib.suppress(termios.error):
         state = termios.tcgetattr(tty[1])
         places = {getattr(termios, name): bytes([code]) for name, code in usual.items()}
-        if any(state[6][place] != code for place, code in places.items()):
+        changed = state[0] & no_input or state[1] & no_output
+        if changed or any(state[6][place] != code for place, code in places.items()):
             for place, code in places.items():
                 state[6][place] = code
+            state[0] &= ~no_input
+            state[1] &= ~no_output
             termios.tcsetattr(tty[1], termios.TCSANOW, state)
 
 

@@ -39,6 +39,7 @@ from edge.terminal.packed import Base, copy_archive
 from edge.terminal.saved import Saved as Saved  # part of this module's interface
 from edge.terminal.saved import begin, write_beside
 from edge.terminal.sealed import sealed
+from edge.terminal.shell import LINE_EDITOR
 from edge.terminal.supervisor import OPEN, SUPERVISOR
 from edge.terminal.workfolder import Comparison, compare
 
@@ -443,4 +444,5 @@ def _write_files(folder: Path, limits: Limits, beside: Beside) -> None:
     (folder / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
     (folder / "seccomp").write_bytes(seccomp_filter())
     (folder / "begin").write_text(SUPERVISOR)
+    (folder / "inputrc").write_text(LINE_EDITOR)
     (folder / "arguments").write_text("".join(f"{word}\0" for word in arguments(limits, beside)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from edge.errors import AgentError
 from edge.system.signals import signals_later
 from edge.terminal.processes import die_with_parent
+from edge.terminal.shell import LINE_EDITOR
 
 SCROLLBACK = 5000  # lines
 _LONGEST_SOCKET = 103  # bytes of a socket's path; Linux takes 107, macOS 103
@@ -38,6 +39,8 @@ def start_server(tmux: str, folder: Path, environment: dict[str, str]) -> subpro
     if len(os.fsencode(folder / "tmux")) > _LONGEST_SOCKET:
         raise AgentError(f"{folder}: the path is too long for tmux's socket: set TMPDIR to a shorter folder")
     (folder / "tmux.conf").write_text(_CONFIGURATION)
+    (folder / "inputrc").write_text(LINE_EDITOR)
+    own = {"EDGE_SESSION": folder.name, "TERM": "xterm-256color", "INPUTRC": str(folder / "inputrc")}
     # With a preexec_fn, Python forks through callbacks that would lose the exception of a signal.
     with (folder / "log").open("wb") as log, signals_later():
         return subprocess.Popen(
@@ -45,7 +48,7 @@ def start_server(tmux: str, folder: Path, environment: dict[str, str]) -> subpro
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment | {"EDGE_SESSION": folder.name, "TERM": "xterm-256color"},
+            env=environment | own,
             cwd="/",
             start_new_session=True,  # a C-c for edge must not reach the programs in the terminal
             preexec_fn=die_with_parent if sys.platform == "linux" else None,

@@ -18,13 +18,10 @@ PROMPT = rf"\[\e]2;{TITLE}$$.\#\a\]\u@\h:\w\$ "
 NEXT_LINE_PROMPT = rf"\[\e]2;{TITLE}$$.\#.$((++_edge_line))\a\]> "
 # Before each prompt. In vi mode, keys such as Escape decide what the next characters mean: the shell leaves it. Only a
 # `case` keeps PIPESTATUS (bash 5.2), and its trace (`set -x`) goes to /dev/null.
-# After the first command: the keys that stty names stay letters of a line (`processes.restore_keys` does the rest).
-# `nolog`, which means nothing in bash, marks that it is done: a variable would empty PIPESTATUS.
-_PLAIN_KEYS = 'bind "set bind-tty-special-chars off"; set -o nolog'
-PROMPT_COMMAND = (
-    "case :$SHELLOPTS:${PIPESTATUS-} in *:) ;; *:vi:*) set -o emacs; "
-    f"{_PLAIN_KEYS};; *:nolog:*) ;; *) {_PLAIN_KEYS};; esac 2>/dev/null"
-)
+PROMPT_COMMAND = "case :$SHELLOPTS:${PIPESTATUS-} in *:) ;; *:vi:*) set -o emacs;; esac 2>/dev/null"
+# The line editor's settings: the letters that stty makes keys stay letters of a line. `processes.restore_keys` does the
+# rest. As a file, because no later command can take it back but `bind`.
+LINE_EDITOR = "set bind-tty-special-chars off\n"
 # The same as assignments before a command.
 ASSIGNMENTS = f"PROMPT_COMMAND='{PROMPT_COMMAND}' PS1='{PROMPT}' PS2='{NEXT_LINE_PROMPT}'"
 # Programs that would wait for a person at the keyboard.
@@ -87,7 +84,6 @@ def shell_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "PS1": PROMPT,
         "PS2": NEXT_LINE_PROMPT,
         "HISTFILE": "/dev/null",
-        "INPUTRC": "/dev/null",
         "LESSHISTFILE": "-",
     }
     name = next((environment[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(name)), "")

@@ -7,7 +7,8 @@ from edge.terminal.shell import ASSIGNMENTS
 # empty, because the sandbox can read bubblewrap's in /proc/1/environ. If memory runs out, Linux ends these first.
 OPEN = """
 cd / && unset OLDPWD && exec 3< "$2" 4> "$3" 10> "$4" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
-  9< "$1/seccomp" 11< "$1/arguments" 12< "$1/begin" 13< "$1/again.tar" 14< "$1/beside.tar" 2>&4 || exit
+  9< "$1/seccomp" 11< "$1/arguments" 12< "$1/begin" 13< "$1/again.tar" 14< "$1/beside.tar" \
+  15< "$1/inputrc" 2>&4 || exit
 { [ -z "$5" ] || echo 0 > "$5/cgroup.procs"; } 2> /dev/null
 { echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null
 shift 5 && exec "$@"
@@ -122,7 +123,7 @@ serve() {
 set -m
 serve &
 while cd "$start"; do
-  INPUTRC=/dev/null @ASSIGNMENTS@ bash --noprofile --norc +o histexpand -i 3<&- 4>&-
+  @ASSIGNMENTS@ bash --noprofile --norc +o histexpand -i 3<&- 4>&-
   [ -t 1 ] || exit
   stty sane
   printf '[the shell has ended; this is a new one]\n'

@@ -30,6 +30,7 @@ from edge.terminal.processes import (
 )
 from edge.terminal.server import SCROLLBACK, start_server
 from edge.terminal.shell import SHELL, TITLE, Prompts, absolute_folders, shell_environment
+from edge.terminal.typed import line_keys
 
 MAX_DURATION = 60.0  # seconds
 COLUMNS, LINES = 160, 40
@@ -40,16 +41,11 @@ _KEY_NAME = re.compile(
     r"|PageDown|NPage|PgDn|Up|Down|Left|Right|F[1-9]|F1[0-2])|\^[@-_a-z]"
 )
 _CHUNK = 4000  # bytes a call: tmux takes about 16 KiB of arguments
-# C-g, Escape, A, C-e, C-u: empties the shell's line, also in vi mode, which `bind` can set in spite of PROMPT_COMMAND.
-# A program or a printed file can ask the terminal for its colour or cursor. tmux types the answer into that line, where
-# it would become the beginning of the next command.
-_EMPTY_LINE = b"\x07\x1bA\x05\x15"
 _ENTER = {"Enter", "C-m", "C-j", "^M", "^J", "^m", "^j"}
 _DROPS = {"C-c", "^C", "^c"}  # what was typed and nothing has read yet is gone
 _KEY_BYTES = 8  # at most, of one key
 # While a program reads whole lines, the kernel cuts one at 4,095 bytes on Linux, at 1,023 on macOS.
 _LONGEST_LINE = 4095 if sys.platform == "linux" else 1023
-_QUOTED_TAB = b"\x16\t"  # C-v: readline then takes the tab as text, and not as a request for file names
 _PATIENCE = 20.0  # seconds for an answer of tmux
 _POLL = 0.05  # seconds
 _PROMPT_PATIENCE = 5.0  # minimum seconds to wait for the shell's prompt
@@ -155,7 +151,7 @@ class Terminal:
         """Send keystrokes as they are, then wait `duration` seconds (at most 60); see `wait`.
 
         Text goes as UTF-8 with nothing added: a command runs only if it ends with a line break. Empty keystrokes only
-        wait. At the shell's prompt, every line begins anew (see `_EMPTY_LINE`). A tab in a line that ends with a line
+        wait. At the shell's prompt, every line begins anew (see `line_keys`). A tab in a line that ends with a line
         break is text. Returns False if it did not type all: a line is too long for the program that reads it. Raises
         AgentError if the terminal has ended.
         """
@@ -177,7 +173,7 @@ class Terminal:
         prompt = None if key in _DROPS else self.prompt()
         if prompt is not None and (anew or self._line is not None or prompt != self._line_at):
             known = (self._line or "") if prompt == self._line_at and not anew else ""
-            self._send_bytes(_EMPTY_LINE + known.encode(errors="replace"))
+            self._send_bytes(line_keys(known, anew=True))
         self._tmux("send-keys", "-t", "edge", key)
         empty = key in _ENTER or key in _DROPS
         self._line, self._line_at, self._read_at = "" if empty else None, prompt, None
@@ -216,10 +212,8 @@ class Terminal:
         if at_prompt is not None and at_prompt != self._line_at:
             known = ""
         data = ("" if at_prompt is None else known) + text
-        keys = data.encode(errors="replace")
-        if quoted and text[-1] in "\n\r":
-            keys = keys.replace(b"\t", _QUOTED_TAB)
-        self._send_bytes((b"" if at_prompt is None else _EMPTY_LINE) + keys)
+        keys = line_keys(data, anew=at_prompt is not None, quoted=quoted)
+        self._send_bytes(keys)
         rest = re.split(b"[\n\r]", keys)
         self._pending = len(rest[-1]) + (self._pending if len(rest) == 1 and at_prompt is None else 0)
         if text[-1] in "\n\r":

@@ -12,7 +12,7 @@ from functools import cached_property
 import tree_sitter
 
 from edge.agent.shell import parse
-from edge.system.hosts import is_this_machine
+from edge.system.hosts import leads_here
 
 # Programs that load something from a network, with the word after them where the program alone does not say so.
 _NETWORK = re.compile(
@@ -313,4 +313,4 @@ def _is_local(program: str, words: list[str]) -> bool:
         else:
             urls.append(word)
     hosts = [_URL.match(url) for url in urls]
-    return bool(hosts) and all(host and is_this_machine(host[1]) for host in hosts)
+    return bool(hosts) and all(host and leads_here(host[1]) for host in hosts)

@@ -617,7 +617,59 @@ INCIDENTS = {
     "tune2fs -O x y; "
     "reg delete HKCU; schtasks /create /tn x; icacls x /grant y; bcdedit /set x; dconf reset -f /",
 }
-UNMARKED = """ls -la; cat README.md; git status; git log --oneline -5; git diff; git show HEAD; git branch -a; git
+FIELD = {
+    "changes what commands mean": (
+        "unset PROMPT_COMMAND; unset -v PATH; read PATH; printf -v PATH /tmp; set -o vi; set -H; go env -w x=y; "
+        "nvm use 20; "
+        "pyenv global 3; rustup default nightly; corepack enable"
+    ),
+    "delete": (
+        "hdfs dfs -rm -r x; hadoop fs -rm x; xcrun simctl erase all; swift package reset; brew cleanup; pass rm x; "
+        "uv venv --clear; dmesg -C; dnf history undo 1; scw instance server delete x; nats stream rm x; cfdisk x; "
+        "debugfs -w x"
+    ),
+    "reads keys or passwords": (
+        "ssh-add x; git credential fill; gpg -d x; age -d x; sops -d x; bw get password x; lpass show x; keyring "
+        "get a b; "
+        "ansible-vault view x; git-crypt unlock; npm login; docker login; hf auth login; printenv "
+        "AWS_SECRET_ACCESS_KEY; "
+        "xclip -o; pbpaste; cat ~/.bash_history; cat terraform.tfstate; cat secrets.yaml; cat service-account.json; "
+        "strings /proc/1/mem; gcore 1; doppler secrets; cat ~/.config/op/x"
+    ),
+    "network": (
+        "python3 -mhttp.server; python -m SimpleHTTPServer; tailscale up; openvpn x; sshfs h: m; croc send x; "
+        "pastebinit x; "
+        "http-server; tcpdump -i any; git daemon; git instaweb; npm audit fix; go mod tidy; ollama pull x; mongodump; "
+        "cpanm x; sqlmap x; mitmproxy; kaggle datasets create; wandb sync x; tsh ssh x"
+    ),
+    "changes the system": (
+        "date -s x; hwclock -w; netplan apply; add-apt-repository x; apt-mark hold x; nixos-rebuild switch; "
+        "update-rc.d x enable; nvram x; arp -d x; fusermount -u x; brew services stop x; nix-env -e x"
+    ),
+    "changes the repository": (
+        "git update-index --assume-unchanged x; git maintenance start; git bundle unbundle x; git fast-import; "
+        "git worktree prune"
+    ),
+    "overwrite": (
+        "git archive -o x HEAD; git format-patch -1; cargo fmt; cargo fix; rubocop -A; biome check --apply; "
+        "dart format .; ktlint -F; dos2unix x; restic restore x --target /; borg extract x; unrar x a.rar; jar xf "
+        "a.jar; "
+        "dpkg-deb -x a b; vi x; history -w"
+    ),
+    "runs code of the folder": (
+        "flask run; uvicorn a:b; jupyter lab; streamlit run x.py; celery -A x worker; buck2 run x"
+    ),
+    "publishes": "pod repo push x; nuget push x; flutter pub publish",
+    "privilege": "umask 000; umask 0; setpriv x; capsh x",
+}
+UNMARKED = """git archive HEAD; gpg --list-keys; umask; umask 022; umask 077; unset x; set -e; set -o pipefail;
+read x; printf '%s' a;
+date; date -u; go env; go version; cargo --version; restic snapshots; borg list; ollama list; pass; xclip; dmesg;
+history;
+git worktree list; git bundle verify x; brew list; nvm ls; arp -a; cat token.py; cat credentials_test.py; cat
+src/secrets.py;
+npm --version; docs; keyring; jar tf a.jar; ls secrets; mypy x; ls -la; cat README.md; git status; git log
+--oneline -5; git diff; git show HEAD; git branch -a; git
 tag; grep -rn x .; find . -name x; awk '{print $1}' x; sed -n 1,20p x; sed 's/e/w/' x; sort x; uniq
 -c x; tar tf a; pip list; npm ls; cd x; mkdir -p x; touch x; echo x; wc -l x; python3 --version;
 node --version; less x; awk 'NR > 3' a; hg log; svn status; which python3; ip addr; ps aux; df -h"""
@@ -633,6 +685,12 @@ def test_each_command_of_a_kind_is_marked(kind: str) -> None:
 def test_what_agents_did_in_reports_is_marked(kind: str) -> None:
     """Commands in reports of what agents destroyed, and of packages that used agents."""
     for command in INCIDENTS[kind].split("; "):
+        assert kind in {risk.kind for risk in risks(command + "\n")}, command
+
+
+@pytest.mark.parametrize("kind", FIELD)
+def test_what_deletes_sends_or_reads_keys_in_the_field_is_marked(kind: str) -> None:
+    for command in FIELD[kind].split("; "):
         assert kind in {risk.kind for risk in risks(command + "\n")}, command
 
 

@@ -169,12 +169,14 @@ ACTED_ON = {
         "gradle/wrapper/gradle-wrapper.properties ansible.cfg Makefile.PL renv/activate.R "
         "venv/pyvenv.cfg venv/bin/activate venv/bin/activate.fish CMakePresets.json binding.gyp config.nims "
         "dune-project conanfile.py jupyter_notebook_config.py gunicorn.conf.py dvc.yaml x.podspec lerna.json "
-        "Chart.yaml docs/conf.py wsgi.py"
+        "Chart.yaml docs/conf.py wsgi.py init.gradle settings.gradle.kts terragrunt.hcl x.tfvars main.nf "
+        "aclocal.m4 magefile.go "
+        "Setup.hs playbook.yml helmfile.yaml angular.json Session.vim init.lua vendor/autoload.php build.zig.zon"
     ),
     "package manifest": (
         "package.json package-lock.json requirements.txt requirements-dev.txt Cargo.toml go.mod "
         "Gemfile Pipfile poetry.lock uv.lock composer.json .npmrc bunfig.toml deps.edn vcpkg.json shard.yml "
-        "requirements/dev.txt"
+        "requirements/dev.txt Project.toml renv.lock pnpmfile.cjs import_map.json"
     ),
     "CI file": (
         ".gitlab-ci.yml Jenkinsfile .github/workflows/a.yml .circleci/config.yml "
@@ -189,14 +191,15 @@ ACTED_ON = {
         ".vscode/tasks.json .idea/workspace.xml .vimrc .exrc a.code-workspace .devcontainer/x.json tsconfig.json"
     ),
     "compiled library": (
-        "a/fast.cpython-311-x86_64-linux-gnu.so libx.so.1 x.pyd addon.node gradle-wrapper.jar x.vsix x.deb"
+        "a/fast.cpython-311-x86_64-linux-gnu.so libx.so.1 x.pyd addon.node gradle-wrapper.jar x.vsix x.deb "
+        "a.exe a.msi a.scr a.AppImage a.pyz a.xpi"
     ),
-    "runs code when it is loaded": "model.pkl a/x.joblib",
-    "hides a module of Python": "random.py JSON.py",
+    "runs code when it is loaded": "model.pkl a/x.joblib model.pt a.docm a.xlsm a.scpt",
+    "hides a module of Python": "random.py JSON.py json/__init__.py",
 }
 ORDINARY = """README.md src/a.py a.txt docs/agents-and-models.md data.json notes.md cursor-pagination.md
 index.js main.go image.png test_a.py config.json make.py x/hook.py tests/data.csv package.txt
-claude_notes.txt my-claude.md.txt test.py app/types.py app/json.py awk.txt"""
+claude_notes.txt my-claude.md.txt test.py app/types.py app/json.py awk.txt app/json/__init__.py app/__init__.py"""
 
 
 def test_names_that_agents_and_programs_act_on() -> None:

@@ -166,6 +166,9 @@ REFUSED = {
     "devices that are sockets": "cat /dev/tcp/127.0.0.1/1",
     "another process's files": "cat /proc/self/root/etc/passwd",
     "a job": "%1",
+    "a link to a dot-file of the folder": "cat in/settings",
+    "a link into a dot-folder": "grep x .//in/hidden/config",
+    "the same as a revision of git": "git diff in/hidden/config a.txt",
 }
 
 
@@ -176,7 +179,10 @@ def test_edges_lists_refuse(name: str, tmp_path: Path) -> None:
     (folder / "out").symlink_to(tmp_path)
     for inner in ("in", "other"):
         (folder / inner).mkdir()
-    for place in (tmp_path / "secret", folder / "a.txt"):
+    (folder / "in" / "settings").symlink_to("../.env")
+    (folder / "in" / "hidden").symlink_to("../.git")
+    (folder / ".git").mkdir()
+    for place in (tmp_path / "secret", folder / "a.txt", folder / ".env", folder / ".git" / "config"):
         place.touch()
     allowlist, place = read_allowlist("reading,git,pytest,make"), Place(folder)
     assert judge(allowlist, REFUSED[name] + "\n", place).decision == "refuse"

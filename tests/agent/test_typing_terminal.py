@@ -283,3 +283,23 @@ def test_stty_makes_no_letter_a_key(tmp_path: Path, at_prompt: bool) -> None:
             assert terminal.send_lines(line) if at_prompt else terminal.send(line, 0.3)
             until(lambda: text_of(tmp_path / f"out{number}"))  # noqa: B023
             assert text_of(tmp_path / f"out{number}") == f"bpqsuvwxyz {number}\n"
+
+
+MADE_KEYS = {
+    "without the shell's own hook": "unset PROMPT_COMMAND; stty kill z erase b werase w lnext v",
+    "the first letter ends the shell": "stty eof e",
+    "the first byte ends the shell": "stty eof 0xc3",
+    "capital letters become small ones": "stty iuclc istrip",
+}
+
+
+@pytest.mark.parametrize("name", MADE_KEYS)
+def test_a_line_keeps_its_letters(tmp_path: Path, name: str) -> None:
+    """What another line did to the terminal changes no letter of an accepted line, and does not end the shell."""
+    with Terminal.start(cwd=tmp_path) as terminal:
+        terminal.send(f'{MADE_KEYS[name]}; function é() {{ echo "$@"; }}\n', 0.3)
+        for number, line in enumerate(("echo bvwzAé", "é bvwzAé", "\te\tbvwzAé; echo bvwzAé")):
+            until(terminal.prompt)
+            assert terminal.send(f"{line} > out{number}\n", 0.3)
+            until(lambda: text_of(tmp_path / f"out{number}"))  # noqa: B023
+            assert text_of(tmp_path / f"out{number}") == "bvwzAé\n"

@@ -454,4 +454,52 @@ MORE_ROWS = (
         "test_bring_back_stopped.py",
         "test_an_undo_that_is_not_whole_ends_with_1",
     ),
+    (
+        "a folder whose default access list (ACL) gives other users rights to changed and restored files",
+        "edge drops the list that a file gets from its folder",
+        RIGHTS,
+        "test_a_folders_default_list_gives_nobody_rights_to_what_was_private",
+    ),
+    (
+        "a letter that stty made the end of input: it ends the shell, and the next one reads the rest of the line",
+        "edge types the first letter of a line as text",
+        "test_sandbox.py",
+        "test_a_line_keeps_its_letters",
+    ),
+    (
+        "stty iuclc, which makes capital letters of an accepted line small, so that another file is meant",
+        "edge gives the terminal its letters back",
+        TYPING,
+        "test_a_line_keeps_its_letters",
+    ),
+    (
+        "keys of letters again, after unset PROMPT_COMMAND",
+        "the line editor has the setting from a file",
+        TYPING,
+        "test_a_line_keeps_its_letters",
+    ),
+    (
+        "a link in the folder that leads to a dot-file of the folder, under edge's lists",
+        "edge follows each path and its links",
+        READ,
+        "test_edges_lists_refuse",
+    ),
+    (
+        "a server on another address of this machine (127.1, 0.0.0.0, ::ffff:127.0.0.1), and a proxy",
+        "edge connects to it directly",
+        "test_openai.py",
+        "test_a_server_of_this_machine_is_asked_without_a_proxy",
+    ),
+    (
+        "270 commands of the field without a mark: stores, clusters, logins, toolchains, tunnels",
+        "edge marks them",
+        "test_allow.py",
+        "test_what_deletes_sends_or_reads_keys_in_the_field_is_marked",
+    ),
+    (
+        "a folder that hides a module of Python (json/__init__.py), and build files of more programs",
+        "edge marks them in the list of changes",
+        "test_listing.py",
+        "test_names_that_agents_and_programs_act_on",
+    ),
 )

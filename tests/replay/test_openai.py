@@ -366,16 +366,20 @@ def test_the_key_is_sent_and_written_nowhere(
     assert b"very-secret" not in (tmp_path / "result.json").read_bytes()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.2", "localhost", "127.1", "0.0.0.0", "[::ffff:127.0.0.1]"]
+)
 def test_a_server_of_this_machine_is_asked_without_a_proxy(
-    address: str, tiny_bf16: Path, answers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: str, tiny_bf16: Path, answers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy of the environment would see the key and the terminal."""
-    if address != "127.0.0.1" and sys.platform != "linux":
+    if host == "127.0.0.2" and sys.platform != "linux":
         pytest.skip("only Linux gives each process all addresses of 127.0.0.0/8")
+    address = "127.0.0.2" if host == "127.0.0.2" else "127.0.0.1"
     with serving(Fake(answers, address=address)) as server, serving(Fake(answers)) as proxy:
         for name in ("http_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+        monkeypatch.setattr(server, "url", server.url.replace(address, host))
         asked_of(server, tiny_bf16, tmp_path / "result.json")
         assert server.asked and not proxy.asked
 

@@ -194,3 +194,41 @@ def test_the_undo_of_a_file_with_an_access_list(private: Path, tmp_path: Path) -
     assert mode_of(private / "moved") == 0o600
     compare(private, tmp_path / "undo.tar", key=KEY, own=True).apply()
     assert mode_of(private / "secret") == 0o600
+
+
+def test_a_folders_default_list_gives_nobody_rights_to_what_was_private(folder: Path, tmp_path: Path) -> None:
+    """The work folder got a default list, which names another user, after its files were made."""
+    for name in ("changed", "linked", "lost", "moved", "docs/lost"):
+        (folder / name).write_text("mine\n")
+        (folder / name).chmod(0o640)
+    (folder / "keys").mkdir(0o750)
+    (folder / "keys").chmod(0o750)
+    none = 0xFFFFFFFF
+    rights = [(0x01, 7, none), (0x02, 7, 64_998), (0x04, 7, none), (0x10, 7, none), (0x20, 5, none)]
+    try:
+        for place in (folder, folder / "docs"):
+            os.setxattr(place, "system.posix_acl_default", access_list(*rights))
+    except (OSError, AttributeError):
+        pytest.skip("this file system has no access lists")
+
+    def named(*names: str) -> list[str]:
+        """Which of these have a list that gives the other user something."""
+        return [name for name in names if "system.posix_acl_access" in os.listxattr(folder / name)]
+
+    session = Session(folder, tmp_path / "session")
+    write_all(session.inside, "changed")
+    (session.inside / "moved").rename(session.inside / "docs" / "moved")
+    for name in ("linked", "lost", "docs/lost"):
+        (session.inside / name).unlink()
+    (session.inside / "linked").symlink_to("changed")
+    (session.inside / "keys").rmdir()
+    (session.inside / "private").mkdir(0o700)
+    coming = session.compare()
+    coming.keep_undo(tmp_path / "undo.tar", KEY)
+    assert len(coming.apply().deleted) == 4
+    assert named("changed", "docs/moved", "private") == []
+    assert [mode_of(folder / name) for name in ("changed", "docs/moved", "private")] == [0o640, 0o600, 0o700]
+    assert not compare(folder, tmp_path / "undo.tar", key=KEY, own=True).apply().withheld
+    assert named("changed", "linked", "lost", "moved", "docs/lost", "keys") == []
+    assert {mode_of(folder / name) for name in ("changed", "linked", "lost", "moved", "docs/lost")} == {0o640}
+    assert mode_of(folder / "keys") == 0o750

@@ -179,6 +179,17 @@ def test_a_shell_that_ends_is_followed_by_another(world: World, workdir: Path) -
         assert shell.sandbox.trouble() is None
 
 
+def test_a_line_keeps_its_letters(world: World, workdir: Path) -> None:
+    """stty makes z a key that clears the line, and e one that ends the shell: the next one would read the rest."""
+    with sandboxed(world, workdir=workdir) as shell:
+        assert shell.sandbox is not None
+        shell.terminal.send("unset PROMPT_COMMAND; stty kill z eof e; sleep 0.2\n", 0.5)
+        until(shell.terminal.prompt, 20)
+        shell.terminal.send("echo xyz > out\n", 0.5)
+        until(shell.terminal.prompt, 20)
+        assert shell.sandbox.show(f"{WORK}/out") == b"xyz\n"
+
+
 def test_it_ends_when_the_terminal_does(world: World, workdir: Path) -> None:
     with sandboxed(world, workdir=workdir) as shell:
         assert shell.sandbox is not None

@@ -127,7 +127,7 @@ NO_NETWORK = (
     "dotnet --version; npm -v; go mod init example; pip list | grep pytest",
     "curl -sSf -m 5 -o out.txt http://localhost:8080/x || wget -qO- http://127.0.0.1/ | python3 check.py",
     'curl -X POST -H "A: b" --data \'{"a": 1}\' "http://localhost:$PORT/$name" "http://[::1]:${PORT}/x"',
-    "code=$(curl -s -w '%{http_code}' localhost/a) && curl -s 127.0.1.1:8080/a",
+    "code=$(curl -s -w '%{http_code}' localhost/a) && curl -s 127.0.1.1:8080/a 0.0.0.0:80",
     'why="curl failed"\necho "$why"\nfor one in curl jq; do command -v "$one"; done\n',
     '[ -x "$(command -v curl)" ] || missing=$(which curl)\necho "$missing"\n',
     "exec > >(tee -a all.log) 2>&1\nsay() { echo no curl; }\nsay\nsay | grep no\n",
