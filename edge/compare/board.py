@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edge.compare.labels import model_hash
-from edge.compare.notes import not_from_template, prompt_switches, thought_budget
+from edge.compare.notes import not_from_template, prompt_switches, reread_fields, thought_budget
 from edge.compare.pairing import keyed, row_difference
 from edge.errors import ResultError
 from edge.replay.result import adapter_key, read_result
@@ -225,10 +225,12 @@ def _notes(result: Result, has: int, ranked: int) -> list[str]:
     notes = []
     if has > ranked:
         notes.append(f"{ranked} of its {has} steps are ranked")
-    if stated := result.get("stated_steps"):
+    if (stated := result.get("stated_steps")) is not None:
         notes.append(f"its figures are stated for {counted(stated, 'step')}; the file has {has}")
     if again := result.get("rescored", 0):
         notes.append(f"{counted(again, 'step')} scored again: other rules had scored them")
+    if fields := result.get("reread"):
+        notes.append(f"computed again, as the file states others: {reread_fields(fields)}")
     cut = sum(
         bool(step.get("closed_at_budget")) or step.get("finish_reason") == "length"
         for step in result["per_step"]

@@ -12,8 +12,8 @@ from edge.compare.findings import LABELS, Figure, Part, interval_text, number, t
 from edge.compare.notes import thought_budget
 from edge.compare.run import check_once, compare_pair, model_label
 from edge.errors import ResultError
-from edge.replay.result import adapter_key, read_result, whole_text
-from edge.replay.stored_result import EngineCounters, Result, SamplingFields, Step
+from edge.replay.result import adapter_key, read_result
+from edge.replay.stored_result import EngineCounters, Result, SamplingFields, Step, whole_text
 from edge.system.tables import clean, table
 
 KINDS = ("quantization", "engine", "grammar", "thought", "noise floor")

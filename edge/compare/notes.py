@@ -1,6 +1,7 @@
 """Say what differs between two runs besides the thing compared, and what is missing in each."""
 
 import re
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from edge.compare import patterns
@@ -124,7 +125,7 @@ def own_notes(result: Result, whose: str) -> list[str]:
     steps, total = len(result["per_step"]), result.get("total_input_steps")
     if result.get("complete") is False or (steps and total is not None and total > steps):
         notes.append(patterns.UNFINISHED(whose=whose, steps=f"{steps}{f' of {total}' if total else ''}"))
-    if stated := result.get("stated_steps"):
+    if (stated := result.get("stated_steps")) is not None:
         notes.append(
             patterns.OTHER_STEPS(whose=whose, stated=counted(stated, "step"), steps=counted(steps, "step"))
         )
@@ -138,6 +139,8 @@ def own_notes(result: Result, whose: str) -> list[str]:
         notes.append(
             patterns.RESCORED(whose=whose, steps=counted(again, "step"), verb=verb, them=them, their=their)
         )
+    if fields := result.get("reread"):
+        notes.append(patterns.REREAD(whose=whose, fields=reread_fields(fields)))
     failed = sum(bool(step.get("error")) for step in result["per_step"])
     if failed:
         verb = "is an error message" if failed == 1 else "are error messages"
@@ -160,6 +163,11 @@ def own_notes(result: Result, whose: str) -> list[str]:
     if not_from_template(status):
         notes.append(patterns.NOT_ELIGIBLE(whose=whose, status=status.get("template_status")))
     return notes
+
+
+def reread_fields(fields: Mapping[str, int]) -> str:
+    """`bucket in 2 steps, valid_json in 1 step`."""
+    return ", ".join(f"{name} in {counted(count, 'step')}" for name, count in fields.items())
 
 
 def not_from_template(template: PromptTemplate) -> bool:

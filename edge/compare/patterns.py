@@ -227,6 +227,11 @@ RESCORED = Pattern(
     "its own rules, in which no commands against no commands count 0.",
     "The figures of stored steps do not follow from their command lines.",
 )
+REREAD = Pattern(
+    "{whose} states fields that do not follow from its answers or the numbers of its steps: {fields}. edge uses those "
+    "that follow.",
+    "A stated field of a step, such as valid_json or bucket, is not the one that edge computes.",
+)
 SERVER_ERRORS = Pattern(
     "{whose}: {answers} {verb} of a server; {they} as 0.", "Steps have an error and no answer."
 )
