@@ -154,7 +154,7 @@ def adapter_key(result: Head) -> tuple[tuple[str, float], ...] | str | None:
     adapters = result.get("provenance", {}).get("adapters")
     if adapters:
         return tuple(sorted((one["sha256"], one["scale"]) for one in adapters))
-    return result.get("lora_path")
+    return result.get("lora_path") or None
 
 
 def stored_run(path: Path) -> Run | None:

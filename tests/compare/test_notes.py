@@ -132,6 +132,32 @@ def test_an_aggregate_of_other_steps_is_replaced_and_said(base: Path, tmp_path: 
     ]
 
 
+def test_notes_that_could_be_false(base: Path, tmp_path: Path) -> None:
+    """An error beside a scored text, a whole run of a part of the rows, an empty adapter, no status of prompts."""
+
+    def change(value: dict[str, Any]) -> None:
+        value["per_step"][9]["error"] = "connection reset"
+        value.update(complete=True, total_input_steps=303, lora_path="")
+        value["prompt_template"] = {"rank_eligible": False}
+
+    other = tmp_path / "other.json"
+    other.write_bytes(base.read_bytes())
+    assert notes(edited(other, change), base) == [
+        "Our result has 20 of the 303 steps of its rows.",
+        "Our result: 1 answer has an error of a server and a text; edge scored the text.",
+        "Our result says that it is not rank-eligible (template_status: not stated).",
+    ]
+    with pytest.raises(
+        ResultError, match="errors: 1 answer has an error of a server; no result can be ranked"
+    ):
+        rank([other])
+    edited(other, lambda value: value["per_step"][9].pop("error"))
+    with pytest.raises(
+        ResultError, match=r"it says that it is not rank-eligible \(template_status: not stated\)"
+    ):
+        rank([other])
+
+
 @pytest.mark.parametrize("kept", ["pred_text", "pred_preview"])
 def test_fields_that_do_not_follow_from_the_answers_are_computed_again(
     base: Path, tmp_path: Path, kept: str

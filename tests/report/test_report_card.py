@@ -166,7 +166,7 @@ def test_what_is_missing_stands_above_the_tables(tmp_path: Path) -> None:
         assert "Q4_K_M has no prediction for 3 rows; its figures leave them out." in text
         assert "0 steps only in Q4_K_M, 3 steps only in bf16. Scores are over all steps of a file" in text
         assert "Q4_K_M is unfinished: it has 9 steps." in text
-        assert "Q4_K_M: 1 answer is an error message of a server; it counts as 0." in text
+        assert "Q4_K_M: 1 answer has an error of a server and a text; edge scored the text." in text
         assert "Besides the model file, the temperature and the thinking mode differ, so that" in text
 
 
