@@ -409,7 +409,9 @@ def _settings(sampling: SamplingFields, engine: EngineCounters) -> tuple[object,
 def is_constrained(sampling: SamplingFields, backend: str | None) -> bool | None:
     """Whether a grammar or schema constrained the answers. A published vLLM run that does not say had none."""
     fields = (sampling.get("constrained"), sampling.get("structured"))
-    stated = [value for value in fields if isinstance(value, bool)]
+    stated = [
+        bool(value) for value in fields if value is not None
+    ]  # structured also names how it was asked for
     if stated:
         return any(stated)
     return None if backend in (None, "edge") else False
