@@ -7,7 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edge.compare.labels import model_hash
-from edge.compare.notes import not_from_template, prompt_switches, thought_budget
+from edge.compare.notes import (
+    is_unfinished,
+    not_from_template,
+    prompt_switches,
+    reread_fields,
+    thought_budget,
+)
 from edge.compare.pairing import keyed, row_difference
 from edge.errors import ResultError
 from edge.replay.result import adapter_key, read_result
@@ -181,7 +187,7 @@ def _unfinished(result: Result) -> str:
     if shard := result.get("shard"):
         return f"is shard {shard['index']} of {shard['count']}: put the shards together with edge join"
     total = result.get("total_input_steps")
-    if result.get("complete") is False or (total is not None and total > steps):
+    if is_unfinished(result):
         return f"is unfinished: it has {steps}{f' of {total}' if total else ''} steps"
     return ""
 
@@ -204,11 +210,18 @@ def _judged(path: str, result: Result, rows: Mapping[Key, Step]) -> tuple[str, C
         return f"rows missing: it has {len(there)} of the {len(rows)} ranked steps{_because(result)}", None
     chosen = tuple(steps[key] for key in rows)
     if failed := sum(bool(step.get("error")) for step in chosen):
-        verb = "is an error message" if failed == 1 else "are error messages"
-        return f"errors: {counted(failed, 'answer')} {verb} of a server", None
+        return (
+            f"errors: {counted(failed, 'answer')} {'has' if failed == 1 else 'have'} an error of a server",
+            None,
+        )
     template = result.get("prompt_template", {})
     status = template.get("template_status")
     if not_from_template(template):
+        if template.get("rank_eligible") is False and status in (None, "chat_template", "gemma4_patched"):
+            return (
+                f"prompts: it says that it is not rank-eligible (template_status: {status or 'not stated'})",
+                None,
+            )
         return f"prompts: they are not from the model's own chat template ({status})", None
     return "", Candidate(path, result, chosen, tuple(_notes(result, len(steps), len(rows))))
 
@@ -225,10 +238,12 @@ def _notes(result: Result, has: int, ranked: int) -> list[str]:
     notes = []
     if has > ranked:
         notes.append(f"{ranked} of its {has} steps are ranked")
-    if stated := result.get("stated_steps"):
+    if (stated := result.get("stated_steps")) is not None:
         notes.append(f"its figures are stated for {counted(stated, 'step')}; the file has {has}")
     if again := result.get("rescored", 0):
         notes.append(f"{counted(again, 'step')} scored again: other rules had scored them")
+    if fields := result.get("reread"):
+        notes.append(f"computed again, as the file states others: {reread_fields(fields)}")
     cut = sum(
         bool(step.get("closed_at_budget")) or step.get("finish_reason") == "length"
         for step in result["per_step"]

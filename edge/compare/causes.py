@@ -12,8 +12,8 @@ from edge.compare.findings import LABELS, Figure, Part, interval_text, number, t
 from edge.compare.notes import thought_budget
 from edge.compare.run import check_once, compare_pair, model_label
 from edge.errors import ResultError
-from edge.replay.result import adapter_key, read_result, whole_text
-from edge.replay.stored_result import EngineCounters, Result, SamplingFields, Step
+from edge.replay.result import adapter_key, read_result
+from edge.replay.stored_result import EngineCounters, Result, SamplingFields, Step, whole_text
 from edge.system.tables import clean, table
 
 KINDS = ("quantization", "engine", "grammar", "thought", "noise floor")
@@ -409,7 +409,9 @@ def _settings(sampling: SamplingFields, engine: EngineCounters) -> tuple[object,
 def is_constrained(sampling: SamplingFields, backend: str | None) -> bool | None:
     """Whether a grammar or schema constrained the answers. A published vLLM run that does not say had none."""
     fields = (sampling.get("constrained"), sampling.get("structured"))
-    stated = [value for value in fields if isinstance(value, bool)]
+    stated = [
+        bool(value) for value in fields if value is not None
+    ]  # structured also names how it was asked for
     if stated:
         return any(stated)
     return None if backend in (None, "edge") else False

@@ -1,12 +1,13 @@
 """Say what differs between two runs besides the thing compared, and what is missing in each."""
 
 import re
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from edge.compare import patterns
 from edge.replay.result import adapter_key
 from edge.replay.shards import shard_note
-from edge.replay.stored_result import PromptTemplate, Result, SamplingFields
+from edge.replay.stored_result import PromptTemplate, Result, SamplingFields, whole_text
 from edge.system.text import counted
 
 _Setting = Literal[
@@ -23,6 +24,7 @@ _Setting = Literal[
     "text_share",
     "style",
 ]
+_FALLBACKS = ("chatml_fallback", "gemma_fallback", "mixed")
 # Fields of `sampling` that get a note if they differ.
 _SETTINGS: tuple[_Setting, ...] = get_args(_Setting)
 _SOURCES: tuple[tuple[Literal["source", "source_revision"], str], ...] = (
@@ -122,9 +124,11 @@ def own_notes(result: Result, whose: str) -> list[str]:
     if shard := result.get("shard"):
         notes.append(shard_note(shard, len(result["per_step"]), whose))
     steps, total = len(result["per_step"]), result.get("total_input_steps")
-    if result.get("complete") is False or (steps and total is not None and total > steps):
+    if is_unfinished(result):
         notes.append(patterns.UNFINISHED(whose=whose, steps=f"{steps}{f' of {total}' if total else ''}"))
-    if stated := result.get("stated_steps"):
+    elif steps and total is not None and total > steps:
+        notes.append(patterns.PART_OF_ROWS(whose=whose, steps=steps, total=total))
+    if (stated := result.get("stated_steps")) is not None:
         notes.append(
             patterns.OTHER_STEPS(whose=whose, stated=counted(stated, "step"), steps=counted(steps, "step"))
         )
@@ -138,13 +142,19 @@ def own_notes(result: Result, whose: str) -> list[str]:
         notes.append(
             patterns.RESCORED(whose=whose, steps=counted(again, "step"), verb=verb, them=them, their=their)
         )
-    failed = sum(bool(step.get("error")) for step in result["per_step"])
-    if failed:
+    if fields := result.get("reread"):
+        notes.append(patterns.REREAD(whose=whose, fields=reread_fields(fields)))
+    errors = [step for step in result["per_step"] if step.get("error")]
+    texts = sum(bool(whole_text(step) or step["pred_command_units"]) for step in errors)
+    if failed := len(errors) - texts:
         verb = "is an error message" if failed == 1 else "are error messages"
         they = "it counts" if failed == 1 else "they count"
         notes.append(
             patterns.SERVER_ERRORS(whose=whose, answers=counted(failed, "answer"), verb=verb, they=they)
         )
+    if texts:
+        answers, verb = counted(texts, "answer"), "has" if texts == 1 else "have"
+        notes.append(patterns.ERRORS_WITH_TEXT(whose=whose, answers=answers, verb=verb))
     cut = [
         step
         for step in result["per_step"]
@@ -157,15 +167,29 @@ def own_notes(result: Result, whose: str) -> list[str]:
         answers = counted(len(result["per_step"]), "answer")
         notes.append(patterns.CUT(whose=whose, cut=len(cut), answers=answers, verb=verb) + rest)
     status = result.get("prompt_template", {})
-    if not_from_template(status):
-        notes.append(patterns.NOT_ELIGIBLE(whose=whose, status=status.get("template_status")))
+    source = status.get("template_status")
+    if source in _FALLBACKS:
+        notes.append(patterns.NOT_ELIGIBLE(whose=whose, status=source))
+    elif not_from_template(status):
+        notes.append(patterns.SAYS_NOT_ELIGIBLE(whose=whose, status=source or "not stated"))
     return notes
+
+
+def is_unfinished(result: Result) -> bool:
+    """Whether a run says that it did not come to its end: `complete`, or fewer steps than its rows have."""
+    steps, total, complete = len(result["per_step"]), result.get("total_input_steps"), result.get("complete")
+    return complete is False or (complete is None and bool(steps) and total is not None and total > steps)
+
+
+def reread_fields(fields: Mapping[str, int]) -> str:
+    """`bucket in 2 steps, valid_json in 1 step`."""
+    return ", ".join(f"{name} in {counted(count, 'step')}" for name, count in fields.items())
 
 
 def not_from_template(template: PromptTemplate) -> bool:
     """Whether prompts are not from the model's own chat template, by the flag or by what they are from."""
     status = template.get("template_status")
-    if status in ("chatml_fallback", "gemma_fallback", "mixed"):
+    if status in _FALLBACKS:
         return True
     return template.get("rank_eligible") is False and status != "unknown"
 

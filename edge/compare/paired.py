@@ -68,7 +68,9 @@ def paired_interval(differences: TaskDifferences) -> tuple[float, float] | None:
     sample with few differing tasks often lacks the rare, large differences of its population. Its spread is then too
     small. From 21 differing tasks on, the pseudo-tasks make the interval at most 1.12 times as wide. There it also
     leans to the side of the differences: if all lose, the missing large ones are losses too. benchmarks/coverage.py
-    prints how often such intervals contain the true value, with and without pseudo-tasks. The mean is a ratio of two
+    prints how often such intervals contain the true value, with and without pseudo-tasks. If all tasks differ by the
+    same, the interval reaches the mean that is left if the largest share of tasks that the sample can lack (97.5 %
+    confidence) does not differ. The mean is a ratio of two
     sums; its error is that of the residuals (Cochran, Sampling Techniques, 3rd edition, section 6.3).
     """
     if differences.differing < LEAST_DIFFERING:
@@ -88,6 +90,8 @@ def paired_interval(differences: TaskDifferences) -> tuple[float, float] | None:
         )
     )
     lean, reach = (float(of[0]) for of in _lean_and_reach(differences.tasks, seen, differences.half))
+    if seen.squares[0] < 1e-12 * np.square(shares).sum():  # all differ by the same: no spread says how far
+        reach = max(reach, abs(differences.mean) * (1 - 0.025 ** (1 / differences.tasks)))
     middle = differences.mean + lean
     return round(middle - reach, 9) + 0.0, round(middle + reach, 9) + 0.0
 

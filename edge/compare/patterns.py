@@ -107,13 +107,14 @@ SAME_SHARE = Pattern(
 )
 SAME_SHARES = Pattern("{shares} of the steps.", "The steps are paired. shares: those above.")
 ONLY_TASKS = Pattern(
-    "Only 1 task: its steps are not independent, so there are no intervals.", "There is one task."
+    "Only 1 task: its steps are not independent, so differences and means have no intervals.",
+    "There is one task.",
 )
 FEW_TASKS = Pattern(
     "Only {tasks}: too few for the interval of a difference.", "There are 2 to 5 tasks, so 6 cannot differ."
 )
 ROUGH = Pattern(
-    "Only {tasks}: the intervals are widened for so few tasks, but they are still rough.",
+    "Only {tasks}: the intervals over tasks are widened for so few, but they are still rough.",
     "There are 6 to 9 tasks.",
 )
 SAME_FILE = Pattern(
@@ -210,7 +211,11 @@ GRAMMAR = Pattern(
 )
 UNFINISHED = Pattern(
     "{whose} is unfinished: it has {steps} steps.",
-    "The result says `complete: false`, or a `total_input_steps` of more than its steps.",
+    "The result says `complete: false`, or a `total_input_steps` of more than its steps and not `complete: true`.",
+)
+PART_OF_ROWS = Pattern(
+    "{whose} has {steps} of the {total} steps of its rows.",
+    "The result says `complete: true`, and a `total_input_steps` of more than its steps.",
 )
 OTHER_STEPS = Pattern(
     "{whose} states figures of {stated}, but has {steps}. edge uses the figures of the steps that it has.",
@@ -227,8 +232,17 @@ RESCORED = Pattern(
     "its own rules, in which no commands against no commands count 0.",
     "The figures of stored steps do not follow from their command lines.",
 )
+REREAD = Pattern(
+    "{whose} states fields that do not follow from its answers or the numbers of its steps: {fields}. edge uses those "
+    "that follow.",
+    "A stated field of a step, such as valid_json or bucket, is not the one that edge computes.",
+)
 SERVER_ERRORS = Pattern(
     "{whose}: {answers} {verb} of a server; {they} as 0.", "Steps have an error and no answer."
+)
+ERRORS_WITH_TEXT = Pattern(
+    "{whose}: {answers} {verb} an error of a server and a text; edge scored the text.",
+    "Steps have an error and an answer.",
 )
 CUT = Pattern(
     "{whose}: {cut} of {answers} {verb} cut at the token limit.",
@@ -239,7 +253,11 @@ CLOSED = Pattern(
 )
 NOT_ELIGIBLE = Pattern(
     "{whose} is not rank-eligible: its prompts come from {status}.",
-    "The result says `rank_eligible: false`, or names a fallback or a mixture as the source of its prompts.",
+    "The result names a fallback or a mixture as the source of its prompts.",
+)
+SAYS_NOT_ELIGIBLE = Pattern(
+    "{whose} says that it is not rank-eligible (template_status: {status}).",
+    "The result says `rank_eligible: false`, and names no fallback or mixture.",
 )
 CHECKED_BY_ANSWERS = Pattern(
     "edge checked the rows by their reference answers only: {who} row hashes.",

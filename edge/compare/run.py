@@ -38,9 +38,9 @@ from edge.compare.verdict import (
 from edge.errors import EdgeError, ResultError
 from edge.metrics import FIGURES, Aggregate, GroupFigures, aggregate, headline
 from edge.replay.known import KnownModel, find_known
-from edge.replay.result import read_result, whole_text
+from edge.replay.result import read_result
 from edge.replay.rows import Key
-from edge.replay.stored_result import Head, Result, Step
+from edge.replay.stored_result import Head, Result, Step, whole_text
 from edge.system.text import counted
 
 _TESTED = ("valid_json_pct", "first_cmd_exact_pct")  # each step is right or wrong: McNemar's test

@@ -1,16 +1,28 @@
 """The figures of trials: solved share, pass@k and pass^k with intervals, steps and tokens, why trials failed.
 
-Pure functions. docs/trials.md explains the figures.
+docs/trials.md explains the figures.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from edge.compare.intervals import interval, resampled_means, wilson
-from edge.compare.trials import ENDS, Interval, PassFigures, Trial, TrialFigures
+from edge.compare.trials import (
+    ENDS,
+    Interval,
+    PassFigures,
+    Trial,
+    TrialFigures,
+    TrialResult,
+    read_trials,
+)
+from edge.errors import ResultError
+
+_CLOSE = 1e-3  # a bootstrap can round otherwise on another machine
 
 
 def by_task(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
@@ -50,6 +62,47 @@ def levels(trials: Sequence[Trial]) -> dict[str, TrialFigures]:
     """The figures of each level of tasks, in the order of their names; empty if no task has a level."""
     names = sorted({trial["level"] for trial in trials if trial["level"]})
     return {name: figures([trial for trial in trials if trial["level"] == name]) for name in names}
+
+
+def read_checked_trials(path: Path | str) -> TrialResult:
+    """As `read_trials`. Raises ResultError too for figures that the trials do not give."""
+    result = read_trials(path)
+    right = {"figures": figures(result["trials"]), "by_level": levels(result["trials"])}
+    stated = {"figures": result["figures"], "by_level": result["by_level"]}
+    if (wrong := _difference(stated, right, "")) is not None:
+        raise ResultError(f"{path}: {wrong}: the file was changed")
+    return result
+
+
+def read_whole_trials(path: Path | str) -> TrialResult:
+    """As `read_checked_trials`. Raises ResultError for a shard too: its figures are those of a part of the tasks."""
+    result = read_checked_trials(path)
+    if result.get("shard"):
+        raise ResultError(f"{path}: is a shard of a result; put the shards together with edge join")
+    return result
+
+
+def _difference(stated: object, right: object, name: str) -> str | None:
+    """The first figure that is not the right one, in words; None if all are."""
+    if isinstance(right, Mapping) and isinstance(stated, Mapping):
+        keys = dict.fromkeys([*right, *stated])
+        parts = [(stated.get(key), right.get(key), f"{name}.{key}" if name else key) for key in keys]
+        return next((found for part in parts if (found := _difference(*part)) is not None), None)
+    if isinstance(right, list | tuple) and isinstance(stated, list | tuple) and len(right) == len(stated):
+        pairs = enumerate(zip(stated, right, strict=True))
+        return next(
+            (found for i, part in pairs if (found := _difference(*part, f"{name}[{i}]")) is not None), None
+        )
+    if isinstance(right, float) and isinstance(stated, int | float):
+        same = math.isclose(stated, right, rel_tol=_CLOSE, abs_tol=_CLOSE)
+    else:
+        same = stated == right
+    if same:
+        return None
+    whole = isinstance(stated, Mapping | list | tuple) or isinstance(right, Mapping | list | tuple)
+    return (
+        f"{name} is not what its trials give" if whole else f"{name} is {stated}, but its trials give {right}"
+    )
 
 
 def figure_cells(found: TrialFigures) -> dict[str, str]:

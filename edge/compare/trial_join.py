@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.compare.trial_figures import figures, levels
-from edge.compare.trials import Trial, TrialResult, read_trials
+from edge.compare.trial_figures import figures, levels, read_checked_trials
+from edge.compare.trials import Trial, TrialResult
 from edge.replay.join import check_parts, in_order, joined_provenance, part_of
 from edge.system.outputs import check_output, check_replaced, named_run
 from edge.system.places import write_json
@@ -19,9 +19,9 @@ def join_trials(shards: Sequence[Path], out: Path, *, force: bool = False) -> Tr
     that is not a shard, shards that are missing, given twice, or of different runs.
     """
     check_output(out, shards)
-    found = [read_trials(path) for path in shards]
+    found = [read_checked_trials(path) for path in shards]
     parts = [
-        part_of(path, {**result, "per_step": result["trials"]})
+        part_of(path, result, [trial["task"] for trial in result["trials"]])
         for path, result in zip(shards, found, strict=True)
     ]
     check_parts(parts)

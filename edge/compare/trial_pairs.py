@@ -18,8 +18,8 @@ from edge.compare.paired import (
     most_differing,
     paired_interval,
 )
-from edge.compare.trial_figures import by_task, figure_cells, solved_share
-from edge.compare.trials import ENDS, Interval, Trial, TrialFigures, TrialResult, read_whole_trials
+from edge.compare.trial_figures import by_task, figure_cells, read_whole_trials, solved_share
+from edge.compare.trials import ENDS, Interval, Trial, TrialFigures, TrialResult
 from edge.compare.verdict import p_text
 from edge.errors import ResultError
 from edge.system.outputs import differences

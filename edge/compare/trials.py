@@ -198,14 +198,6 @@ def read_trials(path: Path | str) -> TrialResult:
     return result
 
 
-def read_whole_trials(path: Path | str) -> TrialResult:
-    """As `read_trials`. Raises ResultError for a shard too: its figures are those of a part of the tasks."""
-    result = read_trials(path)
-    if result.get("shard"):
-        raise ResultError(f"{path}: is a shard of a result; put the shards together with edge join")
-    return result
-
-
 def check_trial(value: object, where: str) -> Trial:
     """One trial as edge wrote it. Raises ResultError that begins with `where`."""
     trial = check(value, Trial, where, ResultError)

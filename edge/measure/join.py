@@ -1,6 +1,7 @@
 """Put the shards of a measurement together: the same checks as for a replay, and the figures of all rows."""
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,10 @@ def join_measurements(shards: Sequence[Path | str], out: Path | str, *, force: b
     """
     check_output(out, shards)
     found = [_read(path) for path in shards]
-    parts = [part_of(path, one) for path, one in zip(shards, found, strict=True)]
+    parts = [
+        part_of(path, one, [step["task_id"] for step in one["per_step"]])
+        for path, one in zip(shards, found, strict=True)
+    ]
     check_parts(parts)
     run = {name: value for name, value in parts[0].run.items() if name != "shard"}
     check_replaced(out, run, lambda path: named_run(path, "measurement"), kind="a measurement", force=force)
@@ -50,11 +54,34 @@ def join_measurements(shards: Sequence[Path | str], out: Path | str, *, force: b
     whole["method"] = {**found[0]["method"], "tokens_decoded": decoded}
     whole["load_time_sec"] = round(sum(one["load_time_sec"] for one in found), 3)
     whole["measure_time_sec"] = round(sum(one["measure_time_sec"] for one in found), 3)
+    for part, one in zip(parts, found, strict=True):
+        _check_figures(part.path, one)
     rows = [_row(step) for step in steps]
     values = [positions_of(step["positions"]) for step in steps]
     whole = cast(Measurement, {**whole, **joint_figures(rows, values, whole["method"]["chunk"])})
     write_json(out, whole)
     return whole
+
+
+def _check_figures(path: str, shard: Measurement) -> None:
+    """Raise ResultError if the figures of a shard are not those of its positions."""
+    steps = shard["per_step"]
+    own = joint_figures(
+        [_row(step) for step in steps],
+        [positions_of(step["positions"]) for step in steps],
+        shard["method"]["chunk"],
+    )
+    pairs = [("aggregate", own["aggregate"], shard["aggregate"])]
+    pairs += [(f"per_step[{i}]", *pair) for i, pair in enumerate(zip(own["per_step"], steps, strict=True))]  # type: ignore[misc]
+    for where, right, stated in pairs:
+        for name, value in right.items():
+            told = stated.get(name)
+            numbers = isinstance(value, float) and isinstance(told, int | float)
+            same = math.isclose(value, told, rel_tol=1e-6, abs_tol=1e-9) if numbers else value == told  # type: ignore[arg-type]
+            if not same:
+                raise ResultError(
+                    f"{path}: {where}.{name} is {told}, but its positions give {value}: the file was changed"
+                )
 
 
 def _row(step: RowFigures) -> MeasuredRow:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from edge.errors import EdgeWarning, ResultError
+from edge.errors import EdgeError, EdgeWarning, ResultError
 from edge.replay.prepare import template_summary
-from edge.replay.result import read_result, stored_run, write_result
+from edge.replay.result import adapter_key, read_result, stored_run, write_result
 from edge.replay.rows import describe, step_key
-from edge.replay.shards import ShardFields
+from edge.replay.shards import MOST, Shard, ShardFields
 from edge.replay.stored_result import EngineCounters, Head, PromptTemplate, Provenance, Result, Step
+from edge.system.hashes import text_sha256
 from edge.system.outputs import Run, check_output, check_replaced, differences
 
 # Counters of `engine` that count work: the whole's is the sum. The others describe how a machine worked.
@@ -31,18 +32,25 @@ _WORK = (
 )
 # What may differ between the machines of one run.
 _MACHINE = ("platform", "cpu", "threads", "rows_file_sha256", "llama_cpp")
+# What a shard says in more than one place: the field of its run, and where else.
+_TWICE = (
+    ("model_sha256", "model_sha256", "model file"),
+    ("rows_sha256", "rows_sha256", "set of rows"),
+    ("rows", "rows_sha256", "set of rows"),
+    ("grammar_sha256", "grammar_sha256", "grammar"),
+)
 _COMPARED = "model_sha256", "edge", "backend_version", "llama_cpp_python", "grammar_sha256"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A shard: its file, the field `shard`, its run, provenance, and the number of its steps."""
+    """A shard: its file, the field `shard`, its run, provenance, and the task of each of its steps."""
 
     path: str
     shard: ShardFields
     run: Run
     provenance: Provenance
-    steps: int
+    tasks: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -55,22 +63,32 @@ class Part:
         return (self.provenance.get("llama_cpp") or "").partition(";")[0]
 
 
-def part_of(path: Path | str, content: Mapping[str, Any]) -> Part:
-    """The shard in a file's content. Raises ResultError if it is not a shard, or a damaged one."""
+def part_of(path: Path | str, content: Mapping[str, Any], tasks: Sequence[str]) -> Part:
+    """The shard in a file's content; `tasks`: the task of each step.
+
+    Raises ResultError if it is not a shard, a damaged one, or one that contradicts itself.
+    """
     shard, run = content.get("shard"), content.get("run")
     if not shard:
         raise ResultError(f"{path}: is not a shard: it was written without --shard")
     if not isinstance(run, dict):
         raise ResultError(f"{path}: does not say which run it is of; make the shard again")
-    places, steps = shard["places"], len(content["per_step"])
+    places, steps = shard["places"], len(tasks)
     whole = all(0 <= place < shard["rows"] for place in places) and places == sorted(set(places))
-    if not whole or not 1 <= shard["index"] <= shard["count"]:
+    if not whole or not 1 <= shard["index"] <= shard["count"] or not 2 <= shard["count"] <= MOST:
         raise ResultError(f"{path}: its field shard is damaged; make the shard again")
+    if run.get("shard") != (own := f"{shard['index']}/{shard['count']}"):
+        raise ResultError(f"{path}: says that it is shard {own}, and that its run was {run.get('shard')}")
+    provenance = content.get("provenance", {})
+    for in_run, elsewhere, what in _TWICE:
+        stated = {run.get(in_run), provenance.get(elsewhere), content.get(elsewhere)} - {None}
+        if in_run in run and len(stated) > 1:
+            raise ResultError(f"{path}: names more than one {what} ({elsewhere}); make the shard again")
     if len(places) != steps:
         raise ResultError(
             f"{path}: has {steps} of the {len(places)} steps of its shard; make the shard again"
         )
-    return Part(str(path), shard, run, content.get("provenance", {}), steps)
+    return Part(str(path), shard, run, provenance, tuple(tasks))
 
 
 def check_parts(parts: Sequence[Part]) -> None:
@@ -95,6 +113,26 @@ def check_parts(parts: Sequence[Part]) -> None:
         place = next(place for place in range(first.shard["rows"]) if place not in owner)
         raise ResultError(
             f"{first.path}: the shards lack row {place + 1} of {first.shard['rows']}; make them again"
+        )
+    _check_plan(parts)
+
+
+def _check_plan(parts: Sequence[Part]) -> None:
+    """Raise ResultError if a shard does not have the rows that `--shard` gives it."""
+    tasks = in_order(parts, [part.tasks for part in parts])
+    wrong: dict[str, int] = {}
+    for part in parts:
+        try:
+            own = Shard(part.shard["index"], part.shard["count"]).places(tasks, part.path)
+        except EdgeError as error:
+            raise ResultError(f"{error}; make the shards again") from None
+        if others := set(own) ^ set(part.shard["places"]):
+            wrong[part.path] = min(others)
+    if wrong:
+        place = min(wrong.values())
+        raise ResultError(
+            f"{', '.join(wrong)}: not the rows that --shard gives, from row {place + 1} ({tasks[place]}) on: a file "
+            "was changed; make the shards again"
         )
 
 
@@ -169,12 +207,17 @@ def join(shards: Sequence[Path | str], out: Path | str, *, force: bool = False) 
     """
     check_output(out, shards)
     results = [read_result(path) for path in shards]
-    parts = [part_of(path, result) for path, result in zip(shards, results, strict=True)]
+    parts = []
+    for path, result in zip(shards, results, strict=True):
+        parts.append(part_of(path, result, [step["task_id"] for step in result["per_step"]]))
+        _check_content(parts[-1], result)
     check_parts(parts)
+    _check_alike(parts, results)
     run = dict(_whole_run(parts[0].run))
     check_replaced(out, run, stored_run, kind="a result", force=force)
     steps: list[Step] = in_order(parts, [result["per_step"] for result in results])
     _check_keys(parts, results)
+    _check_prompts(parts, steps)
     first = results[0]
     seconds = sum(result.get("gen_time_sec") or 0.0 for result in results)
     answered = len(steps) - sum(result.get("engine", {}).get("steps_done_before", 0) for result in results)
@@ -190,6 +233,68 @@ def join(shards: Sequence[Path | str], out: Path | str, *, force: bool = False) 
     head["engine"] = _engine([result.get("engine", {}) for result in results])
     head["provenance"] = joined_provenance(parts)
     return write_result(out, head, steps)
+
+
+def _check_content(part: Part, result: Result) -> None:
+    """Raise ResultError if a shard contradicts itself: its settings, its counters, or the figures of its steps."""
+    if any(name in result for name in ("rescored", "reread", "stated_steps")):
+        raise ResultError(
+            f"{part.path}: has figures that do not follow from its answers: the file was changed; make the shard again"
+        )
+    if result.get("complete") is False:
+        raise ResultError(f"{part.path}: is unfinished; make the shard again")
+    engine = result.get("engine", {})
+    made: list[Mapping[str, Any]] = [result.get("sampling", {}), {"kv_type": engine.get("kv_type")}]
+    for fields in made:
+        for name, value in fields.items():
+            if value is not None and part.run.get(name, value) != value:
+                raise ResultError(
+                    f"{part.path}: says that {name} was {part.run[name]}, and that it was {value}; make the shard again"
+                )
+    stated = part.run.get("adapters")
+    of_run = (
+        tuple((one["sha256"], one["scale"]) for one in stated.values()) if isinstance(stated, dict) else None
+    )
+    if "adapters" in part.run and part.provenance.get("backend") == "edge" and adapter_key(result) != of_run:
+        raise ResultError(f"{part.path}: names other adapters than its run; make the shard again")
+    template = result.get("prompt_template", {})
+    rows = template.get("row_count", part.shard["rows"])
+    if rows != (len(part.tasks) if template.get("template_status") == "server_chat" else part.shard["rows"]):
+        raise ResultError(f"{part.path}: describes the prompts of {rows} rows; make the shard again")
+    before, steps = engine.get("steps_done_before", 0), result["per_step"]
+    written = [step.get("completion_tokens") for step in steps]
+    counted_tokens = sum(tokens or 0 for tokens in written)
+    too_many = None not in written and engine.get("completion_tokens", 0) > counted_tokens
+    if not 0 <= before <= len(steps) or too_many:
+        raise ResultError(f"{part.path}: counts more work than its steps have; make the shard again")
+
+
+def _check_alike(parts: Sequence[Part], results: Sequence[Result]) -> None:
+    """Raise ResultError if shards of one run record other settings or other prompts of all rows."""
+    for part, result in zip(parts, results, strict=True):
+        for name in ("sampling", "prompt_template"):
+            theirs, ours = (
+                dict(cast(Mapping[str, Any], each).get(name, {})) for each in (results[0], result)
+            )
+            if theirs.get("template_status") == "server_chat":
+                continue  # its lengths are those of the shard's own steps
+            if theirs != ours:
+                field = next(key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key))
+                raise ResultError(
+                    f"{part.path}: cannot be joined with {parts[0].path}: {name}.{field} was {theirs.get(field)}, "
+                    f"is {ours.get(field)}"
+                )
+
+
+def _check_prompts(parts: Sequence[Part], steps: Sequence[Step]) -> None:
+    """Raise ResultError if the prompts of the steps, in their order, are not those of the run."""
+    hashes = [digest for step in steps if (digest := step.get("prompt_sha256"))]
+    stated = parts[0].run.get("prompts_sha256")
+    if stated and len(hashes) == len(steps) and text_sha256("\n".join(hashes)) != stated:
+        raise ResultError(
+            f"{', '.join(part.path for part in parts)}: the prompts of their steps are not those of the run: a file "
+            "was changed; make the shards again"
+        )
 
 
 def _check_keys(parts: Sequence[Part], results: Iterable[Result]) -> None:

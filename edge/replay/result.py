@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any, Unpack
 from edge.errors import ResultError
 from edge.metrics import aggregate, bucket, score_step
 from edge.replay.rows import Key, Row, describe, row_sha256, step_key
-from edge.replay.rules import check_aggregate, scored_again
-from edge.replay.stored_result import SHARES, Head, Making, Result, SamplingFields, Step, Summary
+from edge.replay.rules import check_aggregate, check_figures, read_again, scored_again
+from edge.replay.stored_result import (
+    PREVIEW,
+    SHARES,
+    Head,
+    Making,
+    Result,
+    SamplingFields,
+    Step,
+    Summary,
+)
 from edge.system.outputs import Run
 from edge.system.places import write_json
 from edge.system.typed_json import check
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 """Version of the result's schema. Results without the field are published ones, or of edge 0.2.0 and older."""
-PREVIEW = 1200  # characters of an answer in `pred_preview`, as published
 
 _RESULT = "a result of `edge eval` or `edge score`"
 _OTHERS = {"measurement": "measure", "comparison": "compare", "ranking": "rank"}
@@ -68,23 +76,15 @@ def write_result(path: Path | str, head: Head, per_step: Sequence[Step]) -> Resu
     return result
 
 
-def whole_text(step: Step) -> str | None:
-    """The whole answer of a step, or None where only its beginning was published."""
-    text = step.get("pred_text")
-    if text is not None:
-        return text
-    preview = step.get("pred_preview")
-    return preview if preview is not None and len(preview) < PREVIEW else None
-
-
 def read_result(path: Path | str) -> Result:
     """Read a result, edge's own or a published one, and check it against its types.
 
     Defaults for steps: `source_group` "unknown", `bucket` from step_idx. A top-level object or a figure that is null
-    counts as missing. A file that has only an aggregate gets an empty `per_step`. Steps that other rules scored are
-    scored again (edge/replay/rules.py). An aggregate of another number of steps is replaced by that of the steps.
+    counts as missing. A file that has only an aggregate gets an empty `per_step`. Fields that do not follow from the
+    answers are computed again, and steps that other rules scored are scored again (edge/replay/rules.py). An aggregate
+    of another number of steps is replaced by that of the steps; figures that it lacks are added.
     Raises ResultError for a file that is not a result, a field that is missing or of a wrong type, a duplicate step,
-    and an aggregate that contradicts the steps.
+    figures that no result can have, and an aggregate that contradicts the steps.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -116,19 +116,28 @@ def read_result(path: Path | str) -> Result:
     if isinstance(figures := value.get("aggregate"), dict):
         value["aggregate"] = {name: figure for name, figure in figures.items() if figure is not None}
     summary = check(value, Summary, str(path))
-    stated = summary.get("aggregate", {}).get("steps")
-    if steps and stated is not None and stated != len(steps):
-        summary = {**summary, "aggregate": aggregate(scored_again(steps)[0]), "stated_steps": stated}
-    again, changed = scored_again(steps)
     stored = summary.get("aggregate", {})
-    if not changed:
-        check_aggregate(stored, steps, str(path))
-        return {**summary, "per_step": again}
+    check_figures(stored, bool(steps), str(path))
+    if not steps:
+        return {**summary, "per_step": []}
+    read, fields = read_again(steps, str(path))
+    again, changed = scored_again(read)
+    own = aggregate(again)
+    found: Result = {**summary, "aggregate": {**own, **stored}, "per_step": again}
+    if fields:
+        found["reread"] = fields
+    if changed:
+        found["rescored"] = changed
+    if (stated := stored.get("steps", len(steps))) != len(steps):
+        return {**found, "aggregate": own, "stated_steps": stated}
+    if not changed and not fields:
+        check_aggregate(stored, again, str(path))
+        return found
     try:
         check_aggregate(stored, again, str(path))
     except ResultError:
         check_aggregate(stored, steps, str(path))  # the aggregate is usually of the same rules as the steps
-    return {**summary, "aggregate": aggregate(again), "per_step": again, "rescored": changed}
+    return {**found, "aggregate": own}
 
 
 def _other_kind(value: object) -> str:
@@ -145,7 +154,7 @@ def adapter_key(result: Head) -> tuple[tuple[str, float], ...] | str | None:
     adapters = result.get("provenance", {}).get("adapters")
     if adapters:
         return tuple(sorted((one["sha256"], one["scale"]) for one in adapters))
-    return result.get("lora_path")
+    return result.get("lora_path") or None
 
 
 def stored_run(path: Path) -> Run | None:

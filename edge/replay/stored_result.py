@@ -80,6 +80,19 @@ SHARES: tuple[Literal["first_cmd_exact", "command_precision", "command_recall", 
 """The fields of a step that must be from 0 to 1."""
 
 
+PREVIEW = 1200
+"""Characters of an answer in `pred_preview`, as published."""
+
+
+def whole_text(step: Step) -> str | None:
+    """The whole answer of a step, or None where only its beginning was published."""
+    text = step.get("pred_text")
+    if text is not None:
+        return text
+    preview = step.get("pred_preview")
+    return preview if preview is not None and len(preview) < PREVIEW else None
+
+
 class SamplingFields(TypedDict, total=False):
     """`sampling`: the settings and limits of a run. A setting that does not apply is None."""
 
@@ -323,6 +336,9 @@ class Head(TypedDict, total=False):
     """Where the result comes from. Only edge writes it."""
     rescored: int
     """Number of steps that edge scored again when it read the file, because other rules had scored them."""
+    reread: dict[str, int]
+    """Number of steps whose field edge computed again when it read the file, by field: the stated value does not follow
+    from the answer or the number of the step."""
     stated_steps: int
     """Number of steps of the stored aggregate, if it is not that of `per_step`. edge sets it when it reads the file."""
     run: Mapping[str, object] | None

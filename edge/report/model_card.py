@@ -207,11 +207,16 @@ def _table(report: Report, files: Sequence[Entry], memory: Mapping[str, int], co
         ("same commands %", [words.same_commands(entry) for entry in rows]),
         ("score", [words.figure("score", entry.score) for entry in rows]),
         (f"memory at {context:,} tokens", [words.size(memory.get(entry.label)) for entry in rows]),
-        ("recommendation", [escaped(advice.get(entry.label, patterns.ADVICE_BASE())) for entry in rows]),
+        ("recommendation", [escaped(advice.get(entry.label) or _of_reference(entry)) for entry in rows]),
     ]
     kept = [(name, cells) for name, cells in columns if any(cell != words.DASH for cell in cells)]
     cells = list(zip(*(cells for _, cells in kept), strict=True))
     return table([name for name, _ in kept], cells, right=range(1, len(kept) - 1))
+
+
+def _of_reference(entry: Entry) -> str:
+    unquantized = entry.run is not None and entry.run.unquantized
+    return patterns.ADVICE_BASE() if unquantized else patterns.ADVICE_REFERENCE()
 
 
 def recommendations(report: Report) -> dict[str, str]:

@@ -48,7 +48,15 @@ DIFFERENCE_ALONE = Pattern(
 # The beginning of a page.
 NO_REFERENCE = Pattern(
     "These are results without a reference, so they cannot show the cost of quantization.",
-    "Nothing was compared.",
+    "Nothing was compared, and no reference was given or found.",
+)
+NO_STEPS = Pattern(
+    "{files} {verb} figures but no steps, so that edge cannot compare {them} with {reference}.",
+    "A reference with steps is given, and some result has no steps.",
+)
+NOTHING_PAIRED = Pattern(
+    "No result has steps that edge can compare with those of {reference}.",
+    "A reference with steps is given, and no other result has steps.",
 )
 SOLVED = Pattern(
     "In a sandbox, {reference} solved {own}; {files}.",
@@ -107,7 +115,7 @@ UNDETECTED = Pattern(
 NO_OTHER_SCORE = Pattern("no step of {files} has another score", "The score of each step is the reference's.")
 FEW = Pattern(
     "too few tasks differ in {files} to say whether the score changed",
-    "1 to 5 tasks of each of these files differ.",
+    "Fewer than 6 tasks of each of these files differ, and some step does.",
 )
 UNPAIRED_SCORE = Pattern(
     "score of {file}: {sentence}",
@@ -123,7 +131,11 @@ FEW_NOTE = Pattern(
 )
 BESIDES = Pattern(
     "Besides the model file, {what} {verb}, so that the differences are not those of quantization alone.",
-    "Both sides record other engines, settings, adapters or checkpoints, or only one side had a grammar.",
+    "Both sides record other engines, settings, adapters or checkpoints, or that only one had a grammar.",
+)
+SAME_MODEL = Pattern(
+    "{file} and {reference} are of the same model file: their differences are not those of quantization.",
+    "Both results record the same SHA-256 and adapters.",
 )
 OTHER_STEPS = Pattern(
     "{file} and {reference} do not have the same steps: {ours} only in {file}, {theirs} only in {reference}. Scores "
@@ -257,7 +269,11 @@ CARD_COMMANDS = Pattern(
     "These commands convert, answer and measure again. A file is the same if its SHA-256 is the same.",
     "Always. The settings are those that the results record. A file with an importance matrix needs edge imatrix too.",
 )
-ADVICE_BASE = Pattern("The unquantized base of the comparison.", "The row of the reference.")
+ADVICE_BASE = Pattern(
+    "The unquantized base of the comparison.",
+    "The row of the reference, if its result says that it is not quantized.",
+)
+ADVICE_REFERENCE = Pattern("The reference of the comparison.", "The row of another reference.")
 ADVICE_FIRST = Pattern(
     "Take it if it fits into your memory.",
     "The largest file that no other one beats by size and KL divergence.",

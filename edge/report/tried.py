@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge.compare.labels import model_hash
+from edge.compare.trial_figures import read_whole_trials
 from edge.compare.trial_pairs import TrialComparison, compare_trials
-from edge.compare.trials import TrialResult, read_whole_trials
+from edge.compare.trials import TrialResult
 from edge.errors import ResultError
 from edge.replay.result import adapter_key
 from edge.report.contents import Entry, Tried

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge.compare import findings
+from edge.compare.causes import is_constrained
 from edge.compare.findings import Figure
+from edge.compare.labels import same_model
 from edge.compare.notes import own_notes
 from edge.compare.verdict import NONE_DIFFERS, is_few, looks_whole
 from edge.metrics import TERMS
@@ -196,8 +198,10 @@ def layman(report: Report) -> str:
 
 
 def _by_commands(reference: Entry | None, files: Sequence[Entry], report: Report) -> str:
-    if reference is None or not files:
+    if reference is None:
         return patterns.NO_REFERENCE()
+    if not files:
+        return patterns.NOTHING_PAIRED(reference=reference.label)
     original = _original(reference)
     if report.comparison is None or not report.comparison.paired:
         scores = listed([f"{figure('score', entry.score)} ({entry.label})" for entry in files])
@@ -261,15 +265,21 @@ def besides(report: Report) -> str:
         engines = [side.backend for side in sides if side]
         if "unknown" not in engines and engines[0] != engines[1]:
             kinds[f"the engine ({engines[0]} and {engines[1]})"] = None
-        grammars = [side.constrained for side in sides if side]
+        grammars = [_guided(side) for side in sides if side]
         if None not in grammars and grammars[0] != grammars[1]:
             kinds["the grammar"] = None
         if reference and reference.run and entry.run:
             found = differing(Made(reference.run.sampling, reference.run), entry.run)
             others = (kind for kind in found if kind not in ("engine", "grammar"))
             kinds |= {f"the {_KINDS.get(kind, kind.replace('_', ' '))}": None for kind in others}
-    verb = "differs" if len(kinds) == 1 else "differ"
+    verb = "differs" if len(kinds) == 1 and "the adapters" not in kinds else "differ"
     return patterns.BESIDES(what=listed(list(kinds)), verb=verb) if kinds else ""
+
+
+def _guided(entry: Entry) -> bool | None:
+    """Whether a grammar or a schema guided the answers, as far as the result says."""
+    sampling = entry.run.sampling if entry.run else {"constrained": entry.constrained}
+    return is_constrained(sampling, None if entry.backend == "unknown" else entry.backend)
 
 
 def remarks(report: Report) -> list[str]:
@@ -288,7 +298,23 @@ def cautions(report: Report) -> list[str]:
             found.append(
                 patterns.OTHER_STEPS(file=entry.label, reference=reference.label, ours=ours, theirs=theirs)
             )
+        runs = (entry.run, reference.run) if part and reference else (None, None)
+        if runs[0] and runs[1] and reference and same_model(runs[0].result, runs[1].result):
+            found.append(patterns.SAME_MODEL(file=entry.label, reference=reference.label))
         found += own_notes(entry.run.result, entry.label) if entry.run else []
+    lacking = [
+        entry.label for entry in report.files if not entry.is_reference and entry.run and not entry.run.steps
+    ]
+    if lacking and reference and reference.run and reference.run.steps:
+        one = len(lacking) == 1
+        found.append(
+            patterns.NO_STEPS(
+                files=listed(lacking),
+                verb="has" if one else "have",
+                them="it" if one else "them",
+                reference=reference.label,
+            )
+        )
     return found
 
 

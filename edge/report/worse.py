@@ -11,9 +11,8 @@ from typing import Any
 from edge.compare.findings import Part, Worse
 from edge.errors import ReplayError
 from edge.metrics import command_units, payload
-from edge.replay.result import PREVIEW, whole_text
 from edge.replay.rows import Key, Row, by_step, describe, read_rows, step_key, without_sample
-from edge.replay.stored_result import Step
+from edge.replay.stored_result import PREVIEW, Step, whole_text
 from edge.report.evidence import Run
 
 MESSAGE = 1200  # characters of a task's last message that are shown: its end, which has the screen

@@ -542,9 +542,9 @@ def test_few_differing_tasks_give_no_verdict(tmp_path: Path) -> None:
     one = told(tasks(BAD, steps_each=9), tasks(GOOD, steps_each=9), tmp_path)["score"]
     assert one.sentence.startswith("1 of 1 task differs: too few for an interval")
     for count, note in [
-        (1, "Only 1 task: its steps are not independent, so there are no intervals."),
+        (1, "Only 1 task: its steps are not independent, so differences and means have no intervals."),
         (4, "Only 4 tasks: too few for the interval of a difference."),
-        (9, "Only 9 tasks: the intervals are widened for so few tasks, but they are still rough."),
+        (9, "Only 9 tasks: the intervals over tasks are widened for so few, but they are still rough."),
         (10, None),
     ]:
         path = result(tmp_path / f"{count}.json", tasks(*[GOOD] * count))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edge.compare import compare
+from edge.compare.ranking import rank
 from edge.errors import ResultError
 from edge.replay.result import read_result, step_result, write_result
 from edge.replay.rows import Row
@@ -129,6 +130,149 @@ def test_an_aggregate_of_other_steps_is_replaced_and_said(base: Path, tmp_path: 
     assert notes(other, base) == [
         "Our result states figures of 386 steps, but has 20 steps. edge uses the figures of the steps that it has."
     ]
+
+
+def test_notes_that_could_be_false(base: Path, tmp_path: Path) -> None:
+    """An error beside a scored text, a whole run of a part of the rows, an empty adapter, no status of prompts."""
+
+    def change(value: dict[str, Any]) -> None:
+        value["per_step"][9]["error"] = "connection reset"
+        value.update(complete=True, total_input_steps=303, lora_path="")
+        value["prompt_template"] = {"rank_eligible": False}
+
+    other = tmp_path / "other.json"
+    other.write_bytes(base.read_bytes())
+    assert notes(edited(other, change), base) == [
+        "Our result has 20 of the 303 steps of its rows.",
+        "Our result: 1 answer has an error of a server and a text; edge scored the text.",
+        "Our result says that it is not rank-eligible (template_status: not stated).",
+    ]
+    with pytest.raises(
+        ResultError, match="errors: 1 answer has an error of a server; no result can be ranked"
+    ):
+        rank([other])
+    edited(other, lambda value: value["per_step"][9].pop("error"))
+    with pytest.raises(
+        ResultError, match=r"it says that it is not rank-eligible \(template_status: not stated\)"
+    ):
+        rank([other])
+
+
+@pytest.mark.parametrize("kept", ["pred_text", "pred_preview"])
+def test_fields_that_do_not_follow_from_the_answers_are_computed_again(
+    base: Path, tmp_path: Path, kept: str
+) -> None:
+    """Otherwise a table says that none of 20 valid answers is valid, and that all steps are late."""
+
+    def change(value: dict[str, Any]) -> None:
+        for step in value["per_step"]:
+            step.update(valid_json=False, bucket="late")
+            if kept == "pred_preview":
+                del step["pred_text"]
+        value["per_step"][9]["pred_command_units"] = ["rm x"]
+        value["per_step"][0]["pred_task_complete_true"] = False
+        del value["aggregate"]
+
+    other = tmp_path / "other.json"
+    other.write_bytes(base.read_bytes())
+    edited(other, change)
+    read = read_result(other)
+    assert read["aggregate"] == read_result(base)["aggregate"]
+    assert read["per_step"][0]["bucket"] == "early" and read["per_step"][9]["pred_command_units"] == ["ls"]
+    assert "rescored" not in read
+    assert notes(other, base) == [
+        "Our result states fields that do not follow from its answers or the numbers of its steps: bucket in 20 steps, "
+        "pred_command_units in 1 step, pred_task_complete_true in 1 step, valid_json in 20 steps. edge uses those that "
+        "follow."
+    ]
+    ranked = rank([other]).entries[0].notes
+    assert any(
+        note.startswith("computed again, as the file states others: bucket in 20 steps") for note in ranked
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"pred_text": None, "pred_preview": "{", "valid_json": True},
+            "valid_json is true, but its pred_preview",
+        ),
+        (
+            {"pred_text": None, "pred_preview": "{" * 1200, "valid_json": False},
+            "has_analysis is true, but valid_json is false",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(base: Path, change: dict[str, Any], told: str) -> None:
+    """The rest of the answer is unknown, so that edge cannot say which is right."""
+    edited(base, lambda value: value["per_step"][9].update(change))
+    with pytest.raises(ResultError, match=rf"base.json: per_step\[9\]: {told}"):
+        read_result(base)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"steps": -5}, "steps is -5; it must be 0 or more"),
+        ({"tasks": 900, "steps": 386}, "tasks is 900, which 386 steps cannot have"),
+        ({"valid_json_pct": 130.0}, "valid_json_pct is 130.0; it must be from 0 to 100"),
+        ({"avg_command_f1": -0.1}, "avg_command_f1 is -0.1; it must be from 0 to 1"),
+        ({"avg_command_f1": float("nan")}, "avg_command_f1 is nan; it must be a number"),
+        ({"avg_pred_cmds": -1}, "avg_pred_cmds is -1; it must be 0 or more"),
+        (
+            {"by_bucket": {"early": {"steps": 3, "avg_command_f1": 52.3}}},
+            r"by_bucket\['early'\].avg_command_f1 is 52.3; it must be from 0 to 1",
+        ),
+    ],
+)
+def test_figures_that_no_result_has_are_refused(
+    base: Path, steps: int, wrong: dict[str, Any], told: str
+) -> None:
+    def change(value: dict[str, Any]) -> None:
+        value["aggregate"].update(wrong)
+        if not steps:
+            del value["per_step"]
+
+    edited(base, change)
+    with pytest.raises(ResultError, match=f"base.json: aggregate.{told}"):
+        read_result(base)
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({}, "contains neither steps nor figures"),
+        ({"steps": 0, "avg_command_f1": 0.52}, "aggregate.steps is 0, but aggregate.avg_command_f1 is 0.52"),
+        (
+            {"steps": 9, "avg_command_f1": 0.5, "by_bucket": {"early": {"steps": 8}}},
+            "aggregate.by_bucket has 8 steps, but aggregate.steps is 9",
+        ),
+        (
+            {"avg_command_f1": 0.523, "first_cmd_exact_pct": 49.5, "next_action_score": 71.46},
+            "aggregate.next_action_score is 71.46, but the other figures give 51.46",
+        ),
+    ],
+)
+def test_figures_without_steps_that_contradict_each_other_are_refused(
+    tmp_path: Path, figures: dict[str, Any], told: str
+) -> None:
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps({"aggregate": figures}))
+    with pytest.raises(ResultError, match=told):
+        read_result(path)
+
+
+def test_an_aggregate_of_no_steps_is_said(base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_bytes(base.read_bytes())
+    edited(other, lambda value: value["aggregate"].update(steps=0))
+    assert notes(other, base) == [
+        "Our result states figures of 0 steps, but has 20 steps. edge uses the figures of the steps that it has."
+    ]
+    edited(other, lambda value: value.update(aggregate={"steps": 20}))
+    assert read_result(other)["aggregate"] == read_result(base)["aggregate"]
 
 
 def test_engine_cache_and_batching_are_said(base: Path, tmp_path: Path) -> None:

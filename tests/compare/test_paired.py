@@ -81,6 +81,17 @@ def lean(values: list[float]) -> float:
     return (bounds[0] + bounds[1] - 2 * of.mean) / (bounds[1] - bounds[0])
 
 
+@pytest.mark.parametrize("share", [0.97, 0.98, 0.99])
+def test_tasks_that_nearly_all_lose_the_same_are_covered(share: float) -> None:
+    """A sample in which all lose the same has no spread, but other tasks may not lose."""
+    rng = np.random.default_rng(3)
+    found = [paired_interval(sample(rng, 100, share, [50.0], 0.0)) for _ in range(400)]
+    covered = [bounds[0] <= -50 * share <= bounds[1] for bounds in found if bounds]
+    assert len(covered) == 400 and sum(covered) >= 0.93 * len(covered)
+    alone = paired_interval(TaskDifferences(np.full(100, -50.0), np.ones(100), 50.0))
+    assert alone == pytest.approx((-51.811, -48.189), abs=0.001)
+
+
 def test_the_interval_leans_to_the_side_of_the_differences() -> None:
     """From 21 differing tasks on, by 1 / sqrt(number of them), if small and large differences have one direction."""
     assert lean([-10.0] * 25) == pytest.approx(-0.2)

@@ -161,7 +161,7 @@ def test_what_is_not_ranked_and_why(three: list[Path], tmp_path: Path) -> None:
         "short": "rows missing: it has 30 of the 40 ranked steps (10 did not fit into its context)",
         "elsewhere": "other rows: it has none of the ranked steps",
         "otherwise": "other rows: 40 steps of 40 are of another row",
-        "failed": "errors: 1 answer is an error message of a server",
+        "failed": "errors: 1 answer has an error of a server",
         "raw": "prompts: they are not from the model's own chat template (mixed_or_raw)",
         "believed": "prompts: they are not from the model's own chat template (chatml_fallback)",
         "figures": "has no steps: edge can neither check its scoring rules nor pair it",

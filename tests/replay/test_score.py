@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from edge.errors import EdgeError, ReplayError, ResultError
-from edge.replay.result import read_result, step_result, whole_text, write_result
+from edge.replay.result import read_result, step_result, write_result
 from edge.replay.rows import read_rows, step_key
 from edge.replay.score import score
+from edge.replay.stored_result import whole_text
 from edge.system.places import check_place, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,9 +259,10 @@ def test_other_places(tmp_path: Path, replay: Path) -> None:
     path.write_text('{"aggregate": {"avg_command_f1": 0.5}}', encoding="utf-8")
     assert read_result(path)["per_step"] == []
     path.write_text(
-        '{"per_step": [], "engine": null, "aggregate": {"valid_json_pct": null}}', encoding="utf-8"
+        '{"per_step": [], "engine": null, "aggregate": {"has_plan_pct": 1, "valid_json_pct": null}}',
+        encoding="utf-8",
     )
-    assert read_result(path) == {"per_step": [], "aggregate": {}}
+    assert read_result(path) == {"per_step": [], "aggregate": {"has_plan_pct": 1}}
     with pytest.raises(ResultError, match="No such file"):
         read_result(tmp_path / "none.json")
     for name in ("bucket", "source_group", "sample_idx"):

@@ -124,15 +124,21 @@ def changed(path: Path, out: Path, change: Any) -> Path:
     return out
 
 
+def everywhere(value: dict[str, Any], **fields: object) -> None:
+    """Change fields wherever a shard names them, as another run would."""
+    for place in (value, value["run"], value["sampling"], value["provenance"]):
+        place.update({name: field for name, field in fields.items() if name in place})
+
+
 @pytest.mark.slow
 def test_shards_that_do_not_fit_are_refused_in_one_line(replays: Path, tmp_path: Path) -> None:
     one, two, three = (replays / f"s{i}.json" for i in (1, 2, 3))
     twin = changed(two, tmp_path / "twin.json", lambda value: None)
-    model = changed(two, tmp_path / "model.json", lambda v: v["run"].update(model_sha256="0" * 64))
-    tokens = changed(two, tmp_path / "tokens.json", lambda v: v["run"].update(max_tokens=17))
+    model = changed(two, tmp_path / "model.json", lambda v: everywhere(v, model_sha256="0" * 64))
+    tokens = changed(two, tmp_path / "tokens.json", lambda v: everywhere(v, max_tokens=17))
     build = changed(two, tmp_path / "build.json", lambda v: v["provenance"].update(llama_cpp="ggml 9; CPU"))
     short = changed(two, tmp_path / "short.json", lambda v: (v["per_step"].pop(), v.pop("aggregate")))
-    rows = changed(two, tmp_path / "rows.json", lambda v: v["run"].update(rows_sha256="1" * 64))
+    rows = changed(two, tmp_path / "rows.json", lambda v: everywhere(v, rows_sha256="1" * 64))
     other = changed(
         two, tmp_path / "other.json", lambda v: v["shard"].update(places=read(one)["shard"]["places"])
     )
@@ -192,6 +198,17 @@ def test_the_joined_measurement_is_that_of_one_machine(
     for name in read(tmp_path / "whole.json").keys() - {*OF_MACHINES, "measure_time_sec", "method"}:
         assert json.dumps(joined[name]) == json.dumps(whole[name]), name
     assert joined["method"] | {"tokens_decoded": 0} == whole["method"] | {"tokens_decoded": 0}
+    for number, (change, told) in enumerate(
+        (
+            (lambda v: v["aggregate"].update(nll=9.0), "aggregate.nll is 9.0, but its positions give"),
+            (lambda v: v["per_step"][0].update(kl_mean=0.5), "per_step[0].kl_mean is 0.5, but its positions"),
+            (lambda v: v["run"].update(shard="1/2"), "says that it is shard 2/2, and that its run was 1/2"),
+            (lambda v: v["provenance"].update(model_sha256="0" * 64), "names more than one model file"),
+        )
+    ):
+        bad = changed(tmp_path / "m2.json", tmp_path / f"bad{number}.json", change)
+        code, said = edge("join", tmp_path / "m1.json", bad, "--out", tmp_path / "out.json")
+        assert code == 1 and f"{bad}: " in said and told in said and "\n" not in said
     code, said = edge("join", tmp_path / "m1.json", "--out", tmp_path / "out.json")
     assert code == 1 and "is shard 1 of 2; shard 2 of 2 not given" in said
 

@@ -6,7 +6,9 @@ pytest tests/report/test_report_card.py
 import html
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import command_line
 import pytest
@@ -15,9 +17,10 @@ from huggingface_hub import ModelCard
 from small_results import FILES, TASKS, digest, result, small_results, trials
 
 from edge.errors import ResultError
+from edge.report import words
 from edge.report.build import report
 from edge.report.collect import collect
-from edge.report.model_card import CardFacts
+from edge.report.model_card import CardFacts, to_card
 
 pytestmark = pytest.mark.slow
 
@@ -166,7 +169,7 @@ def test_what_is_missing_stands_above_the_tables(tmp_path: Path) -> None:
         assert "Q4_K_M has no prediction for 3 rows; its figures leave them out." in text
         assert "0 steps only in Q4_K_M, 3 steps only in bf16. Scores are over all steps of a file" in text
         assert "Q4_K_M is unfinished: it has 9 steps." in text
-        assert "Q4_K_M: 1 answer is an error message of a server; it counts as 0." in text
+        assert "Q4_K_M: 1 answer has an error of a server and a text; edge scored the text." in text
         assert "Besides the model file, the temperature and the thinking mode differ, so that" in text
 
 
@@ -222,3 +225,50 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         ResultError, match=r"Q8_0 and Q2_K are both of a file named model\.gguf: a repository needs"
     ):
         written(tmp_path, files)
+
+
+def test_the_page_says_what_else_differs_and_what_cannot_be_compared(tmp_path: Path) -> None:
+    """One file under two names, a file without steps, a grammar against vLLM, and a reference that is quantized."""
+
+    def stored(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+        return path
+
+    base = result(tmp_path / "a-bf16.json", "bf16")
+    ours = result(tmp_path / "a-Q4_K_M.json", "Q4_K_M")
+    facts = CardFacts(tmp_path / "README.md", base_model="o/small")
+
+    digest = json.loads(base.read_text())["provenance"]["model_sha256"]
+    twin = stored(
+        result(tmp_path / "a-twin.json", "Q4_K_M"), lambda v: v["provenance"].update(model_sha256=digest)
+    )
+    remarks = words.remarks(collect([base, twin], base))
+    assert (
+        "twin and bf16 are of the same model file: their differences are not those of quantization."
+        in remarks
+    )
+
+    bare = stored(result(tmp_path / "a-Q8_0.json", "Q8_0"), lambda v: v.pop("per_step"))
+    found = collect([base, bare], base)
+    assert words.layman(found) == "No result has steps that edge can compare with those of bf16."
+    assert "Q8_0 has figures but no steps, so that edge cannot compare it with bf16." in words.remarks(found)
+
+    vllm = stored(
+        result(tmp_path / "a-vllm.json", "bf16"),
+        lambda v: (
+            v.update(provenance={}),
+            v["sampling"].pop("constrained"),
+            v["sampling"].update(backend="vllm"),
+        ),
+    )
+    [remark] = [text for text in words.remarks(collect([vllm, ours], vllm)) if text.startswith("Besides")]
+    assert "the engine (vllm and edge) and the grammar differ" in remark
+    asked = stored(vllm, lambda v: v["sampling"].update(structured="json_schema"))
+    [remark] = [text for text in words.remarks(collect([asked, ours], asked)) if text.startswith("Besides")]
+    assert "grammar" not in remark
+
+    smallest = result(tmp_path / "a-Q2_K.json", "Q2_K")
+    card = to_card(collect([ours, smallest], ours), facts)
+    assert "The reference of the comparison." in card and "unquantized base" not in card
