@@ -432,6 +432,27 @@ def test_the_key_is_sent_only_to_the_server_and_written_nowhere(
     assert not any("very-secret" in text for text in everything)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda handler: handler.give(302, {}, Location=f"http://other/?key={KEY}"),
+        lambda handler: handler.give(200, {}, Content_Encoding=KEY),
+        lambda handler: handler.give(200, b"x", KEY),
+        None,
+    ],
+    ids=["address", "coding", "kind", "models"],
+)
+def test_no_message_repeats_the_key_of_a_server_that_sends_it_back(
+    folder: Path, record: Path, monkeypatch: pytest.MonkeyPatch, given: Given | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    names = ("big-model",) if given else (f"{KEY}-1", f"{KEY}-2")
+    with scripted(given or DONE, models=names) as server:
+        run = Run(folder, record, server.url)
+    assert "[the key]" in run.line
+    assert not any("very-secret" in text for text in (run.text.getvalue(), run.line, *run.notes))
+
+
 def test_the_shell_outside_a_sandbox_does_not_get_the_key(
     folder: Path, record: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
