@@ -532,4 +532,10 @@ MORE_ROWS = (
         "test_remote.py",
         "test_no_message_repeats_the_key_of_a_server_that_sends_it_back",
     ),
+    (
+        "a second session of one task in the same second, which was refused while the model of the first opened",
+        "edge chooses the name of the record again",
+        REMOTE,
+        "test_a_session_that_begins_while_the_model_of_another_opens",
+    ),
 )
