@@ -121,7 +121,7 @@ class Return:
 
     def _fetch(self, commits: Commits) -> bool:
         """Put the commits into their branches. Returns whether git took them."""
-        names = ", ".join(commits.branches.values())
+        names = commits.names
         try:
             fetch_commits(self.folder, commits)
         except SandboxError as error:
@@ -129,8 +129,12 @@ class Return:
                 f"the commits are not brought back: {printable(str(error))}; they are in {commits.bundle}"
             )
             return False
-        commits.bundle.unlink(missing_ok=True)
         self.say(f"the commits are in {names}; nothing of it is checked out")
+        if commits.left_out:
+            left_out = f"{commits.left_out:,} branches with other names, or too many"
+            self.say(f"not brought back: {left_out}; they are in {commits.bundle}")
+            return False
+        commits.bundle.unlink(missing_ok=True)
         return True
 
     def _own_files(self) -> list[Path]:

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -80,6 +80,7 @@ def run_session(options: SessionOptions, interface: Interface) -> Ending:
             return Ending("complete", undecided=not whole)
         model = stack.enter_context(paths.source.open(options, interface))
         record = resumed or stack.enter_context(_new_record(options, paths, paths.source.facts(model)))
+        paths = replace(paths, record=record.path, archive=archive_path(record.path))
         if options.permission.sandbox:
             _remove_old(interface)
         _show_header(options, paths, interface)
@@ -212,16 +213,24 @@ def _check_place(folder: Path) -> None:
 
 
 def _new_record(options: SessionOptions, paths: _Paths, model: ModelFacts) -> Record:
-    for path in (paths.archive, first_path(paths.record), commits_path(paths.record)):
-        if options.permission.sandbox and os.path.lexists(path):
-            raise AgentError(
-                f"{path}: already exists, and is of another session, which may be running: choose another --record"
-            )
+    """Begin the record. A name that edge chose is chosen again if another session has taken it since."""
     task, sandbox = options.task or "", options.permission.sandbox
     facts = cast(SessionFacts, {"task": task, **model, "workdir": str(paths.folder), "sandbox": sandbox})
-    if options.permission.sandbox:
+    if sandbox:
         facts["own_files"] = [str(file.absolute()) for file in _own_files(options, paths)]
-    return Record.create(paths.record, facts)
+    while True:
+        record = options.record or new_record_path(task)
+        try:
+            for path in (archive_path(record), first_path(record), commits_path(record)):
+                if sandbox and os.path.lexists(path):
+                    raise AgentError(
+                        f"{path}: already exists, and is of another session, which may be running: choose another "
+                        "--record"
+                    )
+            return Record.create(record, facts)
+        except AgentError:
+            if options.record is not None or not os.path.lexists(record):
+                raise
 
 
 def _remove_old(interface: Interface) -> None:

@@ -148,7 +148,7 @@ class Workplace:
         self._before += f"{self.terminal.output()}\n\n"
         self.notes.append(NEW_SHELL)
         self.say(NEW_SHELL)
-        self.terminal.restart(SHELL, cwd=self.folder)
+        self.terminal.restart(SHELL)
         return True
 
 

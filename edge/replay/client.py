@@ -210,7 +210,7 @@ class Server:
                         value = response.json()
                         if isinstance(value, dict):
                             return value
-                    failed = f"its answer to {path} is not a JSON object{_kind_of(response)}"
+                    failed = f"its answer to {path} is not a JSON object{self._kind_of(response)}"
                 else:
                     failed = f"{response.status} {self._message(response)}"
                     # llama-cpp-python's server calls a field that it does not know an internal error.
@@ -243,7 +243,8 @@ class Server:
                 "Content-Encoding", ""
             ):  # it can be small and become very large
                 raise Refused(
-                    f"{self.url}: it sends its answer compressed ({coding[:40]}), which edge did not ask for",
+                    f"{self.url}: it sends its answer compressed ({self.without_key(coding)[:40]}), "
+                    "which edge did not ask for",
                     200,
                 )
             for piece in response.iter_raw():
@@ -291,9 +292,7 @@ class Server:
             error = value.get("error", value) if isinstance(value, dict) else value
             message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
             text = str(message or text)
-        if self._key:
-            text = text.replace(self._key, "[the key]")
-        text = re.sub(r"<[^>]*>", " ", text)  # an HTML page
+        text = re.sub(r"<[^>]*>", " ", self.without_key(text))  # an HTML page
         return " ".join(text.split())[:300] or httpx.codes.get_reason_phrase(response.status)
 
     def _advice(self, response: _Response) -> str:
@@ -301,7 +300,7 @@ class Server:
         if response.status in (401, 403):
             return f" (is the key in {self._key_source} right?)"
         if 300 <= response.status < 400:
-            place = response.headers.get("Location", "another address")[:200]
+            place = self.without_key(response.headers.get("Location", "another address"))[:200]
             return f" (it redirects to {place}, which edge does not follow: give the server's own URL)"
         if response.status == 404:
             return " (does the URL end as the server's documentation says, for example with /v1?)"
@@ -315,6 +314,18 @@ class Server:
             line.socket = one
             if self._stopped.is_set():  # `close` may not have seen it
                 _shut(one)
+
+    def _kind_of(self, response: _Response) -> str:
+        """The content type of a response that is not JSON, as a part of a message."""
+        return (
+            ""
+            if response.kind in ("", "application/json")
+            else f" but {self.without_key(response.kind)[:100]}"
+        )
+
+    def without_key(self, text: str) -> str:
+        """A text of the server as a part of a message: a server can repeat the key in each of them."""
+        return re.sub(re.escape(self._key), "[the key]", text, flags=re.IGNORECASE) if self._key else text
 
     def close(self) -> None:
         """Send no more requests, and abandon those that wait for an answer."""
@@ -400,11 +411,6 @@ def _written(value: Mapping[str, Any], url: str) -> Written:
         prompt,
         completion,
     )
-
-
-def _kind_of(response: _Response) -> str:
-    """The content type of a response that is not JSON, as a part of a message."""
-    return "" if response.kind in ("", "application/json") else f" but {response.kind[:100]}"
 
 
 def _retry_after(response: _Response) -> float | None:

@@ -234,13 +234,12 @@ def served_model(server: Server, wanted: str | None, option: str = "--served-mod
         twins = {f"{name}-{answers}" for name in models for answers in ("text", "action")}
         models = {name: kind for name, kind in models.items() if name not in twins}
         if len(models) != 1:
-            names = ", ".join(sorted(models)[:20]) or "none"
+            names = server.without_key(", ".join(sorted(models)[:20])) or "none"
             raise BackendError(f"{server.url}: serves {len(models)} models ({names}): name one with {option}")
         wanted = next(iter(models))
     elif models and wanted not in models:
-        raise BackendError(
-            f"{server.url}: does not serve {wanted}; it serves {', '.join(sorted(models)[:20])}"
-        )
+        names = server.without_key(", ".join(sorted(models)[:20]))
+        raise BackendError(f"{server.url}: does not serve {wanted}; it serves {names}")
     return wanted, _KINDS.get(models.get(wanted, ""), "")
 
 

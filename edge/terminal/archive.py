@@ -177,6 +177,10 @@ def _time(field: bytes) -> int:
     """A time of a header, at most `_FAR` seconds before or after 1970."""
     if field[0] == 0xFF:  # base 256, negative
         return max(int.from_bytes(field, "big", signed=True), -_FAR)
+    if (
+        field[0] == 0x80
+    ):  # also one that `_number` does not take as a size: a program can set any time of 64 bits
+        return min(int.from_bytes(field[1:], "big"), _FAR)
     return min(_number(field), _FAR)
 
 

@@ -11,6 +11,7 @@ from edge.terminal.shell import NEVER_WAIT
 
 USER = 1000  # inside the sandbox
 BEGIN = "/run/edge"  # the supervisor inside the sandbox
+CONTENTS = "/run/edge-contents"  # the checksums of the files with which the session began
 _LINE_EDITOR = "/run/edge-inputrc"  # the settings of the shell's line editor
 
 _ETC = (
@@ -55,8 +56,8 @@ def arguments(limits: Limits, beside: Beside) -> list[str]:
         binds = _root_mounts(beside.root, (WORK, HOME, beside.start, *beside.links))
     if beside.fixed is not None:
         binds += ["--ro-bind", str(beside.fixed), beside.fixed_at]
-    own = ("/etc/passwd", "/etc/group", "/etc/hosts", BEGIN, _LINE_EDITOR)
-    for descriptor, name in zip((6, 7, 8, 12, 15), own, strict=True):
+    own = ("/etc/passwd", "/etc/group", "/etc/hosts", BEGIN, _LINE_EDITOR, CONTENTS)
+    for descriptor, name in zip((6, 7, 8, 12, 15, 16), own, strict=True):
         binds += ["--ro-bind-data", str(descriptor), name]
     small = str(limits.temporary)
     environment = {

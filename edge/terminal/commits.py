@@ -18,7 +18,8 @@ from edge.system.folders import make_folder, remove_folder
 from edge.terminal.shell import absolute_folders
 
 _MOST_KNOWN = 500  # commits whose names the sandbox gets
-_MOST_BRANCHES = 20
+_MOST_BRANCHES = 1000
+_SHOWN = 20  # names of branches
 _PATIENCE = 120  # seconds
 _MEMORY = (
     2 << 30
@@ -47,6 +48,7 @@ _OFF = (
     ),
     *("fetch.pruneTags=false", "log.showSignature=false"),
 )
+_BRANCH = re.compile(r"refs/heads/[^\x00-\x20\x7f~^:?*\[\\]{1,200}")
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -57,10 +59,19 @@ class Commits:
     bundle: Path
     branches: dict[str, str]
     number: int
+    left_out: int
+    """Branches that edge does not take: too many, or with names that are too long or not allowed."""
 
     def __str__(self) -> str:
         word = "commit" if self.number == 1 else "commits"
-        return f"  {self.number:,} new {word} of git, for {', '.join(self.branches.values())}"
+        return f"  {self.number:,} new {word} of git, for {self.names}"
+
+    @property
+    def names(self) -> str:
+        """The first names of the branches, and how many more there are."""
+        names = list(self.branches.values())
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return ", ".join(names[:_SHOWN]) + more
 
 
 def repository_of(folder: Path) -> Path | None:
@@ -91,7 +102,7 @@ def check_commits(folder: Path, bundle: Path, name: str) -> Commits:
     place = repository_of(folder)
     if place is None:
         raise SandboxError("the work folder is not a git repository")
-    refs, known, begin = _read_header(bundle)
+    refs, known, left_out, begin = _read_header(bundle)
     scratch = make_folder("edge-commits-")
     try:
         check = scratch / "check"
@@ -106,7 +117,7 @@ def check_commits(folder: Path, bundle: Path, name: str) -> Commits:
         number = _git(check, "rev-list", "--count", *refs.values(), "--not", *known)
     finally:
         remove_folder(scratch)
-    return Commits(bundle, _branches(refs, name), int(number))
+    return Commits(bundle, _branches(refs, name), int(number), left_out)
 
 
 def fetch_commits(folder: Path, commits: Commits) -> None:
@@ -135,11 +146,16 @@ def _branches(refs: dict[str, str], name: str) -> dict[str, str]:
     """The branch for each ref of a bundle: edge/NAME for HEAD, and edge/NAME-BRANCH for those with other commits."""
     session = _plain(name) or "session"
     found = {"HEAD": f"edge/{session}"} if "HEAD" in refs else {}
+    taken = set(found.values())
     for ref, commit in refs.items():
-        if ref != "HEAD" and commit != refs.get("HEAD") and len(found) < _MOST_BRANCHES:
-            branch = f"edge/{session}-{_plain(ref.removeprefix('refs/heads/'))}"
-            if branch not in found.values():
-                found[ref] = branch
+        if ref != "HEAD" and commit != refs.get("HEAD"):
+            first = branch = f"edge/{session}-{_plain(ref.removeprefix('refs/heads/'))}".rstrip("-")
+            number = 1
+            while branch in taken:  # a/b and a-b
+                number += 1
+                branch = f"{first}-{number}"
+            taken.add(branch)
+            found[ref] = branch
     return found
 
 
@@ -147,16 +163,18 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:100]
 
 
-def _read_header(bundle: Path) -> tuple[dict[str, str], list[str], int]:
-    """The refs of a bundle with their commits, the commits that it needs, and where its objects begin."""
+def _read_header(bundle: Path) -> tuple[dict[str, str], list[str], int, int]:
+    """The refs of a bundle with their commits, the commits that it needs, the number of refs that edge does not take,
+    and where its objects begin."""
     refs: dict[str, str] = {}
     known: list[str] = []
+    left_out = 0
     with bundle.open("rb") as file:
         first = file.readline(100)
         if first not in (b"# v2 git bundle\n", b"# v3 git bundle\n"):
             raise SandboxError("it is not a git bundle")
         while (line := file.readline(5000)) != b"\n":
-            text = line.decode("utf-8", "replace")
+            text = os.fsdecode(line)
             found = re.fullmatch(r"(-?)([0-9a-f]{40}|[0-9a-f]{64})(?: ([^\n]*))?\n", text)
             if re.fullmatch(r"@object-format=sha(?:1|256)\n", text):
                 continue
@@ -164,11 +182,13 @@ def _read_header(bundle: Path) -> tuple[dict[str, str], list[str], int]:
                 raise SandboxError("its header is damaged")
             if found[1]:
                 known.append(found[2])
-            elif found[3] == "HEAD" or re.fullmatch(r"refs/heads/[A-Za-z0-9._/-]{1,200}", found[3] or ""):
+            elif (found[3] == "HEAD" or _BRANCH.fullmatch(found[3] or "")) and len(refs) <= _MOST_BRANCHES:
                 refs[found[3]] = found[2]
+            else:
+                left_out += 1
         if not refs:
             raise SandboxError("it has no branch with a usual name")
-        return refs, known, file.tell()
+        return refs, known, left_out, file.tell()
 
 
 def _git(place: Path | None, *arguments: str, stdin: int | None = None, check: bool = True) -> str:

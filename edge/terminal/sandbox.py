@@ -108,7 +108,7 @@ class Sandbox:
             become = tools()
             left_out, before, first = begin(workdir, folder, limits.disk, saved, hidden)
             write_beside(beside.files, folder / "beside.tar", limits.temporary)
-            _write_files(folder, limits, beside)
+            _write_files(folder, limits, beside, first)
             for _ in range(3):
                 pipes += os.pipe()
             asked, ask, answer, answered, info, informed = pipes
@@ -437,12 +437,15 @@ def _command(
     return [*argv, str(limits.processes), str(limits.memory // 1024), str(largest // 1024)]
 
 
-def _write_files(folder: Path, limits: Limits, beside: Beside) -> None:
-    """Write the files that the sandbox starts with."""
+def _write_files(folder: Path, limits: Limits, beside: Beside, first: Base) -> None:
+    """Write the files that the sandbox starts with. `first`: what is in the first archive."""
     (folder / "passwd").write_text(f"agent:x:{USER}:{USER}::{HOME}:/bin/bash\n")
     (folder / "group").write_text(f"agent:x:{USER}:\n")
     (folder / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
     (folder / "seccomp").write_bytes(seccomp_filter())
     (folder / "begin").write_text(SUPERVISOR)
     (folder / "inputrc").write_text(LINE_EDITOR)
+    # As `sha256sum -z` prints them, in the order of `sort -z`.
+    files = [f"{item.content}  ./{path}\0" for path, item in first.items() if item.kind == "file"]
+    (folder / "contents").write_bytes(b"".join(sorted(map(os.fsencode, files))))
     (folder / "arguments").write_text("".join(f"{word}\0" for word in arguments(limits, beside)))

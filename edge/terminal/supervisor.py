@@ -1,5 +1,6 @@
 """The scripts that start a sandbox's programs, and that answer edge from inside. Linux only."""
 
+from edge.terminal.bubblewrap import CONTENTS
 from edge.terminal.shell import ASSIGNMENTS
 
 # Runs outside: opens the pipes and files between edge and the sandbox before root privileges are dropped. The pipes
@@ -8,7 +9,7 @@ from edge.terminal.shell import ASSIGNMENTS
 OPEN = """
 cd / && unset OLDPWD && exec 3< "$2" 4> "$3" 10> "$4" 5< "$1/in.tar" 6< "$1/passwd" 7< "$1/group" 8< "$1/hosts" \
   9< "$1/seccomp" 11< "$1/arguments" 12< "$1/begin" 13< "$1/again.tar" 14< "$1/beside.tar" \
-  15< "$1/inputrc" 2>&4 || exit
+  15< "$1/inputrc" 16< "$1/contents" 2>&4 || exit
 { [ -z "$5" ] || echo 0 > "$5/cgroup.procs"; } 2> /dev/null
 { echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null
 shift 5 && exec "$@"
@@ -27,9 +28,13 @@ packed='the work folder cannot be unpacked: is --disk large enough?'
 # Each file with what changes if the file does. Names cannot contain a NUL; what follows the last \1 is not a name.
 state=(find . ! -type d -printf '%p\001%C@ %i %s %m\0')
 name='s/\x01[^\x01]*$//'
+# What a program writes through mmap changes no time of a file in memory. But opening a file changes its access time,
+# also then: of the files with a new one, the contents count too.
+opened=(find . -type f -printf '%p\001%A@\0')
 first=~/.edge-first
 unpack "$WORK" <&5 || no "$packed"
-(export LC_ALL=C; cd "$WORK" && "${state[@]}" | sort -z > "$first") || no 'the work folder cannot be read'
+(export LC_ALL=C; cd "$WORK" && "${state[@]}" | sort -z > "$first" && "${opened[@]}" | sort -z > "$first-opened") ||
+  no 'the work folder cannot be read'
 # The second archive writes into folders that the first made; it sets their permissions again.
 find "$WORK" -type d ! -perm -200 -exec chmod u+w {} +
 unpack "$WORK" <&13 || no "$packed"
@@ -42,15 +47,23 @@ one_more=$( (ulimit -Su 1; exec awk 'BEGIN { "echo more" | getline x; print x }'
 [ "$one_more" != more ] || no 'the limit on processes does not hold here (Linux 5.14 or newer?)'
 printf 'ready\n' >&4
 read -r -u 3 _ || exit 1
+# Prints the lines of a list that are not in a sorted one: what does not agree with the begin of the session.
+others() {
+  [ -r "$1" ] && sort -z | comm -z -13 --nocheck-order "$1" - || sort -z
+}
 # Sends the names of files that are as they were first, then an archive of all folders and all other files.
 save() {
   set -o pipefail
   export LC_ALL=C
   cd "$WORK" || { chmod u+rwx "$WORK" && cd "$WORK"; } || return 2
   [ -r "$first" ] || first=/dev/null
-  "${state[@]}" | sort -z | comm -z -12 --nocheck-order "$first" - | sed -z "$name" || unread=2
+  mapfile -d '' -t written < <("${opened[@]}" | others "$first-opened" | sed -z "$name" |
+    xargs -0 -r sha256sum -z -- | others @CONTENTS@ | sed -z 's/^.\{66\}//' | sort -z)
+  written() { [ "${#written[@]}" = 0 ] || printf '%s\0' "${written[@]}"; }
+  "${state[@]}" | sort -z | comm -z -12 --nocheck-order "$first" - | sed -z "$name" | sort -z |
+    comm -z -23 --nocheck-order - <(written) || unread=2
   printf '\0'
-  { find . -type d -print0 && "${state[@]}" | sort -z | comm -z -13 --nocheck-order "$first" - | sed -z "$name"; } |
+  { find . -type d -print0 && { "${state[@]}" | others "$first" | sed -z "$name" && written; } | sort -zu; } |
     tar -c --format=gnu -b 1 --hard-dereference --no-recursion --null -T - -f -
   set -- "${PIPESTATUS[@]}"
   [ "$1" = 0 ] && return "${unread:-$2}"
@@ -129,4 +142,4 @@ while cd "$start"; do
   printf '[the shell has ended; this is a new one]\n'
   sleep 0.2
 done
-""".replace("@ASSIGNMENTS@", ASSIGNMENTS)
+""".replace("@ASSIGNMENTS@", ASSIGNMENTS).replace("@CONTENTS@", CONTENTS)

@@ -416,11 +416,12 @@ class Terminal:
         except AgentError:
             return True
 
-    def restart(self, argv: Sequence[str], *, cwd: Path | str) -> None:
-        """Run `argv` instead of the program that has ended."""
+    def restart(self, argv: Sequence[str]) -> None:
+        """Run `argv` instead of the program that has ended, in the folder of the terminal."""
         self._close_tty()
         self._line, self._pending, self._read_at = "", 0, None
-        self._tmux("respawn-pane", "-k", "-t", "edge", "-c", str(cwd), "--", *argv)
+        # tmux keeps the folder of the pane. Not -c: as in `start`.
+        self._tmux("respawn-pane", "-k", "-t", "edge", "--", *argv)
         self._until(lambda: self.screen().strip(), f"{argv[0]} does not start in the terminal")
         self._mark_place()
         self._first = self._running()

@@ -77,7 +77,7 @@ def test_lines_are_typed_in_turn_each_at_its_prompt(tmp_path: Path) -> None:
         assert terminal.send_lines("exit\n")
         until(lambda: terminal.ended)
         assert (tmp_path / "3").read_text() == "a\na\n"
-        terminal.restart(SHELL, cwd=tmp_path)
+        terminal.restart(SHELL)
         until(lambda: terminal.send_lines("echo b > 4\n"))
         until((tmp_path / "4").exists)
 
@@ -159,7 +159,7 @@ def test_a_terminal_reply_is_not_part_of_a_command(tmp_path: Path, name: str, by
 
 def test_without_a_new_line_the_answer_is_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test above would see if edge did not clear the line."""
-    monkeypatch.setattr("edge.terminal.tmux._EMPTY_LINE", b"")
+    monkeypatch.setattr("edge.terminal.typed._EMPTY_LINE", b"")
     asking(tmp_path, FIRST)
     with Terminal.start(cwd=tmp_path) as terminal:
         for line in ("cat README\n", "ls\n"):

@@ -103,6 +103,26 @@ def test_commits_come_back_as_a_branch(world: World, folder: Path, tmp_path: Pat
     fetch_commits(folder, commits)  # again: nothing to do
 
 
+def test_commits_of_every_branch_come_back(folder: Path, tmp_path: Path) -> None:
+    """Of many branches, of those with names that look alike, and of those with letters and signs."""
+    names = ["a/b", "a-b", "fix#12", "größe", "(x)", *(f"n{number}" for number in range(25))]
+    inside, bundle = tmp_path / "inside", tmp_path / "x.bundle"
+    shutil.copytree(folder, inside)
+    for name in names:
+        git(inside, "checkout", "-qb", name, "main")
+        git(inside, "commit", "-q", "--allow-empty", "-m", f"on {name}")
+    git(inside, "checkout", "-q", "main")
+    git(inside, "branch", "x" * 220, "a/b")
+    git(inside, "bundle", "create", "-q", str(bundle), "--branches", "HEAD", "^v1")
+    commits = check_commits(folder, bundle, "s")
+    assert commits.left_out == 1 and commits.number == len(names)
+    fetch_commits(folder, commits)
+    found = git(folder, "log", "--format=%s", "--branches=edge/*").split("\n")
+    assert set(found) == {"first", *(f"on {name}" for name in names)}
+    assert {"edge/s-a-b", "edge/s-a-b-2", "edge/s-fix-12"} <= set(commits.branches.values())
+    assert " and 10 more" in str(commits)
+
+
 def test_without_new_commits_there_is_no_bundle(world: World, folder: Path, tmp_path: Path) -> None:
     with sandboxed(world, workdir=folder) as shell:
         place = Workplace(shell.terminal, folder, print, shell.sandbox)

@@ -143,7 +143,9 @@ def no_model(name: str | None) -> Path:
 class Run:
     """One session in this process: how it ended, and what a person sees."""
 
-    def __init__(self, folder: Path, record: Path, url: str | None, *, resume: bool = False, **options: Any):
+    def __init__(
+        self, folder: Path, record: Path | None, url: str | None, *, resume: bool = False, **options: Any
+    ):
         self.text = io.StringIO()
         self.notes: list[str] = []
         person = options.pop("person", False)
@@ -222,6 +224,32 @@ def test_a_session_with_a_model_behind_edge_serve(folder: Path, record: Path, ti
     done = run(*task, "--model", tiny_q4, "--threads", 1, "--record", here, "--max-steps", 1)
     assert done.returncode == 1 and rows_of(here)[0]["ref_raw"] == rows[0]["ref_raw"]
     assert rows_of(here)[0]["messages"] == rows[0]["messages"]
+
+
+def test_a_session_that_begins_while_the_model_of_another_opens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same task in the same second: each has its own record."""
+    monkeypatch.setattr("edge.agent.record.time.strftime", lambda *_: "20260101-000000")
+    runs: list[Run] = []
+
+    class Slow(Scripted):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "models" and not runs:
+                runs.append(Run(folder, None, other.url))
+            return super().__getattribute__(name)
+
+    with scripted(action("echo b > b\n"), DONE) as other, Slow(action("echo a > a\n"), DONE) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            runs.append(Run(folder, None, server.url))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert [run.outcome for run in runs] == ["complete", "complete"], runs
+    assert (folder / "a").exists() and (folder / "b").exists()
+    assert len({run.line for run in runs}) == 2
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -430,6 +458,27 @@ def test_the_key_is_sent_only_to_the_server_and_written_nowhere(
     assert run.outcome == "failed" and "[the key] is wrong" in run.line
     everything = [record.read_text(), run.text.getvalue(), run.line, *run.notes, json.dumps(server.asked)]
     assert not any("very-secret" in text for text in everything)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda handler: handler.give(302, {}, Location=f"http://other/?key={KEY}"),
+        lambda handler: handler.give(200, {}, Content_Encoding=KEY),
+        lambda handler: handler.give(200, b"x", KEY),
+        None,
+    ],
+    ids=["address", "coding", "kind", "models"],
+)
+def test_no_message_repeats_the_key_of_a_server_that_sends_it_back(
+    folder: Path, record: Path, monkeypatch: pytest.MonkeyPatch, given: Given | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    names = ("big-model",) if given else (f"{KEY}-1", f"{KEY}-2")
+    with scripted(given or DONE, models=names) as server:
+        run = Run(folder, record, server.url)
+    assert "[the key]" in run.line
+    assert not any("very-secret" in text for text in (run.text.getvalue(), run.line, *run.notes))
 
 
 def test_the_shell_outside_a_sandbox_does_not_get_the_key(

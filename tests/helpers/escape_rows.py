@@ -502,4 +502,40 @@ MORE_ROWS = (
         "test_listing.py",
         "test_names_that_agents_and_programs_act_on",
     ),
+    (
+        "the same name of a folder, when a shell has ended and edge starts a new one",
+        "tmux keeps the folder of the first shell",
+        "test_tmux.py",
+        "test_a_format_of_tmux_in_the_name_is_only_a_name_for_a_new_shell_too",
+    ),
+    (
+        "a file with a time of more than 2^62 seconds, after which nothing was saved",
+        "edge takes it as the last time that it knows",
+        "test_bring_back_attacks.py",
+        "test_times_that_no_system_has",
+    ),
+    (
+        "what a program writes through a map of a file in memory (numpy.memmap, databases), which was not saved",
+        "of files that were opened, the contents are compared",
+        "test_sandbox.py",
+        "test_what_is_written_through_a_map_of_a_file_is_saved",
+    ),
+    (
+        "commits of branches with names that look alike (a/b, a-b), with signs, or beyond 20, left out in silence",
+        "each has a branch of its own, or edge says that it has none",
+        "test_commits.py",
+        "test_commits_of_every_branch_come_back",
+    ),
+    (
+        "a server that sends the key back in an address, a kind, a coding or a name of a model",
+        "no message has it",
+        "test_remote.py",
+        "test_no_message_repeats_the_key_of_a_server_that_sends_it_back",
+    ),
+    (
+        "a second session of one task in the same second, which was refused while the model of the first opened",
+        "edge chooses the name of the record again",
+        REMOTE,
+        "test_a_session_that_begins_while_the_model_of_another_opens",
+    ),
 )

@@ -241,6 +241,7 @@ def test_times_that_no_system_has(session: Session) -> None:
             (".", tarfile.DIRTYPE, 0),
             ("./x", tarfile.REGTYPE, 1 << 61),
             ("./y", tarfile.REGTYPE, -(1 << 61)),
+            ("./z", tarfile.REGTYPE, (1 << 63) - 1),  # touch -d @9223372036854775807
         ):
             info = tarfile.TarInfo(name)
             info.type, info.mtime = kind, time
@@ -248,7 +249,7 @@ def test_times_that_no_system_has(session: Session) -> None:
     with session.packed.open("wb") as file:
         copy_archive(io.BytesIO(data.getvalue()).read, {}, file, MOST)
     changes = compare(session.folder, session.packed).apply()
-    assert changes.new == ["x", "y"] and changes.withheld == []
+    assert changes.new == ["x", "y", "z"] and changes.withheld == []
 
 
 def test_paths_that_no_program_can_open_are_left_out(folder: Path, tmp_path: Path) -> None:

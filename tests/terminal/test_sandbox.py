@@ -117,6 +117,37 @@ def test_only_what_changed_is_saved(world: World, workdir: Path, tmp_path: Path)
     assert (workdir / "swap" / "y").read_text() == "y\n" and not (workdir / "large").exists()
 
 
+@pytest.mark.skipif(shutil.which("python3", path="/usr/bin") is None, reason="no Python in /usr/bin")
+def test_what_is_written_through_a_map_of_a_file_is_saved(
+    world: World, workdir: Path, tmp_path: Path
+) -> None:
+    """As numpy.memmap and databases do; such a write changes no time of a file in memory."""
+    names = ["large", "odd \n\x01\\ -name", "sub/b"]
+    for name in names:
+        (workdir / name).write_text(f"old {name}")
+    (workdir / "seen").write_text("seen")
+    program = (
+        "import mmap,sys\\nfor name in sys.argv[1:]:\\n with open(name, 'r+b') as f:\\n"
+        "  m = mmap.mmap(f.fileno(), 0); m[:1]; m[:3] = b'NEW'\\n"
+    )
+    saved = Saved(tmp_path / "work.tar", tmp_path / "first.tar", b"key")
+    for start in ("old", "NEW"):  # the second session goes on
+        with sandboxed(world, workdir=workdir, saved=saved) as shell:
+            assert shell.sandbox is not None
+            if start == "NEW":
+                assert inside_and_saved(shell, saved)["sub/b"] == "NEW sub/b 0"
+            shell.run(
+                f'printf "{program}" > ~/p.py; cat seen; '
+                "/usr/bin/python3 ~/p.py sub/b large $'odd \\n\\001\\\\ -name'\n"
+            )
+            inside_and_saved(shell, saved)
+            now = inside_and_saved(shell, saved)
+            assert [now[name] for name in names] == [f"NEW {name} 0" for name in names]
+            changes = shell.sandbox.compare(saved.work).changes
+            assert (changes.new, changes.changed, changes.deleted) == ([], ["large", "sub/b"], [])
+    assert b"seen" not in saved.work.read_bytes().partition(b"./sub/b")[2]
+
+
 def test_a_save_that_fails_is_told_to_the_model(world: World, workdir: Path, tmp_path: Path) -> None:
     """Links that count once each, sparse files, and names without end: the last saved state stays."""
     saved = Saved(tmp_path / "work.tar", tmp_path / "first.tar", b"key")

@@ -58,6 +58,24 @@ def test_a_format_of_tmux_in_the_name_of_the_folder_is_only_a_name(tmp_path: Pat
     assert sorted(path.name for path in folder.iterdir()) == ["done", "place"]
 
 
+@pytest.mark.parametrize("name", ["#(cd .. && touch pwned)", "#{pane_id}", "##{x"])
+def test_a_format_of_tmux_in_the_name_is_only_a_name_for_a_new_shell_too(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / name, tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)  # tmux runs such a command where edge runs
+    with Terminal.start(cwd=folder) as terminal:
+        terminal.send("exit\n")
+        until(lambda: terminal.ended)
+        terminal.restart(SHELL)
+        terminal.send("pwd -P > place; echo > done\n")
+        until(lambda: (folder / "done").exists(), 10)
+    assert (folder / "place").read_text() == f"{folder.resolve()}\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "elsewhere"])
+
+
 def test_what_looks_like_a_command_of_tmux_reaches_the_pane_only(terminal: Terminal, tmp_path: Path) -> None:
     terminal.send("cat > out\n")
     terminal.send("C-b")  # tmux's usual prefix
@@ -138,7 +156,7 @@ def test_waiting_ends_with_the_program_and_when_told(terminal: Terminal, tmp_pat
     terminal.send("exit\n", 60)
     assert time.monotonic() - begin < 30
     assert terminal.ended
-    terminal.restart(SHELL, cwd=tmp_path)
+    terminal.restart(SHELL)
     assert not terminal.ended
     terminal.send("echo again > out\n")
     until(lambda: (tmp_path / "out").exists())
