@@ -1,7 +1,7 @@
 """What a search measured, on disk: an interrupted search resumes, and a search for another size measures less."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -61,10 +61,13 @@ class StoredCosts(TypedDict):
     """Version of this format."""
     search: Mapping[str, str | int | None]
     """The settings that two searches must share to use the same measurements."""
+    rows: NotRequired[list[int]]
+    """The calibration rows that each measurement of a search reads, by their places in the file, from 0."""
     errors: dict[str, dict[str, WeightErrors]]
     """By group, then by type."""
     alone: dict[str, dict[str, float]]
-    """The mean KL divergence in nats if only this group has this type; by group, then by type."""
+    """The mean KL divergence in nats if only this group has this type; by group, then by type. Positions of rows that
+    were not read count as 0."""
     joint: dict[str, float]
     """The same of whole choices, by the SHA-256 of their types."""
     choices: NotRequired[dict[str, StoredChoice]]
@@ -104,6 +107,13 @@ class Costs:
         if changes := differences(before["search"], settings):
             raise ResultError(f"{path}: is of another search ({changes}): remove it, or choose another --out")
         return cls(path, before)
+
+    def rows(self, choose: Callable[[], list[int]]) -> list[int]:
+        """The rows that each measurement reads, chosen by `choose` the first time."""
+        if "rows" not in self.stored:
+            self.stored["rows"] = choose()
+            self._write()
+        return self.stored["rows"]
 
     def alone(self, group: str) -> dict[str, float]:
         """The measured divergences of a group, by type."""
