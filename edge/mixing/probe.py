@@ -132,18 +132,18 @@ class Probe:
             self._reader.close()
             raise
 
-    def divergence(self, types: Mapping[str, int]) -> float:
-        """The mean divergence in nats over all positions, if the named tensors go through these ggml types.
+    def divergence(self, types: Mapping[str, int]) -> list[float]:
+        """What each row that it reads adds to the mean divergence over all positions, in nats.
 
-        Positions of rows that it does not read count as 0.
+        The named tensors go through these ggml types.
         """
-        return self._mean(types, self._part)
+        return self._parts(types, self._part)
 
     def whole(self, types: Mapping[str, int]) -> float:
-        """The same with all rows read."""
-        return self._mean(types, self._plan)
+        """The mean divergence in nats over all positions of all rows."""
+        return sum(self._parts(types, self._plan))
 
-    def _mean(self, types: Mapping[str, int], plan: Plan) -> float:
+    def _parts(self, types: Mapping[str, int], plan: Plan) -> list[float]:
         for name in self._now.keys() | types.keys():
             number = types.get(name)
             if number != self._now.get(name) and name in self._weights:
@@ -151,8 +151,8 @@ class Probe:
         self._now = dict(types)
         self.passes += 1
         by_node = divergences(self._reader, plan, self._scores)
-        total = sum(float(by_node[row.nodes].sum()) for row in plan.rows)
-        return total / sum(len(row.nodes) for row in self._plan.rows)
+        positions = sum(len(row.nodes) for row in self._plan.rows)
+        return [float(by_node[row.nodes].sum()) / positions for row in plan.rows]
 
     def _write(self, tensor: TensorInfo, number: int | None) -> None:
         row_bytes = ggml.row_bytes(ggml.types()[tensor.type.lower()], tensor.shape[0])
