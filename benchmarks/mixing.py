@@ -3,7 +3,7 @@
 
     python benchmarks/mixing.py OUT_FOLDER [--seeds 1,2,3] [--types Q2_K,Q3_K_M,…] [--checkpoint FOLDER]
 
-For each seed, training-side episodes of scripts/episodes.py are the calibration rows (the first `--rows` of 80
+For each seed, training-side episodes of scripts/episodes.py are the calibration rows (the first `--rows` of 120
 episodes): the search sees only these. For each type, it makes the auto file of at most its size, and files of that type
 with the same importance matrix and without one. All are measured on the held-out rows:
 models/tiny-terminal/eval.jsonl, whose tasks, names and wordings the calibration rows do not have.
@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 TINY = ROOT / "models" / "tiny-terminal"
-EPISODES = 80
+EPISODES = 120
 
 
 def calibration_rows(place: Path, seed: int, rows: int) -> Path:
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--types", default="Q2_K,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K,Q8_0")
-    parser.add_argument("--rows", type=int, default=40)
+    parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--checkpoint", type=Path, default=TINY)
     parser.add_argument("--held-out", type=Path, default=TINY / "eval.jsonl")

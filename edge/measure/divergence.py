@@ -103,6 +103,15 @@ def keep(logits: NDArray[np.float32], top: int = TOP) -> KeptDistribution:
     return KeptDistribution(best, log_norm, ids.astype(np.uint32), kept, log_rest, 0.0, codes, classes)
 
 
+def entropy(kept: KeptDistribution) -> float:
+    """The entropy of a kept distribution in nats. Tokens of one class count with the mean of their logarithms."""
+    logs = kept.logits.astype(np.float64) - kept.log_norm
+    found = float((np.exp(logs) * logs).sum()) + kept.entropy
+    if kept.classes is not None:
+        found += float((kept.classes[:, 0] * kept.classes[:, 1]).sum())
+    return max(0.0, -found)
+
+
 def divergence(kept: KeptDistribution, logits: NDArray[np.float32], log_norm: float) -> tuple[float, float]:
     """KL(kept || the distribution with `logits`), and the largest possible error of that value, both in nats.
 

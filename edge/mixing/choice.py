@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 _PRICES = 12  # of a second of time, that are tried
 _STEPS = 40_000  # sizes that the knapsack tells apart, up to the largest
+_MOST_SHARE = 4  # times its usual share, that a row counts at most
+_ITERATIONS = 200
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,36 @@ class Option:
     """The divergence that the choice counts: measured, or expected from a measured one; set by `priced`."""
     seconds: float = 0.0
     """What a token takes in it."""
+
+
+def usual_shares(measured: Sequence[Sequence[float]]) -> Floats:
+    """The share of each row in a divergence, as it usually is: the median over measurements, with the sum 1.
+
+    `measured`: for each measurement, what each row adds to it.
+    """
+    sums = np.array([each for each in measured if sum(each) > 0], np.float64)
+    if not len(sums):
+        return np.ones(0)
+    shares = np.median(sums / sums.sum(axis=1, keepdims=True), axis=0)
+    return np.asarray(shares / max(shares.sum(), np.finfo(float).tiny))
+
+
+def steady_sum(parts: Sequence[float], shares: Floats) -> float:
+    """The sum of what rows add to a divergence, if none counts more than four times its usual share of this sum.
+
+    A router chooses other experts for a token if two of them are nearly equal there. Any small change of the weights
+    can do that, or not. It then adds the same large divergence, whatever was changed: this says nothing about the cost
+    of a type.
+    """
+    values = np.asarray(parts, np.float64)
+    total = float(values.sum())
+    if len(shares) != len(values) or not shares.sum():
+        return total
+    for _ in range(_ITERATIONS):  # it falls to the largest total that is equal to its own sum
+        before, total = total, float(np.minimum(values, _MOST_SHARE * shares * total).sum())
+        if total >= before * (1 - 1e-9):
+            break
+    return total
 
 
 def priced(options: Sequence[Option], factor: float = 1.0) -> list[Option]:

@@ -6,7 +6,7 @@ that quantized products add is not in these figures. The measurement of the fini
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,14 @@ from edge.formats.imatrix import read_imatrix
 from edge.llama import ggml
 from edge.llama.patching import Weights
 from edge.measure.base_file import BaseFile
+from edge.measure.divergence import entropy
 from edge.measure.passes import Settings, divergences, opened_reader
 from edge.measure.positions import Plan
 
 _BLOCK = 1 << 20  # values quantized at a time
 _SAMPLE = 1 << 14  # values of a tensor whose error is computed
+UNCERTAIN = 0.8
+"""The share of the base's uncertainty that a measurement reads."""
 Floats = NDArray[np.float32]
 
 
@@ -102,12 +105,22 @@ def through(number: int, rows: Floats, weights: Floats | None) -> Floats:
 class Probe:
     """The unquantized model in memory. Use it as a context manager, in one thread.
 
-    `plan`: what it reads; `scores`: the distributions of the same model on it.
+    `plan`: what it reads; `scores`: the distributions of the same model on it. `places`: the rows that `divergence`
+    reads, None for all.
     """
 
-    def __init__(self, file: ModelFile, values: Values, plan: Plan, scores: Path, settings: Settings) -> None:
+    def __init__(
+        self,
+        file: ModelFile,
+        values: Values,
+        plan: Plan,
+        scores: Path,
+        settings: Settings,
+        places: Sequence[int] | None = None,
+    ) -> None:
         self.values = values
         self._plan, self._scores = plan, BaseFile.read(scores)
+        self._part = plan if places is None else plan.part(places)
         self._threads = settings.threads
         self.passes = 0
         self._now: dict[str, int] = {}  # the type that each changed tensor went through
@@ -119,15 +132,27 @@ class Probe:
             self._reader.close()
             raise
 
-    def divergence(self, types: Mapping[str, int]) -> float:
-        """The mean divergence in nats over all positions, if the named tensors go through these ggml types."""
+    def divergence(self, types: Mapping[str, int]) -> list[float]:
+        """What each row that it reads adds to the mean divergence over all positions, in nats.
+
+        The named tensors go through these ggml types.
+        """
+        return self._parts(types, self._part)
+
+    def whole(self, types: Mapping[str, int]) -> float:
+        """The mean divergence in nats over all positions of all rows."""
+        return sum(self._parts(types, self._plan))
+
+    def _parts(self, types: Mapping[str, int], plan: Plan) -> list[float]:
         for name in self._now.keys() | types.keys():
             number = types.get(name)
             if number != self._now.get(name) and name in self._weights:
                 self._write(self.values.tensors[name], number)
         self._now = dict(types)
         self.passes += 1
-        return mean_divergence(self._plan, divergences(self._reader, self._plan, self._scores))
+        by_node = divergences(self._reader, plan, self._scores)
+        positions = sum(len(row.nodes) for row in self._plan.rows)
+        return [float(by_node[row.nodes].sum()) / positions for row in plan.rows]
 
     def _write(self, tensor: TensorInfo, number: int | None) -> None:
         row_bytes = ggml.row_bytes(ggml.types()[tensor.type.lower()], tensor.shape[0])
@@ -160,9 +185,18 @@ class Probe:
         self.close()
 
 
-def mean_divergence(plan: Plan, by_node: NDArray[np.float64]) -> float:
-    """The mean over the positions of all rows, as `edge measure` takes it."""
-    return float(np.concatenate([by_node[row.nodes] for row in plan.rows]).mean())
+def uncertain_rows(plan: Plan, scores: Path) -> list[int]:
+    """The rows to measure on: the fewest tokens with most of the base's uncertainty (`UNCERTAIN`).
+
+    Where the base is sure of the next token, a small change of its logits changes its distribution very little. So
+    nearly all divergence is where it is uncertain, and its own entropy tells where that is, before any measurement.
+    """
+    by_node = np.array([entropy(kept) for kept, _ in BaseFile.read(scores).records()])
+    sums = np.array([by_node[row.nodes].sum() for row in plan.rows])
+    tokens = np.array([(row.prompt_tokens or 0) + len(row.nodes) for row in plan.rows])
+    best_first = np.argsort(-sums / tokens, kind="stable")
+    count = int(np.searchsorted(np.cumsum(sums[best_first]), UNCERTAIN * sums.sum())) + 1
+    return sorted(best_first[:count].tolist())
 
 
 def file_divergences(path: Path, plan: Plan, scores: Path, settings: Settings) -> dict[str, list[float]]:

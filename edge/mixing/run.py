@@ -39,7 +39,7 @@ from edge.measure.positions import rows_plan
 from edge.measure.run import base_scores, measure
 from edge.mixing.groups import Group, make_groups
 from edge.mixing.outcome import Mixed
-from edge.mixing.probe import Probe, Values, file_divergences
+from edge.mixing.probe import UNCERTAIN, Probe, Values, file_divergences, uncertain_rows
 from edge.mixing.rivals import Divergences, Measure, Rival, Rivals, better_rival
 from edge.mixing.search import TYPES, Search, cost_table, most_metadata, recipe_of, weight_errors, with_types
 from edge.mixing.sizes import Sizes, standard_types
@@ -186,6 +186,7 @@ def mix(
         "llama-cpp-python": version("llama-cpp-python"),
         "checkpoint_sha256": folder_provenance(checkpoint.folder)["model_sha256"],
         "rows_sha256": calibration,
+        "uncertain_percent": round(100 * UNCERTAIN),
     }
     key = str(text_sha256(repr(sorted(settings.items()))))[:8]
     files = _Files(place, place.parent / f"{checkpoint.name}-costs-{key}", base)
@@ -249,6 +250,8 @@ class _Work:
         file = self._base()
         plan = rows_plan(file, self.rows)
         one_pass = self._scores()
+        places = costs.rows(lambda: uncertain_rows(plan, files.scores))
+        reads = plan.part(places).tokens
         matrix = read_imatrix(self._matrix())
         sizes = Sizes.of(files.base, matrix.metadata(str(files.matrix)))
         standard = standard_types(files.base, STANDARD)
@@ -256,15 +259,15 @@ class _Work:
         groups = tuple(make_groups(tensor for tensor in sizes.tensors if tensor.name in changed))
         unknown = sum(not costs.alone(group.name) for group in groups)
         self._say(
-            f"{len(groups)} groups, {plan.tokens:,} tokens to read for each of about "
-            f"{unknown + len(groups) // 2 + 10} measurements"
-            + (f" of about {one_pass:.0f} s" if one_pass else "")
+            f"{len(groups)} groups; {len(places)} of {len(plan.rows)} rows with most of the uncertainty; {reads:,} "
+            f"tokens to read for each of about {unknown + len(groups) // 2 + 10} measurements"
+            + (f" of about {one_pass * reads / plan.tokens:.0f} s" if one_pass else "")
         )
         values = Values(files.base, files.matrix, RARE)
         for group in groups:
             if group.name not in costs.stored["errors"]:
                 costs.add_errors(group.name, weight_errors(group, values))
-        with Probe(file, values, plan, files.scores, reading) as probe:
+        with Probe(file, values, plan, files.scores, reading, places) as probe:
             own = self.checkpoint.dtype.lower()
             search = Search(
                 *(groups, sizes, costs, probe.divergence, own, self._say),
@@ -273,7 +276,8 @@ class _Work:
             found = costs.choice(self.target.name)
             if found is None:
                 others = {number for types in standard.values() for number in types.values()}
-                found = _searched(search, self.target, standard, self._speeds(groups, own, others, reading))
+                speeds = self._speeds(groups, own, others, reading)
+                found = _searched(search, self.target, standard, speeds, probe.whole)
                 costs.add_choice(self.target.name, found)
             passes = probe.passes
         ended = self._best_file(
@@ -437,9 +441,16 @@ class _Ended:
 
 
 def _searched(
-    search: Search, target: Target, standard: Mapping[str, Mapping[str, int]], speeds: Speeds | None
+    search: Search,
+    target: Target,
+    standard: Mapping[str, Mapping[str, int]],
+    speeds: Speeds | None,
+    all_rows: Callable[[Mapping[str, int]], float],
 ) -> StoredChoice:
-    """The best choice for a target, after all measurements. `standard`: the types of llama.cpp's files."""
+    """The best choice for a target, after all measurements. `standard`: the types of llama.cpp's files.
+
+    `all_rows`: the divergence in memory, on all rows.
+    """
     sizes = search.sizes
     whole = {quant: sizes.before() + sizes.data(types) for quant, types in standard.items()}
     before = sizes.before(most_metadata(search.groups))
@@ -463,6 +474,7 @@ def _searched(
     if (other := search.of_choice(with_types(corrected))) < together:
         best, together = corrected, other
     best = search.plain(best)
+    together = all_rows(search.numbers(with_types(best)))
     if speeds is not None:
         seconds = speeds.of_types(search.groups, search.numbers(with_types(best)))
         most = speeds.of_types(search.groups, standard[quant or STANDARD[0]])

@@ -34,7 +34,8 @@ Types = dict[str, str]
 
 @dataclass(frozen=True)
 class Search:
-    """What a search works with. `divergence`: of the model in memory with these ggml types by tensor name, in nats.
+    """What a search works with. `divergence`: what each row adds to the divergence of the model in memory, in nats,
+    with these ggml types by tensor name.
 
     `own`: the model's own type.
     """
@@ -42,7 +43,7 @@ class Search:
     groups: tuple[Group, ...]
     sizes: Sizes
     costs: Costs
-    divergence: Callable[[Mapping[str, int]], float]
+    divergence: Callable[[Mapping[str, int]], list[float]]
     own: str
     say: Say
     exclude: tuple[str, ...] = ()
@@ -77,8 +78,8 @@ class Search:
         """The divergence of a whole choice, measured once. `name`: what it is known by."""
         known = self.costs.joint(name)
         if known is None:
-            known = self.divergence(types)
-            self.costs.add_joint(name, known)
+            self.costs.add_joint(name, self.divergence(types))
+            return self.together(types, name)
         return known
 
     def of_choice(self, types: Types) -> float:

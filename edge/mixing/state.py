@@ -1,12 +1,15 @@
 """What a search measured, on disk: an interrupted search resumes, and a search for another size measures less."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+import numpy as np
+
 from edge.errors import EdgeError, ResultError
+from edge.mixing.choice import Floats, steady_sum, usual_shares
 from edge.system.hashes import text_sha256
 from edge.system.outputs import differences
 from edge.system.places import write_json
@@ -61,11 +64,14 @@ class StoredCosts(TypedDict):
     """Version of this format."""
     search: Mapping[str, str | int | None]
     """The settings that two searches must share to use the same measurements."""
+    rows: NotRequired[list[int]]
+    """The calibration rows that each measurement of a search reads, by their places in the file, from 0."""
     errors: dict[str, dict[str, WeightErrors]]
     """By group, then by type."""
-    alone: dict[str, dict[str, float]]
-    """The mean KL divergence in nats if only this group has this type; by group, then by type."""
-    joint: dict[str, float]
+    alone: dict[str, dict[str, list[float]]]
+    """What each of `rows` adds to the mean KL divergence, in nats, if only this group has this type; by group, then by
+    type."""
+    joint: dict[str, list[float]]
     """The same of whole choices, by the SHA-256 of their types."""
     choices: NotRequired[dict[str, StoredChoice]]
     """What was chosen, by size."""
@@ -79,6 +85,8 @@ class Costs:
 
     path: Path
     stored: StoredCosts
+    shares: Floats = field(default_factory=lambda: np.ones(0))
+    """The usual share of each row in a divergence."""
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, str | int | None]) -> "Costs":
@@ -103,24 +111,36 @@ class Costs:
             )
         if changes := differences(before["search"], settings):
             raise ResultError(f"{path}: is of another search ({changes}): remove it, or choose another --out")
-        return cls(path, before)
+        found = cls(path, before)
+        found._renew()
+        return found
+
+    def rows(self, choose: Callable[[], list[int]]) -> list[int]:
+        """The rows that each measurement reads, chosen by `choose` the first time."""
+        if "rows" not in self.stored:
+            self.stored["rows"] = choose()
+            self._write()
+        return self.stored["rows"]
 
     def alone(self, group: str) -> dict[str, float]:
-        """The measured divergences of a group, by type."""
-        return self.stored["alone"].get(group, {})
+        """The measured divergences of a group, by type, in nats."""
+        found = self.stored["alone"].get(group, {})
+        return {kind: steady_sum(parts, self.shares) for kind, parts in found.items()}
 
-    def add_alone(self, group: str, kind: str, value: float) -> None:
-        """Store the divergence of a group in a type, in nats."""
-        self.stored["alone"].setdefault(group, {})[kind] = value
+    def add_alone(self, group: str, kind: str, parts: list[float]) -> None:
+        """Store what each row adds to the divergence of a group in a type, in nats."""
+        self.stored["alone"].setdefault(group, {})[kind] = _short(parts)
+        self._renew()
         self._write()
 
     def joint(self, types: Mapping[str, str]) -> float | None:
         """The measured divergence of a choice, by group; None if it was not measured."""
-        return self.stored["joint"].get(_key(types))
+        parts = self.stored["joint"].get(_key(types))
+        return None if parts is None else steady_sum(parts, self.shares)
 
-    def add_joint(self, types: Mapping[str, str], value: float) -> None:
-        """Store the divergence of a choice, in nats."""
-        self.stored["joint"][_key(types)] = value
+    def add_joint(self, types: Mapping[str, str], parts: list[float]) -> None:
+        """Store what each row adds to the divergence of a choice, in nats."""
+        self.stored["joint"][_key(types)] = _short(parts)
         self._write()
 
     def file(self, name: str) -> MeasuredFile | None:
@@ -146,8 +166,17 @@ class Costs:
         self.stored["errors"][group] = errors
         self._write()
 
+    def _renew(self) -> None:
+        self.shares = usual_shares(
+            [parts for each in self.stored["alone"].values() for parts in each.values()]
+        )
+
     def _write(self) -> None:
         write_json(self.path, self.stored)
+
+
+def _short(parts: list[float]) -> list[float]:
+    return [float(f"{part:.6g}") for part in parts]
 
 
 def _key(types: Mapping[str, str]) -> str:

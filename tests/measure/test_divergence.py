@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.measure.divergence import LUMPED, TOP, divergence, keep, log_normalizer, log_probability
+from edge.measure.divergence import LUMPED, TOP, divergence, entropy, keep, log_normalizer, log_probability
 
 
 def exact(p: np.ndarray, q: np.ndarray) -> float:
@@ -53,6 +53,16 @@ def test_a_distribution_against_itself_is_exactly_0(size: int, peak: float) -> N
     logits = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     logits[3] += np.float32(peak)
     assert divergence(keep(logits), logits, log_normalizer(logits))[0] == 0
+
+
+@pytest.mark.parametrize(("size", "peak"), [(100, 3.0), (9000, 3.0), (9000, 30.0)])
+def test_the_entropy_is_that_of_all_tokens(size: int, peak: float) -> None:
+    """For each of the three forms in which a distribution is kept."""
+    logits = np.random.default_rng(3).normal(0, 2, size).astype(np.float32)
+    logits[5] += peak
+    logs = logits.astype(np.float64) - log_normalizer(logits)
+    assert entropy(keep(logits)) == pytest.approx(-float((np.exp(logs) * logs).sum()), rel=1e-3)
+    assert entropy(keep(np.array([0.0, -2000.0], np.float32))) == 0
 
 
 def test_what_is_kept_depends_on_the_rest() -> None:

@@ -31,12 +31,13 @@ from edge.measure.positions import rows_plan
 from edge.measure.run import base_scores
 from edge.mixing.groups import make_groups
 from edge.mixing.outcome import Mixed
-from edge.mixing.probe import Probe, Values, file_divergences, through
+from edge.mixing.probe import Probe, Values, file_divergences, through, uncertain_rows
 from edge.mixing.rivals import Divergences, Rival, better_rival
 from edge.mixing.run import Target, mix
 from edge.mixing.search import RARE_ERROR
 from edge.mixing.sizes import Sizes, standard_types
 from edge.mixing.speed import Speeds
+from edge.mixing.state import Costs
 from edge.system.locks import sole_user
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,13 +68,36 @@ def test_weights_in_memory_change_and_come_back(place: Path) -> None:
     values = Values(place / "base.gguf", place / "x.imatrix", 64)
     q2, q8 = ggml.types()["q2_k"], ggml.types()["q8_0"]
     with Probe(file, values, plan, place / "base.scores", READING) as probe:
-        assert probe.divergence({}) == 0
-        coarse = probe.divergence({"blk.3.ffn_down_exps.weight": q2})
-        both = probe.divergence({"blk.3.ffn_down_exps.weight": q2, "token_embd.weight": q8})
-        fine = probe.divergence({"blk.3.ffn_down_exps.weight": q8})
+        assert probe.whole({}) == 0
+        coarse = probe.whole({"blk.3.ffn_down_exps.weight": q2})
+        both = probe.whole({"blk.3.ffn_down_exps.weight": q2, "token_embd.weight": q8})
+        fine = probe.whole({"blk.3.ffn_down_exps.weight": q8})
         assert coarse > 10 * fine > 0 and both > coarse
-        assert probe.divergence({"blk.3.ffn_down_exps.weight": q2}) == coarse
-        assert probe.divergence({}) == 0
+        assert probe.whole({"blk.3.ffn_down_exps.weight": q2}) == coarse
+        assert probe.whole({}) == 0
+
+
+@pytest.mark.slow
+def test_uncertain_rows_have_nearly_all_of_the_divergence(place: Path, tmp_path: Path) -> None:
+    """They are known before any measurement, and they are fewer tokens than half."""
+    file = read_model_file(place / "base.gguf")
+    rows, scores = first_rows(tmp_path / "rows.jsonl", 30), tmp_path / "base.scores"
+    base_scores(place / "base.gguf", scores, replay=rows, loading=Loading(threads=1))
+    plan = rows_plan(file, rows)
+    places = uncertain_rows(plan, scores)
+    assert places == sorted(set(places)) and plan.part(places).tokens < 0.5 * plan.tokens
+    values = Values(place / "base.gguf", place / "x.imatrix", 64)
+    with Probe(file, values, plan, scores, READING, places) as probe:
+        for name, kind in (("blk.3.ffn_down_exps.weight", "q2_k"), ("blk.4.attn_v.weight", "q4_k")):
+            types = {name: ggml.types()[kind]}
+            assert 0.75 * probe.whole(types) < sum(probe.divergence(types)) <= probe.whole(types)
+
+
+def test_a_resumed_search_reads_the_same_rows(tmp_path: Path) -> None:
+    """Also where the base's distributions differ in their last bits, as with another number of threads."""
+    path = tmp_path / "costs.json"
+    assert Costs.open(path, {"edge": "1"}).rows(lambda: [1, 3]) == [1, 3]
+    assert Costs.open(path, {"edge": "1"}).rows(lambda: [0, 3]) == [1, 3]
 
 
 @pytest.mark.slow
@@ -91,7 +115,7 @@ def test_memory_against_a_real_file(place: Path, tiny_folder: Path) -> None:
     )
     assert sizes.before() + sizes.data(types) == real.n_bytes
     with Probe(file, values, plan, place / "base.scores", READING) as probe:
-        in_memory = probe.divergence(types)
+        in_memory = probe.whole(types)
     in_file = Divergences(file_divergences(real.path, plan, place / "base.scores", READING)).mean
     assert in_memory == pytest.approx(in_file, rel=0.4)  # six rows; both roundings differ
     # Its values are those of the file, to the rounding of the base's own type.

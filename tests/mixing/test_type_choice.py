@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.formats.gguf import TensorInfo
-from edge.mixing.choice import Option, choose_fast_types, choose_types, priced
+from edge.mixing.choice import (
+    Option,
+    choose_fast_types,
+    choose_types,
+    priced,
+    steady_sum,
+    usual_shares,
+)
 from edge.mixing.groups import make_groups
 
 OPTIONS = st.lists(
@@ -78,6 +85,38 @@ def test_unmeasured_costs_follow_the_errors() -> None:
     options = [Option("a", 1, 8.0), Option("b", 2, 4.0, 0.5), Option("c", 3, 1.0, 0.2), Option("d", 9, 0.0)]
     assert [each.cost for each in priced(options)] == [1.0, 0.5, 0.2, 0.0]
     assert [each.cost for each in priced(options, 2.0)] == [2.0, 1.0, 0.4, 0.0]
+
+
+def test_a_row_that_flips_says_nothing_about_a_type() -> None:
+    """One row of 20 jumps by 30 times the largest cost in a quarter of the measurements, whatever was changed.
+
+    It then adds at most what four usual shares of it would have; the other measurements stay as they are.
+    """
+    rng = np.random.default_rng(7)
+    costs = np.geomspace(1, 30, 40)
+    usual = rng.dirichlet(np.full(20, 2.0))
+    parts = costs[:, None] * usual * rng.lognormal(0, 0.3, (40, 20))
+    calm = parts.sum(axis=1)
+    parts[::4, 3] += 900
+    shares = usual_shares(parts.tolist())
+    found = np.array([steady_sum(each, shares) for each in parts.tolist()])
+    jump = 4 * shares[3] / (1 - 4 * shares[3])  # the most that the row can add to the others
+    assert 0 < jump < 0.6 and shares.sum() == pytest.approx(1)
+    assert np.all(found[::4] <= 1.01 * (1 + jump) * calm[::4])
+    rest = np.delete(np.arange(40), np.s_[::4])
+    assert found[rest] == pytest.approx(calm[rest], rel=0.05)
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=8), st.integers(1, 5))
+def test_a_steady_sum_is_never_larger_and_scales(parts: list[float], factor: int) -> None:
+    shares = usual_shares([[1.0] * len(parts)])
+    found = steady_sum(parts, shares)
+    assert 0 <= found <= sum(parts) * (1 + 1e-9)
+    assert steady_sum([factor * part for part in parts], shares) == pytest.approx(factor * found, abs=1e-6)
+    if len(parts) <= 4:  # each may have all of it
+        assert found == pytest.approx(sum(parts))
+    assert steady_sum(parts, usual_shares([])) == pytest.approx(sum(parts))
+    assert usual_shares([[0.0] * len(parts)]).size == 0
 
 
 def tensor(name: str, *shape: int) -> TensorInfo:
