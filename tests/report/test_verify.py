@@ -176,7 +176,7 @@ def test_what_is_no_page_is_refused(made: tuple[Path, list[Path]], tmp_path: Pat
     ("page", "files", "rows"),
     [
         ("tiny", ["tiny/*.json"], ROOT / "models" / "tiny-terminal" / "eval.jsonl"),
-        ("trials", ["trials/replay/*.json", "trials/tiny/*.json"], None),
+        ("trials", ["trials/replay/*.json", "trials/tiny/*.json", "trials/default-seeds.json"], None),
     ],
 )
 def test_the_shipped_pages_are_what_edge_makes_today(page: str, files: list[str], rows: Path | None) -> None:
