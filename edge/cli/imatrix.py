@@ -6,13 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge.cli.common import (
-    Threads,
-    note_unless,
-    noting_replaced,
-    progress_line,
-    show,
-)
+from edge.cli.common import Threads, note_unless, noting_replaced, progress_line, show
 from edge.cli.options import (
     Force,
     GpuLayers,

@@ -4,7 +4,7 @@ With a tokenizer and a chat template, edge renders and tokenizes the prompts and
 adds nothing to them. Without them, the server gets the messages and renders them itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,13 +234,17 @@ def served_model(server: Server, wanted: str | None, option: str = "--served-mod
         twins = {f"{name}-{answers}" for name in models for answers in ("text", "action")}
         models = {name: kind for name, kind in models.items() if name not in twins}
         if len(models) != 1:
-            names = server.without_key(", ".join(sorted(models)[:20])) or "none"
+            names = _listed(server, models) or "none"
             raise BackendError(f"{server.url}: serves {len(models)} models ({names}): name one with {option}")
         wanted = next(iter(models))
     elif models and wanted not in models:
-        names = server.without_key(", ".join(sorted(models)[:20]))
-        raise BackendError(f"{server.url}: does not serve {wanted}; it serves {names}")
+        raise BackendError(f"{server.url}: does not serve {wanted}; it serves {_listed(server, models)}")
     return wanted, _KINDS.get(models.get(wanted, ""), "")
+
+
+def _listed(server: Server, models: Mapping[str, str]) -> str:
+    """The names of the first 20 models, as a part of a message."""
+    return server.without_key(", ".join(sorted(models)[:20]))
 
 
 def _completes(server: Server, name: str, prompt: list[int]) -> bool:
