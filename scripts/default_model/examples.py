@@ -34,16 +34,44 @@ BEFORE = (
     "Can you {}",
     "Would you {}",
     "I need you to {}",
+    "I need to {}",
     "I want to {}",
+    "I want you to {}",
     "I'd like to {}",
+    "I'd like you to {}",
+    "I have to {}",
+    "I am trying to {}",
     "Help me {}",
+    "Help me to {}",
     "You should {}",
+    "We need to {}",
+    "We should {}",
+    "Let's {}",
+    "Go ahead and {}",
     "Now {}",
+    "OK, now {}",
     "Next, {}",
+    "First, {}",
     "Just {}",
+    "Hi, please {}",
+    "Hey, can you {}",
     "Can you please {}",
+    "Could you please {}",
+    "Can we {}",
     "Quickly {}",
+    "How can I {}",
+    "How do I {}",
+    "How could I {}",
+    "How do you {}",
+    "Is there a way to {}",
+    "Is it possible to {}",
+    "What is the command to {}",
+    "What's the best way to {}",
+    "Your task is to {}",
+    "The next thing is to {}",
+    "It is time to {}",
 )
+ASKING = ("could", "can", "would", "hey, can", "how", "is there", "is it", "what")
 AFTER = (
     "for me",
     "now",
@@ -57,27 +85,64 @@ AFTER = (
     "for my homework",
     "in the terminal",
     "for the ticket",
+    "if you can",
+    "right away",
+    "as soon as possible",
+    "on this machine",
+    "for a colleague",
+    "from the command line",
+)
+# What people say besides their request. It changes nothing.
+ASIDES_BEFORE = (
+    "I am new to Linux.",
+    "I forgot the command.",
+    "This is for a colleague.",
+    "We go live today.",
+    "I have an exam tomorrow.",
+    "Quick question.",
+    "I am preparing a demo.",
+    "One more thing.",
+    "I am in a hurry.",
+    "The meeting starts soon.",
+)
+ASIDES_AFTER = (
+    "Thanks!",
+    "Thank you.",
+    "That is all.",
+    "It is urgent.",
+    "Do nothing else.",
+    "I need it today.",
+    "One command is enough.",
+    "You can use any tool.",
 )
 # The verbs with which an imperative begins: "Please", "Could you" and so on can stand before them.
 VERBS = frozenset(
-    """Abandon Abort Activate Add Allow Amend Append Apply Archive Ask Attach Attempt Become Begin Benchmark Blame
-Block Boot Branch Break Brief Bring Build Calculate Call Cancel Change Check Checksum Choose Clean Clear Clone
-Close Collapse Collect Combine Comment Commit Compare Compile Compress Compute Concatenate Connect Continue
-Convert Copy Correct Count Create Cut Deactivate Decode Decompress Define Delete Deny Deploy Detach Detect
-Diagnose Diff Disable Discard Disconnect Display Divide Download Draw Drop Dump Duplicate Echo Edit Empty Enable
-Encode End Enter Erase Examine Exchange Exclude Execute Exit Expand Export Extend Extract Fetch Filter Find
-Finish Fit Fix Fold Follow Force Forget Format Free Freeze Generate Get Give Go Grep Gunzip Gzip Halt Help Hide
-Hold Ignore Import Include Indent Initialise Initialize Insert Inspect Install Join Keep Kill Launch Leave Let
-Limit Link Lint List Load Locate Lock Log Look Lower Make Mark Mask Match Measure Merge Mirror Mix Mount Move
-Name Number Open Order Output Overwrite Pack Pass Pause Peek Pick Pin Ping Place Point Pop Prefix Prepend
-Preview Print Process Protect Prune Publish Pull Push Put Quit Quote Raise Randomize Rank Read Rebase Reboot
-Record Redirect Reduce Reformat Refresh Register Release Reload Remove Rename Renice Repeat Replace Replay
-Report Reread Rerun Reset Resolve Restart Restore Resume Return Reverse Revert Reword Rewrite Run Save Schedule
-Search See Select Send Serve Set Share Show Shrink Shuffle Shut Skip Sleep Sort Spell Split Squeeze Stage Start
-Stash Stop Store Strip Submit Substitute Sum Summarise Suppress Suspend Swap Switch Sync Synchronize Tag Take
-Tally Tar Tell Terminate Test Throw Tidy Trace Track Transfer Trigger Trim Truncate Try Turn Unblock Uncommit
-Uncompress Undo Unfreeze Uninstall Unlock Unmount Unpack Unset Unstage Untar Untrack Unzip Update Upgrade Upload
-Use Validate Verify Visualise Wait Wake Wipe Wrap Write Zip""".split()
+    """Abandon Abort Activate Add Allow Amend Append Apply Archive Arrange Ask Assign Attach Attempt Back Beautify
+Become Begin Benchmark Bin Bind Blame Block Boot Bounce Branch Break Brief Bring Build Bump Bundle Burn
+Calculate Call Cancel Capitalize Catch Change Check Checksum Chmod Choose Chop Chown Classify Clean Clear Clone
+Close Collapse Collect Color Colour Combine Comment Commit Compare Compile Compose Compress Compute Concatenate
+Configure Connect Consult Continue Control Convert Copy Correct Count Cover Create Crop Cut Deactivate Decode
+Decompress Define Delete Deny Deploy Detach Detect Diagnose Diff Dig Disable Discard Disconnect Display Dispose
+Divide Download Drag Draw Drop Dump Duplicate Echo Edit Empty Enable Encode End Enter Erase Estimate Evaluate
+Examine Exchange Exclude Execute Exit Expand Explain Export Extend Extract Fetch Figure Fill Filter Find
+Finish Fit Fix Flatten Flip Flush Fold Follow Force Forget Format Free Freeze Gather Generate Get Give Glue Go
+Grab Grant Grep Group Gunzip Gzip Halt Hand Hash Help Hide Hold Hop Hunt Identify Ignore Import Include Indent
+Inform Initialise Initialize Insert Inspect Install Interrupt Invert Isolate Join Jump Keep Kick Kill Label
+Launch Lay Leave Let Lift Limit Link Lint List Load Locate Lock Log Look Lower Lowercase Make Map Mark Mask
+Match Measure Merge Mirror Mix Modify Monitor Mount Move Name Note Notify Nuke Number Obtain Open Order Output
+Overwrite Pack Pad Pass Paste Pause Peek Pick Pin Ping Pipe Place Point Pop Populate Post Prefix Prepare
+Prepend Preview Print Process Profile Prohibit Promote Protect Prune Publish Pull Purge Push Put Query Quit
+Quote Raise Randomize Rank Reach Read Rebase Reboot Recall Record Recover Redirect Reduce Reformat Refresh
+Refuse Register Relabel Release Reload Relocate Remember Remove Rename Renew Renice Reorder Repeat Replace
+Replay Reply Report Request Require Reread Rerun Reset Resolve Respond Restart Restore Resume Retrieve Retry
+Return Reverse Revert Revoke Reword Rewrite Rotate Round Run Save Scan Schedule Search Secure See Select
+Send Serve Set Share Shift Shorten Show Shred Shrink Shuffle Shut Sign Simplify Skip Sleep Slice Snapshot Sort
+Specify Spell Split Squeeze Stack Stage Start Stash Step Stick Stitch Stop Store Stream Strip Submit Substitute
+Sum Summarise Supply Suppress Surround Survey Suspend Swap Switch Sync Synchronize Tag Take Tally Tar Tell
+Terminate Test Throw Tidy Trace Track Transfer Transform Transpose Trash Trigger Trim Truncate
+Try Turn Type Unblock Uncommit Uncompress Undo Unfold Unfreeze Uninstall Unite Unlink Unlock Unmask Unmount
+Unpack Unpin Unset Unstage Untar Untrack Unzip Update Upgrade Upload Uppercase Use Vacuum Validate Verify View
+Visit Visualise Wait Wake Watch Whitelist Wipe Withdraw Work Wrap Write Zap Zip""".split()
 )
 DONE = (
     ("The output shows that it is done.", "Nothing is left to do."),
@@ -107,14 +172,19 @@ def vary(text: str, rng: random.Random) -> str:
     if first in VERBS and text.endswith(".") and text.count(". ") == 0:
         body = text[0].lower() + text[1:-1]
         chance = rng.random()
-        if chance < 0.22:
+        if chance < 0.27:
             before = rng.choice(BEFORE)
-            asked = before.lower().startswith(("could", "can", "would"))
+            asked = before.lower().startswith(ASKING)
             text = before.format(body) + ("?" if asked else ".")
-        elif chance < 0.32:
-            text = f"{text[:-1]} {rng.choice(AFTER)}."
         elif chance < 0.36:
+            text = f"{text[:-1]} {rng.choice(AFTER)}."
+        elif chance < 0.40:
             text = f"{text[:-1]}, {rng.choice(('please', 'thank you', 'would you'))}."
+    chance = rng.random()
+    if text.endswith((".", "?")) and chance < 0.05:
+        text = (
+            f"{rng.choice(ASIDES_BEFORE)} {text}" if chance < 0.03 else f"{text} {rng.choice(ASIDES_AFTER)}"
+        )
     if rng.random() < 0.10 and not text.startswith("<"):
         text = text[0].lower() + text[1:]
     if rng.random() < 0.10 and text.endswith((".", "?")):

@@ -86,6 +86,10 @@ LISTS = {
     "key": "name id price email city status total date user count size score type title amount age country quantity "
     "version level host time value category state author language",
 }
+FILE_ENDINGS = (
+    *"txt txt txt txt md md md csv csv log log json json py py html html dat conf yml yaml toml tsv ini js css".split(),
+    *"sql xml cfg tex rst sh lst c old bak".split(),
+)
 PLACES = ("/srv/", "/opt/", "/home/anna/", "/home/dev/", "/var/", "/data/", "/mnt/", "~/", "~/", "./", "../")
 VERBS = "add fix update remove improve handle rename check support move clean test".split()
 
@@ -157,9 +161,7 @@ class Values:
         if kind in LISTS:
             return self._draw(lambda: rng.choice(LISTS[kind].split()), split=False)
         makers: dict[str, Callable[[], str]] = {
-            "file": lambda: (
-                f"{self._stem()}.{rng.choice(('txt', 'md', 'csv', 'log', 'json', 'py', 'html', 'dat', 'conf'))}"
-            ),
+            "file": lambda: f"{self._stem()}.{rng.choice(FILE_ENDINGS)}",
             "dir": self._place,
             "path": lambda: f"{self._folder()}/{self._stem()}.{rng.choice(('txt', 'md', 'csv', 'log'))}",
             "word": lambda: rng.choices(
