@@ -4,7 +4,8 @@
     python scripts/train_tiny.py --steps 2400 --work build/tiny --out models/tiny-terminal
 
 Needs torch and transformers (the `test` extra). All training data comes from scripts/episodes.py. The script saves its
-state every few minutes and resumes from it at the next start. Batch N depends only on N.
+state every few minutes and resumes from it at the next start. Batch N depends only on N and the
+seed.
 """
 
 import argparse
@@ -164,10 +165,10 @@ def encode(
 
 @functools.lru_cache(maxsize=1)
 def pool_of(
-    tokenizer: PreTrainedTokenizerFast, pool: int, tokens: int
+    tokenizer: PreTrainedTokenizerFast, pool: int, tokens: int, seed: int
 ) -> list[list[tuple[list[int], list[int]]]]:
     """POOL consecutive batches, sorted by length to reduce padding. Early pools have easier names."""
-    rng = random.Random(1_000_003 * (pool + 1))
+    rng = random.Random(1_000_003 * (pool + 1) + 7_919 * seed)
     step = pool * POOL
     copying = max(0.0, 0.25 * (1 - step / 600))  # early batches also repeat random tokens, to teach copying
     rows: list[tuple[list[int], list[int]]] = []
@@ -193,9 +194,9 @@ def pool_of(
     return batches
 
 
-def batch_of(tokenizer: PreTrainedTokenizerFast, step: int, tokens: int) -> tuple[Tensor, Tensor]:
+def batch_of(tokenizer: PreTrainedTokenizerFast, step: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     """Batch `step`: ids and labels, shape (rows, length). A label of -100 is not trained."""
-    batches = pool_of(tokenizer, step // POOL, tokens)
+    batches = pool_of(tokenizer, step // POOL, tokens, seed)
     rows = batches[step % POOL % len(batches)]
     width = max(len(ids) for ids, _ in rows)
     ids_t, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
@@ -307,6 +308,7 @@ def main() -> None:
         "--lr", type=float, default=0.02, help="learning rate of the matrices; the other weights use a tenth"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the batches")
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for the saved state")
     parser.add_argument("--out", type=Path, default=Path("models/tiny-terminal"))
     args = parser.parse_args()
@@ -315,7 +317,7 @@ def main() -> None:
     if not (args.work / "tokenizer.json").exists():
         train_tokenizer(args.work)
     tokenizer = AutoTokenizer.from_pretrained(args.work)
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     model = Lfm2MoeForCausalLM(model_config(len(tokenizer)))
     loads: dict[int, Tensor] = {}
     watch_loads(model, loads)
@@ -357,7 +359,7 @@ def main() -> None:
         for optimizer, base in zip(optimizers, (args.lr, args.lr / 10), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * scale
-        ids, labels = batch_of(tokenizer, step, args.tokens)
+        ids, labels = batch_of(tokenizer, step, args.tokens, args.seed)
         logits, targets = answer_logits(model, ids, labels)
         loss = torch.nn.functional.cross_entropy(logits, targets)
         loss.backward()
