@@ -286,7 +286,9 @@ class _ActionText:
         return True
 
     def forced(self) -> list[int]:
-        """The tokens that the grammar forces here."""
+        """The tokens that the grammar forces here: none inside a string."""
+        if self.scanner.at_boundary:
+            return []
         return self._vocabulary.forced_tokens(self._writer.last, self.constraint.forced_bytes())
 
     def closing_of_texts(self) -> list[int]:
