@@ -39,10 +39,12 @@ the graph again. Forced text changes the sizes. The last line of a model's notes
 
 "Constraint alone" replays the tokens of edge's answers through `edge.answer.constraint.Constraint`, without a model and
 with free white space, in CPU time. For each token it asks for forced text, checks the token and takes the step. It
-makes a mask where the grammar refused the model's best token.
+makes a mask where the grammar refused the model's best token. "The writer alone" gives the whole writer the logits of
+those answers again, without a model: the CPU time of a choice if nothing else uses the processor's caches.
 """
 
 import argparse
+import contextlib
 import math
 import multiprocessing
 import statistics
@@ -51,6 +53,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -119,7 +122,8 @@ class Written:
 
 @dataclass
 class Report:
-    """One model's runs. `alone` and `mask`: seconds of the constraint per token, and per mask."""
+    """One model's runs. `alone` and `mask`: seconds of the constraint per token, and per mask. `writer` and
+    `free_writer`: seconds of a choice by the constrained and the free writer alone."""
 
     name: str
     n_vocab: int
@@ -128,6 +132,8 @@ class Report:
     once: float
     alone: float
     mask: float
+    writer: float
+    free_writer: float
     refused: int
     chosen: int
     forced: int
@@ -155,13 +161,14 @@ def timed(writer: Any, log: Written) -> Any:
         return stop.value
 
 
-def watched(writer: Any, tokens: list[int], refused: set[int]) -> Any:
-    """Wrap a writer; keep its tokens and the places where the best token was not chosen."""
+def watched(writer: Any, tokens: list[int], refused: set[int], seen: list[Any]) -> Any:
+    """Wrap a writer; keep its tokens, the places where the best token was not chosen, and all logits."""
     written = next(writer)
     try:
         while True:
             tokens += written
             logits = yield written
+            seen.append(logits.copy())
             best = int(logits.argmax())
             written = writer.send(logits)
             if written[0] != best:
@@ -195,6 +202,20 @@ def constraint_seconds(
             count += len(tokens)
     asked = repeats * sum(len(refused) for _, refused in answers)
     return (steps + masks) / count, masks / asked if asked else 0.0
+
+
+def writer_seconds(answers: Sequence[tuple[Callable[[], Any], list[Any]]], repeats: int = 20) -> float:
+    """CPU seconds of a choice. An answer is what makes its writer, and the logits that the writer gets."""
+    spent = 0.0
+    for make, seen in answers * repeats:
+        writer = make()
+        next(writer)
+        began = time.thread_time()
+        with contextlib.suppress(StopIteration):
+            for logits in seen:
+                writer.send(logits)
+        spent += time.thread_time() - began
+    return spent / repeats / sum(len(seen) for _, seen in answers)
 
 
 def peer(path: Path, context: int, threads: int) -> Callable[[Sequence[int], int, bool], Written]:
@@ -265,15 +286,18 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
 
     def write_edge(prompt: Sequence[int], tokens: int, constrained: bool) -> Written:
         log = Written()
-        free = free_answer(endless, prompt, max_tokens=tokens, sampling=Sampling())
         before = engine.prompt_tokens_decoded
-        written = answer(prompt, timed(act(prompt) if constrained else free, log))
+        written = answer(prompt, timed(act(prompt) if constrained else free(prompt, tokens), log))
         if engine.prompt_tokens_decoded != before:
             sys.exit(f"{path}: the prompt was read again while writing was timed")
         log.tokens = written.completion_tokens - 1
         return log
 
+    def free(prompt: Sequence[int], tokens: int) -> Any:
+        return free_answer(endless, prompt, max_tokens=tokens, sampling=Sampling())
+
     watched_answers: list[tuple[list[int], set[int]]] = []
+    all_seen: list[tuple[Sequence[int], list[Any]]] = []
     lengths: list[int] = []
     once = -time.perf_counter()
     vocabulary.matcher_tokens()
@@ -282,10 +306,12 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
     for prompt in prompts:  # warm-up: work that is done once is done here
         tokens: list[int] = []
         refused: set[int] = set()
+        seen: list[Any] = []
         log = Written()
-        written = answer(prompt, timed(watched(act(prompt), tokens, refused), log))
+        written = answer(prompt, timed(watched(act(prompt), tokens, refused, seen), log))
         once += log.outside
         watched_answers.append((tokens, refused))
+        all_seen.append((prompt, seen))
         lengths.append(written.completion_tokens)
         forced += written.forced_tokens
         chosen += written.completion_tokens - written.forced_tokens
@@ -296,9 +322,7 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
         for each in runs.values():
             each.append(Written())
         for place, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-            answer(
-                prompt, free_answer(endless, prompt, max_tokens=1, sampling=Sampling())
-            )  # reads the prompt
+            answer(prompt, free(prompt, 1))  # reads the prompt
             ways = list(OWN)
             turn = (number + place) % len(ways)
             ways = ways[turn:] + ways[:turn]
@@ -308,6 +332,8 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
         shown = ", ".join(f"{way} {each[-1].text_rate:.1f}" for way, each in runs.items())
         print(f"{path.name}, run {number + 1}, tokens of text a second: {shown}", file=sys.stderr)
     alone, mask = constraint_seconds(vocabulary, watched_answers)
+    writer = writer_seconds([(partial(act, prompt), seen) for prompt, seen in all_seen])
+    free_writer = writer_seconds([(partial(free, prompt, len(seen)), seen) for prompt, seen in all_seen])
     report = Report(
         name=path.name,
         n_vocab=engine.n_vocab,
@@ -316,6 +342,8 @@ def measure(path: Path, options: argparse.Namespace) -> Report:
         once=once,
         alone=alone,
         mask=mask,
+        writer=writer,
+        free_writer=free_writer,
         refused=sum(len(refused) for _, refused in watched_answers),
         chosen=chosen,
         forced=forced,
@@ -375,7 +403,9 @@ def notes(report: Report) -> list[str]:
         f"- {report.name}: {len(report.prompts)} prompts of {min(report.prompts)} to {max(report.prompts)} tokens, "
         f"the model ended {report.completed} of their actions; {report.forced} tokens forced, {report.chosen} "
         f"chosen, the best one refused {report.refused} times. Constraint alone: {1e6 * report.alone:.1f} µs a token, "
-        f"masks included, {1e6 * report.mask:.0f} µs a mask. Warm-up, once a model: {report.once:.2f} s.",
+        f"masks included, {1e6 * report.mask:.0f} µs a mask. "
+        f"The writer alone: {1e6 * report.writer:.1f} µs a choice, unconstrained {1e6 * report.free_writer:.1f}. "
+        f"Warm-up, once a model: {report.once:.2f} s.",
         f"  Median (and range) over the runs: constrained {each(CONSTRAINED, FREE, choice_rate)} × unconstrained per "
         f"decoded token, {each(CONSTRAINED, FREE, text_rate)} × per token of text; "
         f"{each(CONSTRAINED, PEER_CONSTRAINED, text_rate)} × LlamaGrammar per token of text.",
