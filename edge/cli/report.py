@@ -172,7 +172,8 @@ def _verify(page: Path, results: list[Path], replay: Path | None) -> None:
     for fault in found.faults[:_SHOWN_FAULTS]:
         show(printable(fault))
     if (more := len(found.faults) - _SHOWN_FAULTS) > 0:
-        show(patterns.MORE_FAULTS(count=more))
+        verb = "differs" if more == 1 else "differ"
+        show(patterns.MORE_FAULTS(places=counted(more, "more place"), verb=verb))
     if found.faults:
         faults = counted(len(found.faults), "fault")
         raise ResultError(patterns.NOT_VERIFIED(page=page, faults=faults))

@@ -14,6 +14,7 @@ verdict    a difference in words
 patterns   every sentence of a comparison, and when it is true
 findings   the findings as Markdown and JSON
 causes     finds pairs of results that differ in one thing
+stated     figures that a file states, against those that follow from it
 stored     the JSON file of a comparison, and the run that it is of
 trials     the JSON of edge trial
 trial_figures  the figures of trials

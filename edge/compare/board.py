@@ -8,10 +8,13 @@ from pathlib import Path
 
 from edge.compare.labels import model_hash
 from edge.compare.notes import (
+    DEFAULTS,
     is_unfinished,
+    is_unnamed,
     not_from_template,
     prompt_switches,
     reread_fields,
+    steps_of,
     thought_budget,
 )
 from edge.compare.pairing import keyed, row_difference
@@ -37,13 +40,8 @@ _SETTINGS = (
     "dtype",
     "backend",
 )
-_DEFAULTS: Mapping[str, object] = {
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
+NOT_SET = "not set"
+"""A setting that does not apply to a run, in which edge writes null."""
 # The ones whose difference a reader of a ranking must know. A grammar has a separate note.
 COMPARED = (
     *_SETTINGS[:6],
@@ -144,12 +142,22 @@ def own_score(result: Result) -> float | None:
     return None if f1 is None else round(100 * f1, 2)
 
 
-def settings_of(result: Result) -> dict[str, object]:
-    """The settings of a run that change answers, with the defaults of those that it does not name."""
+def named_settings(result: Result) -> dict[str, object]:
+    """The settings of a run that change answers: None if the result does not name it, NOT_SET if it does not apply."""
     sampling: Mapping[str, object] = {**result.get("sampling", {})}
-    found = {name: sampling.get(name, _DEFAULTS.get(name)) for name in _SETTINGS}
-    found = {name: _DEFAULTS.get(name) if value is None else value for name, value in found.items()}
-    return {**found, "think": thought_budget(result.get("sampling", {})), **prompt_switches(result)}
+    found = {**sampling, "think": thought_budget(result.get("sampling", {}))}
+    values = {
+        name: None if is_unnamed(name, sampling) else NOT_SET if found.get(name) is None else found[name]
+        for name in _SETTINGS
+    }
+    return {**values, **prompt_switches(result)}
+
+
+def _identity_settings(result: Result) -> dict[str, object]:
+    """The same, with the usual values of those that do not apply or that the result does not name."""
+    usual = {"temperature": 0.0, **DEFAULTS}
+    settings = named_settings(result)
+    return {name: usual.get(name) if value in (None, NOT_SET) else value for name, value in settings.items()}
 
 
 def written_with_grammar(result: Result) -> bool:
@@ -188,7 +196,7 @@ def _unfinished(result: Result) -> str:
         return f"is shard {shard['index']} of {shard['count']}: put the shards together with edge join"
     total = result.get("total_input_steps")
     if is_unfinished(result):
-        return f"is unfinished: it has {steps}{f' of {total}' if total else ''} steps"
+        return f"is unfinished: it has {steps_of(steps, total)}"
     return ""
 
 
@@ -230,14 +238,14 @@ def _because(result: Result) -> str:
     skipped = result.get("sampling", {}).get("skipped_too_long") or 0
     missing = result.get("engine", {}).get("rows_missing") or 0
     reasons = [f"{skipped} did not fit into its context"] * bool(skipped)
-    reasons += [f"{missing} have no prediction"] * bool(missing)
+    reasons += [f"{missing} {'has' if missing == 1 else 'have'} no prediction"] * bool(missing)
     return f" ({', '.join(reasons)})" if reasons else ""
 
 
 def _notes(result: Result, has: int, ranked: int) -> list[str]:
     notes = []
     if has > ranked:
-        notes.append(f"{ranked} of its {has} steps are ranked")
+        notes.append(f"{ranked} of its {has} steps {'is' if ranked == 1 else 'are'} ranked")
     if (stated := result.get("stated_steps")) is not None:
         notes.append(f"its figures are stated for {counted(stated, 'step')}; the file has {has}")
     if again := result.get("rescored", 0):
@@ -259,7 +267,7 @@ def _identity(result: Result) -> tuple[object, ...]:
     """What two results of one model with one setting share."""
     digest = model_hash(result)
     name = result.get("model_path") or result.get("model") or ""
-    settings = settings_of(result)
+    settings = _identity_settings(result)
     if digest is not None:
         settings = {key: value for key, value in settings.items() if key != "dtype"}
     return (digest or name, adapter_key(result), tuple(sorted((k, str(v)) for k, v in settings.items())))
@@ -279,7 +287,9 @@ def _newest(found: Sequence[Candidate]) -> tuple[list[Candidate], list[LeftOut]]
                 continue
             same_time = written_at(one.result) == written_at(newest.result)
             how = "which is given later" if same_time else "which is newer"
-            why = f"duplicate: {newest.path} is of the same model and settings, {how}"
+            sides = [named_settings(each.result) for each in (one, newest)]
+            far = ", as far as both name them" if _unnamed(sides[0]) != _unnamed(sides[1]) else ""
+            why = f"duplicate: {newest.path} is of the same model and settings{far}, {how}"
             older.append(_left_out(one.path, one.result, why))
         if len(group) > 1:
             times = [written_at(one.result) for one in group]
@@ -288,6 +298,10 @@ def _newest(found: Sequence[Candidate]) -> tuple[list[Candidate], list[LeftOut]]
             newest = Candidate(newest.path, newest.result, newest.steps, (*newest.notes, note))
         kept.append(newest)
     return kept, older
+
+
+def _unnamed(settings: Mapping[str, object]) -> set[str]:
+    return {name for name in _SETTINGS[:6] if settings[name] is None}
 
 
 def written_at(result: Result) -> float:

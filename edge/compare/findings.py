@@ -266,7 +266,7 @@ def _section(part: Part, paired: bool, shown: int) -> list[str]:
         if len(part.worse) > shown:
             lines += [
                 "",
-                patterns.MORE_WORSE(count=len(part.worse) - shown),
+                patterns.MORE_WORSE(steps=counted(len(part.worse) - shown, "more step")),
             ]
     return lines
 

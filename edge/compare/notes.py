@@ -1,13 +1,13 @@
 """Say what differs between two runs besides the thing compared, and what is missing in each."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 from edge.compare import patterns
 from edge.replay.result import adapter_key
 from edge.replay.shards import shard_note
-from edge.replay.stored_result import PromptTemplate, Result, SamplingFields, whole_text
+from edge.replay.stored_result import Head, PromptTemplate, Result, SamplingFields, whole_text
 from edge.system.text import counted
 
 _Setting = Literal[
@@ -24,6 +24,16 @@ _Setting = Literal[
     "text_share",
     "style",
 ]
+# What a run does with a sampling setting that its result does not name, most often. temperature and max_tokens have no
+# usual value.
+DEFAULTS: Mapping[str, object] = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "seed": None,
+}
+_ALWAYS_SAID = ("temperature", "max_tokens")
 _FALLBACKS = ("chatml_fallback", "gemma_fallback", "mixed")
 # Fields of `sampling` that get a note if they differ.
 _SETTINGS: tuple[_Setting, ...] = get_args(_Setting)
@@ -58,6 +68,12 @@ def run_notes(ours: Result, reference: Result) -> list[str]:
         # A setting that does not apply is null. The setting that makes it so has its own line.
         if theirs is not None and mine is not None and theirs != mine:
             notes.append(patterns.SETTING(name=name, theirs=_value(theirs), ours=_value(mine)))
+        elif (theirs is None) != (mine is None) and is_unnamed(name, b if mine is None else a):
+            sides = ("the reference", "our result")
+            who, other = sides if mine is None else sides[::-1]
+            value = theirs if mine is None else mine
+            if may_differ(name, [value]):
+                notes.append(patterns.SETTING_UNNAMED(name=name, value=_value(value), who=who, other=other))
     notes += switch_notes(ours, reference)
     made = [_made(result) for result in (reference, ours)]
     notes += [
@@ -76,8 +92,25 @@ def run_notes(ours: Result, reference: Result) -> list[str]:
             notes.append(patterns.SOURCES(what=what, source=source, theirs=theirs, ours=mine))
             break
     if adapter_key(reference) != adapter_key(ours):
-        notes.append(patterns.ADAPTERS(theirs=_adapters(reference), ours=_adapters(ours)))
+        notes.append(_adapter_note(ours, reference))
     return [*notes, *own_notes(reference, "The reference"), *own_notes(ours, "Our result")]
+
+
+def is_unnamed(name: str, sampling: Mapping[str, object]) -> bool:
+    """Whether a result does not name a setting. edge writes null for one that does not apply."""
+    return sampling.get(name) is None if name in _ALWAYS_SAID else name not in sampling
+
+
+def may_differ(name: str, named: Iterable[object]) -> bool:
+    """Whether a result that does not name a sampling setting may have another value than those that are `named`."""
+    if name in _ALWAYS_SAID:
+        return True
+    return name in DEFAULTS and any(value != DEFAULTS[name] for value in named)
+
+
+def names_adapters(result: Head) -> bool:
+    """Whether a result says which adapters it had, or that it had none."""
+    return "adapters" in result.get("provenance", {}) or "lora_path" in result
 
 
 def prompt_switches(result: Result) -> dict[str, str]:
@@ -125,7 +158,7 @@ def own_notes(result: Result, whose: str) -> list[str]:
         notes.append(shard_note(shard, len(result["per_step"]), whose))
     steps, total = len(result["per_step"]), result.get("total_input_steps")
     if is_unfinished(result):
-        notes.append(patterns.UNFINISHED(whose=whose, steps=f"{steps}{f' of {total}' if total else ''}"))
+        notes.append(patterns.UNFINISHED(whose=whose, steps=steps_of(steps, total)))
     elif steps and total is not None and total > steps:
         notes.append(patterns.PART_OF_ROWS(whose=whose, steps=steps, total=total))
     if (stated := result.get("stated_steps")) is not None:
@@ -181,6 +214,11 @@ def is_unfinished(result: Result) -> bool:
     return complete is False or (complete is None and bool(steps) and total is not None and total > steps)
 
 
+def steps_of(steps: int, total: int | None) -> str:
+    """`1 step`, `20 of 143 steps`: the steps that a run has, and of how many if it says so."""
+    return f"{steps:,} of {counted(total, 'step')}" if total else counted(steps, "step")
+
+
 def reread_fields(fields: Mapping[str, int]) -> str:
     """`bucket in 2 steps, valid_json in 1 step`."""
     return ", ".join(f"{name} in {counted(count, 'step')}" for name, count in fields.items())
@@ -229,6 +267,15 @@ def _grammar(ours: Result, reference: Result) -> list[str]:
         return []
     who, other = ("our result", "the reference") if used[1] else ("the reference", "our result")
     return [patterns.GRAMMAR(who=who, other=other)]
+
+
+def _adapter_note(ours: Result, reference: Result) -> str:
+    theirs, mine = _adapters(reference), _adapters(ours)
+    if names_adapters(reference) and names_adapters(ours):
+        return patterns.ADAPTERS(theirs=theirs, ours=mine)
+    if names_adapters(ours):
+        return patterns.ADAPTERS_UNNAMED(who="our result", adapters=mine, other="The reference")
+    return patterns.ADAPTERS_UNNAMED(who="the reference", adapters=theirs, other="Our result")
 
 
 def _adapters(result: Result) -> str:

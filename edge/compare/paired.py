@@ -19,6 +19,10 @@ ENOUGH_DIFFERING = 21
 _WIDENED = (
     0.13  # square of the largest pseudo-task, as a share of the sum of squares: sqrt(1 + 2 * 0.13) = 1.12
 )
+# If one task has more than this share of the sum of squares, one case says how often such a difference occurs. The
+# exact 95 % interval of a count of 1 ends at 5.6, and 1 + 2 standard errors is 3. There it may be twice as wide.
+_DOMINANT = 0.6
+_WIDENED_BY_ONE = 1.5
 _BEYOND = 1.7  # a pseudo-task differs by this times the largest difference seen, or times half of the range
 _OTHER_WAY = 0.25  # share of the differing tasks that a detectable loss assumes to be gains
 _SIMULATED = 2000
@@ -66,11 +70,11 @@ def paired_interval(differences: TaskDifferences) -> tuple[float, float] | None:
 
     It is Student's t interval over tasks, with two pseudo-tasks: one that is much better, one that is much worse. A
     sample with few differing tasks often lacks the rare, large differences of its population. Its spread is then too
-    small. From 21 differing tasks on, the pseudo-tasks make the interval at most 1.12 times as wide. There it also
-    leans to the side of the differences: if all lose, the missing large ones are losses too. benchmarks/coverage.py
-    prints how often such intervals contain the true value, with and without pseudo-tasks. If all tasks differ by the
-    same, the interval reaches the mean that is left if the largest share of tasks that the sample can lack (97.5 %
-    confidence) does not differ. The mean is a ratio of two
+    small. From 21 differing tasks on, the pseudo-tasks make the interval at most 1.12 times as wide, or twice if one
+    difference is far larger than all others. There it also leans to the side of the differences: if all lose, the
+    missing large ones are losses too. benchmarks/coverage.py prints how often such intervals contain the true value,
+    with and without pseudo-tasks. If all tasks differ by the same, the interval reaches the mean that is left if the
+    largest share of tasks that the sample can lack (97.5 % confidence) does not differ. The mean is a ratio of two
     sums; its error is that of the residuals (Cochran, Sampling Techniques, 3rd edition, section 6.3).
     """
     if differences.differing < LEAST_DIFFERING:
@@ -84,6 +88,7 @@ def paired_interval(differences: TaskDifferences) -> tuple[float, float] | None:
                 differences.differing,
                 np.square(residuals).sum(),
                 np.abs(shares).max(),
+                np.square(shares).max() / np.square(shares).sum(),
                 _one_sided(shares.sum(), np.abs(shares).sum()),
                 _one_sided((shares * np.abs(shares)).sum(), np.square(shares).sum()),
             )
@@ -132,6 +137,7 @@ def detectable_loss(differences: TaskDifferences) -> float | None:
             count,
             square - tasks * np.square(mean),
             most,
+            np.square(most) / np.maximum(square, 1e-300),
             _one_sided(total, size),
             _one_sided(signed, square),
         )
@@ -183,12 +189,14 @@ class _Seen:
     """What the interval needs of each of several samples.
 
     `differing`: number of tasks. `squares`: sum of the squared residuals. `largest`: the largest difference of a task.
+    `dominance`: its square, as a share of the sum of the squared differences.
     `by_size`, `by_square`: how one-sided the differences are, -1 (all lose) to 1 (all gain).
     """
 
     differing: NDArray[np.int64]
     squares: Values
     largest: Values
+    dominance: Values
     by_size: Values
     by_square: Values
 
@@ -206,7 +214,8 @@ def _lean_and_reach(tasks: int, seen: _Seen, half: float) -> tuple[Values, Value
     """
     enough = seen.differing >= ENOUGH_DIFFERING
     pseudo = np.square(_BEYOND * np.maximum(half, seen.largest))
-    pseudo = np.where(enough, np.minimum(pseudo, _WIDENED * seen.squares), pseudo)
+    widened = np.where(seen.dominance > _DOMINANT, _WIDENED_BY_ONE, _WIDENED)
+    pseudo = np.where(enough, np.minimum(pseudo, widened * seen.squares), pseudo)
     reach: Values = t_quantile(0.975, tasks - 1) * np.sqrt((seen.squares + 2 * pseudo) / (tasks - 1) / tasks)
     alike = seen.by_size * seen.by_square > 0
     one_sided = np.sign(seen.by_size) * np.minimum(np.abs(seen.by_size), np.abs(seen.by_square))

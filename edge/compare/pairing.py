@@ -75,7 +75,15 @@ def pair_steps(
         len(our_steps) - len(keys),
         len(base_steps) - len(keys),
         (
-            *([patterns.OTHER_PROMPTS(steps=_steps(others), all=len(keys))] if others else []),
+            *(
+                [
+                    patterns.OTHER_PROMPTS(
+                        steps=_steps(others), all=len(keys), verb="has" if others == 1 else "have"
+                    )
+                ]
+                if others
+                else []
+            ),
             *_unchecked(pairs, our_name, reference_name),
         ),
     )

@@ -162,7 +162,7 @@ F1_BY_STEP = Pattern(
     "The steps are paired. Command F1 of our answer compared with the reference's answer.",
 )
 MORE_WORSE = Pattern(
-    "{count} more steps got worse; the JSON output lists all of them.", "More steps got worse than are shown."
+    "{steps} got worse; the JSON output lists all of them.", "More steps got worse than are shown."
 )
 NO_CAUSES = Pattern(
     "No two of these results differ in exactly one thing, so edge cannot name the cause of a difference.",
@@ -176,6 +176,11 @@ CAUSES = Pattern(
 SETTING = Pattern(
     "The runs differ: {name} is {theirs} in the reference, {ours} in ours.",
     "Both results record the setting, and the values differ.",
+)
+SETTING_UNNAMED = Pattern(
+    "The runs may differ: {name} is {value} in {who}, and {other} does not name it.",
+    "One result records the setting, and the other one does not. temperature and max_tokens always; others where the "
+    "value is not the usual one.",
 )
 SOURCES = Pattern(
     "The runs are of different {what}: {source} is {theirs} in the reference, {ours} in ours.",
@@ -198,7 +203,11 @@ SHARD = Pattern(
 )
 ADAPTERS = Pattern(
     "The runs have different adapters: {theirs} in the reference, {ours} in ours.",
-    "At least one result records adapters, and the other has not the same ones.",
+    "At least one result records adapters, and the other one records others or none.",
+)
+ADAPTERS_UNNAMED = Pattern(
+    "Only {who} names adapters: {adapters}. {other} does not say whether it had any.",
+    "One result records adapters, and the other one does not say that it had none.",
 )
 ROW_SETS = Pattern(
     "The row sets differ: {theirs} in the reference, {ours} in ours. edge compares the steps that both have.",
@@ -210,7 +219,7 @@ GRAMMAR = Pattern(
     "One result says that a grammar or schema constrained it; the other one does not.",
 )
 UNFINISHED = Pattern(
-    "{whose} is unfinished: it has {steps} steps.",
+    "{whose} is unfinished: it has {steps}.",
     "The result says `complete: false`, or a `total_input_steps` of more than its steps and not `complete: true`.",
 )
 PART_OF_ROWS = Pattern(
@@ -268,7 +277,7 @@ CHECKED_BY_LENGTH = Pattern(
     "A paired step lacks `prompt_sha256` on one side. checked: by lengths where both sides have them, else not at all.",
 )
 OTHER_PROMPTS = Pattern(
-    "{steps} of {all} have different prompts.",
+    "{steps} of {all} {verb} different prompts.",
     "The prompts of paired steps differ because an option that changes prompts differs.",
 )
 OTHER_TOKENS = Pattern(

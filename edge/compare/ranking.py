@@ -12,16 +12,18 @@ import numpy as np
 
 from edge.compare.board import (
     COMPARED,
+    NOT_SET,
     Board,
     Candidate,
     LeftOut,
+    named_settings,
     read_board,
-    settings_of,
     written_with_grammar,
 )
 from edge.compare.by_task import side_interval
 from edge.compare.intervals import FEW_TASKS
 from edge.compare.labels import file_notes, model_hash, same_model, stated_type
+from edge.compare.notes import may_differ
 from edge.compare.paired import LEAST_DIFFERING, TaskDifferences, Values, paired_interval
 from edge.compare.verdict import half_range, within_range
 from edge.errors import ResultError
@@ -205,7 +207,7 @@ def _entry(number: int, one: Candidate, scores: tuple[float, float, float], pair
 def _differing(candidates: Sequence[Candidate]) -> list[str]:
     """A note for each setting that is not the same in all ranked results, with the results of the rarer values."""
     notes = []
-    settings = [settings_of(one.result) for one in candidates]
+    settings = [named_settings(one.result) for one in candidates]
     for name in dict.fromkeys(name for each in settings for name in each):
         if name in COMPARED:
             notes += _setting_note(name, candidates, settings)
@@ -222,18 +224,19 @@ def _differing(candidates: Sequence[Candidate]) -> list[str]:
 def _setting_note(
     name: str, candidates: Sequence[Candidate], settings: Sequence[Mapping[str, object]]
 ) -> list[str]:
-    known = [
-        (one.path, each[name])
-        for one, each in zip(candidates, settings, strict=True)
-        if each.get(name) is not None
-    ]
-    values = Counter(value for _, value in known)
-    if len(values) < 2:
+    values = [each.get(name) for each in settings]
+    named = Counter(value for value in values if value not in (None, NOT_SET))
+    if len(named) < 2 and not (named and None in values and may_differ(name, named)):
         return []
-    most = values.most_common(1)[0][0]
-    others = [f"{value} in {path}" for path, value in known if value != most]
+    most = named.most_common(1)[0][0]
+    others = [
+        f"{'not named' if value is None else value} in {one.path}"
+        for one, value in zip(candidates, values, strict=True)
+        if value != most
+    ]
     shown = [*others[:3], f"{len(others) - 3} more"] if len(others) > 3 else others
-    return [f"The results differ in {name}: {most} in {values[most]}, {', '.join(shown)}."]
+    verb = "differ" if len(named) > 1 else "may differ"
+    return [f"The results {verb} in {name}: {most} in {named[most]}, {', '.join(shown)}."]
 
 
 def _shared(candidates: Sequence[Candidate]) -> list[str]:

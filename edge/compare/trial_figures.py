@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.compare.intervals import interval, resampled_means, wilson
+from edge.compare.stated import wrong_figure
 from edge.compare.trials import (
     ENDS,
     Interval,
@@ -69,7 +70,7 @@ def read_checked_trials(path: Path | str) -> TrialResult:
     result = read_trials(path)
     right = {"figures": figures(result["trials"]), "by_level": levels(result["trials"])}
     stated = {"figures": result["figures"], "by_level": result["by_level"]}
-    if (wrong := _difference(stated, right, "")) is not None:
+    if wrong := wrong_figure(stated, right, "trials", relative=_CLOSE, absolute=_CLOSE):
         raise ResultError(f"{path}: {wrong}: the file was changed")
     return result
 
@@ -80,29 +81,6 @@ def read_whole_trials(path: Path | str) -> TrialResult:
     if result.get("shard"):
         raise ResultError(f"{path}: is a shard of a result; put the shards together with edge join")
     return result
-
-
-def _difference(stated: object, right: object, name: str) -> str | None:
-    """The first figure that is not the right one, in words; None if all are."""
-    if isinstance(right, Mapping) and isinstance(stated, Mapping):
-        keys = dict.fromkeys([*right, *stated])
-        parts = [(stated.get(key), right.get(key), f"{name}.{key}" if name else key) for key in keys]
-        return next((found for part in parts if (found := _difference(*part)) is not None), None)
-    if isinstance(right, list | tuple) and isinstance(stated, list | tuple) and len(right) == len(stated):
-        pairs = enumerate(zip(stated, right, strict=True))
-        return next(
-            (found for i, part in pairs if (found := _difference(*part, f"{name}[{i}]")) is not None), None
-        )
-    if isinstance(right, float) and isinstance(stated, int | float):
-        same = math.isclose(stated, right, rel_tol=_CLOSE, abs_tol=_CLOSE)
-    else:
-        same = stated == right
-    if same:
-        return None
-    whole = isinstance(stated, Mapping | list | tuple) or isinstance(right, Mapping | list | tuple)
-    return (
-        f"{name} is not what its trials give" if whole else f"{name} is {stated}, but its trials give {right}"
-    )
 
 
 def figure_cells(found: TrialFigures) -> dict[str, str]:

@@ -1,14 +1,14 @@
 """Put the shards of a measurement together: the same checks as for a replay, and the figures of all rows."""
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
+from edge.compare.stated import wrong_figure
 from edge.errors import ResultError
 from edge.measure.figures import joint_figures, positions_of
 from edge.measure.positions import MeasuredRow
@@ -71,17 +71,19 @@ def _check_figures(path: str, shard: Measurement) -> None:
         [positions_of(step["positions"]) for step in steps],
         shard["method"]["chunk"],
     )
-    pairs = [("aggregate", own["aggregate"], shard["aggregate"])]
-    pairs += [(f"per_step[{i}]", *pair) for i, pair in enumerate(zip(own["per_step"], steps, strict=True))]  # type: ignore[misc]
-    for where, right, stated in pairs:
-        for name, value in right.items():
-            told = stated.get(name)
-            numbers = isinstance(value, float) and isinstance(told, int | float)
-            same = math.isclose(value, told, rel_tol=1e-6, abs_tol=1e-9) if numbers else value == told  # type: ignore[arg-type]
-            if not same:
-                raise ResultError(
-                    f"{path}: {where}.{name} is {told}, but its positions give {value}: the file was changed"
-                )
+    right = {"aggregate": own["aggregate"], "per_step": own["per_step"]}
+    # A step of a shard also has its positions.
+    stated = {
+        "aggregate": _of_names(shard["aggregate"], own["aggregate"]),
+        "per_step": [_of_names(step, one) for step, one in zip(steps, own["per_step"], strict=True)],
+    }
+    if wrong := wrong_figure(stated, right, "positions", relative=1e-6, absolute=1e-9):
+        raise ResultError(f"{path}: {wrong}: the file was changed")
+
+
+def _of_names(stated: Mapping[str, object], right: Mapping[str, object]) -> dict[str, object]:
+    """The stated figures that have a right one."""
+    return {name: stated.get(name) for name in right}
 
 
 def _row(step: RowFigures) -> MeasuredRow:

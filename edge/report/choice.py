@@ -53,14 +53,14 @@ def choose(
     sure = [each for each in fitting if each.loss_high is not None and each.loss_high <= max_loss]
     if sure:
         chosen = min(sure, key=lambda each: each.n_bytes)
-        why = patterns.SURE(file=_named(chosen), fits=fits, points=f"{max_loss:g}")
+        why = patterns.SURE(file=_named(chosen), fits=fits, points=_points(max_loss))
         return Choice(chosen.quant, f"{why} {_loss(chosen)}")
     return Choice(None, _none_sure(fitting, fits, max_loss))
 
 
 def _none_sure(fitting: Sequence[Candidate], fits: str, max_loss: float) -> str:
     """Why no file is sure to lose at most `max_loss`, and what can be done."""
-    found = [patterns.NONE_SURE(fits=fits, points=f"{max_loss:g}")]
+    found = [patterns.NONE_SURE(fits=fits, points=_points(max_loss))]
     bounded = [(each.loss_high, each) for each in fitting if each.loss_high is not None]
     if bounded:
         high, nearest = min(bounded, key=lambda pair: pair[0])
@@ -80,6 +80,11 @@ def _best(fitting: Sequence[Candidate], fits: str) -> Choice:
         chosen = min(fitting, key=lambda each: (-each.score, each.n_bytes))
         why = patterns.BEST_SCORE(file=_named(chosen), fits=fits, score=f"{chosen.score:.2f}")
     return Choice(chosen.quant, f"{why} {_loss(chosen)}")
+
+
+def _points(loss: float) -> str:
+    """`1 point`, `0.5 points`."""
+    return f"{loss:g} point{'' if loss == 1 else 's'}"
 
 
 def _named(each: Candidate) -> str:

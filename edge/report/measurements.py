@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.compare.stated import wrong_figure
 from edge.errors import ResultError
 from edge.measure.schema import FORMAT
 
@@ -101,16 +102,17 @@ def _check_steps(path: Path | str, figures: Mapping[str, float], steps: object) 
     tokens = [number(row.get("tokens")) or 0.0 for row in rows]
     if not sum(tokens):
         return
+    right = {}
     for name in ("tokens", "nll", "kl_mean", "top1_agreement_pct"):
         values = [number(row.get(name)) for row in rows]
         if name not in figures or None in values:
             continue
         weighted = sum((value or 0.0) * count for value, count in zip(values, tokens, strict=True))
-        right = sum(tokens) if name == "tokens" else weighted / sum(tokens)
-        if not math.isclose(figures[name], right, rel_tol=1e-4, abs_tol=1e-9):
-            raise ResultError(
-                f"{path}: aggregate.{name} is {figures[name]:g}, but its rows give {right:g}: the file was changed"
-            )
+        right[name] = sum(tokens) if name == "tokens" else weighted / sum(tokens)
+    stated = {name: figures[name] for name in right}
+    wrong = wrong_figure(stated, right, "rows", relative=1e-4, absolute=1e-9, name="aggregate")
+    if wrong is not None:
+        raise ResultError(f"{path}: {wrong}: the file was changed")
 
 
 def mapping(value: object) -> Mapping[str, Any]:

@@ -354,7 +354,7 @@ def _unmeasured(report: Report, files: Sequence[Entry], memory: Mapping[str, int
     found = []
     tried = {label for label, _ in trial_words.counting(files)}
     if not tried:
-        found.append(patterns.NOT_SOLVED())
+        found.append(patterns.NOT_SOLVED(these="this file" if len(files) == 1 else "these files"))
     elif untried := [entry.label for entry in files if entry.label not in tried]:
         found.append(patterns.NOT_TRIED(files=words.listed(untried)))
     steps = sorted({(entry.steps, entry.tasks or 0) for entry in files})

@@ -126,7 +126,7 @@ def _trials(report: Report) -> dict[str, Any]:
             (
                 one,
                 words.base_name(one.result["tasks_path"]),
-                counted(len({trial["task"] for trial in one.result["trials"]}), "task"),
+                len({trial["task"] for trial in one.result["trials"]}),
             )
             for one in report.tried
         ],

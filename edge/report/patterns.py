@@ -10,12 +10,12 @@ NOTHING_FITS = Pattern(
     "No file fits into {budget}. The smallest file is {smallest}.", "Each file is larger than the budget."
 )
 SURE = Pattern(
-    "{file} is the smallest file{fits} that is 95 % sure to lose at most {points} points of score.",
+    "{file} is the smallest file{fits} that is 95 % sure to lose at most {points} of score.",
     "The upper bound of its loss, from the 95 % interval over tasks, is at most {points}. At least 6 tasks "
     "differ. No smaller file that fits has such a bound.",
 )
 NONE_SURE = Pattern(
-    "No file{fits} is 95 % sure to lose at most {points} points of score, so none is chosen.",
+    "No file{fits} is 95 % sure to lose at most {points} of score, so none is chosen.",
     "No file that fits has an interval whose bound is a loss of at most {points}.",
 )
 NEAREST_BOUND = Pattern(
@@ -47,7 +47,7 @@ DIFFERENCE_ALONE = Pattern(
 
 # The beginning of a page.
 NO_REFERENCE = Pattern(
-    "These are results without a reference, so they cannot show the cost of quantization.",
+    "{these} without a reference, so {they} cannot show the cost of quantization.",
     "Nothing was compared, and no reference was given or found.",
 )
 NO_STEPS = Pattern(
@@ -68,8 +68,8 @@ SOLVED_ALONE = Pattern(
     "Trials of some file are given, and none of the reference on the same tasks.",
 )
 PUBLISHED = Pattern(
-    "On the 100-point score, these files reached {scores}; {reference} published {score}, on steps that edge cannot "
-    "pair with these.",
+    "On the 100-point score, {these} reached {scores}; {reference} published {score}, on steps that edge cannot pair "
+    "with {their} steps.",
     "The reference has only published figures.",
 )
 SAME = Pattern(
@@ -142,7 +142,7 @@ OTHER_STEPS = Pattern(
     "are over all steps of a file, differences over the shared ones.",
     "The steps are paired, and one side has steps that the other one lacks.",
 )
-SCOPE_NONE = Pattern("{results} of {steps} steps each; edge compared nothing.", "Nothing was compared.")
+SCOPE_NONE = Pattern("{results} of {steps}; edge compared nothing.", "Nothing was compared.")
 SCOPE_PUBLISHED = Pattern(
     "{files} compared with the published figures of {reference}. Without the steps of {reference}, edge cannot pair "
     "steps.",
@@ -230,7 +230,7 @@ OTHER_FIGURE = Pattern(
     "{where}: the page says {page}, the files give {files}",
     "All files are those of the page, and this text or attribute is another one when the page is made again.",
 )
-MORE_FAULTS = Pattern("{count} more places differ", "More places differ than are shown.")
+MORE_FAULTS = Pattern("{places} {verb}", "More places differ than are shown.")
 CANNOT_BE_MADE = Pattern(
     "the page cannot be made again from its files: {why}", "Making the page again failed."
 )
@@ -293,7 +293,7 @@ ADVICE_NO_LOSS = Pattern(
 )
 ADVICE_FEW = Pattern("Too few tasks differ to say whether the score changed.", "Fewer than 6 tasks differ.")
 NOT_SOLVED = Pattern(
-    "Whether an agent with these files solves whole tasks.", "No trials are given for these files."
+    "Whether an agent with {these} solves whole tasks.", "No trials are given for these files."
 )
 NOT_TRIED = Pattern("The tasks that {files} solve.", "Trials of other files are given, but not of these.")
 ONLY_ROWS = Pattern(

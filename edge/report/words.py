@@ -7,7 +7,7 @@ from edge.compare import findings
 from edge.compare.causes import is_constrained
 from edge.compare.findings import Figure
 from edge.compare.labels import same_model
-from edge.compare.notes import own_notes
+from edge.compare.notes import names_adapters, own_notes
 from edge.compare.verdict import NONE_DIFFERS, is_few, looks_whole
 from edge.metrics import TERMS
 from edge.report import patterns
@@ -20,6 +20,7 @@ from edge.system import text
 LABELS = {name: label[0].upper() + label[1:] for name, label in findings.LABELS.items()}
 KINDS = {"bucket": "Place in the task", "source_group": "Source group", "prompt_length": "Prompt length"}
 DASH = "–"
+_ADAPTERS_NAMED = "the adapters that the results name"
 _KINDS = {"cache": "type of the KV cache"}
 
 DEFINITIONS = (
@@ -165,11 +166,12 @@ def title(report: Report) -> str:
 
 def scope(report: Report) -> str:
     """What was compared, and on how many steps of how many tasks."""
-    compared, reference = _compared(report), report.reference
+    compared, reference, entries = _compared(report), report.reference, report.entries
     if not compared or reference is None:
-        steps = sorted({entry.steps for entry in report.entries})
-        bounds = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1])))
-        return patterns.SCOPE_NONE(results=text.counted(len(report.entries), "result"), steps=bounds)
+        least, most = min(entry.steps for entry in entries), max(entry.steps for entry in entries)
+        steps = text.counted(most, "step") if least == most else f"{least:,} to {text.counted(most, 'step')}"
+        each = " each" if len(entries) > 1 else ""
+        return patterns.SCOPE_NONE(results=text.counted(len(entries), "result"), steps=f"{steps}{each}")
     names = listed([entry.label for entry in compared])
     if report.comparison is not None and not report.comparison.paired:
         return patterns.SCOPE_PUBLISHED(files=names, reference=reference.label)
@@ -199,14 +201,19 @@ def layman(report: Report) -> str:
 
 def _by_commands(reference: Entry | None, files: Sequence[Entry], report: Report) -> str:
     if reference is None:
-        return patterns.NO_REFERENCE()
+        one = len(report.entries) == 1
+        these = "This is a result" if one else "These are results"
+        return patterns.NO_REFERENCE(these=these, they="it" if one else "they")
     if not files:
         return patterns.NOTHING_PAIRED(reference=reference.label)
     original = _original(reference)
     if report.comparison is None or not report.comparison.paired:
         scores = listed([f"{figure('score', entry.score)} ({entry.label})" for entry in files])
         theirs = figure("score", reference.score)
-        return patterns.PUBLISHED(scores=scores, reference=reference.label, score=theirs)
+        these, their = ("this file", "its") if len(files) == 1 else ("these files", "their")
+        return patterns.PUBLISHED(
+            these=these, scores=scores, reference=reference.label, score=theirs, their=their
+        )
     sized = sorted((e for e in files if e.n_bytes), key=lambda e: (-(e.n_bytes or 0), e.label))
     if not reference.n_bytes or len(sized) < len(files):
         if len(files) == 1:
@@ -272,7 +279,12 @@ def besides(report: Report) -> str:
             found = differing(Made(reference.run.sampling, reference.run), entry.run)
             others = (kind for kind in found if kind not in ("engine", "grammar"))
             kinds |= {f"the {_KINDS.get(kind, kind.replace('_', ' '))}": None for kind in others}
-    verb = "differs" if len(kinds) == 1 and "the adapters" not in kinds else "differ"
+            if "the adapters" in kinds and not all(
+                names_adapters(e.result) for e in (reference.run, entry.run)
+            ):
+                del kinds["the adapters"]
+                kinds[_ADAPTERS_NAMED] = None
+    verb = "differ" if len(kinds) > 1 or {"the adapters", _ADAPTERS_NAMED} & kinds.keys() else "differs"
     return patterns.BESIDES(what=listed(list(kinds)), verb=verb) if kinds else ""
 
 

@@ -281,7 +281,7 @@ def test_markdown(tmp_path: Path) -> None:
     assert "a\\|b step 0" in text and "`` echo `x` \\| tee·[31m ``" in text
     assert (
         "(none)" in comparison.to_markdown()
-        and "1 more steps got worse; the JSON output lists all of them." in text
+        and "1 more step got worse; the JSON output lists all of them." in text
     )
     assert "Our result is not rank-eligible: its prompts come from chatml_fallback." in text
     assert "- same commands 100.0 % (95 % interval: 43.9 to 100.0), same first command 100.0 % (" in text

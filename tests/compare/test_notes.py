@@ -368,7 +368,24 @@ def test_adapters_of_other_engines_are_said(base: Path, tmp_path: Path) -> None:
     ours = tmp_path / "ours.json"
     ours.write_bytes(base.read_bytes())
     edited(ours, lambda value: value.update(lora_path="/home/me/adapters/terminal"))
+    assert notes(ours, base) == [
+        "Only our result names adapters: terminal. The reference does not say whether it had any."
+    ]
+    edited(base, lambda value: value.update(lora_path=None))
     assert notes(ours, base) == ["The runs have different adapters: none in the reference, terminal in ours."]
+
+
+def test_a_setting_that_one_side_does_not_name_is_said(base: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "ours.json"
+    ours.write_bytes(base.read_bytes())
+    edited(ours, lambda value: value.update(sampling={"temperature": 0.7, "seed": 3, "top_p": 1.0}))
+    assert notes(ours, base) == [
+        "The runs may differ: temperature is 0.7 in our result, and the reference does not name it.",
+        "The runs may differ: seed is 3 in our result, and the reference does not name it.",
+    ]
+    assert notes(base, ours)[0] == (
+        "The runs may differ: temperature is 0.7 in the reference, and our result does not name it."
+    )
 
 
 @pytest.mark.parametrize(

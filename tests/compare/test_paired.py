@@ -73,6 +73,46 @@ def test_rare_large_losses_are_covered(population: str) -> None:
     assert np.mean(covered) >= 0.93
 
 
+def _one_in(small: float, low: float, high: float) -> list[float]:
+    """Losses of 2 to 15 points, and one of `low` to `high` in a share of the cases."""
+    rng = np.random.default_rng(4)
+    return list(np.where(rng.random(2000) < small, rng.uniform(2, 15, 2000), rng.uniform(low, high, 2000)))
+
+
+# In each of these cells less than 93 % were covered before a sample with one dominant difference got a wider interval.
+DOMINATED = {
+    "90 % small": (_one_in(0.9, 60, 100), 300, 0.1),
+    "10 or 100": ([10.0] * 9 + [100.0], 300, 0.1),
+    "10 or 90": ([10.0] * 10 + [90.0], 200, 0.15),
+}
+
+
+@pytest.mark.parametrize("population", DOMINATED)
+def test_a_sample_with_one_dominant_difference_is_covered(population: str) -> None:
+    sizes, tasks, share = DOMINATED[population]
+    rng = np.random.default_rng(5)
+    truth = -share * float(np.mean(sizes)) * 0.8
+    found = [paired_interval(sample(rng, tasks, share, sizes, 0.1)) for _ in range(4000)]
+    covered = [bounds[0] <= truth <= bounds[1] for bounds in found if bounds]
+    assert np.mean(covered) >= 0.93
+
+
+def width(values: list[float]) -> float:
+    """The width of the interval of 200 tasks, by that of Student's t interval."""
+    of = np.array(values + [0.0] * (200 - len(values)))
+    bounds = paired_interval(TaskDifferences(of, np.ones(200), 50.0))
+    assert bounds is not None
+    return (bounds[1] - bounds[0]) / (2 * 1.972 * float(of.std(ddof=1)) / math.sqrt(200))
+
+
+def test_only_one_dominant_difference_makes_the_interval_twice_as_wide() -> None:
+    assert width([-5.0] * 24 + [-90.0]) == pytest.approx(2.0, abs=0.01)
+    assert width([-5.0] * 24 + [-90.0, -90.0]) <= 1.13
+    assert width([-20.0] * 24 + [-90.0]) <= 1.13
+    # All lose about the same: what is left of each difference is not its size.
+    assert width([-10.0] * 199 + [-10.5]) <= 1.13
+
+
 def lean(values: list[float]) -> float:
     """How much farther from the mean the upper bound is than the lower one, by the interval's width."""
     of = TaskDifferences(np.array(values + [0.0] * (200 - len(values))), np.ones(200), 50.0)

@@ -244,9 +244,38 @@ def test_a_thought_and_an_engine_that_differ_are_said(tmp_path: Path) -> None:
         result(tmp_path / "d.json", steps({0, 1}), sampling={"backend": "vllm"}),
     ]
     notes = " ".join(rank(given).notes)
-    assert f"The results differ in think: 0 in 2, 256 in {given[1]}." in notes
-    assert f"The results differ in style: auto in 2, compact in {given[2]}." in notes
+    assert f"The results differ in think: 0 in 2, 256 in {given[1]}, not named in {given[3]}." in notes
+    assert f"The results differ in style: auto in 2, compact in {given[2]}, not named in {given[3]}." in notes
     assert f"The results differ in backend: edge in 3, vllm in {given[3]}." in notes
+
+
+def test_a_setting_that_a_result_does_not_name_has_no_value(tmp_path: Path) -> None:
+    """Not even the usual one: another program may have another."""
+    given = [result(tmp_path / f"{i}.json", steps({0, i})) for i in range(3)]
+    bare = result(tmp_path / "bare.json", steps({0, 9}))
+    value = json.loads(bare.read_text())
+    del value["sampling"]["temperature"]
+    bare.write_text(json.dumps(value))
+    notes = " ".join(rank([*given, bare]).notes)
+    assert f"The results may differ in temperature: 0.0 in 3, not named in {bare}." in notes
+    hot = result(tmp_path / "hot.json", steps({0, 5}), sampling={"temperature": 0.7, "top_p": 0.9})
+    notes = " ".join(rank([*given, bare, hot]).notes)
+    assert f"The results differ in temperature: 0.0 in 3, not named in {bare}, 0.7 in {hot}." in notes
+    assert "The results may differ in top_p: 0.9 in 1, not named in " in notes
+    # A usual value that only some name is no news.
+    usual = result(tmp_path / "usual.json", steps({0, 6}), sampling={"min_p": 0.0})
+    assert "min_p" not in " ".join(rank([*given, usual]).notes)
+
+
+def test_a_duplicate_that_names_fewer_settings_is_one_as_far_as_they_are_named(tmp_path: Path) -> None:
+    given = [
+        result(tmp_path / f"{i}.json", steps({0}), sampling=extra, model_path="org/one")
+        for i, extra in enumerate(({}, {"top_p": 1.0}))
+    ]
+    (older,) = rank(given).left_out
+    assert older.why.endswith(
+        "is of the same model and settings, as far as both name them, which is given later"
+    )
 
 
 def test_few_tasks(tmp_path: Path) -> None:
