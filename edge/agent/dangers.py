@@ -49,7 +49,9 @@ _NAMES = {
         "ffuf mitmproxy "
         "mitmdump ettercap bettercap arpspoof hping3 ab wrk hey k6 vegeta siege slackcat telegram-send ntfy "
         "apprise kaggle "
-        "openai modal mongodump cpan cpanm pod nuget llm sgpt yay paru"
+        "openai modal mongodump cpan cpanm pod nuget llm sgpt yay paru "
+        "termbin ix 0x0 lms i2p wireshark msfconsole msfvenom aircrack-ng airodump-ng responder crackmapexec netexec "
+        "nxc xdg-email xmrig minerd cpuminer cgminer bfgminer kubeseal trivy"
     ),
     RUNS_TEXT: "eval source . exec xargs parallel entr",
     RUNS_OTHER: (
@@ -92,7 +94,14 @@ _NAMES = {
         "jupyter streamlit uvicorn gunicorn hypercorn flask gradio celery locust fastlane xcodebuild buck2 "
         "spark-submit rebar3 artisan scrapy"
     ),
-    KEYS: "john hashcat mimikatz gcore ssh-add pbpaste wl-paste kwallet-query git-crypt",
+    KEYS: "john hashcat mimikatz gcore ssh-add pbpaste wl-paste kwallet-query git-crypt impacket-secretsdump lazagne",
+    "records the screen, the camera or the microphone": (
+        "screencapture scrot grim slurp maim flameshot gnome-screenshot spectacle import xwd arecord parecord parec "
+        "fswebcam imagesnap streamer asciinema recordmydesktop wf-recorder"
+    ),
+    "encrypts files": "ccrypt mcrypt ccencrypt age rage cryptsetup encfs gocryptfs ecryptfs-setup-private veracrypt",
+    "takes all of the processor": "xmrig minerd cpuminer stress stress-ng sysbench cgminer bfgminer prime95 mprime",
+    "writes the clipboard": "pbcopy wl-copy",
 }
 KINDS: dict[str, list[str]] = {}
 for _kind, _listed in _NAMES.items():
@@ -101,6 +110,7 @@ for _kind, _listed in _NAMES.items():
 INTERPRETER = re.compile(
     r"(?:ba|da|z|k|c|tc|a|fi)?sh|python[0-9.]*|perl|ruby|node|nodejs|php|lua|deno|bun|Rscript|julia|pwsh"
 )
+PRINTS_VARIABLES = re.compile(r"(?:declare|typeset|export|readonly)(?:\s+-[a-zA-Z]*[px][a-zA-Z]*)*\s*")
 WRAPPERS = frozenset(
     (
         "sudo doas env nohup nice time timeout xargs command builtin exec setsid ionice busybox stdbuf strace "
@@ -241,6 +251,14 @@ _PHRASES = [
         (r"(?:restic|duplicity|timeshift)\s.*restore|borg\s+extract|rsnapshot\s|jar\s+-?x|dpkg-deb\s+(?:-[xXR]|--extract)|"
          r"ar\s+x\b|history\s+-[wa]\b", "overwrite"),
         (r"umask\s+0*(?:[0-7]0)?$", "privilege"),
+        (r"(?:gpg2?\s+(?:\S+\s+)*(?:-[a-zA-Z]*[ceE]|--symmetric|--encrypt)|zip\s+(?:\S+\s+)*(?:-[a-zA-Z]*[eP]|--encrypt|"
+         r"--password)|7z[ar]?\s+a\b.*\s-p\S+|openssl\s+(?:enc|aes\S*|des\S*|chacha20|smime\s.*-encrypt|cms\s.*-encrypt))\b",
+         "encrypts files"),
+        (r"(?:set|compgen\s+-[a-zA-Z]*[ev]\w*)\s*$|cat\s+(?:\S*/)?tokens?(?:\.txt)?\s*$", KEYS),
+        (r"(?:ffmpeg|avconv)\b.*\s-f\s+(?:x11grab|gdigrab|avfoundation|v4l2|alsa|pulse|dshow|kmsgrab)\b|"
+         r"(?:sox|rec)\s.*(?:-d|default)\b", "records the screen, the camera or the microphone"),
+        (r"(?:xclip|xsel)\s(?!.*\s-o|-o)", "writes the clipboard"),
+        (r"(?:\S*/)?(?:lin|win)peas\S*", KEYS),
         (r"date\s+(?:\S+\s+)*(?:-s|--set)|arp\s+-[ds]|ethtool\s+-[a-zA-Z]*[sKGA]\b|brew\s+services\s|smartctl\s.*-t\b|"
          r"nix-env\s+.*(?:-e|-i|-u|--uninstall)\b", SYSTEM),
         (r"trufflehog\b|gitleaks\b", KEYS),

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import tree_sitter
 
-from edge.agent.dangers import ACTED_ON, INTERPRETER, KINDS, RUNS_TEXT, WRAPPERS, kinds_of
+from edge.agent.dangers import (
+    ACTED_ON,
+    INTERPRETER,
+    KEYS,
+    KINDS,
+    PRINTS_VARIABLES,
+    RUNS_TEXT,
+    WRAPPERS,
+    kinds_of,
+)
 from edge.agent.shell import MAX_BYTES, parse
 from edge.system.text import is_visible
 from edge.terminal.obeyed import acted_on
@@ -90,6 +99,8 @@ def _kinds(node: tree_sitter.Node, data: bytes) -> list[str]:
         return ["pipe into an interpreter"] if any(_interprets(_words(one, data)) for one in commands) else []
     if node.type == "&":
         return ["runs in the background"]
+    if node.type == "declaration_command" and PRINTS_VARIABLES.fullmatch(text):
+        return [KEYS]
     unset = node.type == "unset_command" and any(map(_OBEYED.fullmatch, text.split()))
     if unset or (node.type == "variable_assignment" and _OBEYED.match(text)):
         return ["changes what commands mean"]

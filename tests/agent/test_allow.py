@@ -634,7 +634,8 @@ FIELD = {
         "ansible-vault view x; git-crypt unlock; npm login; docker login; hf auth login; printenv "
         "AWS_SECRET_ACCESS_KEY; "
         "xclip -o; pbpaste; cat ~/.bash_history; cat terraform.tfstate; cat secrets.yaml; cat service-account.json; "
-        "strings /proc/1/mem; gcore 1; doppler secrets; cat ~/.config/op/x"
+        "strings /proc/1/mem; gcore 1; doppler secrets; cat ~/.config/op/x; set; declare -p; declare; export; "
+        "typeset -x; readonly; compgen -v; cat token; impacket-secretsdump x; ./linpeas.sh"
     ),
     "network": (
         "python3 -mhttp.server; python -m SimpleHTTPServer; tailscale up; openvpn x; sshfs h: m; croc send x; "
@@ -661,8 +662,20 @@ FIELD = {
     ),
     "publishes": "pod repo push x; nuget push x; flutter pub publish",
     "privilege": "umask 000; umask 0; setpriv x; capsh x",
+    "records the screen, the camera or the microphone": (
+        "screencapture x; scrot; import x.png; arecord x.wav; fswebcam x; ffmpeg -f x11grab -i :0 y.mp4; "
+        "ffmpeg -i a -f pulse b"
+    ),
+    "encrypts files": (
+        "gpg -c x; gpg -e x; gpg --batch --symmetric x; zip -e x y; zip -r -P pw x y; 7z a -ppw x y; ccrypt x; "
+        "openssl enc -aes-256-cbc -in x -out y; openssl aes-256-cbc -in x"
+    ),
+    "takes all of the processor": "xmrig x; minerd x; stress -c 4; stress-ng x; sysbench cpu run",
+    "writes the clipboard": "pbcopy < x; wl-copy < x; xclip -sel clip x; xsel -b",
 }
-UNMARKED = """git archive HEAD; gpg --list-keys; umask; umask 022; umask 077; unset x; set -e; set -o pipefail;
+UNMARKED = """zip -r x.zip d; gpg --verify x; gpg --list-packets x; openssl x509 -in a; openssl version; export
+A=1; declare -i n; readonly A=1; cat tokens.py; ffmpeg -i a b.mp4; 7z l x; git archive HEAD;
+gpg --list-keys; umask; umask 022; umask 077; unset x; set -e; set -o pipefail;
 read x; printf '%s' a;
 date; date -u; go env; go version; cargo --version; restic snapshots; borg list; ollama list; pass; xclip; dmesg;
 history;
