@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.convert import Converted
-from edge.mixing.rivals import Divergences, Rival
+from edge.mixing.rivals import GAIN, Divergences, Rival
 from edge.system.text import counted
 
 
@@ -46,10 +46,11 @@ class Mixed:
             lines.append(f"the mixture has {ratio:.2f} of the divergence of {best.name}{within}")
         again = f"--imatrix {self.matrix} --quant {self.converted.quant}"
         if self.taken is not None:
-            lines.append(
-                f"the file is {self.taken.name}, as llama.cpp makes it: the mixture gains too little on the "
-                "calibration rows, or nothing"
-            )
+            ratio, _, high = self.real.ratio(self.taken.measured)
+            why = "the mixture gains too little on the calibration rows, or nothing"
+            if ratio <= GAIN and high >= 1:
+                why = "the calibration rows are too few to show that the mixture is better"
+            lines.append(f"the file is {self.taken.name}, as llama.cpp makes it: {why}")
             again = again if self.taken.matrix else f"--quant {self.taken.quant}"
         if self.measured is not None:
             kl, bounds = self.measured

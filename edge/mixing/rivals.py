@@ -1,8 +1,9 @@
 """llama.cpp's own types beside a choice: real files that fit into the same size, measured on the same rows.
 
 The search chooses on the calibration rows, so its mixture looks better there than it is on other rows. Where the gain
-is small, llama.cpp's type can be the better file. So the mixture has to gain a fifth on the calibration rows. Otherwise
-the file is llama.cpp's. No other rows decide it.
+is small, or comes from few rows, llama.cpp's type can be the better file. So the mixture has to gain a fifth on the
+calibration rows, and the interval of its ratio has to be below 1. Otherwise the file is llama.cpp's. No other rows
+decide it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from edge.formats.hub import HubOptions
 from edge.mixing.state import Costs
 from edge.system.text import size
 
-__all__ = ["Divergences", "Measure", "Rival", "Rivals", "better_rival"]
+__all__ = ["GAIN", "Divergences", "Measure", "Rival", "Rivals", "better_rival"]
 
 GAIN = 0.8
 """The most of a divergence that another file may have on the calibration rows, to be taken for it."""
@@ -54,8 +55,9 @@ class Divergences:
         return (ratio, *interval(samples, len(ours)))
 
     def gains(self, other: "Divergences") -> bool:
-        """Whether its mean is far enough below the other's (`GAIN`), so that other rows are likely to show it too."""
-        return self.mean <= GAIN * other.mean
+        """Whether it is enough below the other (`GAIN`), and surely below it: other rows are likely to show it too."""
+        ratio, _, high = self.ratio(other)
+        return ratio <= GAIN and high < 1
 
 
 @dataclass(frozen=True)

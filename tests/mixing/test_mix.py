@@ -297,6 +297,20 @@ def test_llama_cpps_file_is_taken_unless_the_mixture_gains_a_fifth() -> None:
     assert better_rival(mixture, []) is None
 
 
+def test_llama_cpps_file_is_taken_if_the_rows_are_too_few_to_show_a_gain() -> None:
+    """A second model's mixture had 0.68 (0.39 to 1.63) on its 160 calibration rows, and 1.38 on others."""
+
+    def of(*means: float) -> Divergences:
+        return Divergences({str(i): [mean, 1] for i, mean in enumerate(means)})
+
+    once = of(*[1.0] * 19, 11.0), of(*[1.1] * 19, 0.1)  # the gain on one task decides the mean
+    assert of(*[1.1] * 19, 0.1).mean < 0.8 * once[0].mean
+    rival = Rival("Q4_K_M", False, 1, once[0])
+    assert better_rival(once[1], [rival]) is rival
+    everywhere = of(*[0.7] * 20)
+    assert better_rival(everywhere, [Rival("Q4_K_M", False, 1, of(*[1.0] * 20))]) is None
+
+
 @pytest.mark.slow
 def test_rarely_seen_experts_keep_fine_types(searched: Searched) -> None:
     """One row reaches no expert 64 times: no expert has a type whose own error in them is above 1 %."""
