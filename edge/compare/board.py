@@ -230,7 +230,9 @@ def _judged(path: str, result: Result, rows: Mapping[Key, Step]) -> tuple[str, C
                 f"prompts: it says that it is not rank-eligible (template_status: {status or 'not stated'})",
                 None,
             )
-        return f"prompts: they are not from the model's own chat template ({status})", None
+        they = "not all of them" if status == "mixed" else "they"
+        verb = "are" if status == "mixed" else "are not"
+        return f"prompts: {they} {verb} from the model's own chat template ({status})", None
     return "", Candidate(path, result, chosen, tuple(_notes(result, len(steps), len(rows))))
 
 

@@ -202,7 +202,8 @@ def own_notes(result: Result, whose: str) -> list[str]:
     status = result.get("prompt_template", {})
     source = status.get("template_status")
     if source in _FALLBACKS:
-        notes.append(patterns.NOT_ELIGIBLE(whose=whose, status=source))
+        several = "several templates" if source == "mixed" else source
+        notes.append(patterns.NOT_ELIGIBLE(whose=whose, status=several))
     elif not_from_template(status):
         notes.append(patterns.SAYS_NOT_ELIGIBLE(whose=whose, status=source or "not stated"))
     return notes

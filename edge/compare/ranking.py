@@ -229,10 +229,10 @@ def _setting_note(
     if len(named) < 2 and not (named and None in values and may_differ(name, named)):
         return []
     most = named.most_common(1)[0][0]
+    # Other values first: the list is cut.
+    pairs = sorted(zip(candidates, values, strict=True), key=lambda pair: pair[1] in (None, NOT_SET))
     others = [
-        f"{'not named' if value is None else value} in {one.path}"
-        for one, value in zip(candidates, values, strict=True)
-        if value != most
+        f"{'not named' if value is None else value} in {one.path}" for one, value in pairs if value != most
     ]
     shown = [*others[:3], f"{len(others) - 3} more"] if len(others) > 3 else others
     verb = "differ" if len(named) > 1 else "may differ"

@@ -22,6 +22,9 @@ from edge.system.text import counted, visible
 from edge.version import __version__
 
 _FOLD = 12  # a table of more groups is folded
+# Characters of a name that fit into a line, with what stands beside it: on 390 px; on wide screens and on paper.
+_ON_A_PHONE = 30
+_ON_A_SCREEN = 72
 _ORIGINS = 4  # results beside each other in a table of how they were made
 _GROUPED = 7  # results beside each other in a table of groups
 _ONCE = ("avg_command_f1",)  # the score is 100 times this
@@ -77,6 +80,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], embedded: Embedded) -> 
             trials=_trials(report),
             hollow=any(entry.published and entry.n_bytes for entry in report.files),
             any_published=any(entry.published for entry in report.entries),
+            has_bars=any(name.startswith("difference-") for name in by_name),
             has_worse=any(entry.worse for entry in report.entries),
             causes=_cause_rows(report),
             groups=_grouped(report),
@@ -100,7 +104,11 @@ def _environment(report: Report) -> Environment:
         for name in ("figure", "fixed", "percent", "interval", "kl", "size", "p_value", "engine", "base_name")
     }
     environment.filters.update(
-        filters, counted=counted, cut=_cut, unbroken=_unbroken, without_paths=_without_paths(report)
+        filters,
+        counted=counted,
+        cut=_cut,
+        unbroken=_unbroken(report),
+        without_paths=_without_paths(report),
     )
     return environment
 
@@ -205,9 +213,34 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _unbroken(text: str) -> Markup:
-    """A text in which no line ends between a number and `%` or `points`, or after `>`."""
-    return escape(re.sub(r"(?<=\d) (?=%|points\b)|(?<=>) (?=\d)", "\u00a0", visible(text)))
+def _unbroken(report: Report) -> Callable[[str], Markup]:
+    """A function that marks what no line may break: names of files; a number and its `%` or `points`; `>` and a number.
+
+    A name that does not fit on the screen of a phone may break there, and one that fits on no screen anywhere.
+    """
+    bases = [words.base_name(m.base) for entry in report.entries for m in entry.measurements]
+    tried = [name for one in report.tried for name in (one.label, one.name)]
+    names = {visible(name) for name in (*(entry.label for entry in report.entries), *tried, *bases)}
+    kept = [name for name in sorted(names, key=lambda name: (-len(name), name)) if len(name) <= _ON_A_SCREEN]
+    expression = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, kept)) or '(?!)'})(?![\w-])")
+
+    def marked(text: str) -> Markup:
+        # Every second part is a name.
+        parts = expression.split(visible(text))
+        return Markup("").join(_whole(part) if i % 2 else _spaced(part) for i, part in enumerate(parts))
+
+    return marked
+
+
+def _spaced(text: str) -> Markup:
+    return escape(re.sub(r"(?<=\d) (?=%|points\b)|(?<=>) (?=\d)", "\u00a0", text))
+
+
+def _whole(name: str) -> Markup:
+    if re.fullmatch(r"[\w.]*", name):  # nothing in it at which a line could break
+        return escape(name)
+    kind = "whole" if len(name) <= _ON_A_PHONE else "whole long"
+    return Markup('<span class="{}">{}</span>').format(kind, name)
 
 
 def _without_paths(report: Report) -> Callable[[str], str]:

@@ -405,3 +405,13 @@ def test_a_number_below_zero_is_refused(base: Path, field: str | None, name: str
     edited(base, lambda stored: stored.update(changes if field is None else {field: changes}))
     with pytest.raises(ResultError, match=rf"{name} is {value}; it must be a non-negative"):
         compare([base], base)
+
+
+def test_prompts_from_several_templates(base: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "ours.json"
+    ours.write_bytes(base.read_bytes())
+    mixed = {"template_status": "mixed", "rank_eligible": False}
+    edited(ours, lambda value: value.update(prompt_template=mixed))
+    assert "Our result is not rank-eligible: its prompts come from several templates." in notes(ours, base)
+    (left_out,) = rank([base, ours]).left_out
+    assert left_out.why == "prompts: not all of them are from the model's own chat template (mixed)"

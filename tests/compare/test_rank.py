@@ -260,7 +260,7 @@ def test_a_setting_that_a_result_does_not_name_has_no_value(tmp_path: Path) -> N
     assert f"The results may differ in temperature: 0.0 in 3, not named in {bare}." in notes
     hot = result(tmp_path / "hot.json", steps({0, 5}), sampling={"temperature": 0.7, "top_p": 0.9})
     notes = " ".join(rank([*given, bare, hot]).notes)
-    assert f"The results differ in temperature: 0.0 in 3, not named in {bare}, 0.7 in {hot}." in notes
+    assert f"The results differ in temperature: 0.0 in 3, 0.7 in {hot}, not named in {bare}." in notes
     assert "The results may differ in top_p: 0.9 in 1, not named in " in notes
     # A usual value that only some name is no news.
     usual = result(tmp_path / "usual.json", steps({0, 6}), sampling={"min_p": 0.0})

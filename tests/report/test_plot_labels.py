@@ -7,9 +7,12 @@ import html
 import math
 import re
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import pytest
+from small_results import result
 
+from edge.report.build import report
 from edge.report.plots import Bar, Drawing, Point, forest, tradeoff
 
 pytestmark = pytest.mark.slow
@@ -126,3 +129,12 @@ def test_bands_show_intervals_and_only_the_kl_plot_has_a_front() -> None:
     bands = re.findall(r"stroke-width: 7", score.svg)
     assert len(bands) == 3 and "stroke-width: 1.2" not in score.svg
     assert len(re.findall("stroke-width: 1.2", tradeoff("k", "t", "a", given, unit="KL", log=True).svg)) == 1
+
+
+def test_bars_are_explained_only_where_there_are_bars(tmp_path: Path) -> None:
+    paths = {name: result(tmp_path / f"{name}.json", name) for name in ("bf16", "Q8_0", "Q2_K")}
+    for name, has_bars in (("Q8_0", False), ("Q2_K", True)):
+        page = tmp_path / f"{name}.html"
+        report([paths["bf16"], paths[name]], page, paths["bf16"])
+        text = page.read_text(encoding="utf-8")
+        assert "Paired by step." in text and ("The bars are" in text) == has_bars

@@ -577,6 +577,8 @@ def test_the_verdict_is_about_the_quantized_ones(files: dict[str, Path], tmp_pat
     found = report([files["Q2_K"], twin, files["measured"]], tmp_path / "r.html", files["bf16"])
     assert [entry.label for entry in found.others] == ["twin"]
     html = (tmp_path / "r.html").read_text()
+    assert '(<span class="whole">tiny-bf16</span>)' in html
+    html = re.sub("</?span[^>]*>", "", html)
     (lead,) = re.findall(r'<p class="lead">([^<]*)</p>', html)
     (expert,) = re.findall(r'<p class="expert">([^<]*)</p>', html)
     # No line of them ends between a number and its unit.
