@@ -35,7 +35,7 @@ n       bring nothing back now; edge says how to do it later
 d       show what changes in the files, line by line; d NAME: in this file or folder, in full
 l       list all changes, and leave nothing out
 A line that begins with > continues the line above it."""
-_MANY = "too many files would be deleted or emptied for an unattended session"
+_MANY = "too many files would be deleted, emptied or cut short for an unattended session"
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Return:
             return self._is_here() or self._refuses_elsewhere()
         if lost := len(comparison.lost):
             files = f"{counted(lost, 'file')} of {comparison.n_files:,}"
-            self.console.print(f"This deletes or empties {files}.", markup=False)
+            self.console.print(f"This deletes, empties or cuts short {files}.", markup=False)
         if not self._decides(comparison):
             return False
         return self._is_here() or _elsewhere(self.console, self.folder)

@@ -35,6 +35,7 @@ from edge.terminal.sealed import sealed
 from edge.terminal.undo import write_undo
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_LEAST_LEFT = 0.1  # a changed file that is shorter than this share of its length counts as lost
 _EMPTY = Item("file", content=hashlib.sha256(b"").hexdigest())
 
 
@@ -64,6 +65,7 @@ class Comparison:
     _kept: frozenset[str] | None
     _after: Base  # what the archive holds
     _write: dict[str, Item | None]  # the paths to write, with what is there now
+    _cut: frozenset[str]  # files that have less than a tenth of their length now
 
     def before(self, path: str) -> Item | None:
         """What was at a path of the folder when it was packed."""
@@ -91,12 +93,13 @@ class Comparison:
 
     @property
     def lost(self) -> list[str]:
-        """The files and links that `apply` deletes, and the files that it makes empty or replaces by a link."""
+        """The files and links that `apply` deletes, and the files that it empties, cuts short or replaces by a link."""
         deleted = [path for path in self.changes.deleted if self._base[path].kind != "folder"]
         return deleted + [
             path
             for path in self.changes.changed
-            if self._after[path].content == _EMPTY.content != self._base[path].content
+            if path in self._cut
+            or self._after[path].content == _EMPTY.content != self._base[path].content
             or (self._base[path].kind, self._after[path].kind) == ("file", "link")
         ]
 
@@ -106,7 +109,7 @@ class Comparison:
         return sum(item.kind != "folder" for item in self._base.values())
 
     def without_losses(self, reason: str) -> "Comparison":
-        """The same without what deletes or empties files, which is withheld for this reason."""
+        """The same without the losses, which are withheld for this reason."""
         left = {*self.lost, *self.changes.deleted}
         changes = Changes(
             self.changes.new,
@@ -202,7 +205,7 @@ def compare(
         comparer = _Comparer(root, place, guarded, dot_files, own)
         for entry, content in entries:
             if entry.path:
-                comparer.see(entry.path, item_of(entry, content), base.get(entry.path))
+                comparer.see(entry.path, item_of(entry, content), base.get(entry.path), entry.size)
             elif not dot_files and not own:  # the folder itself, which is first
                 comparer.led_to = _led_to(place, base)
         for path, before in base.items():
@@ -210,8 +213,9 @@ def compare(
                 comparer.after.setdefault(path, before)
             comparer.see_missing(path, before)
         comparer.look_around(base)
+    cut = frozenset(comparer.cut)
     return Comparison(
-        comparer.changes(), folder, packed, key, own, base, head.kept, comparer.after, comparer.write
+        comparer.changes(), folder, packed, key, own, base, head.kept, comparer.after, comparer.write, cut
     )
 
 
@@ -231,11 +235,12 @@ class _Comparer:
     """By path and reason: the number of changes."""
     write: dict[str, Item | None] = field(default_factory=dict)
     after: Base = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
     led_to: dict[Path, str] = field(default_factory=dict)
     """What a link of the user leads to that programs obey, and the link."""
 
-    def see(self, path: str, item: Item, before: Item | None) -> None:
-        """A path of the archive: what is there in the sandbox, and what was there when the folder was packed."""
+    def see(self, path: str, item: Item, before: Item | None, size: int) -> None:
+        """A path of the archive: what is there in the sandbox, what was there when the folder was packed, its bytes."""
         self.after[path] = item
         if item == before:
             return
@@ -258,6 +263,8 @@ class _Comparer:
         else:
             self.write[path] = now
             (self.new if before is None else self.changed).append(path)
+            if before is not None and item.kind == "file" and size < _LEAST_LEFT * _size(self.root, path):
+                self.cut.add(path)
 
     def see_missing(self, path: str, before: Item) -> None:
         """A path of the packed folder, which the sandbox deleted unless `see` has seen it."""
@@ -399,6 +406,14 @@ def _content(root: int, path: str, most: int) -> bytes:
                 return data.read(most)
     except OSError:
         return b""
+
+
+def _size(root: int, path: str) -> int:
+    """The bytes of a file of the user's folder; 0 if there is none."""
+    with contextlib.suppress(OSError), folder_of(root, path) as (parent, name):
+        state = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        return state.st_size if stat.S_ISREG(state.st_mode) else 0
+    return 0
 
 
 def _now(root: int, path: str) -> Item | None:

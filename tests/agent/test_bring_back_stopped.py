@@ -271,3 +271,20 @@ def test_files_that_become_links_are_losses(folder: Path) -> None:
     assert compare(folder, archive_path(record)).lost
     assert not Person().brings_back(record, YES)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(("left", "comes"), [(1, False), (9, False), (10, True), (60, True)])
+def test_files_that_are_cut_short_are_losses(left: int, comes: bool, folder: Path) -> None:
+    """An unattended session that cuts each file to a few bytes loses what was in them."""
+    for number in range(30):
+        (folder / "sub" / f"long{number}").write_text("x" * 100)
+
+    def cut(inside: Path) -> None:
+        for number in range(30):
+            (inside / "sub" / f"long{number}").write_text("y" * left)
+
+    record = make_session(folder, cut)
+    before = contents(folder)
+    assert len(compare(folder, archive_path(record)).lost) == (0 if comes else 30)
+    assert Person().brings_back(record, YES) is comes
+    assert (contents(folder) != before) is comes
