@@ -289,9 +289,14 @@ def _newest(found: Sequence[Candidate]) -> tuple[list[Candidate], list[LeftOut]]
                 continue
             same_time = written_at(one.result) == written_at(newest.result)
             how = "which is given later" if same_time else "which is newer"
+            if not same_time and written_at(one.result) == float("-inf"):
+                how = "which says when it was written"
+            seeds = [each.result.get("sampling", {}).get("seed") for each in (one, newest)]
+            sampled = named_settings(newest.result)["temperature"] not in (None, NOT_SET, 0, 0.0)
+            but = ", but another seed" if sampled and seeds[0] != seeds[1] else ""
             sides = [named_settings(each.result) for each in (one, newest)]
             far = ", as far as both name them" if _unnamed(sides[0]) != _unnamed(sides[1]) else ""
-            why = f"duplicate: {newest.path} is of the same model and settings{far}, {how}"
+            why = f"duplicate: {newest.path} is of the same model and settings{but}{far}, {how}"
             older.append(_left_out(one.path, one.result, why))
         if len(group) > 1:
             times = [written_at(one.result) for one in group]

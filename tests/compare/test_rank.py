@@ -211,6 +211,27 @@ def test_the_newest_duplicate_counts(three: list[Path], tmp_path: Path) -> None:
     }
 
 
+def test_a_duplicate_names_another_seed_or_a_missing_time(tmp_path: Path) -> None:
+    head: dict[str, Any] = {"model_path": "org/good", "model": "good"}
+    made = {
+        name: result(
+            tmp_path / f"{name}.json", steps(half(5)), **head, sampling={"temperature": warmth, "seed": seed}
+        )
+        for name, warmth, seed in (("one", 0.7, 1), ("two", 0.7, 2), ("cold", 0.0, 1), ("colder", 0.0, 2))
+    }
+    for name, time in (
+        ("one", "2026-06-01"),
+        ("two", "2026-06-02"),
+        ("cold", None),
+        ("colder", "2026-06-02"),
+    ):
+        edited(made[name], timestamp=time)
+    assert reasons(rank(list(made.values()))) == {
+        "one": f"duplicate: {made['two']} is of the same model and settings, but another seed, which is newer",
+        "cold": f"duplicate: {made['colder']} is of the same model and settings, which says when it was written",
+    }
+
+
 def test_the_rows_that_most_have_or_those_that_are_chosen(three: list[Path], tmp_path: Path) -> None:
     long = result(tmp_path / "long.json", steps(half(10), tasks=60))
     ranking = rank([long, *three])
