@@ -17,7 +17,7 @@ from edge.agent.kept import (
     sessions_folder,
     undo_paths,
 )
-from edge.agent.listing import shown_changes, shown_diff
+from edge.agent.listing import shown_changes, shown_diff, shown_name
 from edge.agent.record import Record
 from edge.agent.review import ask, discard_typed_ahead, print_wrapped
 from edge.agent.show import continued
@@ -151,7 +151,7 @@ class Return:
                 raise
             done = comparison.apply()
             for place, why in _more(done, comparison.changes):
-                self.say(f"{printable(place)}: not brought back: {why}")
+                self.say(f"{shown_name(place)}: not brought back: {why}")
             if done:
                 self.say(f"to undo this: {command('--undo', self.record.path)}")
             else:
@@ -253,7 +253,7 @@ def _undo(session: str, consent: Consent, console: Console, say: Callable[[str],
                 return False
         done = comparison.apply()
         for place, why in done.withheld:
-            say(f"{printable(place)}: not undone: {why}")
+            say(f"{shown_name(place)}: not undone: {why}")
         if not done.withheld:
             archives[-1].unlink(missing_ok=True)
         elif done:

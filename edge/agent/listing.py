@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from edge.system.text import counted, escape, printable
+from edge.system.text import counted, escapes, printable
 from edge.terminal.obeyed import acted_on
 from edge.terminal.workfolder import Comparison
 
@@ -62,7 +62,7 @@ def mark_of(comparison: Comparison, path: str) -> str:
     before, after = comparison.before(path), comparison.after(path)
     words = [acted_on(path) or ""]
     if after is not None and after.kind == "link":
-        words.append(f"link to {printable(after.content)}")
+        words.append(f"link to {shown_name(after.content)}")
     if after is not None and after.kind == "file" and after.executable:
         new = before is None or before.kind != "file" or not before.executable
         words.append("becomes executable" if new and before is not None else "executable")
@@ -111,10 +111,13 @@ def _file_diff(path: str, old: bytes, new: bytes) -> Iterator[str]:
     if max(len(before), len(after)) > _LINES:
         yield f"{shown_name(path)}: more than {_LINES:,} lines differ"
         return
-    for line in difflib.unified_diff(before, after, f"a/{path}", f"b/{path}", lineterm="", n=_CONTEXT):
+    name = shown_name(path)
+    for line in difflib.unified_diff(before, after, f"a/{name}", f"b/{name}", lineterm="", n=_CONTEXT):
         if line.startswith("@@"):  # the numbers count from the first line of the file
             line = re.sub(r"([-+])(\d+)", lambda found: f"{found[1]}{int(found[2]) + begin}", line)
-        yield "".join(escape(character) if character != "\t" else character for character in line)
+        yield "".join(
+            char if char == "\t" else shown for char, shown in zip(line, escapes(line), strict=True)
+        )
 
 
 def _same_ends(before: Sequence[str], after: Sequence[str]) -> tuple[int, int]:
@@ -166,7 +169,9 @@ def _by_folder(paths: Sequence[str]) -> list[str]:
         if len(inner) == 1 or (not folder and len(inner) <= _FEW):
             lines += map(shown_name, inner)
         else:
-            lines.append(f"{printable(folder) + '/' if folder else './'} ({counted(len(inner), 'new path')})")
+            lines.append(
+                f"{shown_name(folder) + '/' if folder else './'} ({counted(len(inner), 'new path')})"
+            )
     return lines
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from edge.agent.proposal import Proposal
 from edge.agent.risks import risks
-from edge.system.text import escape, is_visible, printable
+from edge.system.text import escapes, printable
 from edge.terminal.tmux import is_key_name
 
 _RISK = "bold red"
@@ -33,7 +33,7 @@ def _highlighted(text: str, *, keys: bool) -> tuple[Text, list[int]]:
     shown = Text()
     places = []
     end = len(text.rstrip(" ")) if keys else len(text)
-    for index, character in enumerate(text):
+    for index, (character, escaped) in enumerate(zip(text, escapes(text), strict=True)):
         places.append(len(shown))
         if character == "\n":
             shown.append("⏎\n" if keys else "\n", _HIDDEN if keys else None)
@@ -42,7 +42,7 @@ def _highlighted(text: str, *, keys: bool) -> tuple[Text, list[int]]:
         elif keys and character in _MARKS:
             shown.append(ascii(character)[1:-1], _HIDDEN)
         else:
-            shown.append(escape(character), None if is_visible(character) else _HIDDEN)
+            shown.append(escaped, None if escaped == character else _HIDDEN)
     places.append(len(shown))
     return shown, places
 

@@ -228,7 +228,7 @@ def served_model(server: Server, wanted: str | None, option: str = "--served-mod
     except Refused as error:
         if wanted is None or not error.absent:
             raise
-        return wanted, ""
+        return _sendable(server, wanted), ""
     if wanted is None:
         # edge serve has a second name for each model, for its other form of answers.
         twins = {f"{name}-{answers}" for name in models for answers in ("text", "action")}
@@ -239,7 +239,19 @@ def served_model(server: Server, wanted: str | None, option: str = "--served-mod
         wanted = next(iter(models))
     elif models and wanted not in models:
         raise BackendError(f"{server.url}: does not serve {wanted}; it serves {_listed(server, models)}")
-    return wanted, _KINDS.get(models.get(wanted, ""), "")
+    return _sendable(server, wanted), _KINDS.get(models.get(wanted, ""), "")
+
+
+def _sendable(server: Server, name: str) -> str:
+    """The model's name. Raises BackendError for half of a surrogate pair, which JSON can hold but no request."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = server.without_key(ascii(name))
+        raise BackendError(
+            f"{server.url}: the name of its model has a character that edge cannot send: {shown}"
+        ) from None
+    return name
 
 
 def _listed(server: Server, models: Mapping[str, str]) -> str:

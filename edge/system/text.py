@@ -16,15 +16,16 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _SUGGESTED = 3
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _LEAST_PART = 3  # letters: a shorter part is in too many names
+_MARKS_PER_LETTER = 4  # accents; words need no more
 # Characters that Unicode lists as ignorable, or whose glyph is blank, and that str.isprintable accepts.
 _BLANK = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u2d7f\u3164\ufe00-\ufe0f\uffa0\U0001107f\U00016fe4\U0001d159"
-    "\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u2d7f\u3164\ufe00-\ufe0f\uffa0\ufffc\U0001107f\U00013441"
+    "\U00013442\U00016fe4\U0001d159\U000e0100-\U000e01ef]"
 )
 
 
@@ -40,7 +41,23 @@ def escape(character: str) -> str:
 
 def printable(text: str, *, lines: bool = False) -> str:
     """The text with an escape for each character that cannot be seen. With `lines` its line breaks stay."""
-    return "".join(c if lines and c == "\n" else escape(c) for c in text)
+    return "".join(c if lines and c == "\n" else e for c, e in zip(text, escapes(text), strict=True))
+
+
+def escapes(text: str) -> Iterator[str]:
+    """Each character as `escape` shows it. Accents in piles, or without a letter, become escapes too: a terminal paints
+    them over the lines around, or over what stands before the text.
+    """
+    marks = _MARKS_PER_LETTER
+    for character in text:
+        if unicodedata.category(character) not in ("Mn", "Me"):
+            marks = 0 if is_visible(character) and character not in " /" else _MARKS_PER_LETTER
+            yield escape(character)
+        elif marks < _MARKS_PER_LETTER:
+            marks += 1
+            yield escape(character)
+        else:
+            yield character.encode("unicode_escape").decode()
 
 
 def json_escape(character: str) -> str:

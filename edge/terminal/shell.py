@@ -16,12 +16,19 @@ TITLE = f"edge-{secrets.token_hex(8)}."
 PROMPT = rf"\[\e]2;{TITLE}$$.\#\a\]\u@\h:\w\$ "
 # The prompt for the rest of a command sets another title at each line, so edge knows when bash reads the next one.
 NEXT_LINE_PROMPT = rf"\[\e]2;{TITLE}$$.\#.$((++_edge_line))\a\]> "
-# Before each prompt. In vi mode, keys such as Escape decide what the next characters mean: the shell leaves it. Only a
-# `case` keeps PIPESTATUS (bash 5.2), and its trace (`set -x`) goes to /dev/null.
-PROMPT_COMMAND = "case :$SHELLOPTS:${PIPESTATUS-} in *:) ;; *:vi:*) set -o emacs;; esac 2>/dev/null"
-# The line editor's settings: the letters that stty makes keys stay letters of a line. `processes.restore_keys` does the
-# rest. As a file, because no later command can take it back but `bind`.
-LINE_EDITOR = "set bind-tty-special-chars off\n"
+# Before each prompt. In vi mode, keys such as Escape decide what the next characters mean, and with history expansion
+# an exclamation mark puts an earlier line in: the shell leaves both. Only a `case` keeps PIPESTATUS (bash 5.2), and its
+# trace (`set -x`) goes to /dev/null.
+PROMPT_COMMAND = (
+    "case :$SHELLOPTS:${PIPESTATUS-} in *:) ;; "
+    "*:vi:*|*:histexpand:*) set -o emacs +o histexpand;; esac 2>/dev/null"
+)
+# The line editor's settings: the letters that stty makes keys stay letters of a line; `processes.restore_keys` does the
+# rest. No line begins a paste, which would swallow the next lines. As a file, because no later command can take it back
+# but `bind`.
+LINE_EDITOR = (
+    'set bind-tty-special-chars off\nset enable-bracketed-paste off\n"\\e[200~": redraw-current-line\n'
+)
 # The same as assignments before a command.
 ASSIGNMENTS = f"PROMPT_COMMAND='{PROMPT_COMMAND}' PS1='{PROMPT}' PS2='{NEXT_LINE_PROMPT}'"
 # Programs that would wait for a person at the keyboard.

@@ -149,6 +149,26 @@ def test_files_and_folders_are_marked(session: Session) -> None:
     )
 
 
+def test_blanks_at_the_ends_of_folders_and_link_targets_are_shown(session: Session) -> None:
+    (session.inside / "Makefile ").write_text("x\n")
+    (session.inside / "where").symlink_to("a.txt ")
+    for number in range(25):
+        (session.inside / f"d{number}").mkdir()
+    (session.inside / "src ").mkdir()
+    for number in range(25):
+        (session.inside / "src " / f"{number}").write_text("x")
+    shown = lines_of(session.compare())
+    assert r"  + src\x20/ (25 new paths)" in shown and r"  + where   link to a.txt\x20" in shown, shown
+    assert r"+++ b/Makefile\x20" in shown_diff(session.compare(), "Makefile ").plain.splitlines()
+
+
+def test_a_pile_of_accents_does_not_paint_over_other_lines(session: Session) -> None:
+    (session.inside / ("n" + "\u0301" * 60)).write_text("x" + "\u0301" * 60 + "\n")
+    comparison = session.compare()
+    assert shown_changes(comparison).plain.count("\u0301") == 4
+    assert "\u0301" * 5 not in shown_diff(comparison).plain
+
+
 def test_no_changes(session: Session) -> None:
     assert lines_of(session.compare()) == ["The work folder is unchanged."]
     assert shown_diff(session.compare()).plain == "Nothing changed."

@@ -645,6 +645,7 @@ def test_the_time_limit_ends_an_answer(folder: Path, record: Path) -> None:
         (("a", "b"), {}, "serves 2 models (a, b): name one with --model"),
         ((), {}, "serves 0 models (none): name one with --model"),
         (("a",), {"model": "b"}, "does not serve b; it serves a"),
+        (("a\ud800",), {}, "the name of its model has a character that edge cannot send: 'a\\ud800'"),
     ],
 )
 def test_the_model_of_a_server(

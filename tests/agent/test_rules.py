@@ -394,7 +394,8 @@ git log --output=x; git diff --output x; git diff --no-index a /etc/passwd; git 
 git submodule foreach id; git log --ext-diff; git diff --ext-diff; git show --textconv; git grep -O x
 git -p log; git --paginate log; git bisect run x; git rebase -x id; git filter-branch --tree-filter id
 git clone x; git fetch ext::x; git push; git archive --exec=x; git log -O/etc/passwd
-git blame --contents=/etc/passwd x; git blame -S /etc/passwd x; git branch x; git tag -d x; git remote add x y
+git blame --contents=/etc/passwd x; git blame -S /etc/passwd x; git blame -S/etc/passwd x; git blame -Sx x
+git branch x; git tag -d x; git remote add x y
 git status --output=x; git difftool -x id; git mergetool; git help -w x; git stash; git worktree add x
 git --git-dir=/x log; git -C / log; git log --format=x --outpu=y; git log --pretty=--output=x
 git log -n --output=x; git rev-parse --git-dir /etc; git ls-files -X /etc/passwd; pytest -p x; pytest -c /x

@@ -154,6 +154,23 @@ def test_tabs_in_text_are_tabs(tmp_path: Path, before: str) -> None:
     assert (tmp_path / "Makefile").read_text() == text
 
 
+def test_an_exclamation_mark_puts_in_no_earlier_line(tmp_path: Path) -> None:
+    with Terminal.start(cwd=tmp_path) as terminal:
+        for line in ("set -o histexpand\n", "touch first; set -H\n", 'echo "wow!!" > out\n'):
+            until(terminal.prompt)
+            terminal.send(line, 0.3)
+        until(lambda: text_of(tmp_path / "out"))
+    assert text_of(tmp_path / "out") == "wow!!\n"
+
+
+def test_a_line_does_not_begin_a_paste_that_swallows_the_next_ones(tmp_path: Path) -> None:
+    with Terminal.start(cwd=tmp_path) as terminal:
+        for line in ("echo one\x1b[200~\n", "touch two\n", "touch three\n"):
+            until(terminal.prompt)
+            terminal.send(line, 0.3)
+        until(lambda: (tmp_path / "two").exists() and (tmp_path / "three").exists(), 20)
+
+
 KEYS_IN_VI = [[], ["Escape"], ["Escape", "d"], ["Escape", "Left"]]
 # docs/safety.md says what can still happen where a command keeps the shell in vi mode.
 IN_VI = [("set -o vi", keys) for keys in [*KEYS_IN_VI, ["Escape", "C-c"]]] + [

@@ -538,4 +538,53 @@ MORE_ROWS = (
         REMOTE,
         "test_a_session_that_begins_while_the_model_of_another_opens",
     ),
+    (
+        "capture of screen, camera and microphone, encryption of files, miners, tools of attackers, lists of all "
+        "variables, without a mark",
+        "edge marks them",
+        "test_allow.py",
+        "test_what_deletes_sends_or_reads_keys_in_the_field_is_marked",
+    ),
+    (
+        "git blame -S/etc/passwd, which shows the lines of any file in errors, under edge's list for git",
+        "edge does not type it unasked: blame has a rule of its own",
+        "test_rules.py",
+        "test_nothing_else_passes_edges_lists",
+    ),
+    (
+        "blanks at the ends of folders and of what links lead to, in the list of changes and the diff",
+        "edge shows them",
+        "test_listing.py",
+        "test_blanks_at_the_ends_of_folders_and_link_targets_are_shown",
+    ),
+    (
+        "accents in piles or without a letter, which a terminal paints over other text; letters without a glyph",
+        "edge shows escapes",
+        "test_listing.py",
+        "test_a_pile_of_accents_does_not_paint_over_other_lines",
+    ),
+    (
+        "history expansion, turned on by an accepted line, which puts an earlier line into a later one",
+        "the shell turns it off before each prompt",
+        "test_typing_terminal.py",
+        "test_an_exclamation_mark_puts_in_no_earlier_line",
+    ),
+    (
+        "the begin of a paste in an accepted line, which swallows the next lines",
+        "the shell knows no paste",
+        "test_typing_terminal.py",
+        "test_a_line_does_not_begin_a_paste_that_swallows_the_next_ones",
+    ),
+    (
+        "a server whose model has half of a surrogate pair in its name, which stopped edge with a traceback",
+        "edge ends with one line",
+        REMOTE,
+        "test_the_model_of_a_server",
+    ),
+    (
+        "28 of 30 files cut to one byte in an unattended session",
+        "they count as lost: edge brings none of them back",
+        "test_bring_back_stopped.py",
+        "test_files_that_are_cut_short_are_losses",
+    ),
 )

@@ -28,7 +28,23 @@ def test_three_ways(text: str, escaped: str, symbols: str, dots: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [0x3164, 0x2800, 0xFE0F, 0x34F, 0xE0041, 0x115F, 0xFFA0, 0x180B, 0x17B4, 0xE0101, 0x200B]
+    "code",
+    [
+        0x3164,
+        0x2800,
+        0xFE0F,
+        0x34F,
+        0xE0041,
+        0x115F,
+        0xFFA0,
+        0x180B,
+        0x17B4,
+        0xE0101,
+        0x200B,
+        0xFFFC,
+        0x13441,
+        0x13442,
+    ],
 )
 def test_invisible_characters_become_escapes(code: int) -> None:
     assert (
@@ -37,6 +53,16 @@ def test_invisible_characters_become_escapes(code: int) -> None:
     )
     assert masked(f"a{chr(code)}b") == "a·b" and chr(code) not in safe_json(f'"{chr(code)}"')
     assert json.loads(safe_json(f'"{chr(code)}"')) == chr(code)
+
+
+def test_accents_in_piles_and_without_a_letter_become_escapes() -> None:
+    """They are painted over the lines around them, or over what edge writes before the text."""
+    assert (
+        printable("e\u0301" * 9 + "\u1ec7 \u0e01\u0e35\u0e48") == "e\u0301" * 9 + "\u1ec7 \u0e01\u0e35\u0e48"
+    )
+    assert printable("a" + "\u0301" * 7) == "a" + "\u0301" * 4 + r"\u0301" * 3
+    assert printable("\u0336a/\u0337b \u20e0") == r"\u0336a/\u0337b \u20e0"
+    assert printable("\u3164\u0301\n\u0301", lines=True) == "\\u3164\\u0301\n\\u0301"
 
 
 def test_no_console_reads_emoji_codes() -> None:
