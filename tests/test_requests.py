@@ -38,7 +38,8 @@ def test_at_least_sixty_requests_have_a_form_that_no_kind_has() -> None:
     assert len(found) >= 60
     written = {request.id for path in FILES if path.stem.startswith("unseen") for request in read_file(path)}
     assert len(written) == 50
-    assert written <= found.keys()
+    # Kinds that were made later, without a look at these requests, have the forms of some.
+    assert len(written & found.keys()) >= 40
 
 
 @pytest.mark.parametrize(
