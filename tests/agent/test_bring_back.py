@@ -225,7 +225,10 @@ def test_a_person_is_asked_again_for_another_folder(
     person.brings_back(record, Consent(person=True))
     assert (folder / "file0").exists() is not comes
     shown = person.shown.getvalue()
-    assert "This deletes, empties or cuts short 3 files of 10." in shown and "Changes in the work folder" in shown
+    assert (
+        "This deletes, empties or cuts short 3 files of 10." in shown
+        and "Changes in the work folder" in shown
+    )
     assert archive_path(record).exists() is not comes
     how = f"to bring it back: cd {folder} && edge agent --bring-back {record}"
     assert (how in person.said) is not comes
